@@ -1,0 +1,154 @@
+#include "common/model/job.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+namespace millrace {
+namespace {
+
+template <class E, std::size_t N>
+Result<E> ParseName(const std::array<E, N>& all, std::string_view what, std::string_view name) {
+  std::string known;
+  for (const E e : all) {
+    if (Name(e) == name) return e;
+    known += known.empty() ? "" : ", ";
+    known += Name(e);
+  }
+  return Fail(ErrorCode::kInvalidArgument, "{} '{}' is not one of {}", what, name, known);
+}
+
+}  // namespace
+
+std::string_view Name(JobState state) {
+  switch (state) {
+    case JobState::kBlocked: return "blocked";
+    case JobState::kScheduled: return "scheduled";
+    case JobState::kReady: return "ready";
+    case JobState::kRunning: return "running";
+    case JobState::kCancelling: return "cancelling";
+    case JobState::kSucceeded: return "succeeded";
+    case JobState::kDead: return "dead";
+    case JobState::kCancelled: return "cancelled";
+    case JobState::kExpired: return "expired";
+    case JobState::kSkipped: return "skipped";
+  }
+  return "unknown";
+}
+
+Result<JobState> ParseJobState(std::string_view name) {
+  using enum JobState;
+  static constexpr std::array kAll{kBlocked, kScheduled, kReady,     kRunning, kCancelling,
+                                   kSucceeded, kDead,    kCancelled, kExpired, kSkipped};
+  return ParseName(kAll, "job state", name);
+}
+
+std::string_view Name(RunState state) {
+  switch (state) {
+    case RunState::kQueued: return "queued";
+    case RunState::kRunning: return "running";
+    case RunState::kCancelling: return "cancelling";
+    case RunState::kSucceeded: return "succeeded";
+    case RunState::kFailed: return "failed";
+    case RunState::kCancelled: return "cancelled";
+    case RunState::kSkipped: return "skipped";
+  }
+  return "unknown";
+}
+
+Result<RunState> ParseRunState(std::string_view name) {
+  using enum RunState;
+  static constexpr std::array kAll{kQueued, kRunning, kCancelling, kSucceeded, kFailed, kCancelled, kSkipped};
+  return ParseName(kAll, "run state", name);
+}
+
+std::string_view Name(AttemptEnd end) {
+  switch (end) {
+    case AttemptEnd::kSucceeded: return "succeeded";
+    case AttemptEnd::kFailed: return "failed";
+    case AttemptEnd::kCrashed: return "crashed";
+    case AttemptEnd::kTimedOut: return "timed_out";
+    case AttemptEnd::kHandedBack: return "handed_back";
+    case AttemptEnd::kLost: return "lost";
+  }
+  return "unknown";
+}
+
+Millis BackoffDelay(const RetryPolicy& policy, int failures, std::uint64_t random) {
+  const std::int64_t cap = policy.backoff_cap.count();
+  std::int64_t full = policy.backoff_base.count();
+  for (int i = 1; i < failures && full < cap; ++i) full *= 2;
+  full = std::clamp<std::int64_t>(full, 0, cap);
+  const std::int64_t half = full / 2;
+  return Millis{half + static_cast<std::int64_t>(random % static_cast<std::uint64_t>(full - half + 1))};
+}
+
+Result<JobState> NextState(JobState from, JobEvent event) {
+  using S = JobState;
+  using E = JobEvent;
+  const auto refuse = [&] {
+    return Fail(ErrorCode::kConflict, "job event {} cannot happen in state {}", static_cast<int>(event), Name(from));
+  };
+  switch (from) {
+    case S::kBlocked:
+      if (event == E::kUnblocked) return S::kReady;
+      if (event == E::kDelayed) return S::kScheduled;
+      if (event == E::kCancelRequested) return S::kCancelled;
+      if (event == E::kExpired) return S::kExpired;
+      if (event == E::kDependencyFailed) return S::kSkipped;
+      return refuse();
+    case S::kScheduled:
+      if (event == E::kDue) return S::kReady;
+      if (event == E::kCancelRequested) return S::kCancelled;
+      if (event == E::kExpired) return S::kExpired;
+      return refuse();
+    case S::kReady:
+      if (event == E::kLeased) return S::kRunning;
+      if (event == E::kCancelRequested) return S::kCancelled;
+      if (event == E::kExpired) return S::kExpired;
+      return refuse();
+    case S::kRunning:
+      if (event == E::kSucceeded) return S::kSucceeded;
+      if (event == E::kFailedForGood) return S::kDead;
+      if (event == E::kRetry) return S::kScheduled;
+      if (event == E::kRequeued) return S::kReady;
+      if (event == E::kCancelRequested) return S::kCancelling;
+      return refuse();
+    case S::kCancelling:
+      if (event == E::kSucceeded) return S::kSucceeded;  // cancel_too_late: the receipt exists
+      if (event == E::kCancelled) return S::kCancelled;
+      return refuse();
+    case S::kSucceeded:
+    case S::kDead:
+    case S::kCancelled:
+    case S::kExpired:
+    case S::kSkipped:
+      return refuse();
+  }
+  return refuse();
+}
+
+AttemptVerdict Judge(const RetryPolicy& policy, Counters before, AttemptEnd end, bool retryable) {
+  AttemptVerdict verdict{.counters = before, .terminal = std::nullopt, .immediate = false};
+  ++verdict.counters.deliveries;
+  const auto fail = [&] {
+    ++verdict.counters.failures;
+    if (!retryable || std::cmp_greater_equal(verdict.counters.failures, policy.max_attempts))
+      verdict.terminal = JobState::kDead;
+  };
+  switch (end) {
+    case AttemptEnd::kSucceeded: verdict.terminal = JobState::kSucceeded; break;
+    case AttemptEnd::kFailed:
+    case AttemptEnd::kTimedOut: fail(); break;
+    case AttemptEnd::kCrashed:
+      ++verdict.counters.crashes;
+      fail();
+      if (verdict.counters.crashes >= static_cast<std::uint32_t>(kCrashesMax)) verdict.terminal = JobState::kDead;
+      break;
+    case AttemptEnd::kHandedBack:
+    case AttemptEnd::kLost: verdict.immediate = true; break;
+  }
+  return verdict;
+}
+
+}  // namespace millrace

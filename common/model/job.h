@@ -1,0 +1,193 @@
+// Jobs, attempts, outcomes and runs as plain values: what the ledger stores, the wire carries and the dispatcher moves.
+// The state machine is at the end. No I/O, no clock.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "common/base/limits.h"
+#include "common/base/result.h"
+
+namespace millrace {
+
+// Values are stored and sent: never renumber, never reuse.
+enum class JobState : std::uint8_t {
+  kBlocked = 1,    // waits for other jobs of its run
+  kScheduled = 2,  // waits for a time: run_at or backoff
+  kReady = 3,
+  kRunning = 4,
+  kCancelling = 5,
+  // Terminal from here on: never change.
+  kSucceeded = 10,
+  kDead = 11,  // failed for good
+  kCancelled = 12,
+  kExpired = 13,
+  kSkipped = 14,  // a job it depends on did not succeed
+};
+constexpr bool IsTerminal(JobState s) { return s >= JobState::kSucceeded; }
+std::string_view Name(JobState state);
+Result<JobState> ParseJobState(std::string_view name);
+
+enum class RunState : std::uint8_t {
+  kQueued = 1,  // overlap: queue, and an earlier run of the pipeline has not ended
+  kRunning = 2,
+  kCancelling = 3,
+  kSucceeded = 10,
+  kFailed = 11,
+  kCancelled = 12,
+  kSkipped = 13,
+};
+constexpr bool IsTerminal(RunState s) { return s >= RunState::kSucceeded; }
+std::string_view Name(RunState state);
+Result<RunState> ParseRunState(std::string_view name);
+
+struct RetryPolicy {
+  int max_attempts = kMaxAttemptsDefault;  // limits failures, 1 .. kMaxAttemptsMax
+  Millis backoff_base{1000};               // doubles per failure, full jitter
+  Millis backoff_cap{60'000};
+  friend bool operator==(const RetryPolicy&, const RetryPolicy&) = default;
+};
+// The wait after failure number `failures` (1-based): uniform in [base/2, base] * 2^(failures-1), never over the cap.
+// `random` is any 64-bit random number.
+Millis BackoffDelay(const RetryPolicy& policy, int failures, std::uint64_t random);
+
+// How a job is executed.
+inline constexpr std::string_view kJobKindStage = "stage";      // payload: StageTask as JSON (common/model/stage_task.h)
+inline constexpr std::string_view kJobKindCommand = "command";  // payload: CommandTask as JSON
+// Any other kind names a handler of a client-library worker; its payload is the client's own bytes.
+
+// One job as accepted: one immutable ledger row.
+struct JobSpec {
+  JobId id;  // made by the submitter
+  OrgId org = kDefaultOrg;
+  std::optional<RunId> run;
+  std::string stage;  // its name inside the run; empty for a single job
+  std::string kind;
+  std::string queue = "default";
+  int priority = kPriorityDefault;  // 0 (most urgent) .. kPriorityLevels - 1
+  std::string payload;              // <= kPayloadBytesMax
+  std::vector<JobId> depends_on;    // jobs of the same run
+  std::string effect;               // effect key (see stage_task.h); empty for a job without sinks
+  std::string root;                 // a path that the worker must reach; empty = any worker
+  RetryPolicy retry;
+  Millis timeout{0};                // of one attempt; 0 = none
+  std::optional<WallTime> run_at;   // not before
+  WallTime submitted_at{};
+  friend bool operator==(const JobSpec&, const JobSpec&) = default;
+};
+
+// Three numbers (design section 1): max_attempts limits failures; hand-backs and lost workers raise only deliveries; a crash
+// of the job's own process raises all three.
+struct Counters {
+  std::uint32_t deliveries = 0;
+  std::uint32_t failures = 0;
+  std::uint32_t crashes = 0;
+  friend bool operator==(const Counters&, const Counters&) = default;
+};
+
+// How an attempt ended.
+enum class AttemptEnd : std::uint8_t {
+  kSucceeded = 1,
+  kFailed = 2,      // the work failed; retried while failures < max_attempts and the error is retryable
+  kCrashed = 3,     // the job's own process died (signal, out of memory)
+  kTimedOut = 4,    // killed at its deadline; counts as a failure
+  kHandedBack = 5,  // the worker drains; counts only as a delivery
+  kLost = 6,        // the worker is gone; counts only as a delivery
+};
+std::string_view Name(AttemptEnd end);
+
+// What a worker reports of an attempt, and what is stored of it.
+struct AttemptReport {
+  JobId job;
+  Token token;
+  AttemptEnd end = AttemptEnd::kFailed;
+  bool retryable = true;       // an error that says "do not retry" ends the job at once
+  std::string error_class;     // stable snake_case, e.g. "check_failed", "source_changed"; empty on success
+  std::string error;           // one human line
+  std::string result;          // JSON (StageResult for stages); <= kResultBytesMax
+  std::int32_t exit_code = 0;
+  std::int32_t signal = 0;
+  std::string log_tail;        // last lines of the job's stderr; <= kLogTailBytesMax
+  std::string worker;          // name of the worker
+  WallTime started_at{};
+  WallTime finished_at{};
+  friend bool operator==(const AttemptReport&, const AttemptReport&) = default;
+};
+
+// An attempt that did not end the job: one immutable ledger row.
+struct AttemptRow {
+  AttemptReport report;
+  OrgId org = kDefaultOrg;
+  Counters counters;         // after this attempt
+  WallTime next_run_at{};    // when it may start again
+  friend bool operator==(const AttemptRow&, const AttemptRow&) = default;
+};
+
+// The terminal row of a job, which is also its last attempt. A job that ended without one (skipped, expired, cancelled
+// while waiting) has a report with token 0.
+struct OutcomeRow {
+  AttemptReport report;
+  OrgId org = kDefaultOrg;
+  std::optional<RunId> run;
+  JobState state = JobState::kDead;  // terminal
+  Counters counters;
+  WallTime recorded_at{};
+  friend bool operator==(const OutcomeRow&, const OutcomeRow&) = default;
+};
+
+// Where a run comes from.
+struct RunSpec {
+  RunId id;
+  OrgId org = kDefaultOrg;
+  std::string pipeline;
+  std::int64_t version = 0;             // of the pipeline, 1-based
+  std::string schedule;                 // schedule's name; empty for a run by hand
+  std::optional<WallTime> slot;         // UTC instant, before jitter
+  std::uint32_t generation = 0;         // 0 = the fire itself
+  std::string overlap = "queue";        // queue | allow | skip; what the coordinator does while another run is active
+  std::string params = "{}";            // JSON object of the bound values
+  WallTime created_at{};
+  friend bool operator==(const RunSpec&, const RunSpec&) = default;
+};
+
+struct RunOutcomeRow {
+  RunId run;
+  OrgId org = kDefaultOrg;
+  RunState state = RunState::kFailed;  // terminal
+  std::string reason;                  // "stage 'delays' is dead: ..."; empty on success
+  WallTime finished_at{};
+  friend bool operator==(const RunOutcomeRow&, const RunOutcomeRow&) = default;
+};
+
+// What happened to a job, as seen by its owner.
+enum class JobEvent : std::uint8_t {
+  kUnblocked,          // every job it depends on succeeded; its time has come or it has none
+  kDelayed,            // as kUnblocked, but run_at lies ahead
+  kDue,                // run_at or the backoff has come
+  kLeased,
+  kRetry,              // the attempt did not end the job, and it waits for its backoff
+  kRequeued,           // the attempt did not end the job, and it may start at once
+  kSucceeded,
+  kFailedForGood,
+  kCancelRequested,
+  kCancelled,          // its process group is gone and its sinks' fence is raised
+  kExpired,
+  kDependencyFailed,
+};
+// The next state. kConflict when `event` cannot happen in `from` (a terminal state never changes).
+Result<JobState> NextState(JobState from, JobEvent event);
+
+// Whether an attempt that ended like this ends the job, and with which counters. Pure; the coordinator's only rule.
+struct AttemptVerdict {
+  Counters counters;                 // after the attempt
+  std::optional<JobState> terminal;  // set when the job ends now
+  bool immediate = false;            // not terminal: requeue at once (true) or after BackoffDelay (false)
+};
+AttemptVerdict Judge(const RetryPolicy& policy, Counters before, AttemptEnd end, bool retryable);
+
+}  // namespace millrace

@@ -1,0 +1,92 @@
+// What is ready, scheduled and in flight, per shard, fenced by the owner's epoch. Two implementations (Redis, SQLite) and one
+// conformance suite (tests/conformance/job_queue_test.cc).
+//
+// The queue is not the system of record: it may be emptied at any time, and its owner rebuilds it from the ledger. So an
+// unknown outcome (kMaybeApplied) is never repeated: the owner takes the shard anew with a higher epoch.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "common/base/result.h"
+
+namespace millrace {
+
+// A waiting job as the queue holds it. `line` is opaque here: the dispatcher's (queue, priority, org, root, limit key).
+struct QueueEntry {
+  JobId id;
+  std::string line;
+  std::string body;                 // opaque; what the dispatcher needs to grant the job
+  std::optional<WallTime> run_at;   // set: scheduled, moves to the end of its line when due
+  friend bool operator==(const QueueEntry&, const QueueEntry&) = default;
+};
+
+// Operations of a shard's owner. Every one carries the epoch; kStale when the stored epoch is another, kWiped when it is gone.
+namespace queue_op {
+struct Take {                      // become the owner: fences every lower epoch and empties the shard. kStale: a higher
+  ShardId shard; Epoch epoch;      // epoch is stored. Repeating it with the same epoch empties the shard again.
+};
+struct Enqueue {                   // to the ends of their lines, or scheduled
+  ShardId shard; Epoch epoch; std::vector<QueueEntry> entries;
+};
+struct Claim {                     // up to `max` entries from the front of a line, which are then in flight
+  ShardId shard; Epoch epoch; std::string line; std::uint32_t max = 0;
+};
+struct Finish {                    // out of flight for ever; unknown ids are ignored
+  ShardId shard; Epoch epoch; std::vector<JobId> ids;
+};
+struct Requeue {                   // out of flight; back to the FRONT of its line (it was there before), or scheduled
+  ShardId shard; Epoch epoch; std::vector<QueueEntry> entries;
+};
+struct Promote {                   // scheduled entries with run_at <= now go to the ends of their lines, earliest first
+  ShardId shard; Epoch epoch; WallTime now; std::uint32_t max = 0;
+};
+}  // namespace queue_op
+using QueueOp = std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue,
+                             queue_op::Promote>;
+
+struct LineCount {
+  std::string line;
+  std::uint32_t count = 0;
+  friend bool operator==(const LineCount&, const LineCount&) = default;
+};
+struct QueueReply {
+  std::vector<QueueEntry> claimed;            // Claim (run_at unset)
+  std::vector<LineCount> promoted;            // Promote: how many entries each line gained
+  std::optional<WallTime> next_due;           // Promote: when the next scheduled entry is due, if any is left
+};
+
+struct QueueDepth {
+  std::uint64_t ready = 0, scheduled = 0, in_flight = 0;
+};
+
+class JobQueue {
+ public:
+  virtual ~JobQueue() = default;
+
+  // Executes the operations in order, in one round trip where the store allows it. One result per operation; an operation
+  // may fail while others succeed. When the connection fails, every operation whose fate is unknown is kMaybeApplied and
+  // those not sent are kUnavailable. Called by one thread (the owner's queue thread).
+  virtual std::vector<Result<QueueReply>> Execute(std::span<const QueueOp> ops) = 0;
+
+  // What the shard holds, for status and tests. Not fenced.
+  virtual Result<QueueDepth> Depth(ShardId shard) = 0;
+};
+
+// The other way in: everyone who is not the owner writes job and outbox row into the ledger and then rings here. A ring may be
+// lost (the owner also finds outbox rows by itself); it may come twice.
+class Inbox {
+ public:
+  virtual ~Inbox() = default;
+  virtual Result<void> Ring(ShardId shard) = 0;
+  // Waits until one of the shards was rung, or the timeout passes (empty result). Called by one thread.
+  virtual Result<std::vector<ShardId>> Wait(std::span<const ShardId> shards, Millis timeout) = 0;
+};
+
+}  // namespace millrace
