@@ -1,0 +1,165 @@
+#include "scheduler/scheduler.h"
+
+#include <algorithm>
+
+#include "common/base/log.h"
+#include "common/model/pipeline_json.h"
+#include "common/model/run_plan.h"
+#include "scheduler/slot_planner.h"
+
+namespace millrace::scheduler {
+namespace {
+
+constexpr Millis kScheduleReloadInterval{1000};  // how soon an applied or paused schedule is noticed
+constexpr Millis kLedgerDeadline{10'000};
+constexpr Millis kRetryDelayMax{5000};
+constexpr std::size_t kFireRunsMax = 500;        // runs of one transaction
+
+}  // namespace
+
+struct Scheduler::Compiled {
+  Pipeline pipeline;
+  std::string base_dir;
+  CronSchedule cron;
+};
+
+Scheduler::Scheduler(SchedulerOptions options, Ledger& ledger, Inbox& inbox, const Clock& clock, IdGenerator& ids)
+    : options_(std::move(options)), ledger_(ledger), inbox_(inbox), clock_(clock), ids_(ids) {}
+
+Scheduler::~Scheduler() = default;
+
+Result<std::shared_ptr<const Scheduler::Compiled>> Scheduler::Compile(const ScheduleRow& row, MonoTime deadline) {
+  const auto key = std::tuple{row.org, row.pipeline + "/" + row.spec.name, row.version};
+  if (const auto it = compiled_.find(key); it != compiled_.end()) return it->second;
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger_.GetPipeline(row.org, row.pipeline, row.version, deadline));
+  MILLRACE_TRY_ASSIGN(Pipeline pipeline, PipelineFromJson(version.definition));
+  MILLRACE_TRY_ASSIGN(CronSchedule cron, CronSchedule::Make(row.spec));
+  auto compiled = std::make_shared<const Compiled>(Compiled{std::move(pipeline), version.base_dir, std::move(cron)});
+  // Older versions of the same schedule cannot come back: one entry per schedule.
+  std::erase_if(compiled_, [&](const auto& entry) {
+    return std::get<0>(entry.first) == std::get<0>(key) && std::get<1>(entry.first) == std::get<1>(key);
+  });
+  compiled_.emplace(key, compiled);
+  return compiled;
+}
+
+Result<void> Scheduler::Decide(const ScheduleRow& row, WallTime now, FireBatch& batch, std::set<ShardId>& shards,
+                               std::optional<WallTime>& next, MonoTime deadline) {
+  const auto compiled = Compile(row, deadline);
+  if (!compiled) {
+    if (compiled.error().code == ErrorCode::kUnavailable || compiled.error().code == ErrorCode::kTimedOut)
+      return std::unexpected(compiled.error());
+    // One broken schedule must not stop the others.
+    if (complained_.emplace(row.org, row.pipeline, row.version).second)
+      LogError("schedule {} of pipeline {} version {} cannot run: {}", row.spec.name, row.pipeline, row.version,
+               compiled.error().message);
+    return {};
+  }
+  const CronSchedule& cron = (*compiled)->cron;
+  const auto due = cron.Next(row.watermark);
+  if (!due || *due > now) {
+    if (due && (!next || *due < *next)) next = due;
+    return {};
+  }
+  bool active = false;
+  if (row.spec.overlap == "skip") {
+    MILLRACE_TRY_ASSIGN(const std::uint32_t runs, ledger_.ActiveRuns(row.org, row.pipeline, deadline));
+    active = runs > 0;
+  }
+  MILLRACE_TRY_ASSIGN(const SlotPlan plan, PlanSlots(row.spec, cron, row.watermark, now, active));
+  for (const PlannedSlot& slot : plan.slots) {
+    SlotDecision decision;
+    decision.slot = SlotRow{.key = {row.org, row.pipeline, row.spec.name, slot.slot, 0},
+                            .state = std::string(Name(slot.fate)),
+                            .reason = slot.reason,
+                            .run = std::nullopt,
+                            .decided_at = now};
+    if (slot.fate == SlotFate::kFired) {
+      RunRequest request{.org = row.org, .version = row.version, .base_dir = (*compiled)->base_dir,
+                         .schedule = row.spec.name, .slot = slot.slot, .generation = 0, .overlap = row.spec.overlap,
+                         .params = {}, .now = now};
+      auto planned = PlanRun((*compiled)->pipeline, request, ids_);
+      if (planned) {
+        decision.slot.run = planned->run.id;
+        decision.run = std::move(planned->run);
+        decision.jobs = std::move(planned->jobs);
+        shards.insert(ShardOf(row.org, options_.shard_count));
+      } else {  // e.g. a required parameter: a schedule cannot give it, and silence would hide it
+        decision.slot.state = Name(SlotFate::kSkipped);
+        decision.slot.reason = planned.error().message;
+      }
+    }
+    batch.decisions.push_back(std::move(decision));
+  }
+  batch.watermarks.push_back({row.org, row.pipeline, row.spec.name, plan.watermark});
+  if (plan.next && (!next || *plan.next < *next)) next = plan.next;
+  return {};
+}
+
+Result<Millis> Scheduler::Pass() {
+  const MonoTime deadline = clock_.Now() + kLedgerDeadline;
+  MILLRACE_TRY_ASSIGN(const Ledger::Leadership lead, ledger_.TryLead(options_.id, options_.name, options_.lead_ttl, deadline));
+  if (lead.leader != leading_) {
+    LogInfo("{}", lead.leader ? fmt::format("leading (term {})", lead.epoch) : fmt::format("standing by; {} leads", lead.holder));
+    leading_ = lead.leader;
+  }
+  lead_epoch_ = lead.epoch;
+  if (!leading_) return options_.lead_ttl / 3;
+
+  MILLRACE_TRY_ASSIGN(const std::vector<ScheduleRow> schedules, ledger_.Schedules(std::nullopt, deadline));
+  MILLRACE_TRY_ASSIGN(const WallTime now, ledger_.Now(deadline));
+  std::optional<WallTime> next;
+  FireBatch batch{.leader_epoch = lead_epoch_, .decisions = {}, .watermarks = {}};
+  std::set<ShardId> shards;
+  const auto flush = [&]() -> Result<void> {
+    if (batch.decisions.empty() && batch.watermarks.empty()) return {};
+    MILLRACE_TRY_ASSIGN(const FireResult fired, ledger_.Fire(batch, deadline));
+    for (const SlotKey& key : fired.already_decided)
+      LogInfo("slot {} of {} was decided by another scheduler", ToRfc3339(key.slot), key.pipeline);
+    // The ring only wakes the owner: it finds the outbox rows by itself too, so a failure here loses nothing.
+    for (const ShardId shard : shards)
+      if (const auto rung = inbox_.Ring(shard); !rung) LogWarn("cannot ring shard {}: {}", shard.value(), rung.error().message);
+    batch.decisions.clear();
+    batch.watermarks.clear();
+    shards.clear();
+    return {};
+  };
+  for (const ScheduleRow& row : schedules) {
+    if (row.paused) continue;
+    MILLRACE_TRY(Decide(row, now, batch, shards, next, deadline));
+    if (batch.decisions.size() >= kFireRunsMax) MILLRACE_TRY(flush());
+  }
+  MILLRACE_TRY(flush());
+  Millis wait = std::min(kScheduleReloadInterval, options_.lead_ttl / 3);
+  if (next) wait = std::clamp(std::chrono::ceil<Millis>(*next - now), Millis{0}, wait);
+  return wait;
+}
+
+void Scheduler::Run() {
+  Millis retry{100};
+  bool complained = false;
+  while (true) {
+    const auto wait = Pass();
+    if (wait) {
+      if (complained) LogInfo("the ledger answers again");
+      complained = false;
+      retry = Millis{100};
+    } else if (!complained) {
+      LogError("{}; retrying", wait.error().message);
+      complained = true;
+    }
+    std::unique_lock lock(stop_mutex_);
+    if (stop_signal_.wait_for(lock, wait ? *wait : retry, [&] { return stop_; })) return;
+    if (!wait) retry = std::min(retry * 2, kRetryDelayMax);
+  }
+}
+
+void Scheduler::RequestStop() {
+  {
+    const std::scoped_lock lock(stop_mutex_);
+    stop_ = true;
+  }
+  stop_signal_.notify_all();
+}
+
+}  // namespace millrace::scheduler
