@@ -1,0 +1,115 @@
+#include "client/cli/broker_client.h"
+
+#include <algorithm>
+
+#include "common/wire/codec.h"
+
+namespace millrace::cli {
+namespace {
+
+constexpr Millis kAnswerTimeout{3000};   // then the request is sent again: it is idempotent by its ids
+constexpr Millis kWaitSlice{100};
+constexpr Millis kWatchInterval{5000};   // a watch is renewed this often, in case the broker restarted
+constexpr std::size_t kPendingUpdatesMax = 1000;
+
+Error ToError(const wire::Problem& problem) {
+  for (const ErrorCode code :
+       {ErrorCode::kInvalidArgument, ErrorCode::kNotFound, ErrorCode::kConflict, ErrorCode::kStale, ErrorCode::kLimit,
+        ErrorCode::kRejected, ErrorCode::kUnavailable, ErrorCode::kTimedOut, ErrorCode::kUnsupported})
+    if (problem.code == Name(code)) return Error{code, problem.message};
+  return Error{problem.code == "not_owner" ? ErrorCode::kUnavailable : ErrorCode::kRejected, problem.code + ": " + problem.message};
+}
+
+bool WorthRepeating(ErrorCode code) {
+  return code == ErrorCode::kUnavailable || code == ErrorCode::kLimit || code == ErrorCode::kTimedOut;
+}
+
+std::uint64_t RequestOf(const wire::Message& message) {
+  if (const auto* m = std::get_if<wire::SubmitReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::StatusReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::Problem>(&message)) return m->request;
+  return 0;
+}
+
+}  // namespace
+
+Result<BrokerClient> BrokerClient::Connect(wire::Transport& transport, const std::string& endpoint, const Clock& clock) {
+  MILLRACE_TRY_ASSIGN(auto socket, transport.Connect(endpoint));
+  return BrokerClient(transport, std::move(socket), clock);
+}
+
+Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadline) {
+  while (clock_->Now() < deadline) {
+    while (auto frame = socket_->Receive()) {
+      MILLRACE_TRY_ASSIGN(wire::Message message, wire::Decode(*frame));
+      if (auto* update = std::get_if<wire::RunUpdate>(&message)) {
+        if (pending_updates_.size() < kPendingUpdatesMax) pending_updates_.push_back(std::move(*update));
+        continue;
+      }
+      if (RequestOf(message) == request) return message;  // anything else answers a request that was given up
+    }
+    transport_->Wait(std::min(kWaitSlice, std::chrono::ceil<Millis>(deadline - clock_->Now())));
+  }
+  return Fail(ErrorCode::kTimedOut, "the broker did not answer");
+}
+
+Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline) {
+  while (true) {
+    const std::uint64_t request = next_request_++;
+    Result<void> sent = socket_->Send(wire::Encode(wire::SubmitRun{request, plan.run, plan.jobs, watch}));
+    Error error{ErrorCode::kUnavailable, {}};
+    if (sent) {
+      auto reply = Await(request, std::min(deadline, clock_->Now() + kAnswerTimeout));
+      if (reply) {
+        if (std::holds_alternative<wire::SubmitReply>(*reply)) return {};
+        error = std::holds_alternative<wire::Problem>(*reply) ? ToError(std::get<wire::Problem>(*reply))
+                                                              : Error{ErrorCode::kCorrupt, "unexpected answer to a submit"};
+      } else {
+        error = std::move(reply.error());
+      }
+    } else {
+      error = std::move(sent.error());
+    }
+    if (!WorthRepeating(error.code) || clock_->Now() >= deadline) return std::unexpected(std::move(error));
+    transport_->Wait(kWaitSlice);
+  }
+}
+
+Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
+                                             const std::function<void(const wire::RunUpdate&)>& on_update,
+                                             const std::function<void()>& on_idle) {
+  MonoTime renew_watch = clock_->Now() + kWatchInterval;
+  const auto take = [&](const wire::RunUpdate& update) {
+    if (update.run != run) return false;
+    on_update(update);
+    return IsTerminal(update.state);
+  };
+  for (auto& update : std::exchange(pending_updates_, {}))
+    if (take(update)) return std::move(update);
+  while (!stop) {
+    const MonoTime now = clock_->Now();
+    if (now >= deadline) return Fail(ErrorCode::kTimedOut, "run {} has not ended", run.ToString());
+    while (auto frame = socket_->Receive()) {
+      MILLRACE_TRY_ASSIGN(wire::Message message, wire::Decode(*frame));
+      if (auto* update = std::get_if<wire::RunUpdate>(&message); update != nullptr && take(*update)) return std::move(*update);
+    }
+    if (now >= renew_watch) {
+      (void)socket_->Send(wire::Encode(wire::Watch{next_request_++, run}));  // lost: the next one follows
+      renew_watch = now + kWatchInterval;
+    }
+    on_idle();
+    transport_->Wait(std::min(kWaitSlice, std::chrono::ceil<Millis>(deadline - now)));
+  }
+  return Fail(ErrorCode::kCancelled, "interrupted; run {} goes on", run.ToString());
+}
+
+Result<wire::StatusReply> BrokerClient::Status(MonoTime deadline) {
+  const std::uint64_t request = next_request_++;
+  MILLRACE_TRY(socket_->Send(wire::Encode(wire::Status{request})));
+  MILLRACE_TRY_ASSIGN(wire::Message reply, Await(request, deadline));
+  if (auto* status = std::get_if<wire::StatusReply>(&reply)) return std::move(*status);
+  if (const auto* problem = std::get_if<wire::Problem>(&reply)) return std::unexpected(ToError(*problem));
+  return Fail(ErrorCode::kCorrupt, "unexpected answer to a status request");
+}
+
+}  // namespace millrace::cli

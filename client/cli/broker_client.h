@@ -1,0 +1,48 @@
+// A command's conversation with a broker: submit a run, watch it, ask for the status. Used by one thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "common/base/clock.h"
+#include "common/base/result.h"
+#include "common/model/run_plan.h"
+#include "common/wire/messages.h"
+#include "common/wire/transport.h"
+
+namespace millrace::cli {
+
+class BrokerClient {
+ public:
+  // `transport` belongs to the calling thread and outlives the client.
+  static Result<BrokerClient> Connect(wire::Transport& transport, const std::string& endpoint, const Clock& clock);
+
+  // Returns when the ledger has the run ("accepted"). The same ids may be submitted again: that is how an unknown outcome is
+  // resolved, and it is done here until `deadline`. kTimedOut: no broker answered.
+  Result<void> SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline);
+
+  // Takes updates of a watched run until it has ended and returns its last one. `on_update` sees each, `on_idle` is called at
+  // least every 100 ms. kCancelled when `stop` becomes true; kTimedOut after `deadline`.
+  Result<wire::RunUpdate> Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
+                                 const std::function<void(const wire::RunUpdate&)>& on_update,
+                                 const std::function<void()>& on_idle);
+
+  Result<wire::StatusReply> Status(MonoTime deadline);
+
+ private:
+  BrokerClient(wire::Transport& transport, std::unique_ptr<wire::ClientSocket> socket, const Clock& clock)
+      : transport_(&transport), socket_(std::move(socket)), clock_(&clock) {}
+  // Waits for a message that `accept` takes; others are kept for Follow.
+  Result<wire::Message> Await(std::uint64_t request, MonoTime deadline);
+
+  wire::Transport* transport_;
+  std::unique_ptr<wire::ClientSocket> socket_;
+  const Clock* clock_;
+  std::uint64_t next_request_ = 1;
+  std::vector<wire::RunUpdate> pending_updates_;
+};
+
+}  // namespace millrace::cli

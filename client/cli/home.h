@@ -1,0 +1,27 @@
+// The home directory of an embedded installation: ledger, queue, lake, warehouse, checkpoints. One process at a time.
+#pragma once
+
+#include <string>
+
+#include "common/base/result.h"
+
+namespace millrace::cli {
+
+// Holds the home's lock while it lives. Movable.
+class HomeLock {
+ public:
+  // Creates the directory (mode 0700) when it is missing. `command` is shown to whoever finds the home in use.
+  // kConflict names the process that holds it; kInvalidArgument: the path cannot be a home.
+  static Result<HomeLock> Acquire(const std::string& home, const std::string& command);
+  HomeLock(HomeLock&& other) noexcept;
+  HomeLock& operator=(HomeLock&& other) noexcept;
+  HomeLock(const HomeLock&) = delete;
+  HomeLock& operator=(const HomeLock&) = delete;
+  ~HomeLock();
+
+ private:
+  explicit HomeLock(int fd) : fd_(fd) {}
+  int fd_ = -1;
+};
+
+}  // namespace millrace::cli

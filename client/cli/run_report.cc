@@ -1,0 +1,187 @@
+#include "client/cli/run_report.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace millrace::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Result<StageReport> MakeStageReport(const JobDetail& job) {
+  StageReport report;
+  report.stage = job.spec.stage;
+  report.job = job.spec.id.ToString();
+  report.kind = job.spec.kind;
+  if (job.spec.kind == kJobKindStage) {
+    MILLRACE_TRY_ASSIGN(const StageTask task, StageTaskFromJson(job.spec.payload));
+    report.kind = task.stage.KindName();
+  }
+  if (!job.attempts.empty()) {
+    const AttemptRow& last = job.attempts.back();
+    report.counters = last.counters;
+    report.state = JobState::kScheduled;
+    report.error_class = last.report.error_class;
+    report.error = last.report.error;
+    report.log_tail = last.report.log_tail;
+    report.worker = last.report.worker;
+  }
+  if (!job.outcome) return report;
+  const OutcomeRow& outcome = *job.outcome;
+  report.state = outcome.state;
+  report.counters = outcome.counters;
+  report.worker = outcome.report.worker;
+  report.error_class = outcome.report.error_class;
+  report.error = outcome.report.error;
+  report.log_tail = outcome.report.log_tail;
+  if (outcome.report.token != Token{}) report.started_at = outcome.report.started_at;
+  report.finished_at = outcome.report.finished_at;
+  if (!outcome.report.result.empty()) {
+    if (auto result = StageResultFromJson(outcome.report.result)) report.result = std::move(*result);
+  }
+  return report;
+}
+
+Cell MaybeCount(const std::optional<StageResult>& result, std::int64_t RowCounts::*member) {
+  return result ? Cell{result->rows.*member} : Cell{};
+}
+
+std::string Lines(const std::string& text, std::string_view indent) {
+  std::string out;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t end = std::min(text.find('\n', at), text.size());
+    out += fmt::format("{}{}\n", indent, std::string_view(text).substr(at, end - at));
+    at = end + 1;
+  }
+  return out;
+}
+
+}  // namespace
+
+std::int64_t RunReport::Changed() const {
+  std::int64_t changed = 0;
+  for (const auto& s : stages)
+    if (s.kind == "load" && s.result && !s.result->already_applied) changed += s.result->inserted + s.result->updated + s.result->deleted;
+  return changed;
+}
+
+bool RunReport::HasLoad() const {
+  return std::ranges::any_of(stages, [](const auto& s) { return s.kind == "load"; });
+}
+
+bool RunReport::Balanced() const {
+  return std::ranges::all_of(stages, [](const auto& s) { return !s.result || !s.result->ok || s.result->rows.Balanced(); });
+}
+
+Result<RunReport> MakeRunReport(const RunDetail& detail) {
+  RunReport report;
+  report.run = detail.summary.spec.id.ToString();
+  report.pipeline = detail.summary.spec.pipeline;
+  report.schedule = detail.summary.spec.schedule;
+  report.version = detail.summary.spec.version;
+  report.slot = detail.summary.spec.slot;
+  report.state = detail.summary.state;
+  report.reason = detail.summary.reason;
+  report.created_at = detail.summary.spec.created_at;
+  report.finished_at = detail.summary.finished_at;
+  for (const JobDetail& job : detail.jobs) {
+    auto stage = MakeStageReport(job);
+    if (!stage) return Prefixed(std::move(stage.error()), "run {}: job {}", report.run, job.spec.id.ToString());
+    report.stages.push_back(std::move(*stage));
+  }
+  return report;
+}
+
+Table StageTable(const RunReport& report) {
+  Table table{.columns = {"stage", "kind", "state", "attempts", "read", "loaded", "filtered", "quarantined", "deduplicated",
+                          "bytes", "duration"},
+              .rows = {}};
+  for (const StageReport& s : report.stages) {
+    std::vector<Cell> row{s.stage, s.kind, std::string(Name(s.state)), std::int64_t{s.counters.deliveries}};
+    for (const auto member : {&RowCounts::read, &RowCounts::loaded, &RowCounts::filtered, &RowCounts::quarantined,
+                              &RowCounts::deduplicated})
+      row.push_back(MaybeCount(s.result, member));
+    row.push_back(s.result ? Cell{HumanBytes(s.kind == "extract" ? s.result->bytes_read : s.result->bytes_written)} : Cell{});
+    row.push_back(s.started_at && s.finished_at ? Cell{HumanDuration(*s.finished_at - *s.started_at)} : Cell{});
+    table.rows.push_back(std::move(row));
+  }
+  return table;
+}
+
+std::string ToJson(const RunReport& report) {
+  Json json;
+  json["run"] = report.run;
+  json["pipeline"] = report.pipeline;
+  json["version"] = report.version;
+  json["schedule"] = report.schedule.empty() ? Json(nullptr) : Json(report.schedule);
+  json["slot"] = report.slot ? Json(ToRfc3339(*report.slot)) : Json(nullptr);
+  json["state"] = Name(report.state);
+  json["reason"] = report.reason;
+  json["created_at"] = ToRfc3339(report.created_at);
+  json["finished_at"] = report.finished_at ? Json(ToRfc3339(*report.finished_at)) : Json(nullptr);
+  json["duration_ms"] = report.finished_at ? Json((*report.finished_at - report.created_at).count() / 1000) : Json(nullptr);
+  json["changed"] = report.Changed();
+  json["balanced"] = report.Balanced();
+  json["stages"] = Json::array();
+  for (const StageReport& s : report.stages) {
+    Json stage;
+    stage["stage"] = s.stage;
+    stage["kind"] = s.kind;
+    stage["job"] = s.job;
+    stage["state"] = Name(s.state);
+    stage["deliveries"] = s.counters.deliveries;
+    stage["failures"] = s.counters.failures;
+    stage["crashes"] = s.counters.crashes;
+    stage["worker"] = s.worker;
+    stage["started_at"] = s.started_at ? Json(ToRfc3339(*s.started_at)) : Json(nullptr);
+    stage["finished_at"] = s.finished_at ? Json(ToRfc3339(*s.finished_at)) : Json(nullptr);
+    if (s.result) {
+      const StageResult& r = *s.result;
+      stage["rows"] = {{"read", r.rows.read}, {"loaded", r.rows.loaded}, {"filtered", r.rows.filtered},
+                       {"quarantined", r.rows.quarantined}, {"deduplicated", r.rows.deduplicated}};
+      stage["bytes_read"] = r.bytes_read;
+      stage["bytes_written"] = r.bytes_written;
+      stage["inserted"] = r.inserted;
+      stage["updated"] = r.updated;
+      stage["unchanged"] = r.unchanged;
+      stage["deleted"] = r.deleted;
+      stage["already_applied"] = r.already_applied;
+      stage["manifest"] = r.manifest;
+      stage["target"] = r.target;
+      stage["plan"] = r.plan;
+      stage["quarantine"] = r.quarantine;
+    }
+    stage["error_class"] = s.error_class;
+    stage["error"] = s.error;
+    json["stages"].push_back(std::move(stage));
+  }
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string ForPeople(const RunReport& report) {
+  std::string out = fmt::format("{} version {}: run {} {}", report.pipeline, report.version, report.run, Name(report.state));
+  if (report.finished_at) out += " in " + HumanDuration(*report.finished_at - report.created_at);
+  if (report.slot) out += " for slot " + ToRfc3339(*report.slot);
+  out += "\n\n" + Format(StageTable(report), OutputFormat::kTable);
+  if (report.state == RunState::kSucceeded)
+    out += fmt::format("\nread = loaded + filtered + quarantined + deduplicated {} every stage\n",
+                       report.Balanced() ? "holds for" : "DOES NOT HOLD for");
+  for (const StageReport& s : report.stages) {
+    if (s.kind == "load" && s.result && s.result->ok) {
+      const StageResult& r = *s.result;
+      const bool same = r.already_applied || r.inserted + r.updated + r.deleted == 0;
+      out += fmt::format("{}: {} ({}): {} inserted, {} updated, {} unchanged{}\n", s.stage, r.target, r.plan,
+                         HumanCount(r.inserted), HumanCount(r.updated), HumanCount(r.unchanged),
+                         r.already_applied ? "; applied before, nothing was done again" : same ? "; nothing changed" : "");
+    }
+    if (!s.error.empty()) {
+      out += fmt::format("\nstage {} {} after {} {}: {}: {}\n", s.stage, Name(s.state), s.counters.deliveries,
+                         s.counters.deliveries == 1 ? "attempt" : "attempts", s.error_class, s.error);
+      if (s.error_class == "crashed" || s.kind == "command") out += Lines(s.log_tail, "  | ");
+    }
+  }
+  if (!report.reason.empty() && report.state != RunState::kSucceeded) out += "\n" + report.reason + "\n";
+  return out;
+}
+
+}  // namespace millrace::cli
