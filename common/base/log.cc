@@ -23,12 +23,12 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
 struct LogState {
   std::shared_ptr<spdlog::logger> logger = spdlog::stderr_color_mt("millrace");
   bool json = isatty(STDERR_FILENO) == 0;
-  LogState() { Apply("millrace"); }
-  void Apply(const std::string& process) {
-    // The message of a JSON line is escaped by us (LogLine): spdlog's pattern does not escape.
-    logger->set_pattern(json ? R"({"time":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","process":")" + process + R"(","message":%v})"
-                             : "%H:%M:%S.%e %^%-5l%$ " + process + ": %v",
-                        json ? spdlog::pattern_time_type::utc : spdlog::pattern_time_type::local);
+  std::string process = "millrace";
+  LogState() { Apply(); }
+  void Apply() {
+    // Process and message are put together and escaped by LogLine: spdlog's pattern does neither, and reads '%' itself.
+    logger->set_pattern(json ? R"({"time":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l",%v})" : "%Y-%m-%dT%H:%M:%S.%eZ %^%-5l%$ %v",
+                        spdlog::pattern_time_type::utc);
   }
 };
 
@@ -52,12 +52,26 @@ std::string JsonString(std::string_view text) {
   return out + '"';
 }
 
+// A message cannot forge a second line or move the terminal's cursor.
+std::string OneLine(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '\n') out += "\\n";
+    else if (c == '\r') out += "\\r";
+    else if ((byte < 0x20 && c != '\t') || byte == 0x7f) out += fmt::format("\\x{:02x}", static_cast<unsigned>(byte));
+    else out += c;
+  }
+  return out;
+}
+
 }  // namespace
 
 void ConfigureLog(LogLevel level, LogFormat format, std::string process) {
   LogState& state = State();
   state.json = format == LogFormat::kJson || (format == LogFormat::kAuto && isatty(STDERR_FILENO) == 0);
-  state.Apply(process);
+  state.process = std::move(process);
+  state.Apply();
   state.logger->set_level(ToSpdlog(level));
 }
 
@@ -66,13 +80,11 @@ bool LogEnabled(LogLevel level) { return State().logger->should_log(ToSpdlog(lev
 void LogLine(LogLevel level, std::string_view message) {
   LogState& state = State();
   if (state.json) {
-    state.logger->log(ToSpdlog(level), JsonString(message));
+    state.logger->log(ToSpdlog(level),
+                      std::string_view("\"process\":" + JsonString(state.process) + ",\"message\":" + JsonString(message)));
     return;
   }
-  std::string line(message);
-  for (char& c : line)
-    if (c == '\n' || c == '\r') c = ' ';
-  state.logger->log(ToSpdlog(level), line);
+  state.logger->log(ToSpdlog(level), std::string_view(state.process + ": " + OneLine(message)));
 }
 
 }  // namespace millrace

@@ -127,7 +127,7 @@ struct SqlError {
 struct DatabaseOptions {
   int threads = 1;
   std::uint64_t memory_bytes_max = 0;         // 0 = DuckDB's default (80 % of RAM)
-  std::string temp_directory;                 // empty: no spilling
+  std::string temp_directory{};               // empty: no spilling
 };
 
 class Connection;
@@ -187,6 +187,10 @@ class Connection {
   explicit Connection(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
+
+// The statement without its closing ';' and what follows, so that it can stand in parentheses (put a newline before the ')').
+// REQUIRES: `sql` passed RequireSelect.
+std::string_view StripSemicolon(std::string_view sql);
 
 // "name" with quotes doubled; 'text' with quotes doubled.
 std::string QuoteName(std::string_view name);

@@ -4,13 +4,14 @@
 // A connection is not thread-safe: one per thread. Every call blocks, and gives up at its deadline (of the Clock given at
 // Connect); a call that gave up after it had sent something leaves the connection broken, because the answer may still come.
 // Errors are classified in one place (ClassifySqlState):
-//   kUnavailable    nothing was applied: no connection, server starting or stopping, out of disk, too many connections
+//   kUnavailable    nothing was applied: no connection, server starting or stopping, out of disk, statement timeout,
+//                   connection lost inside an open transaction before its COMMIT was sent
 //   kTimedOut       the deadline passed before anything was sent
 //   kMaybeApplied   sent, and the answer is lost (connection gone, deadline passed)
 //   kConflict       unique key, serialization failure, deadlock, lock timeout
 //   kInvalidArgument  the values do not fit (class 22, not-null and check constraints, foreign keys)
 //   kStale          SQLSTATE MR001, raised by the ledger's own functions
-//   kRejected       everything else: syntax, missing tables, permission, statement timeout
+//   kRejected       everything else: syntax, missing tables, permission
 // last_sqlstate() keeps the five characters for callers that need more.
 #pragma once
 

@@ -213,6 +213,21 @@ double Statement::Double(int column) const { return sqlite3_column_double(statem
 bool Statement::IsNull(int column) const { return sqlite3_column_type(statement_, column) == SQLITE_NULL; }
 int Statement::ColumnCount() const { return sqlite3_column_count(statement_); }
 
+std::string Statement::ColumnName(int column) const {
+  const char* name = sqlite3_column_name(statement_, column);
+  return name != nullptr ? name : "";
+}
+
+Statement::Kind Statement::KindOf(int column) const {
+  switch (sqlite3_column_type(statement_, column)) {
+    case SQLITE_INTEGER: return Kind::kInteger;
+    case SQLITE_FLOAT: return Kind::kReal;
+    case SQLITE_TEXT: return Kind::kText;
+    case SQLITE_BLOB: return Kind::kBlob;
+    default: return Kind::kNull;
+  }
+}
+
 std::string_view Statement::View(int column) const {
   const bool text = sqlite3_column_type(statement_, column) != SQLITE_BLOB;
   const void* data = text ? static_cast<const void*>(sqlite3_column_text(statement_, column))

@@ -93,6 +93,9 @@ class Statement {
   std::optional<std::int64_t> OptionalInt64(int column) const;
   std::optional<std::string> OptionalString(int column) const;
   int ColumnCount() const;
+  std::string ColumnName(int column) const;
+  enum class Kind : std::uint8_t { kNull, kInteger, kReal, kText, kBlob };
+  Kind KindOf(int column) const;  // of the value in the current row
 
  private:
   friend class Database;

@@ -20,6 +20,7 @@
 #include "common/base/ids.h"
 #include "common/base/result.h"
 #include "common/crypto/audit.h"
+#include "common/crypto/audit_source.h"
 #include "common/model/job.h"
 #include "common/model/pipeline.h"
 
@@ -149,9 +150,9 @@ struct RunDetail {
   std::vector<JobDetail> jobs;     // id order
 };
 
-class Ledger {
+class Ledger : public AuditSource {
  public:
-  virtual ~Ledger() = default;
+  ~Ledger() override = default;
 
   // Creates or upgrades the schema. kUnsupported: the ledger is of a newer version than this program.
   virtual Result<void> Migrate(MonoTime deadline) = 0;
@@ -204,20 +205,21 @@ class Ledger {
   virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;  // kNotFound
 
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.
-  virtual Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) = 0;
+  virtual Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;
   virtual Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
-                                                        std::uint32_t limit, MonoTime deadline) = 0;
+                                                        std::uint32_t limit, MonoTime deadline) override = 0;
   // Every audited row of a record as the database holds it now, canonical (AuditLeaf), in index order.
-  virtual Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) = 0;
+  virtual Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override = 0;
   // Audited rows that claim a record which does not exist (inserted behind Millrace's back), at most `limit`.
-  virtual Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) = 0;
+  virtual Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override = 0;
 };
 
 struct LedgerOptions {
   std::string dsn;                  // postgres: conninfo/URI; sqlite: absolute path
   const Clock* clock = nullptr;
   AuditWriterId writer;             // a fresh one per process start and instance
-  std::uint16_t shard_count = 1;
+  std::uint16_t shard_count = 1;    // written by the first Migrate; afterwards the stored one counts
+  std::string actor = "millrace";   // who the audit records name: "broker b1", "cli root@host"
 };
 Result<std::unique_ptr<Ledger>> OpenPostgresLedger(const LedgerOptions& options, MonoTime deadline);
 Result<std::unique_ptr<Ledger>> OpenSqliteLedger(const LedgerOptions& options, MonoTime deadline);

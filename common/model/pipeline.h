@@ -71,6 +71,7 @@ struct LoadSpec {  // load: { from, to, table, mode, key } or { from, to: file, 
   LoadMode mode = LoadMode::kAppend;
   std::vector<std::string> key;  // merge
   bool allow_empty = false;
+  bool provenance = false;       // adds the columns _millrace_effect text and _millrace_token bigint to every row
   friend bool operator==(const LoadSpec&, const LoadSpec&) = default;
 };
 
@@ -95,6 +96,16 @@ struct ContractSpec {  // what each row must be, by column
   OnViolation on_violation = OnViolation::kFail;
   friend bool operator==(const ContractSpec&, const ContractSpec&) = default;
 };
+
+// The words of the language: "parquet", "quarantine", "merge", "row_count". The parse functions are exact.
+std::string_view Name(FileFormat format);
+std::string_view Name(OnViolation action);
+std::string_view Name(LoadMode mode);
+std::string_view Name(CheckKind kind);
+std::optional<FileFormat> ParseFileFormat(std::string_view name);
+std::optional<OnViolation> ParseOnViolation(std::string_view name);
+std::optional<LoadMode> ParseLoadMode(std::string_view name);
+std::optional<CheckKind> ParseCheckKind(std::string_view name);
 
 // Where something stands in the file, for messages about it later (checks, SQL errors). 1-based; 0 = unknown.
 struct SourcePlace {

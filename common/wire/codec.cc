@@ -1,10 +1,13 @@
 #include "common/wire/codec.h"
 
+#include <concepts>
 #include <cstring>
 #include <limits>
 #include <msgpack.hpp>
 #include <type_traits>
 #include <utility>
+
+#include <fmt/format.h>
 
 #include "common/wire/text.h"
 
@@ -59,6 +62,8 @@ class Writer {
     packer_.pack_array(static_cast<std::uint32_t>(items.size()));
     for (const T& item : items) each(*this, item);
   }
+  template <class T>
+  void Nested(std::string_view, const T& record) { Layout(*this, record); }
 
  private:
   void Nil() { packer_.pack_nil(); }
@@ -179,6 +184,14 @@ class Reader {
       if (!error_.empty()) error_.insert(0, fmt::format("{}[{}].", field, i));
     }
   }
+  template <class T>
+  void Nested(std::string_view field, T& record) {
+    const msgpack::object* o = Next(field);
+    if (!o) return;
+    Reader inner(*o, error_);
+    Layout(inner, record);
+    if (!error_.empty()) error_.insert(0, fmt::format("{}.", field));
+  }
 
  private:
   const msgpack::object* Next(std::string_view field) {
@@ -221,21 +234,9 @@ constexpr auto kEachPath = [](auto& a, auto& item) { a.Name("path", item, kPathB
 template <class T, class U>
 concept Of = std::same_as<std::remove_const_t<T>, U>;
 
-template <class A, Of<RetryPolicy> T>
-void Layout(A& a, T& t) {
-  a.Record(3);
-  a.Int("max_attempts", t.max_attempts, 1, kMaxAttemptsMax);
-  a.Duration("backoff_base_ms", t.backoff_base);
-  a.Duration("backoff_cap_ms", t.backoff_cap);
-}
-
-// A record inside a record: one item of a list of its own would cost a byte more, so it is written in place.
-template <class A, class T>
-void Nested(A& a, std::string_view field, T& t);
-
 template <class A, Of<JobSpec> T>
 void Layout(A& a, T& t) {
-  a.Record(18);
+  a.Record(17);
   a.Id("id", t.id);
   a.Org("org", t.org);
   a.Id("run", t.run);
@@ -254,3 +255,416 @@ void Layout(A& a, T& t) {
   a.Time("run_at_us", t.run_at);
   a.Time("submitted_at_us", t.submitted_at);
 }
+
+template <class A, Of<RunSpec> T>
+void Layout(A& a, T& t) {
+  a.Record(10);
+  a.Id("id", t.id);
+  a.Org("org", t.org);
+  a.Name("pipeline", t.pipeline, kNameBytesMax);
+  a.Int("version", t.version);
+  a.Name("schedule", t.schedule, kNameBytesMax);
+  a.Time("slot_us", t.slot);
+  a.Int("generation", t.generation);
+  a.Name("overlap", t.overlap, kNameBytesMax);
+  a.Name("params", t.params, kPayloadBytesMax);
+  a.Time("created_at_us", t.created_at);
+}
+
+template <class A, Of<AttemptReport> T>
+void Layout(A& a, T& t) {
+  a.Record(13);
+  a.Id("job", t.job);
+  a.Fence("token", t.token);
+  a.Enum("end", t.end);
+  a.Flag("retryable", t.retryable);
+  a.Name("error_class", t.error_class, kNameBytesMax);
+  a.Text("error", t.error, kErrorMessageBytesMax);
+  a.Name("result", t.result, kResultBytesMax);
+  a.Int("exit_code", t.exit_code);
+  a.Int("signal", t.signal);
+  a.Text("log_tail", t.log_tail, kLogTailBytesMax);
+  a.Name("worker", t.worker, kNameBytesMax);
+  a.Time("started_at_us", t.started_at);
+  a.Time("finished_at_us", t.finished_at);
+}
+
+template <class A, Of<Hello::Held> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Id("job", t.job);
+  a.Fence("token", t.token);
+}
+
+template <class A, Of<Hello> T>
+void Layout(A& a, T& t) {
+  a.Record(8);
+  a.Id("worker", t.worker);
+  a.Name("name", t.name, kNameBytesMax);
+  a.List("queues", t.queues, kNamesMax, kEachName);
+  a.List("kinds", t.kinds, kNamesMax, kEachName);
+  a.List("roots", t.roots, kNamesMax, kEachPath);
+  a.Int("concurrency", t.concurrency);
+  a.Int("credit_limit", t.credit_limit);
+  a.List("held", t.held, kHeldMax, kEach);
+}
+
+template <class A, Of<Beat::Progress> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Id("job", t.job);
+  a.Int("rows", t.rows);
+  a.Int("bytes", t.bytes);
+}
+
+template <class A, Of<Beat> T>
+void Layout(A& a, T& t) {
+  a.Record(5);
+  a.Id("worker", t.worker);
+  a.Int("credit_limit", t.credit_limit);
+  a.List("held", t.held, kHeldMax, kEach);
+  a.List("progress", t.progress, kHeldMax, kEach);
+  a.Flag("draining", t.draining);
+}
+
+template <class A, Of<Ended> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Id("worker", t.worker);
+  a.Int("credit_limit", t.credit_limit);
+  a.List("reports", t.reports, kBatchJobsMax, kEach);
+}
+
+template <class A, Of<Goodbye> T>
+void Layout(A& a, T& t) {
+  a.Record(1);
+  a.Id("worker", t.worker);
+}
+
+template <class A, Of<Welcome> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Name("broker", t.broker, kNameBytesMax);
+  a.Int("heartbeat_ms", t.heartbeat_ms, 1u, 3'600'000u);
+  a.Int("lease_ms", t.lease_ms, 1u, 3'600'000u);
+}
+
+template <class A, Of<Grant::Job> T>
+void Layout(A& a, T& t) {
+  a.Record(6);
+  a.Id("id", t.id);
+  a.Fence("token", t.token);
+  a.Name("kind", t.kind, kNameBytesMax);
+  a.Bytes("payload", t.payload, kPayloadBytesMax);
+  a.Int("timeout_ms", t.timeout_ms);
+  a.Int("delivery", t.delivery);
+}
+
+template <class A, Of<Grant> T>
+void Layout(A& a, T& t) {
+  a.Record(1);
+  a.List("jobs", t.jobs, kBatchJobsMax, kEach);
+}
+
+template <class A, Of<EndedReply::Item> T>
+void Layout(A& a, T& t) {
+  a.Record(4);
+  a.Id("job", t.job);
+  a.Fence("token", t.token);
+  a.Flag("accepted", t.accepted);
+  a.Text("reason", t.reason, kErrorMessageBytesMax);
+}
+
+template <class A, Of<EndedReply> T>
+void Layout(A& a, T& t) {
+  a.Record(1);
+  a.List("items", t.items, kBatchJobsMax, kEach);
+}
+
+template <class A, Of<Revoke::Item> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Id("job", t.job);
+  a.Fence("token", t.token);
+  a.Text("reason", t.reason, kErrorMessageBytesMax);
+}
+
+template <class A, Of<Revoke> T>
+void Layout(A& a, T& t) {
+  a.Record(1);
+  a.List("items", t.items, kHeldMax, kEach);
+}
+
+template <class A, Of<BrokerBeat> T>
+void Layout(A& a, T& t) {
+  a.Record(1);
+  a.Flag("known", t.known);
+}
+
+template <class A, Of<SubmitJobs> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Int("request", t.request);
+  a.List("jobs", t.jobs, kBatchJobsMax, kEach);
+}
+
+template <class A, Of<SubmitRun> T>
+void Layout(A& a, T& t) {
+  a.Record(4);
+  a.Int("request", t.request);
+  a.Nested("run", t.run);
+  a.List("jobs", t.jobs, kStagesPerPipelineMax, kEach);
+  a.Flag("watch", t.watch);
+}
+
+template <class A, class T>
+  requires Of<T, Watch> || Of<T, CancelRun>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Int("request", t.request);
+  a.Id("run", t.run);
+}
+
+template <class A, Of<Status> T>
+void Layout(A& a, T& t) {
+  a.Record(1);
+  a.Int("request", t.request);
+}
+
+template <class A, Of<SubmitReply::Item> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Id("id", t.id);
+  a.Flag("duplicate", t.duplicate);
+}
+
+template <class A, Of<SubmitReply> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Int("request", t.request);
+  a.List("accepted", t.accepted, kListItemsMax, kEach);
+}
+
+template <class A, Of<RunUpdate::Stage> T>
+void Layout(A& a, T& t) {
+  a.Record(11);
+  a.Id("job", t.job);
+  a.Name("stage", t.stage, kNameBytesMax);
+  a.Enum("state", t.state);
+  a.Int("deliveries", t.counters.deliveries);
+  a.Int("failures", t.counters.failures);
+  a.Int("crashes", t.counters.crashes);
+  a.Name("worker", t.worker, kNameBytesMax);
+  a.Int("rows", t.rows);
+  a.Int("bytes", t.bytes);
+  a.Name("result", t.result, kResultBytesMax);
+  a.Text("error", t.error, kErrorMessageBytesMax);
+}
+
+template <class A, Of<RunUpdate> T>
+void Layout(A& a, T& t) {
+  a.Record(4);
+  a.Id("run", t.run);
+  a.Enum("state", t.state);
+  a.Text("reason", t.reason, kErrorMessageBytesMax);
+  a.List("changed", t.changed, kStagesPerPipelineMax, kEach);
+}
+
+template <class A, Of<StatusReply::Shard> T>
+void Layout(A& a, T& t) {
+  a.Record(5);
+  a.Int("shard", t.shard);
+  a.Int("epoch", t.epoch);
+  a.Int("ready", t.ready);
+  a.Int("running", t.running);
+  a.Int("runs", t.runs);
+}
+
+template <class A, Of<StatusReply::Worker> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Name("name", t.name, kNameBytesMax);
+  a.Int("concurrency", t.concurrency);
+  a.Int("running", t.running);
+}
+
+template <class A, Of<StatusReply> T>
+void Layout(A& a, T& t) {
+  a.Record(4);
+  a.Int("request", t.request);
+  a.Name("broker", t.broker, kNameBytesMax);
+  a.List("shards", t.shards, kListItemsMax, kEach);
+  a.List("workers", t.workers, kWorkersMax, kEach);
+}
+
+template <class A, Of<Problem> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Int("request", t.request);
+  a.Name("code", t.code, kNameBytesMax);
+  a.Text("message", t.message, kErrorMessageBytesMax);
+}
+
+template <class T>
+constexpr Kind KindFor() {
+  if constexpr (std::same_as<T, Hello>) return Kind::kHello;
+  else if constexpr (std::same_as<T, Beat>) return Kind::kBeat;
+  else if constexpr (std::same_as<T, Ended>) return Kind::kEnded;
+  else if constexpr (std::same_as<T, Goodbye>) return Kind::kGoodbye;
+  else if constexpr (std::same_as<T, Welcome>) return Kind::kWelcome;
+  else if constexpr (std::same_as<T, Grant>) return Kind::kGrant;
+  else if constexpr (std::same_as<T, EndedReply>) return Kind::kEndedReply;
+  else if constexpr (std::same_as<T, Revoke>) return Kind::kRevoke;
+  else if constexpr (std::same_as<T, BrokerBeat>) return Kind::kBrokerBeat;
+  else if constexpr (std::same_as<T, SubmitJobs>) return Kind::kSubmitJobs;
+  else if constexpr (std::same_as<T, SubmitRun>) return Kind::kSubmitRun;
+  else if constexpr (std::same_as<T, Watch>) return Kind::kWatch;
+  else if constexpr (std::same_as<T, Status>) return Kind::kStatus;
+  else if constexpr (std::same_as<T, CancelRun>) return Kind::kCancelRun;
+  else if constexpr (std::same_as<T, SubmitReply>) return Kind::kSubmitReply;
+  else if constexpr (std::same_as<T, RunUpdate>) return Kind::kRunUpdate;
+  else if constexpr (std::same_as<T, StatusReply>) return Kind::kStatusReply;
+  else if constexpr (std::same_as<T, Problem>) return Kind::kProblem;
+}
+
+template <class T>
+void EncodeBody(const T& value, std::string& out) {
+  Buffer buffer(out);
+  Packer packer(buffer);
+  Writer writer(packer);
+  Layout(writer, value);
+}
+
+// Strings and blobs of the tree point into `body`; a container's claimed size is refused before anything is allocated.
+template <class T>
+Result<T> DecodeBody(std::string_view body) {
+  const msgpack::unpack_limit limit(kListItemsMax, 0, kPayloadBytesMax, kPayloadBytesMax, 0, kDepthMax);
+  constexpr auto kReference = [](msgpack::type::object_type, std::size_t, void*) { return true; };
+  T value;
+  std::string error;
+  try {
+    msgpack::zone zone;
+    std::size_t offset = 0;
+    bool referenced = false;
+    const msgpack::object root =
+        msgpack::unpack(zone, body.data(), body.size(), offset, referenced, kReference, nullptr, limit);
+    if (offset != body.size())
+      return Fail(ErrorCode::kInvalidArgument, "{} bytes follow the body", body.size() - offset);
+    Reader reader(root, error);
+    Layout(reader, value);
+  } catch (const msgpack::unpack_error& e) {
+    return Fail(ErrorCode::kInvalidArgument, "not a msgpack body within limits: {}", e.what());
+  }
+  if (!error.empty()) return Fail(ErrorCode::kInvalidArgument, "{}", error);
+  return value;
+}
+
+template <std::size_t kIndex = 0>
+Result<Message> DecodeAs(Kind kind, std::string_view body) {
+  if constexpr (kIndex < std::variant_size_v<Message>) {
+    using T = std::variant_alternative_t<kIndex, Message>;
+    if (kind != KindFor<T>()) return DecodeAs<kIndex + 1>(kind, body);
+    auto decoded = DecodeBody<T>(body);
+    if (!decoded) return Prefixed(std::move(decoded.error()), "{}", Name(kind));
+    return Message{std::move(*decoded)};
+  } else {
+    return Fail(ErrorCode::kInvalidArgument, "kind {} is not one of this protocol", static_cast<unsigned>(kind));
+  }
+}
+
+template <class T>
+std::string EncodeSpec(const T& spec) {
+  std::string out(1, static_cast<char>(kProtocolVersion));
+  EncodeBody(spec, out);
+  return out;
+}
+
+template <class T>
+Result<T> DecodeSpec(std::string_view bytes, std::string_view what) {
+  if (bytes.empty() || bytes.size() > kFrameBytesMax)
+    return Fail(ErrorCode::kInvalidArgument, "{}: {} bytes", what, bytes.size());
+  const auto version = static_cast<std::uint8_t>(bytes[0]);
+  if (version != kProtocolVersion) return Fail(ErrorCode::kInvalidArgument, "{}: version {}", what, version);
+  auto spec = DecodeBody<T>(bytes.substr(1));
+  if (!spec) return Prefixed(std::move(spec.error()), "{}", what);
+  return spec;
+}
+
+constexpr std::size_t kRecordBytes = 160;  // more than the scalars and length bytes of any record here
+
+}  // namespace
+
+std::string Encode(const Message& message) {
+  std::string out(1, static_cast<char>(kProtocolVersion));
+  std::visit(
+      [&out]<class T>(const T& body) {
+        out += static_cast<char>(KindFor<T>());
+        EncodeBody(body, out);
+      },
+      message);
+  return out;
+}
+
+Result<Message> Decode(std::string_view frame) {
+  if (frame.size() < kHeaderBytes) return Fail(ErrorCode::kInvalidArgument, "frame of {} bytes has no header", frame.size());
+  if (frame.size() > kFrameBytesMax)
+    return Fail(ErrorCode::kInvalidArgument, "frame of {} bytes, limit {}", frame.size(), kFrameBytesMax);
+  const auto version = static_cast<std::uint8_t>(frame[0]);
+  if (version != kProtocolVersion)
+    return Fail(ErrorCode::kInvalidArgument, "protocol version {}, this is {}", version, kProtocolVersion);
+  return DecodeAs(static_cast<Kind>(static_cast<std::uint8_t>(frame[1])), frame.substr(kHeaderBytes));
+}
+
+Kind KindOf(std::string_view frame) {
+  if (frame.size() < kHeaderBytes || static_cast<std::uint8_t>(frame[0]) != kProtocolVersion) return Kind::kUnknown;
+  const auto kind = static_cast<Kind>(static_cast<std::uint8_t>(frame[1]));
+  return Name(kind) == "unknown" ? Kind::kUnknown : kind;
+}
+
+std::string_view Name(Kind kind) {
+  switch (kind) {
+    case Kind::kUnknown: return "unknown";
+    case Kind::kHello: return "hello";
+    case Kind::kBeat: return "beat";
+    case Kind::kEnded: return "ended";
+    case Kind::kGoodbye: return "goodbye";
+    case Kind::kWelcome: return "welcome";
+    case Kind::kGrant: return "grant";
+    case Kind::kEndedReply: return "ended_reply";
+    case Kind::kRevoke: return "revoke";
+    case Kind::kBrokerBeat: return "broker_beat";
+    case Kind::kSubmitJobs: return "submit_jobs";
+    case Kind::kSubmitRun: return "submit_run";
+    case Kind::kWatch: return "watch";
+    case Kind::kStatus: return "status";
+    case Kind::kCancelRun: return "cancel_run";
+    case Kind::kSubmitReply: return "submit_reply";
+    case Kind::kRunUpdate: return "run_update";
+    case Kind::kStatusReply: return "status_reply";
+    case Kind::kProblem: return "problem";
+  }
+  return "unknown";
+}
+
+std::size_t SizeBound(const JobSpec& spec) {
+  return kRecordBytes + spec.stage.size() + spec.kind.size() + spec.queue.size() + spec.payload.size() +
+         spec.effect.size() + spec.root.size() + 18 * spec.depends_on.size();
+}
+
+std::size_t SizeBound(const Grant::Job& job) { return kRecordBytes + job.kind.size() + job.payload.size(); }
+
+std::size_t SizeBound(const AttemptReport& report) {
+  return kRecordBytes + report.error_class.size() + report.error.size() + report.result.size() +
+         report.log_tail.size() + report.worker.size();
+}
+
+std::size_t SizeBound(const RunUpdate::Stage& stage) {
+  return kRecordBytes + stage.stage.size() + stage.worker.size() + stage.result.size() + stage.error.size();
+}
+
+std::string EncodeJobSpec(const JobSpec& spec) { return EncodeSpec(spec); }
+Result<JobSpec> DecodeJobSpec(std::string_view bytes) { return DecodeSpec<JobSpec>(bytes, "job spec"); }
+std::string EncodeRunSpec(const RunSpec& spec) { return EncodeSpec(spec); }
+Result<RunSpec> DecodeRunSpec(std::string_view bytes) { return DecodeSpec<RunSpec>(bytes, "run spec"); }
+
+}  // namespace millrace::wire

@@ -2,22 +2,36 @@
 #pragma once
 
 #include <cstdint>
+#include <expected>
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "common/base/result.h"
 #include "common/model/stage_task.h"
 
 namespace millrace {
 
-// Called as often as the stage likes with totals so far; the receiver limits the rate. Called from the stage's own thread.
+// Called as often as the stage likes with totals so far; the receiver limits the rate. Thread-safe.
 using ProgressFn = std::function<void(std::int64_t rows, std::int64_t bytes)>;
 
-// A failed StageResult. `error_class` is a stable snake_case name (ops/docs/errors.md).
-StageResult FailedStage(std::string_view error_class, std::string message, bool retryable);
-// The same from an Error: its class is derived from the code (kLimit -> resource_exhausted, kCorrupt -> source_malformed,
-// kCancelled -> cancelled, kUnavailable -> io_error, otherwise `fallback_class`).
-StageResult FailedStage(std::string_view fallback_class, const Error& error);
+// Why a stage failed, in the words of StageResult. `error_class` is a stable snake_case name (ops/docs/errors.md).
+struct StageFailure {
+  std::string error_class;
+  std::string message;
+  bool retryable = false;
+
+  StageFailure(std::string_view name, std::string text, bool retry = false)
+      : error_class(name), message(std::move(text)), retryable(retry) {}
+  // Implicit, so that MILLRACE_TRY passes an Error on. The class follows the code: kLimit resource_exhausted, kCorrupt
+  // corrupt, kCancelled cancelled, kUnavailable io_error, kInvalidArgument invalid_stage, others stage_failed.
+  StageFailure(Error error);  // NOLINT(google-explicit-constructor)
+};
+
+template <class T>
+using StageOutcome = std::expected<T, StageFailure>;
+
+StageResult FailedStage(StageFailure failure);
 
 }  // namespace millrace

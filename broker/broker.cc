@@ -1,0 +1,380 @@
+#include "broker/broker.h"
+
+#include <algorithm>
+#include <atomic>
+#include <future>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "broker/mailbox.h"
+#include "common/base/log.h"
+
+namespace millrace {
+namespace {
+
+constexpr std::size_t kMailboxItemsMax = 100'000;
+constexpr std::size_t kQueueOpsMax = 4096;       // of one JobQueue::Execute
+constexpr int kReceivePerRound = 1000;           // messages of one socket before the commands go out
+constexpr Millis kInboxWait{1000};
+constexpr std::size_t kUnsentPerPeerMax = 256;   // messages kept for a peer that does not read
+constexpr auto kIdleWait = kDispatcherTick;
+
+std::vector<ShardId> AllShards(std::uint16_t count) {
+  std::vector<ShardId> shards;
+  for (std::uint16_t i = 0; i < count; ++i) shards.push_back(ShardId{i});
+  return shards;
+}
+
+}  // namespace
+
+class Broker::Impl {
+ public:
+  explicit Impl(BrokerOptions options)
+      : options_(std::move(options)),
+        events_(kMailboxItemsMax),
+        ledger_box_(kMailboxItemsMax),
+        queue_box_(kMailboxItemsMax) {
+    if (options_.shards.empty()) options_.shards = AllShards(options_.shard_count);
+  }
+
+  Result<void> Start() {
+    std::promise<Result<void>> loop, ledger, queue, inbox;
+    auto loop_ready = loop.get_future(), ledger_ready = ledger.get_future(), queue_ready = queue.get_future(),
+         inbox_ready = inbox.get_future();
+    // The loop first: the others wake it.
+    threads_.emplace_back([this, p = std::move(loop)]() mutable { Loop(std::move(p)); });
+    Result<void> started = loop_ready.get();
+    if (started) {
+      threads_.emplace_back([this, p = std::move(queue)]() mutable { QueueThread(std::move(p)); });
+      threads_.emplace_back([this, p = std::move(inbox)]() mutable { InboxThread(std::move(p)); });
+      started = queue_ready.get();
+      if (auto other = inbox_ready.get(); started) started = std::move(other);
+    }
+    if (started) {
+      threads_.emplace_back([this, p = std::move(ledger)]() mutable { LedgerThread(std::move(p)); });
+      started = ledger_ready.get();
+    }
+    if (!started) {
+      aborted_ = true;
+      RequestStop();
+      Join();
+      return std::unexpected(std::move(started.error()));
+    }
+    LogInfo("broker '{}': clients on {}, workers on {}", options_.name, fmt::join(front_names_, ", "),
+            fmt::join(back_names_, ", "));
+    return {};
+  }
+
+  void RequestStop() {
+    stop_ = true;
+    stop_bell_.Close();
+    Wake();
+  }
+
+  void Join() {
+    for (auto& thread : threads_)
+      if (thread.joinable()) thread.join();
+    threads_.clear();
+  }
+
+  std::vector<std::string> front_names_, back_names_;
+
+ private:
+  struct Unsent { std::vector<std::string> frames; };
+
+  void Post(Event event) {
+    if (!events_.Put(std::move(event))) return;
+    // One wake-up per batch is enough: the loop takes everything.
+    if (!wake_pending_.exchange(true)) Wake();
+  }
+
+  void Wake() {
+    const std::scoped_lock lock(wake_mutex_);
+    if (transport_ != nullptr) transport_->Wake();
+  }
+  void SetTransport(wire::Transport* transport) {
+    const std::scoped_lock lock(wake_mutex_);
+    transport_ = transport;
+  }
+
+  // ---- loop thread -------------------------------------------------------------------------------------------------------
+  Result<void> OpenSockets(wire::Transport& transport) {
+    const auto bind = [&](const std::vector<std::string>& endpoints, auto& sockets, auto& names) -> Result<void> {
+      for (const std::string& endpoint : endpoints) {
+        auto socket = transport.Bind(endpoint);
+        if (!socket) return Prefixed(std::move(socket.error()), "bind {}", endpoint);
+        names.push_back((*socket)->Endpoint());
+        sockets.push_back(std::move(*socket));
+      }
+      return {};
+    };
+    MILLRACE_TRY(bind(options_.front_endpoints, front_, front_names_));
+    MILLRACE_TRY(bind(options_.back_endpoints, back_, back_names_));
+    return {};
+  }
+
+  void Loop(std::promise<Result<void>> ready) {
+    auto transport = options_.make_transport();
+    Result<void> opened = transport ? OpenSockets(**transport) : Result<void>(std::unexpected(std::move(transport.error())));
+    if (!opened) {
+      front_.clear();
+      back_.clear();
+      ready.set_value(std::move(opened));
+      return;
+    }
+    SetTransport(transport->get());
+    ready.set_value({});
+    Dispatcher dispatcher({.name = options_.name,
+                           .shard_count = options_.shard_count,
+                           .shards = options_.shards,
+                           .random = options_.random});
+    RunLoop(dispatcher, **transport);
+    ledger_box_.Close();
+    queue_box_.Close();
+    events_.Close();
+    SetTransport(nullptr);
+    front_.clear();
+    back_.clear();
+  }
+
+  void RunLoop(Dispatcher& dispatcher, wire::Transport& transport) {
+    const Clock& clock = *options_.clock;
+    std::vector<Command> commands;
+    MonoTime next_tick = clock.Now();
+    std::optional<MonoTime> stop_at;
+    bool more = false;
+    while (true) {
+      if (!more) transport.Wait(WaitFor(dispatcher, next_tick));
+      wake_pending_ = false;
+      const MonoTime now = clock.Now();
+      const WallTime wall = clock.WallNow();
+      for (Event& event : events_.TakeAll(Micros{0})) dispatcher.Handle(std::move(event), now, wall);
+      more = Receive(dispatcher, now, wall);
+      if (stop_ && !stop_at) {
+        stop_at = now + options_.stop_budget;
+        dispatcher.Handle(event::StopRequested{}, now, wall);
+      }
+      if (now >= next_tick) {
+        next_tick = now + kDispatcherTick;
+        RetryUnsent();
+        dispatcher.Handle(event::Tick{}, now, wall);
+      }
+      commands.clear();
+      dispatcher.Flush(now, wall, commands);
+      for (Command& command : commands) Issue(command, dispatcher);
+      if (stop_at && (aborted_ || dispatcher.Idle() || now >= *stop_at)) return;
+    }
+  }
+
+  Millis WaitFor(const Dispatcher& dispatcher, MonoTime next_tick) const {
+    Micros wait = std::clamp<Micros>(next_tick - options_.clock->Now(), Micros{0}, Micros{kIdleWait});
+    if (const auto due = dispatcher.NextDue())
+      wait = std::clamp<Micros>(*due - options_.clock->WallNow(), Micros{0}, wait);
+    return std::chrono::ceil<Millis>(wait);
+  }
+
+  // Returns whether a socket may have more.
+  bool Receive(Dispatcher& dispatcher, MonoTime now, WallTime wall) {
+    bool more = false;
+    for (std::size_t i = 0; i < back_.size() + front_.size(); ++i) {
+      const bool worker = i < back_.size();
+      wire::ServerSocket& socket = worker ? *back_[i] : *front_[i - back_.size()];
+      int n = 0;
+      for (; n < kReceivePerRound; ++n) {
+        auto received = socket.Receive();
+        if (!received) break;
+        auto message = wire::Decode(received->frame);
+        const wire::PeerId peer = Tagged(i, received->peer);
+        if (!message) {
+          LogWarn("a {} sent a frame that is no message: {}", worker ? "worker" : "client", message.error().message);
+          if (!worker)
+            Send(peer, wire::Problem{.request = 0, .code = "invalid_argument", .message = message.error().message}, dispatcher);
+        } else if (worker) {
+          dispatcher.Handle(event::FromWorker{.peer = peer, .message = std::move(*message)}, now, wall);
+        } else {
+          dispatcher.Handle(event::FromClient{.peer = peer, .message = std::move(*message)}, now, wall);
+        }
+      }
+      more = more || n == kReceivePerRound;
+    }
+    return more;
+  }
+
+  // A peer's routing id is unique per socket only: the socket's index goes in front.
+  static wire::PeerId Tagged(std::size_t socket, const wire::PeerId& peer) {
+    wire::PeerId tagged(1, static_cast<char>(socket));
+    return tagged += peer;
+  }
+
+  wire::ServerSocket& SocketOf(const wire::PeerId& peer, bool& worker) {
+    const auto i = static_cast<std::size_t>(static_cast<unsigned char>(peer.front()));
+    worker = i < back_.size();
+    return worker ? *back_[i] : *front_[i - back_.size()];
+  }
+
+  void Send(const wire::PeerId& peer, const wire::Message& message, Dispatcher& dispatcher) {
+    std::string frame = wire::Encode(message);
+    if (const auto it = unsent_.find(peer); it != unsent_.end()) {
+      if (it->second.frames.size() < kUnsentPerPeerMax) {
+        it->second.frames.push_back(std::move(frame));
+      } else {
+        Gone(peer, dispatcher);
+      }
+      return;
+    }
+    bool worker = false;
+    auto sent = SocketOf(peer, worker).Send(peer.substr(1), frame);
+    if (sent) return;
+    if (sent.error().code == ErrorCode::kLimit) {
+      unsent_[peer].frames.push_back(std::move(frame));
+    } else {
+      Gone(peer, dispatcher);
+    }
+  }
+
+  void Gone(const wire::PeerId& peer, Dispatcher& dispatcher) {
+    unsent_.erase(peer);
+    bool worker = false;
+    SocketOf(peer, worker);
+    const MonoTime now = options_.clock->Now();
+    const WallTime wall = options_.clock->WallNow();
+    if (worker) {
+      dispatcher.Handle(event::WorkerPeerGone{.peer = peer}, now, wall);
+    } else {
+      dispatcher.Handle(event::ClientPeerGone{.peer = peer}, now, wall);
+    }
+  }
+
+  void RetryUnsent() {
+    for (auto it = unsent_.begin(); it != unsent_.end();) {
+      bool worker = false;
+      wire::ServerSocket& socket = SocketOf(it->first, worker);
+      auto& frames = it->second.frames;
+      std::size_t sent = 0;
+      bool gone = false;
+      for (; sent < frames.size(); ++sent) {
+        auto result = socket.Send(it->first.substr(1), frames[sent]);
+        if (result) continue;
+        gone = result.error().code != ErrorCode::kLimit;
+        break;
+      }
+      frames.erase(frames.begin(), frames.begin() + static_cast<std::ptrdiff_t>(sent));
+      it = gone || frames.empty() ? unsent_.erase(it) : std::next(it);
+    }
+  }
+
+  void Issue(Command& command, Dispatcher& dispatcher) {
+    if (auto* ledger = std::get_if<LedgerCommand>(&command)) {
+      ledger_box_.Put(std::move(*ledger));
+    } else if (auto* execute = std::get_if<command::Execute>(&command)) {
+      queue_box_.Put(std::move(*execute));
+    } else if (auto* to_worker = std::get_if<command::SendWorker>(&command)) {
+      Send(to_worker->peer, to_worker->message, dispatcher);
+    } else if (auto* to_client = std::get_if<command::SendClient>(&command)) {
+      Send(to_client->peer, to_client->message, dispatcher);
+    }
+  }
+
+  // ---- the other threads -------------------------------------------------------------------------------------------------
+  void QueueThread(std::promise<Result<void>> ready) {
+    auto queue = options_.make_queue();
+    if (!queue) {
+      ready.set_value(std::unexpected(std::move(queue.error())));
+      return;
+    }
+    ready.set_value({});
+    while (true) {
+      const bool last = queue_box_.Closed();
+      auto taken = queue_box_.TakeAll(Micros{kOwnershipRenewInterval});
+      for (std::size_t begin = 0; begin < taken.size(); begin += kQueueOpsMax) {
+        const std::size_t end = std::min(begin + kQueueOpsMax, taken.size());
+        std::vector<QueueOp> ops;
+        ops.reserve(end - begin);
+        for (std::size_t i = begin; i < end; ++i) ops.push_back(std::move(taken[i].op));
+        auto results = (*queue)->Execute(ops);
+        event::QueueReplies replies;
+        replies.replies.reserve(results.size());
+        for (std::size_t i = 0; i < results.size(); ++i) replies.replies.emplace_back(taken[begin + i].id, std::move(results[i]));
+        Post(std::move(replies));
+      }
+      if (last && taken.empty()) return;
+    }
+  }
+
+  void InboxThread(std::promise<Result<void>> ready) {
+    if (!options_.make_inbox) {
+      ready.set_value({});
+      return;
+    }
+    auto inbox = options_.make_inbox();
+    if (!inbox) {
+      ready.set_value(std::unexpected(std::move(inbox.error())));
+      return;
+    }
+    ready.set_value({});
+    while (!stop_) {
+      auto rung = (*inbox)->Wait(options_.shards, kInboxWait);
+      if (!rung) {
+        LogWarn("inbox: {}", rung.error().message);
+        stop_bell_.TakeAll(kInboxWait);  // the outbox is polled meanwhile
+        continue;
+      }
+      for (const ShardId shard : *rung) Post(event::Rung{.shard = shard});
+    }
+  }
+
+  void LedgerThread(std::promise<Result<void>> ready) {
+    auto ledger = options_.make_ledger();
+    if (!ledger) {
+      ready.set_value(std::unexpected(std::move(ledger.error())));
+      return;
+    }
+    ready.set_value({});
+    LedgerPump pump({.owner = options_.owner,
+                     .owner_name = options_.name,
+                     .shards = options_.shards,
+                     .shard_count = options_.shard_count,
+                     .checkpoint = options_.checkpoint},
+                    **ledger, *options_.clock);
+    std::vector<Event> events;
+    MonoTime next = options_.clock->Now();
+    while (true) {
+      const bool last = ledger_box_.Closed();
+      const Micros wait = std::max(Micros{0}, next - options_.clock->Now());
+      for (LedgerCommand& command : ledger_box_.TakeAll(last ? Micros{0} : wait)) pump.Post(std::move(command));
+      events.clear();
+      next = pump.Step(events);
+      for (Event& event : events) Post(std::move(event));
+      if (last) break;
+    }
+    pump.Release();
+  }
+
+  BrokerOptions options_;
+  Mailbox<Event> events_;
+  Mailbox<LedgerCommand> ledger_box_;
+  Mailbox<command::Execute> queue_box_;
+  std::vector<std::unique_ptr<wire::ServerSocket>> front_, back_;  // loop thread
+  std::map<wire::PeerId, Unsent> unsent_;                          // loop thread
+  std::mutex wake_mutex_;
+  wire::Transport* transport_ = nullptr;                           // guarded by wake_mutex_; null when the loop has ended
+  Mailbox<bool> stop_bell_{1};                                     // closed at RequestStop
+  std::atomic<bool> stop_{false}, aborted_{false}, wake_pending_{false};
+  std::vector<std::thread> threads_;
+};
+
+Broker::Broker(BrokerOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+Broker::~Broker() {
+  RequestStop();
+  Join();
+}
+Result<void> Broker::Start() { return impl_->Start(); }
+const std::vector<std::string>& Broker::front_endpoints() const { return impl_->front_names_; }
+const std::vector<std::string>& Broker::back_endpoints() const { return impl_->back_names_; }
+void Broker::RequestStop() { impl_->RequestStop(); }
+void Broker::Join() { impl_->Join(); }
+
+}  // namespace millrace

@@ -1,0 +1,191 @@
+#include "broker/dispatcher.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "broker/entry_codec.h"
+#include "common/base/check.h"
+
+namespace millrace {
+
+Dispatcher::Dispatcher(DispatcherOptions options) : options_(std::move(options)) {
+  MILLRACE_CHECK(options_.random != nullptr, "the dispatcher needs a source of randomness");
+  for (const ShardId id : options_.shards) shards_[id].hold = {.shard = id, .epoch = Epoch{}};
+}
+
+void Dispatcher::Handle(Event event, MonoTime now, WallTime wall) {
+  now_ = now;
+  wall_ = wall;
+  std::visit([this](auto& e) { On(e); }, event);
+}
+
+void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
+  now_ = now;
+  wall_ = wall;
+  if (plan_needed_) Plan();
+  EmitPieces(out);
+  EmitQueue(out);
+  EmitMessages(out);
+}
+
+std::optional<WallTime> Dispatcher::NextDue() const {
+  std::optional<WallTime> due;
+  for (const auto& [id, shard] : shards_)
+    if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && (!due || *shard.next_due < *due))
+      due = shard.next_due;
+  return due;
+}
+
+bool Dispatcher::Ready(ShardId shard) const {
+  const auto it = shards_.find(shard);
+  return it != shards_.end() && it->second.phase == Phase::kReady;
+}
+
+std::size_t Dispatcher::live_runs() const {
+  std::size_t n = 0;
+  for (const auto& [id, shard] : shards_) n += shard.runs.size();
+  return n;
+}
+
+Dispatcher::Shard* Dispatcher::Current(const ShardHold& hold) {
+  const auto it = shards_.find(hold.shard);
+  return it != shards_.end() && it->second.hold == hold && it->second.phase >= Phase::kTaking ? &it->second : nullptr;
+}
+
+Dispatcher::Shard* Dispatcher::ShardOfOrg(OrgId org) {
+  const auto it = shards_.find(ShardOf(org, options_.shard_count));
+  return it == shards_.end() ? nullptr : &it->second;
+}
+
+void Dispatcher::On(event::Tick&) {
+  std::vector<WorkerId> silent;
+  for (const auto& [id, worker] : workers_)
+    if (worker.heard + kLeaseTtl <= now_) silent.push_back(id);
+  for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
+  for (auto& [id, shard] : shards_) {
+    if (shard.phase != Phase::kReady) continue;
+    if (shard.dispatches > kDispatchesPerEpochMax) {
+      TakeAnew(shard, "the tokens of this epoch are used up");
+    } else if (shard.next_outbox <= now_) {
+      ReadOutbox(shard);
+    }
+  }
+  RetryParked();
+}
+
+void Dispatcher::On(event::StopRequested&) {
+  stopping_ = true;
+  RetryParked();
+}
+
+void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n) {
+  if (shard.phase != Phase::kReady) {
+    shard.held_lines[line] += n;
+    return;
+  }
+  lines_.Add(shard.hold.shard, line, n);
+  plan_needed_ = true;
+}
+
+void Dispatcher::Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at,
+                         bool front) {
+  QueueEntry entry{.id = spec.id, .line = LineKey::Of(spec).ToString(), .body = {}, .run_at = std::nullopt};
+  if (!spec.run) entry.body = EncodeEntry(spec, counters);
+  if (run_at && *run_at > wall_) {
+    entry.run_at = run_at;
+    shard.next_due = shard.next_due ? std::min(*shard.next_due, *run_at) : *run_at;
+  } else {
+    AddReady(shard, entry.line, 1);
+  }
+  (front ? shard.requeue : shard.enqueue).push_back(std::move(entry));
+}
+
+void Dispatcher::EnqueueRunJob(Shard& shard, JobId id) {
+  RunCoordinator::Job* job = shard.runs.Find(id);
+  if (job == nullptr || job->state != JobState::kBlocked) return;
+  shard.runs.Apply(*job, job->run_at && *job->run_at > wall_ ? JobEvent::kDelayed : JobEvent::kUnblocked);
+  shard.runs.Show(id);
+  Enqueue(shard, *job->spec, job->counters, job->run_at, false);
+}
+
+void Dispatcher::EmitPieces(std::vector<Command>& out) {
+  for (auto& [id, shard] : shards_) {
+    shard.submit_piece = PieceId{};
+    shard.progress_piece = PieceId{};
+  }
+  for (auto& command : ledger_commands_) out.emplace_back(std::move(command));
+  ledger_commands_.clear();
+  for (const PieceId id : std::exchange(open_pieces_, {})) {
+    const auto it = pieces_.find(id);
+    if (it == pieces_.end()) continue;  // its shard was lost in this very flush
+    out.emplace_back(LedgerCommand{command::Commit{.piece = id, .hold = it->second.hold, .rows = std::move(it->second.rows)}});
+    it->second.rows = {};
+  }
+}
+
+void Dispatcher::Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out) {
+  const QueueOpId id{++last_op_};
+  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .split = {}});
+  out.emplace_back(command::Execute{.id = id, .op = std::move(op)});
+}
+
+// The order matters: what goes in before what is claimed, so that a job can be accepted, enqueued and claimed in one round trip.
+void Dispatcher::EmitQueue(std::vector<Command>& out) {
+  for (auto& take : takes_) out.emplace_back(std::move(take));
+  takes_.clear();
+  for (auto& [id, shard] : shards_) {
+    if (shard.phase < Phase::kTaking) continue;
+    const ShardId s = shard.hold.shard;
+    const Epoch e = shard.hold.epoch;
+    if (!shard.enqueue.empty())
+      Execute(shard, queue_op::Enqueue{.shard = s, .epoch = e, .entries = std::exchange(shard.enqueue, {})}, Op::Kind::kPlain, out);
+    if (!shard.requeue.empty())
+      Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.requeue, {})}, Op::Kind::kPlain, out);
+    if (!shard.finish.empty())
+      Execute(shard, queue_op::Finish{.shard = s, .epoch = e, .ids = std::exchange(shard.finish, {})}, Op::Kind::kPlain, out);
+    if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && *shard.next_due <= wall_) {
+      shard.promoting = true;
+      shard.next_due.reset();
+      Execute(shard, queue_op::Promote{.shard = s, .epoch = e, .now = wall_, .max = kPromoteJobsMax}, Op::Kind::kPromote, out);
+    }
+  }
+  for (ClaimPlan& plan : std::exchange(claims_, {})) {
+    Shard& shard = shards_.at(plan.shard);
+    Execute(shard,
+            queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total},
+            Op::Kind::kClaim, out);
+    ops_.back().line = std::move(plan.line);
+    ops_.back().split = std::move(plan.split);
+  }
+}
+
+void Dispatcher::EmitGrants(Worker& worker, std::vector<Command>& out) {
+  wire::Grant grant;
+  std::size_t bytes = 0;
+  for (auto& job : std::exchange(worker.grants, {})) {
+    if (!grant.jobs.empty() && (bytes + job.payload.size() > kGrantBytesMax || grant.jobs.size() >= kBatchJobsMax)) {
+      out.emplace_back(command::SendWorker{.peer = worker.peer, .message = std::exchange(grant, {})});
+      bytes = 0;
+    }
+    bytes += job.payload.size();
+    grant.jobs.push_back(std::move(job));
+  }
+  if (!grant.jobs.empty()) out.emplace_back(command::SendWorker{.peer = worker.peer, .message = std::move(grant)});
+}
+
+void Dispatcher::EmitMessages(std::vector<Command>& out) {
+  for (auto& send : to_workers_) out.emplace_back(std::move(send));
+  to_workers_.clear();
+  for (auto& [peer, revoke] : revokes_) out.emplace_back(command::SendWorker{.peer = peer, .message = std::move(revoke)});
+  revokes_.clear();
+  for (auto& [peer, reply] : ended_replies_) out.emplace_back(command::SendWorker{.peer = peer, .message = std::move(reply)});
+  ended_replies_.clear();
+  for (auto& [id, worker] : workers_)
+    if (!worker.grants.empty()) EmitGrants(worker, out);
+  for (auto& [id, shard] : shards_) EmitUpdates(shard);
+  for (auto& send : to_clients_) out.emplace_back(std::move(send));
+  to_clients_.clear();
+}
+
+}  // namespace millrace

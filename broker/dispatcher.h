@@ -1,0 +1,264 @@
+// The broker's brain: a pure state machine over the shards one broker owns. Events in, commands out; no I/O, no clock, and
+// randomness only for backoff jitter. The life of a job inside it is told in ops/docs/dispatch.md.
+//
+// Rules it keeps whatever happens:
+//   - "accepted" is said only when the ledger has the rows; a job is enqueued after that, and leaves the queue only after its
+//     outcome is durable;
+//   - one lease per job, its token greater than any before; a report with another token changes nothing;
+//   - whoever takes a shard forgets nothing of the old owner's: the queue is emptied and built again from the ledger, and
+//     attempts that are still running are told to stop (their tokens are dead already).
+//
+// Not thread-safe: owned by the broker's loop thread. Use: Handle every event at hand, then Flush once; that is what makes
+// batches at every hop without a timer.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "broker/events.h"
+#include "broker/lines.h"
+#include "broker/run_coordinator.h"
+#include "common/base/random.h"
+
+namespace millrace {
+
+struct DispatcherOptions {
+  std::string name = "broker";
+  std::uint16_t shard_count = 1;
+  std::vector<ShardId> shards;  // that this broker may come to own; requests for them wait while they are being taken
+  Random* random = nullptr;     // must outlive the dispatcher
+};
+
+class Dispatcher {
+ public:
+  explicit Dispatcher(DispatcherOptions options);
+
+  // Changes state; what is to be done is collected for Flush.
+  void Handle(Event event, MonoTime now, WallTime wall);
+  // Appends the commands that follow from everything handled since the last Flush, in the order in which they must be issued.
+  void Flush(MonoTime now, WallTime wall, std::vector<Command>& out);
+
+  // When a scheduled job is due next, if any is known: Handle(Tick) and Flush then, or after kDispatcherTick.
+  std::optional<WallTime> NextDue() const;
+  // After StopRequested: nothing waits for the ledger or the queue any more.
+  bool Idle() const { return pieces_.empty() && ops_.empty(); }
+
+  // For status and tests.
+  bool Ready(ShardId shard) const;
+  std::size_t leases() const { return leases_.size(); }
+  std::size_t workers() const { return workers_.size(); }
+  std::size_t live_runs() const;
+
+ private:
+  enum class Phase : std::uint8_t { kUnknown, kElsewhere, kTaking, kReadingRuns, kReadingJobs, kReady };
+  struct Worker {
+    WorkerId id;
+    wire::PeerId peer;
+    std::string name;
+    WorkerReach reach;
+    std::uint32_t concurrency = 1;
+    std::uint64_t credit_limit = 0;  // as the worker counts
+    std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
+    std::uint32_t reserved = 0;      // promised to claims that are under way
+    std::unordered_set<JobId> leases;
+    MonoTime heard{};
+    std::uint64_t beats = 0;
+    bool draining = false, unreachable = false;
+    std::vector<wire::Grant::Job> grants;  // of this flush
+    std::uint64_t Credit() const;
+  };
+  struct Lease {
+    ShardId shard;
+    std::shared_ptr<const JobSpec> spec;
+    Counters counters;  // before this attempt
+    Token token;
+    WorkerId worker;
+    std::uint64_t beat = 0;      // the worker's beat that last listed it
+    MonoTime counted_at{};       // when the grant was sent, or was last found missing in a beat
+    std::uint8_t missed = 0;
+    bool listed = false;         // some beat listed it: the grant arrived
+    bool ending = false;         // its end is on the way into the ledger
+  };
+  struct Submit {                // one request of a client, which may touch several shards
+    wire::PeerId peer;
+    std::uint64_t request = 0;
+    std::size_t pieces = 0;      // still to be committed
+    bool failed = false;
+    bool run = false, watch = false;
+    std::vector<wire::SubmitReply::Item> items;
+  };
+  struct Ending {
+    JobId job;
+    Token token;
+    AttemptVerdict verdict;
+    std::optional<WallTime> run_at;
+  };
+  struct Piece {
+    ShardHold hold;
+    OwnerBatch rows;             // moved into the command when it is sealed
+    std::vector<std::shared_ptr<Submit>> submits;
+    std::vector<Uuid> accepting;
+    std::vector<Ending> endings;
+    RunEffects effects;
+    std::vector<RunId> outbox_runs;
+    std::vector<JobId> outbox_jobs;
+    std::size_t accept_rows = 0;
+  };
+  struct Shard {
+    ShardHold hold;
+    Phase phase = Phase::kUnknown;
+    std::string owner_name;      // kElsewhere
+    RunCoordinator runs;
+    std::uint32_t dispatches = 0;
+    std::map<std::string, std::uint64_t> held_lines;  // ready counts found while rebuilding
+    std::unordered_set<JobId> restored_jobs;          // until the outbox has been read once
+    std::unordered_set<Uuid> outbox_taking;           // outbox rows whose removal is not durable yet
+    bool outbox_reading = false, outbox_again = false;
+    MonoTime next_outbox{};
+    std::optional<WallTime> next_due;
+    bool promoting = false;
+    PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
+    std::vector<QueueEntry> enqueue, requeue;
+    std::vector<JobId> finish;
+  };
+  struct Op {
+    QueueOpId id;
+    ShardHold hold;
+    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kPromote } kind = Kind::kPlain;
+    std::string line;
+    std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
+  };
+  struct Parked {
+    wire::PeerId peer;
+    wire::Message message;
+    MonoTime until;
+  };
+  struct ClaimPlan {
+    ShardId shard;
+    std::string line;
+    std::uint32_t total = 0;
+    std::vector<std::pair<WorkerId, std::uint32_t>> split;
+  };
+
+  // Shards: dispatcher_shards.cc
+  void On(event::ShardTaken& e);
+  void On(event::ShardLost& e);
+  void On(event::LiveRunsRead& e);
+  void On(event::LiveJobsRead& e);
+  void On(event::OutboxRead& e);
+  void On(event::QueueReplies& e);
+  void On(event::Rung& e);
+  void DropShard(Shard& shard, const std::string& reason);
+  void TakeAnew(Shard& shard, const std::string& reason);
+  void BecomeReady(Shard& shard);
+  void ReadOutbox(Shard& shard);
+  void QueueFailed(const Op& op, const Error& error);
+  Worker* NextTaker(Op& op);
+  void OnClaimed(Op& op, QueueReply& reply);
+  void OnPromoted(const Op& op, QueueReply& reply);
+
+  // Ledger: dispatcher_ledger.cc
+  void On(event::Committed& e);
+  void On(event::CommitRefused& e);
+  void On(event::RunRead& e);
+  void CommittedJobs(event::Committed& e);
+  void CommittedPiece(Piece& piece, const event::Committed& e);
+  void EndingDurable(Shard& shard, const Ending& ending);
+  void EffectsDurable(Shard& shard, const RunEffects& effects);
+  void WriteEffects(Shard& shard, RunEffects effects);
+  void AppendEffects(Shard& shard, Piece& piece, RunEffects effects);
+  void FinishSubmit(Submit& submit);
+  Piece& OpenPiece(Shard& shard, PieceId& slot);
+  void FailSubmits(Piece& piece, std::string code, const std::string& message);
+
+  // Workers: dispatcher_workers.cc
+  void On(event::FromWorker& e);
+  void On(event::WorkerPeerGone& e);
+  void OnHello(const wire::PeerId& peer, wire::Hello& m);
+  void OnBeat(const wire::PeerId& peer, wire::Beat& m);
+  void OnEnded(const wire::PeerId& peer, wire::Ended& m);
+  void OnGoodbye(const wire::Goodbye& m);
+  void Held(Worker& worker, const std::vector<wire::Hello::Held>& held);
+  void EndAttempt(Lease& lease, AttemptReport& report);
+  void Lose(JobId job, const std::string& why);
+  void LoseWorker(WorkerId worker, const std::string& why);
+  void Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters);
+  void RememberEnded(JobId job, Token token);
+  void Plan();
+  bool PlanFor(Worker& worker, std::uint64_t budget, std::size_t hungry);
+  void Reply(const wire::PeerId& peer, wire::EndedReply::Item item);
+  void RevokeLater(const wire::PeerId& peer, wire::Revoke::Item item);
+
+  // Clients: dispatcher_clients.cc
+  void On(event::FromClient& e);
+  void On(event::ClientPeerGone& e);
+  void OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m);
+  void OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m);
+  void OnWatch(const wire::PeerId& peer, const wire::Watch& m);
+  void OnStatus(const wire::PeerId& peer, const wire::Status& m);
+  template <class Request>
+  bool Admit(const wire::PeerId& peer, const std::set<ShardId>& shards, Request& request, std::size_t rows);
+  void AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, std::set<PieceId>& pieces);
+  void Problem(const wire::PeerId& peer, std::uint64_t request, std::string code, std::string message);
+  void AddWatcher(RunId run, const wire::PeerId& peer);
+  void RetryParked();
+  void EmitUpdates(Shard& shard);
+
+  // dispatcher.cc
+  void On(event::Tick& e);
+  void On(event::StopRequested& e);
+  void Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at, bool front);
+  void EnqueueRunJob(Shard& shard, JobId job);
+  void AddReady(Shard& shard, const std::string& line, std::uint64_t n);
+  void EmitPieces(std::vector<Command>& out);
+  void EmitQueue(std::vector<Command>& out);
+  void EmitMessages(std::vector<Command>& out);
+  void EmitGrants(Worker& worker, std::vector<Command>& out);
+  void Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out);
+  Shard* Current(const ShardHold& hold);  // nullptr: that hold is over
+  Shard* ShardOfOrg(OrgId org);
+  void ToLedger(LedgerCommand command) { ledger_commands_.push_back(std::move(command)); }
+
+  const DispatcherOptions options_;
+  MonoTime now_{};
+  WallTime wall_{};
+  bool stopping_ = false;
+  bool plan_needed_ = false;
+
+  std::map<ShardId, Shard> shards_;
+  LineIndex lines_;
+  std::unordered_map<JobId, Lease> leases_;
+  std::map<WorkerId, Worker> workers_;
+  WorkerId plan_from_;  // round robin over workers
+  std::unordered_map<JobId, Token> recently_ended_;
+  std::deque<JobId> recently_ended_order_;
+
+  std::map<PieceId, Piece> pieces_;
+  std::vector<PieceId> open_pieces_;
+  std::uint64_t last_piece_ = 0, last_op_ = 0;
+  std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
+  std::size_t accepting_rows_ = 0;
+  std::deque<Op> ops_;                           // under way, in order
+  std::vector<command::Execute> takes_;          // of this flush
+  std::vector<ClaimPlan> claims_;                // of this flush
+  std::deque<Parked> parked_;
+  std::optional<MonoTime> parked_until_;         // set while a parked request is tried again
+  std::unordered_map<RunId, std::vector<wire::PeerId>> watchers_;
+
+  std::vector<LedgerCommand> ledger_commands_;   // of this flush, before the pieces
+  std::map<wire::PeerId, wire::EndedReply> ended_replies_;
+  std::map<wire::PeerId, wire::Revoke> revokes_;
+  std::vector<command::SendWorker> to_workers_;
+  std::vector<command::SendClient> to_clients_;
+};
+
+}  // namespace millrace

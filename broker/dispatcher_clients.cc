@@ -1,0 +1,229 @@
+// Requests of clients, and what watchers see.
+#include <algorithm>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "common/base/failpoint.h"
+#include "common/base/log.h"
+#include "common/wire/text.h"
+
+namespace millrace {
+namespace {
+
+Result<void> CheckName(std::string_view field, std::string_view value, std::size_t max) {
+  if (value.size() > max) return Fail(ErrorCode::kInvalidArgument, "{}: {} bytes, limit {}", field, value.size(), max);
+  if (!wire::IsText(value)) return Fail(ErrorCode::kInvalidArgument, "{}: is not UTF-8 text", field);
+  if (std::ranges::any_of(value, [](char c) { return static_cast<unsigned char>(c) < 0x20; }))
+    return Fail(ErrorCode::kInvalidArgument, "{}: contains a control character", field);
+  return {};
+}
+
+Result<void> CheckJob(const JobSpec& job) {
+  constexpr std::size_t kPathMax = 4096;
+  if (job.id.IsNil()) return Fail(ErrorCode::kInvalidArgument, "id: is nil");
+  if (job.kind.empty()) return Fail(ErrorCode::kInvalidArgument, "kind: is empty");
+  MILLRACE_TRY(CheckName("stage", job.stage, kNameBytesMax));
+  MILLRACE_TRY(CheckName("kind", job.kind, kNameBytesMax));
+  MILLRACE_TRY(CheckName("queue", job.queue, kNameBytesMax));
+  MILLRACE_TRY(CheckName("root", job.root, kPathMax));
+  MILLRACE_TRY(CheckName("effect", job.effect, 2 * kPathMax));
+  if (job.priority < 0 || job.priority >= kPriorityLevels)
+    return Fail(ErrorCode::kInvalidArgument, "priority: {} is not in [0, {}]", job.priority, kPriorityLevels - 1);
+  if (job.payload.size() > kPayloadBytesMax)
+    return Fail(ErrorCode::kInvalidArgument, "payload: {} bytes, limit {}", job.payload.size(), kPayloadBytesMax);
+  if (job.retry.max_attempts < 1 || job.retry.max_attempts > kMaxAttemptsMax)
+    return Fail(ErrorCode::kInvalidArgument, "max_attempts: {} is not in [1, {}]", job.retry.max_attempts, kMaxAttemptsMax);
+  if (job.retry.backoff_base.count() < 0 || job.retry.backoff_cap.count() < 0 || job.timeout.count() < 0)
+    return Fail(ErrorCode::kInvalidArgument, "backoff and timeout: a negative duration");
+  return {};
+}
+
+}  // namespace
+
+void Dispatcher::On(event::FromClient& e) {
+  if (auto* jobs = std::get_if<wire::SubmitJobs>(&e.message)) return OnSubmitJobs(e.peer, *jobs);
+  if (auto* run = std::get_if<wire::SubmitRun>(&e.message)) return OnSubmitRun(e.peer, *run);
+  if (auto* watch = std::get_if<wire::Watch>(&e.message)) return OnWatch(e.peer, *watch);
+  if (auto* status = std::get_if<wire::Status>(&e.message)) return OnStatus(e.peer, *status);
+  if (auto* cancel = std::get_if<wire::CancelRun>(&e.message))
+    return Problem(e.peer, cancel->request, "unsupported", "this version cannot cancel a run");
+  Problem(e.peer, 0, "invalid_argument", "this message is not for the broker's front socket");
+}
+
+void Dispatcher::On(event::ClientPeerGone& e) {
+  for (auto it = watchers_.begin(); it != watchers_.end();) {
+    std::erase(it->second, e.peer);
+    it = it->second.empty() ? watchers_.erase(it) : std::next(it);
+  }
+}
+
+void Dispatcher::Problem(const wire::PeerId& peer, std::uint64_t request, std::string code, std::string message) {
+  to_clients_.push_back({.peer = peer,
+                         .message = wire::Problem{.request = request, .code = std::move(code), .message = std::move(message)}});
+}
+
+// Whether the request can go on now. Otherwise it was answered, or parked until its shards are taken.
+template <class Request>
+bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards, Request& request, std::size_t rows) {
+  const std::uint64_t number = request.request;
+  if (stopping_) {
+    Problem(peer, number, "unavailable", "the broker is stopping");
+    return false;
+  }
+  bool ready = true;
+  for (const ShardId id : shards) {
+    const auto it = shards_.find(id);
+    if (it == shards_.end() || it->second.phase == Phase::kElsewhere) {
+      Problem(peer, number, "not_owner",
+              fmt::format("shard {} belongs to broker '{}'", id.value(), it == shards_.end() ? "" : it->second.owner_name));
+      return false;
+    }
+    ready = ready && it->second.phase == Phase::kReady;
+  }
+  if (accepting_rows_ + rows > kAcceptingRowsMax) {
+    Problem(peer, number, "limit", fmt::format("{} rows wait for the ledger, limit {}", accepting_rows_, kAcceptingRowsMax));
+    return false;
+  }
+  if (ready) return true;
+  const MonoTime until = parked_until_.value_or(now_ + kParkTimeout);
+  if (until <= now_) {
+    Problem(peer, number, "unavailable", "the shard is being taken over: try again");
+  } else if (parked_.size() >= kParkedRequestsMax) {
+    Problem(peer, number, "limit", fmt::format("{} requests wait for their shard", parked_.size()));
+  } else {
+    parked_.push_back({.peer = peer, .message = std::move(request), .until = until});
+  }
+  return false;
+}
+
+void Dispatcher::RetryParked() {
+  auto parked = std::exchange(parked_, {});
+  for (Parked& p : parked) {
+    parked_until_ = p.until;
+    event::FromClient again{.peer = std::move(p.peer), .message = std::move(p.message)};
+    On(again);
+  }
+  parked_until_.reset();
+}
+
+void Dispatcher::AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, std::set<PieceId>& pieces) {
+  if (const auto it = accepting_.find(spec.id.uuid); it != accepting_.end()) {
+    submit->items.push_back({.id = spec.id.uuid, .duplicate = true});
+    if (pieces.insert(it->second).second) pieces_.at(it->second).submits.push_back(submit);
+    return;
+  }
+  Shard& shard = *ShardOfOrg(spec.org);
+  Piece& piece = OpenPiece(shard, shard.submit_piece);
+  submit->items.push_back({.id = spec.id.uuid, .duplicate = false});
+  if (pieces.insert(shard.submit_piece).second) piece.submits.push_back(submit);
+  accepting_.emplace(spec.id.uuid, shard.submit_piece);
+  piece.accepting.push_back(spec.id.uuid);
+  ++piece.accept_rows;
+  ++accepting_rows_;
+  if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
+  piece.rows.jobs.push_back(std::move(spec));
+}
+
+void Dispatcher::OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m) {
+  std::set<ShardId> shards;
+  if (m.jobs.size() > kBatchJobsMax)
+    return Problem(peer, m.request, "limit", fmt::format("jobs: {} in one message, limit {}", m.jobs.size(), kBatchJobsMax));
+  for (std::size_t i = 0; i < m.jobs.size(); ++i) {
+    JobSpec& job = m.jobs[i];
+    auto valid = CheckJob(job);
+    if (valid && (job.run || !job.depends_on.empty()))
+      valid = Fail(ErrorCode::kInvalidArgument, "a single job has no run and depends on nothing");
+    if (!valid) return Problem(peer, m.request, "invalid_argument", fmt::format("jobs[{}]: {}", i, valid.error().message));
+    if (job.submitted_at == WallTime{}) job.submitted_at = wall_;
+    shards.insert(ShardOf(job.org, options_.shard_count));
+  }
+  if (!Admit(peer, shards, m, m.jobs.size())) return;
+  auto submit = std::make_shared<Submit>();
+  submit->peer = peer;
+  submit->request = m.request;
+  std::set<PieceId> pieces;
+  for (JobSpec& job : m.jobs) AcceptJob(std::move(job), submit, pieces);
+  submit->pieces = pieces.size();
+  if (pieces.empty()) FinishSubmit(*submit);
+}
+
+void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
+  if (m.jobs.size() > kStagesPerPipelineMax)
+    return Problem(peer, m.request, "limit", fmt::format("run: {} jobs, limit {}", m.jobs.size(), kStagesPerPipelineMax));
+  auto valid = RunCoordinator::Validate(m.run, m.jobs);
+  if (valid) valid = CheckName("pipeline", m.run.pipeline, kNameBytesMax);
+  for (std::size_t i = 0; valid && i < m.jobs.size(); ++i) {
+    valid = CheckJob(m.jobs[i]);
+    if (m.jobs[i].submitted_at == WallTime{}) m.jobs[i].submitted_at = wall_;
+  }
+  if (!valid) return Problem(peer, m.request, "invalid_argument", valid.error().message);
+  if (m.run.created_at == WallTime{}) m.run.created_at = wall_;
+  const ShardId shard_id = ShardOf(m.run.org, options_.shard_count);
+  if (!Admit(peer, {shard_id}, m, m.jobs.size() + 1)) return;
+  Shard& shard = shards_.at(shard_id);
+  auto submit = std::make_shared<Submit>();
+  submit->peer = peer;
+  submit->request = m.request;
+  submit->run = true;
+  submit->watch = m.watch;
+  submit->items.push_back({.id = m.run.id.uuid, .duplicate = false});
+  submit->pieces = 1;
+  if (const auto it = accepting_.find(m.run.id.uuid); it != accepting_.end() || shard.runs.Knows(m.run.id)) {
+    submit->items.front().duplicate = true;
+    if (it == accepting_.end()) return FinishSubmit(*submit);
+    pieces_.at(it->second).submits.push_back(submit);
+    return;
+  }
+  Piece& piece = OpenPiece(shard, shard.submit_piece);
+  piece.submits.push_back(submit);
+  piece.accepting.push_back(m.run.id.uuid);
+  accepting_.emplace(m.run.id.uuid, shard.submit_piece);
+  piece.accept_rows += m.jobs.size() + 1;
+  accepting_rows_ += m.jobs.size() + 1;
+  piece.rows.runs.push_back(std::move(m.run));
+  for (JobSpec& job : m.jobs) piece.rows.jobs.push_back(std::move(job));
+}
+
+void Dispatcher::AddWatcher(RunId run, const wire::PeerId& peer) {
+  auto& peers = watchers_[run];
+  if (std::ranges::find(peers, peer) == peers.end() && peers.size() < kWatchersPerRunMax) peers.push_back(peer);
+}
+
+void Dispatcher::OnWatch(const wire::PeerId& peer, const wire::Watch& m) {
+  for (auto& [id, shard] : shards_) {
+    if (!shard.runs.Knows(m.run)) continue;
+    AddWatcher(m.run, peer);
+    if (auto update = shard.runs.Update(m.run, true)) to_clients_.push_back({.peer = peer, .message = std::move(*update)});
+    return;
+  }
+  ToLedger(command::ReadRun{.peer = peer, .request = m.request, .run = m.run});
+}
+
+void Dispatcher::EmitUpdates(Shard& shard) {
+  for (const RunId& run : shard.runs.TakeChangedRuns()) {
+    const auto it = watchers_.find(run);
+    if (it == watchers_.end()) continue;
+    if (auto update = shard.runs.Update(run, false); update && !update->changed.empty())
+      for (const auto& peer : it->second) to_clients_.push_back({.peer = peer, .message = *update});
+  }
+}
+
+void Dispatcher::OnStatus(const wire::PeerId& peer, const wire::Status& m) {
+  wire::StatusReply reply{.request = m.request, .broker = options_.name, .shards = {}, .workers = {}};
+  std::map<ShardId, std::uint64_t> running;
+  for (const auto& [id, lease] : leases_) ++running[lease.shard];
+  for (const auto& [id, shard] : shards_)
+    if (shard.phase == Phase::kReady)
+      reply.shards.push_back({.shard = id.value(),
+                              .epoch = shard.hold.epoch.value(),
+                              .ready = lines_.Ready(id),
+                              .running = running[id],
+                              .runs = shard.runs.size()});
+  for (const auto& [id, worker] : workers_)
+    reply.workers.push_back({.name = worker.name,
+                             .concurrency = worker.concurrency,
+                             .running = static_cast<std::uint32_t>(worker.leases.size())});
+  to_clients_.push_back({.peer = peer, .message = std::move(reply)});
+}
+
+}  // namespace millrace

@@ -1,0 +1,264 @@
+// Taking, rebuilding and losing shards, and the queue's replies.
+#include <algorithm>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "broker/entry_codec.h"
+#include "common/base/check.h"
+#include "common/base/log.h"
+
+namespace millrace {
+
+void Dispatcher::On(event::ShardTaken& e) {
+  Shard& shard = shards_[e.hold.shard];
+  MILLRACE_CHECK(shard.hold.epoch < e.hold.epoch, "shard {}: epoch {} after {}", e.hold.shard.value(), e.hold.epoch.value(),
+                 shard.hold.epoch.value());
+  DropShard(shard, "taken anew");
+  shard.hold = e.hold;
+  shard.phase = Phase::kTaking;
+  shard.dispatches = 0;
+  // Take goes out with this flush, before anything else of the new epoch.
+  ops_.push_back({.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake, .line = {}, .split = {}});
+  takes_.push_back({.id = ops_.back().id, .op = queue_op::Take{.shard = e.hold.shard, .epoch = e.hold.epoch}});
+}
+
+void Dispatcher::On(event::ShardLost& e) {
+  Shard& shard = shards_[e.shard];
+  if (shard.phase >= Phase::kTaking) LogWarn("shard {}: lost, {}", e.shard.value(), e.reason);
+  DropShard(shard, e.reason);
+  shard.phase = e.owner_name.empty() ? Phase::kUnknown : Phase::kElsewhere;
+  shard.owner_name = e.owner_name;
+  if (shard.phase == Phase::kElsewhere) RetryParked();
+}
+
+// Everything of the hold is forgotten; the ledger has what matters.
+void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
+  const ShardId id = shard.hold.shard;
+  for (auto it = leases_.begin(); it != leases_.end();) {
+    if (it->second.shard != id) {
+      ++it;
+      continue;
+    }
+    if (const auto w = workers_.find(it->second.worker); w != workers_.end()) {
+      w->second.leases.erase(it->first);
+      std::erase_if(w->second.grants, [&](const auto& grant) { return grant.id == it->first; });
+      RevokeLater(w->second.peer, {.job = it->first, .token = it->second.token, .reason = "owner_changed"});
+    }
+    it = leases_.erase(it);
+  }
+  for (auto it = pieces_.begin(); it != pieces_.end();) {
+    if (it->second.hold.shard != id) {
+      ++it;
+      continue;
+    }
+    FailSubmits(it->second, "unavailable", "the outcome is not known: submit again with the same ids");
+    it = pieces_.erase(it);
+  }
+  std::erase_if(claims_, [&](const ClaimPlan& plan) {
+    if (plan.shard != id) return false;
+    for (const auto& [worker, n] : plan.split)
+      if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= n;
+    return true;
+  });
+  if (shard.phase >= Phase::kTaking) LogInfo("shard {}: epoch {} is over: {}", id.value(), shard.hold.epoch.value(), reason);
+  lines_.DropShard(id);
+  const ShardHold hold = shard.hold;
+  shard = Shard{};
+  shard.hold = hold;
+}
+
+void Dispatcher::TakeAnew(Shard& shard, const std::string& reason) {
+  ToLedger(command::TakeShardAnew{.dropped = shard.hold, .reason = reason});
+  DropShard(shard, reason);
+}
+
+void Dispatcher::On(event::LiveRunsRead& e) {
+  Shard* shard = Current(e.hold);
+  if (shard == nullptr || shard->phase != Phase::kReadingRuns) return;
+  std::optional<RunId> after;
+  for (LiveRun& run : e.runs) {
+    after = run.spec.id;
+    shard->runs.Restore(std::move(run));
+  }
+  if (!e.last && after) {
+    ToLedger(command::ReadLiveRuns{.hold = e.hold, .after = after});
+    return;
+  }
+  WriteEffects(*shard, shard->runs.FinishRestore());
+  shard->phase = Phase::kReadingJobs;
+  ToLedger(command::ReadLiveJobs{.hold = e.hold, .after = std::nullopt});
+}
+
+void Dispatcher::On(event::LiveJobsRead& e) {
+  Shard* shard = Current(e.hold);
+  if (shard == nullptr || shard->phase != Phase::kReadingJobs) return;
+  std::optional<JobId> after;
+  for (const LiveJob& job : e.jobs) {
+    after = job.spec.id;
+    if (!shard->restored_jobs.insert(job.spec.id).second) continue;
+    Enqueue(*shard, job.spec, job.counters, job.next_run_at ? job.next_run_at : job.spec.run_at, false);
+  }
+  if (!e.last && after) {
+    ToLedger(command::ReadLiveJobs{.hold = e.hold, .after = after});
+    return;
+  }
+  BecomeReady(*shard);
+}
+
+void Dispatcher::BecomeReady(Shard& shard) {
+  shard.phase = Phase::kReady;
+  LogInfo("shard {}: ready in epoch {}, {} runs, {} single jobs", shard.hold.shard.value(), shard.hold.epoch.value(),
+          shard.runs.size(), shard.restored_jobs.size());
+  for (const auto& [line, n] : std::exchange(shard.held_lines, {})) AddReady(shard, line, n);
+  ReadOutbox(shard);
+  for (const RunId& run : shard.runs.Runs())
+    if (const auto it = watchers_.find(run); it != watchers_.end())
+      for (const auto& peer : it->second)
+        if (auto update = shard.runs.Update(run, true)) to_clients_.push_back({.peer = peer, .message = std::move(*update)});
+  RetryParked();
+}
+
+void Dispatcher::On(event::Rung& e) {
+  const auto it = shards_.find(e.shard);
+  if (it != shards_.end() && it->second.phase == Phase::kReady) ReadOutbox(it->second);
+}
+
+void Dispatcher::ReadOutbox(Shard& shard) {
+  if (shard.outbox_reading) {
+    shard.outbox_again = true;
+    return;
+  }
+  shard.outbox_reading = true;
+  shard.next_outbox = now_ + kOutboxPollInterval;
+  ToLedger(command::ReadOutbox{.hold = shard.hold});
+}
+
+// A row is seen again until its removal is durable. `outbox_taking` has those that are being removed, `restored_jobs` those that
+// the rebuild found before (it is needed until one reading that began after the rebuild has seen every row of that time).
+void Dispatcher::On(event::OutboxRead& e) {
+  Shard* shard = Current(e.hold);
+  if (shard == nullptr || shard->phase != Phase::kReady) return;
+  shard->outbox_reading = false;
+  if (e.failed) return;  // the next poll reads it
+  RunEffects effects;
+  std::vector<RunId> runs;
+  std::vector<JobId> jobs;
+  for (LiveRun& live : e.rows.runs) {
+    const RunId id = live.spec.id;
+    if (!shard->outbox_taking.insert(id.uuid).second) continue;
+    runs.push_back(id);
+    if (shard->runs.Knows(id)) continue;
+    effects.Append(shard->runs.AddRun(std::move(live.spec), std::move(live.jobs)));
+  }
+  for (const LiveJob& live : e.rows.jobs) {
+    const JobId id = live.spec.id;
+    if (!shard->outbox_taking.insert(id.uuid).second) continue;
+    jobs.push_back(id);
+    if (shard->restored_jobs.contains(id) || leases_.contains(id)) continue;
+    Enqueue(*shard, live.spec, live.counters, live.next_run_at ? live.next_run_at : live.spec.run_at, false);
+  }
+  if (!runs.empty() || !jobs.empty()) {
+    WriteEffects(*shard, std::move(effects));
+    Piece& piece = OpenPiece(*shard, shard->progress_piece);
+    piece.rows.outbox_done_runs.insert(piece.rows.outbox_done_runs.end(), runs.begin(), runs.end());
+    piece.rows.outbox_done_jobs.insert(piece.rows.outbox_done_jobs.end(), jobs.begin(), jobs.end());
+    piece.outbox_runs.insert(piece.outbox_runs.end(), runs.begin(), runs.end());
+    piece.outbox_jobs.insert(piece.outbox_jobs.end(), jobs.begin(), jobs.end());
+  }
+  const bool rung = std::exchange(shard->outbox_again, false);
+  if (!e.more) {
+    shard->restored_jobs.clear();
+    if (rung) ReadOutbox(*shard);
+  } else if (shard->outbox_taking.empty()) {
+    ReadOutbox(*shard);
+  } else {
+    shard->outbox_again = true;  // the next page shows once this one's rows are removed: see CommittedPiece
+  }
+}
+
+void Dispatcher::On(event::QueueReplies& e) {
+  for (auto& [id, result] : e.replies) {
+    MILLRACE_CHECK(!ops_.empty() && ops_.front().id == id, "queue reply {} is out of order", id.value());
+    Op op = std::move(ops_.front());
+    ops_.pop_front();
+    for (const auto& [worker, n] : op.split) {
+      const auto it = workers_.find(worker);
+      if (it != workers_.end() && it->second.reserved >= n) it->second.reserved -= n;
+    }
+    if (!result) {
+      QueueFailed(op, result.error());
+      continue;
+    }
+    Shard* shard = Current(op.hold);
+    if (shard == nullptr) continue;
+    switch (op.kind) {
+      case Op::Kind::kTake:
+        shard->phase = Phase::kReadingRuns;
+        ToLedger(command::ReadLiveRuns{.hold = op.hold, .after = std::nullopt});
+        break;
+      case Op::Kind::kPlain: break;
+      case Op::Kind::kClaim: OnClaimed(op, *result); break;
+      case Op::Kind::kPromote: OnPromoted(op, *result); break;
+    }
+  }
+}
+
+void Dispatcher::QueueFailed(const Op& op, const Error& error) {
+  if (Shard* shard = Current(op.hold))
+    TakeAnew(*shard, fmt::format("queue: {}: {}", Name(error.code), error.message));
+}
+
+// The worker to whom the claim's next job goes; nullptr when all of them are gone or full.
+Dispatcher::Worker* Dispatcher::NextTaker(Op& op) {
+  while (!op.split.empty()) {
+    auto& [id, share] = op.split.front();
+    const auto it = workers_.find(id);
+    if (share > 0 && it != workers_.end() && it->second.Credit() > 0 && !stopping_) {
+      --share;
+      return &it->second;
+    }
+    op.split.erase(op.split.begin());
+  }
+  return nullptr;
+}
+
+void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
+  Shard* shard = Current(op.hold);
+  for (auto& [id, line, body, run_at] : reply.claimed) {
+    if (leases_.contains(id)) continue;  // the queue had it twice: it is running already
+    std::shared_ptr<const JobSpec> spec;
+    Counters counters;
+    if (body.empty()) {
+      RunCoordinator::Job* job = shard->runs.Find(id);
+      if (job == nullptr || IsTerminal(job->state)) {
+        shard->finish.push_back(id);
+        continue;
+      }
+      spec = job->spec;
+      counters = job->counters;
+    } else {
+      auto entry = DecodeEntry(body);
+      if (!entry) {
+        TakeAnew(*shard, entry.error().message);
+        return;
+      }
+      spec = std::make_shared<const JobSpec>(std::move(entry->spec));
+      counters = entry->counters;
+    }
+    if (Worker* worker = NextTaker(op)) {
+      Grant(*shard, *worker, std::move(spec), counters);
+    } else {
+      Enqueue(*shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
+    }
+  }
+  plan_needed_ = true;
+}
+
+void Dispatcher::OnPromoted(const Op& op, QueueReply& reply) {
+  Shard* shard = Current(op.hold);
+  shard->promoting = false;
+  for (const LineCount& gained : reply.promoted) AddReady(*shard, gained.line, gained.count);
+  if (reply.next_due) shard->next_due = shard->next_due ? std::min(*shard->next_due, *reply.next_due) : *reply.next_due;
+}
+
+}  // namespace millrace

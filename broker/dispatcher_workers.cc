@@ -1,0 +1,320 @@
+// Sessions, leases and grants.
+#include <algorithm>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "common/base/check.h"
+#include "common/base/log.h"
+
+namespace millrace {
+namespace {
+
+// Beats that waited together in a socket are one look at the worker, not several.
+constexpr auto kBeatSpacingMin = kHeartbeatInterval / 2;
+constexpr std::uint8_t kBeatsMissedMax = 2;
+
+}  // namespace
+
+std::uint64_t Dispatcher::Worker::Credit() const {
+  if (draining || unreachable) return 0;
+  const std::uint64_t used = granted + reserved;
+  return credit_limit > used ? credit_limit - used : 0;
+}
+
+void Dispatcher::On(event::FromWorker& e) {
+  if (auto* hello = std::get_if<wire::Hello>(&e.message)) return OnHello(e.peer, *hello);
+  if (auto* beat = std::get_if<wire::Beat>(&e.message)) return OnBeat(e.peer, *beat);
+  if (auto* ended = std::get_if<wire::Ended>(&e.message)) return OnEnded(e.peer, *ended);
+  if (auto* goodbye = std::get_if<wire::Goodbye>(&e.message)) return OnGoodbye(*goodbye);
+}
+
+void Dispatcher::On(event::WorkerPeerGone& e) {
+  for (auto& [id, worker] : workers_)
+    if (worker.peer == e.peer) worker.unreachable = true;  // until it is heard again; its leases end by time
+}
+
+void Dispatcher::OnHello(const wire::PeerId& peer, wire::Hello& m) {
+  auto it = workers_.find(m.worker);
+  if (it == workers_.end()) {
+    if (workers_.size() >= kWorkersMax) {
+      LogWarn("worker {}: refused, {} workers are connected", m.name, workers_.size());
+      return;
+    }
+    it = workers_.try_emplace(m.worker).first;
+    LogInfo("worker {}: connected, concurrency {}", m.name, m.concurrency);
+  }
+  Worker& worker = it->second;
+  worker.id = m.worker;
+  worker.peer = peer;
+  worker.name = std::move(m.name);
+  worker.reach = {.queues = std::move(m.queues), .kinds = std::move(m.kinds), .roots = std::move(m.roots)};
+  worker.concurrency = std::max<std::uint32_t>(1, m.concurrency);
+  worker.credit_limit = m.credit_limit;
+  worker.heard = now_;
+  worker.draining = worker.unreachable = false;
+  to_workers_.push_back({.peer = peer,
+                         .message = wire::Welcome{.broker = options_.name,
+                                                  .heartbeat_ms = static_cast<std::uint32_t>(kHeartbeatInterval.count()),
+                                                  .lease_ms = static_cast<std::uint32_t>(kLeaseTtl.count())}});
+  Held(worker, m.held);
+  // The worker counts grants from this Hello on; those that were under way when it said it are among them.
+  worker.granted = static_cast<std::uint64_t>(
+      std::ranges::count_if(worker.leases, [&](const JobId& job) { return leases_.at(job).beat != worker.beats; }));
+  plan_needed_ = true;
+}
+
+void Dispatcher::OnBeat(const wire::PeerId& peer, wire::Beat& m) {
+  const auto it = workers_.find(m.worker);
+  if (it == workers_.end()) {
+    to_workers_.push_back({.peer = peer, .message = wire::BrokerBeat{.known = false}});
+    return;
+  }
+  Worker& worker = it->second;
+  worker.peer = peer;
+  worker.heard = now_;
+  worker.unreachable = false;
+  worker.draining = m.draining;
+  worker.credit_limit = std::max(worker.credit_limit, m.credit_limit);
+  for (const auto& [job, rows, bytes] : m.progress) {
+    const auto lease = leases_.find(job);
+    if (lease == leases_.end() || lease->second.worker != worker.id || !lease->second.spec->run) continue;
+    Shard& shard = shards_.at(lease->second.shard);
+    RunCoordinator::Job* live = shard.runs.Find(job);
+    if (live == nullptr || lease->second.ending || (live->rows == rows && live->bytes == bytes)) continue;
+    live->rows = rows;
+    live->bytes = bytes;
+    shard.runs.Show(job);
+  }
+  to_workers_.push_back({.peer = peer, .message = wire::BrokerBeat{.known = true}});
+  Held(worker, m.held);
+  plan_needed_ = true;
+}
+
+// Renews what the worker says it runs, tells it to stop what it should not run, and notices grants that never arrived.
+void Dispatcher::Held(Worker& worker, const std::vector<wire::Hello::Held>& held) {
+  ++worker.beats;
+  for (const auto& [job, token] : held) {
+    const auto it = leases_.find(job);
+    if (it != leases_.end() && it->second.token == token && it->second.worker == worker.id) {
+      it->second.beat = worker.beats;
+      it->second.listed = true;
+      it->second.missed = 0;
+      continue;
+    }
+    const auto ended = recently_ended_.find(job);
+    if (ended != recently_ended_.end() && ended->second == token) continue;  // the answer to its report is on the way
+    RevokeLater(worker.peer, {.job = job, .token = token, .reason = "no_lease"});
+  }
+  std::vector<JobId> lost;
+  for (const JobId& job : worker.leases) {
+    Lease& lease = leases_.at(job);
+    if (lease.beat == worker.beats || now_ - lease.counted_at < kBeatSpacingMin) continue;
+    lease.counted_at = now_;
+    if (++lease.missed >= kBeatsMissedMax) lost.push_back(job);
+  }
+  std::ranges::sort(lost);
+  for (const JobId& job : lost) Lose(job, "the worker does not run it: the grant was lost on the way");
+}
+
+void Dispatcher::OnEnded(const wire::PeerId& peer, wire::Ended& m) {
+  const auto session = workers_.find(m.worker);
+  if (session != workers_.end()) {
+    session->second.peer = peer;
+    session->second.heard = now_;
+    session->second.credit_limit = std::max(session->second.credit_limit, m.credit_limit);
+    plan_needed_ = true;
+  }
+  for (AttemptReport& report : m.reports) {
+    const auto it = leases_.find(report.job);
+    const bool live = it != leases_.end() && it->second.token == report.token && it->second.worker == m.worker;
+    if (live && it->second.ending) continue;  // a repeated report: answered when the first one is durable
+    if (live) {
+      EndAttempt(it->second, report);
+      continue;
+    }
+    const auto ended = recently_ended_.find(report.job);
+    const bool known = ended != recently_ended_.end() && ended->second == report.token;
+    Reply(peer, {.job = report.job, .token = report.token, .accepted = known, .reason = known ? "" : "stale_token"});
+  }
+}
+
+void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
+  Shard& shard = shards_.at(lease.shard);
+  const JobSpec& spec = *lease.spec;
+  const AttemptVerdict verdict = Judge(spec.retry, lease.counters, report.end, report.retryable);
+  lease.ending = true;
+  Worker& worker = workers_.at(lease.worker);
+  worker.leases.erase(spec.id);
+  if (report.worker.empty()) report.worker = worker.name;
+  Piece& piece = OpenPiece(shard, shard.progress_piece);
+  Ending ending{.job = spec.id, .token = lease.token, .verdict = verdict, .run_at = std::nullopt};
+  if (verdict.terminal) {
+    if (spec.run) {
+      RunCoordinator::Job& job = *shard.runs.Find(spec.id);
+      job.worker = report.worker;
+      job.result = report.result;
+      job.error = report.error;
+      AppendEffects(shard, piece, shard.runs.JobEnded(spec.id, *verdict.terminal, verdict.counters, report.error));
+    }
+    piece.rows.outcomes.push_back({.report = std::move(report),
+                                   .org = spec.org,
+                                   .run = spec.run,
+                                   .state = *verdict.terminal,
+                                   .counters = verdict.counters,
+                                   .recorded_at = wall_});
+  } else {
+    if (!verdict.immediate)
+      ending.run_at = wall_ + BackoffDelay(spec.retry, static_cast<int>(verdict.counters.failures), options_.random->Next());
+    if (spec.run) shard.runs.Find(spec.id)->error = report.error;
+    piece.rows.attempts.push_back({.report = std::move(report),
+                                   .org = spec.org,
+                                   .counters = verdict.counters,
+                                   .next_run_at = ending.run_at.value_or(wall_)});
+  }
+  piece.endings.push_back(std::move(ending));
+}
+
+// The job starts elsewhere at once; its row need not be durable first, because the next token is greater anyway.
+void Dispatcher::Lose(JobId id, const std::string& why) {
+  auto node = leases_.extract(id);
+  const Lease& lease = node.mapped();
+  MILLRACE_CHECK(!lease.ending, "job {}: lost while its end is being written", id.ToString());
+  Shard& shard = shards_.at(lease.shard);
+  const AttemptVerdict verdict = Judge(lease.spec->retry, lease.counters, AttemptEnd::kLost, true);
+  AttemptRow row;
+  row.report.job = id;
+  row.report.token = lease.token;
+  row.report.end = AttemptEnd::kLost;
+  row.report.error_class = "worker_lost";
+  row.report.error = why;
+  row.report.finished_at = wall_;
+  row.org = lease.spec->org;
+  row.counters = verdict.counters;
+  row.next_run_at = wall_;
+  if (const auto worker = workers_.find(lease.worker); worker != workers_.end()) {
+    row.report.worker = worker->second.name;
+    worker->second.leases.erase(id);
+    if (!lease.listed && worker->second.granted > 0) --worker->second.granted;  // it never took this one
+  }
+  OpenPiece(shard, shard.progress_piece).rows.attempts.push_back(std::move(row));
+  if (lease.spec->run) {
+    RunCoordinator::Job* job = shard.runs.Find(id);
+    job->counters = verdict.counters;
+    job->run_at.reset();
+    shard.runs.Apply(*job, JobEvent::kRequeued);
+    shard.runs.Show(id);
+  }
+  Enqueue(shard, *lease.spec, verdict.counters, std::nullopt, true);
+}
+
+void Dispatcher::LoseWorker(WorkerId id, const std::string& why) {
+  const auto it = workers_.find(id);
+  if (it == workers_.end()) return;
+  std::vector<JobId> lost(it->second.leases.begin(), it->second.leases.end());
+  std::ranges::sort(lost, std::greater{});  // each goes to the front of its line: the oldest last
+  LogInfo("worker {}: gone ({}), {} jobs start elsewhere", it->second.name, why, lost.size());
+  for (const JobId& job : lost) Lose(job, why);
+  workers_.erase(id);
+}
+
+void Dispatcher::OnGoodbye(const wire::Goodbye& m) { LoseWorker(m.worker, "the worker said goodbye"); }
+
+void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters) {
+  const JobId id = spec->id;
+  MILLRACE_CHECK(shard.dispatches < UINT32_MAX, "shard {}: tokens of epoch {} are used up", shard.hold.shard.value(),
+                 shard.hold.epoch.value());
+  const Token token = Token::Make(shard.hold.epoch, ++shard.dispatches);
+  if (spec->run) {
+    RunCoordinator::Job& job = *shard.runs.Find(id);
+    if (job.state == JobState::kScheduled) shard.runs.Apply(job, JobEvent::kDue);
+    shard.runs.Apply(job, JobEvent::kLeased);
+    job.worker = worker.name;
+    job.error.clear();
+    shard.runs.Show(id);
+  }
+  ++worker.granted;
+  worker.leases.insert(id);
+  worker.grants.push_back({.id = id,
+                           .token = token,
+                           .kind = spec->kind,
+                           .payload = spec->payload,
+                           .timeout_ms = static_cast<std::uint32_t>(std::clamp<std::int64_t>(spec->timeout.count(), 0, UINT32_MAX)),
+                           .delivery = counters.deliveries + 1});
+  const bool first = leases_
+                         .emplace(id, Lease{.shard = shard.hold.shard,
+                                            .spec = std::move(spec),
+                                            .counters = counters,
+                                            .token = token,
+                                            .worker = worker.id,
+                                            .counted_at = now_})
+                         .second;
+  MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
+}
+
+void Dispatcher::RememberEnded(JobId job, Token token) {
+  if (recently_ended_.insert_or_assign(job, token).second) recently_ended_order_.push_back(job);
+  if (recently_ended_order_.size() <= kRecentlyEndedMax) return;
+  recently_ended_.erase(recently_ended_order_.front());
+  recently_ended_order_.pop_front();
+}
+
+// First the idle slots of all workers, then what they take ahead; in each round every worker gets its share, so that few jobs
+// spread and many go out in large claims.
+void Dispatcher::Plan() {
+  plan_needed_ = false;
+  if (stopping_ || lines_.Empty()) return;
+  std::vector<Worker*> order;
+  order.reserve(workers_.size());
+  for (auto it = workers_.upper_bound(plan_from_); it != workers_.end(); ++it) order.push_back(&it->second);
+  for (auto it = workers_.begin(); it != workers_.end() && it->first <= plan_from_; ++it) order.push_back(&it->second);
+  std::erase_if(order, [](const Worker* worker) { return worker->Credit() == 0; });
+  for (const bool ahead : {false, true}) {
+    const auto budget = [ahead](const Worker& worker) {
+      const std::uint64_t busy = worker.leases.size() + worker.reserved;
+      const std::uint64_t idle = worker.concurrency > busy ? worker.concurrency - busy : 0;
+      return ahead ? worker.Credit() : std::min(worker.Credit(), idle);
+    };
+    std::vector<Worker*> hungry = order;
+    while (!hungry.empty() && !lines_.Empty()) {
+      std::erase_if(hungry, [&](const Worker* worker) { return budget(*worker) == 0; });
+      std::size_t sharing = hungry.size();
+      std::erase_if(hungry, [&](Worker* worker) { return !PlanFor(*worker, budget(*worker), sharing--); });
+    }
+  }
+}
+
+// Promises `worker` its share of the best lines it serves: one turn of every org. `sharing` workers, this one included, have not
+// had their turn in this round. False: there is nothing for it.
+bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t sharing) {
+  const auto share_of = [](std::uint64_t all, std::uint64_t parts) { return (all + parts - 1) / parts; };
+  std::size_t orgs_left = 1;
+  for (bool any = false; budget > 0 && orgs_left > 0; any = true, --orgs_left) {
+    LineIndex::Line* line = lines_.Next(worker.reach);
+    if (line == nullptr) return any;
+    if (!any) orgs_left = lines_.OrgsBeside(*line);
+    const auto n = static_cast<std::uint32_t>(
+        std::min<std::uint64_t>({budget, share_of(line->ready, sharing), share_of(budget, orgs_left), kClaimJobsMax}));
+    auto plan = std::ranges::find_if(claims_, [&](const ClaimPlan& p) {
+      return p.shard == line->shard && p.line == line->name && p.total + n <= kClaimJobsMax;
+    });
+    if (plan == claims_.end())
+      plan = claims_.insert(claims_.end(), ClaimPlan{.shard = line->shard, .line = line->name, .total = 0, .split = {}});
+    plan->total += n;
+    plan->split.emplace_back(worker.id, n);
+    worker.reserved += n;
+    budget -= n;
+    lines_.Take(*line, n);
+  }
+  plan_from_ = worker.id;
+  return true;
+}
+
+void Dispatcher::Reply(const wire::PeerId& peer, wire::EndedReply::Item item) {
+  ended_replies_[peer].items.push_back(std::move(item));
+}
+
+void Dispatcher::RevokeLater(const wire::PeerId& peer, wire::Revoke::Item item) {
+  revokes_[peer].items.push_back(std::move(item));
+}
+
+}  // namespace millrace

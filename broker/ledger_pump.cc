@@ -1,0 +1,351 @@
+#include "broker/ledger_pump.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "common/base/log.h"
+#include "common/wire/text.h"
+
+namespace millrace {
+namespace {
+
+constexpr Millis kCommitBudget{2000};  // well below kOwnershipTtl, so that a slow commit does not cost the shards
+constexpr Millis kReadBudget{2000};
+constexpr Millis kRenewBudget{1000};
+constexpr Millis kBackoffFirst{20};
+constexpr Millis kBackoffMax{500};
+constexpr Millis kTakeRetry{1000};
+constexpr Millis kTakeAnewDelay{100};
+constexpr int kReadsPerStep = 4;
+constexpr std::uint32_t kCheckpointRecordsMax = 10'000;
+
+template <class T>
+std::size_t MoveInto(std::vector<T>& to, std::vector<T>& from) {
+  const std::size_t n = from.size();
+  if (to.empty()) {
+    to = std::move(from);
+  } else {
+    std::move(from.begin(), from.end(), std::back_inserter(to));
+  }
+  from.clear();
+  return n;
+}
+
+template <class T>
+void MoveBack(std::vector<T>& to, std::vector<T>& from, std::size_t& at, std::size_t n) {
+  const auto begin = from.begin() + static_cast<std::ptrdiff_t>(at);
+  to.assign(std::make_move_iterator(begin), std::make_move_iterator(begin + static_cast<std::ptrdiff_t>(n)));
+  at += n;
+}
+
+std::size_t Rows(const OwnerBatch& b) {
+  return b.runs.size() + b.jobs.size() + b.attempts.size() + b.outcomes.size() + b.run_outcomes.size() +
+         b.outbox_done_runs.size() + b.outbox_done_jobs.size();
+}
+
+}  // namespace
+
+LedgerPump::LedgerPump(LedgerPumpOptions options, Ledger& ledger, const Clock& clock)
+    : options_(std::move(options)), ledger_(ledger), clock_(clock) {
+  const MonoTime now = clock_.Now();
+  for (const ShardId shard : options_.shards) next_take_[shard] = now;
+  next_checkpoint_ = now + options_.checkpoint_interval;
+}
+
+bool LedgerPump::Holds(const ShardHold& hold) const {
+  const auto it = holds_.find(hold.shard);
+  return it != holds_.end() && it->second == hold.epoch;
+}
+
+void LedgerPump::Post(LedgerCommand posted) {
+  if (auto* commit = std::get_if<command::Commit>(&posted)) {
+    if (Holds(commit->hold)) pieces_.push_back(std::move(*commit));
+  } else if (auto* anew = std::get_if<command::TakeShardAnew>(&posted)) {
+    if (!Holds(anew->dropped)) return;
+    LogWarn("shard {}: taking it anew: {}", anew->dropped.shard.value(), anew->reason);
+    holds_.erase(anew->dropped.shard);
+    next_take_[anew->dropped.shard] = clock_.Now() + kTakeAnewDelay;
+    DropPieces();
+  } else {
+    reads_.push_back(std::move(posted));
+  }
+}
+
+MonoTime LedgerPump::Step(std::vector<Event>& out) {
+  const MonoTime now = clock_.Now();
+  if (!holds_.empty() && next_renew_ <= now) Renew(now, out);
+  TakeFree(now, out);
+  if (retry_at_ <= now) CommitSome(now, out);
+  ReadSome(out);
+  if (options_.checkpoint && next_checkpoint_ <= now) Checkpoint(now);
+  MonoTime next = now + kOwnershipRenewInterval;
+  if (!holds_.empty()) next = std::min(next, next_renew_);
+  for (const auto& [shard, at] : next_take_) next = std::min(next, at);
+  if (merged_ || !pieces_.empty()) next = std::min(next, retry_at_);
+  if (!reads_.empty()) next = now;
+  return next;
+}
+
+void LedgerPump::Renew(MonoTime now, std::vector<Event>& out) {
+  std::vector<ShardHold> holds;
+  for (const auto& [shard, epoch] : holds_) holds.push_back({.shard = shard, .epoch = epoch});
+  const auto renewed = ledger_.RenewShards(holds, options_.owner, Deadline(kRenewBudget));
+  if (renewed) {
+    renewed_ = now;
+    next_renew_ = now + kOwnershipRenewInterval;
+    return;
+  }
+  next_renew_ = now + kOwnershipRenewInterval / 4;
+  if (renewed.error().code == ErrorCode::kStale) {
+    LoseStale(out);
+  } else if (now - renewed_ >= kOwnershipTtl) {
+    for (const ShardHold& hold : holds) Lose(hold.shard, "the ledger cannot be reached: " + renewed.error().message, out);
+  }
+}
+
+void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
+  for (auto& [shard, at] : next_take_) {
+    if (at > now || holds_.contains(shard)) continue;
+    const auto epoch = ledger_.TakeShard(shard, options_.owner, options_.owner_name, Deadline(kRenewBudget));
+    if (epoch) {
+      if (holds_.empty()) {
+        renewed_ = now;
+        next_renew_ = now + kOwnershipRenewInterval;
+      }
+      holds_[shard] = *epoch;
+      elsewhere_.erase(shard);
+      out.push_back(event::ShardTaken{.hold = {.shard = shard, .epoch = *epoch}});
+      continue;
+    }
+    at = now + kTakeRetry;
+    if (epoch.error().code != ErrorCode::kConflict) {
+      LogWarn("shard {}: {}", shard.value(), epoch.error().message);
+      if (epoch.error().code == ErrorCode::kUnavailable) break;  // the others would not fare better
+    } else if (elsewhere_[shard] != epoch.error().message) {
+      elsewhere_[shard] = epoch.error().message;
+      out.push_back(event::ShardLost{.shard = shard, .reason = "not ours", .owner_name = epoch.error().message});
+    }
+  }
+  std::erase_if(next_take_, [&](const auto& entry) { return holds_.contains(entry.first); });
+}
+
+void LedgerPump::Lose(ShardId shard, const std::string& reason, std::vector<Event>& out) {
+  if (holds_.erase(shard) == 0) return;
+  next_take_[shard] = clock_.Now() + kTakeAnewDelay;
+  out.push_back(event::ShardLost{.shard = shard, .reason = reason, .owner_name = {}});
+  DropPieces();
+}
+
+void LedgerPump::DropPieces() {
+  if (merged_) Split();
+  std::erase_if(pieces_, [&](const command::Commit& piece) { return !Holds(piece.hold); });
+}
+
+// Somebody took a shard; which one, the ledger knows. When it cannot be asked, none is kept.
+void LedgerPump::LoseStale(std::vector<Event>& out) {
+  const auto shards = ledger_.Shards(Deadline(kRenewBudget));
+  std::vector<ShardId> lost;
+  for (const auto& [shard, epoch] : holds_) {
+    const bool kept = shards && std::ranges::any_of(*shards, [&](const ShardStatus& s) {
+                        return s.shard == shard && s.epoch == epoch && s.owner == options_.owner;
+                      });
+    if (!kept) lost.push_back(shard);
+  }
+  for (const ShardId shard : lost) Lose(shard, "another broker took it", out);
+}
+
+void LedgerPump::Merge() {
+  if (pieces_.empty()) return;
+  merged_.emplace();
+  OwnerBatch& all = merged_->batch;
+  all.owner = options_.owner;
+  std::size_t rows = 0;
+  std::set<ShardId> shards;
+  while (!pieces_.empty() && (rows == 0 || (!alone_ && rows + Rows(pieces_.front().rows) <= kOwnerBatchRowsMax))) {
+    command::Commit piece = std::move(pieces_.front());
+    pieces_.pop_front();
+    rows += Rows(piece.rows);
+    if (shards.insert(piece.hold.shard).second) all.holds.push_back(piece.hold);
+    OwnerBatch& r = piece.rows;
+    const Counts counts{.runs = MoveInto(all.runs, r.runs),
+                        .jobs = MoveInto(all.jobs, r.jobs),
+                        .attempts = MoveInto(all.attempts, r.attempts),
+                        .outcomes = MoveInto(all.outcomes, r.outcomes),
+                        .run_outcomes = MoveInto(all.run_outcomes, r.run_outcomes),
+                        .outbox_runs = MoveInto(all.outbox_done_runs, r.outbox_done_runs),
+                        .outbox_jobs = MoveInto(all.outbox_done_jobs, r.outbox_done_jobs)};
+    merged_->pieces.emplace_back(std::move(piece), counts);
+    if (rows == 0) break;
+  }
+}
+
+void LedgerPump::Split() {
+  OwnerBatch& all = merged_->batch;
+  Counts at{};
+  for (auto& [piece, n] : merged_->pieces) {
+    MoveBack(piece.rows.runs, all.runs, at.runs, n.runs);
+    MoveBack(piece.rows.jobs, all.jobs, at.jobs, n.jobs);
+    MoveBack(piece.rows.attempts, all.attempts, at.attempts, n.attempts);
+    MoveBack(piece.rows.outcomes, all.outcomes, at.outcomes, n.outcomes);
+    MoveBack(piece.rows.run_outcomes, all.run_outcomes, at.run_outcomes, n.run_outcomes);
+    MoveBack(piece.rows.outbox_done_runs, all.outbox_done_runs, at.outbox_runs, n.outbox_runs);
+    MoveBack(piece.rows.outbox_done_jobs, all.outbox_done_jobs, at.outbox_jobs, n.outbox_jobs);
+  }
+  for (auto it = merged_->pieces.rbegin(); it != merged_->pieces.rend(); ++it) pieces_.push_front(std::move(it->first));
+  merged_.reset();
+}
+
+void LedgerPump::CommitSome(MonoTime now, std::vector<Event>& out) {
+  if (!merged_) Merge();
+  if (!merged_) {
+    alone_ = false;
+    return;
+  }
+  auto result = ledger_.Commit(merged_->batch, Deadline(kCommitBudget));
+  if (result) {
+    backoff_ = Millis{0};
+    event::Committed committed{.pieces = {}, .batch = std::move(merged_->batch), .result = std::move(*result)};
+    for (const auto& [piece, counts] : merged_->pieces) committed.pieces.push_back(piece.piece);
+    merged_.reset();
+    out.push_back(std::move(committed));
+    return;
+  }
+  const Error error = std::move(result.error());
+  switch (error.code) {
+    case ErrorCode::kStale:
+      Split();
+      LoseStale(out);
+      break;
+    case ErrorCode::kMaybeApplied: {
+      // Repeating it could take our own rows for somebody else's: the rebuild finds out what was applied.
+      const auto holds = merged_->batch.holds;
+      for (const ShardHold& hold : holds) Lose(hold.shard, "the outcome of a commit is not known: " + error.message, out);
+      break;
+    }
+    case ErrorCode::kUnavailable:
+    case ErrorCode::kTimedOut:
+    case ErrorCode::kConflict:
+    case ErrorCode::kLimit:
+      if (backoff_ == Millis{0}) LogWarn("ledger: {}: trying again", error.message);
+      backoff_ = std::clamp(backoff_ * 2, kBackoffFirst, kBackoffMax);
+      retry_at_ = now + backoff_;
+      break;
+    case ErrorCode::kInvalidArgument:
+    case ErrorCode::kNotFound:
+    case ErrorCode::kWiped:
+    case ErrorCode::kRejected:
+    case ErrorCode::kCorrupt:
+    case ErrorCode::kCancelled:
+    case ErrorCode::kUnsupported: Refused(error, out); break;
+  }
+}
+
+// Something in the batch will never be stored. Alone, each piece shows whether it is the one: a submit is refused to its
+// client, the progress of attempts is stored without its free text.
+void LedgerPump::Refused(const Error& error, std::vector<Event>& out) {
+  if (merged_->pieces.size() > 1) {
+    alone_ = true;
+    Split();
+    return;
+  }
+  Split();
+  command::Commit& piece = pieces_.front();
+  if (!piece.rows.jobs.empty() || !piece.rows.runs.empty()) {
+    LogWarn("ledger: a submit is refused: {}", error.message);
+    out.push_back(event::CommitRefused{.piece = piece.piece, .rows = std::move(piece.rows), .error = error});
+    pieces_.pop_front();
+  } else if (!Scrub(piece.rows)) {
+    LogError("ledger: the progress of attempts is refused: {}", error.message);
+    Lose(piece.hold.shard, "the ledger refuses its rows: " + error.message, out);
+  }
+}
+
+// False: nothing was left to take away.
+bool LedgerPump::Scrub(OwnerBatch& rows) {
+  bool changed = false;
+  const auto scrub = [&](AttemptReport& report) {
+    if (report.result.empty() && report.log_tail.empty() && report.error == "removed") return;
+    changed = true;
+    report.result.clear();
+    report.log_tail.clear();
+    report.error = "removed";
+    report.error_class = wire::CleanText(report.error_class, kNameBytesMax);
+    report.worker = wire::CleanText(report.worker, kNameBytesMax);
+  };
+  for (AttemptRow& row : rows.attempts) scrub(row.report);
+  for (OutcomeRow& row : rows.outcomes) scrub(row.report);
+  for (RunOutcomeRow& row : rows.run_outcomes) row.reason = wire::CleanText(row.reason, kErrorMessageBytesMax);
+  return changed;
+}
+
+void LedgerPump::ReadSome(std::vector<Event>& out) {
+  for (int i = 0; i < kReadsPerStep && !reads_.empty(); ++i) {
+    LedgerCommand read = std::move(reads_.front());
+    reads_.pop_front();
+    Read(read, out);
+  }
+}
+
+void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
+  const std::uint16_t shards = options_.shard_count;
+  if (const auto* runs = std::get_if<command::ReadLiveRuns>(&posted)) {
+    if (!Holds(runs->hold)) return;
+    auto page = ledger_.LiveRuns(runs->hold.shard, shards, runs->after, kLivePageRuns, Deadline(kReadBudget));
+    if (!page) return Lose(runs->hold.shard, "rebuild: " + page.error().message, out);
+    const bool last = page->size() < kLivePageRuns;
+    out.push_back(event::LiveRunsRead{.hold = runs->hold, .runs = std::move(*page), .last = last});
+  } else if (const auto* jobs = std::get_if<command::ReadLiveJobs>(&posted)) {
+    if (!Holds(jobs->hold)) return;
+    auto page = ledger_.LiveSingleJobs(jobs->hold.shard, shards, jobs->after, kLivePageJobs, Deadline(kReadBudget));
+    if (!page) return Lose(jobs->hold.shard, "rebuild: " + page.error().message, out);
+    const bool last = page->size() < kLivePageJobs;
+    out.push_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = std::move(*page), .last = last});
+  } else if (const auto* outbox = std::get_if<command::ReadOutbox>(&posted)) {
+    if (!Holds(outbox->hold)) return;
+    auto rows = ledger_.ReadOutbox(outbox->hold.shard, shards, kOutboxPage, Deadline(kReadBudget));
+    if (!rows) {  // an empty page: it is read again at the next poll
+      LogWarn("shard {}: outbox: {}", outbox->hold.shard.value(), rows.error().message);
+      out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = true});
+      return;
+    }
+    const bool more = rows->runs.size() >= kOutboxPage || rows->jobs.size() >= kOutboxPage;
+    out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
+  } else if (auto* run = std::get_if<command::ReadRun>(&posted)) {
+    auto detail = ledger_.GetRun(kDefaultOrg, run->run, Deadline(kReadBudget));
+    out.push_back(event::RunRead{.peer = std::move(run->peer), .request = run->request, .run = run->run, .detail = std::move(detail)});
+  }
+}
+
+void LedgerPump::Checkpoint(MonoTime now) {
+  next_checkpoint_ = now + options_.checkpoint_interval;
+  const auto heads = ledger_.AuditHeads(Deadline(kReadBudget));
+  const auto wall = ledger_.Now(Deadline(kReadBudget));
+  if (!heads || !wall) {
+    LogWarn("audit checkpoint: {}", heads ? wall.error().message : heads.error().message);
+    return;
+  }
+  std::vector<AuditRecord> since;
+  for (const AuditHead& head : *heads) {
+    std::uint64_t& seen = checkpointed_[head.writer];
+    while (seen < head.seq && since.size() < kCheckpointRecordsMax) {
+      auto records = ledger_.AuditRecords(head.writer, seen, kCheckpointRecordsMax, Deadline(kReadBudget));
+      if (!records || records->empty()) break;
+      seen = records->back().seq;
+      MoveInto(since, *records);
+    }
+  }
+  options_.checkpoint(*wall, *heads, since);
+}
+
+void LedgerPump::Release() {
+  if (options_.checkpoint) Checkpoint(clock_.Now());
+  std::vector<ShardHold> holds;
+  for (const auto& [shard, epoch] : holds_) holds.push_back({.shard = shard, .epoch = epoch});
+  if (holds.empty()) return;
+  if (auto released = ledger_.ReleaseShards(holds, options_.owner, Deadline(kCommitBudget)); !released)
+    LogWarn("shards not released: {}", released.error().message);
+  holds_.clear();
+}
+
+}  // namespace millrace

@@ -1,0 +1,83 @@
+// Everything the broker's ledger thread does, one step at a time: group commit, reads, taking and renewing shards, audit
+// checkpoints. Separate from the thread so that the simulation runs this very code. Not thread-safe.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "broker/events.h"
+#include "common/base/clock.h"
+#include "common/ledger/ledger.h"
+
+namespace millrace {
+
+// Called with the heads of all chains and the records committed since the last call. Runs on the ledger thread.
+using CheckpointHook =
+    std::function<void(WallTime now, const std::vector<AuditHead>& heads, const std::vector<AuditRecord>& since)>;
+
+struct LedgerPumpOptions {
+  OwnerId owner;
+  std::string owner_name;
+  std::vector<ShardId> shards;     // to take whenever they are free
+  std::uint16_t shard_count = 1;
+  CheckpointHook checkpoint;       // may be empty
+  Millis checkpoint_interval{10'000};
+};
+
+class LedgerPump {
+ public:
+  // `ledger` and `clock` must outlive the pump.
+  LedgerPump(LedgerPumpOptions options, Ledger& ledger, const Clock& clock);
+
+  void Post(LedgerCommand command);
+  // Does what is due: renewals, takes, at most one group commit and a few reads. Appends what happened. Returns when Step
+  // wants to be called again at the latest (at once if Post was called).
+  MonoTime Step(std::vector<Event>& out);
+  bool Busy() const { return !pieces_.empty() || merged_ || !reads_.empty(); }
+  // Gives the shards back, so that others need not wait for kOwnershipTtl. Nothing may be posted afterwards.
+  void Release();
+  const std::map<ShardId, Epoch>& holds() const { return holds_; }
+
+ private:
+  struct Counts { std::size_t runs, jobs, attempts, outcomes, run_outcomes, outbox_runs, outbox_jobs; };
+  struct Merged {
+    OwnerBatch batch;
+    std::vector<std::pair<command::Commit, Counts>> pieces;  // their rows are in `batch`, in this order
+  };
+  void Renew(MonoTime now, std::vector<Event>& out);
+  void TakeFree(MonoTime now, std::vector<Event>& out);
+  void CommitSome(MonoTime now, std::vector<Event>& out);
+  void ReadSome(std::vector<Event>& out);
+  void Read(LedgerCommand& command, std::vector<Event>& out);
+  void Checkpoint(MonoTime now);
+  void Merge();
+  void Split();                       // back into pieces_
+  static bool Scrub(OwnerBatch& rows);
+  void Refused(const Error& error, std::vector<Event>& out);
+  void LoseStale(std::vector<Event>& out);
+  void Lose(ShardId shard, const std::string& reason, std::vector<Event>& out);
+  void DropPieces();                  // those whose hold is over
+  bool Holds(const ShardHold& hold) const;
+  MonoTime Deadline(Millis budget) const { return clock_.Now() + budget; }
+
+  const LedgerPumpOptions options_;
+  Ledger& ledger_;
+  const Clock& clock_;
+  std::map<ShardId, Epoch> holds_;
+  std::map<ShardId, MonoTime> next_take_;   // of the shards that are not held
+  std::map<ShardId, std::string> elsewhere_;  // told already
+  std::deque<command::Commit> pieces_;
+  std::optional<Merged> merged_;            // being committed
+  bool alone_ = false;                      // pieces one by one: something among them is refused
+  std::deque<LedgerCommand> reads_;
+  MonoTime next_renew_{}, renewed_{}, retry_at_{}, next_checkpoint_{};
+  Millis backoff_{0};
+  std::map<AuditWriterId, std::uint64_t> checkpointed_;
+};
+
+}  // namespace millrace

@@ -1,0 +1,329 @@
+#include "broker/run_coordinator.h"
+
+#include <algorithm>
+#include <iterator>
+#include <unordered_set>
+
+#include "common/base/check.h"
+
+namespace millrace {
+namespace {
+
+template <class T>
+void MoveAppend(std::vector<T>& to, std::vector<T>&& from) {
+  if (to.empty()) {
+    to = std::move(from);
+    return;
+  }
+  to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+}
+
+}  // namespace
+
+void RunEffects::Append(RunEffects&& other) {
+  MoveAppend(ready, std::move(other.ready));
+  MoveAppend(skipped, std::move(other.skipped));
+  MoveAppend(ended, std::move(other.ended));
+  MoveAppend(started, std::move(other.started));
+}
+
+Result<void> RunCoordinator::Validate(const RunSpec& run, const std::vector<JobSpec>& jobs) {
+  if (jobs.empty()) return Fail(ErrorCode::kInvalidArgument, "run {}: has no jobs", run.id.ToString());
+  std::unordered_map<JobId, std::size_t> index;
+  for (const JobSpec& job : jobs) {
+    if (job.run != run.id || job.org != run.org)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: belongs to another run or org", job.id.ToString());
+    if (!index.emplace(job.id, index.size()).second)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: twice in the run", job.id.ToString());
+  }
+  std::vector<std::vector<std::size_t>> dependents(jobs.size());
+  std::vector<std::size_t> waiting(jobs.size());
+  std::vector<std::size_t> free;
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    for (const JobId& need : jobs[i].depends_on) {
+      const auto it = index.find(need);
+      if (it == index.end())
+        return Fail(ErrorCode::kInvalidArgument, "stage '{}': depends on job {}, which is not in the run", jobs[i].stage,
+                    need.ToString());
+      dependents[it->second].push_back(i);
+    }
+    waiting[i] = jobs[i].depends_on.size();
+    if (waiting[i] == 0) free.push_back(i);
+  }
+  std::size_t seen = 0;
+  while (!free.empty()) {
+    const std::size_t i = free.back();
+    free.pop_back();
+    ++seen;
+    for (const std::size_t d : dependents[i])
+      if (--waiting[d] == 0) free.push_back(d);
+  }
+  if (seen != jobs.size()) return Fail(ErrorCode::kInvalidArgument, "run {}: its jobs depend on each other in a circle", run.id.ToString());
+  return {};
+}
+
+RunCoordinator::Run& RunCoordinator::Insert(RunSpec spec, std::vector<JobSpec> jobs) {
+  auto owned = std::make_unique<Run>();
+  Run& run = *owned;
+  const RunId id = spec.id;
+  run.spec = std::move(spec);
+  run.jobs.resize(jobs.size());
+  run.unfinished = static_cast<std::uint32_t>(jobs.size());
+  for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
+    Job& job = run.jobs[i];
+    job.run_at = jobs[i].run_at;
+    job.spec = std::make_shared<const JobSpec>(std::move(jobs[i]));
+    jobs_[job.spec->id] = {&run, i};
+  }
+  for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
+    for (const JobId& need : run.jobs[i].spec->depends_on) {
+      const auto it = jobs_.find(need);
+      if (it == jobs_.end() || it->second.first != &run) continue;  // not a job of this run: nothing to wait for
+      run.jobs[it->second.second].dependents.push_back(i);
+      ++run.jobs[i].waiting;
+    }
+  }
+  runs_.emplace(id, std::move(owned));
+  return run;
+}
+
+// A run without a pipeline's name competes with nobody.
+RunCoordinator::Group* RunCoordinator::GroupOf(const Run& run) {
+  return run.spec.pipeline.empty() ? nullptr : &groups_[GroupKey{run.spec.org, run.spec.pipeline}];
+}
+
+RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
+  RunEffects out;
+  const auto valid = Validate(spec, jobs);
+  Run& run = Insert(std::move(spec), std::move(jobs));
+  if (!valid) {
+    EndUnstarted(run, RunState::kFailed, valid.error().message, out);
+    return out;
+  }
+  Group* group = GroupOf(run);
+  const bool busy = group != nullptr && (group->active > 0 || !group->waiting.empty());
+  if (busy && run.spec.overlap == "skip") {
+    EndUnstarted(run, RunState::kSkipped, "overlap: an earlier run of the pipeline is active", out);
+  } else if (busy && run.spec.overlap != "allow") {
+    group->waiting.push_back(run.spec.id);
+  } else {
+    Start(run, out);
+  }
+  return out;
+}
+
+void RunCoordinator::Restore(LiveRun live) {
+  if (runs_.contains(live.spec.id)) return;
+  const auto valid = Validate(live.spec, live.jobs);
+  Run& run = Insert(std::move(live.spec), std::move(live.jobs));
+  restored_.push_back(run.spec.id);
+  if (!valid) run.invalid = valid.error().message;
+  for (Job& job : run.jobs) {
+    const JobId id = job.spec->id;
+    if (const auto it = live.counters.find(id); it != live.counters.end()) {
+      job.counters = it->second;
+      run.began = true;
+    }
+    if (const auto it = live.next_run_at.find(id); it != live.next_run_at.end()) job.run_at = it->second;
+    const auto ended = live.ended.find(id);
+    if (ended == live.ended.end()) continue;
+    run.began = true;
+    job.state = job.shown = ended->second;
+    --run.unfinished;
+    if (job.state == JobState::kSucceeded) {
+      for (const std::uint32_t d : job.dependents) --run.jobs[d].waiting;
+    } else {
+      run.failed = true;
+      if (run.reason.empty()) run.reason = fmt::format("stage '{}' is {}", job.spec->stage, Name(job.state));
+    }
+  }
+}
+
+RunEffects RunCoordinator::FinishRestore() {
+  RunEffects out;
+  std::vector<RunId> waiting;
+  for (const RunId& id : std::exchange(restored_, {})) {
+    Run& run = *runs_.at(id);
+    if (!run.invalid.empty()) {
+      EndUnstarted(run, RunState::kFailed, run.invalid, out);
+      continue;
+    }
+    // A "skip" run was let in when it was accepted: that decision is not taken twice.
+    if (GroupOf(run) == nullptr || run.began || run.spec.overlap != "queue") {
+      Start(run, out);
+    } else {
+      waiting.push_back(id);
+    }
+  }
+  for (const RunId& id : waiting) GroupOf(*runs_.at(id))->waiting.push_back(id);
+  for (auto& [key, group] : groups_) StartWaiting(group, out);
+  return out;
+}
+
+RunCoordinator::Job* RunCoordinator::Find(JobId job) {
+  const auto it = jobs_.find(job);
+  return it == jobs_.end() ? nullptr : &it->second.first->jobs[it->second.second];
+}
+
+void RunCoordinator::Apply(Job& job, JobEvent event) {
+  const auto next = NextState(job.state, event);
+  MILLRACE_CHECK(next, "job {}: {}", job.spec->id.ToString(), next.error().message);
+  job.state = *next;
+}
+
+void RunCoordinator::Start(Run& run, RunEffects& out) {
+  run.state = run.shown = RunState::kRunning;
+  if (Group* group = GroupOf(run)) ++group->active;
+  out.started.push_back(run.spec.id);
+  for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
+    Job& job = run.jobs[i];
+    if (job.state == JobState::kBlocked && job.waiting == 0) out.ready.push_back(job.spec->id);
+    if (IsTerminal(job.state) && job.state != JobState::kSucceeded) SkipDependents(run, i, out);
+  }
+  EndIfFinished(run, out);
+}
+
+void RunCoordinator::StartWaiting(Group& group, RunEffects& out) {
+  while (group.active == 0 && !group.waiting.empty()) {
+    const RunId id = group.waiting.front();
+    group.waiting.pop_front();
+    Start(*runs_.at(id), out);
+  }
+}
+
+void RunCoordinator::EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out) {
+  run.state = state;
+  run.end = {.run = run.spec.id, .state = state, .reason = reason};
+  run.unfinished = 0;
+  for (Job& job : run.jobs) {
+    if (IsTerminal(job.state)) continue;
+    job.state = JobState::kSkipped;
+    job.error = reason;
+    out.skipped.push_back({.job = job.spec->id, .reason = reason});
+  }
+  out.ended.push_back(run.end);
+}
+
+void RunCoordinator::SkipDependents(Run& run, std::uint32_t index, RunEffects& out) {
+  std::vector<std::uint32_t> from{index};
+  while (!from.empty()) {
+    const Job& cause = run.jobs[from.back()];
+    from.pop_back();
+    for (const std::uint32_t d : cause.dependents) {
+      Job& job = run.jobs[d];
+      if (job.state != JobState::kBlocked) continue;
+      Apply(job, JobEvent::kDependencyFailed);
+      job.error = fmt::format("stage '{}', on which it depends, is {}", cause.spec->stage, Name(cause.state));
+      out.skipped.push_back({.job = job.spec->id, .reason = job.error});
+      --run.unfinished;
+      from.push_back(d);
+    }
+  }
+}
+
+void RunCoordinator::EndIfFinished(Run& run, RunEffects& out) {
+  if (run.unfinished > 0 || IsTerminal(run.state)) return;
+  run.state = run.failed ? RunState::kFailed : RunState::kSucceeded;
+  run.end = {.run = run.spec.id, .state = run.state, .reason = run.reason};
+  out.ended.push_back(run.end);
+  Group* group = GroupOf(run);
+  if (group == nullptr) return;
+  MILLRACE_CHECK(group->active > 0, "run {}: ended but was not active", run.spec.id.ToString());
+  --group->active;
+  StartWaiting(*group, out);
+}
+
+RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters& counters, const std::string& reason) {
+  RunEffects out;
+  const auto [run_pointer, index] = jobs_.at(id);
+  Run& run = *run_pointer;
+  Job& job = run.jobs[index];
+  Apply(job, terminal == JobState::kSucceeded ? JobEvent::kSucceeded : JobEvent::kFailedForGood);
+  MILLRACE_CHECK(job.state == terminal, "job {}: ended as {}, asked for {}", id.ToString(), Name(job.state), Name(terminal));
+  job.counters = counters;
+  --run.unfinished;
+  if (terminal == JobState::kSucceeded) {
+    for (const std::uint32_t d : job.dependents) {
+      Job& next = run.jobs[d];
+      if (--next.waiting == 0 && next.state == JobState::kBlocked) out.ready.push_back(next.spec->id);
+    }
+  } else {
+    if (run.reason.empty())
+      run.reason = fmt::format("stage '{}' is {}{}{}", job.spec->stage, Name(terminal), reason.empty() ? "" : ": ", reason);
+    run.failed = true;
+    SkipDependents(run, index, out);
+  }
+  EndIfFinished(run, out);
+  return out;
+}
+
+void RunCoordinator::Mark(Run& run, Job& job) {
+  job.changed = true;
+  if (run.marked) return;
+  run.marked = true;
+  changed_.push_back(run.spec.id);
+}
+
+void RunCoordinator::Show(JobId id) {
+  const auto it = jobs_.find(id);
+  if (it == jobs_.end()) return;
+  Run& run = *it->second.first;
+  Job& job = run.jobs[it->second.second];
+  job.shown = job.state;
+  Mark(run, job);
+}
+
+void RunCoordinator::ShowEnd(RunId id) {
+  const auto it = runs_.find(id);
+  if (it == runs_.end()) return;
+  it->second->shown = it->second->state;
+}
+
+std::optional<wire::RunUpdate> RunCoordinator::Update(RunId id, bool all) {
+  const auto it = runs_.find(id);
+  if (it == runs_.end()) return std::nullopt;
+  Run& run = *it->second;
+  wire::RunUpdate update{.run = id, .state = run.shown, .reason = {}, .changed = {}};
+  if (IsTerminal(run.shown)) update.reason = run.end.reason;
+  for (Job& job : run.jobs) {
+    if (!all && !job.changed) continue;
+    if (!all) job.changed = false;
+    const bool ended = IsTerminal(job.shown);
+    update.changed.push_back({.job = job.spec->id,
+                              .stage = job.spec->stage,
+                              .state = job.shown,
+                              .counters = job.counters,
+                              .worker = job.worker,
+                              .rows = job.rows,
+                              .bytes = job.bytes,
+                              .result = ended ? job.result : std::string{},
+                              .error = job.error});
+  }
+  return update;
+}
+
+std::vector<RunId> RunCoordinator::TakeChangedRuns() {
+  auto taken = std::exchange(changed_, {});
+  for (const RunId& id : taken)
+    if (const auto it = runs_.find(id); it != runs_.end()) it->second->marked = false;
+  return taken;
+}
+
+void RunCoordinator::Remove(RunId id) {
+  const auto it = runs_.find(id);
+  if (it == runs_.end()) return;
+  Run& run = *it->second;
+  for (const Job& job : run.jobs) jobs_.erase(job.spec->id);
+  if (Group* group = GroupOf(run); group != nullptr && group->active == 0 && group->waiting.empty())
+    groups_.erase(GroupKey{run.spec.org, run.spec.pipeline});
+  runs_.erase(it);
+}
+
+std::vector<RunId> RunCoordinator::Runs() const {
+  std::vector<RunId> ids;
+  ids.reserve(runs_.size());
+  for (const auto& [id, run] : runs_) ids.push_back(id);
+  return ids;
+}
+
+}  // namespace millrace

@@ -1,0 +1,39 @@
+// The commands of the millrace executable. Each prints data on stdout, everything else on stderr, and returns its exit code.
+#pragma once
+
+#include "client/cli/exit_code.h"
+#include "client/cli/options.h"
+
+namespace millrace::cli {
+
+// Pipelines (commands_pipeline.cc).
+ExitCode CheckFile(const Options& options);
+ExitCode PlanFile(const Options& options);
+ExitCode PipelineApply(const Options& options);
+ExitCode PipelineList(const Options& options);
+ExitCode PipelineShow(const Options& options);
+
+// Runs (commands_run.cc).
+ExitCode RunFile(const Options& options);
+ExitCode RunStart(const Options& options);
+ExitCode RunList(const Options& options);
+ExitCode RunShow(const Options& options);
+ExitCode RunLogs(const Options& options);
+
+// Processes (commands_process.cc). They end with SIGTERM or SIGINT; a second signal hands running jobs back at once.
+ExitCode Up(const Options& options);
+ExitCode BrokerProcess(const Options& options);
+ExitCode WorkerProcess(const Options& options);
+ExitCode SchedulerProcess(const Options& options);
+
+// Looking (commands_look.cc).
+ExitCode Status(const Options& options);
+ExitCode ScheduleList(const Options& options);
+ExitCode ScheduleNext(const Options& options);
+ExitCode Query(const Options& options);
+ExitCode AuditVerify(const Options& options);
+ExitCode ConfigShow(const Options& options);
+ExitCode Doctor(const Options& options);
+ExitCode Version(const Options& options);
+
+}  // namespace millrace::cli

@@ -1,0 +1,230 @@
+// Commands that only look: schedules, queries, audit, configuration, doctor, version, status.
+#include <sodium.h>
+#include <zmq.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "client/cli/broker_client.h"
+#include "client/cli/commands.h"
+#include "client/cli/context.h"
+#include "client/cli/doctor.h"
+#include "client/cli/pipeline_file.h"
+#include "client/cli/query.h"
+#include "common/drivers/sqlite.h"
+#include "common/ledger/audit_verify.h"
+#include "common/model/cron.h"
+#include "common/model/pipeline_json.h"
+#include "common/wire/zmq_transport.h"
+
+namespace millrace::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr std::uint32_t kFiresDefault = 10, kFiresMax = 10'000;
+constexpr Millis kStatusTimeout{3000};
+
+std::string UtcColumn(WallTime t) { return ToRfc3339(t); }
+
+// The schedule that the arguments of `schedule next` mean: a bare expression, a file's, or an applied pipeline's.
+Result<ScheduleSpec> FindSchedule(const Options& options, Context& context) {
+  if (!options.cron.empty()) {
+    ScheduleSpec spec;
+    spec.cron = options.cron;
+    spec.timezone = options.timezone.empty() ? "UTC" : options.timezone;
+    spec.dst = options.dst;
+    return spec;
+  }
+  if (options.file.empty()) return Fail(ErrorCode::kInvalidArgument, "schedule next: give a pipeline, or --cron EXPR");
+  Pipeline pipeline;
+  if (std::filesystem::exists(options.file)) {
+    MILLRACE_TRY_ASSIGN(PipelineFile file, ReadPipelineFile(options.file));
+    pipeline = std::move(file.pipeline);
+  } else {
+    MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kNo, "cli"));
+    // The schedule in force may differ from the file's (`pipeline apply --cron`).
+    MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context.Deadline()));
+    for (const ScheduleRow& row : rows)
+      if (row.pipeline == options.file) return row.spec;
+    return Fail(ErrorCode::kNotFound, "'{}' is no file and no applied pipeline with a schedule", options.file);
+  }
+  if (pipeline.schedules.empty()) return Fail(ErrorCode::kNotFound, "{}: the pipeline has no schedule", options.file);
+  return pipeline.schedules.front();
+}
+
+Result<ExitCode> DoScheduleNext(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
+  MILLRACE_TRY_ASSIGN(const ScheduleSpec spec, FindSchedule(options, *context));
+  MILLRACE_TRY_ASSIGN(const CronSchedule cron, CronSchedule::Make(spec));
+  WallTime from = context->clock().WallNow();
+  if (!options.from.empty()) {
+    auto parsed = ParseRfc3339(options.from);
+    if (!parsed) return Prefixed(std::move(parsed.error()), "--from");
+    from = *parsed;
+  }
+  const std::uint32_t count = options.count == 0 ? kFiresDefault : options.count;
+  if (count > kFiresMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kFiresMax);
+  Table table{.columns = {"utc", "local", "timezone"}, .rows = {}};
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const auto next = cron.Next(from);
+    if (!next) break;
+    table.rows.push_back({UtcColumn(*next), cron.InZone(*next), spec.timezone});
+    from = *next;
+  }
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoScheduleList(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
+  Table table{.columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until", "next"},
+              .rows = {}};
+  for (const ScheduleRow& row : rows) {
+    const auto cron = CronSchedule::Make(row.spec);
+    const auto next = cron ? cron->Next(row.watermark) : std::nullopt;
+    table.rows.push_back({row.pipeline, row.version, row.spec.cron, row.spec.timezone, row.spec.dst, row.spec.catchup,
+                          row.spec.overlap, row.paused, UtcColumn(row.watermark),
+                          next ? Cell{UtcColumn(*next)} : Cell{cron ? std::string("never") : cron.error().message}});
+  }
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoQuery(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "query"));
+  std::string known;
+  for (const ConnectionSpec& connection : context->Connections()) {
+    if (connection.name == options.connection) {
+      MILLRACE_TRY_ASSIGN(const Table table, RunQuery(connection, options.sql, context->clock(), context->Deadline()));
+      Print(table, context->format());
+      return ExitCode::kOk;
+    }
+    known += (known.empty() ? "" : ", ") + connection.name;
+  }
+  return Fail(ErrorCode::kNotFound, "there is no connection '{}'; the configuration has: {}", options.connection, known);
+}
+
+std::string FindingText(const AuditFinding& finding) {
+  std::string text = fmt::format("{}: {}", Name(finding.kind), finding.explanation);
+  if (!finding.table.empty() || !finding.key.empty()) text += fmt::format("\n  row: {} {}", finding.table, finding.key);
+  if (!finding.writer.IsNil())
+    text += fmt::format("\n  record: writer {}, seq {}{}", finding.writer.ToString(), finding.seq,
+                        finding.index ? fmt::format(", row {}", *finding.index) : "");
+  return text;
+}
+
+Result<ExitCode> DoAuditVerify(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "audit"));
+  const std::string dir = options.checkpoints.empty() ? context->config().audit.checkpoint_dir : options.checkpoints;
+  const std::string key_path = options.public_key.empty() ? context->config().audit.key_file + ".pub" : options.public_key;
+  std::optional<CheckpointSet> checkpoints;
+  if (!options.checkpoints.empty() || std::filesystem::exists(dir)) {
+    MILLRACE_TRY_ASSIGN(const PublicKey key, ReadPublicKey(key_path));
+    MILLRACE_TRY_ASSIGN(checkpoints, ReadCheckpoints(dir, key));
+  }
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  AuditVerifyOptions verify;
+  verify.deadline = context->clock().Now() + std::chrono::hours{24};
+  MILLRACE_TRY_ASSIGN(const AuditReport report, VerifyAudit(*ledger, checkpoints ? &*checkpoints : nullptr, verify));
+  if (context->format() == OutputFormat::kTable) {
+    fmt::print("{}: {} rows in {} records of {} writers, {} checkpoints\n", report.ok ? "the audit trail verifies" : "TAMPERED",
+               HumanCount(static_cast<std::int64_t>(report.rows)), HumanCount(static_cast<std::int64_t>(report.records)),
+               report.writers, report.checkpoints);
+    if (report.first_bad) fmt::print("{}\n", FindingText(*report.first_bad));
+    for (const std::string& line : report.unproven) fmt::print("not proven: {}\n", line);
+  } else {
+    Json json{{"ok", report.ok}, {"writers", report.writers}, {"records", report.records}, {"rows", report.rows},
+              {"checkpoints", report.checkpoints}, {"unpinned_records", report.unpinned_records}, {"unproven", report.unproven}};
+    if (const auto& bad = report.first_bad) {
+      json["first_bad"] = {{"kind", Name(bad->kind)}, {"table", bad->table}, {"key", bad->key},
+                           {"writer", bad->writer.ToString()}, {"seq", bad->seq},
+                           {"index", bad->index ? Json(*bad->index) : Json(nullptr)}, {"explanation", bad->explanation}};
+    }
+    fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
+  }
+  return report.ok ? ExitCode::kOk : ExitCode::kWorkFailed;
+}
+
+Result<ExitCode> DoStatus(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "status"));
+  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  const std::string& endpoint = context->config().broker.listen_clients;
+  MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, endpoint, context->clock()));
+  auto status = client.Status(context->clock().Now() + kStatusTimeout);
+  if (!status) return Fail(ErrorCode::kUnavailable, "no broker answers at {}: {}", endpoint, status.error().message);
+  if (context->format() != OutputFormat::kTable) {
+    Json json{{"broker", status->broker}, {"shards", Json::array()}, {"workers", Json::array()}};
+    for (const auto& s : status->shards)
+      json["shards"].push_back({{"shard", s.shard}, {"epoch", s.epoch}, {"ready", s.ready}, {"running", s.running}, {"runs", s.runs}});
+    for (const auto& w : status->workers)
+      json["workers"].push_back({{"name", w.name}, {"concurrency", w.concurrency}, {"running", w.running}});
+    fmt::print("{}\n", json.dump(2));
+    return ExitCode::kOk;
+  }
+  Table shards{.columns = {"shard", "epoch", "ready", "running", "runs"}, .rows = {}};
+  for (const auto& s : status->shards)
+    shards.rows.push_back({std::int64_t{s.shard}, std::int64_t{s.epoch}, static_cast<std::int64_t>(s.ready),
+                           static_cast<std::int64_t>(s.running), static_cast<std::int64_t>(s.runs)});
+  Table workers{.columns = {"worker", "concurrency", "running"}, .rows = {}};
+  for (const auto& w : status->workers) workers.rows.push_back({w.name, std::int64_t{w.concurrency}, std::int64_t{w.running}});
+  fmt::print("broker {}\n\n{}\n{}", status->broker, Format(shards, OutputFormat::kTable), Format(workers, OutputFormat::kTable));
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoConfigShow(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "config"));
+  Table table{.columns = {"key", "value"}, .rows = {}};
+  if (options.origin) table.columns.push_back("origin");
+  for (const ConfigValue& value : context->config_values()) {
+    std::vector<Cell> row{value.key, value.shown};
+    if (options.origin) row.push_back(value.origin);
+    table.rows.push_back(std::move(row));
+  }
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoDoctor(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "doctor"));
+  const std::vector<Finding> findings = Examine(*context);
+  Table table{.columns = {"check", "ok", "found", "fix"}, .rows = {}};
+  bool ok = true;
+  for (const Finding& finding : findings) {
+    table.rows.push_back({finding.check, finding.ok, finding.found, finding.fix});
+    ok = ok && finding.ok;
+  }
+  Print(table, context->format());
+  return ok ? ExitCode::kOk : ExitCode::kWorkFailed;
+}
+
+ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : Complain(result.error()); }
+
+}  // namespace
+
+ExitCode ScheduleNext(const Options& options) { return Finish(DoScheduleNext(options)); }
+ExitCode ScheduleList(const Options& options) { return Finish(DoScheduleList(options)); }
+ExitCode Query(const Options& options) { return Finish(DoQuery(options)); }
+ExitCode AuditVerify(const Options& options) { return Finish(DoAuditVerify(options)); }
+ExitCode Status(const Options& options) { return Finish(DoStatus(options)); }
+ExitCode ConfigShow(const Options& options) { return Finish(DoConfigShow(options)); }
+ExitCode Doctor(const Options& options) { return Finish(DoDoctor(options)); }
+
+ExitCode Version(const Options& options) {
+  const auto format = ParseOutputFormat(options.output);
+  if (!format) return Complain(format.error());
+  int major = 0, minor = 0, patch = 0;
+  zmq_version(&major, &minor, &patch);
+  Table table{.columns = {"component", "version"}, .rows = {}};
+  table.rows.push_back({std::string("millrace"), std::string(MILLRACE_VERSION)});
+  table.rows.push_back({std::string("sqlite"), std::string(sqlite::LibraryVersion())});
+  table.rows.push_back({std::string("zeromq"), fmt::format("{}.{}.{}", major, minor, patch)});
+  table.rows.push_back({std::string("libsodium"), std::string(sodium_version_string())});
+  table.rows.push_back({std::string("compiler"), std::string(__VERSION__)});
+  Print(table, *format);
+  return ExitCode::kOk;
+}
+
+}  // namespace millrace::cli

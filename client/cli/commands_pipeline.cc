@@ -1,0 +1,140 @@
+// check, plan, pipeline apply, pipeline list, pipeline show.
+#include <cstdio>
+
+#include "client/cli/commands.h"
+#include "client/cli/context.h"
+#include "client/cli/pipeline_file.h"
+#include "common/model/cron.h"
+#include "common/model/pipeline_json.h"
+#include "common/model/run_plan.h"
+
+namespace millrace::cli {
+namespace {
+
+constexpr Millis kTypeCheckTimeout{60'000};
+
+// Errors of a file are already rendered with their places: no prefix.
+ExitCode ComplainAboutFile(const Error& error) {
+  if (error.code != ErrorCode::kRejected) return Complain(error);
+  fmt::print(stderr, "{}\n", error.message);
+  return ExitCode::kWorkFailed;
+}
+
+std::string Joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+// What a stage reads or writes, in one line.
+std::string Describe(const StageSpec& stage) {
+  if (const auto* e = std::get_if<ExtractSpec>(&stage.work)) return "files " + Joined(e->paths);
+  if (const auto* l = std::get_if<LoadSpec>(&stage.work)) {
+    const std::string_view mode = l->mode == LoadMode::kAppend ? "append" : l->mode == LoadMode::kReplace ? "replace" : "merge";
+    return fmt::format("{} {} into {}{}{}", mode, l->from, l->to, l->path.empty() ? " table " + l->table : " " + l->path,
+                       l->key.empty() ? "" : " by " + Joined(l->key));
+  }
+  if (const auto* c = std::get_if<CommandSpec>(&stage.work)) return Joined(c->argv);
+  return "SQL";
+}
+
+Result<ExitCode> DoCheck(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "check"));
+  MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
+  MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
+  MILLRACE_TRY_ASSIGN(const auto schemas,
+                      TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
+  Table table{.columns = {"stage", "column", "type", "not_null"}, .rows = {}};
+  for (const StageSchema& schema : schemas)
+    for (const ColumnSpec& column : schema.columns) table.rows.push_back({schema.stage, column.name, column.type, column.not_null});
+  Print(table, context->format());
+  fmt::print(stderr, "{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoPlan(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "plan"));
+  MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
+  MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
+  MILLRACE_TRY_ASSIGN(const auto schemas,
+                      TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
+  RunRequest request;
+  request.base_dir = file.base_dir;
+  request.params = params;
+  request.version = 0;
+  request.now = context->clock().WallNow();
+  MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
+  Table table{.columns = {"stage", "kind", "does", "after", "checks", "contract", "max_attempts", "timeout_s", "queue", "effect"},
+              .rows = {}};
+  for (std::size_t i = 0; i < file.pipeline.stages.size(); ++i) {
+    const StageSpec& stage = file.pipeline.stages[i];
+    table.rows.push_back({stage.name, std::string(stage.KindName()), Describe(stage), Joined(stage.depends_on),
+                          static_cast<std::int64_t>(stage.checks.size()), stage.contract.has_value(),
+                          std::int64_t{stage.retry.max_attempts}, stage.timeout.count() / 1000, stage.queue,
+                          plan.jobs[i].effect});
+  }
+  Print(table, context->format());
+  for (const ScheduleSpec& spec : file.pipeline.schedules) {
+    const auto cron = CronSchedule::Make(spec);
+    const auto next = cron ? cron->Next(request.now) : std::nullopt;
+    fmt::print(stderr, "schedule: {} {}, next {}\n", spec.cron, spec.timezone, next ? ToRfc3339(*next) : "never");
+  }
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoApply(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
+  MILLRACE_TRY_ASSIGN(PipelineFile file, ReadPipelineFile(options.file));
+  if (!options.base_dir.empty()) file.base_dir = options.base_dir;
+  MILLRACE_TRY(TypeCheck(file, {}, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
+  if (!options.cron.empty()) {
+    if (file.pipeline.schedules.empty()) file.pipeline.schedules.emplace_back();
+    file.pipeline.schedules.front().cron = options.cron;
+    if (!options.timezone.empty()) file.pipeline.schedules.front().timezone = options.timezone;
+    MILLRACE_TRY(CronSchedule::Make(file.pipeline.schedules.front()));
+  }
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version,
+                      ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir, kDefaultOrg,
+                                            context->Deadline()));
+  Table table{.columns = {"pipeline", "version", "applied_at", "base_dir"},
+              .rows = {{version.name, version.version, ToRfc3339(version.applied_at), version.base_dir}}};
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoList(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const auto versions, ledger->ListPipelines(kDefaultOrg, context->Deadline()));
+  Table table{.columns = {"pipeline", "version", "applied_at", "base_dir"}, .rows = {}};
+  for (const PipelineVersion& v : versions) table.rows.push_back({v.name, v.version, ToRfc3339(v.applied_at), v.base_dir});
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoShow(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion v, ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline()));
+  if (context->format() == OutputFormat::kTable) {
+    std::fwrite(v.source.data(), 1, v.source.size(), stdout);
+  } else {
+    Print(Table{.columns = {"pipeline", "version", "applied_at", "base_dir", "source"},
+                .rows = {{v.name, v.version, ToRfc3339(v.applied_at), v.base_dir, v.source}}},
+          context->format());
+  }
+  return ExitCode::kOk;
+}
+
+ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : ComplainAboutFile(result.error()); }
+
+}  // namespace
+
+ExitCode CheckFile(const Options& options) { return Finish(DoCheck(options)); }
+ExitCode PlanFile(const Options& options) { return Finish(DoPlan(options)); }
+ExitCode PipelineApply(const Options& options) { return Finish(DoApply(options)); }
+ExitCode PipelineList(const Options& options) { return Finish(DoList(options)); }
+ExitCode PipelineShow(const Options& options) { return Finish(DoShow(options)); }
+
+}  // namespace millrace::cli

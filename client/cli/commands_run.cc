@@ -1,0 +1,237 @@
+// run FILE, run start, run list, run show, run logs.
+#include <atomic>
+#include <cstdio>
+
+#include "client/cli/broker_client.h"
+#include "client/cli/commands.h"
+#include "client/cli/context.h"
+#include "client/cli/engine.h"
+#include "client/cli/home.h"
+#include "client/cli/pipeline_file.h"
+#include "client/cli/progress.h"
+#include "client/cli/run_report.h"
+#include "common/model/cron.h"
+#include "common/model/pipeline_json.h"
+#include "common/model/run_plan.h"
+#include "common/wire/zmq_transport.h"
+
+namespace millrace::cli {
+namespace {
+
+constexpr Millis kTypeCheckTimeout{60'000};
+constexpr Millis kSubmitTimeout{30'000};
+constexpr auto kRunTimeoutMax = std::chrono::hours{24 * 30};
+constexpr std::uint32_t kListDefault = 50, kListMax = 500;
+constexpr std::size_t kFiresShown = 3;
+
+ProgressStyle StyleOf(const Options& options) {
+  return options.no_progress || options.quiet ? ProgressStyle::kNone : ProgressStyle::kAuto;
+}
+
+// Submits and follows to the end. kCancelled: a stop signal came; the run goes on wherever it runs.
+Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, const RunPlan& plan, const Options& options, const Clock& clock) {
+  MILLRACE_TRY(client.SubmitRun(plan, true, clock.Now() + kSubmitTimeout));
+  ProgressView progress(StyleOf(options), clock);
+  std::atomic<bool> stop{false};
+  auto end = client.Follow(
+      plan.run.id, clock.Now() + kRunTimeoutMax, stop, [&](const wire::RunUpdate& update) { progress.Update(update); },
+      [&] {
+        progress.Tick();
+        if (StopSignalPending()) stop = true;
+      });
+  progress.Finish();
+  return end;
+}
+
+void PrintWhereThingsAre(const Context& context, const Pipeline& pipeline, const std::string& run) {
+  fmt::print("\ndata:    {}\nhistory: {}  (millrace run show {} --home {})\n", context.config().lake,
+             RedactDsn(context.config().ledger.dsn.Reveal()), run, context.config().home);
+  for (const ScheduleSpec& spec : pipeline.schedules) {
+    const auto cron = CronSchedule::Make(spec);
+    if (!cron) continue;
+    fmt::print("schedule {} in {}; the next fires under 'millrace up':\n", spec.cron, spec.timezone);
+    WallTime from = context.clock().WallNow();
+    for (std::size_t i = 0; i < kFiresShown; ++i) {
+      const auto next = cron->Next(from);
+      if (!next) break;
+      fmt::print("  {}  = {} UTC\n", cron->InZone(*next), ToRfc3339(*next));
+      from = *next;
+    }
+  }
+}
+
+Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Options& options) {
+  MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(kDefaultOrg, run, context.Deadline()));
+  MILLRACE_TRY_ASSIGN(RunReport report, MakeRunReport(detail));
+  if (options.quiet) {
+    fmt::print("{}\n", report.run);
+  } else if (context.format() == OutputFormat::kTable) {
+    fmt::print("{}", ForPeople(report));
+  } else if (context.format() == OutputFormat::kJson) {
+    fmt::print("{}", ToJson(report));
+  } else {
+    Print(StageTable(report), context.format());
+  }
+  std::fflush(stdout);
+  return report;
+}
+
+ExitCode ExitCodeOf(RunState state) {
+  return state == RunState::kSucceeded || state == RunState::kSkipped ? ExitCode::kOk : ExitCode::kWorkFailed;
+}
+
+Result<ExitCode> DoRunFile(const Options& options) {
+  if (options.file.empty()) return Fail(ErrorCode::kInvalidArgument, "run: give a pipeline file, or one of list, show, logs, start");
+  Options quiet_log = options;  // the run's own story is told by progress and report
+  if (quiet_log.log_level.empty()) quiet_log.log_level = "warn";
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(quiet_log, "run"));
+  if (!context->embedded())
+    return Fail(ErrorCode::kInvalidArgument, "run FILE is the embedded form; with ledger.dsn set, use 'pipeline apply' and 'run start'");
+  MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
+  MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
+  MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
+  MILLRACE_TRY_ASSIGN(const HomeLock lock, HomeLock::Acquire(context->config().home, "millrace run"));
+
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version,
+                      ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir, kDefaultOrg,
+                                            context->Deadline()));
+  RunRequest request;
+  request.version = version.version;
+  request.base_dir = file.base_dir;
+  request.params = params;
+  request.now = context->clock().WallNow();
+  MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
+
+  BlockStopSignals();
+  MILLRACE_TRY_ASSIGN(const auto engine, Engine::Start(*context, {.broker = true, .worker = true}));
+  Result<wire::RunUpdate> end = Fail(ErrorCode::kUnavailable, "not started");
+  {
+    MILLRACE_TRY_ASSIGN(const auto transport, engine->MakeTransport());
+    MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, engine->client_endpoint(), context->clock()));
+    end = SubmitAndFollow(client, plan, options, context->clock());
+  }
+  engine->RequestStop();
+  if (!end) engine->RequestStop();  // interrupted: hand back at once
+  MILLRACE_TRY(engine->Join());
+  if (!end && end.error().code == ErrorCode::kCancelled)
+    return Fail(ErrorCode::kCancelled, "interrupted; run {} is kept and goes on with the next 'millrace up' or 'millrace run' in {}",
+                plan.run.id.ToString(), context->config().home);
+  if (!end) return std::unexpected(std::move(end.error()));
+
+  MILLRACE_TRY_ASSIGN(const RunReport report, PrintRun(*context, *ledger, plan.run.id, options));
+  if (context->format() == OutputFormat::kTable && !options.quiet) {
+    if (report.state == RunState::kSucceeded && report.HasLoad() && report.Changed() == 0)
+      fmt::print("The warehouse was up to date: this run changed nothing in it.\n");
+    PrintWhereThingsAre(*context, file.pipeline, report.run);
+  }
+  return ExitCodeOf(report.state);
+}
+
+Result<ExitCode> DoRunStart(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
+  MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version,
+                      ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const Pipeline pipeline, PipelineFromJson(version.definition));
+  RunRequest request;
+  request.version = version.version;
+  request.base_dir = version.base_dir;
+  request.params = params;
+  request.now = context->clock().WallNow();
+  MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(pipeline, request, context->ids()));
+
+  const std::string endpoint =
+      context->embedded() ? "ipc://" + context->config().home + "/broker.sock" : context->config().broker.listen_clients;
+  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, endpoint, context->clock()));
+  if (!options.wait) {
+    if (auto submitted = client.SubmitRun(plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
+      return Prefixed(std::move(submitted.error()), "broker at {}", endpoint);
+    Print(Table{.columns = {"run", "pipeline", "version"}, .rows = {{plan.run.id.ToString(), pipeline.name, version.version}}},
+          context->format());
+    return ExitCode::kOk;
+  }
+  BlockStopSignals();
+  auto end = SubmitAndFollow(client, plan, options, context->clock());
+  if (!end) return Prefixed(std::move(end.error()), "run {} (look with 'millrace run show')", plan.run.id.ToString());
+  MILLRACE_TRY_ASSIGN(const RunReport report, PrintRun(*context, *ledger, plan.run.id, options));
+  return ExitCodeOf(report.state);
+}
+
+Result<ExitCode> DoRunList(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
+  RunFilter filter;
+  filter.limit = options.count == 0 ? kListDefault : options.count;
+  if (filter.limit > kListMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
+  if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
+  if (!options.state.empty()) {
+    MILLRACE_TRY_ASSIGN(filter.state, ParseRunState(options.state));
+  }
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const auto runs, ledger->ListRuns(filter, context->Deadline()));
+  if (options.quiet) {
+    for (const RunSummary& run : runs) fmt::print("{}\n", run.spec.id.ToString());
+    return ExitCode::kOk;
+  }
+  Table table{.columns = {"run", "pipeline", "version", "state", "slot", "created_at", "duration", "jobs_ended", "jobs", "reason"},
+              .rows = {}};
+  for (const RunSummary& run : runs)
+    table.rows.push_back({run.spec.id.ToString(), run.spec.pipeline, run.spec.version, std::string(Name(run.state)),
+                          run.spec.slot ? Cell{ToRfc3339(*run.spec.slot)} : Cell{}, ToRfc3339(run.spec.created_at),
+                          run.finished_at ? Cell{HumanDuration(*run.finished_at - run.spec.created_at)} : Cell{},
+                          std::int64_t{run.jobs_ended}, std::int64_t{run.jobs}, run.reason});
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoRunShow(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
+  MILLRACE_TRY_ASSIGN(const RunId run, RunId::Parse(options.id));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY(PrintRun(*context, *ledger, run, options));
+  return ExitCode::kOk;
+}
+
+void PrintAttempt(const std::string& stage, std::uint32_t delivery, const AttemptReport& report) {
+  fmt::print("-- {} attempt {} on {}: {}{}\n", stage, delivery, report.worker.empty() ? "nobody" : report.worker, Name(report.end),
+             report.error.empty() ? "" : ": " + report.error);
+  if (!report.log_tail.empty()) fmt::print("{}{}", report.log_tail, report.log_tail.ends_with('\n') ? "" : "\n");
+}
+
+Result<ExitCode> DoRunLogs(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
+  MILLRACE_TRY_ASSIGN(const RunId run, RunId::Parse(options.id));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger->GetRun(kDefaultOrg, run, context->Deadline()));
+  bool found = options.stage.empty();
+  for (const JobDetail& job : detail.jobs) {
+    if (!options.stage.empty() && job.spec.stage != options.stage) continue;
+    found = true;
+    for (const AttemptRow& attempt : job.attempts) PrintAttempt(job.spec.stage, attempt.counters.deliveries, attempt.report);
+    if (job.outcome && job.outcome->report.token != Token{})
+      PrintAttempt(job.spec.stage, job.outcome->counters.deliveries, job.outcome->report);
+  }
+  if (!found) return Fail(ErrorCode::kNotFound, "run {} has no stage '{}'", options.id, options.stage);
+  return ExitCode::kOk;
+}
+
+ExitCode Finish(const Result<ExitCode>& result) {
+  if (result) return *result;
+  if (result.error().code == ErrorCode::kRejected) {  // errors of a file, rendered with their places
+    fmt::print(stderr, "{}\n", result.error().message);
+    return ExitCode::kWorkFailed;
+  }
+  return Complain(result.error());
+}
+
+}  // namespace
+
+ExitCode RunFile(const Options& options) { return Finish(DoRunFile(options)); }
+ExitCode RunStart(const Options& options) { return Finish(DoRunStart(options)); }
+ExitCode RunList(const Options& options) { return Finish(DoRunList(options)); }
+ExitCode RunShow(const Options& options) { return Finish(DoRunShow(options)); }
+ExitCode RunLogs(const Options& options) { return Finish(DoRunLogs(options)); }
+
+}  // namespace millrace::cli

@@ -1,0 +1,57 @@
+// What every command starts from: configuration, clock, ids, and the ledger it opens.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "client/cli/exit_code.h"
+#include "client/cli/options.h"
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "common/base/random.h"
+#include "common/config/config.h"
+#include "common/ledger/ledger.h"
+#include "common/model/stage_task.h"
+
+namespace millrace::cli {
+
+inline constexpr Millis kLedgerCallTimeout{15'000};
+
+class Context {
+ public:
+  // Loads the configuration and sets logging up. `process` names this process in log lines.
+  static Result<std::unique_ptr<Context>> Make(const Options& options, std::string process);
+
+  const Config& config() const { return loaded_.config; }
+  const std::vector<ConfigValue>& config_values() const { return loaded_.values; }
+  OutputFormat format() const { return format_; }
+  const Clock& clock() const { return clock_; }
+  Random& random() { return random_; }
+  IdGenerator& ids() { return ids_; }
+  MonoTime Deadline() const { return clock_.Now() + kLedgerCallTimeout; }
+
+  enum class Create : bool { kNo, kYes };
+  // One connection, for one thread. kYes: makes and upgrades the schema. kNo: kNotFound when nothing was ever stored there.
+  Result<std::unique_ptr<Ledger>> OpenLedger(Create create, std::string_view actor);
+  bool embedded() const { return config().ledger.kind == LedgerConfig::Kind::kSqlite; }
+  std::vector<ConnectionSpec> Connections() const;  // with their secrets: for the worker and the query command
+
+ private:
+  Context(LoadedConfig loaded, OutputFormat format) : loaded_(std::move(loaded)), format_(format), ids_(clock_, random_) {}
+
+  LoadedConfig loaded_;
+  OutputFormat format_;
+  SystemClock clock_;
+  SystemRandom random_;
+  IdGenerator ids_;
+};
+
+// Prints "millrace: <message>" on stderr and returns the exit code of the error.
+ExitCode Complain(const Error& error);
+
+// Where this installation keeps millrace-stage: beside the running executable.
+std::string StageProgram();
+
+}  // namespace millrace::cli

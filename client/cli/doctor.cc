@@ -1,0 +1,125 @@
+#include "client/cli/doctor.h"
+
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "client/cli/broker_client.h"
+#include "common/drivers/postgres.h"
+#include "common/drivers/sqlite.h"
+#include "common/model/cron.h"
+#include "common/queue/redis_queue.h"
+#include "common/wire/zmq_transport.h"
+
+namespace millrace::cli {
+namespace {
+
+constexpr Millis kProbeTimeout{3000};
+constexpr Millis kClockSkewMax{500};
+constexpr std::uint64_t kFreeBytesMin = 1ull << 30;
+
+Finding Good(std::string check, std::string found) { return {std::move(check), true, std::move(found), {}}; }
+Finding Bad(std::string check, std::string found, std::string fix) {
+  return {std::move(check), false, std::move(found), std::move(fix)};
+}
+
+Finding StageProgramFinding() {
+  const std::string path = StageProgram();
+  if (::access(path.c_str(), X_OK) == 0) return Good("millrace-stage", path);
+  return Bad("millrace-stage", path + " is missing or not executable", "install it beside the millrace executable");
+}
+
+Finding TimeZones() {
+  const auto zone = CronSchedule::Make("0 0 * * *", "America/New_York", DstRule::kOnce);
+  return zone ? Good("tzdata", "time zones are there") : Bad("tzdata", "no time zone data", "apt-get install tzdata");
+}
+
+void LedgerFindings(Context& context, std::vector<Finding>& out) {
+  const std::string shown = RedactDsn(context.config().ledger.dsn.Reveal());
+  auto ledger = context.OpenLedger(Context::Create::kNo, "doctor");
+  if (!ledger) {
+    if (context.embedded() && ledger.error().code == ErrorCode::kNotFound) {
+      out.push_back(Good("ledger", shown + " (not made yet)"));
+    } else {
+      out.push_back(Bad("ledger", ledger.error().message, "check ledger.dsn and that the server runs"));
+    }
+    return;
+  }
+  const WallTime before = context.clock().WallNow();
+  const auto now = (*ledger)->Now(context.clock().Now() + kProbeTimeout);
+  if (!now) {
+    out.push_back(Bad("ledger", now.error().message, "check ledger.dsn and that the server runs"));
+    return;
+  }
+  out.push_back(Good("ledger", shown));
+  const auto skew = std::chrono::abs(*now - before);
+  const std::string text = HumanDuration(skew) + " between this host and the ledger";
+  out.push_back(skew <= kClockSkewMax ? Good("clock", text) : Bad("clock", text, "run an NTP client on both hosts"));
+}
+
+Finding QueueFinding(const Context& context) {
+  const QueueConfig& queue = context.config().queue;
+  if (queue.kind == QueueConfig::Kind::kSqlite) return Good("queue", queue.path + " (SQLite " + std::string(sqlite::LibraryVersion()) + ")");
+  RedisQueueOptions options;
+  options.endpoint = queue.password.empty()
+                         ? fmt::format("redis://{}:{}/{}", queue.host, queue.port, queue.database)
+                         : fmt::format("redis://{}:{}@{}:{}/{}", queue.user, queue.password.Reveal(), queue.host, queue.port, queue.database);
+  options.prefix = queue.prefix;
+  const auto redis = RedisQueue::Open(options, context.clock().Now() + kProbeTimeout);
+  const std::string where = fmt::format("redis {}:{}", queue.host, queue.port);
+  if (!redis) return Bad("queue", where + ": " + redis.error().message, "check queue.redis and that the server runs");
+  const RedisServerInfo& info = (*redis)->Describe();
+  std::string found = where + ", version " + info.version;
+  for (const std::string& warning : info.warnings) found += "; " + warning;
+  return Good("queue", found);
+}
+
+Finding LakeFinding(const Context& context) {
+  const std::string& lake = context.config().lake;
+  std::filesystem::path existing = lake;
+  while (!existing.empty() && !std::filesystem::exists(existing)) existing = existing.parent_path();
+  struct statvfs fs{};
+  if (::statvfs(existing.c_str(), &fs) != 0) return Bad("lake", lake + ": cannot look at it", "check the setting 'lake'");
+  const std::uint64_t free = std::uint64_t{fs.f_bavail} * fs.f_frsize;
+  const std::string found = fmt::format("{}, {} free", lake, HumanBytes(static_cast<std::int64_t>(free)));
+  if (::access(existing.c_str(), W_OK) != 0) return Bad("lake", lake + ": not writable", "give this user write access to it");
+  return free >= kFreeBytesMin ? Good("lake", found) : Bad("lake", found, "free some space");
+}
+
+Finding ConnectionFinding(const ConnectionSpec& connection, const Clock& clock) {
+  const std::string check = "connection " + connection.name;
+  if (connection.type == "sqlite") return Good(check, connection.dsn);
+  const auto pg = PgConnection::Connect({.dsn = connection.dsn, .application_name = "millrace doctor", .search_path = {}}, clock,
+                                        clock.Now() + kProbeTimeout);
+  if (!pg) return Bad(check, pg.error().message, "check connections." + connection.name + ".dsn");
+  const int version = (*pg)->server_version();
+  return Good(check, fmt::format("PostgreSQL {}.{}", version / 10000, version % 10000));
+}
+
+Finding BrokerFinding(const Context& context) {
+  const std::string& endpoint = context.config().broker.listen_clients;
+  auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
+  if (!transport) return Bad("broker", transport.error().message, "");
+  auto client = BrokerClient::Connect(**transport, endpoint, context.clock());
+  if (!client) return Bad("broker", client.error().message, "check broker.listen_clients");
+  const auto status = client->Status(context.clock().Now() + kProbeTimeout);
+  if (!status) return Bad("broker", "nobody answers at " + endpoint, "start 'millrace broker'");
+  return Good("broker", fmt::format("{} at {}, {} workers", status->broker, endpoint, status->workers.size()));
+}
+
+}  // namespace
+
+std::vector<Finding> Examine(Context& context) {
+  std::vector<Finding> out;
+  out.push_back(StageProgramFinding());
+  out.push_back(TimeZones());
+  LedgerFindings(context, out);
+  out.push_back(QueueFinding(context));
+  out.push_back(LakeFinding(context));
+  for (const ConnectionSpec& connection : context.Connections()) out.push_back(ConnectionFinding(connection, context.clock()));
+  if (!context.embedded()) out.push_back(BrokerFinding(context));
+  return out;
+}
+
+}  // namespace millrace::cli

@@ -1,0 +1,273 @@
+#include "client/cli/engine.h"
+
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <ctime>
+#include <filesystem>
+#include <thread>
+
+#include "broker/broker.h"
+#include "common/base/log.h"
+#include "common/crypto/checkpoint.h"
+#include "common/queue/redis_queue.h"
+#include "common/queue/sqlite_queue.h"
+#include "common/wire/zmq_transport.h"
+#include "scheduler/scheduler.h"
+#include "worker/worker.h"
+
+namespace millrace::cli {
+namespace {
+
+constexpr Millis kStartTimeout{15'000};
+constexpr std::size_t kStageThreadsMax = 4;
+
+RedisQueueOptions RedisOptions(const Context& context) {
+  const QueueConfig& queue = context.config().queue;
+  RedisQueueOptions options;
+  const bool login = !queue.password.empty();
+  options.endpoint = fmt::format("redis://{}{}:{}/{}", login ? fmt::format("{}:{}@", queue.user, queue.password.Reveal()) : "",
+                                 queue.host, queue.port, queue.database);
+  options.prefix = queue.prefix;
+  options.clock = &context.clock();
+  return options;
+}
+
+bool UsesRedis(const Context& context) { return context.config().queue.kind == QueueConfig::Kind::kRedis; }
+
+Result<std::unique_ptr<JobQueue>> OpenQueue(const Context& context) {
+  if (UsesRedis(context)) {
+    auto queue = RedisQueue::Open(RedisOptions(context), context.clock().Now() + kStartTimeout);
+    if (!queue) return Prefixed(std::move(queue.error()), "queue");
+    for (const std::string& warning : (*queue)->Describe().warnings) LogWarn("redis: {}", warning);
+    return std::unique_ptr<JobQueue>(std::move(*queue));
+  }
+  auto queue = OpenSqliteQueue({.path = context.config().queue.path});
+  if (!queue) return Prefixed(std::move(queue.error()), "queue");
+  return std::move(*queue);
+}
+
+worker::WorkerOptions MakeWorkerOptions(Context& context, std::vector<std::string> brokers) {
+  const WorkerConfig& config = context.config().worker;
+  worker::WorkerOptions options;
+  options.name = config.name;
+  options.id = context.ids().Next<WorkerId>();
+  options.brokers = std::move(brokers);
+  options.concurrency = config.concurrency;
+  options.queues = config.queues;
+  options.roots = config.roots;
+  options.lake = context.config().lake;
+  options.connections = context.Connections();
+  options.stage_program = StageProgram();
+  options.warm_stages = config.stage_processes;
+  options.memory_bytes_max = config.memory_max;
+  const std::size_t cores = std::max(1u, std::thread::hardware_concurrency());
+  options.threads_per_stage = static_cast<int>(std::min(cores, kStageThreadsMax));
+  options.sandbox = config.sandbox;
+  options.drain_timeout = config.drain_timeout;
+  return options;
+}
+
+// The inbox of this process, for one of its users.
+class SharedInbox final : public Inbox {
+ public:
+  explicit SharedInbox(std::shared_ptr<LocalInbox> inbox) : inbox_(std::move(inbox)) {}
+  Result<void> Ring(ShardId shard) override { return inbox_->Ring(shard); }
+  Result<std::vector<ShardId>> Wait(std::span<const ShardId> shards, Millis timeout) override {
+    return inbox_->Wait(shards, timeout);
+  }
+
+ private:
+  std::shared_ptr<LocalInbox> inbox_;
+};
+
+// Checkpoints are written by the broker's ledger thread; a failure is said once, not every ten seconds.
+CheckpointHook MakeCheckpointHook(std::shared_ptr<CheckpointWriter> writer, const Clock& clock) {
+  return [writer, &clock, complained = false](WallTime now, const std::vector<AuditHead>& heads,
+                                              const std::vector<AuditRecord>& since) mutable {
+    auto wrote = writer->MaybeWrite(clock.Now(), now, heads, since);
+    if (wrote) wrote = writer->Flush(clock.Now(), now, heads);
+    if (!wrote && !complained) LogError("audit checkpoint: {}", wrote.error().message);
+    complained = !wrote;
+  };
+}
+
+}  // namespace
+
+struct Engine::Parts {
+  explicit Parts(Context& c) : context(c) {}
+
+  Context& context;
+  EngineParts which;
+  std::shared_ptr<wire::ZmqContext> zmq = wire::MakeZmqContext();
+  std::string client_endpoint;
+  std::shared_ptr<LocalInbox> local_inbox = std::make_shared<LocalInbox>();
+  std::unique_ptr<Inbox> scheduler_inbox;
+  std::unique_ptr<Broker> broker;
+  std::unique_ptr<worker::Worker> worker;
+  std::unique_ptr<Ledger> scheduler_ledger;
+  std::unique_ptr<scheduler::Scheduler> scheduler;
+  std::thread worker_thread, scheduler_thread;
+  std::atomic<bool> worker_ended{false}, scheduler_ended{false};
+  Result<void> worker_result;
+  int stop_requests = 0;
+
+  // One per user: each waits or rings on a connection of its own.
+  Result<std::unique_ptr<Inbox>> OpenInbox() {
+    if (UsesRedis(context)) return OpenRedisInbox(RedisOptions(context));
+    return std::unique_ptr<Inbox>(std::make_unique<SharedInbox>(local_inbox));
+  }
+
+  Result<void> StartBroker(const std::vector<std::string>& clients, const std::vector<std::string>& workers);
+  Result<void> StartWorker(std::vector<std::string> brokers);
+  Result<void> StartScheduler();
+};
+
+Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients, const std::vector<std::string>& workers) {
+  const AuditConfig& audit = context.config().audit;
+  MILLRACE_TRY_ASSIGN(SigningKey key, SigningKey::LoadOrCreate(audit.key_file));
+  MILLRACE_TRY_ASSIGN(CheckpointWriter checkpoints,
+                      CheckpointWriter::Open(audit.checkpoint_dir, std::move(key), context.ids().Next<AuditWriterId>()));
+  BrokerOptions options;
+  options.name = context.config().broker.name;
+  options.owner = context.ids().Next<OwnerId>();
+  options.front_endpoints = clients;
+  options.back_endpoints = workers;
+  options.shard_count = context.config().broker.shards;
+  options.clock = &context.clock();
+  options.random = &context.random();
+  options.checkpoint = MakeCheckpointHook(std::make_shared<CheckpointWriter>(std::move(checkpoints)), context.clock());
+  options.make_ledger = [this] { return context.OpenLedger(Context::Create::kYes, "broker " + context.config().broker.name); };
+  options.make_queue = [this] { return OpenQueue(context); };
+  options.make_inbox = [this]() -> Result<std::unique_ptr<Inbox>> { return OpenInbox(); };
+  options.make_transport = [this] { return wire::MakeZmqTransport(zmq); };
+  broker = std::make_unique<Broker>(std::move(options));
+  return broker->Start();
+}
+
+Result<void> Engine::Parts::StartWorker(std::vector<std::string> brokers) {
+  std::error_code ec;
+  std::filesystem::create_directories(context.config().lake, ec);
+  if (ec) return Fail(ErrorCode::kInvalidArgument, "lake '{}': cannot create it: {}", context.config().lake, ec.message());
+  MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmqTransport(zmq));
+  worker = std::make_unique<worker::Worker>(MakeWorkerOptions(context, std::move(brokers)), context.clock(), std::move(transport));
+  worker_thread = std::thread([this] {
+    worker_result = worker->Run();
+    worker_ended = true;
+  });
+  return {};
+}
+
+Result<void> Engine::Parts::StartScheduler() {
+  const SchedulerConfig& config = context.config().scheduler;
+  MILLRACE_TRY_ASSIGN(scheduler_ledger, context.OpenLedger(Context::Create::kYes, "scheduler " + config.name));
+  MILLRACE_TRY_ASSIGN(scheduler_inbox, OpenInbox());
+  scheduler::SchedulerOptions options{.name = config.name,
+                                      .id = context.ids().Next<OwnerId>(),
+                                      .lead_ttl = config.lead_ttl,
+                                      .shard_count = context.config().broker.shards};
+  scheduler = std::make_unique<scheduler::Scheduler>(options, *scheduler_ledger, *scheduler_inbox, context.clock(), context.ids());
+  scheduler_thread = std::thread([this] {
+    scheduler->Run();
+    scheduler_ended = true;
+  });
+  return {};
+}
+
+Engine::Engine(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Result<std::unique_ptr<Engine>> Engine::Start(Context& context, EngineParts which) {
+  auto engine = std::unique_ptr<Engine>(new Engine(std::make_unique<Parts>(context)));
+  Parts& parts = *engine->parts_;
+  parts.which = which;
+  if (!UsesRedis(context) && which.scheduler && !which.broker) {
+    return Fail(ErrorCode::kInvalidArgument, "a scheduler of its own needs queue.redis; embedded, use 'millrace up'");
+  }
+  const BrokerConfig& broker = context.config().broker;
+  const bool together = which.broker && which.worker;
+  parts.client_endpoint = together ? "inproc://clients" : broker.listen_clients;
+  if (which.broker) {
+    std::vector<std::string> clients{broker.listen_clients}, workers{broker.listen_workers};
+    if (together) {  // nobody else is meant to join: no port is opened, only (for `up`) a socket inside the home
+      clients = {parts.client_endpoint};
+      workers = {"inproc://workers"};
+      if (which.scheduler) clients.push_back("ipc://" + context.config().home + "/broker.sock");
+    }
+    MILLRACE_TRY(parts.StartBroker(clients, workers));
+  }
+  if (which.worker) {
+    MILLRACE_TRY(parts.StartWorker(together ? std::vector<std::string>{"inproc://workers"} : context.config().worker.brokers));
+  }
+  if (which.scheduler) MILLRACE_TRY(parts.StartScheduler());
+  return engine;
+}
+
+Engine::~Engine() {
+  while (parts_->stop_requests < 2) RequestStop();
+  (void)Join();
+}
+
+std::string Engine::client_endpoint() const { return parts_->client_endpoint; }
+Result<std::unique_ptr<wire::Transport>> Engine::MakeTransport() const { return wire::MakeZmqTransport(parts_->zmq); }
+
+void Engine::RequestStop() {
+  ++parts_->stop_requests;
+  if (parts_->scheduler) parts_->scheduler->RequestStop();
+  if (parts_->worker) {
+    parts_->worker->RequestDrain();  // the broker goes on until the worker's last reports are answered
+  } else if (parts_->broker) {
+    parts_->broker->RequestStop();
+  }
+}
+
+bool Engine::Ended() const {
+  return (!parts_->worker || parts_->worker_ended) && (!parts_->scheduler || parts_->scheduler_ended) &&
+         (!parts_->broker || parts_->worker || parts_->stop_requests > 0);
+}
+
+Result<void> Engine::Join() {
+  if (parts_->scheduler_thread.joinable()) parts_->scheduler_thread.join();
+  if (parts_->worker_thread.joinable()) parts_->worker_thread.join();
+  if (parts_->broker) {
+    if (parts_->worker) parts_->broker->RequestStop();
+    parts_->broker->Join();
+  }
+  return parts_->worker_result;
+}
+
+void BlockStopSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+}
+
+namespace {
+
+bool TakeStopSignal(Millis timeout) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  const timespec wait{.tv_sec = timeout.count() / 1000, .tv_nsec = timeout.count() % 1000 * 1'000'000};
+  return sigtimedwait(&set, nullptr, &wait) > 0;
+}
+
+}  // namespace
+
+bool StopSignalPending() { return TakeStopSignal(Millis{0}); }
+
+Result<void> ServeUntilSignal(Engine& engine) {
+  int signals = 0;
+  while (!engine.Ended()) {
+    if (!TakeStopSignal(Millis{200})) continue;
+    ++signals;
+    LogInfo("{}", signals == 1 ? "stopping: finishing what runs (a second signal hands it back at once)" : "stopping now");
+    if (signals <= 2) engine.RequestStop();
+  }
+  return engine.Join();
+}
+
+}  // namespace millrace::cli

@@ -1,0 +1,182 @@
+// The command line's grammar. CLI11 stays in this file (it is slow to compile).
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <functional>
+#include <string>
+
+#include "client/cli/commands.h"
+#include "common/base/suggest.h"
+
+namespace millrace::cli {
+namespace {
+
+using Command = std::function<ExitCode(const Options&)>;
+
+struct Grammar {
+  CLI::App app{"Millrace: scheduled data pipelines on a distributed job queue.", "millrace"};
+  Options options;
+  Command chosen;
+
+  CLI::App* Add(CLI::App* parent, const std::string& name, const std::string& help, Command command) {
+    CLI::App* sub = parent->add_subcommand(name, help);
+    sub->fallthrough();
+    if (command) sub->callback([this, sub, command] { if (sub->get_subcommands().empty()) chosen = command; });
+    return sub;
+  }
+  CLI::App* Group(const std::string& name, const std::string& help) {
+    CLI::App* sub = Add(&app, name, help, nullptr);
+    sub->require_subcommand(1);
+    return sub;
+  }
+};
+
+void AddGlobalOptions(Grammar& g) {
+  g.app.add_option("--config", g.options.config_file, "Configuration file (default: ./millrace.yaml, then the user's, then /etc's)")
+      ->envname("MILLRACE_CONFIG");
+  g.app.add_option("--home", g.options.home, "Home directory of the embedded form (default: $MILLRACE_HOME, then ./.millrace)");
+  g.app.add_option("--set", g.options.settings, "A setting as key=value, e.g. --set worker.concurrency=4; may be repeated")
+      ->take_all();
+  g.app.add_option("-o,--output", g.options.output, "table, json, ndjson or csv");
+  g.app.add_option("--log-level", g.options.log_level, "debug, info, warn, error or off");
+  g.app.add_flag("--no-progress", g.options.no_progress, "No progress on stderr");
+  g.app.add_flag("-q,--quiet", g.options.quiet, "Print ids only");
+}
+
+void AddRunCommands(Grammar& g) {
+  CLI::App* run = g.Add(&g.app, "run", "Run a pipeline file here and now, embedded; or look at runs", RunFile);
+  run->add_option("FILE", g.options.file, "Pipeline file");
+  run->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
+  run->footer("Examples:\n  millrace run shop.yaml\n  millrace run shop.yaml -p since=2026-01-01 -o json\n  millrace run list --pipeline shop\n  millrace run show 0193e0c5-...");
+  CLI::App* start = g.Add(run, "start", "Start a run of an applied pipeline", RunStart);
+  start->add_option("PIPELINE", g.options.pipeline, "Name of the pipeline")->required();
+  start->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
+  start->add_flag("--wait", g.options.wait, "Follow it to its end and exit with its outcome");
+  CLI::App* list = g.Add(run, "list", "Runs, newest first", RunList);
+  list->add_option("--pipeline", g.options.pipeline, "Only this pipeline's");
+  list->add_option("--state", g.options.state, "Only runs in this state");
+  list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
+  CLI::App* show = g.Add(run, "show", "One run: stages, rows, errors", RunShow);
+  show->add_option("ID", g.options.id, "Run id")->required();
+  CLI::App* logs = g.Add(run, "logs", "What the stages of a run wrote to their logs, attempt by attempt", RunLogs);
+  logs->add_option("ID", g.options.id, "Run id")->required();
+  logs->add_option("--stage", g.options.stage, "Only this stage");
+}
+
+void AddPipelineCommands(Grammar& g) {
+  CLI::App* check = g.Add(&g.app, "check", "Check a pipeline file: grammar, graph, types, SQL. Nothing runs", CheckFile);
+  check->add_option("FILE", g.options.file, "Pipeline file")->required();
+  check->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
+  CLI::App* plan = g.Add(&g.app, "plan", "Show what a run of a pipeline file would do", PlanFile);
+  plan->add_option("FILE", g.options.file, "Pipeline file")->required();
+  plan->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
+
+  CLI::App* pipeline = g.Group("pipeline", "Pipelines in the ledger");
+  CLI::App* apply = g.Add(pipeline, "apply", "Store a pipeline file as the newest version; its schedule takes effect", PipelineApply);
+  apply->add_option("FILE", g.options.file, "Pipeline file")->required();
+  apply->add_option("--cron", g.options.cron, "Use this schedule instead of the file's");
+  apply->add_option("--timezone", g.options.timezone, "Time zone of --cron (default: the file's, then UTC)");
+  apply->add_option("--base-dir", g.options.base_dir, "Where relative paths start (default: the file's folder)");
+  g.Add(pipeline, "list", "The newest version of each pipeline", PipelineList);
+  CLI::App* show = g.Add(pipeline, "show", "A pipeline's file as it was applied", PipelineShow);
+  show->add_option("NAME", g.options.pipeline, "Name of the pipeline")->required();
+
+  CLI::App* schedule = g.Group("schedule", "Schedules");
+  g.Add(schedule, "list", "Schedules in the ledger and their next fire", ScheduleList);
+  CLI::App* next = g.Add(schedule, "next", "The next fires of a pipeline, a file or a bare expression", ScheduleNext);
+  next->add_option("PIPELINE", g.options.file, "Pipeline file, or the name of an applied pipeline");
+  next->add_option("--cron", g.options.cron, "A bare expression instead");
+  next->add_option("--timezone", g.options.timezone, "Time zone of --cron (default UTC)");
+  next->add_option("--dst", g.options.dst, "Daylight-saving rule of --cron: once, skip or both");
+  next->add_option("--from", g.options.from, "Fires after this time (default: now), as 2026-11-21T06:15:00Z");
+  next->add_option("-n,--count", g.options.count, "How many (default 10)");
+  next->footer("Example:\n  millrace schedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3");
+}
+
+void AddProcessCommands(Grammar& g) {
+  CLI::App* up = g.Add(&g.app, "up", "Scheduler, broker and worker in one process, on SQLite", Up);
+  up->add_option("FILE", g.options.file, "Pipeline file to apply first");
+  for (const auto& [name, help, command] :
+       {std::tuple{"broker", "A broker process", Command(BrokerProcess)}, std::tuple{"worker", "A worker process", Command(WorkerProcess)},
+        std::tuple{"scheduler", "A scheduler process", Command(SchedulerProcess)}}) {
+    CLI::App* process = g.Add(&g.app, name, help, command);
+    process->add_option("--name", g.options.name, "Its name in logs and records");
+    if (std::string(name) == "worker") process->add_option("--concurrency", g.options.concurrency, "Jobs at a time");
+  }
+  g.Add(&g.app, "status", "Shards and workers of a running broker", Status);
+}
+
+void AddOtherCommands(Grammar& g) {
+  CLI::App* query = g.Add(&g.app, "query", "Read from a connection with SQL", Query);
+  query->add_option("CONNECTION", g.options.connection, "Name of the connection, e.g. warehouse")->required();
+  query->add_option("SQL", g.options.sql, "One query")->required();
+  CLI::App* audit = g.Group("audit", "The audit trail");
+  CLI::App* verify = g.Add(audit, "verify", "Find whatever was edited, deleted, inserted, reordered, cut off or recomputed", AuditVerify);
+  verify->add_option("--checkpoints", g.options.checkpoints, "Folder of signed checkpoints (default: audit.checkpoint_dir)");
+  verify->add_option("--public-key", g.options.public_key, "Public key of the checkpoints (default: beside audit.key_file)");
+  CLI::App* config = g.Group("config", "The configuration");
+  CLI::App* show = g.Add(config, "show", "Every setting and its value; secrets are not shown", ConfigShow);
+  show->add_flag("--origin", g.options.origin, "Also where each value comes from");
+  g.Add(&g.app, "doctor", "Look whether everything this installation needs is there", Doctor);
+  g.Add(&g.app, "version", "Versions of this program and its libraries", Version);
+}
+
+// CLI11 says only "A subcommand is required" for a typo: name the nearest command.
+std::string Hint(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* at = &app;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word.starts_with('-')) continue;
+    const CLI::App* next = nullptr;
+    std::vector<std::string> names;
+    for (const CLI::App* sub : at->get_subcommands([](const CLI::App*) { return true; })) {
+      names.push_back(sub->get_name());
+      if (names.back() == word) next = sub;
+    }
+    if (next == nullptr) {
+      std::vector<std::string_view> views(names.begin(), names.end());
+      if (const auto nearest = Suggest(word, views)) return "unknown command '" + word + "'; did you mean '" + *nearest + "'?";
+      return "";
+    }
+    at = next;
+  }
+  return "";
+}
+
+int Main(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);
+  Grammar g;
+  g.app.require_subcommand(1);
+  g.app.set_version_flag("--version", MILLRACE_VERSION);
+  AddGlobalOptions(g);
+  AddRunCommands(g);
+  AddPipelineCommands(g);
+  AddProcessCommands(g);
+  AddOtherCommands(g);
+  try {
+    g.app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return g.app.exit(e);  // --help, --version
+    const std::string hint = Hint(g.app, argc, argv);
+    fmt::print(stderr, "millrace: {}\n", hint.empty() ? e.what() : hint);
+    fmt::print(stderr, "Run with --help for the commands and their options.\n");
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  if (!g.chosen) {
+    fmt::print(stderr, "millrace: no command\n");
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  return static_cast<int>(g.chosen(g.options));
+}
+
+}  // namespace
+}  // namespace millrace::cli
+
+int main(int argc, char** argv) {
+  try {
+    return millrace::cli::Main(argc, argv);
+  } catch (const std::exception& e) {  // nothing of ours throws; a library that does must not look like a crash
+    fmt::print(stderr, "millrace: {}\n", e.what());
+    return 1;
+  }
+}

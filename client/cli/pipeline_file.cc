@@ -1,0 +1,191 @@
+#include "client/cli/pipeline_file.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "client/cli/context.h"
+#include "common/base/limits.h"
+#include "common/model/cron.h"
+#include "common/model/pipeline_json.h"
+#include "common/model/pipeline_parser.h"
+#include "scheduler/slot_planner.h"
+
+namespace millrace::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// The whole rule about a schedule: the expression, the zone, the catch-up text.
+std::optional<std::string> ScheduleComplaint(const ScheduleSpec& spec) {
+  if (const auto cron = CronSchedule::Make(spec); !cron) return cron.error().message;
+  if (const auto catchup = scheduler::ParseCatchup(spec.catchup); !catchup) return catchup.error().message;
+  return std::nullopt;
+}
+
+struct FdCloser {
+  int fd = -1;
+  ~FdCloser() { Close(); }
+  void Close() {
+    if (fd >= 0) ::close(fd);
+    fd = -1;
+  }
+};
+
+bool WriteAll(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return false;
+    bytes.remove_prefix(static_cast<std::size_t>(n));
+  }
+  return true;
+}
+
+// Runs `millrace-stage --check`: the request on its stdin, the answer on its fd 3, both as length-prefixed frames.
+Result<std::string> CallStageCheck(const std::string& request, MonoTime deadline) {
+  std::array<int, 2> in{}, out{};
+  if (::pipe2(in.data(), O_CLOEXEC) != 0) return Fail(ErrorCode::kUnavailable, "pipe: {}", std::strerror(errno));
+  FdCloser in_read{in[0]}, in_write{in[1]};
+  if (::pipe2(out.data(), O_CLOEXEC) != 0) return Fail(ErrorCode::kUnavailable, "pipe: {}", std::strerror(errno));
+  FdCloser out_read{out[0]}, out_write{out[1]};
+  const std::string program = StageProgram();
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, in_read.fd, STDIN_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, out_write.fd, 3);
+  std::string arg0 = program, arg1 = "--check";
+  std::array<char*, 3> argv{arg0.data(), arg1.data(), nullptr};
+  pid_t pid = 0;
+  const int spawned = ::posix_spawn(&pid, program.c_str(), &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (spawned != 0) return Fail(ErrorCode::kUnavailable, "cannot start {}: {}", program, std::strerror(spawned));
+  in_read.Close();
+  out_write.Close();
+
+  const auto length = static_cast<std::uint32_t>(request.size());
+  std::string frame{static_cast<char>(length), static_cast<char>(length >> 8), static_cast<char>(length >> 16),
+                    static_cast<char>(length >> 24)};
+  frame += request;
+  const bool sent = WriteAll(in_write.fd, frame);
+  in_write.Close();
+  std::string answer;
+  const SystemClock clock;
+  bool timed_out = false;
+  while (sent && answer.size() <= kFrameBytesMax + 4) {
+    const auto left = std::chrono::ceil<Millis>(deadline - clock.Now()).count();
+    pollfd readable{out_read.fd, POLLIN, 0};
+    if (left <= 0 || ::poll(&readable, 1, static_cast<int>(std::min<std::int64_t>(left, 1 << 30))) == 0) {
+      timed_out = true;
+      ::kill(pid, SIGKILL);
+      break;
+    }
+    std::array<char, 65536> buffer;
+    const ssize_t n = ::read(out_read.fd, buffer.data(), buffer.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) break;
+    answer.append(buffer.data(), static_cast<std::size_t>(n));
+  }
+  int status = 0;
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (timed_out) return Fail(ErrorCode::kTimedOut, "the type check did not end in time");
+  if (answer.size() < 4 || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
+    return Fail(ErrorCode::kCorrupt, "{} --check ended with status {} and no answer", program, status);
+  return answer.substr(4);
+}
+
+Diagnostic ToDiagnostic(const PipelineFile& file, const Json& problem) {
+  Diagnostic d;
+  d.file = file.path;
+  d.code = problem.at("code").get<std::string>();
+  d.message = fmt::format("stage '{}': {}", problem.at("stage").get<std::string>(), problem.at("message").get<std::string>());
+  d.help = problem.at("help").get<std::string>();
+  const StageSpec* stage = file.pipeline.FindStage(problem.at("stage").get<std::string>());
+  if (stage == nullptr) return d;
+  d.place = stage->place;
+  const int line = problem.at("line").get<int>();
+  if (line > 0 && stage->sql_place.line > 0) {  // inside the SQL: a block text begins on its own line
+    d.place.line = stage->sql_place.line + line - 1;
+    d.place.column = stage->sql_place.column + problem.at("column").get<int>() - 1;
+  }
+  return d;
+}
+
+}  // namespace
+
+Result<PipelineFile> ReadPipelineFile(const std::string& path) {
+  std::error_code ec;
+  const auto kind = std::filesystem::status(path, ec).type();
+  if (ec || kind == std::filesystem::file_type::not_found)
+    return Fail(ErrorCode::kNotFound, "{}: no such file", path);
+  if (kind != std::filesystem::file_type::regular) return Fail(ErrorCode::kInvalidArgument, "{}: not a regular file", path);
+  if (std::filesystem::file_size(path, ec) > kPipelineFileBytesMax)
+    return Fail(ErrorCode::kInvalidArgument, "{}: over the limit of {} bytes", path, kPipelineFileBytesMax);
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return Fail(ErrorCode::kInvalidArgument, "{}: cannot be read: {}", path, std::strerror(errno));
+  PipelineFile file;
+  file.path = path;
+  file.source.assign(std::istreambuf_iterator<char>(in), {});
+  file.base_dir = std::filesystem::absolute(path, ec).lexically_normal().parent_path();
+  auto parsed = ParsePipeline(file.source, path, {.schedule_validator = ScheduleComplaint});
+  if (!parsed.diagnostics.empty())
+    return std::unexpected(Error{ErrorCode::kRejected, RenderAll(parsed.diagnostics, file.source)});
+  file.pipeline = std::move(*parsed.pipeline);
+  return file;
+}
+
+Result<std::map<std::string, std::string>> ParseParams(const std::vector<std::string>& params) {
+  std::map<std::string, std::string> out;
+  for (const std::string& param : params) {
+    const std::size_t equals = param.find('=');
+    if (equals == std::string::npos || equals == 0)
+      return Fail(ErrorCode::kInvalidArgument, "-p '{}' is not of the form name=value", param);
+    if (!out.emplace(param.substr(0, equals), param.substr(equals + 1)).second)
+      return Fail(ErrorCode::kInvalidArgument, "-p {}: given twice", param.substr(0, equals));
+  }
+  return out;
+}
+
+Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
+                                           const std::string& lake, MonoTime deadline) {
+  Json request;
+  request["pipeline"] = Json::parse(ToJson(file.pipeline));
+  request["base_dir"] = file.base_dir;
+  request["lake"] = lake;
+  request["params"] = params;
+  request["org"] = kDefaultOrg.value();
+  MILLRACE_TRY_ASSIGN(const std::string text, CallStageCheck(request.dump(), deadline));
+  const Json answer = Json::parse(text, nullptr, false);
+  if (!answer.is_object()) return Fail(ErrorCode::kCorrupt, "the type check's answer is no JSON object");
+  if (answer.contains("error")) return Fail(ErrorCode::kInvalidArgument, "{}", answer["error"].get<std::string>());
+  try {
+    std::vector<Diagnostic> diagnostics;
+    for (const Json& problem : answer.at("problems")) diagnostics.push_back(ToDiagnostic(file, problem));
+    if (!diagnostics.empty()) return std::unexpected(Error{ErrorCode::kRejected, RenderAll(diagnostics, file.source)});
+    std::vector<StageSchema> schemas;
+    for (const Json& stage : answer.at("stages")) {
+      StageSchema schema{.stage = stage.at("stage").get<std::string>(), .columns = {}};
+      for (const Json& column : stage.at("columns"))
+        schema.columns.push_back({.name = column.at("name").get<std::string>(), .type = column.at("type").get<std::string>(),
+                                  .not_null = column.at("not_null").get<bool>()});
+      schemas.push_back(std::move(schema));
+    }
+    return schemas;
+  } catch (const Json::exception& e) {
+    return Fail(ErrorCode::kCorrupt, "the type check's answer: {}", e.what());
+  }
+}
+
+}  // namespace millrace::cli

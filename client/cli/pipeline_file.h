@@ -1,0 +1,35 @@
+// A pipeline file as a command reads it.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/result.h"
+#include "common/model/pipeline.h"
+
+namespace millrace::cli {
+
+struct PipelineFile {
+  std::string path;      // as given
+  std::string source;    // the text
+  std::string base_dir;  // absolute folder of the file
+  Pipeline pipeline;
+};
+
+// kNotFound: no such file. kRejected: the file has errors; the message is all of them, rendered with their places.
+Result<PipelineFile> ReadPipelineFile(const std::string& path);
+
+// -p name=value arguments. kInvalidArgument names the one that is not of that form or comes twice.
+Result<std::map<std::string, std::string>> ParseParams(const std::vector<std::string>& params);
+
+// Types, columns and SQL of the whole graph, without data, by millrace-stage. kRejected: rendered complaints.
+struct StageSchema {
+  std::string stage;
+  std::vector<ColumnSpec> columns;
+};
+Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
+                                           const std::string& lake, MonoTime deadline);
+
+}  // namespace millrace::cli

@@ -1,0 +1,90 @@
+#include "client/cli/query.h"
+
+#include <nlohmann/json.hpp>
+
+#include "common/crypto/audit.h"
+#include "common/drivers/postgres.h"
+#include "common/drivers/sqlite.h"
+
+namespace millrace::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// A blob as psql shows it.
+std::string BlobText(std::string_view bytes) {
+  return "\\x" + ToHex({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
+}
+
+Cell SqliteCell(const sqlite::Statement& row, int column) {
+  switch (row.KindOf(column)) {
+    case sqlite::Statement::Kind::kNull: return {};
+    case sqlite::Statement::Kind::kInteger: return row.Int64(column);
+    case sqlite::Statement::Kind::kReal: return row.Double(column);
+    case sqlite::Statement::Kind::kText: return row.String(column);
+    case sqlite::Statement::Kind::kBlob: return BlobText(row.View(column));
+  }
+  return {};
+}
+
+Result<Table> QuerySqlite(const std::string& path, const std::string& sql, const Clock& clock, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(auto database, sqlite::Database::Open(path, {.access = sqlite::Access::kReadOnly, .clock = &clock}));
+  database.SetDeadline(deadline);
+  MILLRACE_TRY_ASSIGN(auto statement, database.Prepare(sql));
+  Table table;
+  for (int c = 0; c < statement.ColumnCount(); ++c) table.columns.push_back(statement.ColumnName(c));
+  while (true) {
+    MILLRACE_TRY_ASSIGN(const bool row, statement.Step());
+    if (!row) return table;
+    if (table.rows.size() >= kQueryRowsMax)
+      return Fail(ErrorCode::kLimit, "query: more than {} rows; add a limit", kQueryRowsMax);
+    std::vector<Cell> cells;
+    for (int c = 0; c < statement.ColumnCount(); ++c) cells.push_back(SqliteCell(statement, c));
+    table.rows.push_back(std::move(cells));
+  }
+}
+
+Cell JsonCell(const Json& value) {
+  if (value.is_null()) return {};
+  if (value.is_boolean()) return value.get<bool>();
+  if (value.is_number_integer()) return value.get<std::int64_t>();
+  if (value.is_number()) return value.get<double>();
+  if (value.is_string()) return value.get<std::string>();
+  return value.dump();
+}
+
+// Every PostgreSQL type has a JSON form, so the server does the rendering.
+Result<Table> QueryPostgres(const std::string& dsn, const std::string& sql, const Clock& clock, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const auto connection,
+                      PgConnection::Connect({.dsn = dsn, .application_name = "millrace query", .search_path = {}}, clock, deadline));
+  MILLRACE_TRY(connection->Exec("begin transaction read only", deadline));
+  std::string text = sql;
+  while (!text.empty() && (text.back() == ';' || text.back() == ' ' || text.back() == '\n')) text.pop_back();
+  const std::string wrapped = fmt::format("select to_json(q)::text from ({}\n) q limit {}", text, kQueryRowsMax + 1);
+  MILLRACE_TRY_ASSIGN(const PgResult rows, connection->QueryOnce(wrapped, PgParams{}, deadline));
+  Table table;
+  for (int r = 0; r < rows.rows(); ++r) {
+    if (table.rows.size() >= kQueryRowsMax)
+      return Fail(ErrorCode::kLimit, "query: more than {} rows; add a limit", kQueryRowsMax);
+    const Json object = Json::parse(rows.Bytes(r, 0), nullptr, false);
+    if (!object.is_object()) return Fail(ErrorCode::kCorrupt, "query: the server's row {} is no JSON object", r + 1);
+    std::vector<Cell> cells;
+    for (const auto& [name, value] : object.items()) {
+      if (r == 0) table.columns.push_back(name);
+      cells.push_back(JsonCell(value));
+    }
+    table.rows.push_back(std::move(cells));
+  }
+  return table;
+}
+
+}  // namespace
+
+Result<Table> RunQuery(const ConnectionSpec& connection, const std::string& sql, const Clock& clock, MonoTime deadline) {
+  auto table = connection.type == "sqlite" ? QuerySqlite(connection.dsn, sql, clock, deadline)
+                                           : QueryPostgres(connection.dsn, sql, clock, deadline);
+  if (!table) return Prefixed(std::move(table.error()), "connection '{}'", connection.name);
+  return table;
+}
+
+}  // namespace millrace::cli

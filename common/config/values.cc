@@ -1,0 +1,78 @@
+#include <charconv>
+#include <limits>
+#include <span>
+
+#include "common/config/config.h"
+
+namespace millrace {
+namespace {
+
+struct Unit {
+  std::string_view name;
+  std::uint64_t factor;
+};
+constexpr Unit kDurations[] = {{"ms", 1}, {"s", 1000}, {"m", 60'000}, {"h", 3'600'000}, {"d", 86'400'000}};
+constexpr Unit kSizes[] = {{"B", 1}, {"KiB", 1ull << 10}, {"MiB", 1ull << 20}, {"GiB", 1ull << 30}, {"TiB", 1ull << 40}};
+
+std::optional<std::uint64_t> ParseWithUnit(std::string_view text, std::span<const Unit> units, std::uint64_t max) {
+  std::uint64_t number = 0;
+  const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (failed != std::errc{}) return std::nullopt;
+  const std::string_view unit = text.substr(static_cast<std::size_t>(end - text.data()));
+  for (const Unit& u : units)
+    if (u.name == unit) return number <= max / u.factor ? std::optional(number * u.factor) : std::nullopt;
+  return std::nullopt;
+}
+
+}  // namespace
+
+Result<Millis> ParseDuration(std::string_view text) {
+  constexpr std::uint64_t kMax = 3'650ull * 86'400'000;
+  const auto ms = ParseWithUnit(text, kDurations, kMax);
+  if (!ms) return Fail(ErrorCode::kInvalidArgument, "'{}' is not a duration like 500ms, 30s, 5m, 2h or 7d", text.substr(0, 64));
+  return Millis{static_cast<std::int64_t>(*ms)};
+}
+
+Result<std::uint64_t> ParseSize(std::string_view text) {
+  const auto bytes = ParseWithUnit(text, kSizes, std::uint64_t{std::numeric_limits<std::int64_t>::max()});
+  if (!bytes) return Fail(ErrorCode::kInvalidArgument, "'{}' is not a size like 512KiB, 64MiB or 2GiB", text.substr(0, 64));
+  return *bytes;
+}
+
+std::string RedactDsn(std::string_view dsn) {
+  std::string text(dsn);
+  if (const std::size_t scheme = text.find("://"); scheme != std::string::npos) {
+    const std::size_t start = scheme + 3;
+    const std::size_t end = std::min(text.find_first_of("/?", start), text.size());
+    if (const std::size_t at = text.rfind('@', end); at != std::string::npos && at > start && at < end) {
+      const std::size_t colon = text.find(':', start);
+      if (colon < at) text.replace(colon + 1, at - colon - 1, "***");
+    } else if (text.find('@', end) != std::string::npos) {
+      return text.substr(0, start) + "***";  // a password with a slash in it: no way to tell where it ends
+    }
+  }
+  for (std::size_t at = 0; (at = text.find("password", at)) != std::string::npos;) {
+    std::size_t value = at + 8;
+    while (value < text.size() && text[value] == ' ') ++value;
+    if (value >= text.size() || text[value] != '=') {
+      at = value;
+      continue;
+    }
+    ++value;
+    while (value < text.size() && text[value] == ' ') ++value;
+    std::size_t end = value;
+    if (end < text.size() && text[end] == '\'') {
+      for (++end; end < text.size() && text[end] != '\''; ++end)
+        if (text[end] == '\\') ++end;
+      end = std::min(end + 1, text.size());
+    } else {
+      while (end < text.size() && text[end] != ' ' && text[end] != '&') end += text[end] == '\\' ? 2u : 1u;
+      end = std::min(end, text.size());
+    }
+    text.replace(value, end - value, "***");
+    at = value + 3;
+  }
+  return text;
+}
+
+}  // namespace millrace

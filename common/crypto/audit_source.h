@@ -1,0 +1,29 @@
+// What the verifier of the audit trail reads. A Ledger is one.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/result.h"
+#include "common/crypto/audit.h"
+
+namespace millrace {
+
+// Not thread-safe. Blocking; every call gives up at `deadline`.
+class AuditSource {
+ public:
+  virtual ~AuditSource() = default;
+  // The head of every chain.
+  virtual Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) = 0;
+  // Records with seq > after_seq in (writer, seq) order, at most `limit`.
+  virtual Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
+                                                        std::uint32_t limit, MonoTime deadline) = 0;
+  // Every audited row of a record as the store holds it now, in index order.
+  virtual Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) = 0;
+  // Rows that claim a record which does not exist, at most `limit`.
+  virtual Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) = 0;
+};
+
+}  // namespace millrace

@@ -1,0 +1,407 @@
+#include "common/drivers/postgres.h"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/base/check.h"
+#include "common/base/log.h"
+#include "common/drivers/postgres_impl.h"
+
+namespace millrace {
+namespace {
+
+constexpr std::size_t kPreparedMax = 500;  // beyond it the texts are not "a fixed set"; the cache starts anew
+
+std::string OneLine(std::string_view text) {
+  std::string line;
+  for (const char c : text) line += (c == '\n' || c == '\r' || c == '\t') ? ' ' : c;
+  while (!line.empty() && line.back() == ' ') line.pop_back();
+  if (line.size() > 1000) line.resize(1000);
+  return line;
+}
+
+bool IsWord(std::string_view sql, std::string_view word) {
+  return sql.size() == word.size() && std::equal(sql.begin(), sql.end(), word.begin(), [](char a, char b) {
+           return (a >= 'A' && a <= 'Z' ? static_cast<char>(a + 32) : a) == b;
+         });
+}
+
+std::string_view Field(const PGresult* result, int code) {
+  const char* text = PQresultErrorField(result, code);
+  return text == nullptr ? std::string_view{} : std::string_view{text};
+}
+
+ErrorCode ClassifyConnectFailure(std::string_view message) {
+  for (const std::string_view refused : {"authentication failed", "no password supplied", "does not exist", "pg_hba.conf",
+                                         "is not permitted to log in", "permission denied for database"})
+    if (message.find(refused) != std::string_view::npos && message.find("No such file") == std::string_view::npos)
+      return ErrorCode::kRejected;
+  return ErrorCode::kUnavailable;
+}
+
+}  // namespace
+
+ErrorCode ClassifySqlState(std::string_view state, bool sent) {
+  const std::string_view group = state.substr(0, 2);
+  if (state.empty() || group == "08" || state.starts_with("57P"))
+    return sent ? ErrorCode::kMaybeApplied : ErrorCode::kUnavailable;
+  if (state == "MR001") return ErrorCode::kStale;
+  if (group == "40" || state == "23505" || state == "23P01" || state == "55P03") return ErrorCode::kConflict;
+  if (group == "22" || group == "23") return ErrorCode::kInvalidArgument;
+  if (group == "53" || group == "58" || state == "57014" || state == "25006" || state == "25P03")
+    return ErrorCode::kUnavailable;
+  if (state == "XX001" || state == "XX002") return ErrorCode::kCorrupt;
+  return ErrorCode::kRejected;
+}
+
+// ---- waiting ---------------------------------------------------------------------------------------------------------------
+
+Result<void> PgConnection::Impl::Poll(Wait wait, MonoTime deadline) const {
+  for (;;) {
+    const auto left = std::chrono::ceil<Millis>(deadline - clock->Now());
+    if (left <= Millis{0}) return Fail(ErrorCode::kTimedOut, "the deadline passed");
+    pollfd fd{PQsocket(get()), 0, 0};
+    if (wait != Wait::kWrite) fd.events |= POLLIN;
+    if (wait != Wait::kRead) fd.events |= POLLOUT;
+    // Short naps, so that a clock that is not the system's is looked at again.
+    const int ready = ::poll(&fd, 1, static_cast<int>(std::min<std::int64_t>(left.count(), 1000)));
+    if (ready > 0) return {};
+    if (ready < 0 && errno != EINTR) return Fail(ErrorCode::kUnavailable, "poll: {}", std::strerror(errno));
+  }
+}
+
+Result<void> PgConnection::Impl::CheckIdle() {
+  state.clear();
+  if (broken) return Fail(ErrorCode::kUnavailable, "postgres: the connection was lost");
+  pollfd fd{PQsocket(get()), POLLIN, 0};
+  if (::poll(&fd, 1, 0) > 0 && PQconsumeInput(get()) == 0) broken = true;
+  // A server that ends a connection says why first; libpq hands that over as a notice or with the next result.
+  if (!broken && (fd.revents & (POLLHUP | POLLERR | POLLRDHUP)) != 0) broken = true;
+  if (!broken && (fd.revents & POLLIN) != 0 && ::poll(&fd, 1, 0) > 0 && PQconsumeInput(get()) == 0) broken = true;
+  if (broken || PQstatus(get()) == CONNECTION_BAD) {
+    broken = true;
+    return Fail(ErrorCode::kUnavailable, "postgres: the server closed the connection");
+  }
+  return {};
+}
+
+Result<void> PgConnection::Impl::Flush(MonoTime deadline) {
+  for (;;) {
+    const int left = PQflush(get());
+    if (left == 0) return {};
+    if (left < 0) return Fail(ErrorCode::kUnavailable, "{}", OneLine(PQerrorMessage(get())));
+    MILLRACE_TRY(Poll(Wait::kBoth, deadline));
+    if (PQconsumeInput(get()) == 0) return Fail(ErrorCode::kUnavailable, "{}", OneLine(PQerrorMessage(get())));
+  }
+}
+
+Result<PgResultHandle> PgConnection::Impl::Next(MonoTime deadline) {
+  while (PQisBusy(get()) != 0) {
+    MILLRACE_TRY(Poll(Wait::kRead, deadline));
+    if (PQconsumeInput(get()) == 0) return Fail(ErrorCode::kUnavailable, "{}", OneLine(PQerrorMessage(get())));
+  }
+  return PgResultHandle(PQgetResult(get()));
+}
+
+Error PgConnection::Impl::ErrorOf(const PGresult* result) {
+  state = std::string(Field(result, PG_DIAG_SQLSTATE));
+  const std::string_view severity = Field(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+  if (state.empty() || severity == "FATAL" || severity == "PANIC" || PQstatus(get()) == CONNECTION_BAD) broken = true;
+  std::string message = OneLine(Field(result, PG_DIAG_MESSAGE_PRIMARY));
+  if (message.empty()) message = OneLine(PQresultErrorMessage(result));
+  if (const auto detail = Field(result, PG_DIAG_MESSAGE_DETAIL); !detail.empty()) message += ": " + OneLine(detail);
+  if (state == "53100") message = "the server's disk is full: " + message;
+  if (!state.empty() && state != "MR001") message += fmt::format(" (SQLSTATE {})", state);
+  return {ClassifySqlState(state, true), state == "MR001" ? message : "postgres: " + message};
+}
+
+Error PgConnection::Impl::Lost(bool may_commit, std::string_view what) {
+  broken = true;
+  state.clear();
+  if (may_commit) return {ErrorCode::kMaybeApplied, fmt::format("postgres: sent, but the answer is lost: {}", what)};
+  return {ErrorCode::kUnavailable, fmt::format("postgres: the connection was lost inside a transaction: {}", what)};
+}
+
+// ---- connecting ------------------------------------------------------------------------------------------------------------
+
+PgConnection::PgConnection(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+PgConnection::~PgConnection() = default;
+
+namespace {
+
+struct ConninfoFree {
+  void operator()(PQconninfoOption* options) const noexcept { PQconninfoFree(options); }
+};
+
+// The user's own `options` come first, so that ours do not wipe them out.
+Result<std::string> OptionsOf(const PgOptions& options) {
+  char* message = nullptr;
+  const std::unique_ptr<PQconninfoOption, ConninfoFree> parsed(PQconninfoParse(options.dsn.c_str(), &message));
+  if (message != nullptr) PQfreemem(message);  // may quote a part of the dsn, and with it a password
+  if (!parsed) return Fail(ErrorCode::kInvalidArgument, "dsn: neither a libpq conninfo string nor a postgresql:// URI");
+  std::string text;
+  for (const PQconninfoOption* o = parsed.get(); o->keyword != nullptr; ++o)
+    if (std::strcmp(o->keyword, "options") == 0 && o->val != nullptr) text = std::string(o->val) + " ";
+  text += fmt::format("-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
+                      options.statement_timeout.count(), options.lock_timeout.count(),
+                      options.idle_in_transaction_timeout.count());
+  text += " -c timezone=UTC -c synchronous_commit=on -c jit=off -c client_min_messages=warning";
+  if (!options.search_path.empty()) text += " -c search_path=" + options.search_path;
+  return text;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PgConnection>> PgConnection::Connect(const PgOptions& options, const Clock& clock,
+                                                            MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const std::string settings, OptionsOf(options));
+  const char* const keys[] = {"dbname", "fallback_application_name", "options", "tcp_user_timeout", "client_encoding", nullptr};
+  const char* const values[] = {options.dsn.c_str(), options.application_name.c_str(), settings.c_str(), "10000", "UTF8",
+                                nullptr};
+  auto impl = std::make_unique<Impl>();
+  impl->clock = &clock;
+  impl->connection.reset(PQconnectStartParams(keys, values, 1));
+  PGconn* const c = impl->get();
+  MILLRACE_CHECK(c != nullptr, "libpq: out of memory");
+  PQsetNoticeProcessor(c, [](void*, const char* text) { LogDebug("postgres: {}", OneLine(text)); }, nullptr);
+  auto state = PQstatus(c) == CONNECTION_BAD ? PGRES_POLLING_FAILED : PGRES_POLLING_WRITING;
+  while (state != PGRES_POLLING_OK) {
+    if (state == PGRES_POLLING_FAILED) {
+      const std::string message = OneLine(PQerrorMessage(c));
+      return Fail(ClassifyConnectFailure(message), "postgres: {}", message);
+    }
+    const auto wait = state == PGRES_POLLING_READING ? Impl::Wait::kRead : Impl::Wait::kWrite;
+    if (auto r = impl->Poll(wait, deadline); !r)
+      return Fail(r.error().code, "postgres: connecting to {}:{}: {}", PQhost(c), PQport(c), r.error().message);
+    state = PQconnectPoll(c);
+  }
+  if (PQsetnonblocking(c, 1) != 0) return Fail(ErrorCode::kUnavailable, "postgres: {}", OneLine(PQerrorMessage(c)));
+  return std::unique_ptr<PgConnection>(new PgConnection(std::move(impl)));
+}
+
+bool PgConnection::broken() const { return impl_->broken; }
+bool PgConnection::in_transaction() const {
+  const auto status = PQtransactionStatus(impl_->get());
+  return status == PQTRANS_INTRANS || status == PQTRANS_INERROR;
+}
+std::string_view PgConnection::last_sqlstate() const { return impl_->state; }
+int PgConnection::backend_pid() const { return PQbackendPID(impl_->get()); }
+int PgConnection::server_version() const { return PQserverVersion(impl_->get()); }
+
+Result<void> PgConnection::Cancel() {
+  struct Free {
+    void operator()(PGcancel* cancel) const noexcept { PQfreeCancel(cancel); }
+  };
+  const std::unique_ptr<PGcancel, Free> cancel(PQgetCancel(impl_->get()));
+  char message[256] = {};
+  if (!cancel || PQcancel(cancel.get(), message, sizeof message) == 0)
+    return Fail(ErrorCode::kUnavailable, "postgres: cancel: {}", OneLine(message));
+  return {};
+}
+
+// ---- statements ------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// Pointers into one statement's parameters, as libpq wants them.
+struct Bound {
+  std::vector<Oid> types;
+  std::vector<const char*> values;
+  std::vector<int> lengths, formats;
+};
+
+struct Sent {
+  bool prepare = false;     // a Parse went ahead of the Execute
+  std::string name;
+};
+
+}  // namespace
+
+Result<std::vector<PgResult>> PgConnection::Pipeline(std::span<const PgStatement> statements, MonoTime deadline) {
+  Impl& impl = *impl_;
+  failed_statement_ = 0;
+  MILLRACE_CHECK(!statements.empty(), "an empty pipeline");
+  MILLRACE_TRY(impl.CheckIdle());
+  if (impl.clock->Now() >= deadline) return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
+  const bool in_transaction_before = in_transaction();
+  const bool begins = IsWord(statements.front().sql, "begin");
+  bool may_commit = !in_transaction_before && !begins;
+  for (const PgStatement& s : statements) may_commit |= IsWord(s.sql, "commit");
+
+  PGconn* const c = impl.get();
+  if (impl.prepared.size() > kPreparedMax) {
+    impl.prepared.clear();
+    if (!in_transaction_before) MILLRACE_TRY(Exec("deallocate all", deadline));
+  }
+  if (PQenterPipelineMode(c) == 0) return Fail(ErrorCode::kRejected, "postgres: {}", OneLine(PQerrorMessage(c)));
+  std::vector<Sent> sent(statements.size());
+  std::unordered_map<std::string_view, std::string> fresh;  // prepared by this very pipeline
+  bool ok = true;
+  for (std::size_t i = 0; i < statements.size() && ok; ++i) {
+    const PgStatement& s = statements[i];
+    Bound bound;
+    for (const auto& slot : s.params.slots_) {
+      bound.types.push_back(slot.type);
+      bound.values.push_back(slot.length < 0 ? nullptr : s.params.buffer_.data() + slot.offset);
+      bound.lengths.push_back(static_cast<int>(std::max<std::int64_t>(slot.length, 0)));
+      bound.formats.push_back(1);
+    }
+    const int count = static_cast<int>(bound.types.size());
+    if (const auto known = impl.prepared.find(std::string(s.sql)); known != impl.prepared.end()) {
+      sent[i].name = known->second;
+    } else if (const auto now = fresh.find(s.sql); now != fresh.end()) {
+      sent[i].name = now->second;
+    } else {
+      sent[i] = {true, fmt::format("m{}", ++impl.next_name)};
+      fresh.emplace(s.sql, sent[i].name);
+      ok = PQsendPrepare(c, sent[i].name.c_str(), std::string(s.sql).c_str(), count, bound.types.data()) == 1;
+    }
+    ok = ok && PQsendQueryPrepared(c, sent[i].name.c_str(), count, bound.values.data(), bound.lengths.data(),
+                                   bound.formats.data(), 1) == 1;
+  }
+  if (!ok || PQpipelineSync(c) == 0) return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
+  if (auto r = impl.Flush(deadline); !r) return std::unexpected(impl.Lost(may_commit, r.error().message));
+
+  std::vector<PgResult> results;
+  results.reserve(statements.size());
+  std::optional<Error> error;
+  const auto fail = [&](std::size_t index, const PGresult* result) {
+    if (error) return;
+    failed_statement_ = index;
+    error = impl.ErrorOf(result);
+  };
+  for (std::size_t i = 0; i < statements.size(); ++i) {
+    for (int part = sent[i].prepare ? 0 : 1; part < 2; ++part) {
+      for (bool first = true;; first = false) {  // a command's results end with a null
+        auto next = impl.Next(deadline);
+        if (!next) return std::unexpected(impl.Lost(may_commit, next.error().message));
+        PGresult* const r = next->get();
+        if (r == nullptr) {
+          if (first && !error) return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
+          break;
+        }
+        const auto status = PQresultStatus(r);
+        if (status == PGRES_PIPELINE_ABORTED) continue;
+        if (status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) {
+          fail(i, r);
+          if (impl.broken) break;
+        } else if (part == 0) {
+          impl.prepared[std::string(statements[i].sql)] = sent[i].name;
+        } else if (first) {
+          auto holder = std::make_unique<PgResult::Impl>();
+          holder->result = std::move(*next);
+          results.push_back(PgResult(std::move(holder)));
+        }
+      }
+      if (impl.broken) break;
+    }
+    if (impl.broken) break;
+  }
+  if (impl.broken) {
+    if (!error) return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
+    if (error->code == ErrorCode::kMaybeApplied && !may_commit) error->code = ErrorCode::kUnavailable;
+    return std::unexpected(std::move(*error));
+  }
+  auto sync = impl.Next(deadline);
+  if (!sync) return std::unexpected(impl.Lost(may_commit, sync.error().message));
+  if (*sync == nullptr || PQresultStatus(sync->get()) != PGRES_PIPELINE_SYNC)
+    return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
+  if (PQexitPipelineMode(c) == 0) return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
+  if (error) {
+    if (begins && in_transaction()) {
+      const std::string kept = impl.state;
+      if (auto r = Exec("rollback", deadline); !r) impl.broken = true;
+      impl.state = kept;
+    }
+    return std::unexpected(std::move(*error));
+  }
+  return results;
+}
+
+Result<PgResult> PgConnection::Query(std::string_view sql, const PgParams& params, MonoTime deadline) {
+  const PgStatement statement{sql, params};
+  MILLRACE_TRY_ASSIGN(auto results, Pipeline({&statement, 1}, deadline));
+  return std::move(results.front());
+}
+
+Result<PgResult> PgConnection::QueryOnce(std::string_view sql, const PgParams& params, MonoTime deadline) {
+  Impl& impl = *impl_;
+  MILLRACE_TRY(impl.CheckIdle());
+  if (impl.clock->Now() >= deadline) return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
+  const bool may_commit = !in_transaction() || IsWord(sql, "commit");
+  Bound bound;
+  for (const auto& slot : params.slots_) {
+    bound.types.push_back(slot.type);
+    bound.values.push_back(slot.length < 0 ? nullptr : params.buffer_.data() + slot.offset);
+    bound.lengths.push_back(static_cast<int>(std::max<std::int64_t>(slot.length, 0)));
+    bound.formats.push_back(1);
+  }
+  if (PQsendQueryParams(impl.get(), std::string(sql).c_str(), static_cast<int>(bound.types.size()), bound.types.data(),
+                        bound.values.data(), bound.lengths.data(), bound.formats.data(), 1) == 0)
+    return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(impl.get()))));
+  if (auto r = impl.Flush(deadline); !r) return std::unexpected(impl.Lost(may_commit, r.error().message));
+  std::optional<Error> error;
+  PgResult answer;
+  for (;;) {
+    auto next = impl.Next(deadline);
+    if (!next) return std::unexpected(impl.Lost(may_commit, next.error().message));
+    if (*next == nullptr) break;
+    const auto status = PQresultStatus(next->get());
+    if (status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) {
+      if (!error) error = impl.ErrorOf(next->get());
+      if (impl.broken && error->code == ErrorCode::kMaybeApplied && !may_commit) error->code = ErrorCode::kUnavailable;
+      continue;
+    }
+    auto holder = std::make_unique<PgResult::Impl>();
+    holder->result = std::move(*next);
+    answer = PgResult(std::move(holder));
+  }
+  if (error) return std::unexpected(std::move(*error));
+  return answer;
+}
+
+Result<void> PgConnection::Exec(std::string_view sql, MonoTime deadline) {
+  Impl& impl = *impl_;
+  MILLRACE_TRY(impl.CheckIdle());
+  if (impl.clock->Now() >= deadline) return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
+  const bool may_commit = !in_transaction() || IsWord(sql, "commit");
+  if (PQsendQuery(impl.get(), std::string(sql).c_str()) == 0)
+    return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(impl.get()))));
+  if (auto r = impl.Flush(deadline); !r) return std::unexpected(impl.Lost(may_commit, r.error().message));
+  std::optional<Error> error;
+  for (;;) {
+    auto next = impl.Next(deadline);
+    if (!next) return std::unexpected(impl.Lost(may_commit, next.error().message));
+    if (*next == nullptr) break;
+    const auto status = PQresultStatus(next->get());
+    if (status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK || status == PGRES_EMPTY_QUERY || error) continue;
+    if (status == PGRES_COPY_IN || status == PGRES_COPY_OUT || status == PGRES_COPY_BOTH)
+      return std::unexpected(impl.Lost(may_commit, "COPY is not for Exec"));
+    error = impl.ErrorOf(next->get());
+    if (impl.broken && error->code == ErrorCode::kMaybeApplied && !may_commit) error->code = ErrorCode::kUnavailable;
+  }
+  if (error) return std::unexpected(std::move(*error));
+  return {};
+}
+
+std::string PgIdentifier(std::string_view name) {
+  std::string quoted = "\"";
+  for (const char c : name) {
+    if (c == '"') quoted += '"';
+    quoted += c;
+  }
+  return quoted + "\"";
+}
+
+std::string PgLiteral(std::string_view text) {
+  std::string quoted = "'";
+  for (const char c : text) {
+    if (c == '\'') quoted += '\'';
+    quoted += c;
+  }
+  return quoted + "'";
+}
+
+}  // namespace millrace

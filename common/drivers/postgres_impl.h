@@ -1,0 +1,49 @@
+// libpq handles of the driver. Included by the driver's .cc files only.
+#pragma once
+
+#include <libpq-fe.h>
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+
+#include "common/drivers/postgres.h"
+
+namespace millrace {
+
+struct PgResultFree {
+  void operator()(PGresult* result) const noexcept { PQclear(result); }
+};
+using PgResultHandle = std::unique_ptr<PGresult, PgResultFree>;
+struct PgConnFree {
+  void operator()(PGconn* connection) const noexcept { PQfinish(connection); }
+};
+
+struct PgResult::Impl {
+  PgResultHandle result;
+};
+
+struct PgConnection::Impl {
+  std::unique_ptr<PGconn, PgConnFree> connection;
+  const Clock* clock = nullptr;
+  bool broken = false;
+  std::string state;                                     // SQLSTATE of the last failure
+  std::unordered_map<std::string, std::string> prepared; // text -> name
+  std::uint64_t next_name = 0;
+
+  PGconn* get() const { return connection.get(); }
+  enum class Wait : std::uint8_t { kRead, kWrite, kBoth };
+  // Waits for the socket. kTimedOut at the deadline.
+  Result<void> Poll(Wait wait, MonoTime deadline) const;
+  // Nothing is under way: notices a connection that the server has closed, before anything is sent.
+  Result<void> CheckIdle();
+  Result<void> Flush(MonoTime deadline);
+  // The next result; null at the end of one command's results.
+  Result<PgResultHandle> Next(MonoTime deadline);
+  // The error of a failed result, classified; marks the connection broken when the server said FATAL.
+  Error ErrorOf(const PGresult* result);
+  // The connection failed or the deadline passed after something was sent.
+  Error Lost(bool may_commit, std::string_view what);
+};
+
+}  // namespace millrace

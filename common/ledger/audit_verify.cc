@@ -1,0 +1,305 @@
+#include "common/ledger/audit_verify.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+namespace millrace {
+namespace {
+
+std::uint32_t PrefixOf(const Digest& leaf) {
+  return std::uint32_t{leaf[0]} << 24 | std::uint32_t{leaf[1]} << 16 | std::uint32_t{leaf[2]} << 8 | leaf[3];
+}
+
+std::string Place(AuditWriterId writer, std::uint64_t seq) { return fmt::format("record {} of writer {}", seq, writer.ToString()); }
+
+AuditFinding OfRecord(TamperKind kind, AuditWriterId writer, std::uint64_t seq, std::string explanation) {
+  AuditFinding finding;
+  finding.kind = kind;
+  finding.writer = writer;
+  finding.seq = seq;
+  finding.explanation = std::move(explanation);
+  return finding;
+}
+
+AuditFinding OfRow(TamperKind kind, const AuditedRow& row, std::string explanation) {
+  AuditFinding finding = OfRecord(kind, row.writer, row.seq, std::move(explanation));
+  finding.table = row.table;
+  finding.key = row.key;
+  finding.index = row.index;
+  return finding;
+}
+
+using Finding = std::optional<AuditFinding>;
+
+AuditFinding MissingRow(const AuditRecord& record, std::uint32_t index) {
+  AuditFinding finding = OfRecord(
+      TamperKind::kDelete, record.writer, record.seq,
+      fmt::format("row {} of {} is gone (its leaf was {}; written {} by {})", index, Place(record.writer, record.seq),
+                  ToHex(record.leaves[index]), ToRfc3339(record.at), record.actor));
+  finding.index = index;
+  return finding;
+}
+
+// Compares the rows of one record, as they are now, with the leaves that were written.
+Finding CompareRows(const AuditRecord& record, const std::vector<AuditedRow>& rows) {
+  std::map<std::uint32_t, const AuditedRow*> by_index;
+  for (const AuditedRow& row : rows) {
+    const bool taken = !by_index.try_emplace(row.index, &row).second;
+    if (taken || row.index >= record.leaves.size())
+      return OfRow(TamperKind::kInsert, row,
+                   fmt::format("{} {} was not written by {}, which has {} rows", row.table, row.key,
+                               Place(record.writer, record.seq), record.leaves.size()));
+  }
+  std::vector<std::uint32_t> different;
+  for (std::uint32_t i = 0; i < record.leaves.size(); ++i) {
+    const auto row = by_index.find(i);
+    if (row == by_index.end()) return MissingRow(record, i);
+    if (row->second->leaf != record.leaves[i]) different.push_back(i);
+  }
+  if (different.empty()) return std::nullopt;
+  const AuditedRow& first = *by_index.at(different.front());
+  const bool moved = std::ranges::any_of(different, [&](std::uint32_t i) { return record.leaves[i] == first.leaf; });
+  if (moved)
+    return OfRow(TamperKind::kReorder, first,
+                 fmt::format("{} {} is not in its place: rows of {} were exchanged", first.table, first.key,
+                             Place(record.writer, record.seq)));
+  return OfRow(TamperKind::kEdit, first,
+               fmt::format("{} {} was changed after {} wrote it at {} ({})", first.table, first.key,
+                           Place(record.writer, record.seq), ToRfc3339(record.at), record.actor));
+}
+
+class Verifier {
+ public:
+  Verifier(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options)
+      : source_(source), checkpoints_(checkpoints), options_(options) {}
+
+  Result<AuditReport> Run() {
+    MILLRACE_TRY_ASSIGN(report_.first_bad, Walk());
+    report_.ok = !report_.first_bad;
+    SayWhatIsUnproven();
+    return std::move(report_);
+  }
+
+ private:
+  struct Chain {
+    AuditWriterId writer;
+    std::uint64_t seq = 0;
+    Digest hash{};
+  };
+
+  Result<Finding> Walk() {
+    if (Finding bad = CheckCheckpoints()) return bad;
+    MILLRACE_TRY_ASSIGN(std::vector<AuditHead> heads, source_.AuditHeads(options_.deadline));
+    std::ranges::sort(heads, {}, &AuditHead::writer);
+    std::set<AuditWriterId> seen;
+    for (const AuditHead& head : heads) {
+      if (!seen.insert(head.writer).second) continue;
+      ++report_.writers;
+      MILLRACE_TRY_ASSIGN(Finding bad, WalkChain(head));
+      if (bad) return bad;
+    }
+    if (checkpoints_ != nullptr)
+      for (const auto& [writer, last] : checkpoints_->last_seq)
+        if (!seen.contains(writer)) cut_.emplace_back(writer, 0);
+    if (Finding bad = CheckCutChains()) return bad;
+    return CheckOrphans();
+  }
+
+  Finding CheckCheckpoints() {
+    if (checkpoints_ == nullptr) return std::nullopt;
+    report_.checkpoints = checkpoints_->checkpoints;
+    if (!checkpoints_->problems.empty()) {
+      AuditFinding finding;
+      finding.kind = TamperKind::kCheckpoint;
+      finding.explanation = "checkpoint " + checkpoints_->problems.front();
+      return finding;
+    }
+    if (!checkpoints_->forks.empty()) {
+      const auto& [writer, seq] = checkpoints_->forks.front();
+      return OfRecord(TamperKind::kForked, writer, seq,
+                      fmt::format("two checkpoints sign different contents for {}: its chain was forked", Place(writer, seq)));
+    }
+    return std::nullopt;
+  }
+
+  Result<Finding> WalkChain(const AuditHead& head) {
+    Chain chain{head.writer, 0, {}};
+    std::optional<AuditRecord> waiting;  // one record of look-ahead tells an exchange from a change
+    while (true) {
+      const std::uint64_t after = waiting ? waiting->seq : chain.seq;
+      MILLRACE_TRY_ASSIGN(std::vector<AuditRecord> batch,
+                          source_.AuditRecords(head.writer, after, options_.batch_records, options_.deadline));
+      if (batch.empty()) break;
+      for (AuditRecord& record : batch) {
+        if (waiting) {
+          MILLRACE_TRY_ASSIGN(Finding bad, CheckRecord(chain, *waiting, &record));
+          if (bad) return bad;
+        }
+        waiting = std::move(record);
+      }
+    }
+    if (waiting) {
+      MILLRACE_TRY_ASSIGN(Finding bad, CheckRecord(chain, *waiting, nullptr));
+      if (bad) return bad;
+    }
+    if (head.seq > chain.seq)
+      return OfRecord(TamperKind::kTruncated, head.writer, chain.seq + 1,
+                      fmt::format("{} and what follows it are gone: the head of the chain is record {}",
+                                  Place(head.writer, chain.seq + 1), head.seq));
+    if (head.seq == chain.seq && head.hash != chain.hash)
+      return OfRecord(TamperKind::kRecordEdited, head.writer, head.seq,
+                      fmt::format("{} does not have the hash that the head of its chain holds", Place(head.writer, head.seq)));
+    NoteEnd(chain);
+    return Finding{};
+  }
+
+  void NoteEnd(const Chain& chain) {
+    if (checkpoints_ == nullptr) return;
+    const auto last = checkpoints_->last_seq.find(chain.writer);
+    const std::uint64_t pinned = last == checkpoints_->last_seq.end() ? 0 : last->second;
+    if (pinned > chain.seq) cut_.emplace_back(chain.writer, chain.seq);
+    if (chain.seq > pinned) report_.unpinned_records += chain.seq - pinned;
+  }
+
+  Result<Finding> CheckRecord(Chain& chain, const AuditRecord& record, const AuditRecord* next) {
+    ++report_.records;
+    newest_ = std::max(newest_, record.at);
+    if (Finding bad = CheckLink(chain, record, next)) return bad;
+    const Digest hash = record.Hash();
+    MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> rows,
+                        source_.AuditedRows(record.writer, record.seq, options_.deadline));
+    report_.rows += rows.size();
+    if (Finding bad = CheckPin(record, hash, rows)) return bad;
+    if (Finding bad = CompareRows(record, rows)) return bad;
+    chain.seq = record.seq;
+    chain.hash = hash;
+    return Finding{};
+  }
+
+  Finding CheckLink(const Chain& chain, const AuditRecord& record, const AuditRecord* next) const {
+    const std::string place = Place(record.writer, record.seq);
+    if (record.seq != chain.seq + 1)
+      return OfRecord(TamperKind::kRecordMissing, record.writer, chain.seq + 1,
+                      fmt::format("{} is gone: the chain continues with record {}",
+                                  Place(record.writer, chain.seq + 1), record.seq));
+    if (record.previous != chain.hash) {
+      if (next != nullptr && next->previous == chain.hash)
+        return OfRecord(TamperKind::kReorder, record.writer, record.seq,
+                        fmt::format("{} and record {} were exchanged", place, next->seq));
+      return OfRecord(TamperKind::kRecordEdited, record.writer, record.seq,
+                      fmt::format("{} does not continue from the hash of the record before it: one of the two was changed "
+                                  "or exchanged", place));
+    }
+    if (record.root != MerkleRoot(record.leaves))
+      return OfRecord(TamperKind::kRecordEdited, record.writer, record.seq,
+                      fmt::format("the root of {} is not the root of its leaves", place));
+    return std::nullopt;
+  }
+
+  Finding CheckPin(const AuditRecord& record, const Digest& hash, const std::vector<AuditedRow>& rows) const {
+    if (checkpoints_ == nullptr) return std::nullopt;
+    const auto found = checkpoints_->pins.find({record.writer, record.seq});
+    if (found == checkpoints_->pins.end() || found->second.hash == hash) return std::nullopt;
+    const CheckpointSet::Pin& pin = found->second;
+    const std::string place = Place(record.writer, record.seq);
+    const std::string signed_at = ToRfc3339(pin.at);
+    AuditFinding finding = OfRecord(TamperKind::kRecomputed, record.writer, record.seq, "");
+    if (!pin.leaf_prefixes) {
+      finding.explanation =
+          fmt::format("{} is not the one that the checkpoint of {} signed: the chain was computed anew", place, signed_at);
+      return finding;
+    }
+    const auto& prefixes = *pin.leaf_prefixes;
+    std::uint32_t index = 0;
+    while (index < prefixes.size() && index < record.leaves.size() && prefixes[index] == PrefixOf(record.leaves[index]))
+      ++index;
+    if (index == prefixes.size() && index == record.leaves.size()) {
+      finding.explanation = fmt::format(
+          "{} is not the one that the checkpoint of {} signed, with the same rows: its time, actor or link was changed and the "
+          "chain computed anew", place, signed_at);
+      return finding;
+    }
+    finding.index = index;
+    for (const AuditedRow& row : rows)
+      if (row.index == index) finding.table = row.table, finding.key = row.key;
+    const std::string row = finding.table.empty() ? "(gone)" : finding.table + " " + finding.key;
+    finding.explanation = fmt::format(
+        "{} was computed anew: its row {}, {}, is not the one that the checkpoint of {} signed ({} rows then, {} now)", place,
+        index, row, signed_at, prefixes.size(), record.leaves.size());
+    return finding;
+  }
+
+  Finding CheckCutChains() const {
+    for (const auto& [writer, last] : cut_) {
+      const std::uint64_t signed_last = checkpoints_->last_seq.at(writer);
+      const auto pin = checkpoints_->pins.lower_bound({writer, last + 1});
+      const WallTime signed_at = pin->second.at;
+      if (newest_ > signed_at)
+        return OfRecord(TamperKind::kTruncated, writer, last + 1,
+                        fmt::format("{} and what follows it are gone: a checkpoint of {} signed the chain up to record {}, and "
+                                    "later records of other writers exist", Place(writer, last + 1), ToRfc3339(signed_at),
+                                    signed_last));
+      return OfRecord(TamperKind::kRestored, writer, last + 1,
+                      fmt::format("{} and what follows it are gone: a checkpoint of {} signed the chain up to record {}, and "
+                                  "nothing in this database is newer: an older copy was restored, or every tail was cut",
+                                  Place(writer, last + 1), ToRfc3339(signed_at), signed_last));
+    }
+    return std::nullopt;
+  }
+
+  Result<Finding> CheckOrphans() {
+    MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> orphans, source_.OrphanRows(1, options_.deadline));
+    if (orphans.empty()) return Finding{};
+    const AuditedRow& row = orphans.front();
+    return Finding{OfRow(TamperKind::kInsert, row,
+                         fmt::format("{} {} claims {}, which does not exist: the row was inserted, or the record removed",
+                                     row.table, row.key, Place(row.writer, row.seq)))};
+  }
+
+  void SayWhatIsUnproven() {
+    if (checkpoints_ == nullptr) {
+      report_.unproven.push_back("without checkpoints, records removed from the end of a chain cannot be noticed");
+      report_.unproven.push_back("without checkpoints, a restored older copy of the database cannot be noticed");
+      report_.unproven.push_back("without checkpoints, a database whose audit trail was computed anew cannot be noticed");
+      return;
+    }
+    if (report_.unpinned_records != 0)
+      report_.unproven.push_back(fmt::format("{} records are newer than the last checkpoint of their chain: their removal or "
+                                             "recomputation cannot be noticed yet", report_.unpinned_records));
+    for (const std::string& torn : checkpoints_->torn)
+      report_.unproven.push_back(fmt::format("checkpoint {} was cut off while it was written", torn));
+  }
+
+  AuditSource& source_;
+  const CheckpointSet* checkpoints_;
+  const AuditVerifyOptions options_;
+  AuditReport report_;
+  WallTime newest_ = WallTime::min();
+  std::vector<std::pair<AuditWriterId, std::uint64_t>> cut_;  // chains that end before their pins, and where
+};
+
+}  // namespace
+
+std::string_view Name(TamperKind kind) {
+  switch (kind) {
+    case TamperKind::kEdit: return "edit";
+    case TamperKind::kDelete: return "delete";
+    case TamperKind::kInsert: return "insert";
+    case TamperKind::kReorder: return "reorder";
+    case TamperKind::kRecordEdited: return "record_edited";
+    case TamperKind::kRecordMissing: return "record_missing";
+    case TamperKind::kTruncated: return "truncated";
+    case TamperKind::kRestored: return "restored";
+    case TamperKind::kRecomputed: return "recomputed";
+    case TamperKind::kForked: return "forked";
+    case TamperKind::kCheckpoint: return "checkpoint";
+  }
+  return "unknown";
+}
+
+Result<AuditReport> VerifyAudit(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options) {
+  return Verifier(source, checkpoints, options).Run();
+}
+
+}  // namespace millrace

@@ -1,0 +1,59 @@
+// Walks the whole audit trail and names the first thing that is not as it was written. What it can and cannot find:
+// ops/docs/audit.md.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/result.h"
+#include "common/crypto/audit_source.h"
+#include "common/crypto/checkpoint.h"
+
+namespace millrace {
+
+enum class TamperKind : std::uint8_t {
+  kEdit,           // a row's columns changed
+  kDelete,         // a row is gone
+  kInsert,         // a row too many
+  kReorder,        // rows or records changed places
+  kRecordEdited,   // an audit record changed
+  kRecordMissing,  // a hole in a chain
+  kTruncated,      // a chain ends before what a checkpoint or its head pins, while later records exist
+  kRestored,       // the database as a whole ends before what the checkpoints pin (an older copy, or every tail cut)
+  kRecomputed,     // the chain is consistent, but not the one that was signed
+  kForked,         // two checkpoints sign different records in one place
+  kCheckpoint,     // a checkpoint file itself was changed
+};
+std::string_view Name(TamperKind kind);
+
+struct AuditFinding {
+  TamperKind kind = TamperKind::kEdit;
+  std::string table, key;           // of the row, when it is known
+  AuditWriterId writer;
+  std::uint64_t seq = 0;
+  std::optional<std::uint32_t> index;  // of the row in its record
+  std::string explanation;          // one sentence, for people
+};
+
+struct AuditReport {
+  bool ok = false;
+  std::uint64_t writers = 0, records = 0, rows = 0, checkpoints = 0;
+  std::uint64_t unpinned_records = 0;  // after the last checkpoint of their chain
+  std::optional<AuditFinding> first_bad;
+  std::vector<std::string> unproven;   // what this verification cannot say, in plain words
+};
+
+struct AuditVerifyOptions {
+  std::uint32_t batch_records = 200;   // read at once; memory is bounded by it
+  MonoTime deadline = MonoTime::max();
+};
+
+// Reads everything in batches and stops at the first finding. An Error means that the source could not be read; tampering is a
+// report with ok = false. Read the checkpoints *before* calling: a live ledger may then only be ahead of them.
+Result<AuditReport> VerifyAudit(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options = {});
+
+}  // namespace millrace

@@ -1,0 +1,165 @@
+#include "common/ledger/migrations.h"
+
+namespace millrace::ledger {
+namespace {
+
+constexpr std::string_view kVersion1 = R"sql(
+create table ledger_setting (name text primary key, number bigint not null);
+create table ledger_writer (writer uuid primary key, session bigint not null);
+create table audit_record (
+  writer uuid not null, seq bigint not null, previous bytea not null, at timestamptz not null, actor text not null,
+  leaves bytea not null, root bytea not null, hash bytea not null, primary key (writer, seq));
+
+create table shard_owner (shard smallint primary key, owner uuid, owner_name text not null, epoch bigint not null);
+create table shard_renewal (shard smallint primary key, owner uuid not null, epoch bigint not null, renewed_at timestamptz not null);
+create table leader (id smallint primary key check (id = 1), holder uuid not null, name text not null, epoch bigint not null,
+  expires_at timestamptz not null);
+
+create table pipeline_version (
+  org bigint not null, pipeline text not null, version bigint not null, source text not null, definition text not null,
+  base_dir text not null, applied_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null,
+  primary key (org, pipeline, version));
+create table schedule (
+  org bigint not null, pipeline text not null, schedule text not null, cron text not null, timezone text not null,
+  catchup text not null, overlap text not null, dst text not null, misfire_grace_ms bigint not null, version bigint not null,
+  watermark timestamptz not null, paused smallint not null default 0, active smallint not null default 1,
+  primary key (org, pipeline, schedule));
+create table slot (
+  org bigint not null, pipeline text not null, schedule text not null, slot timestamptz not null, generation bigint not null,
+  state text not null, reason text not null, run uuid, decided_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null,
+  primary key (org, pipeline, schedule, slot, generation));
+
+create table run (
+  run uuid primary key, org bigint not null, pipeline text not null, version bigint not null, schedule text not null,
+  slot timestamptz, generation bigint not null, overlap text not null, params text not null, created_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null);
+create index run_by_org on run (org, pipeline, run);
+create table run_outcome (
+  run uuid primary key, org bigint not null, state smallint not null, reason text not null, finished_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null);
+create table job (
+  job uuid primary key, org bigint not null, run uuid, stage text not null, kind text not null, queue text not null,
+  priority smallint not null, payload bytea not null, depends_on uuid[] not null, effect text not null, root text not null,
+  max_attempts integer not null, backoff_base_ms bigint not null, backoff_cap_ms bigint not null, timeout_ms bigint not null,
+  run_at timestamptz, submitted_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null) partition by range (job);
+create table job_default partition of job default;
+create index job_by_run on job (run) where run is not null;
+create table attempt (
+  job uuid not null, token bigint not null, org bigint not null, ended smallint not null, retryable boolean not null,
+  error_class text not null, error text not null, result bytea not null, exit_code integer not null, signal integer not null,
+  log_tail bytea not null, worker text not null, started_at timestamptz not null, finished_at timestamptz not null,
+  deliveries bigint not null, failures bigint not null, crashes bigint not null, next_run_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null,
+  primary key (job, token));
+create table outcome (
+  job uuid primary key, token bigint not null, org bigint not null, ended smallint not null, retryable boolean not null,
+  error_class text not null, error text not null, result bytea not null, exit_code integer not null, signal integer not null,
+  log_tail bytea not null, worker text not null, started_at timestamptz not null, finished_at timestamptz not null,
+  deliveries bigint not null, failures bigint not null, crashes bigint not null, run uuid, state smallint not null,
+  recorded_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null) partition by range (job);
+create table outcome_default partition of outcome default;
+
+create index pipeline_version_audit on pipeline_version (audit_writer, audit_seq);
+create index slot_audit on slot (audit_writer, audit_seq);
+create index run_audit on run (audit_writer, audit_seq);
+create index run_outcome_audit on run_outcome (audit_writer, audit_seq);
+create index job_audit on job (audit_writer, audit_seq);
+create index attempt_audit on attempt (audit_writer, audit_seq);
+create index outcome_audit on outcome (audit_writer, audit_seq);
+
+create table live_run (run uuid primary key, org bigint not null, shard smallint not null);
+create index live_run_by_shard on live_run (shard, run);
+create table live_job (job uuid primary key, org bigint not null, shard smallint not null);
+create index live_job_by_shard on live_job (shard, job);
+create table outbox (item uuid primary key, org bigint not null, shard smallint not null, is_run smallint not null);
+create index outbox_by_shard on outbox (shard, item);
+
+-- One commit of a writer at a time, and none by a connection that the writer has given up: whoever registers anew waits for
+-- the transaction under way, and from then on the old connection commits nothing.
+create function writer_lock(w uuid) returns bigint language sql immutable as
+  $$ select hashtextextended(w::text, 7318349394477056) $$;
+create function register_writer(w uuid) returns bigint language plpgsql as $$
+declare s bigint;
+begin
+  perform pg_advisory_xact_lock(millrace.writer_lock(w));
+  insert into millrace.ledger_writer as l (writer, session) values (w, 1)
+    on conflict (writer) do update set session = l.session + 1 returning session into s;
+  return s;
+end $$;
+create function begin_write(w uuid, s bigint) returns void language plpgsql as $$
+begin
+  perform pg_advisory_xact_lock(millrace.writer_lock(w));
+  perform 1 from millrace.ledger_writer l where l.writer = w and l.session = s;
+  if not found then
+    raise exception 'another connection has taken over the audit writer %', w using errcode = 'MR002';
+  end if;
+end $$;
+
+-- The fence of an owner's transaction: locks the ownership rows and compares owner and epoch.
+create function assert_holds(shards bigint[], epochs bigint[], who uuid) returns void language plpgsql as $$
+declare r record;
+begin
+  for r in select h.shard, h.epoch as held, o.epoch, o.owner, o.owner_name
+             from unnest(shards, epochs) as h(shard, epoch) left join lateral
+                  (select * from millrace.shard_owner s where s.shard = h.shard for share) o on true order by h.shard loop
+    if r.owner is distinct from who or r.epoch is distinct from r.held then
+      raise exception 'shard %: epoch % of this owner is stale, the ledger has epoch % (owner %)',
+        r.shard, r.held, coalesce(r.epoch, 0), case when r.owner is null then 'none' else r.owner_name end using errcode = 'MR001';
+    end if;
+  end loop;
+end $$;
+
+-- Weekly partitions of job and outcome by the time inside a UUIDv7, from one week before `since` on. A week whose rows are
+-- in the default partition already stays there.
+create function uuid_at(t timestamptz) returns uuid language sql immutable as $$
+  select (substr(h, 1, 8) || '-' || substr(h, 9, 4) || '-0000-0000-000000000000')::uuid
+    from (select lpad(to_hex((extract(epoch from t) * 1000)::bigint), 12, '0') as h) x $$;
+create function ensure_partitions(since timestamptz, weeks integer) returns integer language plpgsql as $$
+declare
+  monday timestamptz := date_trunc('week', since at time zone 'UTC') at time zone 'UTC';
+  lower_t timestamptz; upper_t timestamptz; t text; part text; made integer := 0;
+begin
+  for i in -1 .. weeks loop
+    lower_t := monday + i * interval '7 days';
+    upper_t := lower_t + interval '7 days';
+    foreach t in array array['job', 'outcome'] loop
+      part := t || '_' || to_char(lower_t at time zone 'UTC', 'YYYYMMDD');
+      if to_regclass('millrace.' || part) is null then
+        begin
+          execute format('create table millrace.%I partition of millrace.%I for values from (%L) to (%L)', part, t,
+                         millrace.uuid_at(lower_t), millrace.uuid_at(upper_t));
+          made := made + 1;
+        exception when check_violation then null;
+        end;
+      end if;
+    end loop;
+  end loop;
+  return made;
+end $$;
+
+create view run_status as
+  select r.run, r.org, r.pipeline, r.version, r.schedule, r.slot, r.generation, r.created_at, o.finished_at,
+         case o.state when 10 then 'succeeded' when 11 then 'failed' when 12 then 'cancelled' when 13 then 'skipped'
+           else 'running' end as state, coalesce(o.reason, '') as reason
+    from run r left join run_outcome o on o.run = r.run;
+create view job_status as
+  select j.job, j.org, j.run, j.stage, j.kind, j.queue, j.priority, j.submitted_at, o.finished_at,
+         case o.state when 10 then 'succeeded' when 11 then 'dead' when 12 then 'cancelled' when 13 then 'expired'
+           when 14 then 'skipped' else 'live' end as state,
+         coalesce(o.error_class, '') as error_class, coalesce(o.error, '') as error, coalesce(o.worker, '') as worker,
+         coalesce(o.deliveries, a.deliveries, 0) as deliveries, coalesce(o.failures, a.failures, 0) as failures
+    from job j left join outcome o on o.job = j.job
+         left join lateral (select x.deliveries, x.failures from attempt x where x.job = j.job order by x.token desc limit 1) a on true;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1};
+
+}  // namespace
+
+std::span<const std::string_view> PostgresMigrations() { return kAll; }
+
+}  // namespace millrace::ledger

@@ -1,0 +1,85 @@
+#include "common/ledger/migrations.h"
+
+namespace millrace::ledger {
+namespace {
+
+constexpr std::string_view kVersion1 = R"sql(
+create table ledger_setting (name text primary key, number integer not null) strict;
+create table audit_record (
+  writer blob not null, seq integer not null, previous blob not null, at integer not null, actor text not null,
+  leaves blob not null, root blob not null, hash blob not null, primary key (writer, seq)) strict;
+
+create table shard_owner (shard integer primary key, owner blob, owner_name text not null, epoch integer not null) strict;
+create table shard_renewal (shard integer primary key, owner blob not null, epoch integer not null, renewed_at integer not null) strict;
+create table leader (id integer primary key check (id = 1), holder blob not null, name text not null, epoch integer not null,
+  expires_at integer not null) strict;
+
+create table pipeline_version (
+  org integer not null, pipeline text not null, version integer not null, source text not null, definition text not null,
+  base_dir text not null, applied_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null,
+  primary key (org, pipeline, version)) strict;
+create table schedule (
+  org integer not null, pipeline text not null, schedule text not null, cron text not null, timezone text not null,
+  catchup text not null, overlap text not null, dst text not null, misfire_grace_ms integer not null, version integer not null,
+  watermark integer not null, paused integer not null default 0, active integer not null default 1,
+  primary key (org, pipeline, schedule)) strict;
+create table slot (
+  org integer not null, pipeline text not null, schedule text not null, slot integer not null, generation integer not null,
+  state text not null, reason text not null, run blob, decided_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null,
+  primary key (org, pipeline, schedule, slot, generation)) strict;
+
+create table run (
+  run blob primary key, org integer not null, pipeline text not null, version integer not null, schedule text not null,
+  slot integer, generation integer not null, overlap text not null, params text not null, created_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null) strict;
+create index run_by_org on run (org, pipeline, run);
+create table run_outcome (
+  run blob primary key, org integer not null, state integer not null, reason text not null, finished_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null) strict;
+create table job (
+  job blob primary key, org integer not null, run blob, stage text not null, kind text not null, queue text not null,
+  priority integer not null, payload blob not null, depends_on blob not null, effect text not null, root text not null,
+  max_attempts integer not null, backoff_base_ms integer not null, backoff_cap_ms integer not null, timeout_ms integer not null,
+  run_at integer, submitted_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null) strict;
+create index job_by_run on job (run) where run is not null;
+create table attempt (
+  job blob not null, token integer not null, org integer not null, ended integer not null, retryable integer not null,
+  error_class text not null, error text not null, result blob not null, exit_code integer not null, signal integer not null,
+  log_tail blob not null, worker text not null, started_at integer not null, finished_at integer not null,
+  deliveries integer not null, failures integer not null, crashes integer not null, next_run_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null,
+  primary key (job, token)) strict;
+create table outcome (
+  job blob primary key, token integer not null, org integer not null, ended integer not null, retryable integer not null,
+  error_class text not null, error text not null, result blob not null, exit_code integer not null, signal integer not null,
+  log_tail blob not null, worker text not null, started_at integer not null, finished_at integer not null,
+  deliveries integer not null, failures integer not null, crashes integer not null, run blob, state integer not null,
+  recorded_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null) strict;
+
+create index pipeline_version_audit on pipeline_version (audit_writer, audit_seq);
+create index slot_audit on slot (audit_writer, audit_seq);
+create index run_audit on run (audit_writer, audit_seq);
+create index run_outcome_audit on run_outcome (audit_writer, audit_seq);
+create index job_audit on job (audit_writer, audit_seq);
+create index attempt_audit on attempt (audit_writer, audit_seq);
+create index outcome_audit on outcome (audit_writer, audit_seq);
+
+create table live_run (run blob primary key, org integer not null, shard integer not null) strict, without rowid;
+create index live_run_by_shard on live_run (shard, run);
+create table live_job (job blob primary key, org integer not null, shard integer not null) strict, without rowid;
+create index live_job_by_shard on live_job (shard, job);
+create table outbox (item blob primary key, org integer not null, shard integer not null, is_run integer not null) strict, without rowid;
+create index outbox_by_shard on outbox (shard, item);
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1};
+
+}  // namespace
+
+std::span<const std::string_view> SqliteMigrations() { return kAll; }
+
+}  // namespace millrace::ledger

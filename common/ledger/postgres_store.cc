@@ -1,0 +1,243 @@
+#include "common/ledger/postgres_store.h"
+
+#include <thread>
+
+#include "common/base/check.h"
+#include "common/base/log.h"
+#include "common/ledger/migrations.h"
+
+namespace millrace::ledger {
+namespace {
+
+constexpr int kTransactRoundsMax = 5;
+constexpr auto kReconnectPause = Millis{20};
+
+PgParams ToPg(const Params& params) {
+  PgParams out;
+  for (const Param& p : params.all()) {
+    switch (p.kind) {
+      case Param::Kind::kInt: out.Int(p.number); break;
+      case Param::Kind::kText: out.Text(p.bytes); break;
+      case Param::Kind::kBytes: out.Bytes(p.bytes); break;
+      case Param::Kind::kTime: out.Time(FromUnixMicros(p.number)); break;
+      case Param::Kind::kIds: out.IdArray(p.ids); break;
+      case Param::Kind::kId:
+        if (p.null) out.NullableId(std::nullopt);
+        else out.Id(*Uuid::FromBytes(p.bytes));
+        break;
+    }
+  }
+  return out;
+}
+
+Rows ToRows(PgResult result) {
+  auto kept = std::make_shared<PgResult>(std::move(result));
+  Rows rows;
+  rows.columns = static_cast<std::size_t>(kept->columns());
+  rows.changed = static_cast<std::size_t>(kept->affected());
+  rows.cells.reserve(rows.columns * static_cast<std::size_t>(kept->rows()));
+  for (int r = 0; r < kept->rows(); ++r) {
+    for (int c = 0; c < kept->columns(); ++c) {
+      switch (kept->KindOf(r, c)) {
+        case PgResult::Kind::kNull: rows.cells.push_back({}); break;
+        case PgResult::Kind::kInt: rows.cells.push_back(Value::Of(kept->Int(r, c))); break;
+        case PgResult::Kind::kBool: rows.cells.push_back(Value::Of(std::int64_t{kept->Bool(r, c)})); break;
+        case PgResult::Kind::kTime: rows.cells.push_back(Value::Of(kept->Time(r, c))); break;
+        case PgResult::Kind::kBytes: rows.cells.push_back(Value::Of(kept->Bytes(r, c))); break;
+      }
+    }
+  }
+  rows.memory = std::move(kept);
+  return rows;
+}
+
+bool IsLost(ErrorCode code) { return code == ErrorCode::kMaybeApplied || code == ErrorCode::kUnavailable; }
+
+}  // namespace
+
+PostgresStore::PostgresStore(const LedgerOptions& options) : options_(options) {}
+
+Result<void> PostgresStore::Connect(MonoTime deadline) {
+  if (connection_ && !connection_->broken()) return {};
+  connection_.reset();
+  session_.reset();
+  PgOptions options;
+  options.dsn = options_.dsn;
+  options.application_name = "millrace " + options_.actor;
+  options.search_path = "millrace";
+  MILLRACE_TRY_ASSIGN(connection_, PgConnection::Connect(options, *options_.clock, deadline));
+  return {};
+}
+
+Error PostgresStore::Explained(Error error) const {
+  if (!connection_) return error;
+  const std::string_view state = connection_->last_sqlstate();
+  if (state == "42P01" || state == "3F000" || state == "42883" || state == "42703")
+    error.message += "; has the ledger's schema been created (migrated)?";
+  if (state == "MR002") error.code = ErrorCode::kConflict;
+  return error;
+}
+
+Result<Rows> PostgresStore::RunOnce(std::string_view sql, const Params& params, MonoTime deadline) {
+  MILLRACE_TRY(Connect(deadline));
+  auto result = connection_->Query(sql, ToPg(params), deadline);
+  if (!result) return std::unexpected(Explained(std::move(result.error())));
+  return ToRows(std::move(*result));
+}
+
+Result<Rows> PostgresStore::Run(std::string_view sql, const Params& params, MonoTime deadline) {
+  auto rows = RunOnce(sql, params, deadline);
+  if (in_transact_ || rows || !IsLost(rows.error().code) || (connection_ && !connection_->broken())) return rows;
+  rows = RunOnce(sql, params, deadline);
+  if (!rows && rows.error().code == ErrorCode::kMaybeApplied) rows.error().code = ErrorCode::kUnavailable;  // it only reads
+  return rows;
+}
+
+Result<WallTime> PostgresStore::Now(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows, Run("select clock_timestamp()", {}, deadline));
+  return TimeOf(rows[0][0]);
+}
+
+Result<void> PostgresStore::Transact(const std::function<Result<void>()>& body, MonoTime deadline) {
+  for (int round = 1;; ++round) {
+    MILLRACE_TRY(Connect(deadline));
+    Result<void> done = connection_->Exec("begin", deadline);
+    if (done) {
+      in_transact_ = true;
+      done = body();
+      in_transact_ = false;
+      if (done) done = connection_->Exec("commit", deadline);
+    }
+    if (done) return {};
+    const std::string state(connection_->last_sqlstate());
+    const bool lost = connection_->broken();
+    if (!lost && connection_->in_transaction()) {
+      if (!connection_->Exec("rollback", deadline)) connection_.reset();
+    }
+    const bool again = lost || state.starts_with("40");
+    if (!again || round >= kTransactRoundsMax) return std::unexpected(std::move(done.error()));
+  }
+}
+
+// ---- schema ------------------------------------------------------------------------------------------------------------------
+
+Result<void> PostgresStore::Migrate(std::uint16_t shard_count, MonoTime deadline) {
+  MILLRACE_TRY(Transact([&] { return MigrateLocked(shard_count, deadline); }, deadline));
+  connection_.reset();  // statements prepared against an older schema
+  session_.reset();
+  return {};
+}
+
+Result<void> PostgresStore::MigrateLocked(std::uint16_t shard_count, MonoTime deadline) {
+  MILLRACE_TRY(connection_->Exec("select pg_catalog.pg_advisory_xact_lock(7318349394477057); create schema if not exists millrace; "
+                                 "create table if not exists millrace.schema_version (version integer primary key, "
+                                 "applied_at timestamptz not null default now())",
+                                 deadline));
+  MILLRACE_TRY_ASSIGN(const PgResult row, connection_->QueryOnce("select coalesce(max(version), 0) from millrace.schema_version", {}, deadline));
+  const auto all = PostgresMigrations();
+  const auto version = static_cast<std::size_t>(row.Int(0, 0));
+  if (version > all.size())
+    return Fail(ErrorCode::kUnsupported, "ledger is of version {}, this program knows up to {}: use a newer millrace", version, all.size());
+  for (std::size_t v = version; v < all.size(); ++v) {
+    MILLRACE_TRY(connection_->Exec(all[v], deadline));
+    MILLRACE_TRY(connection_->QueryOnce("insert into millrace.schema_version (version) values ($1)",
+                                        PgParams().Int(static_cast<std::int64_t>(v + 1)), deadline));
+  }
+  MILLRACE_TRY(KeepShardCount(shard_count, deadline));
+  MILLRACE_TRY(connection_->QueryOnce("select millrace.ensure_partitions(now(), 4)", {}, deadline));
+  return {};
+}
+
+Result<void> PostgresStore::KeepShardCount(std::uint16_t shard_count, MonoTime deadline) {
+  MILLRACE_TRY(connection_->QueryOnce("insert into millrace.ledger_setting (name, number) values ('shard_count', $1) on conflict do nothing",
+                                      PgParams().Int(shard_count), deadline));
+  MILLRACE_TRY_ASSIGN(const PgResult stored,
+                      connection_->QueryOnce("select number from millrace.ledger_setting where name = 'shard_count'", {}, deadline));
+  if (stored.Int(0, 0) == shard_count) return {};
+  return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}", stored.Int(0, 0), shard_count);
+}
+
+void PostgresStore::EnsurePartitions(MonoTime deadline) {
+  constexpr auto kEvery = std::chrono::hours{6};
+  const MonoTime now = options_.clock->Now();
+  if (partitions_checked_at_ && now < *partitions_checked_at_ + kEvery) return;
+  partitions_checked_at_ = now;
+  if (!Connect(deadline)) return;
+  // Rows find the default partition until this works: worth a warning, not a failed commit.
+  if (auto done = connection_->Query("select ensure_partitions(now(), 4)", deadline); !done)
+    LogWarn("ledger: partitions of the next weeks were not made: {}", done.error().message);
+}
+
+// ---- writing -----------------------------------------------------------------------------------------------------------------
+
+Result<void> PostgresStore::Register(MonoTime deadline) {
+  MILLRACE_TRY(Connect(deadline));
+  if (session_) return {};
+  for (int round = 0; round < 2; ++round) {
+    auto answer = connection_->Query("select register_writer($1)", PgParams().Id(options_.writer.uuid), deadline);
+    if (answer) {
+      session_ = answer->Int(0, 0);
+      return {};
+    }
+    if (connection_->last_sqlstate() != "55P03" || round > 0) return std::unexpected(Explained(std::move(answer.error())));
+    // Our own old backend still holds the writer's lock (its client side is gone, it has not noticed): end it.
+    MILLRACE_TRY(connection_->Query("select pg_terminate_backend(l.pid) from pg_locks l where l.locktype = 'advisory' and l.granted and "
+                                    "l.pid <> pg_backend_pid() and l.objsubid = 1 and l.database = (select oid from pg_database where "
+                                    "datname = current_database()) and ((l.classid::bigint << 32) | l.objid::bigint) = writer_lock($1)",
+                                    PgParams().Id(options_.writer.uuid), deadline));
+  }
+  return {};
+}
+
+Result<bool> PostgresStore::Resolve(const AuditRecord* record, const Error& lost, MonoTime deadline) {
+  for (;;) {
+    // Registering waits for the lost transaction's end and forbids it to commit later, so that the look-up is final.
+    if (auto registered = Register(deadline); registered) {
+      if (record == nullptr) return false;  // repeatable
+      auto rows = RunOnce("select hash from audit_record where writer = $1 and seq = $2",
+                          Params().Id(record->writer.uuid).Int(static_cast<std::int64_t>(record->seq)), deadline);
+      if (rows) {
+        const Digest hash = record->Hash();
+        return !rows->empty() && (*rows)[0][0].bytes == std::string_view(reinterpret_cast<const char*>(hash.data()), hash.size());
+      }
+    }
+    if (options_.clock->Now() + kReconnectPause >= deadline) return std::unexpected(lost);
+    std::this_thread::sleep_for(kReconnectPause);
+  }
+}
+
+Result<SqlStore::Applied> PostgresStore::Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) {
+  EnsurePartitions(deadline);
+  for (int round = 1;; ++round) {
+    if (auto ready = Register(deadline); !ready) {
+      if (connection_ && connection_->broken() && round < kTransactRoundsMax) continue;
+      if (ready.error().code == ErrorCode::kMaybeApplied) ready.error().code = ErrorCode::kUnavailable;  // nothing of the batch was sent
+      return std::unexpected(std::move(ready.error()));
+    }
+    const auto statements = Statements(set, record);
+    auto results = connection_->Pipeline(statements, deadline);
+    if (results) return Applied::kYes;
+    Error error = Explained(std::move(results.error()));
+    const std::string state(connection_->last_sqlstate());
+    if (!connection_->broken()) {
+      if (state == "23505") return Applied::kKeyExists;
+      if (state.starts_with("40") && round < kTransactRoundsMax) continue;
+      return std::unexpected(std::move(error));
+    }
+    if (error.code == ErrorCode::kMaybeApplied) {
+      MILLRACE_TRY_ASSIGN(const bool applied, Resolve(record, error, deadline));
+      if (applied) return Applied::kYes;
+      error.code = ErrorCode::kUnavailable;
+    }
+    if (!IsLost(error.code) || round >= kTransactRoundsMax) return std::unexpected(std::move(error));
+  }
+}
+
+Result<std::unique_ptr<SqlStore>> OpenPostgresStore(const LedgerOptions& options, MonoTime deadline) {
+  MILLRACE_CHECK(options.clock != nullptr, "a ledger needs a clock");
+  auto store = std::make_unique<PostgresStore>(options);
+  MILLRACE_TRY(store->Connect(deadline));
+  return store;
+}
+
+}  // namespace millrace::ledger

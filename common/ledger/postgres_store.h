@@ -1,0 +1,47 @@
+// SqlStore on PostgreSQL, schema `millrace`. Internal to common/ledger.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/drivers/postgres.h"
+#include "common/ledger/sql_store.h"
+
+namespace millrace::ledger {
+
+class PostgresStore final : public SqlStore {
+ public:
+  explicit PostgresStore(const LedgerOptions& options);
+
+  Result<void> Connect(MonoTime deadline);
+  Result<Rows> Run(std::string_view sql, const Params& params, MonoTime deadline) override;
+  Result<void> Transact(const std::function<Result<void>()>& body, MonoTime deadline) override;
+  Result<WallTime> Now(MonoTime deadline) override;
+  Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) override;
+  Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) override;
+  std::string Columns(Table table, std::string_view alias) const override;
+  std::string In(int parameter) const override { return " = any($" + std::to_string(parameter) + ")"; }
+  std::string_view ForUpdate() const override { return " for update"; }
+
+ private:
+  Result<Rows> RunOnce(std::string_view sql, const Params& params, MonoTime deadline);
+  Result<void> MigrateLocked(std::uint16_t shard_count, MonoTime deadline);
+  Result<void> KeepShardCount(std::uint16_t shard_count, MonoTime deadline);
+  // A connection that may write for this audit writer; older connections of the writer commit nothing from then on.
+  Result<void> Register(MonoTime deadline);
+  void EnsurePartitions(MonoTime deadline);
+  std::vector<PgStatement> Statements(const WriteSet& set, const AuditRecord* record) const;
+  // After a lost answer. True: the record is in the ledger. kMaybeApplied: could not be found out before the deadline.
+  Result<bool> Resolve(const AuditRecord* record, const Error& lost, MonoTime deadline);
+  Error Explained(Error error) const;
+
+  LedgerOptions options_;
+  std::unique_ptr<PgConnection> connection_;
+  std::optional<std::int64_t> session_;  // of this connection; empty until it is registered
+  std::optional<MonoTime> partitions_checked_at_;
+  bool in_transact_ = false;
+};
+
+}  // namespace millrace::ledger

@@ -1,0 +1,106 @@
+// Ledger on a SqlStore: everything that is the same for PostgreSQL and SQLite. Internal to common/ledger.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/ledger/ledger.h"
+#include "common/ledger/sql_store.h"
+
+namespace millrace::ledger {
+
+// What one transaction is to add. Rows whose keys exist are taken out and reported, never overwritten.
+struct Batch {
+  std::span<const ShardHold> holds;
+  std::optional<OwnerId> owner;
+  std::vector<const PipelineVersion*> versions;
+  std::vector<const SlotRow*> slots;
+  std::vector<const RunSpec*> runs;
+  std::vector<const JobSpec*> jobs;
+  std::vector<const AttemptRow*> attempts;
+  std::vector<const OutcomeRow*> outcomes;
+  std::vector<const RunOutcomeRow*> run_outcomes;
+  std::vector<Uuid> outbox_done;
+  std::vector<Statement> others;
+  bool outbox = false;            // runs and single jobs get outbox rows
+  bool jobs_follow_runs = false;  // a run that is taken out takes its jobs along, a slot its run
+
+  std::vector<RunId> duplicate_runs;
+  std::vector<JobId> duplicate_jobs, duplicate_outcomes;
+  std::vector<SlotKey> duplicate_slots;
+  bool version_exists = false;
+};
+
+class SqlLedger final : public Ledger {
+ public:
+  SqlLedger(std::unique_ptr<SqlStore> store, const LedgerOptions& options);
+
+  Result<void> Migrate(MonoTime deadline) override;
+  Result<WallTime> Now(MonoTime deadline) override { return store_->Now(deadline); }
+
+  Result<Epoch> TakeShard(ShardId shard, OwnerId owner, std::string_view owner_name, MonoTime deadline) override;
+  Result<void> RenewShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) override;
+  Result<void> ReleaseShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) override;
+  Result<std::vector<ShardStatus>> Shards(MonoTime deadline) override;
+
+  Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) override;
+
+  Result<std::vector<LiveJob>> LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
+                                              std::uint32_t limit, MonoTime deadline) override;
+  Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
+                                        std::uint32_t limit, MonoTime deadline) override;
+  Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) override;
+  Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) override;
+  Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
+
+  Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
+                                        std::string_view base_dir, OrgId org, MonoTime deadline) override;
+  Result<PipelineVersion> GetPipeline(OrgId org, std::string_view name, std::optional<std::int64_t> version,
+                                      MonoTime deadline) override;
+  Result<std::vector<PipelineVersion>> ListPipelines(OrgId org, MonoTime deadline) override;
+
+  Result<Leadership> TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) override;
+  Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> org, MonoTime deadline) override;
+  Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) override;
+  Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) override;
+  Result<std::vector<SlotRow>> Slots(OrgId org, std::string_view pipeline, std::uint32_t limit, MonoTime deadline) override;
+
+  Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) override;
+  Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) override;
+  Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) override;
+
+  Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override;
+  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq, std::uint32_t limit,
+                                                MonoTime deadline) override;
+  Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override;
+  Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override;
+
+ private:
+  // sql_ledger_write.cc
+  Result<std::uint16_t> ShardCount(MonoTime deadline);            // the stored one
+  Result<void> CheckShardCount(std::uint16_t given, MonoTime deadline);
+  Result<void> Write(Batch& batch, MonoTime deadline);
+  Result<WriteSet> Build(const Batch& batch, MonoTime deadline);
+  Result<bool> Prune(Batch& batch, MonoTime deadline);            // false: nothing was there to be taken out
+  Result<std::set<Uuid>> Existing(Table table, std::vector<Uuid> ids, MonoTime deadline);
+  Result<bool> PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline);
+  // sql_ledger_rebuild.cc
+  Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
+  Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
+  // sql_ledger_read.cc
+  Result<std::vector<RunSummary>> Summaries(std::string where, Params params, std::uint32_t limit, MonoTime deadline);
+  Result<std::vector<JobDetail>> Details(std::string_view where, const Params& params, MonoTime deadline);
+
+  std::unique_ptr<SqlStore> store_;
+  LedgerOptions options_;
+  AuditChain chain_;
+  bool chain_loaded_ = false;
+  std::optional<std::uint16_t> shard_count_;
+};
+
+}  // namespace millrace::ledger

@@ -1,0 +1,123 @@
+#include "common/ledger/sql_ledger.h"
+
+namespace millrace::ledger {
+
+Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_view owner_name, MonoTime deadline) {
+  Epoch taken;
+  const auto body = [&]() -> Result<void> {
+    MILLRACE_TRY(store_->Run("insert into shard_owner (shard, owner, owner_name, epoch) values ($1, null, '', 0) "
+                             "on conflict (shard) do nothing",
+                             Params().Int(shard.value()), deadline));
+    // The lock waits for the transactions that the present owner has under way.
+    const std::string sql = "select owner, owner_name, epoch from shard_owner where shard = $1" + std::string(store_->ForUpdate());
+    MILLRACE_TRY_ASSIGN(const Rows row, store_->Run(sql, Params().Int(shard.value()), deadline));
+    MILLRACE_TRY_ASSIGN(const Rows renewal,
+                        store_->Run("select renewed_at from shard_renewal where shard = $1", Params().Int(shard.value()), deadline));
+    MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+    if (row.empty()) return Fail(ErrorCode::kCorrupt, "shard {}: its ownership row is gone", shard.value());
+    const bool owned = !row[0][0].null && UuidOf(row[0][0]) != owner.uuid;
+    if (owned && !renewal.empty()) {
+      const auto age = now - TimeOf(renewal[0][0]);
+      if (age < kOwnershipTtl)
+        return Fail(ErrorCode::kConflict, "shard {} is owned by '{}' ({}), renewed {} ms ago", shard.value(), row[0][1].bytes,
+                    UuidOf(row[0][0]).ToString(), std::chrono::floor<Millis>(age).count());
+    }
+    const std::int64_t epoch = row[0][2].number + 1;
+    Arena arena;
+    MILLRACE_TRY(store_->Run("update shard_owner set owner = $2, owner_name = $3, epoch = $4 where shard = $1",
+                             Params().Int(shard.value()).Id(owner.uuid).Text(CleanText(owner_name, arena)).Int(epoch), deadline));
+    MILLRACE_TRY(store_->Run("insert into shard_renewal (shard, owner, epoch, renewed_at) values ($1, $2, $3, $4) on conflict (shard) "
+                             "do update set owner = excluded.owner, epoch = excluded.epoch, renewed_at = excluded.renewed_at",
+                             Params().Int(shard.value()).Id(owner.uuid).Int(epoch).Time(now), deadline));
+    taken = Epoch{static_cast<std::uint32_t>(epoch)};
+    return {};
+  };
+  MILLRACE_TRY(store_->Transact(body, deadline));
+  return taken;
+}
+
+Result<void> SqlLedger::RenewShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) {
+  if (holds.empty()) return {};
+  return store_->Transact(
+      [&]() -> Result<void> {
+        MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+        for (const ShardHold& hold : holds) {
+          MILLRACE_TRY_ASSIGN(
+              const Rows done,
+              store_->Run("update shard_renewal set renewed_at = $4 where shard = $1 and owner = $2 and epoch = $3 and exists "
+                          "(select 1 from shard_owner o where o.shard = $1 and o.owner = $2 and o.epoch = $3)",
+                          Params().Int(hold.shard.value()).Id(owner.uuid).Int(hold.epoch.value()).Time(now), deadline));
+          if (done.changed != 1)
+            return Fail(ErrorCode::kStale, "shard {}: epoch {} of this owner is stale, somebody took the shard", hold.shard.value(),
+                        hold.epoch.value());
+        }
+        return {};
+      },
+      deadline);
+}
+
+Result<void> SqlLedger::ReleaseShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) {
+  if (holds.empty()) return {};
+  return store_->Transact(
+      [&]() -> Result<void> {
+        for (const ShardHold& hold : holds)  // one that somebody took is his now: nothing to release
+          MILLRACE_TRY(store_->Run("update shard_owner set owner = null where shard = $1 and owner = $2 and epoch = $3",
+                                   Params().Int(hold.shard.value()).Id(owner.uuid).Int(hold.epoch.value()), deadline));
+        return {};
+      },
+      deadline);
+}
+
+Result<std::vector<ShardStatus>> SqlLedger::Shards(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select o.shard, o.owner, o.owner_name, o.epoch, r.renewed_at from shard_owner o "
+                                                   "left join shard_renewal r on r.shard = o.shard order by o.shard",
+                                                   {}, deadline));
+  std::vector<ShardStatus> all;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto row = rows[i];
+    ShardStatus s;
+    s.shard = ShardId{static_cast<std::uint16_t>(row[0].number)};
+    if (!row[1].null) s.owner = OwnerId{UuidOf(row[1])};
+    s.owner_name = row[2].bytes;
+    s.epoch = Epoch{static_cast<std::uint32_t>(row[3].number)};
+    s.renewed_at = TimeOf(row[4]);
+    all.push_back(std::move(s));
+  }
+  return all;
+}
+
+Result<Ledger::Leadership> SqlLedger::TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) {
+  Leadership answer;
+  const auto body = [&]() -> Result<void> {
+    MILLRACE_TRY_ASSIGN(WallTime now, store_->Now(deadline));
+    Arena arena;
+    const std::string_view clean = CleanText(name, arena);
+    MILLRACE_TRY_ASSIGN(const Rows made,
+                        store_->Run("insert into leader (id, holder, name, epoch, expires_at) values (1, $1, $2, 1, $3) "
+                                    "on conflict (id) do nothing",
+                                    Params().Id(candidate.uuid).Text(clean).Time(now + ttl), deadline));
+    if (made.changed == 1) {
+      answer = {true, 1, std::string(clean)};
+      return {};
+    }
+    const std::string sql = "select holder, name, epoch, expires_at from leader where id = 1" + std::string(store_->ForUpdate());
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(sql, {}, deadline));
+    if (rows.empty()) return Fail(ErrorCode::kCorrupt, "the leader row is gone");
+    MILLRACE_TRY_ASSIGN(now, store_->Now(deadline));
+    const auto row = rows[0];
+    const bool mine = UuidOf(row[0]) == candidate.uuid;
+    if (!mine && TimeOf(row[3]) > now) {
+      answer = {false, static_cast<std::uint64_t>(row[2].number), std::string(row[1].bytes)};
+      return {};
+    }
+    const std::int64_t epoch = row[2].number + (mine ? 0 : 1);
+    MILLRACE_TRY(store_->Run("update leader set holder = $1, name = $2, epoch = $3, expires_at = $4 where id = 1",
+                             Params().Id(candidate.uuid).Text(clean).Int(epoch).Time(now + ttl), deadline));
+    answer = {true, static_cast<std::uint64_t>(epoch), std::string(clean)};
+    return {};
+  };
+  MILLRACE_TRY(store_->Transact(body, deadline));
+  return answer;
+}
+
+}  // namespace millrace::ledger

@@ -1,0 +1,134 @@
+#include <unordered_map>
+
+#include "common/ledger/sql_ledger.h"
+
+// Live runs and single jobs are found through live_run and live_job, which are written and emptied in the transactions that
+// write the run, the job and their outcomes: a takeover costs what is live, not what is kept.
+
+namespace millrace::ledger {
+namespace {
+
+struct Latest {
+  Counters counters;
+  WallTime next_run_at{};
+};
+constexpr std::string_view kLatestColumns = "a.job, a.deliveries, a.failures, a.crashes, a.next_run_at";
+
+std::unordered_map<Uuid, Latest> LatestOf(const Rows& rows) {  // in token order: the last one counts
+  std::unordered_map<Uuid, Latest> latest;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto r = rows[i];
+    latest[UuidOf(r[0])] = {{static_cast<std::uint32_t>(r[1].number), static_cast<std::uint32_t>(r[2].number),
+                             static_cast<std::uint32_t>(r[3].number)},
+                            TimeOf(r[4])};
+  }
+  return latest;
+}
+
+}  // namespace
+
+Result<std::vector<LiveJob>> SqlLedger::LoadJobs(const Rows& jobs, MonoTime deadline) {
+  std::vector<LiveJob> all;
+  if (jobs.empty()) return all;
+  std::vector<Uuid> ids;
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    all.push_back({JobFrom(jobs[i]), {}, {}});
+    ids.push_back(all.back().spec.id.uuid);
+  }
+  MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + std::string(kLatestColumns) + " from attempt a where a.job" +
+                                                           store_->In(1) + " order by a.job, a.token",
+                                                       Params().Ids(std::move(ids)), deadline));
+  const auto latest = LatestOf(attempts);
+  for (LiveJob& job : all)
+    if (const auto found = latest.find(job.spec.id.uuid); found != latest.end()) {
+      job.counters = found->second.counters;
+      job.next_run_at = found->second.next_run_at;
+    }
+  return all;
+}
+
+Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime deadline) {
+  std::vector<LiveRun> all;
+  if (runs.empty()) return all;
+  std::unordered_map<Uuid, std::size_t> place;
+  std::vector<Uuid> ids;
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    LiveRun& run = all.emplace_back();
+    run.spec = RunFrom(runs[i]);
+    place[run.spec.id.uuid] = i;
+    ids.push_back(run.spec.id.uuid);
+  }
+  const Params of_runs = Params().Ids(std::move(ids));
+  MILLRACE_TRY_ASSIGN(const Rows jobs, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where j.run" +
+                                                       store_->In(1) + " order by j.job",
+                                                   of_runs, deadline));
+  std::unordered_map<Uuid, std::size_t> run_of;
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    JobSpec job = JobFrom(jobs[i]);
+    const std::size_t at = place.at(job.run->uuid);
+    run_of[job.id.uuid] = at;
+    all[at].jobs.push_back(std::move(job));
+  }
+  MILLRACE_TRY_ASSIGN(const Rows ended, store_->Run("select o.job, o.state from job j join outcome o on o.job = j.job where j.run" +
+                                                        store_->In(1),
+                                                    of_runs, deadline));
+  for (std::size_t i = 0; i < ended.size(); ++i) {
+    const Uuid job = UuidOf(ended[i][0]);
+    if (const auto at = run_of.find(job); at != run_of.end()) all[at->second].ended[JobId{job}] = static_cast<JobState>(ended[i][1].number);
+  }
+  MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + std::string(kLatestColumns) +
+                                                           " from job j join attempt a on a.job = j.job where j.run" + store_->In(1) +
+                                                           " order by a.job, a.token",
+                                                       of_runs, deadline));
+  for (const auto& [job, latest] : LatestOf(attempts)) {
+    const auto at = run_of.find(job);
+    if (at == run_of.end()) continue;
+    all[at->second].counters[JobId{job}] = latest.counters;
+    all[at->second].next_run_at[JobId{job}] = latest.next_run_at;
+  }
+  return all;
+}
+
+Result<std::vector<LiveJob>> SqlLedger::LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
+                                                       std::uint32_t limit, MonoTime deadline) {
+  MILLRACE_TRY(CheckShardCount(shard_count, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kJob, "j") +
+                                                       " from live_job l join job j on j.job = l.job where l.shard = $1 and l.job > $2 "
+                                                       "order by l.job limit $3",
+                                                   Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(limit), deadline));
+  return LoadJobs(rows, deadline);
+}
+
+Result<std::vector<LiveRun>> SqlLedger::LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
+                                                 std::uint32_t limit, MonoTime deadline) {
+  MILLRACE_TRY(CheckShardCount(shard_count, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kRun, "r") +
+                                                       " from live_run l join run r on r.run = l.run where l.shard = $1 and l.run > $2 "
+                                                       "order by l.run limit $3",
+                                                   Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(limit), deadline));
+  return LoadRuns(rows, deadline);
+}
+
+Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) {
+  MILLRACE_TRY(CheckShardCount(shard_count, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows items, store_->Run("select item, is_run from outbox where shard = $1 order by item limit $2",
+                                                    Params().Int(shard.value()).Int(limit), deadline));
+  std::vector<Uuid> run_ids, job_ids;
+  for (std::size_t i = 0; i < items.size(); ++i) (items[i][1].number != 0 ? run_ids : job_ids).push_back(UuidOf(items[i][0]));
+  Outbox outbox;
+  if (!run_ids.empty()) {
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kRun, "r") + " from run r where r.run" +
+                                                         store_->In(1) + " order by r.run",
+                                                     Params().Ids(std::move(run_ids)), deadline));
+    MILLRACE_TRY_ASSIGN(outbox.runs, LoadRuns(rows, deadline));
+  }
+  if (!job_ids.empty()) {
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where j.job" +
+                                                         store_->In(1) + " order by j.job",
+                                                     Params().Ids(std::move(job_ids)), deadline));
+    MILLRACE_TRY_ASSIGN(outbox.jobs, LoadJobs(rows, deadline));
+  }
+  return outbox;
+}
+
+}  // namespace millrace::ledger

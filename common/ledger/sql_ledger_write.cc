@@ -1,0 +1,239 @@
+#include <algorithm>
+
+#include "common/ledger/sql_ledger.h"
+
+// One way to write for everybody. The rows of a batch are first taken to be new: plain inserts, their leaves and the audit
+// record in one transaction, in one round trip. When a key exists, nothing was written; the rows that exist are looked up,
+// taken out of the batch, and the rest is tried again under the same sequence number. Rows are never deleted, so each round
+// takes out at least one, and the audit record's leaves are exactly the rows that went in, numbered without gaps.
+
+namespace millrace::ledger {
+namespace {
+
+constexpr int kRoundsMax = 16;
+
+template <class T>
+void AppendTable(Table table, const std::vector<const T*>& rows, WriteSet& set, std::vector<Digest>* leaves, std::int64_t& next) {
+  auto& out = set.tables[static_cast<std::size_t>(table)];
+  const std::size_t width = DefOf(table).columns.size();
+  out.cells.reserve(rows.size() * width);
+  for (const T* row : rows) {
+    Append(*row, set.arena, out.cells);
+    out.index.push_back(next++);
+    if (leaves != nullptr) leaves->push_back(LeafOf(table, std::span(out.cells).last(width)));
+  }
+}
+
+// Takes out what `drop` says; true if anything went.
+template <class T, class Drop>
+bool TakeOut(std::vector<const T*>& rows, Drop drop) {
+  return std::erase_if(rows, [&](const T* row) { return drop(*row); }) > 0;
+}
+
+}  // namespace
+
+SqlLedger::SqlLedger(std::unique_ptr<SqlStore> store, const LedgerOptions& options)
+    : store_(std::move(store)), options_(options), chain_(options.writer, options.actor) {}
+
+Result<void> SqlLedger::Migrate(MonoTime deadline) {
+  shard_count_.reset();
+  return store_->Migrate(options_.shard_count, deadline);
+}
+
+Result<std::uint16_t> SqlLedger::ShardCount(MonoTime deadline) {
+  if (shard_count_) return *shard_count_;
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select number from ledger_setting where name = 'shard_count'", {}, deadline));
+  if (rows.empty()) return Fail(ErrorCode::kCorrupt, "the ledger does not say how many shards it has: table ledger_setting is empty");
+  shard_count_ = static_cast<std::uint16_t>(rows[0][0].number);
+  return *shard_count_;
+}
+
+Result<void> SqlLedger::CheckShardCount(std::uint16_t given, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const std::uint16_t stored, ShardCount(deadline));
+  if (stored != given) return Fail(ErrorCode::kInvalidArgument, "shard count {}: the ledger has {} shards", given, stored);
+  return {};
+}
+
+Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
+  WriteSet set;
+  set.holds.assign(batch.holds.begin(), batch.holds.end());
+  set.owner = batch.owner;
+  set.outbox_done = batch.outbox_done;
+  set.others = batch.others;
+  MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
+  for (const RunSpec* run : batch.runs) {
+    const Item item{run->id.uuid, run->org, ShardOf(run->org, shards)};
+    set.live_runs.push_back(item);
+    if (batch.outbox) set.outbox_runs.push_back(item);
+  }
+  for (const JobSpec* job : batch.jobs) {
+    if (job->run) continue;
+    const Item item{job->id.uuid, job->org, ShardOf(job->org, shards)};
+    set.live_jobs.push_back(item);
+    if (batch.outbox) set.outbox_jobs.push_back(item);
+  }
+  for (const OutcomeRow* outcome : batch.outcomes)
+    if (!outcome->run) set.ended_jobs.push_back(outcome->report.job.uuid);
+  for (const RunOutcomeRow* outcome : batch.run_outcomes) set.ended_runs.push_back(outcome->run.uuid);
+  return set;
+}
+
+Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
+  if (!chain_loaded_) {  // a writer id that was used before goes on where its chain ends
+    const auto rows = store_->Run("select max(seq) from audit_record where writer = $1", Params().Id(options_.writer.uuid), deadline);
+    if (!rows) return std::unexpected(rows.error());
+    if (!rows->empty() && !(*rows)[0][0].null) {
+      const auto seq = static_cast<std::uint64_t>((*rows)[0][0].number);
+      MILLRACE_TRY_ASSIGN(const auto last, AuditRecords(options_.writer, seq - 1, 1, deadline));
+      if (!last.empty()) chain_.Advance(last.front());
+    }
+    chain_loaded_ = true;
+  }
+  for (int round = 0; round < kRoundsMax; ++round) {
+    MILLRACE_TRY_ASSIGN(WriteSet set, Build(batch, deadline));
+    std::vector<Digest> leaves;
+    std::int64_t next = 0;
+    AppendTable(Table::kPipelineVersion, batch.versions, set, &leaves, next);
+    AppendTable(Table::kSlot, batch.slots, set, &leaves, next);
+    AppendTable(Table::kRun, batch.runs, set, &leaves, next);
+    AppendTable(Table::kJob, batch.jobs, set, &leaves, next);
+    AppendTable(Table::kAttempt, batch.attempts, set, &leaves, next);
+    AppendTable(Table::kOutcome, batch.outcomes, set, &leaves, next);
+    AppendTable(Table::kRunOutcome, batch.run_outcomes, set, &leaves, next);
+    std::optional<AuditRecord> record;
+    if (!leaves.empty()) record = chain_.Next(std::move(leaves), options_.clock->WallNow());
+    MILLRACE_TRY_ASSIGN(const auto applied, store_->Apply(set, record ? &*record : nullptr, deadline));
+    if (applied == SqlStore::Applied::kYes) {
+      if (record) chain_.Advance(*record);
+      return {};
+    }
+    MILLRACE_TRY_ASSIGN(const bool pruned, Prune(batch, deadline));
+    if (!pruned)
+      return Fail(ErrorCode::kConflict, "audit writer {}: a record of this number exists, the writer id is used twice",
+                  options_.writer.ToString());
+  }
+  return Fail(ErrorCode::kConflict, "keys kept appearing while the batch was written; try again");
+}
+
+Result<std::set<Uuid>> SqlLedger::Existing(Table table, std::vector<Uuid> ids, MonoTime deadline) {
+  std::set<Uuid> found;
+  if (ids.empty()) return found;
+  const TableDef& def = DefOf(table);
+  const std::string key(def.columns[0].name);
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + key + " from " + std::string(def.name) + " where " + key + store_->In(1),
+                                                   Params().Ids(std::move(ids)), deadline));
+  for (std::size_t i = 0; i < rows.size(); ++i) found.insert(UuidOf(rows[i][0]));
+  return found;
+}
+
+Result<bool> SqlLedger::PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline) {
+  std::vector<const SlotRow*> kept;
+  std::set<std::tuple<std::int64_t, std::string, std::string, std::int64_t, std::uint32_t>> seen;
+  for (const SlotRow* slot : batch.slots) {
+    const SlotKey& k = slot->key;
+    MILLRACE_TRY_ASSIGN(
+        const Rows rows,
+        store_->Run("select 1 from slot where org = $1 and pipeline = $2 and schedule = $3 and slot = $4 and generation = $5",
+                    Params().Int(k.org.value()).Text(k.pipeline).Text(k.schedule).Time(k.slot).Int(k.generation), deadline));
+    const bool first = seen.emplace(k.org.value(), k.pipeline, k.schedule, ToUnixMicros(k.slot), k.generation).second;
+    if (rows.empty() && first) {
+      kept.push_back(slot);
+      continue;
+    }
+    batch.duplicate_slots.push_back(k);
+    if (slot->run) dropped_runs.insert(slot->run->uuid);
+  }
+  const bool pruned = kept.size() != batch.slots.size();
+  batch.slots = std::move(kept);
+  return pruned;
+}
+
+Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
+  const auto ids = [](const auto& rows, auto id) {
+    std::vector<Uuid> out;
+    for (const auto* row : rows) out.push_back(id(*row));
+    return out;
+  };
+  const auto run_id = [](const RunSpec& r) { return r.id.uuid; };
+  const auto job_id = [](const JobSpec& j) { return j.id.uuid; };
+  const auto outcome_id = [](const OutcomeRow& o) { return o.report.job.uuid; };
+  const auto run_outcome_id = [](const RunOutcomeRow& o) { return o.run.uuid; };
+  bool pruned = false;
+
+  for (const PipelineVersion* v : batch.versions) {
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select 1 from pipeline_version where org = $1 and pipeline = $2 and version = $3",
+                                                     Params().Int(v->org.value()).Text(v->name).Int(v->version), deadline));
+    if (!rows.empty()) batch.version_exists = true;
+  }
+  if (batch.version_exists) return Fail(ErrorCode::kConflict, "another one applied the pipeline at the same time");
+
+  std::set<Uuid> dropped;
+  MILLRACE_TRY_ASSIGN(pruned, PruneSlots(batch, dropped, deadline));
+  MILLRACE_TRY_ASSIGN(auto runs, Existing(Table::kRun, ids(batch.runs, run_id), deadline));
+  pruned |= TakeOut(batch.runs, [&](const RunSpec& r) {
+    if (dropped.contains(r.id.uuid)) return true;
+    if (runs.insert(r.id.uuid).second) return false;  // not there, and the first of its id in this batch
+    batch.duplicate_runs.push_back(r.id);
+    if (batch.jobs_follow_runs) dropped.insert(r.id.uuid);
+    return true;
+  });
+  MILLRACE_TRY_ASSIGN(auto jobs, Existing(Table::kJob, ids(batch.jobs, job_id), deadline));
+  pruned |= TakeOut(batch.jobs, [&](const JobSpec& j) {
+    if (j.run && dropped.contains(j.run->uuid)) return true;
+    if (jobs.insert(j.id.uuid).second) return false;
+    batch.duplicate_jobs.push_back(j.id);
+    return true;
+  });
+  std::set<std::pair<Uuid, std::uint64_t>> attempts;
+  if (!batch.attempts.empty()) {
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select job, token from attempt where job" + store_->In(1),
+                                                     Params().Ids(ids(batch.attempts, [](const AttemptRow& a) { return a.report.job.uuid; })),
+                                                     deadline));
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      attempts.emplace(UuidOf(rows[i][0]), static_cast<std::uint64_t>(rows[i][1].number));
+  }
+  pruned |= TakeOut(batch.attempts, [&](const AttemptRow& a) { return !attempts.emplace(a.report.job.uuid, a.report.token.value()).second; });
+  MILLRACE_TRY_ASSIGN(auto outcomes, Existing(Table::kOutcome, ids(batch.outcomes, outcome_id), deadline));
+  pruned |= TakeOut(batch.outcomes, [&](const OutcomeRow& o) {
+    if (outcomes.insert(o.report.job.uuid).second) return false;
+    batch.duplicate_outcomes.push_back(o.report.job);
+    return true;
+  });
+  MILLRACE_TRY_ASSIGN(auto run_outcomes, Existing(Table::kRunOutcome, ids(batch.run_outcomes, run_outcome_id), deadline));
+  pruned |= TakeOut(batch.run_outcomes, [&](const RunOutcomeRow& o) { return !run_outcomes.insert(o.run.uuid).second; });
+  return pruned;
+}
+
+Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime deadline) {
+  if (given.Empty()) return OwnerBatchResult{};
+  Batch batch;
+  batch.holds = given.holds;
+  batch.owner = given.owner;
+  for (const auto& r : given.runs) batch.runs.push_back(&r);
+  for (const auto& r : given.jobs) batch.jobs.push_back(&r);
+  for (const auto& r : given.attempts) batch.attempts.push_back(&r);
+  for (const auto& r : given.outcomes) batch.outcomes.push_back(&r);
+  for (const auto& r : given.run_outcomes) batch.run_outcomes.push_back(&r);
+  for (const auto& id : given.outbox_done_runs) batch.outbox_done.push_back(id.uuid);
+  for (const auto& id : given.outbox_done_jobs) batch.outbox_done.push_back(id.uuid);
+  MILLRACE_TRY(Write(batch, deadline));
+  return OwnerBatchResult{std::move(batch.duplicate_runs), std::move(batch.duplicate_jobs), std::move(batch.duplicate_outcomes)};
+}
+
+Result<void> SqlLedger::SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) {
+  Batch batch;
+  batch.outbox = batch.jobs_follow_runs = true;
+  batch.runs.push_back(&run);
+  for (const auto& job : jobs) batch.jobs.push_back(&job);
+  return Write(batch, deadline);
+}
+
+Result<void> SqlLedger::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) {
+  if (jobs.empty()) return {};
+  Batch batch;
+  batch.outbox = true;
+  for (const auto& job : jobs) batch.jobs.push_back(&job);
+  return Write(batch, deadline);
+}
+
+}  // namespace millrace::ledger

@@ -1,0 +1,111 @@
+// The seam under SqlLedger: one database connection that runs the ledger's SQL. Two implementations, PostgresStore and
+// SqliteStore. SQL texts are shared: parameters are $1, $2 ..., names are unqualified. Internal to common/ledger.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/ledger/rows.h"
+
+namespace millrace::ledger {
+
+struct Param {
+  enum class Kind : std::uint8_t { kInt, kText, kBytes, kId, kTime, kIds };
+  Kind kind;
+  bool null = false;
+  std::int64_t number = 0;
+  std::string bytes;
+  std::vector<Uuid> ids;
+};
+
+class Params {
+ public:
+  Params& Int(std::int64_t value) { return Put({Param::Kind::kInt, false, value, {}, {}}); }
+  Params& Text(std::string_view value) { return Put({Param::Kind::kText, false, 0, std::string(value), {}}); }
+  Params& Bytes(std::string_view value) { return Put({Param::Kind::kBytes, false, 0, std::string(value), {}}); }
+  Params& Id(const Uuid& value) { return Put({Param::Kind::kId, false, 0, std::string(value.AsBytes()), {}}); }
+  Params& NullId() { return Put({Param::Kind::kId, true, 0, {}, {}}); }
+  Params& Time(WallTime value) { return Put({Param::Kind::kTime, false, ToUnixMicros(value), {}, {}}); }
+  Params& Ids(std::vector<Uuid> values) { return Put({Param::Kind::kIds, false, 0, {}, std::move(values)}); }
+  std::span<const Param> all() const { return params_; }
+
+ private:
+  Params& Put(Param param) {
+    params_.push_back(std::move(param));
+    return *this;
+  }
+  std::vector<Param> params_;
+};
+
+// The rows of an answer; owns what its cells point to.
+struct Rows {
+  std::size_t columns = 0;
+  std::vector<Value> cells;
+  std::shared_ptr<const void> memory;
+  std::size_t changed = 0;  // rows that an insert, update or delete touched
+  std::size_t size() const { return columns == 0 ? 0 : cells.size() / columns; }
+  bool empty() const { return cells.empty(); }
+  std::span<const Value> operator[](std::size_t row) const { return std::span(cells).subspan(row * columns, columns); }
+};
+
+struct Statement {
+  std::string sql;
+  Params params;
+};
+
+struct Item {  // a run or a single job, in live_run, live_job, outbox
+  Uuid id;
+  OrgId org;
+  ShardId shard;
+};
+
+// One write transaction: fence, audited rows (all new), bookkeeping, audit record.
+struct WriteSet {
+  std::vector<ShardHold> holds;
+  std::optional<OwnerId> owner;              // set: holds are checked against it
+  struct TableRows {
+    std::vector<Value> cells;                // row after row
+    std::vector<std::int64_t> index;         // audit_index of each row
+  };
+  std::array<TableRows, kTableCount> tables;
+  std::vector<Item> live_runs, live_jobs, outbox_runs, outbox_jobs;
+  std::vector<Uuid> ended_runs, ended_jobs, outbox_done;
+  std::vector<Statement> others;
+  Arena arena;
+};
+
+class SqlStore {
+ public:
+  virtual ~SqlStore() = default;
+
+  // One statement. Outside a Transact body: only reads, repeated once on a new connection when the old one was lost.
+  virtual Result<Rows> Run(std::string_view sql, const Params& params, MonoTime deadline) = 0;
+  // `body` in one write transaction; run again from its start when the transaction was rolled back by a lost connection or a
+  // serialization failure. A lost answer to COMMIT runs it again too: bodies must bear that.
+  virtual Result<void> Transact(const std::function<Result<void>()>& body, MonoTime deadline) = 0;
+  virtual Result<WallTime> Now(MonoTime deadline) = 0;
+  virtual Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) = 0;
+
+  enum class Applied : std::uint8_t { kYes, kKeyExists };
+  // All or nothing. kKeyExists: nothing was written, because the key of an audited row was there. kStale: a hold is not the
+  // owner's. A lost COMMIT answer is resolved by looking `record` up; a set without record must be repeatable.
+  virtual Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) = 0;
+
+  // Dialect.
+  virtual std::string Columns(Table table, std::string_view alias) const = 0;  // "r.run, r.org, ..." in the order of DefOf
+  virtual std::string In(int parameter) const = 0;                             // " = any($1)", for an Ids parameter
+  virtual std::string_view ForUpdate() const = 0;
+};
+
+Result<std::unique_ptr<SqlStore>> OpenPostgresStore(const LedgerOptions& options, MonoTime deadline);
+Result<std::unique_ptr<SqlStore>> OpenSqliteStore(const LedgerOptions& options, MonoTime deadline);
+
+// "insert into job (job, org, ..., audit_writer, audit_seq, audit_index) "
+std::string InsertHead(Table table);
+
+}  // namespace millrace::ledger

@@ -1,0 +1,244 @@
+#include <filesystem>
+#include <system_error>
+
+#include "common/base/check.h"
+#include "common/drivers/sqlite.h"
+#include "common/ledger/migrations.h"
+#include "common/ledger/sql_store.h"
+
+namespace millrace::ledger {
+namespace {
+
+std::string_view View(const Digest& d) { return {reinterpret_cast<const char*>(d.data()), d.size()}; }
+
+// "$1" is "?1" here.
+std::string Translated(std::string_view sql) {
+  std::string text(sql);
+  for (char& c : text)
+    if (c == '$') c = '?';
+  return text;
+}
+
+void BindCell(sqlite::Statement& statement, int at, ColumnType type, const Value& value) {
+  if (value.null) {
+    statement.Bind(at, nullptr);
+  } else if (type == ColumnType::kText) {
+    statement.Bind(at, value.bytes);
+  } else if (type == ColumnType::kInt || type == ColumnType::kBool || type == ColumnType::kTime) {
+    statement.Bind(at, value.number);
+  } else {
+    statement.Bind(at, sqlite::Blob{value.bytes});
+  }
+}
+
+void BindParam(sqlite::Statement& statement, int at, const Param& p) {
+  switch (p.kind) {
+    case Param::Kind::kInt:
+    case Param::Kind::kTime: statement.Bind(at, p.number); break;
+    case Param::Kind::kText: statement.Bind(at, p.bytes); break;
+    case Param::Kind::kBytes: statement.Bind(at, sqlite::Blob{p.bytes}); break;
+    case Param::Kind::kId:
+      if (p.null) statement.Bind(at, nullptr);
+      else statement.Bind(at, sqlite::Blob{p.bytes});
+      break;
+    case Param::Kind::kIds: {
+      std::string json = "[";
+      for (const Uuid& id : p.ids) {
+        if (json.size() > 1) json += ',';
+        json += '"' + ToHex(id.bytes) + '"';
+      }
+      statement.Bind(at, json + "]");
+      break;
+    }
+  }
+}
+
+class SqliteStore final : public SqlStore {
+ public:
+  SqliteStore(const LedgerOptions& options, sqlite::Database database) : options_(options), database_(std::move(database)) {}
+
+  Result<Rows> Run(std::string_view sql, const Params& params, MonoTime deadline) override {
+    database_.SetDeadline(deadline);
+    auto rows = RunStatement(sql, params);
+    if (!rows && rows.error().message.find("no such table") != std::string::npos)
+      rows.error().message += "; has the ledger's schema been created (migrated)?";
+    return rows;
+  }
+
+  Result<void> Transact(const std::function<Result<void>()>& body, MonoTime deadline) override {
+    database_.SetDeadline(deadline);
+    MILLRACE_TRY_ASSIGN(auto transaction, sqlite::Transaction::Begin(database_));
+    MILLRACE_TRY(body());
+    return transaction.Commit();
+  }
+
+  Result<WallTime> Now(MonoTime) override { return options_.clock->WallNow(); }
+  Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) override;
+  Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) override;
+
+  std::string Columns(Table table, std::string_view alias) const override {
+    std::string list;
+    for (const Column& c : DefOf(table).columns) list += (list.empty() ? "" : ", ") + std::string(alias) + "." + std::string(c.name);
+    return list;
+  }
+  std::string In(int parameter) const override {
+    return " in (select unhex(value) from json_each($" + std::to_string(parameter) + "))";
+  }
+  std::string_view ForUpdate() const override { return ""; }
+
+ private:
+  Result<Rows> RunStatement(std::string_view sql, const Params& params);
+  Result<void> CheckHolds(const WriteSet& set);
+  Result<void> InsertRows(Table table, const WriteSet::TableRows& rows, const AuditRecord& record);
+  Result<void> InsertRecord(const AuditRecord& record);
+  Result<void> Bookkeeping(const WriteSet& set);
+  Result<void> InsertItems(std::string_view sql, const std::vector<Item>& items);
+  Result<void> DeleteIds(std::string_view sql, const std::vector<Uuid>& ids);
+
+  LedgerOptions options_;
+  sqlite::Database database_;
+};
+
+Result<Rows> SqliteStore::RunStatement(std::string_view sql, const Params& params) {
+  MILLRACE_TRY_ASSIGN(sqlite::Statement statement, database_.Prepare(Translated(sql)));
+  int at = 0;
+  for (const Param& p : params.all()) BindParam(statement, ++at, p);
+  auto memory = std::make_shared<Arena>();
+  Rows rows;
+  rows.columns = static_cast<std::size_t>(statement.ColumnCount());
+  for (;;) {
+    MILLRACE_TRY_ASSIGN(const bool more, statement.Step());
+    if (!more) break;
+    for (int c = 0; c < statement.ColumnCount(); ++c) {
+      if (statement.IsNull(c)) rows.cells.push_back({});
+      else rows.cells.push_back({false, statement.Int64(c), {}});
+      // Int64 of a text or blob reads its digits; View of a number prints it. The reader knows which one it wants.
+      if (!rows.cells.back().null) rows.cells.back().bytes = memory->emplace_back(statement.View(c));
+    }
+  }
+  rows.memory = std::move(memory);
+  rows.changed = static_cast<std::size_t>(database_.Changes());
+  return rows;
+}
+
+Result<void> SqliteStore::Migrate(std::uint16_t shard_count, MonoTime deadline) {
+  return Transact(
+      [&]() -> Result<void> {
+        MILLRACE_TRY(database_.Exec("create table if not exists schema_version (version integer primary key, applied_at integer not null) strict"));
+        MILLRACE_TRY_ASSIGN(const std::int64_t found, database_.QueryInt64("select coalesce(max(version), 0) from schema_version"));
+        const auto all = SqliteMigrations();
+        if (found > static_cast<std::int64_t>(all.size()))
+          return Fail(ErrorCode::kUnsupported, "ledger is of version {}, this program knows up to {}: use a newer millrace", found, all.size());
+        for (auto v = static_cast<std::size_t>(found); v < all.size(); ++v) {
+          MILLRACE_TRY(database_.Exec(std::string(all[v])));
+          MILLRACE_TRY(database_.Run("insert into schema_version (version, applied_at) values (?1, ?2)", v + 1,
+                                     ToUnixMicros(options_.clock->WallNow())));
+        }
+        MILLRACE_TRY(database_.Run("insert into ledger_setting (name, number) values ('shard_count', ?1) on conflict do nothing", shard_count));
+        MILLRACE_TRY_ASSIGN(const std::int64_t stored, database_.QueryInt64("select number from ledger_setting where name = 'shard_count'"));
+        if (stored != shard_count)
+          return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}", stored, shard_count);
+        return {};
+      },
+      deadline);
+}
+
+Result<void> SqliteStore::CheckHolds(const WriteSet& set) {
+  for (const ShardHold& hold : set.holds) {
+    MILLRACE_TRY_ASSIGN(const Rows rows, RunStatement("select owner, owner_name, epoch from shard_owner where shard = $1",
+                                                      Params().Int(hold.shard.value())));
+    const bool mine = !rows.empty() && !rows[0][0].null && UuidOf(rows[0][0]) == set.owner->uuid && rows[0][2].number == hold.epoch.value();
+    if (mine) continue;
+    return Fail(ErrorCode::kStale, "shard {}: epoch {} of this owner is stale, the ledger has epoch {} (owner {})", hold.shard.value(),
+                hold.epoch.value(), rows.empty() ? 0 : rows[0][2].number, rows.empty() || rows[0][0].null ? "none" : rows[0][1].bytes);
+  }
+  return {};
+}
+
+Result<void> SqliteStore::InsertRows(Table table, const WriteSet::TableRows& rows, const AuditRecord& record) {
+  if (rows.index.empty()) return {};
+  const TableDef& def = DefOf(table);
+  const std::size_t width = def.columns.size();
+  std::string sql = InsertHead(table) + "values (";
+  for (std::size_t i = 1; i <= width + 3; ++i) sql += (i > 1 ? ", ?" : "?") + std::to_string(i);
+  MILLRACE_TRY_ASSIGN(sqlite::Statement statement, database_.Prepare(sql + ")"));
+  for (std::size_t r = 0; r < rows.index.size(); ++r) {
+    int at = 0;
+    for (std::size_t c = 0; c < width; ++c) BindCell(statement, ++at, def.columns[c].type, rows.cells[r * width + c]);
+    statement.Bind(at + 1, sqlite::Blob{record.writer.AsBytes()}).Bind(at + 2, record.seq).Bind(at + 3, rows.index[r]);
+    MILLRACE_TRY(statement.Run());
+  }
+  return {};
+}
+
+Result<void> SqliteStore::InsertRecord(const AuditRecord& r) {
+  std::string leaves;
+  for (const Digest& leaf : r.leaves) leaves += View(leaf);
+  const Digest hash = r.Hash();
+  return database_.Run("insert into audit_record (writer, seq, previous, at, actor, leaves, root, hash) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                       sqlite::Blob{r.writer.AsBytes()}, r.seq, sqlite::Blob{View(r.previous)}, ToUnixMicros(r.at), r.actor,
+                       sqlite::Blob{leaves}, sqlite::Blob{View(r.root)}, sqlite::Blob{View(hash)});
+}
+
+Result<void> SqliteStore::InsertItems(std::string_view sql, const std::vector<Item>& items) {
+  for (const Item& item : items)
+    MILLRACE_TRY(database_.Run(sql, sqlite::Blob{item.id.AsBytes()}, item.org.value(), item.shard.value()));
+  return {};
+}
+
+Result<void> SqliteStore::DeleteIds(std::string_view sql, const std::vector<Uuid>& ids) {
+  for (const Uuid& id : ids) MILLRACE_TRY(database_.Run(sql, sqlite::Blob{id.AsBytes()}));
+  return {};
+}
+
+Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
+  MILLRACE_TRY(InsertItems("insert into live_run (run, org, shard) values (?1, ?2, ?3) on conflict do nothing", set.live_runs));
+  MILLRACE_TRY(InsertItems("insert into live_job (job, org, shard) values (?1, ?2, ?3) on conflict do nothing", set.live_jobs));
+  MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 1) on conflict do nothing", set.outbox_runs));
+  MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 0) on conflict do nothing", set.outbox_jobs));
+  MILLRACE_TRY(DeleteIds("delete from live_run where run = ?1", set.ended_runs));
+  MILLRACE_TRY(DeleteIds("delete from live_job where job = ?1", set.ended_jobs));
+  MILLRACE_TRY(DeleteIds("delete from outbox where item = ?1", set.outbox_done));
+  for (const Statement& s : set.others) MILLRACE_TRY(RunStatement(s.sql, s.params));
+  return {};
+}
+
+Result<SqlStore::Applied> SqliteStore::Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) {
+  database_.SetDeadline(deadline);
+  MILLRACE_TRY_ASSIGN(auto transaction, sqlite::Transaction::Begin(database_));
+  if (set.owner) MILLRACE_TRY(CheckHolds(set));
+  for (const Table table : kTables) {
+    const auto& rows = set.tables[static_cast<std::size_t>(table)];
+    if (rows.index.empty()) continue;
+    if (auto done = InsertRows(table, rows, *record); !done) {
+      if (done.error().code == ErrorCode::kConflict) return Applied::kKeyExists;
+      return std::unexpected(std::move(done.error()));
+    }
+  }
+  MILLRACE_TRY(Bookkeeping(set));
+  if (record != nullptr) MILLRACE_TRY(InsertRecord(*record));
+  MILLRACE_TRY(transaction.Commit());
+  return Applied::kYes;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SqlStore>> OpenSqliteStore(const LedgerOptions& options, MonoTime deadline) {
+  MILLRACE_CHECK(options.clock != nullptr, "a ledger needs a clock");
+  const std::filesystem::path path(options.dsn);
+  std::error_code ignored;
+  if (options.dsn.empty() || !path.is_absolute())
+    return Fail(ErrorCode::kInvalidArgument, "ledger '{}': a SQLite ledger is named by an absolute path", options.dsn);
+  if (!std::filesystem::is_directory(path.parent_path(), ignored))
+    return Fail(ErrorCode::kNotFound, "ledger '{}': the folder '{}' does not exist; create it first", options.dsn, path.parent_path().string());
+  if (std::filesystem::is_directory(path, ignored))
+    return Fail(ErrorCode::kInvalidArgument, "ledger '{}' is a folder, not a file", options.dsn);
+  sqlite::Options settings;
+  settings.clock = options.clock;
+  auto database = sqlite::Database::Open(options.dsn, settings);
+  if (!database) return Prefixed(std::move(database.error()), "ledger '{}'", options.dsn);
+  database->SetDeadline(deadline);
+  return std::make_unique<SqliteStore>(options, std::move(*database));
+}
+
+}  // namespace millrace::ledger

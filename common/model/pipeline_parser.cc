@@ -1,0 +1,368 @@
+#include "common/model/pipeline_parser.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <queue>
+#include <set>
+#include <unordered_map>
+#include <utility>
+
+#include "common/drivers/yaml.h"
+#include "common/model/cron.h"
+#include "common/model/param.h"
+#include "common/model/parse_context.h"
+#include "common/model/sql_scan.h"
+
+namespace millrace {
+namespace {
+
+constexpr std::size_t kCycleShownMax = 20;  // names of a cycle in its message
+
+class PipelineParser {
+ public:
+  PipelineParser(ParseContext& context, const ParseOptions& options) : context_(context), options_(options) {}
+
+  Pipeline Parse(const YamlNode& root) {
+    if (!context_.IsMapping(root, "a pipeline file")) return {};
+    context_.OnlyKeys(root, {"version", "pipeline", "description", "schedule", "params", "stages"}, "a pipeline file");
+    Header(root);
+    if (const YamlNode* schedule = root.Find("schedule")) Schedule(*schedule);
+    if (const YamlNode* params = root.Find("params")) Params(*params);
+    if (const YamlNode* stages = context_.Need(root, root, "stages", "a pipeline file")) Stages(*stages);
+    for (const StageSpec& stage : pipeline_.stages)
+      if (std::holds_alternative<LoadSpec>(stage.work) || std::holds_alternative<CommandSpec>(stage.work))
+        no_data_.emplace(stage.name, stage.KindName());
+    for (StageSpec& stage : pipeline_.stages) Derive(stage);
+    Sort();
+    return std::move(pipeline_);
+  }
+
+ private:
+  void Header(const YamlNode& root) {
+    if (const YamlNode* version = context_.Need(root, root, "version", "a pipeline file")) {
+      if (!version->plain || version->text != "1")
+        context_.Add(*version, "unsupported_version", fmt::format("version '{}' of the language is not supported", version->text),
+                     "write version: 1");
+    }
+    const YamlNode* name = context_.Need(root, root, "pipeline", "a pipeline file");
+    if (name && context_.IsName(*name, "pipeline")) pipeline_.name = name->text;
+    if (const YamlNode* description = root.Find("description"))
+      if (auto text = context_.Text(*description, "description")) pipeline_.description = std::move(*text);
+  }
+
+  void Schedule(const YamlNode& node) {
+    if (!context_.IsMapping(node, "schedule")) return;
+    context_.OnlyKeys(node, {"cron", "timezone", "catchup", "overlap", "dst", "misfire_grace"}, "schedule");
+    ScheduleSpec spec;
+    const YamlNode* cron = context_.Need(node, node, "cron", "schedule");
+    if (cron) spec.cron = context_.Text(*cron, "schedule.cron").value_or("");
+    if (const YamlNode* zone = node.Find("timezone")) spec.timezone = context_.Text(*zone, "schedule.timezone").value_or("UTC");
+    if (const YamlNode* catchup = node.Find("catchup")) Catchup(spec, *catchup);
+    if (const YamlNode* overlap = node.Find("overlap"))
+      if (auto word = context_.OneOf(*overlap, "schedule.overlap", {"skip", "queue", "allow"})) spec.overlap = *word;
+    if (const YamlNode* dst = node.Find("dst"))
+      if (auto word = context_.OneOf(*dst, "schedule.dst", {"once", "skip", "both"})) spec.dst = *word;
+    if (const YamlNode* grace = node.Find("misfire_grace"))
+      spec.misfire_grace = context_.Duration(*grace, "schedule.misfire_grace").value_or(spec.misfire_grace);
+    if (spec.cron.empty() || !context_.clean()) return;
+    if (const auto wrong = Validate(spec)) {
+      const YamlNode* zone = node.Find("timezone");
+      const bool about_zone = zone && wrong->find("zone") != std::string::npos;
+      context_.Add(about_zone ? *zone : *cron, "bad_schedule", *wrong);
+      return;
+    }
+    pipeline_.schedules.push_back(std::move(spec));
+  }
+
+  std::optional<std::string> Validate(const ScheduleSpec& spec) const {
+    if (options_.schedule_validator) return options_.schedule_validator(spec);
+    auto made = CronSchedule::Make(spec);
+    if (made) return std::nullopt;
+    return made.error().message;
+  }
+
+  void Catchup(ScheduleSpec& spec, const YamlNode& node) {
+    const std::string_view s = node.text;
+    const bool counted = node.kind == YamlNode::Kind::kScalar && s.starts_with("all(") && s.ends_with(')') && s.size() > 5 &&
+                         s.size() <= 13 && s[4] != '0' &&
+                         std::ranges::all_of(s.substr(4, s.size() - 5), [](char c) { return c >= '0' && c <= '9'; });
+    if (counted) {
+      spec.catchup = s;
+    } else if (auto word = context_.OneOf(node, "schedule.catchup", {"none", "latest", "all", "all(N)"})) {
+      if (*word == "all(N)") {
+        context_.Add(node, "bad_value", "schedule.catchup: N stands for a number", "write for example all(10)");
+      } else {
+        spec.catchup = *word;
+      }
+    }
+  }
+
+  void Params(const YamlNode& node) {
+    if (node.IsNull()) return;
+    if (!context_.IsMapping(node, "params")) return;
+    for (std::size_t i = 0; i < node.keys.size(); ++i) {
+      if (!context_.IsName(node.keys[i], "parameter")) continue;
+      ParamSpec param;
+      param.name = node.keys[i].text;
+      param.type = "text";
+      const YamlNode& value = node.items[i];
+      if (value.kind == YamlNode::Kind::kMapping) {
+        LongParam(param, node.keys[i], value);
+      } else {
+        Default(param, value, /*infer=*/true);
+      }
+      pipeline_.params.push_back(std::move(param));
+    }
+  }
+
+  void LongParam(ParamSpec& param, const YamlNode& key, const YamlNode& node) {
+    context_.OnlyKeys(node, {"type", "default", "required"}, "a parameter");
+    const YamlNode* type = node.Find("type");
+    if (type)
+      if (auto word = context_.OneOf(*type, "the type of a parameter", {"text", "bigint", "double", "boolean", "date", "timestamp"}))
+        param.type = *word;
+    if (const YamlNode* required = node.Find("required"))
+      param.required = context_.Bool(*required, "required").value_or(false);
+    const YamlNode* value = node.Find("default");
+    if (value && param.required) {
+      context_.Add(*value, "bad_value", fmt::format("parameter '{}' is required and has a default", param.name),
+                   "keep one of the two");
+    } else if (value) {
+      Default(param, *value, /*infer=*/!type);
+    } else if (!param.required) {
+      context_.Add(key, "missing_key", fmt::format("parameter '{}' has no default", param.name), "add 'default' or 'required: true'");
+    }
+  }
+
+  void Default(ParamSpec& param, const YamlNode& node, bool infer) {
+    if (node.kind != YamlNode::Kind::kScalar || node.IsNull()) {
+      context_.Add(node, "wrong_type", fmt::format("the default of parameter '{}' must be a single value", param.name));
+      return;
+    }
+    if (infer) param.type = node.plain ? InferParamType(node.text) : "text";
+    auto value = CanonicalParam(param.type, node.text);
+    if (!value) return context_.Add(node, "wrong_type", fmt::format("parameter '{}': {}", param.name, value.error().message));
+    param.default_value = std::move(*value);
+  }
+
+  void Stages(const YamlNode& node) {
+    if (!context_.IsMapping(node, "stages")) return;
+    if (node.keys.empty()) context_.Add(node, "bad_value", "the pipeline has no stage");
+    if (node.keys.size() > kStagesPerPipelineMax) {
+      context_.Add(node.keys[kStagesPerPipelineMax], "too_many_stages",
+                   fmt::format("{} stages; the limit is {}", node.keys.size(), kStagesPerPipelineMax));
+      return;
+    }
+    names_.reserve(node.keys.size());
+    for (const YamlNode& key : node.keys) names_.push_back(key.text);
+    for (std::size_t i = 0; i < node.keys.size(); ++i) {
+      auto stage = ParseStage(context_, node.keys[i], node.items[i]);
+      if (!stage) continue;
+      const YamlNode& body = node.items[i];
+      nodes_[stage->name] = {&node.keys[i], &body};
+      pipeline_.stages.push_back(std::move(*stage));
+    }
+    known_.insert(names_.begin(), names_.end());
+  }
+
+  struct Nodes {
+    const YamlNode* key = nullptr;
+    const YamlNode* body = nullptr;
+  };
+
+  bool Known(const std::string& name, const YamlNode& at, std::string_view who) {
+    if (known_.contains(name)) return true;
+    context_.Add(at, "unknown_stage", fmt::format("{} names the stage '{}', which does not exist", who, name),
+                 ParseContext::DidYouMean(name, names_));
+    return false;
+  }
+
+  void Derive(StageSpec& stage) {
+    const YamlNode& body = *nodes_[stage.name].body;
+    if (const auto* load = std::get_if<LoadSpec>(&stage.work); load && !load->from.empty()) {
+      const YamlNode& from = *body.Find("load")->Find("from");
+      if (Known(load->from, from, "load.from")) stage.inputs.push_back(load->from);
+      if (const auto it = no_data_.find(load->from); it != no_data_.end())
+        context_.Add(from, "no_data", NoData(load->from, it->second), "name an extract or a transform");
+    }
+    if (const auto* transform = std::get_if<TransformSpec>(&stage.work); transform && !transform->sql.empty())
+      DeriveFromSql(stage, transform->sql);
+    for (const std::string& input : stage.inputs) stage.depends_on.push_back(input);
+    if (const YamlNode* after = body.Find("after")) {
+      for (const std::string& name : stage.after)
+        if (Known(name, ItemOf(*after, name), "after")) stage.depends_on.push_back(name);
+    }
+    std::ranges::sort(stage.depends_on);
+    const auto repeated = std::ranges::unique(stage.depends_on);
+    stage.depends_on.erase(repeated.begin(), repeated.end());
+  }
+
+  static std::string NoData(std::string_view name, std::string_view kind) {
+    return fmt::format("'{}' is a {} stage and makes no data to read", name, kind);
+  }
+
+  static const YamlNode& ItemOf(const YamlNode& list, std::string_view text) {
+    for (const YamlNode& item : list.items)
+      if (item.text == text) return item;
+    return list;
+  }
+
+  void DeriveFromSql(StageSpec& stage, const std::string& sql) {
+    const YamlNode* node = nodes_[stage.name].body->Find("transform");
+    if (node->kind == YamlNode::Kind::kMapping) node = node->Find("sql");
+    const SqlScan scan = ScanSql(sql);
+    const auto complain = [&](std::size_t offset, std::size_t length, std::string code, std::string message, std::string help) {
+      const auto [place, marked] = PlaceInSql(*node, sql, offset, length);
+      context_.Add(place, marked, std::move(code), std::move(message), std::move(help));
+    };
+    if (scan.problem) return complain(scan.problem->offset, 1, "bad_sql", "SQL: " + scan.problem->message, "");
+    const std::string& first = scan.first_word;
+    if (scan.statements == 0) return complain(0, 1, "bad_sql", "SQL: there is no statement", "");
+    if (scan.statements > 1)
+      return complain(0, 1, "bad_sql", fmt::format("SQL: {} statements; a transform is exactly one", scan.statements),
+                      "make a stage of each");
+    if (first != "select" && first != "with" && first != "from" && first != "values")
+      return complain(sql.find_first_not_of(" \t\r\n"), first.size(), "bad_sql", fmt::format("SQL: a transform starts with SELECT, WITH, FROM or VALUES, not '{}'", first),
+                      "a transform only reads; its rows go where a load stage says");
+    for (const SqlReference& file : scan.files)
+      complain(file.offset, file.length, "bad_sql", "SQL: a transform reads stages, not files",
+               "add a stage with extract: { from: file, path: ... } and name it here");
+    for (const SqlReference& table : scan.tables) {
+      if (known_.contains(table.name)) {
+        stage.inputs.push_back(table.name);
+        if (const auto it = no_data_.find(table.name); it != no_data_.end())
+          complain(table.offset, table.length, "no_data", NoData(table.name, it->second), "name an extract or a transform");
+      } else {
+        complain(table.offset, table.length, "unknown_stage",
+                 fmt::format("the SQL reads '{}', which is no stage", table.name), ParseContext::DidYouMean(table.name, names_));
+      }
+    }
+    for (const SqlReference& param : scan.params) {
+      if (HasParam(param.name)) {
+        stage.param_names.push_back(param.name);
+      } else {
+        complain(param.offset, param.length, "unknown_param", fmt::format("the SQL binds ${}, which is no parameter", param.name),
+                 SuggestParam(param.name));
+      }
+    }
+  }
+
+  bool HasParam(std::string_view name) const {
+    return std::ranges::find(pipeline_.params, name, &ParamSpec::name) != pipeline_.params.end();
+  }
+  std::string SuggestParam(std::string_view name) const {
+    std::vector<std::string_view> names;
+    for (const ParamSpec& p : pipeline_.params) names.push_back(p.name);
+    std::string help = ParseContext::DidYouMean(name, names);
+    return help.empty() ? fmt::format("declare it: params: {{ {}: ... }}", name) : help;
+  }
+
+  // Where a byte of the SQL stands in the file. Exact for a `|` block and for a text within one line.
+  static std::pair<SourcePlace, int> PlaceInSql(const YamlNode& node, std::string_view sql, std::size_t offset,
+                                                std::size_t length) {
+    const auto columns = [](std::string_view s) {
+      return static_cast<int>(std::ranges::count_if(s, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+    };
+    offset = std::min(offset, sql.size());
+    const std::string_view before = sql.substr(0, offset);
+    const int marked = std::max(1, columns(sql.substr(offset, length)));
+    const auto lines = static_cast<int>(std::ranges::count(before, '\n'));
+    const auto line_start = before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1;
+    const int column = columns(before.substr(line_start));
+    if (node.literal) return {{node.line + lines, node.column + column}, marked};
+    const bool one_line = node.length > 1 && columns(sql) <= node.length;
+    if (!one_line) return {{node.line, node.column}, node.length};
+    return {{node.line, node.column + column}, marked};  // the mark of a quoted text is behind its quote
+  }
+
+  void Sort() {
+    const std::size_t n = pipeline_.stages.size();
+    std::unordered_map<std::string_view, std::size_t> index;
+    for (std::size_t i = 0; i < n; ++i) index.emplace(pipeline_.stages[i].name, i);
+    std::vector<std::vector<std::size_t>> users(n);
+    std::vector<std::size_t> waiting(n, 0);
+    for (std::size_t i = 0; i < n; ++i) {
+      for (const std::string& name : pipeline_.stages[i].depends_on) {
+        const auto it = index.find(name);
+        if (it == index.end()) continue;  // a stage that could not be read: reported
+        users[it->second].push_back(i);
+        ++waiting[i];
+      }
+    }
+    std::priority_queue<std::size_t, std::vector<std::size_t>, std::greater<>> ready;
+    for (std::size_t i = 0; i < n; ++i)
+      if (waiting[i] == 0) ready.push(i);
+    std::vector<std::size_t> order;
+    while (!ready.empty()) {
+      const std::size_t i = ready.top();
+      ready.pop();
+      order.push_back(i);
+      for (const std::size_t user : users[i])
+        if (--waiting[user] == 0) ready.push(user);
+    }
+    if (order.size() < n) return Cycle(index, waiting);
+    std::vector<StageSpec> sorted;
+    sorted.reserve(n);
+    for (const std::size_t i : order) sorted.push_back(std::move(pipeline_.stages[i]));
+    pipeline_.stages = std::move(sorted);
+  }
+
+  // Every stage that still waits depends on one that waits too, so walking back must come round.
+  void Cycle(const std::unordered_map<std::string_view, std::size_t>& index, const std::vector<std::size_t>& waiting) {
+    std::size_t at = 0;
+    while (waiting[at] == 0) ++at;
+    std::vector<std::size_t> path;
+    std::vector<std::ptrdiff_t> position(waiting.size(), -1);
+    while (position[at] < 0) {
+      position[at] = static_cast<std::ptrdiff_t>(path.size());
+      path.push_back(at);
+      for (const std::string& name : pipeline_.stages[at].depends_on) {
+        const auto it = index.find(name);
+        if (it == index.end() || waiting[it->second] == 0) continue;
+        at = it->second;
+        break;
+      }
+    }
+    path.erase(path.begin(), path.begin() + position[at]);
+    std::ranges::reverse(path);  // from dependency to user
+    std::ranges::rotate(path, std::ranges::min_element(path));
+    std::string text;
+    for (std::size_t i = 0; i < path.size() && i < kCycleShownMax; ++i) text += pipeline_.stages[path[i]].name + " -> ";
+    if (path.size() > kCycleShownMax) text += fmt::format("({} more) -> ", path.size() - kCycleShownMax);
+    const StageSpec& first = pipeline_.stages[path.front()];
+    context_.Add(*nodes_[first.name].key, "pipeline_cycle", fmt::format("stages wait for each other: {}{}", text, first.name),
+                 "no stage of this circle can ever start; remove one of its arrows");
+  }
+
+  ParseContext& context_;
+  const ParseOptions& options_;
+  Pipeline pipeline_;
+  std::vector<std::string_view> names_;
+  std::set<std::string_view> known_;
+  std::unordered_map<std::string, Nodes> nodes_;
+  std::unordered_map<std::string, std::string_view> no_data_;  // stages that only write or run, and their kind
+};
+
+}  // namespace
+
+ParseResult ParsePipeline(std::string_view source, std::string_view file_name, const ParseOptions& options) {
+  ParseContext context(file_name);
+  const YamlDocument document = ParseYaml(source, {kPipelineFileBytesMax, kPipelineDepthMax});
+  for (const YamlComplaint& c : document.complaints)
+    context.Add(SourcePlace{c.line, c.column}, c.length, c.code, c.message, c.help);
+  ParseResult result;
+  if (document.root) result.pipeline = PipelineParser(context, options).Parse(*document.root);
+  result.diagnostics = context.Take();
+  if (!result.diagnostics.empty()) result.pipeline.reset();
+  return result;
+}
+
+std::string RenderAll(const std::vector<Diagnostic>& diagnostics, std::string_view source) {
+  std::string out;
+  for (const Diagnostic& d : diagnostics) out += Render(d, source);
+  return out;
+}
+
+}  // namespace millrace

@@ -1,0 +1,124 @@
+#include "common/model/stage_task.h"
+
+#include <fmt/format.h>
+
+#include "common/model/stage_task_json.h"
+
+namespace millrace {
+namespace {
+
+// The separators inside a part would let two different effects share a key.
+std::string Part(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (const char c : text) {
+    if (c == '/' || c == '#' || c == '%' || static_cast<unsigned char>(c) < 0x20) {
+      out += fmt::format("%{:02X}", static_cast<unsigned char>(c));
+    } else {
+      out += c;
+    }
+  }
+  return out.empty() ? "-" : out;
+}
+
+}  // namespace
+
+std::string EffectKey(OrgId org, std::string_view pipeline, std::string_view stage, std::string_view sink,
+                      std::string_view slot_or_run, std::string_view partition, std::uint32_t generation) {
+  return fmt::format("{}/{}/{}/{}/{}/{}#{}", org.value(), Part(pipeline), Part(stage), Part(sink), Part(slot_or_run),
+                     Part(partition), generation);
+}
+
+template <class Ar, json_codec::MaybeConst<StageInput> T>
+void Describe(Ar& ar, T& v) {
+  ar("stage", v.stage);
+  ar("effect", v.effect);
+}
+
+template <class Ar, json_codec::MaybeConst<BoundParam> T>
+void Describe(Ar& ar, T& v) {
+  ar("name", v.name);
+  ar("type", v.type);
+  ar("value", v.value);
+}
+
+template <class Ar, json_codec::MaybeConst<StageTask> T>
+void Describe(Ar& ar, T& v) {
+  const StageTask d;
+  ar("org", v.org);
+  ar("pipeline", v.pipeline);
+  ar("version", v.version);
+  ar("run", v.run);
+  ar("job", v.job);
+  ar("effect", v.effect);
+  ar("generation", v.generation, d.generation);
+  ar("slot_us", v.slot);
+  ar("stage", v.stage);
+  ar("inputs", v.inputs, d.inputs);
+  ar("params", v.params, d.params);
+  ar("base_dir", v.base_dir);
+}
+
+template <class Ar, json_codec::MaybeConst<CommandTask> T>
+void Describe(Ar& ar, T& v) {
+  ar("pipeline", v.pipeline);
+  ar("stage", v.stage);
+  ar("run", v.run);
+  ar("job", v.job);
+  ar("command", v.command);
+  ar("base_dir", v.base_dir);
+}
+
+template <class Ar, json_codec::MaybeConst<ConnectionSpec> T>
+void Describe(Ar& ar, T& v) {
+  ar("name", v.name);
+  ar("type", v.type);
+  ar("dsn", v.dsn);
+}
+
+template <class Ar, json_codec::MaybeConst<StageOrder> T>
+void Describe(Ar& ar, T& v) {
+  const StageOrder d;
+  ar("task", v.task);
+  ar("token", v.token);
+  ar("lake", v.lake);
+  ar("scratch", v.scratch);
+  ar("connection", v.connection);
+  ar("memory_bytes_max", v.memory_bytes_max, d.memory_bytes_max);
+  ar("threads", v.threads, d.threads);
+  ar("sandbox", v.sandbox, d.sandbox);
+}
+
+std::string ToJson(const StageTask& task) { return json_codec::Write(task); }
+
+Result<StageTask> StageTaskFromJson(std::string_view json) {
+  auto task = json_codec::Read<StageTask>(json, "stage_task");
+  if (task && std::holds_alternative<CommandSpec>(task->stage.work))
+    return Fail(ErrorCode::kCorrupt, "stage_task: stage.command: a command is not a data stage");
+  return task;
+}
+
+std::string ToJson(const CommandTask& task) { return json_codec::Write(task); }
+
+Result<CommandTask> CommandTaskFromJson(std::string_view json) {
+  auto task = json_codec::Read<CommandTask>(json, "command_task");
+  if (task && task->command.argv.empty()) return Fail(ErrorCode::kCorrupt, "command_task: command.argv: is empty");
+  return task;
+}
+
+std::string ToJson(const StageOrder& order) { return json_codec::Write(order); }
+
+Result<StageOrder> StageOrderFromJson(std::string_view json) {
+  auto order = json_codec::Read<StageOrder>(json, "stage_order");
+  if (order && std::holds_alternative<CommandSpec>(order->task.stage.work))
+    return Fail(ErrorCode::kCorrupt, "stage_order: task.stage.command: a command is not a data stage");
+  return order;
+}
+
+std::string ToJson(const StageResult& result) { return json_codec::Write(result); }
+
+Result<StageResult> StageResultFromJson(std::string_view json) {
+  return json_codec::Read<StageResult>(json, "stage_result");
+}
+
+}  // namespace millrace

@@ -1,0 +1,429 @@
+#include "common/queue/redis_queue.h"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "common/base/log.h"
+#include "common/drivers/redis.h"
+
+namespace millrace {
+namespace {
+
+constexpr std::int64_t kScoreMax = std::int64_t{1} << 53;  // scores are doubles: exact up to here
+constexpr std::size_t kIdBytes = 16;
+
+// One script for all operations: a lost script cache then fails a suffix of the pipeline and order is kept. Lua's unpack is
+// limited, so variadic commands go in chunks of 5000; replies and pops are bounded by bytes, so that big bodies cannot block.
+constexpr std::string_view kScript = R"lua(
+local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
+local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local BYTES, CHUNK = 16777216, 5000
+local call = redis.call
+local function each(command, key, list)
+  for i = 1, #list, CHUNK do call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
+end
+if op == 'depth' then
+  local ready = 0
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do ready = ready + call('LLEN', tag .. ':l:' .. line) end
+  return {ready, call('ZCARD', K_DUE), call('SCARD', K_FLIGHT)}
+end
+local stored = call('GET', K_EPOCH)
+if op == 'take' then
+  if stored and tonumber(stored) > tonumber(epoch) then return redis.error_reply('STALE ' .. stored) end
+  call('SET', K_EPOCH, epoch)
+  local keys = {K_LINES, K_DUE, K_FLIGHT}
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do keys[#keys + 1] = tag .. ':l:' .. line end
+  for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
+  return {}
+end
+if not stored then return redis.error_reply('WIPED no epoch') end
+if stored ~= epoch then return redis.error_reply('STALE ' .. stored) end
+local function push(command, line, list)
+  local key = tag .. ':l:' .. line
+  local length = 0
+  for i = 1, #list, CHUNK do length = call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
+  if length == #list then call('SADD', K_LINES, line) end
+end
+if op == 'put' or op == 'back' then
+  local at = 5
+  local function take()
+    local n = tonumber(ARGV[at])
+    local list = {}
+    for i = 1, n do list[i] = ARGV[at + i] end
+    at = at + n + 1
+    return list
+  end
+  local lines = tonumber(ARGV[4])
+  local gone = take()
+  local due = take()
+  for _ = 1, lines do
+    local line = ARGV[at]
+    at = at + 1
+    push(op == 'put' and 'RPUSH' or 'LPUSH', line, take())
+  end
+  each('ZADD', K_DUE, due)
+  each('SREM', K_FLIGHT, gone)
+  return {}
+end
+if op == 'claim' then
+  local line, want = ARGV[4], tonumber(ARGV[5])
+  local key = tag .. ':l:' .. line
+  local front = call('LINDEX', key, 0)
+  if not front or want == 0 then return {} end
+  want = math.min(want, math.max(1, math.floor(BYTES / #front)))
+  local got = call('LPOP', key, want)
+  local bytes, keep = 0, #got
+  for i = 1, #got do
+    bytes = bytes + #got[i]
+    if bytes > BYTES and i > 1 then keep = i - 1 break end
+  end
+  for i = #got, keep + 1, -1 do call('LPUSH', key, got[i]) got[i] = nil end
+  local ids = {}
+  for i = 1, keep do ids[i] = string.sub(got[i], 1, 16) end
+  each('SADD', K_FLIGHT, ids)
+  if call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
+  return got
+end
+if op == 'finish' then
+  local ids = {}
+  for i = 4, #ARGV do ids[#ids + 1] = ARGV[i] end
+  each('SREM', K_FLIGHT, ids)
+  return {}
+end
+if op == 'promote' then
+  local left, bytes, order, by_line = tonumber(ARGV[5]), 0, {}, {}
+  while left > 0 and bytes < BYTES do
+    local batch = call('ZRANGEBYSCORE', K_DUE, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+    if #batch == 0 then break end
+    for _, member in ipairs(batch) do
+      local a, b = string.byte(member, 1, 2)
+      local n = a * 256 + b
+      local line = string.sub(member, 3, 2 + n)
+      if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
+      table.insert(by_line[line], string.sub(member, 3 + n))
+      bytes = bytes + #member
+    end
+    call('ZREMRANGEBYRANK', K_DUE, 0, #batch - 1)
+    left = left - #batch
+  end
+  local first = call('ZRANGE', K_DUE, 0, 0, 'WITHSCORES')
+  local out = {first[2] or ''}
+  for _, line in ipairs(order) do
+    push('RPUSH', line, by_line[line])
+    out[#out + 1] = line
+    out[#out + 1] = #by_line[line]
+  end
+  return out
+end
+return redis.error_reply('ERR unknown operation')
+)lua";
+
+struct ShardKeys {
+  std::string tag, epoch, lines, due, flight, inbox;
+  ShardKeys(std::string_view prefix, ShardId shard)
+      : tag(fmt::format("{{{}:{}}}", prefix, shard.value())), epoch(tag + ":epoch"), lines(tag + ":lines"), due(tag + ":due"),
+        flight(tag + ":flight"), inbox(tag + ":inbox") {}
+};
+
+std::string PackReady(const QueueEntry& entry) { return std::string{entry.id.AsBytes()} + entry.body; }
+
+std::string PackDue(const QueueEntry& entry) {
+  std::string packed;
+  packed += static_cast<char>(entry.line.size() >> 8);
+  packed += static_cast<char>(entry.line.size() & 0xff);
+  return packed + entry.line + PackReady(entry);
+}
+
+Result<void> Validate(std::span<const QueueEntry> entries) {
+  for (const QueueEntry& entry : entries) {
+    if (entry.line.size() > 0xffff)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: a line of {} bytes, limit 65535", entry.id.ToString(), entry.line.size());
+    if (entry.run_at && std::abs(ToUnixMicros(*entry.run_at)) > kScoreMax)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: run_at is out of range", entry.id.ToString());
+  }
+  return {};
+}
+
+using Arguments = std::vector<std::string>;
+
+void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back) {
+  std::map<std::string_view, Arguments> lines;
+  Arguments due, gone;
+  for (const QueueEntry& entry : entries) {
+    if (back) gone.emplace_back(entry.id.AsBytes());
+    if (entry.run_at) {
+      due.push_back(std::to_string(ToUnixMicros(*entry.run_at)));
+      due.push_back(PackDue(entry));
+    } else {
+      lines[entry.line].push_back(PackReady(entry));
+    }
+  }
+  const auto add = [&](Arguments& list) {
+    arguments.push_back(std::to_string(list.size()));
+    std::ranges::move(list, std::back_inserter(arguments));
+  };
+  arguments.push_back(std::to_string(lines.size()));
+  add(gone);
+  add(due);
+  for (auto& [line, list] : lines) {
+    if (back) std::ranges::reverse(list);  // LPUSH turns them round again: the first given is the next claimed
+    arguments.emplace_back(line);
+    add(list);
+  }
+}
+
+struct ToArguments {
+  Arguments& out;
+  void Head(std::string_view op, Epoch epoch) { out[0] = op, out[1] = std::to_string(epoch.value()); }
+  void operator()(const queue_op::Take& op) { Head("take", op.epoch); }
+  void operator()(const queue_op::Enqueue& op) { Head("put", op.epoch), AddPut(out, op.entries, false); }
+  void operator()(const queue_op::Requeue& op) { Head("back", op.epoch), AddPut(out, op.entries, true); }
+  void operator()(const queue_op::Claim& op) {
+    Head("claim", op.epoch);
+    out.push_back(op.line);
+    out.push_back(std::to_string(op.max));
+  }
+  void operator()(const queue_op::Finish& op) {
+    Head("finish", op.epoch);
+    for (const JobId& id : op.ids) out.emplace_back(id.AsBytes());
+  }
+  void operator()(const queue_op::Promote& op) {
+    Head("promote", op.epoch);
+    out.push_back(std::to_string(ToUnixMicros(op.now)));
+    out.push_back(std::to_string(op.max));
+  }
+};
+
+Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
+  if (reply.kind == redis::Reply::Kind::kError) {
+    if (reply.text.starts_with("WIPED")) return Fail(ErrorCode::kWiped, "redis queue: the shard has no epoch: take it anew");
+    if (reply.text.starts_with("STALE")) return Fail(ErrorCode::kStale, "redis queue: stored epoch is {}", reply.text.substr(5));
+  }
+  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> items, reply.AsArray("queue script"));
+  QueueReply out;
+  if (const auto* claim = std::get_if<queue_op::Claim>(&op)) {
+    for (const redis::Reply& item : items) {
+      MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("claim"));
+      if (raw.size() < kIdBytes) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
+      MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw.substr(0, kIdBytes)));
+      out.claimed.push_back({.id = JobId{id}, .line = claim->line, .body = std::string{raw.substr(kIdBytes)}, .run_at = {}});
+    }
+  } else if (std::holds_alternative<queue_op::Promote>(op)) {
+    if (items.size() % 2 != 1) return Fail(ErrorCode::kCorrupt, "redis queue: promote answered {} items", items.size());
+    MILLRACE_TRY_ASSIGN(const std::string_view due, items[0].AsString("promote"));
+    if (!due.empty()) out.next_due = FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due})));
+    for (std::size_t i = 1; i < items.size(); i += 2) {
+      MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("promote"));
+      MILLRACE_TRY_ASSIGN(const std::int64_t count, items[i + 1].AsInteger("promote"));
+      out.promoted.push_back({.line = std::string{line}, .count = static_cast<std::uint32_t>(count)});
+    }
+  }
+  return out;
+}
+
+std::string InfoField(std::string_view info, std::string_view name) {
+  const std::string key = fmt::format("\n{}:", name);
+  const auto at = info.find(key);
+  if (at == std::string_view::npos) return {};
+  const auto start = at + key.size();
+  return std::string{info.substr(start, info.find_first_of("\r\n", start) - start)};
+}
+
+Result<RedisServerInfo> Inspect(redis::Connection& connection, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const redis::Reply reply, connection.Call({"INFO"}, deadline));
+  MILLRACE_TRY_ASSIGN(const std::string_view text, reply.AsString("INFO"));
+  RedisServerInfo info{.version = InfoField(text, "redis_version"), .run_id = InfoField(text, "run_id"), .role = InfoField(text, "role"),
+                       .maxmemory_policy = InfoField(text, "maxmemory_policy"), .append_only = InfoField(text, "aof_enabled") == "1",
+                       .warnings = {}};
+  int major = 0, minor = 0;
+  const char* end = info.version.data() + info.version.size();
+  const auto dot = std::from_chars(info.version.data(), end, major).ptr;
+  if (dot != end) std::from_chars(dot + 1, end, minor);
+  if (std::pair{major, minor} < std::pair{6, 2})
+    return Fail(ErrorCode::kUnsupported, "redis {}: version {} is older than 6.2", connection.peer(), info.version);
+  if (!info.maxmemory_policy.empty() && info.maxmemory_policy != "noeviction") {
+    if (InfoField(text, "maxmemory") != "0")
+      return Fail(ErrorCode::kRejected, "redis {}: maxmemory-policy is '{}', which loses jobs; set it to noeviction", connection.peer(), info.maxmemory_policy);
+    info.warnings.push_back("maxmemory-policy is " + info.maxmemory_policy + "; set it to noeviction");
+  }
+  if (!info.append_only) info.warnings.emplace_back("appendonly is off: a restart of Redis loses what the ledger does not hold; set appendonly yes");
+  return info;
+}
+
+class RedisQueueImpl final : public RedisQueue {
+ public:
+  RedisQueueImpl(RedisQueueOptions options, redis::Endpoint endpoint)
+      : options_(std::move(options)), endpoint_(std::move(endpoint)), clock_(options_.clock ? *options_.clock : system_) {}
+
+  Result<void> Connect(MonoTime deadline) {
+    if (connection_ && connection_->open()) return {};
+    connection_.reset();
+    MILLRACE_TRY_ASSIGN(redis::Connection fresh, redis::Connection::Connect(endpoint_, {.clock = &clock_}, deadline));
+    auto info = Inspect(fresh, deadline);
+    auto script = info ? fresh.Load(std::string{kScript}, deadline) : Result<redis::Script>(std::unexpected(info.error()));
+    if (!script) {
+      if (script.error().code == ErrorCode::kMaybeApplied) script.error().code = ErrorCode::kUnavailable;  // nothing was changed
+      return std::unexpected(std::move(script.error()));
+    }
+    info_ = std::move(*info);
+    script_ = std::move(*script);
+    connection_ = std::move(fresh);
+    return {};
+  }
+
+  const RedisServerInfo& Describe() const override { return info_; }
+
+  std::vector<Result<QueueReply>> Execute(std::span<const QueueOp> ops) override {
+    const MonoTime deadline = clock_.Now() + options_.operation_timeout;
+    if (const Result<void> ready = Connect(deadline); !ready) return {ops.size(), std::unexpected(ready.error())};
+    std::vector<Result<QueueReply>> results(ops.size(), QueueReply{});
+    std::vector<std::size_t> sent;
+    std::set<ShardId> taken_now;
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      const ShardId shard = std::visit([](const auto& op) { return op.shard; }, ops[i]);
+      if (std::holds_alternative<queue_op::Take>(ops[i])) taken_now.insert(shard);
+      if (Result<void> allowed = Check(ops[i], shard, taken_now.contains(shard)); !allowed) {
+        results[i] = std::unexpected(std::move(allowed.error()));
+        continue;
+      }
+      AppendOp(ops[i], shard);
+      sent.push_back(i);
+    }
+    if (sent.empty()) return results;
+    std::vector<Result<redis::Reply>> replies = connection_->Flush(deadline);
+    for (std::size_t k = 0; k < sent.size(); ++k) {
+      const std::size_t i = sent[k];
+      if (!replies[k]) results[i] = std::unexpected(std::move(replies[k].error()));
+      else results[i] = ReadReply(ops[i], *replies[k]);
+      if (const auto* take = std::get_if<queue_op::Take>(&ops[i]); take && results[i]) taken_on_[take->shard] = info_.run_id;
+    }
+    return results;
+  }
+
+  Result<QueueDepth> Depth(ShardId shard) override {
+    const MonoTime deadline = clock_.Now() + options_.operation_timeout;
+    MILLRACE_TRY(Connect(deadline));
+    AppendRaw(shard, {"depth", "0", ""});
+    MILLRACE_TRY_ASSIGN(const redis::Reply reply, std::move(connection_->Flush(deadline).front()));
+    MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> items, reply.AsArray("depth"));
+    if (items.size() != 3) return Fail(ErrorCode::kCorrupt, "redis queue: depth answered {} items", items.size());
+    const auto at = [&](std::size_t i) { return static_cast<std::uint64_t>(items[i].integer); };
+    return QueueDepth{.ready = at(0), .scheduled = at(1), .in_flight = at(2)};
+  }
+
+ private:
+  Result<void> Check(const QueueOp& op, ShardId shard, bool taken_now) const {
+    const auto taken = taken_on_.find(shard);
+    if (!taken_now && taken != taken_on_.end() && taken->second != info_.run_id)
+      return Fail(ErrorCode::kWiped, "redis queue: the server of shard {} was restarted or replaced: take it anew", shard.value());
+    if (const auto* put = std::get_if<queue_op::Enqueue>(&op)) return Validate(put->entries);
+    if (const auto* back = std::get_if<queue_op::Requeue>(&op)) return Validate(back->entries);
+    return {};
+  }
+
+  void AppendOp(const QueueOp& op, ShardId shard) {
+    Arguments arguments(3);
+    std::visit(ToArguments{arguments}, op);
+    AppendRaw(shard, std::move(arguments));
+  }
+
+  void AppendRaw(ShardId shard, Arguments arguments) {
+    const ShardKeys keys(options_.prefix, shard);
+    arguments[2] = keys.tag;
+    const std::vector<std::string_view> views(arguments.begin(), arguments.end());
+    const std::string_view names[] = {keys.epoch, keys.lines, keys.due, keys.flight};
+    connection_->AppendScript(script_, names, views);
+  }
+
+  RedisQueueOptions options_;
+  redis::Endpoint endpoint_;
+  SystemClock system_;
+  const Clock& clock_;
+  std::optional<redis::Connection> connection_;
+  redis::Script script_;
+  RedisServerInfo info_;
+  std::map<ShardId, std::string> taken_on_;  // the server's run_id when this object took the shard
+};
+
+class RedisInbox final : public Inbox {
+ public:
+  RedisInbox(RedisQueueOptions options, redis::Endpoint endpoint)
+      : options_(std::move(options)), endpoint_(std::move(endpoint)), clock_(options_.clock ? *options_.clock : system_) {}
+
+  Result<void> Ring(ShardId shard) override {
+    const std::scoped_lock lock(mutex_);
+    const MonoTime deadline = clock_.Now() + options_.operation_timeout;
+    MILLRACE_TRY(Connect(ringing_, deadline));
+    const std::string key = ShardKeys(options_.prefix, shard).inbox;
+    ringing_->Append({"LPUSH", key, "1"});
+    ringing_->Append({"LTRIM", key, "0", "0"});
+    MILLRACE_TRY_ASSIGN(const redis::Reply reply, std::move(ringing_->Flush(deadline).front()));
+    MILLRACE_TRY(reply.AsInteger("LPUSH inbox"));
+    return {};
+  }
+
+  Result<std::vector<ShardId>> Wait(std::span<const ShardId> shards, Millis timeout) override {
+    std::vector<ShardId> rung;
+    if (shards.empty()) return rung;
+    const MonoTime deadline = clock_.Now() + std::max(timeout, Millis{0}) + options_.operation_timeout;
+    MILLRACE_TRY(Connect(waiting_, deadline));
+    std::vector<std::string> keys;
+    for (const ShardId shard : shards) keys.push_back(ShardKeys(options_.prefix, shard).inbox);
+    for (const std::string& key : keys) waiting_->Append({"LPOP", key});
+    std::vector<Result<redis::Reply>> popped = waiting_->Flush(deadline);
+    for (std::size_t i = 0; i < popped.size(); ++i) {
+      MILLRACE_TRY(popped[i]);
+      MILLRACE_TRY_ASSIGN(const auto mark, popped[i]->AsOptionalString("LPOP inbox"));
+      if (mark) rung.push_back(shards[i]);
+    }
+    if (!rung.empty() || timeout <= Millis{0}) return rung;  // BLPOP would take 0 for "for ever"
+    std::vector<std::string_view> command{"BLPOP"};
+    command.insert(command.end(), keys.begin(), keys.end());
+    const std::string seconds = fmt::format("{:.3f}", static_cast<double>(timeout.count()) / 1000);
+    command.emplace_back(seconds);
+    waiting_->Append(command);
+    MILLRACE_TRY_ASSIGN(const redis::Reply reply, std::move(waiting_->Flush(deadline).front()));
+    MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> pair, reply.AsArray("BLPOP inbox"));
+    for (std::size_t i = 0; i < keys.size() && pair.size() == 2; ++i)
+      if (keys[i] == pair[0].text) rung.push_back(shards[i]);
+    return rung;
+  }
+
+ private:
+  Result<void> Connect(std::optional<redis::Connection>& connection, MonoTime deadline) {
+    if (connection && connection->open()) return {};
+    MILLRACE_TRY_ASSIGN(connection, redis::Connection::Connect(endpoint_, {.clock = &clock_}, deadline));
+    return {};
+  }
+
+  RedisQueueOptions options_;
+  redis::Endpoint endpoint_;
+  SystemClock system_;
+  const Clock& clock_;
+  std::mutex mutex_;
+  std::optional<redis::Connection> ringing_;  // guarded by mutex_
+  std::optional<redis::Connection> waiting_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<RedisQueue>> RedisQueue::Open(const RedisQueueOptions& options, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(redis::Endpoint endpoint, redis::ParseEndpoint(options.endpoint));
+  auto queue = std::make_unique<RedisQueueImpl>(options, std::move(endpoint));
+  MILLRACE_TRY(queue->Connect(deadline));
+  for (const std::string& warning : queue->Describe().warnings) LogWarn("redis queue: {}", warning);
+  return std::unique_ptr<RedisQueue>(std::move(queue));
+}
+
+Result<std::unique_ptr<Inbox>> OpenRedisInbox(const RedisQueueOptions& options) {
+  MILLRACE_TRY_ASSIGN(redis::Endpoint endpoint, redis::ParseEndpoint(options.endpoint));
+  return std::unique_ptr<Inbox>(std::make_unique<RedisInbox>(options, std::move(endpoint)));
+}
+
+}  // namespace millrace

@@ -1,0 +1,40 @@
+// JobQueue and Inbox over Redis 6.2 or newer. Layout, per shard, under the hash tag {prefix:shard}: epoch (string), lines (set
+// of line names), l:<line> (list of id + body), due (zset of line length + line + id + body, score run_at in µs), flight (set of
+// ids), inbox (list of at most one mark). Every change is one run of one script that compares the epoch first.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/queue/job_queue.h"
+
+namespace millrace {
+
+struct RedisQueueOptions {
+  std::string endpoint;              // see redis::ParseEndpoint
+  std::string prefix = "millrace";   // of every key
+  Millis operation_timeout{3000};    // of one Execute, Depth or Ring
+  const Clock* clock = nullptr;      // nullptr: the system clock
+};
+
+struct RedisServerInfo {
+  std::string version, run_id, role, maxmemory_policy;
+  bool append_only = false;
+  std::vector<std::string> warnings;  // what an operator should change; empty is good
+};
+
+// After a lost connection the next call connects again. When the server's run_id has changed by then, its state may have been
+// rolled back: operations on shards that this object took before are kWiped until they are taken anew.
+class RedisQueue : public JobQueue {
+ public:
+  // kUnsupported: server older than 6.2. kRejected: a maxmemory policy that evicts keys, or the login is refused.
+  static Result<std::unique_ptr<RedisQueue>> Open(const RedisQueueOptions& options, MonoTime deadline);
+  // The server as it was when last connected.
+  virtual const RedisServerInfo& Describe() const = 0;
+};
+
+// Ring may be called by any thread; Wait by one, on a connection of its own. Connects on use and again after a failure.
+Result<std::unique_ptr<Inbox>> OpenRedisInbox(const RedisQueueOptions& options);
+
+}  // namespace millrace

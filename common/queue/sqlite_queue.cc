@@ -1,0 +1,223 @@
+#include "common/queue/sqlite_queue.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "common/drivers/sqlite.h"
+
+namespace millrace {
+namespace {
+
+using sqlite::Blob;
+
+// Line numbers keep the ready rows small; they are never reused within the file (autoincrement).
+constexpr const char* kSchema = R"sql(
+create table if not exists shard(shard integer primary key, epoch integer not null);
+create table if not exists line(no integer primary key autoincrement, shard integer not null, name blob not null, unique(shard, name));
+create table if not exists ready(line integer not null, seq integer not null, id blob not null, body blob not null,
+                                 primary key(line, seq)) without rowid;
+create table if not exists due(shard integer not null, run_at integer not null, line blob not null, id blob not null,
+                               body blob not null, primary key(shard, run_at, line, id)) without rowid;
+create table if not exists flight(shard integer not null, id blob not null, primary key(shard, id)) without rowid;
+)sql";
+constexpr std::size_t kClaimBytesMax = 16u << 20;
+
+class SqliteQueue final : public JobQueue {
+ public:
+  explicit SqliteQueue(sqlite::Database database) : db_(std::move(database)) {}
+
+  std::vector<Result<QueueReply>> Execute(std::span<const QueueOp> ops) override {
+    std::vector<Result<QueueReply>> results;
+    const Result<void> done = RunAll(ops, results);
+    if (!done) return {ops.size(), std::unexpected(done.error())};
+    return results;
+  }
+
+  Result<QueueDepth> Depth(ShardId shard) override {
+    QueueDepth depth;
+    const auto count = [&](std::string_view sql, std::uint64_t& out) -> Result<void> {
+      MILLRACE_TRY_ASSIGN(const std::int64_t n, db_.QueryInt64(sql, shard.value()));
+      out = static_cast<std::uint64_t>(n);
+      return {};
+    };
+    MILLRACE_TRY(count("select count(*) from ready where line in (select no from line where shard = ?)", depth.ready));
+    MILLRACE_TRY(count("select count(*) from due where shard = ?", depth.scheduled));
+    MILLRACE_TRY(count("select count(*) from flight where shard = ?", depth.in_flight));
+    return depth;
+  }
+
+ private:
+  // An operation that is refused (kStale, kWiped) has written nothing; any other failure ends the whole transaction.
+  Result<void> RunAll(std::span<const QueueOp> ops, std::vector<Result<QueueReply>>& results) {
+    MILLRACE_TRY_ASSIGN(sqlite::Transaction transaction, sqlite::Transaction::Begin(db_));
+    for (const QueueOp& op : ops) {
+      Result<QueueReply> reply = std::visit([this](const auto& each) { return Fenced(each); }, op);
+      if (!reply && reply.error().code != ErrorCode::kStale && reply.error().code != ErrorCode::kWiped)
+        return std::unexpected(std::move(reply.error()));
+      results.push_back(std::move(reply));
+    }
+    return transaction.Commit();
+  }
+
+  Result<std::optional<std::uint32_t>> StoredEpoch(ShardId shard) {
+    MILLRACE_TRY_ASSIGN(sqlite::Statement row, db_.Prepare("select epoch from shard where shard = ?"));
+    MILLRACE_TRY_ASSIGN(const bool found, row.Bind(1, shard.value()).Step());
+    if (!found) return std::optional<std::uint32_t>{};
+    return std::optional{static_cast<std::uint32_t>(row.Int64(0))};
+  }
+
+  template <class Op>
+  Result<QueueReply> Fenced(const Op& op) {
+    MILLRACE_TRY_ASSIGN(const std::optional<std::uint32_t> stored, StoredEpoch(op.shard));
+    constexpr bool kTake = std::is_same_v<Op, queue_op::Take>;
+    if (!stored && !kTake) return Fail(ErrorCode::kWiped, "sqlite queue: the shard has no epoch: take it anew");
+    if (stored && (kTake ? *stored > op.epoch.value() : *stored != op.epoch.value()))
+      return Fail(ErrorCode::kStale, "sqlite queue: stored epoch is {}", *stored);
+    return Apply(op);
+  }
+
+  Result<QueueReply> Apply(const queue_op::Take& op) {
+    const auto shard = op.shard.value();
+    MILLRACE_TRY(db_.Run("delete from ready where line in (select no from line where shard = ?)", shard));
+    MILLRACE_TRY(db_.Run("delete from line where shard = ?", shard));
+    MILLRACE_TRY(db_.Run("delete from due where shard = ?", shard));
+    MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
+    MILLRACE_TRY(db_.Run("insert into shard values (?, ?) on conflict(shard) do update set epoch = excluded.epoch", shard, op.epoch.value()));
+    return QueueReply{};
+  }
+
+  Result<std::int64_t> FindLine(ShardId shard, std::string_view name) {
+    return db_.QueryInt64("select no from line where shard = ? and name = ?", shard.value(), Blob{name});
+  }
+
+  Result<void> Push(ShardId shard, std::string_view line, const JobId& id, std::string_view body, bool front) {
+    Result<std::int64_t> no = FindLine(shard, line);
+    if (!no && no.error().code == ErrorCode::kNotFound) {
+      MILLRACE_TRY(db_.Run("insert into line(shard, name) values (?, ?)", shard.value(), Blob{line}));
+      no = db_.LastInsertRowid();
+    }
+    MILLRACE_TRY(no);
+    return db_.Run(front ? "insert into ready select ?1, coalesce((select min(seq) from ready where line = ?1), 0) - 1, ?2, ?3"
+                         : "insert into ready select ?1, coalesce((select max(seq) from ready where line = ?1), 0) + 1, ?2, ?3",
+                   *no, Blob{id.AsBytes()}, Blob{body});
+  }
+
+  Result<void> Put(ShardId shard, const QueueEntry& entry, bool front) {
+    if (!entry.run_at) return Push(shard, entry.line, entry.id, entry.body, front);
+    return db_.Run("insert or replace into due values (?, ?, ?, ?, ?)", shard.value(), ToUnixMicros(*entry.run_at), Blob{entry.line},
+                   Blob{entry.id.AsBytes()}, Blob{entry.body});
+  }
+
+  Result<QueueReply> Apply(const queue_op::Enqueue& op) {
+    for (const QueueEntry& entry : op.entries) MILLRACE_TRY(Put(op.shard, entry, false));
+    return QueueReply{};
+  }
+
+  Result<QueueReply> Apply(const queue_op::Requeue& op) {
+    // From the back, so that the first given is the next claimed.
+    for (auto entry = op.entries.rbegin(); entry != op.entries.rend(); ++entry) {
+      MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", op.shard.value(), Blob{entry->id.AsBytes()}));
+      MILLRACE_TRY(Put(op.shard, *entry, true));
+    }
+    return QueueReply{};
+  }
+
+  Result<QueueReply> Apply(const queue_op::Finish& op) {
+    for (const JobId& id : op.ids)
+      MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", op.shard.value(), Blob{id.AsBytes()}));
+    return QueueReply{};
+  }
+
+  Result<QueueReply> Apply(const queue_op::Claim& op) {
+    QueueReply reply;
+    const Result<std::int64_t> line = FindLine(op.shard, op.line);
+    if (!line && line.error().code == ErrorCode::kNotFound) return reply;
+    MILLRACE_TRY(line);
+    std::int64_t last = 0;
+    {
+      MILLRACE_TRY_ASSIGN(sqlite::Statement rows, db_.Prepare("select seq, id, body from ready where line = ? order by seq limit ?"));
+      rows.BindAll(*line, op.max);
+      std::size_t bytes = 0;
+      while (bytes < kClaimBytesMax) {
+        MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+        if (!row) break;
+        MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(1)));
+        last = rows.Int64(0);
+        reply.claimed.push_back({.id = JobId{id}, .line = op.line, .body = rows.String(2), .run_at = {}});
+        bytes += reply.claimed.back().body.size();
+      }
+    }
+    if (reply.claimed.empty()) return reply;
+    MILLRACE_TRY(db_.Run("delete from ready where line = ? and seq <= ?", *line, last));
+    MILLRACE_TRY(db_.Run("delete from line where no = ?1 and not exists (select 1 from ready where line = ?1)", *line));
+    for (const QueueEntry& entry : reply.claimed)
+      MILLRACE_TRY(db_.Run("insert or ignore into flight values (?, ?)", op.shard.value(), Blob{entry.id.AsBytes()}));
+    return reply;
+  }
+
+  Result<QueueReply> Apply(const queue_op::Promote& op) {
+    QueueReply reply;
+    std::vector<QueueEntry> due;
+    {
+      MILLRACE_TRY_ASSIGN(sqlite::Statement rows, db_.Prepare("select run_at, line, id, body from due where shard = ? and run_at <= ? "
+                                                              "order by run_at, line, id limit ?"));
+      rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
+      while (true) {
+        MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+        if (!row) break;
+        MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(2)));
+        due.push_back({.id = JobId{id}, .line = rows.String(1), .body = rows.String(3), .run_at = FromUnixMicros(rows.Int64(0))});
+      }
+    }
+    for (const QueueEntry& entry : due) {
+      MILLRACE_TRY(db_.Run("delete from due where shard = ? and run_at = ? and line = ? and id = ?", op.shard.value(),
+                           ToUnixMicros(*entry.run_at), Blob{entry.line}, Blob{entry.id.AsBytes()}));
+      MILLRACE_TRY(Push(op.shard, entry.line, entry.id, entry.body, false));
+      const auto count = std::ranges::find(reply.promoted, entry.line, &LineCount::line);
+      if (count != reply.promoted.end()) ++count->count;
+      else reply.promoted.push_back({.line = entry.line, .count = 1});
+    }
+    const Result<std::int64_t> next = db_.QueryInt64("select run_at from due where shard = ? order by run_at limit 1", op.shard.value());
+    if (next) reply.next_due = FromUnixMicros(*next);
+    else if (next.error().code != ErrorCode::kNotFound) return std::unexpected(next.error());
+    return reply;
+  }
+
+  sqlite::Database db_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<JobQueue>> OpenSqliteQueue(const SqliteQueueOptions& options) {
+  sqlite::Options how;
+  how.synchronous = options.durable ? sqlite::Synchronous::kFull : sqlite::Synchronous::kNormal;
+  auto database = sqlite::Database::Open(options.path, how);
+  const Result<void> schema = database ? database->Exec(kSchema) : Result<void>(std::unexpected(database.error()));
+  if (!schema && schema.error().code == ErrorCode::kCorrupt)
+    return Prefixed(schema.error(), "the queue file is damaged; delete it, it is rebuilt from the ledger");
+  MILLRACE_TRY(schema);
+  return std::unique_ptr<JobQueue>(std::make_unique<SqliteQueue>(std::move(*database)));
+}
+
+Result<void> LocalInbox::Ring(ShardId shard) {
+  {
+    const std::scoped_lock lock(mutex_);
+    rung_.insert(shard);
+  }
+  changed_.notify_all();
+  return {};
+}
+
+Result<std::vector<ShardId>> LocalInbox::Wait(std::span<const ShardId> shards, Millis timeout) {
+  std::unique_lock lock(mutex_);
+  std::vector<ShardId> rung;
+  changed_.wait_for(lock, std::max(timeout, Millis{0}), [&] {
+    for (const ShardId shard : shards)
+      if (rung_.erase(shard) != 0) rung.push_back(shard);
+    return !rung.empty();
+  });
+  return rung;
+}
+
+}  // namespace millrace

@@ -1,0 +1,342 @@
+// Every JobQueue behaves the same: each case runs on SQLite and on Redis (MILLRACE_TEST_REDIS).
+#include "common/queue/job_queue.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "common/base/random.h"
+#include "common/drivers/redis.h"
+#include "common/drivers/sqlite.h"
+#include "common/queue/redis_queue.h"
+#include "common/queue/sqlite_queue.h"
+
+namespace millrace {
+namespace {
+
+using namespace queue_op;
+constexpr ShardId kShard{3};
+constexpr Epoch kEpoch{7};
+
+JobId MakeId(std::uint64_t n) {
+  JobId id;
+  for (std::size_t i = 0; i < 8; ++i) id.uuid.bytes[15 - i] = static_cast<std::uint8_t>(n >> (8 * i));
+  return id;
+}
+QueueEntry Entry(std::uint64_t n, std::string line = "a", std::string body = "body") {
+  return {.id = MakeId(n), .line = std::move(line), .body = std::move(body), .run_at = {}};
+}
+QueueEntry Due(std::uint64_t n, std::int64_t us, std::string line = "a") {
+  QueueEntry entry = Entry(n, std::move(line));
+  entry.run_at = FromUnixMicros(us);
+  return entry;
+}
+
+class JobQueueTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    static int counter = 0;
+    const std::string unique = fmt::format("t{}_{}", ::getpid(), ++counter);
+    if (GetParam() == "redis") {
+      const char* endpoint = std::getenv("MILLRACE_TEST_REDIS");
+      if (endpoint == nullptr) {
+        if (std::getenv("CI") != nullptr) FAIL() << "MILLRACE_TEST_REDIS is not set";
+        GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: no Redis to test against";
+      }
+      options_ = {.endpoint = endpoint, .prefix = unique};
+    } else {
+      path_ = std::filesystem::temp_directory_path() / ("millrace_queue_" + unique + ".db");
+    }
+    queue_ = Open();
+    Must(Take{kShard, kEpoch});
+  }
+  void TearDown() override {
+    queue_.reset();
+    if (!path_.empty())
+      for (const char* suffix : {"", "-wal", "-shm"}) std::filesystem::remove(path_.string() + suffix);
+    if (!options_.prefix.empty() && !options_.endpoint.empty()) WipeBehindItsBack();
+  }
+  std::unique_ptr<JobQueue> Open() {
+    if (path_.empty()) {
+      auto queue = RedisQueue::Open(options_, clock_.Now() + 5s);
+      EXPECT_TRUE(queue) << queue.error().message;
+      return std::move(*queue);
+    }
+    auto queue = OpenSqliteQueue({.path = path_});
+    EXPECT_TRUE(queue) << queue.error().message;
+    return std::move(*queue);
+  }
+  redis::Connection Direct() {
+    return *redis::Connection::Connect(*redis::ParseEndpoint(options_.endpoint), {}, clock_.Now() + 5s);
+  }
+  void WipeBehindItsBack() {
+    if (!path_.empty()) {
+      auto db = *sqlite::Database::Open(path_, {});
+      ASSERT_TRUE(db.Exec("delete from shard; delete from ready; delete from line; delete from due; delete from flight"));
+      return;
+    }
+    redis::Connection direct = Direct();
+    const auto keys = direct.Call({"KEYS", "{" + options_.prefix + ":*"}, clock_.Now() + 5s);
+    ASSERT_TRUE(keys);
+    for (const redis::Reply& key : keys->elements) ASSERT_TRUE(direct.Call({"DEL", key.text}, clock_.Now() + 5s));
+  }
+  Result<QueueReply> Do(QueueOp op) {
+    const QueueOp ops[] = {std::move(op)};
+    return std::move(queue_->Execute(ops).front());
+  }
+  QueueReply Must(QueueOp op) {
+    auto reply = Do(std::move(op));
+    EXPECT_TRUE(reply) << reply.error().message;
+    return reply ? *reply : QueueReply{};
+  }
+  ErrorCode CodeOf(QueueOp op) {
+    const auto reply = Do(std::move(op));
+    EXPECT_FALSE(reply) << "was accepted";
+    return reply ? ErrorCode::kCancelled : reply.error().code;
+  }
+  std::vector<JobId> ClaimIds(std::uint32_t max, std::string line = "a") {
+    std::vector<JobId> ids;
+    for (const QueueEntry& e : Must(Claim{kShard, kEpoch, std::move(line), max}).claimed) ids.push_back(e.id);
+    return ids;
+  }
+  void ExpectDepth(std::uint64_t ready, std::uint64_t scheduled, std::uint64_t in_flight, ShardId shard = kShard) {
+    const auto depth = queue_->Depth(shard);
+    ASSERT_TRUE(depth) << depth.error().message;
+    EXPECT_EQ(std::tuple(depth->ready, depth->scheduled, depth->in_flight), std::tuple(ready, scheduled, in_flight));
+  }
+  std::vector<JobId> Ids(std::initializer_list<std::uint64_t> numbers) {
+    std::vector<JobId> ids;
+    for (const auto n : numbers) ids.push_back(MakeId(n));
+    return ids;
+  }
+
+  SystemClock clock_;
+  RedisQueueOptions options_{.endpoint = {}, .prefix = {}};
+  std::filesystem::path path_;
+  std::unique_ptr<JobQueue> queue_;
+};
+
+TEST_P(JobQueueTest, FifoPerLineAndRequeueGoesToTheFront) {
+  Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2, "b"), Entry(3), Entry(4)}});
+  EXPECT_EQ(ClaimIds(2), Ids({1, 3}));
+  ExpectDepth(2, 0, 2);
+  Must(Requeue{kShard, kEpoch, {Entry(1), Entry(3)}});
+  EXPECT_EQ(ClaimIds(10), Ids({1, 3, 4}));
+  EXPECT_EQ(ClaimIds(10), Ids({}));
+  EXPECT_EQ(ClaimIds(10, "b"), Ids({2}));
+  EXPECT_EQ(ClaimIds(10, "no such line"), Ids({}));
+  ExpectDepth(0, 0, 4);
+}
+
+TEST_P(JobQueueTest, FinishRemovesAndIgnoresUnknownIds) {
+  Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2)}});
+  ClaimIds(2);
+  Must(Finish{kShard, kEpoch, {MakeId(1), MakeId(99)}});
+  Must(Finish{kShard, kEpoch, {}});
+  ExpectDepth(0, 0, 1);
+}
+
+TEST_P(JobQueueTest, EpochsFence) {
+  Must(Enqueue{kShard, kEpoch, {Entry(1)}});
+  EXPECT_EQ(CodeOf(Enqueue{kShard, Epoch{6}, {Entry(2)}}), ErrorCode::kStale);
+  EXPECT_EQ(CodeOf(Claim{kShard, Epoch{8}, "a", 1}), ErrorCode::kStale);
+  EXPECT_EQ(CodeOf(Take{kShard, Epoch{6}}), ErrorCode::kStale);
+  ExpectDepth(1, 0, 0);
+  auto other = Open();
+  const QueueOp take[] = {Take{kShard, Epoch{10}}};
+  ASSERT_TRUE(other->Execute(take).front());
+  EXPECT_EQ(CodeOf(Take{kShard, Epoch{9}}), ErrorCode::kStale) << "compared as numbers, not as text";
+  EXPECT_EQ(CodeOf(Finish{kShard, kEpoch, {MakeId(1)}}), ErrorCode::kStale);
+  ExpectDepth(0, 0, 0);
+}
+
+TEST_P(JobQueueTest, TakingAgainEmpties) {
+  Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2, "b"), Due(3, 5)}});
+  ClaimIds(1);
+  Must(Take{kShard, kEpoch});
+  ExpectDepth(0, 0, 0);
+  Must(Enqueue{kShard, kEpoch, {Entry(9)}});
+  EXPECT_EQ(ClaimIds(5), Ids({9}));
+}
+
+TEST_P(JobQueueTest, WipedBehindItsBack) {
+  Must(Enqueue{kShard, kEpoch, {Entry(1)}});
+  WipeBehindItsBack();
+  EXPECT_EQ(CodeOf(Claim{kShard, kEpoch, "a", 1}), ErrorCode::kWiped);
+  EXPECT_EQ(CodeOf(Enqueue{kShard, kEpoch, {Entry(2)}}), ErrorCode::kWiped);
+  Must(Take{kShard, Epoch{8}});
+}
+
+TEST_P(JobQueueTest, OneFailureInABatchLeavesTheOthers) {
+  const QueueOp ops[] = {Enqueue{kShard, kEpoch, {Entry(1)}}, Enqueue{kShard, Epoch{1}, {Entry(2)}}, Claim{kShard, kEpoch, "a", 5}};
+  const auto results = queue_->Execute(ops);
+  ASSERT_EQ(results.size(), 3u);
+  EXPECT_TRUE(results[0]);
+  ASSERT_FALSE(results[1]);
+  EXPECT_EQ(results[1].error().code, ErrorCode::kStale);
+  ASSERT_TRUE(results[2]);
+  EXPECT_EQ(results[2]->claimed, std::vector{Entry(1)});
+}
+
+TEST_P(JobQueueTest, PromoteInOrderBoundedWithNextDue) {
+  Must(Enqueue{kShard, kEpoch, {Due(1, 30), Due(2, 10), Due(3, 20, "b"), Due(4, 1'700'000'000'000'001)}});
+  EXPECT_EQ(Must(Promote{kShard, kEpoch, FromUnixMicros(9), 10}).next_due, FromUnixMicros(10));
+  auto reply = Must(Promote{kShard, kEpoch, FromUnixMicros(30), 2});
+  EXPECT_EQ(reply.promoted, (std::vector<LineCount>{{"a", 1}, {"b", 1}}));
+  EXPECT_EQ(reply.next_due, FromUnixMicros(30));
+  reply = Must(Promote{kShard, kEpoch, FromUnixMicros(30), 10});
+  EXPECT_EQ(reply.next_due, FromUnixMicros(1'700'000'000'000'001));
+  EXPECT_EQ(ClaimIds(10), Ids({2, 1}));
+  Must(Requeue{kShard, kEpoch, {Due(2, 50)}});
+  ExpectDepth(1, 2, 1);
+  EXPECT_EQ(Must(Promote{kShard, kEpoch, FromUnixMicros(1'700'000'000'000'001), 10}).next_due, std::nullopt);
+  EXPECT_EQ(ClaimIds(10), Ids({2, 4}));
+}
+
+TEST_P(JobQueueTest, BigBatchesBodiesAndOddLines) {
+  const std::string odd("\0\xff\r\n{x}:", 9);
+  std::vector<QueueEntry> many;
+  for (std::uint64_t i = 0; i < 10'000; ++i) many.push_back(Entry(i, odd, std::string("\0b", 2)));
+  Must(Enqueue{kShard, kEpoch, many});
+  EXPECT_EQ(Must(Claim{kShard, kEpoch, odd, 10'000}).claimed, many);
+  Must(Requeue{kShard, kEpoch, many});
+  EXPECT_EQ(Must(Claim{kShard, kEpoch, odd, 10'000}).claimed, many);
+  std::vector<JobId> ids;
+  for (const auto& e : many) ids.push_back(e.id);
+  Must(Finish{kShard, kEpoch, ids});
+  ExpectDepth(0, 0, 0);
+  std::vector<QueueEntry> big;
+  for (std::uint64_t i = 0; i < 20; ++i) big.push_back(Entry(i, "big", std::string(1u << 20, static_cast<char>(i))));
+  Must(Enqueue{kShard, kEpoch, big});
+  std::vector<QueueEntry> got;
+  while (got.size() < big.size()) {
+    const auto part = Must(Claim{kShard, kEpoch, "big", 20}).claimed;
+    ASSERT_FALSE(part.empty());
+    got.insert(got.end(), part.begin(), part.end());
+  }
+  EXPECT_TRUE(got == big);
+}
+
+TEST_P(JobQueueTest, ManyLinesAndIndependentShards) {
+  constexpr ShardId kOther{4};
+  Must(Take{kOther, Epoch{2}});
+  std::vector<QueueEntry> many;
+  for (std::uint64_t i = 0; i < 1000; ++i) many.push_back(Entry(i, fmt::format("line{}", i)));
+  Must(Enqueue{kShard, kEpoch, many});
+  Must(Enqueue{kOther, Epoch{2}, {Entry(1)}});
+  ExpectDepth(1000, 0, 0);
+  EXPECT_EQ(ClaimIds(5, "line77"), Ids({77}));
+  Must(Take{kShard, Epoch{8}});
+  ExpectDepth(0, 0, 0);
+  ExpectDepth(1, 0, 0, kOther);
+}
+
+TEST_P(JobQueueTest, RandomisedAgainstAModel) {
+  SeededRandom random(20261121);
+  std::map<std::string, std::deque<JobId>> ready;
+  std::map<std::int64_t, QueueEntry> due;  // run_at is unique here
+  std::map<JobId, std::string> flight;
+  std::uint64_t next = 0;
+  std::int64_t now = 0;
+  for (int step = 0; step < 3000; ++step) {
+    const std::string line(1, static_cast<char>('a' + random.Below(4)));
+    SCOPED_TRACE(fmt::format("seed 20261121 step {}", step));
+    switch (random.Below(5)) {
+      case 0: {
+        Enqueue op{kShard, kEpoch, {}};
+        for (std::uint64_t n = random.Below(6); n > 0; --n) {
+          ++next;
+          if (random.Below(3) == 0) {
+            op.entries.push_back(Due(next, now + static_cast<std::int64_t>(next), line));
+            if (!due.emplace(now + static_cast<std::int64_t>(next), op.entries.back()).second) op.entries.pop_back();
+          } else {
+            op.entries.push_back(Entry(next, line));
+            ready[line].push_back(MakeId(next));
+          }
+        }
+        Must(op);
+        break;
+      }
+      case 1: {
+        std::vector<JobId> expected;
+        const auto max = static_cast<std::uint32_t>(random.Below(5));
+        for (auto& q = ready[line]; expected.size() < max && !q.empty(); q.pop_front()) expected.push_back(q.front());
+        for (const JobId& id : expected) flight[id] = line;
+        ASSERT_EQ(ClaimIds(max, line), expected);
+        break;
+      }
+      case 2:
+      case 3: {
+        if (flight.empty()) break;
+        const auto [id, of] = *std::next(flight.begin(), static_cast<std::ptrdiff_t>(random.Below(flight.size())));
+        flight.erase(id);
+        if (random.Below(2) == 0) {
+          Must(Finish{kShard, kEpoch, {id}});
+        } else {
+          Must(Requeue{kShard, kEpoch, {{.id = id, .line = of, .body = "body", .run_at = {}}}});
+          ready[of].push_front(id);
+        }
+        break;
+      }
+      default: {
+        now += static_cast<std::int64_t>(random.Below(200));
+        std::map<std::string, std::uint32_t> counts, got;
+        for (int n = 0; n < 7 && !due.empty() && due.begin()->first <= now; ++n) {
+          ready[due.begin()->second.line].push_back(due.begin()->second.id);
+          ++counts[due.begin()->second.line];
+          due.erase(due.begin());
+        }
+        const auto reply = Must(Promote{kShard, kEpoch, FromUnixMicros(now), 7});
+        for (const LineCount& c : reply.promoted) got[c.line] += c.count;
+        ASSERT_EQ(got, counts);
+        ASSERT_EQ(reply.next_due.has_value(), !due.empty());
+        if (!due.empty()) {
+          ASSERT_EQ(ToUnixMicros(*reply.next_due), due.begin()->first);
+        }
+      }
+    }
+    if (step % 50 == 0) {
+      std::uint64_t waiting = 0;
+      for (const auto& [name, q] : ready) waiting += q.size();
+      ExpectDepth(waiting, due.size(), flight.size());
+    }
+  }
+}
+
+TEST_P(JobQueueTest, RedisMemoryPerWaitingJob) {
+  if (GetParam() != "redis") GTEST_SKIP() << "measures Redis";
+  std::vector<QueueEntry> many;
+  for (std::uint64_t i = 0; i < 10'000; ++i) many.push_back(Entry(i, "a", std::string(100, 'x')));
+  Must(Enqueue{kShard, kEpoch, many});
+  const auto usage = Direct().Call({"MEMORY", "USAGE", fmt::format("{{{}:3}}:l:a", options_.prefix), "SAMPLES", "0"}, clock_.Now() + 5s);
+  ASSERT_TRUE(usage);
+  fmt::print("redis: {} bytes per waiting job of 100 bytes\n", usage->integer / 10'000);
+  EXPECT_GT(usage->integer, 0);
+  EXPECT_LE(usage->integer / 10'000, 220);
+}
+
+TEST_P(JobQueueTest, InboxRingsOnceForManyRings) {
+  std::unique_ptr<Inbox> inbox = std::make_unique<LocalInbox>();
+  if (GetParam() == "redis") inbox = *OpenRedisInbox(options_);
+  const ShardId shards[] = {ShardId{1}, ShardId{2}, ShardId{3}};
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(inbox->Ring(ShardId{2}));
+  ASSERT_TRUE(inbox->Ring(ShardId{3}));
+  ASSERT_TRUE(inbox->Ring(ShardId{9}));
+  auto rung = inbox->Wait(shards, 1000ms);
+  ASSERT_TRUE(rung) << rung.error().message;
+  EXPECT_EQ(*rung, (std::vector{ShardId{2}, ShardId{3}}));
+  rung = inbox->Wait(shards, 20ms);
+  ASSERT_TRUE(rung) << rung.error().message;
+  EXPECT_TRUE(rung->empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(All, JobQueueTest, testing::Values("sqlite", "redis"), [](const auto& p) { return p.param; });
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,629 @@
+// One suite for both ledgers. PostgreSQL needs MILLRACE_TEST_POSTGRES.
+#include "common/ledger/ledger.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "common/drivers/sqlite.h"
+#include "tests/support/test_postgres.h"
+
+namespace millrace {
+namespace {
+
+enum class Kind { kPostgres, kSqlite };
+constexpr std::uint16_t kShards = 4;
+
+class LedgerTest : public ::testing::TestWithParam<Kind> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == Kind::kPostgres) {
+      MILLRACE_NEED_POSTGRES();
+      database_ = std::make_unique<testing::TestDatabase>("ledger");
+      dsn_ = database_->dsn();
+    } else {
+      char folder[] = "/tmp/millrace_ledger_XXXXXX";
+      ASSERT_NE(mkdtemp(folder), nullptr);
+      folder_ = folder;
+      dsn_ = folder_ + "/ledger.db";
+    }
+    ledger_ = Open();
+    const auto migrated = ledger_->Migrate(In());
+    ASSERT_TRUE(migrated.has_value()) << migrated.error().message;
+  }
+  void TearDown() override {
+    ledger_.reset();
+    if (!folder_.empty()) std::filesystem::remove_all(folder_);
+  }
+
+  MonoTime In() const { return clock_.Now() + 20s; }
+  template <class T>
+  T NewId() { return ids_.Next<T>(); }
+  std::unique_ptr<Ledger> Open() {
+    last_writer_ = NewId<AuditWriterId>();
+    const LedgerOptions options{.dsn = dsn_, .clock = &clock_, .writer = last_writer_, .shard_count = kShards, .actor = "test"};
+    auto opened = GetParam() == Kind::kPostgres ? OpenPostgresLedger(options, In()) : OpenSqliteLedger(options, In());
+    EXPECT_TRUE(opened.has_value()) << opened.error().message;
+    return std::move(*opened);
+  }
+  void Raw(const std::string& sql) {  // behind the ledger's back
+    if (GetParam() == Kind::kPostgres) {
+      auto connection = database_->Connect();
+      const auto done = connection->Exec("set search_path = millrace; " + sql, In());
+      ASSERT_TRUE(done.has_value()) << done.error().message;
+    } else {
+      auto db = sqlite::Database::Open(dsn_, {});
+      ASSERT_TRUE(db.has_value());
+      const auto done = db->Exec(sql);
+      ASSERT_TRUE(done.has_value()) << done.error().message;
+    }
+  }
+  WallTime Now() { return *ledger_->Now(In()); }
+
+  JobSpec Job(std::optional<RunId> run = std::nullopt, std::string stage = "") {
+    JobSpec j;
+    j.id = NewId<JobId>();
+    j.run = run;
+    j.stage = std::move(stage);
+    j.kind = "command";
+    j.payload = std::string("a\0b", 3) + "\xff'\"\\";
+    j.submitted_at = FromUnixMicros(1'700'000'000'123'457);
+    return j;
+  }
+  RunSpec Run(std::string pipeline = "flights") {
+    RunSpec r;
+    r.id = NewId<RunId>();
+    r.pipeline = std::move(pipeline);
+    r.version = 1;
+    r.params = R"({"since": "2001-01-01"})";
+    r.created_at = FromUnixMicros(1'700'000'000'000'001);
+    return r;
+  }
+  OutcomeRow Outcome(const JobSpec& job, JobState state = JobState::kSucceeded) {
+    OutcomeRow o;
+    o.report.job = job.id;
+    o.report.token = Token::Make(Epoch{3}, 7);
+    o.report.end = state == JobState::kSucceeded ? AttemptEnd::kSucceeded : AttemptEnd::kFailed;
+    o.report.error = "it's \"broken\": Zürich 東京 𝄞";
+    o.report.result = R"({"rows": 1})";
+    o.report.exit_code = -3;
+    o.report.signal = 9;
+    o.report.log_tail = std::string("x\0\xfe", 3);
+    o.report.worker = "w1";
+    o.report.started_at = FromUnixMicros(1'700'000'001'000'003);
+    o.report.finished_at = FromUnixMicros(1'700'000'002'999'999);
+    o.run = job.run;
+    o.state = state;
+    o.counters = {4, 2, 1};
+    o.recorded_at = FromUnixMicros(1'700'000'003'000'000);
+    return o;
+  }
+  AttemptRow Attempt(const JobSpec& job, std::uint32_t counter, Counters counters) {
+    AttemptRow a;
+    a.report = Outcome(job, JobState::kDead).report;
+    a.report.token = Token::Make(Epoch{1}, counter);
+    a.counters = counters;
+    a.next_run_at = FromUnixMicros(1'700'000'100'000'000 + counter);
+    return a;
+  }
+  // The shard of the default org, owned by `owner_`.
+  ShardHold Own() {
+    const ShardId shard = ShardOf(kDefaultOrg, kShards);
+    const auto epoch = ledger_->TakeShard(shard, owner_, "b1", In());
+    EXPECT_TRUE(epoch.has_value()) << epoch.error().message;
+    return {shard, *epoch};
+  }
+  OwnerBatch BatchOf(ShardHold hold) {
+    OwnerBatch b;
+    b.holds = {hold};
+    b.owner = owner_;
+    return b;
+  }
+  OwnerBatchResult Commit(const OwnerBatch& batch) {
+    auto done = ledger_->Commit(batch, In());
+    EXPECT_TRUE(done.has_value()) << done.error().message;
+    return done.value_or(OwnerBatchResult{});
+  }
+  // Every record of every chain: linked, rooted, and its rows are what the tables hold.
+  void ExpectSound() {
+    const auto records = ledger_->AuditRecords(std::nullopt, 0, 100'000, In());
+    ASSERT_TRUE(records.has_value()) << records.error().message;
+    std::map<AuditWriterId, std::pair<std::uint64_t, Digest>> heads;
+    for (const AuditRecord& r : *records) {
+      auto& [seq, head] = heads[r.writer];
+      EXPECT_EQ(r.seq, ++seq);
+      EXPECT_EQ(r.previous, head);
+      EXPECT_EQ(r.root, MerkleRoot(r.leaves));
+      head = r.Hash();
+      const auto rows = ledger_->AuditedRows(r.writer, r.seq, In());
+      ASSERT_TRUE(rows.has_value()) << rows.error().message;
+      ASSERT_EQ(rows->size(), r.leaves.size());
+      for (std::size_t i = 0; i < rows->size(); ++i) {
+        EXPECT_EQ((*rows)[i].index, i);
+        EXPECT_EQ((*rows)[i].leaf, r.leaves[i]) << (*rows)[i].key;
+      }
+    }
+    const auto stored = ledger_->AuditHeads(In());
+    ASSERT_TRUE(stored.has_value()) << stored.error().message;
+    EXPECT_EQ(stored->size(), heads.size());
+    for (const AuditHead& h : *stored) {
+      EXPECT_EQ(h.seq, heads[h.writer].first);
+      EXPECT_EQ(h.hash, heads[h.writer].second);
+    }
+    const auto orphans = ledger_->OrphanRows(10, In());
+    ASSERT_TRUE(orphans.has_value()) << orphans.error().message;
+    EXPECT_TRUE(orphans->empty());
+  }
+  SlotDecision Slot(std::int64_t minute, bool fired = true) {
+    SlotDecision d;
+    d.slot.key = {kDefaultOrg, "flights", "default", FromUnixMicros(1'700'000'040'000'000 + minute * 60'000'000), 0};
+    d.slot.state = fired ? "fired" : "missed";
+    d.slot.reason = fired ? "" : "misfire";
+    d.slot.decided_at = FromUnixMicros(1'700'000'050'000'001);
+    if (fired) {
+      d.run = Run();
+      d.run->schedule = "default";
+      d.run->slot = d.slot.key.slot;
+      d.slot.run = d.run->id;
+      d.jobs.push_back(Job(d.run->id, "extract"));
+    }
+    return d;
+  }
+  static RunFilter Filter(std::optional<std::string> pipeline, std::optional<RunState> state) {
+    RunFilter filter;
+    filter.pipeline = std::move(pipeline);
+    filter.state = state;
+    return filter;
+  }
+  Pipeline Scheduled() {
+    Pipeline p;
+    p.name = "flights";
+    p.schedules.emplace_back().cron = "15 6 * * *";
+    return p;
+  }
+
+  SystemClock clock_;
+  SystemRandom random_;
+  IdGenerator ids_{clock_, random_};
+  std::unique_ptr<testing::TestDatabase> database_;
+  std::string folder_, dsn_;
+  AuditWriterId last_writer_;
+  OwnerId owner_ = ids_.Next<OwnerId>();
+  std::unique_ptr<Ledger> ledger_;
+};
+
+TEST_P(LedgerTest, MigrateIsRepeatableAndRefusesANewerSchema) {
+  EXPECT_TRUE(ledger_->Migrate(In()).has_value());
+  Raw("insert into schema_version values (99, " + std::string(GetParam() == Kind::kPostgres ? "now())" : "0)"));
+  const auto refused = ledger_->Migrate(In());
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
+  EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to 1: use a newer millrace");
+}
+
+TEST_P(LedgerTest, ClockIsNear) { EXPECT_LT(std::chrono::abs(Now() - clock_.WallNow()), 5s); }
+
+TEST_P(LedgerTest, OwnershipIsTakenRenewedLostAndReleased) {
+  const auto first = ledger_->TakeShard(ShardId{2}, owner_, "b1", In());
+  ASSERT_TRUE(first.has_value()) << first.error().message;
+  EXPECT_EQ(*first, Epoch{1});
+  EXPECT_EQ(*ledger_->TakeShard(ShardId{2}, owner_, "b1", In()), Epoch{2});
+  const auto other = NewId<OwnerId>();
+  const auto refused = ledger_->TakeShard(ShardId{2}, other, "b2", In());
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().code, ErrorCode::kConflict);
+  EXPECT_NE(refused.error().message.find("'b1'"), std::string::npos);
+
+  const std::vector<ShardHold> hold = {{ShardId{2}, Epoch{2}}}, old = {{ShardId{2}, Epoch{1}}};
+  EXPECT_TRUE(ledger_->RenewShards(hold, owner_, In()).has_value());
+  EXPECT_EQ(ledger_->RenewShards(old, owner_, In()).error().code, ErrorCode::kStale);
+  Raw(GetParam() == Kind::kPostgres ? "update shard_renewal set renewed_at = renewed_at - interval '6 seconds'"
+                                    : "update shard_renewal set renewed_at = renewed_at - 6000000");
+  EXPECT_EQ(*ledger_->TakeShard(ShardId{2}, other, "b2", In()), Epoch{3});
+  EXPECT_EQ(ledger_->RenewShards(hold, owner_, In()).error().code, ErrorCode::kStale);
+  EXPECT_TRUE(ledger_->ReleaseShards(hold, owner_, In()).has_value());  // not his any more: changes nothing
+  auto shards = *ledger_->Shards(In());
+  ASSERT_EQ(shards.size(), 1u);
+  EXPECT_EQ(shards[0].owner, other);
+  EXPECT_EQ(shards[0].owner_name, "b2");
+  EXPECT_EQ(shards[0].epoch, Epoch{3});
+  EXPECT_LT(std::chrono::abs(shards[0].renewed_at - Now()), 5s);
+  const std::vector<ShardHold> now = {{ShardId{2}, Epoch{3}}};
+  EXPECT_TRUE(ledger_->ReleaseShards(now, other, In()).has_value());
+  EXPECT_FALSE((*ledger_->Shards(In()))[0].owner.has_value());
+  EXPECT_EQ(*ledger_->TakeShard(ShardId{2}, owner_, "b1", In()), Epoch{4});
+}
+
+TEST_P(LedgerTest, AStaleOwnerCommitsNothing) {
+  const ShardHold hold = Own();
+  const ShardId second{static_cast<std::uint16_t>((hold.shard.value() + 1) % kShards)};
+  const Epoch epoch = *ledger_->TakeShard(second, owner_, "b1", In());
+  const JobSpec job = Job();
+  auto batch = BatchOf(hold);
+  batch.jobs.push_back(job);
+  batch.holds.push_back({second, Epoch{epoch.value() + 1}});
+  auto refused = ledger_->Commit(batch, In());
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().code, ErrorCode::kStale);
+  EXPECT_NE(refused.error().message.find("shard " + std::to_string(second.value())), std::string::npos) << refused.error().message;
+  batch.holds.back().epoch = epoch;
+  batch.owner = NewId<OwnerId>();
+  EXPECT_EQ(ledger_->Commit(batch, In()).error().code, ErrorCode::kStale);
+  batch.holds = {{ShardId{static_cast<std::uint16_t>((hold.shard.value() + 2) % kShards)}, Epoch{1}}};  // never owned
+  batch.owner = owner_;
+  EXPECT_EQ(ledger_->Commit(batch, In()).error().code, ErrorCode::kStale);
+  EXPECT_EQ(ledger_->GetJob(kDefaultOrg, job.id, In()).error().code, ErrorCode::kNotFound);
+  EXPECT_TRUE(ledger_->AuditHeads(In())->empty());
+  batch.holds = {hold, {second, epoch}};
+  Commit(batch);
+  EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, job.id, In()).has_value());
+}
+
+TEST_P(LedgerTest, AnEmptyBatchIsNothing) {
+  OwnerBatch batch;
+  batch.owner = owner_;
+  EXPECT_TRUE(ledger_->Commit(batch, In()).has_value());
+}
+
+TEST_P(LedgerTest, RowsComeBackAsTheyWentIn) {
+  const ShardHold hold = Own();
+  RunSpec run = Run();
+  run.slot = FromUnixMicros(-1'000'001);
+  run.schedule = "default";
+  run.generation = 4'000'000'000u;
+  JobSpec a = Job(run.id, "a"), b = Job(run.id, "b");
+  b.depends_on = {a.id, NewId<JobId>()};
+  b.effect = "1/flights/b/x/2001-01-01T06:15:00Z/-#0";
+  b.root = "/data/it's \"here\"";
+  b.retry = {5, Millis{10}, Millis{20}};
+  b.timeout = Millis{7};
+  b.run_at = FromUnixMicros(1'800'000'000'000'001);
+  auto batch = BatchOf(hold);
+  batch.runs = {run};
+  batch.jobs = {a, b};
+  batch.attempts = {Attempt(a, 1, {1, 1, 0}), Attempt(a, 2, {2, 1, 0})};
+  batch.outcomes = {Outcome(a)};
+  Commit(batch);
+  const auto detail = ledger_->GetRun(kDefaultOrg, run.id, In());
+  ASSERT_TRUE(detail.has_value()) << detail.error().message;
+  EXPECT_EQ(detail->summary.spec, run);
+  EXPECT_EQ(detail->summary.state, RunState::kRunning);
+  EXPECT_EQ(detail->summary.jobs, 2u);
+  EXPECT_EQ(detail->summary.jobs_ended, 1u);
+  ASSERT_EQ(detail->jobs.size(), 2u);
+  EXPECT_EQ(detail->jobs[0].spec, a);
+  EXPECT_EQ(detail->jobs[0].attempts, batch.attempts);
+  EXPECT_EQ(detail->jobs[0].outcome, batch.outcomes[0]);
+  EXPECT_EQ(detail->jobs[1].spec, b);
+  EXPECT_FALSE(detail->jobs[1].outcome.has_value());
+  EXPECT_EQ(ledger_->GetRun(OrgId{2}, run.id, In()).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(ledger_->GetJob(OrgId{2}, a.id, In()).error().code, ErrorCode::kNotFound);
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, BadTextIsMadeStorable) {
+  auto batch = BatchOf(Own());
+  JobSpec job = Job();
+  batch.jobs = {job};
+  batch.outcomes = {Outcome(job, JobState::kDead)};
+  batch.outcomes[0].report.error = std::string("a\0b\xff", 4) + "c\xc3\xa9";
+  Commit(batch);
+  EXPECT_EQ(ledger_->GetJob(kDefaultOrg, job.id, In())->outcome->report.error, "a\uFFFDb\uFFFDc\u00e9");
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, DuplicatesAreReportedAndNothingChanges) {
+  const ShardHold hold = Own();
+  const RunSpec run = Run();
+  const JobSpec in_run = Job(run.id, "a"), single = Job();
+  auto batch = BatchOf(hold);
+  batch.runs = {run};
+  batch.jobs = {in_run, single};
+  batch.attempts = {Attempt(single, 1, {1, 0, 0})};
+  batch.outcomes = {Outcome(single)};
+  batch.run_outcomes = {{run.id, kDefaultOrg, RunState::kSucceeded, "", FromUnixMicros(5)}};
+  const auto first = Commit(batch);
+  EXPECT_TRUE(first.duplicate_runs.empty() && first.duplicate_jobs.empty() && first.duplicate_outcomes.empty());
+
+  auto again = batch;
+  const JobSpec fresh = Job();
+  again.jobs.insert(again.jobs.begin() + 1, fresh);
+  again.jobs.push_back(fresh);  // twice in one batch
+  again.outcomes = {Outcome(single, JobState::kDead), Outcome(fresh)};
+  again.run_outcomes[0].state = RunState::kFailed;
+  const auto second = Commit(again);
+  EXPECT_EQ(second.duplicate_runs, std::vector{run.id});
+  EXPECT_EQ(second.duplicate_jobs, (std::vector{in_run.id, single.id, fresh.id}));
+  EXPECT_EQ(second.duplicate_outcomes, std::vector{single.id});
+  EXPECT_EQ(ledger_->GetJob(kDefaultOrg, single.id, In())->outcome->state, JobState::kSucceeded);
+  EXPECT_EQ(ledger_->GetRun(kDefaultOrg, run.id, In())->summary.state, RunState::kSucceeded);
+  EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, fresh.id, In())->outcome.has_value());
+  Commit(batch);  // nothing new at all
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, RebuildSeesWhatIsLive) {
+  const ShardHold hold = Own();
+  const RunSpec run = Run(), done = Run();
+  const JobSpec a = Job(run.id, "a"), b = Job(run.id, "b"), one = Job(), two = Job(), ended = Job();
+  auto batch = BatchOf(hold);
+  batch.runs = {run, done};
+  batch.jobs = {a, b, one, two, ended};
+  batch.attempts = {Attempt(b, 1, {1, 0, 0}), Attempt(b, 2, {3, 2, 1}), Attempt(two, 1, {1, 1, 0})};
+  batch.outcomes = {Outcome(a), Outcome(ended)};
+  batch.run_outcomes = {{done.id, kDefaultOrg, RunState::kSucceeded, "", FromUnixMicros(5)}};
+  Commit(batch);
+  const auto runs = ledger_->LiveRuns(hold.shard, kShards, std::nullopt, 10, In());
+  ASSERT_TRUE(runs.has_value()) << runs.error().message;
+  ASSERT_EQ(runs->size(), 1u);
+  EXPECT_EQ((*runs)[0].spec, run);
+  EXPECT_EQ((*runs)[0].jobs, (std::vector{a, b}));
+  EXPECT_EQ((*runs)[0].ended, (std::map<JobId, JobState>{{a.id, JobState::kSucceeded}}));
+  EXPECT_EQ((*runs)[0].counters, (std::map<JobId, Counters>{{b.id, {3, 2, 1}}}));
+  EXPECT_EQ((*runs)[0].next_run_at.at(b.id), batch.attempts[1].next_run_at);
+  const auto jobs = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 1, In());
+  ASSERT_EQ(jobs->size(), 1u);
+  EXPECT_EQ((*jobs)[0].spec, one);
+  EXPECT_FALSE((*jobs)[0].next_run_at.has_value());
+  const auto more = ledger_->LiveSingleJobs(hold.shard, kShards, one.id, 10, In());
+  ASSERT_EQ(more->size(), 1u);
+  EXPECT_EQ((*more)[0].spec, two);
+  EXPECT_EQ((*more)[0].counters, (Counters{1, 1, 0}));
+  EXPECT_EQ((*more)[0].next_run_at, batch.attempts[2].next_run_at);
+  EXPECT_TRUE(ledger_->LiveRuns(hold.shard, kShards, run.id, 10, In())->empty());
+  EXPECT_TRUE(ledger_->LiveRuns(ShardId{static_cast<std::uint16_t>((hold.shard.value() + 1) % kShards)}, kShards, std::nullopt, 10, In())->empty());
+  EXPECT_EQ(ledger_->LiveRuns(hold.shard, 16, std::nullopt, 10, In()).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(*ledger_->ActiveRuns(kDefaultOrg, "flights", In()), 1u);
+}
+
+TEST_P(LedgerTest, OutboxIsTakenOver) {
+  const RunSpec run = Run();
+  const std::vector<JobSpec> of_run = {Job(run.id, "a"), Job(run.id, "b")}, singles = {Job(), Job()};
+  ASSERT_TRUE(ledger_->SubmitRun(run, of_run, In()).has_value());
+  ASSERT_TRUE(ledger_->SubmitRun(run, of_run, In()).has_value());  // not an error
+  ASSERT_TRUE(ledger_->SubmitJobs(singles, In()).has_value());
+  ASSERT_TRUE(ledger_->SubmitJobs(singles, In()).has_value());
+  const ShardHold hold = Own();
+  auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
+  ASSERT_TRUE(outbox.has_value()) << outbox.error().message;
+  ASSERT_EQ(outbox->runs.size(), 1u);
+  EXPECT_EQ(outbox->runs[0].spec, run);
+  EXPECT_EQ(outbox->runs[0].jobs, of_run);
+  ASSERT_EQ(outbox->jobs.size(), 2u);
+  EXPECT_EQ(outbox->jobs[1].spec, singles[1]);
+  auto batch = BatchOf(hold);
+  batch.outbox_done_runs = {run.id};
+  batch.outbox_done_jobs = {singles[0].id};
+  Commit(batch);
+  outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
+  EXPECT_TRUE(outbox->runs.empty());
+  ASSERT_EQ(outbox->jobs.size(), 1u);
+  EXPECT_EQ(outbox->jobs[0].spec.id, singles[1].id);
+  EXPECT_EQ(ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 10, In())->size(), 2u);
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, ApplyIsIdempotentAndVersions) {
+  Pipeline p = Scheduled();
+  const auto v1 = ledger_->ApplyPipeline(p, "{}", "source 1", "/data", kDefaultOrg, In());
+  ASSERT_TRUE(v1.has_value()) << v1.error().message;
+  EXPECT_EQ(v1->version, 1);
+  EXPECT_EQ(ledger_->ApplyPipeline(p, "{}", "# a comment", "/data", kDefaultOrg, In())->version, 1);
+  const auto before = (*ledger_->Schedules(kDefaultOrg, In()))[0];
+  EXPECT_EQ(before.spec, p.schedules[0]);
+  EXPECT_LT(std::chrono::abs(before.watermark - Now()), 5s);
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "source 2", "/data", kDefaultOrg, In())->version, 2);
+  const auto after = (*ledger_->Schedules(std::nullopt, In()))[0];
+  EXPECT_EQ(after.watermark, before.watermark);
+  EXPECT_EQ(after.version, 2);
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "source 2", "/elsewhere", kDefaultOrg, In())->version, 3);
+  p.schedules[0].cron = "0 7 * * *";  // an edit decides only slots after now
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "source 2", "/elsewhere", kDefaultOrg, In())->version, 4);
+  EXPECT_GT((*ledger_->Schedules(std::nullopt, In()))[0].watermark, before.watermark);
+  p.schedules.clear();
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":2})", "source 3", "/elsewhere", kDefaultOrg, In())->version, 5);
+  EXPECT_TRUE(ledger_->Schedules(kDefaultOrg, In())->empty());
+
+  EXPECT_EQ(ledger_->GetPipeline(kDefaultOrg, "flights", 2, In())->source, "source 2");
+  EXPECT_EQ(ledger_->GetPipeline(kDefaultOrg, "flights", std::nullopt, In())->version, 5);
+  EXPECT_EQ(ledger_->GetPipeline(kDefaultOrg, "flights", 9, In()).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(ledger_->GetPipeline(OrgId{2}, "flights", std::nullopt, In()).error().code, ErrorCode::kNotFound);
+  const auto list = *ledger_->ListPipelines(kDefaultOrg, In());
+  ASSERT_EQ(list.size(), 1u);
+  EXPECT_EQ(list[0].version, 5);
+  EXPECT_EQ(list[0].source, "");
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, ASlotFiresOnceAndTheWatermarkNeverGoesBack) {
+  ASSERT_TRUE(ledger_->ApplyPipeline(Scheduled(), "{}", "s", "/", kDefaultOrg, In()).has_value());
+  FireBatch batch;
+  batch.decisions = {Slot(0), Slot(1, false)};
+  const WallTime ahead = Now() + 1h;
+  batch.watermarks = {{kDefaultOrg, "flights", "default", ahead}};
+  const auto first = ledger_->Fire(batch, In());
+  ASSERT_TRUE(first.has_value()) << first.error().message;
+  EXPECT_TRUE(first->already_decided.empty());
+  FireBatch second;
+  second.decisions = {Slot(0), Slot(2)};
+  second.watermarks = {{kDefaultOrg, "flights", "default", ahead - 30min}};
+  const auto fired = ledger_->Fire(second, In());
+  ASSERT_TRUE(fired.has_value()) << fired.error().message;
+  ASSERT_EQ(fired->already_decided.size(), 1u);
+  EXPECT_EQ(fired->already_decided[0].slot, second.decisions[0].slot.key.slot);
+  EXPECT_EQ(ledger_->GetRun(kDefaultOrg, second.decisions[0].run->id, In()).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(ledger_->GetJob(kDefaultOrg, second.decisions[0].jobs[0].id, In()).error().code, ErrorCode::kNotFound);
+  EXPECT_TRUE(ledger_->GetRun(kDefaultOrg, second.decisions[1].run->id, In()).has_value());
+  EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].watermark, ahead);
+  const auto slots = *ledger_->Slots(kDefaultOrg, "flights", 10, In());
+  ASSERT_EQ(slots.size(), 3u);
+  EXPECT_EQ(slots[0].key.slot, second.decisions[1].slot.key.slot);
+  EXPECT_EQ(slots[1].state, "missed");
+  EXPECT_EQ(slots[1].reason, "misfire");
+  EXPECT_FALSE(slots[1].run.has_value());
+  EXPECT_EQ(slots[2].run, batch.decisions[0].run->id);
+  EXPECT_EQ(ledger_->ReadOutbox(ShardOf(kDefaultOrg, kShards), kShards, 10, In())->runs.size(), 2u);
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, TwoSchedulersFireEachSlotOnce) {
+  constexpr int kSlots = 40;
+  std::array<std::unique_ptr<Ledger>, 2> ledgers = {Open(), Open()};
+  std::array<std::vector<FireBatch>, 2> batches;
+  for (auto& list : batches)
+    for (int i = 0; i < kSlots; i += 2) {
+      list.emplace_back();
+      list.back().decisions = {Slot(i), Slot(i + 1)};
+    }
+  std::array<std::size_t, 2> lost{};
+  std::array<std::string, 2> errors;
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t t = 0; t < 2; ++t)
+      threads.emplace_back([&, t] {
+        for (const auto& batch : batches[t]) {
+          const auto fired = ledgers[t]->Fire(batch, In());
+          if (!fired) errors[t] = fired.error().message;
+          else lost[t] += fired->already_decided.size();
+        }
+      });
+  }
+  EXPECT_EQ(errors[0] + errors[1], "");
+  EXPECT_EQ(lost[0] + lost[1], static_cast<std::size_t>(kSlots));
+  EXPECT_EQ(ledger_->Slots(kDefaultOrg, "flights", 500, In())->size(), static_cast<std::size_t>(kSlots));
+  EXPECT_EQ(*ledger_->ActiveRuns(kDefaultOrg, "flights", In()), static_cast<std::uint32_t>(kSlots));
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, OneLeads) {
+  const auto a = NewId<OwnerId>(), b = NewId<OwnerId>();
+  auto lead = ledger_->TryLead(a, "s1", 30s, In());
+  ASSERT_TRUE(lead.has_value()) << lead.error().message;
+  EXPECT_TRUE(lead->leader);
+  EXPECT_EQ(lead->epoch, 1u);
+  EXPECT_EQ(ledger_->TryLead(a, "s1", 30s, In())->epoch, 1u);
+  lead = ledger_->TryLead(b, "s2", 30s, In());
+  EXPECT_FALSE(lead->leader);
+  EXPECT_EQ(lead->holder, "s1");
+  ASSERT_TRUE(ledger_->TryLead(a, "s1", Millis{-1}, In())->leader);  // expires at once
+  lead = ledger_->TryLead(b, "s2", 30s, In());
+  EXPECT_TRUE(lead->leader);
+  EXPECT_EQ(lead->epoch, 2u);
+  EXPECT_FALSE(ledger_->TryLead(a, "s1", 30s, In())->leader);
+}
+
+TEST_P(LedgerTest, ListsRunsByPage) {
+  auto batch = BatchOf(Own());
+  for (int i = 0; i < 7; ++i) batch.runs.push_back(Run(i % 2 == 0 ? "even" : "odd"));
+  batch.run_outcomes = {{batch.runs[2].id, kDefaultOrg, RunState::kFailed, "stage 'x' is dead", FromUnixMicros(9)}};
+  Commit(batch);
+  RunFilter filter;
+  filter.limit = 3;
+  std::vector<RunId> seen;
+  for (;;) {
+    const auto page = ledger_->ListRuns(filter, In());
+    ASSERT_TRUE(page.has_value()) << page.error().message;
+    if (page->empty()) break;
+    EXPECT_LE(page->size(), 3u);
+    for (const auto& s : *page) seen.push_back(s.spec.id);
+    filter.before = seen.back();
+  }
+  ASSERT_EQ(seen.size(), 7u);
+  for (std::size_t i = 0; i < 7; ++i) EXPECT_EQ(seen[i], batch.runs[6 - i].id);
+  EXPECT_EQ(ledger_->ListRuns(Filter("odd", std::nullopt), In())->size(), 3u);
+  EXPECT_EQ(ledger_->ListRuns(Filter("even", RunState::kRunning), In())->size(), 3u);
+  const auto failed = *ledger_->ListRuns(Filter(std::nullopt, RunState::kFailed), In());
+  ASSERT_EQ(failed.size(), 1u);
+  EXPECT_EQ(failed[0].reason, "stage 'x' is dead");
+  EXPECT_EQ(failed[0].finished_at, FromUnixMicros(9));
+  filter = {};
+  filter.org = OrgId{2};
+  EXPECT_TRUE(ledger_->ListRuns(filter, In())->empty());
+}
+
+TEST_P(LedgerTest, TamperingIsVisible) {
+  auto batch = BatchOf(Own());
+  const JobSpec job = Job();
+  batch.jobs = {job};
+  batch.outcomes = {Outcome(job, JobState::kDead)};
+  Commit(batch);
+  const auto record = (*ledger_->AuditRecords(last_writer_, 0, 10, In()))[0];
+  Raw("update outcome set state = 10");
+  const auto rows = *ledger_->AuditedRows(last_writer_, 1, In());
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].leaf, record.leaves[0]);
+  EXPECT_NE(rows[1].leaf, record.leaves[1]);
+  EXPECT_EQ(rows[1].key, "outcome " + job.id.ToString());
+  Raw("insert into run_outcome select run, org, 10, '', created_at, audit_writer, 77, 0 from (select job as run, org, submitted_at as "
+      "created_at, audit_writer from job) x");
+  const auto orphans = *ledger_->OrphanRows(10, In());
+  ASSERT_EQ(orphans.size(), 1u);
+  EXPECT_EQ(orphans[0].table, "run_outcome");
+  EXPECT_EQ(orphans[0].seq, 77u);
+}
+
+TEST_P(LedgerTest, TenThousandRows) {
+  auto batch = BatchOf(Own());
+  for (int i = 0; i < 10'000; ++i) batch.jobs.push_back(Job());
+  Commit(batch);
+  batch.outcomes.reserve(10'000);
+  for (const auto& j : batch.jobs) batch.outcomes.push_back(Outcome(j));
+  const auto second = Commit(batch);
+  EXPECT_EQ(second.duplicate_jobs.size(), 10'000u);
+  EXPECT_TRUE(second.duplicate_outcomes.empty());
+  EXPECT_TRUE(ledger_->LiveSingleJobs(batch.holds[0].shard, kShards, std::nullopt, 10, In())->empty());
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, ThreadsCommitToTheirOwnShards) {
+  constexpr int kRounds = 20;
+  std::vector<std::unique_ptr<Ledger>> ledgers;
+  for (int t = 0; t < kShards; ++t) ledgers.push_back(Open());
+  std::vector<std::string> errors(kShards);
+  {
+    std::vector<std::jthread> threads;
+    for (std::uint16_t t = 0; t < kShards; ++t)
+      threads.emplace_back([&, t] {
+        const auto owner = NewId<OwnerId>();
+        const auto epoch = ledgers[t]->TakeShard(ShardId{t}, owner, "b", In());
+        if (!epoch) { errors[t] = epoch.error().message; return; }
+        for (int i = 0; i < kRounds; ++i) {
+          OwnerBatch batch;
+          batch.holds = {{ShardId{t}, *epoch}};
+          batch.owner = owner;
+          for (int k = 0; k < 10; ++k) batch.jobs.push_back(Job());
+          const auto done = ledgers[t]->Commit(batch, In());
+          if (!done) errors[t] = done.error().message;
+        }
+      });
+  }
+  for (const auto& e : errors) EXPECT_EQ(e, "");
+  EXPECT_EQ(ledger_->AuditHeads(In())->size(), kShards);
+  EXPECT_EQ(ledger_->LiveSingleJobs(ShardOf(kDefaultOrg, kShards), kShards, std::nullopt, 5000, In())->size(), 10u * kRounds * kShards);
+  ExpectSound();
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, LedgerTest, ::testing::Values(Kind::kPostgres, Kind::kSqlite),
+                         [](const auto& test) { return test.param == Kind::kPostgres ? "Postgres" : "Sqlite"; });
+
+TEST(SqliteLedgerOpen, SaysWhatIsMissing) {
+  SystemClock clock;
+  const auto in = clock.Now() + 5s;
+  const auto open = [&](std::string path) { return OpenSqliteLedger({.dsn = std::move(path), .clock = &clock, .writer = {}}, in); };
+  EXPECT_EQ(open("/nonexistent/x/l.db").error().message, "ledger '/nonexistent/x/l.db': the folder '/nonexistent/x' does not exist; create it first");
+  EXPECT_EQ(open("l.db").error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(open("/tmp").error().code, ErrorCode::kInvalidArgument);
+}
+
+TEST(PostgresLedgerOpen, SaysWhatIsWrong) {
+  SystemClock clock;
+  const auto open = [&](std::string dsn) { return OpenPostgresLedger({.dsn = std::move(dsn), .clock = &clock, .writer = {}}, clock.Now() + 5s); };
+  EXPECT_EQ(open("host=127.0.0.1 port=1 dbname=x user=x password=hunter2").error().code, ErrorCode::kUnavailable);
+  const auto bad = open("pass word=hunter2").error();
+  EXPECT_EQ(bad.code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(bad.message.find("hunter2"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,343 @@
+// The Redis queue while its server dies, freezes, is emptied, runs out of memory or asks for a password. Each test runs a
+// redis-server of its own on a free port of 127.0.0.1; nothing is shared with MILLRACE_TEST_REDIS.
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <barrier>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <set>
+#include <thread>
+
+#include "common/drivers/redis.h"
+#include "common/queue/redis_queue.h"
+
+extern char** environ;
+
+namespace millrace {
+namespace {
+
+using namespace queue_op;
+namespace fs = std::filesystem;
+constexpr ShardId kShard{3};
+
+std::uint16_t FreePort() {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
+  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  ::close(fd);
+  return ntohs(address.sin_port);
+}
+
+// A redis-server with an append-only file in a folder of its own; ended by its pid.
+class Server {
+ public:
+  Server() : port_(FreePort()) {
+    char folder[] = "/tmp/millrace_redis_XXXXXX";
+    EXPECT_NE(::mkdtemp(folder), nullptr);
+    folder_ = folder;
+    Start();
+  }
+  ~Server() {
+    Kill();
+    fs::remove_all(folder_);
+  }
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  void Start() {
+    const std::string port = std::to_string(port_);
+    const char* const arguments[] = {"redis-server", "--port", port.c_str(), "--bind", "127.0.0.1", "--dir", folder_.c_str(),
+                                     "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--logfile", "log",
+                                     "--maxmemory-policy", "noeviction", nullptr};
+    ASSERT_EQ(::posix_spawnp(&pid_, "redis-server", nullptr, nullptr, const_cast<char* const*>(arguments), environ), 0);
+    const MonoTime give_up = clock.Now() + 15s;
+    while (clock.Now() < give_up) {
+      if (auto direct = redis::Connection::Connect(*redis::ParseEndpoint(endpoint()), {}, clock.Now() + 1s)) return;
+      ::poll(nullptr, 0, 20);
+    }
+    FAIL() << "redis-server did not start on port " << port_;
+  }
+  void Kill() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+  void Stop() const { ::kill(pid_, SIGSTOP); }
+  void Continue() const { ::kill(pid_, SIGCONT); }
+  std::string endpoint() const { return "127.0.0.1:" + std::to_string(port_); }
+  std::string Said(std::initializer_list<std::string_view> command) const {
+    auto direct = redis::Connection::Connect(*redis::ParseEndpoint(endpoint()), {}, clock.Now() + 5s);
+    if (!direct) return direct.error().message;
+    const auto reply = direct->Call(command, clock.Now() + 5s);
+    return reply ? reply->text : reply.error().message;
+  }
+  SystemClock clock;
+
+ private:
+  std::uint16_t port_;
+  std::string folder_;
+  pid_t pid_ = 0;
+};
+
+JobId MakeId(std::uint64_t n) {
+  JobId id;
+  for (std::size_t i = 0; i < 8; ++i) id.uuid.bytes[15 - i] = static_cast<std::uint8_t>(n >> (8 * i));
+  return id;
+}
+QueueEntry Entry(std::uint64_t n, std::string body = "body") {
+  return {.id = MakeId(n), .line = "a", .body = std::move(body), .run_at = {}};
+}
+
+bool HaveRedisServer() { return std::system("command -v redis-server >/dev/null 2>&1") == 0; }
+
+class RedisRestartTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!HaveRedisServer()) {
+      if (std::getenv("CI") != nullptr) FAIL() << "there is no redis-server on the path";
+      GTEST_SKIP() << "there is no redis-server on the path: run ops/setup";
+    }
+    server_ = std::make_unique<Server>();
+  }
+  std::unique_ptr<RedisQueue> Open(Millis timeout = 5000ms, std::string endpoint = {}) {
+    auto queue = RedisQueue::Open({.endpoint = endpoint.empty() ? server_->endpoint() : endpoint, .prefix = "t", .operation_timeout = timeout},
+                                  clock_.Now() + 5s);
+    EXPECT_TRUE(queue) << queue.error().message;
+    return queue ? std::move(*queue) : nullptr;
+  }
+  static Result<QueueReply> Do(JobQueue& queue, QueueOp op) {
+    const QueueOp ops[] = {std::move(op)};
+    return std::move(queue.Execute(ops).front());
+  }
+  static QueueReply Must(JobQueue& queue, QueueOp op) {
+    auto reply = Do(queue, std::move(op));
+    EXPECT_TRUE(reply) << reply.error().message;
+    return reply.value_or(QueueReply{});
+  }
+  static Error ErrorOf(JobQueue& queue, QueueOp op) {
+    const auto reply = Do(queue, std::move(op));
+    EXPECT_FALSE(reply) << "was accepted";
+    return reply ? Error{ErrorCode::kCancelled, ""} : reply.error();
+  }
+  static std::size_t Ready(JobQueue& queue) {
+    const auto depth = queue.Depth(kShard);
+    EXPECT_TRUE(depth) << depth.error().message;
+    return depth ? depth->ready : 0;
+  }
+
+  SystemClock clock_;
+  std::unique_ptr<Server> server_;
+};
+
+TEST_F(RedisRestartTest, AKilledServerIsWipedUntilTheShardIsTakenAnew) {
+  auto queue = Open();
+  Must(*queue, Take{kShard, Epoch{7}});
+  Must(*queue, Enqueue{kShard, Epoch{7}, {Entry(1), Entry(2), Entry(3)}});
+  const std::string old_run = queue->Describe().run_id;
+  server_->Kill();
+  EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kUnavailable) << "nobody listens: nothing was applied";
+  server_->Start();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kWiped);
+    EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(4)}}).code, ErrorCode::kWiped);
+    EXPECT_EQ(ErrorOf(*queue, Finish{kShard, Epoch{7}, {MakeId(1)}}).code, ErrorCode::kWiped);
+    EXPECT_EQ(ErrorOf(*queue, Requeue{kShard, Epoch{7}, {Entry(1)}}).code, ErrorCode::kWiped);
+    EXPECT_EQ(ErrorOf(*queue, Promote{kShard, Epoch{7}, FromUnixMicros(0), 1}).code, ErrorCode::kWiped);
+  }
+  EXPECT_NE(queue->Describe().run_id, old_run);
+  EXPECT_EQ(Ready(*queue), 3u) << "the append-only file brought everything back: a killed process loses nothing";
+
+  const QueueOp ops[] = {Claim{kShard, Epoch{8}, "a", 5}, Take{kShard, Epoch{8}}, Enqueue{kShard, Epoch{8}, {Entry(9)}}, Claim{kShard, Epoch{8}, "a", 5}};
+  const auto results = queue->Execute(ops);
+  ASSERT_FALSE(results[0]);
+  EXPECT_EQ(results[0].error().code, ErrorCode::kWiped);
+  ASSERT_TRUE(results[1] && results[2] && results[3]);
+  EXPECT_EQ(results[3]->claimed, std::vector{Entry(9)});
+}
+
+TEST_F(RedisRestartTest, AServerThatLostItsFileIsWipedForEveryOwner) {
+  auto queue = Open();
+  Must(*queue, Take{kShard, Epoch{7}});
+  EXPECT_EQ(server_->Said({"FLUSHALL"}), "OK");
+  server_->Kill();
+  server_->Start();
+  auto fresh = Open();  // never took the shard: only the missing epoch tells it
+  EXPECT_EQ(ErrorOf(*fresh, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kWiped);
+  Must(*fresh, Take{kShard, Epoch{8}});
+}
+
+TEST_F(RedisRestartTest, AnEmptiedServerIsWipedForEveryOperation) {
+  auto queue = Open();
+  Must(*queue, Take{kShard, Epoch{7}});
+  Must(*queue, Enqueue{kShard, Epoch{7}, {Entry(1)}});
+  EXPECT_EQ(server_->Said({"FLUSHALL"}), "OK");
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(2)}}).code, ErrorCode::kWiped);
+  EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kWiped);
+  EXPECT_EQ(ErrorOf(*queue, Finish{kShard, Epoch{7}, {MakeId(1)}}).code, ErrorCode::kWiped);
+  EXPECT_EQ(ErrorOf(*queue, Requeue{kShard, Epoch{7}, {Entry(1)}}).code, ErrorCode::kWiped);
+  EXPECT_EQ(ErrorOf(*queue, Promote{kShard, Epoch{7}, FromUnixMicros(1), 1}).code, ErrorCode::kWiped);
+  EXPECT_EQ(Ready(*queue), 0u) << "nothing that was refused left a trace";
+  Must(*queue, Take{kShard, Epoch{8}});
+  Must(*queue, Enqueue{kShard, Epoch{8}, {Entry(3)}});
+  EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{8}, "a", 5}).claimed, std::vector{Entry(3)});
+}
+
+TEST_F(RedisRestartTest, AFrozenServerIsGivenUpInTimeAndNothingComesTwice) {
+  auto queue = Open(300ms);
+  Must(*queue, Take{kShard, Epoch{7}});
+  server_->Stop();
+  MonoTime start = clock_.Now();
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(1)}}).code, ErrorCode::kMaybeApplied);
+  EXPECT_LT(clock_.Now() - start, 1500ms);
+  start = clock_.Now();
+  const ErrorCode second = ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(2)}}).code;  // a new connection that nobody answers
+  EXPECT_TRUE(second == ErrorCode::kUnavailable || second == ErrorCode::kTimedOut) << Name(second);
+  EXPECT_LT(clock_.Now() - start, 1500ms);
+  server_->Continue();
+
+  auto after = Open();
+  std::vector<QueueEntry> claimed = Must(*after, Claim{kShard, Epoch{7}, "a", 10}).claimed;
+  ::poll(nullptr, 0, 100);
+  for (const QueueEntry& late : Must(*after, Claim{kShard, Epoch{7}, "a", 10}).claimed) claimed.push_back(late);
+  EXPECT_LE(claimed.size(), 1u);
+  for (const QueueEntry& entry : claimed) EXPECT_EQ(entry, Entry(1)) << "an operation that was kUnavailable was applied";
+}
+
+TEST_F(RedisRestartTest, WhatWasSentToAFrozenServerIsFencedByTheNextOwner) {
+  auto queue = Open(300ms);
+  auto next = Open(10'000ms);
+  Must(*queue, Take{kShard, Epoch{7}});
+  server_->Stop();
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(1)}}).code, ErrorCode::kMaybeApplied);
+  server_->Continue();
+  Must(*next, Take{kShard, Epoch{8}});
+  Must(*next, Enqueue{kShard, Epoch{8}, {Entry(1)}});  // as the contract says: taken anew and written again
+  ::poll(nullptr, 0, 100);
+  EXPECT_EQ(Must(*next, Claim{kShard, Epoch{8}, "a", 10}).claimed, std::vector{Entry(1)});
+}
+
+TEST_F(RedisRestartTest, APipelineThatDoesNotFitTellsWhatCannotHaveBeenApplied) {
+  auto queue = Open(500ms);
+  Must(*queue, Take{kShard, Epoch{7}});
+  std::vector<QueueOp> ops;
+  for (std::uint64_t i = 1; i <= 48; ++i) ops.emplace_back(Enqueue{kShard, Epoch{7}, {Entry(i, std::string(1u << 20, 'x'))}});
+  server_->Stop();
+  const auto results = queue->Execute(ops);
+  server_->Continue();
+  std::set<JobId> unknown, not_sent;
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    ASSERT_FALSE(results[i]);
+    const ErrorCode code = results[i].error().code;
+    ASSERT_TRUE(code == ErrorCode::kMaybeApplied || code == ErrorCode::kTimedOut) << Name(code);
+    (code == ErrorCode::kMaybeApplied ? unknown : not_sent).insert(MakeId(i + 1));
+  }
+  EXPECT_FALSE(unknown.empty());
+  EXPECT_FALSE(not_sent.empty());
+  auto after = Open();
+  ::poll(nullptr, 0, 200);
+  std::set<JobId> applied;
+  while (true) {
+    const auto claimed = Must(*after, Claim{kShard, Epoch{7}, "a", 10}).claimed;
+    if (claimed.empty()) break;
+    for (const QueueEntry& entry : claimed) {
+      EXPECT_TRUE(applied.insert(entry.id).second) << "twice: " << entry.id.ToString();
+      EXPECT_TRUE(unknown.contains(entry.id)) << "applied but reported as not sent: " << entry.id.ToString();
+    }
+  }
+}
+
+TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
+  auto queue = Open();
+  Must(*queue, Take{kShard, Epoch{7}});
+  QueueEntry due = Entry(4);
+  due.run_at = FromUnixMicros(10);
+  Must(*queue, Enqueue{kShard, Epoch{7}, {Entry(1), Entry(2), Entry(3), due}});
+  EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "1000"}), "OK");
+  const Error refused = ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(5)}});
+  EXPECT_EQ(refused.code, ErrorCode::kUnavailable);
+  EXPECT_NE(refused.message.find("OOM command not allowed"), std::string::npos) << refused.message;
+  EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, "a", 2}).claimed, (std::vector{Entry(1), Entry(2)}));
+  Must(*queue, Finish{kShard, Epoch{7}, {MakeId(1)}});
+  EXPECT_EQ(ErrorOf(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(*queue, Take{kShard, Epoch{8}}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(Must(*queue, Promote{kShard, Epoch{7}, FromUnixMicros(10), 5}).promoted, (std::vector<LineCount>{{"a", 1}}));
+  auto depth = *queue->Depth(kShard);
+  EXPECT_EQ(std::tuple(depth.ready, depth.scheduled, depth.in_flight), std::tuple(2u, 0u, 1u)) << "a refused operation did half of its work";
+  EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
+  Must(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}});
+  EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, "a", 9}).claimed, (std::vector{Entry(2), Entry(3), Entry(4)}));
+}
+
+TEST_F(RedisRestartTest, PasswordsAreAskedForAndNeverShown) {
+  EXPECT_EQ(server_->Said({"CONFIG", "SET", "requirepass", "s3cret-word"}), "OK");
+  const auto open = [&](const std::string& login) {
+    return RedisQueue::Open({.endpoint = "redis://" + login + server_->endpoint(), .prefix = "t"}, clock_.Now() + 5s);
+  };
+  const auto none = open("");
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.error().code, ErrorCode::kRejected);
+  EXPECT_NE(none.error().message.find("NOAUTH"), std::string::npos) << none.error().message;
+  for (const char* login : {":wr0ng-word@", "nobody:wr0ng-word@", "nobody:s3cret-word@"}) {
+    const auto wrong = open(login);
+    ASSERT_FALSE(wrong) << login;
+    EXPECT_EQ(wrong.error().code, ErrorCode::kRejected) << wrong.error().message;
+    EXPECT_EQ(wrong.error().message.find("word"), wrong.error().message.find("username-password")) << wrong.error().message;
+    EXPECT_EQ(wrong.error().message.find("wr0ng"), std::string::npos);
+    EXPECT_EQ(wrong.error().message.find("s3cret"), std::string::npos);
+  }
+  auto right = open(":s3cret-word@");
+  ASSERT_TRUE(right) << right.error().message;
+  Must(**right, Take{kShard, Epoch{1}});
+  EXPECT_EQ(server_->Said({"PING"}).find("s3cret"), std::string::npos);
+}
+
+TEST_F(RedisRestartTest, TwoOwnersRaceAndTheHigherEpochHolds) {
+  constexpr std::uint32_t kRounds = 300;
+  std::barrier start(2), done(2);
+  std::array<std::vector<std::string>, 2> wrong;
+  std::array<std::uint32_t, 2> won_low{};
+  {
+    std::vector<std::jthread> threads;
+    for (std::uint32_t t = 0; t < 2; ++t)
+      threads.emplace_back([&, t] {
+        auto queue = Open(20'000ms);
+        for (std::uint32_t round = 0; round < kRounds; ++round) {
+          const bool high = (round + t) % 2 == 0;  // who has the higher epoch alternates
+          const Epoch mine{2 * round + (high ? 2 : 1)};
+          start.arrive_and_wait();
+          const auto took = Do(*queue, Take{kShard, mine});
+          if (high && !took) wrong[t].push_back(took.error().message);
+          if (!high && !took && took.error().code != ErrorCode::kStale) wrong[t].push_back(took.error().message);
+          if (!high && took) ++won_low[t];
+          done.arrive_and_wait();
+          const auto put = Do(*queue, Enqueue{kShard, mine, {Entry(mine.value())}});
+          if (high && !put) wrong[t].push_back("the higher epoch was refused: " + put.error().message);
+          if (!high && (put || put.error().code != ErrorCode::kStale)) wrong[t].push_back("the lower epoch was accepted");
+        }
+      });
+  }
+  EXPECT_EQ(wrong[0], std::vector<std::string>{});
+  EXPECT_EQ(wrong[1], std::vector<std::string>{});
+  fmt::print("the lower epoch came first in {} of {} races\n", won_low[0] + won_low[1], kRounds);
+  auto queue = Open();
+  const auto left = Must(*queue, Claim{kShard, Epoch{2 * kRounds}, "a", 10}).claimed;
+  EXPECT_EQ(left, std::vector{Entry(2 * kRounds)}) << "each Take empties: only the last winner's entry is there";
+}
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,29 @@
+// A whole fleet in one thread: two brokers (the real Dispatcher and LedgerPump), workers, clients, a ledger, a queue and a sink,
+// under virtual time and a fault schedule drawn from one seed. The same seed gives the same trace, to the byte.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace millrace::sim {
+
+// A fault in the product, injected around it: each must be found.
+enum class Mutant : std::uint8_t {
+  kNone,
+  kAcceptOldToken,    // an old attempt's report is taken for the live one's
+  kForgetRequeue,     // a job that must start again is not put back
+  kEnqueueTwice,      // a job is enqueued twice
+  kNoEpochFence,      // ledger and queue take writes of a deposed owner
+};
+
+struct Report {
+  std::vector<std::string> violations;  // empty: all invariants held
+  std::uint64_t trace = 0;              // FNV-1a over everything that happened
+  std::uint64_t steps = 0;
+  std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0;
+};
+
+Report Simulate(std::uint64_t seed, Mutant mutant = Mutant::kNone);
+
+}  // namespace millrace::sim

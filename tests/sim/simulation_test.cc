@@ -1,0 +1,68 @@
+// Runs the fleet simulation over many seeds. MILLRACE_SIM_SEEDS sets how many, MILLRACE_SIM_FIRST where to begin (to repeat
+// one that failed: MILLRACE_SIM_FIRST=<seed> MILLRACE_SIM_SEEDS=1).
+#include "tests/sim/simulation.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "common/base/log.h"
+
+namespace millrace::sim {
+namespace {
+
+std::uint64_t FromEnv(const char* name, std::uint64_t fallback) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? fallback : std::strtoull(text, nullptr, 10);
+}
+
+class SimulationTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { ConfigureLog(LogLevel::kOff, LogFormat::kText, "sim"); }
+};
+
+TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
+  const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", 1000);
+  std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, failed = 0;
+  for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
+    const Report report = Simulate(seed);
+    steps += report.steps;
+    jobs += report.jobs;
+    runs += report.runs;
+    lost += report.lost;
+    takeovers += report.takeovers;
+    if (report.violations.empty()) continue;
+    for (const auto& violation : report.violations) ADD_FAILURE() << "seed " << seed << ": " << violation;
+    if (++failed == 3) break;
+  }
+  fmt::print("{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers\n", seeds, steps, jobs, runs, lost, takeovers);
+  EXPECT_GT(jobs, 0U);
+  if (seeds >= 100) {
+    EXPECT_GT(lost, 0U);
+    EXPECT_GT(takeovers, seeds);
+  }
+}
+
+TEST_F(SimulationTest, SameSeedSameTrace) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) EXPECT_EQ(Simulate(seed).trace, Simulate(seed).trace) << "seed " << seed;
+  EXPECT_NE(Simulate(1).trace, Simulate(2).trace);
+}
+
+TEST_F(SimulationTest, EveryMutantIsFound) {
+  for (const auto& [mutant, name] : {std::pair{Mutant::kAcceptOldToken, "an old token is accepted"},
+                                     std::pair{Mutant::kForgetRequeue, "a lost job is not requeued"},
+                                     std::pair{Mutant::kEnqueueTwice, "a job is enqueued twice"},
+                                     std::pair{Mutant::kNoEpochFence, "a deposed owner writes"}}) {
+    std::uint64_t found = 0;
+    for (std::uint64_t seed = 1; seed <= 200 && found == 0; ++seed)
+      if (const Report report = Simulate(seed, mutant); !report.violations.empty()) {
+        found = seed;
+        fmt::print("mutant '{}': seed {}: {}\n", name, seed, report.violations.front());
+      }
+    EXPECT_NE(found, 0U) << "not found in 200 seeds: " << name;
+  }
+}
+
+}  // namespace
+}  // namespace millrace::sim

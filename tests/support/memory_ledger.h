@@ -1,0 +1,206 @@
+// The part of a Ledger that a broker uses, in memory and fenced by epochs like the real ones: for simulation and unit tests.
+// Faults are asked for per call. Everything else answers kUnsupported. Not thread-safe.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/ledger/ledger.h"
+
+namespace millrace::test {
+
+enum class LedgerFault : std::uint8_t { kNone, kUnavailable, kAppliedButUnknown, kNotAppliedButUnknown };
+
+class MemoryLedger final : public Ledger {
+ public:
+  explicit MemoryLedger(const Clock& clock, std::uint16_t shard_count = 1) : clock_(clock), shard_count_(shard_count) {}
+
+  std::function<LedgerFault()> fault;                     // asked before every call; empty: none
+  std::function<void(const OwnerBatch&)> before_commit;   // sees every batch that passed the fence
+  bool ignore_epochs = false;                             // a broken ledger, for mutants
+
+  struct JobRows {
+    JobSpec spec;
+    std::vector<AttemptRow> attempts;
+    std::optional<OutcomeRow> outcome;
+  };
+  std::map<JobId, JobRows> jobs;
+  std::map<RunId, RunSpec> runs;
+  std::map<RunId, std::vector<JobId>> jobs_of_run;
+  std::map<RunId, RunOutcomeRow> run_outcomes;
+  std::set<RunId> outbox_runs;
+  std::set<JobId> outbox_jobs;
+  Epoch EpochOf(ShardId shard) { return shards_[shard].epoch; }
+
+  Result<void> Migrate(MonoTime) override { return {}; }
+  Result<WallTime> Now(MonoTime) override { return clock_.WallNow(); }
+
+  Result<Epoch> TakeShard(ShardId id, OwnerId owner, std::string_view name, MonoTime) override {
+    MILLRACE_TRY(Up());
+    ShardStatus& shard = shards_[id];
+    if (shard.owner && *shard.owner != owner && clock_.WallNow() - shard.renewed_at < kOwnershipTtl)
+      return Fail(ErrorCode::kConflict, "{}", shard.owner_name);
+    shard = {.shard = id, .owner = owner, .owner_name = std::string(name), .epoch = Epoch{shard.epoch.value() + 1},
+             .renewed_at = clock_.WallNow()};
+    return shard.epoch;
+  }
+  Result<void> RenewShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime) override {
+    MILLRACE_TRY(Up());
+    for (const ShardHold& hold : holds) MILLRACE_TRY(Fence(hold, owner));
+    for (const ShardHold& hold : holds) shards_[hold.shard].renewed_at = clock_.WallNow();
+    return {};
+  }
+  Result<void> ReleaseShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime) override {
+    for (const ShardHold& hold : holds)
+      if (Fence(hold, owner)) shards_[hold.shard].owner.reset();
+    return {};
+  }
+  Result<std::vector<ShardStatus>> Shards(MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::vector<ShardStatus> all;
+    for (const auto& [id, shard] : shards_) all.push_back(shard);
+    return all;
+  }
+
+  Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime) override {
+    const LedgerFault f = fault ? fault() : LedgerFault::kNone;
+    if (f == LedgerFault::kUnavailable) return Fail(ErrorCode::kUnavailable, "down");
+    if (f == LedgerFault::kNotAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
+    for (const ShardHold& hold : batch.holds) MILLRACE_TRY(Fence(hold, batch.owner));
+    if (before_commit) before_commit(batch);
+    OwnerBatchResult result;
+    for (const RunSpec& run : batch.runs)
+      if (!runs.emplace(run.id, run).second) result.duplicate_runs.push_back(run.id);
+    for (const JobSpec& job : batch.jobs)
+      if (!AddJob(job)) result.duplicate_jobs.push_back(job.id);
+    for (const AttemptRow& row : batch.attempts) jobs.at(row.report.job).attempts.push_back(row);
+    for (const OutcomeRow& row : batch.outcomes) {
+      auto& stored = jobs.at(row.report.job).outcome;
+      if (stored) {
+        result.duplicate_outcomes.push_back(row.report.job);
+      } else {
+        stored = row;
+      }
+    }
+    for (const RunOutcomeRow& row : batch.run_outcomes) run_outcomes.emplace(row.run, row);
+    for (const RunId& run : batch.outbox_done_runs) outbox_runs.erase(run);
+    for (const JobId& job : batch.outbox_done_jobs) outbox_jobs.erase(job);
+    if (f == LedgerFault::kAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
+    return result;
+  }
+
+  Result<std::vector<LiveJob>> LiveSingleJobs(ShardId shard, std::uint16_t, std::optional<JobId> after, std::uint32_t limit,
+                                              MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::vector<LiveJob> live;
+    for (auto it = after ? jobs.upper_bound(*after) : jobs.begin(); it != jobs.end() && live.size() < limit; ++it)
+      if (!it->second.spec.run && !it->second.outcome && ShardOf(it->second.spec.org, shard_count_) == shard)
+        live.push_back(Live(it->second));
+    return live;
+  }
+  Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t, std::optional<RunId> after, std::uint32_t limit,
+                                        MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::vector<LiveRun> live;
+    for (auto it = after ? runs.upper_bound(*after) : runs.begin(); it != runs.end() && live.size() < limit; ++it)
+      if (!run_outcomes.contains(it->first) && ShardOf(it->second.org, shard_count_) == shard) live.push_back(Live(it->second));
+    return live;
+  }
+  Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t, std::uint32_t limit, MonoTime) override {
+    MILLRACE_TRY(Up());
+    Outbox out;
+    for (const RunId& id : outbox_runs)
+      if (ShardOf(runs.at(id).org, shard_count_) == shard && out.runs.size() < limit) out.runs.push_back(Live(runs.at(id)));
+    for (const JobId& id : outbox_jobs)
+      if (ShardOf(jobs.at(id).spec.org, shard_count_) == shard && out.jobs.size() < limit) out.jobs.push_back(Live(jobs.at(id)));
+    return out;
+  }
+  Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> specs, MonoTime) override {
+    if (!runs.emplace(run.id, run).second) return {};
+    for (const JobSpec& job : specs) AddJob(job);
+    outbox_runs.insert(run.id);
+    return {};
+  }
+  Result<void> SubmitJobs(std::span<const JobSpec> specs, MonoTime) override {
+    for (const JobSpec& job : specs)
+      if (AddJob(job)) outbox_jobs.insert(job.id);
+    return {};
+  }
+  Result<RunDetail> GetRun(OrgId, RunId id, MonoTime) override {
+    MILLRACE_TRY(Up());
+    const auto it = runs.find(id);
+    if (it == runs.end()) return Fail(ErrorCode::kNotFound, "run {}: unknown", id.ToString());
+    RunDetail detail;
+    detail.summary.spec = it->second;
+    if (const auto end = run_outcomes.find(id); end != run_outcomes.end()) {
+      detail.summary.state = end->second.state;
+      detail.summary.reason = end->second.reason;
+    }
+    for (const JobId& job : jobs_of_run[id])
+      detail.jobs.push_back({.spec = jobs.at(job).spec, .attempts = jobs.at(job).attempts, .outcome = jobs.at(job).outcome});
+    return detail;
+  }
+
+  Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId, MonoTime) override { return No(); }
+  Result<PipelineVersion> GetPipeline(OrgId, std::string_view, std::optional<std::int64_t>, MonoTime) override { return No(); }
+  Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return No(); }
+  Result<Leadership> TryLead(OwnerId, std::string_view, Millis, MonoTime) override { return No(); }
+  Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId>, MonoTime) override { return No(); }
+  Result<FireResult> Fire(const FireBatch&, MonoTime) override { return No(); }
+  Result<std::uint32_t> ActiveRuns(OrgId, std::string_view, MonoTime) override { return No(); }
+  Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return No(); }
+  Result<std::vector<RunSummary>> ListRuns(const RunFilter&, MonoTime) override { return No(); }
+  Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return No(); }
+  Result<std::vector<AuditHead>> AuditHeads(MonoTime) override { return No(); }
+  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId>, std::uint64_t, std::uint32_t, MonoTime) override { return No(); }
+  Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId, std::uint64_t, MonoTime) override { return No(); }
+  Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return No(); }
+
+ private:
+  static std::unexpected<Error> No() { return Fail(ErrorCode::kUnsupported, "the memory ledger serves brokers only"); }
+  Result<void> Up() {
+    if (fault && fault() == LedgerFault::kUnavailable) return Fail(ErrorCode::kUnavailable, "down");
+    return {};
+  }
+  Result<void> Fence(const ShardHold& hold, OwnerId owner) {
+    const ShardStatus& shard = shards_[hold.shard];
+    if (ignore_epochs || (shard.epoch == hold.epoch && shard.owner == owner)) return {};
+    return Fail(ErrorCode::kStale, "shard {}: epoch {} is stored", hold.shard.value(), shard.epoch.value());
+  }
+  bool AddJob(const JobSpec& job) {
+    if (!jobs.emplace(job.id, JobRows{.spec = job, .attempts = {}, .outcome = {}}).second) return false;
+    if (job.run) jobs_of_run[*job.run].push_back(job.id);
+    return true;
+  }
+  static LiveJob Live(const JobRows& rows) {
+    LiveJob live{.spec = rows.spec, .counters = {}, .next_run_at = {}};
+    if (!rows.attempts.empty()) {
+      live.counters = rows.attempts.back().counters;
+      live.next_run_at = rows.attempts.back().next_run_at;
+    }
+    return live;
+  }
+  LiveRun Live(const RunSpec& run) {
+    LiveRun live{.spec = run, .jobs = {}, .ended = {}, .counters = {}, .next_run_at = {}};
+    for (const JobId& id : jobs_of_run[run.id]) {
+      const JobRows& rows = jobs.at(id);
+      live.jobs.push_back(rows.spec);
+      if (rows.outcome) live.ended[id] = rows.outcome->state;
+      if (rows.attempts.empty()) continue;
+      live.counters[id] = rows.attempts.back().counters;
+      live.next_run_at[id] = rows.attempts.back().next_run_at;
+    }
+    return live;
+  }
+
+  const Clock& clock_;
+  std::uint16_t shard_count_;
+  std::map<ShardId, ShardStatus> shards_;
+};
+
+}  // namespace millrace::test

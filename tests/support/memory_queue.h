@@ -1,0 +1,111 @@
+// A JobQueue in memory, for simulation and unit tests: fenced by the epoch like the real ones, and it can be wiped. Not
+// thread-safe.
+#pragma once
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "common/queue/job_queue.h"
+
+namespace millrace::test {
+
+class MemoryQueue final : public JobQueue {
+ public:
+  std::vector<Result<QueueReply>> Execute(std::span<const QueueOp> ops) override {
+    std::vector<Result<QueueReply>> replies;
+    for (const QueueOp& op : ops)
+      replies.push_back(std::visit([this](const auto& o) { return Apply(o); }, op));
+    return replies;
+  }
+  Result<QueueDepth> Depth(ShardId id) override {
+    const Shard& shard = shards_[id];
+    QueueDepth depth{.ready = 0, .scheduled = shard.scheduled.size(), .in_flight = shard.in_flight.size()};
+    for (const auto& [line, entries] : shard.lines) depth.ready += entries.size();
+    return depth;
+  }
+  void Wipe() { shards_.clear(); }
+  void set_ignore_epochs(bool ignore) { ignore_epochs_ = ignore; }  // a broken queue, for mutants
+
+ private:
+  struct Shard {
+    std::optional<Epoch> epoch;
+    std::map<std::string, std::deque<QueueEntry>> lines;
+    std::multimap<WallTime, QueueEntry> scheduled;
+    std::set<JobId> in_flight;
+  };
+  Result<Shard*> Fenced(ShardId id, Epoch epoch) {
+    Shard& shard = shards_[id];
+    if (!shard.epoch) return Fail(ErrorCode::kWiped, "shard {}: no epoch", id.value());
+    if (*shard.epoch != epoch && !ignore_epochs_)
+      return Fail(ErrorCode::kStale, "shard {}: epoch {} is stored", id.value(), shard.epoch->value());
+    return &shard;
+  }
+  Result<QueueReply> Apply(const queue_op::Take& op) {
+    Shard& shard = shards_[op.shard];
+    if (shard.epoch && *shard.epoch > op.epoch) return Fail(ErrorCode::kStale, "a higher epoch is stored");
+    shard = Shard{};
+    shard.epoch = op.epoch;
+    return QueueReply{};
+  }
+  static void Put(Shard& shard, const QueueEntry& entry, bool front) {
+    if (entry.run_at) {
+      shard.scheduled.emplace(*entry.run_at, entry);
+      return;
+    }
+    auto& line = shard.lines[entry.line];
+    front ? line.push_front(entry) : line.push_back(entry);
+  }
+  Result<QueueReply> Apply(const queue_op::Enqueue& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    for (const QueueEntry& entry : op.entries) Put(*shard, entry, false);
+    return QueueReply{};
+  }
+  Result<QueueReply> Apply(const queue_op::Requeue& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    for (const QueueEntry& entry : op.entries) {
+      shard->in_flight.erase(entry.id);
+      Put(*shard, entry, true);
+    }
+    return QueueReply{};
+  }
+  Result<QueueReply> Apply(const queue_op::Claim& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    QueueReply reply;
+    auto& line = shard->lines[op.line];
+    while (reply.claimed.size() < op.max && !line.empty()) {
+      shard->in_flight.insert(line.front().id);
+      reply.claimed.push_back(std::move(line.front()));
+      line.pop_front();
+    }
+    return reply;
+  }
+  Result<QueueReply> Apply(const queue_op::Finish& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    for (const JobId& id : op.ids) shard->in_flight.erase(id);
+    return QueueReply{};
+  }
+  Result<QueueReply> Apply(const queue_op::Promote& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    QueueReply reply;
+    std::map<std::string, std::uint32_t> gained;
+    for (std::uint32_t n = 0; n < op.max && !shard->scheduled.empty() && shard->scheduled.begin()->first <= op.now; ++n) {
+      QueueEntry entry = std::move(shard->scheduled.begin()->second);
+      shard->scheduled.erase(shard->scheduled.begin());
+      entry.run_at.reset();
+      ++gained[entry.line];
+      Put(*shard, entry, false);
+    }
+    for (const auto& [line, count] : gained) reply.promoted.push_back({.line = line, .count = count});
+    if (!shard->scheduled.empty()) reply.next_due = shard->scheduled.begin()->first;
+    return reply;
+  }
+
+  std::map<ShardId, Shard> shards_;
+  bool ignore_epochs_ = false;
+};
+
+}  // namespace millrace::test

@@ -1,0 +1,278 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <tuple>
+
+#include "common/base/random.h"
+#include "common/ledger/audit_verify.h"
+
+namespace millrace {
+namespace {
+
+AuditWriterId Writer(std::uint8_t n) {
+  AuditWriterId id;
+  id.uuid.bytes[15] = n;
+  return id;
+}
+
+struct Row {
+  std::int64_t id = 0;
+  std::string value;
+  AuditWriterId writer;
+  std::uint64_t seq = 0;
+  std::uint32_t index = 0;
+  Digest Leaf() const { return CanonicalRow("job").Add(id).Add(value).Leaf(); }
+  std::string Key() const { return "job " + std::to_string(id); }
+};
+
+// A ledger's audit part in memory, with its insides open for tampering.
+class FakeAuditStore final : public AuditSource {
+ public:
+  std::vector<AuditRecord> records;
+  std::vector<Row> rows;
+
+  AuditRecord* Find(AuditWriterId writer, std::uint64_t seq) {
+    for (AuditRecord& record : records)
+      if (record.writer == writer && record.seq == seq) return &record;
+    return nullptr;
+  }
+  Result<std::vector<AuditHead>> AuditHeads(MonoTime) override {
+    std::map<AuditWriterId, AuditHead> heads;
+    for (const AuditRecord& r : records)
+      if (heads[r.writer].seq < r.seq) heads[r.writer] = {r.writer, r.seq, r.Hash()};
+    std::vector<AuditHead> out;
+    for (const auto& [writer, head] : heads) out.push_back(head);
+    return out;
+  }
+  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after, std::uint32_t limit,
+                                                MonoTime) override {
+    std::vector<AuditRecord> out;
+    for (const AuditRecord& r : records)
+      if ((!writer || r.writer == *writer) && r.seq > after) out.push_back(r);
+    std::ranges::sort(out, [](const auto& a, const auto& b) { return std::tie(a.writer, a.seq) < std::tie(b.writer, b.seq); });
+    if (out.size() > limit) out.resize(limit);
+    return out;
+  }
+  Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime) override {
+    std::vector<AuditedRow> out;
+    for (const Row& r : rows)
+      if (r.writer == writer && r.seq == seq) out.push_back({"job", r.Key(), r.writer, r.seq, r.index, r.Leaf()});
+    std::ranges::sort(out, {}, &AuditedRow::index);
+    return out;
+  }
+  Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime) override {
+    std::vector<AuditedRow> out;
+    for (const Row& r : rows)
+      if (Find(r.writer, r.seq) == nullptr && out.size() < limit)
+        out.push_back({"job", r.Key(), r.writer, r.seq, r.index, r.Leaf()});
+    return out;
+  }
+  // What an attacker with the whole database and no key can do: every leaf, root and link as if nothing had happened.
+  void RecomputeEverything() {
+    std::map<AuditWriterId, Digest> last;
+    std::ranges::sort(records, [](const auto& a, const auto& b) { return std::tie(a.writer, a.seq) < std::tie(b.writer, b.seq); });
+    for (AuditRecord& record : records) {
+      record.leaves.clear();
+      for (const AuditedRow& row : *AuditedRows(record.writer, record.seq, {})) record.leaves.push_back(row.leaf);
+      record.root = MerkleRoot(record.leaves);
+      record.previous = last[record.writer];
+      last[record.writer] = record.Hash();
+    }
+  }
+};
+
+struct World {
+  FakeAuditStore store, older;
+  CheckpointSet checkpoints;
+};
+
+World MakeWorld(Random& random) {
+  World world;
+  std::vector<AuditChain> chains;
+  const std::uint8_t writers = static_cast<std::uint8_t>(1 + random.Below(3));
+  for (std::uint8_t w = 0; w < writers; ++w) chains.emplace_back(Writer(static_cast<std::uint8_t>(w + 1)), "broker b1");
+  const std::uint64_t count = 8 + random.Below(20);
+  Checkpoint checkpoint;
+  std::int64_t id = 1;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    AuditChain& chain = chains[i < writers ? i : random.Below(writers)];
+    std::vector<Digest> leaves;
+    std::vector<Row> rows;
+    const std::uint64_t n = 2 + random.Below(5);
+    for (std::uint32_t index = 0; index < n; ++index, ++id) {
+      rows.push_back({id, "v" + std::to_string(random.Next()), chain.writer(), 0, index});
+      leaves.push_back(rows.back().Leaf());
+    }
+    const AuditRecord record = chain.Next(std::move(leaves), FromUnixMicros(static_cast<std::int64_t>(1000 * (i + 1))));
+    chain.Advance(record);
+    for (Row& row : rows) {
+      row.seq = record.seq;
+      world.store.rows.push_back(row);
+    }
+    world.store.records.push_back(record);
+    checkpoint.records.push_back(CheckpointEntry::Of(record));
+    checkpoint.at = record.at + Micros{1};
+    if (i + 1 == count / 2) world.older = world.store;
+    if (random.Below(3) == 0 || i + 1 == count) {
+      checkpoint.heads = *world.store.AuditHeads({});
+      world.checkpoints.Merge(checkpoint);
+      checkpoint.records.clear();
+    }
+  }
+  return world;
+}
+
+// Runs `tamper` on 120 random worlds; it changes the store and returns what the report must name.
+struct Expected {
+  std::vector<TamperKind> kinds;
+  AuditWriterId writer;
+  std::uint64_t seq = 0;
+  std::optional<std::string> key;
+  std::optional<std::uint32_t> index;
+};
+void Randomised(bool with_checkpoints, const std::function<Expected(World&, Random&)>& tamper) {
+  const std::uint64_t base = SystemRandom().Next() % 1'000'000'000;
+  for (std::uint64_t i = 0; i < 120; ++i) {
+    SCOPED_TRACE(fmt::format("seed {}", base + i));
+    SeededRandom random(base + i);
+    World world = MakeWorld(random);
+    const CheckpointSet* checkpoints = with_checkpoints ? &world.checkpoints : nullptr;
+    const auto clean = VerifyAudit(world.store, checkpoints, {.batch_records = 3});
+    ASSERT_TRUE(clean && clean->ok) << (clean && clean->first_bad ? clean->first_bad->explanation : "error");
+    ASSERT_EQ(clean->records, world.store.records.size());
+    ASSERT_EQ(clean->rows, world.store.rows.size());
+    const Expected expected = tamper(world, random);
+    const auto report = VerifyAudit(world.store, checkpoints, {.batch_records = 3});
+    ASSERT_TRUE(report);
+    ASSERT_FALSE(report->ok) << "not found";
+    const AuditFinding& bad = *report->first_bad;
+    EXPECT_TRUE(std::ranges::find(expected.kinds, bad.kind) != expected.kinds.end()) << Name(bad.kind) << ": " << bad.explanation;
+    EXPECT_EQ(bad.writer, expected.writer) << bad.explanation;
+    EXPECT_EQ(bad.seq, expected.seq) << bad.explanation;
+    if (expected.key) {
+      EXPECT_EQ(bad.key, *expected.key) << bad.explanation;
+    }
+    if (expected.index) {
+      EXPECT_EQ(bad.index, expected.index) << bad.explanation;
+    }
+  }
+}
+
+TEST(AuditVerifyTest, EveryEditedRowIsNamed) {
+  Randomised(false, [](World& world, Random& random) -> Expected {
+    Row& row = world.store.rows[random.Below(world.store.rows.size())];
+    row.value[random.Below(row.value.size())] ^= 1;
+    return {{TamperKind::kEdit}, row.writer, row.seq, row.Key(), row.index};
+  });
+}
+
+TEST(AuditVerifyTest, EveryDeletedRowIsNamedByItsPlace) {
+  Randomised(false, [](World& world, Random& random) -> Expected {
+    const auto at = world.store.rows.begin() + static_cast<std::ptrdiff_t>(random.Below(world.store.rows.size()));
+    const Row gone = *at;
+    world.store.rows.erase(at);
+    return {{TamperKind::kDelete}, gone.writer, gone.seq, std::nullopt, gone.index};
+  });
+}
+
+TEST(AuditVerifyTest, EveryInsertedRowIsNamed) {
+  Randomised(false, [](World& world, Random& random) -> Expected {
+    Row row = world.store.rows[random.Below(world.store.rows.size())];
+    row.id = 999'999;
+    switch (random.Below(3)) {
+      case 0: break;                                       // a second row at a place that is taken
+      case 1: row.index = 1'000; break;                    // beyond the end
+      default: row.seq = 1'000 + random.Below(10); break;  // of a record that does not exist
+    }
+    const bool taken = row.index < 1'000 && row.seq < 1'000;
+    world.store.rows.push_back(row);
+    return {{TamperKind::kInsert}, row.writer, row.seq, taken ? std::nullopt : std::optional(row.Key()), row.index};
+  });
+}
+
+TEST(AuditVerifyTest, EveryExchangeOfRowsOrRecordsIsFound) {
+  Randomised(false, [](World& world, Random& random) -> Expected {
+    if (random.Below(2) == 0) {
+      const AuditRecord& record = world.store.records[random.Below(world.store.records.size())];
+      std::vector<Row*> rows;
+      for (Row& row : world.store.rows)
+        if (row.writer == record.writer && row.seq == record.seq) rows.push_back(&row);
+      std::swap(rows[0]->index, rows[1]->index);
+      return {{TamperKind::kReorder}, record.writer, record.seq, rows[1]->Key(), 0u};
+    }
+    for (AuditRecord& record : world.store.records) {
+      if (AuditRecord* next = world.store.Find(record.writer, record.seq + 1)) {
+        const std::uint64_t first = record.seq;
+        for (Row& row : world.store.rows)
+          if (row.writer == record.writer && (row.seq == first || row.seq == first + 1)) row.seq = 2 * first + 1 - row.seq;
+        std::swap(record.seq, next->seq);
+        return {{TamperKind::kReorder}, record.writer, first, std::nullopt, std::nullopt};
+      }
+    }
+    ADD_FAILURE() << "no two records in one chain";
+    return {};
+  });
+}
+
+TEST(AuditVerifyTest, EveryCutTailIsFoundWithCheckpoints) {
+  Randomised(true, [](World& world, Random& random) -> Expected {
+    const AuditRecord victim = world.store.records[random.Below(world.store.records.size())];
+    const auto cut = [&](const auto& x) { return x.writer == victim.writer && x.seq >= victim.seq; };
+    std::erase_if(world.store.records, cut);
+    std::erase_if(world.store.rows, cut);
+    return {{TamperKind::kTruncated, TamperKind::kRestored}, victim.writer, victim.seq, std::nullopt, std::nullopt};
+  });
+}
+
+TEST(AuditVerifyTest, EveryRestoredOlderCopyIsFoundWithCheckpoints) {
+  Randomised(true, [](World& world, Random&) -> Expected {
+    std::map<AuditWriterId, std::uint64_t> then, now;
+    for (const AuditRecord& r : world.older.records) then[r.writer] = std::max(then[r.writer], r.seq);
+    for (const AuditRecord& r : world.store.records) now[r.writer] = std::max(now[r.writer], r.seq);
+    world.store = world.older;
+    AuditWriterId first;
+    bool found = false;
+    for (const bool present : {true, false})  // chains that exist are walked before those that are gone altogether
+      for (const auto& [writer, seq] : now)
+        if (!found && then.contains(writer) == present && then[writer] < seq) first = writer, found = true;
+    return {{TamperKind::kRestored}, first, then[first] + 1, std::nullopt, std::nullopt};
+  });
+}
+
+TEST(AuditVerifyTest, EveryFullRecomputationIsPinnedToItsRowWithCheckpointsOnly) {
+  Randomised(true, [](World& world, Random& random) -> Expected {
+    Row& row = world.store.rows[random.Below(world.store.rows.size())];
+    row.value += "!";
+    const Expected expected{{TamperKind::kRecomputed}, row.writer, row.seq, row.Key(), row.index};
+    world.store.RecomputeEverything();
+    const auto blind = VerifyAudit(world.store, nullptr);
+    EXPECT_TRUE(blind && blind->ok);  // and the report says so:
+    EXPECT_EQ(blind->unproven.size(), 3u);
+    return expected;
+  });
+}
+
+TEST(AuditVerifyTest, ForksChangedCheckpointsAndMissingRecordsAreFindings) {
+  SeededRandom random(3);
+  World world = MakeWorld(random);
+  CheckpointSet forked = world.checkpoints;
+  Checkpoint other;
+  other.heads.push_back({world.store.records[0].writer, 1, Sha256("another history")});
+  forked.Merge(other);
+  EXPECT_EQ(VerifyAudit(world.store, &forked)->first_bad->kind, TamperKind::kForked);
+  CheckpointSet changed = world.checkpoints;
+  changed.problems.push_back("a.checkpoints:3: the signature does not verify");
+  EXPECT_EQ(VerifyAudit(world.store, &changed)->first_bad->explanation,
+            "checkpoint a.checkpoints:3: the signature does not verify");
+  const AuditWriterId writer = world.store.records[0].writer;
+  std::erase_if(world.store.records, [&](const AuditRecord& r) { return r.writer == writer && r.seq == 1; });
+  const auto report = VerifyAudit(world.store, nullptr);
+  EXPECT_EQ(report->first_bad->kind, TamperKind::kRecordMissing);
+  EXPECT_EQ(report->first_bad->seq, 1u);
+}
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,460 @@
+// The dispatcher's flows, one step at a time, against a queue and a ledger in memory.
+#include "broker/dispatcher.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "broker/entry_codec.h"
+#include "broker/ledger_pump.h"
+#include "common/base/log.h"
+#include "tests/support/memory_ledger.h"
+#include "tests/support/memory_queue.h"
+
+namespace millrace {
+namespace {
+
+class DispatcherTest : public testing::Test {
+ protected:
+  DispatcherTest() {
+    ConfigureLog(LogLevel::kOff, LogFormat::kText, "test");
+    Settle();
+  }
+  // Runs until nothing is left to do at this time.
+  void Settle() {
+    for (int round = 0; round < 50; ++round) {
+      std::vector<Event> events;
+      pump_.Step(events);
+      for (Event& event : events) Handle(std::move(event));
+      if (!Flush() && events.empty()) return;
+    }
+    FAIL() << "does not settle";
+  }
+  void Handle(Event event) { dispatcher_.Handle(std::move(event), clock_.Now(), clock_.WallNow()); }
+  bool Flush() {
+    std::vector<Command> commands;
+    dispatcher_.Flush(clock_.Now(), clock_.WallNow(), commands);
+    event::QueueReplies replies;
+    for (Command& command : commands) {
+      if (auto* ledger = std::get_if<LedgerCommand>(&command)) pump_.Post(std::move(*ledger));
+      if (auto* execute = std::get_if<command::Execute>(&command)) {
+        ++queue_ops_;
+        replies.replies.emplace_back(execute->id, std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
+      }
+      if (auto* send = std::get_if<command::SendWorker>(&command)) Sort(send->peer, send->message);
+      if (auto* send = std::get_if<command::SendClient>(&command)) client_.push_back(std::move(send->message));
+    }
+    if (!replies.replies.empty()) Handle(std::move(replies));
+    return !commands.empty();
+  }
+  void Sort(const std::string& peer, const wire::Message& message) {
+    if (const auto* grant = std::get_if<wire::Grant>(&message))
+      for (const auto& job : grant->jobs) grants_.emplace_back(peer, job);
+    if (const auto* reply = std::get_if<wire::EndedReply>(&message)) replies_.insert(replies_.end(), reply->items.begin(), reply->items.end());
+    if (const auto* revoke = std::get_if<wire::Revoke>(&message)) revokes_.insert(revokes_.end(), revoke->items.begin(), revoke->items.end());
+    if (const auto* beat = std::get_if<wire::BrokerBeat>(&message)) known_ = beat->known;
+  }
+  void Advance(Micros d) {
+    clock_.Advance(d);
+    Handle(event::Tick{});
+    Settle();
+  }
+  JobSpec Job(int priority = kPriorityDefault) {
+    JobSpec job;
+    job.id = ids_.Next<JobId>();
+    job.kind = "work";
+    job.priority = priority;
+    job.retry = {.max_attempts = 2, .backoff_base = Millis{1000}, .backoff_cap = Millis{1000}};
+    return job;
+  }
+  void Submit(std::vector<JobSpec> jobs) {
+    Handle(event::FromClient{.peer = "c", .message = wire::SubmitJobs{.request = 1, .jobs = std::move(jobs)}});
+    Settle();
+  }
+  RunSpec SubmitRun(std::vector<JobSpec>& jobs, const std::string& overlap = "queue", bool watch = false) {
+    RunSpec run;
+    run.id = ids_.Next<RunId>();
+    run.pipeline = "p";
+    run.overlap = overlap;
+    for (JobSpec& job : jobs) job.run = run.id;
+    Handle(event::FromClient{.peer = "c", .message = wire::SubmitRun{.request = 2, .run = run, .jobs = jobs, .watch = watch}});
+    Settle();
+    return run;
+  }
+  void Hello(const std::string& peer, std::uint64_t credit, std::vector<wire::Hello::Held> held = {}) {
+    if (!workers_.contains(peer)) workers_[peer] = ids_.Next<WorkerId>();
+    wire::Hello hello{.worker = workers_[peer], .name = peer, .queues = reach_.queues, .kinds = reach_.kinds, .roots = reach_.roots,
+                      .concurrency = 100, .credit_limit = credit, .held = std::move(held)};
+    Handle(event::FromWorker{.peer = peer, .message = std::move(hello)});
+    Settle();
+  }
+  void Beat(const std::string& peer, std::uint64_t credit, std::vector<wire::Hello::Held> held = {}) {
+    if (!workers_.contains(peer)) workers_[peer] = ids_.Next<WorkerId>();
+    Handle(event::FromWorker{.peer = peer, .message = wire::Beat{.worker = workers_[peer], .credit_limit = credit, .held = std::move(held),
+                                                                 .progress = {}, .draining = false}});
+    Settle();
+  }
+  void End(std::size_t grant, AttemptEnd end, bool retryable = true, std::uint64_t credit = 0) {
+    const auto [peer, job] = grants_.at(grant);
+    AttemptReport report;
+    report.job = job.id;
+    report.token = job.token;
+    report.end = end;
+    report.retryable = retryable;
+    report.error = end == AttemptEnd::kSucceeded ? "" : "broke";
+    Handle(event::FromWorker{.peer = peer, .message = wire::Ended{.worker = workers_[peer], .credit_limit = credit, .reports = {report}}});
+    Settle();
+  }
+  std::optional<JobState> Outcome(const JobSpec& job) {
+    const auto& outcome = ledger_.jobs.at(job.id).outcome;
+    return outcome ? std::optional(outcome->state) : std::nullopt;
+  }
+  template <class T>
+  const T* Last() {
+    for (auto it = client_.rbegin(); it != client_.rend(); ++it)
+      if (const auto* found = std::get_if<T>(&*it)) return found;
+    return nullptr;
+  }
+
+  FakeClock clock_;
+  SeededRandom random_{7};
+  IdGenerator ids_{clock_, random_};
+  test::MemoryLedger ledger_{clock_};
+  test::MemoryQueue queue_;
+  Dispatcher dispatcher_{{.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_}};
+  LedgerPump pump_{{.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1, .checkpoint = {}}, ledger_, clock_};
+  WorkerReach reach_;
+  std::map<std::string, WorkerId> workers_;
+  std::vector<std::pair<std::string, wire::Grant::Job>> grants_;
+  std::vector<wire::EndedReply::Item> replies_;
+  std::vector<wire::Revoke::Item> revokes_;
+  std::vector<wire::Message> client_;
+  std::size_t queue_ops_ = 0;
+  bool known_ = true;
+};
+
+TEST_F(DispatcherTest, AJobGoesFromSubmitToOutcome) {
+  Hello("w", 10);
+  const JobSpec job = Job();
+  const std::size_t before = queue_ops_;
+  Submit({job});
+  ASSERT_NE(Last<wire::SubmitReply>(), nullptr);
+  EXPECT_FALSE(Last<wire::SubmitReply>()->accepted.at(0).duplicate);
+  ASSERT_EQ(grants_.size(), 1U);
+  EXPECT_EQ(queue_ops_ - before, 2U) << "one enqueue and one claim, nothing else";
+  EXPECT_EQ(grants_[0].second.delivery, 1U);
+  End(0, AttemptEnd::kSucceeded);
+  EXPECT_EQ(Outcome(job), JobState::kSucceeded);
+  ASSERT_EQ(replies_.size(), 1U);
+  EXPECT_TRUE(replies_[0].accepted);
+  EXPECT_EQ(dispatcher_.leases(), 0U);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->in_flight, 0U);
+  EXPECT_TRUE(dispatcher_.Idle());
+}
+
+TEST_F(DispatcherTest, NothingIsAcceptedOrEnqueuedBeforeTheLedgerHasIt) {
+  Hello("w", 10);
+  ledger_.fault = [] { return test::LedgerFault::kUnavailable; };
+  Handle(event::FromClient{.peer = "c", .message = wire::SubmitJobs{.request = 1, .jobs = {Job()}}});
+  Flush();
+  std::vector<Event> events;
+  pump_.Step(events);
+  EXPECT_TRUE(events.empty());
+  Flush();
+  EXPECT_EQ(Last<wire::SubmitReply>(), nullptr);
+  EXPECT_TRUE(grants_.empty());
+  ledger_.fault = nullptr;
+  Advance(1s);
+  EXPECT_NE(Last<wire::SubmitReply>(), nullptr);
+  EXPECT_EQ(grants_.size(), 1U);
+}
+
+TEST_F(DispatcherTest, PrioritiesAreStrict) {
+  const JobSpec low = Job(3), high = Job(0), middle = Job(1);
+  Submit({low, high, middle});
+  Hello("w", 2);
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_EQ(grants_[0].second.id, high.id);
+  EXPECT_EQ(grants_[1].second.id, middle.id);
+}
+
+TEST_F(DispatcherTest, OrgsTakeTurns) {
+  std::vector<JobSpec> jobs;
+  for (int i = 0; i < 10; ++i) jobs.push_back(Job());
+  for (int i = 0; i < 2; ++i) jobs.push_back(Job()), jobs.back().org = OrgId{2};
+  Submit(jobs);
+  Hello("w", 4);
+  ASSERT_EQ(grants_.size(), 4U);
+  EXPECT_EQ(std::ranges::count_if(grants_, [&](const auto& g) { return ledger_.jobs.at(g.second.id).spec.org == OrgId{2}; }), 2);
+}
+
+TEST_F(DispatcherTest, CreditIsNeverExceeded) {
+  std::vector<JobSpec> jobs;
+  for (int i = 0; i < 20; ++i) jobs.push_back(Job());
+  Submit(jobs);
+  Hello("w", 3);
+  EXPECT_EQ(grants_.size(), 3U);
+  End(0, AttemptEnd::kSucceeded, true, 5);
+  EXPECT_EQ(grants_.size(), 5U);
+  Beat("w", 5, {});
+  EXPECT_EQ(grants_.size(), 5U);
+}
+
+TEST_F(DispatcherTest, FewJobsSpreadOverWorkers) {
+  Hello("a", 10);
+  Hello("b", 10);
+  std::vector<JobSpec> jobs{Job(), Job(), Job(), Job()};
+  Submit(jobs);
+  EXPECT_EQ(std::ranges::count_if(grants_, [](const auto& g) { return g.first == "a"; }), 2);
+}
+
+TEST_F(DispatcherTest, AWorkerGetsOnlyWhatItCanServe) {
+  reach_ = {.queues = {"gpu"}, .kinds = {"work"}, .roots = {"/data"}};
+  Hello("w", 10);
+  JobSpec queue = Job(), root = Job(), kind = Job(), good = Job();
+  queue.queue = "default";
+  root.queue = kind.queue = good.queue = "gpu";
+  root.root = "/database";
+  kind.kind = "other";
+  good.root = "/data/in";
+  Submit({queue, root, kind, good});
+  ASSERT_EQ(grants_.size(), 1U);
+  EXPECT_EQ(grants_[0].second.id, good.id);
+}
+
+TEST_F(DispatcherTest, AFailureWaitsForItsBackoffAndThenGoesDead) {
+  Hello("w", 10);
+  const JobSpec job = Job();
+  Submit({job});
+  End(0, AttemptEnd::kFailed);
+  EXPECT_EQ(grants_.size(), 1U);
+  ASSERT_TRUE(dispatcher_.NextDue());
+  Advance(400ms);
+  EXPECT_EQ(grants_.size(), 1U) << "half the base is the least";
+  Advance(600ms);
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_GT(grants_[1].second.token, grants_[0].second.token);
+  EXPECT_EQ(grants_[1].second.delivery, 2U);
+  End(1, AttemptEnd::kFailed);
+  EXPECT_EQ(Outcome(job), JobState::kDead);
+  EXPECT_EQ(ledger_.jobs.at(job.id).attempts.size(), 1U);
+}
+
+TEST_F(DispatcherTest, AHandBackStartsElsewhereAtOnceAndIsNoFailure) {
+  Hello("w", 10);
+  const JobSpec job = Job();
+  Submit({job});
+  End(0, AttemptEnd::kHandedBack);
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_EQ(ledger_.jobs.at(job.id).attempts.at(0).counters, (Counters{.deliveries = 1, .failures = 0, .crashes = 0}));
+}
+
+TEST_F(DispatcherTest, CrashesCount) {
+  Hello("w", 10);
+  JobSpec job = Job();
+  job.retry.max_attempts = 50;
+  Submit({job});
+  for (std::size_t i = 0; i < kCrashesMax; ++i) {
+    End(i, AttemptEnd::kCrashed);
+    Advance(1s);
+    Beat("w", 100);
+  }
+  EXPECT_EQ(Outcome(job), JobState::kDead);
+  EXPECT_EQ(ledger_.jobs.at(job.id).outcome->counters.crashes, 3U);
+}
+
+TEST_F(DispatcherTest, ASilentWorkerLosesItsLeasesAndItsLateReportIsRefused) {
+  Hello("a", 1);
+  const JobSpec job = Job();
+  Submit({job});
+  Advance(1s);
+  Hello("b", 1);
+  Advance(1900ms);
+  Beat("b", 1);
+  EXPECT_EQ(grants_.size(), 1U) << "2.9 s: the lease lives";
+  Advance(200ms);
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_EQ(grants_[1].first, "b");
+  End(0, AttemptEnd::kSucceeded);
+  ASSERT_EQ(replies_.size(), 1U);
+  EXPECT_FALSE(replies_[0].accepted);
+  EXPECT_EQ(replies_[0].reason, "stale_token");
+  EXPECT_FALSE(Outcome(job));
+  Beat("a", 1, {{.job = job.id, .token = grants_[0].second.token}});
+  EXPECT_FALSE(known_);
+  Hello("a", 1, {{.job = job.id, .token = grants_[0].second.token}});
+  ASSERT_EQ(revokes_.size(), 1U);
+  EXPECT_EQ(revokes_[0].token, grants_[0].second.token);
+  End(1, AttemptEnd::kSucceeded);
+  EXPECT_EQ(Outcome(job), JobState::kSucceeded);
+}
+
+TEST_F(DispatcherTest, AGrantThatNoBeatListsTwiceIsGivenAgain) {
+  Hello("w", 1);
+  const JobSpec job = Job();
+  Submit({job});
+  clock_.Advance(1s);
+  Beat("w", 1);
+  EXPECT_EQ(grants_.size(), 1U);
+  clock_.Advance(1s);
+  Beat("w", 1);
+  ASSERT_EQ(grants_.size(), 2U) << "and its credit is free again";
+  clock_.Advance(1s);
+  Beat("w", 1, {{.job = job.id, .token = grants_[1].second.token}});
+  EXPECT_TRUE(revokes_.empty());
+  EXPECT_EQ(dispatcher_.leases(), 1U);
+}
+
+TEST_F(DispatcherTest, ARepeatedReportIsAnsweredTheSame) {
+  Hello("w", 10);
+  Submit({Job()});
+  End(0, AttemptEnd::kSucceeded);
+  End(0, AttemptEnd::kSucceeded);
+  ASSERT_EQ(replies_.size(), 2U);
+  EXPECT_TRUE(replies_[1].accepted);
+}
+
+TEST_F(DispatcherTest, ARepeatedSubmitRunsOnce) {
+  Hello("w", 10);
+  const JobSpec job = Job();
+  for (int i = 0; i < 2; ++i)  // both before the ledger answers
+    Handle(event::FromClient{.peer = "c", .message = wire::SubmitJobs{.request = 1, .jobs = {job}}});
+  Settle();
+  Submit({job});
+  EXPECT_TRUE(Last<wire::SubmitReply>()->accepted.at(0).duplicate);
+  EXPECT_EQ(grants_.size(), 1U);
+  EXPECT_EQ(std::ranges::count_if(client_, [](const auto& m) { return std::holds_alternative<wire::SubmitReply>(m); }), 3);
+}
+
+TEST_F(DispatcherTest, FanOutAndFanInFollowTheOutcomes) {
+  Hello("w", 100);
+  std::vector<JobSpec> jobs{Job(), Job(), Job(), Job()};
+  jobs[1].depends_on = jobs[2].depends_on = {jobs[0].id};
+  jobs[3].depends_on = {jobs[1].id, jobs[2].id};
+  const RunSpec run = SubmitRun(jobs, "queue", true);
+  ASSERT_EQ(grants_.size(), 1U);
+  End(0, AttemptEnd::kSucceeded);
+  ASSERT_EQ(grants_.size(), 3U);
+  End(1, AttemptEnd::kSucceeded);
+  ASSERT_EQ(grants_.size(), 3U);
+  End(2, AttemptEnd::kSucceeded);
+  ASSERT_EQ(grants_.size(), 4U);
+  EXPECT_FALSE(ledger_.run_outcomes.contains(run.id));
+  End(3, AttemptEnd::kSucceeded);
+  EXPECT_EQ(ledger_.run_outcomes.at(run.id).state, RunState::kSucceeded);
+  EXPECT_EQ(Last<wire::RunUpdate>()->state, RunState::kSucceeded);
+  EXPECT_EQ(dispatcher_.live_runs(), 0U);
+}
+
+TEST_F(DispatcherTest, AFailedStageSkipsWhatDependsOnIt) {
+  Hello("w", 100);
+  std::vector<JobSpec> jobs{Job(), Job(), Job(), Job()};
+  jobs[0].stage = "a";
+  jobs[1].depends_on = {jobs[0].id};
+  jobs[2].depends_on = {jobs[1].id};
+  const RunSpec run = SubmitRun(jobs);
+  ASSERT_EQ(grants_.size(), 2U);
+  const std::size_t first = grants_[0].second.id == jobs[0].id ? 0 : 1;
+  End(first, AttemptEnd::kFailed, false);
+  EXPECT_EQ(Outcome(jobs[0]), JobState::kDead);
+  EXPECT_EQ(Outcome(jobs[1]), JobState::kSkipped);
+  EXPECT_EQ(Outcome(jobs[2]), JobState::kSkipped);
+  EXPECT_FALSE(ledger_.run_outcomes.contains(run.id)) << "an independent stage still runs";
+  End(1 - first, AttemptEnd::kSucceeded);
+  EXPECT_EQ(ledger_.run_outcomes.at(run.id).state, RunState::kFailed);
+  EXPECT_EQ(ledger_.run_outcomes.at(run.id).reason, "stage 'a' is dead: broke");
+}
+
+TEST_F(DispatcherTest, OverlapQueueSkipAndAllow) {
+  Hello("w", 100);
+  std::vector<JobSpec> first{Job()}, queued{Job()}, skipped{Job()}, allowed{Job()};
+  SubmitRun(first);
+  SubmitRun(queued);
+  const RunSpec skip = SubmitRun(skipped, "skip");
+  SubmitRun(allowed, "allow");
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_EQ(ledger_.run_outcomes.at(skip.id).state, RunState::kSkipped);
+  EXPECT_EQ(Outcome(skipped[0]), JobState::kSkipped);
+  End(0, AttemptEnd::kSucceeded);
+  EXPECT_EQ(grants_.size(), 2U) << "the allowed run is still active";
+  End(1, AttemptEnd::kSucceeded);
+  ASSERT_EQ(grants_.size(), 3U);
+  EXPECT_EQ(grants_[2].second.id, queued[0].id);
+}
+
+TEST_F(DispatcherTest, ACircleOrForeignJobIsRefused) {
+  std::vector<JobSpec> jobs{Job(), Job()};
+  jobs[0].depends_on = {jobs[1].id};
+  jobs[1].depends_on = {jobs[0].id};
+  SubmitRun(jobs);
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->code, "invalid_argument");
+  EXPECT_TRUE(ledger_.runs.empty());
+}
+
+TEST_F(DispatcherTest, AWipedQueueIsRebuiltAndRunningAttemptsAreRevoked) {
+  Hello("w", 1);
+  std::vector<JobSpec> jobs{Job(), Job()};
+  Submit(jobs);
+  ASSERT_EQ(grants_.size(), 1U);
+  queue_.Wipe();
+  Submit({Job()});
+  Advance(200ms);
+  ASSERT_EQ(revokes_.size(), 1U);
+  EXPECT_TRUE(dispatcher_.Ready(ShardId{0}));
+  EXPECT_EQ(ledger_.EpochOf(ShardId{0}), Epoch{2});
+  Hello("x", 10);
+  ASSERT_EQ(grants_.size(), 4U);
+  for (std::size_t i = 1; i < 4; ++i) {
+    EXPECT_EQ(grants_[i].second.token.epoch(), Epoch{2});
+    End(i, AttemptEnd::kSucceeded);
+  }
+  for (const auto& [id, rows] : ledger_.jobs) EXPECT_TRUE(rows.outcome);
+}
+
+TEST_F(DispatcherTest, TheOutboxIsTakenOnceHoweverOftenItRings) {
+  Hello("w", 10);
+  const JobSpec job = Job();
+  ASSERT_TRUE(ledger_.SubmitJobs(std::span{&job, 1}, clock_.Now()));
+  for (int i = 0; i < 3; ++i) Handle(event::Rung{.shard = ShardId{0}});
+  Settle();
+  EXPECT_EQ(grants_.size(), 1U);
+  EXPECT_TRUE(ledger_.outbox_jobs.empty());
+  const JobSpec silent = Job();
+  ASSERT_TRUE(ledger_.SubmitJobs(std::span{&silent, 1}, clock_.Now()));
+  Advance(kOutboxPollInterval + 1ms);
+  EXPECT_EQ(grants_.size(), 2U) << "without a ring";
+}
+
+TEST_F(DispatcherTest, RequestsThatCannotBeServedAreAnswered) {
+  Handle(event::FromClient{.peer = "c", .message = wire::CancelRun{.request = 9, .run = {}}});
+  Settle();
+  EXPECT_EQ(Last<wire::Problem>()->code, "unsupported");
+  Handle(event::FromClient{.peer = "c", .message = wire::Watch{.request = 10, .run = ids_.Next<RunId>()}});
+  Settle();
+  EXPECT_EQ(Last<wire::Problem>()->code, "not_found");
+  Beat("stranger", 1);
+  EXPECT_FALSE(known_);
+  JobSpec bad = Job();
+  bad.retry.max_attempts = 0;
+  Submit({bad});
+  EXPECT_EQ(Last<wire::Problem>()->message, "jobs[0]: max_attempts: 0 is not in [1, 100]");
+  Handle(event::StopRequested{});
+  Submit({Job()});
+  EXPECT_EQ(Last<wire::Problem>()->code, "unavailable");
+}
+
+TEST_F(DispatcherTest, AnEntryComesBackAsItWas) {
+  JobEntry entry{.spec = Job(), .counters = {.deliveries = 3, .failures = 2, .crashes = 1}};
+  entry.spec.payload = std::string("a\0b", 3);
+  entry.spec.run_at = clock_.WallNow();
+  const std::string bytes = EncodeEntry(entry.spec, entry.counters);
+  const auto back = DecodeEntry(bytes);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(*back, entry);
+  for (std::size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(DecodeEntry(bytes.substr(0, n))) << n;
+  EXPECT_FALSE(DecodeEntry(bytes + "x"));
+}
+
+}  // namespace
+}  // namespace millrace

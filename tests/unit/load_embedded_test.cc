@@ -1,0 +1,294 @@
+// Loads that need no server: SQLite and files; the binary COPY encoder, the type table and failpoints.
+#include <cstdint>
+#include <fstream>
+#include <thread>
+
+#include "common/drivers/sqlite.h"
+#include "tests/support/load_fixture.h"
+#include "worker/stage/load/pg_binary.h"
+#include "worker/stage/load/types.h"
+
+namespace millrace {
+namespace {
+
+const char* const kRows = "select range::integer as id, 'n' || range as name, (range * 1.5)::decimal(10,2) as price from range(100)";
+
+void ExpectOk(const StageResult& r) { ASSERT_TRUE(r.ok) << r.error_class << ": " << r.error; EXPECT_TRUE(r.rows.Balanced()); }
+
+class LoadSqlite : public testing::LoadFixture {
+ protected:
+  void SetUp() override {
+    LoadFixture::SetUp();
+    connection_ = ConnectionSpec{"dest", "sqlite", dir_ + "/dest.db"};
+  }
+  sqlite::Database Open() {
+    auto db = sqlite::Database::Open(dir_ + "/dest.db", {});
+    EXPECT_TRUE(db);
+    return std::move(*db);
+  }
+  std::int64_t Int(const std::string& sql) { return Open().QueryInt64(sql).value_or(-1); }
+  void Exec(const std::string& sql) {
+    auto done = Open().Exec(sql);
+    ASSERT_TRUE(done) << done.error().message;
+  }
+  std::string Text(const std::string& sql) {
+    sqlite::Database db = Open();
+    auto s = db.Prepare(sql);
+    EXPECT_TRUE(s) << s.error().message;
+    auto row = s->Step();
+    return row && *row ? s->String(0) : "";
+  }
+};
+
+TEST_F(LoadSqlite, EveryModeCountsAndTheRetryReportsTheReceipt) {
+  const Manifest input = Dataset(kRows);
+  ExpectOk(Load(Order(LoadMode::kAppend, "a.t", "e1", 1), input));
+  const StageResult again = Load(Order(LoadMode::kAppend, "a.t", "e1", 2), input);
+  ExpectOk(again);
+  EXPECT_TRUE(again.already_applied);
+  EXPECT_EQ(again.inserted, 100);
+  EXPECT_EQ(Int("select count(*) from a_t"), 100);
+  EXPECT_EQ(Int("select count(*) from a_t where price = id * 1.5"), 100);
+
+  ExpectOk(Load(Order(LoadMode::kMerge, "a.m", "m1", 1), input));
+  const StageResult same = Load(Order(LoadMode::kMerge, "a.m", "m2", 1), input);
+  EXPECT_EQ(same.unchanged, 100) << same.error;
+  EXPECT_EQ(same.inserted + same.updated, 0);
+  const StageResult mixed = Load(Order(LoadMode::kMerge, "a.m", "m3", 1),
+      Dataset("select range::integer as id, case when range < 95 then 'x' else 'n' || range end as name,"
+              " (range * 1.5)::decimal(10,2) as price from range(90, 105)"));
+  ExpectOk(mixed);
+  EXPECT_EQ(mixed.inserted, 5);
+  EXPECT_EQ(mixed.updated, 5);
+  EXPECT_EQ(mixed.unchanged, 5);
+
+  Exec("create index by_name on a_t(name); create view v as select count(*) as n from a_t");
+  const StageResult replaced = Load(Order(LoadMode::kReplace, "a.t", "r1", 1), Dataset(std::string(kRows) + " where range < 7"));
+  ExpectOk(replaced);
+  EXPECT_EQ(replaced.deleted, 100);
+  EXPECT_EQ(Int("select n from v"), 7);
+  EXPECT_EQ(Load(Order(LoadMode::kReplace, "a.t", "r2", 1), Dataset(std::string(kRows) + " where false")).error_class, "empty_input");
+  EXPECT_EQ(Int("select n from v"), 7);
+  EXPECT_EQ(Int("select count(*) from millrace_receipt"), 5);
+}
+
+TEST_F(LoadSqlite, TypesAreStoredAsDocumented) {
+  ExpectOk(Load(Order(LoadMode::kMerge, "types", "e1", 1), Dataset(
+      "select 1::integer as id, true as b, 12.50::decimal(10,2) as d, 12345678901234567890.5::decimal(38,1) as long,"
+      " 18446744073709551615::ubigint as u, date '2020-02-29' as day, timestamp '2020-01-01 10:00:00.5' as ts,"
+      " timestamptz '2020-01-01 10:00:00+02' as tz, '\\x00\\xff'::blob as y, [1, 2] as l, null::double as missing")));
+  EXPECT_EQ(Text("select concat_ws('|', b, typeof(b), d, long, u, day, ts, tz, hex(y), l, missing is null) from types"),
+            "1|integer|12.5|12345678901234567890.5|18446744073709551615|2020-02-29|2020-01-01 10:00:00.5|2020-01-01 08:00:00+00:00|00FF|[1,2]|1");
+  const StageResult infinite = Load(Order(LoadMode::kAppend, "inf", "e2", 1), Dataset("select date 'infinity' as d"));
+  EXPECT_EQ(infinite.error_class, "data_rejected");
+  EXPECT_NE(infinite.error.find("column 'd'"), std::string::npos) << infinite.error;
+}
+
+TEST_F(LoadSqlite, RefusalsChangeNothing) {
+  ExpectOk(Load(Order(LoadMode::kAppend, "a.t", "e1", 1), Dataset(kRows)));
+  EXPECT_EQ(Load(Order(LoadMode::kAppend, "a_t", "e2", 1), Dataset(kRows)).error_class, "invalid_target");
+  EXPECT_EQ(Load(Order(LoadMode::kMerge, "a.t", "e3", 1), Dataset(kRows)).error_class, "missing_unique_index");
+  EXPECT_EQ(Load(Order(LoadMode::kAppend, "a.t", "e4", 1), Dataset("select 'x' as id, 1 as extra")).error_class, "schema_mismatch");
+  EXPECT_EQ(Load(Order(LoadMode::kMerge, "a.m", "e5", 1),
+                 Dataset("select * from (values (1, 'a'), (1, 'b')) t(id, name)")).error_class, "duplicate_key_in_batch");
+  Exec("create table parent (id integer primary key, name text, price numeric); create table child (id integer references parent)");
+  EXPECT_EQ(Load(Order(LoadMode::kReplace, "parent", "e6", 1), Dataset(kRows)).error_class, "replace_refused");
+  StageOrder checked = Order(LoadMode::kAppend, "a.t", "e7", 1);
+  CheckSpec check;
+  check.expression = "id < 50";
+  checked.task.stage.checks.push_back(check);
+  EXPECT_EQ(Load(checked, Dataset(kRows)).error_class, "check_failed");
+  EXPECT_EQ(Int("select count(*) from a_t"), 100);
+  EXPECT_EQ(Int("select count(*) from millrace_receipt"), 1);
+}
+
+#if defined(MILLRACE_FAILPOINTS)
+TEST_F(LoadSqlite, ZombiesAreStaleAndKillsLeaveOneEffect) {
+  const Manifest input = Dataset(kRows);
+  ExpectOk(Load(Order(LoadMode::kAppend, "t", "first", 1), input));
+  StageResult second;
+  SetFailpointHook("load.after_staging", [&] {
+    SetFailpointHook("load.after_staging", nullptr);
+    auto engine = OpenEngine();
+    ASSERT_TRUE(engine);
+    second = RunLoad(Order(LoadMode::kAppend, "t", "z", 2), input, engine->connection, {});
+  });
+  EXPECT_EQ(Load(Order(LoadMode::kAppend, "t", "z", 1), input).error_class, "stale_token");
+  ExpectOk(second);
+  EXPECT_EQ(Load(Order(LoadMode::kAppend, "t", "z", 1), input).error_class, "stale_token");
+  EXPECT_EQ(Int("select count(*) from t"), 200);
+  int n = 0;
+  for (const char* point : {"load.after_fence", "load.after_staging", "load.mid_copy", "load.before_commit", "load.after_commit"}) {
+    SCOPED_TRACE(point);
+    const std::string effect = "k" + std::to_string(++n);
+    EXPECT_EQ(LoadInChild(std::string(point) + "=exit", Order(LoadMode::kAppend, "t", effect, 1), input), 137);
+    const StageResult r = Load(Order(LoadMode::kAppend, "t", effect, 2), input);
+    ExpectOk(r);
+    EXPECT_EQ(r.already_applied, std::string(point) == "load.after_commit");
+    EXPECT_EQ(Int("select count(*) from t"), 200 + 100 * n);
+  }
+}
+#endif
+
+class LoadFiles : public testing::LoadFixture {
+ protected:
+  StageOrder FileOrder(LoadMode mode, const std::string& path, const std::string& effect, std::uint64_t token) {
+    StageOrder order = Order(mode, "", effect, token);
+    Spec(order).to = "file";
+    Spec(order).path = path;
+    return order;
+  }
+  std::int64_t Count(const std::string& what) {
+    auto table = engine_->connection.Query("select count(*) from '" + dir_ + "/" + what + "'");
+    EXPECT_TRUE(table) << table.error().message;
+    return table ? table->Int() : -1;
+  }
+};
+
+TEST_F(LoadFiles, ReplaceAndAppendOnce) {
+  const Manifest input = Dataset(kRows);
+  ExpectOk(Load(FileOrder(LoadMode::kReplace, "out.csv", "e1", 1), input));
+  EXPECT_EQ(Count("out.csv"), 100);
+  const StageResult again = Load(FileOrder(LoadMode::kReplace, "out.csv", "e1", 2), input);
+  EXPECT_TRUE(again.already_applied) << again.error;
+  ExpectOk(Load(FileOrder(LoadMode::kReplace, "out.csv", "e2", 1), Dataset(std::string(kRows) + " where range < 3")));
+  EXPECT_EQ(Count("out.csv"), 3);
+  EXPECT_TRUE(Load(FileOrder(LoadMode::kReplace, "out.csv", "e1", 3), input).already_applied);
+  EXPECT_EQ(Count("out.csv"), 3) << "an old effect's retry must not bring its file back";
+  EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, "out.csv", "e3", 1), Dataset(std::string(kRows) + " where false")).error_class, "empty_input");
+  for (const char* effect : {"a1", "a1", "a2"}) ExpectOk(Load(FileOrder(LoadMode::kAppend, "parts.parquet", effect, 1), input));
+  EXPECT_EQ(Count("parts.parquet/*.parquet"), 200);
+  EXPECT_EQ(Load(FileOrder(LoadMode::kMerge, "m.csv", "e", 1), input).error_class, "invalid_target");
+  EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, "m.txt", "e", 1), input).error_class, "invalid_target");
+}
+
+#if defined(MILLRACE_FAILPOINTS)
+TEST_F(LoadFiles, KillsLeaveOneEffectAndAreRolledForward) {
+  const Manifest input = Dataset(kRows);
+  int n = 0;
+  for (const char* point : {"load.after_fence", "load.after_staging", "load.before_commit", "load.after_commit"}) {
+    SCOPED_TRACE(point);
+    const std::string effect = "k" + std::to_string(++n);
+    EXPECT_EQ(LoadInChild(std::string(point) + "=exit", FileOrder(LoadMode::kAppend, "p.parquet", effect, 1), input), 137);
+    const StageResult r = Load(FileOrder(LoadMode::kAppend, "p.parquet", effect, 2), input);
+    ExpectOk(r);
+    EXPECT_EQ(r.already_applied, std::string(point) == "load.after_commit");
+    EXPECT_EQ(Count("p.parquet/*.parquet"), 100 * n);
+  }
+  StageResult second;
+  SetFailpointHook("load.after_staging", [&] {
+    SetFailpointHook("load.after_staging", nullptr);
+    auto engine = OpenEngine();
+    second = RunLoad(FileOrder(LoadMode::kAppend, "p.parquet", "z", 2), input, engine->connection, {});
+  });
+  EXPECT_EQ(Load(FileOrder(LoadMode::kAppend, "p.parquet", "z", 1), input).error_class, "stale_token");
+  ExpectOk(second);
+  EXPECT_EQ(Count("p.parquet/*.parquet"), 100 * (n + 1));
+  int data = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/p.parquet.millrace")) data += entry.path().extension() == ".data";
+  EXPECT_EQ(data, 0);
+}
+#endif
+
+std::string Hex(std::string_view bytes) {
+  std::string out;
+  for (const char c : bytes) out += fmt::format("{:02x}", static_cast<unsigned>(static_cast<unsigned char>(c)));
+  return out;
+}
+
+std::string Numeric(load::Int128 value, int scale) {
+  load::PgBinaryBuffer buffer;
+  buffer.Numeric(value, scale);
+  return Hex(buffer.view());
+}
+
+// The bytes are those of PostgreSQL 15's numeric_send, date_send, timestamp_send and interval_send.
+TEST(PgBinaryBuffer, WritesPostgresBytes) {
+  load::PgBinaryBuffer b;
+  b.Header();
+  EXPECT_EQ(Hex(b.view()), "5047434f50590aff0d0a000000000000000000");
+  b.Clear();
+  b.BeginRow(3);
+  b.Null();
+  b.Int4(-2);
+  b.Bytes("hi");
+  b.Trailer();
+  EXPECT_EQ(Hex(b.view()), "0003ffffffff00000004fffffffe000000026869ffff");
+  b.Clear();
+  b.Date(0);
+  EXPECT_EQ(Hex(b.view()), "00000004ffffd533");
+  b.Clear();
+  b.Timestamp(946'684'800'000'001);
+  EXPECT_EQ(Hex(b.view()), "000000080000000000000001");
+  b.Clear();
+  b.Interval(1, 2, 3);
+  EXPECT_EQ(Hex(b.view()), "0000001000000000000000030000000200000001");
+  b.Clear();
+  b.Jsonb("{}");
+  EXPECT_EQ(Hex(b.view()), "00000003017b7d");
+}
+
+TEST(PgBinaryBuffer, WritesNumerics) {
+  EXPECT_EQ(Numeric(0, 0), "000000080000000000000000");
+  EXPECT_EQ(Numeric(0, 2), "000000080000000000000002");
+  EXPECT_EQ(Numeric(-105, 2), "0000000c0002000040000002000101f4");
+  EXPECT_EQ(Numeric(10'000, 0), "0000000a00010001000000000001");
+  EXPECT_EQ(Numeric(1, 8), "0000000a0001fffe000000080001");
+  EXPECT_EQ(Numeric(123'456'789, 3), "0000000e0003000100000003000c0d801ed2");
+}
+
+TEST(PgBinaryBuffer, GrowsPastOneRow) {
+  load::PgBinaryBuffer b;
+  const std::string large(3u << 20, 'x');
+  b.Bytes("a");
+  b.Bytes(large);
+  EXPECT_EQ(b.size(), 4 + 1 + 4 + large.size());
+  EXPECT_EQ(b.view().substr(9, 100), large.substr(0, 100));
+  EXPECT_FALSE(load::PgBinaryBuffer::IsPgDate(INT32_MAX));
+  EXPECT_FALSE(load::PgBinaryBuffer::IsPgTimestamp(INT64_MAX));
+  EXPECT_FALSE(load::PgBinaryBuffer::IsPgTimestamp(-INT64_MAX));
+  EXPECT_TRUE(load::PgBinaryBuffer::IsPgTimestamp(0));
+}
+
+TEST(LoadTypes, WideningIsAllowedAndNarrowingIsNot) {
+  const auto fits = [](const char* duck, const char* pg) { return load::PlanPgColumn({"c", duck, false}, pg).has_value(); };
+  EXPECT_TRUE(fits("INTEGER", "bigint"));
+  EXPECT_FALSE(fits("bigint", "integer"));
+  EXPECT_TRUE(fits("integer", "double precision"));
+  EXPECT_FALSE(fits("bigint", "double precision"));
+  EXPECT_FALSE(fits("double", "real"));
+  EXPECT_TRUE(fits("decimal(10, 2)", "numeric(12,2)"));
+  EXPECT_FALSE(fits("decimal(10,2)", "numeric(10,3)"));
+  EXPECT_TRUE(fits("decimal(10,2)", "numeric"));
+  EXPECT_FALSE(fits("ubigint", "numeric(19,0)"));
+  EXPECT_TRUE(fits("varchar", "character varying(10)"));
+  EXPECT_FALSE(fits("varchar", "integer"));
+  EXPECT_TRUE(fits("struct(a integer)", "jsonb"));
+  EXPECT_FALSE(fits("timestamp", "timestamp with time zone"));
+  EXPECT_FALSE(fits("timestamp", "timestamp(3) without time zone"));
+  EXPECT_FALSE(load::ParseDuckType("uhugeint").has_value());
+  EXPECT_FALSE(load::ParseDuckType("decimal(39,0)").has_value());
+  EXPECT_FALSE(load::ParseDuckType("no such type").has_value());
+  EXPECT_EQ(load::PgTypeFor(*load::ParseDuckType("TIMESTAMP  WITH TIME ZONE")), "timestamp with time zone");
+}
+
+TEST(Failpoints, SpecAndSeed) {
+  EXPECT_FALSE(ConfigureFailpoints("x=explode", 1).has_value());
+  EXPECT_FALSE(ConfigureFailpoints("x", 1).has_value());
+  EXPECT_FALSE(ConfigureFailpoints("x=sleep", 1).has_value());
+  const auto draw = [](std::uint64_t seed) {
+    EXPECT_TRUE(ConfigureFailpoints("x=error(0.5),y=sleep(0,1)", seed));
+    std::string out;
+    for (int i = 0; i < 40; ++i) out += HitFailpoint("x") ? '.' : 'e';
+    return out;
+  };
+  const std::string first = draw(7);
+  EXPECT_EQ(draw(7), first);
+  EXPECT_NE(first.find('e'), std::string::npos);
+  EXPECT_NE(first.find('.'), std::string::npos);
+  EXPECT_TRUE(HitFailpoint("unknown").has_value());
+  EXPECT_TRUE(ConfigureFailpoints("", 1));
+}
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,114 @@
+// The small parts of a worker that need no process.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/base/limits.h"
+#include "worker/command_runner.h"
+#include "worker/log_tail.h"
+#include "worker/stage_frames.h"
+
+namespace millrace::worker {
+namespace {
+
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::EndsWith;
+using ::testing::Not;
+
+TEST(StageFramesTest, FramesSurviveAnyCut) {
+  const std::string stream = EncodeStageFrame("{\"ready\":true}") + EncodeStageFrame("") + EncodeStageFrame("{\"a\":1}");
+  for (std::size_t piece = 1; piece <= stream.size(); ++piece) {
+    StageFrameParser parser;
+    std::vector<std::string> frames;
+    for (std::size_t i = 0; i < stream.size(); i += piece) {
+      parser.Append(std::string_view(stream).substr(i, piece));
+      while (true) {
+        auto next = parser.Next();
+        ASSERT_TRUE(next);
+        if (!*next) break;
+        frames.push_back(**next);
+      }
+    }
+    EXPECT_THAT(frames, ElementsAre("{\"ready\":true}", "", "{\"a\":1}"));
+  }
+}
+
+TEST(StageFramesTest, ALengthOverTheLimitEndsTheStream) {
+  StageFrameParser parser;
+  parser.Append("\x01\x00\x80");
+  EXPECT_FALSE(*parser.Next());
+  StageFrameParser bad;
+  bad.Append(std::string("\x01\x00\x80\x00", 4));  // 8 MiB + 1
+  EXPECT_EQ(bad.Next().error().code, ErrorCode::kCorrupt);
+}
+
+TEST(StageFramesTest, MessagesAreChecked) {
+  EXPECT_TRUE(std::holds_alternative<StageReady>(*ParseStageMessage("{\"ready\":true}")));
+  const auto progress = ParseStageMessage("{\"progress\":{\"rows\":5,\"bytes\":60}}");
+  ASSERT_TRUE(progress);
+  EXPECT_EQ(std::get<StageProgress>(*progress).rows, 5);
+  EXPECT_EQ(std::get<StageProgress>(*progress).bytes, 60);
+  StageResult result;
+  result.ok = true;
+  result.rows.read = result.rows.loaded = 3;
+  const auto parsed = ParseStageMessage("{\"result\":" + ToJson(result) + "}");
+  ASSERT_TRUE(parsed) << parsed.error().message;
+  EXPECT_EQ(std::get<StageResult>(*parsed), result);
+  for (const char* bad : {"", "[]", "{}", "{\"x\":1}", "{\"ready\":true,\"result\":{}}", "{\"result\":5}", "{\"progress\":5}", "{"})
+    EXPECT_FALSE(ParseStageMessage(bad)) << bad;
+}
+
+TEST(LogTailTest, KeepsTheEndFromALinesStart) {
+  LogTail tail;
+  EXPECT_EQ(tail.Text(), "");
+  tail.Append("short\n");
+  EXPECT_EQ(tail.Text(), "short\n");
+  for (int i = 0; i < 5000; ++i) tail.Append("line " + std::to_string(i) + "\n");
+  EXPECT_LE(tail.Text().size(), kLogTailBytesMax);
+  EXPECT_THAT(tail.Text(), EndsWith("line 4999\n"));
+  EXPECT_TRUE(tail.Text().starts_with("line "));
+  tail.Append(std::string(100'000, 'x'));
+  EXPECT_EQ(tail.Text(), std::string(kLogTailBytesMax, 'x'));
+}
+
+TEST(LogTailTest, ForwardsWholeLinesCutToTheLimit) {
+  std::vector<std::string> lines;
+  LogTail tail([&](std::string_view line) { lines.emplace_back(line); });
+  tail.Append("one\ntw");
+  tail.Append("o\n" + std::string(5000, 'y') + "\n\xFF\n");
+  EXPECT_THAT(lines, ElementsAre("one", "two", std::string(LogTail::kLineBytesMax, 'y'), "?"));
+}
+
+TEST(CommandRunnerTest, LaterVariablesReplaceEarlierOnes) {
+  CommandTask task;
+  task.command.argv = {"x"};
+  task.command.env = {{"LANG", "C"}, {"MILLRACE_TOKEN", "forged"}};
+  task.base_dir = "/somewhere";
+  task.stage = "s";
+  const ChildOptions child = CommandChild(task, Token{9}, {"LANG=de_DE", "PATH=/bin"}, 5);
+  EXPECT_THAT(child.env, Contains("LANG=C"));
+  EXPECT_THAT(child.env, Not(Contains("LANG=de_DE")));
+  EXPECT_THAT(child.env, Contains("MILLRACE_TOKEN=9"));
+  EXPECT_THAT(child.env, Not(Contains("MILLRACE_TOKEN=forged")));
+  EXPECT_EQ(EnvValue(child.env, "PATH"), "/bin");
+  EXPECT_EQ(EnvValue(child.env, "PAT"), "");
+  EXPECT_EQ(child.cwd, "/somewhere");
+}
+
+TEST(CommandRunnerTest, EndsAreDescribed) {
+  const auto describe = [](ExitStatus exit) {
+    AttemptReport report;
+    DescribeCommandEnd(exit, report);
+    return report;
+  };
+  EXPECT_EQ(describe({0, 0}).end, AttemptEnd::kSucceeded);
+  EXPECT_TRUE(StageResultFromJson(describe({0, 0}).result)->rows.Balanced());
+  EXPECT_EQ(describe({1, 0}).end, AttemptEnd::kFailed);
+  EXPECT_EQ(describe({1, 0}).error, "the command ended with exit code 1");
+  EXPECT_EQ(describe({75, 0}).error_class, "temporary_failure");
+  EXPECT_TRUE(describe({75, 0}).retryable);
+  EXPECT_EQ(describe({0, 9}).end, AttemptEnd::kCrashed);
+}
+
+}  // namespace
+}  // namespace millrace::worker

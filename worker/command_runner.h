@@ -1,0 +1,24 @@
+// How a CommandTask becomes a process, and its exit an AttemptReport. Stateless and thread-safe.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "common/base/ids.h"
+#include "common/model/job.h"
+#include "common/model/stage_task.h"
+#include "worker/child.h"
+
+namespace millrace::worker {
+
+inline constexpr int kExitTemporaryFailure = 75;  // EX_TEMPFAIL of sysexits.h
+
+// The task's program in its base_dir with `inherited`, then the task's own variables, then MILLRACE_RUN, MILLRACE_JOB,
+// MILLRACE_TOKEN, MILLRACE_STAGE and MILLRACE_PIPELINE; a later value replaces an earlier one.
+ChildOptions CommandChild(const CommandTask& task, Token token, std::vector<std::string> inherited, int nice);
+
+// Fills end, retryable, error_class, error, exit_code, signal and result. Exit code 0: succeeded, with an ok StageResult of no
+// rows. 75: "temporary_failure". Another: "command_failed". A signal: crashed. All failures may be retried.
+void DescribeCommandEnd(const ExitStatus& exit, AttemptReport& report);
+
+}  // namespace millrace::worker

@@ -1,0 +1,93 @@
+// Runs attempts as child processes and turns their ends into reports. Not thread-safe: belongs to the worker's loop thread,
+// which must outlive the children (child.h). Nothing here waits.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/model/job.h"
+#include "common/model/stage_task.h"
+#include "common/wire/messages.h"
+#include "worker/janitor.h"
+#include "worker/poller.h"
+#include "worker/process.h"
+#include "worker/process_pool.h"
+#include "worker/session.h"
+
+namespace millrace::worker {
+
+class Executor {
+ public:
+  struct Options {
+    std::string worker;         // name, for reports
+    std::string lake;           // absolute path of the lake's root
+    std::string scratch_root;   // absolute; each attempt has a folder of its own in it
+    std::vector<ConnectionSpec> connections;
+    std::uint64_t memory_bytes_max = 0;
+    int threads_per_stage = 1;
+    bool sandbox = true;
+    int nice = 5;
+    Millis term_grace{2000};    // between SIGTERM and SIGKILL of a command
+    Millis exit_grace{200};     // between a stage's result and SIGKILL
+    Millis group_grace{1000};   // how long to wait for killed members of a group to disappear
+  };
+  Executor(Options options, const Clock& clock, Poller& poller, ProcessPool& pool);
+
+  // Starts an attempt. One that cannot start is reported by TakeEnded like any other. REQUIRES: the job is not running.
+  void Start(const wire::Grant::Job& job);
+  // Ends it: a command that is cancelled gets SIGTERM first, anything else SIGKILL. Unknown attempts are ignored.
+  void Kill(JobId job, Token token, KillReason reason);
+  // Looks after frames, ends and deadlines. Call in every turn of the loop, after Poller::Dispatch.
+  void Tick();
+  MonoTime NextTick() const;
+
+  std::vector<AttemptReport> TakeEnded();
+  struct Progress {
+    JobId job;
+    std::int64_t rows, bytes;
+  };
+  std::vector<Progress> TakeProgress();
+  std::size_t running() const { return running_.size(); }
+
+ private:
+  struct Running {
+    Token token;
+    bool stage = false;
+    WallTime started_at{};
+    std::unique_ptr<Process> process;
+    std::string scratch;
+    std::optional<MonoTime> deadline;      // the attempt's
+    std::optional<MonoTime> kill_at;       // SIGKILL
+    std::optional<MonoTime> group_until;   // the process has ended; its group may be there until then
+    std::optional<KillReason> killed;
+    bool timed_out = false;
+    std::optional<StageResult> result;
+    std::string broken;                    // what was wrong with its messages
+  };
+
+  Result<void> StartStage(const wire::Grant::Job& job, Running& running, AttemptReport& refusal);
+  Result<void> StartCommand(const wire::Grant::Job& job, Running& running, AttemptReport& refusal);
+  void ReadMessages(JobId job, Running& running);
+  void CheckTimes(MonoTime now, Running& running);
+  AttemptReport Report(JobId job, const Running& running) const;
+  AttemptReport Blank(JobId job, Token token) const;
+
+  Options options_;
+  const Clock& clock_;
+  Poller& poller_;
+  ProcessPool& pool_;
+  Janitor janitor_;
+  std::map<JobId, Running> running_;
+  std::vector<AttemptReport> ended_;
+  std::vector<Progress> progress_;
+};
+
+// PATH, HOME, LANG and TZ of this process as "NAME=value": all that a child inherits.
+std::vector<std::string> InheritedEnv();
+
+}  // namespace millrace::worker

@@ -1,0 +1,55 @@
+// A child under supervision: its output and frames are read and its end is noticed through a Poller. Not thread-safe.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "common/base/result.h"
+#include "worker/child.h"
+#include "worker/log_tail.h"
+#include "worker/poller.h"
+#include "worker/stage_frames.h"
+
+namespace millrace::worker {
+
+class Process {
+ public:
+  // `label` names it in the worker's log, where its output appears at debug level.
+  static Result<std::unique_ptr<Process>> Start(Poller& poller, const ChildOptions& options, std::string label);
+  ~Process();  // kills and reaps
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  // Queues bytes for its stdin and closes it once they are written. Call at most once.
+  void Write(std::string bytes);
+  void SignalGroup(int signal) { child_->SignalGroup(signal); }
+
+  std::optional<std::string> TakeFrame();  // the next frame from fd 3
+  // Set once the process has ended and everything it wrote has been read.
+  const std::optional<ExitStatus>& exit() const { return exit_; }
+  bool frames_broken() const { return frames_broken_; }  // fd 3 carried something that is no frame
+  bool GroupGone() const { return child_->GroupGone(); }
+  std::string LogText() const { return tail_.Text(); }
+  pid_t pid() const { return child_->pid(); }
+  void set_label(std::string label) { *label_ = std::move(label); }
+
+ private:
+  Process(Poller& poller, std::unique_ptr<Child> child, std::string label);
+  Result<void> Watch();
+  void WriteSome();
+  bool ReadSome(Fd& fd, const std::function<void(std::string_view)>& sink);  // false: nothing more to read now
+  void OnExit();
+
+  Poller& poller_;
+  std::unique_ptr<Child> child_;
+  std::shared_ptr<std::string> label_;
+  LogTail tail_;
+  StageFrameParser parser_;
+  std::string unwritten_;
+  std::optional<ExitStatus> exit_;
+  bool frames_broken_ = false;
+};
+
+}  // namespace millrace::worker

@@ -1,0 +1,173 @@
+#include "worker/stage/files.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <glob.h>
+#include <openssl/evp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+namespace millrace {
+namespace {
+
+class OwnedFd {
+ public:
+  explicit OwnedFd(int fd) : fd_(fd) {}
+  OwnedFd(const OwnedFd&) = delete;
+  OwnedFd& operator=(const OwnedFd&) = delete;
+  ~OwnedFd() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+std::unexpected<Error> SystemError(std::string_view what, const std::string& path, int code) {
+  const ErrorCode kind = code == ENOENT ? ErrorCode::kNotFound : code == EACCES || code == EPERM ? ErrorCode::kRejected : ErrorCode::kUnavailable;
+  return Fail(kind, "cannot {} {}: {}", what, path, std::strerror(code));
+}
+
+Result<int> OpenRegular(const std::string& path, struct stat* status) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (fd < 0) return SystemError("open", path, errno);
+  if (::fstat(fd, status) != 0 || !S_ISREG(status->st_mode)) {
+    ::close(fd);
+    return Fail(ErrorCode::kRejected, "{} is not a regular file", path);
+  }
+  return fd;
+}
+
+struct FreeDigest {
+  void operator()(EVP_MD_CTX* context) const noexcept { EVP_MD_CTX_free(context); }
+};
+
+}  // namespace
+
+std::string ParentOf(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
+
+namespace {
+std::string Absolute(std::string_view base_dir, std::string_view pattern) {
+  const std::filesystem::path full = pattern.starts_with('/') ? std::string(pattern) : fmt::format("{}/{}", base_dir, pattern);
+  return full.lexically_normal().string();  // so that names compare equal with the engine's allow-list
+}
+}  // namespace
+
+std::string GlobFolder(std::string_view base_dir, std::string_view pattern) {
+  const std::string full = Absolute(base_dir, pattern);
+  const std::size_t glob_at = full.find_first_of("*?[");
+  const std::string fixed = full.substr(0, glob_at);
+  return fixed.substr(0, std::max<std::size_t>(1, fixed.rfind('/')));
+}
+
+Result<std::vector<std::string>> ExpandGlob(std::string_view base_dir, std::string_view pattern) {
+  const std::string full = Absolute(base_dir, pattern);
+  glob_t found{};
+  const int code = ::glob(full.c_str(), GLOB_ERR, nullptr, &found);
+  std::vector<std::string> paths;
+  for (std::size_t i = 0; code == 0 && i < found.gl_pathc; ++i) {
+    struct stat status{};
+    if (::stat(found.gl_pathv[i], &status) == 0 && S_ISREG(status.st_mode)) paths.emplace_back(found.gl_pathv[i]);
+  }
+  ::globfree(&found);
+  if (code != 0 && code != GLOB_NOMATCH) return Fail(ErrorCode::kUnavailable, "cannot list '{}': {}", pattern, std::strerror(errno));
+  return paths;
+}
+
+Result<FileStamp> StampFile(const std::string& path) {
+  struct stat status{};
+  MILLRACE_TRY_ASSIGN(const int fd, OpenRegular(path, &status));
+  ::close(fd);
+  return FileStamp{.bytes = status.st_size,
+                   .mtime_us = std::int64_t{status.st_mtim.tv_sec} * 1'000'000 + status.st_mtim.tv_nsec / 1000};
+}
+
+Result<std::string> Sha256OfFile(const std::string& path) {
+  struct stat status{};
+  MILLRACE_TRY_ASSIGN(const int raw_fd, OpenRegular(path, &status));
+  const OwnedFd fd(raw_fd);
+  const std::unique_ptr<EVP_MD_CTX, FreeDigest> context(EVP_MD_CTX_new());
+  if (!context || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) return Fail(ErrorCode::kUnavailable, "sha256: cannot start");
+  std::vector<char> buffer(std::size_t{1} << 20);
+  while (true) {
+    const ssize_t got = ::read(fd.get(), buffer.data(), buffer.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return SystemError("read", path, errno);
+    if (got == 0) break;
+    EVP_DigestUpdate(context.get(), buffer.data(), static_cast<std::size_t>(got));
+  }
+  std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+  unsigned int size = 0;
+  EVP_DigestFinal_ex(context.get(), digest.data(), &size);
+  std::string hex;
+  for (unsigned int i = 0; i < size; ++i) hex += fmt::format("{:02x}", digest[i]);
+  return hex;
+}
+
+Result<void> EnsureDirectory(const std::string& path) {
+  std::error_code code;
+  std::filesystem::create_directories(path, code);
+  if (code) return Fail(ErrorCode::kUnavailable, "cannot create folder {}: {}", path, code.message());
+  return {};
+}
+
+namespace {
+Result<void> SyncPath(const std::string& path, int flags) {
+  const OwnedFd fd(::open(path.c_str(), flags | O_CLOEXEC));
+  if (fd.get() < 0) return SystemError("open", path, errno);
+  if (::fsync(fd.get()) != 0) return SystemError("sync", path, errno);
+  return {};
+}
+}  // namespace
+
+Result<void> SyncFile(const std::string& path) { return SyncPath(path, O_RDONLY); }
+Result<void> SyncDirectory(const std::string& path) { return SyncPath(path, O_RDONLY | O_DIRECTORY); }
+
+Result<std::string> ReadWholeFile(const std::string& path, std::size_t bytes_max) {
+  struct stat status{};
+  MILLRACE_TRY_ASSIGN(const int raw_fd, OpenRegular(path, &status));
+  const OwnedFd fd(raw_fd);
+  if (static_cast<std::size_t>(status.st_size) > bytes_max) return Fail(ErrorCode::kLimit, "{} has {} bytes, limit {}", path, status.st_size, bytes_max);
+  std::string content(static_cast<std::size_t>(status.st_size), '\0');
+  std::size_t done = 0;
+  while (done < content.size()) {
+    const ssize_t got = ::read(fd.get(), content.data() + done, content.size() - done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return SystemError("read", path, got == 0 ? EIO : errno);
+    done += static_cast<std::size_t>(got);
+  }
+  return content;
+}
+
+Result<void> PublishFile(const std::string& path, std::string_view content, std::string_view temporary_suffix) {
+  const std::string temporary = fmt::format("{}.{}.tmp", path, temporary_suffix);
+  {
+    const OwnedFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    if (fd.get() < 0) return SystemError("create", temporary, errno);
+    std::size_t done = 0;
+    while (done < content.size()) {
+      const ssize_t put = ::write(fd.get(), content.data() + done, content.size() - done);
+      if (put < 0 && errno == EINTR) continue;
+      if (put < 0) return SystemError("write", temporary, errno);
+      done += static_cast<std::size_t>(put);
+    }
+    if (::fsync(fd.get()) != 0) return SystemError("sync", temporary, errno);
+  }
+  if (::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, path.c_str(), RENAME_NOREPLACE) != 0) {
+    const int code = errno;
+    ::unlink(temporary.c_str());
+    if (code == EEXIST) return Fail(ErrorCode::kConflict, "{} exists already", path);
+    return SystemError("publish", path, code);
+  }
+  return SyncDirectory(ParentOf(path));
+}
+
+}  // namespace millrace

@@ -1,0 +1,44 @@
+// The few file operations of a stage: regular files only, digests, and what makes a publish durable.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/result.h"
+
+namespace millrace {
+
+struct FileStamp {
+  std::int64_t bytes = 0;
+  std::int64_t mtime_us = 0;
+};
+
+// Regular files that match a glob (absolute, or relative to `base_dir`), sorted by path. Directories, FIFOs and devices do
+// not match. kUnavailable: a folder cannot be read.
+Result<std::vector<std::string>> ExpandGlob(std::string_view base_dir, std::string_view pattern);
+
+// The longest folder in front of the first glob character, absolute.
+std::string GlobFolder(std::string_view base_dir, std::string_view pattern);
+
+// kNotFound: gone. kRejected: not a regular file, or not readable. Never blocks on a FIFO.
+Result<FileStamp> StampFile(const std::string& path);
+
+// Lower-case hex. Errors as StampFile.
+Result<std::string> Sha256OfFile(const std::string& path);
+
+// kUnavailable: the system refused; the message names the path.
+Result<void> EnsureDirectory(const std::string& path);
+Result<void> SyncFile(const std::string& path);
+Result<void> SyncDirectory(const std::string& path);
+Result<std::string> ReadWholeFile(const std::string& path, std::size_t bytes_max);  // kNotFound when absent
+
+// Writes `content` so that it is either absent or complete and durable under `path`: temporary file, fsync, rename without
+// replacing, fsync of the folder. kConflict: `path` exists already (nothing changed).
+Result<void> PublishFile(const std::string& path, std::string_view content, std::string_view temporary_suffix);
+
+// The folder of a path.
+std::string ParentOf(const std::string& path);
+
+}  // namespace millrace

@@ -1,0 +1,76 @@
+#include "worker/stage/input_sql.h"
+
+#include <fmt/format.h>
+
+#include "common/drivers/duckdb.h"
+#include "worker/stage/extract/sources.h"
+#include "worker/stage/files.h"
+
+namespace millrace {
+namespace {
+
+constexpr std::size_t kManifestBytesMax = 64u << 20;
+
+std::string PathOf(const DatasetFile& file, std::string_view lake) {
+  return file.referenced ? file.path : fmt::format("{}/{}", lake, file.path);
+}
+
+}  // namespace
+
+Result<Manifest> LoadManifest(std::string_view lake, OrgId org, std::string_view pipeline, const StageInput& input) {
+  const std::string path = fmt::format("{}/{}", lake, ManifestPath(org, pipeline, input.stage, input.effect));
+  auto text = ReadWholeFile(path, kManifestBytesMax);
+  if (!text) return Prefixed(std::move(text.error()), "dataset of stage '{}'", input.stage);
+  auto manifest = ManifestFromJson(*text);
+  if (!manifest) return Fail(ErrorCode::kCorrupt, "manifest {}: {}", path, manifest.error().message);
+  if (manifest->effect != input.effect) {
+    return Fail(ErrorCode::kCorrupt, "manifest {}: of effect '{}', not '{}'", path, manifest->effect, input.effect);
+  }
+  return std::move(*manifest);
+}
+
+Result<void> VerifySources(const Manifest& manifest) {
+  for (const auto& file : manifest.files) {
+    if (!file.referenced) continue;
+    const auto stamp = StampFile(file.path);
+    if (!stamp) return Fail(ErrorCode::kConflict, "{} was extracted and has changed since: {}", file.path, stamp.error().message);
+    if (stamp->bytes != file.bytes) {
+      return Fail(ErrorCode::kConflict, "{} has changed since it was extracted: {} bytes, then {}", file.path, stamp->bytes, file.bytes);
+    }
+    if (stamp->mtime_us == file.mtime_us) continue;
+    MILLRACE_TRY_ASSIGN(const std::string digest, Sha256OfFile(file.path));
+    if (digest != file.sha256) {
+      return Fail(ErrorCode::kConflict, "{} has changed since it was extracted: same size, other content", file.path);
+    }
+  }
+  return {};
+}
+
+std::vector<std::string> InputPaths(const Manifest& manifest, std::string_view lake) {
+  std::vector<std::string> paths;
+  for (const auto& file : manifest.files) paths.push_back(PathOf(file, lake));
+  return paths;
+}
+
+Result<std::string> InputSql(const Manifest& manifest, std::string_view lake) {
+  if (manifest.columns.empty()) return Fail(ErrorCode::kCorrupt, "the manifest of stage '{}' has no columns", manifest.stage);
+  if (manifest.files.empty()) {
+    std::string list;
+    for (const auto& c : manifest.columns) {
+      list += fmt::format("{}CAST(NULL AS {}) AS {}", list.empty() ? "" : ", ", c.type, duck::QuoteName(c.name));
+    }
+    return fmt::format("SELECT {} WHERE false", list);
+  }
+  ReaderOptions options{.format = manifest.files.front().format, .columns = manifest.columns, .options = manifest.read_options};
+  const auto skip = options.options.find("skip_bad_rows");
+  if (skip != options.options.end()) {
+    options.skip_bad_rows = skip->second == "true";
+    options.options.erase(skip);
+  }
+  for (const auto& file : manifest.files) {
+    if (file.format != options.format) return Fail(ErrorCode::kCorrupt, "the manifest of stage '{}' mixes file formats", manifest.stage);
+  }
+  return ReaderSelect(InputPaths(manifest, lake), options);
+}
+
+}  // namespace millrace

@@ -1,0 +1,297 @@
+#include <algorithm>
+#include <utility>
+
+#include "common/base/failpoint.h"
+#include "worker/stage/load/pg_copy.h"
+#include "worker/stage/load/pg_fence.h"
+#include "worker/stage/load/pg_target.h"
+#include "worker/stage/load/sinks.h"
+
+namespace millrace::load {
+namespace {
+
+constexpr std::int64_t kParallelRowsMin = 200'000;  // below, a second connection costs more than it saves
+constexpr int kParallelMax = 4;
+
+class PgLoad {
+ public:
+  PgLoad(LoadJob& job, duck::Connection& source, PgFence& fence) : job_(job), source_(source), fence_(fence) {}
+
+  Outcome<Loaded> Run() {
+    MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.Raise());
+    if (stored) return Loaded{std::move(*stored), true};
+    MILLRACE_TRY(CheckBatch(job_, source_));
+    MILLRACE_TRY_ASSIGN(target_, DescribeTarget(fence_, job_.spec.table));
+    MILLRACE_TRY_ASSIGN(columns_, PlanColumns(target_, job_.columns));
+    std::vector<std::string> names, expressions;
+    for (const PgColumn& c : columns_) {
+      names.push_back(c.name);
+      expressions.push_back(c.expression);
+    }
+    select_ = CastSql(names, expressions, job_.dataset_sql);
+    switch (job_.spec.mode) {
+      case LoadMode::kAppend: return Append();
+      case LoadMode::kReplace: return Replace();
+      case LoadMode::kMerge: return Merge();
+    }
+    return Refuse("invalid_target", "unknown mode");
+  }
+
+ private:
+  std::string CopySql(std::string_view table) const {
+    return fmt::format("copy {} ({}) from stdin (format binary)", table, ColumnList(columns_));
+  }
+
+  Outcome<CopyTotals> Copy(std::string_view table, const std::vector<PgConnection*>& targets) {
+    auto totals = CopyRows(source_, select_, columns_, targets, CopySql(table), fence_.clock(), job_.progress);
+    if (!totals) return std::unexpected(Failure(std::move(totals.error())));
+    return *totals;
+  }
+
+  // Inside the publish transaction.
+  Outcome<void> CreateTarget(const std::vector<std::string>& key) {
+    MILLRACE_TRY(CreateSchema());
+    return fence_.Exec(fmt::format("create table {} {}", target_.Quoted(), CreateBody(columns_, key)));
+  }
+  Outcome<void> CreateSchema() {
+    MILLRACE_TRY_ASSIGN(PgResult there, fence_.Query("select 1 from pg_namespace where nspname = $1", PgParams{}.Text(target_.schema)));
+    if (there.rows() == 0) MILLRACE_TRY(fence_.Exec("create schema if not exists " + PgIdentifier(target_.schema)));
+    return {};
+  }
+
+  Outcome<Loaded> Publish(Receipt receipt) {
+    MILLRACE_TRY_ASSIGN(Receipt written, fence_.Finish(receipt));
+    return Loaded{std::move(written), false};
+  }
+
+  static void CountInserted(Receipt& receipt, const CopyTotals& totals) {
+    receipt.inserted = totals.rows;
+    receipt.rows.loaded = totals.rows;
+    receipt.bytes = totals.bytes;
+  }
+
+  // The fence's row is locked after the rows are in, so that appends to one target overlap; a stale attempt has then sent
+  // its rows for nothing, and the rollback discards them.
+  Outcome<Loaded> Append() {
+    MILLRACE_TRY(fence_.Begin());
+    if (!target_.exists) {
+      // Two first appends would both create the table: the later one waits here and then finds it.
+      MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.LockTarget());
+      if (stored) return Loaded{std::move(*stored), true};
+      MILLRACE_TRY_ASSIGN(PgTarget now, DescribeTarget(fence_, job_.spec.table));
+      if (now.exists)
+        return std::unexpected(Failure("destination_conflict", "the table was created by someone else meanwhile", true));
+      MILLRACE_TRY(CreateTarget({}));
+    }
+    MILLRACE_TRY_ASSIGN(const CopyTotals totals, Copy(target_.Quoted(), {&fence_.connection()}));
+    MILLRACE_FAILPOINT("load.after_staging");
+    MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.LockTarget());
+    if (stored) return Loaded{std::move(*stored), true};
+    Receipt receipt = job_.NewReceipt(target_.exists ? "append: binary COPY in the publish transaction"
+                                                     : "append: create table and binary COPY in the publish transaction");
+    CountInserted(receipt, totals);
+    return Publish(std::move(receipt));
+  }
+
+  Outcome<Loaded> Replace() {
+    if (!target_.exists) return ReplaceBySwap(nullptr);
+    MILLRACE_TRY_ASSIGN(const SwapObstacles obstacles, FindObstacles(fence_, target_));
+    if (!obstacles.referenced.empty())
+      return Refuse("replace_refused",
+                    fmt::format("foreign keys refer to the table ({}); use mode: merge, or drop them", fmt::join(obstacles.referenced, ", ")));
+    MILLRACE_TRY_ASSIGN(PgResult owner, fence_.Query("select pg_has_role(relowner, 'usage') from pg_class where oid = $1::oid",
+                                                     PgParams{}.Int(target_.oid)));
+    if (!obstacles.keep_identity.empty()) return ReplaceInPlace(fmt::format("{}", fmt::join(obstacles.keep_identity, ", ")));
+    if (!owner.Bool(0, 0)) return ReplaceInPlace("the table belongs to another role");
+    return ReplaceBySwap(&target_);
+  }
+
+  Outcome<Loaded> ReplaceInPlace(const std::string& reason) {
+    MILLRACE_TRY(fence_.Begin());
+    MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.LockTarget());
+    if (stored) return Loaded{std::move(*stored), true};
+    // Readers go on and see the old rows; writers wait.
+    MILLRACE_TRY(fence_.Exec(fmt::format("lock table {} in share row exclusive mode", target_.Quoted())));
+    MILLRACE_TRY_ASSIGN(PgResult deleted, fence_.Query(fmt::format("delete from {}", target_.Quoted())));
+    MILLRACE_TRY_ASSIGN(const CopyTotals totals, Copy(target_.Quoted(), {&fence_.connection()}));
+    MILLRACE_FAILPOINT("load.after_staging");
+    Receipt receipt = job_.NewReceipt(fmt::format("replace: delete and binary COPY in the publish transaction (kept: {})", reason));
+    receipt.deleted = deleted.affected();
+    CountInserted(receipt, totals);
+    return Publish(std::move(receipt));
+  }
+
+  // Rows into a table that nobody knows yet, over several connections. Each COPY commits by itself.
+  Outcome<CopyTotals> ParallelCopy(const std::string& staging, int& connections) {
+    connections = job_.rows < kParallelRowsMin ? 1 : std::clamp(job_.order.threads, 1, kParallelMax);
+    std::vector<std::unique_ptr<PgConnection>> extra;
+    std::vector<PgConnection*> targets{&fence_.connection()};
+    for (int i = 1; i < connections; ++i) {
+      MILLRACE_TRY_ASSIGN(std::unique_ptr<PgConnection> next, fence_.Connect());
+      targets.push_back(next.get());
+      extra.push_back(std::move(next));
+    }
+    return Copy(staging, targets);
+  }
+
+  Outcome<Loaded> ReplaceBySwap(const PgTarget* old) {
+    const std::string body = old == nullptr
+                                 ? CreateBody(columns_, {})
+                                 : fmt::format("(like {} including defaults including constraints including comments"
+                                               " including storage including compression)", old->Quoted());
+    MILLRACE_TRY_ASSIGN(const std::string staging, fence_.NewStaging("new", body, false));
+    int connections = 1;
+    MILLRACE_TRY_ASSIGN(const CopyTotals totals, ParallelCopy(staging, connections));
+    MILLRACE_FAILPOINT("load.after_staging");
+    SwapPlan swap;
+    if (old != nullptr) {
+      MILLRACE_TRY_ASSIGN(swap, PlanSwap(fence_, *old, staging, job_.hash));
+      for (const std::string& statement : swap.build) MILLRACE_TRY(fence_.Exec(statement));
+    }
+    MILLRACE_TRY(fence_.Exec("analyze " + staging));
+    MILLRACE_TRY(fence_.Begin());
+    MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.LockTarget());
+    if (stored) return Loaded{std::move(*stored), true};
+    Receipt receipt = job_.NewReceipt(fmt::format("replace: {} parallel binary COPY into a new table, then {}", connections,
+                                                  old == nullptr ? "rename" : "rename swap"));
+    if (old != nullptr) {
+      MILLRACE_TRY(DropOld(*old, swap));
+    } else {
+      MILLRACE_TRY(CreateSchema());
+    }
+    MILLRACE_TRY(fence_.Exec(fmt::format("alter table {0} rename to {1}; alter table millrace.{1} set schema {2}", staging,
+                                         PgIdentifier(target_.table), PgIdentifier(target_.schema))));
+    if (old != nullptr) MILLRACE_TRY(RestoreNames(swap));
+    CountInserted(receipt, totals);
+    return Publish(std::move(receipt));
+  }
+
+  // Its rows are not counted: that would keep readers out for as long as a scan takes.
+  Outcome<void> DropOld(const PgTarget& old, const SwapPlan& swap) {
+    MILLRACE_TRY(fence_.Exec(fmt::format("lock table {} in access exclusive mode", old.Quoted())));
+    MILLRACE_TRY_ASSIGN(const PgTarget now, DescribeTarget(fence_, job_.spec.table));
+    MILLRACE_TRY_ASSIGN(const std::string fingerprint, Fingerprint(fence_, now));
+    MILLRACE_TRY_ASSIGN(const SwapObstacles obstacles, FindObstacles(fence_, now));
+    if (now.oid != old.oid || fingerprint != swap.fingerprint || !obstacles.keep_identity.empty() || !obstacles.referenced.empty())
+      return std::unexpected(Failure("destination_conflict", "the table's definition changed during the load", true));
+    return fence_.Exec("drop table " + old.Quoted());  // RESTRICT: whatever still depends on it refuses the swap
+  }
+
+  Outcome<void> RestoreNames(const SwapPlan& swap) {
+    for (const std::string& statement : swap.rename) MILLRACE_TRY(fence_.Exec(statement));
+    MILLRACE_TRY_ASSIGN(const PgTarget now, DescribeTarget(fence_, job_.spec.table));
+    MILLRACE_TRY_ASSIGN(const std::string fingerprint, Fingerprint(fence_, now));
+    if (fingerprint == swap.fingerprint) return {};
+    return Refuse("replace_refused", "the new table would not equal the old one (indexes, constraints, grants or comments);"
+                                     " nothing was changed" + FirstDifference(swap.fingerprint, fingerprint));
+  }
+
+  static std::string FirstDifference(std::string_view before, std::string_view after) {
+    for (std::size_t at = 0; at < before.size();) {
+      const auto end = std::min(before.find('\n', at), before.size());
+      const std::string_view line = before.substr(at, end - at);
+      if (after.find(line) == std::string_view::npos) return fmt::format(": '{}'", line);
+      at = end + 1;
+    }
+    return "";
+  }
+
+  Outcome<void> RequireUniqueKey() const {
+    if (!target_.exists) return {};
+    std::vector<std::string> key = job_.spec.key;
+    std::sort(key.begin(), key.end());
+    if (std::find(target_.unique_keys.begin(), target_.unique_keys.end(), key) != target_.unique_keys.end()) return {};
+    std::string list;
+    for (const std::string& k : job_.spec.key) list += (list.empty() ? "" : ", ") + PgIdentifier(k);
+    return Refuse("missing_unique_index", fmt::format("merge needs a unique index on exactly the key; run: create unique index on {} ({})",
+                                                      target_.Quoted(), list));
+  }
+
+  // "insert ... on conflict", counting what it did: xmax is 0 only in a row version that is new.
+  std::string MergeSql(std::string_view staging) const {
+    std::string key, set, old_values, new_values;
+    for (const std::string& k : job_.spec.key) key += (key.empty() ? "" : ", ") + PgIdentifier(k);
+    for (const PgColumn& c : columns_) {
+      if (std::find(job_.spec.key.begin(), job_.spec.key.end(), c.name) != job_.spec.key.end()) continue;
+      const std::string name = PgIdentifier(c.name);
+      const std::string_view cast = c.pg_type == "json" ? "::text" : "";  // json has no equality
+      set += fmt::format("{}{} = excluded.{}", set.empty() ? "" : ", ", name, name);
+      old_values += fmt::format("{}t.{}{}", old_values.empty() ? "" : ", ", name, cast);
+      new_values += fmt::format("{}excluded.{}{}", new_values.empty() ? "" : ", ", name, cast);
+    }
+    const std::string list = ColumnList(columns_);
+    const std::string action = set.empty() ? "nothing"
+                                           : fmt::format("update set {} where ({}) is distinct from ({})", set, old_values, new_values);
+    return fmt::format("with done as (insert into {} as t ({}) select {} from {} on conflict ({}) do {} returning xmax = 0 as fresh)"
+                       " select count(*) filter (where fresh), count(*) filter (where not fresh) from done",
+                       target_.Quoted(), list, list, staging, key, action);
+  }
+
+  Outcome<Loaded> Merge() {
+    MILLRACE_TRY(RequireUniqueKey());
+    MILLRACE_TRY_ASSIGN(BatchKeys keys, CheckKeys(job_, source_, select_));
+    select_ = keys.select_sql;
+    MILLRACE_TRY_ASSIGN(const std::string staging, fence_.NewStaging("stg", CreateBody(columns_, {}), true));
+    MILLRACE_TRY_ASSIGN(const CopyTotals totals, Copy(staging, {&fence_.connection()}));
+    MILLRACE_TRY(fence_.Exec("analyze " + staging));
+    MILLRACE_FAILPOINT("load.after_staging");
+    MILLRACE_TRY(fence_.Begin());
+    MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.LockTarget());
+    if (stored) return Loaded{std::move(*stored), true};
+    if (!target_.exists) {
+      MILLRACE_TRY_ASSIGN(const PgTarget now, DescribeTarget(fence_, job_.spec.table));
+      if (now.exists)
+        return std::unexpected(Failure("destination_conflict", "the table was created by someone else meanwhile", true));
+      MILLRACE_TRY(CreateTarget(job_.spec.key));
+    }
+    auto merged = fence_.Query(MergeSql(staging));
+    if (!merged && fence_.connection().last_sqlstate() == "21000")  // keys that only the destination's collation makes equal
+      return Refuse("duplicate_key_in_batch", "the destination finds equal keys in the batch: " + merged.error().message);
+    if (!merged) return std::unexpected(std::move(merged.error()));
+    MILLRACE_TRY(fence_.Exec("drop table " + staging));
+    Receipt receipt = job_.NewReceipt(target_.exists ? "merge: unlogged staging, insert on conflict update"
+                                                     : "merge: create table, unlogged staging, insert on conflict update");
+    receipt.inserted = merged->Int(0, 0);
+    receipt.updated = merged->Int(0, 1);
+    receipt.unchanged = totals.rows - receipt.inserted - receipt.updated;
+    receipt.rows.loaded = totals.rows;
+    receipt.rows.deduplicated = keys.deduplicated;
+    receipt.bytes = totals.bytes;
+    return Publish(std::move(receipt));
+  }
+
+  LoadJob& job_;
+  duck::Connection& source_;
+  PgFence& fence_;
+  PgTarget target_;
+  std::vector<PgColumn> columns_;
+  std::string select_;
+};
+
+// The driver ends its messages with the state; last_sqlstate() may by now be that of a ROLLBACK or of another connection.
+Failure WithState(Failure failure) {
+  constexpr std::string_view kMark = "(SQLSTATE ";
+  const auto mark = failure.message.rfind(kMark);
+  const std::string state = mark == std::string::npos ? "" : failure.message.substr(mark + kMark.size(), 5);
+  if (state == "53100" || state == "53200" || state == "53300") {  // disk, memory, connections
+    failure.error_class = state == "53100" ? "destination_full" : "destination_unavailable";
+    failure.retryable = true;
+  }
+  // Two rows of the data, or one of them and one of the target; not a race for a name in the catalog.
+  if (state == "23505" && failure.message.find("\"pg_") == std::string::npos) {
+    failure.error_class = "data_rejected";
+    failure.retryable = false;
+  }
+  return failure;
+}
+
+}  // namespace
+
+Outcome<Loaded> LoadIntoPostgres(LoadJob& job, duck::Connection& source, const Clock& clock) {
+  MILLRACE_TRY_ASSIGN(std::unique_ptr<PgFence> fence, PgFence::Open(job, clock));
+  auto loaded = PgLoad(job, source, *fence).Run();
+  if (loaded) return loaded;
+  return std::unexpected(fence->Explain(WithState(std::move(loaded.error()))));
+}
+
+}  // namespace millrace::load

@@ -1,0 +1,35 @@
+// The destinations. Each runs the whole protocol of ops/docs/loads.md; a Failure has changed nothing in the target.
+#pragma once
+
+#include <string>
+
+#include "common/base/clock.h"
+#include "common/drivers/duckdb.h"
+#include "worker/stage/load/fence.h"
+
+namespace millrace::load {
+
+struct Loaded {
+  Receipt receipt;
+  bool already_applied = false;
+};
+
+Outcome<Loaded> LoadIntoPostgres(LoadJob& job, duck::Connection& source, const Clock& clock);
+Outcome<Loaded> LoadIntoSqlite(LoadJob& job, duck::Connection& source);
+Outcome<Loaded> LoadIntoFiles(LoadJob& job, duck::Connection& source);
+
+// To be called once the receipt is known to be absent: counts the dataset's rows into job.rows and runs the stage's checks.
+// Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable.
+Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source);
+
+// What merge needs to know about the batch before a byte is sent.
+struct BatchKeys {
+  std::int64_t rows = 0;          // distinct rows: what will be sent
+  std::int64_t deduplicated = 0;  // further copies of identical rows
+  std::string select_sql;         // `cast_sql`, made distinct where that is needed
+};
+// `cast_sql` yields the rows as they are sent. Classes: null_key, duplicate_key_in_batch (rows of one key that differ, up to
+// five keys named), invalid_target (a key column that the dataset lacks).
+Outcome<BatchKeys> CheckKeys(const LoadJob& job, duck::Connection& source, const std::string& cast_sql);
+
+}  // namespace millrace::load

@@ -1,0 +1,73 @@
+// millrace-stage: runs one pipeline stage and exits. Frames on stdin and fd 3: common/model/stage_task.h.
+//   millrace-stage            one StageOrder in, progress and one result out
+//   millrace-stage --check    one check request in, one answer out: check/type_check.h
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+
+#include "common/base/clock.h"
+#include "common/drivers/duckdb.h"
+#include "common/model/stage_task.h"
+#include "worker/stage/check/type_check.h"
+#include "worker/stage/frames.h"
+#include "worker/stage/run_stage.h"
+
+namespace millrace {
+namespace {
+
+constexpr int kOut = 3;
+
+int Complain(const Error& error) {
+  fmt::print(stderr, "millrace-stage: {}\n", error.message);
+  return 2;
+}
+
+// Closing an in-memory database frees everything row by row: leaving is faster and the kernel does the same.
+[[noreturn]] void Leave(int code) {
+  std::fflush(nullptr);
+  ::_exit(code);
+}
+
+int Main(bool check) {
+  ::signal(SIGPIPE, SIG_IGN);
+  auto database = duck::Database::Open({.threads = 1});
+  if (!database) return Complain(database.error());
+  auto connection = database->Connect();
+  if (!connection) return Complain(connection.error());
+  if (!check) {
+    if (auto ready = WriteFrame(kOut, R"({"ready":true})"); !ready) return Complain(ready.error());
+  }
+  const auto frame = ReadFrame(STDIN_FILENO);
+  if (!frame) return Complain(frame.error());
+  if (check) {
+    const auto answered = WriteFrame(kOut, CheckPipelineJson(*connection, *frame));
+    Leave(answered ? 0 : Complain(answered.error()));
+  }
+  const SystemClock clock;
+  ProgressWriter progress(kOut, clock);
+  StageResult result;
+  if (const auto order = StageOrderFromJson(*frame)) {
+    result = RunStage(*order, *connection, [&](std::int64_t rows, std::int64_t bytes) { progress.Report(rows, bytes); });
+  } else {
+    result = FailedStage({"invalid_order", order.error().message});
+  }
+  progress.Close();
+  const auto written = WriteFrame(kOut, fmt::format(R"({{"result":{}}})", ToJson(result)));
+  Leave(written ? 0 : Complain(written.error()));
+}
+
+}  // namespace
+}  // namespace millrace
+
+int main(int argc, char** argv) {
+  const std::string_view mode = argc > 1 ? argv[1] : "";
+  if (argc > 2 || (!mode.empty() && mode != "--check")) {
+    fmt::print(stderr, "millrace-stage is started by a Millrace worker or by 'millrace check'; usage: millrace-stage [--check]\n");
+    return 64;
+  }
+  return millrace::Main(mode == "--check");
+}

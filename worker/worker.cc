@@ -1,0 +1,259 @@
+#include "worker/worker.h"
+
+#include <signal.h>
+#include <time.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "common/base/log.h"
+#include "common/wire/codec.h"
+#include "worker/executor.h"
+#include "worker/poller.h"
+#include "worker/process_pool.h"
+#include "worker/session.h"
+
+namespace millrace::worker {
+namespace {
+
+constexpr int kReceiveBurst = 256;  // messages of one broker in one turn of the loop
+constexpr auto kWaitMax = Millis{1000};
+
+// A child that dies while its order is written must not take the worker with it. Blocked for this thread only: what the rest
+// of the process does with SIGPIPE is not a library's to decide.
+class SigpipeBlocked {
+ public:
+  SigpipeBlocked() {
+    ::sigemptyset(&set_);
+    ::sigaddset(&set_, SIGPIPE);
+    ::pthread_sigmask(SIG_BLOCK, &set_, &before_);
+  }
+  ~SigpipeBlocked() {
+    const timespec none{};
+    while (::sigtimedwait(&set_, nullptr, &none) > 0) {
+    }
+    ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  SigpipeBlocked(const SigpipeBlocked&) = delete;
+  SigpipeBlocked& operator=(const SigpipeBlocked&) = delete;
+
+ private:
+  sigset_t set_{}, before_{};
+};
+
+Result<void> Check(const WorkerOptions& o) {
+  if (o.name.empty() || o.name.size() > kNameBytesMax)
+    return Fail(ErrorCode::kInvalidArgument, "worker name: {} bytes, expected 1 to {}", o.name.size(), kNameBytesMax);
+  if (o.id.IsNil()) return Fail(ErrorCode::kInvalidArgument, "worker id: is nil");
+  if (o.brokers.empty()) return Fail(ErrorCode::kInvalidArgument, "brokers: a worker needs at least one endpoint");
+  if (o.concurrency == 0 || o.concurrency > wire::kHeldMax)
+    return Fail(ErrorCode::kInvalidArgument, "concurrency: {} is not in [1, {}]", o.concurrency, wire::kHeldMax);
+  if (std::ranges::find(o.kinds, kJobKindStage) != o.kinds.end() && (o.stage_program.empty() || o.lake.empty()))
+    return Fail(ErrorCode::kInvalidArgument, "a worker for jobs of kind 'stage' needs stage_program and lake");
+  return {};
+}
+
+}  // namespace
+
+class Worker::Loop {
+ public:
+  Loop(Worker& worker, std::unique_ptr<Poller> poller, std::string scratch_root)
+      : worker_(worker),
+        options_(worker.options_),
+        clock_(worker.clock_),
+        poller_(std::move(poller)),
+        pool_(*poller_, PoolOptions(options_)),
+        executor_(MakeExecutorOptions(options_, std::move(scratch_root)), clock_, *poller_, pool_),
+        session_(SessionOptions(options_)) {}
+
+  Result<void> Connect() {
+    for (const std::string& endpoint : options_.brokers) {
+      auto socket = worker_.transport_->Connect(endpoint);
+      if (!socket) return Prefixed(std::move(socket.error()), "broker");
+      sockets_.push_back(std::move(*socket));
+    }
+    return {};
+  }
+
+  void Run() {
+    for (Turn(); !Done(); Turn()) worker_.transport_->Wait(WaitTime(), poller_->fd());
+    session_.SayGoodbye();
+    Execute(clock_.Now());
+  }
+
+ private:
+  static ProcessPool::Options PoolOptions(const WorkerOptions& o) {
+    const bool stages = std::ranges::find(o.kinds, kJobKindStage) != o.kinds.end();
+    ProcessPool::Options options;
+    options.program = o.stage_program;
+    options.env = InheritedEnv();
+    options.warm = stages ? std::min<std::size_t>(o.warm_stages, o.concurrency) : 0;
+    options.nice = o.nice;
+    return options;
+  }
+  static Executor::Options MakeExecutorOptions(const WorkerOptions& o, std::string scratch_root) {
+    Executor::Options options;
+    options.worker = o.name;
+    options.lake = o.lake;
+    options.scratch_root = std::move(scratch_root);
+    options.connections = o.connections;
+    options.memory_bytes_max = o.memory_bytes_max;
+    options.threads_per_stage = o.threads_per_stage;
+    options.sandbox = o.sandbox;
+    options.nice = o.nice;
+    return options;
+  }
+  static Session::Options SessionOptions(const WorkerOptions& o) {
+    Session::Options options;
+    options.worker = o.id;
+    options.name = o.name;
+    options.queues = o.queues;
+    options.kinds = o.kinds;
+    options.roots = o.roots;
+    options.concurrency = o.concurrency;
+    options.brokers = o.brokers.size();
+    options.heartbeat = o.heartbeat;
+    options.lease_ttl = std::max<Millis>(kLeaseTtl, o.heartbeat * 3);
+    return options;
+  }
+
+  void Turn() {
+    poller_->Dispatch();
+    Receive();
+    const MonoTime now = clock_.Now();
+    CheckDrain(now);
+    session_.OnTick(now);
+    Execute(now);
+    executor_.Tick();
+    for (const auto& p : executor_.TakeProgress()) session_.OnProgress(p.job, p.rows, p.bytes);
+    if (Collect(now)) Execute(now);
+    pool_.Tick(now);  // last: a replacement is not on anybody's critical path
+    worker_.running_ = executor_.running();
+    worker_.live_brokers_ = session_.live_brokers();
+  }
+
+  void Receive() {
+    for (std::size_t i = 0; i < sockets_.size(); ++i) {
+      for (int n = 0; n < kReceiveBurst; ++n) {
+        const auto frame = sockets_[i]->Receive();
+        if (!frame) break;
+        const auto message = wire::Decode(*frame);
+        if (message) {
+          session_.OnMessage(clock_.Now(), i, *message);
+        } else {
+          LogWarn("broker {}: {}", options_.brokers[i], message.error().message);
+        }
+      }
+    }
+  }
+
+  // Ends of attempts go back into the session; true if there were any.
+  bool Collect(MonoTime now) {
+    auto ended = executor_.TakeEnded();
+    for (AttemptReport& report : ended) {
+      LogInfo("job {}: {}{}{}", report.job.ToString(), Name(report.end), report.error.empty() ? "" : ": ", report.error);
+      session_.OnEnded(now, std::move(report));
+    }
+    return !ended.empty();
+  }
+
+  // A start that fails at once frees its slot for the next one, hence the loop.
+  void Execute(MonoTime now) {
+    do {
+      for (Session::Command& command : session_.TakeCommands(now)) {
+        if (auto* send = std::get_if<Session::Send>(&command)) {
+          // What cannot be sent now is lost, as on any network: hello, beat and ended are all repeated.
+          const auto sent = sockets_[send->broker]->Send(wire::Encode(send->message));
+          if (!sent) session_.OnNotSent(now, send->broker);
+          if (!sent && sent.error().code != ErrorCode::kUnavailable)
+            LogWarn("broker {}: {}", options_.brokers[send->broker], sent.error().message);
+        } else if (const auto* start = std::get_if<Session::Start>(&command)) {
+          executor_.Start(start->job);
+        } else if (const auto* kill = std::get_if<Session::Kill>(&command)) {
+          LogInfo("job {}: stopping it: {}", kill->job.ToString(), worker::Name(kill->reason));
+          executor_.Kill(kill->job, kill->token, kill->reason);
+        }
+      }
+    } while (Collect(now));
+  }
+
+  void CheckDrain(MonoTime now) {
+    const int requests = worker_.drain_requests_.load();
+    if (requests == 0 || handed_back_) return;
+    if (!drain_until_) {
+      LogInfo("draining: {} attempts run, at most {} ms", executor_.running(), options_.drain_timeout.count());
+      drain_until_ = now + options_.drain_timeout;
+      session_.Drain(now);
+    }
+    if (requests > 1 || now >= *drain_until_) {
+      handed_back_ = true;
+      session_.HandBackAll(now);
+    }
+  }
+
+  bool Done() {
+    if (!drain_until_ || !session_.Idle() || executor_.running() != 0) return false;
+    if (session_.Settled()) return true;
+    const MonoTime now = clock_.Now();
+    if (!settle_until_) settle_until_ = now + options_.settle_timeout;
+    if (now < *settle_until_) return false;
+    LogWarn("leaving with reports that no broker has answered; their jobs will be started again");
+    return true;
+  }
+
+  Millis WaitTime() const {
+    MonoTime next = std::min({session_.NextTick(), executor_.NextTick(), pool_.NextTick()});
+    if (drain_until_ && !handed_back_) next = std::min(next, *drain_until_);
+    if (settle_until_) next = std::min(next, *settle_until_);
+    const MonoTime now = clock_.Now();
+    if (next <= now) return Millis{0};
+    return std::min(kWaitMax, std::chrono::ceil<Millis>(next - now));
+  }
+
+  Worker& worker_;
+  const WorkerOptions& options_;
+  const Clock& clock_;
+  std::unique_ptr<Poller> poller_;
+  ProcessPool pool_;
+  Executor executor_;
+  Session session_;
+  std::vector<std::unique_ptr<wire::ClientSocket>> sockets_;
+  std::optional<MonoTime> drain_until_, settle_until_;
+  bool handed_back_ = false;
+};
+
+Worker::Worker(WorkerOptions options, const Clock& clock, std::unique_ptr<wire::Transport> transport)
+    : options_(std::move(options)), clock_(clock), transport_(std::move(transport)) {}
+Worker::~Worker() = default;
+
+Result<void> Worker::Run() {
+  MILLRACE_TRY(Check(options_));
+  MILLRACE_TRY_ASSIGN(auto poller, Poller::Make());
+  std::error_code error;
+  std::string scratch = options_.scratch_root;
+  if (scratch.empty()) {
+    const auto temporary = std::filesystem::temp_directory_path(error);
+    if (error) return Fail(ErrorCode::kUnavailable, "temporary folder: {}", error.message());
+    scratch = temporary / fmt::format("millrace-{}", options_.id.ToString());
+  }
+  {
+    const SigpipeBlocked blocked;
+    Loop loop(*this, std::move(poller), scratch);
+    MILLRACE_TRY(loop.Connect());
+    LogInfo("worker '{}' ({}) starts: concurrency {}", options_.name, options_.id.ToString(), options_.concurrency);
+    loop.Run();
+  }
+  if (options_.scratch_root.empty()) std::filesystem::remove(scratch, error);  // empty by now; if it is not, it stays
+  LogInfo("worker '{}' has drained", options_.name);
+  return {};
+}
+
+void Worker::RequestDrain() {
+  drain_requests_.fetch_add(1);
+  transport_->Wake();
+}
+
+}  // namespace millrace::worker
