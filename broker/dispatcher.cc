@@ -174,12 +174,24 @@ void Dispatcher::EmitGrants(Worker& worker, std::vector<Command>& out) {
   if (!grant.jobs.empty()) out.emplace_back(command::SendWorker{.peer = worker.peer, .message = std::move(grant)});
 }
 
+// One message takes at most kBatchJobsMax items.
+template <class T>
+void SendInParts(const wire::PeerId& peer, T& message, std::vector<Command>& out) {
+  for (std::size_t at = 0; at < message.items.size(); at += kBatchJobsMax) {
+    const auto begin = message.items.begin() + static_cast<std::ptrdiff_t>(at);
+    const auto n = static_cast<std::ptrdiff_t>(std::min(kBatchJobsMax, message.items.size() - at));
+    T part;
+    part.items.assign(std::make_move_iterator(begin), std::make_move_iterator(begin + n));
+    out.emplace_back(command::SendWorker{.peer = peer, .message = std::move(part)});
+  }
+}
+
 void Dispatcher::EmitMessages(std::vector<Command>& out) {
   for (auto& send : to_workers_) out.emplace_back(std::move(send));
   to_workers_.clear();
-  for (auto& [peer, revoke] : revokes_) out.emplace_back(command::SendWorker{.peer = peer, .message = std::move(revoke)});
+  for (auto& [peer, revoke] : revokes_) SendInParts(peer, revoke, out);
   revokes_.clear();
-  for (auto& [peer, reply] : ended_replies_) out.emplace_back(command::SendWorker{.peer = peer, .message = std::move(reply)});
+  for (auto& [peer, reply] : ended_replies_) SendInParts(peer, reply, out);
   ended_replies_.clear();
   for (auto& [id, worker] : workers_)
     if (!worker.grants.empty()) EmitGrants(worker, out);

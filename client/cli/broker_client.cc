@@ -9,6 +9,7 @@ namespace {
 
 constexpr Millis kAnswerTimeout{3000};   // then the request is sent again: it is idempotent by its ids
 constexpr Millis kWaitSlice{100};
+constexpr Millis kConnectSlice{5};      // between looks at a connection that is being made
 constexpr Millis kWatchInterval{5000};   // a watch is renewed this often, in case the broker restarted
 constexpr std::size_t kPendingUpdatesMax = 1000;
 
@@ -38,6 +39,15 @@ Result<BrokerClient> BrokerClient::Connect(wire::Transport& transport, const std
   return BrokerClient(transport, std::move(socket), clock);
 }
 
+Result<void> BrokerClient::Send(const wire::Message& message, MonoTime deadline) {
+  const std::string frame = wire::Encode(message);
+  while (true) {
+    auto sent = socket_->Send(frame);
+    if (sent || sent.error().code != ErrorCode::kUnavailable || clock_->Now() >= deadline) return sent;
+    transport_->Wait(kConnectSlice);
+  }
+}
+
 Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadline) {
   while (clock_->Now() < deadline) {
     while (auto frame = socket_->Receive()) {
@@ -56,7 +66,7 @@ Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadli
 Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline) {
   while (true) {
     const std::uint64_t request = next_request_++;
-    Result<void> sent = socket_->Send(wire::Encode(wire::SubmitRun{request, plan.run, plan.jobs, watch}));
+    Result<void> sent = Send(wire::SubmitRun{request, plan.run, plan.jobs, watch}, deadline);
     Error error{ErrorCode::kUnavailable, {}};
     if (sent) {
       auto reply = Await(request, std::min(deadline, clock_->Now() + kAnswerTimeout));
@@ -105,7 +115,7 @@ Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const
 
 Result<wire::StatusReply> BrokerClient::Status(MonoTime deadline) {
   const std::uint64_t request = next_request_++;
-  MILLRACE_TRY(socket_->Send(wire::Encode(wire::Status{request})));
+  MILLRACE_TRY(Send(wire::Status{request}, deadline));
   MILLRACE_TRY_ASSIGN(wire::Message reply, Await(request, deadline));
   if (auto* status = std::get_if<wire::StatusReply>(&reply)) return std::move(*status);
   if (const auto* problem = std::get_if<wire::Problem>(&reply)) return std::unexpected(ToError(*problem));

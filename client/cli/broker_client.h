@@ -35,7 +35,9 @@ class BrokerClient {
  private:
   BrokerClient(wire::Transport& transport, std::unique_ptr<wire::ClientSocket> socket, const Clock& clock)
       : transport_(&transport), socket_(std::move(socket)), clock_(&clock) {}
-  // Waits for a message that `accept` takes; others are kept for Follow.
+  // Waits for the connection, at most until `deadline`: a socket that has just been made has none yet.
+  Result<void> Send(const wire::Message& message, MonoTime deadline);
+  // Waits for the answer to `request`; updates that come first are kept for Follow.
   Result<wire::Message> Await(std::uint64_t request, MonoTime deadline);
 
   wire::Transport* transport_;

@@ -1,4 +1,11 @@
-# One function per kind of target. Flags, sanitizers, labels and link tests live here and nowhere else.
+# One function per kind of target. Flags, sanitizers, labels and link tests live here and nowhere else. `cmake --build ... --target
+# tier_unit` builds the programs of one tier.
+function(millrace_tier tier target)
+  if(NOT TARGET tier_${tier})
+    add_custom_target(tier_${tier})
+  endif()
+  add_dependencies(tier_${tier} ${target})
+endfunction()
 
 # millrace_library(name SRCS a.cc ... HEADERS a.h ... [DEPS public...] [PRIVATE_DEPS ...])
 # A static library `millrace_<name>`. Its headers must compile alone (target all_verify_interface_header_sets), and a link
@@ -15,6 +22,7 @@ function(millrace_library name)
   set_target_properties(link_test_${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/link_tests)
   add_test(NAME link.${name} COMMAND link_test_${name})
   set_tests_properties(link.${name} PROPERTIES LABELS unit)
+  millrace_tier(unit link_test_${name})
 endfunction()
 
 # millrace_executable(name SRCS ... DEPS ...)
@@ -44,6 +52,7 @@ function(millrace_test file)
   target_compile_definitions(${name} PRIVATE MILLRACE_SOURCE_DIR="${PROJECT_SOURCE_DIR}" MILLRACE_BIN_DIR="${CMAKE_BINARY_DIR}/bin")
   add_test(NAME ${ARG_TIER}.${name} COMMAND ${name})
   set_tests_properties(${ARG_TIER}.${name} PROPERTIES LABELS ${ARG_TIER} TIMEOUT ${ARG_TIMEOUT})
+  millrace_tier(${ARG_TIER} ${name})
   cmake_path(ABSOLUTE_PATH file OUTPUT_VARIABLE absolute)
   set_property(GLOBAL APPEND PROPERTY MILLRACE_TEST_FILES ${absolute})
 endfunction()
@@ -64,6 +73,7 @@ function(millrace_fuzz file)
     add_test(NAME fuzz.${name} COMMAND ${name} ${corpus})
     set_tests_properties(fuzz.${name} PROPERTIES LABELS fuzz TIMEOUT 60)
   endif()
+  millrace_tier(fuzz ${name})
   target_link_libraries(${name} PRIVATE millrace_flags ${ARG_DEPS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
 endfunction()

@@ -98,13 +98,13 @@ class BrokerTest : public testing::Test {
           report.finished_at = clock_.WallNow();
           ended.reports.push_back(std::move(report));
         }
+        ended.credit_limit = taken_ + kCredit;
+        ToBroker(*worker_, std::exchange(ended, {.worker = worker_id_, .credit_limit = 0, .reports = {}}));
       } else if (const auto* reply = std::get_if<wire::EndedReply>(&*message)) {
         for (const auto& item : reply->items)
           if (item.accepted) recorded_.insert(item.job);
       }
     }
-    ended.credit_limit = taken_ + kCredit;
-    if (!ended.reports.empty()) ToBroker(*worker_, ended);
     if (clock_.Now() >= next_beat_) {
       next_beat_ = clock_.Now() + kHeartbeatInterval;
       ToBroker(*worker_, wire::Beat{.worker = worker_id_, .credit_limit = taken_ + kCredit, .held = {}, .progress = {}, .draining = false});

@@ -296,7 +296,6 @@ TEST_F(RedisRestartTest, PasswordsAreAskedForAndNeverShown) {
     const auto wrong = open(login);
     ASSERT_FALSE(wrong) << login;
     EXPECT_EQ(wrong.error().code, ErrorCode::kRejected) << wrong.error().message;
-    EXPECT_EQ(wrong.error().message.find("word"), wrong.error().message.find("username-password")) << wrong.error().message;
     EXPECT_EQ(wrong.error().message.find("wr0ng"), std::string::npos);
     EXPECT_EQ(wrong.error().message.find("s3cret"), std::string::npos);
   }

@@ -1,0 +1,43 @@
+// After the rounds: what must hold, by plain SQL and the witness file.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/result.h"
+#include "tests/chaos/cluster.h"
+#include "tests/chaos/observer.h"
+#include "tests/chaos/rounds.h"
+#include "tests/chaos/submitter.h"
+
+namespace millrace::chaos {
+
+struct Violation {
+  std::string code;  // lost, doubled, stale_accepted, slot, run_failed, token_order, audit, harness
+  std::string text;
+};
+
+struct Findings {
+  std::vector<Violation> violations;
+  // Counts.
+  std::int64_t slots = 0, runs = 0, runs_succeeded = 0, jobs_accepted = 0, jobs_done = 0, attempts_lost = 0;
+  std::int64_t effects = 0, effect_rows = 0, lost = 0, doubled = 0, stale_refused = 0;
+  std::int64_t in_window = 0;                              // kills between a load's first row and its recorded outcome
+  std::map<std::string, std::map<std::string, int>> kills;  // victim -> phase -> how many
+  std::map<std::string, std::vector<Millis>> service;      // victim -> kill until a job submitted after it has ended
+  std::map<std::string, std::vector<Millis>> work;         // victim -> kill until the load that was under way has ended
+
+  bool Has(std::string_view code) const;
+};
+
+// An error: a question could not be asked at all.
+Result<Findings> Check(Cluster& cluster, Observer& observer, const Rounds& rounds, const std::map<JobId, Accepted>& accepted);
+
+// For people.
+std::string Report(const Findings& findings, const Rounds& rounds);
+
+}  // namespace millrace::chaos

@@ -1,0 +1,309 @@
+#include "tests/chaos/cluster.h"
+
+#include <fmt/format.h>
+#include <pwd.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <utility>
+
+#include "common/drivers/postgres.h"
+#include "common/drivers/redis.h"
+
+namespace millrace::chaos {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr Millis kServerStart{30'000};
+constexpr Millis kStopTimeout{20'000};
+constexpr Millis kPoll{50};
+
+const SystemClock& TheClock() {
+  static const SystemClock clock;
+  return clock;
+}
+
+Result<void> WriteFile(const std::string& path, std::string_view text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file) return Fail(ErrorCode::kRejected, "cannot write {}", path);
+  return {};
+}
+
+Result<std::string> PostgresBin() {
+  std::string best;
+  std::error_code ec;
+  for (const auto& version : fs::directory_iterator("/usr/lib/postgresql", ec)) {
+    const std::string bin = version.path() / "bin";
+    if (fs::exists(bin + "/postgres") && bin > best) best = bin;
+  }
+  if (best.empty()) return Fail(ErrorCode::kNotFound, "no PostgreSQL server. Run: ops/setup");
+  return best;
+}
+
+// PostgreSQL refuses to run as root.
+std::vector<std::string> AsPostgres(std::vector<std::string> argv) {
+  if (::geteuid() != 0) return argv;
+  std::vector<std::string> out{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL", "--"};
+  out.insert(out.end(), argv.begin(), argv.end());
+  return out;
+}
+
+std::string PipelineFile(std::string_view name, std::string_view cron, std::string_view overlap, std::string_view load) {
+  constexpr std::string_view kRetry = "retry: { max_attempts: 50, backoff: 200ms, backoff_max: 1s }";
+  return fmt::format(R"(version: 1
+pipeline: {0}
+schedule: {{ cron: "{1}", timezone: UTC, catchup: all, overlap: {2} }}
+stages:
+  input:
+    extract: {{ from: file, path: rows.csv, columns: {{ id: bigint, name: text, amount: double }} }}
+    {4}
+  shaped:
+    transform: |
+      select id, name, amount * 2 as amount from input where id % 10 <> 0
+    {4}
+  target:
+    load: {{ from: shaped, to: warehouse, {3} }}
+    {4}
+)",
+                     name, cron, overlap, load, kRetry);
+}
+
+}  // namespace
+
+Cluster::~Cluster() {
+  // Producers of work first, so that nothing complains about servers that are gone. Moved-from: nothing is there.
+  for (auto it = members_.rbegin(); it != members_.rend(); ++it) {
+    if (it->role == Role::kPostgres) it->process.Signal(SIGINT);  // fast shutdown: its children end too
+    if (it->role == Role::kPostgres) (void)it->process.Wait(kStopTimeout);
+    it->process.KillAndReap();
+  }
+  std::error_code ec;
+  if (!keep_ && !dir_.empty()) fs::remove_all(dir_, ec);
+}
+
+Result<Cluster> Cluster::Start(const ClusterOptions& options) {
+  Cluster cluster;
+  cluster.options_ = options;
+  std::string pattern = fs::temp_directory_path() / "millrace-chaos-XXXXXX";
+  if (::mkdtemp(pattern.data()) == nullptr) return Fail(ErrorCode::kRejected, "cannot make a temporary folder");
+  cluster.dir_ = pattern;
+  ::chmod(cluster.dir_.c_str(), 0755);
+  for (const char* sub : {"logs", "pg", "redis", "files", "lake"}) fs::create_directory(cluster.dir_ + "/" + sub);
+  MILLRACE_TRY(cluster.StartPostgres());
+  MILLRACE_TRY(cluster.StartRedis());
+  MILLRACE_TRY(cluster.CreateTargets());
+  MILLRACE_TRY(cluster.WriteFiles());
+  MILLRACE_TRY(cluster.StartMembers());
+  MILLRACE_TRY(cluster.WaitForWorkers());
+  for (const std::string_view name : {kAppendPipeline, kMergePipeline}) {
+    MILLRACE_TRY_ASSIGN(const int code,
+                        cluster.Run({"pipeline", "apply", fmt::format("{}/files/{}.yaml", cluster.dir_, name)}, kServerStart));
+    if (code != 0) return Fail(ErrorCode::kRejected, "pipeline apply {}: exit code {}, see {}/logs/cli.log", name, code, cluster.dir_);
+  }
+  return cluster;
+}
+
+Result<void> Cluster::Launch(Role role, std::string name, std::vector<std::string> argv) {
+  ProcessOptions options = role == Role::kPostgres || role == Role::kRedis
+                               ? ProcessOptions{.argv = std::move(argv), .env = {}, .log = dir_ + "/logs/" + name + ".log"}
+                               : Millrace(name, std::move(argv));
+  MILLRACE_TRY_ASSIGN(TestProcess process, TestProcess::Start(options));
+  members_.push_back({role, std::move(name), std::move(options), std::move(process)});
+  return WaitUntilItAnswers(members_.back());
+}
+
+Result<void> Cluster::Restart(Member& member) {
+  MILLRACE_TRY_ASSIGN(member.process, TestProcess::Start(member.options));
+  return WaitUntilItAnswers(member);
+}
+
+Result<void> Cluster::WaitUntilItAnswers(const Member& member) {
+  if (member.role != Role::kPostgres && member.role != Role::kRedis) return {};
+  const MonoTime deadline = TheClock().Now() + kServerStart;
+  while (true) {
+    std::string why;
+    if (member.role == Role::kPostgres) {
+      PgOptions options;
+      options.dsn = fmt::format("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres_port_);
+      auto connection = PgConnection::Connect(options, TheClock(), deadline);
+      if (connection) return {};
+      why = connection.error().message;
+    } else {
+      redis::Endpoint endpoint;
+      endpoint.host = "127.0.0.1";
+      endpoint.port = redis_port_;
+      auto client = redis::Connection::Connect(endpoint, {}, deadline);
+      if (client) {  // while it reads its append-only file, it accepts connections and answers LOADING
+        const auto pong = client->Call({"PING"}, deadline);
+        if (pong && pong->kind == redis::Reply::Kind::kStatus) return {};
+        why = pong ? pong->text : pong.error().message;
+      } else {
+        why = client.error().message;
+      }
+    }
+    if (TheClock().Now() >= deadline) return Fail(ErrorCode::kTimedOut, "{} does not answer: {}", member.name, why);
+    testing::SleepFor(kPoll);
+  }
+}
+
+Result<void> Cluster::StartPostgres() {
+  MILLRACE_TRY_ASSIGN(const std::string bin, PostgresBin());
+  const std::string pg = dir_ + "/pg";
+  if (::geteuid() == 0) {
+    const passwd* user = ::getpwnam("postgres");
+    if (user == nullptr || ::chown(pg.c_str(), user->pw_uid, user->pw_gid) != 0)
+      return Fail(ErrorCode::kRejected, "there is no user 'postgres'");
+  }
+  MILLRACE_TRY_ASSIGN(const int code,
+                      testing::RunToEnd({.argv = AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres", "-A", "trust",
+                                                             "-E", "UTF8", "--no-locale"}),
+                                         .env = {}, .log = dir_ + "/logs/initdb.log"}, kServerStart * 2));
+  if (code != 0) return Fail(ErrorCode::kRejected, "initdb: exit code {}, see {}/logs/initdb.log", code, dir_);
+  MILLRACE_TRY_ASSIGN(postgres_port_, testing::FreePort(options_.seed * 31));
+  const auto dsn = [&](std::string_view database) {
+    return fmt::format("host=127.0.0.1 port={} user=postgres dbname={}", postgres_port_, database);
+  };
+  ledger_dsn_ = dsn("millrace");
+  warehouse_dsn_ = dsn("warehouse");
+  return Launch(Role::kPostgres, "postgres",
+                AsPostgres({bin + "/postgres", "-D", pg + "/data", "-p", std::to_string(postgres_port_), "-c",
+                            "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + pg, "-c", "max_connections=200"}));
+}
+
+Result<void> Cluster::StartRedis() {
+  MILLRACE_TRY_ASSIGN(redis_port_, testing::FreePort(options_.seed * 31 + 1000));
+  return Launch(Role::kRedis, "redis",
+                {"redis-server", "--port", std::to_string(redis_port_), "--bind", "127.0.0.1", "--dir", dir_ + "/redis", "--save", "",
+                 "--appendonly", "yes", "--appendfsync", "everysec"});
+}
+
+Result<void> Cluster::CreateTargets() {
+  const auto run = [&](const std::string& dsn, std::string_view sql) -> Result<void> {
+    PgOptions options;
+    options.dsn = dsn;
+    const MonoTime deadline = TheClock().Now() + kServerStart;
+    MILLRACE_TRY_ASSIGN(const auto connection, PgConnection::Connect(options, TheClock(), deadline));
+    return connection->Exec(sql, deadline);
+  };
+  const std::string postgres = fmt::format("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres_port_);
+  MILLRACE_TRY(run(postgres, "create database millrace"));
+  MILLRACE_TRY(run(postgres, "create database warehouse"));
+  // The append target has no unique key: nothing but the effect's receipt keeps rows from coming twice.
+  return run(warehouse_dsn_,
+             "create schema wh;"
+             "create table wh.appended (id bigint, name text, amount double precision, _millrace_effect text, _millrace_token bigint);"
+             "create table wh.merged (id bigint primary key, name text, amount double precision)");
+}
+
+Result<void> Cluster::WriteFiles() {
+  std::string rows = "id,name,amount\n";
+  for (int i = 1; i <= kInputRows; ++i) rows += fmt::format("{},name {},{}.5\n", i, i, i);
+  MILLRACE_TRY(WriteFile(dir_ + "/files/rows.csv", rows));
+  MILLRACE_TRY(WriteFile(fmt::format("{}/files/{}.yaml", dir_, kAppendPipeline),
+                         PipelineFile(kAppendPipeline, kAppendCron, "allow", "table: wh.appended, mode: append, provenance: true")));
+  MILLRACE_TRY(WriteFile(fmt::format("{}/files/{}.yaml", dir_, kMergePipeline),
+                         PipelineFile(kMergePipeline, kMergeCron, "queue", "table: wh.merged, mode: merge, key: [id]")));
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    MILLRACE_TRY_ASSIGN(const std::uint16_t clients, testing::FreePort(options_.seed * 31 + 2000 + 100 * i));
+    MILLRACE_TRY_ASSIGN(const std::uint16_t workers, testing::FreePort(options_.seed * 31 + 3000 + 100 * i));
+    client_endpoints_.push_back(fmt::format("tcp://127.0.0.1:{}", clients));
+    worker_endpoints_.push_back(fmt::format("tcp://127.0.0.1:{}", workers));
+  }
+  return WriteFile(dir_ + "/millrace.yaml",
+                   fmt::format(R"(version: 1
+home: {0}/home
+lake: {0}/lake
+log: {{ format: text }}
+ledger: {{ dsn: "{1}" }}
+queue: {{ redis: "127.0.0.1:{2}" }}
+broker: {{ listen_clients: "{3}", listen_workers: "{4}" }}
+worker: {{ brokers: ["{4}", "{5}"], concurrency: 4 }}
+scheduler: {{ lead_ttl: 2s }}
+audit: {{ checkpoint_dir: {0}/checkpoints, key_file: {0}/audit.key }}
+connections:
+  warehouse: {{ type: postgres, dsn: "{6}" }}
+)",
+                               dir_, ledger_dsn_, redis_port_, client_endpoints_[0], worker_endpoints_[0], worker_endpoints_[1],
+                               warehouse_dsn_));
+}
+
+ProcessOptions Cluster::Millrace(const std::string& name, std::vector<std::string> arguments) const {
+  std::vector<std::string> argv{options_.bin + "/millrace", "--config", dir_ + "/millrace.yaml"};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
+  ProcessOptions options{.argv = std::move(argv), .env = {}, .log = fmt::format("{}/logs/{}.log", dir_, name)};
+  if (!options_.failpoints.empty()) {
+    options.env.emplace_back("MILLRACE_FAILPOINTS", options_.failpoints);
+    options.env.emplace_back("MILLRACE_FAILPOINT_SEED", std::to_string(options_.seed));
+  }
+  return options;
+}
+
+Result<void> Cluster::StartMembers() {
+  for (std::size_t i = 0; i < 2; ++i) {
+    MILLRACE_TRY(Launch(Role::kBroker, fmt::format("broker-{}", i + 1),
+                        {"--set", "broker.listen_clients=" + client_endpoints_[i], "--set",
+                         "broker.listen_workers=" + worker_endpoints_[i], "broker", "--name", fmt::format("broker-{}", i + 1)}));
+    if (i > 0) continue;
+    // The first one alone creates the schema, the audit key and takes the shards.
+    const MonoTime deadline = TheClock().Now() + kServerStart;
+    while (true) {
+      MILLRACE_TRY_ASSIGN(const int code, Run({"status"}, kServerStart));
+      if (code == 0) break;
+      if (TheClock().Now() >= deadline) return Fail(ErrorCode::kTimedOut, "the first broker does not answer; see {}/logs", dir_);
+      testing::SleepFor(kPoll);
+    }
+  }
+  for (const int i : {1, 2}) {
+    const std::string worker = fmt::format("worker-{}", i), scheduler = fmt::format("scheduler-{}", i);
+    MILLRACE_TRY(Launch(Role::kWorker, worker, {"worker", "--name", worker}));
+    MILLRACE_TRY(Launch(Role::kScheduler, scheduler, {"scheduler", "--name", scheduler}));
+  }
+  return {};
+}
+
+Result<void> Cluster::WaitForWorkers() {
+  const MonoTime deadline = TheClock().Now() + kServerStart;
+  while (TheClock().Now() < deadline) {
+    MILLRACE_TRY_ASSIGN(const int code, testing::RunToEnd({.argv = {"sh", "-c",
+                                                                    "\"$0\" --config \"$1\" status -o json | grep -c '\"worker-' | grep -q 2",
+                                                                    options_.bin + "/millrace", dir_ + "/millrace.yaml"},
+                                                           .env = {}, .log = dir_ + "/logs/cli.log"}, kServerStart));
+    if (code == 0) return {};
+    testing::SleepFor(kPoll);
+  }
+  return Fail(ErrorCode::kTimedOut, "the workers did not connect; see {}/logs", dir_);
+}
+
+std::vector<Member*> Cluster::OfRole(Role role) {
+  std::vector<Member*> found;
+  for (Member& member : members_)
+    if (member.role == role) found.push_back(&member);
+  return found;
+}
+
+Result<void> Cluster::StopSchedulers() {
+  for (Member* scheduler : OfRole(Role::kScheduler)) {
+    scheduler->process.Signal(SIGTERM);
+    const auto code = scheduler->process.Wait(kStopTimeout);
+    if (!code || *code != 0)
+      return Fail(ErrorCode::kRejected, "{} did not end well after SIGTERM: {}", scheduler->name,
+                  code ? fmt::format("exit code {}", *code) : "still running");
+  }
+  return {};
+}
+
+Result<int> Cluster::Run(std::vector<std::string> arguments, Millis timeout) {
+  ProcessOptions options = Millrace("cli", std::move(arguments));
+  options.env.clear();
+  return testing::RunToEnd(options, timeout);
+}
+
+}  // namespace millrace::chaos

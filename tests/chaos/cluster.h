@@ -1,0 +1,88 @@
+// A whole distributed Millrace of real processes for the chaos tests: PostgreSQL, Redis (append-only file), two brokers, two
+// workers, two schedulers, two scheduled pipelines. Everything lives in one folder and on free ports of 127.0.0.1.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/result.h"
+#include "tests/support/process.h"
+
+namespace millrace::chaos {
+
+using testing::ProcessOptions;
+using testing::TestProcess;
+
+enum class Role : std::uint8_t { kPostgres, kRedis, kBroker, kWorker, kScheduler };
+
+struct Member {
+  Role role;
+  std::string name;
+  ProcessOptions options;
+  TestProcess process;
+};
+
+struct ClusterOptions {
+  std::string bin;         // folder of millrace and millrace-stage
+  std::string failpoints;  // MILLRACE_FAILPOINTS of every Millrace process; empty: none
+  std::uint64_t seed = 1;
+};
+
+inline constexpr int kInputRows = 400;
+inline constexpr int kRowsPerEffect = 360;  // of those: the ones whose id is not a multiple of ten
+inline constexpr std::string_view kAppendPipeline = "chaos_append";
+inline constexpr std::string_view kMergePipeline = "chaos_merge";
+inline constexpr std::string_view kAppendCron = "*/2 * * * * *";
+inline constexpr std::string_view kMergeCron = "*/5 * * * * *";
+
+// Not thread-safe; start it on the main thread (tests/support/process.h).
+class Cluster {
+ public:
+  // Starts the servers, creates databases and target tables, starts all processes, waits until both workers are connected,
+  // applies the pipelines.
+  static Result<Cluster> Start(const ClusterOptions& options);
+  Cluster(Cluster&&) = default;
+  ~Cluster();
+
+  std::vector<Member*> OfRole(Role role);
+  Result<void> Restart(Member& member);        // after its process has ended; Redis and PostgreSQL: until they answer
+  // Ends the schedulers with SIGTERM. An error names one that did not end with code 0 in time.
+  Result<void> StopSchedulers();
+  // One `millrace` command, to its end; its output is appended to `<dir>/logs/cli.log`.
+  Result<int> Run(std::vector<std::string> arguments, Millis timeout);
+
+  const std::string& dir() const { return dir_; }
+  const std::string& ledger_dsn() const { return ledger_dsn_; }
+  const std::string& warehouse_dsn() const { return warehouse_dsn_; }
+  const std::vector<std::string>& client_endpoints() const { return client_endpoints_; }
+  std::string witness() const { return dir_ + "/witness"; }
+  std::string checkpoints() const { return dir_ + "/checkpoints"; }
+  // From now on the folder is removed with the cluster.
+  void RemoveAtEnd() { keep_ = false; }
+
+ private:
+  Cluster() = default;
+  Result<void> StartPostgres();
+  Result<void> StartRedis();
+  Result<void> CreateTargets();
+  Result<void> WriteFiles();
+  Result<void> StartMembers();
+  Result<void> WaitForWorkers();
+  Result<void> Launch(Role role, std::string name, std::vector<std::string> argv);
+  Result<void> WaitUntilItAnswers(const Member& member);
+  ProcessOptions Millrace(const std::string& name, std::vector<std::string> arguments) const;
+
+  ClusterOptions options_;
+  std::string dir_;
+  bool keep_ = true;
+  std::uint16_t postgres_port_ = 0, redis_port_ = 0;
+  std::string ledger_dsn_, warehouse_dsn_;
+  std::vector<std::string> client_endpoints_, worker_endpoints_;
+  std::vector<Member> members_;  // in the order of starting
+};
+
+}  // namespace millrace::chaos

@@ -1,0 +1,147 @@
+// Kill -9 of a random process, again and again, while scheduled runs and single jobs flow; then every promise is checked from
+// outside. MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder.
+// MILLRACE_CHAOS_MUTANT=no_fence|no_receipt|drop_accepted puts one deliberate defect into the processes: the same command
+// must then fail. The Mutants tests below prove that it does.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tests/chaos/checker.h"
+#include "tests/chaos/cluster.h"
+#include "tests/chaos/observer.h"
+#include "tests/chaos/rounds.h"
+#include "tests/chaos/submitter.h"
+
+namespace millrace::chaos {
+namespace {
+
+constexpr int kKillsShort = 12, kKillsLong = 50;
+constexpr Millis kDrainTimeout{120'000};
+constexpr Millis kFlowTimeout{20'000};
+
+#if defined(MILLRACE_FAILPOINTS) && MILLRACE_FAILPOINTS
+constexpr bool kHaveFailpoints = true;
+#else
+constexpr bool kHaveFailpoints = false;
+#endif
+#define MILLRACE_NEED_FAILPOINTS() \
+  if (!kHaveFailpoints) GTEST_SKIP() << "this build has no failpoints (-DMILLRACE_FAILPOINTS=ON, preset dev)"
+
+// They make every load slow enough to be hit in each of its phases.
+constexpr std::string_view kWindows =
+    "load.after_fence=sleep(150),load.after_staging=sleep(500),load.before_commit=sleep(400),load.after_commit=sleep(500)";
+
+std::string Env(const char* name, std::string fallback) {
+  const char* value = std::getenv(name);
+  return value == nullptr || *value == '\0' ? std::move(fallback) : std::string(value);
+}
+bool Long() { return Env("MILLRACE_CHAOS", "short") == "long"; }
+std::uint64_t Seed() {
+  static const std::uint64_t seed = [] {
+    const std::string text = Env("MILLRACE_CHAOS_SEED", "");
+    return text.empty() ? SystemRandom().Next() % 1'000'000 : std::strtoull(text.c_str(), nullptr, 10);
+  }();
+  return seed;
+}
+
+std::string MutantFailpoint(const std::string& mutant) {
+  if (mutant.empty()) return "";
+  return fmt::format(",mutant.{}=error{}", mutant, mutant == "drop_accepted" ? "(0.05)" : "");
+}
+
+// Slots appear up to now, so that "between the first and the last" says something about the end too.
+bool SlotsFlow(Observer& observer, const Clock& clock) {
+  for (const MonoTime until = clock.Now() + kFlowTimeout; clock.Now() < until; testing::SleepFor(Millis{100})) {
+    const auto late = observer.Ledger("select coalesce(extract(epoch from clock_timestamp() - max(slot)) * 1000, 1e9)::bigint from millrace.slot");
+    if (late && late->Int(0, 0) < 4000) return true;
+  }
+  return false;
+}
+
+bool Drain(Observer& observer, const Clock& clock) {
+  for (const MonoTime until = clock.Now() + kDrainTimeout; clock.Now() < until; testing::SleepFor(Millis{100}))
+    if (observer.Live() == 0) return true;
+  return false;
+}
+
+struct Scenario {
+  std::uint64_t seed = 1;
+  std::string mutant;
+  std::vector<Round> plan;
+};
+
+Result<Findings> Play(const Scenario& scenario) {
+  const SystemClock clock;
+  SeededRandom random(scenario.seed);
+  const MonoTime started = clock.Now();
+  MILLRACE_TRY_ASSIGN(Cluster cluster,
+                      Cluster::Start({.bin = MILLRACE_BIN_DIR, .failpoints = std::string(kWindows) + MutantFailpoint(scenario.mutant),
+                                      .seed = scenario.seed}));
+  std::printf("cluster in %s\n", cluster.dir().c_str());
+  Observer observer(cluster.ledger_dsn(), cluster.warehouse_dsn());
+  Submitter submitter(cluster.client_endpoints(), cluster.witness());
+  Rounds rounds(cluster, observer, random);
+  for (const Round& round : scenario.plan) {
+    MILLRACE_TRY(rounds.Play(round));
+    std::fflush(stdout);
+  }
+  const bool flows = SlotsFlow(observer, clock);
+  submitter.Stop();
+  const Result<void> stopped = cluster.StopSchedulers();
+  const bool drained = Drain(observer, clock);
+  MILLRACE_TRY_ASSIGN(Findings findings, Check(cluster, observer, rounds, submitter.accepted()));
+  if (!flows) findings.violations.push_back({"slot", "no slot was decided in the last seconds before the end"});
+  if (!stopped) findings.violations.push_back({"harness", stopped.error().message});
+  if (!drained) findings.violations.push_back({"lost", fmt::format("not everything ended within {} s", kDrainTimeout.count() / 1000)});
+  std::printf("%s%lld s in all\n", Report(findings, rounds).c_str(),
+              static_cast<long long>(std::chrono::duration_cast<std::chrono::seconds>(clock.Now() - started).count()));
+  if (Env("MILLRACE_CHAOS_KEEP", "").empty() && (findings.violations.empty() || !scenario.mutant.empty())) cluster.RemoveAtEnd();
+  return findings;
+}
+
+TEST(KillRounds, EverySlotOneRunEveryRunOneEffect) {
+  MILLRACE_NEED_FAILPOINTS();
+  std::printf("MILLRACE_CHAOS_SEED=%llu MILLRACE_CHAOS=%s\n", static_cast<unsigned long long>(Seed()), Long() ? "long" : "short");
+  SeededRandom random(Seed());
+  const int kills = std::atoi(Env("MILLRACE_CHAOS_KILLS", std::to_string(Long() ? kKillsLong : kKillsShort)).c_str());
+  const auto findings = Play({.seed = Seed(), .mutant = Env("MILLRACE_CHAOS_MUTANT", ""), .plan = MakePlan(kills, random)});
+  ASSERT_TRUE(findings) << findings.error().message;
+  for (const Violation& v : findings->violations) ADD_FAILURE() << v.code << ": " << v.text;
+  EXPECT_GE(2 * findings->in_window, kills) << "at least half of the kills must fall between a load's first row and its outcome";
+  EXPECT_GT(findings->stale_refused, 0) << "no frozen attempt came back to be refused";
+  EXPECT_EQ(findings->lost, 0);
+  EXPECT_EQ(findings->doubled, 0);
+}
+
+// The same processes and the same checks with one defect each; the plan goes straight to where it shows.
+void ExpectCaught(const std::string& mutant, std::vector<Round> plan, std::string_view code) {
+  const auto findings = Play({.seed = Seed() + mutant.size(), .mutant = mutant, .plan = std::move(plan)});
+  ASSERT_TRUE(findings) << findings.error().message;
+  EXPECT_TRUE(findings->Has(code)) << "mutant " << mutant << " was not caught as '" << code << "'";
+}
+
+TEST(Mutants, NoFenceIsCaught) {
+  MILLRACE_NEED_FAILPOINTS();
+  ExpectCaught("no_fence", {{.freeze = true, .phase = Phase::kRowsSent}, {.freeze = true, .phase = Phase::kRowsSent}}, "stale_accepted");
+}
+
+TEST(Mutants, NoReceiptIsCaught) {
+  MILLRACE_NEED_FAILPOINTS();
+  ExpectCaught("no_receipt", {{.victim = Victim::kStage, .phase = Phase::kCommitted}, {.victim = Victim::kWorker, .phase = Phase::kCommitted}},
+               "doubled");
+}
+
+TEST(Mutants, DroppedAcceptedJobIsCaught) {
+  MILLRACE_NEED_FAILPOINTS();
+  ExpectCaught("drop_accepted", {{.victim = Victim::kScheduler, .phase = Phase::kNone}, {.victim = Victim::kRedis, .phase = Phase::kRowsSent}},
+               "lost");
+}
+
+}  // namespace
+}  // namespace millrace::chaos

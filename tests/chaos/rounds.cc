@@ -1,0 +1,171 @@
+#include "tests/chaos/rounds.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/limits.h"
+
+namespace millrace::chaos {
+namespace {
+
+constexpr Millis kPhaseTimeout{20'000};  // a broker's successor needs up to kOwnershipTtl before loads flow again
+constexpr Millis kFreezeTimeout{15'000};
+constexpr Millis kWakeTimeout{8'000};
+constexpr Millis kPoll{15};
+constexpr std::string_view kStageProgram = "millrace-stage";
+
+template <class T>
+void Shuffle(std::vector<T>& values, Random& random) {
+  for (std::size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[random.Below(i)]);
+}
+
+}  // namespace
+
+std::string_view Name(Victim victim) {
+  switch (victim) {
+    case Victim::kBroker: return "broker";
+    case Victim::kWorker: return "worker";
+    case Victim::kStage: return "stage";
+    case Victim::kScheduler: return "scheduler";
+    case Victim::kRedis: return "redis";
+  }
+  return "?";
+}
+
+std::vector<Round> MakePlan(int kills, Random& random) {
+  constexpr Phase kPhases[] = {Phase::kRowsSent, Phase::kReceipt, Phase::kCommitted, Phase::kNone};
+  std::vector<Round> plan;
+  std::vector<Victim> bag;
+  std::vector<Phase> phases;
+  for (int i = 0; i < kills; ++i) {
+    if (bag.empty()) {
+      bag.assign(std::begin(kVictims), std::end(kVictims));
+      Shuffle(bag, random);
+    }
+    if (phases.empty()) {
+      phases.assign(std::begin(kPhases), std::end(kPhases));
+      Shuffle(phases, random);
+    }
+    plan.push_back({.freeze = false, .victim = bag.back(), .phase = phases.back()});
+    bag.pop_back();
+    phases.pop_back();
+    if (i % 6 == 3) plan.push_back({.freeze = true, .victim = Victim::kWorker, .phase = Phase::kRowsSent});
+  }
+  return plan;
+}
+
+Millis Rounds::Between(Millis low, Millis high) {
+  return low + Millis{static_cast<std::int64_t>(random_.Below(static_cast<std::uint64_t>((high - low).count()) + 1))};
+}
+
+Result<void> Rounds::Play(const Round& round) {
+  testing::SleepFor(Between(Millis{150}, Millis{900}));
+  return round.freeze ? PlayFreeze() : PlayKill(round);
+}
+
+// The load that the round wants; the furthest one when it does not care or none came in time.
+std::optional<LoadInFlight> Rounds::WaitFor(const Round& round) {
+  const MonoTime until = clock_.Now() + (round.phase == Phase::kNone ? Millis{0} : kPhaseTimeout);
+  std::optional<LoadInFlight> furthest;
+  while (true) {
+    furthest.reset();
+    for (LoadInFlight& load : observer_.Loads()) {
+      const bool crashed_enough = crashes_[load.effect_hash] >= kCrashesMax - 1;
+      const bool wanted = load.phase == round.phase && (!round.freeze || load.append) &&
+                          (round.victim != Victim::kStage || !crashed_enough);
+      if (round.phase != Phase::kNone && wanted) return std::move(load);
+      if (!furthest || load.phase > furthest->phase) furthest = std::move(load);
+    }
+    if (clock_.Now() >= until) return furthest;
+    testing::SleepFor(kPoll);
+  }
+}
+
+std::optional<Rounds::Holder> Rounds::HolderOf(const LoadInFlight& load) {
+  for (Member* worker : cluster_.OfRole(Role::kWorker)) {
+    const auto stage = testing::HolderOfPort(load.client_port, testing::ChildrenOf(worker->process.pid(), kStageProgram));
+    if (stage) return Holder{worker, *stage};
+  }
+  return std::nullopt;
+}
+
+Member* Rounds::Choose(Victim victim, const std::optional<Holder>& holder) {
+  const auto named = [&](Role role, const std::optional<std::string>& name) {
+    std::vector<Member*> members = cluster_.OfRole(role);
+    Member* chosen = members[random_.Below(members.size())];
+    if (!name || random_.Below(5) == 0) return chosen;  // now and then the one that stands by
+    for (Member* member : members)
+      if (name->find(member->name) != std::string::npos) chosen = member;
+    return chosen;
+  };
+  switch (victim) {
+    case Victim::kBroker: return named(Role::kBroker, observer_.OwnerName());
+    case Victim::kScheduler: return named(Role::kScheduler, observer_.LeaderName());
+    case Victim::kRedis: return cluster_.OfRole(Role::kRedis).front();
+    case Victim::kWorker:
+    case Victim::kStage: return holder ? holder->worker : named(Role::kWorker, std::nullopt);
+  }
+  return nullptr;
+}
+
+std::optional<pid_t> Rounds::SomeStage() {
+  std::vector<pid_t> all;
+  for (Member* worker : cluster_.OfRole(Role::kWorker)) {
+    const auto children = testing::ChildrenOf(worker->process.pid(), kStageProgram);
+    all.insert(all.end(), children.begin(), children.end());
+  }
+  if (all.empty()) return std::nullopt;
+  return all[random_.Below(all.size())];
+}
+
+Result<void> Rounds::PlayKill(const Round& round) {
+  const auto load = WaitFor(round);
+  const auto holder = load && round.phase != Phase::kNone ? HolderOf(*load) : std::nullopt;
+  Kill kill{.victim = round.victim, .name = {}, .phase = load ? load->phase : Phase::kNone, .at = clock_.WallNow(),
+            .effect_hash = load ? load->effect_hash : ""};
+  if (round.victim == Victim::kStage) {
+    // Whoever holds the load; a process that waits for work when there is none, or when one more crash would end its job.
+    const bool spare = load && crashes_[load->effect_hash] >= kCrashesMax - 1;
+    const auto stage = holder && !spare ? std::optional(holder->stage) : SomeStage();
+    if (stage) ::kill(*stage, SIGKILL);
+    if (holder && !spare) ++crashes_[load->effect_hash];
+    kill.name = fmt::format("stage process {}", stage.value_or(-1));
+    kills_.push_back(std::move(kill));
+    return {};
+  }
+  Member* member = Choose(round.victim, holder);
+  kill.name = member->name;
+  member->process.Signal(SIGKILL);
+  if (!member->process.Wait(Millis{10'000})) return Fail(ErrorCode::kTimedOut, "{} did not die of SIGKILL", member->name);
+  kills_.push_back(std::move(kill));
+  testing::SleepFor(Between(Millis{100}, Millis{1200}));
+  return cluster_.Restart(*member);
+}
+
+// A worker and its load stop in the middle, another attempt begins, and then the first one goes on as if nothing had happened.
+Result<void> Rounds::PlayFreeze() {
+  const auto load = WaitFor({.freeze = true, .victim = Victim::kWorker, .phase = Phase::kRowsSent});
+  const auto holder = load && load->phase == Phase::kRowsSent ? HolderOf(*load) : std::nullopt;
+  if (!holder) return {};  // it was over before we looked
+  ::kill(holder->stage, SIGSTOP);
+  holder->worker->process.Signal(SIGSTOP);
+  Freeze freeze{.worker = holder->worker->name, .effect_hash = load->effect_hash, .token = load->token, .newer_began = false};
+  for (const MonoTime until = clock_.Now() + kFreezeTimeout; clock_.Now() < until && !freeze.newer_began; testing::SleepFor(kPoll))
+    freeze.newer_began = observer_.FenceToken(load->effect_hash) > load->token;
+  ::kill(holder->stage, SIGCONT);
+  const auto still_there = [&] {
+    return std::ranges::any_of(observer_.Loads(), [&](const LoadInFlight& l) {
+      return l.effect_hash == load->effect_hash && l.token == load->token;
+    });
+  };
+  for (const MonoTime until = clock_.Now() + kWakeTimeout; clock_.Now() < until && still_there(); testing::SleepFor(kPoll)) {
+  }
+  holder->worker->process.Signal(SIGCONT);
+  freezes_.push_back(std::move(freeze));
+  return {};
+}
+
+}  // namespace millrace::chaos

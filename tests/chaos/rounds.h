@@ -1,0 +1,81 @@
+// Kill -9 of one process after another while runs flow, at chosen moments of a load.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/random.h"
+#include "common/base/result.h"
+#include "tests/chaos/cluster.h"
+#include "tests/chaos/observer.h"
+
+namespace millrace::chaos {
+
+enum class Victim : std::uint8_t { kBroker, kWorker, kStage, kScheduler, kRedis };
+inline constexpr Victim kVictims[] = {Victim::kBroker, Victim::kWorker, Victim::kStage, Victim::kScheduler, Victim::kRedis};
+std::string_view Name(Victim victim);
+
+struct Round {
+  bool freeze = false;                 // SIGSTOP of a worker and its load until a newer attempt has begun; no kill
+  Victim victim = Victim::kWorker;
+  Phase phase = Phase::kNone;          // kNone: whenever; otherwise a load must be there (for a worker or stage: its load)
+};
+
+struct Kill {
+  Victim victim = Victim::kWorker;
+  std::string name;                    // of the process
+  Phase phase = Phase::kNone;          // of the load that was furthest, or that was waited for
+  WallTime at{};
+  std::string effect_hash;             // of that load; empty: none
+};
+
+struct Freeze {
+  std::string worker;
+  std::string effect_hash;
+  std::int64_t token = 0;              // of the frozen attempt
+  bool newer_began = false;            // a newer attempt raised the fence before the frozen one went on
+};
+
+// `kills` rounds that kill, and one freeze in each six; every victim comes up equally often, in an order drawn from `random`.
+// Three of four wait for a load between its first row and its outcome.
+std::vector<Round> MakePlan(int kills, Random& random);
+
+// Not thread-safe.
+class Rounds {
+ public:
+  Rounds(Cluster& cluster, Observer& observer, Random& random) : cluster_(cluster), observer_(observer), random_(random) {}
+
+  // An error is the harness's (a server does not come back), never a finding about Millrace.
+  Result<void> Play(const Round& round);
+
+  const std::vector<Kill>& kills() const { return kills_; }
+  const std::vector<Freeze>& freezes() const { return freezes_; }
+
+ private:
+  struct Holder {
+    Member* worker = nullptr;
+    pid_t stage = -1;
+  };
+  std::optional<LoadInFlight> WaitFor(const Round& round);
+  std::optional<Holder> HolderOf(const LoadInFlight& load);
+  Member* Choose(Victim victim, const std::optional<Holder>& holder);
+  std::optional<pid_t> SomeStage();
+  Result<void> PlayKill(const Round& round);
+  Result<void> PlayFreeze();
+  Millis Between(Millis low, Millis high);
+
+  Cluster& cluster_;
+  Observer& observer_;
+  Random& random_;
+  SystemClock clock_;
+  std::vector<Kill> kills_;
+  std::vector<Freeze> freezes_;
+  std::map<std::string, int> crashes_;  // stage kills by effect: the third would end the job, as it should
+};
+
+}  // namespace millrace::chaos
