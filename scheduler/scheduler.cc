@@ -34,6 +34,7 @@ Result<std::shared_ptr<const Scheduler::Compiled>> Scheduler::Compile(const Sche
   MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger_.GetPipeline(row.org, row.pipeline, row.version, deadline));
   MILLRACE_TRY_ASSIGN(Pipeline pipeline, PipelineFromJson(version.definition));
   MILLRACE_TRY_ASSIGN(CronSchedule cron, CronSchedule::Make(row.spec));
+  MILLRACE_TRY(ParseCatchup(row.spec.catchup));  // here, where a broken row is this schedule's problem alone
   auto compiled = std::make_shared<const Compiled>(Compiled{std::move(pipeline), version.base_dir, std::move(cron)});
   // Older versions of the same schedule cannot come back: one entry per schedule.
   std::erase_if(compiled_, [&](const auto& entry) {
@@ -114,8 +115,9 @@ Result<Millis> Scheduler::Pass() {
   const auto flush = [&]() -> Result<void> {
     if (batch.decisions.empty() && batch.watermarks.empty()) return {};
     MILLRACE_TRY_ASSIGN(const FireResult fired, ledger_.Fire(batch, deadline));
-    for (const SlotKey& key : fired.already_decided)
-      LogInfo("slot {} of {} was decided by another scheduler", ToRfc3339(key.slot), key.pipeline);
+    if (!fired.already_decided.empty())
+      LogInfo("{} slots had been decided by another scheduler, the first: {} of {}", fired.already_decided.size(),
+              ToRfc3339(fired.already_decided.front().slot), fired.already_decided.front().pipeline);
     // The ring only wakes the owner: it finds the outbox rows by itself too, so a failure here loses nothing.
     for (const ShardId shard : shards)
       if (const auto rung = inbox_.Ring(shard); !rung) LogWarn("cannot ring shard {}: {}", shard.value(), rung.error().message);

@@ -151,10 +151,11 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
 Result<ExitCode> DoStatus(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "status"));
   MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
-  const std::string& endpoint = context->config().broker.listen_clients;
+  const std::string endpoint = context->ClientEndpoint();
   MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, endpoint, context->clock()));
   auto status = client.Status(context->clock().Now() + kStatusTimeout);
-  if (!status) return Fail(ErrorCode::kUnavailable, "no broker answers at {}: {}", endpoint, status.error().message);
+  if (!status) return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'", endpoint,
+                context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
   if (context->format() != OutputFormat::kTable) {
     Json json{{"broker", status->broker}, {"shards", Json::array()}, {"workers", Json::array()}};
     for (const auto& s : status->shards)
@@ -200,7 +201,7 @@ Result<ExitCode> DoDoctor(const Options& options) {
   return ok ? ExitCode::kOk : ExitCode::kWorkFailed;
 }
 
-ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : Complain(result.error()); }
+ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : ComplainAboutFile(result.error()); }
 
 }  // namespace
 

@@ -13,13 +13,6 @@ namespace {
 
 constexpr Millis kTypeCheckTimeout{60'000};
 
-// Errors of a file are already rendered with their places: no prefix.
-ExitCode ComplainAboutFile(const Error& error) {
-  if (error.code != ErrorCode::kRejected) return Complain(error);
-  fmt::print(stderr, "{}\n", error.message);
-  return ExitCode::kWorkFailed;
-}
-
 std::string Joined(const std::vector<std::string>& names) {
   std::string text;
   for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;

@@ -50,12 +50,7 @@ Result<ExitCode> DoUp(const Options& options) {
 }
 
 ExitCode Finish(const Result<ExitCode>& result) {
-  if (result) return *result;
-  if (result.error().code == ErrorCode::kRejected) {
-    fmt::print(stderr, "{}\n", result.error().message);
-    return ExitCode::kWorkFailed;
-  }
-  return Complain(result.error());
+  return result ? *result : ComplainAboutFile(result.error());
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // run FILE, run start, run list, run show, run logs.
+#include <array>
 #include <atomic>
 #include <cstdio>
 
@@ -10,6 +11,7 @@
 #include "client/cli/pipeline_file.h"
 #include "client/cli/progress.h"
 #include "client/cli/run_report.h"
+#include "common/base/suggest.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
@@ -20,6 +22,7 @@ namespace {
 
 constexpr Millis kTypeCheckTimeout{60'000};
 constexpr Millis kSubmitTimeout{30'000};
+constexpr Millis kBrokerAnswers{3000};
 constexpr auto kRunTimeoutMax = std::chrono::hours{24 * 30};
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
 constexpr std::size_t kFiresShown = 3;
@@ -76,6 +79,13 @@ Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Op
   return report;
 }
 
+// `millrace run lst` looks for a file of that name; its user meant something else.
+std::string DidYouMeanVerb(const std::string& word) {
+  static constexpr std::array<std::string_view, 4> kVerbs{"start", "list", "show", "logs"};
+  const auto verb = Suggest(word, kVerbs);
+  return verb ? fmt::format("; did you mean 'millrace run {}'?", *verb) : "";
+}
+
 ExitCode ExitCodeOf(RunState state) {
   return state == RunState::kSucceeded || state == RunState::kSkipped ? ExitCode::kOk : ExitCode::kWorkFailed;
 }
@@ -87,8 +97,16 @@ Result<ExitCode> DoRunFile(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(quiet_log, "run"));
   if (!context->embedded())
     return Fail(ErrorCode::kInvalidArgument, "run FILE is the embedded form; with ledger.dsn set, use 'pipeline apply' and 'run start'");
-  MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
+  auto read = ReadPipelineFile(options.file);
+  if (!read && read.error().code == ErrorCode::kNotFound)
+    return Fail(ErrorCode::kNotFound, "{}{}", read.error().message, DidYouMeanVerb(options.file));
+  if (!read) return std::unexpected(std::move(read.error()));
+  const PipelineFile file = std::move(*read);
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
+  RunRequest request;
+  request.base_dir = file.base_dir;
+  request.params = params;
+  MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // parameters first: they are about the command line
   MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
   MILLRACE_TRY_ASSIGN(const HomeLock lock, HomeLock::Acquire(context->config().home, "millrace run"));
 
@@ -96,10 +114,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
   MILLRACE_TRY_ASSIGN(const PipelineVersion version,
                       ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir, kDefaultOrg,
                                             context->Deadline()));
-  RunRequest request;
   request.version = version.version;
-  request.base_dir = file.base_dir;
-  request.params = params;
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
 
@@ -142,13 +157,19 @@ Result<ExitCode> DoRunStart(const Options& options) {
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(pipeline, request, context->ids()));
 
-  const std::string endpoint =
-      context->embedded() ? "ipc://" + context->config().home + "/broker.sock" : context->config().broker.listen_clients;
+  const std::string endpoint = context->ClientEndpoint();
   MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
   MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, endpoint, context->clock()));
+  if (const auto status = client.Status(context->clock().Now() + kBrokerAnswers); !status)
+    return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'; nothing was submitted", endpoint,
+                context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
   if (!options.wait) {
     if (auto submitted = client.SubmitRun(plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
       return Prefixed(std::move(submitted.error()), "broker at {}", endpoint);
+    if (options.quiet) {
+      fmt::print("{}\n", plan.run.id.ToString());
+      return ExitCode::kOk;
+    }
     Print(Table{.columns = {"run", "pipeline", "version"}, .rows = {{plan.run.id.ToString(), pipeline.name, version.version}}},
           context->format());
     return ExitCode::kOk;
@@ -219,11 +240,7 @@ Result<ExitCode> DoRunLogs(const Options& options) {
 
 ExitCode Finish(const Result<ExitCode>& result) {
   if (result) return *result;
-  if (result.error().code == ErrorCode::kRejected) {  // errors of a file, rendered with their places
-    fmt::print(stderr, "{}\n", result.error().message);
-    return ExitCode::kWorkFailed;
-  }
-  return Complain(result.error());
+  return ComplainAboutFile(result.error());
 }
 
 }  // namespace

@@ -7,8 +7,20 @@
 #include <filesystem>
 
 #include "common/base/log.h"
+#include "common/ledger/schema_version.h"
 
 namespace millrace::cli {
+namespace {
+
+// A damaged file is named with what to do about it; every other error says that itself.
+Error LedgerError(Error error, bool embedded) {
+  error.message = "ledger: " + error.message;
+  if (embedded && error.code == ErrorCode::kCorrupt)
+    error.message += "; restore this file from a backup, or move it away to begin with an empty history";
+  return error;
+}
+
+}  // namespace
 
 Result<std::unique_ptr<Context>> Context::Make(const Options& options, std::string process) {
   MILLRACE_TRY_ASSIGN(const OutputFormat format, ParseOutputFormat(options.output));
@@ -23,6 +35,10 @@ Result<std::unique_ptr<Context>> Context::Make(const Options& options, std::stri
     inputs.flags.emplace_back(setting.substr(0, equals), setting.substr(equals + 1));
   }
   MILLRACE_TRY_ASSIGN(LoadedConfig loaded, LoadConfig(inputs));
+  std::error_code ec;
+  const auto home = std::filesystem::status(loaded.config.home, ec);
+  if (loaded.config.ledger.kind == LedgerConfig::Kind::kSqlite && std::filesystem::exists(home) && !std::filesystem::is_directory(home))
+    return Fail(ErrorCode::kInvalidArgument, "--home '{}' is not a directory: give another one", loaded.config.home);
   ConfigureLog(loaded.config.log_level, loaded.config.log_format, std::move(process));
   return std::unique_ptr<Context>(new Context(std::move(loaded), format));
 }
@@ -36,12 +52,21 @@ Result<std::unique_ptr<Ledger>> Context::OpenLedger(Create create, std::string_v
   options.shard_count = config().broker.shards;
   if (embedded() && create == Create::kNo && !std::filesystem::exists(options.dsn))
     return Fail(ErrorCode::kNotFound, "there is no ledger at {}: run a pipeline first, or give another --home", options.dsn);
+  if (embedded() && create == Create::kNo) {
+    if (auto known = CheckSqliteLedgerVersion(options.dsn, clock_, Deadline()); !known)
+      return std::unexpected(LedgerError(std::move(known.error()), true));
+  }
   auto ledger = embedded() ? OpenSqliteLedger(options, Deadline()) : OpenPostgresLedger(options, Deadline());
-  if (!ledger) return Prefixed(std::move(ledger.error()), "ledger");
+  if (!ledger) return std::unexpected(LedgerError(std::move(ledger.error()), embedded()));
   if (create == Create::kYes) {
-    if (auto migrated = (*ledger)->Migrate(Deadline()); !migrated) return Prefixed(std::move(migrated.error()), "ledger");
+    if (auto migrated = (*ledger)->Migrate(Deadline()); !migrated)
+      return std::unexpected(LedgerError(std::move(migrated.error()), embedded()));
   }
   return std::move(*ledger);
+}
+
+std::string Context::ClientEndpoint() const {
+  return embedded() ? "ipc://" + config().home + "/broker.sock" : config().broker.listen_clients;
 }
 
 std::vector<ConnectionSpec> Context::Connections() const {
@@ -56,6 +81,13 @@ std::vector<ConnectionSpec> Context::Connections() const {
 ExitCode Complain(const Error& error) {
   fmt::print(stderr, "millrace: {}\n", error.message);
   return ExitCodeFor(error.code);
+}
+
+ExitCode ComplainAboutFile(const Error& error) {
+  const std::string_view text = error.message;
+  if (error.code != ErrorCode::kRejected || !text.ends_with('\n')) return Complain(error);
+  fmt::print(stderr, "{}", text);
+  return ExitCode::kWorkFailed;
 }
 
 std::string StageProgram() {

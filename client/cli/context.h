@@ -36,6 +36,8 @@ class Context {
   // One connection, for one thread. kYes: makes and upgrades the schema. kNo: kNotFound when nothing was ever stored there.
   Result<std::unique_ptr<Ledger>> OpenLedger(Create create, std::string_view actor);
   bool embedded() const { return config().ledger.kind == LedgerConfig::Kind::kSqlite; }
+  // Where a broker answers clients of other processes: the socket in the home of `millrace up`, or broker.listen_clients.
+  std::string ClientEndpoint() const;
   std::vector<ConnectionSpec> Connections() const;  // with their secrets: for the worker and the query command
 
  private:
@@ -50,6 +52,9 @@ class Context {
 
 // Prints "millrace: <message>" on stderr and returns the exit code of the error.
 ExitCode Complain(const Error& error);
+
+// The same for a command that reads a pipeline file: the file's own errors come rendered, with their places, and need no prefix.
+ExitCode ComplainAboutFile(const Error& error);
 
 // Where this installation keeps millrace-stage: beside the running executable.
 std::string StageProgram();

@@ -42,7 +42,8 @@ void LedgerFindings(Context& context, std::vector<Finding>& out) {
     if (context.embedded() && ledger.error().code == ErrorCode::kNotFound) {
       out.push_back(Good("ledger", shown + " (not made yet)"));
     } else {
-      out.push_back(Bad("ledger", ledger.error().message, "check ledger.dsn and that the server runs"));
+      out.push_back(Bad("ledger", ledger.error().message,
+                        context.embedded() ? "see the message; another --home is a fresh start" : "check ledger.dsn and that the server runs"));
     }
     return;
   }

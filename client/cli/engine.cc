@@ -192,7 +192,7 @@ Result<std::unique_ptr<Engine>> Engine::Start(Context& context, EngineParts whic
     if (together) {  // nobody else is meant to join: no port is opened, only (for `up`) a socket inside the home
       clients = {parts.client_endpoint};
       workers = {"inproc://workers"};
-      if (which.scheduler) clients.push_back("ipc://" + context.config().home + "/broker.sock");
+      if (which.scheduler) clients.push_back(context.ClientEndpoint());
     }
     MILLRACE_TRY(parts.StartBroker(clients, workers));
   }
@@ -231,6 +231,8 @@ Result<void> Engine::Join() {
   if (parts_->worker_thread.joinable()) parts_->worker_thread.join();
   if (parts_->broker) {
     if (parts_->worker) parts_->broker->RequestStop();
+    // Its inbox thread looks for the stop only after a wait: wake it.
+    for (std::uint16_t i = 0; i < parts_->context.config().broker.shards; ++i) (void)parts_->local_inbox->Ring(ShardId{i});
     parts_->broker->Join();
   }
   return parts_->worker_result;

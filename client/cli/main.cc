@@ -1,9 +1,14 @@
 // The command line's grammar. CLI11 stays in this file (it is slow to compile).
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "client/cli/commands.h"
 #include "common/base/suggest.h"
@@ -47,7 +52,6 @@ void AddRunCommands(Grammar& g) {
   CLI::App* run = g.Add(&g.app, "run", "Run a pipeline file here and now, embedded; or look at runs", RunFile);
   run->add_option("FILE", g.options.file, "Pipeline file");
   run->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
-  run->footer("Examples:\n  millrace run shop.yaml\n  millrace run shop.yaml -p since=2026-01-01 -o json\n  millrace run list --pipeline shop\n  millrace run show 0193e0c5-...");
   CLI::App* start = g.Add(run, "start", "Start a run of an applied pipeline", RunStart);
   start->add_option("PIPELINE", g.options.pipeline, "Name of the pipeline")->required();
   start->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
@@ -90,7 +94,6 @@ void AddPipelineCommands(Grammar& g) {
   next->add_option("--dst", g.options.dst, "Daylight-saving rule of --cron: once, skip or both");
   next->add_option("--from", g.options.from, "Fires after this time (default: now), as 2026-11-21T06:15:00Z");
   next->add_option("-n,--count", g.options.count, "How many (default 10)");
-  next->footer("Example:\n  millrace schedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3");
 }
 
 void AddProcessCommands(Grammar& g) {
@@ -121,24 +124,102 @@ void AddOtherCommands(Grammar& g) {
   g.Add(&g.app, "version", "Versions of this program and its libraries", Version);
 }
 
-// CLI11 says only "A subcommand is required" for a typo: name the nearest command.
-std::string Hint(const CLI::App& app, int argc, char** argv) {
+// Every command shows how it is used, and where its other options are.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 26> kExamples{{
+    {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
+    {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
+    {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
+    {"run show", "run show 01a1fc86-aaa1-71b6-be1e-5b4980682c42"},
+    {"run logs", "run logs 01a1fc86-aaa1-71b6-be1e-5b4980682c42 --stage orders"},
+    {"check", "check shop.yaml\ncheck shop.yaml -o json"},
+    {"plan", "plan shop.yaml\nplan shop.yaml -p since=2026-01-01"},
+    {"up", "up shop.yaml\nup --home /var/lib/shop"},
+    {"broker", "broker --config /etc/millrace/config.yaml --name broker-1"},
+    {"worker", "worker --name worker-1 --concurrency 8\nworker --set worker.queues=default,heavy"},
+    {"scheduler", "scheduler --name scheduler-1"},
+    {"status", "status\nstatus -o json"},
+    {"pipeline", "pipeline apply shop.yaml\npipeline list"},
+    {"pipeline apply", "pipeline apply shop.yaml\npipeline apply shop.yaml --cron '0 6 * * *' --timezone Europe/Paris"},
+    {"pipeline list", "pipeline list -o csv"},
+    {"pipeline show", "pipeline show shop"},
+    {"schedule", "schedule list\nschedule next shop"},
+    {"schedule list", "schedule list -o json"},
+    {"schedule next",
+     "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3"},
+    {"query", "query warehouse \"select * from shop_per_country limit 10\"\nquery warehouse \"select count(*) from orders\" -o csv"},
+    {"audit", "audit verify"},
+    {"audit verify", "audit verify\naudit verify --checkpoints /mnt/worm/checkpoints -o json"},
+    {"config", "config show --origin"},
+    {"config show", "config show --origin\nconfig show --set worker.concurrency=4 -o json"},
+    {"doctor", "doctor\ndoctor --home /var/lib/shop"},
+    {"version", "version\nversion -o json"},
+}};
+
+std::string Footer(std::string_view command) {
+  std::string text;
+  for (const auto& [name, lines] : kExamples) {
+    if (name != command) continue;
+    text = lines.contains('\n') ? "Examples:" : "Example:";
+    for (std::size_t at = 0; at <= lines.size();) {
+      const std::size_t end = std::min(lines.find('\n', at), lines.size());
+      text += fmt::format("\n  millrace {}", lines.substr(at, end - at));
+      at = end + 1;
+    }
+  }
+  return text + "\n\nOptions of every command (--home, -o, --set, ...): millrace --help";
+}
+
+void AddFooters(CLI::App& app, const std::string& prefix) {
+  for (CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) {
+    const std::string name = prefix.empty() ? sub->get_name() : prefix + " " + sub->get_name();
+    sub->footer(Footer(name));
+    AddFooters(*sub, name);
+  }
+}
+
+std::string DidYouMean(std::string_view word, const std::vector<std::string>& names) {
+  const std::vector<std::string_view> views(names.begin(), names.end());
+  const auto nearest = Suggest(word, views);
+  return nearest ? fmt::format("; did you mean '{}'?", *nearest) : "";
+}
+
+void AddOptionNames(const CLI::App& app, std::vector<std::string>* names) {
+  for (const CLI::Option* option : app.get_options([](const CLI::Option*) { return true; }))
+    for (const std::string& name : option->get_lnames()) names->push_back("--" + name);
+}
+
+// CLI11 says only "A subcommand is required" or "not expected" for a typo: name the word and the nearest command or option.
+std::string Hint(const CLI::App& app, const std::vector<std::string>& words) {
   const CLI::App* at = &app;
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (word.starts_with('-')) continue;
+  std::vector<std::string> options;
+  AddOptionNames(app, &options);
+  bool is_command = true;  // later words are arguments
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const std::string word = words[i].substr(0, words[i].find('='));
+    if (word == "--") return "";
+    if (word.starts_with('-')) {
+      const CLI::Option* option = at->get_option_no_throw(word);
+      if (option == nullptr) option = app.get_option_no_throw(word);
+      const bool attached = !word.starts_with("--") && word.size() > 2;  // -ojson
+      if (option == nullptr && !attached) return fmt::format("unknown option '{}'{}", word, DidYouMean(word, options));
+      if (option != nullptr && option->get_items_expected_max() > 0 && words[i].size() == word.size()) ++i;
+      continue;
+    }
+    if (!is_command) continue;
     const CLI::App* next = nullptr;
     std::vector<std::string> names;
     for (const CLI::App* sub : at->get_subcommands([](const CLI::App*) { return true; })) {
       names.push_back(sub->get_name());
       if (names.back() == word) next = sub;
     }
-    if (next == nullptr) {
-      std::vector<std::string_view> views(names.begin(), names.end());
-      if (const auto nearest = Suggest(word, views)) return "unknown command '" + word + "'; did you mean '" + *nearest + "'?";
-      return "";
+    if (next != nullptr) {
+      at = next;
+      AddOptionNames(*at, &options);
+    } else {
+      is_command = false;
+      const bool takes_words = at->get_subcommands([](const CLI::App*) { return true; }).empty() || at->get_name() == "run";
+      if (!takes_words) return fmt::format("unknown command '{}'{}", word, DidYouMean(word, names));
     }
-    at = next;
   }
   return "";
 }
@@ -153,11 +234,12 @@ int Main(int argc, char** argv) {
   AddPipelineCommands(g);
   AddProcessCommands(g);
   AddOtherCommands(g);
+  AddFooters(g.app, "");
   try {
     g.app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return g.app.exit(e);  // --help, --version
-    const std::string hint = Hint(g.app, argc, argv);
+    const std::string hint = Hint(g.app, std::vector<std::string>(argv + 1, argv + argc));
     fmt::print(stderr, "millrace: {}\n", hint.empty() ? e.what() : hint);
     fmt::print(stderr, "Run with --help for the commands and their options.\n");
     return static_cast<int>(ExitCode::kUsage);

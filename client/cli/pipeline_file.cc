@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -14,6 +15,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "client/cli/context.h"
 #include "common/base/limits.h"
@@ -106,6 +108,14 @@ Result<std::string> CallStageCheck(const std::string& request, MonoTime deadline
   return answer.substr(4);
 }
 
+// Some value of the type: types do not depend on which.
+std::string SampleOf(const std::string& type) {
+  if (type == "date") return "2000-01-01";
+  if (type == "timestamp") return "2000-01-01 00:00:00";
+  if (type == "boolean") return "true";
+  return type == "bigint" || type == "double" ? "1" : "";
+}
+
 Diagnostic ToDiagnostic(const PipelineFile& file, const Json& problem) {
   Diagnostic d;
   d.file = file.path;
@@ -160,11 +170,14 @@ Result<std::map<std::string, std::string>> ParseParams(const std::vector<std::st
 
 Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
                                            const std::string& lake, MonoTime deadline) {
+  auto values = params;
+  for (const ParamSpec& p : file.pipeline.params)
+    if (p.required) values.try_emplace(p.name, SampleOf(p.type));
   Json request;
   request["pipeline"] = Json::parse(ToJson(file.pipeline));
   request["base_dir"] = file.base_dir;
   request["lake"] = lake;
-  request["params"] = params;
+  request["params"] = values;
   request["org"] = kDefaultOrg.value();
   MILLRACE_TRY_ASSIGN(const std::string text, CallStageCheck(request.dump(), deadline));
   const Json answer = Json::parse(text, nullptr, false);
@@ -173,6 +186,7 @@ Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::
   try {
     std::vector<Diagnostic> diagnostics;
     for (const Json& problem : answer.at("problems")) diagnostics.push_back(ToDiagnostic(file, problem));
+    std::ranges::stable_sort(diagnostics, {}, [](const Diagnostic& d) { return std::pair{d.place.line, d.place.column}; });
     if (!diagnostics.empty()) return std::unexpected(Error{ErrorCode::kRejected, RenderAll(diagnostics, file.source)});
     std::vector<StageSchema> schemas;
     for (const Json& stage : answer.at("stages")) {

@@ -18,13 +18,15 @@ struct PipelineFile {
   Pipeline pipeline;
 };
 
-// kNotFound: no such file. kRejected: the file has errors; the message is all of them, rendered with their places.
+// kNotFound: no such file. kRejected: the file has errors; the message is all of them, rendered with their places,
+// and ends with a newline.
 Result<PipelineFile> ReadPipelineFile(const std::string& path);
 
 // -p name=value arguments. kInvalidArgument names the one that is not of that form or comes twice.
 Result<std::map<std::string, std::string>> ParseParams(const std::vector<std::string>& params);
 
-// Types, columns and SQL of the whole graph, without data, by millrace-stage. kRejected: rendered complaints.
+// Types, columns and SQL of the whole graph, without data, by millrace-stage. A required parameter that is not given stands
+// for some value of its type. kRejected: rendered complaints, which end with a newline.
 struct StageSchema {
   std::string stage;
   std::vector<ColumnSpec> columns;

@@ -1,10 +1,12 @@
 #include "client/cli/query.h"
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "common/crypto/audit.h"
 #include "common/drivers/postgres.h"
 #include "common/drivers/sqlite.h"
+#include "common/model/sql_scan.h"
 
 namespace millrace::cli {
 namespace {
@@ -28,6 +30,7 @@ Cell SqliteCell(const sqlite::Statement& row, int column) {
 }
 
 Result<Table> QuerySqlite(const std::string& path, const std::string& sql, const Clock& clock, MonoTime deadline) {
+  if (!std::filesystem::exists(path)) return Fail(ErrorCode::kNotFound, "there is no database at {}: nothing was loaded yet", path);
   MILLRACE_TRY_ASSIGN(auto database, sqlite::Database::Open(path, {.access = sqlite::Access::kReadOnly, .clock = &clock}));
   database.SetDeadline(deadline);
   MILLRACE_TRY_ASSIGN(auto statement, database.Prepare(sql));
@@ -37,7 +40,7 @@ Result<Table> QuerySqlite(const std::string& path, const std::string& sql, const
     MILLRACE_TRY_ASSIGN(const bool row, statement.Step());
     if (!row) return table;
     if (table.rows.size() >= kQueryRowsMax)
-      return Fail(ErrorCode::kLimit, "query: more than {} rows; add a limit", kQueryRowsMax);
+      return Fail(ErrorCode::kInvalidArgument, "query: more than {} rows; add a limit", kQueryRowsMax);
     std::vector<Cell> cells;
     for (int c = 0; c < statement.ColumnCount(); ++c) cells.push_back(SqliteCell(statement, c));
     table.rows.push_back(std::move(cells));
@@ -65,7 +68,7 @@ Result<Table> QueryPostgres(const std::string& dsn, const std::string& sql, cons
   Table table;
   for (int r = 0; r < rows.rows(); ++r) {
     if (table.rows.size() >= kQueryRowsMax)
-      return Fail(ErrorCode::kLimit, "query: more than {} rows; add a limit", kQueryRowsMax);
+      return Fail(ErrorCode::kInvalidArgument, "query: more than {} rows; add a limit", kQueryRowsMax);
     const Json object = Json::parse(rows.Bytes(r, 0), nullptr, false);
     if (!object.is_object()) return Fail(ErrorCode::kCorrupt, "query: the server's row {} is no JSON object", r + 1);
     std::vector<Cell> cells;
@@ -78,9 +81,22 @@ Result<Table> QueryPostgres(const std::string& dsn, const std::string& sql, cons
   return table;
 }
 
+// The connections are opened for reading only; this is for what a reader could do all the same (a second statement that is
+// silently left out, temporary tables, settings) and for clear words.
+Result<void> RequireOneQuery(const std::string& sql) {
+  const SqlScan scan = ScanSql(sql);
+  if (scan.statements != 1)
+    return Fail(ErrorCode::kInvalidArgument, "query: {} statements in the SQL; give one", scan.statements);
+  const std::string_view first = scan.first_word;
+  if (first != "select" && first != "with" && first != "values")
+    return Fail(ErrorCode::kInvalidArgument, "query only reads: the SQL starts with SELECT, WITH or VALUES, not '{}'", first);
+  return {};
+}
+
 }  // namespace
 
 Result<Table> RunQuery(const ConnectionSpec& connection, const std::string& sql, const Clock& clock, MonoTime deadline) {
+  MILLRACE_TRY(RequireOneQuery(sql));
   auto table = connection.type == "sqlite" ? QuerySqlite(connection.dsn, sql, clock, deadline)
                                            : QueryPostgres(connection.dsn, sql, clock, deadline);
   if (!table) return Prefixed(std::move(table.error()), "connection '{}'", connection.name);

@@ -10,8 +10,9 @@
 
 namespace millrace::cli {
 
-inline constexpr std::size_t kQueryRowsMax = 100'000;  // kLimit beyond it: this is for looking, not for moving data
+inline constexpr std::size_t kQueryRowsMax = 100'000;  // kInvalidArgument beyond it: this is for looking, not for moving data
 
+// kInvalidArgument: not exactly one query; kNotFound: an SQLite file that does not exist.
 Result<Table> RunQuery(const ConnectionSpec& connection, const std::string& sql, const Clock& clock, MonoTime deadline);
 
 }  // namespace millrace::cli

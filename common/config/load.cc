@@ -310,7 +310,7 @@ class Loader {
     if (c.worker.brokers.empty()) return Wrong("worker.brokers", "must name at least one broker");
     for (const std::string& broker : c.worker.brokers) MILLRACE_TRY(CheckEndpoint("worker.brokers", broker));
     MILLRACE_TRY_ASSIGN(c.worker.concurrency, Number("worker.concurrency", std::max(in_.cores, 1u), 1, 10'000));
-    MILLRACE_TRY_ASSIGN(c.worker.queues, List("worker.queues", {"default"}));
+    MILLRACE_TRY_ASSIGN(c.worker.queues, List("worker.queues", {}));
     MILLRACE_TRY_ASSIGN(c.worker.roots, List("worker.roots", {}));
     MILLRACE_TRY_ASSIGN(c.worker.drain_timeout, Duration("worker.drain_timeout", "30s"));
     MILLRACE_TRY_ASSIGN(c.worker.stage_processes, Number("worker.stage_processes", 2, 0, 256));

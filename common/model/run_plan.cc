@@ -22,7 +22,7 @@ Result<std::vector<BoundParam>> BindParams(const Pipeline& pipeline, const std::
     if (std::ranges::find(names, name) != names.end()) continue;
     const auto near = Suggest(name, names);
     return Fail(ErrorCode::kInvalidArgument, "pipeline '{}' has no parameter '{}'{}", pipeline.name, name,
-                near ? fmt::format("; did you mean '{}'?", *near) : "");
+                near ? fmt::format("; did you mean '{}'?", *near) : names.empty() ? "" : fmt::format("; it has: {}", fmt::join(names, ", ")));
   }
   std::vector<BoundParam> bound;
   for (const ParamSpec& p : pipeline.params) {

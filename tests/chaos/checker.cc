@@ -154,7 +154,7 @@ class Checker {
     MILLRACE_TRY(NoRows(true, "stale_accepted", "published by an attempt after a newer one had raised the fence",
                         "select r.effect || ' token ' || r.token || ' at ' || r.published_at || ', fence ' || f.token || ' at ' || f.raised_at"
                         " from millrace.receipt r join millrace.fence f using (effect) where r.token < f.token and r.published_at > f.raised_at"));
-    MILLRACE_TRY(NoRows(true, "doubled", "rows and receipt name different attempts",
+    MILLRACE_TRY(NoRows(true, "receipt", "rows and receipt name different attempts",
                         "select distinct a._millrace_effect from wh.appended a left join millrace.receipt r on r.effect = a._millrace_effect"
                         " where r.token is distinct from a._millrace_token"));
     MILLRACE_TRY(NoRows(true, "stale_accepted", "staging is left", "select s.name from millrace.staging s join millrace.receipt r using (effect)"
@@ -249,15 +249,21 @@ class Checker {
         if (ended != load_ended.end())
           out_.work[victim].push_back(std::chrono::duration_cast<Millis>(ended->second - kill.at));
       }
-      std::optional<WallTime> first;
-      for (const auto& [job, told] : accepted_) {
-        const auto outcome = outcomes_.find(job);
-        if (told.submitted_at > kill.at && outcome != outcomes_.end() && (!first || outcome->second.recorded_at < *first))
-          first = outcome->second.recorded_at;
-      }
-      if (first) out_.service[victim].push_back(std::chrono::duration_cast<Millis>(*first - kill.at));
+      Served(victim, kill.at);
     }
+    for (const Disturbance& other : rounds_.others()) Served(std::string(Name(other.fault)), other.at);
     return {};
+  }
+
+  // How long after `at` the first job that was submitted after it had ended.
+  void Served(const std::string& fault, WallTime at) {
+    std::optional<WallTime> first;
+    for (const auto& [job, told] : accepted_) {
+      const auto outcome = outcomes_.find(job);
+      if (told.submitted_at > at && outcome != outcomes_.end() && (!first || outcome->second.recorded_at < *first))
+        first = outcome->second.recorded_at;
+    }
+    if (first) out_.service[fault].push_back(std::chrono::duration_cast<Millis>(*first - at));
   }
 
   Cluster& cluster_;
@@ -290,8 +296,8 @@ std::string Report(const Findings& f, const Rounds& rounds) {
                                 "lost {}, doubled {}, stale writes refused {}, attempts lost with their worker {}\n",
                                 f.slots, f.runs, f.runs_succeeded, f.effects, f.effect_rows, f.jobs_accepted, f.jobs_done, f.lost,
                                 f.doubled, f.stale_refused, f.attempts_lost);
-  out += fmt::format("{} kills, {} of them between a load's first row and its recorded outcome; {} freezes\n", rounds.kills().size(),
-                     f.in_window, rounds.freezes().size());
+  out += fmt::format("{} kills, {} of them between a load's first row and its recorded outcome; {} freezes, {} other faults\n",
+                     rounds.kills().size(), f.in_window, rounds.freezes().size(), rounds.others().size());
   out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10}\n", "victim", "no load", "fenced", "rows sent", "receipt written", "committed");
   for (const auto& [victim, phases] : f.kills) {
     const auto n = [&](Phase phase) {
@@ -302,8 +308,8 @@ std::string Report(const Findings& f, const Rounds& rounds) {
                        n(Phase::kReceipt), n(Phase::kCommitted));
   }
   for (const auto& [victim, times] : f.service)
-    out += fmt::format("{:<10} a job submitted after the kill ended: {}\n", victim, Quantiles(times));
-  for (const auto& [victim, times] : f.work) out += fmt::format("{:<10} the load under way at the kill ended: {}\n", victim, Quantiles(times));
+    out += fmt::format("{:<16} a job submitted after it ended in {}\n", victim, Quantiles(times));
+  for (const auto& [victim, times] : f.work) out += fmt::format("{:<16} the load under way at the kill ended in {}\n", victim, Quantiles(times));
   std::map<std::string, int> shown;
   for (const Violation& v : f.violations)
     if (++shown[v.code] <= kTextsPerCode) out += fmt::format("VIOLATION {}: {}\n", v.code, v.text);

@@ -17,7 +17,7 @@
 namespace millrace::chaos {
 
 struct Violation {
-  std::string code;  // lost, doubled, stale_accepted, slot, run_failed, token_order, audit, harness
+  std::string code;  // lost, doubled, stale_accepted, receipt, slot, run_failed, token_order, audit, harness
   std::string text;
 };
 

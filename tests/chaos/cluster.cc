@@ -81,7 +81,7 @@ stages:
 Cluster::~Cluster() {
   // Producers of work first, so that nothing complains about servers that are gone. Moved-from: nothing is there.
   for (auto it = members_.rbegin(); it != members_.rend(); ++it) {
-    if (it->role == Role::kPostgres) it->process.Signal(SIGINT);  // fast shutdown: its children end too
+    if (it->role == Role::kPostgres) it->process.Signal(SIGQUIT);  // its children end too
     if (it->role == Role::kPostgres) (void)it->process.Wait(kStopTimeout);
     it->process.KillAndReap();
   }
@@ -287,6 +287,16 @@ std::vector<Member*> Cluster::OfRole(Role role) {
   for (Member& member : members_)
     if (member.role == role) found.push_back(&member);
   return found;
+}
+
+Result<void> Cluster::FlushRedis() {
+  redis::Endpoint endpoint;
+  endpoint.host = "127.0.0.1";
+  endpoint.port = redis_port_;
+  const MonoTime deadline = TheClock().Now() + kServerStart;
+  MILLRACE_TRY_ASSIGN(redis::Connection client, redis::Connection::Connect(endpoint, {}, deadline));
+  MILLRACE_TRY_ASSIGN(const redis::Reply reply, client.Call({"FLUSHALL"}, deadline));
+  return reply.AsOk("FLUSHALL");
 }
 
 Result<void> Cluster::StopSchedulers() {

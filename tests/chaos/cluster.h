@@ -50,6 +50,7 @@ class Cluster {
 
   std::vector<Member*> OfRole(Role role);
   Result<void> Restart(Member& member);        // after its process has ended; Redis and PostgreSQL: until they answer
+  Result<void> FlushRedis();
   // Ends the schedulers with SIGTERM. An error names one that did not end with code 0 in time.
   Result<void> StopSchedulers();
   // One `millrace` command, to its end; its output is appended to `<dir>/logs/cli.log`.

@@ -11,8 +11,9 @@ namespace {
 
 constexpr Millis kAskTimeout{5000};
 constexpr std::string_view kSessionsSql =
-    "select application_name, coalesce(client_port, 0), coalesce(state, ''), lower(left(query, 200))"
-    " from pg_stat_activity where datname = current_database() and application_name like 'millrace load %' order by pid";
+    "select application_name, coalesce(client_port, 0), coalesce(state, ''), lower(left(query, 200)), exists (select 1 from millrace.fence f"
+    " where left(encode(sha256(convert_to(f.effect, 'UTF8')), 'hex'), 16) = split_part(application_name, ' ', 3)"
+    " and f.effect like '%/chaos_append/%') from pg_stat_activity where datname = current_database() and application_name like 'millrace load %' order by pid";
 
 // The statement that a session ran last says where it is: each failpoint that makes a load wait follows another one.
 Phase PhaseOf(std::string_view state, std::string_view query) {
@@ -64,8 +65,7 @@ std::vector<LoadInFlight> Observer::Loads() {
     if (space != std::string_view::npos) std::from_chars(rest.data() + space + 1, rest.data() + rest.size(), load.token);
     load.client_port = static_cast<std::uint16_t>(sessions->Int(i, 1));
     load.phase = PhaseOf(sessions->Bytes(i, 2), sessions->Bytes(i, 3));
-    load.append = sessions->Bytes(i, 3).find("wh\".\"appended") != std::string_view::npos ||
-                  sessions->Bytes(i, 3).find("wh.appended") != std::string_view::npos;
+    load.append = sessions->Bool(i, 4);
     loads.push_back(std::move(load));
   }
   return loads;

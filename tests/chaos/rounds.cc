@@ -35,6 +35,16 @@ std::string_view Name(Victim victim) {
   return "?";
 }
 
+std::string_view Name(Fault fault) {
+  switch (fault) {
+    case Fault::kKill: return "kill";
+    case Fault::kFreeze: return "freeze";
+    case Fault::kFlush: return "FLUSHALL";
+    case Fault::kPostgresCrash: return "PostgreSQL crash";
+  }
+  return "?";
+}
+
 std::vector<Round> MakePlan(int kills, Random& random) {
   constexpr Phase kPhases[] = {Phase::kRowsSent, Phase::kReceipt, Phase::kCommitted, Phase::kNone};
   std::vector<Round> plan;
@@ -49,10 +59,12 @@ std::vector<Round> MakePlan(int kills, Random& random) {
       phases.assign(std::begin(kPhases), std::end(kPhases));
       Shuffle(phases, random);
     }
-    plan.push_back({.freeze = false, .victim = bag.back(), .phase = phases.back()});
+    plan.push_back({.fault = Fault::kKill, .victim = bag.back(), .phase = phases.back()});
     bag.pop_back();
     phases.pop_back();
-    if (i % 6 == 3) plan.push_back({.freeze = true, .victim = Victim::kWorker, .phase = Phase::kRowsSent});
+    if (i % 6 == 1) plan.push_back({.fault = Fault::kFlush, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kRowsSent});
+    if (i % 6 == 3) plan.push_back({.fault = Fault::kFreeze});
+    if (i % 12 == 6) plan.push_back({.fault = Fault::kPostgresCrash, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kReceipt});
   }
   return plan;
 }
@@ -63,7 +75,13 @@ Millis Rounds::Between(Millis low, Millis high) {
 
 Result<void> Rounds::Play(const Round& round) {
   testing::SleepFor(Between(Millis{150}, Millis{900}));
-  return round.freeze ? PlayFreeze() : PlayKill(round);
+  switch (round.fault) {
+    case Fault::kKill: return PlayKill(round);
+    case Fault::kFreeze: return PlayFreeze();
+    case Fault::kFlush: return PlayFlush(round);
+    case Fault::kPostgresCrash: return PlayPostgresCrash(round);
+  }
+  return {};
 }
 
 // The load that the round wants; the furthest one when it does not care or none came in time.
@@ -74,7 +92,7 @@ std::optional<LoadInFlight> Rounds::WaitFor(const Round& round) {
     furthest.reset();
     for (LoadInFlight& load : observer_.Loads()) {
       const bool crashed_enough = crashes_[load.effect_hash] >= kCrashesMax - 1;
-      const bool wanted = load.phase == round.phase && (!round.freeze || load.append) &&
+      const bool wanted = load.phase == round.phase && (!round.append || load.append) &&
                           (round.victim != Victim::kStage || !crashed_enough);
       if (round.phase != Phase::kNone && wanted) return std::move(load);
       if (!furthest || load.phase > furthest->phase) furthest = std::move(load);
@@ -147,7 +165,7 @@ Result<void> Rounds::PlayKill(const Round& round) {
 
 // A worker and its load stop in the middle, another attempt begins, and then the first one goes on as if nothing had happened.
 Result<void> Rounds::PlayFreeze() {
-  const auto load = WaitFor({.freeze = true, .victim = Victim::kWorker, .phase = Phase::kRowsSent});
+  const auto load = WaitFor({.fault = Fault::kFreeze, .phase = Phase::kRowsSent, .append = true});
   const auto holder = load && load->phase == Phase::kRowsSent ? HolderOf(*load) : std::nullopt;
   if (!holder) return {};  // it was over before we looked
   ::kill(holder->stage, SIGSTOP);
@@ -166,6 +184,22 @@ Result<void> Rounds::PlayFreeze() {
   holder->worker->process.Signal(SIGCONT);
   freezes_.push_back(std::move(freeze));
   return {};
+}
+
+Result<void> Rounds::PlayFlush(const Round& round) {
+  (void)WaitFor(round);
+  others_.push_back({Fault::kFlush, clock_.WallNow()});
+  return cluster_.FlushRedis();
+}
+
+Result<void> Rounds::PlayPostgresCrash(const Round& round) {
+  (void)WaitFor(round);
+  Member* server = cluster_.OfRole(Role::kPostgres).front();
+  others_.push_back({Fault::kPostgresCrash, clock_.WallNow()});
+  server->process.Signal(SIGQUIT);
+  if (!server->process.Wait(Millis{20'000})) return Fail(ErrorCode::kTimedOut, "PostgreSQL did not end after SIGQUIT");
+  testing::SleepFor(Between(Millis{100}, Millis{800}));
+  return cluster_.Restart(*server);
 }
 
 }  // namespace millrace::chaos

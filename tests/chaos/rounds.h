@@ -20,10 +20,19 @@ enum class Victim : std::uint8_t { kBroker, kWorker, kStage, kScheduler, kRedis 
 inline constexpr Victim kVictims[] = {Victim::kBroker, Victim::kWorker, Victim::kStage, Victim::kScheduler, Victim::kRedis};
 std::string_view Name(Victim victim);
 
+enum class Fault : std::uint8_t {
+  kKill,           // kill -9 of the victim; all but a stage process are started again after a moment
+  kFreeze,         // SIGSTOP of a worker and its load until a newer attempt has begun
+  kFlush,          // FLUSHALL of Redis
+  kPostgresCrash,  // immediate shutdown (no checkpoint, sessions cut) of the server that holds ledger and warehouse, restart
+};
+std::string_view Name(Fault fault);
+
 struct Round {
-  bool freeze = false;                 // SIGSTOP of a worker and its load until a newer attempt has begun; no kill
-  Victim victim = Victim::kWorker;
+  Fault fault = Fault::kKill;
+  Victim victim = Victim::kWorker;     // kKill
   Phase phase = Phase::kNone;          // kNone: whenever; otherwise a load must be there (for a worker or stage: its load)
+  bool append = false;                 // only a load into the append target will do
 };
 
 struct Kill {
@@ -41,8 +50,14 @@ struct Freeze {
   bool newer_began = false;            // a newer attempt raised the fence before the frozen one went on
 };
 
-// `kills` rounds that kill, and one freeze in each six; every victim comes up equally often, in an order drawn from `random`.
-// Three of four wait for a load between its first row and its outcome.
+// What else was done, beside kills and freezes.
+struct Disturbance {
+  Fault fault = Fault::kFlush;
+  WallTime at{};
+};
+
+// `kills` rounds that kill; every victim comes up equally often, in an order drawn from `random`, and three of four wait for a
+// load between its first row and its outcome. Among each twelve: two freezes, two flushes, one crash of PostgreSQL.
 std::vector<Round> MakePlan(int kills, Random& random);
 
 // Not thread-safe.
@@ -55,6 +70,7 @@ class Rounds {
 
   const std::vector<Kill>& kills() const { return kills_; }
   const std::vector<Freeze>& freezes() const { return freezes_; }
+  const std::vector<Disturbance>& others() const { return others_; }
 
  private:
   struct Holder {
@@ -67,6 +83,8 @@ class Rounds {
   std::optional<pid_t> SomeStage();
   Result<void> PlayKill(const Round& round);
   Result<void> PlayFreeze();
+  Result<void> PlayFlush(const Round& round);
+  Result<void> PlayPostgresCrash(const Round& round);
   Millis Between(Millis low, Millis high);
 
   Cluster& cluster_;
@@ -75,6 +93,7 @@ class Rounds {
   SystemClock clock_;
   std::vector<Kill> kills_;
   std::vector<Freeze> freezes_;
+  std::vector<Disturbance> others_;
   std::map<std::string, int> crashes_;  // stage kills by effect: the third would end the job, as it should
 };
 

@@ -3,10 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <barrier>
 #include <filesystem>
 #include <thread>
 
+#include "common/base/log.h"
 #include "common/base/random.h"
 #include "common/drivers/sqlite.h"
 #include "common/model/pipeline_json.h"
@@ -73,8 +75,9 @@ class DyingLedger final : public Ledger {
   Die when_;
 };
 
-class SchedulerTest : public testing::TestWithParam<std::string> {
+class SchedulerTest : public ::testing::TestWithParam<std::string> {
  protected:
+  static void SetUpTestSuite() { ConfigureLog(LogLevel::kOff, LogFormat::kJson, "test"); }
   void SetUp() override {
     if (postgres()) {
       MILLRACE_NEED_POSTGRES();
@@ -125,7 +128,7 @@ class SchedulerTest : public testing::TestWithParam<std::string> {
     std::string catchup = "all";
     std::string overlap = "allow";
     std::string grace = "60s";
-    std::string params;
+    std::string params = {};
     std::string cron = {};
     int days_behind = 0;  // how many slots of DailyCron are due
   };
@@ -169,7 +172,9 @@ class SchedulerTest : public testing::TestWithParam<std::string> {
   }
   std::vector<RunSummary> Runs(const std::string& pipeline = "p") {
     std::vector<RunSummary> all;
-    RunFilter filter{.pipeline = pipeline, .limit = 500};
+    RunFilter filter;
+    filter.pipeline = pipeline;
+    filter.limit = 500;
     while (true) {
       const auto page = ledger_->ListRuns(filter, In());
       EXPECT_TRUE(page) << page.error().message;
@@ -262,7 +267,8 @@ TEST_P(SchedulerTest, AnOutageIsCaughtUpAsTheScheduleSays) {
     EXPECT_EQ(Fates(name), fates) << catchup;
     ExpectOneRunPerFiredSlot(name);
     for (const SlotRow& slot : Slots(name)) {
-      if (slot.state == "missed") EXPECT_NE(slot.reason.find("s late, misfire_grace is 60 s"), std::string::npos) << slot.reason;
+      if (slot.state != "missed") continue;
+      EXPECT_NE(slot.reason.find("s late, misfire_grace is 60 s"), std::string::npos) << slot.reason;
     }
   }
 }
@@ -458,7 +464,7 @@ TEST_P(SchedulerTest, AThousandLeadersKilledAtTheSlotEdge) {
              std::ranges::count(fates, 'M'), Runs().size());
 }
 
-INSTANTIATE_TEST_SUITE_P(Both, SchedulerTest, testing::Values("sqlite", "postgres"), [](const auto& p) { return p.param; });
+INSTANTIATE_TEST_SUITE_P(Both, SchedulerTest, ::testing::Values("sqlite", "postgres"), [](const auto& p) { return p.param; });
 
 }  // namespace
 }  // namespace millrace::scheduler

@@ -173,8 +173,8 @@ struct Expected {
   std::string table;  // empty: not a row
 };
 
-class AuditTamperTest : public testing::TestWithParam<std::string> {
- protected:
+class AuditTamperTest : public ::testing::TestWithParam<std::string> {
+ public:
   void SetUp() override {
     if (GetParam() == "postgres") {
       MILLRACE_NEED_POSTGRES();
@@ -507,7 +507,7 @@ TEST_P(AuditTamperTest, EveryTamperingIsFoundAndNamed) {
   Repeat("recompute", &AuditTamperTest::Recompute, true);
 }
 
-INSTANTIATE_TEST_SUITE_P(Both, AuditTamperTest, testing::Values("sqlite", "postgres"), [](const auto& p) { return p.param; });
+INSTANTIATE_TEST_SUITE_P(Both, AuditTamperTest, ::testing::Values("sqlite", "postgres"), [](const auto& p) { return p.param; });
 
 }  // namespace
 }  // namespace millrace

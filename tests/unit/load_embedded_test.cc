@@ -40,6 +40,22 @@ class LoadSqlite : public testing::LoadFixture {
   }
 };
 
+TEST_F(LoadSqlite, ProvenanceNamesEffectAndTokenInEveryRow) {
+  const Manifest input = Dataset(kRows);
+  StageOrder first = Order(LoadMode::kAppend, "p", "it's e1", 5), second = Order(LoadMode::kAppend, "p", "e2", 9);
+  Spec(first).provenance = Spec(second).provenance = true;
+  ExpectOk(Load(first, input));
+  ExpectOk(Load(second, input));
+  EXPECT_EQ(Int("select count(*) from p where _millrace_effect = 'it''s e1' and _millrace_token = 5"), 100);
+  EXPECT_EQ(Int("select count(*) from p where _millrace_effect = 'e2' and _millrace_token = 9"), 100);
+
+  StageOrder taken = Order(LoadMode::kAppend, "q", "e3", 1);
+  Spec(taken).provenance = true;
+  const StageResult refused = Load(taken, Dataset("select 1 as id, 2 as _millrace_token"));
+  EXPECT_FALSE(refused.ok);
+  EXPECT_EQ(refused.error_class, "schema_mismatch");
+}
+
 TEST_F(LoadSqlite, EveryModeCountsAndTheRetryReportsTheReceipt) {
   const Manifest input = Dataset(kRows);
   ExpectOk(Load(Order(LoadMode::kAppend, "a.t", "e1", 1), input));

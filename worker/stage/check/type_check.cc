@@ -36,10 +36,18 @@ class Checker {
       : connection_(connection), pipeline_(pipeline), request_(request) {}
 
   TypeCheck Run() {
+    // Sources are looked at first. From then on the engine reads no file: what follows prepares texts of the pipeline, and
+    // preparing a read_csv() opens its file already.
+    for (const auto& stage : pipeline_.stages)
+      if (std::holds_alternative<ExtractSpec>(stage.work)) SniffExtract(stage);
+    if (const auto restricted = connection_.Restrict({}, {}); !restricted) {
+      out_.problems.push_back({.stage = {}, .code = "internal_error", .message = restricted.error().message, .help = {}, .place = {}});
+      return std::move(out_);
+    }
     for (const auto& stage : pipeline_.stages) {
       const auto known = [&](const std::string& name) { return columns_.contains(name); };
       if (!std::all_of(stage.inputs.begin(), stage.inputs.end(), known)) continue;
-      if (std::holds_alternative<ExtractSpec>(stage.work)) CheckExtract(stage);
+      if (std::holds_alternative<ExtractSpec>(stage.work) && sniffed_.contains(stage.name)) Finish(stage, std::move(sniffed_[stage.name]));
       if (std::holds_alternative<TransformSpec>(stage.work)) CheckTransform(stage);
       if (std::holds_alternative<LoadSpec>(stage.work)) CheckLoad(stage);
     }
@@ -54,6 +62,7 @@ class Checker {
   void AddSqlError(const StageSpec& stage, std::string_view sql, const Error& error) {
     const duck::SqlError& detail = connection_.last_error();
     std::string help;
+    if (detail.type == "Permission") help = "files are read by stages with extract: { from: file, path: ... }; name such a stage here";
     for (const auto& name : detail.candidates) help += fmt::format("{}{}", help.empty() ? "did you mean " : " or ", name);
     Add(stage, "sql_error", error.message, help, detail.position ? PlaceIn(sql, *detail.position) : SourcePlace{});
   }
@@ -82,7 +91,7 @@ class Checker {
     }
   }
 
-  void CheckExtract(const StageSpec& stage) {
+  void SniffExtract(const StageSpec& stage) {
     const auto& spec = std::get<ExtractSpec>(stage.work);
     const std::string pinned = fmt::format("{}/{}", request_.lake, PinnedSchemaPath(request_.org, pipeline_.name, stage.name));
     auto sources = FindSources(spec, request_.base_dir);
@@ -93,7 +102,7 @@ class Checker {
     }
     auto schema = ResolveSchema(connection_, sources ? *sources : SourceFiles{.paths = {}, .format = spec.format}, spec, pinned);
     if (!schema) return Add(stage, schema.error().error_class, schema.error().message);
-    Finish(stage, std::move(schema->columns));
+    sniffed_[stage.name] = std::move(schema->columns);
   }
 
   void CheckTransform(const StageSpec& stage) {
@@ -125,7 +134,7 @@ class Checker {
   duck::Connection& connection_;
   const Pipeline& pipeline_;
   const TypeCheckRequest& request_;
-  std::map<std::string, std::vector<ColumnSpec>> columns_;
+  std::map<std::string, std::vector<ColumnSpec>> columns_, sniffed_;
   TypeCheck out_;
 };
 

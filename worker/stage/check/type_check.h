@@ -36,7 +36,7 @@ struct TypeCheckRequest {
 };
 
 // A stage whose inputs have problems is skipped: one mistake, one message. Reads source files only to sniff a schema that is
-// neither pinned nor known.
+// neither pinned nor known; no SQL of the pipeline can make it read another one. Leaves `connection` restricted.
 TypeCheck CheckPipeline(duck::Connection& connection, const Pipeline& pipeline, const TypeCheckRequest& request);
 
 // The same as JSON. In: {"pipeline": canonical JSON, "base_dir", "lake", "params": {name: text}, "org": 1}. Out:

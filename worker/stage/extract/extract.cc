@@ -32,8 +32,8 @@ StageOutcome<void> FailOnRejects(duck::Connection& connection) {
   if (first.rows.empty()) return {};
   std::string reason = first.Text(3);
   if (const std::size_t at = reason.find("Could not convert"); at != std::string::npos) reason = reason.substr(at);
-  return std::unexpected(StageFailure("bad_value", fmt::format("{}:{}: column '{}': {} ({} bad values in all)", Shown(first.Text(0)), first.Int(1),
-                                                               first.Text(2), reason, first.Int(4))));
+  return std::unexpected(StageFailure("bad_value", fmt::format("{}:{}: column '{}': {}{}", Shown(first.Text(0)), first.Int(1), first.Text(2), reason,
+                                                               first.Int(4) == 1 ? "" : fmt::format(" ({} bad values in all)", first.Int(4)))));
 }
 
 // JSON readers name file and line but not the column: find it with every value as text.
@@ -76,7 +76,7 @@ StageOutcome<void> ApplyDeclared(duck::Connection& connection, const ExtractSpec
 
 // Every file must have the pinned columns; text columns are read by position, so their order counts.
 StageOutcome<void> CompareFiles(duck::Connection& connection, const SourceFiles& sources, const PinnedSchema& schema,
-                                const std::vector<ColumnSpec>& pinned) {
+                                const std::vector<ColumnSpec>& pinned, std::string_view pinned_path) {
   if (IsCsv(sources.format) && !HasHeader(schema.read_options)) return {};
   for (const auto& path : sources.paths) {
     auto columns = ColumnsOfFile(connection, path, sources.format, schema.read_options);
@@ -89,7 +89,7 @@ StageOutcome<void> CompareFiles(duck::Connection& connection, const SourceFiles&
     }
     const Compare compare = sources.format == FileFormat::kParquet ? Compare::kNamesAndTypes : Compare::kNames;
     const std::string diff = SchemaDiff(pinned, *columns, compare, IsCsv(sources.format));
-    if (!diff.empty()) return std::unexpected(StageFailure("schema_drift", fmt::format("{} differs from the pinned schema: {}", Shown(path), diff)));
+    if (!diff.empty()) return std::unexpected(StageFailure("schema_drift", fmt::format("{} differs from the pinned schema: {}; bring the file back into its form, or delete {} to pin the new one", Shown(path), diff, pinned_path)));
   }
   return {};
 }
@@ -227,7 +227,7 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   if (sources.format == FileFormat::kParquet && !pinned) {
     MILLRACE_TRY_ASSIGN(of_files, ColumnsOfFile(connection, sources.paths.front(), sources.format, {}));
   }
-  MILLRACE_TRY(CompareFiles(connection, sources, schema, of_files));
+  MILLRACE_TRY(CompareFiles(connection, sources, schema, of_files, pinned_path));
   const bool quarantine = task.stage.contract && task.stage.contract->on_violation != OnViolation::kFail;
   ReaderOptions reader{.format = sources.format, .columns = schema.columns, .options = schema.read_options, .store_rejects = IsCsv(sources.format)};
   LakeWriter writer(order, connection);
