@@ -135,6 +135,14 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
                report.writers, report.checkpoints);
     if (report.first_bad) fmt::print("{}\n", FindingText(*report.first_bad));
     for (const std::string& line : report.unproven) fmt::print("not proven: {}\n", line);
+  } else if (context->format() != OutputFormat::kJson) {
+    const auto& bad = report.first_bad;
+    Print(Table{.columns = {"ok", "writers", "records", "rows", "checkpoints", "unpinned_records", "kind", "table", "key", "explanation"},
+                .rows = {{report.ok, static_cast<std::int64_t>(report.writers), static_cast<std::int64_t>(report.records),
+                          static_cast<std::int64_t>(report.rows), static_cast<std::int64_t>(report.checkpoints),
+                          static_cast<std::int64_t>(report.unpinned_records), bad ? Cell{std::string(Name(bad->kind))} : Cell{},
+                          bad ? Cell{bad->table} : Cell{}, bad ? Cell{bad->key} : Cell{}, bad ? Cell{bad->explanation} : Cell{}}}},
+          context->format());
   } else {
     Json json{{"ok", report.ok}, {"writers", report.writers}, {"records", report.records}, {"rows", report.rows},
               {"checkpoints", report.checkpoints}, {"unpinned_records", report.unpinned_records}, {"unproven", report.unproven}};
@@ -148,6 +156,17 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
   return report.ok ? ExitCode::kOk : ExitCode::kWorkFailed;
 }
 
+// Shards and workers in one table, for formats that have only one.
+Table StatusRows(const wire::StatusReply& status) {
+  Table table{.columns = {"kind", "name", "epoch", "concurrency", "ready", "running", "runs"}, .rows = {}};
+  for (const auto& s : status.shards)
+    table.rows.push_back({std::string("shard"), std::to_string(s.shard), std::int64_t{s.epoch}, Cell{}, static_cast<std::int64_t>(s.ready),
+                          static_cast<std::int64_t>(s.running), static_cast<std::int64_t>(s.runs)});
+  for (const auto& w : status.workers)
+    table.rows.push_back({std::string("worker"), w.name, Cell{}, std::int64_t{w.concurrency}, Cell{}, std::int64_t{w.running}, Cell{}});
+  return table;
+}
+
 Result<ExitCode> DoStatus(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "status"));
   MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
@@ -156,7 +175,11 @@ Result<ExitCode> DoStatus(const Options& options) {
   auto status = client.Status(context->clock().Now() + kStatusTimeout);
   if (!status) return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'", endpoint,
                 context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
-  if (context->format() != OutputFormat::kTable) {
+  if (context->format() == OutputFormat::kCsv || context->format() == OutputFormat::kNdjson) {
+    Print(StatusRows(*status), context->format());
+    return ExitCode::kOk;
+  }
+  if (context->format() == OutputFormat::kJson) {
     Json json{{"broker", status->broker}, {"shards", Json::array()}, {"workers", Json::array()}};
     for (const auto& s : status->shards)
       json["shards"].push_back({{"shard", s.shard}, {"epoch", s.epoch}, {"ready", s.ready}, {"running", s.running}, {"runs", s.runs}});

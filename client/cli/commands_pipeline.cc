@@ -35,6 +35,9 @@ Result<ExitCode> DoCheck(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "check"));
   MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
+  RunRequest request;
+  request.params = WithSamples(file.pipeline, params);
+  MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // wrong values are about the command line, not the file
   MILLRACE_TRY_ASSIGN(const auto schemas,
                       TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
   Table table{.columns = {"stage", "column", "type", "not_null"}, .rows = {}};
@@ -49,14 +52,13 @@ Result<ExitCode> DoPlan(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "plan"));
   MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
-  MILLRACE_TRY_ASSIGN(const auto schemas,
-                      TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
   RunRequest request;
   request.base_dir = file.base_dir;
   request.params = params;
   request.version = 0;
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
+  MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
   Table table{.columns = {"stage", "kind", "does", "after", "checks", "contract", "max_attempts", "timeout_s", "queue", "effect"},
               .rows = {}};
   for (std::size_t i = 0; i < file.pipeline.stages.size(); ++i) {

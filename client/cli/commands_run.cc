@@ -73,7 +73,7 @@ Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Op
   } else if (context.format() == OutputFormat::kJson) {
     fmt::print("{}", ToJson(report));
   } else {
-    Print(StageTable(report), context.format());
+    Print(StageTable(report, context.format()), context.format());
   }
   std::fflush(stdout);
   return report;
@@ -196,12 +196,13 @@ Result<ExitCode> DoRunList(const Options& options) {
     for (const RunSummary& run : runs) fmt::print("{}\n", run.spec.id.ToString());
     return ExitCode::kOk;
   }
-  Table table{.columns = {"run", "pipeline", "version", "state", "slot", "created_at", "duration", "jobs_ended", "jobs", "reason"},
+  Table table{.columns = {"run", "pipeline", "version", "state", "slot", "created_at",
+                          context->format() == OutputFormat::kTable ? "duration" : "duration_ms", "jobs_ended", "jobs", "reason"},
               .rows = {}};
   for (const RunSummary& run : runs)
     table.rows.push_back({run.spec.id.ToString(), run.spec.pipeline, run.spec.version, std::string(Name(run.state)),
                           run.spec.slot ? Cell{ToRfc3339(*run.spec.slot)} : Cell{}, ToRfc3339(run.spec.created_at),
-                          run.finished_at ? Cell{HumanDuration(*run.finished_at - run.spec.created_at)} : Cell{},
+                          run.finished_at ? DurationCell(*run.finished_at - run.spec.created_at, context->format()) : Cell{},
                           std::int64_t{run.jobs_ended}, std::int64_t{run.jobs}, run.reason});
   Print(table, context->format());
   return ExitCode::kOk;
@@ -215,10 +216,24 @@ Result<ExitCode> DoRunShow(const Options& options) {
   return ExitCode::kOk;
 }
 
-void PrintAttempt(const std::string& stage, std::uint32_t delivery, const AttemptReport& report) {
-  fmt::print("-- {} attempt {} on {}: {}{}\n", stage, delivery, report.worker.empty() ? "nobody" : report.worker, Name(report.end),
-             report.error.empty() ? "" : ": " + report.error);
-  if (!report.log_tail.empty()) fmt::print("{}{}", report.log_tail, report.log_tail.ends_with('\n') ? "" : "\n");
+struct LogEntry {
+  std::string stage;
+  std::uint32_t attempt = 0;
+  const AttemptReport* report = nullptr;
+};
+
+void PrintLogs(const std::vector<LogEntry>& entries, OutputFormat format) {
+  if (format != OutputFormat::kTable) {
+    Table table{.columns = {"stage", "attempt", "worker", "end", "error", "log"}, .rows = {}};
+    for (const auto& [stage, attempt, report] : entries)
+      table.rows.push_back({stage, std::int64_t{attempt}, report->worker, std::string(Name(report->end)), report->error, report->log_tail});
+    return Print(table, format);
+  }
+  for (const auto& [stage, attempt, report] : entries) {
+    fmt::print("-- {} attempt {} on {}: {}{}\n", stage, attempt, report->worker.empty() ? "nobody" : report->worker,
+               Name(report->end), report->error.empty() ? "" : ": " + report->error);
+    if (!report->log_tail.empty()) fmt::print("{}{}", report->log_tail, report->log_tail.ends_with('\n') ? "" : "\n");
+  }
 }
 
 Result<ExitCode> DoRunLogs(const Options& options) {
@@ -227,14 +242,16 @@ Result<ExitCode> DoRunLogs(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger->GetRun(kDefaultOrg, run, context->Deadline()));
   bool found = options.stage.empty();
+  std::vector<LogEntry> entries;
   for (const JobDetail& job : detail.jobs) {
     if (!options.stage.empty() && job.spec.stage != options.stage) continue;
     found = true;
-    for (const AttemptRow& attempt : job.attempts) PrintAttempt(job.spec.stage, attempt.counters.deliveries, attempt.report);
+    for (const AttemptRow& attempt : job.attempts) entries.push_back({job.spec.stage, attempt.counters.deliveries, &attempt.report});
     if (job.outcome && job.outcome->report.token != Token{})
-      PrintAttempt(job.spec.stage, job.outcome->counters.deliveries, job.outcome->report);
+      entries.push_back({job.spec.stage, job.outcome->counters.deliveries, &job.outcome->report});
   }
   if (!found) return Fail(ErrorCode::kNotFound, "run {} has no stage '{}'", options.id, options.stage);
+  PrintLogs(entries, context->format());
   return ExitCode::kOk;
 }
 

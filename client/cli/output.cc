@@ -162,6 +162,10 @@ std::string HumanDuration(Micros d) {
   return fmt::format("{} h {} min", us / 3'600'000'000, us / 60'000'000 % 60);
 }
 
+Cell DurationCell(Micros d, OutputFormat format) {
+  return format == OutputFormat::kTable ? Cell{HumanDuration(d)} : Cell{std::int64_t{d.count() / 1000}};
+}
+
 std::size_t DisplayWidth(std::string_view text) {
   static const bool utf8 = std::setlocale(LC_CTYPE, "C.UTF-8") != nullptr;
   if (!utf8) return text.size();

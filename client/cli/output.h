@@ -33,6 +33,8 @@ void Print(const Table& table, OutputFormat format);
 std::string HumanCount(std::int64_t n);      // "3,000,000"
 std::string HumanBytes(std::int64_t bytes);  // "12.9 MB"
 std::string HumanDuration(Micros d);         // "640 ms", "2.31 s", "3 min 12 s"
+// A column `duration` of text for people, `duration_ms` of whole milliseconds for programs.
+Cell DurationCell(Micros d, OutputFormat format);
 
 // Columns a terminal shows for `text` (wide and combining characters counted as terminals do).
 std::size_t DisplayWidth(std::string_view text);

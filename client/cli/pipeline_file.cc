@@ -168,16 +168,19 @@ Result<std::map<std::string, std::string>> ParseParams(const std::vector<std::st
   return out;
 }
 
+std::map<std::string, std::string> WithSamples(const Pipeline& pipeline, std::map<std::string, std::string> params) {
+  for (const ParamSpec& p : pipeline.params)
+    if (p.required) params.try_emplace(p.name, SampleOf(p.type));
+  return params;
+}
+
 Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
                                            const std::string& lake, MonoTime deadline) {
-  auto values = params;
-  for (const ParamSpec& p : file.pipeline.params)
-    if (p.required) values.try_emplace(p.name, SampleOf(p.type));
   Json request;
   request["pipeline"] = Json::parse(ToJson(file.pipeline));
   request["base_dir"] = file.base_dir;
   request["lake"] = lake;
-  request["params"] = values;
+  request["params"] = WithSamples(file.pipeline, params);
   request["org"] = kDefaultOrg.value();
   MILLRACE_TRY_ASSIGN(const std::string text, CallStageCheck(request.dump(), deadline));
   const Json answer = Json::parse(text, nullptr, false);

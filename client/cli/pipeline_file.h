@@ -25,6 +25,9 @@ Result<PipelineFile> ReadPipelineFile(const std::string& path);
 // -p name=value arguments. kInvalidArgument names the one that is not of that form or comes twice.
 Result<std::map<std::string, std::string>> ParseParams(const std::vector<std::string>& params);
 
+// `params` and, for each required parameter that it lacks, some value of its type: types do not depend on which.
+std::map<std::string, std::string> WithSamples(const Pipeline& pipeline, std::map<std::string, std::string> params);
+
 // Types, columns and SQL of the whole graph, without data, by millrace-stage. A required parameter that is not given stands
 // for some value of its type. kRejected: rendered complaints, which end with a newline.
 struct StageSchema {

@@ -92,17 +92,19 @@ Result<RunReport> MakeRunReport(const RunDetail& detail) {
   return report;
 }
 
-Table StageTable(const RunReport& report) {
+Table StageTable(const RunReport& report, OutputFormat format) {
+  const bool people = format == OutputFormat::kTable;
   Table table{.columns = {"stage", "kind", "state", "attempts", "read", "loaded", "filtered", "quarantined", "deduplicated",
-                          "bytes", "duration"},
+                          "bytes", people ? "duration" : "duration_ms"},
               .rows = {}};
   for (const StageReport& s : report.stages) {
     std::vector<Cell> row{s.stage, s.kind, std::string(Name(s.state)), std::int64_t{s.counters.deliveries}};
     for (const auto member : {&RowCounts::read, &RowCounts::loaded, &RowCounts::filtered, &RowCounts::quarantined,
                               &RowCounts::deduplicated})
       row.push_back(MaybeCount(s.result, member));
-    row.push_back(s.result ? Cell{HumanBytes(s.kind == "extract" ? s.result->bytes_read : s.result->bytes_written)} : Cell{});
-    row.push_back(s.started_at && s.finished_at ? Cell{HumanDuration(*s.finished_at - *s.started_at)} : Cell{});
+    const std::int64_t bytes = !s.result ? 0 : s.kind == "extract" ? s.result->bytes_read : s.result->bytes_written;
+    row.push_back(!s.result ? Cell{} : people ? Cell{HumanBytes(bytes)} : Cell{bytes});
+    row.push_back(s.started_at && s.finished_at ? DurationCell(*s.finished_at - *s.started_at, format) : Cell{});
     table.rows.push_back(std::move(row));
   }
   return table;
@@ -162,7 +164,7 @@ std::string ForPeople(const RunReport& report) {
   std::string out = fmt::format("{} version {}: run {} {}", report.pipeline, report.version, report.run, Name(report.state));
   if (report.finished_at) out += " in " + HumanDuration(*report.finished_at - report.created_at);
   if (report.slot) out += " for slot " + ToRfc3339(*report.slot);
-  out += "\n\n" + Format(StageTable(report), OutputFormat::kTable);
+  out += "\n\n" + Format(StageTable(report, OutputFormat::kTable), OutputFormat::kTable);
   if (report.state == RunState::kSucceeded)
     out += fmt::format("\nread = loaded + filtered + quarantined + deduplicated {} every stage\n",
                        report.Balanced() ? "holds for" : "DOES NOT HOLD for");

@@ -42,7 +42,7 @@ struct RunReport {
 
 Result<RunReport> MakeRunReport(const RunDetail& detail);
 
-Table StageTable(const RunReport& report);
+Table StageTable(const RunReport& report, OutputFormat format);
 std::string ToJson(const RunReport& report);   // one object, indented
 std::string ForPeople(const RunReport& report);  // several lines: headline, stage table, identity, targets, errors
 

@@ -121,6 +121,15 @@ class Loader {
                 fmt::format(format, std::forward<Args>(args)...));
   }
 
+  // A value as a message may repeat it: what ${...} stands for may be secret, whatever the key, so the reference is shown.
+  std::string Quoted(const std::string& key, const std::string& text) const {
+    const auto raw = raw_.find(key);
+    if (raw == raw_.end()) return text;
+    const auto& items = raw->second.items;
+    const auto reference = std::ranges::find_if(items, [](const std::string& item) { return item.find("${") != std::string::npos; });
+    return reference == items.end() ? text : *reference;
+  }
+
   Result<std::string> Expand(const std::string& key, const std::string& text, const std::string& base_dir) const {
     std::string out;
     std::size_t at = 0;
@@ -141,7 +150,8 @@ class Loader {
         while (!content->empty() && (content->back() == '\n' || content->back() == '\r')) content->pop_back();
         out += *content;
       } else {
-        return Wrong(key, "'${{{}}}' is neither ${{env:NAME}} nor ${{file:PATH}}", reference);
+        const auto known = FindKey(key);
+        return Wrong(key, "'${{{}}}' is neither ${{env:NAME}} nor ${{file:PATH}}", known && known->is_secret ? "..." : reference);
       }
       at = end + 1;
     }
@@ -195,32 +205,32 @@ class Loader {
     std::uint32_t number = 0;
     const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), number);
     if (failed != std::errc{} || end != text.data() + text.size() || number < min || number > max)
-      return Wrong(key, "'{}' is not an integer in [{}, {}]", text, min, max);
+      return Wrong(key, "'{}' is not an integer in [{}, {}]", Quoted(key, text), min, max);
     return number;
   }
   Result<std::size_t> OneOf(const std::string& key, std::span<const std::string_view> words, std::size_t fallback) {
     MILLRACE_TRY_ASSIGN(const std::string text, Text(key, std::string(words[fallback])));
     for (std::size_t i = 0; i < words.size(); ++i)
       if (words[i] == text) return i;
-    return Wrong(key, "'{}' is not one of {}", text, fmt::join(words, ", "));
+    return Wrong(key, "'{}' is not one of {}", Quoted(key, text), fmt::join(words, ", "));
   }
   Result<Millis> Duration(const std::string& key, const std::string& fallback) {
     MILLRACE_TRY_ASSIGN(const std::string text, Text(key, fallback));
     auto duration = ParseDuration(text);
-    if (!duration) return Wrong(key, "{}", duration.error().message);
+    if (!duration) return Wrong(key, "{}", ParseDuration(Quoted(key, text)).error().message);
     return *duration;
   }
   Result<void> CheckEndpoint(const std::string& key, const std::string& text) const {
-    if (!text.starts_with("tcp://")) return Wrong(key, "'{}' is not an endpoint like tcp://127.0.0.1:7410", text);
+    if (!text.starts_with("tcp://")) return Wrong(key, "'{}' is not an endpoint like tcp://127.0.0.1:7410", Quoted(key, text));
     const std::size_t colon = text.rfind(':');
     const std::string host = colon > 6 ? text.substr(6, colon - 6) : "";
     unsigned port = 0;
     const char* const last = text.data() + text.size();
     const auto [end, failed] = std::from_chars(text.data() + colon + 1, last, port);
     if (host.empty() || failed != std::errc{} || end != last || port == 0 || port > 65535)
-      return Wrong(key, "'{}' is not an endpoint like tcp://127.0.0.1:7410", text);
+      return Wrong(key, "'{}' is not an endpoint like tcp://127.0.0.1:7410", Quoted(key, text));
     if (host != "127.0.0.1" && host != "localhost" && host != "[::1]")
-      return Wrong(key, "'{}' is not a loopback address; that needs CURVE, which this version does not have", text);
+      return Wrong(key, "'{}' is not a loopback address; that needs CURVE, which this version does not have", Quoted(key, text));
     return {};
   }
   Result<std::string> Endpoint(const std::string& key, const std::string& fallback) {
@@ -277,11 +287,11 @@ class Loader {
     std::string rest = uri ? text.substr(8) : text;
     WipeMemory(text.data(), text.size());
     if (const std::size_t at = rest.rfind('@'); uri && at != std::string::npos) {
-      const std::string user_info = rest.substr(0, at);
-      const std::size_t colon = user_info.find(':');
-      if (colon == std::string::npos) return bad();
-      q.user = user_info.substr(0, colon);
-      q.password = Secret(user_info.substr(colon + 1));
+      const std::size_t colon = rest.find(':');
+      if (colon >= at) return bad();
+      q.user = rest.substr(0, colon);
+      q.password = Secret(rest.substr(colon + 1, at - colon - 1));
+      WipeMemory(rest.data(), at);
       rest.erase(0, at + 1);
     }
     if (const std::size_t slash = rest.find('/'); slash != std::string::npos) {
@@ -316,8 +326,8 @@ class Loader {
     MILLRACE_TRY_ASSIGN(c.worker.stage_processes, Number("worker.stage_processes", 2, 0, 256));
     MILLRACE_TRY_ASSIGN(const std::string memory, Text("worker.memory_max", "2GiB"));
     const auto bytes = ParseSize(memory);
-    if (!bytes) return Wrong("worker.memory_max", "{}", bytes.error().message);
-    if (*bytes < (64u << 20)) return Wrong("worker.memory_max", "'{}' is below 64MiB", memory);
+    if (!bytes) return Wrong("worker.memory_max", "{}", ParseSize(Quoted("worker.memory_max", memory)).error().message);
+    if (*bytes < (64u << 20)) return Wrong("worker.memory_max", "'{}' is below 64MiB", Quoted("worker.memory_max", memory));
     c.worker.memory_max = *bytes;
     constexpr std::string_view kSwitch[] = {"off", "on"};
     MILLRACE_TRY_ASSIGN(const std::size_t sandbox, OneOf("worker.sandbox", kSwitch, 1));

@@ -169,13 +169,15 @@ class Ledger : public AuditSource {
 
   virtual Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) = 0;
 
-  // Rebuild, in id order. `shard_count` selects the orgs of the shard.
+  // Rebuild, in id order. `shard_count` selects the orgs of the shard. LiveRuns may give fewer than `limit`, to bound the
+  // number of jobs in one page: only an empty page is the last.
   virtual Result<std::vector<LiveJob>> LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
                                                       std::uint32_t limit, MonoTime deadline) = 0;
   virtual Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
                                                 std::uint32_t limit, MonoTime deadline) = 0;
   // Outbox rows of the shard: runs and single jobs written by others and not yet taken over by the owner.
-  struct Outbox { std::vector<LiveRun> runs; std::vector<LiveJob> jobs; };
+  // `more`: there are others; they come when these have been removed.
+  struct Outbox { std::vector<LiveRun> runs; std::vector<LiveJob> jobs; bool more = false; };
   virtual Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) = 0;
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
@@ -205,13 +207,13 @@ class Ledger : public AuditSource {
   virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;  // kNotFound
 
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.
-  virtual Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;
-  virtual Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
+  Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;
+  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
                                                         std::uint32_t limit, MonoTime deadline) override = 0;
   // Every audited row of a record as the database holds it now, canonical (AuditLeaf), in index order.
-  virtual Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override = 0;
+  Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override = 0;
   // Audited rows that claim a record which does not exist (inserted behind Millrace's back), at most `limit`.
-  virtual Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override = 0;
+  Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override = 0;
 };
 
 struct LedgerOptions {

@@ -11,6 +11,8 @@
 //   once   a time in the gap fires once, at the end of the gap; a repeated time fires once, the first time
 //   skip   a time in the gap does not fire that day; a repeated time fires once, the first time
 //   both   a time in the gap fires once, at the end of the gap; a repeated time fires both times
+// Known limit: from 2038 on the zone's last standard time holds all year. The tz library reads the transitions that the
+// system's compiled tzdata lists, which end in 2037, and not the rule behind them.
 #pragma once
 
 #include <bitset>

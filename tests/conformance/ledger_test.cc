@@ -404,6 +404,73 @@ TEST_P(LedgerTest, OutboxIsTakenOver) {
   ExpectSound();
 }
 
+TEST_P(LedgerTest, AnItemThatEndedIsNoLongerInTheOutbox) {
+  // It was found by a rebuild and ended before its outbox row was read: nobody may start it again.
+  const RunSpec run = Run();
+  const std::vector<JobSpec> of_run = {Job(run.id, "a")}, singles = {Job(), Job()};
+  ASSERT_TRUE(ledger_->SubmitRun(run, of_run, In()).has_value());
+  ASSERT_TRUE(ledger_->SubmitJobs(singles, In()).has_value());
+  const ShardHold hold = Own();
+  auto batch = BatchOf(hold);
+  batch.outcomes = {Outcome(of_run[0]), Outcome(singles[0])};
+  batch.run_outcomes = {{run.id, kDefaultOrg, RunState::kSucceeded, "", FromUnixMicros(5)}};
+  Commit(batch);
+  const auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
+  ASSERT_TRUE(outbox.has_value()) << outbox.error().message;
+  EXPECT_TRUE(outbox->runs.empty());
+  ASSERT_EQ(outbox->jobs.size(), 1u);
+  EXPECT_EQ(outbox->jobs[0].spec.id, singles[1].id);
+}
+
+TEST_P(LedgerTest, ARunThatExistsTakesNoMoreJobs) {
+  const ShardHold hold = Own();
+  const RunSpec run = Run();
+  const JobSpec first = Job(run.id, "a"), late = Job(run.id, "b");
+  auto batch = BatchOf(hold);
+  batch.runs = {run};
+  batch.jobs = {first};
+  Commit(batch);
+  batch.jobs = {first, late};  // submitted again, planned anew
+  const auto again = Commit(batch);
+  EXPECT_EQ(again.duplicate_runs, std::vector{run.id});
+  EXPECT_EQ(again.duplicate_jobs, (std::vector{first.id, late.id}));
+  EXPECT_EQ(ledger_->GetRun(kDefaultOrg, run.id, In())->jobs.size(), 1u) << "nobody would ever run the other one";
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, OnePageHoldsABoundedNumberOfJobs) {
+  constexpr std::size_t kJobs = 9000;
+  std::vector<RunSpec> runs;
+  for (int i = 0; i < 3; ++i) {
+    runs.push_back(Run());
+    std::vector<JobSpec> jobs;
+    for (std::size_t n = 0; n < kJobs; ++n) {
+      jobs.push_back(Job(runs.back().id, "s"));
+      jobs.back().payload.clear();
+    }
+    ASSERT_TRUE(ledger_->SubmitRun(runs.back(), jobs, In()).has_value());
+  }
+  const ShardHold hold = Own();
+  const auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 100, In());
+  ASSERT_TRUE(outbox.has_value()) << outbox.error().message;
+  EXPECT_EQ(outbox->runs.size(), 2u);
+  EXPECT_TRUE(outbox->more);
+  std::vector<RunId> seen;
+  for (std::optional<RunId> after;;) {
+    const auto page = ledger_->LiveRuns(hold.shard, kShards, after, 100, In());
+    ASSERT_TRUE(page.has_value()) << page.error().message;
+    if (page->empty()) break;
+    std::size_t jobs = 0;
+    for (const LiveRun& run : *page) {
+      seen.push_back(run.spec.id);
+      jobs += run.jobs.size();
+    }
+    EXPECT_LE(jobs, 20'000u);
+    after = seen.back();
+  }
+  EXPECT_EQ(seen, (std::vector{runs[0].id, runs[1].id, runs[2].id}));
+}
+
 TEST_P(LedgerTest, ApplyIsIdempotentAndVersions) {
   Pipeline p = Scheduled();
   const auto v1 = ledger_->ApplyPipeline(p, "{}", "source 1", "/data", kDefaultOrg, In());
@@ -606,6 +673,31 @@ TEST_P(LedgerTest, ThreadsCommitToTheirOwnShards) {
 
 INSTANTIATE_TEST_SUITE_P(Both, LedgerTest, ::testing::Values(Kind::kPostgres, Kind::kSqlite),
                          [](const auto& test) { return test.param == Kind::kPostgres ? "Postgres" : "Sqlite"; });
+
+TEST(SqliteLedger, AClockThatWasSetBackKeepsNobodyOut) {
+  char folder[] = "/tmp/millrace_ledger_XXXXXX";
+  ASSERT_NE(mkdtemp(folder), nullptr);
+  FakeClock clock;
+  SeededRandom random(3);
+  IdGenerator ids(clock, random);
+  {
+    auto ledger = OpenSqliteLedger({.dsn = std::string(folder) + "/l.db", .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 1},
+                                   clock.Now() + 10s);
+    ASSERT_TRUE(ledger.has_value());
+    const auto in = [&] { return clock.Now() + 10s; };
+    ASSERT_TRUE((*ledger)->Migrate(in()).has_value());
+    const auto dead = ids.Next<OwnerId>(), next = ids.Next<OwnerId>();
+    ASSERT_TRUE((*ledger)->TakeShard(ShardId{0}, dead, "dead", in()).has_value());
+    ASSERT_TRUE((*ledger)->TryLead(dead, "dead", Millis{5000}, in())->leader);
+    clock.StepWall(-1h);
+    EXPECT_TRUE((*ledger)->TakeShard(ShardId{0}, next, "next", in()).has_value());
+    EXPECT_TRUE((*ledger)->TryLead(next, "next", Millis{5000}, in())->leader);
+    clock.StepWall(-2s);  // a small step is no reason to take anything
+    EXPECT_FALSE((*ledger)->TakeShard(ShardId{0}, dead, "dead", in()).has_value());
+    EXPECT_FALSE((*ledger)->TryLead(dead, "dead", Millis{5000}, in())->leader);
+  }
+  std::filesystem::remove_all(folder);
+}
 
 TEST(SqliteLedgerOpen, SaysWhatIsMissing) {
   SystemClock clock;

@@ -300,5 +300,35 @@ TEST_F(LedgerFaultTest, BackendsKilledAnyTime) {
   EXPECT_TRUE(ledger_->Shards(In()).has_value());  // reads reconnect, too
 }
 
+// The commit is sent, its answer does not come in time, and then it does commit: the next batch goes on behind it.
+TEST_F(LedgerFaultTest, ACommitThatOutlivesItsDeadlineDoesNotStopTheNext) {
+  Start(database_->dsn());
+  CommitOne();
+  auto blocker = database_->Connect();
+  ASSERT_TRUE(blocker->Exec("begin; lock table millrace.live_job in access exclusive mode", In()).has_value());
+  OwnerBatch batch;
+  batch.holds = {{ShardId{0}, epoch_}};
+  batch.owner = owner_;
+  JobSpec job;
+  job.id = ids_.Next<JobId>();
+  job.kind = "k";
+  batch.jobs = {job};
+  const auto late = ledger_->Commit(batch, clock_.Now() + 300ms);
+  ASSERT_FALSE(late.has_value());
+  EXPECT_EQ(late.error().code, ErrorCode::kMaybeApplied) << late.error().message;
+  ASSERT_TRUE(blocker->Exec("commit", In()).has_value());
+  for (int i = 0; i < 100; ++i) {
+    const auto there = connection_->QueryOnce("select count(*) from millrace.job", {}, In());
+    ASSERT_TRUE(there.has_value());
+    if (there->Int(0, 0) == 3) break;
+    std::this_thread::sleep_for(Millis{20});
+  }
+  jobs_.insert(job.id);
+  ++commits_;
+  CommitOne();
+  CommitOne();
+  ExpectExact();
+}
+
 }  // namespace
 }  // namespace millrace

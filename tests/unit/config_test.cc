@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -131,6 +132,167 @@ TEST(ConfigTest, FilesAreStrictAndErrorsSayWhere) {
     EXPECT_EQ(raw.error().message, message);
   }
   EXPECT_FALSE(ParseConfigFile("f", "version: 1\nlog: {level: [", "/"));
+}
+
+// A folder of configuration files for one test.
+class ConfigFilesTest : public testing::Test {
+ protected:
+  ConfigFilesTest() {
+    char folder[] = "/tmp/millrace_config_XXXXXX";
+    EXPECT_NE(::mkdtemp(folder), nullptr);
+    dir_ = folder;
+    in_.working_dir = dir_ + "/work";
+    in_.system_file = dir_ + "/etc/config.yaml";
+    in_.env["XDG_CONFIG_HOME"] = dir_ + "/xdg";
+  }
+  ~ConfigFilesTest() override { std::filesystem::remove_all(dir_); }
+  void Write(const std::string& name, const std::string& text) const {
+    const std::filesystem::path path = dir_ + "/" + name;
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path, std::ios::binary) << text;
+  }
+  LoadedConfig Must() const {
+    auto loaded = LoadConfig(in_);
+    EXPECT_TRUE(loaded) << loaded.error().message;
+    return loaded ? std::move(*loaded) : LoadedConfig{};
+  }
+  std::string Refused() const {
+    const auto loaded = LoadConfig(in_);
+    EXPECT_FALSE(loaded);
+    return loaded ? "" : loaded.error().message;
+  }
+  std::string dir_;
+  ConfigInputs in_ = Inputs();
+};
+
+TEST_F(ConfigFilesTest, ProjectBeatsUserBeatsSystem) {
+  Write("etc/config.yaml", "version: 1\nlog: {level: error, format: json}\nworker: {name: system}\nqueue: {prefix: sys}\n");
+  Write("xdg/millrace/config.yaml", "version: 1\nlog: {level: warn}\nworker: {name: user}\n");
+  Write("work/millrace.yaml", "version: 1\nlog: {level: debug}\n");
+  LoadedConfig c = Must();
+  EXPECT_EQ(c.config.log_level, LogLevel::kDebug);
+  EXPECT_EQ(c.config.worker.name, "user");
+  EXPECT_EQ(c.config.log_format, LogFormat::kJson);
+  EXPECT_EQ(c.config.queue.prefix, "sys");
+  EXPECT_EQ(ShownOf(c, "worker.name"), "user | " + dir_ + "/xdg/millrace/config.yaml:3:10");
+  EXPECT_EQ(ShownOf(c, "queue.prefix"), "sys | " + dir_ + "/etc/config.yaml:4:9");
+  in_.env.erase("XDG_CONFIG_HOME");
+  in_.env["HOME"] = dir_ + "/home";
+  Write("home/.config/millrace/config.yaml", "version: 1\nworker: {name: at_home}\n");
+  EXPECT_EQ(Must().config.worker.name, "at_home");
+  Write("other.yaml", "version: 1\nlog: {level: off}\n");
+  in_.file = "../other.yaml";
+  c = Must();
+  EXPECT_EQ(c.config.log_level, LogLevel::kOff) << "--config takes the place of ./millrace.yaml";
+  EXPECT_EQ(c.config.worker.name, "at_home") << "and not that of the others";
+  in_.file = "nowhere.yaml";
+  const auto missing = LoadConfig(in_);
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().code, ErrorCode::kNotFound);
+  EXPECT_NE(missing.error().message.find("nowhere.yaml"), std::string::npos);
+}
+
+TEST_F(ConfigFilesTest, FileReferencesAreReadWithoutTheirLastNewline) {
+  Write("work/millrace.yaml", "version: 1\nledger: {dsn: \"host=db password=${file:secrets/pw}\"}\nworker: {name: \"${env:A}-${env:B}\"}\n");
+  Write("work/secrets/pw", "p4 ss\r\n\n");
+  in_.env["A"] = "x";
+  in_.env["B"] = "";
+  const LoadedConfig c = Must();
+  EXPECT_EQ(c.config.ledger.dsn.Reveal(), "host=db password=p4 ss");
+  EXPECT_EQ(c.config.worker.name, "x-");
+  EXPECT_EQ(ShownOf(c, "worker.name"), "${env:A}-${env:B} | millrace.yaml:3:10");
+  for (const ConfigValue& value : c.values) EXPECT_EQ(value.shown.find("p4"), std::string::npos) << value.key;
+  Write("work/secrets/pw", std::string(70'000, 'x'));
+  EXPECT_NE(Refused().find("is larger than 65536 bytes"), std::string::npos) << Refused();
+  std::filesystem::remove(dir_ + "/work/secrets/pw");
+  EXPECT_NE(Refused().find("ledger.dsn: cannot read " + dir_ + "/work/secrets/pw"), std::string::npos) << Refused();
+}
+
+TEST_F(ConfigFilesTest, PathsStartAtTheirOwnFile) {
+  Write("xdg/millrace/config.yaml", "version: 1\nlake: data\n");
+  in_.env["MILLRACE_AUDIT__CHECKPOINT_DIR"] = "checks/../c";
+  const LoadedConfig c = Must();
+  EXPECT_EQ(c.config.lake, dir_ + "/xdg/millrace/data");
+  EXPECT_EQ(c.config.audit.checkpoint_dir, dir_ + "/work/c");
+}
+
+TEST_F(ConfigFilesTest, ListsFromTheEnvironment) {
+  in_.env["MILLRACE_WORKER__QUEUES"] = "a,b,c";
+  in_.env["MILLRACE_WORKER__BROKERS"] = "tcp://127.0.0.1:1,tcp://localhost:2";
+  LoadedConfig c = Must();
+  EXPECT_EQ(c.config.worker.queues, (std::vector<std::string>{"a", "b", "c"}));
+  EXPECT_EQ(c.config.worker.brokers.size(), 2u);
+  EXPECT_EQ(ShownOf(c, "worker.queues"), "a, b, c | env MILLRACE_WORKER__QUEUES");
+  in_.env["MILLRACE_WORKER__QUEUES"] = "";
+  EXPECT_TRUE(Must().config.worker.queues.empty());
+  in_.env["MILLRACE_WORKER__QUEUES"] = "a,,b";
+  EXPECT_EQ(Refused(), "env MILLRACE_WORKER__QUEUES: worker.queues: has an empty item");
+  in_.env.erase("MILLRACE_WORKER__QUEUES");
+  in_.env["MILLRACE_WORKER__BROKERS"] = "";
+  EXPECT_EQ(Refused(), "env MILLRACE_WORKER__BROKERS: worker.brokers: must name at least one broker");
+  in_.env.erase("MILLRACE_WORKER__BROKERS");
+  in_.env["MILLRACE_WORKER__QUEUE"] = "a";
+  EXPECT_EQ(Refused(), "env MILLRACE_WORKER__QUEUE: unknown key 'worker.queue'; did you mean 'worker.queues'?");
+}
+
+TEST_F(ConfigFilesTest, ConnectionsFromFileAndEnvironment) {
+  Write("work/millrace.yaml",
+        "version: 1\nconnections:\n  dw: {type: postgres, dsn: \"host=dw password=${env:PW}\"}\n  local: {dsn: l.db}\n");
+  in_.env["PW"] = "topsecret";
+  in_.env["MILLRACE_CONNECTIONS__LAKE2__TYPE"] = "postgres";
+  in_.env["MILLRACE_CONNECTIONS__LAKE2__DSN"] = "postgres://u:hidden@h/d";
+  const LoadedConfig c = Must();
+  EXPECT_EQ(c.config.connections.size(), 4u);
+  EXPECT_EQ(c.config.connections.at("dw").type, LedgerConfig::Kind::kPostgres);
+  EXPECT_EQ(c.config.connections.at("dw").dsn.Reveal(), "host=dw password=topsecret");
+  EXPECT_EQ(c.config.connections.at("local").dsn.Reveal(), dir_ + "/work/l.db");
+  EXPECT_EQ(c.config.connections.at("lake2").dsn.Reveal(), "postgres://u:hidden@h/d");
+  EXPECT_EQ(c.config.connections.at("warehouse").type, LedgerConfig::Kind::kSqlite);
+  for (const ConfigValue& value : c.values) {
+    EXPECT_EQ(value.shown.find("topsecret"), std::string::npos) << value.key;
+    EXPECT_EQ(value.shown.find("hidden"), std::string::npos) << value.key;
+  }
+  in_.env["MILLRACE_CONNECTIONS__LAKE2__TYPE"] = "oracle";
+  EXPECT_EQ(Refused(), "env MILLRACE_CONNECTIONS__LAKE2__TYPE: connections.lake2.type: 'oracle' is not one of sqlite, postgres");
+}
+
+// A reference on a wrong key must not print what it stands for: it may be a secret all the same.
+TEST_F(ConfigFilesTest, NoErrorShowsWhatAReferenceStandsFor) {
+  Write("work/secret", "s3cret-value\n");
+  in_.env["SECRET"] = "s3cret-value";
+  for (const std::string key : {"log.level", "worker.concurrency", "worker.drain_timeout", "worker.memory_max", "worker.sandbox", "broker.shards",
+                                "broker.listen_clients", "broker.listen_workers", "worker.brokers", "scheduler.lead_ttl", "queue.redis",
+                                "connections.dw.type"}) {
+    for (const std::string reference : {"${file:secret}", "${env:SECRET}", "x${env:SECRET}", "tcp://${file:secret}", "tcp://${file:secret}:1"}) {
+      in_.flags = {{key, reference}};
+      const std::string message = Refused();
+      EXPECT_EQ(message.find("s3cret"), std::string::npos) << message;
+      EXPECT_NE(message.find(key), std::string::npos) << message;
+      EXPECT_TRUE(key == "queue.redis" || message.find(reference) != std::string::npos) << "the reference is shown instead: " << message;
+    }
+  }
+  in_.flags = {{"worker.memory_max", "${env:SMALL}"}};
+  in_.env["SMALL"] = "1B";
+  EXPECT_EQ(Refused(), "flag: worker.memory_max: '${env:SMALL}' is below 64MiB");
+  for (const char* text : {"host=h password=a${s3cret}b", "host=h password=a${s3cret"}) {
+    in_.flags = {{"ledger.dsn", text}};
+    EXPECT_EQ(Refused().find("s3cret"), std::string::npos) << Refused();
+  }
+  for (const char* text : {"redis://s3cret@h:1", "redis://u:s3cret@h:x", "redis://u:s3cret@:1", "redis://:s3cret@h:1/x", "s3cret"}) {
+    in_.flags = {{"queue.redis", text}};
+    EXPECT_EQ(Refused().find("s3cret"), std::string::npos) << Refused();
+  }
+}
+
+TEST(SecretTest, OldBytesAreOverwritten) {
+  std::string plain(64, 'k');
+  const Secret secret(std::move(plain));
+  EXPECT_EQ(secret.Reveal(), std::string(64, 'k'));
+  plain.resize(plain.capacity());  // NOLINT: the caller's own buffer, still there
+  EXPECT_EQ(plain.find('k'), std::string::npos);
+  std::string wiped(16, 'k');
+  WipeMemory(wiped.data(), wiped.size());
+  EXPECT_EQ(wiped, std::string(16, '\0'));
 }
 
 }  // namespace

@@ -88,7 +88,7 @@ stages:
     queue: bulk
     priority: 0
   out:
-    load: { from: t, to: file, path: out.parquet }
+    load: { from: t, to: file, path: out.parquet, provenance: true }
   t:
     transform: { sql: "select * from in where n > $n" }
     checks:
@@ -115,6 +115,7 @@ stages:
   EXPECT_EQ(in.timeout, Millis{600'000});
   EXPECT_EQ(in.queue, "bulk");
   EXPECT_EQ(in.priority, 0);
+  EXPECT_TRUE(std::get<LoadSpec>(p.FindStage("out")->work).provenance);
   EXPECT_EQ(p.FindStage("note")->depends_on, std::vector<std::string>{"out"});
   EXPECT_TRUE(p.FindStage("note")->inputs.empty());
   EXPECT_EQ(std::get<CommandSpec>(p.FindStage("note")->work).argv, (std::vector<std::string>{"echo", ""}));
