@@ -18,8 +18,9 @@ namespace {
 constexpr std::size_t kMailboxItemsMax = 100'000;
 constexpr std::size_t kQueueOpsMax = 4096;       // of one JobQueue::Execute
 constexpr int kReceivePerRound = 1000;           // messages of one socket before the commands go out
-constexpr Millis kInboxWait{1000};
+constexpr Millis kInboxWait{250};                // a stop is noticed after it
 constexpr std::size_t kUnsentPerPeerMax = 256;   // messages kept for a peer that does not read
+constexpr std::size_t kUnsentBytesMax = 32u << 20;  // of one peer
 constexpr auto kIdleWait = kDispatcherTick;
 
 std::vector<ShardId> AllShards(std::uint16_t count) {
@@ -83,7 +84,14 @@ class Broker::Impl {
   std::vector<std::string> front_names_, back_names_;
 
  private:
-  struct Unsent { std::vector<std::string> frames; };
+  struct Unsent {
+    std::vector<std::string> frames;
+    std::size_t bytes = 0;
+    void Add(std::string frame) {
+      bytes += frame.size();
+      frames.push_back(std::move(frame));
+    }
+  };
 
   void Post(Event event) {
     if (!events_.Put(std::move(event))) return;
@@ -218,8 +226,8 @@ class Broker::Impl {
   void Send(const wire::PeerId& peer, const wire::Message& message, Dispatcher& dispatcher) {
     std::string frame = wire::Encode(message);
     if (const auto it = unsent_.find(peer); it != unsent_.end()) {
-      if (it->second.frames.size() < kUnsentPerPeerMax) {
-        it->second.frames.push_back(std::move(frame));
+      if (it->second.frames.size() < kUnsentPerPeerMax && it->second.bytes + frame.size() <= kUnsentBytesMax) {
+        it->second.Add(std::move(frame));
       } else {
         Gone(peer, dispatcher);
       }
@@ -229,7 +237,7 @@ class Broker::Impl {
     auto sent = SocketOf(peer, worker).Send(peer.substr(1), frame);
     if (sent) return;
     if (sent.error().code == ErrorCode::kLimit) {
-      unsent_[peer].frames.push_back(std::move(frame));
+      unsent_[peer].Add(std::move(frame));
     } else {
       Gone(peer, dispatcher);
     }
@@ -256,8 +264,12 @@ class Broker::Impl {
       std::size_t sent = 0;
       bool gone = false;
       for (; sent < frames.size(); ++sent) {
+        const std::size_t size = frames[sent].size();
         auto result = socket.Send(it->first.substr(1), frames[sent]);
-        if (result) continue;
+        if (result) {
+          it->second.bytes -= size;
+          continue;
+        }
         gone = result.error().code != ErrorCode::kLimit;
         break;
       }

@@ -71,6 +71,10 @@ void Dispatcher::On(event::Tick&) {
       ReadOutbox(shard);
     }
   }
+  if (next_reach_look_ <= now_) {
+    next_reach_look_ = now_ + kReachInterval;
+    LookForUnserved();
+  }
   RetryParked();
 }
 
@@ -119,14 +123,16 @@ void Dispatcher::EmitPieces(std::vector<Command>& out) {
   for (const PieceId id : std::exchange(open_pieces_, {})) {
     const auto it = pieces_.find(id);
     if (it == pieces_.end()) continue;  // its shard was lost in this very flush
-    out.emplace_back(LedgerCommand{command::Commit{.piece = id, .hold = it->second.hold, .rows = std::move(it->second.rows)}});
-    it->second.rows = {};
+    Piece& piece = it->second;
+    out.emplace_back(LedgerCommand{
+        command::Commit{.piece = id, .hold = piece.hold, .rows = std::move(piece.rows), .bytes = piece.bytes}});
+    piece.rows = {};
   }
 }
 
 void Dispatcher::Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out) {
   const QueueOpId id{++last_op_};
-  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .split = {}});
+  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .total = 0, .split = {}});
   out.emplace_back(command::Execute{.id = id, .op = std::move(op)});
 }
 
@@ -150,14 +156,16 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       Execute(shard, queue_op::Promote{.shard = s, .epoch = e, .now = wall_, .max = kPromoteJobsMax}, Op::Kind::kPromote, out);
     }
   }
-  for (ClaimPlan& plan : std::exchange(claims_, {})) {
+  const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
     Shard& shard = shards_.at(plan.shard);
-    Execute(shard,
-            queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total},
-            Op::Kind::kClaim, out);
+    Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total},
+            kind, out);
     ops_.back().line = std::move(plan.line);
+    ops_.back().total = plan.total;
     ops_.back().split = std::move(plan.split);
-  }
+  };
+  for (ClaimPlan& plan : std::exchange(claims_, {})) claim(plan, Op::Kind::kClaim);
+  for (ClaimPlan& plan : std::exchange(doomed_, {})) claim(plan, Op::Kind::kEndLine);
 }
 
 void Dispatcher::EmitGrants(Worker& worker, std::vector<Command>& out) {

@@ -111,7 +111,9 @@ class Dispatcher {
     RunEffects effects;
     std::vector<RunId> outbox_runs;
     std::vector<JobId> outbox_jobs;
-    std::size_t accept_rows = 0;
+    std::vector<JobId> unplaceable;  // ended without a lease
+    std::size_t accept_rows = 0, accept_bytes = 0;
+    std::size_t bytes = 0;       // in rows, about
   };
   struct Shard {
     ShardHold hold;
@@ -133,8 +135,9 @@ class Dispatcher {
   struct Op {
     QueueOpId id;
     ShardHold hold;
-    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kPromote } kind = Kind::kPlain;
+    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote } kind = Kind::kPlain;
     std::string line;
+    std::uint32_t total = 0;     // kClaim, kEndLine: how many were asked for
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
   };
   struct Parked {
@@ -164,14 +167,19 @@ class Dispatcher {
   void QueueFailed(const Op& op, const Error& error);
   Worker* NextTaker(Op& op);
   void OnClaimed(Op& op, QueueReply& reply);
+  void ClaimedAll(const Op& op, std::size_t claimed);
   void OnPromoted(const Op& op, QueueReply& reply);
 
   // Ledger: dispatcher_ledger.cc
   void On(event::Committed& e);
   void On(event::CommitRefused& e);
   void On(event::RunRead& e);
-  void CommittedJobs(event::Committed& e);
-  void CommittedPiece(Piece& piece, const event::Committed& e);
+  struct Duplicates {
+    std::unordered_set<JobId> jobs;
+    std::unordered_set<RunId> runs;
+  };
+  void CommittedJobs(event::Committed& e, const Duplicates& duplicates);
+  void CommittedPiece(Piece& piece, const Duplicates& duplicates);
   void EndingDurable(Shard& shard, const Ending& ending);
   void EffectsDurable(Shard& shard, const RunEffects& effects);
   void WriteEffects(Shard& shard, RunEffects effects);
@@ -207,11 +215,20 @@ class Dispatcher {
   void OnStatus(const wire::PeerId& peer, const wire::Status& m);
   template <class Request>
   bool Admit(const wire::PeerId& peer, const std::set<ShardId>& shards, Request& request, std::size_t rows);
+  void SendUpdate(const wire::PeerId& peer, const wire::RunUpdate& update);
   void AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, std::set<PieceId>& pieces);
   void Problem(const wire::PeerId& peer, std::uint64_t request, std::string code, std::string message);
   void AddWatcher(RunId run, const wire::PeerId& peer);
   void RetryParked();
   void EmitUpdates(Shard& shard);
+
+  // Placement: dispatcher_placement.cc
+  bool Covered(std::string_view root) const;
+  std::string RootsOfWorkers() const;
+  std::optional<std::string> OutOfReach(const std::vector<JobSpec>& jobs) const;
+  void LookForUnserved();
+  void EndLine(LineIndex::Line& line);
+  void OnLineClaimed(const Op& op, QueueReply& reply);
 
   // dispatcher.cc
   void On(event::Tick& e);
@@ -239,6 +256,8 @@ class Dispatcher {
   std::unordered_map<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;
   WorkerId plan_from_;  // round robin over workers
+  MonoTime workers_since_{};   // when the first of those that are connected came
+  MonoTime next_reach_look_{};
   std::unordered_map<JobId, Token> recently_ended_;
   std::deque<JobId> recently_ended_order_;
 
@@ -246,10 +265,12 @@ class Dispatcher {
   std::vector<PieceId> open_pieces_;
   std::uint64_t last_piece_ = 0, last_op_ = 0;
   std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
-  std::size_t accepting_rows_ = 0;
+  std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;
+  std::size_t run_reads_ = 0;                    // under way
   std::deque<Op> ops_;                           // under way, in order
   std::vector<command::Execute> takes_;          // of this flush
   std::vector<ClaimPlan> claims_;                // of this flush
+  std::vector<ClaimPlan> doomed_;                // of this flush: nobody reaches their root
   std::deque<Parked> parked_;
   std::optional<MonoTime> parked_until_;         // set while a parked request is tried again
   std::unordered_map<RunId, std::vector<wire::PeerId>> watchers_;

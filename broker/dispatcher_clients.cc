@@ -5,6 +5,7 @@
 #include "broker/dispatcher.h"
 #include "common/base/failpoint.h"
 #include "common/base/log.h"
+#include "common/wire/codec.h"
 #include "common/wire/text.h"
 
 namespace millrace {
@@ -80,13 +81,19 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
     }
     ready = ready && it->second.phase == Phase::kReady;
   }
-  if (accepting_rows_ + rows > kAcceptingRowsMax) {
-    Problem(peer, number, "limit", fmt::format("{} rows wait for the ledger, limit {}", accepting_rows_, kAcceptingRowsMax));
+  if (accepting_rows_ + rows > kAcceptingRowsMax || accepting_bytes_ > kAcceptingBytesMax) {
+    Problem(peer, number, "limit",
+            fmt::format("{} rows with {} bytes wait for the ledger, limits {} and {}", accepting_rows_, accepting_bytes_,
+                        kAcceptingRowsMax, kAcceptingBytesMax));
     return false;
   }
-  if (ready) return true;
+  const std::optional<std::string> out_of_reach = ready ? OutOfReach(request.jobs) : std::nullopt;
+  if (ready && !out_of_reach) return true;
   const MonoTime until = parked_until_.value_or(now_ + kParkTimeout);
-  if (until <= now_) {
+  // After a start the workers come one by one: the one that reaches it may be the next.
+  if (out_of_reach && (until <= now_ || workers_since_ + kParkTimeout <= now_)) {
+    Problem(peer, number, "unreachable_input", *out_of_reach);
+  } else if (until <= now_) {
     Problem(peer, number, "unavailable", "the shard is being taken over: try again");
   } else if (parked_.size() >= kParkedRequestsMax) {
     Problem(peer, number, "limit", fmt::format("{} requests wait for their shard", parked_.size()));
@@ -120,6 +127,9 @@ void Dispatcher::AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, 
   piece.accepting.push_back(spec.id.uuid);
   ++piece.accept_rows;
   ++accepting_rows_;
+  piece.bytes += spec.payload.size();
+  piece.accept_bytes += spec.payload.size();
+  accepting_bytes_ += spec.payload.size();
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   piece.rows.jobs.push_back(std::move(spec));
 }
@@ -180,6 +190,11 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
   accepting_.emplace(m.run.id.uuid, shard.submit_piece);
   piece.accept_rows += m.jobs.size() + 1;
   accepting_rows_ += m.jobs.size() + 1;
+  for (const JobSpec& job : m.jobs) {
+    piece.bytes += job.payload.size();
+    piece.accept_bytes += job.payload.size();
+    accepting_bytes_ += job.payload.size();
+  }
   piece.rows.runs.push_back(std::move(m.run));
   for (JobSpec& job : m.jobs) piece.rows.jobs.push_back(std::move(job));
 }
@@ -193,9 +208,11 @@ void Dispatcher::OnWatch(const wire::PeerId& peer, const wire::Watch& m) {
   for (auto& [id, shard] : shards_) {
     if (!shard.runs.Knows(m.run)) continue;
     AddWatcher(m.run, peer);
-    if (auto update = shard.runs.Update(m.run, true)) to_clients_.push_back({.peer = peer, .message = std::move(*update)});
+    if (const auto update = shard.runs.Update(m.run, true)) SendUpdate(peer, *update);
     return;
   }
+  if (run_reads_ >= kRunReadsMax) return Problem(peer, m.request, "limit", fmt::format("{} watches wait for the ledger", run_reads_));
+  ++run_reads_;
   ToLedger(command::ReadRun{.peer = peer, .request = m.request, .run = m.run});
 }
 
@@ -204,8 +221,29 @@ void Dispatcher::EmitUpdates(Shard& shard) {
     const auto it = watchers_.find(run);
     if (it == watchers_.end()) continue;
     if (auto update = shard.runs.Update(run, false); update && !update->changed.empty())
-      for (const auto& peer : it->second) to_clients_.push_back({.peer = peer, .message = *update});
+      for (const auto& peer : it->second) SendUpdate(peer, *update);
   }
+}
+
+// In as many messages as it takes; only the last one says that the run has ended, because its reader stops there.
+void Dispatcher::SendUpdate(const wire::PeerId& peer, const wire::RunUpdate& update) {
+  wire::RunUpdate part{.run = update.run, .state = update.state, .reason = update.reason, .changed = {}};
+  const RunState until_last = IsTerminal(update.state) ? RunState::kRunning : update.state;
+  std::size_t bytes = 0;
+  for (const auto& stage : update.changed) {
+    const std::size_t size = wire::SizeBound(stage);
+    if (!part.changed.empty() && bytes + size > wire::kBatchBytesMax) {
+      to_clients_.push_back({.peer = peer,
+                             .message = wire::RunUpdate{.run = update.run,
+                                                        .state = until_last,
+                                                        .reason = {},
+                                                        .changed = std::exchange(part.changed, {})}});
+      bytes = 0;
+    }
+    bytes += size;
+    part.changed.push_back(stage);
+  }
+  to_clients_.push_back({.peer = peer, .message = std::move(part)});
 }
 
 void Dispatcher::OnStatus(const wire::PeerId& peer, const wire::Status& m) {

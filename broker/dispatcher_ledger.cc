@@ -13,7 +13,8 @@ Dispatcher::Piece& Dispatcher::OpenPiece(Shard& shard, PieceId& slot) {
   if (slot != PieceId{}) {
     Piece& open = pieces_.at(slot);
     const OwnerBatch& rows = open.rows;
-    if (rows.jobs.size() + rows.attempts.size() + rows.outcomes.size() < kOwnerBatchRowsMax) return open;
+    if (rows.jobs.size() + rows.attempts.size() + rows.outcomes.size() < kOwnerBatchRowsMax && open.bytes < kPieceBytesMax)
+      return open;
   }
   slot = PieceId{++last_piece_};
   open_pieces_.push_back(slot);
@@ -62,7 +63,7 @@ void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
     shard.runs.ShowEnd(end.run);
     if (const auto it = watchers_.find(end.run); it != watchers_.end()) {
       if (auto update = shard.runs.Update(end.run, false))
-        for (const auto& peer : it->second) to_clients_.push_back({.peer = peer, .message = *update});
+        for (const auto& peer : it->second) SendUpdate(peer, *update);
       watchers_.erase(it);
     }
     shard.runs.Remove(end.run);
@@ -70,18 +71,18 @@ void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
 }
 
 void Dispatcher::On(event::Committed& e) {
-  CommittedJobs(e);
+  const Duplicates duplicates{.jobs = {e.result.duplicate_jobs.begin(), e.result.duplicate_jobs.end()},
+                              .runs = {e.result.duplicate_runs.begin(), e.result.duplicate_runs.end()}};
+  CommittedJobs(e, duplicates);
   for (const PieceId id : e.pieces) {
     auto node = pieces_.extract(id);
     if (node.empty()) continue;  // its shard was lost meanwhile; the rebuild reads what was committed
-    CommittedPiece(node.mapped(), e);
+    CommittedPiece(node.mapped(), duplicates);
   }
 }
 
 // New jobs and runs. Those of a shard that was lost meanwhile are found by its rebuild.
-void Dispatcher::CommittedJobs(event::Committed& e) {
-  const std::unordered_set<JobId> duplicate_jobs(e.result.duplicate_jobs.begin(), e.result.duplicate_jobs.end());
-  const std::unordered_set<RunId> duplicate_runs(e.result.duplicate_runs.begin(), e.result.duplicate_runs.end());
+void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates) {
   const auto current = [&](OrgId org) -> Shard* {
     Shard* shard = ShardOfOrg(org);
     return shard != nullptr && shard->phase == Phase::kReady && std::ranges::find(e.batch.holds, shard->hold) != e.batch.holds.end()
@@ -90,7 +91,7 @@ void Dispatcher::CommittedJobs(event::Committed& e) {
   };
   std::unordered_map<RunId, std::vector<JobSpec>> of_run;
   for (JobSpec& job : e.batch.jobs) {
-    if (duplicate_jobs.contains(job.id)) continue;
+    if (duplicates.jobs.contains(job.id)) continue;
     if (job.run) {
       of_run[*job.run].push_back(std::move(job));
     } else if (Shard* shard = current(job.org)) {
@@ -98,7 +99,7 @@ void Dispatcher::CommittedJobs(event::Committed& e) {
     }
   }
   for (RunSpec& run : e.batch.runs) {
-    if (duplicate_runs.contains(run.id)) continue;
+    if (duplicates.runs.contains(run.id)) continue;
     Shard* shard = current(run.org);
     if (shard == nullptr || shard->runs.Knows(run.id)) continue;
     auto jobs = std::move(of_run[run.id]);
@@ -106,22 +107,23 @@ void Dispatcher::CommittedJobs(event::Committed& e) {
   }
 }
 
-void Dispatcher::CommittedPiece(Piece& piece, const event::Committed& e) {
+void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
   Shard* shard = Current(piece.hold);
   MILLRACE_CHECK(shard != nullptr, "shard {}: a piece outlived its hold", piece.hold.shard.value());
   for (const Uuid& id : piece.accepting) accepting_.erase(id);
   accepting_rows_ -= piece.accept_rows;
+  accepting_bytes_ -= piece.accept_bytes;
   for (const auto& submit : piece.submits) {
-    for (auto& item : submit->items) {
-      const auto& jobs = e.result.duplicate_jobs;
-      const auto& runs = e.result.duplicate_runs;
-      if (submit->run ? std::ranges::find(runs, RunId{item.id}) != runs.end()
-                      : std::ranges::find(jobs, JobId{item.id}) != jobs.end())
+    for (auto& item : submit->items)
+      if (submit->run ? duplicates.runs.contains(RunId{item.id}) : duplicates.jobs.contains(JobId{item.id}))
         item.duplicate = true;
-    }
     if (--submit->pieces == 0 && !submit->failed) FinishSubmit(*submit);
   }
   for (const Ending& ending : piece.endings) EndingDurable(*shard, ending);
+  for (const JobId& job : piece.unplaceable) {
+    shard->finish.push_back(job);
+    shard->runs.Show(job);
+  }
   EffectsDurable(*shard, piece.effects);
   if (piece.outbox_runs.empty() && piece.outbox_jobs.empty()) return;
   for (const RunId& run : piece.outbox_runs) shard->outbox_taking.erase(run.uuid);
@@ -163,6 +165,7 @@ void Dispatcher::FinishSubmit(Submit& submit) {
 void Dispatcher::FailSubmits(Piece& piece, std::string code, const std::string& message) {
   for (const Uuid& id : piece.accepting) accepting_.erase(id);
   accepting_rows_ -= piece.accept_rows;
+  accepting_bytes_ -= piece.accept_bytes;
   for (const auto& submit : piece.submits) {
     if (std::exchange(submit->failed, true)) continue;
     Problem(submit->peer, submit->request, code, message);
@@ -176,6 +179,7 @@ void Dispatcher::On(event::CommitRefused& e) {
 }
 
 void Dispatcher::On(event::RunRead& e) {
+  if (run_reads_ > 0) --run_reads_;
   if (!e.detail) {
     Problem(e.peer, e.request, std::string(Name(e.detail.error().code)), e.detail.error().message);
     return;
@@ -189,7 +193,7 @@ void Dispatcher::On(event::RunRead& e) {
   }
   if (!ended) AddWatcher(e.run, e.peer);
   if (!ended && shard->runs.Knows(e.run)) {  // came in while the ledger was asked
-    if (auto update = shard->runs.Update(e.run, true)) to_clients_.push_back({.peer = e.peer, .message = std::move(*update)});
+    if (const auto update = shard->runs.Update(e.run, true)) SendUpdate(e.peer, *update);
     return;
   }
   wire::RunUpdate update{.run = e.run, .state = detail.summary.state, .reason = detail.summary.reason, .changed = {}};
@@ -210,7 +214,7 @@ void Dispatcher::On(event::RunRead& e) {
     }
     update.changed.push_back(std::move(stage));
   }
-  to_clients_.push_back({.peer = e.peer, .message = std::move(update)});
+  SendUpdate(e.peer, update);
 }
 
 }  // namespace millrace

@@ -18,7 +18,7 @@ void Dispatcher::On(event::ShardTaken& e) {
   shard.phase = Phase::kTaking;
   shard.dispatches = 0;
   // Take goes out with this flush, before anything else of the new epoch.
-  ops_.push_back({.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake, .line = {}, .split = {}});
+  ops_.push_back({.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake, .line = {}, .total = 0, .split = {}});
   takes_.push_back({.id = ops_.back().id, .op = queue_op::Take{.shard = e.hold.shard, .epoch = e.hold.epoch}});
 }
 
@@ -57,9 +57,10 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
   std::erase_if(claims_, [&](const ClaimPlan& plan) {
     if (plan.shard != id) return false;
     for (const auto& [worker, n] : plan.split)
-      if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= n;
+      if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
     return true;
   });
+  std::erase_if(doomed_, [&](const ClaimPlan& plan) { return plan.shard == id; });
   if (shard.phase >= Phase::kTaking) LogInfo("shard {}: epoch {} is over: {}", id.value(), shard.hold.epoch.value(), reason);
   lines_.DropShard(id);
   const ShardHold hold = shard.hold;
@@ -114,7 +115,7 @@ void Dispatcher::BecomeReady(Shard& shard) {
   for (const RunId& run : shard.runs.Runs())
     if (const auto it = watchers_.find(run); it != watchers_.end())
       for (const auto& peer : it->second)
-        if (auto update = shard.runs.Update(run, true)) to_clients_.push_back({.peer = peer, .message = std::move(*update)});
+        if (const auto update = shard.runs.Update(run, true)) SendUpdate(peer, *update);
   RetryParked();
 }
 
@@ -148,7 +149,12 @@ void Dispatcher::On(event::OutboxRead& e) {
     if (!shard->outbox_taking.insert(id.uuid).second) continue;
     runs.push_back(id);
     if (shard->runs.Knows(id)) continue;
-    effects.Append(shard->runs.AddRun(std::move(live.spec), std::move(live.jobs)));
+    if (live.ended.empty() && live.counters.empty()) {
+      effects.Append(shard->runs.AddRun(std::move(live.spec), std::move(live.jobs)));
+    } else {  // an owner before us began it
+      shard->runs.Restore(std::move(live));
+      effects.Append(shard->runs.FinishRestore());
+    }
   }
   for (const LiveJob& live : e.rows.jobs) {
     const JobId id = live.spec.id;
@@ -183,7 +189,8 @@ void Dispatcher::On(event::QueueReplies& e) {
     ops_.pop_front();
     for (const auto& [worker, n] : op.split) {
       const auto it = workers_.find(worker);
-      if (it != workers_.end() && it->second.reserved >= n) it->second.reserved -= n;
+      // A worker that was lost and came back meanwhile has made fewer promises than this one.
+      if (it != workers_.end()) it->second.reserved -= std::min(it->second.reserved, n);
     }
     if (!result) {
       QueueFailed(op, result.error());
@@ -198,6 +205,7 @@ void Dispatcher::On(event::QueueReplies& e) {
         break;
       case Op::Kind::kPlain: break;
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
+      case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;
       case Op::Kind::kPromote: OnPromoted(op, *result); break;
     }
   }
@@ -222,8 +230,15 @@ Dispatcher::Worker* Dispatcher::NextTaker(Op& op) {
   return nullptr;
 }
 
+// A claim of large entries gives less than was asked for: the rest is still in its line. One that gives nothing at all says
+// that the line is empty, whatever was counted.
+void Dispatcher::ClaimedAll(const Op& op, std::size_t claimed) {
+  if (claimed > 0 && claimed < op.total) AddReady(*Current(op.hold), op.line, op.total - claimed);
+}
+
 void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
+  ClaimedAll(op, reply.claimed.size());
   for (auto& [id, line, body, run_at] : reply.claimed) {
     if (leases_.contains(id)) continue;  // the queue had it twice: it is running already
     std::shared_ptr<const JobSpec> spec;

@@ -40,6 +40,7 @@ void Dispatcher::OnHello(const wire::PeerId& peer, wire::Hello& m) {
       LogWarn("worker {}: refused, {} workers are connected", m.name, workers_.size());
       return;
     }
+    if (workers_.empty()) workers_since_ = now_;
     it = workers_.try_emplace(m.worker).first;
     LogInfo("worker {}: connected, concurrency {}", m.name, m.concurrency);
   }
@@ -147,6 +148,7 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   worker.leases.erase(spec.id);
   if (report.worker.empty()) report.worker = worker.name;
   Piece& piece = OpenPiece(shard, shard.progress_piece);
+  piece.bytes += report.result.size() + report.log_tail.size();
   Ending ending{.job = spec.id, .token = lease.token, .verdict = verdict, .run_at = std::nullopt};
   if (verdict.terminal) {
     if (spec.run) {

@@ -30,6 +30,7 @@ struct Commit {
   PieceId piece;
   ShardHold hold;
   OwnerBatch rows;
+  std::size_t bytes = 0;  // payloads and results in `rows`, about
 };
 struct ReadLiveRuns { ShardHold hold; std::optional<RunId> after; };  // -> event::LiveRunsRead
 struct ReadLiveJobs { ShardHold hold; std::optional<JobId> after; };  // -> event::LiveJobsRead
@@ -79,6 +80,12 @@ inline constexpr auto kOutboxPollInterval = std::chrono::milliseconds{2000};  //
 inline constexpr auto kParkTimeout = std::chrono::milliseconds{3000};   // a request waits this long for its shard
 inline constexpr std::size_t kParkedRequestsMax = 256;
 inline constexpr std::size_t kAcceptingRowsMax = 50'000;     // rows of submits that wait for the ledger
+inline constexpr std::size_t kAcceptingBytesMax = 256u << 20;  // and their payloads
+inline constexpr std::size_t kPieceBytesMax = 16u << 20;     // payloads and results of one piece, unless one row has more
+inline constexpr std::size_t kOwnerBatchBytesMax = 64u << 20;  // of one ledger transaction, unless one piece has more
+inline constexpr std::size_t kRunReadsMax = 1000;            // watches that wait for the ledger
+inline constexpr auto kReachInterval = std::chrono::milliseconds{1000};       // between looks at lines that nobody serves
+inline constexpr auto kUnreachableGrace = std::chrono::milliseconds{10'000};  // then the jobs of a root out of reach are dead
 inline constexpr std::size_t kLivePageRuns = 200;
 inline constexpr std::size_t kLivePageJobs = 2000;
 inline constexpr std::size_t kOutboxPage = 500;              // runs, and single jobs, of one ReadOutbox

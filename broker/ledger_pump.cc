@@ -10,13 +10,15 @@
 namespace millrace {
 namespace {
 
-constexpr Millis kCommitBudget{2000};  // well below kOwnershipTtl, so that a slow commit does not cost the shards
+// Between two renewals lie at most one interval, one commit or read, and the renewal's own budget.
+constexpr Millis kCommitBudget{2500};
 constexpr Millis kReadBudget{2000};
 constexpr Millis kRenewBudget{1000};
 constexpr Millis kBackoffFirst{20};
 constexpr Millis kBackoffMax{500};
 constexpr Millis kTakeRetry{1000};
-constexpr Millis kTakeAnewDelay{100};
+constexpr Millis kTakeAnewDelay{100}, kTakeAnewDelayMax{2000};
+static_assert(kOwnershipRenewInterval + kCommitBudget + kRenewBudget < kOwnershipTtl);
 constexpr int kReadsPerStep = 4;
 constexpr std::uint32_t kCheckpointRecordsMax = 10'000;
 
@@ -65,7 +67,7 @@ void LedgerPump::Post(LedgerCommand posted) {
     if (!Holds(anew->dropped)) return;
     LogWarn("shard {}: taking it anew: {}", anew->dropped.shard.value(), anew->reason);
     holds_.erase(anew->dropped.shard);
-    next_take_[anew->dropped.shard] = clock_.Now() + kTakeAnewDelay;
+    next_take_[anew->dropped.shard] = clock_.Now() + TakeDelay(anew->dropped.shard);
     DropPieces();
   } else {
     reads_.push_back(std::move(posted));
@@ -78,6 +80,7 @@ MonoTime LedgerPump::Step(std::vector<Event>& out) {
   TakeFree(now, out);
   if (retry_at_ <= now) CommitSome(now, out);
   ReadSome(out);
+  if (RenewalDue()) return now;  // first things first: the next step renews
   if (options_.checkpoint && next_checkpoint_ <= now) Checkpoint(now);
   MonoTime next = now + kOwnershipRenewInterval;
   if (!holds_.empty()) next = std::min(next, next_renew_);
@@ -114,6 +117,7 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
         next_renew_ = now + kOwnershipRenewInterval;
       }
       holds_[shard] = *epoch;
+      taken_[shard].at = clock_.Now();
       elsewhere_.erase(shard);
       out.push_back(event::ShardTaken{.hold = {.shard = shard, .epoch = *epoch}});
       continue;
@@ -130,9 +134,16 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
   std::erase_if(next_take_, [&](const auto& entry) { return holds_.contains(entry.first); });
 }
 
+Millis LedgerPump::TakeDelay(ShardId shard) {
+  Taken& taken = taken_[shard];
+  const bool at_once = clock_.Now() - taken.at < kTakeAnewDelayMax;
+  taken.delay = at_once ? std::clamp(taken.delay * 2, kTakeAnewDelay, kTakeAnewDelayMax) : kTakeAnewDelay;
+  return taken.delay;
+}
+
 void LedgerPump::Lose(ShardId shard, const std::string& reason, std::vector<Event>& out) {
   if (holds_.erase(shard) == 0) return;
-  next_take_[shard] = clock_.Now() + kTakeAnewDelay;
+  next_take_[shard] = clock_.Now() + TakeDelay(shard);
   out.push_back(event::ShardLost{.shard = shard, .reason = reason, .owner_name = {}});
   DropPieces();
 }
@@ -160,12 +171,14 @@ void LedgerPump::Merge() {
   merged_.emplace();
   OwnerBatch& all = merged_->batch;
   all.owner = options_.owner;
-  std::size_t rows = 0;
+  std::size_t rows = 0, bytes = 0;
   std::set<ShardId> shards;
-  while (!pieces_.empty() && (rows == 0 || (!alone_ && rows + Rows(pieces_.front().rows) <= kOwnerBatchRowsMax))) {
+  while (!pieces_.empty() && (rows == 0 || (!alone_ && rows + Rows(pieces_.front().rows) <= kOwnerBatchRowsMax &&
+                                            bytes + pieces_.front().bytes <= kOwnerBatchBytesMax))) {
     command::Commit piece = std::move(pieces_.front());
     pieces_.pop_front();
     rows += Rows(piece.rows);
+    bytes += piece.bytes;
     if (shards.insert(piece.hold.shard).second) all.holds.push_back(piece.hold);
     OwnerBatch& r = piece.rows;
     const Counts counts{.runs = MoveInto(all.runs, r.runs),
@@ -280,7 +293,7 @@ bool LedgerPump::Scrub(OwnerBatch& rows) {
 }
 
 void LedgerPump::ReadSome(std::vector<Event>& out) {
-  for (int i = 0; i < kReadsPerStep && !reads_.empty(); ++i) {
+  for (int i = 0; i < kReadsPerStep && !reads_.empty() && !RenewalDue(); ++i) {
     LedgerCommand read = std::move(reads_.front());
     reads_.pop_front();
     Read(read, out);
@@ -293,7 +306,7 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     if (!Holds(runs->hold)) return;
     auto page = ledger_.LiveRuns(runs->hold.shard, shards, runs->after, kLivePageRuns, Deadline(kReadBudget));
     if (!page) return Lose(runs->hold.shard, "rebuild: " + page.error().message, out);
-    const bool last = page->size() < kLivePageRuns;
+    const bool last = page->empty();
     out.push_back(event::LiveRunsRead{.hold = runs->hold, .runs = std::move(*page), .last = last});
   } else if (const auto* jobs = std::get_if<command::ReadLiveJobs>(&posted)) {
     if (!Holds(jobs->hold)) return;
@@ -309,7 +322,7 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
       out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = true});
       return;
     }
-    const bool more = rows->runs.size() >= kOutboxPage || rows->jobs.size() >= kOutboxPage;
+    const bool more = rows->more;
     out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
   } else if (auto* run = std::get_if<command::ReadRun>(&posted)) {
     auto detail = ledger_.GetRun(kDefaultOrg, run->run, Deadline(kReadBudget));

@@ -56,6 +56,8 @@ class LedgerPump {
   void Read(LedgerCommand& command, std::vector<Event>& out);
   void Checkpoint(MonoTime now);
   void Merge();
+  bool RenewalDue() const { return !holds_.empty() && next_renew_ <= clock_.Now(); }
+  Millis TakeDelay(ShardId shard);    // longer each time when a shard is lost as soon as it is taken
   void Split();                       // back into pieces_
   static bool Scrub(OwnerBatch& rows);
   void Refused(const Error& error, std::vector<Event>& out);
@@ -71,6 +73,8 @@ class LedgerPump {
   std::map<ShardId, Epoch> holds_;
   std::map<ShardId, MonoTime> next_take_;   // of the shards that are not held
   std::map<ShardId, std::string> elsewhere_;  // told already
+  struct Taken { MonoTime at{}; Millis delay{0}; };
+  std::map<ShardId, Taken> taken_;
   std::deque<command::Commit> pieces_;
   std::optional<Merged> merged_;            // being committed
   bool alone_ = false;                      // pieces one by one: something among them is refused

@@ -71,8 +71,12 @@ Result<LineKey> LineKey::Parse(std::string_view text) {
 bool WorkerReach::Serves(const LineKey& line) const {
   if (!queues.empty() && std::ranges::find(queues, line.queue) == queues.end()) return false;
   if (!kinds.empty() && std::ranges::find(kinds, line.kind) == kinds.end()) return false;
-  if (line.root.empty() || roots.empty()) return true;
-  return std::ranges::any_of(roots, [&](const std::string& root) { return Reaches(root, line.root); });
+  return Covers(line.root);
+}
+
+bool WorkerReach::Covers(std::string_view root) const {
+  if (root.empty() || roots.empty()) return true;
+  return std::ranges::any_of(roots, [&](const std::string& mine) { return Reaches(mine, root); });
 }
 
 std::size_t LineIndex::RoundOf(const LineKey& key) { return static_cast<std::size_t>(key.priority); }
@@ -126,6 +130,7 @@ void LineIndex::Take(Line& line, std::uint64_t n) {
   line.ready -= n;
   total_ready_ -= n;
   if (line.ready > 0) return;
+  line.unserved_since.reset();
   Unlink(&line);
   if (lines_.size() > kIdleLinesMax) lines_.erase(lines_.find(std::pair{line.shard, line.name}));
 }

@@ -7,11 +7,13 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
+#include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/base/limits.h"
 #include "common/base/result.h"
@@ -36,6 +38,7 @@ struct LineKey {
 struct WorkerReach {  // empty = all
   std::vector<std::string> queues, kinds, roots;
   bool Serves(const LineKey& line) const;
+  bool Covers(std::string_view root) const;  // an empty root is reached by all
 };
 
 class LineIndex {
@@ -45,6 +48,8 @@ class LineIndex {
     std::string name;  // LineKey::ToString()
     LineKey key;
     std::uint64_t ready = 0;  // entries that are in the queue and not promised to a claim
+    std::optional<MonoTime> unserved_since;  // kept by the dispatcher
+    bool warned = false;
   };
 
   // Adds `n` ready entries. `name` must be LineKey::ToString() of a valid key; others are ignored.
@@ -55,6 +60,12 @@ class LineIndex {
   void Take(Line& line, std::uint64_t n);
   // How many orgs have something ready at the line's priority.
   std::size_t OrgsBeside(const Line& line) const { return rounds_[RoundOf(line.key)].orgs.size(); }
+  // Every line that has something ready. `visit` must not change the index.
+  template <class Visit>
+  void ForEachReady(Visit visit) {
+    for (auto& [key, line] : lines_)
+      if (line->ready > 0) visit(*line);
+  }
   void DropShard(ShardId shard);
   bool Empty() const { return total_ready_ == 0; }
   std::uint64_t Ready(ShardId shard) const;

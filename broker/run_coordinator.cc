@@ -257,8 +257,16 @@ RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters&
   return out;
 }
 
-void RunCoordinator::Mark(Run& run, Job& job) {
-  job.changed = true;
+RunEffects RunCoordinator::JobUnplaceable(JobId id, const std::string& reason) {
+  Job& job = *Find(id);
+  if (job.state == JobState::kScheduled) Apply(job, JobEvent::kDue);
+  Apply(job, JobEvent::kLeased);  // by nobody: the claim itself
+  job.error = reason;
+  return JobEnded(id, JobState::kDead, job.counters, reason);
+}
+
+void RunCoordinator::Mark(Run& run, std::uint32_t index) {
+  if (!std::exchange(run.jobs[index].changed, true)) run.changed.push_back(index);
   if (run.marked) return;
   run.marked = true;
   changed_.push_back(run.spec.id);
@@ -270,7 +278,7 @@ void RunCoordinator::Show(JobId id) {
   Run& run = *it->second.first;
   Job& job = run.jobs[it->second.second];
   job.shown = job.state;
-  Mark(run, job);
+  Mark(run, it->second.second);
 }
 
 void RunCoordinator::ShowEnd(RunId id) {
@@ -285,9 +293,7 @@ std::optional<wire::RunUpdate> RunCoordinator::Update(RunId id, bool all) {
   Run& run = *it->second;
   wire::RunUpdate update{.run = id, .state = run.shown, .reason = {}, .changed = {}};
   if (IsTerminal(run.shown)) update.reason = run.end.reason;
-  for (Job& job : run.jobs) {
-    if (!all && !job.changed) continue;
-    if (!all) job.changed = false;
+  const auto add = [&update](const Job& job) {
     const bool ended = IsTerminal(job.shown);
     update.changed.push_back({.job = job.spec->id,
                               .stage = job.spec->stage,
@@ -298,6 +304,14 @@ std::optional<wire::RunUpdate> RunCoordinator::Update(RunId id, bool all) {
                               .bytes = job.bytes,
                               .result = ended ? job.result : std::string{},
                               .error = job.error});
+  };
+  if (all) {
+    for (const Job& job : run.jobs) add(job);
+    return update;
+  }
+  for (const std::uint32_t index : std::exchange(run.changed, {})) {
+    run.jobs[index].changed = false;
+    add(run.jobs[index]);
   }
   return update;
 }

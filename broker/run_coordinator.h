@@ -71,6 +71,8 @@ class RunCoordinator {
   // Makes the job's present state visible to watchers.
   void Show(JobId job);
   void ShowEnd(RunId run);
+  // A job that waits in the queue will never start; as JobEnded(kDead).
+  RunEffects JobUnplaceable(JobId job, const std::string& reason);
   // For watchers: all stages, or those that changed since the last call with `all` = false (which clears the marks).
   std::optional<wire::RunUpdate> Update(RunId run, bool all);
   // Forgets a run whose end is durable.
@@ -90,6 +92,7 @@ class RunCoordinator {
     bool failed = false;
     bool began = false;      // restored: some job of it was delivered
     bool marked = false;     // in changed_
+    std::vector<std::uint32_t> changed;  // jobs that are marked
     std::string reason;
     std::string invalid;     // why it cannot run; empty when it can
     RunEffects::End end;
@@ -107,7 +110,7 @@ class RunCoordinator {
   void EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out);
   void SkipDependents(Run& run, std::uint32_t index, RunEffects& out);
   void EndIfFinished(Run& run, RunEffects& out);
-  void Mark(Run& run, Job& job);
+  void Mark(Run& run, std::uint32_t index);
 
   std::unordered_map<RunId, std::unique_ptr<Run>> runs_;
   std::unordered_map<JobId, std::pair<Run*, std::uint32_t>> jobs_;

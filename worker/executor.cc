@@ -193,6 +193,12 @@ void Executor::Tick() {
   for (auto it = running_.begin(); it != running_.end();) {
     Running& running = it->second;
     if (running.stage) ReadMessages(it->first, running);
+    if (!running.process->exit() && running.result && running.result->ok && !running.killed) {
+      ended_.push_back(Report(it->first, running));
+      leaving_.push_back({std::move(running.process), std::move(running.scratch), now + options_.leave_grace});
+      it = running_.erase(it);
+      continue;
+    }
     if (!running.process->exit()) {
       CheckTimes(now, running);
       ++it;
@@ -207,13 +213,27 @@ void Executor::Tick() {
     if (!running.scratch.empty()) janitor_.Remove(std::move(running.scratch));
     it = running_.erase(it);
   }
+  SeeOff(now);
+}
+
+void Executor::SeeOff(MonoTime now) {
+  std::erase_if(leaving_, [&](Leaving& leaving) {
+    if (!leaving.process->exit()) {
+      if (now < leaving.kill_at) return false;
+      leaving.process->SignalGroup(SIGKILL);
+      leaving.kill_at = MonoTime::max();
+      return false;
+    }
+    if (!leaving.scratch.empty()) janitor_.Remove(std::move(leaving.scratch));
+    return true;
+  });
 }
 
 AttemptReport Executor::Report(JobId job, const Running& running) const {
   AttemptReport report = Blank(job, running.token);
   report.started_at = running.started_at;
   report.log_tail = running.process->LogText();
-  const ExitStatus exit = *running.process->exit();
+  const ExitStatus exit = running.process->exit().value_or(ExitStatus{});
   report.exit_code = exit.code;
   report.signal = exit.signal;
   if (running.stage && running.result) {  // whatever happened afterwards: its effect is published, or it says why not
@@ -263,6 +283,7 @@ MonoTime Executor::NextTick() const {
     if (!running.timed_out && !running.result && !running.killed) next = Earliest(next, running.deadline);
     next = Earliest(next, running.kill_at);
   }
+  for (const Leaving& leaving : leaving_) next = std::min(next, leaving.kill_at);
   return next;
 }
 

@@ -33,7 +33,8 @@ class Executor {
     bool sandbox = true;
     int nice = 5;
     Millis term_grace{2000};    // between SIGTERM and SIGKILL of a command
-    Millis exit_grace{200};     // between a stage's result and SIGKILL
+    Millis exit_grace{200};     // between a stage's failure and SIGKILL
+    Millis leave_grace{5000};   // between a stage's success, which is reported at once, and SIGKILL
     Millis group_grace{1000};   // how long to wait for killed members of a group to disappear
   };
   Executor(Options options, const Clock& clock, Poller& poller, ProcessPool& pool);
@@ -53,6 +54,7 @@ class Executor {
   };
   std::vector<Progress> TakeProgress();
   std::size_t running() const { return running_.size(); }
+  bool Idle() const { return running_.empty() && leaving_.empty(); }  // no process of an attempt exists any more
 
  private:
   struct Running {
@@ -70,10 +72,18 @@ class Executor {
     std::string broken;                    // what was wrong with its messages
   };
 
+  // A stage that has published and said so: nothing depends on its process any more, which closes files and frees memory.
+  struct Leaving {
+    std::unique_ptr<Process> process;
+    std::string scratch;
+    MonoTime kill_at;
+  };
+
   Result<void> StartStage(const wire::Grant::Job& job, Running& running, AttemptReport& refusal);
   Result<void> StartCommand(const wire::Grant::Job& job, Running& running, AttemptReport& refusal);
   void ReadMessages(JobId job, Running& running);
   void CheckTimes(MonoTime now, Running& running);
+  void SeeOff(MonoTime now);
   AttemptReport Report(JobId job, const Running& running) const;
   AttemptReport Blank(JobId job, Token token) const;
 
@@ -83,6 +93,7 @@ class Executor {
   ProcessPool& pool_;
   Janitor janitor_;
   std::map<JobId, Running> running_;
+  std::vector<Leaving> leaving_;
   std::vector<AttemptReport> ended_;
   std::vector<Progress> progress_;
 };

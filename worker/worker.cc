@@ -195,7 +195,7 @@ class Worker::Loop {
   }
 
   bool Done() {
-    if (!drain_until_ || !session_.Idle() || executor_.running() != 0) return false;
+    if (!drain_until_ || !session_.Idle() || !executor_.Idle()) return false;
     if (session_.Settled()) return true;
     const MonoTime now = clock_.Now();
     if (!settle_until_) settle_until_ = now + options_.settle_timeout;

@@ -18,6 +18,7 @@ Error ToError(const wire::Problem& problem) {
        {ErrorCode::kInvalidArgument, ErrorCode::kNotFound, ErrorCode::kConflict, ErrorCode::kStale, ErrorCode::kLimit,
         ErrorCode::kRejected, ErrorCode::kUnavailable, ErrorCode::kTimedOut, ErrorCode::kUnsupported})
     if (problem.code == Name(code)) return Error{code, problem.message};
+  if (problem.code == "unreachable_input") return Error{ErrorCode::kRejected, problem.message};
   return Error{problem.code == "not_owner" ? ErrorCode::kUnavailable : ErrorCode::kRejected, problem.code + ": " + problem.message};
 }
 

@@ -24,6 +24,7 @@ struct Point {
   Action action = Action::kError;
   std::chrono::milliseconds sleep{0};
   double probability = 1.0;
+  std::optional<std::uint64_t> strikes_left;
 };
 
 using Points = std::map<std::string, Point, std::less<>>;
@@ -77,6 +78,7 @@ std::optional<Point> ParseAction(std::string_view text) {
     return std::nullopt;
   }
   if (next < arguments.size()) point.probability = arguments[next++];
+  if (next < arguments.size()) point.strikes_left = static_cast<std::uint64_t>(arguments[next++]);
   if (next != arguments.size() || point.probability > 1) return std::nullopt;
   return point;
 }
@@ -100,7 +102,7 @@ Result<Points> ParseSpec(std::string_view spec) {
     const auto equals = entry.find('=');
     const auto point = equals == std::string_view::npos ? std::nullopt : ParseAction(entry.substr(equals + 1));
     if (!point)
-      return Fail(ErrorCode::kInvalidArgument, "failpoint '{}' is not name=exit|error|sleep(ms), with (probability)", entry);
+      return Fail(ErrorCode::kInvalidArgument, "failpoint '{}' is not name=exit|error|sleep(ms), with (probability) or (probability,times)", entry);
     points[std::string(entry.substr(0, equals))] = *point;
   }
   return points;
@@ -151,7 +153,10 @@ Result<void> HitFailpoint(std::string_view name) {
     if (const auto it = state.hooks.find(name); it != state.hooks.end()) hook = it->second;
     if (const auto it = state.points.find(name); it != state.points.end()) {
       std::uniform_real_distribution<double> draw(0.0, 1.0);
-      if (it->second.probability >= 1.0 || draw(state.engine) < it->second.probability) point = it->second;
+      const bool struck = it->second.probability >= 1.0 || draw(state.engine) < it->second.probability;
+      auto& left = it->second.strikes_left;
+      if (struck && left != 0) point = it->second;
+      if (point && left) --*left;
     }
   }
   if (hook) hook();

@@ -5,6 +5,7 @@
 //   exit            exit(0.1)            _exit(137), always or with the probability given
 //   sleep(250)      sleep(250,0.5)       milliseconds, then goes on
 //   error           error(0.5)           the enclosing function returns ErrorCode::kUnavailable
+// A number after the probability limits how often it strikes in one process: error(1,1) only the first time.
 // The draws come from MILLRACE_FAILPOINT_SEED (default 1), so that a run can be repeated.
 #pragma once
 

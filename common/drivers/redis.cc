@@ -23,7 +23,7 @@ namespace millrace::redis {
 namespace {
 
 constexpr std::size_t kReadChunkBytes = 64u << 10;
-constexpr int kReplyElementsMax = 1 << 20;
+constexpr std::size_t kReplyElementsMax = 1 << 20;  // of one reply, nested ones counted: ten bytes can ask for a million
 constexpr std::size_t kReplyTextShown = 300;
 
 class UniqueFd {
@@ -87,11 +87,14 @@ void* MakeString(const redisReadTask* task, char* bytes, std::size_t size) try {
 }
 
 void* MakeArray(const redisReadTask* task, int elements) try {
-  if (elements > kReplyElementsMax) return nullptr;
+  auto& used = *static_cast<std::size_t*>(task->privdata);
+  const std::size_t wanted = elements > 0 ? static_cast<std::size_t>(elements) : 0;
+  if (wanted > kReplyElementsMax - used) return nullptr;
+  used += wanted;
   Reply* reply = Place(task);
   if (reply == nullptr) return nullptr;
   reply->kind = Reply::Kind::kArray;
-  reply->elements.resize(elements > 0 ? static_cast<std::size_t>(elements) : 0);
+  reply->elements.resize(wanted);
   return reply;
 } catch (...) {
   return nullptr;
@@ -291,6 +294,7 @@ struct Connection::Impl {
   std::size_t pipeline_bytes_max = 0;
   std::unique_ptr<redisReader, FreeReader> reader;
   std::size_t reply_bytes = 0;    // received since the last complete reply
+  std::size_t reply_elements = 0; // made since then; MakeArray counts them
   std::string out;
   std::vector<Command> commands;
 
@@ -321,6 +325,7 @@ Result<Connection> Connection::Connect(const Endpoint& endpoint, const ConnectOp
   MILLRACE_TRY_ASSIGN(impl->fd, Dial(endpoint, *impl->clock, deadline));
   impl->reader.reset(redisReaderCreateWithFunctions(&kBuildReply));
   MILLRACE_CHECK(impl->reader != nullptr, "redis: out of memory");
+  impl->reader->privdata = &impl->reply_elements;
 
   Connection connection(std::move(impl));
   if (!endpoint.password.empty()) {
@@ -396,6 +401,7 @@ Result<void> Connection::Impl::Receive(std::vector<Result<Reply>>& replies) {
       const std::unique_ptr<Reply> reply(static_cast<Reply*>(raw));
       replies.emplace_back(std::move(*reply));
       reply_bytes = reader->len - reader->pos;
+      reply_elements = 0;
     }
     if (reply_bytes > reply_bytes_max)
       return Fail(ErrorCode::kLimit, "a reply is larger than reply_bytes_max ({})", reply_bytes_max);

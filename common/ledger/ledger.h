@@ -58,7 +58,8 @@ struct OwnerBatch {
            outbox_done_runs.empty() && outbox_done_jobs.empty();
   }
 };
-// What did not go in because the same key was there before (a repeated submit, an outcome already recorded). Not errors.
+// What did not go in because the same key was there before (a repeated submit, an outcome already recorded), or a job's run
+// was. Not errors.
 struct OwnerBatchResult {
   std::vector<RunId> duplicate_runs;
   std::vector<JobId> duplicate_jobs;

@@ -85,12 +85,15 @@ class SqlLedger final : public Ledger {
   Result<std::uint16_t> ShardCount(MonoTime deadline);            // the stored one
   Result<void> CheckShardCount(std::uint16_t given, MonoTime deadline);
   Result<void> Write(Batch& batch, MonoTime deadline);
+  Result<void> LoadChain(MonoTime deadline);                      // goes on where the stored chain ends
   Result<WriteSet> Build(const Batch& batch, MonoTime deadline);
   Result<bool> Prune(Batch& batch, MonoTime deadline);            // false: nothing was there to be taken out
   Result<std::set<Uuid>> Existing(Table table, std::vector<Uuid> ids, MonoTime deadline);
   Result<bool> PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline);
   // sql_ledger_rebuild.cc
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
+  Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
+  Result<std::vector<LiveRun>> RunsOf(std::vector<Uuid> ids, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
   // sql_ledger_read.cc
   Result<std::vector<RunSummary>> Summaries(std::string where, Params params, std::uint32_t limit, MonoTime deadline);
@@ -100,6 +103,7 @@ class SqlLedger final : public Ledger {
   LedgerOptions options_;
   AuditChain chain_;
   bool chain_loaded_ = false;
+  bool chain_in_doubt_ = false;  // a commit whose outcome stayed unknown may still arrive
   std::optional<std::uint16_t> shard_count_;
 };
 

@@ -17,8 +17,9 @@ Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_vie
     if (row.empty()) return Fail(ErrorCode::kCorrupt, "shard {}: its ownership row is gone", shard.value());
     const bool owned = !row[0][0].null && UuidOf(row[0][0]) != owner.uuid;
     if (owned && !renewal.empty()) {
+      // A renewal that lies far ahead was made before the ledger's clock was set back: it says nothing about now.
       const auto age = now - TimeOf(renewal[0][0]);
-      if (age < kOwnershipTtl)
+      if (age < kOwnershipTtl && age > -kOwnershipTtl)
         return Fail(ErrorCode::kConflict, "shard {} is owned by '{}' ({}), renewed {} ms ago", shard.value(), row[0][1].bytes,
                     UuidOf(row[0][0]).ToString(), std::chrono::floor<Millis>(age).count());
     }
@@ -106,7 +107,8 @@ Result<Ledger::Leadership> SqlLedger::TryLead(OwnerId candidate, std::string_vie
     MILLRACE_TRY_ASSIGN(now, store_->Now(deadline));
     const auto row = rows[0];
     const bool mine = UuidOf(row[0]) == candidate.uuid;
-    if (!mine && TimeOf(row[3]) > now) {
+    const bool clock_was_set_back = TimeOf(row[3]) > now + 2 * ttl;
+    if (!mine && TimeOf(row[3]) > now && !clock_was_set_back) {
       answer = {false, static_cast<std::uint64_t>(row[2].number), std::string(row[1].bytes)};
       return {};
     }

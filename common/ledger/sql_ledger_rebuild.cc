@@ -8,6 +8,8 @@
 namespace millrace::ledger {
 namespace {
 
+constexpr std::int64_t kPageJobsMax = 20'000;  // of the runs in one page: a page is read well within a read's budget
+
 struct Latest {
   Counters counters;
   WallTime next_run_at{};
@@ -99,14 +101,41 @@ Result<std::vector<LiveJob>> SqlLedger::LiveSingleJobs(ShardId shard, std::uint1
   return LoadJobs(rows, deadline);
 }
 
+// Runs in this order until their jobs fill a page; the first one always.
+Result<bool> SqlLedger::CutByJobs(std::vector<Uuid>& runs, MonoTime deadline) {
+  if (runs.size() < 2) return false;
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select j.run, count(*) from job j where j.run" + store_->In(1) + " group by j.run",
+                                                   Params().Ids(runs), deadline));
+  std::unordered_map<Uuid, std::int64_t> jobs;
+  for (std::size_t i = 0; i < rows.size(); ++i) jobs[UuidOf(rows[i][0])] = rows[i][1].number;
+  std::int64_t sum = 0;
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    sum += jobs[runs[i]];
+    if (i == 0 || sum <= kPageJobsMax) continue;
+    runs.resize(i);
+    return true;
+  }
+  return false;
+}
+
+Result<std::vector<LiveRun>> SqlLedger::RunsOf(std::vector<Uuid> ids, MonoTime deadline) {
+  if (ids.empty()) return std::vector<LiveRun>{};
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kRun, "r") + " from run r where r.run" +
+                                                       store_->In(1) + " order by r.run",
+                                                   Params().Ids(std::move(ids)), deadline));
+  return LoadRuns(rows, deadline);
+}
+
 Result<std::vector<LiveRun>> SqlLedger::LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
                                                  std::uint32_t limit, MonoTime deadline) {
   MILLRACE_TRY(CheckShardCount(shard_count, deadline));
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kRun, "r") +
-                                                       " from live_run l join run r on r.run = l.run where l.shard = $1 and l.run > $2 "
-                                                       "order by l.run limit $3",
-                                                   Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(limit), deadline));
-  return LoadRuns(rows, deadline);
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select run from live_run where shard = $1 and run > $2 order by run limit $3",
+                                  Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(limit), deadline));
+  std::vector<Uuid> ids;
+  for (std::size_t i = 0; i < rows.size(); ++i) ids.push_back(UuidOf(rows[i][0]));
+  MILLRACE_TRY(CutByJobs(ids, deadline));
+  return RunsOf(std::move(ids), deadline);
 }
 
 Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) {
@@ -116,12 +145,9 @@ Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_
   std::vector<Uuid> run_ids, job_ids;
   for (std::size_t i = 0; i < items.size(); ++i) (items[i][1].number != 0 ? run_ids : job_ids).push_back(UuidOf(items[i][0]));
   Outbox outbox;
-  if (!run_ids.empty()) {
-    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kRun, "r") + " from run r where r.run" +
-                                                         store_->In(1) + " order by r.run",
-                                                     Params().Ids(std::move(run_ids)), deadline));
-    MILLRACE_TRY_ASSIGN(outbox.runs, LoadRuns(rows, deadline));
-  }
+  MILLRACE_TRY_ASSIGN(const bool cut, CutByJobs(run_ids, deadline));
+  outbox.more = cut || items.size() >= limit;
+  MILLRACE_TRY_ASSIGN(outbox.runs, RunsOf(std::move(run_ids), deadline));
   if (!job_ids.empty()) {
     MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where j.job" +
                                                          store_->In(1) + " order by j.job",

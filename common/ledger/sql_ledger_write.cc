@@ -75,20 +75,27 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
   for (const OutcomeRow* outcome : batch.outcomes)
     if (!outcome->run) set.ended_jobs.push_back(outcome->report.job.uuid);
   for (const RunOutcomeRow* outcome : batch.run_outcomes) set.ended_runs.push_back(outcome->run.uuid);
+  // What a rebuild found may end before its outbox row is read: it must not be started from there again.
+  set.outbox_done.insert(set.outbox_done.end(), set.ended_runs.begin(), set.ended_runs.end());
+  set.outbox_done.insert(set.outbox_done.end(), set.ended_jobs.begin(), set.ended_jobs.end());
   return set;
 }
 
-Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
-  if (!chain_loaded_) {  // a writer id that was used before goes on where its chain ends
-    const auto rows = store_->Run("select max(seq) from audit_record where writer = $1", Params().Id(options_.writer.uuid), deadline);
-    if (!rows) return std::unexpected(rows.error());
-    if (!rows->empty() && !(*rows)[0][0].null) {
-      const auto seq = static_cast<std::uint64_t>((*rows)[0][0].number);
-      MILLRACE_TRY_ASSIGN(const auto last, AuditRecords(options_.writer, seq - 1, 1, deadline));
-      if (!last.empty()) chain_.Advance(last.front());
-    }
-    chain_loaded_ = true;
+// A writer id that was used before goes on where its chain ends.
+Result<void> SqlLedger::LoadChain(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select max(seq) from audit_record where writer = $1", Params().Id(options_.writer.uuid), deadline));
+  if (!rows.empty() && !rows[0][0].null) {
+    const auto seq = static_cast<std::uint64_t>(rows[0][0].number);
+    MILLRACE_TRY_ASSIGN(const auto last, AuditRecords(options_.writer, seq - 1, 1, deadline));
+    if (!last.empty()) chain_.Advance(last.front());
   }
+  chain_loaded_ = true;
+  return {};
+}
+
+Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
+  if (!chain_loaded_) MILLRACE_TRY(LoadChain(deadline));
   for (int round = 0; round < kRoundsMax; ++round) {
     MILLRACE_TRY_ASSIGN(WriteSet set, Build(batch, deadline));
     std::vector<Digest> leaves;
@@ -102,15 +109,27 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     AppendTable(Table::kRunOutcome, batch.run_outcomes, set, &leaves, next);
     std::optional<AuditRecord> record;
     if (!leaves.empty()) record = chain_.Next(std::move(leaves), options_.clock->WallNow());
-    MILLRACE_TRY_ASSIGN(const auto applied, store_->Apply(set, record ? &*record : nullptr, deadline));
-    if (applied == SqlStore::Applied::kYes) {
+    auto applied = store_->Apply(set, record ? &*record : nullptr, deadline);
+    if (!applied) {
+      if (applied.error().code == ErrorCode::kMaybeApplied) {
+        chain_loaded_ = false;
+        chain_in_doubt_ = true;
+      }
+      return std::unexpected(std::move(applied.error()));
+    }
+    if (*applied == SqlStore::Applied::kYes) {
       if (record) chain_.Advance(*record);
+      chain_in_doubt_ = chain_in_doubt_ && !record;
       return {};
     }
     MILLRACE_TRY_ASSIGN(const bool pruned, Prune(batch, deadline));
-    if (!pruned)
+    if (pruned) continue;
+    if (!chain_in_doubt_)
       return Fail(ErrorCode::kConflict, "audit writer {}: a record of this number exists, the writer id is used twice",
                   options_.writer.ToString());
+    // The lost commit arrived after the chain was loaded. It is final now: Apply waits for it before it writes.
+    chain_in_doubt_ = false;
+    MILLRACE_TRY(LoadChain(deadline));
   }
   return Fail(ErrorCode::kConflict, "keys kept appearing while the batch was written; try again");
 }
@@ -170,17 +189,17 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
   std::set<Uuid> dropped;
   MILLRACE_TRY_ASSIGN(pruned, PruneSlots(batch, dropped, deadline));
   MILLRACE_TRY_ASSIGN(auto runs, Existing(Table::kRun, ids(batch.runs, run_id), deadline));
+  const std::set<Uuid> stored_runs = runs;
   pruned |= TakeOut(batch.runs, [&](const RunSpec& r) {
     if (dropped.contains(r.id.uuid)) return true;
     if (runs.insert(r.id.uuid).second) return false;  // not there, and the first of its id in this batch
     batch.duplicate_runs.push_back(r.id);
-    if (batch.jobs_follow_runs) dropped.insert(r.id.uuid);
+    if (batch.jobs_follow_runs && stored_runs.contains(r.id.uuid)) dropped.insert(r.id.uuid);
     return true;
   });
   MILLRACE_TRY_ASSIGN(auto jobs, Existing(Table::kJob, ids(batch.jobs, job_id), deadline));
   pruned |= TakeOut(batch.jobs, [&](const JobSpec& j) {
-    if (j.run && dropped.contains(j.run->uuid)) return true;
-    if (jobs.insert(j.id.uuid).second) return false;
+    if (!(j.run && dropped.contains(j.run->uuid)) && jobs.insert(j.id.uuid).second) return false;
     batch.duplicate_jobs.push_back(j.id);
     return true;
   });
@@ -209,6 +228,7 @@ Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime dea
   Batch batch;
   batch.holds = given.holds;
   batch.owner = given.owner;
+  batch.jobs_follow_runs = true;
   for (const auto& r : given.runs) batch.runs.push_back(&r);
   for (const auto& r : given.jobs) batch.jobs.push_back(&r);
   for (const auto& r : given.attempts) batch.attempts.push_back(&r);

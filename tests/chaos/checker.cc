@@ -298,14 +298,15 @@ std::string Report(const Findings& f, const Rounds& rounds) {
                                 f.doubled, f.stale_refused, f.attempts_lost);
   out += fmt::format("{} kills, {} of them between a load's first row and its recorded outcome; {} freezes, {} other faults\n",
                      rounds.kills().size(), f.in_window, rounds.freezes().size(), rounds.others().size());
-  out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10}\n", "victim", "no load", "fenced", "rows sent", "receipt written", "committed");
+  out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10} {:>10}\n", "victim", "no load", "fenced", "rows sent", "receipt written",
+                     "in COMMIT", "committed");
   for (const auto& [victim, phases] : f.kills) {
     const auto n = [&](Phase phase) {
       const auto it = phases.find(std::string(Name(phase)));
       return it == phases.end() ? 0 : it->second;
     };
-    out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10}\n", victim, n(Phase::kNone), n(Phase::kFenced), n(Phase::kRowsSent),
-                       n(Phase::kReceipt), n(Phase::kCommitted));
+    out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10} {:>10}\n", victim, n(Phase::kNone), n(Phase::kFenced),
+                       n(Phase::kRowsSent), n(Phase::kReceipt), n(Phase::kCommitting), n(Phase::kCommitted));
   }
   for (const auto& [victim, times] : f.service)
     out += fmt::format("{:<16} a job submitted after it ended in {}\n", victim, Quantiles(times));

@@ -108,6 +108,7 @@ Result<Cluster> Cluster::Start(const ClusterOptions& options) {
                         cluster.Run({"pipeline", "apply", fmt::format("{}/files/{}.yaml", cluster.dir_, name)}, kServerStart));
     if (code != 0) return Fail(ErrorCode::kRejected, "pipeline apply {}: exit code {}, see {}/logs/cli.log", name, code, cluster.dir_);
   }
+  MILLRACE_TRY(cluster.SlowCommits());
   return cluster;
 }
 
@@ -185,22 +186,42 @@ Result<void> Cluster::StartRedis() {
                  "--appendonly", "yes", "--appendfsync", "everysec"});
 }
 
+Result<void> Cluster::Sql(const std::string& dsn, std::string_view sql) {
+  PgOptions options;
+  options.dsn = dsn;
+  const MonoTime deadline = TheClock().Now() + kServerStart;
+  MILLRACE_TRY_ASSIGN(const auto connection, PgConnection::Connect(options, TheClock(), deadline));
+  return connection->Exec(sql, deadline);
+}
+
 Result<void> Cluster::CreateTargets() {
-  const auto run = [&](const std::string& dsn, std::string_view sql) -> Result<void> {
-    PgOptions options;
-    options.dsn = dsn;
-    const MonoTime deadline = TheClock().Now() + kServerStart;
-    MILLRACE_TRY_ASSIGN(const auto connection, PgConnection::Connect(options, TheClock(), deadline));
-    return connection->Exec(sql, deadline);
-  };
   const std::string postgres = fmt::format("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres_port_);
-  MILLRACE_TRY(run(postgres, "create database millrace"));
-  MILLRACE_TRY(run(postgres, "create database warehouse"));
+  MILLRACE_TRY(Sql(postgres, "create database millrace"));
+  MILLRACE_TRY(Sql(postgres, "create database warehouse"));
   // The append target has no unique key: nothing but the effect's receipt keeps rows from coming twice.
-  return run(warehouse_dsn_,
-             "create schema wh;"
-             "create table wh.appended (id bigint, name text, amount double precision, _millrace_effect text, _millrace_token bigint);"
-             "create table wh.merged (id bigint primary key, name text, amount double precision)");
+  MILLRACE_TRY(Sql(warehouse_dsn_,
+                   "create schema wh;"
+                   "create table wh.appended (id bigint, name text, amount double precision, _millrace_effect text, _millrace_token bigint);"
+                   "create table wh.merged (id bigint primary key, name text, amount double precision);"
+                   "create function wh.wait() returns trigger language plpgsql as"
+                   " $$ begin perform pg_sleep(tg_argv[0]::float8); return null; end $$"));
+  if (!options_.slow_target) return {};
+  return Sql(warehouse_dsn_,
+             "create trigger slow after insert on wh.appended for each statement execute function wh.wait('0.5');"
+             "create trigger slow after insert on wh.merged for each statement execute function wh.wait('0.5')");
+}
+
+// The product makes its tables at the first load.
+Result<void> Cluster::SlowCommits() {
+  std::string sql = "create constraint trigger slow_commit after insert on millrace.receipt deferrable initially deferred"
+                    " for each row execute function wh.wait('0.4')";
+  if (options_.slow_target) sql += "; create trigger slow after insert on millrace.receipt for each statement execute function wh.wait('0.4')";
+  const MonoTime deadline = TheClock().Now() + kServerStart;
+  while (true) {
+    auto done = Sql(warehouse_dsn_, sql);
+    if (done || TheClock().Now() >= deadline) return done;
+    testing::SleepFor(kPoll);
+  }
 }
 
 Result<void> Cluster::WriteFiles() {

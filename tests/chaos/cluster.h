@@ -29,6 +29,7 @@ struct Member {
 struct ClusterOptions {
   std::string bin;         // folder of millrace and millrace-stage
   std::string failpoints;  // MILLRACE_FAILPOINTS of every Millrace process; empty: none
+  bool slow_target = false;  // the target tables' triggers make a load wait where failpoints would
   std::uint64_t seed = 1;
 };
 
@@ -43,7 +44,8 @@ inline constexpr std::string_view kMergeCron = "*/5 * * * * *";
 class Cluster {
  public:
   // Starts the servers, creates databases and target tables, starts all processes, waits until both workers are connected,
-  // applies the pipelines.
+  // applies the pipelines, waits for the first load, and from then on COMMIT of a load takes a moment (a deferred trigger on
+  // millrace.receipt), so that it can be hit in the middle.
   static Result<Cluster> Start(const ClusterOptions& options);
   Cluster(Cluster&&) = default;
   ~Cluster();
@@ -70,6 +72,8 @@ class Cluster {
   Result<void> StartPostgres();
   Result<void> StartRedis();
   Result<void> CreateTargets();
+  Result<void> SlowCommits();
+  Result<void> Sql(const std::string& dsn, std::string_view sql);
   Result<void> WriteFiles();
   Result<void> StartMembers();
   Result<void> WaitForWorkers();

@@ -15,12 +15,12 @@ constexpr std::string_view kSessionsSql =
     " where left(encode(sha256(convert_to(f.effect, 'UTF8')), 'hex'), 16) = split_part(application_name, ' ', 3)"
     " and f.effect like '%/chaos_append/%') from pg_stat_activity where datname = current_database() and application_name like 'millrace load %' order by pid";
 
-// The statement that a session ran last says where it is: each failpoint that makes a load wait follows another one.
+// The statement that a session runs, or ran last, says where it is: each place that makes a load wait follows another one.
 Phase PhaseOf(std::string_view state, std::string_view query) {
-  const bool open = state == "idle in transaction", idle = state == "idle";
+  const bool idle = state == "idle";
   if (query.starts_with("copy ") || query.starts_with("analyze ")) return Phase::kRowsSent;
-  if (open && (query.starts_with("insert into millrace.receipt") || query.starts_with("update millrace.target"))) return Phase::kReceipt;
-  if (idle && query == "commit") return Phase::kCommitted;
+  if (!idle && (query.starts_with("insert into millrace.receipt") || query.starts_with("update millrace.target"))) return Phase::kReceipt;
+  if (query == "commit") return idle ? Phase::kCommitted : Phase::kCommitting;
   if (idle && query.starts_with("insert into millrace.fence")) return Phase::kFenced;
   return Phase::kNone;
 }
@@ -33,6 +33,7 @@ std::string_view Name(Phase phase) {
     case Phase::kFenced: return "fenced";
     case Phase::kRowsSent: return "rows sent";
     case Phase::kReceipt: return "receipt written";
+    case Phase::kCommitting: return "in COMMIT";
     case Phase::kCommitted: return "committed";
   }
   return "?";

@@ -15,7 +15,7 @@ namespace millrace::chaos {
 
 // How far a load is, as its destination shows. A sink's first write of data lies between kFenced and kRowsSent; the outcome
 // is recorded some time after kCommitted.
-enum class Phase : std::uint8_t { kNone, kFenced, kRowsSent, kReceipt, kCommitted };
+enum class Phase : std::uint8_t { kNone, kFenced, kRowsSent, kReceipt, kCommitting, kCommitted };
 std::string_view Name(Phase phase);
 constexpr bool InWindow(Phase phase) { return phase >= Phase::kRowsSent; }
 

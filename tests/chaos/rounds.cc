@@ -45,23 +45,23 @@ std::string_view Name(Fault fault) {
   return "?";
 }
 
-std::vector<Round> MakePlan(int kills, Random& random) {
-  constexpr Phase kPhases[] = {Phase::kRowsSent, Phase::kReceipt, Phase::kCommitted, Phase::kNone};
+std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random& random) {
   std::vector<Round> plan;
   std::vector<Victim> bag;
-  std::vector<Phase> phases;
+  std::vector<Phase> left;
   for (int i = 0; i < kills; ++i) {
     if (bag.empty()) {
       bag.assign(std::begin(kVictims), std::end(kVictims));
       Shuffle(bag, random);
     }
-    if (phases.empty()) {
-      phases.assign(std::begin(kPhases), std::end(kPhases));
-      Shuffle(phases, random);
+    if (left.empty()) {
+      left = phases;
+      left.push_back(Phase::kNone);
+      Shuffle(left, random);
     }
-    plan.push_back({.fault = Fault::kKill, .victim = bag.back(), .phase = phases.back()});
+    plan.push_back({.fault = Fault::kKill, .victim = bag.back(), .phase = left.back()});
     bag.pop_back();
-    phases.pop_back();
+    left.pop_back();
     if (i % 6 == 1) plan.push_back({.fault = Fault::kFlush, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kRowsSent});
     if (i % 6 == 3) plan.push_back({.fault = Fault::kFreeze});
     if (i % 12 == 6) plan.push_back({.fault = Fault::kPostgresCrash, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kReceipt});

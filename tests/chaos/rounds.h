@@ -56,9 +56,10 @@ struct Disturbance {
   WallTime at{};
 };
 
-// `kills` rounds that kill; every victim comes up equally often, in an order drawn from `random`, and three of four wait for a
+// `kills` rounds that kill; every victim comes up equally often, in an order drawn from `random`, and most wait for a
 // load between its first row and its outcome. Among each twelve: two freezes, two flushes, one crash of PostgreSQL.
-std::vector<Round> MakePlan(int kills, Random& random);
+// `phases`: those that loads can be hit in here.
+std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random& random);
 
 // Not thread-safe.
 class Rounds {

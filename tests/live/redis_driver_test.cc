@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <thread>
 
 namespace millrace::redis {
 namespace {
@@ -26,6 +27,18 @@ class Listener {
     endpoint.port = ntohs(address.sin_port);
   }
   ~Listener() { Close(); }
+  // Answers the PING of one connection with PONG and its next command with `bytes`.
+  void Serve(const std::string& bytes) const {
+    const int peer = ::accept(fd_, nullptr, nullptr);
+    char buffer[4096];
+    for (const std::string& answer : {std::string("+PONG\r\n"), bytes}) {
+      if (::recv(peer, buffer, sizeof buffer, 0) <= 0) break;
+      if (::send(peer, answer.data(), answer.size(), MSG_NOSIGNAL) < 0) break;
+    }
+    while (::recv(peer, buffer, sizeof buffer, 0) > 0) {
+    }
+    ::close(peer);
+  }
   void Close() {
     if (fd_ >= 0) ::close(fd_);
     fd_ = -1;
@@ -88,6 +101,29 @@ TEST(RedisDriverTest, AServerThatNeverAnswersIsGivenUpAtTheDeadline) {
   ASSERT_FALSE(connection);
   EXPECT_EQ(connection.error().code, ErrorCode::kUnavailable) << connection.error().message;
   EXPECT_LT(clock.Now() - start, 1500ms);
+}
+
+TEST(RedisDriverTest, AnswersThatAreNotRedisCloseTheConnection) {
+  const SystemClock clock;
+  const std::pair<const char*, const char*> cases[] = {
+      {"HTTP/1.1 400 Bad Request\r\n", "not a redis reply"},
+      {"*2147483647\r\n", "not a redis reply"},
+      {"*1048576\r\n*1048576\r\n", "not a redis reply"},  // twenty bytes that ask for a million times a million elements
+      {"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n", "not a redis reply"},
+      {"+OK\r\n+OK\r\n", "more replies than commands"},
+      {"$99\r\nshort", "no answer before the deadline"},
+  };
+  for (const auto& [bytes, said] : cases) {
+    Listener listener;
+    std::jthread server([&] { listener.Serve(bytes); });
+    auto connection = Connection::Connect(listener.endpoint, {}, clock.Now() + 5s);
+    ASSERT_TRUE(connection) << connection.error().message;
+    const auto reply = connection->Call({"GET", "x"}, clock.Now() + 300ms);
+    ASSERT_FALSE(reply) << bytes;
+    EXPECT_EQ(reply.error().code, ErrorCode::kMaybeApplied);
+    EXPECT_NE(reply.error().message.find(said), std::string::npos) << reply.error().message;
+    EXPECT_FALSE(connection->open());
+  }
 }
 
 TEST(RedisDriverTest, ASlowAnswerIsMaybeApplied) {

@@ -33,6 +33,7 @@ class MemoryLedger final : public Ledger {
   std::map<RunId, RunSpec> runs;
   std::map<RunId, std::vector<JobId>> jobs_of_run;
   std::map<RunId, RunOutcomeRow> run_outcomes;
+  std::uint32_t outbox_page_max = UINT32_MAX;  // items of one ReadOutbox
   std::set<RunId> outbox_runs;
   std::set<JobId> outbox_jobs;
   Epoch EpochOf(ShardId shard) { return shards_[shard].epoch; }
@@ -76,8 +77,11 @@ class MemoryLedger final : public Ledger {
     OwnerBatchResult result;
     for (const RunSpec& run : batch.runs)
       if (!runs.emplace(run.id, run).second) result.duplicate_runs.push_back(run.id);
+    const auto run_was_there = [&](const JobSpec& job) {
+      return job.run && std::ranges::find(result.duplicate_runs, *job.run) != result.duplicate_runs.end();
+    };
     for (const JobSpec& job : batch.jobs)
-      if (!AddJob(job)) result.duplicate_jobs.push_back(job.id);
+      if (run_was_there(job) || !AddJob(job)) result.duplicate_jobs.push_back(job.id);
     for (const AttemptRow& row : batch.attempts) jobs.at(row.report.job).attempts.push_back(row);
     for (const OutcomeRow& row : batch.outcomes) {
       auto& stored = jobs.at(row.report.job).outcome;
@@ -85,9 +89,13 @@ class MemoryLedger final : public Ledger {
         result.duplicate_outcomes.push_back(row.report.job);
       } else {
         stored = row;
+        outbox_jobs.erase(row.report.job);
       }
     }
-    for (const RunOutcomeRow& row : batch.run_outcomes) run_outcomes.emplace(row.run, row);
+    for (const RunOutcomeRow& row : batch.run_outcomes) {
+      run_outcomes.emplace(row.run, row);
+      outbox_runs.erase(row.run);
+    }
     for (const RunId& run : batch.outbox_done_runs) outbox_runs.erase(run);
     for (const JobId& job : batch.outbox_done_jobs) outbox_jobs.erase(job);
     if (f == LedgerFault::kAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
@@ -114,10 +122,17 @@ class MemoryLedger final : public Ledger {
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t, std::uint32_t limit, MonoTime) override {
     MILLRACE_TRY(Up());
     Outbox out;
+    std::map<Uuid, bool> items;  // one list, in id order: is it a run?
     for (const RunId& id : outbox_runs)
-      if (ShardOf(runs.at(id).org, shard_count_) == shard && out.runs.size() < limit) out.runs.push_back(Live(runs.at(id)));
+      if (ShardOf(runs.at(id).org, shard_count_) == shard) items.emplace(id.uuid, true);
     for (const JobId& id : outbox_jobs)
-      if (ShardOf(jobs.at(id).spec.org, shard_count_) == shard && out.jobs.size() < limit) out.jobs.push_back(Live(jobs.at(id)));
+      if (ShardOf(jobs.at(id).spec.org, shard_count_) == shard) items.emplace(id.uuid, false);
+    limit = std::min(limit, outbox_page_max);
+    out.more = items.size() >= limit;
+    for (const auto& [id, is_run] : items) {
+      if (limit-- == 0) break;
+      is_run ? out.runs.push_back(Live(runs.at(RunId{id}))) : out.jobs.push_back(Live(jobs.at(JobId{id})));
+    }
     return out;
   }
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> specs, MonoTime) override {

@@ -28,6 +28,7 @@ class MemoryQueue final : public JobQueue {
     return depth;
   }
   void Wipe() { shards_.clear(); }
+  std::uint32_t claim_max = UINT32_MAX;  // one Claim gives no more, as the real queues do when bodies are large
   void set_ignore_epochs(bool ignore) { ignore_epochs_ = ignore; }  // a broken queue, for mutants
 
  private:
@@ -76,7 +77,7 @@ class MemoryQueue final : public JobQueue {
     MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
     QueueReply reply;
     auto& line = shard->lines[op.line];
-    while (reply.claimed.size() < op.max && !line.empty()) {
+    while (reply.claimed.size() < std::min(op.max, claim_max) && !line.empty()) {
       shard->in_flight.insert(line.front().id);
       reply.claimed.push_back(std::move(line.front()));
       line.pop_front();

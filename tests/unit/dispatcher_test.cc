@@ -426,6 +426,228 @@ TEST_F(DispatcherTest, TheOutboxIsTakenOnceHoweverOftenItRings) {
   EXPECT_EQ(grants_.size(), 2U) << "without a ring";
 }
 
+TEST_F(DispatcherTest, AClaimThatGivesLessThanAskedForLeavesNothingBehind) {
+  queue_.claim_max = 3;  // as the real queues do when bodies are large
+  std::vector<JobSpec> jobs;
+  for (int i = 0; i < 20; ++i) jobs.push_back(Job());
+  Submit(jobs);
+  Hello("w", 100);
+  EXPECT_EQ(grants_.size(), 20U);
+}
+
+TEST_F(DispatcherTest, WhatARebuildFoundIsNotTakenFromALongOutboxAgain) {
+  Hello("w", 100);
+  ledger_.outbox_page_max = 2;
+  std::vector<JobSpec> singles{Job(), Job(), Job()};
+  std::vector<JobSpec> of_run{Job()};
+  RunSpec run;
+  run.id = ids_.Next<RunId>();
+  of_run[0].run = run.id;
+  ASSERT_TRUE(ledger_.SubmitJobs(singles, {}));
+  ASSERT_TRUE(ledger_.SubmitRun(run, of_run, {}));
+  queue_.Wipe();  // the shard is taken anew: its rebuild finds all of them before the outbox is read
+  Submit({Job()});
+  Advance(1s);
+  for (std::size_t i = 0; i < grants_.size(); ++i) End(i, AttemptEnd::kSucceeded);
+  for (int i = 0; i < 5; ++i) {
+    Advance(2s);
+    Beat("w", 100);
+  }
+  std::map<JobId, int> granted;
+  for (const auto& [peer, job] : grants_) ++granted[job.id];
+  for (const JobSpec& job : singles) EXPECT_EQ(granted[job.id], 1);
+  EXPECT_EQ(granted[of_run[0].id], 1);
+  EXPECT_TRUE(ledger_.outbox_jobs.empty() && ledger_.outbox_runs.empty());
+  EXPECT_TRUE(ledger_.run_outcomes.contains(run.id));
+}
+
+TEST_F(DispatcherTest, AnInputThatNoWorkerReachesIsRefused) {
+  JobSpec job = Job();
+  job.root = "/data/in";
+  Submit({job});  // no worker: nothing is known, it waits
+  ASSERT_NE(Last<wire::SubmitReply>(), nullptr);
+  reach_.roots = {"/lake", "/data"};
+  Hello("near", 10);
+  ASSERT_EQ(grants_.size(), 1U);
+  Advance(1s);
+  Beat("near", 10, {{.job = job.id, .token = grants_[0].second.token}});
+  Advance(2s);
+  Beat("near", 10, {{.job = job.id, .token = grants_[0].second.token}});
+  JobSpec far = Job();
+  far.root = "/database";
+  Submit({far});
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->code, "unreachable_input");
+  EXPECT_NE(Last<wire::Problem>()->message.find("'/database': 'near' reaches /lake /data"), std::string::npos)
+      << Last<wire::Problem>()->message;
+  EXPECT_FALSE(ledger_.jobs.contains(far.id));
+  std::vector<JobSpec> jobs{Job(), Job()};
+  jobs[1].root = "/elsewhere";
+  jobs[1].stage = "orders";
+  client_.clear();
+  SubmitRun(jobs);
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_NE(Last<wire::Problem>()->message.find("stage 'orders': no connected worker reaches '/elsewhere'"), std::string::npos);
+}
+
+TEST_F(DispatcherTest, AfterAStartTheRequestWaitsForTheOtherWorkers) {
+  reach_.roots = {"/a"};
+  Hello("a", 10);
+  JobSpec job = Job();
+  job.root = "/b";
+  Submit({job});
+  EXPECT_TRUE(client_.empty());
+  reach_.roots = {"/b"};
+  Hello("b", 10);
+  Advance(200ms);
+  EXPECT_NE(Last<wire::SubmitReply>(), nullptr);
+  ASSERT_EQ(grants_.size(), 1U);
+  EXPECT_EQ(grants_[0].first, "b");
+  client_.clear();
+  JobSpec never = Job();
+  never.root = "/c";
+  Submit({never});
+  EXPECT_TRUE(client_.empty());
+  for (int i = 0; i < 4; ++i) {
+    Advance(1s);
+    Beat("a", 10);
+    Beat("b", 10, {{.job = job.id, .token = grants_[0].second.token}});
+  }
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->code, "unreachable_input");
+}
+
+TEST_F(DispatcherTest, WhatComesThroughTheOutboxAndReachesNobodyGoesDead) {
+  reach_.roots = {"/a"};
+  RunSpec run;
+  run.id = ids_.Next<RunId>();
+  run.pipeline = "p";
+  std::vector<JobSpec> jobs{Job(), Job(), Job()};
+  for (JobSpec& job : jobs) job.run = run.id;
+  jobs[0].stage = "orders";
+  jobs[0].root = "/b";
+  jobs[1].depends_on = {jobs[0].id};
+  jobs[2].root = "/a/x";
+  JobSpec single = Job();
+  single.root = "/b";
+  ASSERT_TRUE(ledger_.SubmitRun(run, jobs, {}));
+  ASSERT_TRUE(ledger_.SubmitJobs(std::span{&single, 1}, {}));
+  Advance(60s);  // no worker at all: they wait
+  EXPECT_FALSE(Outcome(jobs[0]));
+  Hello("a", 10);
+  ASSERT_EQ(grants_.size(), 1U);
+  EXPECT_EQ(grants_[0].second.id, jobs[2].id);
+  End(0, AttemptEnd::kSucceeded);
+  for (int i = 0; i < 9; ++i) {
+    Advance(1s);
+    Beat("a", 10);
+  }
+  EXPECT_FALSE(Outcome(jobs[0]));
+  for (int i = 0; i < 3; ++i) {
+    Advance(1s);
+    Beat("a", 10);
+  }
+  EXPECT_EQ(Outcome(jobs[0]), JobState::kDead);
+  EXPECT_EQ(Outcome(jobs[1]), JobState::kSkipped);
+  EXPECT_EQ(Outcome(single), JobState::kDead);
+  const AttemptReport& report = ledger_.jobs.at(jobs[0].id).outcome->report;
+  EXPECT_EQ(report.error_class, "unreachable_input");
+  EXPECT_EQ(report.error, "no connected worker reaches '/b': 'a' reaches /a");
+  EXPECT_EQ(report.token, Token{});
+  ASSERT_TRUE(ledger_.run_outcomes.contains(run.id));
+  EXPECT_EQ(ledger_.run_outcomes.at(run.id).state, RunState::kFailed);
+  EXPECT_EQ(ledger_.run_outcomes.at(run.id).reason, "stage 'orders' is dead: no connected worker reaches '/b': 'a' reaches /a");
+  EXPECT_EQ(queue_.Depth(ShardId{0})->in_flight, 0U);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->ready, 0U);
+  EXPECT_TRUE(dispatcher_.Idle());
+}
+
+TEST_F(DispatcherTest, AWorkerThatComesInTimeSavesThem) {
+  JobSpec job = Job();
+  job.root = "/b";
+  Submit({job});
+  reach_.roots = {"/a"};
+  Hello("a", 10);
+  for (int i = 0; i < 8; ++i) {
+    Advance(1s);
+    Beat("a", 10);
+  }
+  reach_.roots = {"/b"};
+  Hello("b", 10);
+  ASSERT_EQ(grants_.size(), 1U);
+  EXPECT_FALSE(Outcome(job));
+}
+
+TEST_F(DispatcherTest, AQueueThatNobodyServesOnlyWaits) {
+  JobSpec job = Job();
+  job.queue = "gpu";
+  Submit({job});
+  reach_.queues = {"default"};
+  Hello("a", 10);
+  for (int i = 0; i < 60; ++i) {
+    Advance(1s);
+    Beat("a", 10);
+  }
+  EXPECT_FALSE(Outcome(job));
+  EXPECT_EQ(queue_.Depth(ShardId{0})->ready, 1U);
+}
+
+TEST_F(DispatcherTest, ALargeUpdateComesInPartsAndOnlyTheLastSaysThatTheRunEnded) {
+  constexpr std::size_t kStages = 300;
+  std::vector<JobSpec> jobs;
+  for (std::size_t i = 0; i < kStages; ++i) jobs.push_back(Job()), jobs.back().stage = std::to_string(i);
+  Hello("w", 1000);
+  const RunSpec run = SubmitRun(jobs, "queue", true);
+  ASSERT_EQ(grants_.size(), kStages);
+  client_.clear();
+  wire::Ended ended{.worker = workers_["w"], .credit_limit = 1000, .reports = {}};
+  for (const auto& [peer, job] : grants_) {
+    AttemptReport report;
+    report.job = job.id;
+    report.token = job.token;
+    report.end = AttemptEnd::kSucceeded;
+    report.result = std::string(kResultBytesMax, 'r');
+    ended.reports.push_back(std::move(report));
+  }
+  Handle(event::FromWorker{.peer = "w", .message = std::move(ended)});
+  Settle();
+  const auto check = [&](std::size_t parts_min) {
+    std::set<JobId> seen;
+    std::size_t parts = 0;
+    for (const auto& message : client_) {
+      const auto* update = std::get_if<wire::RunUpdate>(&message);
+      ASSERT_NE(update, nullptr);
+      ++parts;
+      EXPECT_LE(wire::Encode(message).size(), kFrameBytesMax);
+      for (const auto& stage : update->changed) seen.insert(stage.job);
+      EXPECT_EQ(IsTerminal(update->state), seen.size() == kStages) << parts;
+    }
+    EXPECT_GE(parts, parts_min);
+    EXPECT_EQ(seen.size(), kStages);
+    EXPECT_EQ(Last<wire::RunUpdate>()->state, RunState::kSucceeded);
+  };
+  check(4);
+  client_.clear();  // from the ledger, when it has ended
+  Handle(event::FromClient{.peer = "late", .message = wire::Watch{.request = 9, .run = run.id}});
+  Settle();
+  check(4);
+}
+
+TEST_F(DispatcherTest, TheStatusOfTheLargestFleetFitsIntoOneFrame) {
+  for (std::size_t i = 0; i < kWorkersMax; ++i) {
+    wire::Hello hello{.worker = ids_.Next<WorkerId>(), .name = std::string(kNameBytesMax, 'n'), .queues = {}, .kinds = {}, .roots = {},
+                      .concurrency = UINT32_MAX, .credit_limit = 0, .held = {}};
+    Handle(event::FromWorker{.peer = std::to_string(i), .message = std::move(hello)});
+  }
+  Handle(event::FromClient{.peer = "c", .message = wire::Status{.request = 1}});
+  Flush();
+  ASSERT_NE(Last<wire::StatusReply>(), nullptr);
+  EXPECT_EQ(Last<wire::StatusReply>()->workers.size(), kWorkersMax);
+  const std::string frame = wire::Encode(*Last<wire::StatusReply>());
+  EXPECT_LE(frame.size(), kFrameBytesMax);
+  EXPECT_TRUE(wire::Decode(frame));
+}
+
 TEST_F(DispatcherTest, RequestsThatCannotBeServedAreAnswered) {
   Handle(event::FromClient{.peer = "c", .message = wire::CancelRun{.request = 9, .run = {}}});
   Settle();

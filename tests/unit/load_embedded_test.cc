@@ -291,6 +291,11 @@ TEST(LoadTypes, WideningIsAllowedAndNarrowingIsNot) {
 TEST(Failpoints, SpecAndSeed) {
   EXPECT_FALSE(ConfigureFailpoints("x=explode", 1).has_value());
   EXPECT_FALSE(ConfigureFailpoints("x", 1).has_value());
+  EXPECT_FALSE(ConfigureFailpoints("x=error(1,1,1)", 1).has_value());
+  ASSERT_TRUE(ConfigureFailpoints("x=error(1,2)", 1).has_value());  // strikes twice
+  EXPECT_FALSE(HitFailpoint("x").has_value());
+  EXPECT_FALSE(HitFailpoint("x").has_value());
+  EXPECT_TRUE(HitFailpoint("x").has_value());
   EXPECT_FALSE(ConfigureFailpoints("x=sleep", 1).has_value());
   const auto draw = [](std::uint64_t seed) {
     EXPECT_TRUE(ConfigureFailpoints("x=error(0.5),y=sleep(0,1)", seed));

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <system_error>
 
 namespace millrace {
 namespace {
@@ -131,6 +132,23 @@ Result<void> SyncPath(const std::string& path, int flags) {
 Result<void> SyncFile(const std::string& path) { return SyncPath(path, O_RDONLY); }
 Result<void> SyncDirectory(const std::string& path) { return SyncPath(path, O_RDONLY | O_DIRECTORY); }
 
+void ParallelSync::Start(Result<void> (*sync)(const std::string&), std::string path) {
+  try {
+    running_.push_back(std::async(std::launch::async, sync, path));
+  } catch (const std::system_error&) {  // no thread to be had
+    running_.push_back(std::async(std::launch::deferred, sync, std::move(path)));
+  }
+}
+
+Result<void> ParallelSync::Wait() {
+  Result<void> all;
+  for (auto& one : running_) {
+    if (auto done = one.get(); !done && all) all = std::move(done);
+  }
+  running_.clear();
+  return all;
+}
+
 Result<std::string> ReadWholeFile(const std::string& path, std::size_t bytes_max) {
   struct stat status{};
   MILLRACE_TRY_ASSIGN(const int raw_fd, OpenRegular(path, &status));
@@ -147,7 +165,8 @@ Result<std::string> ReadWholeFile(const std::string& path, std::size_t bytes_max
   return content;
 }
 
-Result<void> PublishFile(const std::string& path, std::string_view content, std::string_view temporary_suffix) {
+Result<void> PublishFile(const std::string& path, std::string_view content, std::string_view temporary_suffix,
+                         ParallelSync* before) {
   const std::string temporary = fmt::format("{}.{}.tmp", path, temporary_suffix);
   {
     const OwnedFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
@@ -160,6 +179,12 @@ Result<void> PublishFile(const std::string& path, std::string_view content, std:
       done += static_cast<std::size_t>(put);
     }
     if (::fsync(fd.get()) != 0) return SystemError("sync", temporary, errno);
+  }
+  if (before != nullptr) {
+    if (auto synced = before->Wait(); !synced) {
+      ::unlink(temporary.c_str());
+      return synced;
+    }
   }
   if (::renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, path.c_str(), RENAME_NOREPLACE) != 0) {
     const int code = errno;

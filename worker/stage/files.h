@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,11 +33,24 @@ Result<std::string> Sha256OfFile(const std::string& path);
 Result<void> EnsureDirectory(const std::string& path);
 Result<void> SyncFile(const std::string& path);
 Result<void> SyncDirectory(const std::string& path);
+
+// Makes several things durable at once, which costs the disk hardly more than one of them. Not thread-safe.
+class ParallelSync {
+ public:
+  void Start(Result<void> (*sync)(const std::string&), std::string path);  // SyncFile or SyncDirectory
+  Result<void> Wait();  // until all are done; the first error
+
+ private:
+  std::vector<std::future<Result<void>>> running_;
+};
+
 Result<std::string> ReadWholeFile(const std::string& path, std::size_t bytes_max);  // kNotFound when absent
 
 // Writes `content` so that it is either absent or complete and durable under `path`: temporary file, fsync, rename without
-// replacing, fsync of the folder. kConflict: `path` exists already (nothing changed).
-Result<void> PublishFile(const std::string& path, std::string_view content, std::string_view temporary_suffix);
+// replacing, fsync of the folder. kConflict: `path` exists already (nothing changed). Waits for `before` just before it renames:
+// what the content refers to is then durable; an error of it publishes nothing.
+Result<void> PublishFile(const std::string& path, std::string_view content, std::string_view temporary_suffix,
+                         ParallelSync* before = nullptr);
 
 // The folder of a path.
 std::string ParentOf(const std::string& path);

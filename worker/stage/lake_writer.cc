@@ -114,7 +114,7 @@ StageOutcome<void> LakeWriter::ApplyContract(Written* data, Manifest* manifest, 
                              : rejected == 0                     ? bad_rows
                                                                  : fmt::format("{} UNION ALL {}", bad_rows, rejects.quarantine_sql);
     MILLRACE_TRY_ASSIGN(const Written bad, Copy(both, {}, ".quarantine"));
-    MILLRACE_TRY(SyncFile(Absolute(bad.path)));
+    syncs_.Start(SyncFile, Absolute(bad.path));
     result->quarantine = bad.path;
     keep_.push_back(bad.path);
   }
@@ -140,8 +140,8 @@ StageOutcome<StageResult> LakeWriter::WriteAndPublish(std::string_view sql, cons
   if (auto held = RunChecks(connection_, ReadSql(path), order_.task.stage.checks); !held) {
     return std::unexpected(StageFailure(held.error().code == ErrorCode::kConflict ? "check_failed" : "invalid_check", held.error().message));
   }
-  MILLRACE_TRY(SyncFile(path));
-  MILLRACE_TRY(SyncDirectory(ParentOf(path)));
+  syncs_.Start(SyncFile, path);
+  syncs_.Start(SyncDirectory, ParentOf(path));
   MILLRACE_TRY_ASSIGN(const FileStamp stamp, StampFile(path));
   MILLRACE_TRY_ASSIGN(std::string digest, Sha256OfFile(path));
   result.rows.loaded = data.rows;
@@ -171,7 +171,7 @@ StageOutcome<StageResult> LakeWriter::Publish(Manifest manifest, StageResult res
   result.manifest = ManifestPath(task.org, task.pipeline, task.stage.name, task.effect);
   manifest.result = result;
   MILLRACE_FAILPOINT("stage.before_publish");
-  const auto published = PublishFile(Absolute(result.manifest), ToJson(manifest), fmt::format("{}", order_.token.value()));
+  const auto published = PublishFile(Absolute(result.manifest), ToJson(manifest), fmt::format("{}", order_.token.value()), &syncs_);
   if (published) return result;
   keep_.clear();
   if (published.error().code != ErrorCode::kConflict) return std::unexpected(StageFailure(published.error()));

@@ -10,6 +10,7 @@
 #include "common/drivers/duckdb.h"
 #include "common/model/lake.h"
 #include "common/model/stage_task.h"
+#include "worker/stage/files.h"
 #include "worker/stage/stage_context.h"
 
 namespace millrace {
@@ -58,6 +59,7 @@ class LakeWriter {
   duck::Connection& connection_;
   std::vector<std::string> own_files_;  // relative
   std::vector<std::string> keep_;       // those of a published manifest
+  ParallelSync syncs_;                  // what must be durable before the manifest is there
 };
 
 // The failure of a statement: kLimit resource_exhausted, kCancelled cancelled, otherwise `error_class`, with the place in the

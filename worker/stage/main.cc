@@ -15,6 +15,7 @@
 #include "worker/stage/check/type_check.h"
 #include "worker/stage/frames.h"
 #include "worker/stage/run_stage.h"
+#include "worker/stage/stage_context.h"
 
 namespace millrace {
 namespace {
@@ -47,6 +48,7 @@ int Main(bool check) {
     const auto answered = WriteFrame(kOut, CheckPipelineJson(*connection, *frame));
     Leave(answered ? 0 : Complain(answered.error()));
   }
+  DeferAfterResult();
   const SystemClock clock;
   ProgressWriter progress(kOut, clock);
   StageResult result;
@@ -57,6 +59,7 @@ int Main(bool check) {
   }
   progress.Close();
   const auto written = WriteFrame(kOut, fmt::format(R"({{"result":{}}})", ToJson(result)));
+  RunAfterResult();
   Leave(written ? 0 : Complain(written.error()));
 }
 

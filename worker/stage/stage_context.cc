@@ -1,5 +1,7 @@
 #include "worker/stage/stage_context.h"
 
+#include <vector>
+
 namespace millrace {
 namespace {
 
@@ -29,6 +31,23 @@ StageResult FailedStage(StageFailure failure) {
   if (result.error.size() > kErrorMessageBytesMax) result.error.resize(kErrorMessageBytesMax);
   result.retryable = failure.retryable;
   return result;
+}
+
+namespace {
+bool deferred = false;
+std::vector<std::function<void()>>& Pending() {
+  static std::vector<std::function<void()>> pending;
+  return pending;
+}
+}  // namespace
+
+void AfterResult(std::function<void()> work) {
+  if (!deferred) return work();
+  Pending().push_back(std::move(work));
+}
+void DeferAfterResult() { deferred = true; }
+void RunAfterResult() {
+  for (const auto& work : std::exchange(Pending(), {})) work();
 }
 
 }  // namespace millrace

@@ -34,4 +34,10 @@ using StageOutcome = std::expected<T, StageFailure>;
 
 StageResult FailedStage(StageFailure failure);
 
+// Work that the outcome does not depend on, such as closing a destination's file. Done at once, unless DeferAfterResult was
+// called: then by RunAfterResult, once the result has been reported. Not thread-safe: the main thread's.
+void AfterResult(std::function<void()> work);
+void DeferAfterResult();
+void RunAfterResult();
+
 }  // namespace millrace

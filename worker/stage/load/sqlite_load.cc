@@ -1,12 +1,14 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <utility>
 
 #include "common/base/failpoint.h"
 #include "common/drivers/sqlite.h"
 #include "worker/stage/load/sinks.h"
 #include "worker/stage/load/types.h"
+#include "worker/stage/stage_context.h"
 
 namespace millrace::load {
 namespace {
@@ -38,7 +40,11 @@ class SqliteLoad {
     if (table_.empty() || table_.find('\0') != std::string::npos) return Refuse("invalid_target", "the table has no name");
     if (table_.starts_with("millrace_") || table_.starts_with("sqlite_"))
       return Refuse("invalid_target", fmt::format("table names beginning with millrace_ or sqlite_ are taken: {}", table_));
+    // The fence holds off other processes of this machine, which do not survive a power loss either: it need not be on the
+    // disk before the publish is, and that one takes it along.
+    MILLRACE_TRY(db_.Exec("pragma synchronous = normal"));
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, Raise());
+    MILLRACE_TRY(db_.Exec("pragma synchronous = full"));
     if (stored) return Loaded{std::move(*stored), true};
     MILLRACE_FAILPOINT("load.after_fence");
     MILLRACE_TRY(CheckBatch(job_, source_));
@@ -64,7 +70,7 @@ class SqliteLoad {
  private:
   std::int64_t token() const { return static_cast<std::int64_t>(job_.order.token.value()); }
 
-  // Its own transaction, durable before anything else happens.
+  // Its own transaction, visible to every other attempt before anything else happens.
   Outcome<std::optional<Receipt>> Raise() {
     MILLRACE_TRY_ASSIGN(Transaction transaction, Transaction::Begin(db_));
     MILLRACE_TRY(db_.Exec(kTables));
@@ -364,8 +370,12 @@ Outcome<Loaded> LoadIntoSqlite(LoadJob& job, duck::Connection& source) {
   sqlite::Options options;
   options.busy_timeout = Millis{30'000};
   options.synchronous = sqlite::Synchronous::kFull;
-  MILLRACE_TRY_ASSIGN(sqlite::Database db, sqlite::Database::Open(job.order.connection->dsn, options));
-  return SqliteLoad(job, source, db).Run();
+  MILLRACE_TRY_ASSIGN(sqlite::Database opened, sqlite::Database::Open(job.order.connection->dsn, options));
+  auto db = std::make_shared<sqlite::Database>(std::move(opened));
+  auto loaded = SqliteLoad(job, source, *db).Run();
+  // The last connection's close writes the log back into the file and syncs both: nobody waits for that. The receipt is durable.
+  AfterResult([db]() mutable { db.reset(); });
+  return loaded;
 }
 
 }  // namespace millrace::load

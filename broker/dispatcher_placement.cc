@@ -1,0 +1,123 @@
+// Jobs whose root no connected worker reaches: refused at submit, ended when they came another way.
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "broker/entry_codec.h"
+#include "common/base/log.h"
+
+namespace millrace {
+namespace {
+
+constexpr std::size_t kWorkersNamedMax = 5;
+constexpr std::size_t kRootsNamedMax = 5;
+
+}  // namespace
+
+bool Dispatcher::Covered(std::string_view root) const {
+  return root.empty() || std::ranges::any_of(workers_, [&](const auto& entry) { return entry.second.reach.Covers(root); });
+}
+
+std::string Dispatcher::RootsOfWorkers() const {
+  std::string text;
+  std::size_t named = 0;
+  for (const auto& [id, worker] : workers_) {
+    if (named++ == kWorkersNamedMax) return text + fmt::format(", and {} more", workers_.size() - kWorkersNamedMax);
+    const auto& roots = worker.reach.roots;
+    const auto shown = static_cast<std::ptrdiff_t>(std::min(roots.size(), kRootsNamedMax));
+    if (!text.empty()) text += ", ";
+    text += fmt::format("'{}' reaches {}{}", worker.name, fmt::join(roots.begin(), roots.begin() + shown, " "),
+                        roots.size() > kRootsNamedMax ? " ..." : "");
+  }
+  return text;
+}
+
+// With no worker at all nothing is known yet: the job waits.
+std::optional<std::string> Dispatcher::OutOfReach(const std::vector<JobSpec>& jobs) const {
+  if (workers_.empty()) return std::nullopt;
+  std::unordered_map<std::string_view, bool> covered;
+  for (const JobSpec& job : jobs) {
+    const auto [it, first] = covered.try_emplace(job.root, false);
+    if (first) it->second = Covered(job.root);
+    if (it->second) continue;
+    return fmt::format("{}: no connected worker reaches '{}': {}",
+                       job.stage.empty() ? fmt::format("job {}", job.id.ToString()) : fmt::format("stage '{}'", job.stage),
+                       job.root, RootsOfWorkers());
+  }
+  return std::nullopt;
+}
+
+void Dispatcher::LookForUnserved() {
+  if (stopping_) return;
+  std::vector<LineIndex::Line*> doomed;
+  lines_.ForEachReady([&](LineIndex::Line& line) {
+    const bool served = std::ranges::any_of(workers_, [&](const auto& entry) { return entry.second.reach.Serves(line.key); });
+    if (workers_.empty() || served) {
+      line.unserved_since.reset();
+      return;
+    }
+    if (!line.unserved_since) line.unserved_since = now_;
+    if (now_ - *line.unserved_since < kUnreachableGrace) return;
+    if (!Covered(line.key.root)) {
+      doomed.push_back(&line);
+    } else if (!std::exchange(line.warned, true)) {
+      LogWarn("queue '{}', kind '{}', root '{}': jobs are ready, but no connected worker takes them", line.key.queue, line.key.kind,
+              line.key.root);
+    }
+  });
+  for (LineIndex::Line* line : doomed) EndLine(*line);
+}
+
+// The queue says which jobs they are.
+void Dispatcher::EndLine(LineIndex::Line& line) {
+  const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(line.ready, kClaimJobsMax));
+  doomed_.push_back({.shard = line.shard, .line = line.name, .total = n, .split = {}});
+  lines_.Take(line, n);
+}
+
+void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
+  Shard& shard = *Current(op.hold);
+  ClaimedAll(op, reply.claimed.size());
+  const auto key = LineKey::Parse(op.line);
+  if (!key) return TakeAnew(shard, key.error().message);
+  const bool reached = workers_.empty() || Covered(key->root);  // somebody came meanwhile
+  const std::string reason = fmt::format("no connected worker reaches '{}': {}", key->root, RootsOfWorkers());
+  for (const QueueEntry& claimed : reply.claimed) {
+    if (leases_.contains(claimed.id)) continue;
+    RunCoordinator::Job* job = claimed.body.empty() ? shard.runs.Find(claimed.id) : nullptr;
+    if (claimed.body.empty() && (job == nullptr || IsTerminal(job->state))) {
+      shard.finish.push_back(claimed.id);
+      continue;
+    }
+    JobEntry entry;
+    if (job != nullptr) {
+      entry = {.spec = *job->spec, .counters = job->counters};
+    } else if (auto decoded = DecodeEntry(claimed.body)) {
+      entry = std::move(*decoded);
+    } else {
+      return TakeAnew(shard, decoded.error().message);
+    }
+    if (reached) {
+      Enqueue(shard, entry.spec, entry.counters, std::nullopt, true);
+      continue;
+    }
+    Piece& piece = OpenPiece(shard, shard.progress_piece);
+    OutcomeRow row;
+    row.report.job = claimed.id;
+    row.report.retryable = false;
+    row.report.error_class = "unreachable_input";
+    row.report.error = reason;
+    row.report.finished_at = wall_;
+    row.org = entry.spec.org;
+    row.run = entry.spec.run;
+    row.state = JobState::kDead;
+    row.counters = entry.counters;
+    row.recorded_at = wall_;
+    piece.unplaceable.push_back(claimed.id);
+    if (job != nullptr) AppendEffects(shard, piece, shard.runs.JobUnplaceable(claimed.id, reason));
+    piece.rows.outcomes.push_back(std::move(row));
+  }
+}
+
+}  // namespace millrace

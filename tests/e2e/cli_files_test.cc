@@ -1,0 +1,317 @@
+// The command line against wrong files, wrong SQL and wrong words: what a user sees, which exit code, and that nothing happens.
+#include <gmock/gmock.h>
+
+#include <random>
+
+#include "tests/support/cli_runner.h"
+
+namespace millrace::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+class CliFiles : public CliTest {
+ protected:
+  CliFiles() { Write("a.csv", "id,amount\n1,10\n2,20\n"); }
+
+  // `check` and `run` refuse FILE with `code` and the text; not even the home is made.
+  void ExpectRefused(const std::string& file, int code, const ::testing::Matcher<const std::string&>& text) {
+    for (const char* command : {"check", "run"}) {
+      const CliResult result = Run({command, file});
+      EXPECT_EQ(result.code, code) << command << " " << file;
+      EXPECT_THAT(result.err, text) << command << " " << file;
+      EXPECT_THAT(result.out, IsEmpty());
+      EXPECT_LT(result.wall.count(), 5000);
+    }
+    EXPECT_FALSE(std::filesystem::exists(home_)) << "a refused file left something behind";
+  }
+  void ExpectSqlRefused(const std::string& sql, const ::testing::Matcher<const std::string&>& text) {
+    WritePipeline("p", "  raw: { extract: { from: file, path: a.csv } }\n  t:\n    transform: |\n      " + sql +
+                           "\n  l: { load: { from: t, to: warehouse, table: x } }\n");
+    SCOPED_TRACE(sql);
+    ExpectRefused("p.yaml", 1, text);
+  }
+};
+
+TEST_F(CliFiles, MistakesInTheFileAreNamedWithTheirPlaceAndTheFix) {
+  WritePipeline("cycle", "  a: { transform: select * from b }\n  b: { transform: select * from a }\n");
+  ExpectRefused("cycle.yaml", 1, AllOf(StartsWith("cycle.yaml:4:3: error: stages wait for each other: a -> b -> a"), HasSubstr("help: ")));
+
+  WritePipeline("unknown",
+                "  raw: { extract: { from: file, path: a.csv } }\n  t: { transform: select * from raww }\n"
+                "  l: { load: { from: tt, to: warehouse, table: x } }\n");
+  ExpectRefused("unknown.yaml", 1,
+                AllOf(HasSubstr("unknown.yaml:5:33: error: the SQL reads 'raww'"), HasSubstr("^~~~"), HasSubstr("did you mean 'raw'?"),
+                      HasSubstr("unknown.yaml:6:22: error: load.from names the stage 'tt'")));
+
+  WritePipeline("source", "  raw: { extract: { from: file, path: nosuch.csv } }\n");
+  ExpectRefused("source.yaml", 1, AllOf(StartsWith("source.yaml:4:3: error: stage 'raw': no file matches 'nosuch.csv' in "), HasSubstr("^")));
+
+  WritePipeline("types", "  raw:\n    extract: { from: file, path: a.csv }\n    retry: { max_attempts: many }\n    timeout: 5\n");
+  ExpectRefused("types.yaml", 1,
+                AllOf(HasSubstr("types.yaml:6:28: error: retry.max_attempts must be an integer, not 'many'"),
+                      HasSubstr("types.yaml:7:14: error: timeout: '5' is not a time"), HasSubstr("for example 90s")));
+
+  Write("twice.yaml", "version: 1\npipeline: p\npipeline: q\nstages:\n  raw: { extract: { from: file, path: a.csv } }\n");
+  ExpectRefused("twice.yaml", 1, AllOf(StartsWith("twice.yaml:3:1: error: duplicate key 'pipeline'"), HasSubstr("already given in line 2")));
+
+  Write("tabs.yaml", "version: 1\npipeline: p\nstages:\n\traw: { extract: { from: file, path: a.csv } }\n");
+  ExpectRefused("tabs.yaml", 1, AllOf(StartsWith("tabs.yaml:4:1: error: a tab in the indentation"), HasSubstr("replace the tab by spaces")));
+}
+
+TEST_F(CliFiles, WhatIsNoPipelineFileIsRefusedAtOnce) {
+  std::string many = "version: 1\npipeline: p\nstages:\n";
+  for (int i = 0; i < 10'001; ++i) many += "  s" + std::to_string(i) + ": { command: [\"true\"] }\n";
+  Write("many.yaml", many);
+  ExpectRefused("many.yaml", 1, HasSubstr("many.yaml:10004:3: error: 10001 stages; the limit is 10000"));
+  Write("empty.yaml", "");
+  ExpectRefused("empty.yaml", 1, HasSubstr("empty.yaml: error: the file is empty"));
+  std::filesystem::create_directories(dir_ / "folder.yaml");
+  ExpectRefused("folder.yaml", 2, HasSubstr("folder.yaml: not a regular file"));
+  ExpectRefused("nosuch.yaml", 3, HasSubstr("nosuch.yaml: no such file"));
+  std::mt19937 random(7);
+  std::string garbage;
+  for (int i = 0; i < 4000; ++i) garbage += static_cast<char>(random() & 0xff);
+  Write("garbage.yaml", garbage);
+  ExpectRefused("garbage.yaml", 1, AllOf(StartsWith("garbage.yaml:1:"), HasSubstr("error: ")));
+  Write("latin.yaml", "version: 1\npipeline: p\ndescription: caf\xe9\nstages: {}\n");
+  ExpectRefused("latin.yaml", 1, AllOf(StartsWith("latin.yaml:3:17: error: byte 0xe9 is not UTF-8"), HasSubstr("save the file as UTF-8")));
+  Write("huge.yaml", std::string((4u << 20) + 1, '#'));
+  ExpectRefused("huge.yaml", 2, HasSubstr("over the limit of 4194304 bytes"));
+}
+
+TEST_F(CliFiles, WrongSqlIsFoundBeforeAnythingRunsWithTheCaretInsideTheFile) {
+  ExpectSqlRefused("select id,\n        amout from raw",
+                   AllOf(HasSubstr("p.yaml:8:9: error: stage 't': "), HasSubstr("\"amout\" not found"),
+                         HasSubstr("    8 |         amout from raw\n      |         ^"), HasSubstr("did you mean amount")));
+  ExpectSqlRefused("select id frm raw x y", AllOf(HasSubstr("p.yaml:7:21: error: stage 't': "), HasSubstr("syntax error"), HasSubstr("^")));
+  ExpectSqlRefused("select id from raw; select 2", AllOf(HasSubstr("p.yaml:7:7: error: "), HasSubstr("2 statements")));
+  for (const char* sql : {"copy raw to '/tmp/x.csv'", "attach 'x.db'", "install httpfs", "pragma version", "set threads = 1", "drop table raw"})
+    ExpectSqlRefused(sql, AllOf(HasSubstr("p.yaml:7:7: error: "), HasSubstr("a transform starts with SELECT")));
+  ExpectSqlRefused("with a as (select 1, 2) insert into raw select * from a", HasSubstr("only a SELECT is allowed"));
+}
+
+TEST_F(CliFiles, SqlCannotReadAFileNotEvenWhileItIsChecked) {
+  Write("secret.csv", "topsecret\n1\n");
+  for (const char* sql :
+       {"select * from read_csv('/etc/passwd')", "select * from raw where (select count(*) from read_text('/etc/passwd')) > 0",
+        "from query('select * from read_text(''/etc/passwd'')')", "from glob('/etc/*')", "select * from read_csv('secret.csv')",
+        "select nosuch from read_csv('secret.csv')"})
+    ExpectSqlRefused(sql, AllOf(HasSubstr("p.yaml:7:"), HasSubstr("Permission: "), HasSubstr("files are read by stages with extract"),
+                                Not(HasSubstr("root:")), Not(HasSubstr("topsecret"))));
+  ExpectSqlRefused("select * from 'secret.csv'", AllOf(HasSubstr("p.yaml:7:21: error: "), HasSubstr("a transform reads stages, not files")));
+  ExpectSqlRefused("select * from \"secret.csv\"", HasSubstr("which is no stage"));
+  WritePipeline("q", "  raw:\n    extract: { from: file, path: a.csv }\n    checks:\n"
+                     "      - expression: (select count(*) from read_text('/etc/passwd')) > 0\n");
+  ExpectRefused("q.yaml", 1, AllOf(HasSubstr("q.yaml:4:3: error: stage 'raw': check "), HasSubstr("Permission: ")));
+}
+
+TEST_F(CliFiles, ParametersAreCheckedBeforeTheFile) {
+  WritePipeline("p",
+                "  raw: { extract: { from: file, path: a.csv } }\n"
+                "  t: { transform: \"select id, amount + $n as amount, $since as since from raw\" }\n"
+                "  f: { load: { from: t, to: file, path: out.csv } }\n",
+                "params:\n  since: { type: date, required: true }\n  n: 3\n");
+  const auto refused = [&](std::vector<std::string> params, const std::string& text) {
+    std::vector<std::string> args{"run", "p.yaml"};
+    for (auto& p : params) args.insert(args.end(), {"-p", p});
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, 2) << text;
+    EXPECT_THAT(result.err, HasSubstr(text));
+    EXPECT_FALSE(std::filesystem::exists(home_));
+  };
+  refused({}, "parameter 'since' (date) is required");
+  refused({"since=2026-01-01", "m=1"}, "no parameter 'm'; it has: since, n");
+  refused({"sinse=2026-01-01"}, "did you mean 'since'?");
+  refused({"since=yesterday"}, "parameter 'since': 'yesterday' is not a date");
+  refused({"since=2026-01-01", "n=1.5"}, "parameter 'n': '1.5' is not a bigint");
+  refused({"since=2026-01-01", "since=2026-01-02"}, "-p since: given twice");
+  refused({"since"}, "-p 'since' is not of the form name=value");
+  EXPECT_EQ(Run({"check", "p.yaml"}).code, 0) << "a check needs no values";
+  EXPECT_EQ(Run({"check", "p.yaml", "-p", "n=x"}).code, 2);
+  EXPECT_EQ(Run({"plan", "p.yaml"}).code, 2);
+  EXPECT_EQ(Run({"run", "p.yaml", "-p", "since=2026-01-01", "-p", "n=100"}).code, 0);
+  EXPECT_EQ(ReadAll(dir_ / "out.csv"), "id,amount,since\n1,110,2026-01-01\n2,120,2026-01-01\n");
+}
+
+TEST_F(CliFiles, UnknownWordsAreNamedWithTheNearestOne) {
+  const auto usage = [&](const std::vector<std::string>& args, const std::string& text) {
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, 2) << text;
+    EXPECT_THAT(result.err, HasSubstr(text));
+    EXPECT_THAT(result.out, IsEmpty());
+  };
+  usage({}, "--help");
+  usage({"chek", "x"}, "unknown command 'chek'; did you mean 'check'?");
+  usage({"--home", "x", "chek"}, "unknown command 'chek'; did you mean 'check'?");
+  usage({"frobnicate"}, "unknown command 'frobnicate'");
+  usage({"pipeline", "aply", "x"}, "did you mean 'apply'?");
+  usage({"check", "--homee", "x"}, "unknown option '--homee'; did you mean '--home'?");
+  usage({"run", "list", "--stat", "failed"}, "unknown option '--stat'; did you mean '--state'?");
+  usage({"run"}, "give a pipeline file");
+  usage({"query"}, "CONNECTION is required");
+  usage({"check", "a", "b"}, "b");
+  usage({"version", "-o", "xml"}, "'xml' is not one of table, json, ndjson, csv");
+  usage({"config", "show", "--set", "worker.concurency=2"}, "did you mean 'worker.concurrency'?");
+  usage({"config", "show", "--set", "worker.concurrency=x"}, "worker.concurrency: 'x' is not an integer");
+  usage({"config", "show", "--set", "worker"}, "not of the form key=value");
+  usage({"run", "show", "nonsense"}, "'nonsense' is not an id");
+  const CliResult verb = Run({"run", "lst"});
+  EXPECT_EQ(verb.code, 3);
+  EXPECT_THAT(verb.err, HasSubstr("did you mean 'millrace run list'?"));
+}
+
+TEST_F(CliFiles, EveryCommandExplainsItselfWithAnExample) {
+  for (const char* command :
+       {"", "run", "run start", "run list", "run show", "run logs", "check", "plan", "up", "broker", "worker", "scheduler", "status", "pipeline",
+        "pipeline apply", "pipeline list", "pipeline show", "schedule", "schedule list", "schedule next", "query", "audit", "audit verify",
+        "config", "config show", "doctor", "version"}) {
+    std::vector<std::string> args;
+    std::string word;
+    for (std::istringstream words{command}; words >> word;) args.push_back(word);
+    args.emplace_back("--help");
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, 0) << command;
+    EXPECT_THAT(result.out, HasSubstr("Usage: ")) << command;
+    if (*command != '\0') {
+      EXPECT_THAT(result.out, AllOf(HasSubstr("Example"), HasSubstr(std::string("\n  millrace ") + command))) << command;
+    }
+    EXPECT_THAT(result.err, IsEmpty()) << command;
+  }
+}
+
+TEST_F(CliFiles, SchedulesAreShownInBothTimes) {
+  const CliResult next = Run({"schedule", "next", "--cron", "30 2 * * *", "--timezone", "America/New_York", "--from", "2026-03-07T00:00:00Z",
+                              "-n", "3", "-o", "csv"});
+  EXPECT_EQ(next.code, 0);
+  EXPECT_EQ(next.out,
+            "utc,local,timezone\r\n2026-03-07T07:30:00Z,2026-03-07 02:30:00 EST (-05:00),America/New_York\r\n"
+            "2026-03-08T07:00:00Z,2026-03-08 03:00:00 EDT (-04:00),America/New_York\r\n"
+            "2026-03-09T06:30:00Z,2026-03-09 02:30:00 EDT (-04:00),America/New_York\r\n");
+  WritePipeline("p", "  a: { command: [\"true\"] }\n", "schedule: { cron: \"15 6 * * *\", timezone: Europe/Berlin }\n");
+  const CliResult file = Run({"schedule", "next", "p.yaml", "--from", "2026-07-01T00:00:00Z", "-n", "1"});
+  EXPECT_EQ(file.code, 0);
+  EXPECT_THAT(file.out, HasSubstr("2026-07-01T04:15:00Z  2026-07-01 06:15:00 CEST (+02:00)  Europe/Berlin"));
+  const auto refused = [&](const std::vector<std::string>& more, int code, const std::string& text) {
+    std::vector<std::string> args{"schedule", "next"};
+    args.insert(args.end(), more.begin(), more.end());
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, code) << text;
+    EXPECT_THAT(result.err, HasSubstr(text));
+  };
+  refused({}, 2, "give a pipeline, or --cron EXPR");
+  refused({"--cron", "* * *"}, 2, "has 3 fields");
+  refused({"--cron", "0 0 30 2 *"}, 2, "never fires");
+  refused({"--cron", "0 0 * * *", "--timezone", "Mars/X"}, 2, "not an IANA time zone");
+  refused({"--cron", "* * * * *", "--dst", "sometimes"}, 2, "not one of once, skip, both");
+  refused({"--cron", "* * * * *", "--from", "yesterday"}, 2, "--from: 'yesterday' is not a time");
+  refused({"--cron", "* * * * *", "-n", "10001"}, 2, "over the limit of 10000");
+  refused({"nosuch"}, 3, "there is no ledger");
+}
+
+TEST_F(CliFiles, ListingsAreWellFormedInEveryFormatAndStdoutHasOnlyData) {
+  Write("b.csv", "id,note\n1,\"comma, \"\"quote\"\"\nand a line\"\n");
+  WritePipeline("p",
+                "  raw: { extract: { from: file, path: b.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n"
+                "  c: { command: [sh, -c, \"echo hello >&2\"] }\n",
+                "schedule: { cron: \"15 6 * * *\" }\n");
+  const auto run = RunJson({"run", "p.yaml"});
+  const std::string id = run.at("run");
+  EXPECT_EQ(run.at("state"), "succeeded");
+  EXPECT_TRUE(run.at("balanced"));
+  const std::vector<std::vector<std::string>> listings{
+      {"run", "list"}, {"run", "show", id}, {"run", "logs", id}, {"pipeline", "list"}, {"pipeline", "show", "p"}, {"schedule", "list"},
+      {"schedule", "next", "p", "-n", "2"}, {"query", "warehouse", "select * from x"}, {"config", "show", "--origin"}, {"doctor"}, {"version"},
+      {"audit", "verify"}, {"check", "p.yaml"}, {"plan", "p.yaml"}};
+  for (const auto& listing : listings) {
+    SCOPED_TRACE(listing[0] + " " + (listing.size() > 1 ? listing[1] : ""));
+    const auto run_as = [&](const std::string& format) {
+      auto args = listing;
+      args.insert(args.end(), {"-o", format});
+      CliResult result = Run(args);
+      EXPECT_EQ(result.code, 0) << result.err;
+      EXPECT_FALSE(result.out.empty());
+      return result.out;
+    };
+    const std::string json = run_as("json"), ndjson = run_as("ndjson"), csv = run_as("csv"), table = run_as("table");
+    EXPECT_TRUE(nlohmann::json::accept(json)) << json;
+    std::istringstream lines(ndjson);
+    std::size_t objects = 0;
+    for (std::string line; std::getline(lines, line); ++objects) {
+      const auto object = nlohmann::json::parse(line, nullptr, false);
+      EXPECT_TRUE(object.is_object()) << line;
+    }
+    const auto rows = ParseCsv(csv);
+    EXPECT_EQ(rows.size(), objects + 1);
+    for (const std::string& text : {csv, table, json}) EXPECT_EQ(text.find('\x1b'), std::string::npos);
+  }
+  const CliResult text = Run({"query", "warehouse", "select * from x", "-o", "csv"});
+  EXPECT_EQ(ParseCsv(text.out)[1][1], "comma, \"quote\"\nand a line");
+  EXPECT_EQ(RunJson({"run", "logs", id, "--stage", "c"})[0].at("log"), "hello\n");
+  EXPECT_EQ(Run({"run", "list", "-q"}).out, id + "\n");
+  EXPECT_EQ(Run({"run", "show", "-q", id}).out, id + "\n");
+  EXPECT_EQ(Run({"run", "list", "--state", "failed", "-o", "json"}).out, "[]\n");
+  EXPECT_EQ(Run({"run", "list", "--state", "nope"}).code, 2);
+  EXPECT_EQ(Run({"run", "list", "-n", "501"}).code, 2);
+  EXPECT_EQ(Run({"run", "logs", id, "--stage", "zz"}).code, 3);
+  EXPECT_EQ(Run({"run", "show", "0193e0c5-0000-7000-8000-000000000000"}).code, 3);
+  EXPECT_EQ(Run({"pipeline", "show", "zz"}).code, 3);
+}
+
+TEST_F(CliFiles, QueryOnlyReads) {
+  const CliResult none = Run({"query", "warehouse", "select 1"});
+  EXPECT_EQ(none.code, 3);
+  EXPECT_THAT(none.err, HasSubstr("nothing was loaded yet"));
+  WritePipeline("p", "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
+  ASSERT_EQ(Run({"run", "p.yaml"}).code, 0);
+  const auto refused = [&](const std::string& connection, const std::string& sql, int code, const std::string& text) {
+    const CliResult result = Run({"query", connection, sql});
+    EXPECT_EQ(result.code, code) << sql;
+    EXPECT_THAT(result.err, HasSubstr(text)) << sql;
+    EXPECT_THAT(result.out, IsEmpty());
+  };
+  for (const char* sql : {"insert into x values (3, 3)", "delete from x", "drop table x", "create temp table y as select 1", "attach 'z.db' as z",
+                          "pragma journal_mode = delete", "vacuum"})
+    refused("warehouse", sql, 2, "query only reads");
+  refused("warehouse", "with a as (select 3, 3) insert into x select * from a", 1, "readonly");
+  refused("warehouse", "select 1; delete from x", 2, "2 statements");
+  refused("warehouse", "", 2, "0 statements");
+  refused("warehouse", "select * from nosuch", 1, "no such table: nosuch");
+  refused("warehous", "select 1", 3, "there is no connection 'warehous'; the configuration has: warehouse");
+  refused("warehouse", "with recursive r(i) as (select 1 union all select i + 1 from r where i <= 100000) select i from r", 2,
+          "more than 100000 rows; add a limit");
+  EXPECT_EQ(Warehouse("select id, amount from x order by id"), "id,amount\n1,10\n2,20\n");
+  EXPECT_EQ(Warehouse("select null a, 2.5 b, 'x,y' c, x'00ff' d -- ; a comment\n;"), "a,b,c,d\n,2.5,\"x,y\",\\x00ff\n");
+}
+
+TEST_F(CliFiles, ConfigurationDoctorAndVersionSayWhatIsThere) {
+  Write("millrace.yaml", "version: 1\nlog:\n  level: warn\n");
+  const CliResult shown = Run({"config", "show", "--origin", "-o", "json", "--set", "worker.concurrency=3", "--set",
+                               "connections.warehouse.type=postgres", "--set", "connections.warehouse.dsn=postgres://u:hush@h/d"},
+                              {.env = {{"MILLRACE_QUEUE__PREFIX", "zz"}}});
+  ASSERT_EQ(shown.code, 0) << shown.err;
+  EXPECT_THAT(shown.out, Not(HasSubstr("hush")));
+  std::map<std::string, std::pair<std::string, std::string>> values;
+  for (const auto& v : nlohmann::json::parse(shown.out)) values[v.at("key")] = {v.at("value"), v.at("origin")};
+  EXPECT_EQ(values["worker.concurrency"].first, "3");
+  EXPECT_THAT(values["worker.concurrency"].second, HasSubstr("flag"));
+  EXPECT_THAT(values["queue.prefix"].second, HasSubstr("MILLRACE_QUEUE__PREFIX"));
+  EXPECT_THAT(values["log.level"].second, HasSubstr("millrace.yaml:3:"));
+  EXPECT_EQ(values["broker.shards"].second, "default");
+  EXPECT_THAT(values["connections.warehouse.dsn"].first, HasSubstr("***"));
+  const auto doctor = RunJson({"doctor"});
+  EXPECT_GE(doctor.size(), 5u);
+  for (const auto& finding : doctor) EXPECT_TRUE(finding.at("ok")) << finding;
+  const auto down = RunJson({"doctor", "--set", "connections.warehouse.type=postgres", "--set", "connections.warehouse.dsn=postgres://u:hush@127.0.0.1:1/d"}, 1);
+  EXPECT_THAT(down.dump(), AllOf(HasSubstr("check connections.warehouse.dsn"), Not(HasSubstr("hush"))));
+  const auto version = RunJson({"version"});
+  EXPECT_EQ(version[0].at("component"), "millrace");
+  EXPECT_EQ(Run({"--version"}).out, version[0].at("version").get<std::string>() + "\n");
+}
+
+}  // namespace
+}  // namespace millrace::testing
