@@ -20,6 +20,7 @@
 #include "common/ledger/ledger.h"
 #include "common/model/pipeline_parser.h"
 #include "common/model/run_plan.h"
+#include "common/wire/messages.h"
 #include "common/wire/zmq_transport.h"
 
 namespace millrace::bench {

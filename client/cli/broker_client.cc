@@ -12,6 +12,7 @@ constexpr Millis kWaitSlice{100};
 constexpr Millis kConnectSlice{5};      // between looks at a connection that is being made
 constexpr Millis kWatchInterval{5000};   // a watch is renewed this often, in case the broker restarted
 constexpr std::size_t kPendingUpdatesMax = 1000;
+constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
 
 Error ToError(const wire::Problem& problem) {
   for (const ErrorCode code :
@@ -85,6 +86,14 @@ Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime d
     transport_->Wait(kWaitSlice);
   }
 }
+
+bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
+  std::size_t bytes = plan.run.params.size() + kRunSpecBytesMax;
+  for (const JobSpec& job : plan.jobs) bytes += wire::SizeBound(job);
+  return bytes <= kFrameBytesMax;
+}
+
+Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) { return Send(wire::Watch{next_request_++, run}, deadline); }
 
 Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                              const std::function<void(const wire::RunUpdate&)>& on_update,

@@ -24,6 +24,12 @@ class BrokerClient {
   // resolved, and it is done here until `deadline`. kTimedOut: no broker answered.
   Result<void> SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline);
 
+  // Whether SubmitRun can carry the plan in one message. What is larger goes into the ledger (Ledger::SubmitRun), where the
+  // broker finds it.
+  static bool FitsOneMessage(const RunPlan& plan);
+  // Asks for updates of a run that the ledger has; Follow takes them.
+  Result<void> Watch(RunId run, MonoTime deadline);
+
   // Takes updates of a watched run until it has ended and returns its last one. `on_update` sees each, `on_idle` is called at
   // least every 100 ms. kCancelled when `stop` becomes true; kTimedOut after `deadline`.
   Result<wire::RunUpdate> Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,

@@ -31,9 +31,17 @@ ProgressStyle StyleOf(const Options& options) {
   return options.no_progress || options.quiet ? ProgressStyle::kNone : ProgressStyle::kAuto;
 }
 
+// Through the broker, or, when it is too large for a message, through the ledger: the broker finds it there within seconds.
+Result<void> Submit(BrokerClient& client, Ledger& ledger, const RunPlan& plan, bool watch, MonoTime deadline) {
+  if (BrokerClient::FitsOneMessage(plan)) return client.SubmitRun(plan, watch, deadline);
+  MILLRACE_TRY(ledger.SubmitRun(plan.run, plan.jobs, deadline));
+  return watch ? client.Watch(plan.run.id, deadline) : Result<void>{};
+}
+
 // Submits and follows to the end. kCancelled: a stop signal came; the run goes on wherever it runs.
-Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, const RunPlan& plan, const Options& options, const Clock& clock) {
-  MILLRACE_TRY(client.SubmitRun(plan, true, clock.Now() + kSubmitTimeout));
+Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, Ledger& ledger, const RunPlan& plan, const Options& options,
+                                        const Clock& clock) {
+  MILLRACE_TRY(Submit(client, ledger, plan, true, clock.Now() + kSubmitTimeout));
   ProgressView progress(StyleOf(options), clock);
   std::atomic<bool> stop{false};
   auto end = client.Follow(
@@ -124,7 +132,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
   {
     MILLRACE_TRY_ASSIGN(const auto transport, engine->MakeTransport());
     MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, engine->client_endpoint(), context->clock()));
-    end = SubmitAndFollow(client, plan, options, context->clock());
+    end = SubmitAndFollow(client, *ledger, plan, options, context->clock());
   }
   engine->RequestStop();
   if (!end) engine->RequestStop();  // interrupted: hand back at once
@@ -164,7 +172,7 @@ Result<ExitCode> DoRunStart(const Options& options) {
     return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'; nothing was submitted", endpoint,
                 context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
   if (!options.wait) {
-    if (auto submitted = client.SubmitRun(plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
+    if (auto submitted = Submit(client, *ledger, plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
       return Prefixed(std::move(submitted.error()), "broker at {}", endpoint);
     if (options.quiet) {
       fmt::print("{}\n", plan.run.id.ToString());
@@ -175,7 +183,7 @@ Result<ExitCode> DoRunStart(const Options& options) {
     return ExitCode::kOk;
   }
   BlockStopSignals();
-  auto end = SubmitAndFollow(client, plan, options, context->clock());
+  auto end = SubmitAndFollow(client, *ledger, plan, options, context->clock());
   if (!end) return Prefixed(std::move(end.error()), "run {} (look with 'millrace run show')", plan.run.id.ToString());
   MILLRACE_TRY_ASSIGN(const RunReport report, PrintRun(*context, *ledger, plan.run.id, options));
   return ExitCodeOf(report.state);

@@ -12,9 +12,15 @@
 namespace millrace::cli {
 namespace {
 
-// A damaged file is named with what to do about it; every other error says that itself.
-Error LedgerError(Error error, bool embedded) {
+constexpr std::uintmax_t kFullDiskBytes = 1u << 20;
+
+// A damaged file or a full disk (for which SQLite has many names) comes with what to do about it.
+Error LedgerError(Error error, bool embedded, const std::string& home) {
   error.message = "ledger: " + error.message;
+  std::error_code ec;
+  const auto space = std::filesystem::space(home, ec);
+  if (embedded && error.code == ErrorCode::kUnavailable && !ec && space.available < kFullDiskBytes)
+    error.message += fmt::format("; the disk is full: free some space for {}", home);
   if (embedded && error.code == ErrorCode::kCorrupt)
     error.message += "; restore this file from a backup, or move it away to begin with an empty history";
   return error;
@@ -54,13 +60,13 @@ Result<std::unique_ptr<Ledger>> Context::OpenLedger(Create create, std::string_v
     return Fail(ErrorCode::kNotFound, "there is no ledger at {}: run a pipeline first, or give another --home", options.dsn);
   if (embedded() && create == Create::kNo) {
     if (auto known = CheckSqliteLedgerVersion(options.dsn, clock_, Deadline()); !known)
-      return std::unexpected(LedgerError(std::move(known.error()), true));
+      return std::unexpected(LedgerError(std::move(known.error()), true, config().home));
   }
   auto ledger = embedded() ? OpenSqliteLedger(options, Deadline()) : OpenPostgresLedger(options, Deadline());
-  if (!ledger) return std::unexpected(LedgerError(std::move(ledger.error()), embedded()));
+  if (!ledger) return std::unexpected(LedgerError(std::move(ledger.error()), embedded(), config().home));
   if (create == Create::kYes) {
     if (auto migrated = (*ledger)->Migrate(Deadline()); !migrated)
-      return std::unexpected(LedgerError(std::move(migrated.error()), embedded()));
+      return std::unexpected(LedgerError(std::move(migrated.error()), embedded(), config().home));
   }
   return std::move(*ledger);
 }

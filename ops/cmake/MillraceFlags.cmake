@@ -27,6 +27,9 @@ target_compile_options(millrace_flags INTERFACE
   -Wnon-virtual-dtor -Woverloaded-virtual -Werror=switch -Werror=return-type -Werror=format-security
   -fno-strict-aliasing -fno-delete-null-pointer-checks -ftrivial-auto-var-init=zero
   -ffile-prefix-map=${PROJECT_SOURCE_DIR}=.)
+if(MILLRACE_FUZZ)
+  target_compile_options(millrace_flags INTERFACE -fsanitize=fuzzer-no-link)  # coverage of what is fuzzed, not only of the target
+endif()
 if(MILLRACE_WERROR)
   target_compile_options(millrace_flags INTERFACE -Werror)
 endif()

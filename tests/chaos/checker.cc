@@ -64,8 +64,8 @@ class Checker {
   Result<void> ReadOutcomes() {
     MILLRACE_TRY_ASSIGN(const PgResult found, observer_.Ledger("select job, token, state, recorded_at from millrace.outcome"));
     for (int i = 0; i < found.rows(); ++i)
-      outcomes_[JobId{found.Id(i, 0)}] = {.token = found.Int(i, 1), .state = static_cast<JobState>(found.Int(i, 2)),
-                                          .recorded_at = found.Time(i, 3)};
+      outcomes_[JobId{found.Id(i, 0)}] = {
+          .token = found.Int(i, 1), .state = static_cast<JobState>(found.Int(i, 2)), .recorded_at = found.Time(i, 3)};
     MILLRACE_TRY_ASSIGN(out_.attempts_lost, Count(false, "select count(*) from millrace.attempt where ended = 6"));
     return {};
   }
@@ -73,8 +73,9 @@ class Checker {
   // S8: every instant of the schedule, as cron arithmetic has it, is one slot, and it fired.
   Result<void> Slots(std::string_view pipeline) {
     MILLRACE_TRY_ASSIGN(const PgResult found,
-                        observer_.Ledger(fmt::format("select slot, state, reason, run from millrace.slot where pipeline = '{}'"
-                                                     " and generation = 0 order by slot", pipeline)));
+                        observer_.Ledger(fmt::format("select slot, state, reason, run from millrace.slot"
+                                                     " where pipeline = '{}' and generation = 0 order by slot",
+                                                     pipeline)));
     MILLRACE_TRY_ASSIGN(const CronSchedule cron,
                         CronSchedule::Make(pipeline == kAppendPipeline ? kAppendCron : kMergeCron, "UTC", DstRule::kOnce));
     if (found.rows() < 2) Add("slot", "{}: only {} slots", pipeline, found.rows());
@@ -95,17 +96,29 @@ class Checker {
 
   Result<void> RunsAndJobs() {
     MILLRACE_TRY(NoRows(false, "slot", "a slot has not exactly one run",
-                        "select s.pipeline || ' ' || s.slot || ': ' || count(r.run) || ' runs' from millrace.slot s left join millrace.run r"
-                        " on r.pipeline = s.pipeline and r.slot = s.slot and r.generation = s.generation"
+                        "select s.pipeline || ' ' || s.slot || ': ' || count(r.run) || ' runs'"
+                        " from millrace.slot s left join millrace.run r on r.pipeline = s.pipeline and r.slot = s.slot and "
+                        "r.generation = s.generation"
                         " group by s.pipeline, s.slot having count(r.run) <> 1"));
     MILLRACE_TRY(NoRows(false, "slot", "a run is not its slot's",
-                        "select r.run::text from millrace.run r where not exists (select 1 from millrace.slot s where s.run = r.run)"));
-    MILLRACE_TRY(NoRows(false, "lost", "a run has not ended", "select r.run || ' (' || r.pipeline || ')' from millrace.run r"
+                        "select r.run::text from millrace.run r"
+                        " where not exists (select 1 from millrace.slot s where s.run = r.run)"));
+    MILLRACE_TRY(NoRows(false, "lost", "a run has not ended",
+                        "select r.run || ' (' || r.pipeline || ')' from millrace.run r"
                         " where not exists (select 1 from millrace.run_outcome o where o.run = r.run)"));
-    MILLRACE_TRY(NoRows(false, "lost", "a job of a run has not ended", "select j.job || ' (' || j.stage || ')' from millrace.job j"
+    MILLRACE_TRY(NoRows(false, "lost", "a job of a run has not ended",
+                        "select j.job || ' (' || j.stage || ')' from millrace.job j"
                         " where j.run is not null and not exists (select 1 from millrace.outcome o where o.job = j.job)"));
-    MILLRACE_TRY(NoRows(false, "run_failed", "a run did not succeed", "select r.pipeline || ' ' || r.run || ': ' || o.reason"
+    MILLRACE_TRY(NoRows(false, "run_failed", "a run did not succeed",
+                        "select r.pipeline || ' ' || r.run || ': ' || o.reason"
                         " from millrace.run r join millrace.run_outcome o using (run) where o.state <> 10"));
+    MILLRACE_TRY(NoRows(
+        false, "counts", "read = loaded + filtered + quarantined + deduplicated does not hold (S9)",
+        "select j.job || ' (' || j.stage || '): ' || convert_from(o.result, 'UTF8')"
+        " from millrace.job j join millrace.outcome o using (job),"
+        " lateral (select convert_from(o.result, 'UTF8')::jsonb -> 'rows' as r) x where j.run is not null and o.state = 10"
+        " and ((r ->> 'read')::bigint = (r ->> 'loaded')::bigint + (r ->> 'filtered')::bigint"
+        " + (r ->> 'quarantined')::bigint + (r ->> 'deduplicated')::bigint) is not true"));
     MILLRACE_TRY(NoRows(false, "lost", "still in the outbox", "select item::text from millrace.outbox"));
     MILLRACE_TRY_ASSIGN(out_.runs, Count(false, "select count(*) from millrace.run"));
     MILLRACE_TRY_ASSIGN(out_.runs_succeeded, Count(false, "select count(*) from millrace.run_outcome where state = 10"));
@@ -114,15 +127,17 @@ class Checker {
 
   // S2 where nothing but the receipt helps: a table without a unique key, every row with its effect and token.
   Result<void> AppendedRows() {
-    MILLRACE_TRY_ASSIGN(const PgResult runs,
-                        observer_.Ledger(fmt::format("select j.effect from millrace.run r join millrace.run_outcome o using (run)"
-                                                     " join millrace.job j on j.run = r.run and j.stage = 'target'"
-                                                     " where r.pipeline = '{}' and o.state = 10", kAppendPipeline)));
+    MILLRACE_TRY_ASSIGN(const PgResult runs, observer_.Ledger(fmt::format(
+                                                 "select j.effect from millrace.run r join millrace.run_outcome o using (run)"
+                                                 " join millrace.job j on j.run = r.run and j.stage = 'target'"
+                                                 " where r.pipeline = '{}' and o.state = 10",
+                                                 kAppendPipeline)));
     std::set<std::string> expected;
     for (int i = 0; i < runs.rows(); ++i) expected.insert(runs.Text(i, 0));
-    MILLRACE_TRY_ASSIGN(const PgResult rows,
-                        observer_.Warehouse("select _millrace_effect, count(*), count(distinct _millrace_token), count(distinct id),"
-                                            " min(_millrace_token) from wh.appended group by 1"));
+    MILLRACE_TRY_ASSIGN(
+        const PgResult rows,
+        observer_.Warehouse("select _millrace_effect, count(*), count(distinct _millrace_token), count(distinct id),"
+                            " min(_millrace_token) from wh.appended group by 1"));
     std::set<std::string> there;
     for (int i = 0; i < rows.rows(); ++i) {
       const std::string effect = rows.Text(i, 0);
@@ -130,7 +145,8 @@ class Checker {
       out_.effect_rows += rows.Int(i, 1);
       if (rows.Int(i, 1) > kRowsPerEffect || rows.Int(i, 2) > 1) {
         ++out_.doubled;
-        Add("doubled", "effect {}: {} rows of {} attempts, {} were expected", effect, rows.Int(i, 1), rows.Int(i, 2), kRowsPerEffect);
+        Add("doubled", "effect {}: {} rows of {} attempts, {} were expected", effect, rows.Int(i, 1), rows.Int(i, 2),
+            kRowsPerEffect);
       } else if (rows.Int(i, 1) < kRowsPerEffect || rows.Int(i, 3) != kRowsPerEffect) {
         Add("lost", "effect {}: {} rows, {} were expected", effect, rows.Int(i, 1), kRowsPerEffect);
       }
@@ -143,7 +159,9 @@ class Checker {
   }
 
   Result<void> MergedRows() {
-    MILLRACE_TRY_ASSIGN(const PgResult rows, observer_.Warehouse("select count(*), count(*) filter (where amount <> (id + 0.5) * 2) from wh.merged"));
+    MILLRACE_TRY_ASSIGN(
+        const PgResult rows,
+        observer_.Warehouse("select count(*), count(*) filter (where amount <> (id + 0.5) * 2) from wh.merged"));
     if (rows.Int(0, 0) != kRowsPerEffect || rows.Int(0, 1) != 0)
       Add("doubled", "the merged table has {} rows, {} of them wrong", rows.Int(0, 0), rows.Int(0, 1));
     return {};
@@ -152,19 +170,23 @@ class Checker {
   // S4 at the sink: once a newer attempt has raised the fence, nothing of an older one is published.
   Result<void> Fences() {
     MILLRACE_TRY(NoRows(true, "stale_accepted", "published by an attempt after a newer one had raised the fence",
-                        "select r.effect || ' token ' || r.token || ' at ' || r.published_at || ', fence ' || f.token || ' at ' || f.raised_at"
-                        " from millrace.receipt r join millrace.fence f using (effect) where r.token < f.token and r.published_at > f.raised_at"));
-    MILLRACE_TRY(NoRows(true, "receipt", "rows and receipt name different attempts",
-                        "select distinct a._millrace_effect from wh.appended a left join millrace.receipt r on r.effect = a._millrace_effect"
-                        " where r.token is distinct from a._millrace_token"));
-    MILLRACE_TRY(NoRows(true, "stale_accepted", "staging is left", "select s.name from millrace.staging s join millrace.receipt r using (effect)"
+                        "select r.effect || ' token ' || r.token || ' at ' || r.published_at || ', fence ' || f.token || ' at '"
+                        " || f.raised_at from millrace.receipt r join millrace.fence f using (effect)"
+                        " where r.token < f.token and r.published_at > f.raised_at"));
+    MILLRACE_TRY(NoRows(
+        true, "receipt", "rows and receipt name different attempts",
+        "select distinct a._millrace_effect from wh.appended a"
+        " left join millrace.receipt r on r.effect = a._millrace_effect where r.token is distinct from a._millrace_token"));
+    MILLRACE_TRY(NoRows(true, "stale_accepted", "staging is left",
+                        "select s.name from millrace.staging s join millrace.receipt r using (effect)"
                         " where s.created_at < now() - interval '10 minutes'"));
     for (const Freeze& freeze : rounds_.freezes()) {
       if (!freeze.newer_began) continue;
-      MILLRACE_TRY_ASSIGN(const std::int64_t written,
-                          Count(true, fmt::format("select count(*) from wh.appended where _millrace_token = {} and"
-                                                  " left(encode(sha256(convert_to(_millrace_effect, 'UTF8')), 'hex'), 16) = '{}'",
-                                                  freeze.token, freeze.effect_hash)));
+      MILLRACE_TRY_ASSIGN(
+          const std::int64_t written,
+          Count(true, fmt::format("select count(*) from wh.appended where _millrace_token = {} and"
+                                  " left(encode(sha256(convert_to(_millrace_effect, 'UTF8')), 'hex'), 16) = '{}'",
+                                  freeze.token, freeze.effect_hash)));
       if (written == 0)
         ++out_.stale_refused;
       else
@@ -197,7 +219,8 @@ class Checker {
         continue;
       }
       ++out_.jobs_done;
-      if (outcome->second.state != JobState::kSucceeded) Add("run_failed", "job {} is {}", job.ToString(), Name(outcome->second.state));
+      if (outcome->second.state != JobState::kSucceeded)
+        Add("run_failed", "job {} is {}", job.ToString(), Name(outcome->second.state));
       const auto& lines = witness[job];
       if (std::ranges::count(lines, outcome->second.token) == 0)
         Add("lost", "job {}: its outcome names token {}, which wrote nothing", job.ToString(), outcome->second.token);
@@ -218,15 +241,18 @@ class Checker {
 
   // S3 and S4 in the ledger: one outcome per job is its primary key; no attempt has a token that is not below the outcome's.
   Result<void> Tokens() {
-    MILLRACE_TRY(NoRows(false, "token_order", "an attempt's token is not below its outcome's",
-                        "select a.job || ' ' || a.token || ' >= ' || o.token from millrace.attempt a join millrace.outcome o using (job)"
-                        " where o.token <> 0 and a.token >= o.token"));
-    return NoRows(false, "token_order", "a job has outcomes without having been accepted",
-                  "select o.job::text from millrace.outcome o where not exists (select 1 from millrace.job j where j.job = o.job)");
+    MILLRACE_TRY(
+        NoRows(false, "token_order", "an attempt's token is not below its outcome's",
+               "select a.job || ' ' || a.token || ' >= ' || o.token from millrace.attempt a join millrace.outcome o using (job)"
+               " where o.token <> 0 and a.token >= o.token"));
+    return NoRows(
+        false, "token_order", "a job has outcomes without having been accepted",
+        "select o.job::text from millrace.outcome o where not exists (select 1 from millrace.job j where j.job = o.job)");
   }
 
   Result<void> Audit() {
-    MILLRACE_TRY_ASSIGN(const int code, cluster_.Run({"audit", "verify", "--checkpoints", cluster_.checkpoints()}, kVerifyTimeout));
+    MILLRACE_TRY_ASSIGN(const int code,
+                        cluster_.Run({"audit", "verify", "--checkpoints", cluster_.checkpoints()}, kVerifyTimeout));
     if (code != 0) Add("audit", "millrace audit verify: exit code {}, see {}/logs/cli.log", code, cluster_.dir());
     return {};
   }
@@ -246,8 +272,7 @@ class Checker {
       ++out_.kills[victim][std::string(Name(phase))];
       if (InWindow(phase)) {
         ++out_.in_window;
-        if (ended != load_ended.end())
-          out_.work[victim].push_back(std::chrono::duration_cast<Millis>(ended->second - kill.at));
+        if (ended != load_ended.end()) out_.work[victim].push_back(std::chrono::duration_cast<Millis>(ended->second - kill.at));
       }
       Served(victim, kill.at);
     }
@@ -292,14 +317,15 @@ Result<Findings> Check(Cluster& cluster, Observer& observer, const Rounds& round
 }
 
 std::string Report(const Findings& f, const Rounds& rounds) {
-  std::string out = fmt::format("slots {}, runs {} ({} succeeded), effects {} with {} rows; single jobs accepted {}, done {}\n"
-                                "lost {}, doubled {}, stale writes refused {}, attempts lost with their worker {}\n",
-                                f.slots, f.runs, f.runs_succeeded, f.effects, f.effect_rows, f.jobs_accepted, f.jobs_done, f.lost,
-                                f.doubled, f.stale_refused, f.attempts_lost);
+  std::string out = fmt::format(
+      "slots {}, runs {} ({} succeeded), effects {} with {} rows; single jobs accepted {}, done {}\n"
+      "lost {}, doubled {}, stale writes refused {}, attempts lost with their worker {}\n",
+      f.slots, f.runs, f.runs_succeeded, f.effects, f.effect_rows, f.jobs_accepted, f.jobs_done, f.lost, f.doubled,
+      f.stale_refused, f.attempts_lost);
   out += fmt::format("{} kills, {} of them between a load's first row and its recorded outcome; {} freezes, {} other faults\n",
                      rounds.kills().size(), f.in_window, rounds.freezes().size(), rounds.others().size());
-  out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10} {:>10}\n", "victim", "no load", "fenced", "rows sent", "receipt written",
-                     "in COMMIT", "committed");
+  out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10} {:>10}\n", "victim", "no load", "fenced", "rows sent",
+                     "receipt written", "in COMMIT", "committed");
   for (const auto& [victim, phases] : f.kills) {
     const auto n = [&](Phase phase) {
       const auto it = phases.find(std::string(Name(phase)));
@@ -310,7 +336,8 @@ std::string Report(const Findings& f, const Rounds& rounds) {
   }
   for (const auto& [victim, times] : f.service)
     out += fmt::format("{:<16} a job submitted after it ended in {}\n", victim, Quantiles(times));
-  for (const auto& [victim, times] : f.work) out += fmt::format("{:<16} the load under way at the kill ended in {}\n", victim, Quantiles(times));
+  for (const auto& [victim, times] : f.work)
+    out += fmt::format("{:<16} the load under way at the kill ended in {}\n", victim, Quantiles(times));
   std::map<std::string, int> shown;
   for (const Violation& v : f.violations)
     if (++shown[v.code] <= kTextsPerCode) out += fmt::format("VIOLATION {}: {}\n", v.code, v.text);

@@ -17,7 +17,7 @@
 namespace millrace::chaos {
 
 struct Violation {
-  std::string code;  // lost, doubled, stale_accepted, receipt, slot, run_failed, token_order, audit, harness
+  std::string code;  // lost, doubled, stale_accepted, receipt, slot, run_failed, counts, token_order, audit, harness
   std::string text;
 };
 
@@ -26,10 +26,10 @@ struct Findings {
   // Counts.
   std::int64_t slots = 0, runs = 0, runs_succeeded = 0, jobs_accepted = 0, jobs_done = 0, attempts_lost = 0;
   std::int64_t effects = 0, effect_rows = 0, lost = 0, doubled = 0, stale_refused = 0;
-  std::int64_t in_window = 0;                              // kills between a load's first row and its recorded outcome
+  std::int64_t in_window = 0;                               // kills between a load's first row and its recorded outcome
   std::map<std::string, std::map<std::string, int>> kills;  // victim -> phase -> how many
-  std::map<std::string, std::vector<Millis>> service;      // victim -> kill until a job submitted after it has ended
-  std::map<std::string, std::vector<Millis>> work;         // victim -> kill until the load that was under way has ended
+  std::map<std::string, std::vector<Millis>> service;       // victim -> kill until a job submitted after it has ended
+  std::map<std::string, std::vector<Millis>> work;          // victim -> kill until the load that was under way has ended
 
   bool Has(std::string_view code) const;
 };

@@ -51,7 +51,8 @@ Result<std::string> PostgresBin() {
 // PostgreSQL refuses to run as root.
 std::vector<std::string> AsPostgres(std::vector<std::string> argv) {
   if (::geteuid() != 0) return argv;
-  std::vector<std::string> out{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL", "--"};
+  std::vector<std::string> out{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL",
+                               "--"};
   out.insert(out.end(), argv.begin(), argv.end());
   return out;
 }
@@ -106,7 +107,8 @@ Result<Cluster> Cluster::Start(const ClusterOptions& options) {
   for (const std::string_view name : {kAppendPipeline, kMergePipeline}) {
     MILLRACE_TRY_ASSIGN(const int code,
                         cluster.Run({"pipeline", "apply", fmt::format("{}/files/{}.yaml", cluster.dir_, name)}, kServerStart));
-    if (code != 0) return Fail(ErrorCode::kRejected, "pipeline apply {}: exit code {}, see {}/logs/cli.log", name, code, cluster.dir_);
+    if (code != 0)
+      return Fail(ErrorCode::kRejected, "pipeline apply {}: exit code {}, see {}/logs/cli.log", name, code, cluster.dir_);
   }
   MILLRACE_TRY(cluster.SlowCommits());
   return cluster;
@@ -164,9 +166,11 @@ Result<void> Cluster::StartPostgres() {
       return Fail(ErrorCode::kRejected, "there is no user 'postgres'");
   }
   MILLRACE_TRY_ASSIGN(const int code,
-                      testing::RunToEnd({.argv = AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres", "-A", "trust",
-                                                             "-E", "UTF8", "--no-locale"}),
-                                         .env = {}, .log = dir_ + "/logs/initdb.log"}, kServerStart * 2));
+                      testing::RunToEnd({.argv = AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres", "-A",
+                                                             "trust", "-E", "UTF8", "--no-locale"}),
+                                         .env = {},
+                                         .log = dir_ + "/logs/initdb.log"},
+                                        kServerStart * 2));
   if (code != 0) return Fail(ErrorCode::kRejected, "initdb: exit code {}, see {}/logs/initdb.log", code, dir_);
   MILLRACE_TRY_ASSIGN(postgres_port_, testing::FreePort(options_.seed * 31));
   const auto dsn = [&](std::string_view database) {
@@ -182,8 +186,8 @@ Result<void> Cluster::StartPostgres() {
 Result<void> Cluster::StartRedis() {
   MILLRACE_TRY_ASSIGN(redis_port_, testing::FreePort(options_.seed * 31 + 1000));
   return Launch(Role::kRedis, "redis",
-                {"redis-server", "--port", std::to_string(redis_port_), "--bind", "127.0.0.1", "--dir", dir_ + "/redis", "--save", "",
-                 "--appendonly", "yes", "--appendfsync", "everysec"});
+                {"redis-server", "--port", std::to_string(redis_port_), "--bind", "127.0.0.1", "--dir", dir_ + "/redis",
+                 "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"});
 }
 
 Result<void> Cluster::Sql(const std::string& dsn, std::string_view sql) {
@@ -201,7 +205,8 @@ Result<void> Cluster::CreateTargets() {
   // The append target has no unique key: nothing but the effect's receipt keeps rows from coming twice.
   MILLRACE_TRY(Sql(warehouse_dsn_,
                    "create schema wh;"
-                   "create table wh.appended (id bigint, name text, amount double precision, _millrace_effect text, _millrace_token bigint);"
+                   "create table wh.appended (id bigint, name text, amount double precision,"
+                   " _millrace_effect text, _millrace_token bigint);"
                    "create table wh.merged (id bigint primary key, name text, amount double precision);"
                    "create function wh.wait() returns trigger language plpgsql as"
                    " $$ begin perform pg_sleep(tg_argv[0]::float8); return null; end $$"));
@@ -213,9 +218,11 @@ Result<void> Cluster::CreateTargets() {
 
 // The product makes its tables at the first load.
 Result<void> Cluster::SlowCommits() {
-  std::string sql = "create constraint trigger slow_commit after insert on millrace.receipt deferrable initially deferred"
-                    " for each row execute function wh.wait('0.4')";
-  if (options_.slow_target) sql += "; create trigger slow after insert on millrace.receipt for each statement execute function wh.wait('0.4')";
+  std::string sql =
+      "create constraint trigger slow_commit after insert on millrace.receipt deferrable initially deferred"
+      " for each row execute function wh.wait('0.25')";
+  if (options_.slow_target)
+    sql += "; create trigger slow after insert on millrace.receipt for each statement execute function wh.wait('0.25')";
   const MonoTime deadline = TheClock().Now() + kServerStart;
   while (true) {
     auto done = Sql(warehouse_dsn_, sql);
@@ -228,8 +235,9 @@ Result<void> Cluster::WriteFiles() {
   std::string rows = "id,name,amount\n";
   for (int i = 1; i <= kInputRows; ++i) rows += fmt::format("{},name {},{}.5\n", i, i, i);
   MILLRACE_TRY(WriteFile(dir_ + "/files/rows.csv", rows));
-  MILLRACE_TRY(WriteFile(fmt::format("{}/files/{}.yaml", dir_, kAppendPipeline),
-                         PipelineFile(kAppendPipeline, kAppendCron, "allow", "table: wh.appended, mode: append, provenance: true")));
+  MILLRACE_TRY(
+      WriteFile(fmt::format("{}/files/{}.yaml", dir_, kAppendPipeline),
+                PipelineFile(kAppendPipeline, kAppendCron, "allow", "table: wh.appended, mode: append, provenance: true")));
   MILLRACE_TRY(WriteFile(fmt::format("{}/files/{}.yaml", dir_, kMergePipeline),
                          PipelineFile(kMergePipeline, kMergeCron, "queue", "table: wh.merged, mode: merge, key: [id]")));
   for (std::uint64_t i = 0; i < 2; ++i) {
@@ -238,8 +246,7 @@ Result<void> Cluster::WriteFiles() {
     client_endpoints_.push_back(fmt::format("tcp://127.0.0.1:{}", clients));
     worker_endpoints_.push_back(fmt::format("tcp://127.0.0.1:{}", workers));
   }
-  return WriteFile(dir_ + "/millrace.yaml",
-                   fmt::format(R"(version: 1
+  return WriteFile(dir_ + "/millrace.yaml", fmt::format(R"(version: 1
 home: {0}/home
 lake: {0}/lake
 log: {{ format: text }}
@@ -252,8 +259,8 @@ audit: {{ checkpoint_dir: {0}/checkpoints, key_file: {0}/audit.key }}
 connections:
   warehouse: {{ type: postgres, dsn: "{6}" }}
 )",
-                               dir_, ledger_dsn_, redis_port_, client_endpoints_[0], worker_endpoints_[0], worker_endpoints_[1],
-                               warehouse_dsn_));
+                                                        dir_, ledger_dsn_, redis_port_, client_endpoints_[0],
+                                                        worker_endpoints_[0], worker_endpoints_[1], warehouse_dsn_));
 }
 
 ProcessOptions Cluster::Millrace(const std::string& name, std::vector<std::string> arguments) const {
@@ -269,16 +276,18 @@ ProcessOptions Cluster::Millrace(const std::string& name, std::vector<std::strin
 
 Result<void> Cluster::StartMembers() {
   for (std::size_t i = 0; i < 2; ++i) {
-    MILLRACE_TRY(Launch(Role::kBroker, fmt::format("broker-{}", i + 1),
-                        {"--set", "broker.listen_clients=" + client_endpoints_[i], "--set",
-                         "broker.listen_workers=" + worker_endpoints_[i], "broker", "--name", fmt::format("broker-{}", i + 1)}));
+    MILLRACE_TRY(
+        Launch(Role::kBroker, fmt::format("broker-{}", i + 1),
+               {"--set", "broker.listen_clients=" + client_endpoints_[i], "--set",
+                "broker.listen_workers=" + worker_endpoints_[i], "broker", "--name", fmt::format("broker-{}", i + 1)}));
     if (i > 0) continue;
     // The first one alone creates the schema, the audit key and takes the shards.
     const MonoTime deadline = TheClock().Now() + kServerStart;
     while (true) {
       MILLRACE_TRY_ASSIGN(const int code, Run({"status"}, kServerStart));
       if (code == 0) break;
-      if (TheClock().Now() >= deadline) return Fail(ErrorCode::kTimedOut, "the first broker does not answer; see {}/logs", dir_);
+      if (TheClock().Now() >= deadline)
+        return Fail(ErrorCode::kTimedOut, "the first broker does not answer; see {}/logs", dir_);
       testing::SleepFor(kPoll);
     }
   }
@@ -293,10 +302,12 @@ Result<void> Cluster::StartMembers() {
 Result<void> Cluster::WaitForWorkers() {
   const MonoTime deadline = TheClock().Now() + kServerStart;
   while (TheClock().Now() < deadline) {
-    MILLRACE_TRY_ASSIGN(const int code, testing::RunToEnd({.argv = {"sh", "-c",
-                                                                    "\"$0\" --config \"$1\" status -o json | grep -c '\"worker-' | grep -q 2",
-                                                                    options_.bin + "/millrace", dir_ + "/millrace.yaml"},
-                                                           .env = {}, .log = dir_ + "/logs/cli.log"}, kServerStart));
+    const std::string both = "\"$0\" --config \"$1\" status -o json | grep -c '\"worker-' | grep -q 2";
+    MILLRACE_TRY_ASSIGN(const int code,
+                        testing::RunToEnd({.argv = {"sh", "-c", both, options_.bin + "/millrace", dir_ + "/millrace.yaml"},
+                                           .env = {},
+                                           .log = dir_ + "/logs/cli.log"},
+                                          kServerStart));
     if (code == 0) return {};
     testing::SleepFor(kPoll);
   }

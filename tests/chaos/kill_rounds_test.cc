@@ -22,19 +22,19 @@ namespace millrace::chaos {
 namespace {
 
 constexpr int kKillsShort = 12, kKillsLong = 50;
-constexpr Millis kDrainTimeout{120'000};
+constexpr Millis kDrainTimeout{300'000};
 constexpr Millis kFlowTimeout{20'000};
 constexpr Millis kFlowMin{11'000};  // of work, also when the rounds are few
 
-#define MILLRACE_NEED_FAILPOINTS()                                                                                          \
-  do {                                                                                                                      \
-    if (!HaveFailpoints()) GTEST_SKIP() << "this build has no failpoints, so it has no mutants: use preset dev";             \
+#define MILLRACE_NEED_FAILPOINTS()                                                                               \
+  do {                                                                                                           \
+    if (!HaveFailpoints()) GTEST_SKIP() << "this build has no failpoints, so it has no mutants: use preset dev"; \
   } while (false)
 
-// They make every load slow enough to be hit in each of its phases. Without failpoints the target's own triggers do, but nothing
-// can make a load wait between COMMIT and its report.
+// They make every load slow enough to be hit in each of its phases. Without failpoints the target's own triggers do, but
+// nothing can make a load wait between COMMIT and its report.
 constexpr std::string_view kWindows =
-    "load.after_fence=sleep(150),load.after_staging=sleep(500),load.before_commit=sleep(400),load.after_commit=sleep(500)";
+    "load.after_fence=sleep(150),load.after_staging=sleep(500),load.before_commit=sleep(250),load.after_commit=sleep(500)";
 
 std::string Env(const char* name, std::string fallback) {
   const char* value = std::getenv(name);
@@ -71,7 +71,8 @@ std::string MutantFailpoint(const std::string& mutant) {
 // Slots appear up to now, so that "between the first and the last" says something about the end too.
 bool SlotsFlow(Observer& observer, const Clock& clock) {
   for (const MonoTime until = clock.Now() + kFlowTimeout; clock.Now() < until; testing::SleepFor(Millis{100})) {
-    const auto late = observer.Ledger("select coalesce(extract(epoch from clock_timestamp() - max(slot)) * 1000, 1e9)::bigint from millrace.slot");
+    const auto late = observer.Ledger(
+        "select coalesce(extract(epoch from clock_timestamp() - max(slot)) * 1000, 1e9)::bigint from millrace.slot");
     if (late && late->Int(0, 0) < 4000) return true;
   }
   return false;
@@ -93,11 +94,12 @@ Result<Findings> Play(const Scenario& scenario) {
   const SystemClock clock;
   SeededRandom random(scenario.seed);
   const MonoTime started = clock.Now();
-  MILLRACE_TRY_ASSIGN(Cluster cluster,
-                      Cluster::Start({.bin = MILLRACE_BIN_DIR,
-                                      .failpoints = HaveFailpoints() ? std::string(kWindows) + MutantFailpoint(scenario.mutant) : "",
-                                      .slow_target = !HaveFailpoints(),
-                                      .seed = scenario.seed}));
+  MILLRACE_TRY_ASSIGN(
+      Cluster cluster,
+      Cluster::Start({.bin = MILLRACE_BIN_DIR,
+                      .failpoints = HaveFailpoints() ? std::string(kWindows) + MutantFailpoint(scenario.mutant) : "",
+                      .slow_target = !HaveFailpoints(),
+                      .seed = scenario.seed}));
   std::printf("cluster in %s\n", cluster.dir().c_str());
   std::fflush(stdout);
   Observer observer(cluster.ledger_dsn(), cluster.warehouse_dsn());
@@ -113,23 +115,27 @@ Result<Findings> Play(const Scenario& scenario) {
   MILLRACE_TRY_ASSIGN(Findings findings, Check(cluster, observer, rounds, submitter.accepted()));
   if (!flows) findings.violations.push_back({"slot", "no slot was decided in the last seconds before the end"});
   if (!stopped) findings.violations.push_back({"harness", stopped.error().message});
-  if (!drained) findings.violations.push_back({"lost", fmt::format("not everything ended within {} s", kDrainTimeout.count() / 1000)});
+  if (!drained)
+    findings.violations.push_back({"lost", fmt::format("not everything ended within {} s", kDrainTimeout.count() / 1000)});
   std::printf("%s%lld s in all\n", Report(findings, rounds).c_str(),
               static_cast<long long>(std::chrono::duration_cast<std::chrono::seconds>(clock.Now() - started).count()));
-  if (Env("MILLRACE_CHAOS_KEEP", "").empty() && (findings.violations.empty() || !scenario.mutant.empty())) cluster.RemoveAtEnd();
+  if (Env("MILLRACE_CHAOS_KEEP", "").empty() && (findings.violations.empty() || !scenario.mutant.empty()))
+    cluster.RemoveAtEnd();
   return findings;
 }
 
 TEST(KillRounds, EverySlotOneRunEveryRunOneEffect) {
   const std::string mutant = Env("MILLRACE_CHAOS_MUTANT", "");
   if (!mutant.empty()) MILLRACE_NEED_FAILPOINTS();
-  std::printf("MILLRACE_CHAOS_SEED=%llu MILLRACE_CHAOS=%s\n", static_cast<unsigned long long>(Seed()), Long() ? "long" : "short");
+  std::printf("MILLRACE_CHAOS_SEED=%llu MILLRACE_CHAOS=%s\n", static_cast<unsigned long long>(Seed()),
+              Long() ? "long" : "short");
   SeededRandom random(Seed());
   const int kills = std::atoi(Env("MILLRACE_CHAOS_KILLS", std::to_string(Long() ? kKillsLong : kKillsShort)).c_str());
   const auto findings = Play({.seed = Seed(), .mutant = mutant, .plan = MakePlan(kills, Phases(), random)});
   ASSERT_TRUE(findings) << findings.error().message;
   for (const Violation& v : findings->violations) ADD_FAILURE() << v.code << ": " << v.text;
-  EXPECT_GE(2 * findings->in_window, kills) << "at least half of the kills must fall between a load's first row and its outcome";
+  EXPECT_GE(2 * findings->in_window, kills)
+      << "at least half of the kills must fall between a load's first row and its outcome";
   EXPECT_GT(findings->stale_refused, 0) << "no frozen attempt came back to be refused";
   EXPECT_EQ(findings->lost, 0);
   EXPECT_EQ(findings->doubled, 0);
@@ -149,14 +155,16 @@ TEST(Mutants, NoFenceIsCaught) {
 
 TEST(Mutants, NoReceiptIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
-  ExpectCaught("no_receipt", {{.victim = Victim::kStage, .phase = Phase::kCommitted, .append = true},
-                              {.victim = Victim::kWorker, .phase = Phase::kCommitted, .append = true}},
+  ExpectCaught("no_receipt",
+               {{.victim = Victim::kStage, .phase = Phase::kCommitted, .append = true},
+                {.victim = Victim::kWorker, .phase = Phase::kCommitted, .append = true}},
                "doubled");
 }
 
 TEST(Mutants, DroppedAcceptedJobIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
-  ExpectCaught("drop_accepted", {{.victim = Victim::kScheduler, .phase = Phase::kNone}, {.victim = Victim::kRedis, .phase = Phase::kRowsSent}},
+  ExpectCaught("drop_accepted",
+               {{.victim = Victim::kScheduler, .phase = Phase::kNone}, {.victim = Victim::kRedis, .phase = Phase::kRowsSent}},
                "lost");
 }
 

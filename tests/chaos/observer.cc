@@ -11,15 +11,18 @@ namespace {
 
 constexpr Millis kAskTimeout{5000};
 constexpr std::string_view kSessionsSql =
-    "select application_name, coalesce(client_port, 0), coalesce(state, ''), lower(left(query, 200)), exists (select 1 from millrace.fence f"
+    "select application_name, coalesce(client_port, 0), coalesce(state, ''), lower(left(query, 200)), exists (select 1 from "
+    "millrace.fence f"
     " where left(encode(sha256(convert_to(f.effect, 'UTF8')), 'hex'), 16) = split_part(application_name, ' ', 3)"
-    " and f.effect like '%/chaos_append/%') from pg_stat_activity where datname = current_database() and application_name like 'millrace load %' order by pid";
+    " and f.effect like '%/chaos_append/%') from pg_stat_activity where datname = current_database() and application_name like "
+    "'millrace load %' order by pid";
 
 // The statement that a session runs, or ran last, says where it is: each place that makes a load wait follows another one.
 Phase PhaseOf(std::string_view state, std::string_view query) {
   const bool idle = state == "idle";
   if (query.starts_with("copy ") || query.starts_with("analyze ")) return Phase::kRowsSent;
-  if (!idle && (query.starts_with("insert into millrace.receipt") || query.starts_with("update millrace.target"))) return Phase::kReceipt;
+  if (!idle && (query.starts_with("insert into millrace.receipt") || query.starts_with("update millrace.target")))
+    return Phase::kReceipt;
   if (query == "commit") return idle ? Phase::kCommitted : Phase::kCommitting;
   if (idle && query.starts_with("insert into millrace.fence")) return Phase::kFenced;
   return Phase::kNone;
@@ -73,8 +76,9 @@ std::vector<LoadInFlight> Observer::Loads() {
 }
 
 std::int64_t Observer::FenceToken(std::string_view effect_hash) {
-  const auto found = Ask(warehouse_, "select token from millrace.fence where left(encode(sha256(convert_to(effect, 'UTF8')), 'hex'), 16) = $1",
-                         PgParams{}.Text(effect_hash));
+  const auto found =
+      Ask(warehouse_, "select token from millrace.fence where left(encode(sha256(convert_to(effect, 'UTF8')), 'hex'), 16) = $1",
+          PgParams{}.Text(effect_hash));
   return found && found->rows() == 1 ? found->Int(0, 0) : 0;
 }
 
@@ -91,9 +95,10 @@ std::optional<std::string> Observer::LeaderName() {
 }
 
 std::optional<std::int64_t> Observer::Live() {
-  const auto found = Ask(ledger_,
-                         "select (select count(*) from millrace.job j where not exists (select 1 from millrace.outcome o where o.job = j.job))"
-                         " + (select count(*) from millrace.run r where not exists (select 1 from millrace.run_outcome o where o.run = r.run))");
+  const auto found = Ask(
+      ledger_,
+      "select (select count(*) from millrace.job j where not exists (select 1 from millrace.outcome o where o.job = j.job))"
+      " + (select count(*) from millrace.run r where not exists (select 1 from millrace.run_outcome o where o.run = r.run))");
   return found ? std::optional(found->Int(0, 0)) : std::nullopt;
 }
 

@@ -21,7 +21,7 @@ constexpr bool InWindow(Phase phase) { return phase >= Phase::kRowsSent; }
 
 // A load's session in the destination.
 struct LoadInFlight {
-  std::string effect_hash;       // first 16 hex of the SHA-256 of the effect
+  std::string effect_hash;  // first 16 hex of the SHA-256 of the effect
   std::int64_t token = 0;
   std::uint16_t client_port = 0;
   Phase phase = Phase::kNone;

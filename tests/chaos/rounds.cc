@@ -64,7 +64,8 @@ std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random&
     left.pop_back();
     if (i % 6 == 1) plan.push_back({.fault = Fault::kFlush, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kRowsSent});
     if (i % 6 == 3) plan.push_back({.fault = Fault::kFreeze});
-    if (i % 12 == 6) plan.push_back({.fault = Fault::kPostgresCrash, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kReceipt});
+    if (i % 12 == 6)
+      plan.push_back({.fault = Fault::kPostgresCrash, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kReceipt});
   }
   return plan;
 }
@@ -92,8 +93,8 @@ std::optional<LoadInFlight> Rounds::WaitFor(const Round& round) {
     furthest.reset();
     for (LoadInFlight& load : observer_.Loads()) {
       const bool crashed_enough = crashes_[load.effect_hash] >= kCrashesMax - 1;
-      const bool wanted = load.phase == round.phase && (!round.append || load.append) &&
-                          (round.victim != Victim::kStage || !crashed_enough);
+      const bool wanted =
+          load.phase == round.phase && (!round.append || load.append) && (round.victim != Victim::kStage || !crashed_enough);
       if (round.phase != Phase::kNone && wanted) return std::move(load);
       if (!furthest || load.phase > furthest->phase) furthest = std::move(load);
     }
@@ -142,7 +143,10 @@ std::optional<pid_t> Rounds::SomeStage() {
 Result<void> Rounds::PlayKill(const Round& round) {
   const auto load = WaitFor(round);
   const auto holder = load && round.phase != Phase::kNone ? HolderOf(*load) : std::nullopt;
-  Kill kill{.victim = round.victim, .name = {}, .phase = load ? load->phase : Phase::kNone, .at = clock_.WallNow(),
+  Kill kill{.victim = round.victim,
+            .name = {},
+            .phase = load ? load->phase : Phase::kNone,
+            .at = clock_.WallNow(),
             .effect_hash = load ? load->effect_hash : ""};
   if (round.victim == Victim::kStage) {
     // Whoever holds the load; a process that waits for work when there is none, or when one more crash would end its job.
@@ -171,13 +175,13 @@ Result<void> Rounds::PlayFreeze() {
   ::kill(holder->stage, SIGSTOP);
   holder->worker->process.Signal(SIGSTOP);
   Freeze freeze{.worker = holder->worker->name, .effect_hash = load->effect_hash, .token = load->token, .newer_began = false};
-  for (const MonoTime until = clock_.Now() + kFreezeTimeout; clock_.Now() < until && !freeze.newer_began; testing::SleepFor(kPoll))
+  for (const MonoTime until = clock_.Now() + kFreezeTimeout; clock_.Now() < until && !freeze.newer_began;
+       testing::SleepFor(kPoll))
     freeze.newer_began = observer_.FenceToken(load->effect_hash) > load->token;
   ::kill(holder->stage, SIGCONT);
   const auto still_there = [&] {
-    return std::ranges::any_of(observer_.Loads(), [&](const LoadInFlight& l) {
-      return l.effect_hash == load->effect_hash && l.token == load->token;
-    });
+    return std::ranges::any_of(
+        observer_.Loads(), [&](const LoadInFlight& l) { return l.effect_hash == load->effect_hash && l.token == load->token; });
   };
   for (const MonoTime until = clock_.Now() + kWakeTimeout; clock_.Now() < until && still_there(); testing::SleepFor(kPoll)) {
   }

@@ -30,24 +30,24 @@ std::string_view Name(Fault fault);
 
 struct Round {
   Fault fault = Fault::kKill;
-  Victim victim = Victim::kWorker;     // kKill
-  Phase phase = Phase::kNone;          // kNone: whenever; otherwise a load must be there (for a worker or stage: its load)
-  bool append = false;                 // only a load into the append target will do
+  Victim victim = Victim::kWorker;  // kKill
+  Phase phase = Phase::kNone;       // kNone: whenever; otherwise a load must be there (for a worker or stage: its load)
+  bool append = false;              // only a load into the append target will do
 };
 
 struct Kill {
   Victim victim = Victim::kWorker;
-  std::string name;                    // of the process
-  Phase phase = Phase::kNone;          // of the load that was furthest, or that was waited for
+  std::string name;            // of the process
+  Phase phase = Phase::kNone;  // of the load that was furthest, or that was waited for
   WallTime at{};
-  std::string effect_hash;             // of that load; empty: none
+  std::string effect_hash;  // of that load; empty: none
 };
 
 struct Freeze {
   std::string worker;
   std::string effect_hash;
-  std::int64_t token = 0;              // of the frozen attempt
-  bool newer_began = false;            // a newer attempt raised the fence before the frozen one went on
+  std::int64_t token = 0;    // of the frozen attempt
+  bool newer_began = false;  // a newer attempt raised the fence before the frozen one went on
 };
 
 // What else was done, beside kills and freezes.

@@ -18,8 +18,8 @@ constexpr Millis kSlice{20};
 constexpr std::size_t kBatchMax = 3;
 
 // The answer to `request`: 1 accepted, 0 refused, empty: none in time.
-std::optional<bool> AwaitAnswer(wire::Transport& transport, wire::ClientSocket& socket, std::uint64_t request, const Clock& clock,
-                                const std::stop_token& stop) {
+std::optional<bool> AwaitAnswer(wire::Transport& transport, wire::ClientSocket& socket, std::uint64_t request,
+                                const Clock& clock, const std::stop_token& stop) {
   const MonoTime until = clock.Now() + kAnswerTimeout;
   while (clock.Now() < until && !stop.stop_requested()) {
     while (const auto frame = socket.Receive()) {
@@ -36,7 +36,9 @@ std::optional<bool> AwaitAnswer(wire::Transport& transport, wire::ClientSocket& 
 }  // namespace
 
 Submitter::Submitter(std::vector<std::string> endpoints, std::string witness)
-    : endpoints_(std::move(endpoints)), witness_(std::move(witness)), thread_([this](const std::stop_token& stop) { Run(stop); }) {}
+    : endpoints_(std::move(endpoints)),
+      witness_(std::move(witness)),
+      thread_([this](const std::stop_token& stop) { Run(stop); }) {}
 
 Submitter::~Submitter() { Stop(); }
 

@@ -17,13 +17,26 @@ std::uint64_t FromEnv(const char* name, std::uint64_t fallback) {
   return text == nullptr ? fallback : std::strtoull(text, nullptr, 10);
 }
 
+// A sanitized build is ten times slower and looks for other faults.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr std::uint64_t kSeeds = 100;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+constexpr std::uint64_t kSeeds = 100;
+#else
+constexpr std::uint64_t kSeeds = 1000;
+#endif
+#else
+constexpr std::uint64_t kSeeds = 1000;
+#endif
+
 class SimulationTest : public testing::Test {
  protected:
   static void SetUpTestSuite() { ConfigureLog(LogLevel::kOff, LogFormat::kText, "sim"); }
 };
 
 TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
-  const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", 1000);
+  const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
   std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, failed = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);

@@ -246,7 +246,9 @@ class CliTest : public ::testing::Test {
       }
       EXPECT_EQ(text.substr(at, 2), "\r\n") << "row " << rows.size();
       at += 2;
-      if (!rows.empty()) EXPECT_EQ(row.size(), rows.front().size()) << "row " << rows.size();
+      if (!rows.empty()) {
+        EXPECT_EQ(row.size(), rows.front().size()) << "row " << rows.size();
+      }
       rows.push_back(std::move(row));
     }
     return rows;

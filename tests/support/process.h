@@ -19,9 +19,9 @@
 namespace millrace::testing {
 
 struct ProcessOptions {
-  std::vector<std::string> argv;  // argv[0] is looked up in PATH when it has no slash
+  std::vector<std::string> argv;                         // argv[0] is looked up in PATH when it has no slash
   std::vector<std::pair<std::string, std::string>> env;  // on top of this process's own, without its MILLRACE_* variables
-  std::string log;                // stdout and stderr are appended here; empty: /dev/null
+  std::string log;                                       // stdout and stderr are appended here; empty: /dev/null
 };
 
 // One child of this process. Destroying it kills it (SIGKILL) and reaps it. Not thread-safe.
@@ -36,7 +36,7 @@ class TestProcess {
 
   pid_t pid() const { return pid_; }  // -1: none
   bool Running();
-  void Signal(int signal);            // nothing happens once it was reaped: the pid may be another process's
+  void Signal(int signal);  // nothing happens once it was reaped: the pid may be another process's
   // Its exit code, or 128 + signal; empty: still running after `timeout`.
   std::optional<int> Wait(Millis timeout);
   void KillAndReap();

@@ -210,7 +210,6 @@ TEST_F(DispatcherTest, FewJobsSpreadOverWorkers) {
 
 TEST_F(DispatcherTest, AWorkerGetsOnlyWhatItCanServe) {
   reach_ = {.queues = {"gpu"}, .kinds = {"work"}, .roots = {"/data"}};
-  Hello("w", 10);
   JobSpec queue = Job(), root = Job(), kind = Job(), good = Job();
   queue.queue = "default";
   root.queue = kind.queue = good.queue = "gpu";
@@ -218,6 +217,7 @@ TEST_F(DispatcherTest, AWorkerGetsOnlyWhatItCanServe) {
   kind.kind = "other";
   good.root = "/data/in";
   Submit({queue, root, kind, good});
+  Hello("w", 10);
   ASSERT_EQ(grants_.size(), 1U);
   EXPECT_EQ(grants_[0].second.id, good.id);
 }

@@ -1,0 +1,228 @@
+// The command line as processes: locks, signals, kills, services, ledgers of another version, commands and the audit trail.
+#include <gmock/gmock.h>
+#include <sys/mount.h>
+
+#include <cstdlib>
+
+#include "common/drivers/sqlite.h"
+#include "tests/support/cli_runner.h"
+
+namespace millrace::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class CliProcesses : public CliTest {
+ protected:
+  CliProcesses() { Write("a.csv", "id,amount\n1,10\n2,20\n"); }
+
+  void WriteSlow(const std::string& seconds, const std::string& more = "") const {
+    WritePipeline("slow", "  raw: { extract: { from: file, path: a.csv } }\n"
+                          "  nap: { command: [sh, -c, \"echo x >> naps; sleep " + seconds + "\"], after: raw" + more + " }\n"
+                          "  l: { load: { from: raw, to: warehouse, table: x }, after: nap }\n");
+  }
+  bool NapStarted() const { return !ReadAll(dir_ / "naps").empty(); }
+  void Sql(const std::string& sql) const {
+    auto db = sqlite::Database::Open((home_ / "ledger.db").string(), {});
+    ASSERT_TRUE(db) << db.error().message;
+    const auto done = db->Exec(sql);
+    ASSERT_TRUE(done) << done.error().message;
+  }
+  std::size_t Runs(const std::string& state) {
+    const CliResult result = Run({"run", "list", "--state", state, "-q", "-n", "500"});
+    return static_cast<std::size_t>(std::count(result.out.begin(), result.out.end(), '\n'));
+  }
+};
+
+TEST_F(CliProcesses, OneHomeHasOneEngine) {
+  WriteSlow("1");
+  const auto first = Start({"run", "slow.yaml", "-q"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  for (const auto& args : {std::vector<std::string>{"run", "slow.yaml"}, {"up"}}) {
+    const CliResult second = Run(args);
+    EXPECT_EQ(second.code, 5);
+    EXPECT_THAT(second.err, AllOf(HasSubstr("is in use by process " + std::to_string(first->pid()) + " (millrace run)"), HasSubstr("another --home")));
+    EXPECT_LT(second.wall.count(), 3000);
+  }
+  EXPECT_EQ(Runs("running"), 1u) << "looking needs no lock";
+  const CliResult other = Run({"run", "slow.yaml", "-q", "--home", Path("other")});
+  EXPECT_EQ(other.code, 0) << "another home is another engine: " << other.err;
+  EXPECT_EQ(first->Wait(std::chrono::seconds{30}).code, 0);
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, AKilledRunIsFinishedByTheNextEngineAndLoadedOnce) {
+  WriteSlow("1");
+  const auto killed = Start({"run", "slow.yaml"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  killed->Signal(SIGKILL);
+  EXPECT_EQ(killed->Wait(std::chrono::seconds{5}).code, 128 + SIGKILL);
+  EXPECT_EQ(Runs("running"), 1u);
+  const CliResult next = Run({"run", "slow.yaml", "-q"});
+  EXPECT_EQ(next.code, 0) << next.err;
+  if (Runs("running") == 1) EXPECT_EQ(Run({"run", "slow.yaml", "-q"}).code, 0);
+  EXPECT_EQ(Runs("running"), 0u);
+  EXPECT_EQ(Runs("failed"), 0u);
+  const std::size_t runs = Runs("succeeded");
+  EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n" + std::to_string(2 * runs) + "\n") << "append: two rows for each run, once";
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, CtrlCKeepsTheRunAndTheNextEngineGoesOn) {
+  WriteSlow("30");
+  const auto run = Start({"run", "slow.yaml"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  run->Signal(SIGINT);
+  const CliResult interrupted = run->Wait(std::chrono::seconds{10});
+  EXPECT_EQ(interrupted.code, 130);
+  EXPECT_THAT(interrupted.err, AllOf(HasSubstr("interrupted; run "), HasSubstr("goes on with the next 'millrace up'")));
+  EXPECT_EQ(Runs("running"), 1u);
+  const auto up = Start({"up"});
+  EXPECT_TRUE(Eventually([&] { return std::ranges::count(ReadAll(dir_ / "naps"), 'x') == 2; })) << "the stage starts again";
+  up->Signal(SIGTERM);
+  up->Signal(SIGTERM);
+  (void)up->Wait(std::chrono::seconds{10});
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, UpFiresOnItsScheduleAnswersOthersAndDrains) {
+  WritePipeline("tick",
+                "  raw: { extract: { from: file, path: a.csv } }\n  t: { transform: \"select id, amount + $n as amount from raw\" }\n"
+                "  l: { load: { from: t, to: warehouse, table: x, mode: merge, key: id } }\n",
+                "schedule: { cron: \"* * * * * *\" }\nparams: { n: 3 }\n");
+  const CliResult nobody = Run({"status"});
+  EXPECT_EQ(nobody.code, 6);
+  EXPECT_THAT(nobody.err, HasSubstr("start 'millrace up --home " + home_.string() + "'"));
+  const auto up = Start({"up", "tick.yaml"});
+  ASSERT_TRUE(Eventually([&] { return Runs("succeeded") >= 2; })) << up->Err();
+  const auto status = RunJson({"status"});
+  EXPECT_EQ(status.at("shards").size(), 1u);
+  ASSERT_EQ(status.at("workers").size(), 1u);
+  EXPECT_EQ(Run({"status", "-o", "csv"}).code, 0);
+  const auto run = RunJson({"run", "start", "tick", "-p", "n=100", "--wait"});
+  EXPECT_EQ(run.at("state"), "succeeded");
+  EXPECT_EQ(run.at("slot"), nullptr);
+  const CliResult started = Run({"run", "start", "tick", "-q"});
+  EXPECT_EQ(started.code, 0);
+  EXPECT_EQ(started.out.size(), 37u) << "an id and a newline";
+  EXPECT_EQ(Run({"run", "start", "nosuch"}).code, 3);
+  EXPECT_EQ(Run({"run", "start", "tick", "-p", "n=x"}).code, 2);
+  const auto schedules = RunJson({"schedule", "list"});
+  ASSERT_EQ(schedules.size(), 1u);
+  EXPECT_EQ(schedules[0].at("cron"), "* * * * * *");
+  up->Signal(SIGTERM);
+  const CliResult stopped = up->Wait(std::chrono::seconds{15});
+  EXPECT_EQ(stopped.code, 0) << stopped.err;
+  EXPECT_EQ(stopped.out, "") << "logs belong to stderr";
+  EXPECT_THAT(stopped.err, HasSubstr("has drained"));
+  std::map<std::string, int> slots;
+  for (const auto& r : RunJson({"run", "list", "-n", "500"}))
+    if (!r.at("slot").is_null()) ++slots[r.at("slot")];
+  for (const auto& [slot, runs] : slots) EXPECT_EQ(runs, 1) << slot;
+  const CliResult after = Run({"run", "start", "tick", "--wait"});
+  EXPECT_EQ(after.code, 6);
+  EXPECT_THAT(after.err, HasSubstr("nothing was submitted"));
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, CommandsGetTheirWordsAndTheirWholeGroupIsKilledAtTheDeadline) {
+  WritePipeline("cmd",
+                "  ok: { command: { argv: [sh, -c, 'printf \"%s|\" \"$@\" \"$GREETING\" >&2; pwd >&2', sh, \"a b\", \"c'd\", \"*\"], env: { GREETING: \"hello world\" } } }\n"
+                "  bad: { command: [sh, -c, \"echo oops >&2; exit 7\"], retry: { max_attempts: 2, backoff: 10ms } }\n"
+                "  late: { command: [sh, -c, \"sleep 987123 & sleep 987123\"], timeout: 500ms, retry: { max_attempts: 1 } }\n"
+                "  missing: { command: [no_such_program_x], retry: { max_attempts: 1 } }\n");
+  const auto run = RunJson({"run", "cmd.yaml"}, 1);
+  EXPECT_EQ(StageOf(run, "ok").at("state"), "succeeded");
+  EXPECT_EQ(StageOf(run, "bad").at("error_class"), "command_failed");
+  EXPECT_EQ(StageOf(run, "bad").at("failures"), 2);
+  EXPECT_THAT(StageOf(run, "bad").at("error").get<std::string>(), HasSubstr("exit code 7"));
+  EXPECT_EQ(StageOf(run, "late").at("error_class"), "timed_out");
+  EXPECT_EQ(StageOf(run, "missing").at("error_class"), "command_not_startable");
+  const std::string id = run.at("run");
+  EXPECT_THAT(Run({"run", "logs", id, "--stage", "ok"}).out, HasSubstr("a b|c'd|*|hello world|" + std::filesystem::canonical(dir_).string()));
+  EXPECT_THAT(Run({"run", "logs", id, "--stage", "bad"}).out, AllOf(HasSubstr("bad attempt 1"), HasSubstr("bad attempt 2"), HasSubstr("oops")));
+  EXPECT_TRUE(Eventually([] {  // nobody of the group is left
+    for (const auto& entry : std::filesystem::directory_iterator("/proc"))
+      if (ReadAll(entry.path() / "cmdline").find("987123") != std::string::npos) return false;
+    return true;
+  }, std::chrono::seconds{3}));
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, ALedgerOfANewerVersionIsLeftAlone) {
+  WritePipeline("p", "  c: { command: [\"true\"] }\n");
+  ASSERT_EQ(Run({"run", "p.yaml", "-q"}).code, 0);
+  Sql("insert into schema_version select max(version) + 1, 0 from schema_version");
+  for (const auto& args : {std::vector<std::string>{"run", "p.yaml"}, {"up"}, {"run", "list"}, {"pipeline", "list"}, {"audit", "verify"}}) {
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, 5) << args[0];
+    EXPECT_THAT(result.err, AllOf(HasSubstr("ledger is of version "), HasSubstr("use a newer millrace"))) << args[0];
+  }
+  EXPECT_EQ(Run({"doctor"}).code, 1);
+}
+
+TEST_F(CliProcesses, ADamagedLedgerAndAHomeThatIsNoneAreSaidClearly) {
+  WritePipeline("p", "  c: { command: [\"true\"] }\n");
+  ASSERT_EQ(Run({"run", "p.yaml", "-q"}).code, 0);
+  for (const char* name : {"ledger.db-wal", "ledger.db-shm"}) std::filesystem::remove(home_ / name);
+  Write("home/ledger.db", std::string(100'000, 'z'));
+  for (const auto& args : {std::vector<std::string>{"run", "p.yaml"}, {"run", "list"}, {"audit", "verify"}}) {
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, 1) << args[0];
+    EXPECT_THAT(result.err, AllOf(HasSubstr("not a database"), HasSubstr("restore this file from a backup")));
+  }
+  Write("file", "x");
+  home_ = dir_ / "file";
+  for (const auto& args : {std::vector<std::string>{"run", "p.yaml"}, {"run", "list"}, {"doctor"}}) {
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, 2) << args[0];
+    EXPECT_THAT(result.err, HasSubstr("is not a directory: give another one"));
+  }
+  EXPECT_EQ(ReadAll(dir_ / "file"), "x");
+  const CliResult none = Run({"run", "list", "--home", Path("nosuch")});
+  EXPECT_EQ(none.code, 3);
+  EXPECT_THAT(none.err, HasSubstr("there is no ledger at"));
+  home_ = dir_ / "readonly" / "home";
+  std::filesystem::create_directories(dir_ / "readonly");
+  if (::mount("tmpfs", (dir_ / "readonly").c_str(), "tmpfs", MS_RDONLY, "") != 0) GTEST_SKIP() << "cannot mount: run as root";
+  const CliResult readonly = Run({"run", "p.yaml"});
+  EXPECT_EQ(readonly.code, 2);
+  EXPECT_THAT(readonly.err, HasSubstr("Read-only file system"));
+  ::umount2((dir_ / "readonly").c_str(), MNT_DETACH);
+}
+
+TEST_F(CliProcesses, AnEditInTheLedgerIsFoundAndNamed) {
+  WritePipeline("p", "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
+  ASSERT_EQ(Run({"run", "p.yaml", "-q"}).code, 0);
+  ASSERT_EQ(Run({"run", "p.yaml", "-q"}).code, 0);
+  const auto sound = RunJson({"audit", "verify"});
+  EXPECT_TRUE(sound.at("ok"));
+  EXPECT_GT(sound.at("rows").get<int>(), 6);
+  EXPECT_GT(sound.at("checkpoints").get<int>(), 0);
+  Sql("update outcome set finished_at = finished_at + 1 where job = (select max(job) from outcome)");
+  const auto edited = RunJson({"audit", "verify"}, 1);
+  EXPECT_FALSE(edited.at("ok"));
+  EXPECT_EQ(edited.at("first_bad").at("table"), "outcome");
+  EXPECT_THAT(Run({"audit", "verify"}).out, AllOf(HasSubstr("TAMPERED"), HasSubstr("row: outcome ")));
+  Sql("update outcome set finished_at = finished_at - 1 where job = (select max(job) from outcome)");
+  EXPECT_EQ(Run({"audit", "verify"}).code, 0) << "put back";
+  Sql("delete from outcome where job = (select max(job) from outcome)");
+  EXPECT_EQ(Run({"audit", "verify"}).code, 1);
+}
+
+TEST_F(CliProcesses, ProgressGoesToStderrOneLineAStep) {
+  WritePipeline("p", "  c: { command: [\"true\"] }\n");
+  const CliResult run = Run({"run", "p.yaml"});
+  EXPECT_EQ(run.code, 0);
+  EXPECT_THAT(run.err, AllOf(HasSubstr("stage c: running\n"), HasSubstr("stage c: succeeded"), Not(HasSubstr("\x1b["))));
+  EXPECT_THAT(run.out, Not(HasSubstr("stage c: running")));
+  EXPECT_LT(run.wall.count(), 3000);
+  EXPECT_EQ(Run({"run", "p.yaml", "--no-progress"}).err, "");
+  EXPECT_EQ(Run({"run", "p.yaml", "-q"}).err, "");
+}
+
+}  // namespace
+}  // namespace millrace::testing
