@@ -34,7 +34,7 @@ constexpr int kChainStages = 40;
 struct Arguments {
   std::string endpoint, ledger, work, form = "embedded";
   int runs = 30, warmup = 5;
-  Millis gap{200};
+  Millis gap{500};
   std::vector<std::string> scenarios;
 };
 

@@ -102,7 +102,10 @@ void LineIndex::Add(ShardId shard, const std::string& name, std::uint64_t n) {
   if (it == lines_.end()) {
     auto key = LineKey::Parse(name);
     if (!key) return;
-    auto line = std::make_unique<Line>(Line{.shard = shard, .name = name, .key = std::move(*key), .ready = 0, .unserved_since = {}, .warned = false});
+    auto line = std::make_unique<Line>();
+    line->shard = shard;
+    line->name = name;
+    line->key = std::move(*key);
     it = lines_.emplace(std::pair{shard, name}, std::move(line)).first;
   }
   Line* line = it->second.get();

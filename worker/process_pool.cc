@@ -14,6 +14,7 @@ Result<std::unique_ptr<Process>> ProcessPool::StartOne() {
 }
 
 Result<std::unique_ptr<Process>> ProcessPool::Take() {
+  taken_ = true;
   std::erase_if(slots_, [](const Slot& s) { return s.process->exit().has_value(); });
   if (slots_.empty()) return StartOne();
   const auto ready = std::ranges::find(slots_, true, &Slot::ready);
@@ -48,13 +49,19 @@ void ProcessPool::Tick(MonoTime now) {
     Failed(now, fmt::format("'{}' ended before it had an order (exit code {}, signal {}){}{}", options_.program, exit.code,
                             exit.signal, tail.empty() ? "" : ": ", tail));
   }
-  if (slots_.size() >= options_.warm || now < not_before_) return;
+  if (slots_.size() >= options_.warm) hold_until_.reset();
+  if (taken_ && !hold_until_) hold_until_ = now + options_.replace_delay;
+  taken_ = false;
+  if (slots_.size() >= options_.warm || now < NextTick()) return;
   auto started = StartOne();
   if (!started) return Failed(now, started.error().message);
   slots_.push_back({std::move(*started), false});
 }
 
-MonoTime ProcessPool::NextTick() const { return slots_.size() < options_.warm ? not_before_ : MonoTime::max(); }
+MonoTime ProcessPool::NextTick() const {
+  if (slots_.size() >= options_.warm) return MonoTime::max();
+  return std::max(not_before_, hold_until_.value_or(not_before_));
+}
 
 std::size_t ProcessPool::ready() const {
   return static_cast<std::size_t>(std::ranges::count(slots_, true, &Slot::ready));

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ class ProcessPool {
     std::vector<std::string> env;   // all of its environment
     std::size_t warm = 1;           // processes kept ready
     int nice = 5;                   // jobs yield to heartbeats
+    Millis replace_delay{150};      // a used one is replaced no sooner: not while a short run goes on. Who finds none waits for none
     Millis retry_base{100};         // wait after a process that could not start; doubles up to retry_cap
     Millis retry_cap{5000};
   };
@@ -45,6 +47,8 @@ class ProcessPool {
   Poller& poller_;
   Options options_;
   std::vector<Slot> slots_;  // oldest first
+  bool taken_ = false;       // since the last Tick
+  std::optional<MonoTime> hold_until_;  // set by the first Take from a full pool, until it is full again
   int failures_ = 0;         // in a row
   MonoTime not_before_{};
 };

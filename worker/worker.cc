@@ -90,7 +90,7 @@ class Worker::Loop {
     ProcessPool::Options options;
     options.program = o.stage_program;
     options.env = InheritedEnv();
-    options.warm = stages ? std::min<std::size_t>(o.warm_stages, o.concurrency) : 0;
+    options.warm = stages ? o.warm_stages : 0;
     options.nice = o.nice;
     return options;
   }

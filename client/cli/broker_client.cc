@@ -1,6 +1,13 @@
 #include "client/cli/broker_client.h"
 
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string_view>
 
 #include "common/wire/codec.h"
 
@@ -34,9 +41,27 @@ std::uint64_t RequestOf(const wire::Message& message) {
   return 0;
 }
 
+// ZeroMQ would go on trying to reach a socket whose process is gone.
+bool NobodyListens(const std::string& endpoint) {
+  constexpr std::string_view kIpc = "ipc://";
+  if (!endpoint.starts_with(kIpc)) return false;
+  const std::string path = endpoint.substr(kIpc.size());
+  sockaddr_un address{};
+  if (path.size() >= sizeof address.sun_path) return false;
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.c_str(), path.size());
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return false;
+  const bool refused = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
+                       (errno == ENOENT || errno == ECONNREFUSED);
+  ::close(fd);
+  return refused;
+}
+
 }  // namespace
 
 Result<BrokerClient> BrokerClient::Connect(wire::Transport& transport, const std::string& endpoint, const Clock& clock) {
+  if (NobodyListens(endpoint)) return Fail(ErrorCode::kUnavailable, "no broker answers at {}", endpoint);
   MILLRACE_TRY_ASSIGN(auto socket, transport.Connect(endpoint));
   return BrokerClient(transport, std::move(socket), clock);
 }

@@ -171,8 +171,8 @@ Result<ExitCode> DoStatus(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "status"));
   MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
   const std::string endpoint = context->ClientEndpoint();
-  MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, endpoint, context->clock()));
-  auto status = client.Status(context->clock().Now() + kStatusTimeout);
+  auto client = BrokerClient::Connect(*transport, endpoint, context->clock());
+  auto status = client ? client->Status(context->clock().Now() + kStatusTimeout) : std::unexpected(std::move(client.error()));
   if (!status) return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'", endpoint,
                 context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
   if (context->format() == OutputFormat::kCsv || context->format() == OutputFormat::kNdjson) {

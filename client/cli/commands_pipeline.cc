@@ -34,6 +34,7 @@ std::string Describe(const StageSpec& stage) {
 Result<ExitCode> DoCheck(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "check"));
   MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
+  if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections()));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
   RunRequest request;
   request.params = WithSamples(file.pipeline, params);
@@ -51,6 +52,7 @@ Result<ExitCode> DoCheck(const Options& options) {
 Result<ExitCode> DoPlan(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "plan"));
   MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
+  if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections()));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
   RunRequest request;
   request.base_dir = file.base_dir;
@@ -80,6 +82,7 @@ Result<ExitCode> DoPlan(const Options& options) {
 Result<ExitCode> DoApply(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
   MILLRACE_TRY_ASSIGN(PipelineFile file, ReadPipelineFile(options.file));
+  if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections()));
   if (!options.base_dir.empty()) file.base_dir = options.base_dir;
   MILLRACE_TRY(TypeCheck(file, {}, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
   if (!options.cron.empty()) {

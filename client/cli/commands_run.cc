@@ -110,6 +110,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
     return Fail(ErrorCode::kNotFound, "{}{}", read.error().message, DidYouMeanVerb(options.file));
   if (!read) return std::unexpected(std::move(read.error()));
   const PipelineFile file = std::move(*read);
+  MILLRACE_TRY(CheckConnections(file, context->Connections()));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
   RunRequest request;
   request.base_dir = file.base_dir;
@@ -167,10 +168,11 @@ Result<ExitCode> DoRunStart(const Options& options) {
 
   const std::string endpoint = context->ClientEndpoint();
   MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
-  MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, endpoint, context->clock()));
-  if (const auto status = client.Status(context->clock().Now() + kBrokerAnswers); !status)
+  auto connected = BrokerClient::Connect(*transport, endpoint, context->clock());
+  if (!connected || !connected->Status(context->clock().Now() + kBrokerAnswers))
     return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'; nothing was submitted", endpoint,
                 context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
+  BrokerClient client = std::move(*connected);
   if (!options.wait) {
     if (auto submitted = Submit(client, *ledger, plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
       return Prefixed(std::move(submitted.error()), "broker at {}", endpoint);

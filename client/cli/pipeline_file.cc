@@ -19,6 +19,7 @@
 
 #include "client/cli/context.h"
 #include "common/base/limits.h"
+#include "common/base/suggest.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
@@ -172,6 +173,27 @@ std::map<std::string, std::string> WithSamples(const Pipeline& pipeline, std::ma
   for (const ParamSpec& p : pipeline.params)
     if (p.required) params.try_emplace(p.name, SampleOf(p.type));
   return params;
+}
+
+Result<void> CheckConnections(const PipelineFile& file, const std::vector<ConnectionSpec>& connections) {
+  std::vector<std::string_view> names;
+  for (const ConnectionSpec& c : connections) names.push_back(c.name);
+  std::vector<Diagnostic> diagnostics;
+  for (const StageSpec& stage : file.pipeline.stages) {
+    const auto* load = std::get_if<LoadSpec>(&stage.work);
+    if (load == nullptr || load->to == "file" || std::ranges::find(names, load->to) != names.end()) continue;
+    Diagnostic d;
+    d.file = file.path;
+    d.code = "unknown_connection";
+    d.message = fmt::format("stage '{}': there is no connection '{}'", stage.name, load->to);
+    const auto near = Suggest(load->to, names);
+    d.help = near ? fmt::format("did you mean '{}'?", *near)
+                  : fmt::format("the configuration has: {}; add connections.{}", fmt::join(names, ", "), load->to);
+    d.place = stage.place;
+    diagnostics.push_back(std::move(d));
+  }
+  if (diagnostics.empty()) return {};
+  return std::unexpected(Error{ErrorCode::kRejected, RenderAll(diagnostics, file.source)});
 }
 
 Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,

@@ -8,6 +8,7 @@
 #include "common/base/clock.h"
 #include "common/base/result.h"
 #include "common/model/pipeline.h"
+#include "common/model/stage_task.h"
 
 namespace millrace::cli {
 
@@ -27,6 +28,10 @@ Result<std::map<std::string, std::string>> ParseParams(const std::vector<std::st
 
 // `params` and, for each required parameter that it lacks, some value of its type: types do not depend on which.
 std::map<std::string, std::string> WithSamples(const Pipeline& pipeline, std::map<std::string, std::string> params);
+
+// For the embedded form, whose worker has this configuration: every load names one of `connections` or `file`. kRejected as
+// ReadPipelineFile.
+Result<void> CheckConnections(const PipelineFile& file, const std::vector<ConnectionSpec>& connections);
 
 // Types, columns and SQL of the whole graph, without data, by millrace-stage. A required parameter that is not given stands
 // for some value of its type. kRejected: rendered complaints, which end with a newline.

@@ -323,7 +323,7 @@ class Loader {
     MILLRACE_TRY_ASSIGN(c.worker.queues, List("worker.queues", {}));
     MILLRACE_TRY_ASSIGN(c.worker.roots, List("worker.roots", {}));
     MILLRACE_TRY_ASSIGN(c.worker.drain_timeout, Duration("worker.drain_timeout", "30s"));
-    MILLRACE_TRY_ASSIGN(c.worker.stage_processes, Number("worker.stage_processes", 2, 0, 256));
+    MILLRACE_TRY_ASSIGN(c.worker.stage_processes, Number("worker.stage_processes", 3, 0, 256));
     MILLRACE_TRY_ASSIGN(const std::string memory, Text("worker.memory_max", "2GiB"));
     const auto bytes = ParseSize(memory);
     if (!bytes) return Wrong("worker.memory_max", "{}", ParseSize(Quoted("worker.memory_max", memory)).error().message);

@@ -41,6 +41,7 @@ class Checker {
     MILLRACE_TRY(Tokens());
     MILLRACE_TRY(Audit());
     MILLRACE_TRY(Times());
+    out_.lost = std::ranges::count(out_.violations, "lost", &Violation::code);
     return std::move(out_);
   }
 
@@ -214,7 +215,6 @@ class Checker {
     for (const auto& [job, told] : accepted_) {
       const auto outcome = outcomes_.find(job);
       if (outcome == outcomes_.end()) {
-        ++out_.lost;
         Add("lost", "job {} was accepted at {} and has no outcome", job.ToString(), ToRfc3339(told.accepted_at));
         continue;
       }

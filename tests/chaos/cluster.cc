@@ -253,7 +253,7 @@ log: {{ format: text }}
 ledger: {{ dsn: "{1}" }}
 queue: {{ redis: "127.0.0.1:{2}" }}
 broker: {{ listen_clients: "{3}", listen_workers: "{4}" }}
-worker: {{ brokers: ["{4}", "{5}"], concurrency: 4 }}
+worker: {{ brokers: ["{4}", "{5}"], concurrency: 8 }}
 scheduler: {{ lead_ttl: 2s }}
 audit: {{ checkpoint_dir: {0}/checkpoints, key_file: {0}/audit.key }}
 connections:

@@ -84,6 +84,7 @@ class Rounds {
   std::optional<pid_t> SomeStage();
   Result<void> PlayKill(const Round& round);
   Result<void> PlayFreeze();
+  Result<void> PlayFreezes();
   Result<void> PlayFlush(const Round& round);
   Result<void> PlayPostgresCrash(const Round& round);
   Millis Between(Millis low, Millis high);

@@ -68,6 +68,7 @@ std::vector<JobSpec> Submitter::MakeBatch() {
     task.command.argv = {"/bin/sh", "-c", "printf '%s %s\\n' \"$MILLRACE_JOB\" \"$MILLRACE_TOKEN\" >> \"$0\"", witness_};
     task.base_dir = "/";
     job.payload = ToJson(task);
+    job.priority = 0;  // how soon they end is to say when service is back, not how many loads wait
     job.retry.max_attempts = kMaxAttemptsMax;
     job.retry.backoff_base = Millis{100};
     job.retry.backoff_cap = Millis{1000};

@@ -189,6 +189,34 @@ TEST_F(CliData, AFullDiskIsSaidAndNothingIsHalfWritten) {
   ::umount2(home_.c_str(), MNT_DETACH);
 }
 
+TEST_F(CliData, ADiskThatFillsUpWhileARunGoesOnStopsItUntilThereIsSpace) {
+  std::filesystem::create_directories(home_);
+  if (::mount("tmpfs", home_.c_str(), "tmpfs", 0, "size=8m,mode=0700") != 0) GTEST_SKIP() << "cannot mount a tmpfs: run as root";
+  WritePipeline("fill", "  raw: { extract: { from: file, path: a.csv } }\n"
+                        "  nap: { command: [sh, -c, \"echo x >> naps; while [ ! -e go ]; do sleep 0.05; done\"], after: raw }\n"
+                        "  l: { load: { from: raw, to: warehouse, table: x }, after: nap }\n");
+  const auto run = Start({"run", "fill.yaml", "-o", "json"});
+  ASSERT_TRUE(Eventually([&] { return !ReadAll(dir_ / "naps").empty(); }));
+  {
+    std::ofstream fill(home_ / "fill", std::ios::binary);
+    for (int i = 0; fill.put('x').flush() && i < 100; ++i) fill << std::string(1 << 16, 'x') << std::flush;
+  }
+  {
+    std::ofstream rest(home_ / "rest", std::ios::binary);  // the last pages, byte by byte
+    while (rest.put('x').flush()) {
+    }
+  }
+  Write("go", "");
+  EXPECT_TRUE(Eventually([&] { return run->Err().find("disk is full") != std::string::npos; })) << run->Err();
+  std::filesystem::remove(home_ / "fill");
+  std::filesystem::remove(home_ / "rest");
+  const CliResult done = run->Wait(std::chrono::seconds{40});
+  EXPECT_EQ(done.code, 0) << done.err;
+  EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n2\n") << "once";
+  ExpectSound();
+  ::umount2(home_.c_str(), MNT_DETACH);
+}
+
 TEST_F(CliData, FiveMillionRowsNeedLittleMemory) {
   WritePipeline("m",
                 "  raw: { extract: { from: file, path: a.csv } }\n"

@@ -59,6 +59,13 @@ TEST_F(CliFiles, MistakesInTheFileAreNamedWithTheirPlaceAndTheFix) {
   Write("twice.yaml", "version: 1\npipeline: p\npipeline: q\nstages:\n  raw: { extract: { from: file, path: a.csv } }\n");
   ExpectRefused("twice.yaml", 1, AllOf(StartsWith("twice.yaml:3:1: error: duplicate key 'pipeline'"), HasSubstr("already given in line 2")));
 
+  WritePipeline("conn", "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehous, table: x } }\n");
+  ExpectRefused("conn.yaml", 1, AllOf(StartsWith("conn.yaml:5:3: error: stage 'l': there is no connection 'warehous'"), HasSubstr("did you mean 'warehouse'?")));
+
+  Write("latin.csv", "id,name\n1,caf\xe9\n");
+  WritePipeline("latin", "  raw: { extract: { from: file, path: latin.csv } }\n");
+  ExpectRefused("latin.yaml", 1, AllOf(StartsWith("latin.yaml:4:3: error: stage 'raw': latin.csv: "), HasSubstr("not utf-8"), Not(HasSubstr("ignore_errors"))));
+
   Write("tabs.yaml", "version: 1\npipeline: p\nstages:\n\traw: { extract: { from: file, path: a.csv } }\n");
   ExpectRefused("tabs.yaml", 1, AllOf(StartsWith("tabs.yaml:4:1: error: a tab in the indentation"), HasSubstr("replace the tab by spaces")));
 }

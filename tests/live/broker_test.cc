@@ -414,6 +414,35 @@ TEST_P(BrokerTest, ARingStartsARunLongBeforeThePoll) {
   EXPECT_LT(micros[3], 200'000 * kSlower);
 }
 
+// What does not fit into a message: the client writes it into the ledger and asks to watch it.
+TEST_P(BrokerTest, ARunOfTenThousandStagesGoesThroughTheLedger) {
+  constexpr std::size_t kStages = kStagesPerPipelineMax / kSlower;
+  StartBroker();
+  SayHello();
+  RunSpec run;
+  run.id = ids_.Next<RunId>();
+  run.pipeline = "large";
+  std::vector<JobSpec> jobs;
+  for (std::size_t i = 0; i < kStages; ++i) {
+    jobs.push_back(Job());
+    jobs.back().run = run.id;
+    jobs.back().stage = fmt::format("s{}", i);
+    if (i > 0 && i + 1 < kStages) jobs.back().depends_on = {jobs.front().id};  // fans out ...
+  }
+  for (std::size_t i = 1; i + 1 < kStages; ++i) jobs.back().depends_on.push_back(jobs[i].id);  // ... and in
+  const MonoTime begin = clock_.Now();
+  ASSERT_TRUE(ledger_->SubmitRun(run, jobs, In()));
+  auto inbox = OpenInbox();
+  ASSERT_TRUE(inbox);
+  ASSERT_TRUE((*inbox)->Ring(ShardId{0}));
+  ToBroker(*client_, wire::Watch{.request = 1, .run = run.id});
+  ASSERT_TRUE(PumpUntil([&] { return run_state_ == RunState::kSucceeded; }, Millis{60'000 * kSlower})) << recorded_.size();
+  fmt::print("a run of {} stages, watched: {} ms\n", kStages, std::chrono::floor<Millis>(clock_.Now() - begin).count());
+  EXPECT_EQ(taken_, kStages);
+  ASSERT_TRUE(PumpUntil([&] { return recorded_.size() == kStages; }, Millis{5000}));
+  ExpectAllOnce(kStages);
+}
+
 TEST_P(BrokerTest, AStoppedBrokersWorkIsFinishedByTheNext) {
   constexpr std::size_t kJobs = 500;
   StartBroker("b1");

@@ -71,6 +71,8 @@ class World {
   World(std::uint64_t seed, Mutant mutant) : mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
     ledger_.ignore_epochs = mutant == Mutant::kNoEpochFence;
     queue_.set_ignore_epochs(mutant == Mutant::kNoEpochFence);
+    if (seed % 3 == 0) queue_.claim_max = 1 + static_cast<std::uint32_t>(seed % 2);  // large entries
+    if (seed % 4 == 0) ledger_.outbox_page_max = 2;
     ledger_.fault = [this] { return NextFault(); };
     ledger_.before_commit = [this](const OwnerBatch& batch) { CheckCommit(batch); };
   }

@@ -44,7 +44,11 @@ class DispatcherTest : public testing::Test {
       if (auto* send = std::get_if<command::SendWorker>(&command)) Sort(send->peer, send->message);
       if (auto* send = std::get_if<command::SendClient>(&command)) client_.push_back(std::move(send->message));
     }
-    if (!replies.replies.empty()) Handle(std::move(replies));
+    if (hold_replies_) {
+      std::ranges::move(replies.replies, std::back_inserter(held_.replies));
+    } else if (!replies.replies.empty()) {
+      Handle(std::move(replies));
+    }
     return !commands.empty();
   }
   void Sort(const std::string& peer, const wire::Message& message) {
@@ -130,6 +134,8 @@ class DispatcherTest : public testing::Test {
   std::vector<wire::Revoke::Item> revokes_;
   std::vector<wire::Message> client_;
   std::size_t queue_ops_ = 0;
+  bool hold_replies_ = false;  // the queue answers, but the answers are under way
+  event::QueueReplies held_;
   bool known_ = true;
 };
 
@@ -433,6 +439,23 @@ TEST_F(DispatcherTest, AClaimThatGivesLessThanAskedForLeavesNothingBehind) {
   Submit(jobs);
   Hello("w", 100);
   EXPECT_EQ(grants_.size(), 20U);
+}
+
+TEST_F(DispatcherTest, AWorkerThatWasLostWhileAClaimWasUnderWayGetsItsWholeCreditAgain) {
+  Hello("w", 10);
+  hold_replies_ = true;
+  Submit({Job(), Job()});
+  Advance(kLeaseTtl);
+  ASSERT_EQ(dispatcher_.workers(), 0U);
+  Hello("w", 10);
+  Submit({Job(), Job(), Job()});
+  hold_replies_ = false;
+  Handle(std::exchange(held_, {}));
+  Settle();
+  std::vector<JobSpec> jobs;
+  for (int i = 0; i < 20; ++i) jobs.push_back(Job());
+  Submit(jobs);
+  EXPECT_EQ(grants_.size(), 10U);
 }
 
 TEST_F(DispatcherTest, WhatARebuildFoundIsNotTakenFromALongOutboxAgain) {

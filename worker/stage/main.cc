@@ -2,6 +2,7 @@
 //   millrace-stage            one StageOrder in, progress and one result out
 //   millrace-stage --check    one check request in, one answer out: check/type_check.h
 #include <fmt/format.h>
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -16,6 +17,7 @@
 #include "worker/stage/frames.h"
 #include "worker/stage/run_stage.h"
 #include "worker/stage/stage_context.h"
+#include "worker/stage/warm_up.h"
 
 namespace millrace {
 namespace {
@@ -33,6 +35,11 @@ int Complain(const Error& error) {
   ::_exit(code);
 }
 
+bool OrderWaits() {
+  pollfd in{.fd = STDIN_FILENO, .events = POLLIN, .revents = 0};
+  return ::poll(&in, 1, 0) > 0;
+}
+
 int Main(bool check) {
   ::signal(SIGPIPE, SIG_IGN);
   auto database = duck::Database::Open({.threads = 1});
@@ -40,6 +47,7 @@ int Main(bool check) {
   auto connection = database->Connect();
   if (!connection) return Complain(connection.error());
   if (!check) {
+    WarmUp(*connection, OrderWaits);
     if (auto ready = WriteFrame(kOut, R"({"ready":true})"); !ready) return Complain(ready.error());
   }
   const auto frame = ReadFrame(STDIN_FILENO);

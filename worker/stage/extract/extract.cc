@@ -190,6 +190,9 @@ StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const Sourc
   auto columns = connection.Describe(fmt::format("SELECT * FROM {}", ReaderCall({first}, reader)));
   if (!columns) {
     Error error = std::move(columns.error());
+    // The engine goes on with advice about its own options and a list of them.
+    if (const std::size_t advice = error.message.find("Possible Solution"); advice != std::string::npos) error.message.resize(advice);
+    while (error.message.ends_with(' ')) error.message.pop_back();
     error.message = fmt::format("{}: {}", Shown(first), error.message);
     return std::unexpected(SqlFailure("source_malformed", connection, std::move(error)));
   }
