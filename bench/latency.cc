@@ -64,7 +64,8 @@ stages:
       select day, shop, count(*) as sales, sum(amount) as total from sales group by day, shop
   result:
     load: { from: by_shop, to: warehouse, table: bench.tiny, mode: append }
-)", 100},
+)",
+           100},
           {"chain40", ChainYaml(), 1500}};
 }
 
@@ -205,7 +206,8 @@ Result<Json> Measure(const Arguments& args, const Scenario& scenario, Client& cl
   const bool postgres = args.ledger.find('=') != std::string::npos;
   const LedgerOptions options{.dsn = args.ledger, .clock = &clock, .writer = ids.Next<AuditWriterId>(), .actor = "bench"};
   const MonoTime open_until = clock.Now() + Millis{10'000};
-  MILLRACE_TRY_ASSIGN(const auto ledger, postgres ? OpenPostgresLedger(options, open_until) : OpenSqliteLedger(options, open_until));
+  MILLRACE_TRY_ASSIGN(const auto ledger,
+                      postgres ? OpenPostgresLedger(options, open_until) : OpenSqliteLedger(options, open_until));
   Facts facts;
   for (const RunId id : measured) MILLRACE_TRY(ReadRun(*ledger, id, parsed.pipeline->stages.size() <= 3, facts, clock));
   Json hops = Json::object();
@@ -213,10 +215,19 @@ Result<Json> Measure(const Arguments& args, const Scenario& scenario, Client& cl
   const auto shape = [](const Samples& s) {
     return Json{{"min", s.Min()}, {"p50", s.Median()}, {"p95", s.Percentile(0.95)}, {"max", s.Max()}};
   };
-  return Json{{"form", args.form}, {"scenario", scenario.name}, {"runs", args.runs}, {"runs_with_warmup", args.runs + args.warmup},
-              {"gap_ms", args.gap.count()}, {"limit_ms", scenario.limit_ms}, {"accepted_ms", shape(accepted)},
-              {"ended_ms", shape(ended)}, {"ledger_ms", shape(facts.ledger_ms)}, {"failed", failed}, {"lost", facts.lost},
-              {"repeated_attempts", facts.repeated}, {"hops_p50_ms", hops}};
+  return Json{{"form", args.form},
+              {"scenario", scenario.name},
+              {"runs", args.runs},
+              {"runs_with_warmup", args.runs + args.warmup},
+              {"gap_ms", args.gap.count()},
+              {"limit_ms", scenario.limit_ms},
+              {"accepted_ms", shape(accepted)},
+              {"ended_ms", shape(ended)},
+              {"ledger_ms", shape(facts.ledger_ms)},
+              {"failed", failed},
+              {"lost", facts.lost},
+              {"repeated_attempts", facts.repeated},
+              {"hops_p50_ms", hops}};
 }
 
 Result<Arguments> Parse(int argc, char** argv) {
@@ -225,15 +236,24 @@ Result<Arguments> Parse(int argc, char** argv) {
     const std::string key = argv[i];
     if (i + 1 >= argc) return Fail(ErrorCode::kInvalidArgument, "{} needs a value", key);
     const std::string value = argv[i + 1];
-    if (key == "--endpoint") args.endpoint = value;
-    else if (key == "--ledger") args.ledger = value;
-    else if (key == "--work") args.work = value;
-    else if (key == "--form") args.form = value;
-    else if (key == "--runs") args.runs = std::max(1, std::atoi(value.c_str()));
-    else if (key == "--warmup") args.warmup = std::max(0, std::atoi(value.c_str()));
-    else if (key == "--gap-ms") args.gap = Millis{std::max(0, std::atoi(value.c_str()))};
-    else if (key == "--scenario") args.scenarios.push_back(value);
-    else return Fail(ErrorCode::kInvalidArgument, "unknown argument '{}'", key);
+    if (key == "--endpoint")
+      args.endpoint = value;
+    else if (key == "--ledger")
+      args.ledger = value;
+    else if (key == "--work")
+      args.work = value;
+    else if (key == "--form")
+      args.form = value;
+    else if (key == "--runs")
+      args.runs = std::max(1, std::atoi(value.c_str()));
+    else if (key == "--warmup")
+      args.warmup = std::max(0, std::atoi(value.c_str()));
+    else if (key == "--gap-ms")
+      args.gap = Millis{std::max(0, std::atoi(value.c_str()))};
+    else if (key == "--scenario")
+      args.scenarios.push_back(value);
+    else
+      return Fail(ErrorCode::kInvalidArgument, "unknown argument '{}'", key);
   }
   if (args.endpoint.empty() || args.ledger.empty() || args.work.empty())
     return Fail(ErrorCode::kInvalidArgument, "--endpoint, --ledger and --work are needed");

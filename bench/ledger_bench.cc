@@ -18,7 +18,8 @@ class Bench {
  public:
   explicit Bench(bool postgres) : postgres_(postgres) {
     name_ = "mr_bench_" + std::to_string(getpid());
-    LedgerOptions options{.dsn = {}, .clock = &clock_, .writer = ids_.Next<AuditWriterId>(), .shard_count = 1, .actor = "bench"};
+    LedgerOptions options{
+        .dsn = {}, .clock = &clock_, .writer = ids_.Next<AuditWriterId>(), .shard_count = 1, .actor = "bench"};
     if (postgres_) {
       const char* server = std::getenv("MILLRACE_TEST_POSTGRES");
       if (server == nullptr) return;
@@ -39,8 +40,10 @@ class Bench {
   }
   ~Bench() {
     ledger_.reset();
-    if (postgres_) Admin("drop database if exists " + name_ + " with (force)");
-    else std::filesystem::remove_all(folder_);
+    if (postgres_)
+      Admin("drop database if exists " + name_ + " with (force)");
+    else
+      std::filesystem::remove_all(folder_);
   }
   Bench(const Bench&) = delete;
   Bench& operator=(const Bench&) = delete;

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced by the scripts in bench/: what a figure must be read with.
 # priority: a prefix that keeps other processes of a shared machine from delaying the measured ones, where that is allowed.
 priority=()

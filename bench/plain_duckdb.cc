@@ -33,7 +33,8 @@ Result<std::int64_t> Load(duck::Connection& connection, const std::string& parqu
   MILLRACE_TRY(db.Exec(kTable));
   MILLRACE_TRY_ASSIGN(auto rows, connection.Stream(fmt::format(
                                      "select origin, city, cast(day as text) as day, flights, mean_delay, p95_delay from "
-                                     "read_parquet({})", duck::QuoteText(parquet))));
+                                     "read_parquet({})",
+                                     duck::QuoteText(parquet))));
   MILLRACE_TRY_ASSIGN(auto transaction, sqlite::Transaction::Begin(db));
   std::int64_t total = 0;
   {
@@ -69,8 +70,8 @@ Result<void> Run(const std::string& file, const std::string& out, int threads) {
   const MonoTime start = clock.Now();
   MILLRACE_TRY_ASSIGN(auto database, duck::Database::Open({.threads = threads}));
   MILLRACE_TRY_ASSIGN(auto connection, database.Connect());
-  MILLRACE_TRY(connection.Execute(fmt::format("create view flights as select * from read_parquet({})",
-                                              duck::QuoteText(data + "/flights-*.parquet"))));
+  MILLRACE_TRY(connection.Execute(
+      fmt::format("create view flights as select * from read_parquet({})", duck::QuoteText(data + "/flights-*.parquet"))));
   MILLRACE_TRY(connection.Execute(fmt::format(
       "create view airports as select * from read_csv({}, columns = {{'iata': 'varchar', 'name': 'varchar', 'city': 'varchar', "
       "'state': 'varchar', 'country': 'varchar', 'latitude': 'double', 'longitude': 'double'}})",
@@ -79,9 +80,9 @@ Result<void> Run(const std::string& file, const std::string& out, int threads) {
 
   const MonoTime sql_start = clock.Now();
   const std::string parquet = out + "/delays.parquet";
-  MILLRACE_TRY(connection.Execute(fmt::format("copy ({}) to {} (format parquet, compression zstd)", duck::StripSemicolon(sql),
-                                              duck::QuoteText(parquet)),
-                                  {{.name = "since", .type = "date", .value = "2001-01-01"}}));
+  MILLRACE_TRY(connection.Execute(
+      fmt::format("copy ({}) to {} (format parquet, compression zstd)", duck::StripSemicolon(sql), duck::QuoteText(parquet)),
+      {{.name = "since", .type = "date", .value = "2001-01-01"}}));
   const double sql_ms = MsSince(sql_start, clock);
 
   const MonoTime load_start = clock.Now();

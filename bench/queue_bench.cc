@@ -37,8 +37,10 @@ void Cycle(benchmark::State& state, JobQueue& queue) {
 
 void BM_SqliteQueue(benchmark::State& state) {
   const auto path = std::filesystem::temp_directory_path() / fmt::format("millrace_queue_bench_{}.db", ::getpid());
-  if (auto queue = OpenSqliteQueue({.path = path})) Cycle(state, **queue);
-  else state.SkipWithError(queue.error().message.c_str());
+  if (auto queue = OpenSqliteQueue({.path = path}))
+    Cycle(state, **queue);
+  else
+    state.SkipWithError(queue.error().message.c_str());
   for (const char* suffix : {"", "-wal", "-shm"}) std::filesystem::remove(path.string() + suffix);
 }
 void BM_RedisQueue(benchmark::State& state) {
@@ -46,8 +48,10 @@ void BM_RedisQueue(benchmark::State& state) {
   if (endpoint == nullptr) return state.SkipWithError("MILLRACE_TEST_REDIS is not set");
   const SystemClock clock;
   const RedisQueueOptions options{.endpoint = endpoint, .prefix = fmt::format("bench{}", ::getpid())};
-  if (auto queue = RedisQueue::Open(options, clock.Now() + 5s)) Cycle(state, **queue);
-  else state.SkipWithError(queue.error().message.c_str());
+  if (auto queue = RedisQueue::Open(options, clock.Now() + 5s))
+    Cycle(state, **queue);
+  else
+    state.SkipWithError(queue.error().message.c_str());
 }
 BENCHMARK(BM_SqliteQueue)->UseRealTime();
 BENCHMARK(BM_RedisQueue)->UseRealTime();

@@ -16,10 +16,10 @@ namespace millrace {
 namespace {
 
 constexpr std::size_t kMailboxItemsMax = 100'000;
-constexpr std::size_t kQueueOpsMax = 4096;       // of one JobQueue::Execute
-constexpr int kReceivePerRound = 1000;           // messages of one socket before the commands go out
-constexpr Millis kInboxWait{250};                // a stop is noticed after it
-constexpr std::size_t kUnsentPerPeerMax = 256;   // messages kept for a peer that does not read
+constexpr std::size_t kQueueOpsMax = 4096;          // of one JobQueue::Execute
+constexpr int kReceivePerRound = 1000;              // messages of one socket before the commands go out
+constexpr Millis kInboxWait{250};                   // a stop is noticed after it
+constexpr std::size_t kUnsentPerPeerMax = 256;      // messages kept for a peer that does not read
 constexpr std::size_t kUnsentBytesMax = 32u << 20;  // of one peer
 constexpr auto kIdleWait = kDispatcherTick;
 
@@ -34,10 +34,7 @@ std::vector<ShardId> AllShards(std::uint16_t count) {
 class Broker::Impl {
  public:
   explicit Impl(BrokerOptions options)
-      : options_(std::move(options)),
-        events_(kMailboxItemsMax),
-        ledger_box_(kMailboxItemsMax),
-        queue_box_(kMailboxItemsMax) {
+      : options_(std::move(options)), events_(kMailboxItemsMax), ledger_box_(kMailboxItemsMax), queue_box_(kMailboxItemsMax) {
     if (options_.shards.empty()) options_.shards = AllShards(options_.shard_count);
   }
 
@@ -135,10 +132,8 @@ class Broker::Impl {
     }
     SetTransport(transport->get());
     ready.set_value({});
-    Dispatcher dispatcher({.name = options_.name,
-                           .shard_count = options_.shard_count,
-                           .shards = options_.shards,
-                           .random = options_.random});
+    Dispatcher dispatcher(
+        {.name = options_.name, .shard_count = options_.shard_count, .shards = options_.shards, .random = options_.random});
     RunLoop(dispatcher, **transport);
     ledger_box_.Close();
     queue_box_.Close();
@@ -179,8 +174,7 @@ class Broker::Impl {
 
   Millis WaitFor(const Dispatcher& dispatcher, MonoTime next_tick) const {
     Micros wait = std::clamp<Micros>(next_tick - options_.clock->Now(), Micros{0}, Micros{kIdleWait});
-    if (const auto due = dispatcher.NextDue())
-      wait = std::clamp<Micros>(*due - options_.clock->WallNow(), Micros{0}, wait);
+    if (const auto due = dispatcher.NextDue()) wait = std::clamp<Micros>(*due - options_.clock->WallNow(), Micros{0}, wait);
     return std::chrono::ceil<Millis>(wait);
   }
 
@@ -309,7 +303,8 @@ class Broker::Impl {
         auto results = (*queue)->Execute(ops);
         event::QueueReplies replies;
         replies.replies.reserve(results.size());
-        for (std::size_t i = 0; i < results.size(); ++i) replies.replies.emplace_back(taken[begin + i].id, std::move(results[i]));
+        for (std::size_t i = 0; i < results.size(); ++i)
+          replies.replies.emplace_back(taken[begin + i].id, std::move(results[i]));
         Post(std::move(replies));
       }
       if (last && taken.empty()) return;
@@ -372,8 +367,8 @@ class Broker::Impl {
   std::vector<std::unique_ptr<wire::ServerSocket>> front_, back_;  // loop thread
   std::map<wire::PeerId, Unsent> unsent_;                          // loop thread
   std::mutex wake_mutex_;
-  wire::Transport* transport_ = nullptr;                           // guarded by wake_mutex_; null when the loop has ended
-  Mailbox<bool> stop_bell_{1};                                     // closed at RequestStop
+  wire::Transport* transport_ = nullptr;  // guarded by wake_mutex_; null when the loop has ended
+  Mailbox<bool> stop_bell_{1};            // closed at RequestStop
   std::atomic<bool> stop_{false}, aborted_{false}, wake_pending_{false};
   std::vector<std::thread> threads_;
 };

@@ -124,8 +124,8 @@ void Dispatcher::EmitPieces(std::vector<Command>& out) {
     const auto it = pieces_.find(id);
     if (it == pieces_.end()) continue;  // its shard was lost in this very flush
     Piece& piece = it->second;
-    out.emplace_back(LedgerCommand{
-        command::Commit{.piece = id, .hold = piece.hold, .rows = std::move(piece.rows), .bytes = piece.bytes}});
+    out.emplace_back(
+        LedgerCommand{command::Commit{.piece = id, .hold = piece.hold, .rows = std::move(piece.rows), .bytes = piece.bytes}});
     piece.rows = {};
   }
 }
@@ -136,7 +136,8 @@ void Dispatcher::Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Co
   out.emplace_back(command::Execute{.id = id, .op = std::move(op)});
 }
 
-// The order matters: what goes in before what is claimed, so that a job can be accepted, enqueued and claimed in one round trip.
+// The order matters: what goes in before what is claimed, so that a job can be accepted, enqueued and claimed in one round
+// trip.
 void Dispatcher::EmitQueue(std::vector<Command>& out) {
   for (auto& take : takes_) out.emplace_back(std::move(take));
   takes_.clear();
@@ -145,9 +146,11 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     const ShardId s = shard.hold.shard;
     const Epoch e = shard.hold.epoch;
     if (!shard.enqueue.empty())
-      Execute(shard, queue_op::Enqueue{.shard = s, .epoch = e, .entries = std::exchange(shard.enqueue, {})}, Op::Kind::kPlain, out);
+      Execute(shard, queue_op::Enqueue{.shard = s, .epoch = e, .entries = std::exchange(shard.enqueue, {})}, Op::Kind::kPlain,
+              out);
     if (!shard.requeue.empty())
-      Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.requeue, {})}, Op::Kind::kPlain, out);
+      Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.requeue, {})}, Op::Kind::kPlain,
+              out);
     if (!shard.finish.empty())
       Execute(shard, queue_op::Finish{.shard = s, .epoch = e, .ids = std::exchange(shard.finish, {})}, Op::Kind::kPlain, out);
     if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && *shard.next_due <= wall_) {
@@ -158,8 +161,8 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
     Shard& shard = shards_.at(plan.shard);
-    Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total},
-            kind, out);
+    Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total}, kind,
+            out);
     ops_.back().line = std::move(plan.line);
     ops_.back().total = plan.total;
     ops_.back().split = std::move(plan.split);

@@ -82,16 +82,16 @@ class Dispatcher {
     Counters counters;  // before this attempt
     Token token;
     WorkerId worker;
-    std::uint64_t beat = 0;      // the worker's beat that last listed it
-    MonoTime counted_at{};       // when the grant was sent, or was last found missing in a beat
+    std::uint64_t beat = 0;  // the worker's beat that last listed it
+    MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
     std::uint8_t missed = 0;
-    bool listed = false;         // some beat listed it: the grant arrived
-    bool ending = false;         // its end is on the way into the ledger
+    bool listed = false;  // some beat listed it: the grant arrived
+    bool ending = false;  // its end is on the way into the ledger
   };
-  struct Submit {                // one request of a client, which may touch several shards
+  struct Submit {  // one request of a client, which may touch several shards
     wire::PeerId peer;
     std::uint64_t request = 0;
-    std::size_t pieces = 0;      // still to be committed
+    std::size_t pieces = 0;  // still to be committed
     bool failed = false;
     bool run = false, watch = false;
     std::vector<wire::SubmitReply::Item> items;
@@ -104,7 +104,7 @@ class Dispatcher {
   };
   struct Piece {
     ShardHold hold;
-    OwnerBatch rows;             // moved into the command when it is sealed
+    OwnerBatch rows;  // moved into the command when it is sealed
     std::vector<std::shared_ptr<Submit>> submits;
     std::vector<Uuid> accepting;
     std::vector<Ending> endings;
@@ -113,12 +113,12 @@ class Dispatcher {
     std::vector<JobId> outbox_jobs;
     std::vector<JobId> unplaceable;  // ended without a lease
     std::size_t accept_rows = 0, accept_bytes = 0;
-    std::size_t bytes = 0;       // in rows, about
+    std::size_t bytes = 0;  // in rows, about
   };
   struct Shard {
     ShardHold hold;
     Phase phase = Phase::kUnknown;
-    std::string owner_name;      // kElsewhere
+    std::string owner_name;  // kElsewhere
     RunCoordinator runs;
     std::uint32_t dispatches = 0;
     std::map<std::string, std::uint64_t> held_lines;  // ready counts found while rebuilding
@@ -137,7 +137,7 @@ class Dispatcher {
     ShardHold hold;
     enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote } kind = Kind::kPlain;
     std::string line;
-    std::uint32_t total = 0;     // kClaim, kEndLine: how many were asked for
+    std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
   };
   struct Parked {
@@ -255,8 +255,8 @@ class Dispatcher {
   LineIndex lines_;
   std::unordered_map<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;
-  WorkerId plan_from_;  // round robin over workers
-  MonoTime workers_since_{};   // when the first of those that are connected came
+  WorkerId plan_from_;        // round robin over workers
+  MonoTime workers_since_{};  // when the first of those that are connected came
   MonoTime next_reach_look_{};
   std::unordered_map<JobId, Token> recently_ended_;
   std::deque<JobId> recently_ended_order_;
@@ -266,16 +266,16 @@ class Dispatcher {
   std::uint64_t last_piece_ = 0, last_op_ = 0;
   std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;
-  std::size_t run_reads_ = 0;                    // under way
-  std::deque<Op> ops_;                           // under way, in order
-  std::vector<command::Execute> takes_;          // of this flush
-  std::vector<ClaimPlan> claims_;                // of this flush
-  std::vector<ClaimPlan> doomed_;                // of this flush: nobody reaches their root
+  std::size_t run_reads_ = 0;            // under way
+  std::deque<Op> ops_;                   // under way, in order
+  std::vector<command::Execute> takes_;  // of this flush
+  std::vector<ClaimPlan> claims_;        // of this flush
+  std::vector<ClaimPlan> doomed_;        // of this flush: nobody reaches their root
   std::deque<Parked> parked_;
-  std::optional<MonoTime> parked_until_;         // set while a parked request is tried again
+  std::optional<MonoTime> parked_until_;  // set while a parked request is tried again
   std::unordered_map<RunId, std::vector<wire::PeerId>> watchers_;
 
-  std::vector<LedgerCommand> ledger_commands_;   // of this flush, before the pieces
+  std::vector<LedgerCommand> ledger_commands_;  // of this flush, before the pieces
   std::map<wire::PeerId, wire::EndedReply> ended_replies_;
   std::map<wire::PeerId, wire::Revoke> revokes_;
   std::vector<command::SendWorker> to_workers_;

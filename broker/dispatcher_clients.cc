@@ -59,8 +59,8 @@ void Dispatcher::On(event::ClientPeerGone& e) {
 }
 
 void Dispatcher::Problem(const wire::PeerId& peer, std::uint64_t request, std::string code, std::string message) {
-  to_clients_.push_back({.peer = peer,
-                         .message = wire::Problem{.request = request, .code = std::move(code), .message = std::move(message)}});
+  to_clients_.push_back(
+      {.peer = peer, .message = wire::Problem{.request = request, .code = std::move(code), .message = std::move(message)}});
 }
 
 // Whether the request can go on now. Otherwise it was answered, or parked until its shards are taken.
@@ -211,7 +211,8 @@ void Dispatcher::OnWatch(const wire::PeerId& peer, const wire::Watch& m) {
     if (const auto update = shard.runs.Update(m.run, true)) SendUpdate(peer, *update);
     return;
   }
-  if (run_reads_ >= kRunReadsMax) return Problem(peer, m.request, "limit", fmt::format("{} watches wait for the ledger", run_reads_));
+  if (run_reads_ >= kRunReadsMax)
+    return Problem(peer, m.request, "limit", fmt::format("{} watches wait for the ledger", run_reads_));
   ++run_reads_;
   ToLedger(command::ReadRun{.peer = peer, .request = m.request, .run = m.run});
 }
@@ -233,11 +234,10 @@ void Dispatcher::SendUpdate(const wire::PeerId& peer, const wire::RunUpdate& upd
   for (const auto& stage : update.changed) {
     const std::size_t size = wire::SizeBound(stage);
     if (!part.changed.empty() && bytes + size > wire::kBatchBytesMax) {
-      to_clients_.push_back({.peer = peer,
-                             .message = wire::RunUpdate{.run = update.run,
-                                                        .state = until_last,
-                                                        .reason = {},
-                                                        .changed = std::exchange(part.changed, {})}});
+      to_clients_.push_back(
+          {.peer = peer,
+           .message = wire::RunUpdate{
+               .run = update.run, .state = until_last, .reason = {}, .changed = std::exchange(part.changed, {})}});
       bytes = 0;
     }
     bytes += size;
@@ -258,9 +258,8 @@ void Dispatcher::OnStatus(const wire::PeerId& peer, const wire::Status& m) {
                               .running = running[id],
                               .runs = shard.runs.size()});
   for (const auto& [id, worker] : workers_)
-    reply.workers.push_back({.name = worker.name,
-                             .concurrency = worker.concurrency,
-                             .running = static_cast<std::uint32_t>(worker.leases.size())});
+    reply.workers.push_back(
+        {.name = worker.name, .concurrency = worker.concurrency, .running = static_cast<std::uint32_t>(worker.leases.size())});
   to_clients_.push_back({.peer = peer, .message = std::move(reply)});
 }
 

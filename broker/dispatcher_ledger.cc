@@ -40,11 +40,8 @@ void Dispatcher::AppendEffects(Shard& shard, Piece& piece, RunEffects effects) {
     piece.rows.outcomes.push_back(std::move(row));
   }
   for (const RunEffects::End& end : effects.ended)
-    piece.rows.run_outcomes.push_back({.run = end.run,
-                                       .org = shard.runs.OrgOf(end.run),
-                                       .state = end.state,
-                                       .reason = end.reason,
-                                       .finished_at = wall_});
+    piece.rows.run_outcomes.push_back(
+        {.run = end.run, .org = shard.runs.OrgOf(end.run), .state = end.state, .reason = end.reason, .finished_at = wall_});
   piece.effects.Append(std::move(effects));
 }
 
@@ -85,7 +82,8 @@ void Dispatcher::On(event::Committed& e) {
 void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates) {
   const auto current = [&](OrgId org) -> Shard* {
     Shard* shard = ShardOfOrg(org);
-    return shard != nullptr && shard->phase == Phase::kReady && std::ranges::find(e.batch.holds, shard->hold) != e.batch.holds.end()
+    return shard != nullptr && shard->phase == Phase::kReady &&
+                   std::ranges::find(e.batch.holds, shard->hold) != e.batch.holds.end()
                ? shard
                : nullptr;
   };
@@ -156,8 +154,8 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
 }
 
 void Dispatcher::FinishSubmit(Submit& submit) {
-  to_clients_.push_back({.peer = submit.peer,
-                         .message = wire::SubmitReply{.request = submit.request, .accepted = submit.items}});
+  to_clients_.push_back(
+      {.peer = submit.peer, .message = wire::SubmitReply{.request = submit.request, .accepted = submit.items}});
   if (!submit.run || !submit.watch) return;
   OnWatch(submit.peer, {.request = submit.request, .run = RunId{submit.items.front().id}});
 }

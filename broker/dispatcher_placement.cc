@@ -62,8 +62,8 @@ void Dispatcher::LookForUnserved() {
     if (!Covered(line.key.root)) {
       doomed.push_back(&line);
     } else if (!std::exchange(line.warned, true)) {
-      LogWarn("queue '{}', kind '{}', root '{}': jobs are ready, but no connected worker takes them", line.key.queue, line.key.kind,
-              line.key.root);
+      LogWarn("queue '{}', kind '{}', root '{}': jobs are ready, but no connected worker takes them", line.key.queue,
+              line.key.kind, line.key.root);
     }
   });
   for (LineIndex::Line* line : doomed) EndLine(*line);

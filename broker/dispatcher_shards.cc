@@ -18,7 +18,8 @@ void Dispatcher::On(event::ShardTaken& e) {
   shard.phase = Phase::kTaking;
   shard.dispatches = 0;
   // Take goes out with this flush, before anything else of the new epoch.
-  ops_.push_back({.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake, .line = {}, .total = 0, .split = {}});
+  ops_.push_back(
+      {.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake, .line = {}, .total = 0, .split = {}});
   takes_.push_back({.id = ops_.back().id, .op = queue_op::Take{.shard = e.hold.shard, .epoch = e.hold.epoch}});
 }
 
@@ -134,8 +135,8 @@ void Dispatcher::ReadOutbox(Shard& shard) {
   ToLedger(command::ReadOutbox{.hold = shard.hold});
 }
 
-// A row is seen again until its removal is durable. `outbox_taking` has those that are being removed, `restored_jobs` those that
-// the rebuild found before (it is needed until one reading that began after the rebuild has seen every row of that time).
+// A row is seen again until its removal is durable. `outbox_taking` has those that are being removed, `restored_jobs` those
+// that the rebuild found before (it is needed until one reading that began after the rebuild has seen every row of that time).
 void Dispatcher::On(event::OutboxRead& e) {
   Shard* shard = Current(e.hold);
   if (shard == nullptr || shard->phase != Phase::kReady) return;
@@ -212,8 +213,7 @@ void Dispatcher::On(event::QueueReplies& e) {
 }
 
 void Dispatcher::QueueFailed(const Op& op, const Error& error) {
-  if (Shard* shard = Current(op.hold))
-    TakeAnew(*shard, fmt::format("queue: {}: {}", Name(error.code), error.message));
+  if (Shard* shard = Current(op.hold)) TakeAnew(*shard, fmt::format("queue: {}: {}", Name(error.code), error.message));
 }
 
 // The worker to whom the claim's next job goes; nullptr when all of them are gone or full.

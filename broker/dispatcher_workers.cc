@@ -236,12 +236,13 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
   }
   ++worker.granted;
   worker.leases.insert(id);
-  worker.grants.push_back({.id = id,
-                           .token = token,
-                           .kind = spec->kind,
-                           .payload = spec->payload,
-                           .timeout_ms = static_cast<std::uint32_t>(std::clamp<std::int64_t>(spec->timeout.count(), 0, UINT32_MAX)),
-                           .delivery = counters.deliveries + 1});
+  worker.grants.push_back(
+      {.id = id,
+       .token = token,
+       .kind = spec->kind,
+       .payload = spec->payload,
+       .timeout_ms = static_cast<std::uint32_t>(std::clamp<std::int64_t>(spec->timeout.count(), 0, UINT32_MAX)),
+       .delivery = counters.deliveries + 1});
   const bool first = leases_
                          .emplace(id, Lease{.shard = shard.hold.shard,
                                             .spec = std::move(spec),
@@ -285,8 +286,8 @@ void Dispatcher::Plan() {
   }
 }
 
-// Promises `worker` its share of the best lines it serves: one turn of every org. `sharing` workers, this one included, have not
-// had their turn in this round. False: there is nothing for it.
+// Promises `worker` its share of the best lines it serves: one turn of every org. `sharing` workers, this one included, have
+// not had their turn in this round. False: there is nothing for it.
 bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t sharing) {
   const auto share_of = [](std::uint64_t all, std::uint64_t parts) { return (all + parts - 1) / parts; };
   std::size_t orgs_left = 1;

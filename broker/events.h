@@ -32,16 +32,40 @@ struct Commit {
   OwnerBatch rows;
   std::size_t bytes = 0;  // payloads and results in `rows`, about
 };
-struct ReadLiveRuns { ShardHold hold; std::optional<RunId> after; };  // -> event::LiveRunsRead
-struct ReadLiveJobs { ShardHold hold; std::optional<JobId> after; };  // -> event::LiveJobsRead
-struct ReadOutbox { ShardHold hold; };                                // -> event::OutboxRead
-struct ReadRun { wire::PeerId peer; std::uint64_t request = 0; RunId run; };  // -> event::RunRead
+struct ReadLiveRuns {
+  ShardHold hold;
+  std::optional<RunId> after;
+};  // -> event::LiveRunsRead
+struct ReadLiveJobs {
+  ShardHold hold;
+  std::optional<JobId> after;
+};  // -> event::LiveJobsRead
+struct ReadOutbox {
+  ShardHold hold;
+};  // -> event::OutboxRead
+struct ReadRun {
+  wire::PeerId peer;
+  std::uint64_t request = 0;
+  RunId run;
+};  // -> event::RunRead
 // The dispatcher dropped the shard's state (an unknown or failed queue operation): take it again with a higher epoch.
-struct TakeShardAnew { ShardHold dropped; std::string reason; };
+struct TakeShardAnew {
+  ShardHold dropped;
+  std::string reason;
+};
 // One operation of the queue, in order. -> event::QueueReplies
-struct Execute { QueueOpId id; QueueOp op; };
-struct SendWorker { wire::PeerId peer; wire::Message message; };
-struct SendClient { wire::PeerId peer; wire::Message message; };
+struct Execute {
+  QueueOpId id;
+  QueueOp op;
+};
+struct SendWorker {
+  wire::PeerId peer;
+  wire::Message message;
+};
+struct SendClient {
+  wire::PeerId peer;
+  wire::Message message;
+};
 }  // namespace command
 using LedgerCommand = std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox,
                                    command::ReadRun, command::TakeShardAnew>;
@@ -49,50 +73,98 @@ using Command = std::variant<LedgerCommand, command::Execute, command::SendWorke
 
 // ---- events ----------------------------------------------------------------------------------------------------------------
 namespace event {
-struct ShardTaken { ShardHold hold; };
+struct ShardTaken {
+  ShardHold hold;
+};
 // Not ours (any more): every piece and read of it is dropped. `owner_name` is empty when nobody else is known to have it.
-struct ShardLost { ShardId shard; std::string reason; std::string owner_name; };
-struct LiveRunsRead { ShardHold hold; std::vector<LiveRun> runs; bool last = false; };
-struct LiveJobsRead { ShardHold hold; std::vector<LiveJob> jobs; bool last = false; };
-struct OutboxRead { ShardHold hold; Ledger::Outbox rows; bool more = false; bool failed = false; };  // failed: not read
-struct RunRead { wire::PeerId peer; std::uint64_t request = 0; RunId run; Result<RunDetail> detail; };
+struct ShardLost {
+  ShardId shard;
+  std::string reason;
+  std::string owner_name;
+};
+struct LiveRunsRead {
+  ShardHold hold;
+  std::vector<LiveRun> runs;
+  bool last = false;
+};
+struct LiveJobsRead {
+  ShardHold hold;
+  std::vector<LiveJob> jobs;
+  bool last = false;
+};
+struct OutboxRead {
+  ShardHold hold;
+  Ledger::Outbox rows;
+  bool more = false;
+  bool failed = false;
+};  // failed: not read
+struct RunRead {
+  wire::PeerId peer;
+  std::uint64_t request = 0;
+  RunId run;
+  Result<RunDetail> detail;
+};
 // `batch` is the merged batch of `pieces` as it was committed, handed back so that nobody has to copy job specifications.
-struct Committed { std::vector<PieceId> pieces; OwnerBatch batch; OwnerBatchResult result; };
+struct Committed {
+  std::vector<PieceId> pieces;
+  OwnerBatch batch;
+  OwnerBatchResult result;
+};
 // The ledger will never take this piece (bad bytes in it); nothing of it was applied.
-struct CommitRefused { PieceId piece; OwnerBatch rows; Error error; };
-struct QueueReplies { std::vector<std::pair<QueueOpId, Result<QueueReply>>> replies; };  // in the order of the commands
-struct Rung { ShardId shard; };  // the inbox rang
-struct FromWorker { wire::PeerId peer; wire::Message message; };
-struct FromClient { wire::PeerId peer; wire::Message message; };
-struct WorkerPeerGone { wire::PeerId peer; };  // a message could not be sent to it
-struct ClientPeerGone { wire::PeerId peer; };
+struct CommitRefused {
+  PieceId piece;
+  OwnerBatch rows;
+  Error error;
+};
+struct QueueReplies {
+  std::vector<std::pair<QueueOpId, Result<QueueReply>>> replies;
+};  // in the order of the commands
+struct Rung {
+  ShardId shard;
+};  // the inbox rang
+struct FromWorker {
+  wire::PeerId peer;
+  wire::Message message;
+};
+struct FromClient {
+  wire::PeerId peer;
+  wire::Message message;
+};
+struct WorkerPeerGone {
+  wire::PeerId peer;
+};  // a message could not be sent to it
+struct ClientPeerGone {
+  wire::PeerId peer;
+};
 struct Tick {};           // at least every kDispatcherTick
 struct StopRequested {};  // no new jobs, no new grants; what is being written is finished
 }  // namespace event
-using Event = std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                           event::RunRead, event::Committed, event::CommitRefused, event::QueueReplies, event::Rung,
-                           event::FromWorker, event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick,
-                           event::StopRequested>;
+using Event =
+    std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
+                 event::RunRead, event::Committed, event::CommitRefused, event::QueueReplies, event::Rung, event::FromWorker,
+                 event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick, event::StopRequested>;
 
-// ---- limits ------------------------------------------------------------------------------------------------------------------
+// ---- limits
+// ------------------------------------------------------------------------------------------------------------------
 inline constexpr auto kDispatcherTick = std::chrono::milliseconds{200};
 inline constexpr auto kOutboxPollInterval = std::chrono::milliseconds{2000};  // the inbox may lose a ring
-inline constexpr auto kParkTimeout = std::chrono::milliseconds{3000};   // a request waits this long for its shard
+inline constexpr auto kParkTimeout = std::chrono::milliseconds{3000};         // a request waits this long for its shard
 inline constexpr std::size_t kParkedRequestsMax = 256;
-inline constexpr std::size_t kAcceptingRowsMax = 50'000;     // rows of submits that wait for the ledger
+inline constexpr std::size_t kAcceptingRowsMax = 50'000;       // rows of submits that wait for the ledger
 inline constexpr std::size_t kAcceptingBytesMax = 256u << 20;  // and their payloads
-inline constexpr std::size_t kPieceBytesMax = 16u << 20;     // payloads and results of one piece, unless one row has more
+inline constexpr std::size_t kPieceBytesMax = 16u << 20;       // payloads and results of one piece, unless one row has more
 inline constexpr std::size_t kOwnerBatchBytesMax = 64u << 20;  // of one ledger transaction, unless one piece has more
-inline constexpr std::size_t kRunReadsMax = 1000;            // watches that wait for the ledger
+inline constexpr std::size_t kRunReadsMax = 1000;              // watches that wait for the ledger
 inline constexpr auto kReachInterval = std::chrono::milliseconds{1000};       // between looks at lines that nobody serves
 inline constexpr auto kUnreachableGrace = std::chrono::milliseconds{10'000};  // then the jobs of a root out of reach are dead
 inline constexpr std::size_t kLivePageRuns = 200;
 inline constexpr std::size_t kLivePageJobs = 2000;
-inline constexpr std::size_t kOutboxPage = 500;              // runs, and single jobs, of one ReadOutbox
-inline constexpr std::size_t kRecentlyEndedMax = 16'384;     // ended attempts remembered for a repeated report
-inline constexpr std::size_t kGrantBytesMax = 4u << 20;      // payload bytes of one Grant
+inline constexpr std::size_t kOutboxPage = 500;           // runs, and single jobs, of one ReadOutbox
+inline constexpr std::size_t kRecentlyEndedMax = 16'384;  // ended attempts remembered for a repeated report
+inline constexpr std::size_t kGrantBytesMax = 4u << 20;   // payload bytes of one Grant
 inline constexpr std::size_t kWatchersPerRunMax = 64;
 inline constexpr std::uint32_t kPromoteJobsMax = 1000;
-inline constexpr std::uint32_t kDispatchesPerEpochMax = 0xF000'0000;  // then the shard is taken anew: a token's counter has 32 bits
+inline constexpr std::uint32_t kDispatchesPerEpochMax =
+    0xF000'0000;  // then the shard is taken anew: a token's counter has 32 bits
 
 }  // namespace millrace

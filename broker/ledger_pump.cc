@@ -326,7 +326,8 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
   } else if (auto* run = std::get_if<command::ReadRun>(&posted)) {
     auto detail = ledger_.GetRun(kDefaultOrg, run->run, Deadline(kReadBudget));
-    out.push_back(event::RunRead{.peer = std::move(run->peer), .request = run->request, .run = run->run, .detail = std::move(detail)});
+    out.push_back(
+        event::RunRead{.peer = std::move(run->peer), .request = run->request, .run = run->run, .detail = std::move(detail)});
   }
 }
 

@@ -23,9 +23,9 @@ using CheckpointHook =
 struct LedgerPumpOptions {
   OwnerId owner;
   std::string owner_name;
-  std::vector<ShardId> shards;     // to take whenever they are free
+  std::vector<ShardId> shards;  // to take whenever they are free
   std::uint16_t shard_count = 1;
-  CheckpointHook checkpoint;       // may be empty
+  CheckpointHook checkpoint;  // may be empty
   Millis checkpoint_interval{10'000};
 };
 
@@ -44,7 +44,9 @@ class LedgerPump {
   const std::map<ShardId, Epoch>& holds() const { return holds_; }
 
  private:
-  struct Counts { std::size_t runs, jobs, attempts, outcomes, run_outcomes, outbox_runs, outbox_jobs; };
+  struct Counts {
+    std::size_t runs, jobs, attempts, outcomes, run_outcomes, outbox_runs, outbox_jobs;
+  };
   struct Merged {
     OwnerBatch batch;
     std::vector<std::pair<command::Commit, Counts>> pieces;  // their rows are in `batch`, in this order
@@ -57,13 +59,13 @@ class LedgerPump {
   void Checkpoint(MonoTime now);
   void Merge();
   bool RenewalDue() const { return !holds_.empty() && next_renew_ <= clock_.Now(); }
-  Millis TakeDelay(ShardId shard);    // longer each time when a shard is lost as soon as it is taken
-  void Split();                       // back into pieces_
+  Millis TakeDelay(ShardId shard);  // longer each time when a shard is lost as soon as it is taken
+  void Split();                     // back into pieces_
   static bool Scrub(OwnerBatch& rows);
   void Refused(const Error& error, std::vector<Event>& out);
   void LoseStale(std::vector<Event>& out);
   void Lose(ShardId shard, const std::string& reason, std::vector<Event>& out);
-  void DropPieces();                  // those whose hold is over
+  void DropPieces();  // those whose hold is over
   bool Holds(const ShardHold& hold) const;
   MonoTime Deadline(Millis budget) const { return clock_.Now() + budget; }
 
@@ -71,13 +73,16 @@ class LedgerPump {
   Ledger& ledger_;
   const Clock& clock_;
   std::map<ShardId, Epoch> holds_;
-  std::map<ShardId, MonoTime> next_take_;   // of the shards that are not held
+  std::map<ShardId, MonoTime> next_take_;     // of the shards that are not held
   std::map<ShardId, std::string> elsewhere_;  // told already
-  struct Taken { MonoTime at{}; Millis delay{0}; };
+  struct Taken {
+    MonoTime at{};
+    Millis delay{0};
+  };
   std::map<ShardId, Taken> taken_;
   std::deque<command::Commit> pieces_;
-  std::optional<Merged> merged_;            // being committed
-  bool alone_ = false;                      // pieces one by one: something among them is refused
+  std::optional<Merged> merged_;  // being committed
+  bool alone_ = false;            // pieces one by one: something among them is refused
   std::deque<LedgerCommand> reads_;
   MonoTime next_renew_{}, renewed_{}, retry_at_{}, next_checkpoint_{};
   Millis backoff_{0};

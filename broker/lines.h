@@ -47,7 +47,7 @@ class LineIndex {
     ShardId shard;
     std::string name;  // LineKey::ToString()
     LineKey key;
-    std::uint64_t ready = 0;  // entries that are in the queue and not promised to a claim
+    std::uint64_t ready = 0;                 // entries that are in the queue and not promised to a claim
     std::optional<MonoTime> unserved_since;  // kept by the dispatcher
     bool warned = false;
   };

@@ -58,7 +58,8 @@ Result<void> RunCoordinator::Validate(const RunSpec& run, const std::vector<JobS
     for (const std::size_t d : dependents[i])
       if (--waiting[d] == 0) free.push_back(d);
   }
-  if (seen != jobs.size()) return Fail(ErrorCode::kInvalidArgument, "run {}: its jobs depend on each other in a circle", run.id.ToString());
+  if (seen != jobs.size())
+    return Fail(ErrorCode::kInvalidArgument, "run {}: its jobs depend on each other in a circle", run.id.ToString());
   return {};
 }
 

@@ -26,12 +26,19 @@ namespace millrace {
 
 // What follows from a change.
 struct RunEffects {
-  struct Skip { JobId job; std::string reason; };
-  struct End { RunId run; RunState state = RunState::kFailed; std::string reason; };
-  std::vector<JobId> ready;   // to be enqueued: all they depend on has succeeded and their run is active
-  std::vector<Skip> skipped;  // outcome kSkipped to be written
-  std::vector<End> ended;     // run outcome to be written
-  std::vector<RunId> started; // left "queued"
+  struct Skip {
+    JobId job;
+    std::string reason;
+  };
+  struct End {
+    RunId run;
+    RunState state = RunState::kFailed;
+    std::string reason;
+  };
+  std::vector<JobId> ready;    // to be enqueued: all they depend on has succeeded and their run is active
+  std::vector<Skip> skipped;   // outcome kSkipped to be written
+  std::vector<End> ended;      // run outcome to be written
+  std::vector<RunId> started;  // left "queued"
   bool Empty() const { return ready.empty() && skipped.empty() && ended.empty() && started.empty(); }
   void Append(RunEffects&& other);
 };
@@ -43,12 +50,12 @@ class RunCoordinator {
     JobState state = JobState::kBlocked;
     JobState shown = JobState::kBlocked;  // what watchers may see: terminal only when durable
     Counters counters;
-    std::optional<WallTime> run_at;       // not before
+    std::optional<WallTime> run_at;  // not before
     std::string worker, result, error;
     std::int64_t rows = 0, bytes = 0;
-    std::uint32_t waiting = 0;            // jobs it depends on that have not succeeded
+    std::uint32_t waiting = 0;  // jobs it depends on that have not succeeded
     std::vector<std::uint32_t> dependents;
-    bool changed = false;                 // since the last update to watchers
+    bool changed = false;  // since the last update to watchers
   };
 
   // kInvalidArgument names the job: an id twice, another run's job, an unknown or circular dependency, no job at all.
@@ -90,11 +97,11 @@ class RunCoordinator {
     std::vector<Job> jobs;
     std::uint32_t unfinished = 0;
     bool failed = false;
-    bool began = false;      // restored: some job of it was delivered
-    bool marked = false;     // in changed_
+    bool began = false;                  // restored: some job of it was delivered
+    bool marked = false;                 // in changed_
     std::vector<std::uint32_t> changed;  // jobs that are marked
     std::string reason;
-    std::string invalid;     // why it cannot run; empty when it can
+    std::string invalid;  // why it cannot run; empty when it can
     RunEffects::End end;
   };
   struct Group {  // the runs of one pipeline

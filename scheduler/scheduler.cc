@@ -13,7 +13,7 @@ namespace {
 constexpr Millis kScheduleReloadInterval{1000};  // how soon an applied or paused schedule is noticed
 constexpr Millis kLedgerDeadline{10'000};
 constexpr Millis kRetryDelayMax{5000};
-constexpr std::size_t kFireRunsMax = 500;        // runs of one transaction
+constexpr std::size_t kFireRunsMax = 500;  // runs of one transaction
 
 }  // namespace
 
@@ -76,9 +76,15 @@ Result<void> Scheduler::Decide(const ScheduleRow& row, WallTime now, FireBatch& 
                             .run = std::nullopt,
                             .decided_at = now};
     if (slot.fate == SlotFate::kFired) {
-      RunRequest request{.org = row.org, .version = row.version, .base_dir = (*compiled)->base_dir,
-                         .schedule = row.spec.name, .slot = slot.slot, .generation = 0, .overlap = row.spec.overlap,
-                         .params = {}, .now = now};
+      RunRequest request{.org = row.org,
+                         .version = row.version,
+                         .base_dir = (*compiled)->base_dir,
+                         .schedule = row.spec.name,
+                         .slot = slot.slot,
+                         .generation = 0,
+                         .overlap = row.spec.overlap,
+                         .params = {},
+                         .now = now};
       auto planned = PlanRun((*compiled)->pipeline, request, ids_);
       if (planned) {
         decision.slot.run = planned->run.id;
@@ -101,7 +107,8 @@ Result<Millis> Scheduler::Pass() {
   const MonoTime deadline = clock_.Now() + kLedgerDeadline;
   MILLRACE_TRY_ASSIGN(const Ledger::Leadership lead, ledger_.TryLead(options_.id, options_.name, options_.lead_ttl, deadline));
   if (lead.leader != leading_) {
-    LogInfo("{}", lead.leader ? fmt::format("leading (term {})", lead.epoch) : fmt::format("standing by; {} leads", lead.holder));
+    LogInfo("{}",
+            lead.leader ? fmt::format("leading (term {})", lead.epoch) : fmt::format("standing by; {} leads", lead.holder));
     leading_ = lead.leader;
   }
   lead_epoch_ = lead.epoch;

@@ -22,7 +22,7 @@ namespace millrace::scheduler {
 
 struct SchedulerOptions {
   std::string name = "scheduler";
-  OwnerId id;                       // of this process start
+  OwnerId id;  // of this process start
   Millis lead_ttl{3000};
   std::uint16_t shard_count = 1;
 };

@@ -61,7 +61,7 @@ std::string FindProgram(const ChildOptions& options) {
     const auto colon = path.find(':');
     const std::string_view dir = path.substr(0, colon);
     std::string candidate = (dir.empty() ? std::string(".") : std::string(dir)) + "/" + name;
-    struct stat info {};
+    struct stat info{};
     if (::stat(candidate.c_str(), &info) == 0 && S_ISREG(info.st_mode) && ::access(candidate.c_str(), X_OK) == 0)
       return candidate;
     path = colon == std::string_view::npos ? std::string_view{} : path.substr(colon + 1);
@@ -135,7 +135,8 @@ Error FromSpawn(const SpawnError& failure, const ChildOptions& options) {
 
 std::string_view EnvValue(const std::vector<std::string>& env, std::string_view name) {
   for (const std::string_view entry : env) {
-    if (entry.size() > name.size() && entry.starts_with(name) && entry[name.size()] == '=') return entry.substr(name.size() + 1);
+    if (entry.size() > name.size() && entry.starts_with(name) && entry[name.size()] == '=')
+      return entry.substr(name.size() + 1);
   }
   return {};
 }
@@ -170,8 +171,9 @@ Result<std::unique_ptr<Child>> Child::Spawn(const ChildOptions& options) {
   }
   const std::string program = FindProgram(options);
   const std::vector<char*> argv = Pointers(options.argv), env = Pointers(options.env);
-  const Plan plan{program.c_str(), argv.data(), env.data(), options.cwd.empty() ? nullptr : options.cwd.c_str(),
-                  input.read.get(), output.write.get(), frames.write.get(), status.write.get(), options.nice, ::getpid()};
+  const Plan plan{program.c_str(),  argv.data(),        env.data(),         options.cwd.empty() ? nullptr : options.cwd.c_str(),
+                  input.read.get(), output.write.get(), frames.write.get(), status.write.get(),
+                  options.nice,     ::getpid()};
   const pid_t pid = ::fork();
   if (pid < 0) return Fail(ErrorCode::kUnavailable, "fork: {}", std::strerror(errno));
   if (pid == 0) RunInChild(plan);

@@ -22,7 +22,7 @@ struct ChildOptions {
 };
 
 struct ExitStatus {
-  int code = 0;    // when signal is 0
+  int code = 0;  // when signal is 0
   int signal = 0;
 };
 
@@ -52,10 +52,10 @@ class Child {
   Child& operator=(const Child&) = delete;
 
   pid_t pid() const { return pid_; }
-  int exit_fd() const { return pidfd_.get(); }       // readable once the process has ended
-  Fd& input() { return input_; }                     // its stdin; non-blocking
-  Fd& frames() { return frames_; }                   // its fd 3; non-blocking
-  Fd& output() { return output_; }                   // its stdout and stderr; non-blocking
+  int exit_fd() const { return pidfd_.get(); }  // readable once the process has ended
+  Fd& input() { return input_; }                // its stdin; non-blocking
+  Fd& frames() { return frames_; }              // its fd 3; non-blocking
+  Fd& output() { return output_; }              // its stdout and stderr; non-blocking
 
   void SignalGroup(int signal);
   // The status once the process has ended: kills what is left of its group, then reaps. Never waits.

@@ -37,9 +37,14 @@ std::unexpected<Error> CannotStart(AttemptReport& refusal, Error error, std::str
 
 std::vector<std::string> InheritedEnv() {
   std::vector<std::string> env;
-  for (const char* name : {"PATH", "HOME", "LANG", "TZ",
+  for (const char* name : {
+           "PATH",
+           "HOME",
+           "LANG",
+           "TZ",
 #if defined(MILLRACE_FAILPOINTS) && MILLRACE_FAILPOINTS
-                           "MILLRACE_FAILPOINTS", "MILLRACE_FAILPOINT_SEED",
+           "MILLRACE_FAILPOINTS",
+           "MILLRACE_FAILPOINT_SEED",
 #endif
        }) {
     if (const char* value = std::getenv(name)) env.push_back(fmt::format("{}={}", name, value));
@@ -113,7 +118,8 @@ Result<void> Executor::StartStage(const wire::Grant::Job& job, Running& running,
   std::error_code error;
   std::filesystem::create_directories(order.scratch, error);
   if (error)
-    return CannotStart(refusal, {ErrorCode::kUnavailable, fmt::format("scratch folder '{}': {}", order.scratch, error.message())},
+    return CannotStart(refusal,
+                       {ErrorCode::kUnavailable, fmt::format("scratch folder '{}': {}", order.scratch, error.message())},
                        "no_resources");
   running.scratch = order.scratch;
   auto process = pool_.Take();

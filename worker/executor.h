@@ -24,18 +24,18 @@ namespace millrace::worker {
 class Executor {
  public:
   struct Options {
-    std::string worker;         // name, for reports
-    std::string lake;           // absolute path of the lake's root
-    std::string scratch_root;   // absolute; each attempt has a folder of its own in it
+    std::string worker;        // name, for reports
+    std::string lake;          // absolute path of the lake's root
+    std::string scratch_root;  // absolute; each attempt has a folder of its own in it
     std::vector<ConnectionSpec> connections;
     std::uint64_t memory_bytes_max = 0;
     int threads_per_stage = 1;
     bool sandbox = true;
     int nice = 5;
-    Millis term_grace{2000};    // between SIGTERM and SIGKILL of a command
-    Millis exit_grace{200};     // between a stage's failure and SIGKILL
-    Millis leave_grace{5000};   // between a stage's success, which is reported at once, and SIGKILL
-    Millis group_grace{1000};   // how long to wait for killed members of a group to disappear
+    Millis term_grace{2000};   // between SIGTERM and SIGKILL of a command
+    Millis exit_grace{200};    // between a stage's failure and SIGKILL
+    Millis leave_grace{5000};  // between a stage's success, which is reported at once, and SIGKILL
+    Millis group_grace{1000};  // how long to wait for killed members of a group to disappear
   };
   Executor(Options options, const Clock& clock, Poller& poller, ProcessPool& pool);
 
@@ -63,13 +63,13 @@ class Executor {
     WallTime started_at{};
     std::unique_ptr<Process> process;
     std::string scratch;
-    std::optional<MonoTime> deadline;      // the attempt's
-    std::optional<MonoTime> kill_at;       // SIGKILL
-    std::optional<MonoTime> group_until;   // the process has ended; its group may be there until then
+    std::optional<MonoTime> deadline;     // the attempt's
+    std::optional<MonoTime> kill_at;      // SIGKILL
+    std::optional<MonoTime> group_until;  // the process has ended; its group may be there until then
     std::optional<KillReason> killed;
     bool timed_out = false;
     std::optional<StageResult> result;
-    std::string broken;                    // what was wrong with its messages
+    std::string broken;  // what was wrong with its messages
   };
 
   // A stage that has published and said so: nothing depends on its process any more, which closes files and frees memory.

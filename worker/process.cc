@@ -37,14 +37,14 @@ Result<std::unique_ptr<Process>> Process::Start(Poller& poller, const ChildOptio
 }
 
 Process::~Process() {
-  for (const int fd : {child_->exit_fd(), child_->input().get(), child_->frames().get(), child_->output().get()}) poller_.Remove(fd);
+  for (const int fd : {child_->exit_fd(), child_->input().get(), child_->frames().get(), child_->output().get()})
+    poller_.Remove(fd);
 }
 
 Result<void> Process::Watch() {
   MILLRACE_TRY(poller_.Add(child_->exit_fd(), Poller::Interest::kRead, [this] { OnExit(); }));
-  MILLRACE_TRY(poller_.Add(child_->output().get(), Poller::Interest::kRead, [this] {
-    ReadSome(child_->output(), [this](std::string_view bytes) { tail_.Append(bytes); });
-  }));
+  MILLRACE_TRY(poller_.Add(child_->output().get(), Poller::Interest::kRead,
+                           [this] { ReadSome(child_->output(), [this](std::string_view bytes) { tail_.Append(bytes); }); }));
   if (child_->frames()) {
     MILLRACE_TRY(poller_.Add(child_->frames().get(), Poller::Interest::kRead, [this] {
       ReadSome(child_->frames(), [this](std::string_view bytes) { parser_.Append(bytes); });

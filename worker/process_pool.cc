@@ -63,8 +63,6 @@ MonoTime ProcessPool::NextTick() const {
   return std::max(not_before_, hold_until_.value_or(not_before_));
 }
 
-std::size_t ProcessPool::ready() const {
-  return static_cast<std::size_t>(std::ranges::count(slots_, true, &Slot::ready));
-}
+std::size_t ProcessPool::ready() const { return static_cast<std::size_t>(std::ranges::count(slots_, true, &Slot::ready)); }
 
 }  // namespace millrace::worker

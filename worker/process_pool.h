@@ -18,12 +18,13 @@ namespace millrace::worker {
 class ProcessPool {
  public:
   struct Options {
-    std::string program;            // path of millrace-stage
-    std::vector<std::string> env;   // all of its environment
-    std::size_t warm = 1;           // processes kept ready
-    int nice = 5;                   // jobs yield to heartbeats
-    Millis replace_delay{150};      // a used one is replaced no sooner: not while a short run goes on. Who finds none waits for none
-    Millis retry_base{100};         // wait after a process that could not start; doubles up to retry_cap
+    std::string program;           // path of millrace-stage
+    std::vector<std::string> env;  // all of its environment
+    std::size_t warm = 1;          // processes kept ready
+    int nice = 5;                  // jobs yield to heartbeats
+    Millis replace_delay{
+        150};                // a used one is replaced no sooner: not while a short run goes on. Who finds none waits for none
+    Millis retry_base{100};  // wait after a process that could not start; doubles up to retry_cap
     Millis retry_cap{5000};
   };
   ProcessPool(Poller& poller, Options options) : poller_(poller), options_(std::move(options)) {}
@@ -46,10 +47,10 @@ class ProcessPool {
 
   Poller& poller_;
   Options options_;
-  std::vector<Slot> slots_;  // oldest first
-  bool taken_ = false;       // since the last Tick
+  std::vector<Slot> slots_;             // oldest first
+  bool taken_ = false;                  // since the last Tick
   std::optional<MonoTime> hold_until_;  // set by the first Take from a full pool, until it is full again
-  int failures_ = 0;         // in a row
+  int failures_ = 0;                    // in a row
   MonoTime not_before_{};
 };
 

@@ -45,17 +45,26 @@ class Session {
     std::string name;
     std::vector<std::string> queues, kinds, roots;  // as in Hello
     std::uint32_t concurrency = 1;
-    std::size_t brokers = 1;                        // addressed below by index
-    Millis heartbeat = kHeartbeatInterval;          // until a Welcome says otherwise
+    std::size_t brokers = 1;                // addressed below by index
+    Millis heartbeat = kHeartbeatInterval;  // until a Welcome says otherwise
     Millis lease_ttl = kLeaseTtl;
     Millis overflow_wait{500};
-    Millis hello_retry{20};         // after a hello that could not be sent
+    Millis hello_retry{20};            // after a hello that could not be sent
     Millis orphan_report_ttl{60'000};  // after its end, a report that its granter has not answered is shown to all
   };
 
-  struct Send { std::size_t broker; wire::Message message; };
-  struct Start { wire::Grant::Job job; };  // the caller runs it and calls OnEnded exactly once
-  struct Kill { JobId job; Token token; KillReason reason; };  // likewise ends with OnEnded
+  struct Send {
+    std::size_t broker;
+    wire::Message message;
+  };
+  struct Start {
+    wire::Grant::Job job;
+  };  // the caller runs it and calls OnEnded exactly once
+  struct Kill {
+    JobId job;
+    Token token;
+    KillReason reason;
+  };  // likewise ends with OnEnded
   using Command = std::variant<Send, Start, Kill>;
 
   explicit Session(Options options);
@@ -66,9 +75,9 @@ class Session {
   void OnProgress(JobId job, std::int64_t rows, std::int64_t bytes);
   void OnTick(MonoTime now);
   void OnNotSent(MonoTime now, std::size_t broker);  // a Send could not go out: no connection yet; a hello is tried again soon
-  void Drain(MonoTime now);        // take nothing more; hand back what has not started
-  void HandBackAll(MonoTime now);  // kill what still runs (implies Drain)
-  void SayGoodbye();               // to every broker; the last event
+  void Drain(MonoTime now);                          // take nothing more; hand back what has not started
+  void HandBackAll(MonoTime now);                    // kill what still runs (implies Drain)
+  void SayGoodbye();                                 // to every broker; the last event
 
   // What the events ask for, in order. Call after each batch of events; also packs the reports that ended meanwhile.
   std::vector<Command> TakeCommands(MonoTime now);
@@ -97,15 +106,15 @@ class Session {
     Token token;
     std::size_t broker = kNoBroker;  // who granted it; kNoBroker once that one said not_owner
     Phase phase = Phase::kWaiting;
-    MonoTime since{};                // waiting since, or ended at
-    std::optional<wire::Grant::Job> job;         // while waiting
-    std::optional<wire::Grant::Job> successor;   // the same job with a higher token, starts when this one is gone
+    MonoTime since{};                           // waiting since, or ended at
+    std::optional<wire::Grant::Job> job;        // while waiting
+    std::optional<wire::Grant::Job> successor;  // the same job with a higher token, starts when this one is gone
     std::size_t successor_broker = kNoBroker;
     std::int64_t rows = 0, bytes = 0;
     bool progressed = false;
-    std::optional<AttemptReport> report;         // once ended
+    std::optional<AttemptReport> report;  // once ended
     std::optional<MonoTime> sent_at;
-    std::set<std::size_t> refused_by;            // said not_owner
+    std::set<std::size_t> refused_by;  // said not_owner
   };
 
   void OnGrant(MonoTime now, std::size_t broker, const wire::Grant& grant);

@@ -18,24 +18,24 @@
 namespace millrace::worker {
 
 struct WorkerOptions {
-  std::string name;                     // shown in reports and `status`; 1 .. kNameBytesMax bytes
-  WorkerId id;                          // new for each process start
-  std::vector<std::string> brokers;     // endpoints
-  std::uint32_t concurrency = 1;        // attempts at a time
-  std::vector<std::string> queues;      // empty = all
+  std::string name;                  // shown in reports and `status`; 1 .. kNameBytesMax bytes
+  WorkerId id;                       // new for each process start
+  std::vector<std::string> brokers;  // endpoints
+  std::uint32_t concurrency = 1;     // attempts at a time
+  std::vector<std::string> queues;   // empty = all
   std::vector<std::string> kinds = {"stage", "command"};
-  std::vector<std::string> roots;       // absolute paths it can reach; empty = all
-  std::string lake;                     // absolute path of the lake's root
-  std::string scratch_root;             // absolute; empty = a folder named by `id` under the system's temporary folder
+  std::vector<std::string> roots;  // absolute paths it can reach; empty = all
+  std::string lake;                // absolute path of the lake's root
+  std::string scratch_root;        // absolute; empty = a folder named by `id` under the system's temporary folder
   std::vector<ConnectionSpec> connections;
-  std::string stage_program;            // path of millrace-stage
-  std::size_t warm_stages = 1;          // stage processes kept ready
-  std::uint64_t memory_bytes_max = 0;   // of one stage; 0 = no limit
+  std::string stage_program;           // path of millrace-stage
+  std::size_t warm_stages = 1;         // stage processes kept ready
+  std::uint64_t memory_bytes_max = 0;  // of one stage; 0 = no limit
   int threads_per_stage = 1;
   bool sandbox = true;
-  int nice = 5;                         // of children, added to the worker's
-  Millis drain_timeout{30'000};         // how long running attempts may go on after RequestDrain
-  Millis settle_timeout{2000};          // how long to wait for the answers to the last reports
+  int nice = 5;                  // of children, added to the worker's
+  Millis drain_timeout{30'000};  // how long running attempts may go on after RequestDrain
+  Millis settle_timeout{2000};   // how long to wait for the answers to the last reports
   Millis heartbeat = kHeartbeatInterval;
 };
 

@@ -14,10 +14,10 @@
 namespace millrace::cli {
 namespace {
 
-constexpr Millis kAnswerTimeout{3000};   // then the request is sent again: it is idempotent by its ids
+constexpr Millis kAnswerTimeout{3000};  // then the request is sent again: it is idempotent by its ids
 constexpr Millis kWaitSlice{100};
 constexpr Millis kConnectSlice{5};      // between looks at a connection that is being made
-constexpr Millis kWatchInterval{5000};   // a watch is renewed this often, in case the broker restarted
+constexpr Millis kWatchInterval{5000};  // a watch is renewed this often, in case the broker restarted
 constexpr std::size_t kPendingUpdatesMax = 1000;
 constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
 
@@ -27,7 +27,8 @@ Error ToError(const wire::Problem& problem) {
         ErrorCode::kRejected, ErrorCode::kUnavailable, ErrorCode::kTimedOut, ErrorCode::kUnsupported})
     if (problem.code == Name(code)) return Error{code, problem.message};
   if (problem.code == "unreachable_input") return Error{ErrorCode::kRejected, problem.message};
-  return Error{problem.code == "not_owner" ? ErrorCode::kUnavailable : ErrorCode::kRejected, problem.code + ": " + problem.message};
+  return Error{problem.code == "not_owner" ? ErrorCode::kUnavailable : ErrorCode::kRejected,
+               problem.code + ": " + problem.message};
 }
 
 bool WorthRepeating(ErrorCode code) {

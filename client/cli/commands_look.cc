@@ -80,8 +80,9 @@ Result<ExitCode> DoScheduleList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
-  Table table{.columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until", "next"},
-              .rows = {}};
+  Table table{
+      .columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until", "next"},
+      .rows = {}};
   for (const ScheduleRow& row : rows) {
     const auto cron = CronSchedule::Make(row.spec);
     const auto next = cron ? cron->Next(row.watermark) : std::nullopt;
@@ -137,19 +138,27 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
     for (const std::string& line : report.unproven) fmt::print("not proven: {}\n", line);
   } else if (context->format() != OutputFormat::kJson) {
     const auto& bad = report.first_bad;
-    Print(Table{.columns = {"ok", "writers", "records", "rows", "checkpoints", "unpinned_records", "kind", "table", "key", "explanation"},
+    Print(Table{.columns = {"ok", "writers", "records", "rows", "checkpoints", "unpinned_records", "kind", "table", "key",
+                            "explanation"},
                 .rows = {{report.ok, static_cast<std::int64_t>(report.writers), static_cast<std::int64_t>(report.records),
                           static_cast<std::int64_t>(report.rows), static_cast<std::int64_t>(report.checkpoints),
                           static_cast<std::int64_t>(report.unpinned_records), bad ? Cell{std::string(Name(bad->kind))} : Cell{},
-                          bad ? Cell{bad->table} : Cell{}, bad ? Cell{bad->key} : Cell{}, bad ? Cell{bad->explanation} : Cell{}}}},
+                          bad ? Cell{bad->table} : Cell{}, bad ? Cell{bad->key} : Cell{},
+                          bad ? Cell{bad->explanation} : Cell{}}}},
           context->format());
   } else {
-    Json json{{"ok", report.ok}, {"writers", report.writers}, {"records", report.records}, {"rows", report.rows},
-              {"checkpoints", report.checkpoints}, {"unpinned_records", report.unpinned_records}, {"unproven", report.unproven}};
+    Json json{{"ok", report.ok},
+              {"writers", report.writers},
+              {"records", report.records},
+              {"rows", report.rows},
+              {"checkpoints", report.checkpoints},
+              {"unpinned_records", report.unpinned_records},
+              {"unproven", report.unproven}};
     if (const auto& bad = report.first_bad) {
-      json["first_bad"] = {{"kind", Name(bad->kind)}, {"table", bad->table}, {"key", bad->key},
-                           {"writer", bad->writer.ToString()}, {"seq", bad->seq},
-                           {"index", bad->index ? Json(*bad->index) : Json(nullptr)}, {"explanation", bad->explanation}};
+      json["first_bad"] = {
+          {"kind", Name(bad->kind)},          {"table", bad->table}, {"key", bad->key},
+          {"writer", bad->writer.ToString()}, {"seq", bad->seq},     {"index", bad->index ? Json(*bad->index) : Json(nullptr)},
+          {"explanation", bad->explanation}};
     }
     fmt::print("{}\n", json.dump(2, ' ', false, Json::error_handler_t::replace));
   }
@@ -160,10 +169,12 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
 Table StatusRows(const wire::StatusReply& status) {
   Table table{.columns = {"kind", "name", "epoch", "concurrency", "ready", "running", "runs"}, .rows = {}};
   for (const auto& s : status.shards)
-    table.rows.push_back({std::string("shard"), std::to_string(s.shard), std::int64_t{s.epoch}, Cell{}, static_cast<std::int64_t>(s.ready),
-                          static_cast<std::int64_t>(s.running), static_cast<std::int64_t>(s.runs)});
+    table.rows.push_back({std::string("shard"), std::to_string(s.shard), std::int64_t{s.epoch}, Cell{},
+                          static_cast<std::int64_t>(s.ready), static_cast<std::int64_t>(s.running),
+                          static_cast<std::int64_t>(s.runs)});
   for (const auto& w : status.workers)
-    table.rows.push_back({std::string("worker"), w.name, Cell{}, std::int64_t{w.concurrency}, Cell{}, std::int64_t{w.running}, Cell{}});
+    table.rows.push_back(
+        {std::string("worker"), w.name, Cell{}, std::int64_t{w.concurrency}, Cell{}, std::int64_t{w.running}, Cell{}});
   return table;
 }
 
@@ -173,7 +184,8 @@ Result<ExitCode> DoStatus(const Options& options) {
   const std::string endpoint = context->ClientEndpoint();
   auto client = BrokerClient::Connect(*transport, endpoint, context->clock());
   auto status = client ? client->Status(context->clock().Now() + kStatusTimeout) : std::unexpected(std::move(client.error()));
-  if (!status) return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'", endpoint,
+  if (!status)
+    return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'", endpoint,
                 context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
   if (context->format() == OutputFormat::kCsv || context->format() == OutputFormat::kNdjson) {
     Print(StatusRows(*status), context->format());
@@ -182,7 +194,8 @@ Result<ExitCode> DoStatus(const Options& options) {
   if (context->format() == OutputFormat::kJson) {
     Json json{{"broker", status->broker}, {"shards", Json::array()}, {"workers", Json::array()}};
     for (const auto& s : status->shards)
-      json["shards"].push_back({{"shard", s.shard}, {"epoch", s.epoch}, {"ready", s.ready}, {"running", s.running}, {"runs", s.runs}});
+      json["shards"].push_back(
+          {{"shard", s.shard}, {"epoch", s.epoch}, {"ready", s.ready}, {"running", s.running}, {"runs", s.runs}});
     for (const auto& w : status->workers)
       json["workers"].push_back({{"name", w.name}, {"concurrency", w.concurrency}, {"running", w.running}});
     fmt::print("{}\n", json.dump(2));
@@ -194,7 +207,8 @@ Result<ExitCode> DoStatus(const Options& options) {
                            static_cast<std::int64_t>(s.running), static_cast<std::int64_t>(s.runs)});
   Table workers{.columns = {"worker", "concurrency", "running"}, .rows = {}};
   for (const auto& w : status->workers) workers.rows.push_back({w.name, std::int64_t{w.concurrency}, std::int64_t{w.running}});
-  fmt::print("broker {}\n\n{}\n{}", status->broker, Format(shards, OutputFormat::kTable), Format(workers, OutputFormat::kTable));
+  fmt::print("broker {}\n\n{}\n{}", status->broker, Format(shards, OutputFormat::kTable),
+             Format(workers, OutputFormat::kTable));
   return ExitCode::kOk;
 }
 

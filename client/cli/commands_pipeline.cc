@@ -43,7 +43,8 @@ Result<ExitCode> DoCheck(const Options& options) {
                       TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
   Table table{.columns = {"stage", "column", "type", "not_null"}, .rows = {}};
   for (const StageSchema& schema : schemas)
-    for (const ColumnSpec& column : schema.columns) table.rows.push_back({schema.stage, column.name, column.type, column.not_null});
+    for (const ColumnSpec& column : schema.columns)
+      table.rows.push_back({schema.stage, column.name, column.type, column.not_null});
   Print(table, context->format());
   fmt::print(stderr, "{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
   return ExitCode::kOk;
@@ -61,8 +62,9 @@ Result<ExitCode> DoPlan(const Options& options) {
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
   MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
-  Table table{.columns = {"stage", "kind", "does", "after", "checks", "contract", "max_attempts", "timeout_s", "queue", "effect"},
-              .rows = {}};
+  Table table{
+      .columns = {"stage", "kind", "does", "after", "checks", "contract", "max_attempts", "timeout_s", "queue", "effect"},
+      .rows = {}};
   for (std::size_t i = 0; i < file.pipeline.stages.size(); ++i) {
     const StageSpec& stage = file.pipeline.stages[i];
     table.rows.push_back({stage.name, std::string(stage.KindName()), Describe(stage), Joined(stage.depends_on),
@@ -92,9 +94,8 @@ Result<ExitCode> DoApply(const Options& options) {
     MILLRACE_TRY(CronSchedule::Make(file.pipeline.schedules.front()));
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
-  MILLRACE_TRY_ASSIGN(const PipelineVersion version,
-                      ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir, kDefaultOrg,
-                                            context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source,
+                                                                           file.base_dir, kDefaultOrg, context->Deadline()));
   Table table{.columns = {"pipeline", "version", "applied_at", "base_dir"},
               .rows = {{version.name, version.version, ToRfc3339(version.applied_at), version.base_dir}}};
   Print(table, context->format());
@@ -114,7 +115,8 @@ Result<ExitCode> DoList(const Options& options) {
 Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const PipelineVersion v, ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion v,
+                      ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline()));
   if (context->format() == OutputFormat::kTable) {
     std::fwrite(v.source.data(), 1, v.source.size(), stdout);
   } else {

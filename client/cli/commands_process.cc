@@ -30,14 +30,16 @@ Result<ExitCode> ServeAlone(const Options& options, const std::string& process, 
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, process));
   if (context->embedded())
     return Fail(ErrorCode::kInvalidArgument,
-                "{}: ledger.dsn names no PostgreSQL: set it (and queue.redis) in the configuration, or use 'millrace up'", process);
+                "{}: ledger.dsn names no PostgreSQL: set it (and queue.redis) in the configuration, or use 'millrace up'",
+                process);
   return Serve(*context, parts);
 }
 
 Result<ExitCode> DoUp(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "up"));
   if (!context->embedded())
-    return Fail(ErrorCode::kInvalidArgument, "up is the embedded form; with ledger.dsn set, start broker, worker and scheduler");
+    return Fail(ErrorCode::kInvalidArgument,
+                "up is the embedded form; with ledger.dsn set, start broker, worker and scheduler");
   MILLRACE_TRY_ASSIGN(const HomeLock lock, HomeLock::Acquire(context->config().home, "millrace up"));
   if (!options.file.empty()) {
     MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
@@ -50,9 +52,7 @@ Result<ExitCode> DoUp(const Options& options) {
   return Serve(*context, {.broker = true, .worker = true, .scheduler = true});
 }
 
-ExitCode Finish(const Result<ExitCode>& result) {
-  return result ? *result : ComplainAboutFile(result.error());
-}
+ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : ComplainAboutFile(result.error()); }
 
 }  // namespace
 

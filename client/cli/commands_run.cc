@@ -99,12 +99,14 @@ ExitCode ExitCodeOf(RunState state) {
 }
 
 Result<ExitCode> DoRunFile(const Options& options) {
-  if (options.file.empty()) return Fail(ErrorCode::kInvalidArgument, "run: give a pipeline file, or one of list, show, logs, start");
+  if (options.file.empty())
+    return Fail(ErrorCode::kInvalidArgument, "run: give a pipeline file, or one of list, show, logs, start");
   Options quiet_log = options;  // the run's own story is told by progress and report
   if (quiet_log.log_level.empty()) quiet_log.log_level = "warn";
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(quiet_log, "run"));
   if (!context->embedded())
-    return Fail(ErrorCode::kInvalidArgument, "run FILE is the embedded form; with ledger.dsn set, use 'pipeline apply' and 'run start'");
+    return Fail(ErrorCode::kInvalidArgument,
+                "run FILE is the embedded form; with ledger.dsn set, use 'pipeline apply' and 'run start'");
   auto read = ReadPipelineFile(options.file);
   if (!read && read.error().code == ErrorCode::kNotFound)
     return Fail(ErrorCode::kNotFound, "{}{}", read.error().message, DidYouMeanVerb(options.file));
@@ -120,9 +122,8 @@ Result<ExitCode> DoRunFile(const Options& options) {
   MILLRACE_TRY_ASSIGN(const HomeLock lock, HomeLock::Acquire(context->config().home, "millrace run"));
 
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
-  MILLRACE_TRY_ASSIGN(const PipelineVersion version,
-                      ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir, kDefaultOrg,
-                                            context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source,
+                                                                           file.base_dir, kDefaultOrg, context->Deadline()));
   request.version = version.version;
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
@@ -139,7 +140,8 @@ Result<ExitCode> DoRunFile(const Options& options) {
   if (!end) engine->RequestStop();  // interrupted: hand back at once
   MILLRACE_TRY(engine->Join());
   if (!end && end.error().code == ErrorCode::kCancelled)
-    return Fail(ErrorCode::kCancelled, "interrupted; run {} is kept and goes on with the next 'millrace up' or 'millrace run' in {}",
+    return Fail(ErrorCode::kCancelled,
+                "interrupted; run {} is kept and goes on with the next 'millrace up' or 'millrace run' in {}",
                 plan.run.id.ToString(), context->config().home);
   if (!end) return std::unexpected(std::move(end.error()));
 
@@ -195,7 +197,8 @@ Result<ExitCode> DoRunList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
   RunFilter filter;
   filter.limit = options.count == 0 ? kListDefault : options.count;
-  if (filter.limit > kListMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
+  if (filter.limit > kListMax)
+    return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
   if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
   if (!options.state.empty()) {
     MILLRACE_TRY_ASSIGN(filter.state, ParseRunState(options.state));
@@ -206,9 +209,10 @@ Result<ExitCode> DoRunList(const Options& options) {
     for (const RunSummary& run : runs) fmt::print("{}\n", run.spec.id.ToString());
     return ExitCode::kOk;
   }
-  Table table{.columns = {"run", "pipeline", "version", "state", "slot", "created_at",
-                          context->format() == OutputFormat::kTable ? "duration" : "duration_ms", "jobs_ended", "jobs", "reason"},
-              .rows = {}};
+  Table table{
+      .columns = {"run", "pipeline", "version", "state", "slot", "created_at",
+                  context->format() == OutputFormat::kTable ? "duration" : "duration_ms", "jobs_ended", "jobs", "reason"},
+      .rows = {}};
   for (const RunSummary& run : runs)
     table.rows.push_back({run.spec.id.ToString(), run.spec.pipeline, run.spec.version, std::string(Name(run.state)),
                           run.spec.slot ? Cell{ToRfc3339(*run.spec.slot)} : Cell{}, ToRfc3339(run.spec.created_at),
@@ -236,7 +240,8 @@ void PrintLogs(const std::vector<LogEntry>& entries, OutputFormat format) {
   if (format != OutputFormat::kTable) {
     Table table{.columns = {"stage", "attempt", "worker", "end", "error", "log"}, .rows = {}};
     for (const auto& [stage, attempt, report] : entries)
-      table.rows.push_back({stage, std::int64_t{attempt}, report->worker, std::string(Name(report->end)), report->error, report->log_tail});
+      table.rows.push_back(
+          {stage, std::int64_t{attempt}, report->worker, std::string(Name(report->end)), report->error, report->log_tail});
     return Print(table, format);
   }
   for (const auto& [stage, attempt, report] : entries) {
@@ -256,7 +261,8 @@ Result<ExitCode> DoRunLogs(const Options& options) {
   for (const JobDetail& job : detail.jobs) {
     if (!options.stage.empty() && job.spec.stage != options.stage) continue;
     found = true;
-    for (const AttemptRow& attempt : job.attempts) entries.push_back({job.spec.stage, attempt.counters.deliveries, &attempt.report});
+    for (const AttemptRow& attempt : job.attempts)
+      entries.push_back({job.spec.stage, attempt.counters.deliveries, &attempt.report});
     if (job.outcome && job.outcome->report.token != Token{})
       entries.push_back({job.spec.stage, job.outcome->counters.deliveries, &job.outcome->report});
   }

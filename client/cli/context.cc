@@ -43,7 +43,8 @@ Result<std::unique_ptr<Context>> Context::Make(const Options& options, std::stri
   MILLRACE_TRY_ASSIGN(LoadedConfig loaded, LoadConfig(inputs));
   std::error_code ec;
   const auto home = std::filesystem::status(loaded.config.home, ec);
-  if (loaded.config.ledger.kind == LedgerConfig::Kind::kSqlite && std::filesystem::exists(home) && !std::filesystem::is_directory(home))
+  if (loaded.config.ledger.kind == LedgerConfig::Kind::kSqlite && std::filesystem::exists(home) &&
+      !std::filesystem::is_directory(home))
     return Fail(ErrorCode::kInvalidArgument, "--home '{}' is not a directory: give another one", loaded.config.home);
   ConfigureLog(loaded.config.log_level, loaded.config.log_format, std::move(process));
   return std::unique_ptr<Context>(new Context(std::move(loaded), format));

@@ -53,7 +53,8 @@ class Context {
 // Prints "millrace: <message>" on stderr and returns the exit code of the error.
 ExitCode Complain(const Error& error);
 
-// The same for a command that reads a pipeline file: the file's own errors come rendered, with their places, and need no prefix.
+// The same for a command that reads a pipeline file: the file's own errors come rendered, with their places, and need no
+// prefix.
 ExitCode ComplainAboutFile(const Error& error);
 
 // Where this installation keeps millrace-stage: beside the running executable.

@@ -43,7 +43,8 @@ void LedgerFindings(Context& context, std::vector<Finding>& out) {
       out.push_back(Good("ledger", shown + " (not made yet)"));
     } else {
       out.push_back(Bad("ledger", ledger.error().message,
-                        context.embedded() ? "see the message; another --home is a fresh start" : "check ledger.dsn and that the server runs"));
+                        context.embedded() ? "see the message; another --home is a fresh start"
+                                           : "check ledger.dsn and that the server runs"));
     }
     return;
   }
@@ -61,11 +62,12 @@ void LedgerFindings(Context& context, std::vector<Finding>& out) {
 
 Finding QueueFinding(const Context& context) {
   const QueueConfig& queue = context.config().queue;
-  if (queue.kind == QueueConfig::Kind::kSqlite) return Good("queue", queue.path + " (SQLite " + std::string(sqlite::LibraryVersion()) + ")");
+  if (queue.kind == QueueConfig::Kind::kSqlite)
+    return Good("queue", queue.path + " (SQLite " + std::string(sqlite::LibraryVersion()) + ")");
   RedisQueueOptions options;
-  options.endpoint = queue.password.empty()
-                         ? fmt::format("redis://{}:{}/{}", queue.host, queue.port, queue.database)
-                         : fmt::format("redis://{}:{}@{}:{}/{}", queue.user, queue.password.Reveal(), queue.host, queue.port, queue.database);
+  options.endpoint = queue.password.empty() ? fmt::format("redis://{}:{}/{}", queue.host, queue.port, queue.database)
+                                            : fmt::format("redis://{}:{}@{}:{}/{}", queue.user, queue.password.Reveal(),
+                                                          queue.host, queue.port, queue.database);
   options.prefix = queue.prefix;
   const auto redis = RedisQueue::Open(options, context.clock().Now() + kProbeTimeout);
   const std::string where = fmt::format("redis {}:{}", queue.host, queue.port);
@@ -91,8 +93,8 @@ Finding LakeFinding(const Context& context) {
 Finding ConnectionFinding(const ConnectionSpec& connection, const Clock& clock) {
   const std::string check = "connection " + connection.name;
   if (connection.type == "sqlite") return Good(check, connection.dsn);
-  const auto pg = PgConnection::Connect({.dsn = connection.dsn, .application_name = "millrace doctor", .search_path = {}}, clock,
-                                        clock.Now() + kProbeTimeout);
+  const auto pg = PgConnection::Connect({.dsn = connection.dsn, .application_name = "millrace doctor", .search_path = {}},
+                                        clock, clock.Now() + kProbeTimeout);
   if (!pg) return Bad(check, pg.error().message, "check connections." + connection.name + ".dsn");
   const int version = (*pg)->server_version();
   return Good(check, fmt::format("PostgreSQL {}.{}", version / 10000, version % 10000));

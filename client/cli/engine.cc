@@ -151,7 +151,8 @@ Result<void> Engine::Parts::StartWorker(std::vector<std::string> brokers) {
   std::filesystem::create_directories(context.config().lake, ec);
   if (ec) return Fail(ErrorCode::kInvalidArgument, "lake '{}': cannot create it: {}", context.config().lake, ec.message());
   MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmqTransport(zmq));
-  worker = std::make_unique<worker::Worker>(MakeWorkerOptions(context, std::move(brokers)), context.clock(), std::move(transport));
+  worker =
+      std::make_unique<worker::Worker>(MakeWorkerOptions(context, std::move(brokers)), context.clock(), std::move(transport));
   worker_thread = std::thread([this] {
     worker_result = worker->Run();
     worker_ended = true;
@@ -167,7 +168,8 @@ Result<void> Engine::Parts::StartScheduler() {
                                       .id = context.ids().Next<OwnerId>(),
                                       .lead_ttl = config.lead_ttl,
                                       .shard_count = context.config().broker.shards};
-  scheduler = std::make_unique<scheduler::Scheduler>(options, *scheduler_ledger, *scheduler_inbox, context.clock(), context.ids());
+  scheduler =
+      std::make_unique<scheduler::Scheduler>(options, *scheduler_ledger, *scheduler_inbox, context.clock(), context.ids());
   scheduler_thread = std::thread([this] {
     scheduler->Run();
     scheduler_ended = true;

@@ -7,12 +7,12 @@ namespace millrace::cli {
 
 enum class ExitCode : int {
   kOk = 0,
-  kWorkFailed = 1,    // a stage or a check failed, an audit does not verify, a file has errors
+  kWorkFailed = 1,  // a stage or a check failed, an audit does not verify, a file has errors
   kUsage = 2,
   kNotFound = 3,
   kAuth = 4,
-  kConflict = 5,      // a precondition does not hold: locked home, newer ledger, ...
-  kUnavailable = 6,   // a server or the network
+  kConflict = 5,     // a precondition does not hold: locked home, newer ledger, ...
+  kUnavailable = 6,  // a server or the network
   kTimedOut = 7,
   kInterrupted = 130,
 };

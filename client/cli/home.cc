@@ -16,8 +16,7 @@ Result<HomeLock> HomeLock::Acquire(const std::string& home, const std::string& c
   std::error_code ec;
   std::filesystem::create_directories(home, ec);
   if (ec) return Fail(ErrorCode::kInvalidArgument, "--home '{}': cannot create it: {}", home, ec.message());
-  if (::chmod(home.c_str(), 0700) != 0)
-    return Fail(ErrorCode::kInvalidArgument, "--home '{}': {}", home, std::strerror(errno));
+  if (::chmod(home.c_str(), 0700) != 0) return Fail(ErrorCode::kInvalidArgument, "--home '{}': {}", home, std::strerror(errno));
   const std::string path = home + "/lock";
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) return Fail(ErrorCode::kInvalidArgument, "--home '{}': cannot open its lock: {}", home, std::strerror(errno));

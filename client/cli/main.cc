@@ -26,7 +26,10 @@ struct Grammar {
   CLI::App* Add(CLI::App* parent, const std::string& name, const std::string& help, Command command) {
     CLI::App* sub = parent->add_subcommand(name, help);
     sub->fallthrough();
-    if (command) sub->callback([this, sub, command] { if (sub->get_subcommands().empty()) chosen = command; });
+    if (command)
+      sub->callback([this, sub, command] {
+        if (sub->get_subcommands().empty()) chosen = command;
+      });
     return sub;
   }
   CLI::App* Group(const std::string& name, const std::string& help) {
@@ -37,7 +40,9 @@ struct Grammar {
 };
 
 void AddGlobalOptions(Grammar& g) {
-  g.app.add_option("--config", g.options.config_file, "Configuration file (default: ./millrace.yaml, then the user's, then /etc's)")
+  g.app
+      .add_option("--config", g.options.config_file,
+                  "Configuration file (default: ./millrace.yaml, then the user's, then /etc's)")
       ->envname("MILLRACE_CONFIG");
   g.app.add_option("--home", g.options.home, "Home directory of the embedded form (default: $MILLRACE_HOME, then ./.millrace)");
   g.app.add_option("--set", g.options.settings, "A setting as key=value, e.g. --set worker.concurrency=4; may be repeated")
@@ -76,7 +81,8 @@ void AddPipelineCommands(Grammar& g) {
   plan->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
 
   CLI::App* pipeline = g.Group("pipeline", "Pipelines in the ledger");
-  CLI::App* apply = g.Add(pipeline, "apply", "Store a pipeline file as the newest version; its schedule takes effect", PipelineApply);
+  CLI::App* apply =
+      g.Add(pipeline, "apply", "Store a pipeline file as the newest version; its schedule takes effect", PipelineApply);
   apply->add_option("FILE", g.options.file, "Pipeline file")->required();
   apply->add_option("--cron", g.options.cron, "Use this schedule instead of the file's");
   apply->add_option("--timezone", g.options.timezone, "Time zone of --cron (default: the file's, then UTC)");
@@ -99,9 +105,9 @@ void AddPipelineCommands(Grammar& g) {
 void AddProcessCommands(Grammar& g) {
   CLI::App* up = g.Add(&g.app, "up", "Scheduler, broker and worker in one process, on SQLite", Up);
   up->add_option("FILE", g.options.file, "Pipeline file to apply first");
-  for (const auto& [name, help, command] :
-       {std::tuple{"broker", "A broker process", Command(BrokerProcess)}, std::tuple{"worker", "A worker process", Command(WorkerProcess)},
-        std::tuple{"scheduler", "A scheduler process", Command(SchedulerProcess)}}) {
+  for (const auto& [name, help, command] : {std::tuple{"broker", "A broker process", Command(BrokerProcess)},
+                                            std::tuple{"worker", "A worker process", Command(WorkerProcess)},
+                                            std::tuple{"scheduler", "A scheduler process", Command(SchedulerProcess)}}) {
     CLI::App* process = g.Add(&g.app, name, help, command);
     process->add_option("--name", g.options.name, "Its name in logs and records");
     if (std::string(name) == "worker") process->add_option("--concurrency", g.options.concurrency, "Jobs at a time");
@@ -114,7 +120,8 @@ void AddOtherCommands(Grammar& g) {
   query->add_option("CONNECTION", g.options.connection, "Name of the connection, e.g. warehouse")->required();
   query->add_option("SQL", g.options.sql, "One query")->required();
   CLI::App* audit = g.Group("audit", "The audit trail");
-  CLI::App* verify = g.Add(audit, "verify", "Find whatever was edited, deleted, inserted, reordered, cut off or recomputed", AuditVerify);
+  CLI::App* verify =
+      g.Add(audit, "verify", "Find whatever was edited, deleted, inserted, reordered, cut off or recomputed", AuditVerify);
   verify->add_option("--checkpoints", g.options.checkpoints, "Folder of signed checkpoints (default: audit.checkpoint_dir)");
   verify->add_option("--public-key", g.options.public_key, "Public key of the checkpoints (default: beside audit.key_file)");
   CLI::App* config = g.Group("config", "The configuration");
@@ -146,7 +153,8 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 26> kExample
     {"schedule list", "schedule list -o json"},
     {"schedule next",
      "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3"},
-    {"query", "query warehouse \"select * from shop_per_country limit 10\"\nquery warehouse \"select count(*) from orders\" -o csv"},
+    {"query",
+     "query warehouse \"select * from shop_per_country limit 10\"\nquery warehouse \"select count(*) from orders\" -o csv"},
     {"audit", "audit verify"},
     {"audit verify", "audit verify\naudit verify --checkpoints /mnt/worm/checkpoints -o json"},
     {"config", "config show --origin"},

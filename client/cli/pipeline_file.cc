@@ -139,8 +139,7 @@ Diagnostic ToDiagnostic(const PipelineFile& file, const Json& problem) {
 Result<PipelineFile> ReadPipelineFile(const std::string& path) {
   std::error_code ec;
   const auto kind = std::filesystem::status(path, ec).type();
-  if (ec || kind == std::filesystem::file_type::not_found)
-    return Fail(ErrorCode::kNotFound, "{}: no such file", path);
+  if (ec || kind == std::filesystem::file_type::not_found) return Fail(ErrorCode::kNotFound, "{}: no such file", path);
   if (kind != std::filesystem::file_type::regular) return Fail(ErrorCode::kInvalidArgument, "{}: not a regular file", path);
   if (std::filesystem::file_size(path, ec) > kPipelineFileBytesMax)
     return Fail(ErrorCode::kInvalidArgument, "{}: over the limit of {} bytes", path, kPipelineFileBytesMax);
@@ -217,7 +216,8 @@ Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::
     for (const Json& stage : answer.at("stages")) {
       StageSchema schema{.stage = stage.at("stage").get<std::string>(), .columns = {}};
       for (const Json& column : stage.at("columns"))
-        schema.columns.push_back({.name = column.at("name").get<std::string>(), .type = column.at("type").get<std::string>(),
+        schema.columns.push_back({.name = column.at("name").get<std::string>(),
+                                  .type = column.at("type").get<std::string>(),
                                   .not_null = column.at("not_null").get<bool>()});
       schemas.push_back(std::move(schema));
     }

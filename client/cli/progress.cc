@@ -38,7 +38,15 @@ void ProgressView::Update(const wire::RunUpdate& update) {
   const MonoTime now = clock_.Now();
   for (const auto& change : update.changed) {
     const auto [it, added] = index_.emplace(change.job, stages_.size());
-    if (added) stages_.push_back({.name = change.stage, .state = JobState::kBlocked, .deliveries = 0, .rows = 0, .bytes = 0, .started = {}, .ended = {}, .error = {}});
+    if (added)
+      stages_.push_back({.name = change.stage,
+                         .state = JobState::kBlocked,
+                         .deliveries = 0,
+                         .rows = 0,
+                         .bytes = 0,
+                         .started = {},
+                         .ended = {},
+                         .error = {}});
     StageView& stage = stages_[it->second];
     const bool moved = stage.state != change.state || stage.deliveries != change.counters.deliveries;
     if (change.state == JobState::kRunning && stage.state != JobState::kRunning) stage.started = now;

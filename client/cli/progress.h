@@ -37,7 +37,7 @@ class ProgressView {
   const Clock& clock_;
   bool bars_;
   bool lines_;
-  std::vector<StageView> stages_;          // in the order they were first seen
+  std::vector<StageView> stages_;  // in the order they were first seen
   std::map<JobId, std::size_t> index_;
   std::size_t drawn_lines_ = 0;
   MonoTime drawn_at_{};

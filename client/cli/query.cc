@@ -30,7 +30,8 @@ Cell SqliteCell(const sqlite::Statement& row, int column) {
 }
 
 Result<Table> QuerySqlite(const std::string& path, const std::string& sql, const Clock& clock, MonoTime deadline) {
-  if (!std::filesystem::exists(path)) return Fail(ErrorCode::kNotFound, "there is no database at {}: nothing was loaded yet", path);
+  if (!std::filesystem::exists(path))
+    return Fail(ErrorCode::kNotFound, "there is no database at {}: nothing was loaded yet", path);
   MILLRACE_TRY_ASSIGN(auto database, sqlite::Database::Open(path, {.access = sqlite::Access::kReadOnly, .clock = &clock}));
   database.SetDeadline(deadline);
   MILLRACE_TRY_ASSIGN(auto statement, database.Prepare(sql));
@@ -58,8 +59,9 @@ Cell JsonCell(const Json& value) {
 
 // Every PostgreSQL type has a JSON form, so the server does the rendering.
 Result<Table> QueryPostgres(const std::string& dsn, const std::string& sql, const Clock& clock, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const auto connection,
-                      PgConnection::Connect({.dsn = dsn, .application_name = "millrace query", .search_path = {}}, clock, deadline));
+  MILLRACE_TRY_ASSIGN(
+      const auto connection,
+      PgConnection::Connect({.dsn = dsn, .application_name = "millrace query", .search_path = {}}, clock, deadline));
   MILLRACE_TRY(connection->Exec("begin transaction read only", deadline));
   std::string text = sql;
   while (!text.empty() && (text.back() == ';' || text.back() == ' ' || text.back() == '\n')) text.pop_back();

@@ -42,7 +42,7 @@ Result<StageReport> MakeStageReport(const JobDetail& job) {
   return report;
 }
 
-Cell MaybeCount(const std::optional<StageResult>& result, std::int64_t RowCounts::*member) {
+Cell MaybeCount(const std::optional<StageResult>& result, std::int64_t RowCounts::* member) {
   return result ? Cell{result->rows.*member} : Cell{};
 }
 
@@ -61,7 +61,8 @@ std::string Lines(const std::string& text, std::string_view indent) {
 std::int64_t RunReport::Changed() const {
   std::int64_t changed = 0;
   for (const auto& s : stages)
-    if (s.kind == "load" && s.result && !s.result->already_applied) changed += s.result->inserted + s.result->updated + s.result->deleted;
+    if (s.kind == "load" && s.result && !s.result->already_applied)
+      changed += s.result->inserted + s.result->updated + s.result->deleted;
   return changed;
 }
 
@@ -99,8 +100,8 @@ Table StageTable(const RunReport& report, OutputFormat format) {
               .rows = {}};
   for (const StageReport& s : report.stages) {
     std::vector<Cell> row{s.stage, s.kind, std::string(Name(s.state)), std::int64_t{s.counters.deliveries}};
-    for (const auto member : {&RowCounts::read, &RowCounts::loaded, &RowCounts::filtered, &RowCounts::quarantined,
-                              &RowCounts::deduplicated})
+    for (const auto member :
+         {&RowCounts::read, &RowCounts::loaded, &RowCounts::filtered, &RowCounts::quarantined, &RowCounts::deduplicated})
       row.push_back(MaybeCount(s.result, member));
     const std::int64_t bytes = !s.result ? 0 : s.kind == "extract" ? s.result->bytes_read : s.result->bytes_written;
     row.push_back(!s.result ? Cell{} : people ? Cell{HumanBytes(bytes)} : Cell{bytes});
@@ -139,8 +140,11 @@ std::string ToJson(const RunReport& report) {
     stage["finished_at"] = s.finished_at ? Json(ToRfc3339(*s.finished_at)) : Json(nullptr);
     if (s.result) {
       const StageResult& r = *s.result;
-      stage["rows"] = {{"read", r.rows.read}, {"loaded", r.rows.loaded}, {"filtered", r.rows.filtered},
-                       {"quarantined", r.rows.quarantined}, {"deduplicated", r.rows.deduplicated}};
+      stage["rows"] = {{"read", r.rows.read},
+                       {"loaded", r.rows.loaded},
+                       {"filtered", r.rows.filtered},
+                       {"quarantined", r.rows.quarantined},
+                       {"deduplicated", r.rows.deduplicated}};
       stage["bytes_read"] = r.bytes_read;
       stage["bytes_written"] = r.bytes_written;
       stage["inserted"] = r.inserted;
@@ -174,7 +178,9 @@ std::string ForPeople(const RunReport& report) {
       const bool same = r.already_applied || r.inserted + r.updated + r.deleted == 0;
       out += fmt::format("{}: {} ({}): {} inserted, {} updated, {} unchanged{}\n", s.stage, r.target, r.plan,
                          HumanCount(r.inserted), HumanCount(r.updated), HumanCount(r.unchanged),
-                         r.already_applied ? "; applied before, nothing was done again" : same ? "; nothing changed" : "");
+                         r.already_applied ? "; applied before, nothing was done again"
+                         : same            ? "; nothing changed"
+                                           : "");
     }
     if (!s.error.empty()) {
       out += fmt::format("\nstage {} {} after {} {}: {}: {}\n", s.stage, Name(s.state), s.counters.deliveries,

@@ -14,8 +14,8 @@
 namespace millrace::cli {
 
 struct StageReport {
-  std::string stage, kind;      // kind: extract, transform, load, command
-  std::string job;              // id
+  std::string stage, kind;  // kind: extract, transform, load, command
+  std::string job;          // id
   JobState state = JobState::kBlocked;
   Counters counters;
   std::optional<StageResult> result;  // of the attempt that ended it
@@ -43,7 +43,7 @@ struct RunReport {
 Result<RunReport> MakeRunReport(const RunDetail& detail);
 
 Table StageTable(const RunReport& report, OutputFormat format);
-std::string ToJson(const RunReport& report);   // one object, indented
+std::string ToJson(const RunReport& report);     // one object, indented
 std::string ForPeople(const RunReport& report);  // several lines: headline, stage table, identity, targets, errors
 
 }  // namespace millrace::cli

@@ -10,8 +10,8 @@ namespace millrace {
 }  // namespace millrace
 
 // CHECK(condition, "job {}: token {} does not follow {}", ...): prints the place and the message to stderr and aborts.
-#define MILLRACE_CHECK(condition, ...)                                                             \
-  do {                                                                                             \
-    if (!(condition)) [[unlikely]]                                                                 \
-      ::millrace::CheckFailed(#condition, __FILE__, __LINE__, ::fmt::format(__VA_ARGS__));         \
+#define MILLRACE_CHECK(condition, ...)                                                     \
+  do {                                                                                     \
+    if (!(condition)) [[unlikely]]                                                         \
+      ::millrace::CheckFailed(#condition, __FILE__, __LINE__, ::fmt::format(__VA_ARGS__)); \
   } while (false)

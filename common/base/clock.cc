@@ -5,31 +5,25 @@
 
 namespace millrace {
 
-MonoTime SystemClock::Now() const {
-  return std::chrono::time_point_cast<Micros>(std::chrono::steady_clock::now());
-}
+MonoTime SystemClock::Now() const { return std::chrono::time_point_cast<Micros>(std::chrono::steady_clock::now()); }
 
-WallTime SystemClock::WallNow() const {
-  return std::chrono::time_point_cast<Micros>(std::chrono::system_clock::now());
-}
+WallTime SystemClock::WallNow() const { return std::chrono::time_point_cast<Micros>(std::chrono::system_clock::now()); }
 
 std::string ToRfc3339(WallTime t) {
   using namespace std::chrono;
   const auto day = floor<days>(t);
   const year_month_day ymd{day};
   const hh_mm_ss<Micros> hms{t - day};
-  std::string text = fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}", static_cast<int>(ymd.year()),
-                                 static_cast<unsigned>(ymd.month()), static_cast<unsigned>(ymd.day()),
-                                 hms.hours().count(), hms.minutes().count(), hms.seconds().count());
+  std::string text =
+      fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}", static_cast<int>(ymd.year()), static_cast<unsigned>(ymd.month()),
+                  static_cast<unsigned>(ymd.day()), hms.hours().count(), hms.minutes().count(), hms.seconds().count());
   if (const auto fraction = hms.subseconds().count(); fraction != 0) text += fmt::format(".{:06}", fraction);
   return text + "Z";
 }
 
 Result<WallTime> ParseRfc3339(std::string_view s) {
   using namespace std::chrono;
-  const auto bad = [&] {
-    return Fail(ErrorCode::kInvalidArgument, "'{}' is not a time like 2026-11-21T06:15:00Z", s);
-  };
+  const auto bad = [&] { return Fail(ErrorCode::kInvalidArgument, "'{}' is not a time like 2026-11-21T06:15:00Z", s); };
   const auto digits = [&](std::size_t at, std::size_t n, int& out) {
     out = 0;
     if (at + n > s.size()) return false;

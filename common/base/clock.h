@@ -23,8 +23,8 @@ using WallTime = std::chrono::time_point<std::chrono::system_clock, Micros>;
 constexpr std::int64_t ToUnixMicros(WallTime t) { return t.time_since_epoch().count(); }
 constexpr WallTime FromUnixMicros(std::int64_t us) { return WallTime{Micros{us}}; }
 
-std::string ToRfc3339(WallTime t);                   // "2026-11-21T04:05:06.123456Z" (fraction omitted when zero)
-Result<WallTime> ParseRfc3339(std::string_view s);   // with 'Z' or a numeric offset; kInvalidArgument names the text
+std::string ToRfc3339(WallTime t);                  // "2026-11-21T04:05:06.123456Z" (fraction omitted when zero)
+Result<WallTime> ParseRfc3339(std::string_view s);  // with 'Z' or a numeric offset; kInvalidArgument names the text
 
 class Clock {
  public:
@@ -45,7 +45,10 @@ class FakeClock final : public Clock {
   explicit FakeClock(WallTime start = FromUnixMicros(1'700'000'000'000'000)) : wall_us_(ToUnixMicros(start)) {}
   MonoTime Now() const override { return MonoTime{Micros{mono_us_.load()}}; }
   WallTime WallNow() const override { return FromUnixMicros(wall_us_.load()); }
-  void Advance(Micros d) { mono_us_ += d.count(); wall_us_ += d.count(); }
+  void Advance(Micros d) {
+    mono_us_ += d.count();
+    wall_us_ += d.count();
+  }
   void StepWall(Micros d) { wall_us_ += d.count(); }  // an NTP step: the monotonic clock does not notice
 
  private:

@@ -102,7 +102,8 @@ Result<Points> ParseSpec(std::string_view spec) {
     const auto equals = entry.find('=');
     const auto point = equals == std::string_view::npos ? std::nullopt : ParseAction(entry.substr(equals + 1));
     if (!point)
-      return Fail(ErrorCode::kInvalidArgument, "failpoint '{}' is not name=exit|error|sleep(ms), with (probability) or (probability,times)", entry);
+      return Fail(ErrorCode::kInvalidArgument,
+                  "failpoint '{}' is not name=exit|error|sleep(ms), with (probability) or (probability,times)", entry);
     points[std::string(entry.substr(0, equals))] = *point;
   }
   return points;

@@ -31,10 +31,10 @@ Result<void> HitFailpoint(std::string_view name);
 
 #if defined(MILLRACE_FAILPOINTS) && MILLRACE_FAILPOINTS
 // In a function that returns a Result (or another std::expected that an Error converts to).
-#define MILLRACE_FAILPOINT(name)                                                                    \
-  do {                                                                                              \
-    if (auto millrace_failpoint = ::millrace::HitFailpoint(name); !millrace_failpoint)              \
-      return std::unexpected(std::move(millrace_failpoint.error()));                                \
+#define MILLRACE_FAILPOINT(name)                                                       \
+  do {                                                                                 \
+    if (auto millrace_failpoint = ::millrace::HitFailpoint(name); !millrace_failpoint) \
+      return std::unexpected(std::move(millrace_failpoint.error()));                   \
   } while (false)
 // A mutant: a deliberate defect that the chaos tests must find. True when the failpoint `name` strikes with `error`.
 #define MILLRACE_MUTANT(name) (!::millrace::HitFailpoint(name))

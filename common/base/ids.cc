@@ -34,8 +34,7 @@ std::string Uuid::ToString() const {
 
 Result<Uuid> Uuid::Parse(std::string_view text) {
   const auto bad = [&] {
-    return Fail(ErrorCode::kInvalidArgument, "'{}' is not an id like 01890a5d-ac96-774b-bcce-b302099a8057",
-                text.substr(0, 64));
+    return Fail(ErrorCode::kInvalidArgument, "'{}' is not an id like 01890a5d-ac96-774b-bcce-b302099a8057", text.substr(0, 64));
   };
   if (text.size() != 36) return bad();
   Uuid uuid;

@@ -52,9 +52,9 @@ class Token {
 // 128 bits, big-endian, ordered as bytes.
 struct Uuid {
   std::array<std::uint8_t, 16> bytes{};
-  std::string ToString() const;                            // 8-4-4-4-12, lower case
-  static Result<Uuid> Parse(std::string_view text);        // exactly that form, any case; kInvalidArgument otherwise
-  static Result<Uuid> FromBytes(std::string_view raw);     // exactly 16 bytes
+  std::string ToString() const;                         // 8-4-4-4-12, lower case
+  static Result<Uuid> Parse(std::string_view text);     // exactly that form, any case; kInvalidArgument otherwise
+  static Result<Uuid> FromBytes(std::string_view raw);  // exactly 16 bytes
   std::string_view AsBytes() const { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
   bool IsNil() const { return *this == Uuid{}; }
   friend auto operator<=>(const Uuid&, const Uuid&) = default;
@@ -84,7 +84,9 @@ class IdGenerator {
   IdGenerator(const Clock& clock, Random& random) : clock_(clock), random_(random) {}
   Uuid Next();
   template <class T>
-  T Next() { return T{Next()}; }
+  T Next() {
+    return T{Next()};
+  }
 
  private:
   const Clock& clock_;
@@ -107,9 +109,7 @@ struct std::hash<millrace::Id<Tag, Rep>> {
 };
 template <>
 struct std::hash<millrace::Uuid> {
-  std::size_t operator()(const millrace::Uuid& u) const noexcept {
-    return std::hash<std::string_view>{}(u.AsBytes());
-  }
+  std::size_t operator()(const millrace::Uuid& u) const noexcept { return std::hash<std::string_view>{}(u.AsBytes()); }
 };
 template <class Tag>
 struct std::hash<millrace::UuidId<Tag>> {

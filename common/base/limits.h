@@ -21,21 +21,21 @@ inline constexpr std::uint16_t kShardCountEmbedded = 1;
 
 // The wire.
 inline constexpr std::size_t kFrameBytesMax = 8u << 20;
-inline constexpr std::size_t kBatchJobsMax = 1000;       // jobs in one submit, lease or completion message
+inline constexpr std::size_t kBatchJobsMax = 1000;         // jobs in one submit, lease or completion message
 inline constexpr std::size_t kPayloadBytesMax = 1u << 20;  // one job's payload
 inline constexpr std::size_t kResultBytesMax = 64u << 10;  // one attempt's result
 inline constexpr std::size_t kLogTailBytesMax = 8u << 10;
-inline constexpr std::size_t kNameBytesMax = 128;        // queue, stage, pipeline, worker names
+inline constexpr std::size_t kNameBytesMax = 128;  // queue, stage, pipeline, worker names
 inline constexpr std::size_t kErrorMessageBytesMax = 4u << 10;
 
 // Jobs and runs.
 inline constexpr int kMaxAttemptsMax = 100;
 inline constexpr int kMaxAttemptsDefault = 3;
-inline constexpr int kCrashesMax = 3;                    // a job that kills its process this often goes dead
+inline constexpr int kCrashesMax = 3;  // a job that kills its process this often goes dead
 inline constexpr std::size_t kStagesPerPipelineMax = 10'000;
 inline constexpr std::size_t kPipelineFileBytesMax = 4u << 20;
 inline constexpr std::size_t kPipelineDepthMax = 64;
-inline constexpr int kPriorityLevels = 4;                // 0 is the most urgent
+inline constexpr int kPriorityLevels = 4;  // 0 is the most urgent
 inline constexpr int kPriorityDefault = 2;
 
 // Broker.

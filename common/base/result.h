@@ -25,7 +25,7 @@ enum class ErrorCode : std::uint8_t {
   kMaybeApplied,  // sent, but the answer is lost: look the outcome up by key, never repeat blindly
   kCorrupt,       // stored or received bytes are not what they must be
   kCancelled,
-  kUnsupported,   // a newer version or a missing capability
+  kUnsupported,  // a newer version or a missing capability
 };
 
 std::string_view Name(ErrorCode code);  // "invalid_argument", "maybe_applied", ... (stable, shown to users)
@@ -56,10 +56,10 @@ template <class... Args>
 }  // namespace millrace
 
 // Returns the error of a Result-valued expression to the caller. Statement form only.
-#define MILLRACE_TRY(expression)                                                     \
-  do {                                                                               \
-    if (auto millrace_try_result = (expression); !millrace_try_result)               \
-      return std::unexpected(std::move(millrace_try_result.error()));                \
+#define MILLRACE_TRY(expression)                                       \
+  do {                                                                 \
+    if (auto millrace_try_result = (expression); !millrace_try_result) \
+      return std::unexpected(std::move(millrace_try_result.error()));  \
   } while (false)
 
 // Declares `variable` with the value of a Result-valued expression, or returns its error.
@@ -67,7 +67,7 @@ template <class... Args>
   MILLRACE_TRY_ASSIGN_IMPL(variable, expression, MILLRACE_CONCAT(millrace_try_, __LINE__))
 #define MILLRACE_CONCAT_IMPL(a, b) a##b
 #define MILLRACE_CONCAT(a, b) MILLRACE_CONCAT_IMPL(a, b)
-#define MILLRACE_TRY_ASSIGN_IMPL(variable, expression, temporary)    \
-  auto temporary = (expression);                                     \
+#define MILLRACE_TRY_ASSIGN_IMPL(variable, expression, temporary)       \
+  auto temporary = (expression);                                        \
   if (!temporary) return std::unexpected(std::move(temporary.error())); \
   variable = std::move(*temporary)

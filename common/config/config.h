@@ -22,18 +22,18 @@ inline constexpr std::size_t kConfigFileBytesMax = 1u << 20;
 struct LedgerConfig {
   enum class Kind : std::uint8_t { kSqlite, kPostgres };
   Kind kind = Kind::kSqlite;
-  Secret dsn;                   // postgres: conninfo or URI; sqlite: absolute path
+  Secret dsn;  // postgres: conninfo or URI; sqlite: absolute path
 };
 struct QueueConfig {
   enum class Kind : std::uint8_t { kSqlite, kRedis };
   Kind kind = Kind::kSqlite;
-  std::string path;             // sqlite: <home>/queue.db
-  std::string host;             // redis
+  std::string path;  // sqlite: <home>/queue.db
+  std::string host;  // redis
   std::uint16_t port = 6379;
   std::uint16_t database = 0;
-  std::string user;             // empty: the default user
-  Secret password;              // empty: none
-  std::string prefix;           // of every key
+  std::string user;    // empty: the default user
+  Secret password;     // empty: none
+  std::string prefix;  // of every key
 };
 struct BrokerConfig {
   std::string name, listen_clients, listen_workers;
@@ -59,7 +59,7 @@ struct ConnectionConfig {
   Secret dsn;
 };
 struct Config {
-  std::string home;             // absolute, as are all paths below
+  std::string home;  // absolute, as are all paths below
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kAuto;
   LedgerConfig ledger;
@@ -75,8 +75,8 @@ struct Config {
 // What `config show --origin` prints.
 struct ConfigValue {
   std::string key;
-  std::string shown;    // secrets are redacted; a value with ${...} is shown unresolved
-  std::string origin;   // "millrace.yaml:4:3", "env MILLRACE_LOG__LEVEL", "flag", "default"
+  std::string shown;   // secrets are redacted; a value with ${...} is shown unresolved
+  std::string origin;  // "millrace.yaml:4:3", "env MILLRACE_LOG__LEVEL", "flag", "default"
 };
 struct LoadedConfig {
   Config config;
@@ -87,10 +87,10 @@ struct LoadedConfig {
 struct ConfigInputs {
   std::vector<std::pair<std::string, std::string>> flags;  // key, value; the last of one key wins
   std::map<std::string, std::string> env;
-  std::optional<std::string> file;         // --config: must exist; otherwise <working_dir>/millrace.yaml if there is one
-  std::string working_dir;                 // absolute
+  std::optional<std::string> file;  // --config: must exist; otherwise <working_dir>/millrace.yaml if there is one
+  std::string working_dir;          // absolute
   std::string system_file = "/etc/millrace/config.yaml";
-  std::string host = "localhost";          // the default of the names
+  std::string host = "localhost";  // the default of the names
   std::uint32_t cores = 1;
 };
 // Environment, folder, host name and cores of this process. Call before threads start.
@@ -104,7 +104,7 @@ struct RawConfigValue {
   std::vector<std::string> items;  // one for a scalar
   bool is_list = false;
   std::string origin;
-  std::string base_dir;            // relative paths start here
+  std::string base_dir;  // relative paths start here
 };
 using RawConfig = std::map<std::string, RawConfigValue>;
 Result<RawConfig> ParseConfigFile(std::string_view name, std::string_view text, const std::string& base_dir);

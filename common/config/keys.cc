@@ -10,11 +10,30 @@ namespace millrace::config_detail {
 namespace {
 
 constexpr Key kKeys[] = {
-    {"audit.checkpoint_dir"}, {"audit.key_file"}, {"broker.listen_clients"}, {"broker.listen_workers"}, {"broker.name"},
-    {"broker.shards"}, {"home"}, {"lake"}, {"ledger.dsn", false, true}, {"log.format"}, {"log.level"}, {"queue.prefix"},
-    {"queue.redis", false, true}, {"scheduler.lead_ttl"}, {"scheduler.name"}, {"worker.brokers", true},
-    {"worker.concurrency"}, {"worker.drain_timeout"}, {"worker.memory_max"}, {"worker.name"}, {"worker.queues", true},
-    {"worker.roots", true}, {"worker.sandbox"}, {"worker.stage_processes"},
+    {"audit.checkpoint_dir"},
+    {"audit.key_file"},
+    {"broker.listen_clients"},
+    {"broker.listen_workers"},
+    {"broker.name"},
+    {"broker.shards"},
+    {"home"},
+    {"lake"},
+    {"ledger.dsn", false, true},
+    {"log.format"},
+    {"log.level"},
+    {"queue.prefix"},
+    {"queue.redis", false, true},
+    {"scheduler.lead_ttl"},
+    {"scheduler.name"},
+    {"worker.brokers", true},
+    {"worker.concurrency"},
+    {"worker.drain_timeout"},
+    {"worker.memory_max"},
+    {"worker.name"},
+    {"worker.queues", true},
+    {"worker.roots", true},
+    {"worker.sandbox"},
+    {"worker.stage_processes"},
 };
 constexpr std::string_view kConnections = "connections";
 
@@ -52,7 +71,8 @@ bool IsSection(std::string_view name) {
 std::string UnknownKey(std::string_view name) {
   std::vector<std::string_view> candidates;
   for (const Key& key : kKeys) candidates.push_back(key.name);
-  for (const std::string_view section : {"version", "audit", "broker", "connections", "ledger", "log", "queue", "scheduler", "worker"})
+  for (const std::string_view section :
+       {"version", "audit", "broker", "connections", "ledger", "log", "queue", "scheduler", "worker"})
     candidates.push_back(section);
   std::string field;
   if (const std::size_t dot = name.rfind('.'); name.starts_with("connections.") && dot > kConnections.size()) {

@@ -126,7 +126,8 @@ class Loader {
     const auto raw = raw_.find(key);
     if (raw == raw_.end()) return text;
     const auto& items = raw->second.items;
-    const auto reference = std::ranges::find_if(items, [](const std::string& item) { return item.find("${") != std::string::npos; });
+    const auto reference =
+        std::ranges::find_if(items, [](const std::string& item) { return item.find("${") != std::string::npos; });
     return reference == items.end() ? text : *reference;
   }
 
@@ -151,7 +152,8 @@ class Loader {
         out += *content;
       } else {
         const auto known = FindKey(key);
-        return Wrong(key, "'${{{}}}' is neither ${{env:NAME}} nor ${{file:PATH}}", known && known->is_secret ? "..." : reference);
+        return Wrong(key, "'${{{}}}' is neither ${{env:NAME}} nor ${{file:PATH}}",
+                     known && known->is_secret ? "..." : reference);
       }
       at = end + 1;
     }
@@ -230,7 +232,8 @@ class Loader {
     if (host.empty() || failed != std::errc{} || end != last || port == 0 || port > 65535)
       return Wrong(key, "'{}' is not an endpoint like tcp://127.0.0.1:7410", Quoted(key, text));
     if (host != "127.0.0.1" && host != "localhost" && host != "[::1]")
-      return Wrong(key, "'{}' is not a loopback address; that needs CURVE, which this version does not have", Quoted(key, text));
+      return Wrong(key, "'{}' is not a loopback address; that needs CURVE, which this version does not have",
+                   Quoted(key, text));
     return {};
   }
   Result<std::string> Endpoint(const std::string& key, const std::string& fallback) {

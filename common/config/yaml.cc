@@ -38,8 +38,7 @@ class Reader {
     fy_parse_cfg config{};
     config.flags = static_cast<fy_parse_cfg_flags>(FYPCF_QUIET | FYPCF_COLLECT_DIAG | FYPCF_ALLOW_DUPLICATE_KEYS);
     config.diag = diag.get();
-    const std::unique_ptr<fy_document, DocumentFree> document(
-        fy_document_build_from_string(&config, text.data(), text.size()));
+    const std::unique_ptr<fy_document, DocumentFree> document(fy_document_build_from_string(&config, text.data(), text.size()));
     if (!document) return SyntaxError(diag.get());
     fy_node* root = fy_document_root(document.get());
     if (root == nullptr) return Fail(ErrorCode::kInvalidArgument, "{}:1:1: the file is empty; it needs 'version: 1'", name_);

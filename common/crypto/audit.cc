@@ -122,9 +122,7 @@ CanonicalRow& CanonicalRow::AddNull() {
   return *this;
 }
 
-Digest CanonicalRow::Leaf() const {
-  return BeginHash().Add(&kLeafPrefix, 1).Add(bytes_.data(), bytes_.size()).End();
-}
+Digest CanonicalRow::Leaf() const { return BeginHash().Add(&kLeafPrefix, 1).Add(bytes_.data(), bytes_.size()).End(); }
 
 Digest MerkleRoot(std::span<const Digest> leaves) {
   if (leaves.empty()) return Sha256({});
@@ -176,8 +174,8 @@ AuditRecord AuditChain::Next(std::vector<Digest> leaves, WallTime at) const {
 
 void AuditChain::Advance(const AuditRecord& committed) {
   MILLRACE_CHECK(committed.writer == writer_ && committed.seq == seq_ + 1 && committed.previous == head_,
-                 "audit record {} of writer {} does not follow {} of writer {}", committed.seq,
-                 committed.writer.ToString(), seq_, writer_.ToString());
+                 "audit record {} of writer {} does not follow {} of writer {}", committed.seq, committed.writer.ToString(),
+                 seq_, writer_.ToString());
   seq_ = committed.seq;
   head_ = committed.Hash();
 }

@@ -43,13 +43,13 @@ Digest MerkleRoot(std::span<const Digest> leaves);  // of no leaves: SHA-256 of 
 
 struct AuditRecord {
   AuditWriterId writer;
-  std::uint64_t seq = 0;            // 1, 2, 3 ... per writer, no gaps
-  Digest previous{};                // hash of the record before it; zeros for the first
+  std::uint64_t seq = 0;  // 1, 2, 3 ... per writer, no gaps
+  Digest previous{};      // hash of the record before it; zeros for the first
   WallTime at{};
-  std::string actor;                // "broker b1", "scheduler s1", "cli root@host"
-  std::vector<Digest> leaves;       // one per row, in row index order
-  Digest root{};                    // MerkleRoot(leaves)
-  Digest Hash() const;              // over all of the above but the leaves (the root stands for them)
+  std::string actor;           // "broker b1", "scheduler s1", "cli root@host"
+  std::vector<Digest> leaves;  // one per row, in row index order
+  Digest root{};               // MerkleRoot(leaves)
+  Digest Hash() const;         // over all of the above but the leaves (the root stands for them)
 };
 
 struct AuditHead {
@@ -61,11 +61,11 @@ struct AuditHead {
 // A row as the database holds it now.
 struct AuditedRow {
   std::string table;
-  std::string key;                  // for people: "job 0189…", "outcome 0189…"
+  std::string key;  // for people: "job 0189…", "outcome 0189…"
   AuditWriterId writer;
   std::uint64_t seq = 0;
-  std::uint32_t index = 0;          // position in the record
-  Digest leaf{};                    // recomputed from its columns
+  std::uint32_t index = 0;  // position in the record
+  Digest leaf{};            // recomputed from its columns
 };
 
 // The next record of a chain. Pure: the caller stores it in the same transaction and calls Advance when that committed.

@@ -88,9 +88,8 @@ Result<Checkpoint> FromJson(const Json& json) {
 }
 
 bool SameHeads(std::span<const AuditHead> a, std::span<const AuditHead> b) {
-  return std::ranges::equal(a, b, [](const AuditHead& x, const AuditHead& y) {
-    return x.writer == y.writer && x.seq == y.seq && x.hash == y.hash;
-  });
+  return std::ranges::equal(
+      a, b, [](const AuditHead& x, const AuditHead& y) { return x.writer == y.writer && x.seq == y.seq && x.hash == y.hash; });
 }
 
 }  // namespace
@@ -132,8 +131,7 @@ std::string CheckpointLine(const Checkpoint& checkpoint, const SigningKey& key) 
   for (const AuditHead& head : checkpoint.heads)
     heads.push_back(Json::array({head.writer.ToString(), head.seq, ToHex(head.hash)}));
   for (const CheckpointEntry& entry : checkpoint.records)
-    records.push_back(
-        Json::array({entry.writer.ToString(), entry.seq, ToHex(entry.hash), PrefixesToHex(entry.leaf_prefixes)}));
+    records.push_back(Json::array({entry.writer.ToString(), entry.seq, ToHex(entry.hash), PrefixesToHex(entry.leaf_prefixes)}));
   return Json{{"v", kFormat},
               {"log", checkpoint.log.ToString()},
               {"seq", checkpoint.sequence},
@@ -160,13 +158,24 @@ Result<Checkpoint> ParseCheckpointLine(std::string_view line, const PublicKey& k
 }
 
 CheckpointWriter::CheckpointWriter(std::string dir, SigningKey key, AuditWriterId log, Millis interval)
-    : dir_(std::move(dir)), path_(dir_ + "/" + log.ToString() + std::string(kSuffix)), key_(std::move(key)), log_(log),
+    : dir_(std::move(dir)),
+      path_(dir_ + "/" + log.ToString() + std::string(kSuffix)),
+      key_(std::move(key)),
+      log_(log),
       interval_(interval) {}
 
 CheckpointWriter::CheckpointWriter(CheckpointWriter&& other) noexcept
-    : dir_(std::move(other.dir_)), path_(std::move(other.path_)), key_(std::move(other.key_)), log_(other.log_),
-      interval_(other.interval_), fd_(std::exchange(other.fd_, -1)), size_(other.size_), sequence_(other.sequence_),
-      previous_(other.previous_), last_(other.last_), last_heads_(std::move(other.last_heads_)),
+    : dir_(std::move(other.dir_)),
+      path_(std::move(other.path_)),
+      key_(std::move(other.key_)),
+      log_(other.log_),
+      interval_(other.interval_),
+      fd_(std::exchange(other.fd_, -1)),
+      size_(other.size_),
+      sequence_(other.sequence_),
+      previous_(other.previous_),
+      last_(other.last_),
+      last_heads_(std::move(other.last_heads_)),
       pending_(std::move(other.pending_)) {}
 
 CheckpointWriter::~CheckpointWriter() {
@@ -284,9 +293,10 @@ void ReadFile(const std::filesystem::path& path, const PublicKey& key, Checkpoin
     }
     if (checkpoint->sequence != number || checkpoint->previous != previous || (log && *log != checkpoint->log) ||
         name != checkpoint->log.ToString() + std::string(kSuffix)) {
-      set.problems.push_back(fmt::format("{}:{}: checkpoint {} does not follow the line before it: lines were removed, "
-                                         "reordered or come from another file",
-                                         name, number, checkpoint->sequence));
+      set.problems.push_back(
+          fmt::format("{}:{}: checkpoint {} does not follow the line before it: lines were removed, "
+                      "reordered or come from another file",
+                      name, number, checkpoint->sequence));
       return;
     }
     previous = Sha256(line);

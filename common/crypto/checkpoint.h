@@ -20,7 +20,7 @@
 namespace millrace {
 
 inline constexpr auto kCheckpointInterval = std::chrono::seconds{10};
-inline constexpr std::size_t kCheckpointRecordsMax = 10'000;      // pending records that force a checkpoint before its time
+inline constexpr std::size_t kCheckpointRecordsMax = 10'000;  // pending records that force a checkpoint before its time
 inline constexpr std::size_t kCheckpointLineBytesMax = 256u << 20;
 
 using PublicKey = std::array<std::uint8_t, 32>;
@@ -55,13 +55,13 @@ struct CheckpointEntry {
 };
 
 struct Checkpoint {
-  AuditWriterId log;                 // which process start wrote it: one file each
-  std::uint64_t sequence = 0;        // 1, 2, 3 ... in the file
-  Digest previous{};                 // SHA-256 of the line before it; zeros for the first
+  AuditWriterId log;           // which process start wrote it: one file each
+  std::uint64_t sequence = 0;  // 1, 2, 3 ... in the file
+  Digest previous{};           // SHA-256 of the line before it; zeros for the first
   WallTime at{};
-  std::vector<AuditHead> heads;      // all chains
+  std::vector<AuditHead> heads;          // all chains
   std::vector<CheckpointEntry> records;  // audit records since the checkpoint before it
-  std::string SignedBytes() const;   // canonical; what the signature covers
+  std::string SignedBytes() const;       // canonical; what the signature covers
 };
 
 // One line without its newline, and back. ParseCheckpointLine checks the form and, with `key`, the signature: kCorrupt for
@@ -109,7 +109,7 @@ class CheckpointWriter {
 struct CheckpointSet {
   struct Pin {
     Digest hash{};
-    WallTime at{};                             // of the first checkpoint that holds it
+    WallTime at{};                                            // of the first checkpoint that holds it
     std::optional<std::vector<std::uint32_t>> leaf_prefixes;  // absent when it is known as a head only
   };
   std::map<std::pair<AuditWriterId, std::uint64_t>, Pin> pins;
@@ -120,7 +120,7 @@ struct CheckpointSet {
   std::vector<std::string> problems;
   // Two checkpoints that pin different hashes for one (writer, seq).
   std::vector<std::pair<AuditWriterId, std::uint64_t>> forks;
-  std::vector<std::string> torn;               // last lines cut off by a crash while being written; not an error
+  std::vector<std::string> torn;  // last lines cut off by a crash while being written; not an error
 
   void Merge(const Checkpoint& checkpoint);
 };

@@ -110,7 +110,7 @@ Result<SigningKey> SigningKey::FromSeed(std::string_view seed) {
 
 Result<SigningKey> SigningKey::LoadOrCreate(const std::string& path) {
   InitSodium();
-  struct stat status {};
+  struct stat status{};
   auto text = ReadSmallFile(path, &status);
   if (!text && text.error().code == ErrorCode::kNotFound) {
     MILLRACE_TRY(CreateKeyFile(path));
@@ -124,8 +124,7 @@ Result<SigningKey> SigningKey::LoadOrCreate(const std::string& path) {
   WipeMemory(text->data(), text->size());
   if (!key) return key;
   const std::string public_path = path + ".pub";
-  if (access(public_path.c_str(), F_OK) != 0)
-    MILLRACE_TRY(WriteNewFile(public_path, ToHex(key->public_key()) + "\n", 0644));
+  if (access(public_path.c_str(), F_OK) != 0) MILLRACE_TRY(WriteNewFile(public_path, ToHex(key->public_key()) + "\n", 0644));
   return key;
 }
 

@@ -121,7 +121,8 @@ Result<Database> Database::Open(const DatabaseOptions& options) {
   char* raw_error = nullptr;
   if (duckdb_open_ext(nullptr, &handle, config.get(), &raw_error) != DuckDBSuccess) {
     const std::unique_ptr<char, FreeText> error(raw_error);
-    return Fail(ErrorCode::kUnavailable, "duckdb: cannot open a database in memory: {}", error ? error.get() : "no reason given");
+    return Fail(ErrorCode::kUnavailable, "duckdb: cannot open a database in memory: {}",
+                error ? error.get() : "no reason given");
   }
   auto state = std::make_shared<State>();
   state->handle.reset(handle);
@@ -154,7 +155,8 @@ Result<Connection> Database::Connect() {
   state->database = state_;
   state->handle.reset(handle);
   Connection connection(std::move(state));
-  MILLRACE_TRY(connection.Execute("SET errors_as_json = true; SET enable_progress_bar = true; SET enable_progress_bar_print = false"));
+  MILLRACE_TRY(
+      connection.Execute("SET errors_as_json = true; SET enable_progress_bar = true; SET enable_progress_bar_print = false"));
   return connection;
 }
 
@@ -210,17 +212,14 @@ Result<void> Connection::State::BindDate(duckdb_prepared_statement statement, id
   const void* data = duckdb_vector_get_data(duckdb_data_chunk_get_vector(chunk.get(), 0));
   duckdb_state bound = DuckDBError;
   switch (duckdb_column_type(&holder.result, 0)) {
-    case DUCKDB_TYPE_DATE:
-      bound = duckdb_bind_date(statement, index, *static_cast<const duckdb_date*>(data));
-      break;
+    case DUCKDB_TYPE_DATE: bound = duckdb_bind_date(statement, index, *static_cast<const duckdb_date*>(data)); break;
     case DUCKDB_TYPE_TIMESTAMP:
       bound = duckdb_bind_timestamp(statement, index, *static_cast<const duckdb_timestamp*>(data));
       break;
     case DUCKDB_TYPE_TIMESTAMP_TZ:
       bound = duckdb_bind_timestamp_tz(statement, index, *static_cast<const duckdb_timestamp*>(data));
       break;
-    default:
-      return Fail(ErrorCode::kInvalidArgument, "parameter '{}': type '{}' is not supported", param.name, param.type);
+    default: return Fail(ErrorCode::kInvalidArgument, "parameter '{}': type '{}' is not supported", param.name, param.type);
   }
   if (bound != DuckDBSuccess) return Fail(ErrorCode::kInvalidArgument, "parameter '{}' cannot be bound", param.name);
   return {};
@@ -262,13 +261,15 @@ Result<void> Connection::State::Bind(duckdb_prepared_statement statement, const 
     const std::string_view wanted = name ? name.get() : "";
     // The parser folds parameter names to lower case.
     const auto same = [&](const BoundParam& p) {
-      return p.name.size() == wanted.size() && std::equal(p.name.begin(), p.name.end(), wanted.begin(), [](char a, char b) {
-               return (a | 0x20) == (b | 0x20);
-             });
+      return p.name.size() == wanted.size() &&
+             std::equal(p.name.begin(), p.name.end(), wanted.begin(), [](char a, char b) { return (a | 0x20) == (b | 0x20); });
     };
     const auto found = std::find_if(params.begin(), params.end(), same);
     if (found == params.end()) {
-      error = {.type = "Binder", .message = fmt::format("parameter '${}' is not declared", wanted), .position = {}, .candidates = {}};
+      error = {.type = "Binder",
+               .message = fmt::format("parameter '${}' is not declared", wanted),
+               .position = {},
+               .candidates = {}};
       return Fail(ErrorCode::kInvalidArgument, "{}", error.message);
     }
     MILLRACE_TRY(BindOne(statement, i, *found));
@@ -290,9 +291,10 @@ Result<void> Connection::Restrict(const std::vector<std::string>& paths, const s
     for (const auto& item : items) out += (out.size() > 1 ? ", " : "") + QuoteText(item);
     return out + "]";
   };
-  MILLRACE_TRY(Execute(fmt::format("SET allowed_paths = {}; SET allowed_directories = {}; SET enable_external_access = false; "
-                                   "SET lock_configuration = true",
-                                   list(paths), list(directories))));
+  MILLRACE_TRY(
+      Execute(fmt::format("SET allowed_paths = {}; SET allowed_directories = {}; SET enable_external_access = false; "
+                          "SET lock_configuration = true",
+                          list(paths), list(directories))));
   return {};
 }
 
@@ -351,7 +353,8 @@ Result<std::vector<ColumnSpec>> Connection::Describe(std::string_view sql, const
   }
   if (std::any_of(columns.begin(), columns.end(), [](const ColumnSpec& c) { return c.type == "unknown"; }) || count == 0) {
     // Types that depend on a parameter are known only once it is bound: ask for a result of no rows.
-    MILLRACE_TRY_ASSIGN(const RowStream stream, Stream(fmt::format("SELECT * FROM ({}\n) LIMIT 0", StripSemicolon(sql)), params));
+    MILLRACE_TRY_ASSIGN(const RowStream stream,
+                        Stream(fmt::format("SELECT * FROM ({}\n) LIMIT 0", StripSemicolon(sql)), params));
     columns.clear();
     for (const auto& c : stream.columns()) columns.push_back({.name = c.name, .type = c.sql_type, .not_null = false});
   }

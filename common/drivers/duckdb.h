@@ -21,18 +21,28 @@ namespace millrace::duck {
 
 // What a column of a Stream holds, and the C++ type for ChunkColumn::Values<T>().
 enum class Type : std::uint8_t {
-  kBoolean,      // bool (one byte)
-  kInt8, kInt16, kInt32, kInt64,
-  kUInt8, kUInt16, kUInt32, kUInt64,
-  kHugeInt,      // Int128
-  kUHugeInt,     // Int128 read as unsigned
-  kFloat, kDouble,
-  kDecimal,      // ColumnType::storage says how: kInt16, kInt32, kInt64 or kHugeInt, scaled by 10^scale
-  kVarchar,      // Text()
-  kBlob,         // Text(): raw bytes
-  kDate,         // std::int32_t, days since 1970-01-01; INT32_MAX / -INT32_MAX = +/- infinity
-  kTime,         // std::int64_t, microseconds since midnight
-  kTimestampS, kTimestampMs, kTimestamp, kTimestampNs,  // std::int64_t since 1970-01-01 in s, ms, us, ns
+  kBoolean,  // bool (one byte)
+  kInt8,
+  kInt16,
+  kInt32,
+  kInt64,
+  kUInt8,
+  kUInt16,
+  kUInt32,
+  kUInt64,
+  kHugeInt,   // Int128
+  kUHugeInt,  // Int128 read as unsigned
+  kFloat,
+  kDouble,
+  kDecimal,  // ColumnType::storage says how: kInt16, kInt32, kInt64 or kHugeInt, scaled by 10^scale
+  kVarchar,  // Text()
+  kBlob,     // Text(): raw bytes
+  kDate,     // std::int32_t, days since 1970-01-01; INT32_MAX / -INT32_MAX = +/- infinity
+  kTime,     // std::int64_t, microseconds since midnight
+  kTimestampS,
+  kTimestampMs,
+  kTimestamp,
+  kTimestampNs,  // std::int64_t since 1970-01-01 in s, ms, us, ns
   kTimestampTz,  // std::int64_t, UTC microseconds; INT64_MAX / -INT64_MAX = +/- infinity
   kInterval,     // Interval
   kUuid,         // Int128 whose top bit is flipped; UuidBytes() undoes that
@@ -55,8 +65,8 @@ struct ColumnType {
   Type type = Type::kVarchar;
   Type storage = Type::kVarchar;  // decimals: the integer type of the values; otherwise == type
   int width = 0, scale = 0;       // decimals
-  std::string sql_type;           // "decimal(10,2)", "timestamp with time zone", "integer[]": as declared by the query, lower case
-  bool rendered = false;          // a type without a C++ form (list, struct, map, enum, bit ...), cast to text by Stream
+  std::string sql_type;   // "decimal(10,2)", "timestamp with time zone", "integer[]": as declared by the query, lower case
+  bool rendered = false;  // a type without a C++ form (list, struct, map, enum, bit ...), cast to text by Stream
 };
 
 // One column of one chunk. Valid until the next RowStream::Next(). Not thread-safe, like all that follows.
@@ -65,12 +75,12 @@ class ChunkColumn {
   ChunkColumn(const void* data, const std::uint64_t* validity, std::size_t rows)
       : data_(data), validity_(validity), rows_(rows) {}
   bool HasNulls() const { return validity_ != nullptr; }  // false: IsNull is false for every row
-  bool IsNull(std::size_t row) const {
-    return validity_ != nullptr && ((validity_[row / 64] >> (row % 64)) & 1U) == 0;
-  }
+  bool IsNull(std::size_t row) const { return validity_ != nullptr && ((validity_[row / 64] >> (row % 64)) & 1U) == 0; }
   // REQUIRES: T is the type's form (see Type). Values of null rows are unspecified.
   template <class T>
-  std::span<const T> Values() const { return {static_cast<const T*>(data_), rows_}; }
+  std::span<const T> Values() const {
+    return {static_cast<const T*>(data_), rows_};
+  }
   // REQUIRES: kVarchar or kBlob, and not null. Points into the chunk.
   std::string_view Text(std::size_t row) const {
     constexpr std::size_t kEntryBytes = 16, kInlineBytesMax = 12;
@@ -126,8 +136,8 @@ struct SqlError {
 
 struct DatabaseOptions {
   int threads = 1;
-  std::uint64_t memory_bytes_max = 0;         // 0 = DuckDB's default (80 % of RAM)
-  std::string temp_directory{};               // empty: no spilling
+  std::uint64_t memory_bytes_max = 0;  // 0 = DuckDB's default (80 % of RAM)
+  std::string temp_directory{};        // empty: no spilling
 };
 
 class Connection;

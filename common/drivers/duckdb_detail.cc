@@ -75,31 +75,22 @@ std::string EnumName(duckdb_logical_type type) {
 std::string TypeName(duckdb_logical_type type) {
   const duckdb_type id = duckdb_get_type_id(type);
   switch (id) {
-    case DUCKDB_TYPE_DECIMAL:
-      return fmt::format("decimal({},{})", duckdb_decimal_width(type), duckdb_decimal_scale(type));
-    case DUCKDB_TYPE_LIST:
-      return TypeName(LogicalType(duckdb_list_type_child_type(type)).get()) + "[]";
+    case DUCKDB_TYPE_DECIMAL: return fmt::format("decimal({},{})", duckdb_decimal_width(type), duckdb_decimal_scale(type));
+    case DUCKDB_TYPE_LIST: return TypeName(LogicalType(duckdb_list_type_child_type(type)).get()) + "[]";
     case DUCKDB_TYPE_ARRAY:
-      return fmt::format("{}[{}]", TypeName(LogicalType(duckdb_array_type_child_type(type)).get()), duckdb_array_type_array_size(type));
-    case DUCKDB_TYPE_STRUCT:
-      return StructName(type);
+      return fmt::format("{}[{}]", TypeName(LogicalType(duckdb_array_type_child_type(type)).get()),
+                         duckdb_array_type_array_size(type));
+    case DUCKDB_TYPE_STRUCT: return StructName(type);
     case DUCKDB_TYPE_MAP:
       return fmt::format("map({}, {})", TypeName(LogicalType(duckdb_map_type_key_type(type)).get()),
                          TypeName(LogicalType(duckdb_map_type_value_type(type)).get()));
-    case DUCKDB_TYPE_ENUM:
-      return EnumName(type);
-    case DUCKDB_TYPE_BIT:
-      return "bit";
-    case DUCKDB_TYPE_TIME_TZ:
-      return "time with time zone";
-    case DUCKDB_TYPE_TIME_NS:
-      return "time_ns";
-    case DUCKDB_TYPE_BIGNUM:
-      return "bignum";
-    case DUCKDB_TYPE_SQLNULL:
-      return "\"null\"";
-    default:
-      break;
+    case DUCKDB_TYPE_ENUM: return EnumName(type);
+    case DUCKDB_TYPE_BIT: return "bit";
+    case DUCKDB_TYPE_TIME_TZ: return "time with time zone";
+    case DUCKDB_TYPE_TIME_NS: return "time_ns";
+    case DUCKDB_TYPE_BIGNUM: return "bignum";
+    case DUCKDB_TYPE_SQLNULL: return "\"null\"";
+    default: break;
   }
   const auto row = std::find_if(kTypes.begin(), kTypes.end(), [&](const TypeRow& r) { return r.id == id; });
   return row == kTypes.end() ? "unknown" : row->name;
@@ -154,7 +145,8 @@ SqlError ParseSqlError(std::string_view raw) {
   const std::size_t brace = raw.find('{');
   if (brace == std::string_view::npos) return ParsePlain(raw);
   const auto json = nlohmann::json::parse(raw.substr(brace), nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("exception_message") || !json["exception_message"].is_string()) return ParsePlain(raw);
+  if (!json.is_object() || !json.contains("exception_message") || !json["exception_message"].is_string())
+    return ParsePlain(raw);
   SqlError error;
   error.message = FirstLine(json["exception_message"].get<std::string>());
   error.type = json.value("exception_type", "Engine");

@@ -144,9 +144,9 @@ Result<std::string> OptionsOf(const PgOptions& options) {
   std::string text;
   for (const PQconninfoOption* o = parsed.get(); o->keyword != nullptr; ++o)
     if (std::strcmp(o->keyword, "options") == 0 && o->val != nullptr) text = std::string(o->val) + " ";
-  text += fmt::format("-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
-                      options.statement_timeout.count(), options.lock_timeout.count(),
-                      options.idle_in_transaction_timeout.count());
+  text +=
+      fmt::format("-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
+                  options.statement_timeout.count(), options.lock_timeout.count(), options.idle_in_transaction_timeout.count());
   text += " -c timezone=UTC -c synchronous_commit=on -c jit=off -c client_min_messages=warning";
   if (!options.search_path.empty()) text += " -c search_path=" + options.search_path;
   return text;
@@ -154,12 +154,11 @@ Result<std::string> OptionsOf(const PgOptions& options) {
 
 }  // namespace
 
-Result<std::unique_ptr<PgConnection>> PgConnection::Connect(const PgOptions& options, const Clock& clock,
-                                                            MonoTime deadline) {
+Result<std::unique_ptr<PgConnection>> PgConnection::Connect(const PgOptions& options, const Clock& clock, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const std::string settings, OptionsOf(options));
   const char* const keys[] = {"dbname", "fallback_application_name", "options", "tcp_user_timeout", "client_encoding", nullptr};
-  const char* const values[] = {options.dsn.c_str(), options.application_name.c_str(), settings.c_str(), "10000", "UTF8",
-                                nullptr};
+  const char* const values[] = {
+      options.dsn.c_str(), options.application_name.c_str(), settings.c_str(), "10000", "UTF8", nullptr};
   auto impl = std::make_unique<Impl>();
   impl->clock = &clock;
   impl->connection.reset(PQconnectStartParams(keys, values, 1));
@@ -213,7 +212,7 @@ struct Bound {
 };
 
 struct Sent {
-  bool prepare = false;     // a Parse went ahead of the Execute
+  bool prepare = false;  // a Parse went ahead of the Execute
   std::string name;
 };
 
@@ -224,7 +223,8 @@ Result<std::vector<PgResult>> PgConnection::Pipeline(std::span<const PgStatement
   failed_statement_ = 0;
   MILLRACE_CHECK(!statements.empty(), "an empty pipeline");
   MILLRACE_TRY(impl.CheckIdle());
-  if (impl.clock->Now() >= deadline) return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
+  if (impl.clock->Now() >= deadline)
+    return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
   const bool in_transaction_before = in_transaction();
   const bool begins = IsWord(statements.front().sql, "begin");
   bool may_commit = !in_transaction_before && !begins;
@@ -329,7 +329,8 @@ Result<PgResult> PgConnection::Query(std::string_view sql, const PgParams& param
 Result<PgResult> PgConnection::QueryOnce(std::string_view sql, const PgParams& params, MonoTime deadline) {
   Impl& impl = *impl_;
   MILLRACE_TRY(impl.CheckIdle());
-  if (impl.clock->Now() >= deadline) return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
+  if (impl.clock->Now() >= deadline)
+    return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
   const bool may_commit = !in_transaction() || IsWord(sql, "commit");
   Bound bound;
   for (const auto& slot : params.slots_) {
@@ -365,7 +366,8 @@ Result<PgResult> PgConnection::QueryOnce(std::string_view sql, const PgParams& p
 Result<void> PgConnection::Exec(std::string_view sql, MonoTime deadline) {
   Impl& impl = *impl_;
   MILLRACE_TRY(impl.CheckIdle());
-  if (impl.clock->Now() >= deadline) return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
+  if (impl.clock->Now() >= deadline)
+    return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
   const bool may_commit = !in_transaction() || IsWord(sql, "commit");
   if (PQsendQuery(impl.get(), std::string(sql).c_str()) == 0)
     return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(impl.get()))));

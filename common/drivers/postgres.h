@@ -34,30 +34,30 @@ namespace millrace {
 // except where a parameter's type differs from its column's: text into json needs $1::json).
 class PgParams {
  public:
-  PgParams& Int(std::int64_t value);                 // bigint
+  PgParams& Int(std::int64_t value);  // bigint
   PgParams& Bool(bool value);
-  PgParams& Text(std::string_view value);            // text; REQUIRES: UTF-8 without NUL, else the server refuses
-  PgParams& Bytes(std::string_view value);           // bytea
-  PgParams& Id(const Uuid& value);                   // uuid
-  PgParams& Time(WallTime value);                    // timestamptz
-  PgParams& Null();                                  // type inferred by the server
+  PgParams& Text(std::string_view value);   // text; REQUIRES: UTF-8 without NUL, else the server refuses
+  PgParams& Bytes(std::string_view value);  // bytea
+  PgParams& Id(const Uuid& value);          // uuid
+  PgParams& Time(WallTime value);           // timestamptz
+  PgParams& Null();                         // type inferred by the server
   PgParams& NullableInt(std::optional<std::int64_t> value);
   PgParams& NullableText(std::optional<std::string_view> value);
   PgParams& NullableId(const std::optional<Uuid>& value);
   PgParams& NullableTime(std::optional<WallTime> value);
 
   // Arrays, for `select ... from unnest($1, $2, ...)` and `= any($1)`.
-  PgParams& IntArray(std::span<const std::int64_t> values);          // bigint[]
-  PgParams& TextArray(std::span<const std::string_view> values);     // text[]
-  PgParams& BytesArray(std::span<const std::string_view> values);    // bytea[]
-  PgParams& IdArray(std::span<const Uuid> values);                   // uuid[]
+  PgParams& IntArray(std::span<const std::int64_t> values);        // bigint[]
+  PgParams& TextArray(std::span<const std::string_view> values);   // text[]
+  PgParams& BytesArray(std::span<const std::string_view> values);  // bytea[]
+  PgParams& IdArray(std::span<const Uuid> values);                 // uuid[]
 
   // An array built element by element, NULLs allowed: BeginArray, then one of Add... per element, then EndArray.
   enum class Element : std::uint8_t { kInt, kBool, kText, kBytes, kId, kTime };
-  PgParams& BeginArray(Element element, std::size_t count);          // REQUIRES: exactly `count` elements follow
+  PgParams& BeginArray(Element element, std::size_t count);  // REQUIRES: exactly `count` elements follow
   PgParams& AddInt(std::int64_t value);
   PgParams& AddBool(bool value);
-  PgParams& AddBytes(std::string_view value);                        // kText, kBytes, kId (16 bytes)
+  PgParams& AddBytes(std::string_view value);  // kText, kBytes, kId (16 bytes)
   PgParams& AddTime(WallTime value);
   PgParams& AddNull();
   PgParams& EndArray();
@@ -95,16 +95,16 @@ class PgResult {
 
   int rows() const;
   int columns() const;
-  std::int64_t affected() const;                        // of insert, update, delete, merge, copy; 0 otherwise
+  std::int64_t affected() const;  // of insert, update, delete, merge, copy; 0 otherwise
   std::string_view column_name(int column) const;
   bool IsNull(int row, int column) const;
-  std::int64_t Int(int row, int column) const;          // smallint, integer, bigint, oid
+  std::int64_t Int(int row, int column) const;  // smallint, integer, bigint, oid
   bool Bool(int row, int column) const;
-  double Double(int row, int column) const;             // real, double precision
-  std::string_view Bytes(int row, int column) const;    // text, varchar, name, json, bytea: the bytes; any other: binary form
+  double Double(int row, int column) const;           // real, double precision
+  std::string_view Bytes(int row, int column) const;  // text, varchar, name, json, bytea: the bytes; any other: binary form
   std::string Text(int row, int column) const { return std::string(Bytes(row, column)); }
-  Uuid Id(int row, int column) const;                   // uuid
-  WallTime Time(int row, int column) const;             // timestamptz, timestamp
+  Uuid Id(int row, int column) const;                             // uuid
+  WallTime Time(int row, int column) const;                       // timestamptz, timestamp
   std::vector<std::string> TextArray(int row, int column) const;  // text[], name[], varchar[] of one dimension; NULL = ""
 
   // For code that treats columns alike: what the value is by the column's type.
@@ -119,10 +119,10 @@ class PgResult {
 };
 
 struct PgOptions {
-  std::string dsn;                               // libpq conninfo or URI
+  std::string dsn;  // libpq conninfo or URI
   std::string application_name = "millrace";
-  std::string search_path;                       // empty: the server's default
-  Millis statement_timeout{30'000};              // 0 = none
+  std::string search_path;           // empty: the server's default
+  Millis statement_timeout{30'000};  // 0 = none
   Millis lock_timeout{5'000};
   Millis idle_in_transaction_timeout{60'000};
 };
@@ -163,11 +163,11 @@ class PgConnection {
   // Asks the server to stop the running statement of this connection (opens a second connection). Thread-safe.
   Result<void> Cancel();
 
-  bool broken() const;                 // must be thrown away
-  bool in_transaction() const;         // an explicit transaction is open (also a failed one)
+  bool broken() const;                     // must be thrown away
+  bool in_transaction() const;             // an explicit transaction is open (also a failed one)
   std::string_view last_sqlstate() const;  // of the last failed call; empty: connection lost, or no failure yet
   int backend_pid() const;
-  int server_version() const;          // 150004 = 15.4
+  int server_version() const;  // 150004 = 15.4
 
  private:
   struct Impl;

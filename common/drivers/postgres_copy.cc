@@ -5,7 +5,8 @@ namespace millrace {
 Result<void> PgConnection::StartCopyIn(std::string_view sql, MonoTime deadline) {
   Impl& impl = *impl_;
   MILLRACE_TRY(impl.CheckIdle());
-  if (impl.clock->Now() >= deadline) return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
+  if (impl.clock->Now() >= deadline)
+    return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
   if (PQsendQuery(impl.get(), std::string(sql).c_str()) == 0)
     return std::unexpected(impl.Lost(false, PQerrorMessage(impl.get())));
   if (auto r = impl.Flush(deadline); !r) return std::unexpected(impl.Lost(false, r.error().message));

@@ -27,8 +27,8 @@ struct PgConnection::Impl {
   std::unique_ptr<PGconn, PgConnFree> connection;
   const Clock* clock = nullptr;
   bool broken = false;
-  std::string state;                                     // SQLSTATE of the last failure
-  std::unordered_map<std::string, std::string> prepared; // text -> name
+  std::string state;                                      // SQLSTATE of the last failure
+  std::unordered_map<std::string, std::string> prepared;  // text -> name
   std::uint64_t next_name = 0;
 
   PGconn* get() const { return connection.get(); }

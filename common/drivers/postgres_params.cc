@@ -8,7 +8,8 @@ namespace millrace {
 namespace {
 
 constexpr pg::Oid kElementTypes[] = {pg::kInt8, pg::kBool, pg::kText, pg::kBytea, pg::kUuid, pg::kTimestamptz};
-constexpr pg::Oid kArrayTypes[] = {pg::kInt8Array, pg::kBoolArray, pg::kTextArray, pg::kByteaArray, pg::kUuidArray, pg::kTimestamptzArray};
+constexpr pg::Oid kArrayTypes[] = {pg::kInt8Array,  pg::kBoolArray, pg::kTextArray,
+                                   pg::kByteaArray, pg::kUuidArray, pg::kTimestamptzArray};
 
 }  // namespace
 
@@ -37,9 +38,18 @@ PgParams& PgParams::Bool(bool value) {
   Put(pg::kBool, {&byte, 1});
   return *this;
 }
-PgParams& PgParams::Text(std::string_view value) { Put(pg::kText, value); return *this; }
-PgParams& PgParams::Bytes(std::string_view value) { Put(pg::kBytea, value); return *this; }
-PgParams& PgParams::Id(const Uuid& value) { Put(pg::kUuid, value.AsBytes()); return *this; }
+PgParams& PgParams::Text(std::string_view value) {
+  Put(pg::kText, value);
+  return *this;
+}
+PgParams& PgParams::Bytes(std::string_view value) {
+  Put(pg::kBytea, value);
+  return *this;
+}
+PgParams& PgParams::Id(const Uuid& value) {
+  Put(pg::kUuid, value.AsBytes());
+  return *this;
+}
 PgParams& PgParams::Time(WallTime value) {
   slots_.push_back({pg::kTimestamptz, buffer_.size(), 8});
   PutInt64(ToUnixMicros(value) - pg::kEpochMicros);

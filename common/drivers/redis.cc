@@ -173,7 +173,8 @@ Result<UniqueFd> Dial(const Endpoint& endpoint, const Clock& clock, MonoTime dea
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     if (endpoint.unix_path.size() >= sizeof address.sun_path)
-      return Fail(ErrorCode::kInvalidArgument, "redis {}: the socket path is longer than {} bytes", peer, sizeof address.sun_path - 1);
+      return Fail(ErrorCode::kInvalidArgument, "redis {}: the socket path is longer than {} bytes", peer,
+                  sizeof address.sun_path - 1);
     std::memcpy(address.sun_path, endpoint.unix_path.data(), endpoint.unix_path.size());
     return ConnectAddress(AF_UNIX, reinterpret_cast<const sockaddr*>(&address), sizeof address, peer, clock, deadline);
   }
@@ -204,10 +205,12 @@ std::string Endpoint::ToString() const {
 
 Result<Endpoint> ParseEndpoint(std::string_view text) {
   const auto bad = [](std::string_view what) {
-    return Fail(ErrorCode::kInvalidArgument, "redis endpoint: {}; write host:port, redis://[:password@]host:port[/db] or unix:/path", what);
+    return Fail(ErrorCode::kInvalidArgument,
+                "redis endpoint: {}; write host:port, redis://[:password@]host:port[/db] or unix:/path", what);
   };
   Endpoint endpoint;
-  if (text.starts_with("rediss://")) return Fail(ErrorCode::kUnsupported, "redis endpoint: rediss:// (TLS) is not supported; use a tunnel");
+  if (text.starts_with("rediss://"))
+    return Fail(ErrorCode::kUnsupported, "redis endpoint: rediss:// (TLS) is not supported; use a tunnel");
   if (text.starts_with("unix:")) {
     endpoint.unix_path = text.substr(5);
     if (!endpoint.unix_path.starts_with('/')) return bad("the socket path is not absolute");
@@ -225,7 +228,8 @@ Result<Endpoint> ParseEndpoint(std::string_view text) {
   }
   if (const auto slash = text.find('/'); slash != std::string_view::npos) {
     const std::string_view database = text.substr(slash + 1);
-    if (!url || (!database.empty() && !ParseNumber(database, 0, 1'000'000, endpoint.database))) return bad("the database is not a number");
+    if (!url || (!database.empty() && !ParseNumber(database, 0, 1'000'000, endpoint.database)))
+      return bad("the database is not a number");
     text = text.substr(0, slash);
   }
   std::string_view port;
@@ -242,14 +246,25 @@ Result<Endpoint> ParseEndpoint(std::string_view text) {
   }
   if (endpoint.host.empty()) return bad("the host is empty");
   if (port.empty() && !url) return bad("the port is missing");
-  if (!port.empty() && !ParseNumber<std::uint16_t>(port.substr(1), 1, 65535, endpoint.port)) return bad("the port is not a number in [1, 65535]");
+  if (!port.empty() && !ParseNumber<std::uint16_t>(port.substr(1), 1, 65535, endpoint.port))
+    return bad("the port is not a number in [1, 65535]");
   return endpoint;
 }
 
 ErrorCode ClassifyErrorReply(std::string_view text) {
-  constexpr std::array<std::string_view, 13> kForNow{"OOM ",         "MISCONF ",   "READONLY ",   "LOADING ", "BUSY ",
-                                                     "NOSCRIPT ",    "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ", "NOREPLICAS ",
-                                                     "MOVED ",       "ASK ",       "ERR max number of clients"};
+  constexpr std::array<std::string_view, 13> kForNow{"OOM ",
+                                                     "MISCONF ",
+                                                     "READONLY ",
+                                                     "LOADING ",
+                                                     "BUSY ",
+                                                     "NOSCRIPT ",
+                                                     "MASTERDOWN ",
+                                                     "CLUSTERDOWN ",
+                                                     "TRYAGAIN ",
+                                                     "NOREPLICAS ",
+                                                     "MOVED ",
+                                                     "ASK ",
+                                                     "ERR max number of clients"};
   // Redis 6.2 wraps what a command inside a script said: "ERR Error running script (...): @user_script: 4: -OOM command ...".
   if (const auto inner = text.find(": -"); text.starts_with("ERR Error running script") && inner != std::string_view::npos)
     text.remove_prefix(inner + 3);
@@ -283,8 +298,8 @@ Result<void> Reply::AsOk(std::string_view command) const {
 
 struct Connection::Impl {
   struct Command {
-    std::size_t end = 0;          // its last byte + 1 in `out`
-    std::string script_source;    // of an AppendScript: what to load after NOSCRIPT
+    std::size_t end = 0;        // its last byte + 1 in `out`
+    std::string script_source;  // of an AppendScript: what to load after NOSCRIPT
   };
 
   UniqueFd fd;
@@ -293,8 +308,8 @@ struct Connection::Impl {
   std::size_t reply_bytes_max = 0;
   std::size_t pipeline_bytes_max = 0;
   std::unique_ptr<redisReader, FreeReader> reader;
-  std::size_t reply_bytes = 0;    // received since the last complete reply
-  std::size_t reply_elements = 0; // made since then; MakeArray counts them
+  std::size_t reply_bytes = 0;     // received since the last complete reply
+  std::size_t reply_elements = 0;  // made since then; MakeArray counts them
   std::string out;
   std::vector<Command> commands;
 
@@ -330,8 +345,10 @@ Result<Connection> Connection::Connect(const Endpoint& endpoint, const ConnectOp
   Connection connection(std::move(impl));
   if (!endpoint.password.empty()) {
     const std::string_view password = endpoint.password.Reveal();
-    if (endpoint.user.empty()) connection.Append({"AUTH", password});
-    else connection.Append({"AUTH", endpoint.user, password});
+    if (endpoint.user.empty())
+      connection.Append({"AUTH", password});
+    else
+      connection.Append({"AUTH", endpoint.user, password});
   }
   connection.Append({"PING"});
   if (endpoint.database != 0) connection.Append({"SELECT", std::to_string(endpoint.database)});
@@ -420,15 +437,20 @@ std::vector<Result<Reply>> Connection::Impl::Exchange(const std::string& bytes, 
   while (reason.empty() && replies.size() < sent_commands.size()) {
     if (sent < bytes.size()) {
       const ssize_t put = ::send(fd.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
-      if (put >= 0) sent += static_cast<std::size_t>(put);
-      else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) reason = std::strerror(errno);
+      if (put >= 0)
+        sent += static_cast<std::size_t>(put);
+      else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+        reason = std::strerror(errno);
     }
     if (!reason.empty()) break;
     const short events = static_cast<short>(POLLIN | (sent < bytes.size() ? POLLOUT : 0));
     const Result<bool> ready = WaitReady(fd.get(), events, *clock, deadline);
-    if (!ready) reason = ready.error().message;
-    else if (!*ready) late = true, reason = "no answer before the deadline";
-    else if (const Result<void> received = Receive(replies); !received) reason = received.error().message;
+    if (!ready)
+      reason = ready.error().message;
+    else if (!*ready)
+      late = true, reason = "no answer before the deadline";
+    else if (const Result<void> received = Receive(replies); !received)
+      reason = received.error().message;
   }
   if (replies.size() > sent_commands.size()) reason = "more replies than commands", replies.clear();
   if (!reason.empty()) Close();
@@ -447,7 +469,8 @@ std::vector<Result<Reply>> Connection::Flush(MonoTime deadline) {
   if (bytes.size() > impl_->pipeline_bytes_max) {
     std::vector<Result<Reply>> refused;
     for (std::size_t i = 0; i < commands.size(); ++i)
-      refused.emplace_back(Fail(ErrorCode::kLimit, "redis {}: a pipeline of {} bytes, limit {}", peer(), bytes.size(), impl_->pipeline_bytes_max));
+      refused.emplace_back(Fail(ErrorCode::kLimit, "redis {}: a pipeline of {} bytes, limit {}", peer(), bytes.size(),
+                                impl_->pipeline_bytes_max));
     return refused;
   }
   std::vector<Result<Reply>> replies = impl_->Exchange(bytes, commands, deadline);

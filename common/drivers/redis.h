@@ -18,11 +18,11 @@
 namespace millrace::redis {
 
 struct Endpoint {
-  std::string host;          // name or address; unused with unix_path
+  std::string host;  // name or address; unused with unix_path
   std::uint16_t port = 6379;
-  std::string unix_path;     // a unix socket instead of TCP
-  std::string user;          // ACL user; empty: the default user
-  Secret password;           // empty: no AUTH
+  std::string unix_path;  // a unix socket instead of TCP
+  std::string user;       // ACL user; empty: the default user
+  Secret password;        // empty: no AUTH
   int database = 0;
   std::string ToString() const;  // without the password
 };
@@ -36,14 +36,14 @@ struct Reply {
   enum class Kind : std::uint8_t { kNil, kStatus, kString, kInteger, kArray, kError };
   Kind kind = Kind::kNil;
   std::int64_t integer = 0;
-  std::string text;              // of a status, string or error
+  std::string text;  // of a status, string or error
   std::vector<Reply> elements;
 
   Result<std::int64_t> AsInteger(std::string_view command) const;
-  Result<std::string_view> AsString(std::string_view command) const;                    // valid while the reply is
+  Result<std::string_view> AsString(std::string_view command) const;  // valid while the reply is
   Result<std::optional<std::string_view>> AsOptionalString(std::string_view command) const;
-  Result<std::span<const Reply>> AsArray(std::string_view command) const;               // nil reads as empty
-  Result<void> AsOk(std::string_view command) const;                                    // a status, whatever it says
+  Result<std::span<const Reply>> AsArray(std::string_view command) const;  // nil reads as empty
+  Result<void> AsOk(std::string_view command) const;                       // a status, whatever it says
 };
 
 // What an error reply means to the caller. kUnavailable: the server refuses for now and applied nothing (OOM, MISCONF,
@@ -52,9 +52,9 @@ ErrorCode ClassifyErrorReply(std::string_view text);
 
 struct ConnectOptions {
   Millis connect_timeout{3000};
-  std::size_t reply_bytes_max = 64u << 20;     // of one reply; beyond it the connection is closed
-  std::size_t pipeline_bytes_max = 512u << 20; // of all commands of one Flush
-  const Clock* clock = nullptr;                // nullptr: the system clock
+  std::size_t reply_bytes_max = 64u << 20;      // of one reply; beyond it the connection is closed
+  std::size_t pipeline_bytes_max = 512u << 20;  // of all commands of one Flush
+  const Clock* clock = nullptr;                 // nullptr: the system clock
 };
 
 // A Lua script on the server.

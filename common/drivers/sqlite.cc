@@ -60,8 +60,10 @@ std::string OneLine(std::string_view sql) {
   std::string out;
   for (const char c : sql.substr(0, kShown)) {
     const bool space = c == '\n' || c == '\t' || c == ' ';
-    if (!space) out += c;
-    else if (!out.empty() && out.back() != ' ') out += ' ';
+    if (!space)
+      out += c;
+    else if (!out.empty() && out.back() != ' ')
+      out += ' ';
   }
   if (sql.size() > kShown) out += "...";
   return out;
@@ -230,8 +232,8 @@ Statement::Kind Statement::KindOf(int column) const {
 
 std::string_view Statement::View(int column) const {
   const bool text = sqlite3_column_type(statement_, column) != SQLITE_BLOB;
-  const void* data = text ? static_cast<const void*>(sqlite3_column_text(statement_, column))
-                          : sqlite3_column_blob(statement_, column);
+  const void* data =
+      text ? static_cast<const void*>(sqlite3_column_text(statement_, column)) : sqlite3_column_blob(statement_, column);
   if (data == nullptr) return {};
   return {static_cast<const char*>(data), static_cast<std::size_t>(sqlite3_column_bytes(statement_, column))};
 }
@@ -255,7 +257,8 @@ Database::~Database() = default;
 
 Result<Database> Database::Open(const std::string& path, const Options& options) {
   if (sqlite3_libversion_number() < kLibraryVersionMin) {
-    return Fail(ErrorCode::kUnsupported, "sqlite: library {} is older than 3.51.3, which can corrupt a WAL; build with the pinned one",
+    return Fail(ErrorCode::kUnsupported,
+                "sqlite: library {} is older than 3.51.3, which can corrupt a WAL; build with the pinned one",
                 sqlite3_libversion());
   }
   const bool writable = options.access == Access::kReadWrite;
@@ -277,15 +280,17 @@ Result<Database> Database::Open(const std::string& path, const Options& options)
   sqlite3_progress_handler(raw, kProgressOpcodes, OnProgress, connection.get());
   Database database(std::move(connection));
   database.SetDeadline(std::nullopt);
-  MILLRACE_TRY(database.Exec("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA mmap_size=0; PRAGMA foreign_keys=ON"));
+  MILLRACE_TRY(
+      database.Exec("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA mmap_size=0; PRAGMA foreign_keys=ON"));
   if (!writable) return database;
 
   MILLRACE_TRY(database.Exec(fmt::format("PRAGMA synchronous={}", Pragma(options.synchronous))));
   MILLRACE_TRY_ASSIGN(Statement mode, database.Prepare("PRAGMA journal_mode=WAL"));
   MILLRACE_TRY_ASSIGN(const bool row, mode.Step());
   if (!in_memory && (!row || mode.View(0) != "wal")) {
-    return Fail(ErrorCode::kUnsupported, "sqlite {}: the file system does not allow WAL (journal mode is '{}'); use a local disk",
-                path, row ? mode.String(0) : "");
+    return Fail(ErrorCode::kUnsupported,
+                "sqlite {}: the file system does not allow WAL (journal mode is '{}'); use a local disk", path,
+                row ? mode.String(0) : "");
   }
   return database;
 }
@@ -297,8 +302,8 @@ Result<Statement> Database::Prepare(std::string_view sql) {
     return Statement(connection_.get(), handle.release());
   }
   sqlite3_stmt* statement = nullptr;
-  const int code = sqlite3_prepare_v3(connection_->db.get(), sql.data(), static_cast<int>(sql.size()), SQLITE_PREPARE_PERSISTENT,
-                                      &statement, nullptr);
+  const int code = sqlite3_prepare_v3(connection_->db.get(), sql.data(), static_cast<int>(sql.size()),
+                                      SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
   if (code != SQLITE_OK) return connection_->Failure(code, sql);
   if (statement == nullptr) return Fail(ErrorCode::kInvalidArgument, "sqlite {}: empty statement", connection_->path);
   return Statement(connection_.get(), statement);

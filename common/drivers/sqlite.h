@@ -26,10 +26,10 @@ enum class Synchronous : std::uint8_t {
 enum class Access : std::uint8_t { kReadWrite, kReadOnly };
 
 struct Options {
-  Millis busy_timeout{5000};            // how long a statement waits for another connection's lock
+  Millis busy_timeout{5000};  // how long a statement waits for another connection's lock
   Synchronous synchronous = Synchronous::kFull;
-  Access access = Access::kReadWrite;   // kReadOnly: the file must exist; journal mode is left as it is
-  const Clock* clock = nullptr;         // for SetDeadline; nullptr: the system clock
+  Access access = Access::kReadWrite;  // kReadOnly: the file must exist; journal mode is left as it is
+  const Clock* clock = nullptr;        // for SetDeadline; nullptr: the system clock
 };
 
 // The oldest SQLite library that is accepted: older ones can corrupt a WAL on reset.
@@ -55,7 +55,9 @@ class Statement {
   // Parameters are numbered from 1. Values are copied. Unsigned 64-bit values are stored as their two's complement.
   template <std::integral T>
     requires(!std::same_as<T, bool> && !std::same_as<T, char>)
-  Statement& Bind(int index, T value) { return BindInt(index, static_cast<std::int64_t>(value)); }
+  Statement& Bind(int index, T value) {
+    return BindInt(index, static_cast<std::int64_t>(value));
+  }
   Statement& Bind(int index, bool value) { return BindInt(index, value ? 1 : 0); }
   Statement& Bind(int index, double value);
   Statement& Bind(int index, std::string_view text);

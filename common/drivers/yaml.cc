@@ -44,8 +44,7 @@ std::size_t SequenceLength(std::string_view s) {
 }
 
 int CodePoints(std::string_view text) {
-  return static_cast<int>(
-      std::ranges::count_if(text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+  return static_cast<int>(std::ranges::count_if(text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
 // What libfyaml would report less clearly, or let through.
@@ -55,12 +54,20 @@ std::optional<YamlComplaint> BadBytes(std::string_view source) {
     const char c = source[i];
     const std::size_t n = SequenceLength(source.substr(i));
     if (n == 0)
-      return YamlComplaint{line, column, 1, "invalid_utf8",
-                           fmt::format("byte 0x{:02x} is not UTF-8", static_cast<unsigned char>(c)), "save the file as UTF-8"};
+      return YamlComplaint{line,
+                           column,
+                           1,
+                           "invalid_utf8",
+                           fmt::format("byte 0x{:02x} is not UTF-8", static_cast<unsigned char>(c)),
+                           "save the file as UTF-8"};
     const bool control = n == 1 && ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\r' && c != '\t') || c == 0x7F);
     if (control)
-      return YamlComplaint{line, column, 1, "invalid_character",
-                           fmt::format("control character 0x{:02x} is not allowed", static_cast<unsigned char>(c)), ""};
+      return YamlComplaint{line,
+                           column,
+                           1,
+                           "invalid_character",
+                           fmt::format("control character 0x{:02x} is not allowed", static_cast<unsigned char>(c)),
+                           ""};
     i += n;
     ++column;
     if (c == '\n') ++line, column = 1;
@@ -136,10 +143,10 @@ class TreeBuilder {
   void Take(fy_event& event) {
     switch (event.type) {
       case FYET_DOCUMENT_START:
-        if (documents_++ > 0) Stop(Place(event), "yaml_documents", "a second document starts here", "keep one document per file");
+        if (documents_++ > 0)
+          Stop(Place(event), "yaml_documents", "a second document starts here", "keep one document per file");
         return;
-      case FYET_ALIAS:
-        return Stop(Place(event), "yaml_alias", "aliases (*name) are not allowed", "write the value out");
+      case FYET_ALIAS: return Stop(Place(event), "yaml_alias", "aliases (*name) are not allowed", "write the value out");
       case FYET_SCALAR: return Scalar(event);
       case FYET_SEQUENCE_START: return Begin(event, YamlNode::Kind::kSequence);
       case FYET_MAPPING_START: return Begin(event, YamlNode::Kind::kMapping);
@@ -206,8 +213,7 @@ class TreeBuilder {
       return;
     if (open_.size() >= limits_.depth_max)
       return Stop(node, "too_deep", fmt::format("nested more than {} levels deep", limits_.depth_max), "");
-    if (!open_.empty() && open_.back().key_next)
-      return Stop(node, "wrong_type", "a key must be a plain word", "");
+    if (!open_.empty() && open_.back().key_next) return Stop(node, "wrong_type", "a key must be a plain word", "");
     open_.push_back(Open{std::move(node), {}, map});
   }
 
@@ -232,9 +238,9 @@ class TreeBuilder {
     if (node.plain && node.text == "<<")
       return Stop(node, "yaml_alias", "merge keys (<<) are not allowed", "write the keys out");
     if (!top.seen.insert(node.text).second)
-      document_.complaints.push_back(
-          {node.line, node.column, node.length, "duplicate_key", fmt::format("duplicate key '{}'", node.text),
-           fmt::format("it is already given in line {}", LineOfKey(top.node, node.text))});
+      document_.complaints.push_back({node.line, node.column, node.length, "duplicate_key",
+                                      fmt::format("duplicate key '{}'", node.text),
+                                      fmt::format("it is already given in line {}", LineOfKey(top.node, node.text))});
     top.node.keys.push_back(std::move(node));
     top.key_next = false;
   }
@@ -267,8 +273,12 @@ class TreeBuilder {
     for (std::size_t i = last; i > 0 && i + 2 > last; --i) {
       const auto text_at = lines_[i - 1].find_first_not_of(' ');
       if (text_at == std::string_view::npos || lines_[i - 1][text_at] != '\t') continue;
-      complaint = {static_cast<int>(i), static_cast<int>(text_at) + 1, 1, "tab_indent",
-                   "a tab in the indentation; YAML allows only spaces", "replace the tab by spaces"};
+      complaint = {static_cast<int>(i),
+                   static_cast<int>(text_at) + 1,
+                   1,
+                   "tab_indent",
+                   "a tab in the indentation; YAML allows only spaces",
+                   "replace the tab by spaces"};
       break;
     }
     document_.complaints.push_back(std::move(complaint));
@@ -299,8 +309,8 @@ const YamlNode* YamlNode::Find(std::string_view key) const {
 YamlDocument ParseYaml(std::string_view source, const YamlLimits& limits) {
   YamlDocument refused;
   if (source.size() > limits.bytes_max) {
-    refused.complaints.push_back({0, 0, 1, "too_large",
-                                  fmt::format("the file has {} bytes, the limit is {}", source.size(), limits.bytes_max), ""});
+    refused.complaints.push_back(
+        {0, 0, 1, "too_large", fmt::format("the file has {} bytes, the limit is {}", source.size(), limits.bytes_max), ""});
     return refused;
   }
   if (auto bad = BadBytes(source)) {

@@ -29,7 +29,8 @@ struct YamlNode {
 
 struct YamlComplaint {
   int line = 0, column = 0, length = 1;  // 1-based; 0 = the whole file
-  std::string code;  // yaml_syntax, tab_indent, duplicate_key, yaml_alias, yaml_tag, too_deep, too_large, invalid_utf8, empty_file, ...
+  std::string
+      code;  // yaml_syntax, tab_indent, duplicate_key, yaml_alias, yaml_tag, too_deep, too_large, invalid_utf8, empty_file, ...
   std::string message;
   std::string help;  // may be empty
 };

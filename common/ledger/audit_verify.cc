@@ -11,7 +11,9 @@ std::uint32_t PrefixOf(const Digest& leaf) {
   return std::uint32_t{leaf[0]} << 24 | std::uint32_t{leaf[1]} << 16 | std::uint32_t{leaf[2]} << 8 | leaf[3];
 }
 
-std::string Place(AuditWriterId writer, std::uint64_t seq) { return fmt::format("record {} of writer {}", seq, writer.ToString()); }
+std::string Place(AuditWriterId writer, std::uint64_t seq) {
+  return fmt::format("record {} of writer {}", seq, writer.ToString());
+}
 
 AuditFinding OfRecord(TamperKind kind, AuditWriterId writer, std::uint64_t seq, std::string explanation) {
   AuditFinding finding;
@@ -33,10 +35,10 @@ AuditFinding OfRow(TamperKind kind, const AuditedRow& row, std::string explanati
 using Finding = std::optional<AuditFinding>;
 
 AuditFinding MissingRow(const AuditRecord& record, std::uint32_t index) {
-  AuditFinding finding = OfRecord(
-      TamperKind::kDelete, record.writer, record.seq,
-      fmt::format("row {} of {} is gone (its leaf was {}; written {} by {})", index, Place(record.writer, record.seq),
-                  ToHex(record.leaves[index]), ToRfc3339(record.at), record.actor));
+  AuditFinding finding =
+      OfRecord(TamperKind::kDelete, record.writer, record.seq,
+               fmt::format("row {} of {} is gone (its leaf was {}; written {} by {})", index, Place(record.writer, record.seq),
+                           ToHex(record.leaves[index]), ToRfc3339(record.at), record.actor));
   finding.index = index;
   return finding;
 }
@@ -167,8 +169,7 @@ class Verifier {
     newest_ = std::max(newest_, record.at);
     if (Finding bad = CheckLink(chain, record, next)) return bad;
     const Digest hash = record.Hash();
-    MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> rows,
-                        source_.AuditedRows(record.writer, record.seq, options_.deadline));
+    MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> rows, source_.AuditedRows(record.writer, record.seq, options_.deadline));
     report_.rows += rows.size();
     if (Finding bad = CheckPin(record, hash, rows)) return bad;
     if (Finding bad = CompareRows(record, rows)) return bad;
@@ -180,16 +181,17 @@ class Verifier {
   Finding CheckLink(const Chain& chain, const AuditRecord& record, const AuditRecord* next) const {
     const std::string place = Place(record.writer, record.seq);
     if (record.seq != chain.seq + 1)
-      return OfRecord(TamperKind::kRecordMissing, record.writer, chain.seq + 1,
-                      fmt::format("{} is gone: the chain continues with record {}",
-                                  Place(record.writer, chain.seq + 1), record.seq));
+      return OfRecord(
+          TamperKind::kRecordMissing, record.writer, chain.seq + 1,
+          fmt::format("{} is gone: the chain continues with record {}", Place(record.writer, chain.seq + 1), record.seq));
     if (record.previous != chain.hash) {
       if (next != nullptr && next->previous == chain.hash)
         return OfRecord(TamperKind::kReorder, record.writer, record.seq,
                         fmt::format("{} and record {} were exchanged", place, next->seq));
       return OfRecord(TamperKind::kRecordEdited, record.writer, record.seq,
                       fmt::format("{} does not continue from the hash of the record before it: one of the two was changed "
-                                  "or exchanged", place));
+                                  "or exchanged",
+                                  place));
     }
     if (record.root != MerkleRoot(record.leaves))
       return OfRecord(TamperKind::kRecordEdited, record.writer, record.seq,
@@ -217,7 +219,8 @@ class Verifier {
     if (index == prefixes.size() && index == record.leaves.size()) {
       finding.explanation = fmt::format(
           "{} is not the one that the checkpoint of {} signed, with the same rows: its time, actor or link was changed and the "
-          "chain computed anew", place, signed_at);
+          "chain computed anew",
+          place, signed_at);
       return finding;
     }
     finding.index = index;
@@ -238,8 +241,8 @@ class Verifier {
       if (newest_ > signed_at)
         return OfRecord(TamperKind::kTruncated, writer, last + 1,
                         fmt::format("{} and what follows it are gone: a checkpoint of {} signed the chain up to record {}, and "
-                                    "later records of other writers exist", Place(writer, last + 1), ToRfc3339(signed_at),
-                                    signed_last));
+                                    "later records of other writers exist",
+                                    Place(writer, last + 1), ToRfc3339(signed_at), signed_last));
       return OfRecord(TamperKind::kRestored, writer, last + 1,
                       fmt::format("{} and what follows it are gone: a checkpoint of {} signed the chain up to record {}, and "
                                   "nothing in this database is newer: an older copy was restored, or every tail was cut",
@@ -265,8 +268,10 @@ class Verifier {
       return;
     }
     if (report_.unpinned_records != 0)
-      report_.unproven.push_back(fmt::format("{} records are newer than the last checkpoint of their chain: their removal or "
-                                             "recomputation cannot be noticed yet", report_.unpinned_records));
+      report_.unproven.push_back(
+          fmt::format("{} records are newer than the last checkpoint of their chain: their removal or "
+                      "recomputation cannot be noticed yet",
+                      report_.unpinned_records));
     for (const std::string& torn : checkpoints_->torn)
       report_.unproven.push_back(fmt::format("checkpoint {} was cut off while it was written", torn));
   }

@@ -32,11 +32,11 @@ std::string_view Name(TamperKind kind);
 
 struct AuditFinding {
   TamperKind kind = TamperKind::kEdit;
-  std::string table, key;           // of the row, when it is known
+  std::string table, key;  // of the row, when it is known
   AuditWriterId writer;
   std::uint64_t seq = 0;
   std::optional<std::uint32_t> index;  // of the row in its record
-  std::string explanation;          // one sentence, for people
+  std::string explanation;             // one sentence, for people
 };
 
 struct AuditReport {
@@ -44,11 +44,11 @@ struct AuditReport {
   std::uint64_t writers = 0, records = 0, rows = 0, checkpoints = 0;
   std::uint64_t unpinned_records = 0;  // after the last checkpoint of their chain
   std::optional<AuditFinding> first_bad;
-  std::vector<std::string> unproven;   // what this verification cannot say, in plain words
+  std::vector<std::string> unproven;  // what this verification cannot say, in plain words
 };
 
 struct AuditVerifyOptions {
-  std::uint32_t batch_records = 200;   // read at once; memory is bounded by it
+  std::uint32_t batch_records = 200;  // read at once; memory is bounded by it
   MonoTime deadline = MonoTime::max();
 };
 

@@ -34,7 +34,7 @@ struct ShardHold {
 };
 struct ShardStatus {
   ShardId shard;
-  std::optional<OwnerId> owner;   // empty: never owned or released
+  std::optional<OwnerId> owner;  // empty: never owned or released
   std::string owner_name;
   Epoch epoch;
   WallTime renewed_at{};
@@ -67,14 +67,14 @@ struct OwnerBatchResult {
 };
 
 // ---- rebuild ---------------------------------------------------------------------------------------------------------------
-struct LiveJob {       // accepted, no outcome
+struct LiveJob {  // accepted, no outcome
   JobSpec spec;
-  Counters counters;             // of its latest attempt row
+  Counters counters;  // of its latest attempt row
   std::optional<WallTime> next_run_at;
 };
-struct LiveRun {       // accepted, no run outcome
+struct LiveRun {  // accepted, no run outcome
   RunSpec spec;
-  std::vector<JobSpec> jobs;     // all of the run, ended or not, in id order
+  std::vector<JobSpec> jobs;  // all of the run, ended or not, in id order
   std::map<JobId, JobState> ended;
   std::map<JobId, Counters> counters;
   std::map<JobId, WallTime> next_run_at;
@@ -84,9 +84,9 @@ struct LiveRun {       // accepted, no run outcome
 struct PipelineVersion {
   OrgId org = kDefaultOrg;
   std::string name;
-  std::int64_t version = 0;        // 1, 2, 3 ... per (org, name)
-  std::string source;              // the YAML text as given
-  std::string definition;          // canonical JSON of Pipeline
+  std::int64_t version = 0;  // 1, 2, 3 ... per (org, name)
+  std::string source;        // the YAML text as given
+  std::string definition;    // canonical JSON of Pipeline
   std::string base_dir;
   WallTime applied_at{};
 };
@@ -94,8 +94,8 @@ struct ScheduleRow {
   OrgId org = kDefaultOrg;
   std::string pipeline;
   ScheduleSpec spec;
-  std::int64_t version = 0;        // the pipeline version that runs
-  WallTime watermark{};            // slots at or before it are decided; never goes back
+  std::int64_t version = 0;  // the pipeline version that runs
+  WallTime watermark{};      // slots at or before it are decided; never goes back
   bool paused = false;
 };
 struct SlotKey {
@@ -106,33 +106,38 @@ struct SlotKey {
 };
 struct SlotRow {
   SlotKey key;
-  std::string state;               // fired | skipped | missed
-  std::string reason;              // overlap, misfire, catchup none, ...; empty when fired
-  std::optional<RunId> run;        // fired
-  WallTime decided_at{};           // ledger's clock
+  std::string state;         // fired | skipped | missed
+  std::string reason;        // overlap, misfire, catchup none, ...; empty when fired
+  std::optional<RunId> run;  // fired
+  WallTime decided_at{};     // ledger's clock
 };
 struct SlotDecision {
   SlotRow slot;
-  std::optional<RunSpec> run;      // fired
+  std::optional<RunSpec> run;  // fired
   std::vector<JobSpec> jobs;
 };
 struct FireBatch {
   std::uint64_t leader_epoch = 0;  // guards nothing but waste: the slot's unique key is the guarantee
   std::vector<SlotDecision> decisions;
-  struct Watermark { OrgId org; std::string pipeline, schedule; WallTime to; };
+  struct Watermark {
+    OrgId org;
+    std::string pipeline, schedule;
+    WallTime to;
+  };
   std::vector<Watermark> watermarks;  // each becomes greatest(stored, to)
 };
 struct FireResult {
   std::vector<SlotKey> already_decided;  // slots that another scheduler had written: their runs were not created
 };
 
-// ---- reading, for people -----------------------------------------------------------------------------------------------------
+// ---- reading, for people
+// -----------------------------------------------------------------------------------------------------
 struct RunFilter {
   OrgId org = kDefaultOrg;
   std::optional<std::string> pipeline;
   std::optional<RunState> state;
-  std::optional<RunId> before;     // keyset: ids below
-  std::uint32_t limit = 50;        // <= 500
+  std::optional<RunId> before;  // keyset: ids below
+  std::uint32_t limit = 50;     // <= 500
 };
 struct RunSummary {
   RunSpec spec;
@@ -148,7 +153,7 @@ struct JobDetail {
 };
 struct RunDetail {
   RunSummary summary;
-  std::vector<JobDetail> jobs;     // id order
+  std::vector<JobDetail> jobs;  // id order
 };
 
 class Ledger : public AuditSource {
@@ -178,7 +183,11 @@ class Ledger : public AuditSource {
                                                 std::uint32_t limit, MonoTime deadline) = 0;
   // Outbox rows of the shard: runs and single jobs written by others and not yet taken over by the owner.
   // `more`: there are others; they come when these have been removed.
-  struct Outbox { std::vector<LiveRun> runs; std::vector<LiveJob> jobs; bool more = false; };
+  struct Outbox {
+    std::vector<LiveRun> runs;
+    std::vector<LiveJob> jobs;
+    bool more = false;
+  };
   virtual Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) = 0;
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
@@ -190,11 +199,15 @@ class Ledger : public AuditSource {
                                                 std::string_view source, std::string_view base_dir, OrgId org,
                                                 MonoTime deadline) = 0;
   virtual Result<PipelineVersion> GetPipeline(OrgId org, std::string_view name, std::optional<std::int64_t> version,
-                                              MonoTime deadline) = 0;  // kNotFound
+                                              MonoTime deadline) = 0;                            // kNotFound
   virtual Result<std::vector<PipelineVersion>> ListPipelines(OrgId org, MonoTime deadline) = 0;  // latest of each; no source
 
   // Scheduling. The leader lease is an optimisation; the slot's unique key is the guarantee.
-  struct Leadership { bool leader = false; std::uint64_t epoch = 0; std::string holder; };
+  struct Leadership {
+    bool leader = false;
+    std::uint64_t epoch = 0;
+    std::string holder;
+  };
   virtual Result<Leadership> TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) = 0;
   virtual Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> org, MonoTime deadline) = 0;
   virtual Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) = 0;
@@ -210,7 +223,7 @@ class Ledger : public AuditSource {
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;
   Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
-                                                        std::uint32_t limit, MonoTime deadline) override = 0;
+                                                std::uint32_t limit, MonoTime deadline) override = 0;
   // Every audited row of a record as the database holds it now, canonical (AuditLeaf), in index order.
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override = 0;
   // Audited rows that claim a record which does not exist (inserted behind Millrace's back), at most `limit`.
@@ -218,11 +231,11 @@ class Ledger : public AuditSource {
 };
 
 struct LedgerOptions {
-  std::string dsn;                  // postgres: conninfo/URI; sqlite: absolute path
+  std::string dsn;  // postgres: conninfo/URI; sqlite: absolute path
   const Clock* clock = nullptr;
-  AuditWriterId writer;             // a fresh one per process start and instance
-  std::uint16_t shard_count = 1;    // written by the first Migrate; afterwards the stored one counts
-  std::string actor = "millrace";   // who the audit records name: "broker b1", "cli root@host"
+  AuditWriterId writer;            // a fresh one per process start and instance
+  std::uint16_t shard_count = 1;   // written by the first Migrate; afterwards the stored one counts
+  std::string actor = "millrace";  // who the audit records name: "broker b1", "cli root@host"
 };
 Result<std::unique_ptr<Ledger>> OpenPostgresLedger(const LedgerOptions& options, MonoTime deadline);
 Result<std::unique_ptr<Ledger>> OpenSqliteLedger(const LedgerOptions& options, MonoTime deadline);

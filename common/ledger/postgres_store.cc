@@ -22,8 +22,10 @@ PgParams ToPg(const Params& params) {
       case Param::Kind::kTime: out.Time(FromUnixMicros(p.number)); break;
       case Param::Kind::kIds: out.IdArray(p.ids); break;
       case Param::Kind::kId:
-        if (p.null) out.NullableId(std::nullopt);
-        else out.Id(*Uuid::FromBytes(p.bytes));
+        if (p.null)
+          out.NullableId(std::nullopt);
+        else
+          out.Id(*Uuid::FromBytes(p.bytes));
         break;
     }
   }
@@ -119,7 +121,8 @@ Result<void> PostgresStore::Transact(const std::function<Result<void>()>& body, 
   }
 }
 
-// ---- schema ------------------------------------------------------------------------------------------------------------------
+// ---- schema
+// ------------------------------------------------------------------------------------------------------------------
 
 Result<void> PostgresStore::Migrate(std::uint16_t shard_count, MonoTime deadline) {
   MILLRACE_TRY(Transact([&] { return MigrateLocked(shard_count, deadline); }, deadline));
@@ -129,15 +132,18 @@ Result<void> PostgresStore::Migrate(std::uint16_t shard_count, MonoTime deadline
 }
 
 Result<void> PostgresStore::MigrateLocked(std::uint16_t shard_count, MonoTime deadline) {
-  MILLRACE_TRY(connection_->Exec("select pg_catalog.pg_advisory_xact_lock(7318349394477057); create schema if not exists millrace; "
-                                 "create table if not exists millrace.schema_version (version integer primary key, "
-                                 "applied_at timestamptz not null default now())",
-                                 deadline));
-  MILLRACE_TRY_ASSIGN(const PgResult row, connection_->QueryOnce("select coalesce(max(version), 0) from millrace.schema_version", {}, deadline));
+  MILLRACE_TRY(
+      connection_->Exec("select pg_catalog.pg_advisory_xact_lock(7318349394477057); create schema if not exists millrace; "
+                        "create table if not exists millrace.schema_version (version integer primary key, "
+                        "applied_at timestamptz not null default now())",
+                        deadline));
+  MILLRACE_TRY_ASSIGN(const PgResult row,
+                      connection_->QueryOnce("select coalesce(max(version), 0) from millrace.schema_version", {}, deadline));
   const auto all = PostgresMigrations();
   const auto version = static_cast<std::size_t>(row.Int(0, 0));
   if (version > all.size())
-    return Fail(ErrorCode::kUnsupported, "ledger is of version {}, this program knows up to {}: use a newer millrace", version, all.size());
+    return Fail(ErrorCode::kUnsupported, "ledger is of version {}, this program knows up to {}: use a newer millrace", version,
+                all.size());
   for (std::size_t v = version; v < all.size(); ++v) {
     MILLRACE_TRY(connection_->Exec(all[v], deadline));
     MILLRACE_TRY(connection_->QueryOnce("insert into millrace.schema_version (version) values ($1)",
@@ -149,12 +155,15 @@ Result<void> PostgresStore::MigrateLocked(std::uint16_t shard_count, MonoTime de
 }
 
 Result<void> PostgresStore::KeepShardCount(std::uint16_t shard_count, MonoTime deadline) {
-  MILLRACE_TRY(connection_->QueryOnce("insert into millrace.ledger_setting (name, number) values ('shard_count', $1) on conflict do nothing",
-                                      PgParams().Int(shard_count), deadline));
-  MILLRACE_TRY_ASSIGN(const PgResult stored,
-                      connection_->QueryOnce("select number from millrace.ledger_setting where name = 'shard_count'", {}, deadline));
+  MILLRACE_TRY(connection_->QueryOnce(
+      "insert into millrace.ledger_setting (name, number) values ('shard_count', $1) on conflict do nothing",
+      PgParams().Int(shard_count), deadline));
+  MILLRACE_TRY_ASSIGN(
+      const PgResult stored,
+      connection_->QueryOnce("select number from millrace.ledger_setting where name = 'shard_count'", {}, deadline));
   if (stored.Int(0, 0) == shard_count) return {};
-  return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}", stored.Int(0, 0), shard_count);
+  return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}", stored.Int(0, 0),
+              shard_count);
 }
 
 void PostgresStore::EnsurePartitions(MonoTime deadline) {
@@ -168,7 +177,8 @@ void PostgresStore::EnsurePartitions(MonoTime deadline) {
     LogWarn("ledger: partitions of the next weeks were not made: {}", done.error().message);
 }
 
-// ---- writing -----------------------------------------------------------------------------------------------------------------
+// ---- writing
+// -----------------------------------------------------------------------------------------------------------------
 
 Result<void> PostgresStore::Register(MonoTime deadline) {
   MILLRACE_TRY(Connect(deadline));
@@ -181,10 +191,11 @@ Result<void> PostgresStore::Register(MonoTime deadline) {
     }
     if (connection_->last_sqlstate() != "55P03" || round > 0) return std::unexpected(Explained(std::move(answer.error())));
     // Our own old backend still holds the writer's lock (its client side is gone, it has not noticed): end it.
-    MILLRACE_TRY(connection_->Query("select pg_terminate_backend(l.pid) from pg_locks l where l.locktype = 'advisory' and l.granted and "
-                                    "l.pid <> pg_backend_pid() and l.objsubid = 1 and l.database = (select oid from pg_database where "
-                                    "datname = current_database()) and ((l.classid::bigint << 32) | l.objid::bigint) = writer_lock($1)",
-                                    PgParams().Id(options_.writer.uuid), deadline));
+    MILLRACE_TRY(
+        connection_->Query("select pg_terminate_backend(l.pid) from pg_locks l where l.locktype = 'advisory' and l.granted and "
+                           "l.pid <> pg_backend_pid() and l.objsubid = 1 and l.database = (select oid from pg_database where "
+                           "datname = current_database()) and ((l.classid::bigint << 32) | l.objid::bigint) = writer_lock($1)",
+                           PgParams().Id(options_.writer.uuid), deadline));
   }
   return {};
 }
@@ -198,7 +209,8 @@ Result<bool> PostgresStore::Resolve(const AuditRecord* record, const Error& lost
                           Params().Id(record->writer.uuid).Int(static_cast<std::int64_t>(record->seq)), deadline);
       if (rows) {
         const Digest hash = record->Hash();
-        return !rows->empty() && (*rows)[0][0].bytes == std::string_view(reinterpret_cast<const char*>(hash.data()), hash.size());
+        return !rows->empty() &&
+               (*rows)[0][0].bytes == std::string_view(reinterpret_cast<const char*>(hash.data()), hash.size());
       }
     }
     if (options_.clock->Now() + kReconnectPause >= deadline) return std::unexpected(lost);
@@ -211,7 +223,8 @@ Result<SqlStore::Applied> PostgresStore::Apply(const WriteSet& set, const AuditR
   for (int round = 1;; ++round) {
     if (auto ready = Register(deadline); !ready) {
       if (connection_ && connection_->broken() && round < kTransactRoundsMax) continue;
-      if (ready.error().code == ErrorCode::kMaybeApplied) ready.error().code = ErrorCode::kUnavailable;  // nothing of the batch was sent
+      if (ready.error().code == ErrorCode::kMaybeApplied)
+        ready.error().code = ErrorCode::kUnavailable;  // nothing of the batch was sent
       return std::unexpected(std::move(ready.error()));
     }
     const auto statements = Statements(set, record);

@@ -53,7 +53,8 @@ std::string MakeInsert(Table table) {
     names += "c" + std::to_string(i) + ", ";
   }
   const std::string index = std::to_string(n + 1), writer = std::to_string(n + 2), seq = std::to_string(n + 3);
-  return InsertHead(table) + "select " + list + "$" + writer + ", $" + seq + ", u.x from unnest(" + arrays + "$" + index + ") as u(" + names + "x)";
+  return InsertHead(table) + "select " + list + "$" + writer + ", $" + seq + ", u.x from unnest(" + arrays + "$" + index +
+         ") as u(" + names + "x)";
 }
 
 const std::string& InsertSql(Table table) {
@@ -110,12 +111,18 @@ PgParams RecordParams(const AuditRecord& r) {
 PgParams ToPg(const Params& params) {
   PgParams out;
   for (const Param& p : params.all()) {
-    if (p.kind == Param::Kind::kInt) out.Int(p.number);
-    else if (p.kind == Param::Kind::kText) out.Text(p.bytes);
-    else if (p.kind == Param::Kind::kBytes) out.Bytes(p.bytes);
-    else if (p.kind == Param::Kind::kTime) out.Time(FromUnixMicros(p.number));
-    else if (p.kind == Param::Kind::kIds) out.IdArray(p.ids);
-    else out.NullableId(p.null ? std::nullopt : std::optional<Uuid>(*Uuid::FromBytes(p.bytes)));
+    if (p.kind == Param::Kind::kInt)
+      out.Int(p.number);
+    else if (p.kind == Param::Kind::kText)
+      out.Text(p.bytes);
+    else if (p.kind == Param::Kind::kBytes)
+      out.Bytes(p.bytes);
+    else if (p.kind == Param::Kind::kTime)
+      out.Time(FromUnixMicros(p.number));
+    else if (p.kind == Param::Kind::kIds)
+      out.IdArray(p.ids);
+    else
+      out.NullableId(p.null ? std::nullopt : std::optional<Uuid>(*Uuid::FromBytes(p.bytes)));
   }
   return out;
 }
@@ -156,9 +163,11 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
     if (!rows.index.empty()) all.push_back({InsertSql(table), InsertParams(table, rows, *record)});
   }
   if (!set.live_runs.empty())
-    all.push_back({"insert into live_run (run, org, shard) select * from unnest($1, $2, $3) on conflict do nothing", ItemParams(set.live_runs)});
+    all.push_back({"insert into live_run (run, org, shard) select * from unnest($1, $2, $3) on conflict do nothing",
+                   ItemParams(set.live_runs)});
   if (!set.live_jobs.empty())
-    all.push_back({"insert into live_job (job, org, shard) select * from unnest($1, $2, $3) on conflict do nothing", ItemParams(set.live_jobs)});
+    all.push_back({"insert into live_job (job, org, shard) select * from unnest($1, $2, $3) on conflict do nothing",
+                   ItemParams(set.live_jobs)});
   if (!set.outbox_runs.empty())
     all.push_back({"insert into outbox (item, org, shard, is_run) select *, 1 from unnest($1, $2, $3) on conflict do nothing",
                    ItemParams(set.outbox_runs)});
@@ -170,8 +179,10 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
   if (!set.outbox_done.empty()) all.push_back({"delete from outbox where item = any($1)", PgParams().IdArray(set.outbox_done)});
   for (const Statement& s : set.others) all.push_back({s.sql, ToPg(s.params)});
   if (record != nullptr)
-    all.push_back({"insert into audit_record (writer, seq, previous, at, actor, leaves, root, hash) values ($1, $2, $3, $4, $5, $6, $7, $8)",
-                   RecordParams(*record)});
+    all.push_back(
+        {"insert into audit_record (writer, seq, previous, at, actor, leaves, root, hash) values ($1, $2, $3, $4, $5, $6, $7, "
+         "$8)",
+         RecordParams(*record)});
   all.push_back({"commit", {}});
   return all;
 }

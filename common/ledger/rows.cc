@@ -9,35 +9,53 @@ namespace {
 
 using enum ColumnType;
 
-constexpr Column kPipelineVersionColumns[] = {{"org", kInt},          {"pipeline", kText}, {"version", kInt},   {"source", kText},
-                                              {"definition", kText},  {"base_dir", kText}, {"applied_at", kTime}};
-constexpr Column kSlotColumns[] = {{"org", kInt},   {"pipeline", kText}, {"schedule", kText}, {"slot", kTime}, {"generation", kInt},
-                                   {"state", kText}, {"reason", kText},  {"run", kUuid},      {"decided_at", kTime}};
-constexpr Column kRunColumns[] = {{"run", kUuid},  {"org", kInt},        {"pipeline", kText}, {"version", kInt}, {"schedule", kText},
-                                  {"slot", kTime}, {"generation", kInt}, {"overlap", kText},  {"params", kText}, {"created_at", kTime}};
-constexpr Column kJobColumns[] = {{"job", kUuid},          {"org", kInt},           {"run", kUuid},
-                                  {"stage", kText},        {"kind", kText},         {"queue", kText},
-                                  {"priority", kInt},      {"payload", kBytes},     {"depends_on", kUuidList},
-                                  {"effect", kText},       {"root", kText},         {"max_attempts", kInt},
-                                  {"backoff_base_ms", kInt}, {"backoff_cap_ms", kInt}, {"timeout_ms", kInt},
-                                  {"run_at", kTime},       {"submitted_at", kTime}};
-constexpr Column kAttemptColumns[] = {{"job", kUuid},       {"token", kInt},      {"org", kInt},         {"ended", kInt},
-                                      {"retryable", kBool}, {"error_class", kText}, {"error", kText},    {"result", kBytes},
-                                      {"exit_code", kInt},  {"signal", kInt},     {"log_tail", kBytes},  {"worker", kText},
+constexpr Column kPipelineVersionColumns[] = {{"org", kInt},        {"pipeline", kText},   {"version", kInt},
+                                              {"source", kText},    {"definition", kText}, {"base_dir", kText},
+                                              {"applied_at", kTime}};
+constexpr Column kSlotColumns[] = {{"org", kInt},     {"pipeline", kText},  {"schedule", kText},
+                                   {"slot", kTime},   {"generation", kInt}, {"state", kText},
+                                   {"reason", kText}, {"run", kUuid},       {"decided_at", kTime}};
+constexpr Column kRunColumns[] = {{"run", kUuid},      {"org", kInt},        {"pipeline", kText},  {"version", kInt},
+                                  {"schedule", kText}, {"slot", kTime},      {"generation", kInt}, {"overlap", kText},
+                                  {"params", kText},   {"created_at", kTime}};
+constexpr Column kJobColumns[] = {{"job", kUuid},
+                                  {"org", kInt},
+                                  {"run", kUuid},
+                                  {"stage", kText},
+                                  {"kind", kText},
+                                  {"queue", kText},
+                                  {"priority", kInt},
+                                  {"payload", kBytes},
+                                  {"depends_on", kUuidList},
+                                  {"effect", kText},
+                                  {"root", kText},
+                                  {"max_attempts", kInt},
+                                  {"backoff_base_ms", kInt},
+                                  {"backoff_cap_ms", kInt},
+                                  {"timeout_ms", kInt},
+                                  {"run_at", kTime},
+                                  {"submitted_at", kTime}};
+constexpr Column kAttemptColumns[] = {{"job", kUuid},        {"token", kInt},        {"org", kInt},        {"ended", kInt},
+                                      {"retryable", kBool},  {"error_class", kText}, {"error", kText},     {"result", kBytes},
+                                      {"exit_code", kInt},   {"signal", kInt},       {"log_tail", kBytes}, {"worker", kText},
                                       {"started_at", kTime}, {"finished_at", kTime}, {"deliveries", kInt}, {"failures", kInt},
-                                      {"crashes", kInt},    {"next_run_at", kTime}};
-constexpr Column kOutcomeColumns[] = {{"job", kUuid},       {"token", kInt},      {"org", kInt},         {"ended", kInt},
-                                      {"retryable", kBool}, {"error_class", kText}, {"error", kText},    {"result", kBytes},
-                                      {"exit_code", kInt},  {"signal", kInt},     {"log_tail", kBytes},  {"worker", kText},
-                                      {"started_at", kTime}, {"finished_at", kTime}, {"deliveries", kInt}, {"failures", kInt},
-                                      {"crashes", kInt},    {"run", kUuid},       {"state", kInt},       {"recorded_at", kTime}};
-constexpr Column kRunOutcomeColumns[] = {{"run", kUuid}, {"org", kInt}, {"state", kInt}, {"reason", kText}, {"finished_at", kTime}};
+                                      {"crashes", kInt},     {"next_run_at", kTime}};
+constexpr Column kOutcomeColumns[] = {
+    {"job", kUuid},         {"token", kInt},   {"org", kInt},         {"ended", kInt},        {"retryable", kBool},
+    {"error_class", kText}, {"error", kText},  {"result", kBytes},    {"exit_code", kInt},    {"signal", kInt},
+    {"log_tail", kBytes},   {"worker", kText}, {"started_at", kTime}, {"finished_at", kTime}, {"deliveries", kInt},
+    {"failures", kInt},     {"crashes", kInt}, {"run", kUuid},        {"state", kInt},        {"recorded_at", kTime}};
+constexpr Column kRunOutcomeColumns[] = {
+    {"run", kUuid}, {"org", kInt}, {"state", kInt}, {"reason", kText}, {"finished_at", kTime}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
-constexpr TableDef kDefs[kTableCount] = {
-    {"pipeline_version", kPipelineVersionColumns, 3}, {"slot", kSlotColumns, 5},       {"run", kRunColumns, 1},
-    {"job", kJobColumns, 1},                          {"attempt", kAttemptColumns, 2}, {"outcome", kOutcomeColumns, 1},
-    {"run_outcome", kRunOutcomeColumns, 1}};
+constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},
+                                         {"slot", kSlotColumns, 5},
+                                         {"run", kRunColumns, 1},
+                                         {"job", kJobColumns, 1},
+                                         {"attempt", kAttemptColumns, 2},
+                                         {"outcome", kOutcomeColumns, 1},
+                                         {"run_outcome", kRunOutcomeColumns, 1}};
 
 // The length of the UTF-8 sequence at the start of `s`, 0 if there is none that PostgreSQL takes.
 std::size_t SequenceLength(std::string_view s) {
@@ -120,28 +138,33 @@ std::string_view CleanText(std::string_view text, Arena& arena) {
   std::string& clean = arena.emplace_back(text.substr(0, at));
   while (at < text.size()) {
     const std::size_t n = SequenceLength(text.substr(at));
-    if (n == 0) clean += "\xEF\xBF\xBD";
-    else clean += text.substr(at, n);
+    if (n == 0)
+      clean += "\xEF\xBF\xBD";
+    else
+      clean += text.substr(at, n);
     at += std::max<std::size_t>(n, 1);
   }
   return clean;
 }
 
 void Append(const PipelineVersion& p, Arena& a, std::vector<Value>& c) {
-  c.insert(c.end(), {Value::Of(p.org.value()), Value::Of(CleanText(p.name, a)), Value::Of(p.version), Value::Of(CleanText(p.source, a)),
-                     Value::Of(CleanText(p.definition, a)), Value::Of(CleanText(p.base_dir, a)), Value::Of(p.applied_at)});
+  c.insert(c.end(),
+           {Value::Of(p.org.value()), Value::Of(CleanText(p.name, a)), Value::Of(p.version), Value::Of(CleanText(p.source, a)),
+            Value::Of(CleanText(p.definition, a)), Value::Of(CleanText(p.base_dir, a)), Value::Of(p.applied_at)});
 }
 
 void Append(const SlotRow& s, Arena& a, std::vector<Value>& c) {
-  c.insert(c.end(), {Value::Of(s.key.org.value()), Value::Of(CleanText(s.key.pipeline, a)), Value::Of(CleanText(s.key.schedule, a)),
-                     Value::Of(s.key.slot), Value::Of(std::int64_t{s.key.generation}), Value::Of(CleanText(s.state, a)),
-                     Value::Of(CleanText(s.reason, a)), OptionalId(s.run), Value::Of(s.decided_at)});
+  c.insert(c.end(),
+           {Value::Of(s.key.org.value()), Value::Of(CleanText(s.key.pipeline, a)), Value::Of(CleanText(s.key.schedule, a)),
+            Value::Of(s.key.slot), Value::Of(std::int64_t{s.key.generation}), Value::Of(CleanText(s.state, a)),
+            Value::Of(CleanText(s.reason, a)), OptionalId(s.run), Value::Of(s.decided_at)});
 }
 
 void Append(const RunSpec& r, Arena& a, std::vector<Value>& c) {
-  c.insert(c.end(), {Value::Of(r.id.AsBytes()), Value::Of(r.org.value()), Value::Of(CleanText(r.pipeline, a)), Value::Of(r.version),
-                     Value::Of(CleanText(r.schedule, a)), OptionalTime(r.slot), Value::Of(std::int64_t{r.generation}),
-                     Value::Of(CleanText(r.overlap, a)), Value::Of(CleanText(r.params, a)), Value::Of(r.created_at)});
+  c.insert(c.end(),
+           {Value::Of(r.id.AsBytes()), Value::Of(r.org.value()), Value::Of(CleanText(r.pipeline, a)), Value::Of(r.version),
+            Value::Of(CleanText(r.schedule, a)), OptionalTime(r.slot), Value::Of(std::int64_t{r.generation}),
+            Value::Of(CleanText(r.overlap, a)), Value::Of(CleanText(r.params, a)), Value::Of(r.created_at)});
 }
 
 void Append(const JobSpec& j, Arena& a, std::vector<Value>& c) {
@@ -166,8 +189,9 @@ void Append(const OutcomeRow& r, Arena& a, std::vector<Value>& c) {
 }
 
 void Append(const RunOutcomeRow& r, Arena& a, std::vector<Value>& c) {
-  c.insert(c.end(), {Value::Of(r.run.AsBytes()), Value::Of(r.org.value()), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.state)}),
-                     Value::Of(CleanText(r.reason, a)), Value::Of(r.finished_at)});
+  c.insert(c.end(),
+           {Value::Of(r.run.AsBytes()), Value::Of(r.org.value()), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.state)}),
+            Value::Of(CleanText(r.reason, a)), Value::Of(r.finished_at)});
 }
 
 PipelineVersion PipelineVersionFrom(std::span<const Value> c) {
@@ -225,8 +249,12 @@ AttemptRow AttemptFrom(std::span<const Value> c) {
 }
 
 OutcomeRow OutcomeFrom(std::span<const Value> c) {
-  return {ReportFrom(c), OrgId{c[2].number}, IdFrom<RunId>(c[kReportColumns]), static_cast<JobState>(c[kReportColumns + 1].number),
-          CountersFrom(c), TimeOf(c[kReportColumns + 2])};
+  return {ReportFrom(c),
+          OrgId{c[2].number},
+          IdFrom<RunId>(c[kReportColumns]),
+          static_cast<JobState>(c[kReportColumns + 1].number),
+          CountersFrom(c),
+          TimeOf(c[kReportColumns + 2])};
 }
 
 RunOutcomeRow RunOutcomeFrom(std::span<const Value> c) {
@@ -238,9 +266,12 @@ Digest LeafOf(Table table, std::span<const Value> cells) {
   CanonicalRow row(def.name);
   for (std::size_t i = 0; i < def.columns.size(); ++i) {
     const ColumnType type = def.columns[i].type;
-    if (cells[i].null) row.AddNull();
-    else if (type == kInt || type == kBool || type == kTime) row.Add(cells[i].number);
-    else row.Add(cells[i].bytes);
+    if (cells[i].null)
+      row.AddNull();
+    else if (type == kInt || type == kBool || type == kTime)
+      row.Add(cells[i].number);
+    else
+      row.Add(cells[i].bytes);
   }
   return row.Leaf();
 }

@@ -38,8 +38,8 @@ using Arena = std::deque<std::string>;
 
 enum class Table : std::uint8_t { kPipelineVersion, kSlot, kRun, kJob, kAttempt, kOutcome, kRunOutcome };
 inline constexpr std::size_t kTableCount = 7;
-inline constexpr std::array<Table, kTableCount> kTables = {Table::kPipelineVersion, Table::kSlot,    Table::kRun,       Table::kJob,
-                                                           Table::kAttempt,         Table::kOutcome, Table::kRunOutcome};
+inline constexpr std::array<Table, kTableCount> kTables = {
+    Table::kPipelineVersion, Table::kSlot, Table::kRun, Table::kJob, Table::kAttempt, Table::kOutcome, Table::kRunOutcome};
 
 struct TableDef {
   std::string_view name;

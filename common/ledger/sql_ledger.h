@@ -75,19 +75,19 @@ class SqlLedger final : public Ledger {
   Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) override;
 
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override;
-  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq, std::uint32_t limit,
-                                                MonoTime deadline) override;
+  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
+                                                std::uint32_t limit, MonoTime deadline) override;
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override;
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override;
 
  private:
   // sql_ledger_write.cc
-  Result<std::uint16_t> ShardCount(MonoTime deadline);            // the stored one
+  Result<std::uint16_t> ShardCount(MonoTime deadline);  // the stored one
   Result<void> CheckShardCount(std::uint16_t given, MonoTime deadline);
   Result<void> Write(Batch& batch, MonoTime deadline);
-  Result<void> LoadChain(MonoTime deadline);                      // goes on where the stored chain ends
+  Result<void> LoadChain(MonoTime deadline);  // goes on where the stored chain ends
   Result<WriteSet> Build(const Batch& batch, MonoTime deadline);
-  Result<bool> Prune(Batch& batch, MonoTime deadline);            // false: nothing was there to be taken out
+  Result<bool> Prune(Batch& batch, MonoTime deadline);  // false: nothing was there to be taken out
   Result<std::set<Uuid>> Existing(Table table, std::vector<Uuid> ids, MonoTime deadline);
   Result<bool> PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline);
   // sql_ledger_rebuild.cc

@@ -5,14 +5,16 @@ namespace millrace::ledger {
 Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_view owner_name, MonoTime deadline) {
   Epoch taken;
   const auto body = [&]() -> Result<void> {
-    MILLRACE_TRY(store_->Run("insert into shard_owner (shard, owner, owner_name, epoch) values ($1, null, '', 0) "
-                             "on conflict (shard) do nothing",
-                             Params().Int(shard.value()), deadline));
+    MILLRACE_TRY(
+        store_->Run("insert into shard_owner (shard, owner, owner_name, epoch) values ($1, null, '', 0) "
+                    "on conflict (shard) do nothing",
+                    Params().Int(shard.value()), deadline));
     // The lock waits for the transactions that the present owner has under way.
-    const std::string sql = "select owner, owner_name, epoch from shard_owner where shard = $1" + std::string(store_->ForUpdate());
+    const std::string sql =
+        "select owner, owner_name, epoch from shard_owner where shard = $1" + std::string(store_->ForUpdate());
     MILLRACE_TRY_ASSIGN(const Rows row, store_->Run(sql, Params().Int(shard.value()), deadline));
-    MILLRACE_TRY_ASSIGN(const Rows renewal,
-                        store_->Run("select renewed_at from shard_renewal where shard = $1", Params().Int(shard.value()), deadline));
+    MILLRACE_TRY_ASSIGN(const Rows renewal, store_->Run("select renewed_at from shard_renewal where shard = $1",
+                                                        Params().Int(shard.value()), deadline));
     MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
     if (row.empty()) return Fail(ErrorCode::kCorrupt, "shard {}: its ownership row is gone", shard.value());
     const bool owned = !row[0][0].null && UuidOf(row[0][0]) != owner.uuid;
@@ -26,10 +28,12 @@ Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_vie
     const std::int64_t epoch = row[0][2].number + 1;
     Arena arena;
     MILLRACE_TRY(store_->Run("update shard_owner set owner = $2, owner_name = $3, epoch = $4 where shard = $1",
-                             Params().Int(shard.value()).Id(owner.uuid).Text(CleanText(owner_name, arena)).Int(epoch), deadline));
-    MILLRACE_TRY(store_->Run("insert into shard_renewal (shard, owner, epoch, renewed_at) values ($1, $2, $3, $4) on conflict (shard) "
-                             "do update set owner = excluded.owner, epoch = excluded.epoch, renewed_at = excluded.renewed_at",
-                             Params().Int(shard.value()).Id(owner.uuid).Int(epoch).Time(now), deadline));
+                             Params().Int(shard.value()).Id(owner.uuid).Text(CleanText(owner_name, arena)).Int(epoch),
+                             deadline));
+    MILLRACE_TRY(
+        store_->Run("insert into shard_renewal (shard, owner, epoch, renewed_at) values ($1, $2, $3, $4) on conflict (shard) "
+                    "do update set owner = excluded.owner, epoch = excluded.epoch, renewed_at = excluded.renewed_at",
+                    Params().Int(shard.value()).Id(owner.uuid).Int(epoch).Time(now), deadline));
     taken = Epoch{static_cast<std::uint32_t>(epoch)};
     return {};
   };
@@ -49,8 +53,8 @@ Result<void> SqlLedger::RenewShards(std::span<const ShardHold> holds, OwnerId ow
                           "(select 1 from shard_owner o where o.shard = $1 and o.owner = $2 and o.epoch = $3)",
                           Params().Int(hold.shard.value()).Id(owner.uuid).Int(hold.epoch.value()).Time(now), deadline));
           if (done.changed != 1)
-            return Fail(ErrorCode::kStale, "shard {}: epoch {} of this owner is stale, somebody took the shard", hold.shard.value(),
-                        hold.epoch.value());
+            return Fail(ErrorCode::kStale, "shard {}: epoch {} of this owner is stale, somebody took the shard",
+                        hold.shard.value(), hold.epoch.value());
         }
         return {};
       },
@@ -70,9 +74,10 @@ Result<void> SqlLedger::ReleaseShards(std::span<const ShardHold> holds, OwnerId 
 }
 
 Result<std::vector<ShardStatus>> SqlLedger::Shards(MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select o.shard, o.owner, o.owner_name, o.epoch, r.renewed_at from shard_owner o "
-                                                   "left join shard_renewal r on r.shard = o.shard order by o.shard",
-                                                   {}, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select o.shard, o.owner, o.owner_name, o.epoch, r.renewed_at from shard_owner o "
+                                  "left join shard_renewal r on r.shard = o.shard order by o.shard",
+                                  {}, deadline));
   std::vector<ShardStatus> all;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto row = rows[i];
@@ -101,7 +106,8 @@ Result<Ledger::Leadership> SqlLedger::TryLead(OwnerId candidate, std::string_vie
       answer = {true, 1, std::string(clean)};
       return {};
     }
-    const std::string sql = "select holder, name, epoch, expires_at from leader where id = 1" + std::string(store_->ForUpdate());
+    const std::string sql =
+        "select holder, name, epoch, expires_at from leader where id = 1" + std::string(store_->ForUpdate());
     MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(sql, {}, deadline));
     if (rows.empty()) return Fail(ErrorCode::kCorrupt, "the leader row is gone");
     MILLRACE_TRY_ASSIGN(now, store_->Now(deadline));

@@ -56,8 +56,8 @@ Result<std::vector<RunSummary>> SqlLedger::ListRuns(const RunFilter& filter, Mon
 
 Result<std::vector<JobDetail>> SqlLedger::Details(std::string_view where, const Params& params, MonoTime deadline) {
   const std::string condition(where);
-  MILLRACE_TRY_ASSIGN(const Rows jobs, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where " + condition +
-                                                       " order by j.job",
+  MILLRACE_TRY_ASSIGN(const Rows jobs, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where " +
+                                                       condition + " order by j.job",
                                                    params, deadline));
   MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + store_->Columns(Table::kAttempt, "a") +
                                                            " from job j join attempt a on a.job = j.job where " + condition +
@@ -73,9 +73,11 @@ Result<std::vector<JobDetail>> SqlLedger::Details(std::string_view where, const 
     place[all.back().spec.id.uuid] = i;
   }
   for (std::size_t i = 0; i < attempts.size(); ++i)
-    if (const auto at = place.find(UuidOf(attempts[i][0])); at != place.end()) all[at->second].attempts.push_back(AttemptFrom(attempts[i]));
+    if (const auto at = place.find(UuidOf(attempts[i][0])); at != place.end())
+      all[at->second].attempts.push_back(AttemptFrom(attempts[i]));
   for (std::size_t i = 0; i < outcomes.size(); ++i)
-    if (const auto at = place.find(UuidOf(outcomes[i][0])); at != place.end()) all[at->second].outcome = OutcomeFrom(outcomes[i]);
+    if (const auto at = place.find(UuidOf(outcomes[i][0])); at != place.end())
+      all[at->second].outcome = OutcomeFrom(outcomes[i]);
   return all;
 }
 

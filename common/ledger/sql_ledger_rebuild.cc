@@ -71,16 +71,18 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
     run_of[job.id.uuid] = at;
     all[at].jobs.push_back(std::move(job));
   }
-  MILLRACE_TRY_ASSIGN(const Rows ended, store_->Run("select o.job, o.state from job j join outcome o on o.job = j.job where j.run" +
-                                                        store_->In(1),
-                                                    of_runs, deadline));
+  MILLRACE_TRY_ASSIGN(
+      const Rows ended,
+      store_->Run("select o.job, o.state from job j join outcome o on o.job = j.job where j.run" + store_->In(1), of_runs,
+                  deadline));
   for (std::size_t i = 0; i < ended.size(); ++i) {
     const Uuid job = UuidOf(ended[i][0]);
-    if (const auto at = run_of.find(job); at != run_of.end()) all[at->second].ended[JobId{job}] = static_cast<JobState>(ended[i][1].number);
+    if (const auto at = run_of.find(job); at != run_of.end())
+      all[at->second].ended[JobId{job}] = static_cast<JobState>(ended[i][1].number);
   }
   MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + std::string(kLatestColumns) +
-                                                           " from job j join attempt a on a.job = j.job where j.run" + store_->In(1) +
-                                                           " order by a.job, a.token",
+                                                           " from job j join attempt a on a.job = j.job where j.run" +
+                                                           store_->In(1) + " order by a.job, a.token",
                                                        of_runs, deadline));
   for (const auto& [job, latest] : LatestOf(attempts)) {
     const auto at = run_of.find(job);
@@ -94,18 +96,20 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
 Result<std::vector<LiveJob>> SqlLedger::LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
                                                        std::uint32_t limit, MonoTime deadline) {
   MILLRACE_TRY(CheckShardCount(shard_count, deadline));
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kJob, "j") +
-                                                       " from live_job l join job j on j.job = l.job where l.shard = $1 and l.job > $2 "
-                                                       "order by l.job limit $3",
-                                                   Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(limit), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select " + store_->Columns(Table::kJob, "j") +
+                                      " from live_job l join job j on j.job = l.job where l.shard = $1 and l.job > $2 "
+                                      "order by l.job limit $3",
+                                  Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(limit), deadline));
   return LoadJobs(rows, deadline);
 }
 
 // Runs in this order until their jobs fill a page; the first one always.
 Result<bool> SqlLedger::CutByJobs(std::vector<Uuid>& runs, MonoTime deadline) {
   if (runs.size() < 2) return false;
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select j.run, count(*) from job j where j.run" + store_->In(1) + " group by j.run",
-                                                   Params().Ids(runs), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select j.run, count(*) from job j where j.run" + store_->In(1) + " group by j.run",
+                                  Params().Ids(runs), deadline));
   std::unordered_map<Uuid, std::int64_t> jobs;
   for (std::size_t i = 0; i < rows.size(); ++i) jobs[UuidOf(rows[i][0])] = rows[i][1].number;
   std::int64_t sum = 0;

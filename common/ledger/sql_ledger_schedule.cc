@@ -23,36 +23,42 @@ ScheduleRow ScheduleFrom(std::span<const Value> c) {
 
 // A new, revived or re-timed schedule decides slots after now only; any other keeps its watermark.
 Statement UpsertSchedule(const ScheduleSpec& spec, OrgId org, std::string_view pipeline, std::int64_t version, WallTime now) {
-  return {"insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, watermark) "
-          "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) on conflict (org, pipeline, schedule) do update set "
-          "cron = excluded.cron, timezone = excluded.timezone, catchup = excluded.catchup, overlap = excluded.overlap, "
-          "dst = excluded.dst, misfire_grace_ms = excluded.misfire_grace_ms, version = excluded.version, active = 1, "
-          "watermark = case when schedule.watermark < excluded.watermark and (schedule.active = 0 or schedule.cron <> excluded.cron or "
-          "schedule.timezone <> excluded.timezone or schedule.dst <> excluded.dst) then excluded.watermark else schedule.watermark end",
-          Params()
-              .Int(org.value())
-              .Text(pipeline)
-              .Text(spec.name)
-              .Text(spec.cron)
-              .Text(spec.timezone)
-              .Text(spec.catchup)
-              .Text(spec.overlap)
-              .Text(spec.dst)
-              .Int(spec.misfire_grace.count())
-              .Int(version)
-              .Time(now)};
+  return {
+      "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, "
+      "watermark) "
+      "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) on conflict (org, pipeline, schedule) do update set "
+      "cron = excluded.cron, timezone = excluded.timezone, catchup = excluded.catchup, overlap = excluded.overlap, "
+      "dst = excluded.dst, misfire_grace_ms = excluded.misfire_grace_ms, version = excluded.version, active = 1, "
+      "watermark = case when schedule.watermark < excluded.watermark and (schedule.active = 0 or schedule.cron <> "
+      "excluded.cron or "
+      "schedule.timezone <> excluded.timezone or schedule.dst <> excluded.dst) then excluded.watermark else schedule.watermark "
+      "end",
+      Params()
+          .Int(org.value())
+          .Text(pipeline)
+          .Text(spec.name)
+          .Text(spec.cron)
+          .Text(spec.timezone)
+          .Text(spec.catchup)
+          .Text(spec.overlap)
+          .Text(spec.dst)
+          .Int(spec.misfire_grace.count())
+          .Int(version)
+          .Time(now)};
 }
 
 }  // namespace
 
-Result<PipelineVersion> SqlLedger::ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
-                                                 std::string_view base_dir, OrgId org, MonoTime deadline) {
+Result<PipelineVersion> SqlLedger::ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json,
+                                                 std::string_view source, std::string_view base_dir, OrgId org,
+                                                 MonoTime deadline) {
   for (int round = 0; round < kApplyRoundsMax; ++round) {
     auto latest = GetPipeline(org, pipeline.name, std::nullopt, deadline);
     if (!latest && latest.error().code != ErrorCode::kNotFound) return std::unexpected(std::move(latest.error()));
-    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + std::string(kScheduleColumns) +
-                                                         " from schedule where org = $1 and pipeline = $2 and active = 1 order by schedule",
-                                                     Params().Int(org.value()).Text(pipeline.name), deadline));
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select " + std::string(kScheduleColumns) +
+                                        " from schedule where org = $1 and pipeline = $2 and active = 1 order by schedule",
+                                    Params().Int(org.value()).Text(pipeline.name), deadline));
     std::vector<ScheduleSpec> stored, wanted = pipeline.schedules;
     for (std::size_t i = 0; i < rows.size(); ++i) stored.push_back(ScheduleFrom(rows[i]).spec);
     std::ranges::sort(stored, {}, &ScheduleSpec::name);
@@ -60,11 +66,17 @@ Result<PipelineVersion> SqlLedger::ApplyPipeline(const Pipeline& pipeline, std::
     if (latest && latest->definition == definition_json && latest->base_dir == base_dir && stored == wanted) return *latest;
 
     MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
-    const PipelineVersion version{org, pipeline.name, latest ? latest->version + 1 : 1, std::string(source), std::string(definition_json),
-                                  std::string(base_dir), now};
+    const PipelineVersion version{org,
+                                  pipeline.name,
+                                  latest ? latest->version + 1 : 1,
+                                  std::string(source),
+                                  std::string(definition_json),
+                                  std::string(base_dir),
+                                  now};
     Batch batch;
     batch.versions.push_back(&version);
-    for (const ScheduleSpec& spec : wanted) batch.others.push_back(UpsertSchedule(spec, org, pipeline.name, version.version, now));
+    for (const ScheduleSpec& spec : wanted)
+      batch.others.push_back(UpsertSchedule(spec, org, pipeline.name, version.version, now));
     batch.others.push_back({"update schedule set active = 0 where org = $1 and pipeline = $2 and version <> $3",
                             Params().Int(org.value()).Text(pipeline.name).Int(version.version)});
     const auto written = Write(batch, deadline);
@@ -74,8 +86,10 @@ Result<PipelineVersion> SqlLedger::ApplyPipeline(const Pipeline& pipeline, std::
   return Fail(ErrorCode::kConflict, "pipeline '{}': others keep applying it at the same time; try again", pipeline.name);
 }
 
-Result<PipelineVersion> SqlLedger::GetPipeline(OrgId org, std::string_view name, std::optional<std::int64_t> version, MonoTime deadline) {
-  std::string sql = "select " + store_->Columns(Table::kPipelineVersion, "v") + " from pipeline_version v where v.org = $1 and v.pipeline = $2";
+Result<PipelineVersion> SqlLedger::GetPipeline(OrgId org, std::string_view name, std::optional<std::int64_t> version,
+                                               MonoTime deadline) {
+  std::string sql = "select " + store_->Columns(Table::kPipelineVersion, "v") +
+                    " from pipeline_version v where v.org = $1 and v.pipeline = $2";
   Params params;
   params.Int(org.value()).Text(name);
   if (version) {
@@ -91,10 +105,11 @@ Result<PipelineVersion> SqlLedger::GetPipeline(OrgId org, std::string_view name,
 Result<std::vector<PipelineVersion>> SqlLedger::ListPipelines(OrgId org, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(
       const Rows rows,
-      store_->Run("select " + store_->Columns(Table::kPipelineVersion, "v") +
-                      " from pipeline_version v where v.org = $1 and v.version = (select max(w.version) from pipeline_version w where "
-                      "w.org = v.org and w.pipeline = v.pipeline) order by v.pipeline",
-                  Params().Int(org.value()), deadline));
+      store_->Run(
+          "select " + store_->Columns(Table::kPipelineVersion, "v") +
+              " from pipeline_version v where v.org = $1 and v.version = (select max(w.version) from pipeline_version w where "
+              "w.org = v.org and w.pipeline = v.pipeline) order by v.pipeline",
+          Params().Int(org.value()), deadline));
   std::vector<PipelineVersion> all;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     all.push_back(PipelineVersionFrom(rows[i]));
@@ -123,22 +138,25 @@ Result<FireResult> SqlLedger::Fire(const FireBatch& given, MonoTime deadline) {
     batch.slots.push_back(&d.slot);
     if (!d.run) continue;
     if (d.slot.run != d.run->id)
-      return Fail(ErrorCode::kInvalidArgument, "slot of pipeline '{}': its run is not the run given with it", d.slot.key.pipeline);
+      return Fail(ErrorCode::kInvalidArgument, "slot of pipeline '{}': its run is not the run given with it",
+                  d.slot.key.pipeline);
     batch.runs.push_back(&*d.run);
     for (const JobSpec& job : d.jobs) batch.jobs.push_back(&job);
   }
   for (const auto& w : given.watermarks)
-    batch.others.push_back({"update schedule set watermark = $4 where org = $1 and pipeline = $2 and schedule = $3 and watermark < $4",
-                            Params().Int(w.org.value()).Text(w.pipeline).Text(w.schedule).Time(w.to)});
+    batch.others.push_back(
+        {"update schedule set watermark = $4 where org = $1 and pipeline = $2 and schedule = $3 and watermark < $4",
+         Params().Int(w.org.value()).Text(w.pipeline).Text(w.schedule).Time(w.to)});
   if (batch.slots.empty() && batch.others.empty()) return FireResult{};
   MILLRACE_TRY(Write(batch, deadline));
   return FireResult{std::move(batch.duplicate_slots)};
 }
 
 Result<std::uint32_t> SqlLedger::ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select count(*) from live_run l join run r on r.run = l.run where l.org = $1 and r.pipeline = $2",
-                                  Params().Int(org.value()).Text(pipeline), deadline));
+  MILLRACE_TRY_ASSIGN(
+      const Rows rows,
+      store_->Run("select count(*) from live_run l join run r on r.run = l.run where l.org = $1 and r.pipeline = $2",
+                  Params().Int(org.value()).Text(pipeline), deadline));
   return static_cast<std::uint32_t>(rows[0][0].number);
 }
 

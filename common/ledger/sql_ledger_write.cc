@@ -13,7 +13,8 @@ namespace {
 constexpr int kRoundsMax = 16;
 
 template <class T>
-void AppendTable(Table table, const std::vector<const T*>& rows, WriteSet& set, std::vector<Digest>* leaves, std::int64_t& next) {
+void AppendTable(Table table, const std::vector<const T*>& rows, WriteSet& set, std::vector<Digest>* leaves,
+                 std::int64_t& next) {
   auto& out = set.tables[static_cast<std::size_t>(table)];
   const std::size_t width = DefOf(table).columns.size();
   out.cells.reserve(rows.size() * width);
@@ -42,8 +43,10 @@ Result<void> SqlLedger::Migrate(MonoTime deadline) {
 
 Result<std::uint16_t> SqlLedger::ShardCount(MonoTime deadline) {
   if (shard_count_) return *shard_count_;
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select number from ledger_setting where name = 'shard_count'", {}, deadline));
-  if (rows.empty()) return Fail(ErrorCode::kCorrupt, "the ledger does not say how many shards it has: table ledger_setting is empty");
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select number from ledger_setting where name = 'shard_count'", {}, deadline));
+  if (rows.empty())
+    return Fail(ErrorCode::kCorrupt, "the ledger does not say how many shards it has: table ledger_setting is empty");
   shard_count_ = static_cast<std::uint16_t>(rows[0][0].number);
   return *shard_count_;
 }
@@ -83,8 +86,8 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
 
 // A writer id that was used before goes on where its chain ends.
 Result<void> SqlLedger::LoadChain(MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select max(seq) from audit_record where writer = $1", Params().Id(options_.writer.uuid), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select max(seq) from audit_record where writer = $1",
+                                                   Params().Id(options_.writer.uuid), deadline));
   if (!rows.empty() && !rows[0][0].null) {
     const auto seq = static_cast<std::uint64_t>(rows[0][0].number);
     MILLRACE_TRY_ASSIGN(const auto last, AuditRecords(options_.writer, seq - 1, 1, deadline));
@@ -139,8 +142,9 @@ Result<std::set<Uuid>> SqlLedger::Existing(Table table, std::vector<Uuid> ids, M
   if (ids.empty()) return found;
   const TableDef& def = DefOf(table);
   const std::string key(def.columns[0].name);
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + key + " from " + std::string(def.name) + " where " + key + store_->In(1),
-                                                   Params().Ids(std::move(ids)), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select " + key + " from " + std::string(def.name) + " where " + key + store_->In(1),
+                                  Params().Ids(std::move(ids)), deadline));
   for (std::size_t i = 0; i < rows.size(); ++i) found.insert(UuidOf(rows[i][0]));
   return found;
 }
@@ -180,8 +184,9 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
   bool pruned = false;
 
   for (const PipelineVersion* v : batch.versions) {
-    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select 1 from pipeline_version where org = $1 and pipeline = $2 and version = $3",
-                                                     Params().Int(v->org.value()).Text(v->name).Int(v->version), deadline));
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select 1 from pipeline_version where org = $1 and pipeline = $2 and version = $3",
+                                    Params().Int(v->org.value()).Text(v->name).Int(v->version), deadline));
     if (!rows.empty()) batch.version_exists = true;
   }
   if (batch.version_exists) return Fail(ErrorCode::kConflict, "another one applied the pipeline at the same time");
@@ -205,13 +210,15 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
   });
   std::set<std::pair<Uuid, std::uint64_t>> attempts;
   if (!batch.attempts.empty()) {
-    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select job, token from attempt where job" + store_->In(1),
-                                                     Params().Ids(ids(batch.attempts, [](const AttemptRow& a) { return a.report.job.uuid; })),
-                                                     deadline));
+    MILLRACE_TRY_ASSIGN(
+        const Rows rows,
+        store_->Run("select job, token from attempt where job" + store_->In(1),
+                    Params().Ids(ids(batch.attempts, [](const AttemptRow& a) { return a.report.job.uuid; })), deadline));
     for (std::size_t i = 0; i < rows.size(); ++i)
       attempts.emplace(UuidOf(rows[i][0]), static_cast<std::uint64_t>(rows[i][1].number));
   }
-  pruned |= TakeOut(batch.attempts, [&](const AttemptRow& a) { return !attempts.emplace(a.report.job.uuid, a.report.token.value()).second; });
+  pruned |= TakeOut(batch.attempts,
+                    [&](const AttemptRow& a) { return !attempts.emplace(a.report.job.uuid, a.report.token.value()).second; });
   MILLRACE_TRY_ASSIGN(auto outcomes, Existing(Table::kOutcome, ids(batch.outcomes, outcome_id), deadline));
   pruned |= TakeOut(batch.outcomes, [&](const OutcomeRow& o) {
     if (outcomes.insert(o.report.job.uuid).second) return false;
@@ -237,7 +244,8 @@ Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime dea
   for (const auto& id : given.outbox_done_runs) batch.outbox_done.push_back(id.uuid);
   for (const auto& id : given.outbox_done_jobs) batch.outbox_done.push_back(id.uuid);
   MILLRACE_TRY(Write(batch, deadline));
-  return OwnerBatchResult{std::move(batch.duplicate_runs), std::move(batch.duplicate_jobs), std::move(batch.duplicate_outcomes)};
+  return OwnerBatchResult{std::move(batch.duplicate_runs), std::move(batch.duplicate_jobs),
+                          std::move(batch.duplicate_outcomes)};
 }
 
 Result<void> SqlLedger::SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) {

@@ -67,10 +67,10 @@ struct Item {  // a run or a single job, in live_run, live_job, outbox
 // One write transaction: fence, audited rows (all new), bookkeeping, audit record.
 struct WriteSet {
   std::vector<ShardHold> holds;
-  std::optional<OwnerId> owner;              // set: holds are checked against it
+  std::optional<OwnerId> owner;  // set: holds are checked against it
   struct TableRows {
-    std::vector<Value> cells;                // row after row
-    std::vector<std::int64_t> index;         // audit_index of each row
+    std::vector<Value> cells;         // row after row
+    std::vector<std::int64_t> index;  // audit_index of each row
   };
   std::array<TableRows, kTableCount> tables;
   std::vector<Item> live_runs, live_jobs, outbox_runs, outbox_jobs;

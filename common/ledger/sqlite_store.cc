@@ -38,8 +38,10 @@ void BindParam(sqlite::Statement& statement, int at, const Param& p) {
     case Param::Kind::kText: statement.Bind(at, p.bytes); break;
     case Param::Kind::kBytes: statement.Bind(at, sqlite::Blob{p.bytes}); break;
     case Param::Kind::kId:
-      if (p.null) statement.Bind(at, nullptr);
-      else statement.Bind(at, sqlite::Blob{p.bytes});
+      if (p.null)
+        statement.Bind(at, nullptr);
+      else
+        statement.Bind(at, sqlite::Blob{p.bytes});
       break;
     case Param::Kind::kIds: {
       std::string json = "[";
@@ -78,7 +80,8 @@ class SqliteStore final : public SqlStore {
 
   std::string Columns(Table table, std::string_view alias) const override {
     std::string list;
-    for (const Column& c : DefOf(table).columns) list += (list.empty() ? "" : ", ") + std::string(alias) + "." + std::string(c.name);
+    for (const Column& c : DefOf(table).columns)
+      list += (list.empty() ? "" : ", ") + std::string(alias) + "." + std::string(c.name);
     return list;
   }
   std::string In(int parameter) const override {
@@ -110,8 +113,10 @@ Result<Rows> SqliteStore::RunStatement(std::string_view sql, const Params& param
     MILLRACE_TRY_ASSIGN(const bool more, statement.Step());
     if (!more) break;
     for (int c = 0; c < statement.ColumnCount(); ++c) {
-      if (statement.IsNull(c)) rows.cells.push_back({});
-      else rows.cells.push_back({false, statement.Int64(c), {}});
+      if (statement.IsNull(c))
+        rows.cells.push_back({});
+      else
+        rows.cells.push_back({false, statement.Int64(c), {}});
       // Int64 of a text or blob reads its digits; View of a number prints it. The reader knows which one it wants.
       if (!rows.cells.back().null) rows.cells.back().bytes = memory->emplace_back(statement.View(c));
     }
@@ -124,20 +129,26 @@ Result<Rows> SqliteStore::RunStatement(std::string_view sql, const Params& param
 Result<void> SqliteStore::Migrate(std::uint16_t shard_count, MonoTime deadline) {
   return Transact(
       [&]() -> Result<void> {
-        MILLRACE_TRY(database_.Exec("create table if not exists schema_version (version integer primary key, applied_at integer not null) strict"));
-        MILLRACE_TRY_ASSIGN(const std::int64_t found, database_.QueryInt64("select coalesce(max(version), 0) from schema_version"));
+        MILLRACE_TRY(database_.Exec(
+            "create table if not exists schema_version (version integer primary key, applied_at integer not null) strict"));
+        MILLRACE_TRY_ASSIGN(const std::int64_t found,
+                            database_.QueryInt64("select coalesce(max(version), 0) from schema_version"));
         const auto all = SqliteMigrations();
         if (found > static_cast<std::int64_t>(all.size()))
-          return Fail(ErrorCode::kUnsupported, "ledger is of version {}, this program knows up to {}: use a newer millrace", found, all.size());
+          return Fail(ErrorCode::kUnsupported, "ledger is of version {}, this program knows up to {}: use a newer millrace",
+                      found, all.size());
         for (auto v = static_cast<std::size_t>(found); v < all.size(); ++v) {
           MILLRACE_TRY(database_.Exec(std::string(all[v])));
           MILLRACE_TRY(database_.Run("insert into schema_version (version, applied_at) values (?1, ?2)", v + 1,
                                      ToUnixMicros(options_.clock->WallNow())));
         }
-        MILLRACE_TRY(database_.Run("insert into ledger_setting (name, number) values ('shard_count', ?1) on conflict do nothing", shard_count));
-        MILLRACE_TRY_ASSIGN(const std::int64_t stored, database_.QueryInt64("select number from ledger_setting where name = 'shard_count'"));
+        MILLRACE_TRY(database_.Run(
+            "insert into ledger_setting (name, number) values ('shard_count', ?1) on conflict do nothing", shard_count));
+        MILLRACE_TRY_ASSIGN(const std::int64_t stored,
+                            database_.QueryInt64("select number from ledger_setting where name = 'shard_count'"));
         if (stored != shard_count)
-          return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}", stored, shard_count);
+          return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}", stored,
+                      shard_count);
         return {};
       },
       deadline);
@@ -147,10 +158,12 @@ Result<void> SqliteStore::CheckHolds(const WriteSet& set) {
   for (const ShardHold& hold : set.holds) {
     MILLRACE_TRY_ASSIGN(const Rows rows, RunStatement("select owner, owner_name, epoch from shard_owner where shard = $1",
                                                       Params().Int(hold.shard.value())));
-    const bool mine = !rows.empty() && !rows[0][0].null && UuidOf(rows[0][0]) == set.owner->uuid && rows[0][2].number == hold.epoch.value();
+    const bool mine =
+        !rows.empty() && !rows[0][0].null && UuidOf(rows[0][0]) == set.owner->uuid && rows[0][2].number == hold.epoch.value();
     if (mine) continue;
-    return Fail(ErrorCode::kStale, "shard {}: epoch {} of this owner is stale, the ledger has epoch {} (owner {})", hold.shard.value(),
-                hold.epoch.value(), rows.empty() ? 0 : rows[0][2].number, rows.empty() || rows[0][0].null ? "none" : rows[0][1].bytes);
+    return Fail(ErrorCode::kStale, "shard {}: epoch {} of this owner is stale, the ledger has epoch {} (owner {})",
+                hold.shard.value(), hold.epoch.value(), rows.empty() ? 0 : rows[0][2].number,
+                rows.empty() || rows[0][0].null ? "none" : rows[0][1].bytes);
   }
   return {};
 }
@@ -175,9 +188,10 @@ Result<void> SqliteStore::InsertRecord(const AuditRecord& r) {
   std::string leaves;
   for (const Digest& leaf : r.leaves) leaves += View(leaf);
   const Digest hash = r.Hash();
-  return database_.Run("insert into audit_record (writer, seq, previous, at, actor, leaves, root, hash) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                       sqlite::Blob{r.writer.AsBytes()}, r.seq, sqlite::Blob{View(r.previous)}, ToUnixMicros(r.at), r.actor,
-                       sqlite::Blob{leaves}, sqlite::Blob{View(r.root)}, sqlite::Blob{View(hash)});
+  return database_.Run(
+      "insert into audit_record (writer, seq, previous, at, actor, leaves, root, hash) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+      sqlite::Blob{r.writer.AsBytes()}, r.seq, sqlite::Blob{View(r.previous)}, ToUnixMicros(r.at), r.actor,
+      sqlite::Blob{leaves}, sqlite::Blob{View(r.root)}, sqlite::Blob{View(hash)});
 }
 
 Result<void> SqliteStore::InsertItems(std::string_view sql, const std::vector<Item>& items) {
@@ -194,8 +208,10 @@ Result<void> SqliteStore::DeleteIds(std::string_view sql, const std::vector<Uuid
 Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
   MILLRACE_TRY(InsertItems("insert into live_run (run, org, shard) values (?1, ?2, ?3) on conflict do nothing", set.live_runs));
   MILLRACE_TRY(InsertItems("insert into live_job (job, org, shard) values (?1, ?2, ?3) on conflict do nothing", set.live_jobs));
-  MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 1) on conflict do nothing", set.outbox_runs));
-  MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 0) on conflict do nothing", set.outbox_jobs));
+  MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 1) on conflict do nothing",
+                           set.outbox_runs));
+  MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 0) on conflict do nothing",
+                           set.outbox_jobs));
   MILLRACE_TRY(DeleteIds("delete from live_run where run = ?1", set.ended_runs));
   MILLRACE_TRY(DeleteIds("delete from live_job where job = ?1", set.ended_jobs));
   MILLRACE_TRY(DeleteIds("delete from outbox where item = ?1", set.outbox_done));
@@ -230,7 +246,8 @@ Result<std::unique_ptr<SqlStore>> OpenSqliteStore(const LedgerOptions& options, 
   if (options.dsn.empty() || !path.is_absolute())
     return Fail(ErrorCode::kInvalidArgument, "ledger '{}': a SQLite ledger is named by an absolute path", options.dsn);
   if (!std::filesystem::is_directory(path.parent_path(), ignored))
-    return Fail(ErrorCode::kNotFound, "ledger '{}': the folder '{}' does not exist; create it first", options.dsn, path.parent_path().string());
+    return Fail(ErrorCode::kNotFound, "ledger '{}': the folder '{}' does not exist; create it first", options.dsn,
+                path.parent_path().string());
   if (std::filesystem::is_directory(path, ignored))
     return Fail(ErrorCode::kInvalidArgument, "ledger '{}' is a folder, not a file", options.dsn);
   sqlite::Options settings;

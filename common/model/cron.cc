@@ -12,7 +12,7 @@ namespace {
 
 namespace chr = std::chrono;
 
-constexpr int kSearchYearsMax = 50;   // 29 February on a given weekday recurs within 40 years
+constexpr int kSearchYearsMax = 50;  // 29 February on a given weekday recurs within 40 years
 constexpr std::size_t kCronBytesMax = 256;
 
 struct FieldRange {
@@ -94,8 +94,8 @@ Result<void> ParseElement(std::string_view element, const FieldRange& range, std
       MILLRACE_TRY_ASSIGN(high, ParseValue(body.substr(dash + 1), range));
       if (high == 0 && range.name == kWeekday.name && low > 0) high = 7;  // FRI-SUN
       if (high < low)
-        return Fail(ErrorCode::kInvalidArgument, "cron field {}: range '{}' goes backwards; write it as two ranges",
-                    range.name, body);
+        return Fail(ErrorCode::kInvalidArgument, "cron field {}: range '{}' goes backwards; write it as two ranges", range.name,
+                    body);
     } else if (!has_step) {
       high = low;  // with a step, `5/10` runs to the end of the range
     }
@@ -113,9 +113,13 @@ Result<std::bitset<60>> ParseField(std::string_view text, const FieldRange& rang
 constexpr bool StartsWithStar(std::string_view field) { return field.starts_with('*') || field.starts_with('?'); }
 
 Result<std::string_view> ExpandMacro(std::string_view text) {
-  static constexpr std::array<std::pair<std::string_view, std::string_view>, 7> kMacros{{
-      {"@YEARLY", "0 0 1 1 *"}, {"@ANNUALLY", "0 0 1 1 *"}, {"@MONTHLY", "0 0 1 * *"}, {"@WEEKLY", "0 0 * * 0"},
-      {"@DAILY", "0 0 * * *"}, {"@MIDNIGHT", "0 0 * * *"}, {"@HOURLY", "0 * * * *"}}};
+  static constexpr std::array<std::pair<std::string_view, std::string_view>, 7> kMacros{{{"@YEARLY", "0 0 1 1 *"},
+                                                                                         {"@ANNUALLY", "0 0 1 1 *"},
+                                                                                         {"@MONTHLY", "0 0 1 * *"},
+                                                                                         {"@WEEKLY", "0 0 * * 0"},
+                                                                                         {"@DAILY", "0 0 * * *"},
+                                                                                         {"@MIDNIGHT", "0 0 * * *"},
+                                                                                         {"@HOURLY", "0 * * * *"}}};
   if (!text.starts_with('@')) return text;
   const std::string upper = Upper(text);
   for (const auto& [macro, expansion] : kMacros)
@@ -181,7 +185,8 @@ Result<CronExpression> CronExpression::Parse(std::string_view text) {
       MILLRACE_TRY_ASSIGN(const int weekday, ParseValue(element.substr(0, hash), kWeekday));
       const std::string_view nth = element.substr(hash + 1);
       if (nth.size() != 1 || nth[0] < '1' || nth[0] > '5')
-        return Fail(ErrorCode::kInvalidArgument, "cron field day-of-week: '{}' in '{}' is not a number in [1, 5]", nth, element);
+        return Fail(ErrorCode::kInvalidArgument, "cron field day-of-week: '{}' in '{}' is not a number in [1, 5]", nth,
+                    element);
       e.nth_weekdays_ |= std::uint64_t{1} << (weekday % 7 * 6 + (nth[0] - '0'));
     } else if (element.size() > 1 && (element.back() == 'L' || element.back() == 'l')) {
       MILLRACE_TRY_ASSIGN(const int weekday, ParseValue(element.substr(0, element.size() - 1), kWeekday));
@@ -193,8 +198,7 @@ Result<CronExpression> CronExpression::Parse(std::string_view text) {
   for (std::size_t i = 0; i <= 7; ++i)
     if (weekdays[i]) e.weekdays_.set(i % 7);
 
-  if (!e.NextLocal(0))
-    return Fail(ErrorCode::kInvalidArgument, "cron '{}' never fires: no such day exists", text);
+  if (!e.NextLocal(0)) return Fail(ErrorCode::kInvalidArgument, "cron '{}' never fires: no such day exists", text);
   return e;
 }
 
@@ -204,8 +208,8 @@ bool CronExpression::DayMatches(int year, unsigned month, unsigned day) const {
   const auto last = static_cast<unsigned>((ymd.year() / ymd.month() / chr::last).day());
   const unsigned w = weekday.c_encoding();
   const bool day_of_month = days_[day] || (last_day_ && day == last);
-  const bool day_of_week = weekdays_[w] || (last_weekdays_[w] && day + 7 > last) ||
-                           ((nth_weekdays_ >> (w * 6 + (day - 1) / 7 + 1)) & 1) != 0;
+  const bool day_of_week =
+      weekdays_[w] || (last_weekdays_[w] && day + 7 > last) || ((nth_weekdays_ >> (w * 6 + (day - 1) / 7 + 1)) & 1) != 0;
   if (day_star_ || weekday_star_) return day_of_month && day_of_week;
   return day_of_month || day_of_week;
 }

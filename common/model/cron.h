@@ -47,9 +47,9 @@ class CronExpression {
 
   std::bitset<60> seconds_, minutes_;
   std::bitset<24> hours_;
-  std::bitset<32> days_;       // 1..31
-  std::bitset<13> months_;     // 1..12
-  std::bitset<7> weekdays_;    // 0 = Sunday
+  std::bitset<32> days_;     // 1..31
+  std::bitset<13> months_;   // 1..12
+  std::bitset<7> weekdays_;  // 0 = Sunday
   std::bitset<7> last_weekdays_;
   std::uint64_t nth_weekdays_ = 0;  // bit weekday * 6 + n
   bool last_day_ = false;
@@ -70,8 +70,7 @@ class CronSchedule {
   std::string InZone(WallTime t) const;
 
  private:
-  CronSchedule(CronExpression expression, const void* zone, DstRule rule)
-      : expression_(expression), zone_(zone), rule_(rule) {}
+  CronSchedule(CronExpression expression, const void* zone, DstRule rule) : expression_(expression), zone_(zone), rule_(rule) {}
 
   CronExpression expression_;
   const void* zone_;  // const date::time_zone*, owned by the tz database for the life of the process

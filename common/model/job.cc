@@ -38,8 +38,8 @@ std::string_view Name(JobState state) {
 
 Result<JobState> ParseJobState(std::string_view name) {
   using enum JobState;
-  static constexpr std::array kAll{kBlocked, kScheduled, kReady,     kRunning, kCancelling,
-                                   kSucceeded, kDead,    kCancelled, kExpired, kSkipped};
+  static constexpr std::array kAll{kBlocked,   kScheduled, kReady,     kRunning, kCancelling,
+                                   kSucceeded, kDead,      kCancelled, kExpired, kSkipped};
   return ParseName(kAll, "job state", name);
 }
 
@@ -122,8 +122,7 @@ Result<JobState> NextState(JobState from, JobEvent event) {
     case S::kDead:
     case S::kCancelled:
     case S::kExpired:
-    case S::kSkipped:
-      return refuse();
+    case S::kSkipped: return refuse();
   }
   return refuse();
 }

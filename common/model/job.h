@@ -75,8 +75,8 @@ struct JobSpec {
   std::string effect;               // effect key (see stage_task.h); empty for a job without sinks
   std::string root;                 // a path that the worker must reach; empty = any worker
   RetryPolicy retry;
-  Millis timeout{0};                // of one attempt; 0 = none
-  std::optional<WallTime> run_at;   // not before
+  Millis timeout{0};               // of one attempt; 0 = none
+  std::optional<WallTime> run_at;  // not before
   WallTime submitted_at{};
   friend bool operator==(const JobSpec&, const JobSpec&) = default;
 };
@@ -106,14 +106,14 @@ struct AttemptReport {
   JobId job;
   Token token;
   AttemptEnd end = AttemptEnd::kFailed;
-  bool retryable = true;       // an error that says "do not retry" ends the job at once
-  std::string error_class;     // stable snake_case, e.g. "check_failed", "source_changed"; empty on success
-  std::string error;           // one human line
-  std::string result;          // JSON (StageResult for stages); <= kResultBytesMax
+  bool retryable = true;    // an error that says "do not retry" ends the job at once
+  std::string error_class;  // stable snake_case, e.g. "check_failed", "source_changed"; empty on success
+  std::string error;        // one human line
+  std::string result;       // JSON (StageResult for stages); <= kResultBytesMax
   std::int32_t exit_code = 0;
   std::int32_t signal = 0;
-  std::string log_tail;        // last lines of the job's stderr; <= kLogTailBytesMax
-  std::string worker;          // name of the worker
+  std::string log_tail;  // last lines of the job's stderr; <= kLogTailBytesMax
+  std::string worker;    // name of the worker
   WallTime started_at{};
   WallTime finished_at{};
   friend bool operator==(const AttemptReport&, const AttemptReport&) = default;
@@ -123,8 +123,8 @@ struct AttemptReport {
 struct AttemptRow {
   AttemptReport report;
   OrgId org = kDefaultOrg;
-  Counters counters;         // after this attempt
-  WallTime next_run_at{};    // when it may start again
+  Counters counters;       // after this attempt
+  WallTime next_run_at{};  // when it may start again
   friend bool operator==(const AttemptRow&, const AttemptRow&) = default;
 };
 
@@ -145,12 +145,12 @@ struct RunSpec {
   RunId id;
   OrgId org = kDefaultOrg;
   std::string pipeline;
-  std::int64_t version = 0;             // of the pipeline, 1-based
-  std::string schedule;                 // schedule's name; empty for a run by hand
-  std::optional<WallTime> slot;         // UTC instant, before jitter
-  std::uint32_t generation = 0;         // 0 = the fire itself
-  std::string overlap = "queue";        // queue | allow | skip; what the coordinator does while another run is active
-  std::string params = "{}";            // JSON object of the bound values
+  std::int64_t version = 0;       // of the pipeline, 1-based
+  std::string schedule;           // schedule's name; empty for a run by hand
+  std::optional<WallTime> slot;   // UTC instant, before jitter
+  std::uint32_t generation = 0;   // 0 = the fire itself
+  std::string overlap = "queue";  // queue | allow | skip; what the coordinator does while another run is active
+  std::string params = "{}";      // JSON object of the bound values
   WallTime created_at{};
   friend bool operator==(const RunSpec&, const RunSpec&) = default;
 };
@@ -166,16 +166,16 @@ struct RunOutcomeRow {
 
 // What happened to a job, as seen by its owner.
 enum class JobEvent : std::uint8_t {
-  kUnblocked,          // every job it depends on succeeded; its time has come or it has none
-  kDelayed,            // as kUnblocked, but run_at lies ahead
-  kDue,                // run_at or the backoff has come
+  kUnblocked,  // every job it depends on succeeded; its time has come or it has none
+  kDelayed,    // as kUnblocked, but run_at lies ahead
+  kDue,        // run_at or the backoff has come
   kLeased,
-  kRetry,              // the attempt did not end the job, and it waits for its backoff
-  kRequeued,           // the attempt did not end the job, and it may start at once
+  kRetry,     // the attempt did not end the job, and it waits for its backoff
+  kRequeued,  // the attempt did not end the job, and it may start at once
   kSucceeded,
   kFailedForGood,
   kCancelRequested,
-  kCancelled,          // its process group is gone and its sinks' fence is raised
+  kCancelled,  // its process group is gone and its sinks' fence is raised
   kExpired,
   kDependencyFailed,
 };

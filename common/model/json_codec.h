@@ -76,7 +76,10 @@ class JsonWriter {
       Json object = Json::object();
       for (const auto& [key, item] : value) object[key] = item;
       return object;
-    } else if constexpr (requires { typename T::value_type; value.size(); }) {
+    } else if constexpr (requires {
+                           typename T::value_type;
+                           value.size();
+                         }) {
       Json array = Json::array();
       for (const auto& item : value) array.push_back(Encode(item));
       return array;
@@ -181,7 +184,10 @@ class JsonReader {
     } else if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) {
       if (!field.is_object()) return Wrong(key, "expected an object");
       for (const auto& [name, item] : field.items()) Decode(item, key + "." + name, value[name]);
-    } else if constexpr (requires { typename T::value_type; value.size(); }) {
+    } else if constexpr (requires {
+                           typename T::value_type;
+                           value.size();
+                         }) {
       if (!field.is_array()) return Wrong(key, "expected an array");
       value.clear();
       value.reserve(field.size());
@@ -223,7 +229,9 @@ class JsonReader {
     }
   }
   static std::optional<FileFormat> FromName(std::string_view n, std::type_identity<FileFormat>) { return ParseFileFormat(n); }
-  static std::optional<OnViolation> FromName(std::string_view n, std::type_identity<OnViolation>) { return ParseOnViolation(n); }
+  static std::optional<OnViolation> FromName(std::string_view n, std::type_identity<OnViolation>) {
+    return ParseOnViolation(n);
+  }
   static std::optional<LoadMode> FromName(std::string_view n, std::type_identity<LoadMode>) { return ParseLoadMode(n); }
   static std::optional<CheckKind> FromName(std::string_view n, std::type_identity<CheckKind>) { return ParseCheckKind(n); }
 

@@ -77,8 +77,7 @@ std::string ManifestPath(OrgId org, std::string_view pipeline, std::string_view 
 
 std::string DataFilePath(OrgId org, std::string_view pipeline, std::string_view stage, std::string_view effect, Token token,
                          int number) {
-  return fmt::format("{}/data/{}-{}-{}.parquet", DatasetDir(org, pipeline, stage), EffectHash(effect), token.value(),
-                     number);
+  return fmt::format("{}/data/{}-{}-{}.parquet", DatasetDir(org, pipeline, stage), EffectHash(effect), token.value(), number);
 }
 
 std::string PinnedSchemaPath(OrgId org, std::string_view pipeline, std::string_view stage) {

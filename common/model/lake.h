@@ -16,27 +16,27 @@
 namespace millrace {
 
 struct DatasetFile {
-  std::string path;          // relative to the lake's root for our own files, absolute for a referenced source file
-  bool referenced = false;   // a source file, not ours: must still have these bytes when it is read
+  std::string path;         // relative to the lake's root for our own files, absolute for a referenced source file
+  bool referenced = false;  // a source file, not ours: must still have these bytes when it is read
   FileFormat format = FileFormat::kParquet;
   std::int64_t bytes = 0;
-  std::int64_t rows = 0;     // -1 = not counted (referenced text files)
-  std::int64_t mtime_us = 0; // referenced files
-  std::string sha256;        // hex
+  std::int64_t rows = 0;      // -1 = not counted (referenced text files)
+  std::int64_t mtime_us = 0;  // referenced files
+  std::string sha256;         // hex
   friend bool operator==(const DatasetFile&, const DatasetFile&) = default;
 };
 
 struct Manifest {
   std::string effect;
-  Token token;               // of the attempt that published it
+  Token token;  // of the attempt that published it
   RunId run;
   std::string stage;
-  std::string layer;         // bronze | silver | gold
+  std::string layer;                // bronze | silver | gold
   std::vector<ColumnSpec> columns;  // the schema, pinned
   std::vector<DatasetFile> files;
   std::map<std::string, std::string> read_options;  // csv options that the files need
   RowCounts rows;
-  StageResult result;        // as reported; a retry that finds the manifest reports it again
+  StageResult result;  // as reported; a retry that finds the manifest reports it again
   friend bool operator==(const Manifest&, const Manifest&) = default;
 };
 

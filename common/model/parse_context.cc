@@ -157,8 +157,7 @@ std::vector<std::string> ParseContext::TextList(const YamlNode& node, std::strin
     return out;
   }
   if (node.kind != YamlNode::Kind::kSequence) {
-    Add(node, "wrong_type",
-        fmt::format("{} must be {}, not {}", what, single ? "a text or a list" : "a list", Kind(node)));
+    Add(node, "wrong_type", fmt::format("{} must be {}, not {}", what, single ? "a text or a list" : "a list", Kind(node)));
     return out;
   }
   if (node.items.empty()) Add(node, "bad_value", fmt::format("{} is an empty list", what));

@@ -17,11 +17,11 @@ namespace millrace {
 
 struct ScheduleSpec {
   std::string name = "default";
-  std::string cron;               // 5 fields, or 6 with leading seconds, or @daily ...
-  std::string timezone = "UTC";   // IANA name
-  std::string catchup = "latest"; // none | latest | all | all(N)
-  std::string overlap = "queue";  // skip | queue | allow
-  std::string dst = "once";       // once | skip | both
+  std::string cron;                // 5 fields, or 6 with leading seconds, or @daily ...
+  std::string timezone = "UTC";    // IANA name
+  std::string catchup = "latest";  // none | latest | all | all(N)
+  std::string overlap = "queue";   // skip | queue | allow
+  std::string dst = "once";        // once | skip | both
   Millis misfire_grace{60'000};
   friend bool operator==(const ScheduleSpec&, const ScheduleSpec&) = default;
 };
@@ -37,7 +37,7 @@ struct ParamSpec {
 
 struct ColumnSpec {
   std::string name;
-  std::string type;       // a DuckDB type name, e.g. "double", "decimal(10,2)", "date"
+  std::string type;  // a DuckDB type name, e.g. "double", "decimal(10,2)", "date"
   bool not_null = false;
   friend bool operator==(const ColumnSpec&, const ColumnSpec&) = default;
 };
@@ -47,11 +47,11 @@ enum class OnViolation : std::uint8_t { kFail, kQuarantine, kDrop };
 
 struct ExtractSpec {  // extract: { from: file, path: ... }
   std::string from = "file";
-  std::vector<std::string> paths;     // globs, relative to the pipeline's folder
+  std::vector<std::string> paths;  // globs, relative to the pipeline's folder
   FileFormat format = FileFormat::kAuto;
-  std::vector<ColumnSpec> columns;    // empty: sniffed, then pinned
+  std::vector<ColumnSpec> columns;             // empty: sniffed, then pinned
   std::map<std::string, std::string> options;  // csv: delimiter, header, quote, null, ...
-  bool copy = false;                  // copy into the lake instead of reference
+  bool copy = false;                           // copy into the lake instead of reference
   bool allow_empty = false;
   friend bool operator==(const ExtractSpec&, const ExtractSpec&) = default;
 };
@@ -63,15 +63,15 @@ struct TransformSpec {  // transform: | sql
 
 enum class LoadMode : std::uint8_t { kAppend, kReplace, kMerge };
 
-struct LoadSpec {  // load: { from, to, table, mode, key } or { from, to: file, path }
-  std::string from;       // stage
-  std::string to;         // a connection's name, or "file"
-  std::string table;      // schema.table or table
-  std::string path;       // to: file — a .parquet or .csv path
+struct LoadSpec {     // load: { from, to, table, mode, key } or { from, to: file, path }
+  std::string from;   // stage
+  std::string to;     // a connection's name, or "file"
+  std::string table;  // schema.table or table
+  std::string path;   // to: file — a .parquet or .csv path
   LoadMode mode = LoadMode::kAppend;
   std::vector<std::string> key;  // merge
   bool allow_empty = false;
-  bool provenance = false;       // adds the columns _millrace_effect text and _millrace_token bigint to every row
+  bool provenance = false;  // adds the columns _millrace_effect text and _millrace_token bigint to every row
   friend bool operator==(const LoadSpec&, const LoadSpec&) = default;
 };
 
@@ -84,9 +84,9 @@ struct CommandSpec {  // command: [program, argument, ...]
 enum class CheckKind : std::uint8_t { kNotNull, kUnique, kAcceptedValues, kExpression, kRowCount };
 struct CheckSpec {
   CheckKind kind = CheckKind::kExpression;
-  std::vector<std::string> columns;   // not_null, unique; accepted_values: exactly one
-  std::vector<std::string> values;    // accepted_values, as text
-  std::string expression;             // SQL boolean over one row
+  std::vector<std::string> columns;  // not_null, unique; accepted_values: exactly one
+  std::vector<std::string> values;   // accepted_values, as text
+  std::string expression;            // SQL boolean over one row
   std::optional<std::int64_t> min_rows, max_rows;
   friend bool operator==(const CheckSpec&, const CheckSpec&) = default;
 };
@@ -127,8 +127,8 @@ struct StageSpec {
   Millis timeout{0};
   std::string queue = "default";
   int priority = kPriorityDefault;
-  SourcePlace place;       // of the stage's key
-  SourcePlace sql_place;   // of the first line of the SQL text
+  SourcePlace place;                  // of the stage's key
+  SourcePlace sql_place;              // of the first line of the SQL text
   std::string_view KindName() const;  // "extract", "transform", "load", "command"
   friend bool operator==(const StageSpec&, const StageSpec&) = default;
 };
@@ -151,10 +151,10 @@ struct Pipeline {
 struct Diagnostic {
   std::string file;
   SourcePlace place;
-  int length = 1;       // of the marked text, in columns
-  std::string code;     // stable snake_case: unknown_key, duplicate_key, wrong_type, pipeline_cycle, unknown_stage, ...
+  int length = 1;    // of the marked text, in columns
+  std::string code;  // stable snake_case: unknown_key, duplicate_key, wrong_type, pipeline_cycle, unknown_stage, ...
   std::string message;
-  std::string help;     // the fix; may be empty
+  std::string help;  // the fix; may be empty
 };
 // `source` is the file's text, for the excerpt.
 std::string Render(const Diagnostic& diagnostic, std::string_view source);

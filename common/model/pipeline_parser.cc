@@ -43,8 +43,8 @@ class PipelineParser {
   void Header(const YamlNode& root) {
     if (const YamlNode* version = context_.Need(root, root, "version", "a pipeline file")) {
       if (!version->plain || version->text != "1")
-        context_.Add(*version, "unsupported_version", fmt::format("version '{}' of the language is not supported", version->text),
-                     "write version: 1");
+        context_.Add(*version, "unsupported_version",
+                     fmt::format("version '{}' of the language is not supported", version->text), "write version: 1");
     }
     const YamlNode* name = context_.Need(root, root, "pipeline", "a pipeline file");
     if (name && context_.IsName(*name, "pipeline")) pipeline_.name = name->text;
@@ -121,10 +121,10 @@ class PipelineParser {
     context_.OnlyKeys(node, {"type", "default", "required"}, "a parameter");
     const YamlNode* type = node.Find("type");
     if (type)
-      if (auto word = context_.OneOf(*type, "the type of a parameter", {"text", "bigint", "double", "boolean", "date", "timestamp"}))
+      if (auto word =
+              context_.OneOf(*type, "the type of a parameter", {"text", "bigint", "double", "boolean", "date", "timestamp"}))
         param.type = *word;
-    if (const YamlNode* required = node.Find("required"))
-      param.required = context_.Bool(*required, "required").value_or(false);
+    if (const YamlNode* required = node.Find("required")) param.required = context_.Bool(*required, "required").value_or(false);
     const YamlNode* value = node.Find("default");
     if (value && param.required) {
       context_.Add(*value, "bad_value", fmt::format("parameter '{}' is required and has a default", param.name),
@@ -132,7 +132,8 @@ class PipelineParser {
     } else if (value) {
       Default(param, *value, /*infer=*/!type);
     } else if (!param.required) {
-      context_.Add(key, "missing_key", fmt::format("parameter '{}' has no default", param.name), "add 'default' or 'required: true'");
+      context_.Add(key, "missing_key", fmt::format("parameter '{}' has no default", param.name),
+                   "add 'default' or 'required: true'");
     }
   }
 
@@ -224,7 +225,8 @@ class PipelineParser {
       return complain(0, 1, "bad_sql", fmt::format("SQL: {} statements; a transform is exactly one", scan.statements),
                       "make a stage of each");
     if (first != "select" && first != "with" && first != "from" && first != "values")
-      return complain(sql.find_first_not_of(" \t\r\n"), first.size(), "bad_sql", fmt::format("SQL: a transform starts with SELECT, WITH, FROM or VALUES, not '{}'", first),
+      return complain(sql.find_first_not_of(" \t\r\n"), first.size(), "bad_sql",
+                      fmt::format("SQL: a transform starts with SELECT, WITH, FROM or VALUES, not '{}'", first),
                       "a transform only reads; its rows go where a load stage says");
     for (const SqlReference& file : scan.files)
       complain(file.offset, file.length, "bad_sql", "SQL: a transform reads stages, not files",
@@ -235,16 +237,16 @@ class PipelineParser {
         if (const auto it = no_data_.find(table.name); it != no_data_.end())
           complain(table.offset, table.length, "no_data", NoData(table.name, it->second), "name an extract or a transform");
       } else {
-        complain(table.offset, table.length, "unknown_stage",
-                 fmt::format("the SQL reads '{}', which is no stage", table.name), ParseContext::DidYouMean(table.name, names_));
+        complain(table.offset, table.length, "unknown_stage", fmt::format("the SQL reads '{}', which is no stage", table.name),
+                 ParseContext::DidYouMean(table.name, names_));
       }
     }
     for (const SqlReference& param : scan.params) {
       if (HasParam(param.name)) {
         stage.param_names.push_back(param.name);
       } else {
-        complain(param.offset, param.length, "unknown_param", fmt::format("the SQL binds ${}, which is no parameter", param.name),
-                 SuggestParam(param.name));
+        complain(param.offset, param.length, "unknown_param",
+                 fmt::format("the SQL binds ${}, which is no parameter", param.name), SuggestParam(param.name));
       }
     }
   }

@@ -22,7 +22,9 @@ Result<std::vector<BoundParam>> BindParams(const Pipeline& pipeline, const std::
     if (std::ranges::find(names, name) != names.end()) continue;
     const auto near = Suggest(name, names);
     return Fail(ErrorCode::kInvalidArgument, "pipeline '{}' has no parameter '{}'{}", pipeline.name, name,
-                near ? fmt::format("; did you mean '{}'?", *near) : names.empty() ? "" : fmt::format("; it has: {}", fmt::join(names, ", ")));
+                near            ? fmt::format("; did you mean '{}'?", *near)
+                : names.empty() ? ""
+                                : fmt::format("; it has: {}", fmt::join(names, ", ")));
   }
   std::vector<BoundParam> bound;
   for (const ParamSpec& p : pipeline.params) {
@@ -125,8 +127,8 @@ Result<RunPlan> PlanRun(const Pipeline& pipeline, const RunRequest& request, IdG
     } else {
       job.kind = kJobKindStage;
       job.effect = effect_of(stage);
-      StageTask task{request.org, pipeline.name, request.version, run.id, job.id, job.effect, request.generation,
-                     request.slot, stage, {}, params, request.base_dir};
+      StageTask task{request.org,        pipeline.name, request.version, run.id, job.id, job.effect,
+                     request.generation, request.slot,  stage,           {},     params, request.base_dir};
       for (const std::string& input : stage.inputs) {
         const auto it = stage_of.find(input);
         if (it == stage_of.end())

@@ -14,12 +14,12 @@ namespace millrace {
 struct RunRequest {
   OrgId org = kDefaultOrg;
   std::int64_t version = 0;
-  std::string base_dir;                        // absolute folder of the pipeline file
-  std::string schedule;                        // empty: by hand
+  std::string base_dir;  // absolute folder of the pipeline file
+  std::string schedule;  // empty: by hand
   std::optional<WallTime> slot;
   std::uint32_t generation = 0;
-  std::string overlap = "queue";               // of the schedule; a run by hand passes "queue"
-  std::map<std::string, std::string> params;   // overrides, as text
+  std::string overlap = "queue";              // of the schedule; a run by hand passes "queue"
+  std::map<std::string, std::string> params;  // overrides, as text
   WallTime now{};
 };
 

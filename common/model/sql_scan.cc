@@ -151,9 +151,9 @@ class Tokenizer {
   std::optional<SqlProblem> problem_;
 };
 
-constexpr std::array<std::string_view, 16> kEndsFrom{"where",  "group",   "having", "order",     "limit", "window",
-                                                     "qualify", "union",  "except", "intersect", "select", "offset",
-                                                     "using",   "fetch",  "values", "returning"};
+constexpr std::array<std::string_view, 16> kEndsFrom{"where",   "group", "having", "order",     "limit",  "window",
+                                                     "qualify", "union", "except", "intersect", "select", "offset",
+                                                     "using",   "fetch", "values", "returning"};
 // Functions whose arguments are separated by the word FROM.
 constexpr std::array<std::string_view, 5> kFromInside{"extract", "substring", "trim", "overlay", "position"};
 bool In(std::string_view word, auto& list) { return std::ranges::find(list, word) != list.end(); }
@@ -161,9 +161,9 @@ bool In(std::string_view word, auto& list) { return std::ranges::find(list, word
 // One level of parentheses. It sees FROM, JOIN, commas and WITH only as they stand at that level.
 enum class Cte : std::uint8_t { kNone, kName, kAs, kBody, kAfter };
 struct Level {
-  std::size_t open = 0;         // offset of its parenthesis
+  std::size_t open = 0;           // offset of its parenthesis
   bool from_is_argument = false;  // extract(year from x)
-  bool fresh = true;            // no token yet
+  bool fresh = true;              // no token yet
   bool in_from = false;
   bool expect_table = false;
   Cte cte = Cte::kNone;
@@ -179,7 +179,8 @@ class TableFinder {
   void Run() {
     for (i_ = 0; i_ < tokens_.size(); ++i_) {
       const SqlToken& t = tokens_[i_];
-      if (t.kind == TokenKind::kParam && seen_params_.insert(t.text).second) out_.params.push_back({t.text, t.offset, t.length});
+      if (t.kind == TokenKind::kParam && seen_params_.insert(t.text).second)
+        out_.params.push_back({t.text, t.offset, t.length});
       if (levels_.size() == 1) Statement(t);
       Take(t);
     }

@@ -23,12 +23,12 @@ struct SqlProblem {
 };
 
 struct SqlScan {
-  int statements = 0;         // not counting empty ones between semicolons
-  std::string first_word;     // of the first statement, lower case; a punctuation mark if it is no word
-  std::vector<SqlReference> tables;  // unqualified names in table positions that no CTE in scope defines; first use of each
-  std::vector<SqlReference> params;  // $name; first use of each
-  std::vector<SqlReference> files;   // string literals in table positions (from 'x.csv')
-  std::optional<SqlProblem> problem; // an unterminated string, comment or parenthesis, or a `?` parameter
+  int statements = 0;                 // not counting empty ones between semicolons
+  std::string first_word;             // of the first statement, lower case; a punctuation mark if it is no word
+  std::vector<SqlReference> tables;   // unqualified names in table positions that no CTE in scope defines; first use of each
+  std::vector<SqlReference> params;   // $name; first use of each
+  std::vector<SqlReference> files;    // string literals in table positions (from 'x.csv')
+  std::optional<SqlProblem> problem;  // an unterminated string, comment or parenthesis, or a `?` parameter
 };
 
 // Pure; linear in the text.

@@ -20,10 +20,10 @@ class StageParser {
   std::optional<StageSpec> Parse() {
     const bool named = context_.IsName(key_, "stage");
     if (!context_.IsMapping(body_, what_)) return std::nullopt;
-    context_.OnlyKeys(body_,
-                      {"extract", "transform", "load", "command", "contract", "checks", "retry", "timeout", "queue",
-                       "priority", "after"},
-                      "a stage");
+    context_.OnlyKeys(
+        body_,
+        {"extract", "transform", "load", "command", "contract", "checks", "retry", "timeout", "queue", "priority", "after"},
+        "a stage");
     stage_.name = key_.text;
     stage_.place = {key_.line, key_.column};
     Work();
@@ -55,8 +55,7 @@ class StageParser {
       if (key.text == "command") Command(key, value);
     }
     if (!first)
-      context_.Add(key_, "no_kind", fmt::format("{} says nothing to do", what_),
-                   "add extract, transform, load or command");
+      context_.Add(key_, "no_kind", fmt::format("{} says nothing to do", what_), "add extract, transform, load or command");
   }
 
   void Extract(const YamlNode& key, const YamlNode& node) {
@@ -154,7 +153,8 @@ class StageParser {
             context_.Add(*p, "bad_value", "load.path must end in .parquet or .csv");
         }
       if (spec.mode != LoadMode::kReplace)
-        context_.Add(*Field(node, "mode"), "bad_value", "a file can only be replaced", "leave 'mode' out or write 'mode: replace'");
+        context_.Add(*Field(node, "mode"), "bad_value", "a file can only be replaced",
+                     "leave 'mode' out or write 'mode: replace'");
       return;
     }
     if (const YamlNode* t = context_.Need(node, key, "table", "a load to a connection"))
@@ -254,11 +254,13 @@ class StageParser {
       Checks(*checks);
     }
     if (const YamlNode* retry = Field(body_, "retry")) Retry(*retry);
-    if (const YamlNode* timeout = Field(body_, "timeout")) stage_.timeout = context_.Duration(*timeout, "timeout").value_or(Millis{0});
+    if (const YamlNode* timeout = Field(body_, "timeout"))
+      stage_.timeout = context_.Duration(*timeout, "timeout").value_or(Millis{0});
     if (const YamlNode* queue = Field(body_, "queue"))
       if (context_.IsName(*queue, "queue")) stage_.queue = queue->text;
     if (const YamlNode* priority = Field(body_, "priority"))
-      stage_.priority = static_cast<int>(context_.Integer(*priority, "priority", 0, kPriorityLevels - 1).value_or(kPriorityDefault));
+      stage_.priority =
+          static_cast<int>(context_.Integer(*priority, "priority", 0, kPriorityLevels - 1).value_or(kPriorityDefault));
     if (const YamlNode* after = Field(body_, "after")) {
       stage_.after = context_.TextList(*after, "after", true);
       Distinct(*after, stage_.after, "after");

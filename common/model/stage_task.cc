@@ -117,8 +117,6 @@ Result<StageOrder> StageOrderFromJson(std::string_view json) {
 
 std::string ToJson(const StageResult& result) { return json_codec::Write(result); }
 
-Result<StageResult> StageResultFromJson(std::string_view json) {
-  return json_codec::Read<StageResult>(json, "stage_result");
-}
+Result<StageResult> StageResultFromJson(std::string_view json) { return json_codec::Read<StageResult>(json, "stage_result"); }
 
 }  // namespace millrace

@@ -14,13 +14,14 @@
 namespace millrace {
 
 // The unit of exactly-once: retry, requeue and "retry from failed" reuse it.
-// "org/pipeline/stage/sink/slot-or-run/partition#generation", e.g. "1/flight_delays/warehouse/warehouse:analytics.flight_delays/2001-01-01T06:15:00Z/-#0".
+// "org/pipeline/stage/sink/slot-or-run/partition#generation", e.g.
+// "1/flight_delays/warehouse/warehouse:analytics.flight_delays/2001-01-01T06:15:00Z/-#0".
 std::string EffectKey(OrgId org, std::string_view pipeline, std::string_view stage, std::string_view sink,
                       std::string_view slot_or_run, std::string_view partition, std::uint32_t generation);
 
-struct StageInput {   // a dataset that an earlier stage of the run published
+struct StageInput {  // a dataset that an earlier stage of the run published
   std::string stage;
-  std::string effect; // names its manifest: lake.h, ManifestPath
+  std::string effect;  // names its manifest: lake.h, ManifestPath
   friend bool operator==(const StageInput&, const StageInput&) = default;
 };
 
@@ -40,10 +41,10 @@ struct StageTask {
   std::string effect;
   std::uint32_t generation = 0;
   std::optional<WallTime> slot;
-  StageSpec stage;                  // extract, transform or load
-  std::vector<StageInput> inputs;   // in the order of stage.inputs
-  std::vector<BoundParam> params;   // all parameters of the pipeline
-  std::string base_dir;             // absolute; relative paths of the pipeline start here
+  StageSpec stage;                 // extract, transform or load
+  std::vector<StageInput> inputs;  // in the order of stage.inputs
+  std::vector<BoundParam> params;  // all parameters of the pipeline
+  std::string base_dir;            // absolute; relative paths of the pipeline start here
   friend bool operator==(const StageTask&, const StageTask&) = default;
 };
 
@@ -67,10 +68,10 @@ struct ConnectionSpec {
 struct StageOrder {
   StageTask task;
   Token token;
-  std::string lake;                        // absolute path of the lake's root
-  std::string scratch;                     // a directory of this attempt alone; the worker removes it
+  std::string lake;                          // absolute path of the lake's root
+  std::string scratch;                       // a directory of this attempt alone; the worker removes it
   std::optional<ConnectionSpec> connection;  // load to a database
-  std::uint64_t memory_bytes_max = 0;      // 0 = no limit
+  std::uint64_t memory_bytes_max = 0;        // 0 = no limit
   int threads = 1;
   bool sandbox = true;
 };
@@ -88,14 +89,14 @@ struct StageResult {
   std::string error;        // one line; names the file, row, column or check
   bool retryable = false;
   RowCounts rows;
-  std::int64_t input_rows = 0;       // transform: rows of all inputs together
+  std::int64_t input_rows = 0;  // transform: rows of all inputs together
   std::int64_t bytes_read = 0, bytes_written = 0;
   std::int64_t inserted = 0, updated = 0, unchanged = 0, deleted = 0;  // load: what happened in the target
-  bool already_applied = false;      // the receipt or manifest was there: the stored counts are reported
-  std::string manifest;              // path of the published manifest, relative to the lake
-  std::string target;                // load: what was written, for people
-  std::string plan;                  // load: the publish plan that was chosen
-  std::string quarantine;            // dataset with the quarantined rows, relative to the lake; may be empty
+  bool already_applied = false;  // the receipt or manifest was there: the stored counts are reported
+  std::string manifest;          // path of the published manifest, relative to the lake
+  std::string target;            // load: what was written, for people
+  std::string plan;              // load: the publish plan that was chosen
+  std::string quarantine;        // dataset with the quarantined rows, relative to the lake; may be empty
   friend bool operator==(const StageResult&, const StageResult&) = default;
 };
 

@@ -22,34 +22,47 @@ namespace millrace {
 struct QueueEntry {
   JobId id;
   std::string line;
-  std::string body;                 // opaque; what the dispatcher needs to grant the job
-  std::optional<WallTime> run_at;   // set: scheduled, moves to the end of its line when due
+  std::string body;                // opaque; what the dispatcher needs to grant the job
+  std::optional<WallTime> run_at;  // set: scheduled, moves to the end of its line when due
   friend bool operator==(const QueueEntry&, const QueueEntry&) = default;
 };
 
 // Operations of a shard's owner. Every one carries the epoch; kStale when the stored epoch is another, kWiped when it is gone.
 namespace queue_op {
-struct Take {                      // become the owner: fences every lower epoch and empties the shard. kStale: a higher
-  ShardId shard; Epoch epoch;      // epoch is stored. Repeating it with the same epoch empties the shard again.
+struct Take {  // become the owner: fences every lower epoch and empties the shard. kStale: a higher
+  ShardId shard;
+  Epoch epoch;  // epoch is stored. Repeating it with the same epoch empties the shard again.
 };
-struct Enqueue {                   // to the ends of their lines, or scheduled
-  ShardId shard; Epoch epoch; std::vector<QueueEntry> entries;
+struct Enqueue {  // to the ends of their lines, or scheduled
+  ShardId shard;
+  Epoch epoch;
+  std::vector<QueueEntry> entries;
 };
-struct Claim {                     // up to `max` entries from the front of a line, which are then in flight
-  ShardId shard; Epoch epoch; std::string line; std::uint32_t max = 0;
+struct Claim {  // up to `max` entries from the front of a line, which are then in flight
+  ShardId shard;
+  Epoch epoch;
+  std::string line;
+  std::uint32_t max = 0;
 };
-struct Finish {                    // out of flight for ever; unknown ids are ignored
-  ShardId shard; Epoch epoch; std::vector<JobId> ids;
+struct Finish {  // out of flight for ever; unknown ids are ignored
+  ShardId shard;
+  Epoch epoch;
+  std::vector<JobId> ids;
 };
-struct Requeue {                   // out of flight; back to the FRONT of its line (it was there before), or scheduled
-  ShardId shard; Epoch epoch; std::vector<QueueEntry> entries;
+struct Requeue {  // out of flight; back to the FRONT of its line (it was there before), or scheduled
+  ShardId shard;
+  Epoch epoch;
+  std::vector<QueueEntry> entries;
 };
-struct Promote {                   // scheduled entries with run_at <= now go to the ends of their lines, earliest first
-  ShardId shard; Epoch epoch; WallTime now; std::uint32_t max = 0;
+struct Promote {  // scheduled entries with run_at <= now go to the ends of their lines, earliest first
+  ShardId shard;
+  Epoch epoch;
+  WallTime now;
+  std::uint32_t max = 0;
 };
 }  // namespace queue_op
-using QueueOp = std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue,
-                             queue_op::Promote>;
+using QueueOp =
+    std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue, queue_op::Promote>;
 
 struct LineCount {
   std::string line;
@@ -57,9 +70,9 @@ struct LineCount {
   friend bool operator==(const LineCount&, const LineCount&) = default;
 };
 struct QueueReply {
-  std::vector<QueueEntry> claimed;            // Claim (run_at unset)
-  std::vector<LineCount> promoted;            // Promote: how many entries each line gained
-  std::optional<WallTime> next_due;           // Promote: when the next scheduled entry is due, if any is left
+  std::vector<QueueEntry> claimed;   // Claim (run_at unset)
+  std::vector<LineCount> promoted;   // Promote: how many entries each line gained
+  std::optional<WallTime> next_due;  // Promote: when the next scheduled entry is due, if any is left
 };
 
 struct QueueDepth {

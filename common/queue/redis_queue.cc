@@ -127,8 +127,12 @@ return redis.error_reply('ERR unknown operation')
 struct ShardKeys {
   std::string tag, epoch, lines, due, flight, inbox;
   ShardKeys(std::string_view prefix, ShardId shard)
-      : tag(fmt::format("{{{}:{}}}", prefix, shard.value())), epoch(tag + ":epoch"), lines(tag + ":lines"), due(tag + ":due"),
-        flight(tag + ":flight"), inbox(tag + ":inbox") {}
+      : tag(fmt::format("{{{}:{}}}", prefix, shard.value())),
+        epoch(tag + ":epoch"),
+        lines(tag + ":lines"),
+        due(tag + ":due"),
+        flight(tag + ":flight"),
+        inbox(tag + ":inbox") {}
 };
 
 std::string PackReady(const QueueEntry& entry) { return std::string{entry.id.AsBytes()} + entry.body; }
@@ -143,7 +147,8 @@ std::string PackDue(const QueueEntry& entry) {
 Result<void> Validate(std::span<const QueueEntry> entries) {
   for (const QueueEntry& entry : entries) {
     if (entry.line.size() > 0xffff)
-      return Fail(ErrorCode::kInvalidArgument, "job {}: a line of {} bytes, limit 65535", entry.id.ToString(), entry.line.size());
+      return Fail(ErrorCode::kInvalidArgument, "job {}: a line of {} bytes, limit 65535", entry.id.ToString(),
+                  entry.line.size());
     if (entry.run_at && std::abs(ToUnixMicros(*entry.run_at)) > kScoreMax)
       return Fail(ErrorCode::kInvalidArgument, "job {}: run_at is out of range", entry.id.ToString());
   }
@@ -203,7 +208,8 @@ struct ToArguments {
 Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
   if (reply.kind == redis::Reply::Kind::kError) {
     if (reply.text.starts_with("WIPED")) return Fail(ErrorCode::kWiped, "redis queue: the shard has no epoch: take it anew");
-    if (reply.text.starts_with("STALE")) return Fail(ErrorCode::kStale, "redis queue: stored epoch is {}", reply.text.substr(5));
+    if (reply.text.starts_with("STALE"))
+      return Fail(ErrorCode::kStale, "redis queue: stored epoch is {}", reply.text.substr(5));
   }
   MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> items, reply.AsArray("queue script"));
   QueueReply out;
@@ -238,8 +244,11 @@ std::string InfoField(std::string_view info, std::string_view name) {
 Result<RedisServerInfo> Inspect(redis::Connection& connection, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const redis::Reply reply, connection.Call({"INFO"}, deadline));
   MILLRACE_TRY_ASSIGN(const std::string_view text, reply.AsString("INFO"));
-  RedisServerInfo info{.version = InfoField(text, "redis_version"), .run_id = InfoField(text, "run_id"), .role = InfoField(text, "role"),
-                       .maxmemory_policy = InfoField(text, "maxmemory_policy"), .append_only = InfoField(text, "aof_enabled") == "1",
+  RedisServerInfo info{.version = InfoField(text, "redis_version"),
+                       .run_id = InfoField(text, "run_id"),
+                       .role = InfoField(text, "role"),
+                       .maxmemory_policy = InfoField(text, "maxmemory_policy"),
+                       .append_only = InfoField(text, "aof_enabled") == "1",
                        .warnings = {}};
   int major = 0, minor = 0;
   const char* end = info.version.data() + info.version.size();
@@ -249,10 +258,12 @@ Result<RedisServerInfo> Inspect(redis::Connection& connection, MonoTime deadline
     return Fail(ErrorCode::kUnsupported, "redis {}: version {} is older than 6.2", connection.peer(), info.version);
   if (!info.maxmemory_policy.empty() && info.maxmemory_policy != "noeviction") {
     if (InfoField(text, "maxmemory") != "0")
-      return Fail(ErrorCode::kRejected, "redis {}: maxmemory-policy is '{}', which loses jobs; set it to noeviction", connection.peer(), info.maxmemory_policy);
+      return Fail(ErrorCode::kRejected, "redis {}: maxmemory-policy is '{}', which loses jobs; set it to noeviction",
+                  connection.peer(), info.maxmemory_policy);
     info.warnings.push_back("maxmemory-policy is " + info.maxmemory_policy + "; set it to noeviction");
   }
-  if (!info.append_only) info.warnings.emplace_back("appendonly is off: a restart of Redis loses what the ledger does not hold; set appendonly yes");
+  if (!info.append_only)
+    info.warnings.emplace_back("appendonly is off: a restart of Redis loses what the ledger does not hold; set appendonly yes");
   return info;
 }
 
@@ -268,7 +279,8 @@ class RedisQueueImpl final : public RedisQueue {
     auto info = Inspect(fresh, deadline);
     auto script = info ? fresh.Load(std::string{kScript}, deadline) : Result<redis::Script>(std::unexpected(info.error()));
     if (!script) {
-      if (script.error().code == ErrorCode::kMaybeApplied) script.error().code = ErrorCode::kUnavailable;  // nothing was changed
+      if (script.error().code == ErrorCode::kMaybeApplied)
+        script.error().code = ErrorCode::kUnavailable;  // nothing was changed
       return std::unexpected(std::move(script.error()));
     }
     info_ = std::move(*info);
@@ -299,8 +311,10 @@ class RedisQueueImpl final : public RedisQueue {
     std::vector<Result<redis::Reply>> replies = connection_->Flush(deadline);
     for (std::size_t k = 0; k < sent.size(); ++k) {
       const std::size_t i = sent[k];
-      if (!replies[k]) results[i] = std::unexpected(std::move(replies[k].error()));
-      else results[i] = ReadReply(ops[i], *replies[k]);
+      if (!replies[k])
+        results[i] = std::unexpected(std::move(replies[k].error()));
+      else
+        results[i] = ReadReply(ops[i], *replies[k]);
       if (const auto* take = std::get_if<queue_op::Take>(&ops[i]); take && results[i]) taken_on_[take->shard] = info_.run_id;
     }
     return results;
@@ -321,7 +335,8 @@ class RedisQueueImpl final : public RedisQueue {
   Result<void> Check(const QueueOp& op, ShardId shard, bool taken_now) const {
     const auto taken = taken_on_.find(shard);
     if (!taken_now && taken != taken_on_.end() && taken->second != info_.run_id)
-      return Fail(ErrorCode::kWiped, "redis queue: the server of shard {} was restarted or replaced: take it anew", shard.value());
+      return Fail(ErrorCode::kWiped, "redis queue: the server of shard {} was restarted or replaced: take it anew",
+                  shard.value());
     if (const auto* put = std::get_if<queue_op::Enqueue>(&op)) return Validate(put->entries);
     if (const auto* back = std::get_if<queue_op::Requeue>(&op)) return Validate(back->entries);
     return {};

@@ -1,6 +1,6 @@
 // JobQueue and Inbox over Redis 6.2 or newer. Layout, per shard, under the hash tag {prefix:shard}: epoch (string), lines (set
-// of line names), l:<line> (list of id + body), due (zset of line length + line + id + body, score run_at in µs), flight (set of
-// ids), inbox (list of at most one mark). Every change is one run of one script that compares the epoch first.
+// of line names), l:<line> (list of id + body), due (zset of line length + line + id + body, score run_at in µs), flight (set
+// of ids), inbox (list of at most one mark). Every change is one run of one script that compares the epoch first.
 #pragma once
 
 #include <memory>
@@ -12,10 +12,10 @@
 namespace millrace {
 
 struct RedisQueueOptions {
-  std::string endpoint;              // see redis::ParseEndpoint
-  std::string prefix = "millrace";   // of every key
-  Millis operation_timeout{3000};    // of one Execute, Depth or Ring
-  const Clock* clock = nullptr;      // nullptr: the system clock
+  std::string endpoint;             // see redis::ParseEndpoint
+  std::string prefix = "millrace";  // of every key
+  Millis operation_timeout{3000};   // of one Execute, Depth or Ring
+  const Clock* clock = nullptr;     // nullptr: the system clock
 };
 
 struct RedisServerInfo {

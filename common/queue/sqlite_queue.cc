@@ -83,7 +83,8 @@ class SqliteQueue final : public JobQueue {
     MILLRACE_TRY(db_.Run("delete from line where shard = ?", shard));
     MILLRACE_TRY(db_.Run("delete from due where shard = ?", shard));
     MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
-    MILLRACE_TRY(db_.Run("insert into shard values (?, ?) on conflict(shard) do update set epoch = excluded.epoch", shard, op.epoch.value()));
+    MILLRACE_TRY(db_.Run("insert into shard values (?, ?) on conflict(shard) do update set epoch = excluded.epoch", shard,
+                         op.epoch.value()));
     return QueueReply{};
   }
 
@@ -105,8 +106,8 @@ class SqliteQueue final : public JobQueue {
 
   Result<void> Put(ShardId shard, const QueueEntry& entry, bool front) {
     if (!entry.run_at) return Push(shard, entry.line, entry.id, entry.body, front);
-    return db_.Run("insert or replace into due values (?, ?, ?, ?, ?)", shard.value(), ToUnixMicros(*entry.run_at), Blob{entry.line},
-                   Blob{entry.id.AsBytes()}, Blob{entry.body});
+    return db_.Run("insert or replace into due values (?, ?, ?, ?, ?)", shard.value(), ToUnixMicros(*entry.run_at),
+                   Blob{entry.line}, Blob{entry.id.AsBytes()}, Blob{entry.body});
   }
 
   Result<QueueReply> Apply(const queue_op::Enqueue& op) {
@@ -136,7 +137,8 @@ class SqliteQueue final : public JobQueue {
     MILLRACE_TRY(line);
     std::int64_t last = 0;
     {
-      MILLRACE_TRY_ASSIGN(sqlite::Statement rows, db_.Prepare("select seq, id, body from ready where line = ? order by seq limit ?"));
+      MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
+                          db_.Prepare("select seq, id, body from ready where line = ? order by seq limit ?"));
       rows.BindAll(*line, op.max);
       std::size_t bytes = 0;
       while (bytes < kClaimBytesMax) {
@@ -160,14 +162,16 @@ class SqliteQueue final : public JobQueue {
     QueueReply reply;
     std::vector<QueueEntry> due;
     {
-      MILLRACE_TRY_ASSIGN(sqlite::Statement rows, db_.Prepare("select run_at, line, id, body from due where shard = ? and run_at <= ? "
-                                                              "order by run_at, line, id limit ?"));
+      MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
+                          db_.Prepare("select run_at, line, id, body from due where shard = ? and run_at <= ? "
+                                      "order by run_at, line, id limit ?"));
       rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
       while (true) {
         MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
         if (!row) break;
         MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(2)));
-        due.push_back({.id = JobId{id}, .line = rows.String(1), .body = rows.String(3), .run_at = FromUnixMicros(rows.Int64(0))});
+        due.push_back(
+            {.id = JobId{id}, .line = rows.String(1), .body = rows.String(3), .run_at = FromUnixMicros(rows.Int64(0))});
       }
     }
     for (const QueueEntry& entry : due) {
@@ -175,12 +179,17 @@ class SqliteQueue final : public JobQueue {
                            ToUnixMicros(*entry.run_at), Blob{entry.line}, Blob{entry.id.AsBytes()}));
       MILLRACE_TRY(Push(op.shard, entry.line, entry.id, entry.body, false));
       const auto count = std::ranges::find(reply.promoted, entry.line, &LineCount::line);
-      if (count != reply.promoted.end()) ++count->count;
-      else reply.promoted.push_back({.line = entry.line, .count = 1});
+      if (count != reply.promoted.end())
+        ++count->count;
+      else
+        reply.promoted.push_back({.line = entry.line, .count = 1});
     }
-    const Result<std::int64_t> next = db_.QueryInt64("select run_at from due where shard = ? order by run_at limit 1", op.shard.value());
-    if (next) reply.next_due = FromUnixMicros(*next);
-    else if (next.error().code != ErrorCode::kNotFound) return std::unexpected(next.error());
+    const Result<std::int64_t> next =
+        db_.QueryInt64("select run_at from due where shard = ? order by run_at limit 1", op.shard.value());
+    if (next)
+      reply.next_due = FromUnixMicros(*next);
+    else if (next.error().code != ErrorCode::kNotFound)
+      return std::unexpected(next.error());
     return reply;
   }
 

@@ -39,7 +39,9 @@ class Writer {
   }
   void Bytes(std::string_view, const std::string& s, std::size_t) { Bin(s); }
   template <class T>
-  void Id(std::string_view, const T& id) { Bin(id.AsBytes()); }
+  void Id(std::string_view, const T& id) {
+    Bin(id.AsBytes());
+  }
   void Flag(std::string_view, bool flag) { flag ? packer_.pack_true() : packer_.pack_false(); }
   template <class T>
   void Int(std::string_view, const T& value, T = std::numeric_limits<T>::min(), T = std::numeric_limits<T>::max()) {
@@ -52,7 +54,9 @@ class Writer {
   void Org(std::string_view, OrgId org) { packer_.pack_int64(org.value()); }
   void Fence(std::string_view, Token token) { packer_.pack_uint64(token.value()); }
   template <class E>
-  void Enum(std::string_view, E value) { packer_.pack_uint64(static_cast<std::uint64_t>(value)); }
+  void Enum(std::string_view, E value) {
+    packer_.pack_uint64(static_cast<std::uint64_t>(value));
+  }
   void Duration(std::string_view, Millis ms) { packer_.pack_int64(ms.count()); }
   void Time(std::string_view, WallTime t) { packer_.pack_int64(ToUnixMicros(t)); }
   void Time(std::string_view, const std::optional<WallTime>& t) { t ? Time("", *t) : Nil(); }
@@ -63,7 +67,9 @@ class Writer {
     for (const T& item : items) each(*this, item);
   }
   template <class T>
-  void Nested(std::string_view, const T& record) { Layout(*this, record); }
+  void Nested(std::string_view, const T& record) {
+    Layout(*this, record);
+  }
 
  private:
   void Nil() { packer_.pack_nil(); }
@@ -110,7 +116,9 @@ class Reader {
     out.assign(bytes);
   }
   template <class Tag>
-  void Id(std::string_view field, UuidId<Tag>& out) { Id(field, out.uuid); }
+  void Id(std::string_view field, UuidId<Tag>& out) {
+    Id(field, out.uuid);
+  }
   void Id(std::string_view field, Uuid& out) {
     std::string_view bytes;
     if (!Bin(field, bytes)) return;
@@ -507,24 +515,42 @@ void Layout(A& a, T& t) {
 
 template <class T>
 constexpr Kind KindFor() {
-  if constexpr (std::same_as<T, Hello>) return Kind::kHello;
-  else if constexpr (std::same_as<T, Beat>) return Kind::kBeat;
-  else if constexpr (std::same_as<T, Ended>) return Kind::kEnded;
-  else if constexpr (std::same_as<T, Goodbye>) return Kind::kGoodbye;
-  else if constexpr (std::same_as<T, Welcome>) return Kind::kWelcome;
-  else if constexpr (std::same_as<T, Grant>) return Kind::kGrant;
-  else if constexpr (std::same_as<T, EndedReply>) return Kind::kEndedReply;
-  else if constexpr (std::same_as<T, Revoke>) return Kind::kRevoke;
-  else if constexpr (std::same_as<T, BrokerBeat>) return Kind::kBrokerBeat;
-  else if constexpr (std::same_as<T, SubmitJobs>) return Kind::kSubmitJobs;
-  else if constexpr (std::same_as<T, SubmitRun>) return Kind::kSubmitRun;
-  else if constexpr (std::same_as<T, Watch>) return Kind::kWatch;
-  else if constexpr (std::same_as<T, Status>) return Kind::kStatus;
-  else if constexpr (std::same_as<T, CancelRun>) return Kind::kCancelRun;
-  else if constexpr (std::same_as<T, SubmitReply>) return Kind::kSubmitReply;
-  else if constexpr (std::same_as<T, RunUpdate>) return Kind::kRunUpdate;
-  else if constexpr (std::same_as<T, StatusReply>) return Kind::kStatusReply;
-  else if constexpr (std::same_as<T, Problem>) return Kind::kProblem;
+  if constexpr (std::same_as<T, Hello>)
+    return Kind::kHello;
+  else if constexpr (std::same_as<T, Beat>)
+    return Kind::kBeat;
+  else if constexpr (std::same_as<T, Ended>)
+    return Kind::kEnded;
+  else if constexpr (std::same_as<T, Goodbye>)
+    return Kind::kGoodbye;
+  else if constexpr (std::same_as<T, Welcome>)
+    return Kind::kWelcome;
+  else if constexpr (std::same_as<T, Grant>)
+    return Kind::kGrant;
+  else if constexpr (std::same_as<T, EndedReply>)
+    return Kind::kEndedReply;
+  else if constexpr (std::same_as<T, Revoke>)
+    return Kind::kRevoke;
+  else if constexpr (std::same_as<T, BrokerBeat>)
+    return Kind::kBrokerBeat;
+  else if constexpr (std::same_as<T, SubmitJobs>)
+    return Kind::kSubmitJobs;
+  else if constexpr (std::same_as<T, SubmitRun>)
+    return Kind::kSubmitRun;
+  else if constexpr (std::same_as<T, Watch>)
+    return Kind::kWatch;
+  else if constexpr (std::same_as<T, Status>)
+    return Kind::kStatus;
+  else if constexpr (std::same_as<T, CancelRun>)
+    return Kind::kCancelRun;
+  else if constexpr (std::same_as<T, SubmitReply>)
+    return Kind::kSubmitReply;
+  else if constexpr (std::same_as<T, RunUpdate>)
+    return Kind::kRunUpdate;
+  else if constexpr (std::same_as<T, StatusReply>)
+    return Kind::kStatusReply;
+  else if constexpr (std::same_as<T, Problem>)
+    return Kind::kProblem;
 }
 
 template <class T>
@@ -548,8 +574,7 @@ Result<T> DecodeBody(std::string_view body) {
     bool referenced = false;
     const msgpack::object root =
         msgpack::unpack(zone, body.data(), body.size(), offset, referenced, kReference, nullptr, limit);
-    if (offset != body.size())
-      return Fail(ErrorCode::kInvalidArgument, "{} bytes follow the body", body.size() - offset);
+    if (offset != body.size()) return Fail(ErrorCode::kInvalidArgument, "{} bytes follow the body", body.size() - offset);
     Reader reader(root, error);
     Layout(reader, value);
   } catch (const msgpack::unpack_error& e) {
@@ -647,15 +672,15 @@ std::string_view Name(Kind kind) {
 }
 
 std::size_t SizeBound(const JobSpec& spec) {
-  return kRecordBytes + spec.stage.size() + spec.kind.size() + spec.queue.size() + spec.payload.size() +
-         spec.effect.size() + spec.root.size() + 18 * spec.depends_on.size();
+  return kRecordBytes + spec.stage.size() + spec.kind.size() + spec.queue.size() + spec.payload.size() + spec.effect.size() +
+         spec.root.size() + 18 * spec.depends_on.size();
 }
 
 std::size_t SizeBound(const Grant::Job& job) { return kRecordBytes + job.kind.size() + job.payload.size(); }
 
 std::size_t SizeBound(const AttemptReport& report) {
-  return kRecordBytes + report.error_class.size() + report.error.size() + report.result.size() +
-         report.log_tail.size() + report.worker.size();
+  return kRecordBytes + report.error_class.size() + report.error.size() + report.result.size() + report.log_tail.size() +
+         report.worker.size();
 }
 
 std::size_t SizeBound(const RunUpdate::Stage& stage) {

@@ -13,13 +13,13 @@
 namespace millrace::wire {
 
 // What a body may hold. Decode refuses more; a sender splits its batches before it comes to that.
-inline constexpr std::size_t kHeaderBytes = 2;                // protocol version, kind
+inline constexpr std::size_t kHeaderBytes = 2;                       // protocol version, kind
 inline constexpr std::size_t kListItemsMax = kStagesPerPipelineMax;  // of any list that has no narrower limit
-inline constexpr std::size_t kHeldMax = kListItemsMax;        // attempts of one worker
-inline constexpr std::size_t kNamesMax = 1000;                // queues, kinds, roots of one worker
+inline constexpr std::size_t kHeldMax = kListItemsMax;               // attempts of one worker
+inline constexpr std::size_t kNamesMax = 1000;                       // queues, kinds, roots of one worker
 inline constexpr std::size_t kPathBytesMax = 4096;
 inline constexpr std::size_t kEffectBytesMax = 8192;
-inline constexpr int kDepthMax = 8;                           // nested arrays
+inline constexpr int kDepthMax = 8;  // nested arrays
 // Senders close a batch before its items exceed this; the rest of the frame limit is room for the largest single item.
 inline constexpr std::size_t kBatchBytesMax = 4u << 20;
 

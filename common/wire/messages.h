@@ -20,13 +20,27 @@ inline constexpr std::uint8_t kProtocolVersion = 1;
 enum class Kind : std::uint8_t {
   kUnknown = 0,
   // worker -> broker
-  kHello = 1, kBeat = 2, kEnded = 3, kGoodbye = 4,
+  kHello = 1,
+  kBeat = 2,
+  kEnded = 3,
+  kGoodbye = 4,
   // broker -> worker
-  kWelcome = 16, kGrant = 17, kEndedReply = 18, kRevoke = 19, kBrokerBeat = 20,
+  kWelcome = 16,
+  kGrant = 17,
+  kEndedReply = 18,
+  kRevoke = 19,
+  kBrokerBeat = 20,
   // client -> broker
-  kSubmitJobs = 32, kSubmitRun = 33, kWatch = 34, kStatus = 35, kCancelRun = 36,
+  kSubmitJobs = 32,
+  kSubmitRun = 33,
+  kWatch = 34,
+  kStatus = 35,
+  kCancelRun = 36,
   // broker -> client
-  kSubmitReply = 48, kRunUpdate = 49, kStatusReply = 50, kProblem = 51,
+  kSubmitReply = 48,
+  kRunUpdate = 49,
+  kStatusReply = 50,
+  kProblem = 51,
 };
 
 // ---- worker -> broker ----------------------------------------------------------------------------------------------------
@@ -38,28 +52,39 @@ struct Hello {
   std::vector<std::string> kinds;   // job kinds it can run
   std::vector<std::string> roots;   // absolute paths it can reach; empty = all
   std::uint32_t concurrency = 1;
-  std::uint64_t credit_limit = 0;   // see Beat
-  struct Held { JobId job; Token token; friend bool operator==(const Held&, const Held&) = default; };
-  std::vector<Held> held;           // attempts it still runs, for the new owner to keep or revoke
+  std::uint64_t credit_limit = 0;  // see Beat
+  struct Held {
+    JobId job;
+    Token token;
+    friend bool operator==(const Held&, const Held&) = default;
+  };
+  std::vector<Held> held;  // attempts it still runs, for the new owner to keep or revoke
   friend bool operator==(const Hello&, const Hello&) = default;
 };
 // Each kHeartbeatInterval, from a thread that runs no job: renews every lease the worker holds.
 struct Beat {
   WorkerId worker;
-  std::uint64_t credit_limit = 0;   // grants the worker will have taken since Hello, all in all: monotonic, so it cannot race
-  std::vector<Hello::Held> held;    // every attempt it runs; a grant that stays missing here was lost on the way
-  struct Progress { JobId job; std::int64_t rows = 0, bytes = 0; friend bool operator==(const Progress&, const Progress&) = default; };
+  std::uint64_t credit_limit = 0;  // grants the worker will have taken since Hello, all in all: monotonic, so it cannot race
+  std::vector<Hello::Held> held;   // every attempt it runs; a grant that stays missing here was lost on the way
+  struct Progress {
+    JobId job;
+    std::int64_t rows = 0, bytes = 0;
+    friend bool operator==(const Progress&, const Progress&) = default;
+  };
   std::vector<Progress> progress;
   bool draining = false;
   friend bool operator==(const Beat&, const Beat&) = default;
 };
-struct Ended {                      // repeated until EndedReply answers it
+struct Ended {  // repeated until EndedReply answers it
   WorkerId worker;
   std::uint64_t credit_limit = 0;
   std::vector<AttemptReport> reports;
   friend bool operator==(const Ended&, const Ended&) = default;
 };
-struct Goodbye { WorkerId worker; friend bool operator==(const Goodbye&, const Goodbye&) = default; };
+struct Goodbye {
+  WorkerId worker;
+  friend bool operator==(const Goodbye&, const Goodbye&) = default;
+};
 
 // ---- broker -> worker ----------------------------------------------------------------------------------------------------
 struct Welcome {
@@ -73,47 +98,76 @@ struct Grant {
     Token token;
     std::string kind;
     std::string payload;
-    std::uint32_t timeout_ms = 0;    // 0 = none
-    std::uint32_t delivery = 1;      // 1-based
+    std::uint32_t timeout_ms = 0;  // 0 = none
+    std::uint32_t delivery = 1;    // 1-based
     friend bool operator==(const Job&, const Job&) = default;
   };
   std::vector<Job> jobs;
   friend bool operator==(const Grant&, const Grant&) = default;
 };
-struct EndedReply {                  // sent when the outcome is durable (or refused for good)
-  struct Item { JobId job; Token token; bool accepted = false; std::string reason; friend bool operator==(const Item&, const Item&) = default; };
+struct EndedReply {  // sent when the outcome is durable (or refused for good)
+  struct Item {
+    JobId job;
+    Token token;
+    bool accepted = false;
+    std::string reason;
+    friend bool operator==(const Item&, const Item&) = default;
+  };
   std::vector<Item> items;
   friend bool operator==(const EndedReply&, const EndedReply&) = default;
 };
-struct Revoke {                      // stop these attempts: they hold no lease (any more)
-  struct Item { JobId job; Token token; std::string reason; friend bool operator==(const Item&, const Item&) = default; };
+struct Revoke {  // stop these attempts: they hold no lease (any more)
+  struct Item {
+    JobId job;
+    Token token;
+    std::string reason;
+    friend bool operator==(const Item&, const Item&) = default;
+  };
   std::vector<Item> items;
   friend bool operator==(const Revoke&, const Revoke&) = default;
 };
-struct BrokerBeat { bool known = true; friend bool operator==(const BrokerBeat&, const BrokerBeat&) = default; };  // known = false: say Hello again
+struct BrokerBeat {
+  bool known = true;
+  friend bool operator==(const BrokerBeat&, const BrokerBeat&) = default;
+};  // known = false: say Hello again
 
 // ---- client -> broker ----------------------------------------------------------------------------------------------------
 struct SubmitJobs {
-  std::uint64_t request = 0;         // echoed
+  std::uint64_t request = 0;  // echoed
   std::vector<JobSpec> jobs;
   friend bool operator==(const SubmitJobs&, const SubmitJobs&) = default;
 };
-struct SubmitRun {                   // planned by the client (common/model/run_plan.h): the broker needs no pipeline file
+struct SubmitRun {  // planned by the client (common/model/run_plan.h): the broker needs no pipeline file
   std::uint64_t request = 0;
   RunSpec run;
   std::vector<JobSpec> jobs;
-  bool watch = false;                // send RunUpdate until it ends
+  bool watch = false;  // send RunUpdate until it ends
   friend bool operator==(const SubmitRun&, const SubmitRun&) = default;
 };
-struct Watch { std::uint64_t request = 0; RunId run; friend bool operator==(const Watch&, const Watch&) = default; };
-struct Status { std::uint64_t request = 0; friend bool operator==(const Status&, const Status&) = default; };
-struct CancelRun { std::uint64_t request = 0; RunId run; friend bool operator==(const CancelRun&, const CancelRun&) = default; };
+struct Watch {
+  std::uint64_t request = 0;
+  RunId run;
+  friend bool operator==(const Watch&, const Watch&) = default;
+};
+struct Status {
+  std::uint64_t request = 0;
+  friend bool operator==(const Status&, const Status&) = default;
+};
+struct CancelRun {
+  std::uint64_t request = 0;
+  RunId run;
+  friend bool operator==(const CancelRun&, const CancelRun&) = default;
+};
 
 // ---- broker -> client ----------------------------------------------------------------------------------------------------
-struct SubmitReply {                 // after the ledger has it: "accepted"
+struct SubmitReply {  // after the ledger has it: "accepted"
   std::uint64_t request = 0;
-  struct Item { Uuid id; bool duplicate = false; friend bool operator==(const Item&, const Item&) = default; };
-  std::vector<Item> accepted;        // jobs, or the one run
+  struct Item {
+    Uuid id;
+    bool duplicate = false;
+    friend bool operator==(const Item&, const Item&) = default;
+  };
+  std::vector<Item> accepted;  // jobs, or the one run
   friend bool operator==(const SubmitReply&, const SubmitReply&) = default;
 };
 struct RunUpdate {
@@ -131,27 +185,36 @@ struct RunUpdate {
     std::string error;
     friend bool operator==(const Stage&, const Stage&) = default;
   };
-  std::vector<Stage> changed;          // stages whose state or progress changed since the last update; all in the first
+  std::vector<Stage> changed;  // stages whose state or progress changed since the last update; all in the first
   friend bool operator==(const RunUpdate&, const RunUpdate&) = default;
 };
 struct StatusReply {
   std::uint64_t request = 0;
   std::string broker;
-  struct Shard { std::uint16_t shard = 0; std::uint32_t epoch = 0; std::uint64_t ready = 0, running = 0, runs = 0; friend bool operator==(const Shard&, const Shard&) = default; };
+  struct Shard {
+    std::uint16_t shard = 0;
+    std::uint32_t epoch = 0;
+    std::uint64_t ready = 0, running = 0, runs = 0;
+    friend bool operator==(const Shard&, const Shard&) = default;
+  };
   std::vector<Shard> shards;
-  struct Worker { std::string name; std::uint32_t concurrency = 0, running = 0; friend bool operator==(const Worker&, const Worker&) = default; };
+  struct Worker {
+    std::string name;
+    std::uint32_t concurrency = 0, running = 0;
+    friend bool operator==(const Worker&, const Worker&) = default;
+  };
   std::vector<Worker> workers;
   friend bool operator==(const StatusReply&, const StatusReply&) = default;
 };
-struct Problem {                       // the request was refused
+struct Problem {  // the request was refused
   std::uint64_t request = 0;
-  std::string code;                    // Name(ErrorCode), or a narrower stable word such as "not_owner"
+  std::string code;  // Name(ErrorCode), or a narrower stable word such as "not_owner"
   std::string message;
   friend bool operator==(const Problem&, const Problem&) = default;
 };
 
-using Message = std::variant<Hello, Beat, Ended, Goodbye, Welcome, Grant, EndedReply, Revoke, BrokerBeat, SubmitJobs,
-                             SubmitRun, Watch, Status, CancelRun, SubmitReply, RunUpdate, StatusReply, Problem>;
+using Message = std::variant<Hello, Beat, Ended, Goodbye, Welcome, Grant, EndedReply, Revoke, BrokerBeat, SubmitJobs, SubmitRun,
+                             Watch, Status, CancelRun, SubmitReply, RunUpdate, StatusReply, Problem>;
 
 // Encodes header and body. The bytes are one ZeroMQ frame.
 std::string Encode(const Message& message);

@@ -1,5 +1,6 @@
 // Moves frames between processes. Two implementations: ZeroMQ (zmq_transport.h) and an in-memory fake for tests and
-// simulation (tests/support/memory_transport.h). A Transport belongs to one thread, which alone calls it; Wake is the exception.
+// simulation (tests/support/memory_transport.h). A Transport belongs to one thread, which alone calls it; Wake is the
+// exception.
 #pragma once
 
 #include <functional>
@@ -43,7 +44,8 @@ class ClientSocket {
 class Transport {
  public:
   virtual ~Transport() = default;
-  virtual Result<std::unique_ptr<ServerSocket>> Bind(const std::string& endpoint) = 0;   // tcp://127.0.0.1:0, ipc://..., inproc://...
+  virtual Result<std::unique_ptr<ServerSocket>> Bind(
+      const std::string& endpoint) = 0;  // tcp://127.0.0.1:0, ipc://..., inproc://...
   virtual Result<std::unique_ptr<ClientSocket>> Connect(const std::string& endpoint) = 0;
   // Waits until a socket of this transport can be read, another thread called Wake, `extra_fd` (if >= 0) is readable, or the
   // timeout passes.

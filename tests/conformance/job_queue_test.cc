@@ -174,7 +174,8 @@ TEST_P(JobQueueTest, WipedBehindItsBack) {
 }
 
 TEST_P(JobQueueTest, OneFailureInABatchLeavesTheOthers) {
-  const QueueOp ops[] = {Enqueue{kShard, kEpoch, {Entry(1)}}, Enqueue{kShard, Epoch{1}, {Entry(2)}}, Claim{kShard, kEpoch, "a", 5}};
+  const QueueOp ops[] = {Enqueue{kShard, kEpoch, {Entry(1)}}, Enqueue{kShard, Epoch{1}, {Entry(2)}},
+                         Claim{kShard, kEpoch, "a", 5}};
   const auto results = queue_->Execute(ops);
   ASSERT_EQ(results.size(), 3u);
   EXPECT_TRUE(results[0]);
@@ -314,7 +315,8 @@ TEST_P(JobQueueTest, RedisMemoryPerWaitingJob) {
   std::vector<QueueEntry> many;
   for (std::uint64_t i = 0; i < 10'000; ++i) many.push_back(Entry(i, "a", std::string(100, 'x')));
   Must(Enqueue{kShard, kEpoch, many});
-  const auto usage = Direct().Call({"MEMORY", "USAGE", fmt::format("{{{}:3}}:l:a", options_.prefix), "SAMPLES", "0"}, clock_.Now() + 5s);
+  const auto usage =
+      Direct().Call({"MEMORY", "USAGE", fmt::format("{{{}:3}}:l:a", options_.prefix), "SAMPLES", "0"}, clock_.Now() + 5s);
   ASSERT_TRUE(usage);
   fmt::print("redis: {} bytes per waiting job of 100 bytes\n", usage->integer / 10'000);
   EXPECT_GT(usage->integer, 0);

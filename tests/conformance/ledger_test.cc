@@ -39,7 +39,9 @@ class LedgerTest : public ::testing::TestWithParam<Kind> {
 
   MonoTime In() const { return clock_.Now() + 20s; }
   template <class T>
-  T NewId() { return ids_.Next<T>(); }
+  T NewId() {
+    return ids_.Next<T>();
+  }
   std::unique_ptr<Ledger> Open() {
     last_writer_ = NewId<AuditWriterId>();
     const LedgerOptions options{.dsn = dsn_, .clock = &clock_, .writer = last_writer_, .shard_count = kShards, .actor = "test"};
@@ -246,7 +248,8 @@ TEST_P(LedgerTest, AStaleOwnerCommitsNothing) {
   auto refused = ledger_->Commit(batch, In());
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kStale);
-  EXPECT_NE(refused.error().message.find("shard " + std::to_string(second.value())), std::string::npos) << refused.error().message;
+  EXPECT_NE(refused.error().message.find("shard " + std::to_string(second.value())), std::string::npos)
+      << refused.error().message;
   batch.holds.back().epoch = epoch;
   batch.owner = NewId<OwnerId>();
   EXPECT_EQ(ledger_->Commit(batch, In()).error().code, ErrorCode::kStale);
@@ -372,7 +375,10 @@ TEST_P(LedgerTest, RebuildSeesWhatIsLive) {
   EXPECT_EQ((*more)[0].counters, (Counters{1, 1, 0}));
   EXPECT_EQ((*more)[0].next_run_at, batch.attempts[2].next_run_at);
   EXPECT_TRUE(ledger_->LiveRuns(hold.shard, kShards, run.id, 10, In())->empty());
-  EXPECT_TRUE(ledger_->LiveRuns(ShardId{static_cast<std::uint16_t>((hold.shard.value() + 1) % kShards)}, kShards, std::nullopt, 10, In())->empty());
+  EXPECT_TRUE(
+      ledger_
+          ->LiveRuns(ShardId{static_cast<std::uint16_t>((hold.shard.value() + 1) % kShards)}, kShards, std::nullopt, 10, In())
+          ->empty());
   EXPECT_EQ(ledger_->LiveRuns(hold.shard, 16, std::nullopt, 10, In()).error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(*ledger_->ActiveRuns(kDefaultOrg, "flights", In()), 1u);
 }
@@ -551,8 +557,10 @@ TEST_P(LedgerTest, TwoSchedulersFireEachSlotOnce) {
       threads.emplace_back([&, t] {
         for (const auto& batch : batches[t]) {
           const auto fired = ledgers[t]->Fire(batch, In());
-          if (!fired) errors[t] = fired.error().message;
-          else lost[t] += fired->already_decided.size();
+          if (!fired)
+            errors[t] = fired.error().message;
+          else
+            lost[t] += fired->already_decided.size();
         }
       });
   }
@@ -622,7 +630,8 @@ TEST_P(LedgerTest, TamperingIsVisible) {
   EXPECT_EQ(rows[0].leaf, record.leaves[0]);
   EXPECT_NE(rows[1].leaf, record.leaves[1]);
   EXPECT_EQ(rows[1].key, "outcome " + job.id.ToString());
-  Raw("insert into run_outcome select run, org, 10, '', created_at, audit_writer, 77, 0 from (select job as run, org, submitted_at as "
+  Raw("insert into run_outcome select run, org, 10, '', created_at, audit_writer, 77, 0 from (select job as run, org, "
+      "submitted_at as "
       "created_at, audit_writer from job) x");
   const auto orphans = *ledger_->OrphanRows(10, In());
   ASSERT_EQ(orphans.size(), 1u);
@@ -654,7 +663,10 @@ TEST_P(LedgerTest, ThreadsCommitToTheirOwnShards) {
       threads.emplace_back([&, t] {
         const auto owner = NewId<OwnerId>();
         const auto epoch = ledgers[t]->TakeShard(ShardId{t}, owner, "b", In());
-        if (!epoch) { errors[t] = epoch.error().message; return; }
+        if (!epoch) {
+          errors[t] = epoch.error().message;
+          return;
+        }
         for (int i = 0; i < kRounds; ++i) {
           OwnerBatch batch;
           batch.holds = {{ShardId{t}, *epoch}};
@@ -667,7 +679,8 @@ TEST_P(LedgerTest, ThreadsCommitToTheirOwnShards) {
   }
   for (const auto& e : errors) EXPECT_EQ(e, "");
   EXPECT_EQ(ledger_->AuditHeads(In())->size(), kShards);
-  EXPECT_EQ(ledger_->LiveSingleJobs(ShardOf(kDefaultOrg, kShards), kShards, std::nullopt, 5000, In())->size(), 10u * kRounds * kShards);
+  EXPECT_EQ(ledger_->LiveSingleJobs(ShardOf(kDefaultOrg, kShards), kShards, std::nullopt, 5000, In())->size(),
+            10u * kRounds * kShards);
   ExpectSound();
 }
 
@@ -681,8 +694,9 @@ TEST(SqliteLedger, AClockThatWasSetBackKeepsNobodyOut) {
   SeededRandom random(3);
   IdGenerator ids(clock, random);
   {
-    auto ledger = OpenSqliteLedger({.dsn = std::string(folder) + "/l.db", .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 1},
-                                   clock.Now() + 10s);
+    auto ledger = OpenSqliteLedger(
+        {.dsn = std::string(folder) + "/l.db", .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 1},
+        clock.Now() + 10s);
     ASSERT_TRUE(ledger.has_value());
     const auto in = [&] { return clock.Now() + 10s; };
     ASSERT_TRUE((*ledger)->Migrate(in()).has_value());
@@ -702,15 +716,20 @@ TEST(SqliteLedger, AClockThatWasSetBackKeepsNobodyOut) {
 TEST(SqliteLedgerOpen, SaysWhatIsMissing) {
   SystemClock clock;
   const auto in = clock.Now() + 5s;
-  const auto open = [&](std::string path) { return OpenSqliteLedger({.dsn = std::move(path), .clock = &clock, .writer = {}}, in); };
-  EXPECT_EQ(open("/nonexistent/x/l.db").error().message, "ledger '/nonexistent/x/l.db': the folder '/nonexistent/x' does not exist; create it first");
+  const auto open = [&](std::string path) {
+    return OpenSqliteLedger({.dsn = std::move(path), .clock = &clock, .writer = {}}, in);
+  };
+  EXPECT_EQ(open("/nonexistent/x/l.db").error().message,
+            "ledger '/nonexistent/x/l.db': the folder '/nonexistent/x' does not exist; create it first");
   EXPECT_EQ(open("l.db").error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(open("/tmp").error().code, ErrorCode::kInvalidArgument);
 }
 
 TEST(PostgresLedgerOpen, SaysWhatIsWrong) {
   SystemClock clock;
-  const auto open = [&](std::string dsn) { return OpenPostgresLedger({.dsn = std::move(dsn), .clock = &clock, .writer = {}}, clock.Now() + 5s); };
+  const auto open = [&](std::string dsn) {
+    return OpenPostgresLedger({.dsn = std::move(dsn), .clock = &clock, .writer = {}}, clock.Now() + 5s);
+  };
   EXPECT_EQ(open("host=127.0.0.1 port=1 dbname=x user=x password=hunter2").error().code, ErrorCode::kUnavailable);
   const auto bad = open("pass word=hunter2").error();
   EXPECT_EQ(bad.code, ErrorCode::kInvalidArgument);

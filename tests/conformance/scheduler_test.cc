@@ -35,7 +35,9 @@ class DyingLedger final : public Ledger {
     return fired;
   }
   Result<WallTime> Now(MonoTime d) override { return real_.Now(d); }
-  Result<Leadership> TryLead(OwnerId c, std::string_view n, Millis ttl, MonoTime d) override { return real_.TryLead(c, n, ttl, d); }
+  Result<Leadership> TryLead(OwnerId c, std::string_view n, Millis ttl, MonoTime d) override {
+    return real_.TryLead(c, n, ttl, d);
+  }
   Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> o, MonoTime d) override { return real_.Schedules(o, d); }
   Result<std::uint32_t> ActiveRuns(OrgId o, std::string_view p, MonoTime d) override { return real_.ActiveRuns(o, p, d); }
   Result<PipelineVersion> GetPipeline(OrgId o, std::string_view n, std::optional<std::int64_t> v, MonoTime d) override {
@@ -48,12 +50,17 @@ class DyingLedger final : public Ledger {
   Result<void> ReleaseShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return Never(); }
   Result<std::vector<ShardStatus>> Shards(MonoTime) override { return Never(); }
   Result<OwnerBatchResult> Commit(const OwnerBatch&, MonoTime) override { return Never(); }
-  Result<std::vector<LiveJob>> LiveSingleJobs(ShardId, std::uint16_t, std::optional<JobId>, std::uint32_t, MonoTime) override { return Never(); }
-  Result<std::vector<LiveRun>> LiveRuns(ShardId, std::uint16_t, std::optional<RunId>, std::uint32_t, MonoTime) override { return Never(); }
+  Result<std::vector<LiveJob>> LiveSingleJobs(ShardId, std::uint16_t, std::optional<JobId>, std::uint32_t, MonoTime) override {
+    return Never();
+  }
+  Result<std::vector<LiveRun>> LiveRuns(ShardId, std::uint16_t, std::optional<RunId>, std::uint32_t, MonoTime) override {
+    return Never();
+  }
   Result<Outbox> ReadOutbox(ShardId, std::uint16_t, std::uint32_t, MonoTime) override { return Never(); }
   Result<void> SubmitRun(const RunSpec&, std::span<const JobSpec>, MonoTime) override { return Never(); }
   Result<void> SubmitJobs(std::span<const JobSpec>, MonoTime) override { return Never(); }
-  Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId, MonoTime) override {
+  Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
+                                        MonoTime) override {
     return Never();
   }
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return Never(); }
@@ -62,7 +69,9 @@ class DyingLedger final : public Ledger {
   Result<RunDetail> GetRun(OrgId, RunId, MonoTime) override { return Never(); }
   Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return Never(); }
   Result<std::vector<AuditHead>> AuditHeads(MonoTime) override { return Never(); }
-  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId>, std::uint64_t, std::uint32_t, MonoTime) override { return Never(); }
+  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId>, std::uint64_t, std::uint32_t, MonoTime) override {
+    return Never();
+  }
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId, std::uint64_t, MonoTime) override { return Never(); }
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return Never(); }
 
@@ -85,7 +94,8 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
       dsn_ = database_->dsn();
     } else {
       // In memory where there is such a folder: these tests commit thousands of times and do not test the disk.
-      std::string folder = std::filesystem::is_directory("/dev/shm") ? "/dev/shm/millrace_scheduler_XXXXXX" : "/tmp/millrace_scheduler_XXXXXX";
+      std::string folder =
+          std::filesystem::is_directory("/dev/shm") ? "/dev/shm/millrace_scheduler_XXXXXX" : "/tmp/millrace_scheduler_XXXXXX";
       ASSERT_NE(::mkdtemp(folder.data()), nullptr);
       folder_ = folder;
       dsn_ = folder_ + "/ledger.db";
@@ -146,7 +156,8 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
   void SetWatermark(const std::string& pipeline, WallTime to) {
     const std::int64_t us = ToUnixMicros(to);
     Raw(fmt::format("update schedule set watermark = {} where pipeline = '{}'",
-                    postgres() ? fmt::format("timestamptz 'epoch' + interval '1 microsecond' * {}", us) : std::to_string(us), pipeline));
+                    postgres() ? fmt::format("timestamptz 'epoch' + interval '1 microsecond' * {}", us) : std::to_string(us),
+                    pipeline));
   }
   std::unique_ptr<Scheduler> Make(Ledger& ledger, OwnerId id, Millis ttl = 3000ms) {
     return std::make_unique<Scheduler>(SchedulerOptions{.name = "s", .id = id, .lead_ttl = ttl}, ledger, inbox_, clock(), ids_);
@@ -207,7 +218,8 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
     batch.holds = {{shard, *epoch}};
     batch.owner = owner;
     for (const RunSummary& run : Runs(pipeline))
-      if (run.state == RunState::kRunning) batch.run_outcomes.push_back({run.spec.id, kDefaultOrg, RunState::kSucceeded, "", now_});
+      if (run.state == RunState::kRunning)
+        batch.run_outcomes.push_back({run.spec.id, kDefaultOrg, RunState::kSucceeded, "", now_});
     ASSERT_TRUE(ledger_->Commit(batch, In()));
     ASSERT_TRUE(ledger_->ReleaseShards(batch.holds, owner, In()));
   }
@@ -256,7 +268,8 @@ TEST_P(SchedulerTest, ADueSlotFiresOnceWithRunJobsAndOutbox) {
 }
 
 TEST_P(SchedulerTest, AnOutageIsCaughtUpAsTheScheduleSays) {
-  const std::pair<const char*, const char*> cases[] = {{"none", "MMMMM"}, {"latest", "MMMMF"}, {"all", "FFFFF"}, {"all(2)", "MMMFF"}};
+  const std::pair<const char*, const char*> cases[] = {
+      {"none", "MMMMM"}, {"latest", "MMMMF"}, {"all", "FFFFF"}, {"all(2)", "MMMFF"}};
   int n = 0;
   for (const auto& [catchup, fates] : cases) Apply({.name = fmt::format("p{}", n++), .catchup = catchup, .days_behind = 5});
   auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
@@ -394,8 +407,10 @@ TEST_P(SchedulerTest, AStandbyTakesOverWhenTheLeaderIsGone) {
   Apply({.name = "q", .days_behind = 2});
   const MonoTime give_up = system_.Now() + 10s;
   while (!second->leading() && system_.Now() < give_up) {
-    if (postgres()) std::this_thread::sleep_for(50ms);  // the server's clock cannot be told
-    else fake_.Advance(50ms);
+    if (postgres())
+      std::this_thread::sleep_for(50ms);  // the server's clock cannot be told
+    else
+      fake_.Advance(50ms);
     Pass(*second);
   }
   EXPECT_TRUE(second->leading());

@@ -2,10 +2,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <sys/eventfd.h>
 #include <cstdint>
 #include <filesystem>
 #include <set>
-#include <sys/eventfd.h>
 #include <thread>
 
 #include "common/base/clock.h"
@@ -112,9 +112,7 @@ TEST_P(TransportTest, PeersAreToldApart) {
   EXPECT_FALSE(a->Receive());
 }
 
-TEST_P(TransportTest, AnUnknownPeerIsAnError) {
-  EXPECT_EQ(server_->Send("nobody", "x").error().code, ErrorCode::kUnavailable);
-}
+TEST_P(TransportTest, AnUnknownPeerIsAnError) { EXPECT_EQ(server_->Send("nobody", "x").error().code, ErrorCode::kUnavailable); }
 
 TEST_P(TransportTest, APeerThatLeftIsAnErrorSoon) {
   auto client = Connect();
@@ -178,12 +176,14 @@ INSTANTIATE_TEST_SUITE_P(All, TransportTest, ::testing::Values("memory", "tcp", 
                          [](const auto& test) { return test.param; });
 
 TEST(ZmqEndpointTest, OnlyThisHost) {
-  for (const char* good : {"tcp://127.0.0.1:0", "tcp://127.9.9.9:7600", "tcp://[::1]:7600", "tcp://localhost:7600", "ipc:///run/x", "inproc://x"})
+  for (const char* good :
+       {"tcp://127.0.0.1:0", "tcp://127.9.9.9:7600", "tcp://[::1]:7600", "tcp://localhost:7600", "ipc:///run/x", "inproc://x"})
     EXPECT_TRUE(CheckLocalEndpoint(good)) << good;
-  for (const char* far : {"tcp://10.0.0.1:7600", "tcp://0.0.0.0:7600", "tcp://*:7600", "tcp://example.org:7600", "tcp://127.evil.org:7600",
-                          "tcp://127.0.0.1;10.0.0.1:7600", "tcp://[::]:7600", "tcp://eth0:7600"})
+  for (const char* far : {"tcp://10.0.0.1:7600", "tcp://0.0.0.0:7600", "tcp://*:7600", "tcp://example.org:7600",
+                          "tcp://127.evil.org:7600", "tcp://127.0.0.1;10.0.0.1:7600", "tcp://[::]:7600", "tcp://eth0:7600"})
     EXPECT_EQ(CheckLocalEndpoint(far).error().code, ErrorCode::kUnsupported) << far;
-  for (const char* bad : {"", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:", "udp://127.0.0.1:1", "7600", "ipc://", "inproc://"})
+  for (const char* bad :
+       {"", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:", "udp://127.0.0.1:1", "7600", "ipc://", "inproc://"})
     EXPECT_EQ(CheckLocalEndpoint(bad).error().code, ErrorCode::kInvalidArgument) << bad;
   EXPECT_EQ((*MakeZmqTransport(MakeZmqContext()))->Bind("tcp://0.0.0.0:0").error().code, ErrorCode::kUnsupported);
   EXPECT_EQ(MakeZmqTransport(nullptr).error().code, ErrorCode::kInvalidArgument);

@@ -21,8 +21,8 @@ class CliData : public CliTest {
   ~CliData() override { ExpectSound(); }
 
   // A failed run: the stage that failed, with its class and the text of its error.
-  nlohmann::json ExpectFails(const std::string& file, const std::string& stage, const std::string& error_class, const std::string& text,
-                             std::vector<std::string> more = {}) {
+  nlohmann::json ExpectFails(const std::string& file, const std::string& stage, const std::string& error_class,
+                             const std::string& text, std::vector<std::string> more = {}) {
     std::vector<std::string> args{"run", file};
     args.insert(args.end(), more.begin(), more.end());
     auto run = RunJson(args, 1);
@@ -52,13 +52,15 @@ TEST_F(CliData, AValueThatDoesNotFitIsNamedByFileLineAndColumn) {
 
 TEST_F(CliData, AFileThatChangesItsColumnsIsADriftWithTheWayOut) {
   Write("d.csv", "id,amount\n1,10\n");
-  WritePipeline("d", "  raw: { extract: { from: file, path: d.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
+  WritePipeline("d",
+                "  raw: { extract: { from: file, path: d.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
   EXPECT_EQ(Run({"run", "d.yaml", "-q"}).code, 0);
   Write("d.csv", "id,amount,extra\n1,10,a\n");
   ExpectFails("d.yaml", "raw", "schema_drift", "d.csv differs from the pinned schema: new: extra");
   Write("d.csv", "id\n1\n");
   const auto run = ExpectFails("d.yaml", "raw", "schema_drift", "missing: amount bigint");
-  EXPECT_THAT(StageOf(run, "raw").at("error").get<std::string>(), HasSubstr("delete " + (home_ / "lake/1/d/raw/schema.json").string()));
+  EXPECT_THAT(StageOf(run, "raw").at("error").get<std::string>(),
+              HasSubstr("delete " + (home_ / "lake/1/d/raw/schema.json").string()));
   Write("d.csv", "amount,id\n10,1\n");
   ExpectFails("d.yaml", "raw", "schema_drift", "columns come in another order: amount, id");
   Write("d.csv", "id,amount\n2,x\n");
@@ -71,18 +73,21 @@ TEST_F(CliData, AFileThatChangesItsColumnsIsADriftWithTheWayOut) {
 }
 
 TEST_F(CliData, AFailingCheckNamesRowsAndLeavesTheTargetAlone) {
-  WritePipeline("c",
-                "  raw: { extract: { from: file, path: a.csv } }\n"
-                "  t:\n    transform: select id, amount from raw\n    checks:\n      - unique: [id]\n      - not_null: [amount]\n"
-                "      - expression: amount > 0\n      - row_count: { min: 2, max: 3 }\n"
-                "  l: { load: { from: t, to: warehouse, table: x, mode: replace } }\n");
+  WritePipeline(
+      "c",
+      "  raw: { extract: { from: file, path: a.csv } }\n"
+      "  t:\n    transform: select id, amount from raw\n    checks:\n      - unique: [id]\n      - not_null: [amount]\n"
+      "      - expression: amount > 0\n      - row_count: { min: 2, max: 3 }\n"
+      "  l: { load: { from: t, to: warehouse, table: x, mode: replace } }\n");
   EXPECT_EQ(Run({"run", "c.yaml", "-q"}).code, 0);
   Write("a.csv", "id,amount\n1,10\n2,20\n2,30\n");
   ExpectFails("c.yaml", "t", "check_failed", "check unique(id) does not hold for 1 keys, for example {id=2, copies=2}");
   Write("a.csv", "id,amount\n7,\n8,20\n");
-  ExpectFails("c.yaml", "t", "check_failed", "check not_null(amount) does not hold for 1 rows, for example {id=7, amount=null}");
+  ExpectFails("c.yaml", "t", "check_failed",
+              "check not_null(amount) does not hold for 1 rows, for example {id=7, amount=null}");
   Write("a.csv", "id,amount\n7,-5\n8,20\n");
-  ExpectFails("c.yaml", "t", "check_failed", "check expression(amount > 0) does not hold for 1 rows, for example {id=7, amount=-5}");
+  ExpectFails("c.yaml", "t", "check_failed",
+              "check expression(amount > 0) does not hold for 1 rows, for example {id=7, amount=-5}");
   Write("a.csv", "id,amount\n7,5\n");
   ExpectFails("c.yaml", "t", "check_failed", "check row_count(min 2, max 3) does not hold: 1 rows");
   EXPECT_EQ(Warehouse("select * from x order by id"), "id,amount\n1,10\n2,20\n");
@@ -95,11 +100,15 @@ TEST_F(CliData, AContractFailsSetsAsideOrDropsAndEveryRowIsCounted) {
     WritePipeline("c_" + violation,
                   "  raw: { extract: { from: file, path: c.csv } }\n"
                   "  t:\n    transform: select id, amount::varchar as amount, who from raw\n"
-                  "    contract: { id: integer not null, who: text not null, amount: utinyint, on_violation: " + violation + " }\n"
-                  "  l: { load: { from: t, to: warehouse, table: " + violation + " } }\n");
+                  "    contract: { id: integer not null, who: text not null, amount: utinyint, on_violation: " +
+                      violation +
+                      " }\n"
+                      "  l: { load: { from: t, to: warehouse, table: " +
+                      violation + " } }\n");
     return "c_" + violation + ".yaml";
   };
-  const auto failed = ExpectFails(write("fail"), "t", "contract_violation", "2 rows break the contract: who is null in {\"id\":2");
+  const auto failed =
+      ExpectFails(write("fail"), "t", "contract_violation", "2 rows break the contract: who is null in {\"id\":2");
   EXPECT_THAT(StageOf(failed, "t").at("error").get<std::string>(), HasSubstr("amount is not a utinyint: -5 in {\"id\":3"));
   EXPECT_EQ(CountManifests("c_fail", "t"), 0);
   for (const std::string violation : {"quarantine", "drop"}) {
@@ -117,8 +126,10 @@ TEST_F(CliData, AContractFailsSetsAsideOrDropsAndEveryRowIsCounted) {
 
 TEST_F(CliData, AnEmptyExtractNeverEmptiesATargetUnlessItMay) {
   const auto write = [&](const std::string& extract, const std::string& load) {
-    WritePipeline("e", "  raw: { extract: { from: file, path: a.csv" + extract + " } }\n"
-                       "  l: { load: { from: raw, to: warehouse, table: x, mode: replace" + load + " } }\n");
+    WritePipeline("e", "  raw: { extract: { from: file, path: a.csv" + extract +
+                           " } }\n"
+                           "  l: { load: { from: raw, to: warehouse, table: x, mode: replace" +
+                           load + " } }\n");
   };
   write("", "");
   EXPECT_EQ(Run({"run", "e.yaml", "-q"}).code, 0);
@@ -159,7 +170,8 @@ TEST_F(CliData, ADestinationThatIsDownIsTriedWithBackoffAndGivenUpClearly) {
 
 TEST_F(CliData, AFullDiskIsSaidAndNothingIsHalfWritten) {
   std::filesystem::create_directories(home_);
-  if (::mount("tmpfs", home_.c_str(), "tmpfs", 0, "size=6m,mode=0700") != 0) GTEST_SKIP() << "cannot mount a tmpfs: run as root";
+  if (::mount("tmpfs", home_.c_str(), "tmpfs", 0, "size=6m,mode=0700") != 0)
+    GTEST_SKIP() << "cannot mount a tmpfs: run as root";
   WritePipeline("big",
                 "  raw: { extract: { from: file, path: a.csv } }\n"
                 "  t:\n    transform: \"select a.id * 1000000 + r.i as id, md5(r.i::text) as x from raw a, range($n) r(i)\"\n"
@@ -180,7 +192,8 @@ TEST_F(CliData, AFullDiskIsSaidAndNothingIsHalfWritten) {
   }
   const CliResult full = Run({"run", "big.yaml", "-p", "n=1001"});
   EXPECT_THAT(full.code, ::testing::AnyOf(1, 6, 7)) << full.out << full.err;
-  EXPECT_THAT(full.out + full.err, ::testing::AnyOf(HasSubstr("disk is full"), HasSubstr("full"), HasSubstr("No space left"))) << full.err;
+  EXPECT_THAT(full.out + full.err, ::testing::AnyOf(HasSubstr("disk is full"), HasSubstr("full"), HasSubstr("No space left")))
+      << full.err;
   std::filesystem::remove(home_ / "fill");
   ExpectSound();
   EXPECT_EQ(Run({"run", "big.yaml", "-p", "n=1000"}).code, 0);
@@ -191,10 +204,12 @@ TEST_F(CliData, AFullDiskIsSaidAndNothingIsHalfWritten) {
 
 TEST_F(CliData, ADiskThatFillsUpWhileARunGoesOnStopsItUntilThereIsSpace) {
   std::filesystem::create_directories(home_);
-  if (::mount("tmpfs", home_.c_str(), "tmpfs", 0, "size=8m,mode=0700") != 0) GTEST_SKIP() << "cannot mount a tmpfs: run as root";
-  WritePipeline("fill", "  raw: { extract: { from: file, path: a.csv } }\n"
-                        "  nap: { command: [sh, -c, \"echo x >> naps; while [ ! -e go ]; do sleep 0.05; done\"], after: raw }\n"
-                        "  l: { load: { from: raw, to: warehouse, table: x }, after: nap }\n");
+  if (::mount("tmpfs", home_.c_str(), "tmpfs", 0, "size=8m,mode=0700") != 0)
+    GTEST_SKIP() << "cannot mount a tmpfs: run as root";
+  WritePipeline("fill",
+                "  raw: { extract: { from: file, path: a.csv } }\n"
+                "  nap: { command: [sh, -c, \"echo x >> naps; while [ ! -e go ]; do sleep 0.05; done\"], after: raw }\n"
+                "  l: { load: { from: raw, to: warehouse, table: x }, after: nap }\n");
   const auto run = Start({"run", "fill.yaml", "-o", "json"});
   ASSERT_TRUE(Eventually([&] { return !ReadAll(dir_ / "naps").empty(); }));
   {
@@ -218,10 +233,11 @@ TEST_F(CliData, ADiskThatFillsUpWhileARunGoesOnStopsItUntilThereIsSpace) {
 }
 
 TEST_F(CliData, FiveMillionRowsNeedLittleMemory) {
-  WritePipeline("m",
-                "  raw: { extract: { from: file, path: a.csv } }\n"
-                "  t: { transform: \"select r.i as id, a.amount + r.i as v, 'name-' || r.i as name from raw a, range(2500000) r(i)\" }\n"
-                "  f: { load: { from: t, to: file, path: out.parquet } }\n");
+  WritePipeline(
+      "m",
+      "  raw: { extract: { from: file, path: a.csv } }\n"
+      "  t: { transform: \"select r.i as id, a.amount + r.i as v, 'name-' || r.i as name from raw a, range(2500000) r(i)\" }\n"
+      "  f: { load: { from: t, to: file, path: out.parquet } }\n");
   const auto run = RunJson({"run", "m.yaml", "--set", "worker.memory_max=512MiB"});
   EXPECT_EQ(StageOf(run, "f").at("rows").at("loaded"), 5'000'000);
   rusage usage{};
@@ -262,7 +278,8 @@ std::string PlainDemoRows() {
   const std::string data = std::string(MILLRACE_SOURCE_DIR) + "/ops/demo/data/";
   const auto table = connection->Query(
       "select f.origin, a.city, cast(f.date as date)::varchar as day, count(*) as flights, avg(f.delay) as mean_delay, "
-      "quantile_cont(f.delay, 0.95) as p95_delay from '" + data + "flights-*.parquet' f join read_csv('" + data +
+      "quantile_cont(f.delay, 0.95) as p95_delay from '" +
+      data + "flights-*.parquet' f join read_csv('" + data +
       "airports.csv') a on a.iata = f.origin where f.date >= date '2001-01-01' and f.delay between -60 and 1440 group by all "
       "order by origin, day");
   EXPECT_TRUE(table) << (table ? "" : table.error().message);
@@ -270,7 +287,8 @@ std::string PlainDemoRows() {
   if (!table) return out;
   for (const auto& row : table->rows) {
     char numbers[96];
-    std::snprintf(numbers, sizeof numbers, "%s|%.9g|%.9g\n", row[3]->c_str(), std::atof(row[4]->c_str()), std::atof(row[5]->c_str()));
+    std::snprintf(numbers, sizeof numbers, "%s|%.9g|%.9g\n", row[3]->c_str(), std::atof(row[4]->c_str()),
+                  std::atof(row[5]->c_str()));
     out += *row[0] + "|" + *row[1] + "|" + *row[2] + "|" + numbers;
   }
   return out;
@@ -287,8 +305,8 @@ class CliDemo : public CliData {
   // The warehouse's rows through `query -o csv`, in parts below its row limit.
   std::string WarehouseRows(const std::string& table, const std::vector<std::string>& more) {
     std::vector<std::string> args{"query", "warehouse",
-                                  "select origin, city, day, flights, mean_delay, p95_delay from " + table + " order by origin collate \"" +
-                                      (more.empty() ? "BINARY" : "C") + "\", day",
+                                  "select origin, city, day, flights, mean_delay, p95_delay from " + table +
+                                      " order by origin collate \"" + (more.empty() ? "BINARY" : "C") + "\", day",
                                   "-o", "csv"};
     args.insert(args.end(), more.begin(), more.end());
     const CliResult result = Run(args);
@@ -297,7 +315,8 @@ class CliDemo : public CliData {
     const auto rows = ParseCsv(result.out);
     for (std::size_t r = 1; r < rows.size(); ++r) {
       char numbers[96];
-      std::snprintf(numbers, sizeof numbers, "%s|%.9g|%.9g\n", rows[r][3].c_str(), std::atof(rows[r][4].c_str()), std::atof(rows[r][5].c_str()));
+      std::snprintf(numbers, sizeof numbers, "%s|%.9g|%.9g\n", rows[r][3].c_str(), std::atof(rows[r][4].c_str()),
+                    std::atof(rows[r][5].c_str()));
       out += rows[r][0] + "|" + rows[r][1] + "|" + rows[r][2] + "|" + numbers;
     }
     return out;
@@ -334,8 +353,10 @@ TEST_F(CliDemo, ThePostgresWarehouseEqualsPlainSqlRowForRow) {
   text.replace(at, std::string_view("analytics.flight_delays").size(), "public." + table);
   Write("demo.yaml", text);
   std::filesystem::create_directory_symlink(std::string(MILLRACE_SOURCE_DIR) + "/ops/demo/data", dir_ / "data");
-  const std::vector<std::string> more{"--set", "connections.warehouse.type=postgres", "--set", std::string("connections.warehouse.dsn=") + server};
-  const std::string command = "psql -q -v ON_ERROR_STOP=1 \"" + std::string(server) + "\" -c 'drop table if exists public." + table + "'";
+  const std::vector<std::string> more{"--set", "connections.warehouse.type=postgres", "--set",
+                                      std::string("connections.warehouse.dsn=") + server};
+  const std::string command =
+      "psql -q -v ON_ERROR_STOP=1 \"" + std::string(server) + "\" -c 'drop table if exists public." + table + "'";
   std::vector<std::string> args{"run", "demo.yaml"};
   args.insert(args.end(), more.begin(), more.end());
   const auto first = RunJson(args);

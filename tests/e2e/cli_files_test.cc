@@ -39,35 +39,45 @@ class CliFiles : public CliTest {
 
 TEST_F(CliFiles, MistakesInTheFileAreNamedWithTheirPlaceAndTheFix) {
   WritePipeline("cycle", "  a: { transform: select * from b }\n  b: { transform: select * from a }\n");
-  ExpectRefused("cycle.yaml", 1, AllOf(StartsWith("cycle.yaml:4:3: error: stages wait for each other: a -> b -> a"), HasSubstr("help: ")));
+  ExpectRefused("cycle.yaml", 1,
+                AllOf(StartsWith("cycle.yaml:4:3: error: stages wait for each other: a -> b -> a"), HasSubstr("help: ")));
 
   WritePipeline("unknown",
                 "  raw: { extract: { from: file, path: a.csv } }\n  t: { transform: select * from raww }\n"
                 "  l: { load: { from: tt, to: warehouse, table: x } }\n");
   ExpectRefused("unknown.yaml", 1,
-                AllOf(HasSubstr("unknown.yaml:5:33: error: the SQL reads 'raww'"), HasSubstr("^~~~"), HasSubstr("did you mean 'raw'?"),
-                      HasSubstr("unknown.yaml:6:22: error: load.from names the stage 'tt'")));
+                AllOf(HasSubstr("unknown.yaml:5:33: error: the SQL reads 'raww'"), HasSubstr("^~~~"),
+                      HasSubstr("did you mean 'raw'?"), HasSubstr("unknown.yaml:6:22: error: load.from names the stage 'tt'")));
 
   WritePipeline("source", "  raw: { extract: { from: file, path: nosuch.csv } }\n");
-  ExpectRefused("source.yaml", 1, AllOf(StartsWith("source.yaml:4:3: error: stage 'raw': no file matches 'nosuch.csv' in "), HasSubstr("^")));
+  ExpectRefused("source.yaml", 1,
+                AllOf(StartsWith("source.yaml:4:3: error: stage 'raw': no file matches 'nosuch.csv' in "), HasSubstr("^")));
 
-  WritePipeline("types", "  raw:\n    extract: { from: file, path: a.csv }\n    retry: { max_attempts: many }\n    timeout: 5\n");
+  WritePipeline("types",
+                "  raw:\n    extract: { from: file, path: a.csv }\n    retry: { max_attempts: many }\n    timeout: 5\n");
   ExpectRefused("types.yaml", 1,
                 AllOf(HasSubstr("types.yaml:6:28: error: retry.max_attempts must be an integer, not 'many'"),
                       HasSubstr("types.yaml:7:14: error: timeout: '5' is not a time"), HasSubstr("for example 90s")));
 
   Write("twice.yaml", "version: 1\npipeline: p\npipeline: q\nstages:\n  raw: { extract: { from: file, path: a.csv } }\n");
-  ExpectRefused("twice.yaml", 1, AllOf(StartsWith("twice.yaml:3:1: error: duplicate key 'pipeline'"), HasSubstr("already given in line 2")));
+  ExpectRefused("twice.yaml", 1,
+                AllOf(StartsWith("twice.yaml:3:1: error: duplicate key 'pipeline'"), HasSubstr("already given in line 2")));
 
-  WritePipeline("conn", "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehous, table: x } }\n");
-  ExpectRefused("conn.yaml", 1, AllOf(StartsWith("conn.yaml:5:3: error: stage 'l': there is no connection 'warehous'"), HasSubstr("did you mean 'warehouse'?")));
+  WritePipeline("conn",
+                "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehous, table: x } }\n");
+  ExpectRefused("conn.yaml", 1,
+                AllOf(StartsWith("conn.yaml:5:3: error: stage 'l': there is no connection 'warehous'"),
+                      HasSubstr("did you mean 'warehouse'?")));
 
   Write("latin.csv", "id,name\n1,caf\xe9\n");
   WritePipeline("latin", "  raw: { extract: { from: file, path: latin.csv } }\n");
-  ExpectRefused("latin.yaml", 1, AllOf(StartsWith("latin.yaml:4:3: error: stage 'raw': latin.csv: "), HasSubstr("not utf-8"), Not(HasSubstr("ignore_errors"))));
+  ExpectRefused("latin.yaml", 1,
+                AllOf(StartsWith("latin.yaml:4:3: error: stage 'raw': latin.csv: "), HasSubstr("not utf-8"),
+                      Not(HasSubstr("ignore_errors"))));
 
   Write("tabs.yaml", "version: 1\npipeline: p\nstages:\n\traw: { extract: { from: file, path: a.csv } }\n");
-  ExpectRefused("tabs.yaml", 1, AllOf(StartsWith("tabs.yaml:4:1: error: a tab in the indentation"), HasSubstr("replace the tab by spaces")));
+  ExpectRefused("tabs.yaml", 1,
+                AllOf(StartsWith("tabs.yaml:4:1: error: a tab in the indentation"), HasSubstr("replace the tab by spaces")));
 }
 
 TEST_F(CliFiles, WhatIsNoPipelineFileIsRefusedAtOnce) {
@@ -86,7 +96,8 @@ TEST_F(CliFiles, WhatIsNoPipelineFileIsRefusedAtOnce) {
   Write("garbage.yaml", garbage);
   ExpectRefused("garbage.yaml", 1, AllOf(StartsWith("garbage.yaml:1:"), HasSubstr("error: ")));
   Write("latin.yaml", "version: 1\npipeline: p\ndescription: caf\xe9\nstages: {}\n");
-  ExpectRefused("latin.yaml", 1, AllOf(StartsWith("latin.yaml:3:17: error: byte 0xe9 is not UTF-8"), HasSubstr("save the file as UTF-8")));
+  ExpectRefused("latin.yaml", 1,
+                AllOf(StartsWith("latin.yaml:3:17: error: byte 0xe9 is not UTF-8"), HasSubstr("save the file as UTF-8")));
   Write("huge.yaml", std::string((4u << 20) + 1, '#'));
   ExpectRefused("huge.yaml", 2, HasSubstr("over the limit of 4194304 bytes"));
 }
@@ -95,9 +106,11 @@ TEST_F(CliFiles, WrongSqlIsFoundBeforeAnythingRunsWithTheCaretInsideTheFile) {
   ExpectSqlRefused("select id,\n        amout from raw",
                    AllOf(HasSubstr("p.yaml:8:9: error: stage 't': "), HasSubstr("\"amout\" not found"),
                          HasSubstr("    8 |         amout from raw\n      |         ^"), HasSubstr("did you mean amount")));
-  ExpectSqlRefused("select id frm raw x y", AllOf(HasSubstr("p.yaml:7:21: error: stage 't': "), HasSubstr("syntax error"), HasSubstr("^")));
+  ExpectSqlRefused("select id frm raw x y",
+                   AllOf(HasSubstr("p.yaml:7:21: error: stage 't': "), HasSubstr("syntax error"), HasSubstr("^")));
   ExpectSqlRefused("select id from raw; select 2", AllOf(HasSubstr("p.yaml:7:7: error: "), HasSubstr("2 statements")));
-  for (const char* sql : {"copy raw to '/tmp/x.csv'", "attach 'x.db'", "install httpfs", "pragma version", "set threads = 1", "drop table raw"})
+  for (const char* sql :
+       {"copy raw to '/tmp/x.csv'", "attach 'x.db'", "install httpfs", "pragma version", "set threads = 1", "drop table raw"})
     ExpectSqlRefused(sql, AllOf(HasSubstr("p.yaml:7:7: error: "), HasSubstr("a transform starts with SELECT")));
   ExpectSqlRefused("with a as (select 1, 2) insert into raw select * from a", HasSubstr("only a SELECT is allowed"));
 }
@@ -108,12 +121,15 @@ TEST_F(CliFiles, SqlCannotReadAFileNotEvenWhileItIsChecked) {
        {"select * from read_csv('/etc/passwd')", "select * from raw where (select count(*) from read_text('/etc/passwd')) > 0",
         "from query('select * from read_text(''/etc/passwd'')')", "from glob('/etc/*')", "select * from read_csv('secret.csv')",
         "select nosuch from read_csv('secret.csv')"})
-    ExpectSqlRefused(sql, AllOf(HasSubstr("p.yaml:7:"), HasSubstr("Permission: "), HasSubstr("files are read by stages with extract"),
-                                Not(HasSubstr("root:")), Not(HasSubstr("topsecret"))));
-  ExpectSqlRefused("select * from 'secret.csv'", AllOf(HasSubstr("p.yaml:7:21: error: "), HasSubstr("a transform reads stages, not files")));
+    ExpectSqlRefused(
+        sql, AllOf(HasSubstr("p.yaml:7:"), HasSubstr("Permission: "), HasSubstr("files are read by stages with extract"),
+                   Not(HasSubstr("root:")), Not(HasSubstr("topsecret"))));
+  ExpectSqlRefused("select * from 'secret.csv'",
+                   AllOf(HasSubstr("p.yaml:7:21: error: "), HasSubstr("a transform reads stages, not files")));
   ExpectSqlRefused("select * from \"secret.csv\"", HasSubstr("which is no stage"));
-  WritePipeline("q", "  raw:\n    extract: { from: file, path: a.csv }\n    checks:\n"
-                     "      - expression: (select count(*) from read_text('/etc/passwd')) > 0\n");
+  WritePipeline("q",
+                "  raw:\n    extract: { from: file, path: a.csv }\n    checks:\n"
+                "      - expression: (select count(*) from read_text('/etc/passwd')) > 0\n");
   ExpectRefused("q.yaml", 1, AllOf(HasSubstr("q.yaml:4:3: error: stage 'raw': check "), HasSubstr("Permission: ")));
 }
 
@@ -173,10 +189,33 @@ TEST_F(CliFiles, UnknownWordsAreNamedWithTheNearestOne) {
 }
 
 TEST_F(CliFiles, EveryCommandExplainsItselfWithAnExample) {
-  for (const char* command :
-       {"", "run", "run start", "run list", "run show", "run logs", "check", "plan", "up", "broker", "worker", "scheduler", "status", "pipeline",
-        "pipeline apply", "pipeline list", "pipeline show", "schedule", "schedule list", "schedule next", "query", "audit", "audit verify",
-        "config", "config show", "doctor", "version"}) {
+  for (const char* command : {"",
+                              "run",
+                              "run start",
+                              "run list",
+                              "run show",
+                              "run logs",
+                              "check",
+                              "plan",
+                              "up",
+                              "broker",
+                              "worker",
+                              "scheduler",
+                              "status",
+                              "pipeline",
+                              "pipeline apply",
+                              "pipeline list",
+                              "pipeline show",
+                              "schedule",
+                              "schedule list",
+                              "schedule next",
+                              "query",
+                              "audit",
+                              "audit verify",
+                              "config",
+                              "config show",
+                              "doctor",
+                              "version"}) {
     std::vector<std::string> args;
     std::string word;
     for (std::istringstream words{command}; words >> word;) args.push_back(word);
@@ -192,8 +231,8 @@ TEST_F(CliFiles, EveryCommandExplainsItselfWithAnExample) {
 }
 
 TEST_F(CliFiles, SchedulesAreShownInBothTimes) {
-  const CliResult next = Run({"schedule", "next", "--cron", "30 2 * * *", "--timezone", "America/New_York", "--from", "2026-03-07T00:00:00Z",
-                              "-n", "3", "-o", "csv"});
+  const CliResult next = Run({"schedule", "next", "--cron", "30 2 * * *", "--timezone", "America/New_York", "--from",
+                              "2026-03-07T00:00:00Z", "-n", "3", "-o", "csv"});
   EXPECT_EQ(next.code, 0);
   EXPECT_EQ(next.out,
             "utc,local,timezone\r\n2026-03-07T07:30:00Z,2026-03-07 02:30:00 EST (-05:00),America/New_York\r\n"
@@ -230,10 +269,20 @@ TEST_F(CliFiles, ListingsAreWellFormedInEveryFormatAndStdoutHasOnlyData) {
   const std::string id = run.at("run");
   EXPECT_EQ(run.at("state"), "succeeded");
   EXPECT_TRUE(run.at("balanced"));
-  const std::vector<std::vector<std::string>> listings{
-      {"run", "list"}, {"run", "show", id}, {"run", "logs", id}, {"pipeline", "list"}, {"pipeline", "show", "p"}, {"schedule", "list"},
-      {"schedule", "next", "p", "-n", "2"}, {"query", "warehouse", "select * from x"}, {"config", "show", "--origin"}, {"doctor"}, {"version"},
-      {"audit", "verify"}, {"check", "p.yaml"}, {"plan", "p.yaml"}};
+  const std::vector<std::vector<std::string>> listings{{"run", "list"},
+                                                       {"run", "show", id},
+                                                       {"run", "logs", id},
+                                                       {"pipeline", "list"},
+                                                       {"pipeline", "show", "p"},
+                                                       {"schedule", "list"},
+                                                       {"schedule", "next", "p", "-n", "2"},
+                                                       {"query", "warehouse", "select * from x"},
+                                                       {"config", "show", "--origin"},
+                                                       {"doctor"},
+                                                       {"version"},
+                                                       {"audit", "verify"},
+                                                       {"check", "p.yaml"},
+                                                       {"plan", "p.yaml"}};
   for (const auto& listing : listings) {
     SCOPED_TRACE(listing[0] + " " + (listing.size() > 1 ? listing[1] : ""));
     const auto run_as = [&](const std::string& format) {
@@ -273,7 +322,8 @@ TEST_F(CliFiles, QueryOnlyReads) {
   const CliResult none = Run({"query", "warehouse", "select 1"});
   EXPECT_EQ(none.code, 3);
   EXPECT_THAT(none.err, HasSubstr("nothing was loaded yet"));
-  WritePipeline("p", "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
+  WritePipeline("p",
+                "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
   ASSERT_EQ(Run({"run", "p.yaml"}).code, 0);
   const auto refused = [&](const std::string& connection, const std::string& sql, int code, const std::string& text) {
     const CliResult result = Run({"query", connection, sql});
@@ -281,8 +331,8 @@ TEST_F(CliFiles, QueryOnlyReads) {
     EXPECT_THAT(result.err, HasSubstr(text)) << sql;
     EXPECT_THAT(result.out, IsEmpty());
   };
-  for (const char* sql : {"insert into x values (3, 3)", "delete from x", "drop table x", "create temp table y as select 1", "attach 'z.db' as z",
-                          "pragma journal_mode = delete", "vacuum"})
+  for (const char* sql : {"insert into x values (3, 3)", "delete from x", "drop table x", "create temp table y as select 1",
+                          "attach 'z.db' as z", "pragma journal_mode = delete", "vacuum"})
     refused("warehouse", sql, 2, "query only reads");
   refused("warehouse", "with a as (select 3, 3) insert into x select * from a", 1, "readonly");
   refused("warehouse", "select 1; delete from x", 2, "2 statements");
@@ -297,9 +347,10 @@ TEST_F(CliFiles, QueryOnlyReads) {
 
 TEST_F(CliFiles, ConfigurationDoctorAndVersionSayWhatIsThere) {
   Write("millrace.yaml", "version: 1\nlog:\n  level: warn\n");
-  const CliResult shown = Run({"config", "show", "--origin", "-o", "json", "--set", "worker.concurrency=3", "--set",
-                               "connections.warehouse.type=postgres", "--set", "connections.warehouse.dsn=postgres://u:hush@h/d"},
-                              {.env = {{"MILLRACE_QUEUE__PREFIX", "zz"}}});
+  const CliResult shown =
+      Run({"config", "show", "--origin", "-o", "json", "--set", "worker.concurrency=3", "--set",
+           "connections.warehouse.type=postgres", "--set", "connections.warehouse.dsn=postgres://u:hush@h/d"},
+          {.env = {{"MILLRACE_QUEUE__PREFIX", "zz"}}});
   ASSERT_EQ(shown.code, 0) << shown.err;
   EXPECT_THAT(shown.out, Not(HasSubstr("hush")));
   std::map<std::string, std::pair<std::string, std::string>> values;
@@ -313,7 +364,9 @@ TEST_F(CliFiles, ConfigurationDoctorAndVersionSayWhatIsThere) {
   const auto doctor = RunJson({"doctor"});
   EXPECT_GE(doctor.size(), 5u);
   for (const auto& finding : doctor) EXPECT_TRUE(finding.at("ok")) << finding;
-  const auto down = RunJson({"doctor", "--set", "connections.warehouse.type=postgres", "--set", "connections.warehouse.dsn=postgres://u:hush@127.0.0.1:1/d"}, 1);
+  const auto down = RunJson({"doctor", "--set", "connections.warehouse.type=postgres", "--set",
+                             "connections.warehouse.dsn=postgres://u:hush@127.0.0.1:1/d"},
+                            1);
   EXPECT_THAT(down.dump(), AllOf(HasSubstr("check connections.warehouse.dsn"), Not(HasSubstr("hush"))));
   const auto version = RunJson({"version"});
   EXPECT_EQ(version[0].at("component"), "millrace");

@@ -20,9 +20,12 @@ class CliProcesses : public CliTest {
   CliProcesses() { Write("a.csv", "id,amount\n1,10\n2,20\n"); }
 
   void WriteSlow(const std::string& seconds, const std::string& more = "") const {
-    WritePipeline("slow", "  raw: { extract: { from: file, path: a.csv } }\n"
-                          "  nap: { command: [sh, -c, \"echo x >> naps; sleep " + seconds + "\"], after: raw" + more + " }\n"
-                          "  l: { load: { from: raw, to: warehouse, table: x }, after: nap }\n");
+    WritePipeline("slow",
+                  "  raw: { extract: { from: file, path: a.csv } }\n"
+                  "  nap: { command: [sh, -c, \"echo x >> naps; sleep " +
+                      seconds + "\"], after: raw" + more +
+                      " }\n"
+                      "  l: { load: { from: raw, to: warehouse, table: x }, after: nap }\n");
   }
   bool NapStarted() const { return !ReadAll(dir_ / "naps").empty(); }
   void Sql(const std::string& sql) const {
@@ -44,7 +47,8 @@ TEST_F(CliProcesses, OneHomeHasOneEngine) {
   for (const auto& args : {std::vector<std::string>{"run", "slow.yaml"}, {"up"}}) {
     const CliResult second = Run(args);
     EXPECT_EQ(second.code, 5);
-    EXPECT_THAT(second.err, AllOf(HasSubstr("is in use by process " + std::to_string(first->pid()) + " (millrace run)"), HasSubstr("another --home")));
+    EXPECT_THAT(second.err, AllOf(HasSubstr("is in use by process " + std::to_string(first->pid()) + " (millrace run)"),
+                                  HasSubstr("another --home")));
     EXPECT_LT(second.wall.count(), 3000);
   }
   EXPECT_EQ(Runs("running"), 1u) << "looking needs no lock";
@@ -66,7 +70,8 @@ TEST_F(CliProcesses, AKilledRunIsFinishedByTheNextEngineAndLoadedOnce) {
   EXPECT_EQ(Runs("running"), 0u) << "the same pipeline's runs go one after the other";
   EXPECT_EQ(Runs("failed"), 0u);
   const std::size_t runs = Runs("succeeded");
-  EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n" + std::to_string(2 * runs) + "\n") << "append: two rows for each run, once";
+  EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n" + std::to_string(2 * runs) + "\n")
+      << "append: two rows for each run, once";
   ExpectSound();
 }
 
@@ -89,10 +94,11 @@ TEST_F(CliProcesses, CtrlCKeepsTheRunAndTheNextEngineGoesOn) {
 }
 
 TEST_F(CliProcesses, UpFiresOnItsScheduleAnswersOthersAndDrains) {
-  WritePipeline("tick",
-                "  raw: { extract: { from: file, path: a.csv } }\n  t: { transform: \"select id, amount + $n as amount from raw\" }\n"
-                "  l: { load: { from: t, to: warehouse, table: x, mode: merge, key: id } }\n",
-                "schedule: { cron: \"* * * * * *\" }\nparams: { n: 3 }\n");
+  WritePipeline(
+      "tick",
+      "  raw: { extract: { from: file, path: a.csv } }\n  t: { transform: \"select id, amount + $n as amount from raw\" }\n"
+      "  l: { load: { from: t, to: warehouse, table: x, mode: merge, key: id } }\n",
+      "schedule: { cron: \"* * * * * *\" }\nparams: { n: 3 }\n");
   const CliResult nobody = Run({"status"});
   EXPECT_EQ(nobody.code, 6);
   EXPECT_THAT(nobody.err, HasSubstr("start 'millrace up --home " + home_.string() + "'"));
@@ -130,7 +136,8 @@ TEST_F(CliProcesses, UpFiresOnItsScheduleAnswersOthersAndDrains) {
 
 TEST_F(CliProcesses, CommandsGetTheirWordsAndTheirWholeGroupIsKilledAtTheDeadline) {
   WritePipeline("cmd",
-                "  ok: { command: { argv: [sh, -c, 'printf \"%s|\" \"$@\" \"$GREETING\" >&2; pwd >&2', sh, \"a b\", \"c'd\", \"*\"], env: { GREETING: \"hello world\" } } }\n"
+                "  ok: { command: { argv: [sh, -c, 'printf \"%s|\" \"$@\" \"$GREETING\" >&2; pwd >&2', sh, \"a b\", \"c'd\", "
+                "\"*\"], env: { GREETING: \"hello world\" } } }\n"
                 "  bad: { command: [sh, -c, \"echo oops >&2; exit 7\"], retry: { max_attempts: 2, backoff: 10ms } }\n"
                 "  late: { command: [sh, -c, \"sleep 987123 & sleep 987123\"], timeout: 500ms, retry: { max_attempts: 1 } }\n"
                 "  missing: { command: [no_such_program_x], retry: { max_attempts: 1 } }\n");
@@ -142,13 +149,17 @@ TEST_F(CliProcesses, CommandsGetTheirWordsAndTheirWholeGroupIsKilledAtTheDeadlin
   EXPECT_EQ(StageOf(run, "late").at("error_class"), "timed_out");
   EXPECT_EQ(StageOf(run, "missing").at("error_class"), "command_not_startable");
   const std::string id = run.at("run");
-  EXPECT_THAT(Run({"run", "logs", id, "--stage", "ok"}).out, HasSubstr("a b|c'd|*|hello world|" + std::filesystem::canonical(dir_).string()));
-  EXPECT_THAT(Run({"run", "logs", id, "--stage", "bad"}).out, AllOf(HasSubstr("bad attempt 1"), HasSubstr("bad attempt 2"), HasSubstr("oops")));
-  EXPECT_TRUE(Eventually([] {  // nobody of the group is left
-    for (const auto& entry : std::filesystem::directory_iterator("/proc"))
-      if (ReadAll(entry.path() / "cmdline").find("987123") != std::string::npos) return false;
-    return true;
-  }, std::chrono::seconds{3}));
+  EXPECT_THAT(Run({"run", "logs", id, "--stage", "ok"}).out,
+              HasSubstr("a b|c'd|*|hello world|" + std::filesystem::canonical(dir_).string()));
+  EXPECT_THAT(Run({"run", "logs", id, "--stage", "bad"}).out,
+              AllOf(HasSubstr("bad attempt 1"), HasSubstr("bad attempt 2"), HasSubstr("oops")));
+  EXPECT_TRUE(Eventually(
+      [] {  // nobody of the group is left
+        for (const auto& entry : std::filesystem::directory_iterator("/proc"))
+          if (ReadAll(entry.path() / "cmdline").find("987123") != std::string::npos) return false;
+        return true;
+      },
+      std::chrono::seconds{3}));
   ExpectSound();
 }
 
@@ -156,7 +167,8 @@ TEST_F(CliProcesses, ALedgerOfANewerVersionIsLeftAlone) {
   WritePipeline("p", "  c: { command: [\"true\"] }\n");
   ASSERT_EQ(Run({"run", "p.yaml", "-q"}).code, 0);
   Sql("insert into schema_version select max(version) + 1, 0 from schema_version");
-  for (const auto& args : {std::vector<std::string>{"run", "p.yaml"}, {"up"}, {"run", "list"}, {"pipeline", "list"}, {"audit", "verify"}}) {
+  for (const auto& args :
+       {std::vector<std::string>{"run", "p.yaml"}, {"up"}, {"run", "list"}, {"pipeline", "list"}, {"audit", "verify"}}) {
     const CliResult result = Run(args);
     EXPECT_EQ(result.code, 5) << args[0];
     EXPECT_THAT(result.err, AllOf(HasSubstr("ledger is of version "), HasSubstr("use a newer millrace"))) << args[0];
@@ -195,7 +207,8 @@ TEST_F(CliProcesses, ADamagedLedgerAndAHomeThatIsNoneAreSaidClearly) {
 }
 
 TEST_F(CliProcesses, AnEditInTheLedgerIsFoundAndNamed) {
-  WritePipeline("p", "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
+  WritePipeline("p",
+                "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
   ASSERT_EQ(Run({"run", "p.yaml", "-q"}).code, 0);
   ASSERT_EQ(Run({"run", "p.yaml", "-q"}).code, 0);
   const auto sound = RunJson({"audit", "verify"});

@@ -55,7 +55,9 @@ class StageTest : public ::testing::Test {
     order.threads = 2;
     return order;
   }
-  static std::string Effect(const std::string& stage, const std::string& run) { return fmt::format("1/p/{}/lake/{}/-#0", stage, run); }
+  static std::string Effect(const std::string& stage, const std::string& run) {
+    return fmt::format("1/p/{}/lake/{}/-#0", stage, run);
+  }
   StageOrder Extract(const std::string& stage, const std::string& pattern, const std::string& run = "r1") {
     StageOrder order = Order(stage, run);
     ExtractSpec spec;
@@ -63,7 +65,8 @@ class StageTest : public ::testing::Test {
     order.task.stage.work = spec;
     return order;
   }
-  StageOrder Transform(const std::string& stage, const std::string& sql, const std::vector<std::string>& inputs, const std::string& run = "r1") {
+  StageOrder Transform(const std::string& stage, const std::string& sql, const std::vector<std::string>& inputs,
+                       const std::string& run = "r1") {
     StageOrder order = Order(stage, run);
     order.task.stage.work = TransformSpec{.sql = sql};
     for (const auto& input : inputs) order.task.inputs.push_back({.stage = input, .effect = Effect(input, run)});
@@ -207,7 +210,8 @@ TEST_F(StageTest, ContractOnExtractQuarantinesRowsThatDoNotParse) {
   Write("a.csv", "id,n\n1,1\n2,two\n3,\n");
   StageOrder order = Extract("a", "a.csv");
   std::get<ExtractSpec>(order.task.stage.work).columns = {{.name = "n", .type = "bigint"}};
-  order.task.stage.contract = ContractSpec{.columns = {{.name = "n", .type = "bigint", .not_null = true}}, .on_violation = OnViolation::kQuarantine};
+  order.task.stage.contract =
+      ContractSpec{.columns = {{.name = "n", .type = "bigint", .not_null = true}}, .on_violation = OnViolation::kQuarantine};
   const StageResult result = Run(order);
   ASSERT_TRUE(result.ok) << result.error;
   EXPECT_EQ(result.rows.read, 3);
@@ -255,9 +259,12 @@ TEST_F(StageTest, CopyWritesParquetIntoTheLake) {
 TEST_F(StageTest, TransformBindsParametersAndKeepsWideSums) {
   Write("a.csv", "id,day\n1,2020-01-01\n2,2020-01-02\n");
   ASSERT_TRUE(Run(Extract("a", "a.csv")).ok);
-  StageOrder order = Transform("t", "select sum(id) as total, max($label) as l, $n + 1 as n from a where day >= $since; -- done", {"a"});
-  order.task.params = {{.name = "since", .type = "date", .value = "2020-01-02"}, {.name = "label", .type = "text", .value = "it's; --"},
-                       {.name = "n", .type = "bigint", .value = "41"}, {.name = "unused", .type = "text", .value = ""}};
+  StageOrder order =
+      Transform("t", "select sum(id) as total, max($label) as l, $n + 1 as n from a where day >= $since; -- done", {"a"});
+  order.task.params = {{.name = "since", .type = "date", .value = "2020-01-02"},
+                       {.name = "label", .type = "text", .value = "it's; --"},
+                       {.name = "n", .type = "bigint", .value = "41"},
+                       {.name = "unused", .type = "text", .value = ""}};
   const StageResult result = Run(order);
   ASSERT_TRUE(result.ok) << result.error;
   EXPECT_EQ(Rows("t", "total"), "2,it's; --,42\n");
@@ -271,20 +278,24 @@ TEST_F(StageTest, TransformOfNoRowsIsADataset) {
 }
 
 TEST_F(StageTest, OnlyOneSelectRuns) {
-  for (const char* sql : {"drop table x", "select 1; select 2", "copy (select 1) to 'x.csv'", "select 1) to 'x.csv' --", "attach 'x.db'", "set threads = 1"}) {
+  for (const char* sql : {"drop table x", "select 1; select 2", "copy (select 1) to 'x.csv'", "select 1) to 'x.csv' --",
+                          "attach 'x.db'", "set threads = 1"}) {
     EXPECT_THAT(Run(Transform("t", sql, {})).error_class, ::testing::AnyOf("sql_error", "permission_denied")) << sql;
   }
 }
 
 TEST_F(StageTest, ContractModes) {
   const std::string sql = "select * from (values (1, '5', 1.0), (null, '6', 2.0), (3, 'x', 3.0), (4, '8', 4.5)) t(id, n, d)";
-  ContractSpec contract{.columns = {{.name = "id", .type = "integer", .not_null = true}, {.name = "n", .type = "bigint"}, {.name = "d", .type = "bigint"}},
+  ContractSpec contract{.columns = {{.name = "id", .type = "integer", .not_null = true},
+                                    {.name = "n", .type = "bigint"},
+                                    {.name = "d", .type = "bigint"}},
                         .on_violation = OnViolation::kFail};
   StageOrder order = Transform("t", sql, {});
   order.task.stage.contract = contract;
   StageResult result = Run(order);
   EXPECT_EQ(result.error_class, "contract_violation");
-  EXPECT_THAT(result.error, AllOf(HasSubstr("3 rows"), HasSubstr("id is null"), HasSubstr("n is not a bigint: x"), HasSubstr("d is not a bigint: 4.5")));
+  EXPECT_THAT(result.error, AllOf(HasSubstr("3 rows"), HasSubstr("id is null"), HasSubstr("n is not a bigint: x"),
+                                  HasSubstr("d is not a bigint: 4.5")));
   EXPECT_EQ(CountFiles("t", "data"), 0);
   order.task.stage.contract->on_violation = OnViolation::kQuarantine;
   result = Run(order);
@@ -437,7 +448,8 @@ TEST_F(StageTest, CheckFindsAMissingColumnAndItsPlace) {
   l.inputs = l.depends_on = {"a"};
   pipeline.stages = {a, t, after, l};
   stagetest::StageProcess process(kBinary, {"--check"});
-  process.Send(fmt::format(R"({{"pipeline":{},"base_dir":"{}","lake":"{}"}})", ToJson(pipeline), Src(""), (root_ / "lake").string()));
+  process.Send(
+      fmt::format(R"({{"pipeline":{},"base_dir":"{}","lake":"{}"}})", ToJson(pipeline), Src(""), (root_ / "lake").string()));
   const stagetest::StageRun run = process.Finish();
   ASSERT_EQ(run.frames.size(), 1u);
   const std::string& answer = run.frames.front();
@@ -445,7 +457,10 @@ TEST_F(StageTest, CheckFindsAMissingColumnAndItsPlace) {
   EXPECT_THAT(answer, HasSubstr(R"("line":2,"column":8)"));
   EXPECT_THAT(answer, HasSubstr("did you mean name"));
   EXPECT_THAT(answer, HasSubstr("no column 'nokey'"));
-  EXPECT_THAT(answer, HasSubstr(R"({"stage":"a","columns":[{"name":"id","type":"bigint","not_null":false},{"name":"name","type":"varchar","not_null":false}]})"));
+  EXPECT_THAT(
+      answer,
+      HasSubstr(
+          R"({"stage":"a","columns":[{"name":"id","type":"bigint","not_null":false},{"name":"name","type":"varchar","not_null":false}]})"));
   EXPECT_THAT(answer, ::testing::Not(HasSubstr(R"("stage":"after")"))) << "one mistake, one message";
 }
 
@@ -462,17 +477,20 @@ TEST_F(StageTest, TheDemoTransformEqualsPlainDuckDb) {
     GTEST_SKIP() << "missing " << data << ": run ops/setup";
   }
   const auto sql = [](const std::string& flights, const std::string& airports, const std::string& since) {
-    return fmt::format("select f.origin, a.city, cast(f.date as date) as day, count(*) as flights, avg(f.delay) as mean_delay, "
-                       "quantile_cont(f.delay, 0.95) as p95_delay from {} f join {} a on a.iata = f.origin "
-                       "where f.date >= {} and f.delay between -60 and 1440 group by all", flights, airports, since);
+    return fmt::format(
+        "select f.origin, a.city, cast(f.date as date) as day, count(*) as flights, avg(f.delay) as mean_delay, "
+        "quantile_cont(f.delay, 0.95) as p95_delay from {} f join {} a on a.iata = f.origin "
+        "where f.date >= {} and f.delay between -60 and 1440 group by all",
+        flights, airports, since);
   };
   ASSERT_TRUE(Run(Extract("flights", data + "/flights-*.parquet")).ok);
   const StageResult airports = Run(Extract("airports", data + "/airports.csv"));
   ASSERT_TRUE(airports.ok) << airports.error;
   StageOrder order = Transform("t", sql("flights", "airports", "$since"), {"flights", "airports"});
   order.task.params = {{.name = "since", .type = "date", .value = "2001-02-01"}};
-  order.task.stage.contract = ContractSpec{.columns = {{.name = "day", .type = "date", .not_null = true}, {.name = "flights", .type = "bigint", .not_null = true}},
-                                           .on_violation = OnViolation::kQuarantine};
+  order.task.stage.contract = ContractSpec{
+      .columns = {{.name = "day", .type = "date", .not_null = true}, {.name = "flights", .type = "bigint", .not_null = true}},
+      .on_violation = OnViolation::kQuarantine};
   order.task.stage.checks = {{.kind = CheckKind::kUnique, .columns = {"origin", "day"}}};
   const auto start = std::chrono::steady_clock::now();
   const StageResult result = Run(order);
@@ -481,12 +499,16 @@ TEST_F(StageTest, TheDemoTransformEqualsPlainDuckDb) {
   auto db = duck::Database::Open({.threads = 2});
   auto connection = db->Connect();
   const auto plain_start = std::chrono::steady_clock::now();
-  ASSERT_TRUE(connection->Execute(fmt::format("create temp table plain as {}", sql(fmt::format("read_parquet('{}/flights-3m.parquet')", data), fmt::format("read_csv('{}/airports.csv')", data), "date '2001-02-01'"))));
+  ASSERT_TRUE(connection->Execute(fmt::format("create temp table plain as {}",
+                                              sql(fmt::format("read_parquet('{}/flights-3m.parquet')", data),
+                                                  fmt::format("read_csv('{}/airports.csv')", data), "date '2001-02-01'"))));
   const auto plain_took = std::chrono::steady_clock::now() - plain_start;
   auto manifest = LoadManifest(order.lake, kDefaultOrg, "p", {.stage = "t", .effect = Effect("t", "r1")});
   const std::string ours = *InputSql(*manifest, order.lake);
-  const auto difference = connection->Query(fmt::format("select (select count(*) from plain), (select count(*) from (select * from plain except all {})), "
-                                                        "(select count(*) from ({} except all select * from plain))", ours, ours));
+  const auto difference = connection->Query(
+      fmt::format("select (select count(*) from plain), (select count(*) from (select * from plain except all {})), "
+                  "(select count(*) from ({} except all select * from plain))",
+                  ours, ours));
   ASSERT_TRUE(difference) << difference.error().message;
   EXPECT_GT(difference->Int(0), 1000);
   EXPECT_EQ(difference->Int(0), result.rows.loaded);

@@ -19,7 +19,8 @@ using millrace::redis::Reply;
 
 class Server {
  public:
-  Server() : path_("/tmp/millrace_redis_fuzz_" + std::to_string(::getpid())), fd_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  Server()
+      : path_("/tmp/millrace_redis_fuzz_" + std::to_string(::getpid())), fd_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
     std::memcpy(address.sun_path, path_.c_str(), path_.size());
@@ -71,15 +72,19 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto endpoint = millrace::redis::ParseEndpoint(server.endpoint());
   if (!endpoint) std::abort();
   std::jthread answers([&] { server.Serve(bytes); });
-  auto connection = millrace::redis::Connection::Connect(*endpoint, {.reply_bytes_max = 1u << 20}, clock.Now() + std::chrono::seconds{10});
+  auto connection =
+      millrace::redis::Connection::Connect(*endpoint, {.reply_bytes_max = 1u << 20}, clock.Now() + std::chrono::seconds{10});
   if (!connection) std::abort();
   connection->Append({"ECHO", "a"});
   connection->Append({"ECHO", "b"});
   const auto replies = connection->Flush(clock.Now() + std::chrono::seconds{10});
   if (replies.size() != 2) std::abort();
   for (const auto& reply : replies) {
-    if (reply) Use(*reply);
-    else if (reply.error().code != millrace::ErrorCode::kMaybeApplied && reply.error().code != millrace::ErrorCode::kUnavailable) std::abort();
+    if (reply)
+      Use(*reply);
+    else if (reply.error().code != millrace::ErrorCode::kMaybeApplied &&
+             reply.error().code != millrace::ErrorCode::kUnavailable)
+      std::abort();
   }
   return 0;
 }

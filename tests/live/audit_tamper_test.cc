@@ -34,9 +34,9 @@ class Store {
  public:
   virtual ~Store() = default;
   virtual Result<std::unique_ptr<Ledger>> Open(AuditWriterId writer, std::string actor) = 0;
-  virtual void Snapshot(int number) = 0;         // keeps the audited tables as they are now
-  virtual void Restore(int number) = 0;          // and puts them back
-  virtual Ledger& Reader() = 0;                  // to verify with
+  virtual void Snapshot(int number) = 0;                          // keeps the audited tables as they are now
+  virtual void Restore(int number) = 0;                           // and puts them back
+  virtual Ledger& Reader() = 0;                                   // to verify with
   virtual Result<std::int64_t> Exec(const std::string& sql) = 0;  // one statement; rows changed
   virtual std::string Bytes(std::span<const std::uint8_t> bytes) const = 0;
   virtual std::string Id(const Uuid& id) const = 0;
@@ -113,7 +113,8 @@ class PostgresTamperStore final : public Store {
  public:
   PostgresTamperStore() : database_("tamper"), raw_(database_.Connect()) { EXPECT_TRUE(Exec("set synchronous_commit = off")); }
   Result<std::unique_ptr<Ledger>> Open(AuditWriterId writer, std::string actor) override {
-    return OpenPostgresLedger({.dsn = database_.dsn(), .clock = &TheClock(), .writer = writer, .actor = std::move(actor)}, In());
+    return OpenPostgresLedger({.dsn = database_.dsn(), .clock = &TheClock(), .writer = writer, .actor = std::move(actor)},
+                              In());
   }
   void Snapshot(int number) override {
     std::string sql = fmt::format("create schema s{};", number);
@@ -232,7 +233,8 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     FireBatch batch;
     for (int i = 0; i < 3; ++i) {
       SlotDecision d;
-      d.slot.key = {kDefaultOrg, "flights", "default", FromUnixMicros(1'700'000'000'000'000 + (round * 3 + i) * 60'000'000LL), 0};
+      d.slot.key = {kDefaultOrg, "flights", "default", FromUnixMicros(1'700'000'000'000'000 + (round * 3 + i) * 60'000'000LL),
+                    0};
       d.slot.state = i == 2 ? "missed" : "fired";
       d.slot.decided_at = TheClock().WallNow();
       if (i < 2) {
@@ -257,8 +259,12 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       batch.attempts.push_back({Report(job, round, AttemptEnd::kFailed), kDefaultOrg, {1, 1, 0}, TheClock().WallNow()});
     jobs_.insert(jobs_.end(), batch.jobs.begin(), batch.jobs.end());
     for (std::size_t i = 0; i < 3 && !jobs_.empty(); ++i, jobs_.erase(jobs_.begin()))
-      batch.outcomes.push_back({Report(jobs_.front(), round + 100, AttemptEnd::kSucceeded), kDefaultOrg, jobs_.front().run,
-                                JobState::kSucceeded, {2, 1, 0}, TheClock().WallNow()});
+      batch.outcomes.push_back({Report(jobs_.front(), round + 100, AttemptEnd::kSucceeded),
+                                kDefaultOrg,
+                                jobs_.front().run,
+                                JobState::kSucceeded,
+                                {2, 1, 0},
+                                TheClock().WallNow()});
     if (!waiting_.empty()) {
       batch.run_outcomes = {{waiting_.front().id, kDefaultOrg, RunState::kSucceeded, "", TheClock().WallNow()}};
       waiting_.erase(waiting_.begin());
@@ -279,7 +285,8 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       std::vector<AuditRecord> fresh;
       const auto heads = Must(scheduler->AuditHeads(In()));
       for (const AuditHead& head : heads) {
-        for (AuditRecord& r : Must(scheduler->AuditRecords(head.writer, kept[head.writer], 1000, In()))) fresh.push_back(std::move(r));
+        for (AuditRecord& r : Must(scheduler->AuditRecords(head.writer, kept[head.writer], 1000, In())))
+          fresh.push_back(std::move(r));
         kept[head.writer] = head.seq;
       }
       mono += 6s;
@@ -322,7 +329,9 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     ASSERT_EQ(tables.size(), ledger::kTableCount) << "every audited table has rows to tamper with";
   }
 
-  std::string Where(const AuditedRow& row) const { return Where(row.writer, row.seq) + fmt::format(" and audit_index = {}", row.index); }
+  std::string Where(const AuditedRow& row) const {
+    return Where(row.writer, row.seq) + fmt::format(" and audit_index = {}", row.index);
+  }
   std::string Where(AuditWriterId writer, std::uint64_t seq) const {
     return fmt::format("audit_writer = {} and audit_seq = {}", store_->Id(writer.uuid), seq);
   }
@@ -341,7 +350,9 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
   std::optional<Expected> Edit(Random& random) {
     const RowPlace& at = AnyRow(random);
     const Column& column = at.table->columns[random.Below(at.table->columns.size())];
-    if (!Changes(fmt::format("update {} set {} = {} where {}", at.row.table, column.name, store_->Changed(column), Where(at.row)))) return {};
+    if (!Changes(
+            fmt::format("update {} set {} = {} where {}", at.row.table, column.name, store_->Changed(column), Where(at.row))))
+      return {};
     return Expected{{TamperKind::kEdit}, at.row.writer, at.row.seq, at.row.index, at.row.table};
   }
   std::optional<Expected> Delete(Random& random) {
@@ -365,8 +376,9 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       values += !key ? name : column.type == ColumnType::kUuid ? store_->RandomId() : name + " + 1000";
       values += ", ";
     }
-    if (!Changes(fmt::format("insert into {0} ({1}audit_writer, audit_seq, audit_index) select {2}audit_writer, {3}, {4} from {0} where {5}",
-                             at.row.table, names, values, seq, index, Where(at.row))))
+    if (!Changes(fmt::format(
+            "insert into {0} ({1}audit_writer, audit_seq, audit_index) select {2}audit_writer, {3}, {4} from {0} where {5}",
+            at.row.table, names, values, seq, index, Where(at.row))))
       return {};
     return Expected{{TamperKind::kInsert}, at.row.writer, seq, index, at.row.table};
   }
@@ -376,10 +388,11 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
   std::optional<Expected> ReorderRows(Random& random) {
     const RowPlace &a = AnyRow(random), &b = AnyRow(random);
     if (a.row.writer != b.row.writer || a.row.seq != b.row.seq || a.row.index == b.row.index) return {};
-    const bool moved = Changes(fmt::format("update {} set audit_index = -1 where {}", a.row.table, Where(a.row))) &&
-                       Changes(fmt::format("update {} set audit_index = {} where {}", b.row.table, a.row.index, Where(b.row))) &&
-                       Changes(fmt::format("update {} set audit_index = {} where {} and audit_index = -1", a.row.table, b.row.index,
-                                           Where(a.row.writer, a.row.seq)));
+    const bool moved =
+        Changes(fmt::format("update {} set audit_index = -1 where {}", a.row.table, Where(a.row))) &&
+        Changes(fmt::format("update {} set audit_index = {} where {}", b.row.table, a.row.index, Where(b.row))) &&
+        Changes(fmt::format("update {} set audit_index = {} where {} and audit_index = -1", a.row.table, b.row.index,
+                            Where(a.row.writer, a.row.seq)));
     if (!moved) return {};
     const RowPlace& first = a.row.index < b.row.index ? b : a;  // it stands now where the other one belongs
     return Expected{{TamperKind::kReorder}, a.row.writer, a.row.seq, std::min(a.row.index, b.row.index), first.row.table};
@@ -387,15 +400,17 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
   std::optional<Expected> ReorderRecords(Random& random) {
     const AuditRecord& record = records_[random.Below(records_.size())];
     const std::uint64_t first = record.seq, second = first + 1;
-    if (std::ranges::none_of(records_, [&](const AuditRecord& r) { return r.writer == record.writer && r.seq == second; })) return {};
+    if (std::ranges::none_of(records_, [&](const AuditRecord& r) { return r.writer == record.writer && r.seq == second; }))
+      return {};
     const std::string of = " where writer = " + store_->Id(record.writer.uuid) + " and seq = ";
     const bool moved = Changes(fmt::format("update audit_record set seq = -1{}{}", of, first)) &&
                        Changes(fmt::format("update audit_record set seq = {}{}{}", first, of, second)) &&
                        Changes(fmt::format("update audit_record set seq = {}{}-1", second, of));
     if (!moved) return {};
     for (const ledger::Table table : ledger::kTables) {
-      const auto changed = store_->Exec(fmt::format("update {} set audit_seq = {} - audit_seq where audit_writer = {} and audit_seq in ({}, {})",
-                                                    ledger::DefOf(table).name, first + second, store_->Id(record.writer.uuid), first, second));
+      const auto changed =
+          store_->Exec(fmt::format("update {} set audit_seq = {} - audit_seq where audit_writer = {} and audit_seq in ({}, {})",
+                                   ledger::DefOf(table).name, first + second, store_->Id(record.writer.uuid), first, second));
       EXPECT_TRUE(changed) << changed.error().message;
     }
     return Expected{{TamperKind::kReorder}, record.writer, first, std::nullopt, ""};
@@ -404,7 +419,8 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     const AuditRecord& record = records_[random.Below(records_.size())];
     const std::string writer = store_->Id(record.writer.uuid);
     for (const ledger::Table table : ledger::kTables)
-      EXPECT_TRUE(store_->Exec(fmt::format("delete from {} where audit_writer = {} and audit_seq >= {}", ledger::DefOf(table).name, writer, record.seq)));
+      EXPECT_TRUE(store_->Exec(fmt::format("delete from {} where audit_writer = {} and audit_seq >= {}",
+                                           ledger::DefOf(table).name, writer, record.seq)));
     const auto gone = store_->Exec(fmt::format("delete from audit_record where writer = {} and seq >= {}", writer, record.seq));
     EXPECT_TRUE(gone && *gone > 0);
     return Expected{{TamperKind::kTruncated, TamperKind::kRestored}, record.writer, record.seq, std::nullopt, ""};
@@ -424,19 +440,23 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
   std::optional<Expected> Recompute(Random& random) {
     const RowPlace& at = AnyRow(random);
     const Column& column = at.table->columns[random.Below(at.table->columns.size())];
-    if (!Changes(fmt::format("update {} set {} = {} where {}", at.row.table, column.name, store_->Changed(column), Where(at.row)))) return {};
+    if (!Changes(
+            fmt::format("update {} set {} = {} where {}", at.row.table, column.name, store_->Changed(column), Where(at.row))))
+      return {};
     AuditRecord last;
     for (AuditRecord record : Must(store_->Reader().AuditRecords(at.row.writer, 0, 1000, In()))) {
       if (record.seq >= at.row.seq) {
         record.leaves.clear();
-        for (const AuditedRow& row : Must(store_->Reader().AuditedRows(record.writer, record.seq, In()))) record.leaves.push_back(row.leaf);
+        for (const AuditedRow& row : Must(store_->Reader().AuditedRows(record.writer, record.seq, In())))
+          record.leaves.push_back(row.leaf);
         record.root = MerkleRoot(record.leaves);
         if (record.seq > 1) record.previous = last.Hash();
         std::vector<std::uint8_t> leaves;
         for (const Digest& leaf : record.leaves) leaves.insert(leaves.end(), leaf.begin(), leaf.end());
-        EXPECT_TRUE(Changes(fmt::format("update audit_record set previous = {}, leaves = {}, root = {}, hash = {} where writer = {} and seq = {}",
-                                        store_->Bytes(record.previous), store_->Bytes(leaves), store_->Bytes(record.root),
-                                        store_->Bytes(record.Hash()), store_->Id(record.writer.uuid), record.seq)));
+        EXPECT_TRUE(Changes(fmt::format(
+            "update audit_record set previous = {}, leaves = {}, root = {}, hash = {} where writer = {} and seq = {}",
+            store_->Bytes(record.previous), store_->Bytes(leaves), store_->Bytes(record.root), store_->Bytes(record.Hash()),
+            store_->Id(record.writer.uuid), record.seq)));
       }
       last = record;
     }
@@ -471,11 +491,14 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       ++found;
       const AuditFinding& bad = *report->first_bad;
       const bool right = expected->kinds.contains(bad.kind) && bad.writer == expected->writer && bad.seq == expected->seq &&
-                         (!expected->index || bad.index == expected->index) && (expected->table.empty() || bad.table == expected->table) &&
+                         (!expected->index || bad.index == expected->index) &&
+                         (expected->table.empty() || bad.table == expected->table) &&
                          (expected->table.empty() || !bad.key.empty()) && !bad.explanation.empty();
-      if (right) ++named;
-      else ADD_FAILURE() << "wrong place: " << Name(bad.kind) << ": " << bad.explanation << " (expected record " << expected->seq << " of "
-                         << expected->writer.ToString() << ")";
+      if (right)
+        ++named;
+      else
+        ADD_FAILURE() << "wrong place: " << Name(bad.kind) << ": " << bad.explanation << " (expected record " << expected->seq
+                      << " of " << expected->writer.ToString() << ")";
     }
     fmt::print("{:8} {:10} tampered {:3}  found {:3}  named {:3}  {} ms\n", GetParam(), name, tampered, found, named,
                std::chrono::duration_cast<Millis>(TheClock().Now() - start).count());

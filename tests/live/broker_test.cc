@@ -47,7 +47,9 @@ class SharedInbox final : public Inbox {
  public:
   explicit SharedInbox(std::shared_ptr<LocalInbox> inbox) : inbox_(std::move(inbox)) {}
   Result<void> Ring(ShardId shard) override { return inbox_->Ring(shard); }
-  Result<std::vector<ShardId>> Wait(std::span<const ShardId> shards, Millis timeout) override { return inbox_->Wait(shards, timeout); }
+  Result<std::vector<ShardId>> Wait(std::span<const ShardId> shards, Millis timeout) override {
+    return inbox_->Wait(shards, timeout);
+  }
 
  private:
   std::shared_ptr<LocalInbox> inbox_;
@@ -64,7 +66,8 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
       MILLRACE_NEED_POSTGRES();
       const char* redis = std::getenv("MILLRACE_TEST_REDIS");
       if (redis == nullptr && std::getenv("CI") != nullptr) FAIL() << "MILLRACE_TEST_REDIS is not set";
-      if (redis == nullptr) GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: source DIR/env of tests/support/servers.sh start DIR";
+      if (redis == nullptr)
+        GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: source DIR/env of tests/support/servers.sh start DIR";
       redis_.endpoint = fmt::format("redis://{}/0", redis);
       redis_.prefix = fmt::format("mrbroker-{}-{}", getpid(), ids_.Next<RunId>().ToString());
       database_ = std::make_unique<testing::TestDatabase>("broker");
@@ -97,7 +100,11 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
 
   MonoTime In() const { return clock_.Now() + 20s; }
   Result<std::unique_ptr<Ledger>> OpenLedger(std::string actor) {
-    LedgerOptions options{.dsn = dir_ / "ledger.db", .clock = &clock_, .writer = ids_.Next<AuditWriterId>(), .shard_count = 1, .actor = std::move(actor)};
+    LedgerOptions options{.dsn = dir_ / "ledger.db",
+                          .clock = &clock_,
+                          .writer = ids_.Next<AuditWriterId>(),
+                          .shard_count = 1,
+                          .actor = std::move(actor)};
     last_writer_ = options.writer;
     if (!database_) return OpenSqliteLedger(options, In());
     options.dsn = database_->dsn();
@@ -195,8 +202,14 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
   void SayHello() {
     said_hello_ = true;
     taken_since_hello_ = 0;
-    ToBroker(*worker_, wire::Hello{.worker = worker_id_, .name = "w1", .queues = {}, .kinds = {}, .roots = {}, .concurrency = 1000,
-                                   .credit_limit = CreditLimit(), .held = {}});
+    ToBroker(*worker_, wire::Hello{.worker = worker_id_,
+                                   .name = "w1",
+                                   .queues = {},
+                                   .kinds = {},
+                                   .roots = {},
+                                   .concurrency = 1000,
+                                   .credit_limit = CreditLimit(),
+                                   .held = {}});
   }
   // Takes what arrived: grants are ended at once, answers counted.
   void Pump(Millis wait) {
@@ -229,7 +242,8 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
     }
     if (said_hello_ && clock_.Now() >= next_beat_) {
       next_beat_ = clock_.Now() + kHeartbeatInterval;
-      ToBroker(*worker_, wire::Beat{.worker = worker_id_, .credit_limit = CreditLimit(), .held = {}, .progress = {}, .draining = false});
+      ToBroker(*worker_,
+               wire::Beat{.worker = worker_id_, .credit_limit = CreditLimit(), .held = {}, .progress = {}, .draining = false});
     }
     while (auto frame = client_->Receive()) {
       auto message = wire::Decode(*frame);
@@ -306,7 +320,8 @@ TEST_P(BrokerTest, TenThousandJobsAreRecordedOnceEachAndCheckpointed) {
   const PublicKey public_key = key->public_key();
   auto writer = CheckpointWriter::Open(dir_ / "checkpoints", std::move(*key), ids_.Next<AuditWriterId>());
   ASSERT_TRUE(writer) << writer.error().message;
-  checkpoint_ = [this, to = std::make_shared<CheckpointWriter>(std::move(*writer))](WallTime now, const auto& heads, const auto& since) {
+  checkpoint_ = [this, to = std::make_shared<CheckpointWriter>(std::move(*writer))](WallTime now, const auto& heads,
+                                                                                    const auto& since) {
     auto wrote = to->MaybeWrite(clock_.Now(), now, heads, since);
     if (wrote) wrote = to->Flush(clock_.Now(), now, heads);
     EXPECT_TRUE(wrote) << wrote.error().message;
@@ -315,7 +330,8 @@ TEST_P(BrokerTest, TenThousandJobsAreRecordedOnceEachAndCheckpointed) {
   SayHello();
   const MonoTime begin = clock_.Now();
   SubmitJobs(kJobs);
-  ASSERT_TRUE(PumpUntil([&] { return recorded_.size() == kJobs; }, Millis{60'000 * kSlower})) << recorded_.size() << " of " << kJobs;
+  ASSERT_TRUE(PumpUntil([&] { return recorded_.size() == kJobs; }, Millis{60'000 * kSlower}))
+      << recorded_.size() << " of " << kJobs;
   const double seconds = std::chrono::duration<double>(clock_.Now() - begin).count();
   fmt::print("{} no-op jobs through submit, queue, worker, outcome in {:.3f} s: {:.0f} jobs/s\n", kJobs, seconds,
              static_cast<double>(kJobs) / seconds);
@@ -339,7 +355,8 @@ TEST_P(BrokerTest, TenThousandJobsAreRecordedOnceEachAndCheckpointed) {
     ASSERT_TRUE(checkpoints->last_seq.contains(head.writer));
     EXPECT_EQ(checkpoints->last_seq.at(head.writer), head.seq);
     EXPECT_EQ(checkpoints->pins.at({head.writer, head.seq}).hash, head.hash);
-    for (std::uint64_t seq = 1; seq <= head.seq; ++seq) EXPECT_TRUE(checkpoints->pins.at({head.writer, seq}).leaf_prefixes) << seq;
+    for (std::uint64_t seq = 1; seq <= head.seq; ++seq)
+      EXPECT_TRUE(checkpoints->pins.at({head.writer, seq}).leaf_prefixes) << seq;
   }
 }
 

@@ -75,9 +75,13 @@ class LoadPostgres : public testing::LoadFixture {
   std::unique_ptr<PgConnection> admin_, sql_;
 };
 
-const char* const kRows = "select range::integer as id, 'n' || range as name, (range * 1.5)::decimal(10,2) as price from range(100)";
+const char* const kRows =
+    "select range::integer as id, 'n' || range as name, (range * 1.5)::decimal(10,2) as price from range(100)";
 
-void ExpectOk(const StageResult& r) { ASSERT_TRUE(r.ok) << r.error_class << ": " << r.error; EXPECT_TRUE(r.rows.Balanced()); }
+void ExpectOk(const StageResult& r) {
+  ASSERT_TRUE(r.ok) << r.error_class << ": " << r.error;
+  EXPECT_TRUE(r.rows.Balanced());
+}
 
 TEST_F(LoadPostgres, EveryTypeMakesTheRoundTrip) {
   const Manifest input = Dataset(R"sql(
@@ -103,7 +107,8 @@ TEST_F(LoadPostgres, EveryTypeMakesTheRoundTrip) {
             "é'\"\\|00ff|1969-12-31|23:59:59.999999|1999-12-31 23:59:59.5|2001-02-03 04:05:06+00|1 mon 2 days 00:00:03|"
             "550e8400-e29b-41d4-a716-446655440000|[1,2]|{\"a\":\"x\"}");
   EXPECT_EQ(Int("select num_nulls(b,i1,i2,i4,i8,h,u1,u2,u4,u8,f4,f8,d2,d4,d8,d16,dz,t,y,d,tm,ts,tz,iv,u,l,s)::bigint"
-                " from types.all_of_them where id = 2"), 27);
+                " from types.all_of_them where id = 2"),
+            27);
   const StageResult again = Load(Order(LoadMode::kMerge, "types.all_of_them", "e2", 1), input);
   ExpectOk(again);
   EXPECT_EQ(again.unchanged, 2);
@@ -133,30 +138,33 @@ TEST_F(LoadPostgres, MergeCountsExactly) {
   EXPECT_EQ(same.inserted, 0);
   EXPECT_EQ(same.updated, 0);
   EXPECT_EQ(same.unchanged, 100);
-  const StageResult mixed = Load(Order(LoadMode::kMerge, "a.m", "e3", 1),
-      Dataset("select range::integer as id, case when range < 95 then 'x' else 'n' || range end as name,"
-              " (range * 1.5)::decimal(10,2) as price from range(90, 105)"));
+  const StageResult mixed =
+      Load(Order(LoadMode::kMerge, "a.m", "e3", 1),
+           Dataset("select range::integer as id, case when range < 95 then 'x' else 'n' || range end as name,"
+                   " (range * 1.5)::decimal(10,2) as price from range(90, 105)"));
   ExpectOk(mixed);
   EXPECT_EQ(mixed.inserted, 5);
   EXPECT_EQ(mixed.updated, 5);
   EXPECT_EQ(mixed.unchanged, 5);
   EXPECT_EQ(Int("select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace where nspname = 'millrace'"
-                " and relname like 'stg%'"), 0);
+                " and relname like 'stg%'"),
+            0);
 }
 
 TEST_F(LoadPostgres, MergeNeverPicksBetweenDifferingRows) {
   const StageResult dup = Load(Order(LoadMode::kMerge, "a.m", "e1", 1),
-      Dataset("select * from (values (1, 'a'), (1, 'b'), (2, 'c'), (2, 'c')) t(id, name)"));
+                               Dataset("select * from (values (1, 'a'), (1, 'b'), (2, 'c'), (2, 'c')) t(id, name)"));
   EXPECT_EQ(dup.error_class, "duplicate_key_in_batch");
   EXPECT_NE(dup.error.find("(1)"), std::string::npos) << dup.error;
   EXPECT_EQ(dup.error.find("(2)"), std::string::npos) << dup.error;
-  const StageResult same = Load(Order(LoadMode::kMerge, "a.m", "e2", 1),
-      Dataset("select * from (values (1, 'a'), (2, 'c'), (2, 'c')) t(id, name)"));
+  const StageResult same =
+      Load(Order(LoadMode::kMerge, "a.m", "e2", 1), Dataset("select * from (values (1, 'a'), (2, 'c'), (2, 'c')) t(id, name)"));
   ExpectOk(same);
   EXPECT_EQ(same.rows.read, 3);
   EXPECT_EQ(same.rows.deduplicated, 1);
   EXPECT_EQ(same.inserted, 2);
-  EXPECT_EQ(Load(Order(LoadMode::kMerge, "a.m", "e3", 1), Dataset("select null::integer as id, 'a' as name")).error_class, "null_key");
+  EXPECT_EQ(Load(Order(LoadMode::kMerge, "a.m", "e3", 1), Dataset("select null::integer as id, 'a' as name")).error_class,
+            "null_key");
 }
 
 TEST_F(LoadPostgres, MergeNeedsTheUniqueIndexAndSaysHow) {
@@ -183,17 +191,24 @@ TEST_F(LoadPostgres, SchemaMismatchIsFoundBeforeAByteIsSent) {
 
 TEST_F(LoadPostgres, ReplaceKeepsWhatBelongsToTheTable) {
   ExpectOk(Load(Order(LoadMode::kReplace, "a.r", "e0", 1), Dataset(kRows)));
-  Exec("create role " + name_ + "_reader; create table a.other (id integer primary key); insert into a.other select generate_series(0, 200);"
-       "alter table a.r add primary key (id); alter table a.r add constraint price_ok check (price >= 0);"
-       "alter table a.r add constraint other_fk foreign key (id) references a.other;"
-       "create index by_name on a.r using btree (lower(name)) where id > 3; alter table a.r alter name set default 'x';"
-       "grant select, insert on a.r to " + name_ + "_reader with grant option; grant update (name) on a.r to public;"
-       "comment on table a.r is 'it''s a table'; comment on column a.r.id is 'the id'; comment on index a.by_name is 'an index';"
-       "alter table a.r set (fillfactor = 70)");
-  const char* const shape = "select md5(string_agg(x, '|' order by x)) from (select conname || pg_get_constraintdef(oid) x from pg_constraint"
+  Exec(
+      "create role " + name_ +
+      "_reader; create table a.other (id integer primary key); insert into a.other select generate_series(0, 200);"
+      "alter table a.r add primary key (id); alter table a.r add constraint price_ok check (price >= 0);"
+      "alter table a.r add constraint other_fk foreign key (id) references a.other;"
+      "create index by_name on a.r using btree (lower(name)) where id > 3; alter table a.r alter name set default 'x';"
+      "grant select, insert on a.r to " +
+      name_ +
+      "_reader with grant option; grant update (name) on a.r to public;"
+      "comment on table a.r is 'it''s a table'; comment on column a.r.id is 'the id'; comment on index a.by_name is 'an index';"
+      "alter table a.r set (fillfactor = 70)");
+  const char* const shape =
+      "select md5(string_agg(x, '|' order by x)) from (select conname || pg_get_constraintdef(oid) x from pg_constraint"
       " where conrelid = 'a.r'::regclass union all select indexdef from pg_indexes where schemaname = 'a' and tablename = 'r'"
-      " union all select relacl::text || coalesce(obj_description(oid), '') || reloptions::text from pg_class where oid = 'a.r'::regclass"
-      " union all select attname || coalesce(attacl::text, '') || coalesce(col_description(attrelid, attnum), '') from pg_attribute"
+      " union all select relacl::text || coalesce(obj_description(oid), '') || reloptions::text from pg_class where oid = "
+      "'a.r'::regclass"
+      " union all select attname || coalesce(attacl::text, '') || coalesce(col_description(attrelid, attnum), '') from "
+      "pg_attribute"
       " where attrelid = 'a.r'::regclass and attnum > 0) s";
   const std::string before = Text(shape);
   const StageResult r = Load(Order(LoadMode::kReplace, "a.r", "e1", 1), Dataset(std::string(kRows) + " where range < 50"));
@@ -229,8 +244,9 @@ TEST_F(LoadPostgres, NothingNeverTruncates) {
 }
 
 TEST_F(LoadPostgres, BadValuesNameColumnAndRow) {
-  const StageResult date = Load(Order(LoadMode::kAppend, "a.b", "e1", 1),
-      Dataset("select case when range = 7 then date 'infinity' else date '2020-01-01' end as d from range(10)"));
+  const StageResult date =
+      Load(Order(LoadMode::kAppend, "a.b", "e1", 1),
+           Dataset("select case when range = 7 then date 'infinity' else date '2020-01-01' end as d from range(10)"));
   EXPECT_EQ(date.error_class, "data_rejected");
   EXPECT_NE(date.error.find("column 'd', row 8"), std::string::npos) << date.error;
   const StageResult nul = Load(Order(LoadMode::kAppend, "a.b", "e2", 1), Dataset("select 'a' || chr(0) || 'b' as t"));
@@ -259,7 +275,8 @@ TEST_F(LoadPostgres, StaleTokensAreRefusedBeforeStagingAndAtPublish) {
     const std::string effect = "mid" + std::to_string(static_cast<int>(mode));
     const std::string table = "a.s" + std::to_string(static_cast<int>(mode));
     ExpectOk(Load(Order(mode, table, effect + "-0", 1), input));
-    SetFailpointHook("load.after_staging", [&] { Exec("update millrace.fence set token = 50 where effect = '" + effect + "'"); });
+    SetFailpointHook("load.after_staging",
+                     [&] { Exec("update millrace.fence set token = 50 where effect = '" + effect + "'"); });
     const StageResult r = Load(Order(mode, table, effect, 8), input);
     SetFailpointHook("load.after_staging", nullptr);
     EXPECT_EQ(r.error_class, "stale_token") << r.error;
@@ -272,7 +289,8 @@ TEST_F(LoadPostgres, KilledAtEveryFailpointThenRetried) {
   NEEDS_FAILPOINTS();
   const Manifest input = Dataset(kRows);
   int n = 0;
-  for (const char* point : {"load.after_fence", "load.mid_copy", "load.after_staging", "load.before_commit", "load.after_commit"})
+  for (const char* point :
+       {"load.after_fence", "load.mid_copy", "load.after_staging", "load.before_commit", "load.after_commit"})
     for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
       SCOPED_TRACE(std::string(point) + " mode " + std::to_string(static_cast<int>(mode)));
       const std::string effect = "k" + std::to_string(++n), table = "k.t" + std::to_string(n);
@@ -286,7 +304,8 @@ TEST_F(LoadPostgres, KilledAtEveryFailpointThenRetried) {
     }
   EXPECT_EQ(Int("select count(*) from millrace.staging"), 0);
   EXPECT_EQ(Int("select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace where nspname = 'millrace'"
-                " and relkind = 'r' and (relname like 'stg%' or relname like 'new%')"), 0);
+                " and relkind = 'r' and (relname like 'stg%' or relname like 'new%')"),
+            0);
 }
 
 TEST_F(LoadPostgres, AZombieThatWakesUpIsStale) {
@@ -294,7 +313,8 @@ TEST_F(LoadPostgres, AZombieThatWakesUpIsStale) {
   const Manifest input = Dataset(kRows);
   for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
     const std::string table = "z.t" + std::to_string(static_cast<int>(mode)), effect = "z" + table;
-    ExpectOk(Load(Order(mode, table, effect + "-0", 1), Dataset("select 1000::integer as id, 'old' as name, 1::decimal(10,2) as price")));
+    ExpectOk(Load(Order(mode, table, effect + "-0", 1),
+                  Dataset("select 1000::integer as id, 'old' as name, 1::decimal(10,2) as price")));
     StageResult second;
     SetFailpointHook("load.after_staging", [&] {
       SetFailpointHook("load.after_staging", nullptr);
@@ -403,7 +423,11 @@ class CommitEater {
         if (n <= 0) return;
         const std::string_view text(bytes, static_cast<std::size_t>(n));
         const bool commit = i == 0 && armed && text.find("commit") != std::string_view::npos;
-        if (commit && !deliver_commit) { ++eaten; armed = false; return; }
+        if (commit && !deliver_commit) {
+          ++eaten;
+          armed = false;
+          return;
+        }
         if (::send(fds[1 - i].fd, bytes, static_cast<std::size_t>(n), MSG_NOSIGNAL) != n) return;
         if (commit) {
           ++eaten;
@@ -449,11 +473,13 @@ TEST_F(LoadPostgres, ALostCommitAnswerIsResolvedByTheReceipt) {
 }
 
 TEST_F(LoadPostgres, AMillionRows) {
-  const Manifest input = Dataset("select range as id, 'name ' || range as name, (range * 1.25)::decimal(12,2) as price, range::double / 3 as ratio,"
-                                 " timestamp '2020-01-01' + to_seconds(range) as at from range(1000000)");
+  const Manifest input = Dataset(
+      "select range as id, 'name ' || range as name, (range * 1.25)::decimal(12,2) as price, range::double / 3 as ratio,"
+      " timestamp '2020-01-01' + to_seconds(range) as at from range(1000000)");
   for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
     const auto start = clock_.Now();
-    const StageResult r = Load(Order(mode, "big.t" + std::to_string(static_cast<int>(mode)), "e" + std::to_string(static_cast<int>(mode)), 1), input);
+    const StageResult r = Load(
+        Order(mode, "big.t" + std::to_string(static_cast<int>(mode)), "e" + std::to_string(static_cast<int>(mode)), 1), input);
     ExpectOk(r);
     const double seconds = std::chrono::duration<double>(clock_.Now() - start).count();
     std::printf("1,000,000 rows, %s: %.2f s, %.0f rows/s\n", r.plan.c_str(), seconds, 1e6 / seconds);

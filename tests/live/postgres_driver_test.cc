@@ -111,8 +111,9 @@ class PostgresTest : public ::testing::Test {
 TEST_F(PostgresTest, ValuesComeBack) {
   const Uuid id = *Uuid::Parse("0189aaaa-bbbb-7ccc-8ddd-eeeeffff0001");
   const std::string bytes("a\0\xff", 3);
-  const auto r = connection_->Query("select $1, $2, $3, $4, $5, $6, $7::int, 1.5::float8, array['x', null, 'z'], 7::smallint",
-                                    PgParams().Int(-5).Text("Zürich '\"").Bytes(bytes).Bool(true).Id(id).Time(FromUnixMicros(-1)).Null(), In());
+  const auto r = connection_->Query(
+      "select $1, $2, $3, $4, $5, $6, $7::int, 1.5::float8, array['x', null, 'z'], 7::smallint",
+      PgParams().Int(-5).Text("Zürich '\"").Bytes(bytes).Bool(true).Id(id).Time(FromUnixMicros(-1)).Null(), In());
   ASSERT_TRUE(r.has_value()) << r.error().message;
   EXPECT_EQ(r->Int(0, 0), -5);
   EXPECT_EQ(r->Text(0, 1), "Zürich '\"");
@@ -126,7 +127,8 @@ TEST_F(PostgresTest, ValuesComeBack) {
   EXPECT_EQ(r->Int(0, 9), 7);
   const std::vector<std::int64_t> numbers = {1, 2, 3};
   const std::vector<std::string_view> texts = {"a", "", "c,\"{}"};
-  const auto u = connection_->Query("select * from unnest($1, $2) order by 1 desc", PgParams().IntArray(numbers).TextArray(texts), In());
+  const auto u =
+      connection_->Query("select * from unnest($1, $2) order by 1 desc", PgParams().IntArray(numbers).TextArray(texts), In());
   ASSERT_TRUE(u.has_value()) << u.error().message;
   ASSERT_EQ(u->rows(), 3);
   EXPECT_EQ(u->Text(0, 1), "c,\"{}");
@@ -171,7 +173,8 @@ TEST_F(PostgresTest, DeadlinesHold) {
 }
 
 TEST_F(PostgresTest, AKilledBackendIsNoticedBeforeSending) {
-  const auto kill = database_->admin().Query("select pg_terminate_backend($1::int)", PgParams().Int(connection_->backend_pid()), In());
+  const auto kill =
+      database_->admin().Query("select pg_terminate_backend($1::int)", PgParams().Int(connection_->backend_pid()), In());
   ASSERT_TRUE(kill.has_value()) << kill.error().message;
   std::this_thread::sleep_for(200ms);
   EXPECT_EQ(connection_->Query("select 1", In()).error().code, ErrorCode::kUnavailable);
@@ -206,12 +209,14 @@ TEST(SqlState, IsClassifiedInOnePlace) {
   EXPECT_EQ(ClassifySqlState("MR001", true), ErrorCode::kStale);
 }
 
-// ---- the ledger over connections that die ------------------------------------------------------------------------------------
+// ---- the ledger over connections that die
+// ------------------------------------------------------------------------------------
 
 class LedgerFaultTest : public PostgresTest {
  protected:
   void Start(const std::string& dsn) {
-    auto opened = OpenPostgresLedger({.dsn = dsn, .clock = &clock_, .writer = ids_.Next<AuditWriterId>(), .shard_count = 1, .actor = "t"}, In());
+    auto opened = OpenPostgresLedger(
+        {.dsn = dsn, .clock = &clock_, .writer = ids_.Next<AuditWriterId>(), .shard_count = 1, .actor = "t"}, In());
     ASSERT_TRUE(opened.has_value()) << opened.error().message;
     ledger_ = std::move(*opened);
     ASSERT_TRUE(ledger_->Migrate(In()).has_value());
@@ -237,8 +242,10 @@ class LedgerFaultTest : public PostgresTest {
   }
   void ExpectExact() {
     const auto r = connection_->QueryOnce(
-        "select (select count(*) from millrace.job), (select count(*) from millrace.live_job), (select count(*) from millrace.audit_record), "
-        "(select coalesce(max(seq), 0) from millrace.audit_record), (select count(*) from (select distinct audit_writer, audit_seq, "
+        "select (select count(*) from millrace.job), (select count(*) from millrace.live_job), (select count(*) from "
+        "millrace.audit_record), "
+        "(select coalesce(max(seq), 0) from millrace.audit_record), (select count(*) from (select distinct audit_writer, "
+        "audit_seq, "
         "audit_index from millrace.job) x)",
         {}, In());
     ASSERT_TRUE(r.has_value()) << r.error().message;
@@ -261,7 +268,8 @@ TEST_F(LedgerFaultTest, EveryKindOfLostAnswerIsResolvedExactly) {
   const auto port = database_->admin().QueryOnce("select current_setting('port')", {}, In());
   ASSERT_TRUE(port.has_value());
   FaultyProxy proxy(std::stoi(port->Text(0, 0)));
-  Start(database_->dsn() + " host=127.0.0.1 hostaddr=127.0.0.1 sslmode=disable gssencmode=disable port=" + std::to_string(proxy.port()));
+  Start(database_->dsn() +
+        " host=127.0.0.1 hostaddr=127.0.0.1 sslmode=disable gssencmode=disable port=" + std::to_string(proxy.port()));
   CommitOne();
   SeededRandom random(20261121);
   std::map<int, int> chosen;
@@ -283,9 +291,10 @@ TEST_F(LedgerFaultTest, BackendsKilledAnyTime) {
     std::jthread killer([&](const std::stop_token& stop) {
       SeededRandom random(7);
       while (!stop.stop_requested()) {
-        const auto r = database_->admin().Query("select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = $1 and "
-                                                "application_name like 'millrace t%'",
-                                                PgParams().Text(database_->name()), In());
+        const auto r = database_->admin().Query(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = $1 and "
+            "application_name like 'millrace t%'",
+            PgParams().Text(database_->name()), In());
         if (r) kills += static_cast<int>(r->Int(0, 0));
         std::this_thread::sleep_for(Millis{static_cast<std::int64_t>(20 + random.Below(30))});
       }

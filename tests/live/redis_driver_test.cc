@@ -49,12 +49,12 @@ class Listener {
   int fd_;
 };
 
-#define MILLRACE_NEEDS_REDIS()                                                          \
-  const char* address = std::getenv("MILLRACE_TEST_REDIS");                             \
-  if (address == nullptr) {                                                             \
-    if (std::getenv("CI") != nullptr) FAIL() << "MILLRACE_TEST_REDIS is not set";       \
-    GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: no Redis to test against";         \
-  }                                                                                     \
+#define MILLRACE_NEEDS_REDIS()                                                    \
+  const char* address = std::getenv("MILLRACE_TEST_REDIS");                       \
+  if (address == nullptr) {                                                       \
+    if (std::getenv("CI") != nullptr) FAIL() << "MILLRACE_TEST_REDIS is not set"; \
+    GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: no Redis to test against";   \
+  }                                                                               \
   const SystemClock clock
 
 TEST(RedisEndpointTest, ParsesAndRefuses) {
@@ -65,7 +65,8 @@ TEST(RedisEndpointTest, ParsesAndRefuses) {
   EXPECT_EQ(full->password.Reveal(), "p%w");
   EXPECT_EQ(ParseEndpoint("[::1]:6380")->ToString(), "[::1]:6380");
   EXPECT_EQ(ParseEndpoint("unix:/run/r.sock")->unix_path, "/run/r.sock");
-  for (const char* bad : {"", "host", "host:0", "host:65536", "host:6379x", ":6379", "redis://secret@h:1", "[::1:1", "unix:rel"}) {
+  for (const char* bad :
+       {"", "host", "host:0", "host:65536", "host:6379x", ":6379", "redis://secret@h:1", "[::1:1", "unix:rel"}) {
     const auto endpoint = ParseEndpoint(bad);
     ASSERT_FALSE(endpoint) << bad;
     EXPECT_EQ(endpoint.error().code, ErrorCode::kInvalidArgument);

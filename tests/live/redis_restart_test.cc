@@ -61,9 +61,9 @@ class Server {
     const std::string port = std::to_string(port_);
     // `always`: under `everysec` Redis holds writes back for up to 2 s while a background fsync runs, although it has answered
     // them, so that even a killed process may lose them.
-    const char* const arguments[] = {"redis-server", "--port", port.c_str(), "--bind", "127.0.0.1", "--dir", folder_.c_str(),
-                                     "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--logfile", "log",
-                                     "--maxmemory-policy", "noeviction", nullptr};
+    const char* const arguments[] = {
+        "redis-server", "--port", port.c_str(),    "--bind", "127.0.0.1", "--dir", folder_.c_str(),      "--save",     "",
+        "--appendonly", "yes",    "--appendfsync", "always", "--logfile", "log",   "--maxmemory-policy", "noeviction", nullptr};
     ASSERT_EQ(::posix_spawnp(&pid_, "redis-server", nullptr, nullptr, const_cast<char* const*>(arguments), environ), 0);
     const MonoTime give_up = clock.Now() + 15s;
     while (clock.Now() < give_up) {
@@ -116,8 +116,9 @@ class RedisRestartTest : public testing::Test {
     server_ = std::make_unique<Server>();
   }
   std::unique_ptr<RedisQueue> Open(Millis timeout = 5000ms, std::string endpoint = {}) {
-    auto queue = RedisQueue::Open({.endpoint = endpoint.empty() ? server_->endpoint() : endpoint, .prefix = "t", .operation_timeout = timeout},
-                                  clock_.Now() + 5s);
+    auto queue = RedisQueue::Open(
+        {.endpoint = endpoint.empty() ? server_->endpoint() : endpoint, .prefix = "t", .operation_timeout = timeout},
+        clock_.Now() + 5s);
     EXPECT_TRUE(queue) << queue.error().message;
     return queue ? std::move(*queue) : nullptr;
   }
@@ -152,7 +153,8 @@ TEST_F(RedisRestartTest, AKilledServerIsWipedUntilTheShardIsTakenAnew) {
   const std::string old_run = queue->Describe().run_id;
   server_->Kill();
   EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kUnavailable);
-  EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kUnavailable) << "nobody listens: nothing was applied";
+  EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kUnavailable)
+      << "nobody listens: nothing was applied";
   server_->Start();
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kWiped);
@@ -162,9 +164,11 @@ TEST_F(RedisRestartTest, AKilledServerIsWipedUntilTheShardIsTakenAnew) {
     EXPECT_EQ(ErrorOf(*queue, Promote{kShard, Epoch{7}, FromUnixMicros(0), 1}).code, ErrorCode::kWiped);
   }
   EXPECT_NE(queue->Describe().run_id, old_run);
-  EXPECT_EQ(Ready(*queue), 3u) << "the append-only file brought everything back: with appendfsync always a killed process loses nothing";
+  EXPECT_EQ(Ready(*queue), 3u)
+      << "the append-only file brought everything back: with appendfsync always a killed process loses nothing";
 
-  const QueueOp ops[] = {Claim{kShard, Epoch{8}, "a", 5}, Take{kShard, Epoch{8}}, Enqueue{kShard, Epoch{8}, {Entry(9)}}, Claim{kShard, Epoch{8}, "a", 5}};
+  const QueueOp ops[] = {Claim{kShard, Epoch{8}, "a", 5}, Take{kShard, Epoch{8}}, Enqueue{kShard, Epoch{8}, {Entry(9)}},
+                         Claim{kShard, Epoch{8}, "a", 5}};
   const auto results = queue->Execute(ops);
   ASSERT_FALSE(results[0]);
   EXPECT_EQ(results[0].error().code, ErrorCode::kWiped);
@@ -279,7 +283,8 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   EXPECT_EQ(ErrorOf(*queue, Take{kShard, Epoch{8}}).code, ErrorCode::kUnavailable);
   EXPECT_EQ(Must(*queue, Promote{kShard, Epoch{7}, FromUnixMicros(10), 5}).promoted, (std::vector<LineCount>{{"a", 1}}));
   auto depth = *queue->Depth(kShard);
-  EXPECT_EQ(std::tuple(depth.ready, depth.scheduled, depth.in_flight), std::tuple(2u, 0u, 1u)) << "a refused operation did half of its work";
+  EXPECT_EQ(std::tuple(depth.ready, depth.scheduled, depth.in_flight), std::tuple(2u, 0u, 1u))
+      << "a refused operation did half of its work";
   EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
   Must(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}});
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, "a", 9}).claimed, (std::vector{Entry(2), Entry(3), Entry(4)}));

@@ -481,14 +481,15 @@ TEST_F(WorkerLiveTest, DrainGivesUpAfterItsTimeout) {
 TEST_F(WorkerLiveTest, NoMoreThanConcurrencyRunAtATime) {
   StartWorker();
   wire::Grant grant;
-  for (int i = 0; i < 12; ++i)
-    grant.jobs.push_back(Shell("echo x >> running; [ $(wc -l < running) -le 100 ]; sleep 0.02"));
+  for (int i = 0; i < 12; ++i) grant.jobs.push_back(Shell("echo x >> running; [ $(wc -l < running) -le 100 ]; sleep 0.02"));
   Tell(grant);
   std::size_t most = 0;
-  Until([&] {
-    most = std::max(most, worker_->running());
-    return reports_.size() == 12;
-  }, "all reports");
+  Until(
+      [&] {
+        most = std::max(most, worker_->running());
+        return reports_.size() == 12;
+      },
+      "all reports");
   EXPECT_LE(most, 2u);
   for (const auto& [id, report] : reports_) EXPECT_EQ(report.end, AttemptEnd::kSucceeded) << report.error_class;
 }

@@ -68,7 +68,8 @@ struct Effect {
 
 class World {
  public:
-  World(std::uint64_t seed, Mutant mutant) : mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
+  World(std::uint64_t seed, Mutant mutant)
+      : mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
     ledger_.ignore_epochs = mutant == Mutant::kNoEpochFence;
     queue_.set_ignore_epochs(mutant == Mutant::kNoEpochFence);
     if (seed % 3 == 0) queue_.claim_max = 1 + static_cast<std::uint32_t>(seed % 2);  // large entries
@@ -112,7 +113,8 @@ class World {
   }
   bool Chance(std::uint64_t percent) { return random_.Below(100) < percent; }
   void At(Micros at, std::function<void()> what) {
-    agenda_.push({.at = std::max(at, Now()), .order = ++order_, .what = std::make_shared<std::function<void()>>(std::move(what))});
+    agenda_.push(
+        {.at = std::max(at, Now()), .order = ++order_, .what = std::make_shared<std::function<void()>>(std::move(what))});
   }
   void In(Micros delay, std::function<void()> what) { At(Now() + delay, std::move(what)); }
   void Trace(std::string_view what, std::string_view id = {}, std::uint64_t number = 0) {
@@ -146,7 +148,8 @@ class World {
     n.dispatcher = std::make_unique<Dispatcher>(
         DispatcherOptions{.name = "b", .shard_count = kShards, .shards = shards, .random = &dispatcher_random_});
     n.pump = std::make_unique<LedgerPump>(
-        LedgerPumpOptions{.owner = n.owner, .owner_name = std::to_string(i), .shards = shards, .shard_count = kShards, .checkpoint = {}},
+        LedgerPumpOptions{
+            .owner = n.owner, .owner_name = std::to_string(i), .shards = shards, .shard_count = kShards, .checkpoint = {}},
         ledger_, clock_);
     n.events.clear();
     n.to_ledger.clear();
@@ -218,7 +221,8 @@ class World {
   }
   void Issue(std::size_t i, command::Execute& command) {
     Node& n = brokers_[i];
-    if (auto* requeue = std::get_if<queue_op::Requeue>(&command.op); requeue && mutant_ == Mutant::kForgetRequeue) requeue->entries.clear();
+    if (auto* requeue = std::get_if<queue_op::Requeue>(&command.op); requeue && mutant_ == Mutant::kForgetRequeue)
+      requeue->entries.clear();
     if (auto* enqueue = std::get_if<queue_op::Enqueue>(&command.op); enqueue && mutant_ == Mutant::kEnqueueTwice) {
       const auto copy = enqueue->entries;
       enqueue->entries.insert(enqueue->entries.end(), copy.begin(), copy.end());
@@ -238,7 +242,8 @@ class World {
       if (fails) results = {Fail(ErrorCode::kMaybeApplied, "the connection broke")};
       replies.replies.emplace_back(id, std::move(results.front()));
     }
-    OnBroker(i, Micros{100}, [this, i, all = std::make_shared<event::QueueReplies>(std::move(replies))](Node&) { Tell(i, std::move(*all)); });
+    OnBroker(i, Micros{100},
+             [this, i, all = std::make_shared<event::QueueReplies>(std::move(replies))](Node&) { Tell(i, std::move(*all)); });
   }
   void Issue(std::size_t i, command::SendWorker& command) {
     if (const auto* grant = std::get_if<wire::Grant>(&command.message))
@@ -246,7 +251,9 @@ class World {
     Trace("to worker", command.peer, command.message.index());
     const std::size_t w = static_cast<std::size_t>(command.peer.front() - '0');
     if (!healed_ && Chance(2)) return;  // lost on the way
-    const auto deliver = [this, i, w, peer = command.peer, message = std::move(command.message)] { ToWorker(i, w, peer, message); };
+    const auto deliver = [this, i, w, peer = command.peer, message = std::move(command.message)] {
+      ToWorker(i, w, peer, message);
+    };
     In(Between(50, 400), deliver);
     if (!healed_ && Chance(1)) In(Between(50, 4'000'000), deliver);
   }
@@ -312,15 +319,25 @@ class World {
   void Hello(std::size_t w) {
     SimWorker& worker = workers_[w];
     worker.taken = 0;
-    FromWorker(w, wire::Hello{.worker = worker.id, .name = fmt::format("w{}", w), .queues = {}, .kinds = {}, .roots = {},
-                              .concurrency = kConcurrency, .credit_limit = CreditLimit(worker), .held = HeldBy(worker)});
+    FromWorker(w, wire::Hello{.worker = worker.id,
+                              .name = fmt::format("w{}", w),
+                              .queues = {},
+                              .kinds = {},
+                              .roots = {},
+                              .concurrency = kConcurrency,
+                              .credit_limit = CreditLimit(worker),
+                              .held = HeldBy(worker)});
   }
   void Beat(std::size_t w, std::uint64_t life) {
     OnWorker(w, kHeartbeatInterval, [this, w, life](SimWorker& worker) {
       if (!worker.welcome) {
         Hello(w);
       } else {
-        FromWorker(w, wire::Beat{.worker = worker.id, .credit_limit = CreditLimit(worker), .held = HeldBy(worker), .progress = {}, .draining = false});
+        FromWorker(w, wire::Beat{.worker = worker.id,
+                                 .credit_limit = CreditLimit(worker),
+                                 .held = HeldBy(worker),
+                                 .progress = {},
+                                 .draining = false});
       }
       if (!worker.unanswered.empty()) Report_(w);
       Beat(w, life);
@@ -341,7 +358,8 @@ class World {
         for (const auto& job : grant->jobs) StartAttempt(w, job);
       if (const auto* revoke = std::get_if<wire::Revoke>(&message))
         for (const auto& item : revoke->items)
-          if (const auto it = worker.held.find(item.job); it != worker.held.end() && it->second.token == item.token) worker.held.erase(it);
+          if (const auto it = worker.held.find(item.job); it != worker.held.end() && it->second.token == item.token)
+            worker.held.erase(it);
       if (const auto* reply = std::get_if<wire::EndedReply>(&message))
         for (const auto& item : reply->items) worker.unanswered.erase({item.job, item.token});
     });
@@ -426,7 +444,8 @@ class World {
       (void)ledger_.SubmitRun(run, jobs, clock_.Now());
       return Ring(org);
     }
-    requests_.push_back({.message = wire::SubmitRun{.request = requests_.size(), .run = run, .jobs = jobs, .watch = Chance(50)}});
+    requests_.push_back(
+        {.message = wire::SubmitRun{.request = requests_.size(), .run = run, .jobs = jobs, .watch = Chance(50)}});
     Send(requests_.size() - 1, random_.Below(kBrokers));
   }
   void Ring(OrgId org) {
@@ -449,12 +468,16 @@ class World {
       case 0:
         if (!brokers_[b].up) return;
         StopBroker(b);
-        return In(Between(50'000, 7'000'000), [this, b] { if (!brokers_[b].up) StartBroker(b); });
+        return In(Between(50'000, 7'000'000), [this, b] {
+          if (!brokers_[b].up) StartBroker(b);
+        });
       case 1: brokers_[b].frozen_until = Now() + Between(500'000, 9'000'000); return;
       case 2:
         if (!workers_[w].up) return;
         workers_[w].up = false;
-        return In(Between(100'000, 4'000'000), [this, w] { if (!workers_[w].up) StartWorker(w); });
+        return In(Between(100'000, 4'000'000), [this, w] {
+          if (!workers_[w].up) StartWorker(w);
+        });
       case 3: workers_[w].frozen_until = Now() + Between(500'000, 8'000'000); return;
       case 4: return queue_.Wipe();
       case 5: ledger_down_until_ = Now() + Between(100'000, 7'000'000); return;
@@ -464,7 +487,8 @@ class World {
   LedgerFault NextFault() {
     if (healed_) return LedgerFault::kNone;
     if (ledger_down_until_ > Now()) return LedgerFault::kUnavailable;
-    if (ledger_unknown_until_ > Now() && Chance(50)) return Chance(50) ? LedgerFault::kAppliedButUnknown : LedgerFault::kNotAppliedButUnknown;
+    if (ledger_unknown_until_ > Now() && Chance(50))
+      return Chance(50) ? LedgerFault::kAppliedButUnknown : LedgerFault::kNotAppliedButUnknown;
     return LedgerFault::kNone;
   }
   void Heal() {
@@ -521,8 +545,10 @@ class World {
       if (rows.outcome) Violation("S3: a second outcome");
       if (row.report.token == Token{}) continue;
       if (row.report.result != std::to_string(max_token_[row.report.job].value()))
-        Violation(fmt::format("S4: the outcome comes from token {}, the last granted one is {}", row.report.result, max_token_[row.report.job].value()));
-      if (row.state == JobState::kSucceeded && effects_[row.report.job].published != 1) Violation("S2: succeeded without exactly one effect");
+        Violation(fmt::format("S4: the outcome comes from token {}, the last granted one is {}", row.report.result,
+                              max_token_[row.report.job].value()));
+      if (row.state == JobState::kSucceeded && effects_[row.report.job].published != 1)
+        Violation("S2: succeeded without exactly one effect");
     }
     for (const RunOutcomeRow& row : batch.run_outcomes)
       if (ledger_.run_outcomes.contains(row.run)) Violation("S3: a second run outcome");
@@ -548,7 +574,8 @@ class World {
       bool all = true;
       for (const JobId& job : ledger_.jobs_of_run[id])
         if (const auto& outcome = ledger_.jobs.at(job).outcome) all = all && outcome->state == JobState::kSucceeded;
-      if ((run.state == RunState::kSucceeded) != all) Violation("run " + id.ToString() + ": its outcome does not follow from its jobs");
+      if ((run.state == RunState::kSucceeded) != all)
+        Violation("run " + id.ToString() + ": its outcome does not follow from its jobs");
     }
     for (const auto& [id, effect] : effects_)
       if (effect.published > 1) Violation("S2: two effects of job " + id.ToString());

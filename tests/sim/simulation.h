@@ -1,5 +1,5 @@
-// A whole fleet in one thread: two brokers (the real Dispatcher and LedgerPump), workers, clients, a ledger, a queue and a sink,
-// under virtual time and a fault schedule drawn from one seed. The same seed gives the same trace, to the byte.
+// A whole fleet in one thread: two brokers (the real Dispatcher and LedgerPump), workers, clients, a ledger, a queue and a
+// sink, under virtual time and a fault schedule drawn from one seed. The same seed gives the same trace, to the byte.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +11,10 @@ namespace millrace::sim {
 // A fault in the product, injected around it: each must be found.
 enum class Mutant : std::uint8_t {
   kNone,
-  kAcceptOldToken,    // an old attempt's report is taken for the live one's
-  kForgetRequeue,     // a job that must start again is not put back
-  kEnqueueTwice,      // a job is enqueued twice
-  kNoEpochFence,      // ledger and queue take writes of a deposed owner
+  kAcceptOldToken,  // an old attempt's report is taken for the live one's
+  kForgetRequeue,   // a job that must start again is not put back
+  kEnqueueTwice,    // a job is enqueued twice
+  kNoEpochFence,    // ledger and queue take writes of a deposed owner
 };
 
 struct Report {

@@ -90,10 +90,11 @@ class CliProcess {
       int status = 0;
       const pid_t done = ::waitpid(pid_, &status, WNOHANG);
       if (done == pid_ || (done < 0 && errno == ECHILD)) {
-        result_ = CliResult{.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
-                            .out = Out(),
-                            .err = Err(),
-                            .wall = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - started_)};
+        result_ = CliResult{
+            .code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
+            .out = Out(),
+            .err = Err(),
+            .wall = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - started_)};
         break;
       }
       if (std::chrono::steady_clock::now() >= deadline) {
@@ -134,7 +135,8 @@ class CliTest : public ::testing::Test {
  protected:
   CliTest() {
     static std::atomic<int> next{0};
-    dir_ = std::filesystem::temp_directory_path() / ("millrace-cli-" + std::to_string(::getpid()) + "-" + std::to_string(next++));
+    dir_ =
+        std::filesystem::temp_directory_path() / ("millrace-cli-" + std::to_string(::getpid()) + "-" + std::to_string(next++));
     std::filesystem::create_directories(dir_ / ".capture");
     home_ = dir_ / "home";
   }

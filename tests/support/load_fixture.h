@@ -54,7 +54,8 @@ class LoadFixture : public ::testing::Test {
     if (columns) manifest.columns = *columns;
     DatasetFile file;
     file.path = "d" + std::to_string(++files_) + ".parquet";
-    auto rows = engine_->connection.Execute("copy (" + sql + ") to " + duck::QuoteText(dir_ + "/" + file.path) + " (format parquet)");
+    auto rows =
+        engine_->connection.Execute("copy (" + sql + ") to " + duck::QuoteText(dir_ + "/" + file.path) + " (format parquet)");
     EXPECT_TRUE(rows) << rows.error().message;
     file.format = FileFormat::kParquet;
     file.rows = rows.value_or(0);
@@ -99,7 +100,8 @@ class LoadFixture : public ::testing::Test {
       ::_exit(body());
     }
     int status = 0;
-    while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
+    while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
     return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + status;
   }
   // One load in a child with an engine of its own (threads do not survive a fork). 0 ok, 1 failed.

@@ -20,9 +20,9 @@ class MemoryLedger final : public Ledger {
  public:
   explicit MemoryLedger(const Clock& clock, std::uint16_t shard_count = 1) : clock_(clock), shard_count_(shard_count) {}
 
-  std::function<LedgerFault()> fault;                     // asked before every call; empty: none
-  std::function<void(const OwnerBatch&)> before_commit;   // sees every batch that passed the fence
-  bool ignore_epochs = false;                             // a broken ledger, for mutants
+  std::function<LedgerFault()> fault;                    // asked before every call; empty: none
+  std::function<void(const OwnerBatch&)> before_commit;  // sees every batch that passed the fence
+  bool ignore_epochs = false;                            // a broken ledger, for mutants
 
   struct JobRows {
     JobSpec spec;
@@ -46,7 +46,10 @@ class MemoryLedger final : public Ledger {
     ShardStatus& shard = shards_[id];
     if (shard.owner && *shard.owner != owner && clock_.WallNow() - shard.renewed_at < kOwnershipTtl)
       return Fail(ErrorCode::kConflict, "{}", shard.owner_name);
-    shard = {.shard = id, .owner = owner, .owner_name = std::string(name), .epoch = Epoch{shard.epoch.value() + 1},
+    shard = {.shard = id,
+             .owner = owner,
+             .owner_name = std::string(name),
+             .epoch = Epoch{shard.epoch.value() + 1},
              .renewed_at = clock_.WallNow()};
     return shard.epoch;
   }
@@ -161,7 +164,10 @@ class MemoryLedger final : public Ledger {
     return detail;
   }
 
-  Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId, MonoTime) override { return No(); }
+  Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
+                                        MonoTime) override {
+    return No();
+  }
   Result<PipelineVersion> GetPipeline(OrgId, std::string_view, std::optional<std::int64_t>, MonoTime) override { return No(); }
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return No(); }
   Result<Leadership> TryLead(OwnerId, std::string_view, Millis, MonoTime) override { return No(); }
@@ -172,7 +178,9 @@ class MemoryLedger final : public Ledger {
   Result<std::vector<RunSummary>> ListRuns(const RunFilter&, MonoTime) override { return No(); }
   Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return No(); }
   Result<std::vector<AuditHead>> AuditHeads(MonoTime) override { return No(); }
-  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId>, std::uint64_t, std::uint32_t, MonoTime) override { return No(); }
+  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId>, std::uint64_t, std::uint32_t, MonoTime) override {
+    return No();
+  }
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId, std::uint64_t, MonoTime) override { return No(); }
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return No(); }
 

@@ -17,8 +17,7 @@ class MemoryQueue final : public JobQueue {
  public:
   std::vector<Result<QueueReply>> Execute(std::span<const QueueOp> ops) override {
     std::vector<Result<QueueReply>> replies;
-    for (const QueueOp& op : ops)
-      replies.push_back(std::visit([this](const auto& o) { return Apply(o); }, op));
+    for (const QueueOp& op : ops) replies.push_back(std::visit([this](const auto& o) { return Apply(o); }, op));
     return replies;
   }
   Result<QueueDepth> Depth(ShardId id) override {

@@ -34,7 +34,7 @@ struct Box {
 struct Connection {
   std::uint64_t id = 0;
   std::string endpoint;
-  Box box;                 // towards the client
+  Box box;                    // towards the client
   std::uint64_t session = 0;  // part of the peer id: changes with a reconnect
   wire::PeerId Peer() const { return fmt::format("c{}.{}", id, session); }
 };
@@ -51,7 +51,7 @@ class MemoryNetwork::State {
   Faults faults;
   Counts counts;
   std::set<std::pair<std::string, std::string>> partitions;
-  std::map<std::string, Box> servers;             // by endpoint
+  std::map<std::string, Box> servers;  // by endpoint
   std::map<std::uint64_t, Connection> connections;
   std::uint64_t next_id = 1, next_order = 1;
 

@@ -13,7 +13,8 @@ std::int64_t RandomMessages::Signed() {
 }
 
 std::string RandomMessages::Text(std::size_t bytes_max) {
-  static constexpr std::array<std::string_view, 8> kPieces{"a", "Z", "0", "_", "\n", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x9A\x82"};
+  static constexpr std::array<std::string_view, 8> kPieces{
+      "a", "Z", "0", "_", "\n", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x9A\x82"};
   std::string text;
   const std::size_t target = random_.Below(bytes_max + 1);
   while (text.size() + 4 <= target) text += kPieces[random_.Below(kPieces.size())];
@@ -98,7 +99,8 @@ std::vector<Message> RandomMessages::All() {
   static constexpr std::array kJobStates{JobState::kBlocked, JobState::kRunning, JobState::kSucceeded, JobState::kSkipped};
   static constexpr std::array kRunStates{RunState::kQueued, RunState::kCancelling, RunState::kFailed, RunState::kSkipped};
   const auto stage = [&] {
-    RunUpdate::Stage s{job(), Text(), kJobStates[random_.Below(4)], {u32(), u32(), u32()}, Text(), Signed(), Signed(), Text(99), Text(99)};
+    RunUpdate::Stage s{job(),    Text(),  kJobStates[random_.Below(4)], {u32(), u32(), u32()}, Text(), Signed(), Signed(),
+                       Text(99), Text(99)};
     return s;
   };
   return {
@@ -108,7 +110,8 @@ std::vector<Message> RandomMessages::All() {
            List<Beat::Progress>([&] { return Beat::Progress{job(), Signed(), Signed()}; }), Flip()},
       Ended{worker, Number(), List<AttemptReport>([this] { return MakeReport(); })},
       Goodbye{worker},
-      Welcome{Text(), static_cast<std::uint32_t>(1 + random_.Below(10'000)), static_cast<std::uint32_t>(1 + random_.Below(10'000))},
+      Welcome{Text(), static_cast<std::uint32_t>(1 + random_.Below(10'000)),
+              static_cast<std::uint32_t>(1 + random_.Below(10'000))},
       Grant{List<Grant::Job>([&] { return Grant::Job{job(), token(), Text(), Bytes(300), u32(), u32()}; })},
       EndedReply{List<EndedReply::Item>([&] { return EndedReply::Item{job(), token(), Flip(), Text()}; })},
       Revoke{List<Revoke::Item>([&] { return Revoke::Item{job(), token(), Text()}; })},
@@ -120,9 +123,9 @@ std::vector<Message> RandomMessages::All() {
       CancelRun{Number(), RunId{MakeUuid()}},
       SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip()}; })},
       RunUpdate{RunId{MakeUuid()}, kRunStates[random_.Below(4)], Text(), List<RunUpdate::Stage>(stage)},
-      StatusReply{Number(), Text(),
-                  List<StatusReply::Shard>([&] {
-                    return StatusReply::Shard{static_cast<std::uint16_t>(random_.Below(65536)), u32(), Number(), Number(), Number()};
+      StatusReply{Number(), Text(), List<StatusReply::Shard>([&] {
+                    return StatusReply::Shard{static_cast<std::uint16_t>(random_.Below(65536)), u32(), Number(), Number(),
+                                              Number()};
                   }),
                   List<StatusReply::Worker>([&] { return StatusReply::Worker{Text(), u32(), u32()}; })},
       Problem{Number(), Text(), Text(100)},

@@ -19,7 +19,7 @@ class RandomMessages {
   AttemptReport MakeReport();
 
  private:
-  std::uint64_t Number();          // of any magnitude
+  std::uint64_t Number();  // of any magnitude
   std::int64_t Signed();
   std::string Text(std::size_t bytes_max = 24);
   std::string Bytes(std::size_t bytes_max);

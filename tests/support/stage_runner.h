@@ -25,7 +25,8 @@ struct StageRun {
 // A child that has been started. The destructor kills and reaps it.
 class StageProcess {
  public:
-  StageProcess(const std::string& binary, const std::vector<std::string>& arguments, const std::vector<std::string>& environment = {}) {
+  StageProcess(const std::string& binary, const std::vector<std::string>& arguments,
+               const std::vector<std::string>& environment = {}) {
     int in[2], out[2];
     if (::pipe2(in, O_CLOEXEC) != 0 || ::pipe2(out, O_CLOEXEC) != 0) std::abort();
     pid_ = ::fork();

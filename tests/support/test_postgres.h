@@ -20,10 +20,10 @@ inline bool HavePostgres() {
   if (std::getenv("CI") != nullptr) ADD_FAILURE() << "MILLRACE_TEST_POSTGRES is not set";
   return false;
 }
-#define MILLRACE_NEED_POSTGRES()                                                                                       \
-  do {                                                                                                                 \
-    if (!::millrace::testing::HavePostgres())                                                                          \
-      GTEST_SKIP() << "MILLRACE_TEST_POSTGRES is not set: source DIR/env of tests/support/servers.sh start DIR";       \
+#define MILLRACE_NEED_POSTGRES()                                                                                 \
+  do {                                                                                                           \
+    if (!::millrace::testing::HavePostgres())                                                                    \
+      GTEST_SKIP() << "MILLRACE_TEST_POSTGRES is not set: source DIR/env of tests/support/servers.sh start DIR"; \
   } while (false)
 
 // REQUIRES: HavePostgres(). Makes database mr_<name>_<pid>_<n>.

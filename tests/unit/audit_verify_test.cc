@@ -73,7 +73,8 @@ class FakeAuditStore final : public AuditSource {
   // What an attacker with the whole database and no key can do: every leaf, root and link as if nothing had happened.
   void RecomputeEverything() {
     std::map<AuditWriterId, Digest> last;
-    std::ranges::sort(records, [](const auto& a, const auto& b) { return std::tie(a.writer, a.seq) < std::tie(b.writer, b.seq); });
+    std::ranges::sort(records,
+                      [](const auto& a, const auto& b) { return std::tie(a.writer, a.seq) < std::tie(b.writer, b.seq); });
     for (AuditRecord& record : records) {
       record.leaves.clear();
       for (const AuditedRow& row : *AuditedRows(record.writer, record.seq, {})) record.leaves.push_back(row.leaf);
@@ -149,7 +150,8 @@ void Randomised(bool with_checkpoints, const std::function<Expected(World&, Rand
     ASSERT_TRUE(report);
     ASSERT_FALSE(report->ok) << "not found";
     const AuditFinding& bad = *report->first_bad;
-    EXPECT_TRUE(std::ranges::find(expected.kinds, bad.kind) != expected.kinds.end()) << Name(bad.kind) << ": " << bad.explanation;
+    EXPECT_TRUE(std::ranges::find(expected.kinds, bad.kind) != expected.kinds.end())
+        << Name(bad.kind) << ": " << bad.explanation;
     EXPECT_EQ(bad.writer, expected.writer) << bad.explanation;
     EXPECT_EQ(bad.seq, expected.seq) << bad.explanation;
     if (expected.key) {

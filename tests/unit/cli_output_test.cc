@@ -127,9 +127,10 @@ TEST_F(Report, CountsWhatLoadsChangedAndWhetherRowsAddUp) {
 }
 
 TEST_F(Report, IsATableForPeopleAndNumbersForPrograms) {
-  EXPECT_THAT(ForPeople(report_), AllOf(HasSubstr("shop version 3: run 01a1fc86-aaa1-71b6-be1e-5b4980682c42 succeeded in 2.50 s"),
-                                        HasSubstr("warehouse: shop.orders (merge): 4,000 inserted, 9 updated, 990 unchanged"),
-                                        HasSubstr("1.2 MB"), HasSubstr("250 ms")));
+  EXPECT_THAT(ForPeople(report_),
+              AllOf(HasSubstr("shop version 3: run 01a1fc86-aaa1-71b6-be1e-5b4980682c42 succeeded in 2.50 s"),
+                    HasSubstr("warehouse: shop.orders (merge): 4,000 inserted, 9 updated, 990 unchanged"), HasSubstr("1.2 MB"),
+                    HasSubstr("250 ms")));
   const std::string csv = Format(StageTable(report_, OutputFormat::kCsv), OutputFormat::kCsv);
   EXPECT_EQ(csv,
             "stage,kind,state,attempts,read,loaded,filtered,quarantined,deduplicated,bytes,duration_ms\r\n"
@@ -152,9 +153,10 @@ TEST_F(Report, AFailureNamesStageAttemptsClassAndLog) {
   report_.stages.push_back(command);
   report_.state = RunState::kFailed;
   report_.reason = "stage 'notify' is dead";
-  EXPECT_THAT(ForPeople(report_), AllOf(HasSubstr("stage notify dead after 2 attempts: command_failed: the command ended with exit code 7\n"
-                                                  "  | oops\n  | again\n"),
-                                        HasSubstr("\nstage 'notify' is dead\n"), Not(HasSubstr("holds for every stage"))));
+  EXPECT_THAT(ForPeople(report_),
+              AllOf(HasSubstr("stage notify dead after 2 attempts: command_failed: the command ended with exit code 7\n"
+                              "  | oops\n  | again\n"),
+                    HasSubstr("\nstage 'notify' is dead\n"), Not(HasSubstr("holds for every stage"))));
   EXPECT_FALSE(nlohmann::json::parse(ToJson(report_)).at("stages")[1].contains("rows"));
 }
 

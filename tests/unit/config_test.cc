@@ -94,15 +94,19 @@ TEST(ConfigTest, FlagBeatsEnvironmentBeatsFileAndSecretsAreRedacted) {
 }
 
 TEST(ConfigTest, WrongValuesNameOriginKeyAndFix) {
-  const struct { const char *key, *value, *message; } kTable[] = {
+  const struct {
+    const char *key, *value, *message;
+  } kTable[] = {
       {"log.level", "loud", "flag: log.level: 'loud' is not one of debug, info, warn, error, off"},
       {"log.levle", "x", "flag: unknown key 'log.levle'; did you mean 'log.level'?"},
       {"worker.concurrency", "-1", "flag: worker.concurrency: '-1' is not an integer in [1, 10000]"},
       {"worker.drain_timeout", "30", "flag: worker.drain_timeout: '30' is not a duration like 500ms, 30s, 5m, 2h or 7d"},
       {"worker.memory_max", "64MB", "flag: worker.memory_max: '64MB' is not a size like 512KiB, 64MiB or 2GiB"},
       {"broker.listen_clients", "tcp://0.0.0.0:7410",
-       "flag: broker.listen_clients: 'tcp://0.0.0.0:7410' is not a loopback address; that needs CURVE, which this version does not have"},
-      {"broker.listen_clients", "tcp://x", "flag: broker.listen_clients: 'tcp://x' is not an endpoint like tcp://127.0.0.1:7410"},
+       "flag: broker.listen_clients: 'tcp://0.0.0.0:7410' is not a loopback address; that needs CURVE, which this version does "
+       "not have"},
+      {"broker.listen_clients", "tcp://x",
+       "flag: broker.listen_clients: 'tcp://x' is not an endpoint like tcp://127.0.0.1:7410"},
       {"lake", "${env:NOPE}", "flag: lake: environment variable NOPE is not set"},
       {"connections.dw.type", "postgres", "flag: connections.dw.type: connection 'dw' has no dsn; set connections.dw.dsn"},
   };
@@ -116,7 +120,9 @@ TEST(ConfigTest, WrongValuesNameOriginKeyAndFix) {
 }
 
 TEST(ConfigTest, FilesAreStrictAndErrorsSayWhere) {
-  const struct { const char *text, *message; } kTable[] = {
+  const struct {
+    const char *text, *message;
+  } kTable[] = {
       {"version: 1\nlogg: {level: info}\n", "f:2:1: unknown key 'logg'; did you mean 'log'?"},
       {"version: 1\nlog:\n  levle: info\n", "f:3:3: unknown key 'log.levle'; did you mean 'log.level'?"},
       {"version: 1\nlake: a\nlake: b\n", "f:3:1: duplicate key 'lake'"},
@@ -193,7 +199,8 @@ TEST_F(ConfigFilesTest, ProjectBeatsUserBeatsSystem) {
 }
 
 TEST_F(ConfigFilesTest, FileReferencesAreReadWithoutTheirLastNewline) {
-  Write("work/millrace.yaml", "version: 1\nledger: {dsn: \"host=db password=${file:secrets/pw}\"}\nworker: {name: \"${env:A}-${env:B}\"}\n");
+  Write("work/millrace.yaml",
+        "version: 1\nledger: {dsn: \"host=db password=${file:secrets/pw}\"}\nworker: {name: \"${env:A}-${env:B}\"}\n");
   Write("work/secrets/pw", "p4 ss\r\n\n");
   in_.env["A"] = "x";
   in_.env["B"] = "";
@@ -253,22 +260,25 @@ TEST_F(ConfigFilesTest, ConnectionsFromFileAndEnvironment) {
     EXPECT_EQ(value.shown.find("hidden"), std::string::npos) << value.key;
   }
   in_.env["MILLRACE_CONNECTIONS__LAKE2__TYPE"] = "oracle";
-  EXPECT_EQ(Refused(), "env MILLRACE_CONNECTIONS__LAKE2__TYPE: connections.lake2.type: 'oracle' is not one of sqlite, postgres");
+  EXPECT_EQ(Refused(),
+            "env MILLRACE_CONNECTIONS__LAKE2__TYPE: connections.lake2.type: 'oracle' is not one of sqlite, postgres");
 }
 
 // A reference on a wrong key must not print what it stands for: it may be a secret all the same.
 TEST_F(ConfigFilesTest, NoErrorShowsWhatAReferenceStandsFor) {
   Write("work/secret", "s3cret-value\n");
   in_.env["SECRET"] = "s3cret-value";
-  for (const std::string key : {"log.level", "worker.concurrency", "worker.drain_timeout", "worker.memory_max", "worker.sandbox", "broker.shards",
-                                "broker.listen_clients", "broker.listen_workers", "worker.brokers", "scheduler.lead_ttl", "queue.redis",
-                                "connections.dw.type"}) {
-    for (const std::string reference : {"${file:secret}", "${env:SECRET}", "x${env:SECRET}", "tcp://${file:secret}", "tcp://${file:secret}:1"}) {
+  for (const std::string key : {"log.level", "worker.concurrency", "worker.drain_timeout", "worker.memory_max",
+                                "worker.sandbox", "broker.shards", "broker.listen_clients", "broker.listen_workers",
+                                "worker.brokers", "scheduler.lead_ttl", "queue.redis", "connections.dw.type"}) {
+    for (const std::string reference :
+         {"${file:secret}", "${env:SECRET}", "x${env:SECRET}", "tcp://${file:secret}", "tcp://${file:secret}:1"}) {
       in_.flags = {{key, reference}};
       const std::string message = Refused();
       EXPECT_EQ(message.find("s3cret"), std::string::npos) << message;
       EXPECT_NE(message.find(key), std::string::npos) << message;
-      EXPECT_TRUE(key == "queue.redis" || message.find(reference) != std::string::npos) << "the reference is shown instead: " << message;
+      EXPECT_TRUE(key == "queue.redis" || message.find(reference) != std::string::npos)
+          << "the reference is shown instead: " << message;
     }
   }
   in_.flags = {{"worker.memory_max", "${env:SMALL}"}};
@@ -278,7 +288,8 @@ TEST_F(ConfigFilesTest, NoErrorShowsWhatAReferenceStandsFor) {
     in_.flags = {{"ledger.dsn", text}};
     EXPECT_EQ(Refused().find("s3cret"), std::string::npos) << Refused();
   }
-  for (const char* text : {"redis://s3cret@h:1", "redis://u:s3cret@h:x", "redis://u:s3cret@:1", "redis://:s3cret@h:1/x", "s3cret"}) {
+  for (const char* text :
+       {"redis://s3cret@h:1", "redis://u:s3cret@h:x", "redis://u:s3cret@:1", "redis://:s3cret@h:1/x", "s3cret"}) {
     in_.flags = {{"queue.redis", text}};
     EXPECT_EQ(Refused().find("s3cret"), std::string::npos) << Refused();
   }

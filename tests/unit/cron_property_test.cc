@@ -20,7 +20,8 @@ using Seconds = std::chrono::seconds;
 // zone only where they are asked for: the answers are the same.
 std::vector<std::string> Zones(bool with_links) {
   std::vector<std::string> zones;
-  for (const char* table : {"/usr/share/zoneinfo/tzdata.zi", "/usr/share/zoneinfo/zone1970.tab", "/usr/share/zoneinfo/zone.tab"}) {
+  for (const char* table :
+       {"/usr/share/zoneinfo/tzdata.zi", "/usr/share/zoneinfo/zone1970.tab", "/usr/share/zoneinfo/zone.tab"}) {
     std::ifstream in(table);
     const bool compact = std::string_view(table).ends_with(".zi");
     for (std::string line; std::getline(in, line);) {
@@ -34,8 +35,9 @@ std::vector<std::string> Zones(bool with_links) {
     if (!zones.empty()) break;
   }
   if (zones.empty())
-    zones = {"America/New_York", "Europe/Dublin", "Australia/Lord_Howe", "Africa/Casablanca", "Pacific/Apia", "America/Sao_Paulo",
-             "Asia/Gaza", "Antarctica/Troll", "Asia/Kathmandu", "America/Havana", "Asia/Tehran"};
+    zones = {"America/New_York", "Europe/Dublin",     "Australia/Lord_Howe", "Africa/Casablanca",
+             "Pacific/Apia",     "America/Sao_Paulo", "Asia/Gaza",           "Antarctica/Troll",
+             "Asia/Kathmandu",   "America/Havana",    "Asia/Tehran"};
   const std::size_t listed = zones.size();
   std::erase_if(zones, [](const std::string& zone) { return !CronSchedule::Make("0 0 * * *", zone, DstRule::kOnce); });
   EXPECT_GE(zones.size() + 5, listed) << "the tz library does not know many of the zones that the system lists";
@@ -135,7 +137,8 @@ void ExpectDaily(const LocalClock& local, const DailyCounts& counts, DstRule rul
 TEST(CronPropertyTest, ADailyTimeFiresOncePerLocalDayInEveryZone) {
   const auto zones = Zones(false);
   ASSERT_GE(zones.size(), 11u);
-  constexpr std::pair<const char*, std::int64_t> kDaily[] = {{"30 2 * * *", 9000}, {"15 0 * * *", 900}, {"30 1 * * *", 5400}, {"0 3 * * *", 10800}};
+  constexpr std::pair<const char*, std::int64_t> kDaily[] = {
+      {"30 2 * * *", 9000}, {"15 0 * * *", 900}, {"30 1 * * *", 5400}, {"0 3 * * *", 10800}};
   std::size_t fires = 0, jumps = 0;
   for (const std::string& zone : zones) {
     SCOPED_TRACE(zone);
@@ -207,9 +210,13 @@ TEST(CronPropertyTest, NoDoubleLocalTimeUnlessBothAndNoneLostUnlessSkip) {
           const bool in_gap = jump.seconds > 0 && s >= before && s < after;
           lost_in_gap = lost_in_gap || in_gap;
           const bool twice = rule == DstRule::kBoth && jump.seconds < 0 && s >= after && s < before;
-          EXPECT_GE(seen[s], in_gap ? 0 : twice ? 2 : 1) << local.Show(jump.at) << " " << Name(rule) << ": local second " << s << " is lost";
+          EXPECT_GE(seen[s], in_gap  ? 0
+                             : twice ? 2
+                                     : 1)
+              << local.Show(jump.at) << " " << Name(rule) << ": local second " << s << " is lost";
         }
-        EXPECT_TRUE(!lost_in_gap || rule == DstRule::kSkip || seen.contains(after)) << "the end of the gap: " << local.Show(jump.at);
+        EXPECT_TRUE(!lost_in_gap || rule == DstRule::kSkip || seen.contains(after))
+            << "the end of the gap: " << local.Show(jump.at);
       }
     }
   }
@@ -228,7 +235,8 @@ TEST(CronPropertyTest, LastAndNthDaysAreThoseDaysInEveryZone) {
     for (const WallTime t : last_days) EXPECT_EQ(last->InZone(t + days{1}).substr(8, 2), "01") << last->InZone(t);
     for (const WallTime t : mondays) {
       const std::string text = last->InZone(t);
-      const std::chrono::year_month_day date{std::chrono::year{std::stoi(text.substr(0, 4))}, std::chrono::month(static_cast<unsigned>(std::stoi(text.substr(5, 2)))),
+      const std::chrono::year_month_day date{std::chrono::year{std::stoi(text.substr(0, 4))},
+                                             std::chrono::month(static_cast<unsigned>(std::stoi(text.substr(5, 2)))),
                                              std::chrono::day(static_cast<unsigned>(std::stoi(text.substr(8, 2))))};
       EXPECT_EQ(std::chrono::year_month_weekday(std::chrono::sys_days(date)).index(), 2u) << text;
       EXPECT_EQ(std::chrono::weekday(std::chrono::sys_days(date)), std::chrono::Monday) << text;
@@ -257,8 +265,9 @@ TEST(CronPropertyTest, RandomExpressionsNeitherCrashNorGoBack) {
   };
   int parsed = 0;
   for (int i = 0; i < 1500; ++i) {
-    const std::string cron = fmt::format("{} {} {} {} {}", field(0, 59), field(0, 23), random.Below(8) == 0 ? "L" : field(1, 31), field(1, 12),
-                                         random.Below(8) == 0 ? "5L" : field(0, 7));
+    const std::string cron =
+        fmt::format("{} {} {} {} {}", field(0, 59), field(0, 23), random.Below(8) == 0 ? "L" : field(1, 31), field(1, 12),
+                    random.Below(8) == 0 ? "5L" : field(0, 7));
     const auto schedule = CronSchedule::Make(cron, zones[random.Below(zones.size())], static_cast<DstRule>(random.Below(3)));
     if (!schedule) continue;  // 30 February
     ++parsed;

@@ -35,7 +35,13 @@ TEST(AuditTest, Sha256KnowsItsVectors) {
 
 TEST(AuditTest, MerkleRootsAreThoseOfCertificateTransparency) {
   using namespace std::string_literals;
-  const std::string inputs[] = {"", "\0"s, "\x10", "\x20\x21", "\x30\x31", "\x40\x41\x42\x43", "\x50\x51\x52\x53\x54\x55\x56\x57",
+  const std::string inputs[] = {"",
+                                "\0"s,
+                                "\x10",
+                                "\x20\x21",
+                                "\x30\x31",
+                                "\x40\x41\x42\x43",
+                                "\x50\x51\x52\x53\x54\x55\x56\x57",
                                 "\x60\x61\x62\x63\x64\x65\x66\x67\x68\x69\x6a\x6b\x6c\x6d\x6e\x6f"};
   const char* const roots[] = {"6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
                                "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
@@ -54,9 +60,13 @@ TEST(AuditTest, MerkleRootsAreThoseOfCertificateTransparency) {
 }
 
 TEST(AuditTest, DifferentRowsHaveDifferentBytes) {
-  const std::string rows[] = {CanonicalRow("t").Add("ab").Add("c").bytes(), CanonicalRow("t").Add("a").Add("bc").bytes(),
-                              CanonicalRow("t").Add("").bytes(), CanonicalRow("t").AddNull().bytes(),
-                              CanonicalRow("t").bytes(), CanonicalRow("tT").bytes(), CanonicalRow("t").Add(std::int64_t{0}).bytes(),
+  const std::string rows[] = {CanonicalRow("t").Add("ab").Add("c").bytes(),
+                              CanonicalRow("t").Add("a").Add("bc").bytes(),
+                              CanonicalRow("t").Add("").bytes(),
+                              CanonicalRow("t").AddNull().bytes(),
+                              CanonicalRow("t").bytes(),
+                              CanonicalRow("tT").bytes(),
+                              CanonicalRow("t").Add(std::int64_t{0}).bytes(),
                               CanonicalRow("t").Add(std::string(8, '\0')).bytes()};
   for (std::size_t i = 0; i < std::size(rows); ++i)
     for (std::size_t j = 0; j < i; ++j) EXPECT_NE(rows[i], rows[j]) << i << " " << j;
@@ -80,7 +90,8 @@ TEST(SigningKeyTest, Rfc8032Vector1) {
   ASSERT_TRUE(key);
   EXPECT_EQ(ToHex(key->public_key()), "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");
   EXPECT_EQ(ToHex(key->Sign("")),
-            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b");
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe2465"
+            "5141438e7a100b");
 }
 
 TEST(SigningKeyTest, IsMadeOncePrivatelyAndRefusedWhenOthersCanReadIt) {
@@ -88,7 +99,7 @@ TEST(SigningKeyTest, IsMadeOncePrivatelyAndRefusedWhenOthersCanReadIt) {
   const std::string path = folder / "keys/audit.key";
   const auto first = SigningKey::LoadOrCreate(path);
   ASSERT_TRUE(first) << first.error().message;
-  struct stat status {};
+  struct stat status{};
   ASSERT_EQ(stat(path.c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0600u);
   EXPECT_EQ(SigningKey::LoadOrCreate(path)->public_key(), first->public_key());

@@ -54,8 +54,10 @@ class DispatcherTest : public testing::Test {
   void Sort(const std::string& peer, const wire::Message& message) {
     if (const auto* grant = std::get_if<wire::Grant>(&message))
       for (const auto& job : grant->jobs) grants_.emplace_back(peer, job);
-    if (const auto* reply = std::get_if<wire::EndedReply>(&message)) replies_.insert(replies_.end(), reply->items.begin(), reply->items.end());
-    if (const auto* revoke = std::get_if<wire::Revoke>(&message)) revokes_.insert(revokes_.end(), revoke->items.begin(), revoke->items.end());
+    if (const auto* reply = std::get_if<wire::EndedReply>(&message))
+      replies_.insert(replies_.end(), reply->items.begin(), reply->items.end());
+    if (const auto* revoke = std::get_if<wire::Revoke>(&message))
+      revokes_.insert(revokes_.end(), revoke->items.begin(), revoke->items.end());
     if (const auto* beat = std::get_if<wire::BrokerBeat>(&message)) known_ = beat->known;
   }
   void Advance(Micros d) {
@@ -87,15 +89,23 @@ class DispatcherTest : public testing::Test {
   }
   void Hello(const std::string& peer, std::uint64_t credit, std::vector<wire::Hello::Held> held = {}) {
     if (!workers_.contains(peer)) workers_[peer] = ids_.Next<WorkerId>();
-    wire::Hello hello{.worker = workers_[peer], .name = peer, .queues = reach_.queues, .kinds = reach_.kinds, .roots = reach_.roots,
-                      .concurrency = 100, .credit_limit = credit, .held = std::move(held)};
+    wire::Hello hello{.worker = workers_[peer],
+                      .name = peer,
+                      .queues = reach_.queues,
+                      .kinds = reach_.kinds,
+                      .roots = reach_.roots,
+                      .concurrency = 100,
+                      .credit_limit = credit,
+                      .held = std::move(held)};
     Handle(event::FromWorker{.peer = peer, .message = std::move(hello)});
     Settle();
   }
   void Beat(const std::string& peer, std::uint64_t credit, std::vector<wire::Hello::Held> held = {}) {
     if (!workers_.contains(peer)) workers_[peer] = ids_.Next<WorkerId>();
-    Handle(event::FromWorker{.peer = peer, .message = wire::Beat{.worker = workers_[peer], .credit_limit = credit, .held = std::move(held),
-                                                                 .progress = {}, .draining = false}});
+    Handle(event::FromWorker{
+        .peer = peer,
+        .message = wire::Beat{
+            .worker = workers_[peer], .credit_limit = credit, .held = std::move(held), .progress = {}, .draining = false}});
     Settle();
   }
   void End(std::size_t grant, AttemptEnd end, bool retryable = true, std::uint64_t credit = 0) {
@@ -106,7 +116,8 @@ class DispatcherTest : public testing::Test {
     report.end = end;
     report.retryable = retryable;
     report.error = end == AttemptEnd::kSucceeded ? "" : "broke";
-    Handle(event::FromWorker{.peer = peer, .message = wire::Ended{.worker = workers_[peer], .credit_limit = credit, .reports = {report}}});
+    Handle(event::FromWorker{.peer = peer,
+                             .message = wire::Ended{.worker = workers_[peer], .credit_limit = credit, .reports = {report}}});
     Settle();
   }
   std::optional<JobState> Outcome(const JobSpec& job) {
@@ -126,7 +137,10 @@ class DispatcherTest : public testing::Test {
   test::MemoryLedger ledger_{clock_};
   test::MemoryQueue queue_;
   Dispatcher dispatcher_{{.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_}};
-  LedgerPump pump_{{.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1, .checkpoint = {}}, ledger_, clock_};
+  LedgerPump pump_{
+      {.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1, .checkpoint = {}},
+      ledger_,
+      clock_};
   WorkerReach reach_;
   std::map<std::string, WorkerId> workers_;
   std::vector<std::pair<std::string, wire::Grant::Job>> grants_;
@@ -191,7 +205,8 @@ TEST_F(DispatcherTest, OrgsTakeTurns) {
   Submit(jobs);
   Hello("w", 4);
   ASSERT_EQ(grants_.size(), 4U);
-  EXPECT_EQ(std::ranges::count_if(grants_, [&](const auto& g) { return ledger_.jobs.at(g.second.id).spec.org == OrgId{2}; }), 2);
+  EXPECT_EQ(std::ranges::count_if(grants_, [&](const auto& g) { return ledger_.jobs.at(g.second.id).spec.org == OrgId{2}; }),
+            2);
 }
 
 TEST_F(DispatcherTest, CreditIsNeverExceeded) {
@@ -658,8 +673,14 @@ TEST_F(DispatcherTest, ALargeUpdateComesInPartsAndOnlyTheLastSaysThatTheRunEnded
 
 TEST_F(DispatcherTest, TheStatusOfTheLargestFleetFitsIntoOneFrame) {
   for (std::size_t i = 0; i < kWorkersMax; ++i) {
-    wire::Hello hello{.worker = ids_.Next<WorkerId>(), .name = std::string(kNameBytesMax, 'n'), .queues = {}, .kinds = {}, .roots = {},
-                      .concurrency = UINT32_MAX, .credit_limit = 0, .held = {}};
+    wire::Hello hello{.worker = ids_.Next<WorkerId>(),
+                      .name = std::string(kNameBytesMax, 'n'),
+                      .queues = {},
+                      .kinds = {},
+                      .roots = {},
+                      .concurrency = UINT32_MAX,
+                      .credit_limit = 0,
+                      .held = {}};
     Handle(event::FromWorker{.peer = std::to_string(i), .message = std::move(hello)});
   }
   Handle(event::FromClient{.peer = "c", .message = wire::Status{.request = 1}});

@@ -11,9 +11,13 @@
 namespace millrace {
 namespace {
 
-const char* const kRows = "select range::integer as id, 'n' || range as name, (range * 1.5)::decimal(10,2) as price from range(100)";
+const char* const kRows =
+    "select range::integer as id, 'n' || range as name, (range * 1.5)::decimal(10,2) as price from range(100)";
 
-void ExpectOk(const StageResult& r) { ASSERT_TRUE(r.ok) << r.error_class << ": " << r.error; EXPECT_TRUE(r.rows.Balanced()); }
+void ExpectOk(const StageResult& r) {
+  ASSERT_TRUE(r.ok) << r.error_class << ": " << r.error;
+  EXPECT_TRUE(r.rows.Balanced());
+}
 
 class LoadSqlite : public testing::LoadFixture {
  protected:
@@ -70,31 +74,36 @@ TEST_F(LoadSqlite, EveryModeCountsAndTheRetryReportsTheReceipt) {
   const StageResult same = Load(Order(LoadMode::kMerge, "a.m", "m2", 1), input);
   EXPECT_EQ(same.unchanged, 100) << same.error;
   EXPECT_EQ(same.inserted + same.updated, 0);
-  const StageResult mixed = Load(Order(LoadMode::kMerge, "a.m", "m3", 1),
-      Dataset("select range::integer as id, case when range < 95 then 'x' else 'n' || range end as name,"
-              " (range * 1.5)::decimal(10,2) as price from range(90, 105)"));
+  const StageResult mixed =
+      Load(Order(LoadMode::kMerge, "a.m", "m3", 1),
+           Dataset("select range::integer as id, case when range < 95 then 'x' else 'n' || range end as name,"
+                   " (range * 1.5)::decimal(10,2) as price from range(90, 105)"));
   ExpectOk(mixed);
   EXPECT_EQ(mixed.inserted, 5);
   EXPECT_EQ(mixed.updated, 5);
   EXPECT_EQ(mixed.unchanged, 5);
 
   Exec("create index by_name on a_t(name); create view v as select count(*) as n from a_t");
-  const StageResult replaced = Load(Order(LoadMode::kReplace, "a.t", "r1", 1), Dataset(std::string(kRows) + " where range < 7"));
+  const StageResult replaced =
+      Load(Order(LoadMode::kReplace, "a.t", "r1", 1), Dataset(std::string(kRows) + " where range < 7"));
   ExpectOk(replaced);
   EXPECT_EQ(replaced.deleted, 100);
   EXPECT_EQ(Int("select n from v"), 7);
-  EXPECT_EQ(Load(Order(LoadMode::kReplace, "a.t", "r2", 1), Dataset(std::string(kRows) + " where false")).error_class, "empty_input");
+  EXPECT_EQ(Load(Order(LoadMode::kReplace, "a.t", "r2", 1), Dataset(std::string(kRows) + " where false")).error_class,
+            "empty_input");
   EXPECT_EQ(Int("select n from v"), 7);
   EXPECT_EQ(Int("select count(*) from millrace_receipt"), 5);
 }
 
 TEST_F(LoadSqlite, TypesAreStoredAsDocumented) {
-  ExpectOk(Load(Order(LoadMode::kMerge, "types", "e1", 1), Dataset(
-      "select 1::integer as id, true as b, 12.50::decimal(10,2) as d, 12345678901234567890.5::decimal(38,1) as long,"
-      " 18446744073709551615::ubigint as u, date '2020-02-29' as day, timestamp '2020-01-01 10:00:00.5' as ts,"
-      " timestamptz '2020-01-01 10:00:00+02' as tz, '\\x00\\xff'::blob as y, [1, 2] as l, null::double as missing")));
+  ExpectOk(Load(
+      Order(LoadMode::kMerge, "types", "e1", 1),
+      Dataset("select 1::integer as id, true as b, 12.50::decimal(10,2) as d, 12345678901234567890.5::decimal(38,1) as long,"
+              " 18446744073709551615::ubigint as u, date '2020-02-29' as day, timestamp '2020-01-01 10:00:00.5' as ts,"
+              " timestamptz '2020-01-01 10:00:00+02' as tz, '\\x00\\xff'::blob as y, [1, 2] as l, null::double as missing")));
   EXPECT_EQ(Text("select concat_ws('|', b, typeof(b), d, long, u, day, ts, tz, hex(y), l, missing is null) from types"),
-            "1|integer|12.5|12345678901234567890.5|18446744073709551615|2020-02-29|2020-01-01 10:00:00.5|2020-01-01 08:00:00+00:00|00FF|[1,2]|1");
+            "1|integer|12.5|12345678901234567890.5|18446744073709551615|2020-02-29|2020-01-01 10:00:00.5|2020-01-01 "
+            "08:00:00+00:00|00FF|[1,2]|1");
   const StageResult infinite = Load(Order(LoadMode::kAppend, "inf", "e2", 1), Dataset("select date 'infinity' as d"));
   EXPECT_EQ(infinite.error_class, "data_rejected");
   EXPECT_NE(infinite.error.find("column 'd'"), std::string::npos) << infinite.error;
@@ -104,10 +113,14 @@ TEST_F(LoadSqlite, RefusalsChangeNothing) {
   ExpectOk(Load(Order(LoadMode::kAppend, "a.t", "e1", 1), Dataset(kRows)));
   EXPECT_EQ(Load(Order(LoadMode::kAppend, "a_t", "e2", 1), Dataset(kRows)).error_class, "invalid_target");
   EXPECT_EQ(Load(Order(LoadMode::kMerge, "a.t", "e3", 1), Dataset(kRows)).error_class, "missing_unique_index");
-  EXPECT_EQ(Load(Order(LoadMode::kAppend, "a.t", "e4", 1), Dataset("select 'x' as id, 1 as extra")).error_class, "schema_mismatch");
-  EXPECT_EQ(Load(Order(LoadMode::kMerge, "a.m", "e5", 1),
-                 Dataset("select * from (values (1, 'a'), (1, 'b')) t(id, name)")).error_class, "duplicate_key_in_batch");
-  Exec("create table parent (id integer primary key, name text, price numeric); create table child (id integer references parent)");
+  EXPECT_EQ(Load(Order(LoadMode::kAppend, "a.t", "e4", 1), Dataset("select 'x' as id, 1 as extra")).error_class,
+            "schema_mismatch");
+  EXPECT_EQ(Load(Order(LoadMode::kMerge, "a.m", "e5", 1), Dataset("select * from (values (1, 'a'), (1, 'b')) t(id, name)"))
+                .error_class,
+            "duplicate_key_in_batch");
+  Exec(
+      "create table parent (id integer primary key, name text, price numeric); create table child (id integer references "
+      "parent)");
   EXPECT_EQ(Load(Order(LoadMode::kReplace, "parent", "e6", 1), Dataset(kRows)).error_class, "replace_refused");
   StageOrder checked = Order(LoadMode::kAppend, "a.t", "e7", 1);
   CheckSpec check;
@@ -134,7 +147,8 @@ TEST_F(LoadSqlite, ZombiesAreStaleAndKillsLeaveOneEffect) {
   EXPECT_EQ(Load(Order(LoadMode::kAppend, "t", "z", 1), input).error_class, "stale_token");
   EXPECT_EQ(Int("select count(*) from t"), 200);
   int n = 0;
-  for (const char* point : {"load.after_fence", "load.after_staging", "load.mid_copy", "load.before_commit", "load.after_commit"}) {
+  for (const char* point :
+       {"load.after_fence", "load.after_staging", "load.mid_copy", "load.before_commit", "load.after_commit"}) {
     SCOPED_TRACE(point);
     const std::string effect = "k" + std::to_string(++n);
     EXPECT_EQ(LoadInChild(std::string(point) + "=exit", Order(LoadMode::kAppend, "t", effect, 1), input), 137);
@@ -171,7 +185,8 @@ TEST_F(LoadFiles, ReplaceAndAppendOnce) {
   EXPECT_EQ(Count("out.csv"), 3);
   EXPECT_TRUE(Load(FileOrder(LoadMode::kReplace, "out.csv", "e1", 3), input).already_applied);
   EXPECT_EQ(Count("out.csv"), 3) << "an old effect's retry must not bring its file back";
-  EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, "out.csv", "e3", 1), Dataset(std::string(kRows) + " where false")).error_class, "empty_input");
+  EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, "out.csv", "e3", 1), Dataset(std::string(kRows) + " where false")).error_class,
+            "empty_input");
   for (const char* effect : {"a1", "a1", "a2"}) ExpectOk(Load(FileOrder(LoadMode::kAppend, "parts.parquet", effect, 1), input));
   EXPECT_EQ(Count("parts.parquet/*.parquet"), 200);
   EXPECT_EQ(Load(FileOrder(LoadMode::kMerge, "m.csv", "e", 1), input).error_class, "invalid_target");
@@ -201,7 +216,8 @@ TEST_F(LoadFiles, KillsLeaveOneEffectAndAreRolledForward) {
   ExpectOk(second);
   EXPECT_EQ(Count("p.parquet/*.parquet"), 100 * (n + 1));
   int data = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/p.parquet.millrace")) data += entry.path().extension() == ".data";
+  for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/p.parquet.millrace"))
+    data += entry.path().extension() == ".data";
   EXPECT_EQ(data, 0);
 }
 #endif

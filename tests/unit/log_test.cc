@@ -18,7 +18,8 @@ std::string Logged(LogFormat format, std::string process, std::string_view messa
 TEST(LogTest, JsonIsOneEscapedLineInUtc) {
   const std::string line = Logged(LogFormat::kJson, "w\"%v", "a\r\n\"b\"");
   EXPECT_TRUE(line.starts_with("{\"time\":\"20")) << line;
-  EXPECT_TRUE(line.ends_with("Z\",\"level\":\"info\",\"process\":\"w\\\"%v\",\"message\":\"a\\u000d\\u000a\\\"b\\\"\"}\n")) << line;
+  EXPECT_TRUE(line.ends_with("Z\",\"level\":\"info\",\"process\":\"w\\\"%v\",\"message\":\"a\\u000d\\u000a\\\"b\\\"\"}\n"))
+      << line;
 }
 
 TEST(LogTest, TextIsOneLineWhateverTheMessage) {

@@ -103,13 +103,16 @@ stages:
   const Pipeline& p = *r.pipeline;
   std::string params, order;
   for (const auto& q : p.params) params += q.name + ":" + q.type + "=" + q.default_value + " ";
-  EXPECT_EQ(params, "n:bigint=7 f:double=1.5 b:boolean=true t:text=12 at:timestamp=2020-02-29 08:00:00 keep:text=no id:text=0123 r:date= ");
+  EXPECT_EQ(
+      params,
+      "n:bigint=7 f:double=1.5 b:boolean=true t:text=12 at:timestamp=2020-02-29 08:00:00 keep:text=no id:text=0123 r:date= ");
   for (const auto& s : p.stages) order += s.name + " ";
   EXPECT_EQ(order, "in t out note ");
   const StageSpec& in = p.stages[0];
   const auto& extract = std::get<ExtractSpec>(in.work);
   EXPECT_EQ(extract.paths, (std::vector<std::string>{"a.csv", "b/*.csv"}));
-  EXPECT_EQ(extract.options, (std::map<std::string, std::string>{{"delimiter", ";"}, {"header", "false"}, {"null", ""}, {"skip", "2"}}));
+  EXPECT_EQ(extract.options,
+            (std::map<std::string, std::string>{{"delimiter", ";"}, {"header", "false"}, {"null", ""}, {"skip", "2"}}));
   EXPECT_TRUE(extract.copy && extract.allow_empty);
   EXPECT_EQ(in.retry, (RetryPolicy{5, Millis{500}, Millis{120'000}}));
   EXPECT_EQ(in.timeout, Millis{600'000});
@@ -131,11 +134,13 @@ TEST(PipelineParser, RendersWithCaretAndSuggestion) {
             "    6 |     load: { from: a, to: db, tabel: x }\n"
             "      |                              ^~~~~\n"
             "  help: did you mean 'table'?\n");
-  EXPECT_EQ(Rendered(WithStages("  flights: { extract: { from: file, path: a.csv } }\n  t:\n    transform: |\n      select *\n      from flight\n")),
-            "p.yaml:8:12: error: the SQL reads 'flight', which is no stage\n"
-            "    8 |       from flight\n"
-            "      |            ^~~~~~\n"
-            "  help: did you mean 'flights'?\n");
+  EXPECT_EQ(
+      Rendered(WithStages(
+          "  flights: { extract: { from: file, path: a.csv } }\n  t:\n    transform: |\n      select *\n      from flight\n")),
+      "p.yaml:8:12: error: the SQL reads 'flight', which is no stage\n"
+      "    8 |       from flight\n"
+      "      |            ^~~~~~\n"
+      "  help: did you mean 'flights'?\n");
   EXPECT_EQ(Rendered(WithStages("  a: { transform: select * from b }\n  b: { transform: select * from a }\n")),
             "p.yaml:4:3: error: stages wait for each other: a -> b -> a\n"
             "    4 |   a: { transform: select * from b }\n"
@@ -150,7 +155,9 @@ TEST(PipelineParser, RendersWithCaretAndSuggestion) {
 }
 
 TEST(PipelineParser, RefusesEachMistakeAtItsPlace) {
-  struct Case { std::string source, codes; };
+  struct Case {
+    std::string source, codes;
+  };
   const std::string a(kA), head(kHead);
   const Case cases[] = {
       {"", "0:0:empty_file"},
@@ -242,10 +249,21 @@ TEST(PipelineParser, TenThousandStagesInAChainTakeLessThanASecond) {
 }
 
 TEST(Param, InfersAndCanonicalises) {
-  const std::pair<std::string_view, std::string_view> types[] = {
-      {"true", "boolean"}, {"True", "text"}, {"no", "text"},       {"0", "bigint"},  {"-5", "bigint"},
-      {"0123", "text"},    {"0x1f", "text"}, {"1e3", "double"},    {".5", "double"}, {"1.", "double"},
-      {"2001-02-29", "text"}, {"2004-02-29", "date"}, {"2004-02-29 10:00:00", "timestamp"}, {"", "text"}, {"1_0", "text"}};
+  const std::pair<std::string_view, std::string_view> types[] = {{"true", "boolean"},
+                                                                 {"True", "text"},
+                                                                 {"no", "text"},
+                                                                 {"0", "bigint"},
+                                                                 {"-5", "bigint"},
+                                                                 {"0123", "text"},
+                                                                 {"0x1f", "text"},
+                                                                 {"1e3", "double"},
+                                                                 {".5", "double"},
+                                                                 {"1.", "double"},
+                                                                 {"2001-02-29", "text"},
+                                                                 {"2004-02-29", "date"},
+                                                                 {"2004-02-29 10:00:00", "timestamp"},
+                                                                 {"", "text"},
+                                                                 {"1_0", "text"}};
   for (const auto& [text, type] : types) EXPECT_EQ(InferParamType(text), type) << text;
   EXPECT_EQ(*CanonicalParam("bigint", "+5"), "5");
   EXPECT_EQ(*CanonicalParam("double", "1.50"), "1.5");

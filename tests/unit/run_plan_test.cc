@@ -79,7 +79,8 @@ TEST_F(RunPlanTest, EffectsNameSlotOrRun) {
   EXPECT_EQ(Job(*fired, "t").effect, "1/p/t/lake/2001-01-01T06:15:00Z/-#2");
   const auto task = StageTaskFromJson(Job(*fired, "t").payload);
   ASSERT_TRUE(task) << task.error().message;
-  EXPECT_EQ(task->inputs, (std::vector<StageInput>{{"a", "1/p/a/lake/2001-01-01T06:15:00Z/-#2"}, {"b", "1/p/b/lake/2001-01-01T06:15:00Z/-#2"}}));
+  EXPECT_EQ(task->inputs, (std::vector<StageInput>{{"a", "1/p/a/lake/2001-01-01T06:15:00Z/-#2"},
+                                                   {"b", "1/p/b/lake/2001-01-01T06:15:00Z/-#2"}}));
   EXPECT_EQ(task->params, (std::vector<BoundParam>{{"since", "date", "2001-01-01"}, {"who", "text", "me"}}));
   EXPECT_EQ(task->stage, *pipeline_.FindStage("t"));
   const auto again = PlanRun(pipeline_, request_, ids_);

@@ -13,9 +13,14 @@ struct Plan {
 };
 
 Plan Decide(std::string catchup, std::string overlap, std::string_view watermark, std::string_view now, bool active = false,
-         std::string cron = "* * * * *") {
-  ScheduleSpec spec{.name = "default", .cron = cron, .timezone = "UTC", .catchup = catchup, .overlap = overlap,
-                    .dst = "once", .misfire_grace = Millis{60'000}};
+            std::string cron = "* * * * *") {
+  ScheduleSpec spec{.name = "default",
+                    .cron = cron,
+                    .timezone = "UTC",
+                    .catchup = catchup,
+                    .overlap = overlap,
+                    .dst = "once",
+                    .misfire_grace = Millis{60'000}};
   const auto schedule = CronSchedule::Make(spec);
   const auto plan = PlanSlots(spec, *schedule, At(watermark), At(now), active);
   EXPECT_TRUE(plan);
@@ -34,7 +39,8 @@ Plan Decide(std::string catchup, std::string overlap, std::string_view watermark
 
 TEST(SlotPlannerTest, ASlotWithinItsGraceAlwaysFires) {
   EXPECT_EQ(Decide("none", "allow", "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z").fates, "F");
-  EXPECT_EQ(Decide("none", "allow", "2026-01-01T00:00:00Z", "2026-01-01T00:02:00Z").fates, "FF") << "exactly 60 s late is in time";
+  EXPECT_EQ(Decide("none", "allow", "2026-01-01T00:00:00Z", "2026-01-01T00:02:00Z").fates, "FF")
+      << "exactly 60 s late is in time";
   EXPECT_EQ(Decide("none", "allow", "2026-01-01T00:00:00Z", "2026-01-01T00:00:59Z").fates, "");
 }
 
@@ -60,8 +66,13 @@ TEST(SlotPlannerTest, OverlapSkipFiresOneAtATime) {
 }
 
 TEST(SlotPlannerTest, ALongOutageIsDecidedInBoundedPassesWithTheSameResult) {
-  ScheduleSpec spec{.name = "default", .cron = "* * * * *", .timezone = "UTC", .catchup = "all(10)", .overlap = "allow",
-                    .dst = "once", .misfire_grace = Millis{60'000}};
+  ScheduleSpec spec{.name = "default",
+                    .cron = "* * * * *",
+                    .timezone = "UTC",
+                    .catchup = "all(10)",
+                    .overlap = "allow",
+                    .dst = "once",
+                    .misfire_grace = Millis{60'000}};
   const auto schedule = CronSchedule::Make(spec);
   const WallTime now = At("2026-01-08T00:00:30Z");
   WallTime watermark = At("2026-01-01T00:00:00Z");
@@ -91,8 +102,7 @@ TEST(SlotPlannerTest, CatchupTextIsChecked) {
   for (const char* bad : {"", "None", "all(0)", "all(1001)", "all()", "all(-1)", "all(1", "every"}) {
     const auto c = ParseCatchup(bad);
     ASSERT_FALSE(c) << bad;
-    EXPECT_EQ(c.error().message,
-              std::string("catchup '") + bad + "' is not none, latest, all or all(N) with N in [1, 1000]");
+    EXPECT_EQ(c.error().message, std::string("catchup '") + bad + "' is not none, latest, all or all(N) with N in [1, 1000]");
   }
 }
 

@@ -73,8 +73,9 @@ TEST(SqlScan, CountsStatements) {
 }
 
 TEST(SqlScan, NamesWhatIsNotClosed) {
-  const std::pair<std::string_view, std::size_t> cases[] = {
-      {"select 'x", 7}, {"select \"x", 7}, {"select $$x", 7}, {"select /* x", 7}, {"select (1", 7}, {"select 1)", 8}, {"select ?", 7}};
+  const std::pair<std::string_view, std::size_t> cases[] = {{"select 'x", 7},   {"select \"x", 7}, {"select $$x", 7},
+                                                            {"select /* x", 7}, {"select (1", 7},  {"select 1)", 8},
+                                                            {"select ?", 7}};
   for (const auto& [sql, offset] : cases) {
     const SqlScan scan = ScanSql(sql);
     ASSERT_TRUE(scan.problem) << sql;

@@ -61,7 +61,9 @@ TEST_F(SqliteDriverTest, TheDeadlineIsTheClocks) {
   FakeClock fake;
   Database db = Open({.clock = &fake});
   db.SetDeadline(fake.Now() + 10s);
-  EXPECT_EQ(*db.QueryInt64("with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000) select count(*) from n"), 20'000);
+  EXPECT_EQ(
+      *db.QueryInt64("with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000) select count(*) from n"),
+      20'000);
   fake.Advance(10s);
   EXPECT_EQ(CodeOf(db.QueryInt64(kForever)), ErrorCode::kTimedOut);
 }
@@ -79,8 +81,9 @@ TEST_F(SqliteDriverTest, InterruptFromAnotherThread) {
 
 TEST_F(SqliteDriverTest, ConstraintsAreConflictsAndBadSqlIsRejected) {
   Database db = Open();
-  ASSERT_TRUE(db.Exec("create table p (k integer primary key, t text not null check (t <> 'bad')) strict; "
-                      "create table c (p integer references p (k)) strict; insert into p values (1, 'a')"));
+  ASSERT_TRUE(
+      db.Exec("create table p (k integer primary key, t text not null check (t <> 'bad')) strict; "
+              "create table c (p integer references p (k)) strict; insert into p values (1, 'a')"));
   EXPECT_EQ(CodeOf(db.Run("insert into p values (?1, ?2)", 1, "b")), ErrorCode::kConflict);
   EXPECT_EQ(CodeOf(db.Run("insert into p values (?1, ?2)", 2, nullptr)), ErrorCode::kConflict);
   EXPECT_EQ(CodeOf(db.Run("insert into p values (?1, ?2)", 2, "bad")), ErrorCode::kConflict);
@@ -119,8 +122,9 @@ TEST_F(SqliteDriverTest, GarbageIsCorrupt) {
 TEST_F(SqliteDriverTest, ATruncatedFileIsCorrupt) {
   {
     Database db = Open();
-    ASSERT_TRUE(db.Exec("create table t (v text); insert into t with recursive n(i) as (select 1 union all select i + 1 from n where "
-                        "i < 2000) select hex(randomblob(50)) from n"));
+    ASSERT_TRUE(
+        db.Exec("create table t (v text); insert into t with recursive n(i) as (select 1 union all select i + 1 from n where "
+                "i < 2000) select hex(randomblob(50)) from n"));
     ASSERT_TRUE(db.Exec("pragma wal_checkpoint(truncate)"));
   }
   fs::resize_file(path_, fs::file_size(path_) / 2 / 4096 * 4096);
@@ -147,7 +151,7 @@ TEST_F(SqliteDriverTest, FilesArePrivateWhateverTheUmask) {
   ASSERT_TRUE(db.Exec("create table t (v integer)"));
   ::umask(before);
   for (const char* suffix : {"", "-wal", "-shm"}) {
-    struct stat status {};
+    struct stat status{};
     ASSERT_EQ(::stat((path_ + suffix).c_str(), &status), 0) << suffix;
     EXPECT_EQ(status.st_mode & 0777u, 0600u) << suffix;
   }

@@ -26,8 +26,9 @@ StageTask SampleTask() {
 }
 
 TEST(EffectKey, IsReadableAndUnambiguous) {
-  EXPECT_EQ(EffectKey(kDefaultOrg, "flight_delays", "warehouse", "warehouse:analytics.flight_delays", "2001-01-01T06:15:00Z", "-", 0),
-            "1/flight_delays/warehouse/warehouse:analytics.flight_delays/2001-01-01T06:15:00Z/-#0");
+  EXPECT_EQ(
+      EffectKey(kDefaultOrg, "flight_delays", "warehouse", "warehouse:analytics.flight_delays", "2001-01-01T06:15:00Z", "-", 0),
+      "1/flight_delays/warehouse/warehouse:analytics.flight_delays/2001-01-01T06:15:00Z/-#0");
   EXPECT_EQ(EffectKey(OrgId{7}, "p", "s", "file:out/x#1%.csv", "r", "", 4), "7/p/s/file:out%2Fx%231%25.csv/r/-#4");
   EXPECT_NE(EffectKey(kDefaultOrg, "a/b", "c", "s", "r", "-", 0), EffectKey(kDefaultOrg, "a", "b/c", "s", "r", "-", 0));
 }
@@ -41,7 +42,8 @@ TEST(StageTaskJson, RoundTrips) {
   CommandTask command{"p", "c", task.run, task.job, {{"echo", ""}, {{"A", "b"}}}, "/srv"};
   EXPECT_EQ(*CommandTaskFromJson(ToJson(command)), command);
 
-  StageOrder order{task, Token::Make(Epoch{0xFFFFFFFF}, 9), "/lake", "/tmp/x", ConnectionSpec{"db", "sqlite", "/x.db"}, 1u << 30, 4, false};
+  StageOrder order{
+      task, Token::Make(Epoch{0xFFFFFFFF}, 9), "/lake", "/tmp/x", ConnectionSpec{"db", "sqlite", "/x.db"}, 1u << 30, 4, false};
   const auto order2 = StageOrderFromJson(ToJson(order));
   ASSERT_TRUE(order2) << order2.error().message;
   EXPECT_EQ(order2->task, task);
@@ -66,7 +68,9 @@ std::string Replace(std::string text, std::string_view from, std::string_view to
 
 TEST(StageTaskJson, IsStrict) {
   const std::string good = ToJson(SampleTask());
-  const struct { std::string json, message; } cases[] = {
+  const struct {
+    std::string json, message;
+  } cases[] = {
       {"", "stage_task: not a JSON document"},
       {"[]", "stage_task: expected an object"},
       {Replace(good, "\"pipeline\":\"p\"", "\"pipeline\":1"), "stage_task: pipeline: expected a string"},
@@ -76,7 +80,8 @@ TEST(StageTaskJson, IsStrict) {
       {Replace(good, "\"mode\":\"merge\"", "\"mode\":\"upsert\""), "stage_task: stage.load.mode: unknown value 'upsert'"},
       {Replace(good, "\"table\":", "\"tabel\":"), "stage_task: stage.load.tabel: unknown key"},
       {Replace(good, "\"name\":\"k\"", "\"name\":null"), "stage_task: stage.contract.columns[0].name: expected a string"},
-      {Replace(good, "\"load\":{", "\"transform\":{\"sql\":\"\"},\"load\":{"), "stage_task: stage: expected exactly one kind of work"},
+      {Replace(good, "\"load\":{", "\"transform\":{\"sql\":\"\"},\"load\":{"),
+       "stage_task: stage: expected exactly one kind of work"},
   };
   for (const auto& c : cases) {
     const auto r = StageTaskFromJson(c.json);

@@ -60,7 +60,9 @@ TEST(TidyTest, OnlyTheNamedFilesMakeTheseCalls) {
       {"steady_clock::now", {"common/base/clock."}, "a Clock"},
       {"system_clock::now", {"common/base/clock."}, "a Clock"},
       // Reconnecting after a lost COMMIT answer: threads that do nothing but block on their connection, within a deadline.
-      {"sleep_for", {"common/base/failpoint.cc", "common/ledger/postgres_store.cc", "worker/stage/load/pg_fence.cc"}, "a wait that can be interrupted, with a deadline"},
+      {"sleep_for",
+       {"common/base/failpoint.cc", "common/ledger/postgres_store.cc", "worker/stage/load/pg_fence.cc"},
+       "a wait that can be interrupted, with a deadline"},
       {"std::random_device", {}, "Random"},
       {"mt19937", {"common/base/random.", "common/base/failpoint.cc"}, "Random"},
       {"#include <zmq", {"common/wire/zmq_transport.cc", "client/cli/commands_look.cc"}, "Transport"},
@@ -102,7 +104,8 @@ TEST(TidyTest, FoldersIncludeOnlyWhatTheirArrowsAllow) {
       {"common/drivers/", {"common/base/", "common/drivers/", "common/model/"}},
       {"common/queue/", {"common/base/", "common/drivers/", "common/queue/"}},
       {"common/ledger/", {"common/base/", "common/crypto/", "common/drivers/", "common/ledger/", "common/model/"}},
-      {"broker/", {"broker/", "common/base/", "common/crypto/", "common/ledger/", "common/model/", "common/queue/", "common/wire/"}},
+      {"broker/",
+       {"broker/", "common/base/", "common/crypto/", "common/ledger/", "common/model/", "common/queue/", "common/wire/"}},
       {"scheduler/", {"scheduler/", "common/base/", "common/ledger/ledger.h", "common/model/", "common/queue/job_queue.h"}},
       {"worker/stage/", {"worker/stage/", "common/base/", "common/drivers/", "common/model/"}},
       {"worker/", {"worker/", "common/base/", "common/model/", "common/wire/"}},
@@ -116,8 +119,7 @@ TEST(TidyTest, FoldersIncludeOnlyWhatTheirArrowsAllow) {
       const std::string& line = file.lines[i];
       if (!line.starts_with("#include \"")) continue;
       const std::string_view target = std::string_view(line).substr(10);
-      if (!StartsWithAny(target, arrow->may_include))
-        places.push_back(file.path + ":" + std::to_string(i + 1) + " " + line);
+      if (!StartsWithAny(target, arrow->may_include)) places.push_back(file.path + ":" + std::to_string(i + 1) + " " + line);
     }
   }
   EXPECT_TRUE(places.empty()) << "arrows (ARCHITECTURE.md, Folders and arrows):" << Places(places);

@@ -134,8 +134,9 @@ TEST(WireCodecTest, FieldErrorsNameTheField) {
   EXPECT_EQ(ErrorOf(Body(Kind::kBrokerBeat, "\x92\xC3\xC3")), "broker_beat: record has 2 fields, expected 1");
   EXPECT_EQ(ErrorOf(Body(Kind::kBrokerBeat, "\x91\x01")), "broker_beat: known is not a boolean");
   EXPECT_EQ(ErrorOf(Body(Kind::kStatus, "\x91\xFF")), "status: request is not in [0, 18446744073709551615]");
-  EXPECT_EQ(ErrorOf(Body(Kind::kStatus, "\x91\xA1"
-                                        "1")),
+  EXPECT_EQ(ErrorOf(Body(Kind::kStatus,
+                         "\x91\xA1"
+                         "1")),
             "status: request is not an integer");
   EXPECT_EQ(ErrorOf(Body(Kind::kGoodbye, std::string("\x91\xC4\x01\x00", 4))), "goodbye: worker is not 16 bytes");
   EXPECT_EQ(ErrorOf(Body(Kind::kGoodbye, "\x91\xA1x")), "goodbye: worker is not binary");
@@ -191,11 +192,13 @@ TEST(WireCodecTest, TextForPeopleIsCutAndCleanedInsteadOfRefused) {
 }
 
 TEST(WireTextTest, KnowsWellFormedUtf8) {
-  for (const std::string_view good : {"", "plain", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x9A\x82", "\xED\x9F\xBF", "\xF4\x8F\xBF\xBF"})
+  for (const std::string_view good :
+       {"", "plain", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x9A\x82", "\xED\x9F\xBF", "\xF4\x8F\xBF\xBF"})
     EXPECT_TRUE(IsText(good)) << good;
-  for (const std::string_view bad : {std::string_view("\0", 1), std::string_view("\x80"), std::string_view("\xC0\xAF"),
-                                     std::string_view("\xE0\x80\xAF"), std::string_view("\xED\xA0\x80"), std::string_view("\xF4\x90\x80\x80"),
-                                     std::string_view("\xF8\x88\x80\x80\x80"), std::string_view("\xE2\x82"), std::string_view("\xC3")})
+  for (const std::string_view bad :
+       {std::string_view("\0", 1), std::string_view("\x80"), std::string_view("\xC0\xAF"), std::string_view("\xE0\x80\xAF"),
+        std::string_view("\xED\xA0\x80"), std::string_view("\xF4\x90\x80\x80"), std::string_view("\xF8\x88\x80\x80\x80"),
+        std::string_view("\xE2\x82"), std::string_view("\xC3")})
     EXPECT_FALSE(IsText(bad));
 }
 

@@ -54,7 +54,8 @@ TEST(StageFramesTest, MessagesAreChecked) {
   const auto parsed = ParseStageMessage("{\"result\":" + ToJson(result) + "}");
   ASSERT_TRUE(parsed) << parsed.error().message;
   EXPECT_EQ(std::get<StageResult>(*parsed), result);
-  for (const char* bad : {"", "[]", "{}", "{\"x\":1}", "{\"ready\":true,\"result\":{}}", "{\"result\":5}", "{\"progress\":5}", "{"})
+  for (const char* bad :
+       {"", "[]", "{}", "{\"x\":1}", "{\"ready\":true,\"result\":{}}", "{\"result\":5}", "{\"progress\":5}", "{"})
     EXPECT_FALSE(ParseStageMessage(bad)) << bad;
 }
 

@@ -402,12 +402,16 @@ TEST_F(SessionTest, RandomEventsKeepTheInvariants) {
       const std::uint64_t token = 1 + random.Below(8);
       switch (random.Below(8)) {
         case 0: session_->OnMessage(now_, broker, wire::Welcome{"b", 1000, 3000}); break;
-        case 1: case 2:
+        case 1:
+        case 2:
           if (!granter.contains({Job(n), Token{token}})) granter[{Job(n), Token{token}}] = broker;
           if (granter.at({Job(n), Token{token}}) != broker) break;  // no two brokers use one token
-          session_->OnMessage(now_, broker, wire::Grant{{{Job(n), Token{token}, "stage", "", 0, 1}}}); break;
+          session_->OnMessage(now_, broker, wire::Grant{{{Job(n), Token{token}, "stage", "", 0, 1}}});
+          break;
         case 3: session_->OnMessage(now_, broker, wire::Revoke{{{Job(n), Token{token}, "x"}}}); break;
-        case 4: session_->OnMessage(now_, broker, wire::EndedReply{{{Job(n), Token{token}, random.Below(2) == 0, "not_owner"}}}); break;
+        case 4:
+          session_->OnMessage(now_, broker, wire::EndedReply{{{Job(n), Token{token}, random.Below(2) == 0, "not_owner"}}});
+          break;
         case 5: session_->OnMessage(now_, broker, wire::BrokerBeat{random.Below(4) != 0}); break;
         case 6:
           if (!running.empty()) {
@@ -418,7 +422,10 @@ TEST_F(SessionTest, RandomEventsKeepTheInvariants) {
             session_->OnEnded(now_, report);
           }
           break;
-        case 7: now_ += Millis{static_cast<std::int64_t>(random.Below(1500))}; session_->OnTick(now_); break;
+        case 7:
+          now_ += Millis{static_cast<std::int64_t>(random.Below(1500))};
+          session_->OnTick(now_);
+          break;
       }
       Step();
       for (const auto& job : started_) {

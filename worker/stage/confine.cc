@@ -76,7 +76,8 @@ Result<void> RestrictFiles(const ConfineOptions& options) {
   constexpr std::uint64_t kNever = LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_MAKE_CHAR | LANDLOCK_ACCESS_FS_MAKE_BLOCK |
                                    LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO | LANDLOCK_ACCESS_FS_MAKE_SYM;
   for (const auto& path : options.read_files) MILLRACE_TRY(AllowPath(ruleset.get(), path, kReadFile, Missing::kSkip));
-  for (const auto& path : options.read_directories) MILLRACE_TRY(AllowPath(ruleset.get(), path, kReadDirectory, Missing::kSkip));
+  for (const auto& path : options.read_directories)
+    MILLRACE_TRY(AllowPath(ruleset.get(), path, kReadDirectory, Missing::kSkip));
   for (const auto& path : options.write_directories) {
     MILLRACE_TRY(AllowPath(ruleset.get(), path, handled & ~kNever & ~kIoctl, Missing::kError));
   }

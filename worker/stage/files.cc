@@ -33,7 +33,9 @@ class OwnedFd {
 };
 
 std::unexpected<Error> SystemError(std::string_view what, const std::string& path, int code) {
-  const ErrorCode kind = code == ENOENT ? ErrorCode::kNotFound : code == EACCES || code == EPERM ? ErrorCode::kRejected : ErrorCode::kUnavailable;
+  const ErrorCode kind = code == ENOENT                    ? ErrorCode::kNotFound
+                         : code == EACCES || code == EPERM ? ErrorCode::kRejected
+                                                           : ErrorCode::kUnavailable;
   return Fail(kind, "cannot {} {}: {}", what, path, std::strerror(code));
 }
 
@@ -79,7 +81,8 @@ Result<std::vector<std::string>> ExpandGlob(std::string_view base_dir, std::stri
     if (::stat(found.gl_pathv[i], &status) == 0 && S_ISREG(status.st_mode)) paths.emplace_back(found.gl_pathv[i]);
   }
   ::globfree(&found);
-  if (code != 0 && code != GLOB_NOMATCH) return Fail(ErrorCode::kUnavailable, "cannot list '{}': {}", pattern, std::strerror(errno));
+  if (code != 0 && code != GLOB_NOMATCH)
+    return Fail(ErrorCode::kUnavailable, "cannot list '{}': {}", pattern, std::strerror(errno));
   return paths;
 }
 
@@ -96,7 +99,8 @@ Result<std::string> Sha256OfFile(const std::string& path) {
   MILLRACE_TRY_ASSIGN(const int raw_fd, OpenRegular(path, &status));
   const OwnedFd fd(raw_fd);
   const std::unique_ptr<EVP_MD_CTX, FreeDigest> context(EVP_MD_CTX_new());
-  if (!context || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) return Fail(ErrorCode::kUnavailable, "sha256: cannot start");
+  if (!context || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1)
+    return Fail(ErrorCode::kUnavailable, "sha256: cannot start");
   std::vector<char> buffer(std::size_t{1} << 20);
   while (true) {
     const ssize_t got = ::read(fd.get(), buffer.data(), buffer.size());
@@ -153,7 +157,8 @@ Result<std::string> ReadWholeFile(const std::string& path, std::size_t bytes_max
   struct stat status{};
   MILLRACE_TRY_ASSIGN(const int raw_fd, OpenRegular(path, &status));
   const OwnedFd fd(raw_fd);
-  if (static_cast<std::size_t>(status.st_size) > bytes_max) return Fail(ErrorCode::kLimit, "{} has {} bytes, limit {}", path, status.st_size, bytes_max);
+  if (static_cast<std::size_t>(status.st_size) > bytes_max)
+    return Fail(ErrorCode::kLimit, "{} has {} bytes, limit {}", path, status.st_size, bytes_max);
   std::string content(static_cast<std::size_t>(status.st_size), '\0');
   std::size_t done = 0;
   while (done < content.size()) {

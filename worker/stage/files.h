@@ -38,7 +38,7 @@ Result<void> SyncDirectory(const std::string& path);
 class ParallelSync {
  public:
   void Start(Result<void> (*sync)(const std::string&), std::string path);  // SyncFile or SyncDirectory
-  Result<void> Wait();  // until all are done; the first error
+  Result<void> Wait();                                                     // until all are done; the first error
 
  private:
   std::vector<std::future<Result<void>>> running_;
@@ -47,8 +47,8 @@ class ParallelSync {
 Result<std::string> ReadWholeFile(const std::string& path, std::size_t bytes_max);  // kNotFound when absent
 
 // Writes `content` so that it is either absent or complete and durable under `path`: temporary file, fsync, rename without
-// replacing, fsync of the folder. kConflict: `path` exists already (nothing changed). Waits for `before` just before it renames:
-// what the content refers to is then durable; an error of it publishes nothing.
+// replacing, fsync of the folder. kConflict: `path` exists already (nothing changed). Waits for `before` just before it
+// renames: what the content refers to is then durable; an error of it publishes nothing.
 Result<void> PublishFile(const std::string& path, std::string_view content, std::string_view temporary_suffix,
                          ParallelSync* before = nullptr);
 

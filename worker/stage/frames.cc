@@ -16,7 +16,8 @@ Result<void> ReadAll(int fd, char* out, std::size_t size) {
   while (size > 0) {
     const ssize_t got = ::read(fd, out, size);
     if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return Fail(ErrorCode::kUnavailable, "read of a frame: {}", got == 0 ? "end of stream" : std::strerror(errno));
+    if (got <= 0)
+      return Fail(ErrorCode::kUnavailable, "read of a frame: {}", got == 0 ? "end of stream" : std::strerror(errno));
     out += got;
     size -= static_cast<std::size_t>(got);
   }
@@ -28,7 +29,8 @@ Result<void> ReadAll(int fd, char* out, std::size_t size) {
 Result<std::string> ReadFrame(int fd) {
   std::array<unsigned char, 4> head{};
   MILLRACE_TRY(ReadAll(fd, reinterpret_cast<char*>(head.data()), head.size()));
-  const std::uint32_t size = std::uint32_t{head[0]} | std::uint32_t{head[1]} << 8 | std::uint32_t{head[2]} << 16 | std::uint32_t{head[3]} << 24;
+  const std::uint32_t size =
+      std::uint32_t{head[0]} | std::uint32_t{head[1]} << 8 | std::uint32_t{head[2]} << 16 | std::uint32_t{head[3]} << 24;
   if (size > kFrameBytesMax) return Fail(ErrorCode::kLimit, "a frame of {} bytes, limit {}", size, kFrameBytesMax);
   std::string json(size, '\0');
   MILLRACE_TRY(ReadAll(fd, json.data(), json.size()));
@@ -36,7 +38,8 @@ Result<std::string> ReadFrame(int fd) {
 }
 
 Result<void> WriteFrame(int fd, std::string_view json) {
-  if (json.size() > kFrameBytesMax) return Fail(ErrorCode::kLimit, "a frame of {} bytes, limit {}", json.size(), kFrameBytesMax);
+  if (json.size() > kFrameBytesMax)
+    return Fail(ErrorCode::kLimit, "a frame of {} bytes, limit {}", json.size(), kFrameBytesMax);
   const auto size = static_cast<std::uint32_t>(json.size());
   std::string frame;
   for (int shift = 0; shift < 32; shift += 8) frame += static_cast<char>((size >> shift) & 0xff);

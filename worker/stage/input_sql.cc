@@ -33,9 +33,11 @@ Result<void> VerifySources(const Manifest& manifest) {
   for (const auto& file : manifest.files) {
     if (!file.referenced) continue;
     const auto stamp = StampFile(file.path);
-    if (!stamp) return Fail(ErrorCode::kConflict, "{} was extracted and has changed since: {}", file.path, stamp.error().message);
+    if (!stamp)
+      return Fail(ErrorCode::kConflict, "{} was extracted and has changed since: {}", file.path, stamp.error().message);
     if (stamp->bytes != file.bytes) {
-      return Fail(ErrorCode::kConflict, "{} has changed since it was extracted: {} bytes, then {}", file.path, stamp->bytes, file.bytes);
+      return Fail(ErrorCode::kConflict, "{} has changed since it was extracted: {} bytes, then {}", file.path, stamp->bytes,
+                  file.bytes);
     }
     if (stamp->mtime_us == file.mtime_us) continue;
     MILLRACE_TRY_ASSIGN(const std::string digest, Sha256OfFile(file.path));
@@ -68,7 +70,8 @@ Result<std::string> InputSql(const Manifest& manifest, std::string_view lake) {
     options.options.erase(skip);
   }
   for (const auto& file : manifest.files) {
-    if (file.format != options.format) return Fail(ErrorCode::kCorrupt, "the manifest of stage '{}' mixes file formats", manifest.stage);
+    if (file.format != options.format)
+      return Fail(ErrorCode::kCorrupt, "the manifest of stage '{}' mixes file formats", manifest.stage);
   }
   return ReaderSelect(InputPaths(manifest, lake), options);
 }

@@ -16,7 +16,9 @@ namespace {
 
 constexpr int kViolationsShown = 5;
 
-std::string ReadSql(std::string_view absolute) { return fmt::format("SELECT * FROM read_parquet({})", duck::QuoteText(absolute)); }
+std::string ReadSql(std::string_view absolute) {
+  return fmt::format("SELECT * FROM read_parquet({})", duck::QuoteText(absolute));
+}
 
 }  // namespace
 
@@ -69,18 +71,21 @@ StageOutcome<std::optional<StageResult>> LakeWriter::FindPublished() const {
   return result;
 }
 
-StageOutcome<LakeWriter::Written> LakeWriter::Copy(std::string_view sql, const std::vector<BoundParam>& params, std::string_view suffix) {
+StageOutcome<LakeWriter::Written> LakeWriter::Copy(std::string_view sql, const std::vector<BoundParam>& params,
+                                                   std::string_view suffix) {
   const StageTask& task = order_.task;
   std::string path = DataFilePath(task.org, task.pipeline, task.stage.name, task.effect, order_.token, 0);
   constexpr std::string_view kEnding = ".parquet";
   path.insert(path.size() - kEnding.size(), suffix);
   own_files_.push_back(path);
-  auto rows = connection_.Execute(fmt::format("COPY ({}\n) TO {} (FORMAT parquet, COMPRESSION zstd)", sql, duck::QuoteText(Absolute(path))), params);
+  auto rows = connection_.Execute(
+      fmt::format("COPY ({}\n) TO {} (FORMAT parquet, COMPRESSION zstd)", sql, duck::QuoteText(Absolute(path))), params);
   if (!rows) return std::unexpected(SqlFailure("sql_error", connection_, std::move(rows.error())));
   return Written{.path = std::move(path), .rows = *rows};
 }
 
-StageOutcome<void> LakeWriter::ApplyContract(Written* data, Manifest* manifest, StageResult* result, const RejectSource& rejects) {
+StageOutcome<void> LakeWriter::ApplyContract(Written* data, Manifest* manifest, StageResult* result,
+                                             const RejectSource& rejects) {
   const auto& contract = order_.task.stage.contract;
   const std::string raw = ReadSql(Absolute(data->path));
   ContractPlan plan{.columns = manifest->columns};
@@ -89,30 +94,37 @@ StageOutcome<void> LakeWriter::ApplyContract(Written* data, Manifest* manifest, 
   }
   std::int64_t violations = 0;
   if (!plan.violation.empty()) {
-    MILLRACE_TRY_ASSIGN(const duck::Table count, connection_.Query(fmt::format("SELECT count({}) FROM ({})", plan.violation, raw)));
+    MILLRACE_TRY_ASSIGN(const duck::Table count,
+                        connection_.Query(fmt::format("SELECT count({}) FROM ({})", plan.violation, raw)));
     violations = count.Int();
   }
   std::int64_t rejected = 0;
   if (!rejects.quarantine_sql.empty()) {
-    MILLRACE_TRY_ASSIGN(const duck::Table count, connection_.Query(fmt::format("SELECT count(*) FROM ({})", rejects.quarantine_sql)));
+    MILLRACE_TRY_ASSIGN(const duck::Table count,
+                        connection_.Query(fmt::format("SELECT count(*) FROM ({})", rejects.quarantine_sql)));
     rejected = count.Int();
   }
-  const std::string bad_rows =
-      plan.violation.empty() ? "" : fmt::format("SELECT {} AS reason, CAST(NULL AS VARCHAR) AS source, CAST(NULL AS BIGINT) AS line, "
-                                                "CAST(to_json(r) AS VARCHAR) AS row FROM ({}) r WHERE {} IS NOT NULL",
-                                                plan.violation, raw, plan.violation);
+  const std::string bad_rows = plan.violation.empty()
+                                   ? ""
+                                   : fmt::format(
+                                         "SELECT {} AS reason, CAST(NULL AS VARCHAR) AS source, CAST(NULL AS BIGINT) AS line, "
+                                         "CAST(to_json(r) AS VARCHAR) AS row FROM ({}) r WHERE {} IS NOT NULL",
+                                         plan.violation, raw, plan.violation);
   if (violations > 0 && contract->on_violation == OnViolation::kFail) {
-    MILLRACE_TRY_ASSIGN(const duck::Table rows, connection_.Query(fmt::format("SELECT reason, row FROM ({}) LIMIT {}", bad_rows, kViolationsShown)));
+    MILLRACE_TRY_ASSIGN(const duck::Table rows,
+                        connection_.Query(fmt::format("SELECT reason, row FROM ({}) LIMIT {}", bad_rows, kViolationsShown)));
     std::string shown;
-    for (std::size_t r = 0; r < rows.rows.size(); ++r) shown += fmt::format("{}{} in {}", r == 0 ? "" : "; ", rows.Text(0, r), rows.Text(1, r));
-    return std::unexpected(StageFailure("contract_violation", fmt::format("{} rows break the contract: {}", violations, shown)));
+    for (std::size_t r = 0; r < rows.rows.size(); ++r)
+      shown += fmt::format("{}{} in {}", r == 0 ? "" : "; ", rows.Text(0, r), rows.Text(1, r));
+    return std::unexpected(
+        StageFailure("contract_violation", fmt::format("{} rows break the contract: {}", violations, shown)));
   }
   result->rows.read = data->rows + rejected;
   const bool quarantine = contract && contract->on_violation == OnViolation::kQuarantine;
   if (violations + rejected > 0 && quarantine) {
     const std::string both = bad_rows.empty() || violations == 0 ? rejects.quarantine_sql
                              : rejected == 0                     ? bad_rows
-                                                                 : fmt::format("{} UNION ALL {}", bad_rows, rejects.quarantine_sql);
+                                             : fmt::format("{} UNION ALL {}", bad_rows, rejects.quarantine_sql);
     MILLRACE_TRY_ASSIGN(const Written bad, Copy(both, {}, ".quarantine"));
     syncs_.Start(SyncFile, Absolute(bad.path));
     result->quarantine = bad.path;
@@ -120,14 +132,15 @@ StageOutcome<void> LakeWriter::ApplyContract(Written* data, Manifest* manifest, 
   }
   (quarantine ? result->rows.quarantined : result->rows.filtered) = violations + rejected;
   if (plan.casts || violations > 0) {
-    MILLRACE_TRY_ASSIGN(*data, Copy(fmt::format("SELECT {} FROM ({}) WHERE {} IS NULL", plan.select_list, raw, plan.violation), {}, ".kept"));
+    MILLRACE_TRY_ASSIGN(
+        *data, Copy(fmt::format("SELECT {} FROM ({}) WHERE {} IS NULL", plan.select_list, raw, plan.violation), {}, ".kept"));
   }
   manifest->columns = std::move(plan.columns);
   return {};
 }
 
-StageOutcome<StageResult> LakeWriter::WriteAndPublish(std::string_view sql, const std::vector<BoundParam>& params, std::string_view layer,
-                                                      StageResult result, const RejectSource& rejects) {
+StageOutcome<StageResult> LakeWriter::WriteAndPublish(std::string_view sql, const std::vector<BoundParam>& params,
+                                                      std::string_view layer, StageResult result, const RejectSource& rejects) {
   auto columns = connection_.Describe(sql, params);
   if (!columns) return std::unexpected(SqlFailure("sql_error", connection_, std::move(columns.error())));
   MILLRACE_TRY_ASSIGN(Written data, Copy(PublishSql(sql, *columns), params, ""));
@@ -138,7 +151,8 @@ StageOutcome<StageResult> LakeWriter::WriteAndPublish(std::string_view sql, cons
   MILLRACE_TRY(ApplyContract(&data, &manifest, &result, rejects));
   const std::string path = Absolute(data.path);
   if (auto held = RunChecks(connection_, ReadSql(path), order_.task.stage.checks); !held) {
-    return std::unexpected(StageFailure(held.error().code == ErrorCode::kConflict ? "check_failed" : "invalid_check", held.error().message));
+    return std::unexpected(
+        StageFailure(held.error().code == ErrorCode::kConflict ? "check_failed" : "invalid_check", held.error().message));
   }
   syncs_.Start(SyncFile, path);
   syncs_.Start(SyncDirectory, ParentOf(path));
@@ -160,8 +174,9 @@ StageOutcome<StageResult> LakeWriter::Publish(Manifest manifest, StageResult res
   const StageTask& task = order_.task;
   result.ok = true;
   if (!result.rows.Balanced()) {
-    return std::unexpected(StageFailure("internal_error", fmt::format("rows do not add up: read {}, loaded {}, filtered {}, quarantined {}",
-                                                                      result.rows.read, result.rows.loaded, result.rows.filtered, result.rows.quarantined)));
+    return std::unexpected(StageFailure(
+        "internal_error", fmt::format("rows do not add up: read {}, loaded {}, filtered {}, quarantined {}", result.rows.read,
+                                      result.rows.loaded, result.rows.filtered, result.rows.quarantined)));
   }
   manifest.effect = task.effect;
   manifest.token = order_.token;
@@ -171,7 +186,8 @@ StageOutcome<StageResult> LakeWriter::Publish(Manifest manifest, StageResult res
   result.manifest = ManifestPath(task.org, task.pipeline, task.stage.name, task.effect);
   manifest.result = result;
   MILLRACE_FAILPOINT("stage.before_publish");
-  const auto published = PublishFile(Absolute(result.manifest), ToJson(manifest), fmt::format("{}", order_.token.value()), &syncs_);
+  const auto published =
+      PublishFile(Absolute(result.manifest), ToJson(manifest), fmt::format("{}", order_.token.value()), &syncs_);
   if (published) return result;
   keep_.clear();
   if (published.error().code != ErrorCode::kConflict) return std::unexpected(StageFailure(published.error()));

@@ -77,7 +77,8 @@ int Main(bool check) {
 int main(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "";
   if (argc > 2 || (!mode.empty() && mode != "--check")) {
-    fmt::print(stderr, "millrace-stage is started by a Millrace worker or by 'millrace check'; usage: millrace-stage [--check]\n");
+    fmt::print(stderr,
+               "millrace-stage is started by a Millrace worker or by 'millrace check'; usage: millrace-stage [--check]\n");
     return 64;
   }
   return millrace::Main(mode == "--check");

@@ -31,9 +31,9 @@ std::string AbsolutePath(const std::string& base_dir, const std::string& path) {
 
 struct Prepared {
   std::vector<Manifest> inputs;
-  std::vector<std::string> readable;    // files, for the engine and the kernel
+  std::vector<std::string> readable;  // files, for the engine and the kernel
   std::vector<std::string> read_folders;
-  std::vector<std::string> writable;    // folders
+  std::vector<std::string> writable;  // folders
   bool network = false;
 };
 
@@ -77,15 +77,20 @@ StageOutcome<Prepared> Prepare(const StageOrder& order) {
 }
 
 StageOutcome<void> Wall(const StageOrder& order, const Prepared& prepared) {
-  const ConfineOptions options{.read_files = prepared.readable, .read_directories = prepared.read_folders, .write_directories = prepared.writable,
-                               .network = prepared.network, .memory_bytes_max = order.memory_bytes_max, .threads = order.threads};
+  const ConfineOptions options{.read_files = prepared.readable,
+                               .read_directories = prepared.read_folders,
+                               .write_directories = prepared.writable,
+                               .network = prepared.network,
+                               .memory_bytes_max = order.memory_bytes_max,
+                               .threads = order.threads};
   const auto done = order.sandbox ? Confine(options) : LimitResources(options);
   if (!done) return std::unexpected(StageFailure("sandbox_unavailable", done.error().message));
   return {};
 }
 
 Result<void> SetUpEngine(const StageOrder& order, const Prepared& prepared, duck::Connection& connection) {
-  MILLRACE_TRY(connection.Configure({.threads = order.threads, .memory_bytes_max = EngineMemory(order.memory_bytes_max), .temp_directory = order.scratch}));
+  MILLRACE_TRY(connection.Configure(
+      {.threads = order.threads, .memory_bytes_max = EngineMemory(order.memory_bytes_max), .temp_directory = order.scratch}));
   std::vector<std::string> folders;
   for (const auto& folder : prepared.writable) folders.push_back(folder + "/");
   return connection.Restrict(prepared.readable, folders);
@@ -129,7 +134,8 @@ StageOutcome<StageResult> Dispatch(const StageOrder& order, duck::Connection& co
   if (std::holds_alternative<ExtractSpec>(task.stage.work)) return RunExtract(order, sources, connection, progress);
   if (std::holds_alternative<TransformSpec>(task.stage.work)) return RunTransform(order, prepared.inputs, connection);
   if (prepared.inputs.size() != 1) return std::unexpected(StageFailure("invalid_stage", "a load has exactly one input"));
-  if (auto same = VerifySources(prepared.inputs.front()); !same) return std::unexpected(StageFailure("source_changed", same.error().message));
+  if (auto same = VerifySources(prepared.inputs.front()); !same)
+    return std::unexpected(StageFailure("source_changed", same.error().message));
   return RunLoad(order, prepared.inputs.front(), connection, progress);
 }
 

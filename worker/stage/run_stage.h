@@ -7,8 +7,8 @@
 
 namespace millrace {
 
-// REQUIRES: one thread in the process, `connection` on a database with threads = 1 that has run nothing. Confines the process for
-// good. Never throws; a failure is a result with error_class.
+// REQUIRES: one thread in the process, `connection` on a database with threads = 1 that has run nothing. Confines the process
+// for good. Never throws; a failure is a result with error_class.
 StageResult RunStage(const StageOrder& order, duck::Connection& connection, const ProgressFn& progress);
 
 }  // namespace millrace

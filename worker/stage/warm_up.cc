@@ -44,9 +44,10 @@ void WarmUp(duck::Connection& connection, const std::function<bool()>& needed) {
   describe(from_csv);
   query(fmt::format("SELECT dateformat, timestampformat FROM sniff_csv({}, sample_size = -1)", csv.Quoted()));
   // use_tmp_file off: a rename must not put a file in the place of the link in /proc.
-  query(fmt::format("COPY (SELECT name, day, count(*) AS n, sum(amount) AS s, avg(amount) AS m FROM ({}) "
-                    "GROUP BY name, day) TO {} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)",
-                    from_csv, parquet.Quoted()));
+  query(
+      fmt::format("COPY (SELECT name, day, count(*) AS n, sum(amount) AS s, avg(amount) AS m FROM ({}) "
+                  "GROUP BY name, day) TO {} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)",
+                  from_csv, parquet.Quoted()));
   describe(from_parquet);
   query(fmt::format("SELECT count(*), count(name) FROM ({})", from_parquet));
   if (needed()) return;

@@ -1,5 +1,5 @@
-// Makes the engine do everything once before there is an order, so that a stage does not pay for first use: page faults, catalogs,
-// readers and writers. Touches no file: data goes through memory (memfd).
+// Makes the engine do everything once before there is an order, so that a stage does not pay for first use: page faults,
+// catalogs, readers and writers. Touches no file: data goes through memory (memfd).
 #pragma once
 
 #include <functional>

@@ -35,7 +35,8 @@ std::string Row(const duck::Table& table, std::size_t row) {
 Result<void> CheckRowCount(duck::Connection& connection, std::string_view rows_sql, const CheckSpec& check) {
   MILLRACE_TRY_ASSIGN(const duck::Table table, connection.Query(fmt::format("SELECT count(*) FROM {}", From(rows_sql))));
   const std::int64_t rows = table.Int();
-  if (rows >= check.min_rows.value_or(0) && rows <= check.max_rows.value_or(std::numeric_limits<std::int64_t>::max())) return {};
+  if (rows >= check.min_rows.value_or(0) && rows <= check.max_rows.value_or(std::numeric_limits<std::int64_t>::max()))
+    return {};
   return Fail(ErrorCode::kConflict, "check {} does not hold: {} rows", CheckName(check), rows);
 }
 
@@ -63,7 +64,8 @@ std::string OffendersSql(std::string_view rows_sql, const CheckSpec& check) {
   std::string condition;
   switch (check.kind) {
     case CheckKind::kNotNull:
-      for (const auto& c : check.columns) condition += fmt::format("{}{} IS NULL", condition.empty() ? "" : " OR ", duck::QuoteName(c));
+      for (const auto& c : check.columns)
+        condition += fmt::format("{}{} IS NULL", condition.empty() ? "" : " OR ", duck::QuoteName(c));
       return fmt::format("SELECT * FROM {} WHERE {}", from, condition);
     case CheckKind::kUnique: {
       const std::string names = Names(check.columns);
@@ -72,12 +74,12 @@ std::string OffendersSql(std::string_view rows_sql, const CheckSpec& check) {
     case CheckKind::kAcceptedValues: {
       std::string values;
       for (const auto& v : check.values) values += (values.empty() ? "" : ", ") + duck::QuoteText(v);
-      return fmt::format("SELECT * FROM {} WHERE CAST({} AS VARCHAR) NOT IN ({})", from, duck::QuoteName(check.columns.at(0)), values);
+      return fmt::format("SELECT * FROM {} WHERE CAST({} AS VARCHAR) NOT IN ({})", from, duck::QuoteName(check.columns.at(0)),
+                         values);
     }
     case CheckKind::kExpression:  // null is not true
       return fmt::format("SELECT * FROM {} WHERE NOT coalesce(CAST(({}\n) AS BOOLEAN), false)", from, check.expression);
-    case CheckKind::kRowCount:
-      break;
+    case CheckKind::kRowCount: break;
   }
   return {};
 }
@@ -92,8 +94,8 @@ Result<void> RunChecks(duck::Connection& connection, std::string_view rows_sql, 
     auto count = connection.Query(fmt::format("SELECT count(*) FROM ({})", offenders));
     if (!count) return Prefixed(std::move(count.error()), "check {} cannot run", CheckName(check));
     if (count->Int() == 0) continue;
-    MILLRACE_TRY_ASSIGN(const duck::Table rows,
-                        connection.Query(fmt::format("SELECT COLUMNS(*)::VARCHAR FROM ({}) LIMIT {}", offenders, kOffendersShown)));
+    MILLRACE_TRY_ASSIGN(const duck::Table rows, connection.Query(fmt::format("SELECT COLUMNS(*)::VARCHAR FROM ({}) LIMIT {}",
+                                                                             offenders, kOffendersShown)));
     std::string shown;
     for (std::size_t r = 0; r < rows.rows.size(); ++r) shown += (r == 0 ? "" : ", ") + Row(rows, r);
     return Fail(ErrorCode::kConflict, "check {} does not hold for {} {}, for example {}", CheckName(check), count->Int(),

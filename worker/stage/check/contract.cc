@@ -16,7 +16,8 @@ Result<std::string> CanonicalType(duck::Connection& connection, std::string_view
   return Fail(ErrorCode::kInvalidArgument, "there is no type '{}'", type);
 }
 
-Result<ContractPlan> PlanContract(duck::Connection& connection, const std::vector<ColumnSpec>& actual, const ContractSpec& contract) {
+Result<ContractPlan> PlanContract(duck::Connection& connection, const std::vector<ColumnSpec>& actual,
+                                  const ContractSpec& contract) {
   ContractPlan plan{.columns = actual, .violation = {}, .select_list = {}, .casts = false};
   std::vector<std::string> cast_to(actual.size());
   std::string cases;
@@ -38,8 +39,9 @@ Result<ContractPlan> PlanContract(duck::Connection& connection, const std::vecto
     plan.columns[at].type = cast_to[at] = type;
     plan.casts = true;
     const std::string cast = fmt::format("TRY_CAST({} AS {})", name, type);
-    const std::string lossy = found->type == "varchar" ? fmt::format("{} IS NULL", cast)
-                                                       : fmt::format("TRY_CAST({} AS {}) IS DISTINCT FROM {}", cast, found->type, name);
+    const std::string lossy = found->type == "varchar"
+                                  ? fmt::format("{} IS NULL", cast)
+                                  : fmt::format("TRY_CAST({} AS {}) IS DISTINCT FROM {}", cast, found->type, name);
     cases += fmt::format(" WHEN {} IS NOT NULL AND {} THEN {} || CAST({} AS VARCHAR)", name, lossy,
                          duck::QuoteText(fmt::format("{} is not a {}: ", wanted.name, type)), name);
   }

@@ -41,13 +41,15 @@ class Checker {
     for (const auto& stage : pipeline_.stages)
       if (std::holds_alternative<ExtractSpec>(stage.work)) SniffExtract(stage);
     if (const auto restricted = connection_.Restrict({}, {}); !restricted) {
-      out_.problems.push_back({.stage = {}, .code = "internal_error", .message = restricted.error().message, .help = {}, .place = {}});
+      out_.problems.push_back(
+          {.stage = {}, .code = "internal_error", .message = restricted.error().message, .help = {}, .place = {}});
       return std::move(out_);
     }
     for (const auto& stage : pipeline_.stages) {
       const auto known = [&](const std::string& name) { return columns_.contains(name); };
       if (!std::all_of(stage.inputs.begin(), stage.inputs.end(), known)) continue;
-      if (std::holds_alternative<ExtractSpec>(stage.work) && sniffed_.contains(stage.name)) Finish(stage, std::move(sniffed_[stage.name]));
+      if (std::holds_alternative<ExtractSpec>(stage.work) && sniffed_.contains(stage.name))
+        Finish(stage, std::move(sniffed_[stage.name]));
       if (std::holds_alternative<TransformSpec>(stage.work)) CheckTransform(stage);
       if (std::holds_alternative<LoadSpec>(stage.work)) CheckLoad(stage);
     }
@@ -56,13 +58,15 @@ class Checker {
 
  private:
   void Add(const StageSpec& stage, std::string code, std::string message, std::string help = {}, SourcePlace place = {}) {
-    out_.problems.push_back({.stage = stage.name, .code = std::move(code), .message = std::move(message), .help = std::move(help), .place = place});
+    out_.problems.push_back(
+        {.stage = stage.name, .code = std::move(code), .message = std::move(message), .help = std::move(help), .place = place});
   }
 
   void AddSqlError(const StageSpec& stage, std::string_view sql, const Error& error) {
     const duck::SqlError& detail = connection_.last_error();
     std::string help;
-    if (detail.type == "Permission") help = "files are read by stages with extract: { from: file, path: ... }; name such a stage here";
+    if (detail.type == "Permission")
+      help = "files are read by stages with extract: { from: file, path: ... }; name such a stage here";
     for (const auto& name : detail.candidates) help += fmt::format("{}{}", help.empty() ? "did you mean " : " or ", name);
     Add(stage, "sql_error", error.message, help, detail.position ? PlaceIn(sql, *detail.position) : SourcePlace{});
   }
@@ -87,7 +91,8 @@ class Checker {
     for (const auto& check : stage.checks) {
       const std::string sql = OffendersSql(duck::QuoteName(table), check);
       if (sql.empty()) continue;
-      if (const auto fits = connection_.Describe(sql); !fits) Add(stage, "invalid_check", fmt::format("check {}: {}", CheckName(check), fits.error().message));
+      if (const auto fits = connection_.Describe(sql); !fits)
+        Add(stage, "invalid_check", fmt::format("check {}: {}", CheckName(check), fits.error().message));
     }
   }
 
@@ -100,7 +105,8 @@ class Checker {
     if (!sources && !(is_pinned && sources.error().error_class == "missing_file")) {
       return Add(stage, sources.error().error_class, sources.error().message);
     }
-    auto schema = ResolveSchema(connection_, sources ? *sources : SourceFiles{.paths = {}, .format = spec.format}, spec, pinned);
+    auto schema =
+        ResolveSchema(connection_, sources ? *sources : SourceFiles{.paths = {}, .format = spec.format}, spec, pinned);
     if (!schema) return Add(stage, schema.error().error_class, schema.error().message);
     sniffed_[stage.name] = std::move(schema->columns);
   }
@@ -113,7 +119,8 @@ class Checker {
     for (const auto& c : *columns) names.push_back(c.name);
     std::sort(names.begin(), names.end());
     if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end()) {
-      return Add(stage, "duplicate_column", fmt::format("two columns are named '{}'", *twice), "give one of them another name with AS");
+      return Add(stage, "duplicate_column", fmt::format("two columns are named '{}'", *twice),
+                 "give one of them another name with AS");
     }
     auto published = connection_.Describe(PublishSql(spec.sql, *columns), request_.params);
     if (!published) return AddSqlError(stage, spec.sql, published.error());
@@ -125,7 +132,8 @@ class Checker {
     const auto found = columns_.find(spec.from);
     if (found == columns_.end()) return;
     for (const auto& key : spec.key) {
-      const bool there = std::any_of(found->second.begin(), found->second.end(), [&](const ColumnSpec& c) { return c.name == key; });
+      const bool there =
+          std::any_of(found->second.begin(), found->second.end(), [&](const ColumnSpec& c) { return c.name == key; });
       if (!there) Add(stage, "unknown_column", fmt::format("key: stage '{}' has no column '{}'", spec.from, key));
     }
     CheckChecks(stage, spec.from);
@@ -148,17 +156,24 @@ std::string CheckPipelineJson(duck::Connection& connection, std::string_view req
   const auto root = nlohmann::json::parse(request_json);
   auto pipeline = PipelineFromJson(root.at("pipeline").dump());
   if (!pipeline) return nlohmann::json{{"error", pipeline.error().message}}.dump();
-  TypeCheckRequest request{.org = OrgId{root.value("org", std::int64_t{1})}, .base_dir = root.at("base_dir").get<std::string>(),
+  TypeCheckRequest request{.org = OrgId{root.value("org", std::int64_t{1})},
+                           .base_dir = root.at("base_dir").get<std::string>(),
                            .lake = root.at("lake").get<std::string>()};
   const auto given = root.value("params", std::map<std::string, std::string>{});
   for (const auto& param : pipeline->params) {
     const auto value = given.find(param.name);
-    request.params.push_back({.name = param.name, .type = param.type, .value = value == given.end() ? param.default_value : value->second});
+    request.params.push_back(
+        {.name = param.name, .type = param.type, .value = value == given.end() ? param.default_value : value->second});
   }
   const TypeCheck checked = CheckPipeline(connection, *pipeline, request);
   nlohmann::ordered_json out = {{"problems", nlohmann::ordered_json::array()}, {"stages", nlohmann::ordered_json::array()}};
   for (const auto& p : checked.problems) {
-    out["problems"].push_back({{"stage", p.stage}, {"code", p.code}, {"message", p.message}, {"help", p.help}, {"line", p.place.line}, {"column", p.place.column}});
+    out["problems"].push_back({{"stage", p.stage},
+                               {"code", p.code},
+                               {"message", p.message},
+                               {"help", p.help},
+                               {"line", p.place.line},
+                               {"column", p.place.column}});
   }
   for (const auto& s : checked.stages) {
     nlohmann::ordered_json columns = nlohmann::ordered_json::array();
@@ -167,7 +182,8 @@ std::string CheckPipelineJson(duck::Connection& connection, std::string_view req
   }
   return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 } catch (const nlohmann::json::exception& e) {
-  return nlohmann::json{{"error", fmt::format("the check request cannot be read: {}", e.what())}}.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return nlohmann::json{{"error", fmt::format("the check request cannot be read: {}", e.what())}}.dump(
+      -1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 }  // namespace millrace

@@ -15,10 +15,10 @@ namespace millrace {
 
 struct StageProblem {
   std::string stage;
-  std::string code;     // sql_error, missing_file, schema_drift, unknown_column, unknown_type, source_malformed, ...
+  std::string code;  // sql_error, missing_file, schema_drift, unknown_column, unknown_type, source_malformed, ...
   std::string message;
-  std::string help;     // may be empty
-  SourcePlace place;    // inside the stage's SQL text, 1-based; 0 = unknown
+  std::string help;   // may be empty
+  SourcePlace place;  // inside the stage's SQL text, 1-based; 0 = unknown
 };
 struct StageColumns {
   std::string stage;
@@ -31,8 +31,8 @@ struct TypeCheck {
 struct TypeCheckRequest {
   OrgId org = kDefaultOrg;
   std::string base_dir{};
-  std::string lake{};                      // may not exist yet
-  std::vector<BoundParam> params{};        // one per parameter of the pipeline
+  std::string lake{};                // may not exist yet
+  std::vector<BoundParam> params{};  // one per parameter of the pipeline
 };
 
 // A stage whose inputs have problems is skipped: one mistake, one message. Reads source files only to sniff a schema that is

@@ -25,15 +25,17 @@ std::string Shown(const std::string& path) { return std::filesystem::path(path).
 
 // A bad value's place, from the first rejected row.
 StageOutcome<void> FailOnRejects(duck::Connection& connection) {
-  MILLRACE_TRY_ASSIGN(const duck::Table first,
-                      connection.Query("SELECT s.file_path, e.line, e.column_name, e.error_message, count(*) OVER () FROM reject_errors e "
-                                       "JOIN reject_scans s ON s.scan_id = e.scan_id AND s.file_id = e.file_id "
-                                       "ORDER BY s.file_path, e.line, e.column_idx LIMIT 1"));
+  MILLRACE_TRY_ASSIGN(
+      const duck::Table first,
+      connection.Query("SELECT s.file_path, e.line, e.column_name, e.error_message, count(*) OVER () FROM reject_errors e "
+                       "JOIN reject_scans s ON s.scan_id = e.scan_id AND s.file_id = e.file_id "
+                       "ORDER BY s.file_path, e.line, e.column_idx LIMIT 1"));
   if (first.rows.empty()) return {};
   std::string reason = first.Text(3);
   if (const std::size_t at = reason.find("Could not convert"); at != std::string::npos) reason = reason.substr(at);
-  return std::unexpected(StageFailure("bad_value", fmt::format("{}:{}: column '{}': {}{}", Shown(first.Text(0)), first.Int(1), first.Text(2), reason,
-                                                               first.Int(4) == 1 ? "" : fmt::format(" ({} bad values in all)", first.Int(4)))));
+  return std::unexpected(StageFailure(
+      "bad_value", fmt::format("{}:{}: column '{}': {}{}", Shown(first.Text(0)), first.Int(1), first.Text(2), reason,
+                               first.Int(4) == 1 ? "" : fmt::format(" ({} bad values in all)", first.Int(4)))));
 }
 
 // JSON readers name file and line but not the column: find it with every value as text.
@@ -41,8 +43,9 @@ std::string JsonColumnAtFault(duck::Connection& connection, const std::vector<st
   reader.all_text = true;
   for (const auto& c : reader.columns) {
     const std::string name = duck::QuoteName(c.name);
-    const auto bad = connection.Query(fmt::format("SELECT {} FROM ({}) WHERE {} IS NOT NULL AND TRY_CAST({} AS {}) IS NULL LIMIT 1", name,
-                                                  ReaderSelect(paths, reader), name, name, c.type));
+    const auto bad =
+        connection.Query(fmt::format("SELECT {} FROM ({}) WHERE {} IS NOT NULL AND TRY_CAST({} AS {}) IS NULL LIMIT 1", name,
+                                     ReaderSelect(paths, reader), name, name, c.type));
     if (bad && !bad->rows.empty()) return fmt::format("column '{}': '{}' is not a {}: ", c.name, bad->Text(), c.type);
   }
   return {};
@@ -62,9 +65,12 @@ bool HasHeader(const std::map<std::string, std::string>& options) {
 
 StageOutcome<void> ApplyDeclared(duck::Connection& connection, const ExtractSpec& spec, PinnedSchema* schema) {
   for (const auto& declared : spec.columns) {
-    const auto found = std::find_if(schema->columns.begin(), schema->columns.end(), [&](const ColumnSpec& c) { return c.name == declared.name; });
+    const auto found = std::find_if(schema->columns.begin(), schema->columns.end(),
+                                    [&](const ColumnSpec& c) { return c.name == declared.name; });
     if (found == schema->columns.end()) {
-      return std::unexpected(StageFailure("schema_drift", fmt::format("missing: {} {} (declared, but the source does not have it)", declared.name, declared.type)));
+      return std::unexpected(StageFailure(
+          "schema_drift",
+          fmt::format("missing: {} {} (declared, but the source does not have it)", declared.name, declared.type)));
     }
     if (!declared.type.empty()) {
       MILLRACE_TRY_ASSIGN(found->type, CanonicalType(connection, declared.type));
@@ -84,12 +90,18 @@ StageOutcome<void> CompareFiles(duck::Connection& connection, const SourceFiles&
     // An array or line file without a value for a column is not a drift: only what is new is.
     if (IsJson(sources.format)) {
       for (const auto& c : pinned) {
-        if (std::none_of(columns->begin(), columns->end(), [&](const ColumnSpec& n) { return n.name == c.name; })) columns->push_back(c);
+        if (std::none_of(columns->begin(), columns->end(), [&](const ColumnSpec& n) { return n.name == c.name; }))
+          columns->push_back(c);
       }
     }
     const Compare compare = sources.format == FileFormat::kParquet ? Compare::kNamesAndTypes : Compare::kNames;
     const std::string diff = SchemaDiff(pinned, *columns, compare, IsCsv(sources.format));
-    if (!diff.empty()) return std::unexpected(StageFailure("schema_drift", fmt::format("{} differs from the pinned schema: {}; bring the file back into its form, or delete {} to pin the new one", Shown(path), diff, pinned_path)));
+    if (!diff.empty())
+      return std::unexpected(StageFailure(
+          "schema_drift",
+          fmt::format(
+              "{} differs from the pinned schema: {}; bring the file back into its form, or delete {} to pin the new one",
+              Shown(path), diff, pinned_path)));
   }
   return {};
 }
@@ -118,15 +130,16 @@ StageOutcome<Scan> ScanAll(duck::Connection& connection, const SourceFiles& sour
   for (const auto& c : reader.columns) {
     if (!typed && !c.not_null) continue;
     if (c.not_null && table->Int(at) != table->Int(0)) {
-      return std::unexpected(StageFailure("bad_value", fmt::format("column '{}' is declared not null and is null in {} rows", c.name, table->Int(0) - table->Int(at))));
+      return std::unexpected(StageFailure("bad_value", fmt::format("column '{}' is declared not null and is null in {} rows",
+                                                                   c.name, table->Int(0) - table->Int(at))));
     }
     ++at;
   }
   return Scan{.rows = table->Int()};
 }
 
-StageOutcome<std::vector<DatasetFile>> DescribeFiles(duck::Connection& connection, const SourceFiles& sources, std::int64_t rows,
-                                                     const ProgressFn& progress) {
+StageOutcome<std::vector<DatasetFile>> DescribeFiles(duck::Connection& connection, const SourceFiles& sources,
+                                                     std::int64_t rows, const ProgressFn& progress) {
   std::vector<DatasetFile> files;
   std::int64_t bytes = 0;
   for (const auto& path : sources.paths) {
@@ -140,7 +153,8 @@ StageOutcome<std::vector<DatasetFile>> DescribeFiles(duck::Connection& connectio
     file.bytes = before.bytes;
     file.mtime_us = before.mtime_us;
     if (sources.format == FileFormat::kParquet) {
-      MILLRACE_TRY_ASSIGN(const duck::Table count, connection.Query(fmt::format("SELECT count(*) FROM read_parquet({})", duck::QuoteText(path))));
+      MILLRACE_TRY_ASSIGN(const duck::Table count,
+                          connection.Query(fmt::format("SELECT count(*) FROM read_parquet({})", duck::QuoteText(path))));
       file.rows = count.Int();
     }
     bytes += file.bytes;
@@ -157,7 +171,8 @@ StageOutcome<void> PinSchema(const StageOrder& order, const std::string& path, c
   MILLRACE_TRY_ASSIGN(const auto other, ReadPinnedSchema(path));  // another attempt was faster
   if (!other) return std::unexpected(StageFailure("io_error", fmt::format("{} was there and is gone", path), true));
   const std::string diff = SchemaDiff(other->columns, schema.columns, Compare::kNamesAndTypes, true);
-  if (!diff.empty()) return std::unexpected(StageFailure("schema_drift", fmt::format("differs from the schema just pinned: {}", diff)));
+  if (!diff.empty())
+    return std::unexpected(StageFailure("schema_drift", fmt::format("differs from the schema just pinned: {}", diff)));
   return {};
 }
 
@@ -167,7 +182,8 @@ StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view 
   SourceFiles sources;
   for (const auto& pattern : spec.paths) {
     MILLRACE_TRY_ASSIGN(auto found, ExpandGlob(base_dir, pattern));
-    if (found.empty()) return std::unexpected(StageFailure("missing_file", fmt::format("no file matches '{}' in {}", pattern, base_dir), true));
+    if (found.empty())
+      return std::unexpected(StageFailure("missing_file", fmt::format("no file matches '{}' in {}", pattern, base_dir), true));
     sources.paths.insert(sources.paths.end(), found.begin(), found.end());
   }
   std::sort(sources.paths.begin(), sources.paths.end());
@@ -176,9 +192,12 @@ StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view 
   for (const auto& path : sources.paths) {
     const FileFormat format = spec.format == FileFormat::kAuto ? FormatOf(path) : spec.format;
     if (format == FileFormat::kAuto) {
-      return std::unexpected(StageFailure("invalid_stage", fmt::format("{}: the ending says no format; set format: csv, tsv, ndjson, json or parquet", Shown(path))));
+      return std::unexpected(StageFailure(
+          "invalid_stage",
+          fmt::format("{}: the ending says no format; set format: csv, tsv, ndjson, json or parquet", Shown(path))));
     }
-    if (format != sources.format) return std::unexpected(StageFailure("invalid_stage", fmt::format("{}: one extract reads one format", Shown(path))));
+    if (format != sources.format)
+      return std::unexpected(StageFailure("invalid_stage", fmt::format("{}: one extract reads one format", Shown(path))));
   }
   return sources;
 }
@@ -191,7 +210,8 @@ StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const Sourc
   if (!columns) {
     Error error = std::move(columns.error());
     // The engine goes on with advice about its own options and a list of them.
-    if (const std::size_t advice = error.message.find("Possible Solution"); advice != std::string::npos) error.message.resize(advice);
+    if (const std::size_t advice = error.message.find("Possible Solution"); advice != std::string::npos)
+      error.message.resize(advice);
     while (error.message.ends_with(' ')) error.message.pop_back();
     error.message = fmt::format("{}: {}", Shown(first), error.message);
     return std::unexpected(SqlFailure("source_malformed", connection, std::move(error)));
@@ -201,8 +221,9 @@ StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const Sourc
     if (c.type == "\"null\"" || c.type == "unknown") c.type = "varchar";  // a column without a single value
   }
   if (IsCsv(sources.format)) {
-    const auto sniffed = connection.Query(fmt::format("SELECT dateformat, timestampformat FROM sniff_csv({}{}, sample_size = -1)",
-                                                      duck::QuoteText(first), CsvArguments(sources.format, spec.options)));
+    const auto sniffed =
+        connection.Query(fmt::format("SELECT dateformat, timestampformat FROM sniff_csv({}{}, sample_size = -1)",
+                                     duck::QuoteText(first), CsvArguments(sources.format, spec.options)));
     if (sniffed && !sniffed->Text(0).empty()) schema.read_options.try_emplace("dateformat", sniffed->Text(0));
     if (sniffed && !sniffed->Text(1).empty()) schema.read_options.try_emplace("timestampformat", sniffed->Text(1));
   }
@@ -219,7 +240,8 @@ StageOutcome<PinnedSchema> ResolveSchema(duck::Connection& connection, const Sou
   return std::move(*pinned);
 }
 
-StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles& sources, duck::Connection& connection, const ProgressFn& progress) {
+StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles& sources, duck::Connection& connection,
+                                     const ProgressFn& progress) {
   const StageTask& task = order.task;
   const auto& spec = std::get<ExtractSpec>(task.stage.work);
   const std::string pinned_path = fmt::format("{}/{}", order.lake, PinnedSchemaPath(task.org, task.pipeline, task.stage.name));
@@ -232,7 +254,10 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   }
   MILLRACE_TRY(CompareFiles(connection, sources, schema, of_files, pinned_path));
   const bool quarantine = task.stage.contract && task.stage.contract->on_violation != OnViolation::kFail;
-  ReaderOptions reader{.format = sources.format, .columns = schema.columns, .options = schema.read_options, .store_rejects = IsCsv(sources.format)};
+  ReaderOptions reader{.format = sources.format,
+                       .columns = schema.columns,
+                       .options = schema.read_options,
+                       .store_rejects = IsCsv(sources.format)};
   LakeWriter writer(order, connection);
   const PinnedSchema to_pin{.columns = of_files, .read_options = schema.read_options};
   StageResult result;
@@ -248,18 +273,25 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
     MILLRACE_TRY_ASSIGN(const Scan scan, ScanAll(connection, sources, reader));
     rows = scan.rows;
   } else {
-    MILLRACE_TRY_ASSIGN(const duck::Table count, connection.Query(fmt::format("SELECT count(*) FROM ({})", ReaderSelect(sources.paths, {.format = reader.format, .columns = reader.columns, .options = reader.options, .skip_bad_rows = true}))));
+    MILLRACE_TRY_ASSIGN(
+        const duck::Table count,
+        connection.Query(fmt::format("SELECT count(*) FROM ({})", ReaderSelect(sources.paths, {.format = reader.format,
+                                                                                               .columns = reader.columns,
+                                                                                               .options = reader.options,
+                                                                                               .skip_bad_rows = true}))));
     rows = count.Int();
   }
   if (rows == 0 && !spec.allow_empty) {
-    return std::unexpected(StageFailure("empty_extract", fmt::format("{} has no rows; set allow_empty: true if that is right", Shown(sources.paths.front()))));
+    return std::unexpected(StageFailure(
+        "empty_extract", fmt::format("{} has no rows; set allow_empty: true if that is right", Shown(sources.paths.front()))));
   }
   if (!pinned) MILLRACE_TRY(PinSchema(order, pinned_path, to_pin));
   if (spec.copy || task.stage.contract) {
     result.input_rows = rows;
     const RejectSource rejects{.quarantine_sql = quarantine && reader.store_rejects ? std::string(kRejectsSql) : ""};
     auto done = writer.WriteAndPublish(ReaderSelect(sources.paths, reader), {}, "bronze", std::move(result), rejects);
-    if (auto same = VerifySources(manifest); !same) return std::unexpected(StageFailure("source_changed", same.error().message, true));
+    if (auto same = VerifySources(manifest); !same)
+      return std::unexpected(StageFailure("source_changed", same.error().message, true));
     return done;
   }
   result.rows = {.read = rows, .loaded = rows};
@@ -267,9 +299,11 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   if (manifest.files.size() == 1) manifest.files.front().rows = rows;
   MILLRACE_TRY_ASSIGN(const std::string rows_sql, InputSql(manifest, order.lake));
   if (auto held = RunChecks(connection, rows_sql, task.stage.checks); !held) {
-    return std::unexpected(StageFailure(held.error().code == ErrorCode::kConflict ? "check_failed" : "invalid_check", held.error().message));
+    return std::unexpected(
+        StageFailure(held.error().code == ErrorCode::kConflict ? "check_failed" : "invalid_check", held.error().message));
   }
-  if (auto same = VerifySources(manifest); !same) return std::unexpected(StageFailure("source_changed", same.error().message, true));
+  if (auto same = VerifySources(manifest); !same)
+    return std::unexpected(StageFailure("source_changed", same.error().message, true));
   progress(rows, result.bytes_read);
   return writer.Publish(std::move(manifest), std::move(result));
 }

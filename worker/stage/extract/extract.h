@@ -1,5 +1,5 @@
-// The extract stage for files: globs, schema (sniffed once, then pinned), a full scan that proves every value fits, and a manifest
-// that lists the files by reference. With `copy: true` or a contract the rows are written to the lake instead.
+// The extract stage for files: globs, schema (sniffed once, then pinned), a full scan that proves every value fits, and a
+// manifest that lists the files by reference. With `copy: true` or a contract the rows are written to the lake instead.
 #pragma once
 
 #include <string>

@@ -18,10 +18,13 @@ std::string ToJson(const PinnedSchema& schema) {
 
 Result<PinnedSchema> PinnedSchemaFromJson(std::string_view json) try {
   const auto root = nlohmann::json::parse(json);
-  if (root.at("version").get<int>() != 1) return Fail(ErrorCode::kUnsupported, "pinned schema: version {}", root.at("version").dump());
+  if (root.at("version").get<int>() != 1)
+    return Fail(ErrorCode::kUnsupported, "pinned schema: version {}", root.at("version").dump());
   PinnedSchema schema;
   for (const auto& c : root.at("columns")) {
-    schema.columns.push_back({.name = c.at("name").get<std::string>(), .type = c.at("type").get<std::string>(), .not_null = c.at("not_null").get<bool>()});
+    schema.columns.push_back({.name = c.at("name").get<std::string>(),
+                              .type = c.at("type").get<std::string>(),
+                              .not_null = c.at("not_null").get<bool>()});
   }
   schema.read_options = root.at("read_options").get<std::map<std::string, std::string>>();
   return schema;
@@ -39,7 +42,8 @@ Result<std::optional<PinnedSchema>> ReadPinnedSchema(const std::string& path) {
   return std::move(*schema);
 }
 
-std::string SchemaDiff(const std::vector<ColumnSpec>& pinned, const std::vector<ColumnSpec>& now, Compare compare, bool ordered) {
+std::string SchemaDiff(const std::vector<ColumnSpec>& pinned, const std::vector<ColumnSpec>& now, Compare compare,
+                       bool ordered) {
   const auto find = [](const std::vector<ColumnSpec>& columns, const std::string& name) {
     return std::find_if(columns.begin(), columns.end(), [&](const ColumnSpec& c) { return c.name == name; });
   };

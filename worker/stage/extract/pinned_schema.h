@@ -26,6 +26,7 @@ Result<std::optional<PinnedSchema>> ReadPinnedSchema(const std::string& path);
 
 enum class Compare : bool { kNames, kNamesAndTypes };
 // "" when equal, else "missing: a bigint; new: b; c: date, was bigint; order: ...".
-std::string SchemaDiff(const std::vector<ColumnSpec>& pinned, const std::vector<ColumnSpec>& now, Compare compare, bool ordered);
+std::string SchemaDiff(const std::vector<ColumnSpec>& pinned, const std::vector<ColumnSpec>& now, Compare compare,
+                       bool ordered);
 
 }  // namespace millrace

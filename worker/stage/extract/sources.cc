@@ -15,8 +15,15 @@ using duck::QuoteText;
 
 // What the pipeline file calls an option, and what the engine does.
 constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kCsvOptions = {{
-    {"delimiter", "delim"}, {"header", "header"}, {"quote", "quote"}, {"escape", "escape"}, {"null", "nullstr"}, {"skip", "skip"},
-    {"dateformat", "dateformat"}, {"timestampformat", "timestampformat"}, {"decimal_separator", "decimal_separator"},
+    {"delimiter", "delim"},
+    {"header", "header"},
+    {"quote", "quote"},
+    {"escape", "escape"},
+    {"null", "nullstr"},
+    {"skip", "skip"},
+    {"dateformat", "dateformat"},
+    {"timestampformat", "timestampformat"},
+    {"decimal_separator", "decimal_separator"},
     {"comment", "comment"},
 }};
 
@@ -89,7 +96,8 @@ std::string ReaderCall(const std::vector<std::string>& paths, const ReaderOption
   for (const auto& path : paths) list += (list.empty() ? "" : ", ") + QuoteText(path);
   if (o.format == FileFormat::kParquet) return fmt::format("read_parquet([{}], hive_partitioning = false)", list);
   if (IsJson(o.format)) {
-    const std::string columns = o.columns.empty() ? "sample_size = -1, maximum_depth = 1" : "columns = " + ColumnMap(o.columns, o.all_text);
+    const std::string columns =
+        o.columns.empty() ? "sample_size = -1, maximum_depth = 1" : "columns = " + ColumnMap(o.columns, o.all_text);
     return fmt::format("read_json([{}], format = '{}', {}, hive_partitioning = false)", list,
                        o.format == FileFormat::kJson ? "array" : "newline_delimited", columns);
   }

@@ -18,11 +18,12 @@ bool IsJson(FileFormat format);  // ndjson or json
 
 struct ReaderOptions {
   FileFormat format = FileFormat::kParquet;
-  std::vector<ColumnSpec> columns{};           // types by name; empty: let the engine guess over the whole file
-  std::map<std::string, std::string> options{};  // csv: delimiter, header, quote, escape, null, skip, dateformat, timestampformat
-  bool all_text = false;                       // every column as text
-  bool store_rejects = false;                  // csv: bad rows go to reject_errors
-  bool skip_bad_rows = false;                  // csv: bad rows are left out
+  std::vector<ColumnSpec> columns{};  // types by name; empty: let the engine guess over the whole file
+  std::map<std::string, std::string>
+      options{};               // csv: delimiter, header, quote, escape, null, skip, dateformat, timestampformat
+  bool all_text = false;       // every column as text
+  bool store_rejects = false;  // csv: bad rows go to reject_errors
+  bool skip_bad_rows = false;  // csv: bad rows are left out
 };
 
 // kInvalidArgument names an option that the format does not have.

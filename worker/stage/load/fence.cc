@@ -21,8 +21,10 @@ bool IsRetryable(ErrorCode code) {
 
 std::string_view ClassOf(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kUnavailable: case ErrorCode::kTimedOut: case ErrorCode::kMaybeApplied: case ErrorCode::kLimit:
-      return "destination_unavailable";
+    case ErrorCode::kUnavailable:
+    case ErrorCode::kTimedOut:
+    case ErrorCode::kMaybeApplied:
+    case ErrorCode::kLimit: return "destination_unavailable";
     case ErrorCode::kConflict: return "destination_conflict";
     case ErrorCode::kStale: return "stale_token";
     case ErrorCode::kInvalidArgument: return "data_rejected";
@@ -92,11 +94,25 @@ std::string Sha256Hex(std::string_view bytes) {
 }
 
 std::string ReceiptToJson(const Receipt& r) {
-  return Json{{"effect", r.effect}, {"token", r.token.value()}, {"run", r.run}, {"pipeline", r.pipeline}, {"stage", r.stage},
-              {"target", r.target}, {"mode", r.mode}, {"plan", r.plan}, {"rows_read", r.rows.read},
-              {"rows_loaded", r.rows.loaded}, {"rows_deduplicated", r.rows.deduplicated}, {"inserted", r.inserted},
-              {"updated", r.updated}, {"unchanged", r.unchanged}, {"deleted", r.deleted}, {"bytes", r.bytes},
-              {"checksum", r.checksum}}.dump(2) + "\n";
+  return Json{{"effect", r.effect},
+              {"token", r.token.value()},
+              {"run", r.run},
+              {"pipeline", r.pipeline},
+              {"stage", r.stage},
+              {"target", r.target},
+              {"mode", r.mode},
+              {"plan", r.plan},
+              {"rows_read", r.rows.read},
+              {"rows_loaded", r.rows.loaded},
+              {"rows_deduplicated", r.rows.deduplicated},
+              {"inserted", r.inserted},
+              {"updated", r.updated},
+              {"unchanged", r.unchanged},
+              {"deleted", r.deleted},
+              {"bytes", r.bytes},
+              {"checksum", r.checksum}}
+             .dump(2) +
+         "\n";
 }
 
 Result<Receipt> ReceiptFromJson(std::string_view text) try {

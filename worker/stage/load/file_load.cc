@@ -26,7 +26,9 @@ class Fd {
   explicit Fd(int fd) : fd_(fd) {}
   Fd(const Fd&) = delete;
   Fd& operator=(const Fd&) = delete;
-  ~Fd() { if (fd_ >= 0) ::close(fd_); }
+  ~Fd() {
+    if (fd_ >= 0) ::close(fd_);
+  }
   int get() const { return fd_; }
 
  private:
@@ -37,7 +39,9 @@ Failure IoFailure(std::string_view what, const fs::path& path) {
   const int code = errno;
   const bool full = code == ENOSPC || code == EDQUOT;
   const bool denied = code == EACCES || code == EPERM || code == EROFS;
-  return Failure(full ? "destination_full" : denied ? "destination_rejected" : "destination_unavailable",
+  return Failure(full     ? "destination_full"
+                 : denied ? "destination_rejected"
+                          : "destination_unavailable",
                  fmt::format("{} {}: {}", what, path.string(), std::strerror(code)), !denied);
 }
 
@@ -133,7 +137,8 @@ class FileLoad {
     if (!fs::exists(ReceiptPath())) return std::optional<Receipt>{};
     MILLRACE_TRY_ASSIGN(const std::string text, ReadFile(ReceiptPath()));
     MILLRACE_TRY_ASSIGN(Receipt receipt, ReceiptFromJson(text));
-    if (receipt.effect != job_.order.task.effect) return Refuse("destination_corrupt", ReceiptPath().string() + " is of another effect");
+    if (receipt.effect != job_.order.task.effect)
+      return Refuse("destination_corrupt", ReceiptPath().string() + " is of another effect");
     return std::optional<Receipt>(std::move(receipt));
   }
 
@@ -181,7 +186,8 @@ class FileLoad {
   void DropOlderData() const {
     for (const fs::directory_entry& entry : fs::directory_iterator(side_)) {
       const std::string name = entry.path().filename().string();
-      if (name.starts_with(job_.hash + "-") && name.ends_with(".data") && entry.path() != DataPath(token())) ::unlink(entry.path().c_str());
+      if (name.starts_with(job_.hash + "-") && name.ends_with(".data") && entry.path() != DataPath(token()))
+        ::unlink(entry.path().c_str());
     }
   }
 
@@ -197,9 +203,10 @@ class FileLoad {
       return std::unexpected(Failure("destination_unavailable", std::move(written.error().message), true));
     }
     MILLRACE_TRY(SyncPath(data, O_RDONLY));
-    struct stat status {};
+    struct stat status{};
     if (::stat(data.c_str(), &status) != 0) return std::unexpected(IoFailure("stat", data));
-    Receipt receipt = job_.NewReceipt(appends() ? "append: a new file, published by its receipt" : "replace: a new file, renamed over the old one");
+    Receipt receipt = job_.NewReceipt(appends() ? "append: a new file, published by its receipt"
+                                                : "replace: a new file, renamed over the old one");
     receipt.inserted = *written;
     receipt.rows.loaded = *written;
     receipt.bytes = status.st_size;
@@ -216,7 +223,8 @@ class FileLoad {
     }
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, FindReceipt());
     if (stored) return Loaded{std::move(*stored), true};
-    if (!appends() && fs::is_directory(final_)) return Refuse("invalid_target", final_.string() + " is a directory (mode append made it?)");
+    if (!appends() && fs::is_directory(final_))
+      return Refuse("invalid_target", final_.string() + " is a directory (mode append made it?)");
     if (appends() && fs::exists(final_) && !fs::is_directory(final_))
       return Refuse("invalid_target", final_.string() + " is a file; mode append needs a directory of files there");
     MILLRACE_TRY(RollForward());  // an older effect that stopped between its receipt and its rename comes first

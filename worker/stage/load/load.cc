@@ -26,9 +26,11 @@ Outcome<void> AddProvenance(LoadJob& job) {
   constexpr std::string_view kEffect = "_millrace_effect", kToken = "_millrace_token";
   for (const ColumnSpec& c : job.columns)
     if (c.name == kEffect || c.name == kToken)
-      return Refuse("schema_mismatch", fmt::format("the dataset has a column '{}', which provenance adds: rename it with AS", c.name));
-  job.dataset_sql = fmt::format("select *, {}::varchar as {}, {}::bigint as {} from ({}) as dataset",
-                                duck::QuoteText(job.order.task.effect), kEffect, job.order.token.value(), kToken, job.dataset_sql);
+      return Refuse("schema_mismatch",
+                    fmt::format("the dataset has a column '{}', which provenance adds: rename it with AS", c.name));
+  job.dataset_sql =
+      fmt::format("select *, {}::varchar as {}, {}::bigint as {} from ({}) as dataset", duck::QuoteText(job.order.task.effect),
+                  kEffect, job.order.token.value(), kToken, job.dataset_sql);
   job.columns.push_back({std::string(kEffect), "varchar", true});
   job.columns.push_back({std::string(kToken), "bigint", true});
   return {};
@@ -38,12 +40,16 @@ Outcome<void> AddProvenance(LoadJob& job) {
 std::string Scrubbed(std::string text, std::string_view dsn) {
   const auto hide = [&](std::string_view secret) {
     if (secret.size() < 3) return;
-    for (auto at = text.find(secret); at != std::string::npos; at = text.find(secret, at + 3)) text.replace(at, secret.size(), "***");
+    for (auto at = text.find(secret); at != std::string::npos; at = text.find(secret, at + 3))
+      text.replace(at, secret.size(), "***");
   };
   hide(dsn);
   if (const auto at = dsn.find("password="); at != std::string_view::npos) {
     std::string_view rest = dsn.substr(at + 9);
-    if (rest.starts_with('\'')) rest = rest.substr(1, rest.find('\'', 1) - 1); else rest = rest.substr(0, rest.find_first_of(" &"));
+    if (rest.starts_with('\''))
+      rest = rest.substr(1, rest.find('\'', 1) - 1);
+    else
+      rest = rest.substr(0, rest.find_first_of(" &"));
     hide(rest);
   }
   if (const auto scheme = dsn.find("://"); scheme != std::string_view::npos) {
@@ -75,7 +81,8 @@ Outcome<Loaded> Dispatch(LoadJob& job, duck::Connection& source) {
 
 std::string KeyList(const LoadJob& job, std::string_view between, std::string_view after) {
   std::string out;
-  for (const std::string& k : job.spec.key) out += (out.empty() ? "" : std::string(between)) + duck::QuoteName(k) + std::string(after);
+  for (const std::string& k : job.spec.key)
+    out += (out.empty() ? "" : std::string(between)) + duck::QuoteName(k) + std::string(after);
   return out;
 }
 
@@ -103,12 +110,13 @@ Outcome<BatchKeys> CheckKeys(const LoadJob& job, duck::Connection& source, const
     if (!table) return std::unexpected(Failure("data_rejected", std::move(table.error().message), false));
     return std::move(*table);
   };
-  MILLRACE_TRY_ASSIGN(const duck::Table nulls,
-                      ask(fmt::format("select count(*) from ({}) where {} is null", cast_sql, KeyList(job, " is null or ", ""))));
+  MILLRACE_TRY_ASSIGN(const duck::Table nulls, ask(fmt::format("select count(*) from ({}) where {} is null", cast_sql,
+                                                               KeyList(job, " is null or ", ""))));
   if (nulls.Int() != 0)
     return Refuse("null_key", fmt::format("{} rows have a null in the key ({})", nulls.Int(), fmt::join(job.spec.key, ", ")));
   BatchKeys out{job.rows, 0, cast_sql};
-  MILLRACE_TRY_ASSIGN(const duck::Table distinct, ask(fmt::format("select count(*) from (select distinct {} from ({}))", keys, cast_sql)));
+  MILLRACE_TRY_ASSIGN(const duck::Table distinct,
+                      ask(fmt::format("select count(*) from (select distinct {} from ({}))", keys, cast_sql)));
   if (distinct.Int() == job.rows) return out;
   MILLRACE_TRY_ASSIGN(const duck::Table differing,
                       ask(fmt::format("select {}, count(*) from (select distinct * from ({})) group by {} having count(*) > 1"
@@ -121,8 +129,9 @@ Outcome<BatchKeys> CheckKeys(const LoadJob& job, duck::Connection& source, const
       for (std::size_t k = 0; k < job.spec.key.size(); ++k) one += (k == 0 ? "" : ", ") + differing.Text(k, i);
       names += fmt::format("{}({})", i == 0 ? "" : ", ", one);
     }
-    return Refuse("duplicate_key_in_batch", fmt::format("rows with the same key ({}) differ: {}{}", fmt::join(job.spec.key, ", "), names,
-                                                        differing.rows.size() > kKeysNamedMax ? ", ..." : ""));
+    return Refuse("duplicate_key_in_batch",
+                  fmt::format("rows with the same key ({}) differ: {}{}", fmt::join(job.spec.key, ", "), names,
+                              differing.rows.size() > kKeysNamedMax ? ", ..." : ""));
   }
   out.select_sql = fmt::format("select distinct * from ({})", cast_sql);
   out.rows = distinct.Int();
@@ -140,8 +149,15 @@ StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connec
     failed.error = fmt::format("stage '{}' is not a load", order.task.stage.name);
     return failed;
   }
-  load::LoadJob job{order, *spec, input.columns, {}, 0, spec->to == "file" ? spec->path : spec->table,
-                    load::Sha256Hex(order.task.effect).substr(0, 16), load::InputChecksum(input), progress};
+  load::LoadJob job{order,
+                    *spec,
+                    input.columns,
+                    {},
+                    0,
+                    spec->to == "file" ? spec->path : spec->table,
+                    load::Sha256Hex(order.task.effect).substr(0, 16),
+                    load::InputChecksum(input),
+                    progress};
   auto sql = InputSql(input, order.lake);
   if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
   job.dataset_sql = std::move(*sql);

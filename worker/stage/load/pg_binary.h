@@ -27,14 +27,44 @@ class PgBinaryBuffer {
   void Header();   // once, at the start of the stream
   void Trailer();  // once, at its end
 
-  void BeginRow(std::int16_t columns) { Reserve(2); Put16(static_cast<std::uint16_t>(columns)); }
-  void Null() { Reserve(4); Put32(0xffffffffu); }
-  void Bool(bool v) { Reserve(5); Put32(1); begin_[size_++] = v ? '\1' : '\0'; }
-  void Int2(std::int16_t v) { Reserve(6); Put32(2); Put16(static_cast<std::uint16_t>(v)); }
-  void Int4(std::int32_t v) { Reserve(8); Put32(4); Put32(static_cast<std::uint32_t>(v)); }
-  void Int8(std::int64_t v) { Reserve(12); Put32(8); Put64(static_cast<std::uint64_t>(v)); }
-  void Float4(float v) { Reserve(8); Put32(4); Put32(std::bit_cast<std::uint32_t>(v)); }
-  void Float8(double v) { Reserve(12); Put32(8); Put64(std::bit_cast<std::uint64_t>(v)); }
+  void BeginRow(std::int16_t columns) {
+    Reserve(2);
+    Put16(static_cast<std::uint16_t>(columns));
+  }
+  void Null() {
+    Reserve(4);
+    Put32(0xffffffffu);
+  }
+  void Bool(bool v) {
+    Reserve(5);
+    Put32(1);
+    begin_[size_++] = v ? '\1' : '\0';
+  }
+  void Int2(std::int16_t v) {
+    Reserve(6);
+    Put32(2);
+    Put16(static_cast<std::uint16_t>(v));
+  }
+  void Int4(std::int32_t v) {
+    Reserve(8);
+    Put32(4);
+    Put32(static_cast<std::uint32_t>(v));
+  }
+  void Int8(std::int64_t v) {
+    Reserve(12);
+    Put32(8);
+    Put64(static_cast<std::uint64_t>(v));
+  }
+  void Float4(float v) {
+    Reserve(8);
+    Put32(4);
+    Put32(std::bit_cast<std::uint32_t>(v));
+  }
+  void Float8(double v) {
+    Reserve(12);
+    Put32(8);
+    Put64(std::bit_cast<std::uint64_t>(v));
+  }
   // `unscaled` / 10^scale, |unscaled| < 10^39, 0 <= scale <= 38.
   void Numeric(Int128 unscaled, int scale);
   // Text, bytea, and the 16 bytes of a uuid. REQUIRES: fewer than 1 GiB, and no zero byte in text (the caller checks).
@@ -56,8 +86,11 @@ class PgBinaryBuffer {
   void Timestamp(std::int64_t unix_micros) { Int8(unix_micros - kPgEpochMicros); }
   void Time(std::int64_t micros) { Int8(micros); }
   void Interval(std::int32_t months, std::int32_t days, std::int64_t micros) {
-    Reserve(20); Put32(16); Put64(static_cast<std::uint64_t>(micros));
-    Put32(static_cast<std::uint32_t>(days)); Put32(static_cast<std::uint32_t>(months));
+    Reserve(20);
+    Put32(16);
+    Put64(static_cast<std::uint64_t>(micros));
+    Put32(static_cast<std::uint32_t>(days));
+    Put32(static_cast<std::uint32_t>(months));
   }
 
   static constexpr std::int32_t kPgEpochDays = 10957;  // 2000-01-01
@@ -71,11 +104,26 @@ class PgBinaryBuffer {
   }
 
  private:
-  void Reserve(std::size_t bytes) { if (capacity_ - size_ < bytes) [[unlikely]] Grow(bytes); }
+  void Reserve(std::size_t bytes) {
+    if (capacity_ - size_ < bytes) [[unlikely]]
+      Grow(bytes);
+  }
   void Grow(std::size_t bytes);
-  void Put16(std::uint16_t v) { v = std::byteswap(v); std::memcpy(begin_.get() + size_, &v, 2); size_ += 2; }
-  void Put32(std::uint32_t v) { v = std::byteswap(v); std::memcpy(begin_.get() + size_, &v, 4); size_ += 4; }
-  void Put64(std::uint64_t v) { v = std::byteswap(v); std::memcpy(begin_.get() + size_, &v, 8); size_ += 8; }
+  void Put16(std::uint16_t v) {
+    v = std::byteswap(v);
+    std::memcpy(begin_.get() + size_, &v, 2);
+    size_ += 2;
+  }
+  void Put32(std::uint32_t v) {
+    v = std::byteswap(v);
+    std::memcpy(begin_.get() + size_, &v, 4);
+    size_ += 4;
+  }
+  void Put64(std::uint64_t v) {
+    v = std::byteswap(v);
+    std::memcpy(begin_.get() + size_, &v, 8);
+    size_ += 8;
+  }
 
   std::unique_ptr<char[]> begin_;
   std::size_t size_ = 0, capacity_ = 0;

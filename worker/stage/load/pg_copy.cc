@@ -50,10 +50,14 @@ bool EncodeValue(const Cell& cell, std::size_t row, PgBinaryBuffer& out) {
     case PgWire::kFloat8: out.Float8(c.Values<double>()[row]); return true;
     case PgWire::kNumeric: out.Numeric(Unscaled(cell, row), cell.scale); return true;
     case PgWire::kHugeint: out.Numeric(Wide(c.Values<duck::Int128>()[row]), 0); return true;
-    case PgWire::kText: case PgWire::kJsonb: {
+    case PgWire::kText:
+    case PgWire::kJsonb: {
       const std::string_view text = c.Text(row);
       if (std::memchr(text.data(), 0, text.size()) != nullptr || text.size() >= (1U << 30)) return false;
-      if (cell.wire == PgWire::kText) out.Bytes(text); else out.Jsonb(text);
+      if (cell.wire == PgWire::kText)
+        out.Bytes(text);
+      else
+        out.Jsonb(text);
       return true;
     }
     case PgWire::kBytea: {
@@ -91,7 +95,8 @@ bool EncodeValue(const Cell& cell, std::size_t row, PgBinaryBuffer& out) {
 
 std::string_view WhyNot(PgWire wire) {
   switch (wire) {
-    case PgWire::kText: case PgWire::kJsonb: return "the text contains a zero byte or is 1 GiB or longer";
+    case PgWire::kText:
+    case PgWire::kJsonb: return "the text contains a zero byte or is 1 GiB or longer";
     case PgWire::kBytea: return "the value is 1 GiB or longer";
     case PgWire::kDate: return "the date is infinite or outside PostgreSQL's range";
     default: return "the timestamp is infinite or outside PostgreSQL's range";
@@ -109,7 +114,8 @@ bool StorageFits(const PgColumn& column, const duck::ColumnType& type) {
     case PgWire::kFloat8: return type.type == T::kDouble;
     case PgWire::kNumeric: return type.type == T::kDecimal && type.scale == column.scale;
     case PgWire::kHugeint: return type.type == T::kHugeInt;
-    case PgWire::kText: case PgWire::kJsonb: return type.type == T::kVarchar;
+    case PgWire::kText:
+    case PgWire::kJsonb: return type.type == T::kVarchar;
     case PgWire::kBytea: return type.type == T::kBlob;
     case PgWire::kDate: return type.type == T::kDate;
     case PgWire::kTime: return type.type == T::kTime;

@@ -90,13 +90,14 @@ Outcome<void> PgFence::CreateTables() {
 
 // The token on record afterwards: mine, or a higher one.
 Outcome<std::uint64_t> PgFence::RaiseOnce() {
-  MILLRACE_TRY_ASSIGN(PgResult raised,
-                      Query("insert into millrace.fence as f (effect, token) values ($1, $2) on conflict (effect) do update"
-                            " set token = excluded.token, raised_at = clock_timestamp() where f.token < excluded.token returning f.token",
-                            PgParams{}.Text(job_.order.task.effect).Int(token())));
+  MILLRACE_TRY_ASSIGN(
+      PgResult raised,
+      Query("insert into millrace.fence as f (effect, token) values ($1, $2) on conflict (effect) do update"
+            " set token = excluded.token, raised_at = clock_timestamp() where f.token < excluded.token returning f.token",
+            PgParams{}.Text(job_.order.task.effect).Int(token())));
   if (raised.rows() == 1) return static_cast<std::uint64_t>(raised.Int(0, 0));
-  MILLRACE_TRY_ASSIGN(PgResult seen, Query("select token from millrace.fence where effect = $1",
-                                           PgParams{}.Text(job_.order.task.effect)));
+  MILLRACE_TRY_ASSIGN(PgResult seen,
+                      Query("select token from millrace.fence where effect = $1", PgParams{}.Text(job_.order.task.effect)));
   if (seen.rows() == 0) return Refuse("destination_corrupt", "the fence's row vanished from millrace.fence");
   return static_cast<std::uint64_t>(seen.Int(0, 0));
 }
@@ -104,11 +105,12 @@ Outcome<std::uint64_t> PgFence::RaiseOnce() {
 // Sessions of this effect's older attempts, which may sit frozen on the fence's row. Ending one is safe at any moment: its
 // COMMIT either happened or did not.
 Outcome<void> PgFence::EndOlderSessions(bool also_mine) {
-  MILLRACE_TRY(Query("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
-                     " and usename = current_user and pid <> pg_backend_pid()"
-                     " and application_name ~ ('^millrace load ' || $1 || ' [0-9]+$')"
-                     " and split_part(application_name, ' ', 4)::numeric < $2::numeric",
-                     PgParams{}.Text(job_.hash).Int(token() + (also_mine ? 1 : 0))));
+  MILLRACE_TRY(
+      Query("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+            " and usename = current_user and pid <> pg_backend_pid()"
+            " and application_name ~ ('^millrace load ' || $1 || ' [0-9]+$')"
+            " and split_part(application_name, ' ', 4)::numeric < $2::numeric",
+            PgParams{}.Text(job_.hash).Int(token() + (also_mine ? 1 : 0))));
   return {};
 }
 
@@ -132,19 +134,19 @@ Outcome<std::optional<Receipt>> PgFence::Raise() {
 }
 
 Outcome<void> PgFence::DropOrphans() {
-  MILLRACE_TRY_ASSIGN(
-      PgResult orphans,
-      Query("select s.name from millrace.staging s where (s.effect = $1 and s.token <= $2)"
-            " or exists (select 1 from millrace.fence f where f.effect = s.effect and f.token > s.token)"
-            " or exists (select 1 from millrace.receipt r where r.effect = s.effect"
-            "            and s.created_at < now() - interval '10 minutes') order by s.name limit 100",
-            PgParams{}.Text(job_.order.task.effect).Int(token())));
+  MILLRACE_TRY_ASSIGN(PgResult orphans,
+                      Query("select s.name from millrace.staging s where (s.effect = $1 and s.token <= $2)"
+                            " or exists (select 1 from millrace.fence f where f.effect = s.effect and f.token > s.token)"
+                            " or exists (select 1 from millrace.receipt r where r.effect = s.effect"
+                            "            and s.created_at < now() - interval '10 minutes') order by s.name limit 100",
+                            PgParams{}.Text(job_.order.task.effect).Int(token())));
   for (int i = 0; i < orphans.rows(); ++i) {
     const std::string name = orphans.Text(i, 0);
     // A frozen attempt may still hold its table: then the next load tries again.
-    (void)Exec(fmt::format("begin; set local lock_timeout = '500ms'; drop table if exists millrace.{};"
-                           " delete from millrace.staging where name = {}; commit",
-                           PgIdentifier(name), PgLiteral(name)));
+    (void)Exec(
+        fmt::format("begin; set local lock_timeout = '500ms'; drop table if exists millrace.{};"
+                    " delete from millrace.staging where name = {}; commit",
+                    PgIdentifier(name), PgLiteral(name)));
     if (connection_->in_transaction()) MILLRACE_TRY(Exec("rollback"));
     if (connection_->broken()) return Refuse("destination_unavailable", "the connection was lost");
   }
@@ -154,10 +156,10 @@ Outcome<void> PgFence::DropOrphans() {
 Outcome<std::string> PgFence::NewStaging(std::string_view kind, std::string_view ddl_after_name, bool unlogged) {
   const std::string name = fmt::format("{}_{}_{}", kind, job_.hash, token());
   const std::string quoted = "millrace." + PgIdentifier(name);
-  MILLRACE_TRY(Exec(fmt::format("begin; insert into millrace.staging (name, effect, token) values ({}, {}, {});"
-                                " create {} table {} {}; commit",
-                                PgLiteral(name), PgLiteral(job_.order.task.effect), token(), unlogged ? "unlogged" : "", quoted,
-                                ddl_after_name)));
+  MILLRACE_TRY(Exec(fmt::format(
+      "begin; insert into millrace.staging (name, effect, token) values ({}, {}, {});"
+      " create {} table {} {}; commit",
+      PgLiteral(name), PgLiteral(job_.order.task.effect), token(), unlogged ? "unlogged" : "", quoted, ddl_after_name)));
   return quoted;
 }
 
@@ -193,8 +195,7 @@ Outcome<std::optional<Receipt>> PgFence::LockTarget() {
                                             PgParams{}.Text(job_.order.task.effect)));
   if (fence.rows() != 1) return Refuse("destination_corrupt", "the fence's row vanished from millrace.fence");
   const auto seen = static_cast<std::uint64_t>(fence.Int(0, 0));
-  if (seen != job_.order.token.value() && !MILLRACE_MUTANT("mutant.no_fence"))
-    return std::unexpected(Stale(job_, seen));
+  if (seen != job_.order.token.value() && !MILLRACE_MUTANT("mutant.no_fence")) return std::unexpected(Stale(job_, seen));
   MILLRACE_TRY_ASSIGN(std::optional<Receipt> receipt, FindReceipt());
   if (receipt) return receipt;
   MILLRACE_TRY(Query("insert into millrace.target (target) values ($1) on conflict do nothing", PgParams{}.Text(job_.target)));
@@ -204,13 +205,29 @@ Outcome<std::optional<Receipt>> PgFence::LockTarget() {
 
 Outcome<void> PgFence::WriteReceipt(const Receipt& r, std::int64_t version) {
   if (MILLRACE_MUTANT("mutant.no_receipt")) return {};
-  MILLRACE_TRY(Query("insert into millrace.receipt (effect, token, run, pipeline, stage, target, mode, plan, rows_read,"
-                     " rows_loaded, rows_deduplicated, inserted, updated, unchanged, deleted, bytes, checksum, version)"
-                     " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
-                     PgParams{}.Text(r.effect).Int(token()).Id(job_.order.task.run.uuid).Text(r.pipeline).Text(r.stage)
-                         .Text(r.target).Text(r.mode).Text(r.plan).Int(r.rows.read).Int(r.rows.loaded)
-                         .Int(r.rows.deduplicated).Int(r.inserted).Int(r.updated).Int(r.unchanged).Int(r.deleted)
-                         .Int(r.bytes).Text(r.checksum).Int(version)));
+  MILLRACE_TRY(
+      Query("insert into millrace.receipt (effect, token, run, pipeline, stage, target, mode, plan, rows_read,"
+            " rows_loaded, rows_deduplicated, inserted, updated, unchanged, deleted, bytes, checksum, version)"
+            " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+            PgParams{}
+                .Text(r.effect)
+                .Int(token())
+                .Id(job_.order.task.run.uuid)
+                .Text(r.pipeline)
+                .Text(r.stage)
+                .Text(r.target)
+                .Text(r.mode)
+                .Text(r.plan)
+                .Int(r.rows.read)
+                .Int(r.rows.loaded)
+                .Int(r.rows.deduplicated)
+                .Int(r.inserted)
+                .Int(r.updated)
+                .Int(r.unchanged)
+                .Int(r.deleted)
+                .Int(r.bytes)
+                .Text(r.checksum)
+                .Int(version)));
   return {};
 }
 
@@ -270,7 +287,9 @@ Outcome<Receipt> PgFence::Resolve(const Receipt& receipt, const Error& lost) {
   }
   return std::unexpected(Failure("outcome_unknown",
                                  "the answer to COMMIT was lost and the receipt could not be looked up; the next attempt does"
-                                 " that first: " + why, true));
+                                 " that first: " +
+                                     why,
+                                 true));
 }
 
 Failure PgFence::Explain(Failure failure) {

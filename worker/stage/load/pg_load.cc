@@ -54,7 +54,8 @@ class PgLoad {
     return fence_.Exec(fmt::format("create table {} {}", target_.Quoted(), CreateBody(columns_, key)));
   }
   Outcome<void> CreateSchema() {
-    MILLRACE_TRY_ASSIGN(PgResult there, fence_.Query("select 1 from pg_namespace where nspname = $1", PgParams{}.Text(target_.schema)));
+    MILLRACE_TRY_ASSIGN(PgResult there,
+                        fence_.Query("select 1 from pg_namespace where nspname = $1", PgParams{}.Text(target_.schema)));
     if (there.rows() == 0) MILLRACE_TRY(fence_.Exec("create schema if not exists " + PgIdentifier(target_.schema)));
     return {};
   }
@@ -97,8 +98,8 @@ class PgLoad {
     if (!target_.exists) return ReplaceBySwap(nullptr);
     MILLRACE_TRY_ASSIGN(const SwapObstacles obstacles, FindObstacles(fence_, target_));
     if (!obstacles.referenced.empty())
-      return Refuse("replace_refused",
-                    fmt::format("foreign keys refer to the table ({}); use mode: merge, or drop them", fmt::join(obstacles.referenced, ", ")));
+      return Refuse("replace_refused", fmt::format("foreign keys refer to the table ({}); use mode: merge, or drop them",
+                                                   fmt::join(obstacles.referenced, ", ")));
     MILLRACE_TRY_ASSIGN(PgResult owner, fence_.Query("select pg_has_role(relowner, 'usage') from pg_class where oid = $1::oid",
                                                      PgParams{}.Int(target_.oid)));
     if (!obstacles.keep_identity.empty()) return ReplaceInPlace(fmt::format("{}", fmt::join(obstacles.keep_identity, ", ")));
@@ -115,7 +116,8 @@ class PgLoad {
     MILLRACE_TRY_ASSIGN(PgResult deleted, fence_.Query(fmt::format("delete from {}", target_.Quoted())));
     MILLRACE_TRY_ASSIGN(const CopyTotals totals, Copy(target_.Quoted(), {&fence_.connection()}));
     MILLRACE_FAILPOINT("load.after_staging");
-    Receipt receipt = job_.NewReceipt(fmt::format("replace: delete and binary COPY in the publish transaction (kept: {})", reason));
+    Receipt receipt =
+        job_.NewReceipt(fmt::format("replace: delete and binary COPY in the publish transaction (kept: {})", reason));
     receipt.deleted = deleted.affected();
     CountInserted(receipt, totals);
     return Publish(std::move(receipt));
@@ -135,10 +137,11 @@ class PgLoad {
   }
 
   Outcome<Loaded> ReplaceBySwap(const PgTarget* old) {
-    const std::string body = old == nullptr
-                                 ? CreateBody(columns_, {})
-                                 : fmt::format("(like {} including defaults including constraints including comments"
-                                               " including storage including compression)", old->Quoted());
+    const std::string body = old == nullptr ? CreateBody(columns_, {})
+                                            : fmt::format(
+                                                  "(like {} including defaults including constraints including comments"
+                                                  " including storage including compression)",
+                                                  old->Quoted());
     MILLRACE_TRY_ASSIGN(const std::string staging, fence_.NewStaging("new", body, false));
     int connections = 1;
     MILLRACE_TRY_ASSIGN(const CopyTotals totals, ParallelCopy(staging, connections));
@@ -172,7 +175,8 @@ class PgLoad {
     MILLRACE_TRY_ASSIGN(const PgTarget now, DescribeTarget(fence_, job_.spec.table));
     MILLRACE_TRY_ASSIGN(const std::string fingerprint, Fingerprint(fence_, now));
     MILLRACE_TRY_ASSIGN(const SwapObstacles obstacles, FindObstacles(fence_, now));
-    if (now.oid != old.oid || fingerprint != swap.fingerprint || !obstacles.keep_identity.empty() || !obstacles.referenced.empty())
+    if (now.oid != old.oid || fingerprint != swap.fingerprint || !obstacles.keep_identity.empty() ||
+        !obstacles.referenced.empty())
       return std::unexpected(Failure("destination_conflict", "the table's definition changed during the load", true));
     return fence_.Exec("drop table " + old.Quoted());  // RESTRICT: whatever still depends on it refuses the swap
   }
@@ -182,8 +186,10 @@ class PgLoad {
     MILLRACE_TRY_ASSIGN(const PgTarget now, DescribeTarget(fence_, job_.spec.table));
     MILLRACE_TRY_ASSIGN(const std::string fingerprint, Fingerprint(fence_, now));
     if (fingerprint == swap.fingerprint) return {};
-    return Refuse("replace_refused", "the new table would not equal the old one (indexes, constraints, grants or comments);"
-                                     " nothing was changed" + FirstDifference(swap.fingerprint, fingerprint));
+    return Refuse("replace_refused",
+                  "the new table would not equal the old one (indexes, constraints, grants or comments);"
+                  " nothing was changed" +
+                      FirstDifference(swap.fingerprint, fingerprint));
   }
 
   static std::string FirstDifference(std::string_view before, std::string_view after) {
@@ -203,8 +209,9 @@ class PgLoad {
     if (std::find(target_.unique_keys.begin(), target_.unique_keys.end(), key) != target_.unique_keys.end()) return {};
     std::string list;
     for (const std::string& k : job_.spec.key) list += (list.empty() ? "" : ", ") + PgIdentifier(k);
-    return Refuse("missing_unique_index", fmt::format("merge needs a unique index on exactly the key; run: create unique index on {} ({})",
-                                                      target_.Quoted(), list));
+    return Refuse("missing_unique_index",
+                  fmt::format("merge needs a unique index on exactly the key; run: create unique index on {} ({})",
+                              target_.Quoted(), list));
   }
 
   // "insert ... on conflict", counting what it did: xmax is 0 only in a row version that is new.
@@ -220,11 +227,12 @@ class PgLoad {
       new_values += fmt::format("{}excluded.{}{}", new_values.empty() ? "" : ", ", name, cast);
     }
     const std::string list = ColumnList(columns_);
-    const std::string action = set.empty() ? "nothing"
-                                           : fmt::format("update set {} where ({}) is distinct from ({})", set, old_values, new_values);
-    return fmt::format("with done as (insert into {} as t ({}) select {} from {} on conflict ({}) do {} returning xmax = 0 as fresh)"
-                       " select count(*) filter (where fresh), count(*) filter (where not fresh) from done",
-                       target_.Quoted(), list, list, staging, key, action);
+    const std::string action =
+        set.empty() ? "nothing" : fmt::format("update set {} where ({}) is distinct from ({})", set, old_values, new_values);
+    return fmt::format(
+        "with done as (insert into {} as t ({}) select {} from {} on conflict ({}) do {} returning xmax = 0 as fresh)"
+        " select count(*) filter (where fresh), count(*) filter (where not fresh) from done",
+        target_.Quoted(), list, list, staging, key, action);
   }
 
   Outcome<Loaded> Merge() {

@@ -104,11 +104,12 @@ Outcome<void> AddGrants(PgFence& fence, const PgTarget& target, std::string_view
         out.push_back(fmt::format("grant {} on {} to {}{}", plain.Bytes(i, 1), new_table, GranteeSql(plain.Bytes(i, 0)),
                                   plain.Bool(i, 2) ? " with grant option" : ""));
   }
-  MILLRACE_TRY_ASSIGN(PgResult columns,
-                      fence.Query("select a.attname::text, coalesce(r.rolname::text, ''), g.privilege_type, g.is_grantable"
-                                  " from pg_attribute a cross join lateral aclexplode(a.attacl) g"
-                                  " left join pg_roles r on r.oid = g.grantee where a.attrelid = $1::oid and not a.attisdropped",
-                                  PgParams{}.Int(target.oid)));
+  MILLRACE_TRY_ASSIGN(
+      PgResult columns,
+      fence.Query("select a.attname::text, coalesce(r.rolname::text, ''), g.privilege_type, g.is_grantable"
+                  " from pg_attribute a cross join lateral aclexplode(a.attacl) g"
+                  " left join pg_roles r on r.oid = g.grantee where a.attrelid = $1::oid and not a.attisdropped",
+                  PgParams{}.Int(target.oid)));
   for (int i = 0; i < columns.rows(); ++i)
     out.push_back(fmt::format("grant {} ({}) on {} to {}{}", columns.Bytes(i, 2), PgIdentifier(columns.Bytes(i, 0)), new_table,
                               GranteeSql(columns.Bytes(i, 1)), columns.Bool(i, 3) ? " with grant option" : ""));
@@ -129,24 +130,29 @@ Outcome<void> AddConstraints(PgFence& fence, const PgTarget& target, std::string
     const bool foreign = found.Bytes(i, 1) == "f";
     const std::string temporary = foreign ? name : PgIdentifier(fmt::format("c_{}_{}", hash, i));
     plan.build.push_back(fmt::format("alter table {} add constraint {} {}", new_table, temporary, found.Bytes(i, 2)));
-    if (!foreign) plan.rename.push_back(fmt::format("alter table {} rename constraint {} to {}", target.Quoted(), temporary, name));
+    if (!foreign)
+      plan.rename.push_back(fmt::format("alter table {} rename constraint {} to {}", target.Quoted(), temporary, name));
     if (!found.Bytes(i, 3).empty())
-      plan.rename.push_back(fmt::format("comment on constraint {} on {} is {}", name, target.Quoted(), PgLiteral(found.Bytes(i, 3))));
+      plan.rename.push_back(
+          fmt::format("comment on constraint {} on {} is {}", name, target.Quoted(), PgLiteral(found.Bytes(i, 3))));
     if (!foreign && !found.Bytes(i, 4).empty())
-      plan.rename.push_back(fmt::format("comment on index {}.{} is {}", PgIdentifier(target.schema), name, PgLiteral(found.Bytes(i, 4))));
+      plan.rename.push_back(
+          fmt::format("comment on index {}.{} is {}", PgIdentifier(target.schema), name, PgLiteral(found.Bytes(i, 4))));
   }
   return {};
 }
 
-Outcome<void> AddIndexes(PgFence& fence, const PgTarget& target, std::string_view new_table, std::string_view hash, SwapPlan& plan) {
+Outcome<void> AddIndexes(PgFence& fence, const PgTarget& target, std::string_view new_table, std::string_view hash,
+                         SwapPlan& plan) {
   MILLRACE_TRY_ASSIGN(
       PgResult found,
-      fence.Query("select c.relname::text, pg_get_indexdef(i.indexrelid), i.indisunique,"
-                  " coalesce(obj_description(c.oid, 'pg_class'), ''), i.indisclustered"
-                  " from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = $1::oid"
-                  " and not exists (select 1 from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x'))"
-                  " order by c.relname",
-                  PgParams{}.Int(target.oid)));
+      fence.Query(
+          "select c.relname::text, pg_get_indexdef(i.indexrelid), i.indisunique,"
+          " coalesce(obj_description(c.oid, 'pg_class'), ''), i.indisclustered"
+          " from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = $1::oid"
+          " and not exists (select 1 from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x'))"
+          " order by c.relname",
+          PgParams{}.Int(target.oid)));
   for (int i = 0; i < found.rows(); ++i) {
     const std::string name = PgIdentifier(found.Bytes(i, 0));
     const std::string definition = found.Text(i, 1);
@@ -164,8 +170,10 @@ Outcome<void> AddIndexes(PgFence& fence, const PgTarget& target, std::string_vie
       plan.rename.push_back(fmt::format("comment on index {}.{} is {}", schema, name, PgLiteral(found.Bytes(i, 3))));
   }
   MILLRACE_TRY_ASSIGN(std::vector<std::string> clustered,
-                      TextColumn(fence, "select c.relname::text from pg_index i join pg_class c on c.oid = i.indexrelid"
-                                        " where i.indrelid = $1::oid and i.indisclustered", PgParams{}.Int(target.oid)));
+                      TextColumn(fence,
+                                 "select c.relname::text from pg_index i join pg_class c on c.oid = i.indexrelid"
+                                 " where i.indrelid = $1::oid and i.indisclustered",
+                                 PgParams{}.Int(target.oid)));
   for (const std::string& index : clustered)
     plan.rename.push_back(fmt::format("alter table {} cluster on {}", target.Quoted(), PgIdentifier(index)));
   return {};
@@ -186,10 +194,11 @@ Outcome<PgTarget> DescribeTarget(PgFence& fence, std::string_view name) {
   if (target.schema.size() > 63 || target.table.size() > 63)
     return Refuse("invalid_target", fmt::format("table '{}': PostgreSQL cuts names beyond 63 bytes", name));
   if (target.schema == "millrace") return Refuse("invalid_target", "schema millrace belongs to Millrace; choose another one");
-  MILLRACE_TRY_ASSIGN(PgResult found,
-                      fence.Query("select c.oid::bigint, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-                                  " where n.nspname = $1 and c.relname = $2",
-                                  PgParams{}.Text(target.schema).Text(target.table)));
+  MILLRACE_TRY_ASSIGN(
+      PgResult found,
+      fence.Query("select c.oid::bigint, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+                  " where n.nspname = $1 and c.relname = $2",
+                  PgParams{}.Text(target.schema).Text(target.table)));
   if (found.rows() == 0) return target;
   target.exists = true;
   target.oid = found.Int(0, 0);
@@ -198,7 +207,8 @@ Outcome<PgTarget> DescribeTarget(PgFence& fence, std::string_view name) {
     return Refuse("invalid_target", fmt::format("{} is not a table (relkind {})", name, target.kind));
   MILLRACE_TRY_ASSIGN(PgResult columns, fence.Query(kColumnsSql, PgParams{}.Int(target.oid)));
   for (int i = 0; i < columns.rows(); ++i)
-    target.columns.push_back({columns.Text(i, 0), columns.Text(i, 1), columns.Bool(i, 2), columns.Bool(i, 3), columns.Bool(i, 4)});
+    target.columns.push_back(
+        {columns.Text(i, 0), columns.Text(i, 1), columns.Bool(i, 2), columns.Bool(i, 3), columns.Bool(i, 4)});
   MILLRACE_TRY_ASSIGN(PgResult unique, fence.Query(kUniqueSql, PgParams{}.Int(target.oid)));
   for (int i = 0; i < unique.rows(); ++i) {
     target.unique_keys.push_back(unique.TextArray(i, 1));
@@ -253,7 +263,8 @@ Outcome<std::vector<PgColumn>> PlanColumns(const PgTarget& target, const std::ve
 std::string CreateBody(const std::vector<PgColumn>& columns, const std::vector<std::string>& primary_key) {
   std::string body = "(";
   for (const PgColumn& c : columns)
-    body += fmt::format("{}{} {}{}", body.size() == 1 ? "" : ", ", PgIdentifier(c.name), c.pg_type, c.not_null ? " not null" : "");
+    body +=
+        fmt::format("{}{} {}{}", body.size() == 1 ? "" : ", ", PgIdentifier(c.name), c.pg_type, c.not_null ? " not null" : "");
   std::string key;
   for (const std::string& k : primary_key) key += (key.empty() ? "" : ", ") + PgIdentifier(k);
   return body + (key.empty() ? ")" : ", primary key (" + key + "))");
@@ -281,15 +292,18 @@ Outcome<SwapPlan> PlanSwap(PgFence& fence, const PgTarget& target, std::string_v
   SwapPlan plan;
   MILLRACE_TRY(AddIndexes(fence, target, new_table, hash, plan));
   MILLRACE_TRY(AddConstraints(fence, target, new_table, hash, plan));
-  MILLRACE_TRY_ASSIGN(PgResult table,
-                      fence.Query("select coalesce(array_to_string(reloptions, ', '), ''), coalesce(obj_description(oid, 'pg_class'), ''),"
-                                  " pg_get_userbyid(relowner)::text, pg_get_userbyid(relowner) = current_user"
-                                  " from pg_class where oid = $1::oid",
-                                  PgParams{}.Int(target.oid)));
+  MILLRACE_TRY_ASSIGN(
+      PgResult table,
+      fence.Query("select coalesce(array_to_string(reloptions, ', '), ''), coalesce(obj_description(oid, 'pg_class'), ''),"
+                  " pg_get_userbyid(relowner)::text, pg_get_userbyid(relowner) = current_user"
+                  " from pg_class where oid = $1::oid",
+                  PgParams{}.Int(target.oid)));
   if (table.rows() != 1) return Refuse("replace_refused", "the table vanished");
   if (!table.Bytes(0, 0).empty()) plan.build.push_back(fmt::format("alter table {} set ({})", new_table, table.Bytes(0, 0)));
-  if (!table.Bytes(0, 1).empty()) plan.build.push_back(fmt::format("comment on table {} is {}", new_table, PgLiteral(table.Bytes(0, 1))));
-  if (!table.Bool(0, 3)) plan.build.push_back(fmt::format("alter table {} owner to {}", new_table, PgIdentifier(table.Bytes(0, 2))));
+  if (!table.Bytes(0, 1).empty())
+    plan.build.push_back(fmt::format("comment on table {} is {}", new_table, PgLiteral(table.Bytes(0, 1))));
+  if (!table.Bool(0, 3))
+    plan.build.push_back(fmt::format("alter table {} owner to {}", new_table, PgIdentifier(table.Bytes(0, 2))));
   MILLRACE_TRY(AddGrants(fence, target, new_table, plan.build));
   MILLRACE_TRY_ASSIGN(plan.fingerprint, Fingerprint(fence, target));
   return plan;

@@ -15,9 +15,9 @@ struct PgTarget {
   std::string schema, table;  // as they are, unquoted
   bool exists = false;
   std::int64_t oid = 0;
-  char kind = 'r';            // pg_class.relkind
+  char kind = 'r';  // pg_class.relkind
   struct Column {
-    std::string name, type;   // format_type's spelling
+    std::string name, type;  // format_type's spelling
     bool not_null = false, has_default = false, generated = false;
   };
   std::vector<Column> columns;
@@ -38,7 +38,8 @@ std::string CreateBody(const std::vector<PgColumn>& columns, const std::vector<s
 std::string ColumnList(const std::vector<PgColumn>& columns);
 
 // What CREATE TABLE (LIKE ...) and a rename would lose: views, triggers, policies, ... A table that has any keeps its
-// identity: its rows are deleted and copied anew in one transaction. `referenced` (foreign keys of other tables) rules out both.
+// identity: its rows are deleted and copied anew in one transaction. `referenced` (foreign keys of other tables) rules out
+// both.
 struct SwapObstacles {
   std::vector<std::string> keep_identity;  // empty: the swap is possible
   std::vector<std::string> referenced;     // "orders.customer_fkey"
@@ -47,9 +48,9 @@ Outcome<SwapObstacles> FindObstacles(PgFence& fence, const PgTarget& target);
 
 // What a swap must put back after the rows are in: statements for the new table, before and after the rename.
 struct SwapPlan {
-  std::vector<std::string> build;    // indexes, constraints, grants, options, owner, comments: on the new table
-  std::vector<std::string> rename;   // index and constraint names, after the old table is gone
-  std::string fingerprint;           // of the old table's definition
+  std::vector<std::string> build;   // indexes, constraints, grants, options, owner, comments: on the new table
+  std::vector<std::string> rename;  // index and constraint names, after the old table is gone
+  std::string fingerprint;          // of the old table's definition
 };
 Outcome<SwapPlan> PlanSwap(PgFence& fence, const PgTarget& target, std::string_view new_table, std::string_view hash);
 // Changes whenever a column, index, constraint, grant, option or comment of the table changes.

@@ -74,9 +74,10 @@ class SqliteLoad {
   Outcome<std::optional<Receipt>> Raise() {
     MILLRACE_TRY_ASSIGN(Transaction transaction, Transaction::Begin(db_));
     MILLRACE_TRY(db_.Exec(kTables));
-    MILLRACE_TRY(db_.Run("insert into millrace_fence (effect, token) values (?, ?) on conflict (effect) do update set"
-                         " token = excluded.token, raised_at = excluded.raised_at where millrace_fence.token < excluded.token",
-                         job_.order.task.effect, token()));
+    MILLRACE_TRY(
+        db_.Run("insert into millrace_fence (effect, token) values (?, ?) on conflict (effect) do update set"
+                " token = excluded.token, raised_at = excluded.raised_at where millrace_fence.token < excluded.token",
+                job_.order.task.effect, token()));
     MILLRACE_TRY_ASSIGN(const std::int64_t seen, FenceToken());
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> receipt, FindReceipt());
     MILLRACE_TRY(transaction.Commit());
@@ -85,14 +86,16 @@ class SqliteLoad {
   }
 
   Outcome<std::int64_t> FenceToken() {
-    MILLRACE_TRY_ASSIGN(const std::int64_t seen, db_.QueryInt64("select token from millrace_fence where effect = ?", job_.order.task.effect));
+    MILLRACE_TRY_ASSIGN(const std::int64_t seen,
+                        db_.QueryInt64("select token from millrace_fence where effect = ?", job_.order.task.effect));
     return seen;
   }
 
   Outcome<std::optional<Receipt>> FindReceipt() {
-    MILLRACE_TRY_ASSIGN(sqlite::Statement s,
-                        db_.Prepare("select token, run, pipeline, stage, target, mode, plan, rows_read, rows_loaded, rows_deduplicated,"
-                                    " inserted, updated, unchanged, deleted, bytes, checksum from millrace_receipt where effect = ?"));
+    MILLRACE_TRY_ASSIGN(
+        sqlite::Statement s,
+        db_.Prepare("select token, run, pipeline, stage, target, mode, plan, rows_read, rows_loaded, rows_deduplicated,"
+                    " inserted, updated, unchanged, deleted, bytes, checksum from millrace_receipt where effect = ?"));
     s.BindAll(job_.order.task.effect);
     MILLRACE_TRY_ASSIGN(const bool row, s.Step());
     if (!row) return std::optional<Receipt>{};
@@ -127,8 +130,9 @@ class SqliteLoad {
     MILLRACE_TRY(PrepareTarget());
     MILLRACE_TRY(Write(receipt));
     receipt.plan = fmt::format("{}: {}{} in one transaction", receipt.mode, created_ ? "create table, " : "",
-                               job_.spec.mode == LoadMode::kMerge ? "upsert"
-                               : job_.spec.mode == LoadMode::kReplace && !created_ ? "delete and insert" : "insert");
+                               job_.spec.mode == LoadMode::kMerge                  ? "upsert"
+                               : job_.spec.mode == LoadMode::kReplace && !created_ ? "delete and insert"
+                                                                                   : "insert");
     MILLRACE_TRY(WriteReceipt(receipt));
     MILLRACE_FAILPOINT("load.before_commit");
     MILLRACE_TRY(transaction.Commit());
@@ -138,13 +142,15 @@ class SqliteLoad {
 
   // "a.b" and "a_b" would be one table: the first to come owns the name.
   Outcome<void> ClaimName() {
-    MILLRACE_TRY(db_.Run("insert into millrace_target (target, table_name) values (?, ?) on conflict do nothing", job_.target, table_));
+    MILLRACE_TRY(
+        db_.Run("insert into millrace_target (target, table_name) values (?, ?) on conflict do nothing", job_.target, table_));
     MILLRACE_TRY_ASSIGN(sqlite::Statement s, db_.Prepare("select target from millrace_target where table_name = ?"));
     s.BindAll(table_);
     MILLRACE_TRY_ASSIGN(const bool row, s.Step());
     if (!row || s.View(0) != job_.target)
-      return Refuse("invalid_target", fmt::format("table {} already stands for target '{}'; SQLite has no schemas, so '{}' needs another name",
-                                                  table_, row ? s.String(0) : "?", job_.target));
+      return Refuse("invalid_target",
+                    fmt::format("table {} already stands for target '{}'; SQLite has no schemas, so '{}' needs another name",
+                                table_, row ? s.String(0) : "?", job_.target));
     return {};
   }
 
@@ -157,8 +163,9 @@ class SqliteLoad {
   Outcome<void> PrepareTarget() {
     std::map<std::string, Existing> existing;
     {
-      MILLRACE_TRY_ASSIGN(sqlite::Statement s, db_.Prepare("select name, type, \"notnull\" and dflt_value is null and pk = 0, hidden"
-                                                           " from pragma_table_xinfo(?)"));
+      MILLRACE_TRY_ASSIGN(sqlite::Statement s,
+                          db_.Prepare("select name, type, \"notnull\" and dflt_value is null and pk = 0, hidden"
+                                      " from pragma_table_xinfo(?)"));
       s.BindAll(table_);
       while (true) {
         MILLRACE_TRY_ASSIGN(const bool row, s.Step());
@@ -189,7 +196,8 @@ class SqliteLoad {
 
   // SQLite's affinity rules (datatype3.html, 3.1): the order matters.
   static char Affinity(std::string type) {
-    std::transform(type.begin(), type.end(), type.begin(), [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
+    std::transform(type.begin(), type.end(), type.begin(),
+                   [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
     const auto has = [&](std::string_view part) { return type.find(part) != std::string::npos; };
     if (has("INT")) return 'i';
     if (has("CHAR") || has("CLOB") || has("TEXT")) return 't';
@@ -215,10 +223,12 @@ class SqliteLoad {
       else if (found->second.generated)
         complain(fmt::format("{}: generated in the table", columns_[i].name));
       else if (!Fits(Affinity(columns_[i].declared), Affinity(found->second.type)))
-        complain(fmt::format("{}: {} in the dataset, {} in the table", columns_[i].name, job_.columns[i].type, found->second.type));
+        complain(
+            fmt::format("{}: {} in the dataset, {} in the table", columns_[i].name, job_.columns[i].type, found->second.type));
     }
     for (const auto& [name, column] : existing)
-      if (column.must_have_value && std::none_of(columns_.begin(), columns_.end(), [&](const SqliteColumn& c) { return c.name == name; }))
+      if (column.must_have_value &&
+          std::none_of(columns_.begin(), columns_.end(), [&](const SqliteColumn& c) { return c.name == name; }))
         complain(fmt::format("{}: not in the dataset, not null without default in the table", name));
     if (!diff.empty()) return Refuse("schema_mismatch", "the dataset does not fit the table: " + diff);
     return {};
@@ -244,8 +254,9 @@ class SqliteLoad {
     }
     std::string list;
     for (const std::string& k : job_.spec.key) list += (list.empty() ? "" : ", ") + duck::QuoteName(k);
-    return Refuse("missing_unique_index", fmt::format("merge needs a unique index on exactly the key; run: create unique index {} on {} ({})",
-                                                      duck::QuoteName(table_ + "_key"), quoted_, list));
+    return Refuse("missing_unique_index",
+                  fmt::format("merge needs a unique index on exactly the key; run: create unique index {} on {} ({})",
+                              duck::QuoteName(table_ + "_key"), quoted_, list));
   }
 
   // Deleting all rows would cascade into, or be refused by, the tables that refer to this one.
@@ -254,7 +265,9 @@ class SqliteLoad {
                                                          " where m.type = 'table' and f.\"table\" = ? collate nocase limit 1"));
     s.BindAll(table_);
     MILLRACE_TRY_ASSIGN(const bool row, s.Step());
-    if (row) return Refuse("replace_refused", fmt::format("foreign keys of table {} refer to the table; use mode: merge", s.String(0)));
+    if (row)
+      return Refuse("replace_refused",
+                    fmt::format("foreign keys of table {} refer to the table; use mode: merge", s.String(0)));
     return {};
   }
 
@@ -285,9 +298,18 @@ class SqliteLoad {
         continue;
       }
       switch (columns_[i].bind) {
-        case Bind::kInteger: insert.Bind(at, column.Values<std::int64_t>()[row]); bytes += 8; break;
-        case Bind::kReal: insert.Bind(at, column.Values<double>()[row]); bytes += 8; break;
-        case Bind::kBlob: insert.Bind(at, sqlite::Blob{column.Text(row)}); bytes += static_cast<std::int64_t>(column.Text(row).size()); break;
+        case Bind::kInteger:
+          insert.Bind(at, column.Values<std::int64_t>()[row]);
+          bytes += 8;
+          break;
+        case Bind::kReal:
+          insert.Bind(at, column.Values<double>()[row]);
+          bytes += 8;
+          break;
+        case Bind::kBlob:
+          insert.Bind(at, sqlite::Blob{column.Text(row)});
+          bytes += static_cast<std::int64_t>(column.Text(row).size());
+          break;
         case Bind::kText: {
           const std::string_view text = column.Text(row);
           if (text.find('\0') != std::string_view::npos)
@@ -345,14 +367,16 @@ class SqliteLoad {
   }
 
   Outcome<void> WriteReceipt(const Receipt& r) {
-    MILLRACE_TRY(db_.Run("update millrace_target set version = version + 1, last_effect = ?2,"
-                         " updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') where target = ?1",
-                         job_.target, r.effect));
-    MILLRACE_TRY(db_.Run("insert into millrace_receipt (effect, token, run, pipeline, stage, target, mode, plan, rows_read, rows_loaded,"
-                         " rows_deduplicated, inserted, updated, unchanged, deleted, bytes, checksum, version)"
-                         " select ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, version from millrace_target where target = ?",
-                         r.effect, token(), r.run, r.pipeline, r.stage, r.target, r.mode, r.plan, r.rows.read, r.rows.loaded,
-                         r.rows.deduplicated, r.inserted, r.updated, r.unchanged, r.deleted, r.bytes, r.checksum, r.target));
+    MILLRACE_TRY(
+        db_.Run("update millrace_target set version = version + 1, last_effect = ?2,"
+                " updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') where target = ?1",
+                job_.target, r.effect));
+    MILLRACE_TRY(
+        db_.Run("insert into millrace_receipt (effect, token, run, pipeline, stage, target, mode, plan, rows_read, rows_loaded,"
+                " rows_deduplicated, inserted, updated, unchanged, deleted, bytes, checksum, version)"
+                " select ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, version from millrace_target where target = ?",
+                r.effect, token(), r.run, r.pipeline, r.stage, r.target, r.mode, r.plan, r.rows.read, r.rows.loaded,
+                r.rows.deduplicated, r.inserted, r.updated, r.unchanged, r.deleted, r.bytes, r.checksum, r.target));
     return {};
   }
 
@@ -373,7 +397,8 @@ Outcome<Loaded> LoadIntoSqlite(LoadJob& job, duck::Connection& source) {
   MILLRACE_TRY_ASSIGN(sqlite::Database opened, sqlite::Database::Open(job.order.connection->dsn, options));
   auto db = std::make_shared<sqlite::Database>(std::move(opened));
   auto loaded = SqliteLoad(job, source, *db).Run();
-  // The last connection's close writes the log back into the file and syncs both: nobody waits for that. The receipt is durable.
+  // The last connection's close writes the log back into the file and syncs both: nobody waits for that. The receipt is
+  // durable.
   AfterResult([db]() mutable { db.reset(); });
   return loaded;
 }

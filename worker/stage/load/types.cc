@@ -47,35 +47,73 @@ struct Spelling {
   DuckKind kind;
 };
 constexpr std::array kSpellings{
-    Spelling{"boolean", DuckKind::kBoolean}, Spelling{"bool", DuckKind::kBoolean}, Spelling{"logical", DuckKind::kBoolean},
-    Spelling{"tinyint", DuckKind::kTinyint}, Spelling{"int1", DuckKind::kTinyint},
-    Spelling{"smallint", DuckKind::kSmallint}, Spelling{"int2", DuckKind::kSmallint}, Spelling{"int16", DuckKind::kSmallint},
+    Spelling{"boolean", DuckKind::kBoolean},
+    Spelling{"bool", DuckKind::kBoolean},
+    Spelling{"logical", DuckKind::kBoolean},
+    Spelling{"tinyint", DuckKind::kTinyint},
+    Spelling{"int1", DuckKind::kTinyint},
+    Spelling{"smallint", DuckKind::kSmallint},
+    Spelling{"int2", DuckKind::kSmallint},
+    Spelling{"int16", DuckKind::kSmallint},
     Spelling{"short", DuckKind::kSmallint},
-    Spelling{"integer", DuckKind::kInteger}, Spelling{"int", DuckKind::kInteger}, Spelling{"int4", DuckKind::kInteger},
-    Spelling{"int32", DuckKind::kInteger}, Spelling{"signed", DuckKind::kInteger},
-    Spelling{"bigint", DuckKind::kBigint}, Spelling{"int8", DuckKind::kBigint}, Spelling{"int64", DuckKind::kBigint},
-    Spelling{"long", DuckKind::kBigint}, Spelling{"oid", DuckKind::kBigint},
-    Spelling{"hugeint", DuckKind::kHugeint}, Spelling{"int128", DuckKind::kHugeint},
-    Spelling{"utinyint", DuckKind::kUtinyint}, Spelling{"uint8", DuckKind::kUtinyint},
-    Spelling{"usmallint", DuckKind::kUsmallint}, Spelling{"uint16", DuckKind::kUsmallint},
-    Spelling{"uinteger", DuckKind::kUinteger}, Spelling{"uint32", DuckKind::kUinteger},
-    Spelling{"ubigint", DuckKind::kUbigint}, Spelling{"uint64", DuckKind::kUbigint},
-    Spelling{"uhugeint", DuckKind::kUhugeint}, Spelling{"uint128", DuckKind::kUhugeint},
-    Spelling{"float", DuckKind::kFloat}, Spelling{"float4", DuckKind::kFloat}, Spelling{"real", DuckKind::kFloat},
-    Spelling{"double", DuckKind::kDouble}, Spelling{"float8", DuckKind::kDouble}, Spelling{"double precision", DuckKind::kDouble},
-    Spelling{"varchar", DuckKind::kVarchar}, Spelling{"text", DuckKind::kVarchar}, Spelling{"string", DuckKind::kVarchar},
-    Spelling{"char", DuckKind::kVarchar}, Spelling{"bpchar", DuckKind::kVarchar}, Spelling{"nvarchar", DuckKind::kVarchar},
-    Spelling{"bit", DuckKind::kVarchar}, Spelling{"bitstring", DuckKind::kVarchar}, Spelling{"enum", DuckKind::kVarchar},
-    Spelling{"blob", DuckKind::kBlob}, Spelling{"bytea", DuckKind::kBlob}, Spelling{"binary", DuckKind::kBlob},
+    Spelling{"integer", DuckKind::kInteger},
+    Spelling{"int", DuckKind::kInteger},
+    Spelling{"int4", DuckKind::kInteger},
+    Spelling{"int32", DuckKind::kInteger},
+    Spelling{"signed", DuckKind::kInteger},
+    Spelling{"bigint", DuckKind::kBigint},
+    Spelling{"int8", DuckKind::kBigint},
+    Spelling{"int64", DuckKind::kBigint},
+    Spelling{"long", DuckKind::kBigint},
+    Spelling{"oid", DuckKind::kBigint},
+    Spelling{"hugeint", DuckKind::kHugeint},
+    Spelling{"int128", DuckKind::kHugeint},
+    Spelling{"utinyint", DuckKind::kUtinyint},
+    Spelling{"uint8", DuckKind::kUtinyint},
+    Spelling{"usmallint", DuckKind::kUsmallint},
+    Spelling{"uint16", DuckKind::kUsmallint},
+    Spelling{"uinteger", DuckKind::kUinteger},
+    Spelling{"uint32", DuckKind::kUinteger},
+    Spelling{"ubigint", DuckKind::kUbigint},
+    Spelling{"uint64", DuckKind::kUbigint},
+    Spelling{"uhugeint", DuckKind::kUhugeint},
+    Spelling{"uint128", DuckKind::kUhugeint},
+    Spelling{"float", DuckKind::kFloat},
+    Spelling{"float4", DuckKind::kFloat},
+    Spelling{"real", DuckKind::kFloat},
+    Spelling{"double", DuckKind::kDouble},
+    Spelling{"float8", DuckKind::kDouble},
+    Spelling{"double precision", DuckKind::kDouble},
+    Spelling{"varchar", DuckKind::kVarchar},
+    Spelling{"text", DuckKind::kVarchar},
+    Spelling{"string", DuckKind::kVarchar},
+    Spelling{"char", DuckKind::kVarchar},
+    Spelling{"bpchar", DuckKind::kVarchar},
+    Spelling{"nvarchar", DuckKind::kVarchar},
+    Spelling{"bit", DuckKind::kVarchar},
+    Spelling{"bitstring", DuckKind::kVarchar},
+    Spelling{"enum", DuckKind::kVarchar},
+    Spelling{"blob", DuckKind::kBlob},
+    Spelling{"bytea", DuckKind::kBlob},
+    Spelling{"binary", DuckKind::kBlob},
     Spelling{"varbinary", DuckKind::kBlob},
-    Spelling{"date", DuckKind::kDate}, Spelling{"time", DuckKind::kTime},
-    Spelling{"time with time zone", DuckKind::kTimeTz}, Spelling{"timetz", DuckKind::kTimeTz},
-    Spelling{"timestamp", DuckKind::kTimestamp}, Spelling{"datetime", DuckKind::kTimestamp},
-    Spelling{"timestamp_us", DuckKind::kTimestamp}, Spelling{"timestamp_s", DuckKind::kTimestamp},
-    Spelling{"timestamp_ms", DuckKind::kTimestamp}, Spelling{"timestamp_ns", DuckKind::kTimestamp},
-    Spelling{"timestamp without time zone", DuckKind::kTimestamp}, Spelling{"time without time zone", DuckKind::kTime},
-    Spelling{"timestamp with time zone", DuckKind::kTimestampTz}, Spelling{"timestamptz", DuckKind::kTimestampTz},
-    Spelling{"interval", DuckKind::kInterval}, Spelling{"uuid", DuckKind::kUuid}, Spelling{"guid", DuckKind::kUuid},
+    Spelling{"date", DuckKind::kDate},
+    Spelling{"time", DuckKind::kTime},
+    Spelling{"time with time zone", DuckKind::kTimeTz},
+    Spelling{"timetz", DuckKind::kTimeTz},
+    Spelling{"timestamp", DuckKind::kTimestamp},
+    Spelling{"datetime", DuckKind::kTimestamp},
+    Spelling{"timestamp_us", DuckKind::kTimestamp},
+    Spelling{"timestamp_s", DuckKind::kTimestamp},
+    Spelling{"timestamp_ms", DuckKind::kTimestamp},
+    Spelling{"timestamp_ns", DuckKind::kTimestamp},
+    Spelling{"timestamp without time zone", DuckKind::kTimestamp},
+    Spelling{"time without time zone", DuckKind::kTime},
+    Spelling{"timestamp with time zone", DuckKind::kTimestampTz},
+    Spelling{"timestamptz", DuckKind::kTimestampTz},
+    Spelling{"interval", DuckKind::kInterval},
+    Spelling{"uuid", DuckKind::kUuid},
+    Spelling{"guid", DuckKind::kUuid},
     Spelling{"json", DuckKind::kJson},
 };
 
@@ -90,7 +128,8 @@ std::string DuckCast(PgWire wire, const DuckType& type) {
     case PgWire::kFloat8: return "double";
     case PgWire::kNumeric: return fmt::format("decimal({},{})", type.precision, type.scale);
     case PgWire::kHugeint: return "hugeint";
-    case PgWire::kText: case PgWire::kJsonb: return "varchar";
+    case PgWire::kText:
+    case PgWire::kJsonb: return "varchar";
     case PgWire::kBytea: return "blob";
     case PgWire::kDate: return "date";
     case PgWire::kTime: return "time";
@@ -113,9 +152,12 @@ std::string Quoted(std::string_view name) {
 // Digits before the decimal point that hold every value of an integer type; 0 = not an integer type.
 int IntegerDigits(DuckKind kind) {
   switch (kind) {
-    case DuckKind::kTinyint: case DuckKind::kUtinyint: return 3;
-    case DuckKind::kSmallint: case DuckKind::kUsmallint: return 5;
-    case DuckKind::kInteger: case DuckKind::kUinteger: return 10;
+    case DuckKind::kTinyint:
+    case DuckKind::kUtinyint: return 3;
+    case DuckKind::kSmallint:
+    case DuckKind::kUsmallint: return 5;
+    case DuckKind::kInteger:
+    case DuckKind::kUinteger: return 10;
     case DuckKind::kBigint: return 19;
     case DuckKind::kUbigint: return 20;
     case DuckKind::kHugeint: return 39;
@@ -126,9 +168,13 @@ int IntegerDigits(DuckKind kind) {
 // Bytes of the smallest signed PostgreSQL integer that holds the type; 0 = none does.
 int IntegerBytes(DuckKind kind) {
   switch (kind) {
-    case DuckKind::kTinyint: case DuckKind::kUtinyint: case DuckKind::kSmallint: return 2;
-    case DuckKind::kUsmallint: case DuckKind::kInteger: return 4;
-    case DuckKind::kUinteger: case DuckKind::kBigint: return 8;
+    case DuckKind::kTinyint:
+    case DuckKind::kUtinyint:
+    case DuckKind::kSmallint: return 2;
+    case DuckKind::kUsmallint:
+    case DuckKind::kInteger: return 4;
+    case DuckKind::kUinteger:
+    case DuckKind::kBigint: return 8;
     default: return 0;
   }
 }
@@ -167,17 +213,25 @@ std::optional<PgWire> DecimalWire(const DuckType& type, std::string_view t) {
 std::optional<PgWire> FitInto(const DuckType& type, std::string_view t) {
   switch (type.kind) {
     case DuckKind::kBoolean: return t == "boolean" ? std::optional(PgWire::kBool) : std::nullopt;
-    case DuckKind::kTinyint: case DuckKind::kSmallint: case DuckKind::kInteger: case DuckKind::kBigint:
-    case DuckKind::kUtinyint: case DuckKind::kUsmallint: case DuckKind::kUinteger: case DuckKind::kUbigint:
-    case DuckKind::kHugeint:
-      return IntegerWire(type.kind, t);
+    case DuckKind::kTinyint:
+    case DuckKind::kSmallint:
+    case DuckKind::kInteger:
+    case DuckKind::kBigint:
+    case DuckKind::kUtinyint:
+    case DuckKind::kUsmallint:
+    case DuckKind::kUinteger:
+    case DuckKind::kUbigint:
+    case DuckKind::kHugeint: return IntegerWire(type.kind, t);
     case DuckKind::kUhugeint: break;
     case DuckKind::kFloat:
       if (t == "real") return PgWire::kFloat4;
       return t == "double precision" ? std::optional(PgWire::kFloat8) : std::nullopt;
     case DuckKind::kDouble: return t == "double precision" ? std::optional(PgWire::kFloat8) : std::nullopt;
     case DuckKind::kDecimal: return DecimalWire(type, t);
-    case DuckKind::kVarchar: case DuckKind::kTimeTz: case DuckKind::kJson: case DuckKind::kNested:
+    case DuckKind::kVarchar:
+    case DuckKind::kTimeTz:
+    case DuckKind::kJson:
+    case DuckKind::kNested:
       if (t == "jsonb" && type.kind != DuckKind::kTimeTz) return PgWire::kJsonb;
       if (t == "json" && type.kind != DuckKind::kTimeTz) return PgWire::kText;
       return IsTextTarget(t) ? std::optional(PgWire::kText) : std::nullopt;
@@ -225,15 +279,21 @@ Result<DuckType> ParseDuckType(std::string_view type) {
 std::string PgTypeFor(const DuckType& type) {
   switch (type.kind) {
     case DuckKind::kBoolean: return "boolean";
-    case DuckKind::kTinyint: case DuckKind::kUtinyint: case DuckKind::kSmallint: return "smallint";
-    case DuckKind::kUsmallint: case DuckKind::kInteger: return "integer";
-    case DuckKind::kUinteger: case DuckKind::kBigint: return "bigint";
+    case DuckKind::kTinyint:
+    case DuckKind::kUtinyint:
+    case DuckKind::kSmallint: return "smallint";
+    case DuckKind::kUsmallint:
+    case DuckKind::kInteger: return "integer";
+    case DuckKind::kUinteger:
+    case DuckKind::kBigint: return "bigint";
     case DuckKind::kUbigint: return "numeric(20,0)";
-    case DuckKind::kHugeint: case DuckKind::kUhugeint: return "numeric(39,0)";
+    case DuckKind::kHugeint:
+    case DuckKind::kUhugeint: return "numeric(39,0)";
     case DuckKind::kFloat: return "real";
     case DuckKind::kDouble: return "double precision";
     case DuckKind::kDecimal: return fmt::format("numeric({},{})", type.precision, type.scale);
-    case DuckKind::kVarchar: case DuckKind::kTimeTz: return "text";
+    case DuckKind::kVarchar:
+    case DuckKind::kTimeTz: return "text";
     case DuckKind::kBlob: return "bytea";
     case DuckKind::kDate: return "date";
     case DuckKind::kTime: return "time without time zone";
@@ -241,7 +301,8 @@ std::string PgTypeFor(const DuckType& type) {
     case DuckKind::kTimestampTz: return "timestamp with time zone";
     case DuckKind::kInterval: return "interval";
     case DuckKind::kUuid: return "uuid";
-    case DuckKind::kJson: case DuckKind::kNested: return "json";
+    case DuckKind::kJson:
+    case DuckKind::kNested: return "json";
   }
   return "text";
 }
@@ -281,11 +342,15 @@ Result<SqliteColumn> PlanSqliteColumn(const ColumnSpec& column) {
   };
   switch (type->kind) {
     case DuckKind::kBoolean: as("BOOLEAN", Bind::kInteger, fmt::format("cast({} as bigint)", name)); break;
-    case DuckKind::kTinyint: case DuckKind::kSmallint: case DuckKind::kInteger: case DuckKind::kBigint:
-    case DuckKind::kUtinyint: case DuckKind::kUsmallint: case DuckKind::kUinteger:
-      as("INTEGER", Bind::kInteger, fmt::format("cast({} as bigint)", name)); break;
-    case DuckKind::kFloat: case DuckKind::kDouble:
-      as("REAL", Bind::kReal, fmt::format("cast({} as double)", name)); break;
+    case DuckKind::kTinyint:
+    case DuckKind::kSmallint:
+    case DuckKind::kInteger:
+    case DuckKind::kBigint:
+    case DuckKind::kUtinyint:
+    case DuckKind::kUsmallint:
+    case DuckKind::kUinteger: as("INTEGER", Bind::kInteger, fmt::format("cast({} as bigint)", name)); break;
+    case DuckKind::kFloat:
+    case DuckKind::kDouble: as("REAL", Bind::kReal, fmt::format("cast({} as double)", name)); break;
     case DuckKind::kDecimal:
       as(type->precision <= 15 ? "NUMERIC" : "TEXT", Bind::kText,
          fmt::format("cast(cast({} as decimal({},{})) as varchar)", name, type->precision, type->scale));
@@ -294,9 +359,11 @@ Result<SqliteColumn> PlanSqliteColumn(const ColumnSpec& column) {
     case DuckKind::kNested: as("TEXT", Bind::kText, fmt::format("cast(to_json({}) as varchar)", name)); break;
     case DuckKind::kDate: as("TEXT", Bind::kText, finite(fmt::format("cast(cast({} as date) as varchar)", name))); break;
     case DuckKind::kTimestamp:
-      as("TEXT", Bind::kText, finite(fmt::format("cast(cast({} as timestamp) as varchar)", name))); break;
+      as("TEXT", Bind::kText, finite(fmt::format("cast(cast({} as timestamp) as varchar)", name)));
+      break;
     case DuckKind::kTimestampTz:
-      as("TEXT", Bind::kText, finite(fmt::format("cast(make_timestamp(epoch_us({})) as varchar) || '+00:00'", name))); break;
+      as("TEXT", Bind::kText, finite(fmt::format("cast(make_timestamp(epoch_us({})) as varchar) || '+00:00'", name)));
+      break;
     default: as("TEXT", Bind::kText, fmt::format("cast({} as varchar)", name)); break;
   }
   return out;
@@ -317,7 +384,8 @@ std::string QuoteText(std::string_view text) {
   return out + '\'';
 }
 
-std::string CastSql(const std::vector<std::string>& names, const std::vector<std::string>& expressions, std::string_view dataset) {
+std::string CastSql(const std::vector<std::string>& names, const std::vector<std::string>& expressions,
+                    std::string_view dataset) {
   std::string sql = "select ";
   for (std::size_t i = 0; i < names.size(); ++i) {
     if (i != 0) sql += ", ";

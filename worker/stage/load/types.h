@@ -13,8 +13,30 @@
 namespace millrace::load {
 
 enum class DuckKind : std::uint8_t {
-  kBoolean, kTinyint, kSmallint, kInteger, kBigint, kHugeint, kUtinyint, kUsmallint, kUinteger, kUbigint, kUhugeint,
-  kFloat, kDouble, kDecimal, kVarchar, kBlob, kDate, kTime, kTimeTz, kTimestamp, kTimestampTz, kInterval, kUuid, kJson,
+  kBoolean,
+  kTinyint,
+  kSmallint,
+  kInteger,
+  kBigint,
+  kHugeint,
+  kUtinyint,
+  kUsmallint,
+  kUinteger,
+  kUbigint,
+  kUhugeint,
+  kFloat,
+  kDouble,
+  kDecimal,
+  kVarchar,
+  kBlob,
+  kDate,
+  kTime,
+  kTimeTz,
+  kTimestamp,
+  kTimestampTz,
+  kInterval,
+  kUuid,
+  kJson,
   kNested,  // list, array, struct, map, union: stored as JSON
 };
 
@@ -31,17 +53,28 @@ Result<DuckType> ParseDuckType(std::string_view type);
 
 // The form of a value in PostgreSQL's binary COPY.
 enum class PgWire : std::uint8_t {
-  kBool, kInt2, kInt4, kInt8, kFloat4, kFloat8,
+  kBool,
+  kInt2,
+  kInt4,
+  kInt8,
+  kFloat4,
+  kFloat8,
   kNumeric,  // from DECIMAL
   kHugeint,  // numeric, from HUGEINT
-  kText, kBytea, kDate, kTime, kTimestamp, kInterval, kUuid,
-  kJsonb,    // a version byte, then text
+  kText,
+  kBytea,
+  kDate,
+  kTime,
+  kTimestamp,
+  kInterval,
+  kUuid,
+  kJsonb,  // a version byte, then text
 };
 
 // One column on its way into PostgreSQL.
 struct PgColumn {
   std::string name;
-  std::string pg_type;     // as in CREATE TABLE
+  std::string pg_type;  // as in CREATE TABLE
   bool not_null = false;
   PgWire wire = PgWire::kText;
   int scale = 0;           // kNumeric
@@ -59,7 +92,7 @@ Result<PgColumn> PlanPgColumn(const ColumnSpec& column, std::string_view pg_type
 // One column on its way into SQLite.
 struct SqliteColumn {
   std::string name;
-  std::string declared;    // as in CREATE TABLE
+  std::string declared;  // as in CREATE TABLE
   bool not_null = false;
   enum class Bind : std::uint8_t { kInteger, kReal, kText, kBlob } bind = Bind::kText;
   std::string expression;  // BIGINT, DOUBLE, VARCHAR or BLOB
@@ -75,6 +108,7 @@ Result<std::string> QuoteIdent(std::string_view name);
 std::string QuoteText(std::string_view text);
 
 // "select <expressions> from (<dataset>) as dataset", each column under its own name.
-std::string CastSql(const std::vector<std::string>& names, const std::vector<std::string>& expressions, std::string_view dataset);
+std::string CastSql(const std::vector<std::string>& names, const std::vector<std::string>& expressions,
+                    std::string_view dataset);
 
 }  // namespace millrace::load

@@ -7,7 +7,8 @@
 
 namespace millrace {
 
-StageOutcome<StageResult> RunTransform(const StageOrder& order, const std::vector<Manifest>& inputs, duck::Connection& connection) {
+StageOutcome<StageResult> RunTransform(const StageOrder& order, const std::vector<Manifest>& inputs,
+                                       duck::Connection& connection) {
   const auto& spec = std::get<TransformSpec>(order.task.stage.work);
   StageResult result;
   for (const auto& input : inputs) {

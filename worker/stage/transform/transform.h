@@ -12,6 +12,7 @@ namespace millrace {
 
 // `inputs` in the order of order.task.inputs. REQUIRES: the stage holds a TransformSpec; folders exist; the connection may read
 // the inputs' files.
-StageOutcome<StageResult> RunTransform(const StageOrder& order, const std::vector<Manifest>& inputs, duck::Connection& connection);
+StageOutcome<StageResult> RunTransform(const StageOrder& order, const std::vector<Manifest>& inputs,
+                                       duck::Connection& connection);
 
 }  // namespace millrace
