@@ -40,7 +40,6 @@ Result<std::unique_ptr<JobQueue>> OpenQueue(const Context& context) {
   if (UsesRedis(context)) {
     auto queue = RedisQueue::Open(RedisOptions(context), context.clock().Now() + kStartTimeout);
     if (!queue) return Prefixed(std::move(queue.error()), "queue");
-    for (const std::string& warning : (*queue)->Describe().warnings) LogWarn("redis: {}", warning);
     return std::unique_ptr<JobQueue>(std::move(*queue));
   }
   auto queue = OpenSqliteQueue({.path = context.config().queue.path});

@@ -176,6 +176,26 @@ TEST_F(RedisRestartTest, AKilledServerIsWipedUntilTheShardIsTakenAnew) {
   EXPECT_EQ(results[3]->claimed, std::vector{Entry(9)});
 }
 
+TEST_F(RedisRestartTest, TheFirstRingAfterARestartIsHeard) {
+  const RedisQueueOptions options{.endpoint = server_->endpoint(), .prefix = "t", .operation_timeout = 5000ms};
+  auto ringing = OpenRedisInbox(options);
+  auto waiting = OpenRedisInbox(options);
+  ASSERT_TRUE(ringing && waiting);
+  ASSERT_TRUE((*ringing)->Ring(kShard));
+  const ShardId shards[] = {kShard};
+  ASSERT_EQ(*(*waiting)->Wait(shards, 1000ms), std::vector{kShard});
+  server_->Kill();
+  EXPECT_FALSE((*ringing)->Ring(kShard)) << "nobody listens";
+  server_->Start();
+  EXPECT_TRUE((*ringing)->Ring(kShard));
+  server_->Kill();
+  server_->Start();  // the connection broke and the server is back before anyone looked
+  const auto rung = (*ringing)->Ring(kShard);
+  EXPECT_TRUE(rung) << rung.error().message;
+  auto heard = OpenRedisInbox(options);
+  EXPECT_EQ(*(*heard)->Wait(shards, 1000ms), std::vector{kShard});
+}
+
 TEST_F(RedisRestartTest, AServerThatLostItsFileIsWipedForEveryOwner) {
   auto queue = Open();
   Must(*queue, Take{kShard, Epoch{7}});
