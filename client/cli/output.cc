@@ -69,7 +69,7 @@ std::string FormatForPeople(const Table& table) {
   for (const auto& name : table.columns) widths.push_back(DisplayWidth(name));
   for (std::size_t r = 0; r < table.rows.size(); ++r) {
     for (std::size_t c = 0; c < table.columns.size(); ++c) {
-      texts[r].push_back(Printable(CellText(table.rows[r][c], true)));
+      texts[r].push_back(Printable(CellText(table.rows[r][c], !table.verbatim)));
       widths[c] = std::max(widths[c], DisplayWidth(texts[r][c]));
     }
   }

@@ -22,6 +22,7 @@ using Cell = std::variant<std::monostate, std::int64_t, double, bool, std::strin
 struct Table {
   std::vector<std::string> columns;  // snake_case: the field names of the JSON forms, stable
   std::vector<std::vector<Cell>> rows;
+  bool verbatim = false;  // people's own data: numbers are shown as they are, neither rounded nor grouped
 };
 
 // json: one array of objects; ndjson: one object a line; csv: RFC 4180 with a header line; table: aligned columns, numbers

@@ -102,6 +102,7 @@ Result<Table> RunQuery(const ConnectionSpec& connection, const std::string& sql,
   auto table = connection.type == "sqlite" ? QuerySqlite(connection.dsn, sql, clock, deadline)
                                            : QueryPostgres(connection.dsn, sql, clock, deadline);
   if (!table) return Prefixed(std::move(table.error()), "connection '{}'", connection.name);
+  table->verbatim = true;
   return table;
 }
 

@@ -172,7 +172,11 @@ std::string ForPeople(const RunReport& report) {
   if (report.state == RunState::kSucceeded)
     out += fmt::format("\nread = loaded + filtered + quarantined + deduplicated {} every stage\n",
                        report.Balanced() ? "holds for" : "DOES NOT HOLD for");
+  bool explained = false;
   for (const StageReport& s : report.stages) {
+    if (s.result && s.result->rows.quarantined > 0)
+      out += fmt::format("{}: {} rows quarantined, each with its reason, in the lake under {}\n", s.stage,
+                         HumanCount(s.result->rows.quarantined), s.result->quarantine);
     if (s.kind == "load" && s.result && s.result->ok) {
       const StageResult& r = *s.result;
       const bool same = r.already_applied || r.inserted + r.updated + r.deleted == 0;
@@ -183,12 +187,14 @@ std::string ForPeople(const RunReport& report) {
                                            : "");
     }
     if (!s.error.empty()) {
+      explained = true;
       out += fmt::format("\nstage {} {} after {} {}: {}: {}\n", s.stage, Name(s.state), s.counters.deliveries,
                          s.counters.deliveries == 1 ? "attempt" : "attempts", s.error_class, s.error);
       if (s.error_class == "crashed" || s.kind == "command") out += Lines(s.log_tail, "  | ");
     }
   }
-  if (!report.reason.empty() && report.state != RunState::kSucceeded) out += "\n" + report.reason + "\n";
+  // The reason of a failed run repeats its stage's error.
+  if (!explained && !report.reason.empty() && report.state != RunState::kSucceeded) out += "\n" + report.reason + "\n";
   return out;
 }
 
