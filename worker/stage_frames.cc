@@ -39,10 +39,12 @@ Result<StageMessage> ParseStageMessage(std::string_view json) {
   const auto root = nlohmann::json::parse(json, nullptr, /*allow_exceptions=*/false);
   if (!root.is_object() || root.size() != 1)
     return Fail(ErrorCode::kCorrupt, "a stage sent something that is not an object with one key");
-  const auto& [key, value] = *root.items().begin();
+  const auto entry = root.begin();  // not items(): its elements live no longer than the iterator
+  const std::string& key = entry.key();
+  const auto& value = entry.value();
   if (key == "ready") return StageMessage{StageReady{}};
   if (key == "progress") {
-    const auto number = [&value = value](const char* name) -> std::int64_t {
+    const auto number = [&value](const char* name) -> std::int64_t {
       const auto it = value.find(name);
       return it != value.end() && it->is_number_integer() ? it->template get<std::int64_t>() : 0;
     };
