@@ -90,7 +90,8 @@ class StageParser {
 
   void ExtractOptions(ExtractSpec& spec, const YamlNode& node) {
     if (!context_.IsMapping(node, "extract.options")) return;
-    context_.OnlyKeys(node, {"delimiter", "header", "quote", "escape", "null", "skip"}, "extract.options");
+    context_.OnlyKeys(node, {"delimiter", "header", "quote", "escape", "null", "skip", "decimal_separator", "dateformat"},
+                      "extract.options");
     for (std::size_t i = 0; i < node.keys.size(); ++i) {
       const std::string& name = node.keys[i].text;
       const YamlNode& value = node.items[i];

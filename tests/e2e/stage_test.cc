@@ -221,6 +221,110 @@ TEST_F(StageTest, ContractOnExtractQuarantinesRowsThatDoNotParse) {
   EXPECT_TRUE(fs::exists(root_ / "lake" / result.quarantine)) << result.quarantine;
 }
 
+TEST_F(StageTest, ANumberThatDoesNotFitThePinnedTypeIsNotRounded) {
+  Write("a.csv", "id,price\n1,10\n");
+  ASSERT_TRUE(Run(Extract("a", "a.csv")).ok);
+  ASSERT_EQ(Rows("a", "id"), "1,10\n");
+  Write("a.csv", "id,price\n1,10\n2,11.0\n3,10.55\n4,1e2\n5,0.5\n");
+  const StageResult day2 = Run(Extract("a", "a.csv", "r2"));
+  EXPECT_EQ(day2.error_class, "bad_value") << day2.error;
+  EXPECT_THAT(day2.error, AllOf(HasSubstr("a.csv:4"), HasSubstr("'price'"), HasSubstr("'10.55'"), HasSubstr("bigint"),
+                                HasSubstr("2 such values")));
+  EXPECT_EQ(CountFiles("a", "manifests"), 1);
+  Write("a.csv", "id,price\n2,11.0\n3,1e2\n4,+5\n5, 6 \n6,\n");
+  const StageResult exact = Run(Extract("a", "a.csv", "r3"));
+  ASSERT_TRUE(exact.ok) << exact.error;
+  EXPECT_EQ(Rows("a", "id", "r3"), "2,11\n3,100\n4,5\n5,6\n6,null\n");
+}
+
+TEST_F(StageTest, ANumberThatDoesNotFitADeclaredTypeIsNotRounded) {
+  struct Case {
+    std::string type, good, bad, separator;
+  };
+  int n = 0;
+  for (const Case& c :
+       {Case{"int", "10", "10.55", ""}, Case{"smallint", "-3.", "-0.5", ""}, Case{"ubigint", "1", "1e-5", ""},
+        Case{"decimal(5,2)", "10.5500", "10.555", ""}, Case{"decimal(5,2)", "1.5e1", "1.5e-2", ""},
+        Case{"decimal(5,2)", "10,50", "10,505", ","}, Case{"hugeint", "123456789012345678901234567890", "1.5", ""}}) {
+    const std::string stage = fmt::format("s{}", n++);
+    StageOrder order = Extract(stage, stage + ".csv");
+    auto& spec = std::get<ExtractSpec>(order.task.stage.work);
+    spec.columns = {{.name = "v", .type = c.type}};
+    spec.options = {{"delimiter", ";"}};
+    if (!c.separator.empty()) spec.options["decimal_separator"] = c.separator;
+    Write(stage + ".csv", fmt::format("id;v\n1;{}\n2;{}\n", c.good, c.bad));
+    const StageResult bad = Run(order);
+    EXPECT_EQ(bad.error_class, "bad_value") << c.type << " " << c.bad << " " << bad.error;
+    EXPECT_THAT(bad.error, AllOf(HasSubstr(stage + ".csv"), HasSubstr("'v'"), HasSubstr("'" + c.bad + "'"))) << c.type;
+    if (c.bad.find('e') == std::string::npos) {
+      EXPECT_THAT(bad.error, HasSubstr(".csv:3:")) << c.type;
+    }
+    Write(stage + ".csv", fmt::format("id;v\n1;{}\n", c.good));
+    order.token = Token{++token_};
+    const StageResult good = Run(order);
+    EXPECT_TRUE(good.ok) << c.type << " " << c.good << " " << good.error;
+  }
+}
+
+TEST_F(StageTest, AJsonNumberThatDoesNotFitIsNotRounded) {
+  for (const std::string ending : {"ndjson", "json"}) {
+    const bool array = ending == "json";
+    const auto text = [&](const std::string& v) {
+      const std::string first = "{\"id\":1,\"n\":5.0}", second = fmt::format("{{\"id\":2,\"n\":{}}}", v);
+      return array ? "[" + first + ",\n" + second + "]" : first + "\n" + second + "\n";
+    };
+    StageOrder order = Extract(ending, "a." + ending);
+    std::get<ExtractSpec>(order.task.stage.work).columns = {{.name = "n", .type = "bigint"}};
+    Write("a." + ending, text("10.55"));
+    const StageResult bad = Run(order);
+    EXPECT_EQ(bad.error_class, "bad_value") << bad.error;
+    EXPECT_THAT(bad.error, AllOf(HasSubstr("a." + ending), HasSubstr("record 2"), HasSubstr("'n'"), HasSubstr("'10.55'")));
+    Write("a." + ending, text("1e1"));
+    order.token = Token{++token_};
+    const StageResult good = Run(order);
+    ASSERT_TRUE(good.ok) << good.error;
+    EXPECT_EQ(Rows(ending, "id"), "1,5\n2,10\n");
+  }
+}
+
+TEST_F(StageTest, ContractOnExtractQuarantinesWhatThePinnedTypeWouldRound) {
+  const auto contract =
+      ContractSpec{.columns = {{.name = "n", .type = "bigint", .not_null = true}}, .on_violation = OnViolation::kQuarantine};
+  for (const std::string ending : {"csv", "ndjson"}) {
+    const bool csv = ending == "csv";
+    const std::string file = "a." + ending;
+    Write(file, csv ? "id,n,d\n1,10,2020-01-01\n" : "{\"id\":1,\"n\":10,\"d\":\"2020-01-01\"}\n");
+    StageOrder day1 = Extract(ending, file);
+    day1.task.stage.contract = contract;
+    // An undeclared JSON column is pinned as json.
+    const std::vector<ColumnSpec> declared = {
+        {.name = "id", .type = "bigint"}, {.name = "n", .type = "bigint"}, {.name = "d", .type = "date"}};
+    if (!csv) std::get<ExtractSpec>(day1.task.stage.work).columns = declared;
+    ASSERT_TRUE(Run(day1).ok);
+    // A rounding value, one that is no number, null, and a row that has a bad date besides (only CSV has rejects).
+    Write(file,
+          csv ? "id,n,d\n1,7,2020-01-01\n2,10.55,2020-01-01\n3,two,2020-01-01\n4,,2020-01-01\n5,1.5,nodate\n6,8,2020-01-02\n"
+              : "{\"id\":1,\"n\":7,\"d\":\"2020-01-01\"}\n{\"id\":2,\"n\":10.55,\"d\":\"2020-01-01\"}\n"
+                "{\"id\":3,\"n\":\"two\",\"d\":\"2020-01-01\"}\n{\"id\":4,\"d\":\"2020-01-01\"}\n"
+                "{\"id\":5,\"n\":1.5,\"d\":\"2020-01-01\"}\n{\"id\":6,\"n\":8,\"d\":\"2020-01-02\"}\n");
+    StageOrder day2 = Extract(ending, file, "r2");
+    day2.task.stage.contract = contract;
+    if (!csv) std::get<ExtractSpec>(day2.task.stage.work).columns = declared;
+    const StageResult result = Run(day2);
+    ASSERT_TRUE(result.ok) << ending << result.error;
+    EXPECT_EQ(result.rows.read, 6) << ending;
+    EXPECT_EQ(result.rows.loaded, 2) << ending;
+    EXPECT_EQ(result.rows.quarantined, 4) << ending;
+    EXPECT_EQ(Rows(ending, "id", "r2"), "1,7,2020-01-01\n6,8,2020-01-02\n");
+    auto db = duck::Database::Open({});
+    auto bad = db->Connect()->Query(
+        fmt::format("SELECT reason FROM '{}' WHERE contains(reason, '10.55')", (root_ / "lake" / result.quarantine).string()));
+    ASSERT_TRUE(bad) << bad.error().message;
+    ASSERT_EQ(bad->rows.size(), 1u);
+    EXPECT_EQ(bad->Text(), "n is not a bigint: 10.55");
+  }
+}
+
 TEST_F(StageTest, SchemaDriftIsAnErrorWithADiff) {
   Write("a.csv", "id,name\n1,x\n");
   ASSERT_TRUE(Run(Extract("a", "a.csv")).ok);
@@ -462,6 +566,30 @@ TEST_F(StageTest, CheckFindsAMissingColumnAndItsPlace) {
       HasSubstr(
           R"({"stage":"a","columns":[{"name":"id","type":"bigint","not_null":false},{"name":"name","type":"varchar","not_null":false}]})"));
   EXPECT_THAT(answer, ::testing::Not(HasSubstr(R"("stage":"after")"))) << "one mistake, one message";
+}
+
+TEST_F(StageTest, CheckReportsAMissingFileAlsoWhenTheSchemaIsPinned) {
+  Write("a.csv", "id,name\n1,x\n");
+  ASSERT_TRUE(Run(Extract("a", "a.csv")).ok);
+  fs::remove(Src("a.csv"));
+  Pipeline pipeline;
+  pipeline.name = "p";
+  StageSpec a;
+  a.name = "a";
+  a.work = ExtractSpec{.paths = {"a.csv"}, .options = {{"delimiter", ","}}};
+  pipeline.stages = {a};
+  const auto check = [&] {
+    stagetest::StageProcess process(kBinary, {"--check"});
+    process.Send(
+        fmt::format(R"({{"pipeline":{},"base_dir":"{}","lake":"{}"}})", ToJson(pipeline), Src(""), (root_ / "lake").string()));
+    const stagetest::StageRun run = process.Finish();
+    return run.frames.empty() ? std::string() : run.frames.front();
+  };
+  const std::string missing = check();
+  EXPECT_THAT(missing, AllOf(HasSubstr(R"("stage":"a","code":"missing_file")"), HasSubstr("'a.csv'")));
+  EXPECT_THAT(missing, ::testing::Not(HasSubstr("invalid_stage"))) << "one mistake, one message";
+  Write("a.csv", "id,name\n1,x\n");
+  EXPECT_THAT(check(), HasSubstr(R"({"problems":[],)"));
 }
 
 std::string CacheDir() {

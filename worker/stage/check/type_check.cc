@@ -102,11 +102,14 @@ class Checker {
     auto sources = FindSources(spec, request_.base_dir);
     const auto stored = ReadPinnedSchema(pinned);
     const bool is_pinned = stored && stored->has_value();
-    if (!sources && !(is_pinned && sources.error().error_class == "missing_file")) {
-      return Add(stage, sources.error().error_class, sources.error().message);
+    if (!sources) {
+      Add(stage, sources.error().error_class, sources.error().message);
+      // A pinned schema is enough to check the stages that read this one.
+      if (!is_pinned || sources.error().error_class != "missing_file") return;
     }
     auto schema =
         ResolveSchema(connection_, sources ? *sources : SourceFiles{.paths = {}, .format = spec.format}, spec, pinned);
+    if (!schema && !sources) return;  // without a file its format may be unknown
     if (!schema) return Add(stage, schema.error().error_class, schema.error().message);
     sniffed_[stage.name] = std::move(schema->columns);
   }

@@ -8,6 +8,7 @@
 #include "common/model/lake.h"
 #include "worker/stage/check/checks.h"
 #include "worker/stage/check/contract.h"
+#include "worker/stage/extract/lossless.h"
 #include "worker/stage/extract/sources.h"
 #include "worker/stage/files.h"
 #include "worker/stage/input_sql.h"
@@ -126,6 +127,7 @@ StageOutcome<Scan> ScanAll(duck::Connection& connection, const SourceFiles& sour
     return std::unexpected(SqlFailure(value ? "bad_value" : "source_malformed", connection, std::move(error)));
   }
   if (reader.store_rejects) MILLRACE_TRY(FailOnRejects(connection));
+  MILLRACE_TRY(FailOnRounding(connection, sources.paths, reader));
   std::size_t at = 1;
   for (const auto& c : reader.columns) {
     if (!typed && !c.not_null) continue;
@@ -269,10 +271,18 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   manifest.files = std::move(files);
   manifest.read_options = schema.read_options;
   std::int64_t rows = 0;
+  std::string rows_sql = ReaderSelect(sources.paths, reader);
+  std::string rejects_sql = quarantine && reader.store_rejects ? std::string(kRejectsSql) : "";
   if (!quarantine) {
     MILLRACE_TRY_ASSIGN(const Scan scan, ScanAll(connection, sources, reader));
     rows = scan.rows;
   } else {
+    MILLRACE_TRY_ASSIGN(const std::int64_t rounding, CountRounding(connection, sources.paths, reader));
+    if (rounding > 0) {
+      const ExactRows exact = SplitRounding(sources.paths, reader);
+      rows_sql = exact.kept;
+      rejects_sql += (rejects_sql.empty() ? "" : " UNION ALL ") + exact.rejects;
+    }
     MILLRACE_TRY_ASSIGN(
         const duck::Table count,
         connection.Query(fmt::format("SELECT count(*) FROM ({})", ReaderSelect(sources.paths, {.format = reader.format,
@@ -288,8 +298,7 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   if (!pinned) MILLRACE_TRY(PinSchema(order, pinned_path, to_pin));
   if (spec.copy || task.stage.contract) {
     result.input_rows = rows;
-    const RejectSource rejects{.quarantine_sql = quarantine && reader.store_rejects ? std::string(kRejectsSql) : ""};
-    auto done = writer.WriteAndPublish(ReaderSelect(sources.paths, reader), {}, "bronze", std::move(result), rejects);
+    auto done = writer.WriteAndPublish(rows_sql, {}, "bronze", std::move(result), {.quarantine_sql = rejects_sql});
     if (auto same = VerifySources(manifest); !same)
       return std::unexpected(StageFailure("source_changed", same.error().message, true));
     return done;
@@ -297,8 +306,8 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   result.rows = {.read = rows, .loaded = rows};
   result.input_rows = rows;
   if (manifest.files.size() == 1) manifest.files.front().rows = rows;
-  MILLRACE_TRY_ASSIGN(const std::string rows_sql, InputSql(manifest, order.lake));
-  if (auto held = RunChecks(connection, rows_sql, task.stage.checks); !held) {
+  MILLRACE_TRY_ASSIGN(const std::string published, InputSql(manifest, order.lake));
+  if (auto held = RunChecks(connection, published, task.stage.checks); !held) {
     return std::unexpected(
         StageFailure(held.error().code == ErrorCode::kConflict ? "check_failed" : "invalid_check", held.error().message));
   }

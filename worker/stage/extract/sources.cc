@@ -107,7 +107,7 @@ std::string ReaderCall(const std::vector<std::string>& paths, const ReaderOption
   } else {
     arguments += ", auto_detect = false, columns = " + ColumnMap(o.columns, o.all_text);
   }
-  if (o.store_rejects) arguments += ", store_rejects = true, rejects_limit = 0";
+  if (o.store_rejects) arguments += fmt::format(", store_rejects = true, rejects_limit = {}", o.rejects_limit);
   if (o.skip_bad_rows && !o.store_rejects) arguments += ", ignore_errors = true";
   return fmt::format("read_csv([{}]{}, hive_partitioning = false)", list, arguments);
 }

@@ -23,6 +23,7 @@ struct ReaderOptions {
       options{};               // csv: delimiter, header, quote, escape, null, skip, dateformat, timestampformat
   bool all_text = false;       // every column as text
   bool store_rejects = false;  // csv: bad rows go to reject_errors
+  int rejects_limit = 0;       // csv, of each file: rows kept in reject_errors; 0: all
   bool skip_bad_rows = false;  // csv: bad rows are left out
 };
 

@@ -1,0 +1,170 @@
+#include "worker/stage/extract/lossless.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+
+namespace millrace {
+namespace {
+
+constexpr int kRejectsForPlace = 100'000;
+
+bool IsInteger(std::string_view type) {
+  constexpr std::array<std::string_view, 10> kTypes = {"tinyint",  "smallint",  "integer",  "bigint",  "hugeint",
+                                                       "utinyint", "usmallint", "uinteger", "ubigint", "uhugeint"};
+  return std::find(kTypes.begin(), kTypes.end(), type) != kTypes.end();
+}
+bool IsDecimal(std::string_view type) { return type.starts_with("decimal(") && type.ends_with(")"); }
+bool IsExact(std::string_view type) { return IsInteger(type) || IsDecimal(type); }
+
+// "decimal(18,3)" -> "3".
+std::string_view Scale(std::string_view type) {
+  const std::size_t comma = type.find(',');
+  if (comma == std::string_view::npos) return "0";
+  type = type.substr(comma + 1);
+  type.remove_suffix(1);
+  while (type.starts_with(' ')) type.remove_prefix(1);
+  return type;
+}
+
+bool CommaDecimals(const ReaderOptions& reader) {
+  const auto found = reader.options.find("decimal_separator");
+  return IsCsv(reader.format) && found != reader.options.end() && found->second == ",";
+}
+
+ReaderOptions AsText(ReaderOptions reader) {
+  for (auto& c : reader.columns) {
+    if (IsExact(c.type)) c.type = "varchar";
+  }
+  reader.store_rejects = false;
+  return reader;
+}
+
+// The text as SQL casts it: with a point.
+std::string Number(const ColumnSpec& c, const ReaderOptions& reader) {
+  const std::string name = duck::QuoteName(c.name);
+  return IsDecimal(c.type) && CommaDecimals(reader) ? fmt::format("replace({}, ',', '.')", name) : name;
+}
+
+// True where the text would be rounded, never null. Only a fraction or an exponent can be; the cheap test comes first because
+// every value of the source passes it. Doubles hold 15 digits exactly.
+std::string RoundsSql(const ColumnSpec& c, const ReaderOptions& reader) {
+  const std::string number = Number(c, reader);
+  const std::string fraction = IsDecimal(c.type) ? fmt::format("[0-9]{{0,{}}}0*", Scale(c.type)) : "0*";
+  return fmt::format(
+      "CASE WHEN contains({0}, '.') OR contains({0}, 'e') OR contains({0}, 'E') THEN NOT coalesce(regexp_full_match({0}, "
+      "'\\s*[+-]?[0-9]*([.]{1})?\\s*') OR (length({0}) <= 15 AND TRY_CAST({0} AS DOUBLE) = CAST(TRY_CAST({0} AS {2}) AS "
+      "DOUBLE)), false) ELSE false END",
+      number, fraction, c.type);
+}
+
+std::string UnfitSql(const ColumnSpec& c, const ReaderOptions& reader) {
+  const std::string number = Number(c, reader);
+  return fmt::format("({0} IS NOT NULL AND TRY_CAST({0} AS {1}) IS NULL) OR {2}", number, c.type, RoundsSql(c, reader));
+}
+
+// The line of the first row with `value`: read with the other decimal separator, fractions are what cannot be converted. 0 when
+// that does not find it.
+std::int64_t LineOf(duck::Connection& connection, const std::string& path, ReaderOptions reader, const std::string& column,
+                    const std::string& value) {
+  reader.options["decimal_separator"] = CommaDecimals(reader) ? "." : ",";
+  for (auto& c : reader.columns) c.type = c.name == column ? "double" : "varchar";
+  reader.store_rejects = true;
+  reader.rejects_limit = kRejectsForPlace;
+  const std::string scan = ReaderSelect({path}, reader);
+  if (!connection.Query(fmt::format("SELECT count({}) FROM ({})", duck::QuoteName(column), scan))) return 0;
+  const auto line = connection.Query(fmt::format("SELECT min(line) FROM reject_errors WHERE contains(error_message, {})",
+                                                 duck::QuoteText(fmt::format("string \"{}\" to ", value))));
+  return line && !line->rows.empty() && line->rows.front().front() ? line->Int() : 0;
+}
+
+StageOutcome<void> FailWith(duck::Connection& connection, const std::vector<std::string>& paths, const ReaderOptions& reader,
+                            const ColumnSpec& column, std::int64_t count) {
+  const std::string name = duck::QuoteName(column.name);
+  for (const auto& path : paths) {
+    MILLRACE_TRY_ASSIGN(
+        const duck::Table first,
+        connection.Query(fmt::format("SELECT {0}, \"record number\" FROM (SELECT {0}, row_number() OVER () AS \"record "
+                                     "number\" FROM ({1})) WHERE {2} LIMIT 1",
+                                     name, ReaderSelect({path}, AsText(reader)), RoundsSql(column, reader))));
+    if (first.rows.empty()) continue;
+    std::string place = std::filesystem::path(path).filename().string();
+    if (IsJson(reader.format)) {
+      place += fmt::format(": record {}", first.Int(1));
+    } else if (const std::int64_t line = LineOf(connection, path, reader, column.name, first.Text(0)); line > 0) {
+      place += fmt::format(":{}", line);
+    }
+    return std::unexpected(StageFailure(
+        "bad_value", fmt::format("{}: column '{}': '{}' does not fit {} without rounding{}", place, column.name, first.Text(0),
+                                 column.type, count == 1 ? "" : fmt::format(" ({} such values in all)", count))));
+  }
+  return std::unexpected(
+      StageFailure("source_changed", fmt::format("column '{}' changed while it was read", column.name), true));
+}
+
+}  // namespace
+
+bool CanRound(const ReaderOptions& reader) {
+  return reader.format != FileFormat::kParquet &&
+         std::any_of(reader.columns.begin(), reader.columns.end(), [](const ColumnSpec& c) { return IsExact(c.type); });
+}
+
+StageOutcome<void> FailOnRounding(duck::Connection& connection, const std::vector<std::string>& paths,
+                                  const ReaderOptions& reader) {
+  if (!CanRound(reader)) return {};
+  std::string counts;
+  for (const auto& c : reader.columns) {
+    if (IsExact(c.type)) counts += fmt::format("{}count_if({})", counts.empty() ? "" : ", ", RoundsSql(c, reader));
+  }
+  MILLRACE_TRY_ASSIGN(const duck::Table table,
+                      connection.Query(fmt::format("SELECT {} FROM ({})", counts, ReaderSelect(paths, AsText(reader)))));
+  std::size_t at = 0;
+  for (const auto& c : reader.columns) {
+    if (!IsExact(c.type)) continue;
+    if (const std::int64_t count = table.Int(at++); count > 0) return FailWith(connection, paths, reader, c, count);
+  }
+  return {};
+}
+
+StageOutcome<std::int64_t> CountRounding(duck::Connection& connection, const std::vector<std::string>& paths,
+                                         const ReaderOptions& reader) {
+  if (!CanRound(reader)) return std::int64_t{0};
+  std::string any;
+  for (const auto& c : reader.columns) {
+    if (!IsExact(c.type)) continue;
+    any += fmt::format("{}({})", any.empty() ? "" : " OR ", IsJson(reader.format) ? UnfitSql(c, reader) : RoundsSql(c, reader));
+  }
+  ReaderOptions text = AsText(reader);
+  text.skip_bad_rows = true;
+  MILLRACE_TRY_ASSIGN(const duck::Table table,
+                      connection.Query(fmt::format("SELECT count_if({}) FROM ({})", any, ReaderSelect(paths, text))));
+  return table.Int();
+}
+
+ExactRows SplitRounding(const std::vector<std::string>& paths, const ReaderOptions& reader) {
+  std::string list, reasons;
+  for (const auto& c : reader.columns) {
+    const std::string name = duck::QuoteName(c.name);
+    list += list.empty() ? "" : ", ";
+    list += IsExact(c.type) ? fmt::format("CAST({} AS {}) AS {}", Number(c, reader), c.type, name) : name;
+    if (!IsExact(c.type)) continue;
+    reasons += fmt::format(" WHEN {} THEN {} || {}", UnfitSql(c, reader),
+                           duck::QuoteText(fmt::format("{} is not a {}: ", c.name, c.type)), name);
+  }
+  const std::string reason = fmt::format("CASE{} END", reasons);
+  ReaderOptions kept = AsText(reader);
+  kept.store_rejects = reader.store_rejects;
+  ReaderOptions bad = AsText(reader);
+  bad.skip_bad_rows = true;
+  // The row in the WHERE makes the scan convert every column, also when rows are only counted: a row that the reader rejects is
+  // then no row here either.
+  return {
+      .kept = fmt::format("SELECT {} FROM ({}) WHERE {} IS NULL", list, ReaderSelect(paths, kept), reason),
+      .rejects = fmt::format("SELECT {0} AS reason, CAST(NULL AS VARCHAR) AS source, CAST(NULL AS BIGINT) AS line, "
+                             "CAST(to_json(r) AS VARCHAR) AS row FROM ({1}) r WHERE {0} IS NOT NULL AND to_json(r) IS NOT NULL",
+                             reason, ReaderSelect(paths, bad))};
+}
+
+}  // namespace millrace
