@@ -388,6 +388,30 @@ TEST_F(StageTest, OnlyOneSelectRuns) {
   }
 }
 
+TEST_F(StageTest, AContractDoesNotRoundTextIntoANumber) {
+  StageOrder order =
+      Transform("t", "SELECT * FROM (VALUES ('1', '7', '1.25'), ('2', '10.55', '1.0'), ('3', '1e2', '1.255')) v(id, n, d)", {});
+  order.task.stage.contract = ContractSpec{.columns = {{.name = "n", .type = "bigint"}, {.name = "d", .type = "decimal(6,2)"}},
+                                           .on_violation = OnViolation::kQuarantine};
+  const StageResult result = Run(order);
+  ASSERT_TRUE(result.ok) << result.error;
+  EXPECT_EQ(result.rows.read, 3);
+  EXPECT_EQ(result.rows.loaded, 1);
+  EXPECT_EQ(result.rows.quarantined, 2);
+  EXPECT_EQ(Rows("t", "id"), "1,7,1.25\n");
+}
+
+TEST_F(StageTest, AContractDoesNotRoundJsonIntoANumber) {
+  Write("a.ndjson", "{\"id\":1,\"n\":10}\n{\"id\":2,\"n\":10.55}\n");
+  StageOrder order = Extract("a", "a.ndjson");
+  order.task.stage.contract =
+      ContractSpec{.columns = {{.name = "n", .type = "bigint"}}, .on_violation = OnViolation::kQuarantine};
+  const StageResult result = Run(order);
+  ASSERT_TRUE(result.ok) << result.error;
+  EXPECT_EQ(result.rows.loaded, 1);
+  EXPECT_EQ(result.rows.quarantined, 1);
+}
+
 TEST_F(StageTest, ContractModes) {
   const std::string sql = "select * from (values (1, '5', 1.0), (null, '6', 2.0), (3, 'x', 3.0), (4, '8', 4.5)) t(id, n, d)";
   ContractSpec contract{.columns = {{.name = "id", .type = "integer", .not_null = true},

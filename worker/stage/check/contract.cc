@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "worker/stage/exact_text.h"
+
 namespace millrace {
 
 Result<std::string> CanonicalType(duck::Connection& connection, std::string_view type) {
@@ -39,9 +41,11 @@ Result<ContractPlan> PlanContract(duck::Connection& connection, const std::vecto
     plan.columns[at].type = cast_to[at] = type;
     plan.casts = true;
     const std::string cast = fmt::format("TRY_CAST({} AS {})", name, type);
-    const std::string lossy = found->type == "varchar"
-                                  ? fmt::format("{} IS NULL", cast)
-                                  : fmt::format("TRY_CAST({} AS {}) IS DISTINCT FROM {}", cast, found->type, name);
+    const bool text = found->type == "varchar" || found->type == "json";
+    const std::string value = found->type == "json" ? fmt::format("({} ->> '$')", name) : name;
+    const std::string rounds = text && IsExactType(type) ? " OR " + TextRoundsSql(value, type) : "";
+    const std::string lossy = text ? fmt::format("({} IS NULL{})", cast, rounds)
+                                   : fmt::format("TRY_CAST({} AS {}) IS DISTINCT FROM {}", cast, found->type, name);
     cases += fmt::format(" WHEN {} IS NOT NULL AND {} THEN {} || CAST({} AS VARCHAR)", name, lossy,
                          duck::QuoteText(fmt::format("{} is not a {}: ", wanted.name, type)), name);
   }

@@ -3,31 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <filesystem>
+
+#include "worker/stage/exact_text.h"
 
 namespace millrace {
 namespace {
 
 constexpr int kRejectsForPlace = 100'000;
-
-bool IsInteger(std::string_view type) {
-  constexpr std::array<std::string_view, 10> kTypes = {"tinyint",  "smallint",  "integer",  "bigint",  "hugeint",
-                                                       "utinyint", "usmallint", "uinteger", "ubigint", "uhugeint"};
-  return std::find(kTypes.begin(), kTypes.end(), type) != kTypes.end();
-}
-bool IsDecimal(std::string_view type) { return type.starts_with("decimal(") && type.ends_with(")"); }
-bool IsExact(std::string_view type) { return IsInteger(type) || IsDecimal(type); }
-
-// "decimal(18,3)" -> "3".
-std::string_view Scale(std::string_view type) {
-  const std::size_t comma = type.find(',');
-  if (comma == std::string_view::npos) return "0";
-  type = type.substr(comma + 1);
-  type.remove_suffix(1);
-  while (type.starts_with(' ')) type.remove_prefix(1);
-  return type;
-}
 
 bool CommaDecimals(const ReaderOptions& reader) {
   const auto found = reader.options.find("decimal_separator");
@@ -36,7 +19,7 @@ bool CommaDecimals(const ReaderOptions& reader) {
 
 ReaderOptions AsText(ReaderOptions reader) {
   for (auto& c : reader.columns) {
-    if (IsExact(c.type)) c.type = "varchar";
+    if (IsExactType(c.type)) c.type = "varchar";
   }
   reader.store_rejects = false;
   return reader;
@@ -45,20 +28,10 @@ ReaderOptions AsText(ReaderOptions reader) {
 // The text as SQL casts it: with a point.
 std::string Number(const ColumnSpec& c, const ReaderOptions& reader) {
   const std::string name = duck::QuoteName(c.name);
-  return IsDecimal(c.type) && CommaDecimals(reader) ? fmt::format("replace({}, ',', '.')", name) : name;
+  return IsDecimalType(c.type) && CommaDecimals(reader) ? fmt::format("replace({}, ',', '.')", name) : name;
 }
 
-// True where the text would be rounded, never null. Only a fraction or an exponent can be; the cheap test comes first because
-// every value of the source passes it. Doubles hold 15 digits exactly.
-std::string RoundsSql(const ColumnSpec& c, const ReaderOptions& reader) {
-  const std::string number = Number(c, reader);
-  const std::string fraction = IsDecimal(c.type) ? fmt::format("[0-9]{{0,{}}}0*", Scale(c.type)) : "0*";
-  return fmt::format(
-      "CASE WHEN contains({0}, '.') OR contains({0}, 'e') OR contains({0}, 'E') THEN NOT coalesce(regexp_full_match({0}, "
-      "'\\s*[+-]?[0-9]*([.]{1})?\\s*') OR (length({0}) <= 15 AND TRY_CAST({0} AS DOUBLE) = CAST(TRY_CAST({0} AS {2}) AS "
-      "DOUBLE)), false) ELSE false END",
-      number, fraction, c.type);
-}
+std::string RoundsSql(const ColumnSpec& c, const ReaderOptions& reader) { return TextRoundsSql(Number(c, reader), c.type); }
 
 std::string UnfitSql(const ColumnSpec& c, const ReaderOptions& reader) {
   const std::string number = Number(c, reader);
@@ -108,7 +81,7 @@ StageOutcome<void> FailWith(duck::Connection& connection, const std::vector<std:
 
 bool CanRound(const ReaderOptions& reader) {
   return reader.format != FileFormat::kParquet &&
-         std::any_of(reader.columns.begin(), reader.columns.end(), [](const ColumnSpec& c) { return IsExact(c.type); });
+         std::any_of(reader.columns.begin(), reader.columns.end(), [](const ColumnSpec& c) { return IsExactType(c.type); });
 }
 
 StageOutcome<void> FailOnRounding(duck::Connection& connection, const std::vector<std::string>& paths,
@@ -116,13 +89,13 @@ StageOutcome<void> FailOnRounding(duck::Connection& connection, const std::vecto
   if (!CanRound(reader)) return {};
   std::string counts;
   for (const auto& c : reader.columns) {
-    if (IsExact(c.type)) counts += fmt::format("{}count_if({})", counts.empty() ? "" : ", ", RoundsSql(c, reader));
+    if (IsExactType(c.type)) counts += fmt::format("{}count_if({})", counts.empty() ? "" : ", ", RoundsSql(c, reader));
   }
   MILLRACE_TRY_ASSIGN(const duck::Table table,
                       connection.Query(fmt::format("SELECT {} FROM ({})", counts, ReaderSelect(paths, AsText(reader)))));
   std::size_t at = 0;
   for (const auto& c : reader.columns) {
-    if (!IsExact(c.type)) continue;
+    if (!IsExactType(c.type)) continue;
     if (const std::int64_t count = table.Int(at++); count > 0) return FailWith(connection, paths, reader, c, count);
   }
   return {};
@@ -133,7 +106,7 @@ StageOutcome<std::int64_t> CountRounding(duck::Connection& connection, const std
   if (!CanRound(reader)) return std::int64_t{0};
   std::string any;
   for (const auto& c : reader.columns) {
-    if (!IsExact(c.type)) continue;
+    if (!IsExactType(c.type)) continue;
     any += fmt::format("{}({})", any.empty() ? "" : " OR ", IsJson(reader.format) ? UnfitSql(c, reader) : RoundsSql(c, reader));
   }
   ReaderOptions text = AsText(reader);
@@ -148,8 +121,8 @@ ExactRows SplitRounding(const std::vector<std::string>& paths, const ReaderOptio
   for (const auto& c : reader.columns) {
     const std::string name = duck::QuoteName(c.name);
     list += list.empty() ? "" : ", ";
-    list += IsExact(c.type) ? fmt::format("CAST({} AS {}) AS {}", Number(c, reader), c.type, name) : name;
-    if (!IsExact(c.type)) continue;
+    list += IsExactType(c.type) ? fmt::format("CAST({} AS {}) AS {}", Number(c, reader), c.type, name) : name;
+    if (!IsExactType(c.type)) continue;
     reasons += fmt::format(" WHEN {} THEN {} || {}", UnfitSql(c, reader),
                            duck::QuoteText(fmt::format("{} is not a {}: ", c.name, c.type)), name);
   }
