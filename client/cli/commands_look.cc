@@ -238,8 +238,6 @@ Result<ExitCode> DoDoctor(const Options& options) {
   return ok ? ExitCode::kOk : ExitCode::kWorkFailed;
 }
 
-ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : ComplainAboutFile(result.error()); }
-
 }  // namespace
 
 ExitCode ScheduleNext(const Options& options) { return Finish(DoScheduleNext(options)); }

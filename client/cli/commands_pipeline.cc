@@ -127,8 +127,6 @@ Result<ExitCode> DoShow(const Options& options) {
   return ExitCode::kOk;
 }
 
-ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : ComplainAboutFile(result.error()); }
-
 }  // namespace
 
 ExitCode CheckFile(const Options& options) { return Finish(DoCheck(options)); }

@@ -52,8 +52,6 @@ Result<ExitCode> DoUp(const Options& options) {
   return Serve(*context, {.broker = true, .worker = true, .scheduler = true});
 }
 
-ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : ComplainAboutFile(result.error()); }
-
 }  // namespace
 
 ExitCode Up(const Options& options) { return Finish(DoUp(options)); }

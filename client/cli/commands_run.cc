@@ -271,11 +271,6 @@ Result<ExitCode> DoRunLogs(const Options& options) {
   return ExitCode::kOk;
 }
 
-ExitCode Finish(const Result<ExitCode>& result) {
-  if (result) return *result;
-  return ComplainAboutFile(result.error());
-}
-
 }  // namespace
 
 ExitCode RunFile(const Options& options) { return Finish(DoRunFile(options)); }

@@ -97,6 +97,8 @@ ExitCode ComplainAboutFile(const Error& error) {
   return ExitCode::kWorkFailed;
 }
 
+ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : ComplainAboutFile(result.error()); }
+
 std::string StageProgram() {
   char path[PATH_MAX];
   const ssize_t n = ::readlink("/proc/self/exe", path, sizeof path);

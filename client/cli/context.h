@@ -57,6 +57,9 @@ ExitCode Complain(const Error& error);
 // prefix.
 ExitCode ComplainAboutFile(const Error& error);
 
+// How every command ends: its own exit code, or its error said on stderr.
+ExitCode Finish(const Result<ExitCode>& result);
+
 // Where this installation keeps millrace-stage: beside the running executable.
 std::string StageProgram();
 
