@@ -5,6 +5,8 @@
 #include <unordered_set>
 
 #include "common/base/check.h"
+#include "common/base/log.h"
+#include "common/model/stage_task.h"
 
 namespace millrace {
 namespace {
@@ -107,6 +109,7 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
     EndUnstarted(run, RunState::kSkipped, "overlap: an earlier run of the pipeline is active", out);
   } else if (busy && run.spec.overlap != "allow") {
     group->waiting.push_back(run.spec.id);
+    LogInfo("pipeline {}, run {}: waits for the active run of this pipeline", run.spec.pipeline, ShortId(run.spec.id));
   } else {
     Start(run, out);
   }
@@ -174,6 +177,7 @@ void RunCoordinator::Apply(Job& job, JobEvent event) {
 
 void RunCoordinator::Start(Run& run, RunEffects& out) {
   run.state = run.shown = RunState::kRunning;
+  LogStart(run);
   if (Group* group = GroupOf(run)) ++group->active;
   out.started.push_back(run.spec.id);
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
@@ -182,6 +186,38 @@ void RunCoordinator::Start(Run& run, RunEffects& out) {
     if (IsTerminal(job.state) && job.state != JobState::kSucceeded) SkipDependents(run, i, out);
   }
   EndIfFinished(run, out);
+}
+
+// The log's times are the system's: nothing is decided by them.
+void RunCoordinator::LogStart(Run& run) {
+  if (run.spec.pipeline.empty() || !LogEnabled(LogLevel::kInfo)) return;
+  run.started_log = SystemClock().Now();
+  LogInfo("pipeline {}, run {}: {}: {} {}{}", run.spec.pipeline, ShortId(run.spec.id), run.began ? "goes on" : "starts",
+          run.jobs.size(), run.jobs.size() == 1 ? "stage" : "stages",
+          run.spec.slot ? ", slot " + ToRfc3339(*run.spec.slot) : ", by hand");
+}
+
+void RunCoordinator::LogEnd(const Run& run) {
+  if (run.spec.pipeline.empty() || !LogEnabled(LogLevel::kInfo)) return;
+  std::int64_t read = 0, loaded = 0, quarantined = 0;
+  bool loads = false;
+  for (const Job& job : run.jobs) {
+    if (job.spec->kind != kJobKindStage || job.result.empty()) continue;
+    const auto result = StageResultFromJson(job.result);
+    if (!result) continue;
+    quarantined += result->rows.quarantined;
+    if (job.spec->depends_on.empty() && result->bytes_read > 0) read += result->rows.read;  // an extract
+    loads = loads || !result->target.empty();
+    if (!result->target.empty()) loaded += result->rows.loaded;
+  }
+  std::string text = fmt::format("pipeline {}, run {}: {}", run.spec.pipeline, ShortId(run.spec.id), Name(run.state));
+  if (run.started_log) {
+    const auto ms = std::chrono::duration_cast<Millis>(SystemClock().Now() - *run.started_log).count();
+    text += fmt::format(" in {}.{:03} s", ms / 1000, ms % 1000);
+  }
+  text += loads ? fmt::format(", {} rows loaded", loaded) : fmt::format(", {} rows read", read);
+  if (quarantined > 0) text += fmt::format(", {} quarantined", quarantined);
+  LogInfo("{}{}{}", text, run.end.reason.empty() ? "" : ": ", run.end.reason);
 }
 
 void RunCoordinator::StartWaiting(Group& group, RunEffects& out) {
@@ -286,6 +322,7 @@ void RunCoordinator::ShowEnd(RunId id) {
   const auto it = runs_.find(id);
   if (it == runs_.end()) return;
   it->second->shown = it->second->state;
+  LogEnd(*it->second);
 }
 
 std::optional<wire::RunUpdate> RunCoordinator::Update(RunId id, bool all) {

@@ -97,9 +97,10 @@ class RunCoordinator {
     std::vector<Job> jobs;
     std::uint32_t unfinished = 0;
     bool failed = false;
-    bool began = false;                  // restored: some job of it was delivered
-    bool marked = false;                 // in changed_
-    std::vector<std::uint32_t> changed;  // jobs that are marked
+    bool began = false;                   // restored: some job of it was delivered
+    bool marked = false;                  // in changed_
+    std::vector<std::uint32_t> changed;   // jobs that are marked
+    std::optional<MonoTime> started_log;  // for the log alone, and only when it is written
     std::string reason;
     std::string invalid;  // why it cannot run; empty when it can
     RunEffects::End end;
@@ -117,6 +118,8 @@ class RunCoordinator {
   void EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out);
   void SkipDependents(Run& run, std::uint32_t index, RunEffects& out);
   void EndIfFinished(Run& run, RunEffects& out);
+  static void LogStart(Run& run);
+  static void LogEnd(const Run& run);
   void Mark(Run& run, std::uint32_t index);
 
   std::unordered_map<RunId, std::unique_ptr<Run>> runs_;

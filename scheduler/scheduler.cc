@@ -5,6 +5,7 @@
 #include "common/base/log.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
+#include "common/model/stage_task.h"
 #include "scheduler/slot_planner.h"
 
 namespace millrace::scheduler {
@@ -14,6 +15,7 @@ constexpr Millis kScheduleReloadInterval{1000};  // how soon an applied or pause
 constexpr Millis kLedgerDeadline{10'000};
 constexpr Millis kRetryDelayMax{5000};
 constexpr std::size_t kFireRunsMax = 500;  // runs of one transaction
+constexpr std::size_t kSchedulesLogged = 20;
 
 }  // namespace
 
@@ -63,11 +65,12 @@ Result<void> Scheduler::Decide(const ScheduleRow& row, WallTime now, FireBatch& 
     return {};
   }
   bool active = false;
-  if (row.spec.overlap == "skip") {
+  if (row.spec.overlap == "skip" && !row.paused) {
     MILLRACE_TRY_ASSIGN(const std::uint32_t runs, ledger_.ActiveRuns(row.org, row.pipeline, deadline));
     active = runs > 0;
   }
-  MILLRACE_TRY_ASSIGN(const SlotPlan plan, PlanSlots(row.spec, cron, row.watermark, now, active));
+  MILLRACE_TRY_ASSIGN(const SlotPlan plan, PlanSlots(row.spec, cron, row.watermark, now, active, row.paused));
+  std::size_t not_fired = 0;
   for (const PlannedSlot& slot : plan.slots) {
     SlotDecision decision;
     decision.slot = SlotRow{.key = {row.org, row.pipeline, row.spec.name, slot.slot, 0},
@@ -96,16 +99,39 @@ Result<void> Scheduler::Decide(const ScheduleRow& row, WallTime now, FireBatch& 
         decision.slot.reason = planned.error().message;
       }
     }
+    if (decision.slot.run) {
+      LogInfo("pipeline {}: slot {} fires as run {}", row.pipeline, ToRfc3339(slot.slot), ShortId(*decision.slot.run));
+    } else if (++not_fired == 1) {
+      LogInfo("pipeline {}: slot {} is {}: {}", row.pipeline, ToRfc3339(slot.slot), decision.slot.state, decision.slot.reason);
+    }
     batch.decisions.push_back(std::move(decision));
   }
+  if (not_fired > 1) LogInfo("pipeline {}: and {} more slots that do not fire", row.pipeline, not_fired - 1);
   batch.watermarks.push_back({row.org, row.pipeline, row.spec.name, plan.watermark});
   if (plan.next && (!next || *plan.next < *next)) next = plan.next;
   return {};
 }
 
+// What to expect: said once when this scheduler begins to lead.
+void Scheduler::LogSchedules(const std::vector<ScheduleRow>& schedules, WallTime now) const {
+  if (!LogEnabled(LogLevel::kInfo)) return;
+  for (std::size_t i = 0; i < std::min(schedules.size(), kSchedulesLogged); ++i) {
+    const ScheduleRow& row = schedules[i];
+    const auto cron = CronSchedule::Make(row.spec);
+    if (!cron) continue;  // Decide says so
+    const auto next = cron->Next(std::max(now, row.watermark));
+    LogInfo("pipeline {}: schedule '{}' {}, {}", row.pipeline, row.spec.cron, row.spec.timezone,
+            row.paused ? "paused"
+            : next     ? "next fire " + ToRfc3339(*next)
+                       : "never fires again");
+  }
+  if (schedules.size() > kSchedulesLogged) LogInfo("and {} more schedules", schedules.size() - kSchedulesLogged);
+}
+
 Result<Millis> Scheduler::Pass() {
   const MonoTime deadline = clock_.Now() + kLedgerDeadline;
   MILLRACE_TRY_ASSIGN(const Ledger::Leadership lead, ledger_.TryLead(options_.id, options_.name, options_.lead_ttl, deadline));
+  const bool begins = lead.leader && !leading_;
   if (lead.leader != leading_) {
     LogInfo("{}",
             lead.leader ? fmt::format("leading (term {})", lead.epoch) : fmt::format("standing by; {} leads", lead.holder));
@@ -116,6 +142,7 @@ Result<Millis> Scheduler::Pass() {
 
   MILLRACE_TRY_ASSIGN(const std::vector<ScheduleRow> schedules, ledger_.Schedules(std::nullopt, deadline));
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger_.Now(deadline));
+  if (begins) LogSchedules(schedules, now);
   std::optional<WallTime> next;
   FireBatch batch{.leader_epoch = lead_epoch_, .decisions = {}, .watermarks = {}};
   std::set<ShardId> shards;
@@ -134,7 +161,6 @@ Result<Millis> Scheduler::Pass() {
     return {};
   };
   for (const ScheduleRow& row : schedules) {
-    if (row.paused) continue;
     MILLRACE_TRY(Decide(row, now, batch, shards, next, deadline));
     if (batch.decisions.size() >= kFireRunsMax) MILLRACE_TRY(flush());
   }
@@ -161,6 +187,35 @@ void Scheduler::Run() {
     if (stop_signal_.wait_for(lock, wait ? *wait : retry, [&] { return stop_; })) return;
     if (!wait) retry = std::min(retry * 2, kRetryDelayMax);
   }
+}
+
+Result<std::size_t> ResumeSchedule(Ledger& ledger, OrgId org, std::string_view pipeline, MonoTime deadline) {
+  std::size_t decided = 0;
+  while (true) {
+    MILLRACE_TRY_ASSIGN(const std::vector<ScheduleRow> schedules, ledger.Schedules(org, deadline));
+    MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(deadline));
+    FireBatch batch;
+    for (const ScheduleRow& row : schedules) {
+      if (row.pipeline != pipeline || !row.paused) continue;
+      const auto cron = CronSchedule::Make(row.spec);
+      if (!cron) continue;  // a broken row has no slots
+      MILLRACE_TRY_ASSIGN(const SlotPlan plan, PlanSlots(row.spec, *cron, row.watermark, now, false, true));
+      for (const PlannedSlot& slot : plan.slots)
+        batch.decisions.push_back({.slot = {.key = {org, row.pipeline, row.spec.name, slot.slot, 0},
+                                            .state = std::string(Name(slot.fate)),
+                                            .reason = slot.reason,
+                                            .run = std::nullopt,
+                                            .decided_at = now},
+                                   .run = std::nullopt,
+                                   .jobs = {}});
+      if (!plan.slots.empty()) batch.watermarks.push_back({org, row.pipeline, row.spec.name, plan.watermark});
+    }
+    if (batch.decisions.empty()) break;
+    MILLRACE_TRY_ASSIGN(const FireResult fired, ledger.Fire(batch, deadline));
+    decided += batch.decisions.size() - fired.already_decided.size();
+  }
+  MILLRACE_TRY(ledger.SetPaused(org, pipeline, false, deadline));
+  return decided;
 }
 
 void Scheduler::RequestStop() {

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "common/base/clock.h"
@@ -26,6 +27,11 @@ struct SchedulerOptions {
   Millis lead_ttl{3000};
   std::uint16_t shard_count = 1;
 };
+
+// Resumes the schedules of a pipeline: decides what is due as skipped ("paused"), so that nothing of the pause is caught up
+// with, also when no scheduler ran meanwhile, then lets them fire again. The number of slots it decided; 0 when the pipeline
+// was not paused. kNotFound: it has no schedule.
+Result<std::size_t> ResumeSchedule(Ledger& ledger, OrgId org, std::string_view pipeline, MonoTime deadline);
 
 // Not thread-safe but for RequestStop. Run() blocks; Pass() is one turn of its loop, for tests.
 class Scheduler {
@@ -46,6 +52,7 @@ class Scheduler {
  private:
   struct Compiled;  // a pipeline version and its schedule, parsed once
   Result<std::shared_ptr<const Compiled>> Compile(const ScheduleRow& row, MonoTime deadline);
+  void LogSchedules(const std::vector<ScheduleRow>& schedules, WallTime now) const;
   Result<void> Decide(const ScheduleRow& row, WallTime now, FireBatch& batch, std::set<ShardId>& shards,
                       std::optional<WallTime>& next, MonoTime deadline);
 

@@ -29,6 +29,9 @@ ExitCode SchedulerProcess(const Options& options);
 // Looking (commands_look.cc).
 ExitCode Status(const Options& options);
 ExitCode ScheduleList(const Options& options);
+ExitCode SchedulePause(const Options& options);
+ExitCode ScheduleResume(const Options& options);
+ExitCode ScheduleSlots(const Options& options);
 ExitCode ScheduleNext(const Options& options);
 ExitCode Query(const Options& options);
 ExitCode AuditVerify(const Options& options);

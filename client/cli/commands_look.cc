@@ -2,6 +2,7 @@
 #include <sodium.h>
 #include <zmq.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -12,17 +13,20 @@
 #include "client/cli/doctor.h"
 #include "client/cli/pipeline_file.h"
 #include "client/cli/query.h"
+#include "common/base/suggest.h"
 #include "common/drivers/sqlite.h"
 #include "common/ledger/audit_verify.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/wire/zmq_transport.h"
+#include "scheduler/scheduler.h"
 
 namespace millrace::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
 constexpr std::uint32_t kFiresDefault = 10, kFiresMax = 10'000;
+constexpr std::uint32_t kSlotsDefault = 50, kSlotsMax = 500;
 constexpr Millis kStatusTimeout{3000};
 
 std::string UtcColumn(WallTime t) { return ToRfc3339(t); }
@@ -88,8 +92,66 @@ Result<ExitCode> DoScheduleList(const Options& options) {
     const auto next = cron ? cron->Next(row.watermark) : std::nullopt;
     table.rows.push_back({row.pipeline, row.version, row.spec.cron, row.spec.timezone, row.spec.dst, row.spec.catchup,
                           row.spec.overlap, row.paused, UtcColumn(row.watermark),
-                          next ? Cell{UtcColumn(*next)} : Cell{cron ? std::string("never") : cron.error().message}});
+                          !cron        ? Cell{cron.error().message}
+                          : row.paused ? Cell{std::string("paused")}
+                          : next       ? Cell{UtcColumn(*next)}
+                                       : Cell{std::string("never")}});
   }
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+// A name that is no applied pipeline comes with the nearest one.
+Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, MonoTime deadline) {
+  const auto versions = ledger.ListPipelines(kDefaultOrg, deadline);
+  if (error.code != ErrorCode::kNotFound || !versions) return error;
+  std::vector<std::string_view> names;
+  for (const PipelineVersion& v : *versions) names.push_back(v.name);
+  if (std::ranges::find(names, name) != names.end()) return error;
+  if (const auto near = Suggest(name, names)) error.message += fmt::format("; did you mean '{}'?", *near);
+  return error;
+}
+
+Result<ExitCode> DoSchedulePause(const Options& options, bool pause) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  std::size_t skipped = 0;
+  if (pause) {
+    auto paused = ledger->SetPaused(kDefaultOrg, options.pipeline, true, context->Deadline());
+    if (!paused)
+      return std::unexpected(NamedPipeline(std::move(paused.error()), *ledger, options.pipeline, context->Deadline()));
+  } else {
+    auto resumed = scheduler::ResumeSchedule(*ledger, kDefaultOrg, options.pipeline, context->Deadline());
+    if (!resumed)
+      return std::unexpected(NamedPipeline(std::move(resumed.error()), *ledger, options.pipeline, context->Deadline()));
+    skipped = *resumed;
+  }
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
+  Table table{.columns = {"pipeline", "cron", "timezone", "paused", "next"}, .rows = {}};
+  for (const ScheduleRow& row : rows) {
+    if (row.pipeline != options.pipeline) continue;
+    const auto cron = CronSchedule::Make(row.spec);
+    const auto next = cron && !row.paused ? cron->Next(std::max(row.watermark, context->clock().WallNow())) : std::nullopt;
+    table.rows.push_back({row.pipeline, row.spec.cron, row.spec.timezone, row.paused, next ? Cell{UtcColumn(*next)} : Cell{}});
+  }
+  Print(table, context->format());
+  if (skipped > 0) fmt::print(stderr, "{} slots of the pause were still undecided; they are skipped\n", skipped);
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoScheduleSlots(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
+  const std::uint32_t count = options.count == 0 ? kSlotsDefault : options.count;
+  if (count > kSlotsMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kSlotsMax);
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  auto version = ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline());
+  if (!version)
+    return std::unexpected(NamedPipeline(std::move(version.error()), *ledger, options.pipeline, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto slots, ledger->Slots(kDefaultOrg, options.pipeline, count, context->Deadline()));
+  Table table{.columns = {"slot", "state", "reason", "run", "decided_at"}, .rows = {}};
+  for (const SlotRow& slot : slots)
+    table.rows.push_back({UtcColumn(slot.key.slot), slot.state, slot.reason, slot.run ? Cell{slot.run->ToString()} : Cell{},
+                          UtcColumn(slot.decided_at)});
   Print(table, context->format());
   return ExitCode::kOk;
 }
@@ -241,6 +303,9 @@ Result<ExitCode> DoDoctor(const Options& options) {
 }  // namespace
 
 ExitCode ScheduleNext(const Options& options) { return Finish(DoScheduleNext(options)); }
+ExitCode SchedulePause(const Options& options) { return Finish(DoSchedulePause(options, true)); }
+ExitCode ScheduleResume(const Options& options) { return Finish(DoSchedulePause(options, false)); }
+ExitCode ScheduleSlots(const Options& options) { return Finish(DoScheduleSlots(options)); }
 ExitCode ScheduleList(const Options& options) { return Finish(DoScheduleList(options)); }
 ExitCode Query(const Options& options) { return Finish(DoQuery(options)); }
 ExitCode AuditVerify(const Options& options) { return Finish(DoAuditVerify(options)); }

@@ -53,6 +53,8 @@ void AddGlobalOptions(Grammar& g) {
   g.app.add_flag("-q,--quiet", g.options.quiet, "Print ids only");
 }
 
+constexpr const char* kRunIdHelp = "Run id, or its first characters (at least 4), or 'last'";
+
 void AddRunCommands(Grammar& g) {
   CLI::App* run = g.Add(&g.app, "run", "Run a pipeline file here and now, embedded; or look at runs", RunFile);
   run->add_option("FILE", g.options.file, "Pipeline file");
@@ -66,9 +68,11 @@ void AddRunCommands(Grammar& g) {
   list->add_option("--state", g.options.state, "Only runs in this state");
   list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* show = g.Add(run, "show", "One run: stages, rows, errors", RunShow);
-  show->add_option("ID", g.options.id, "Run id")->required();
+  show->add_option("ID", g.options.id, kRunIdHelp)->required();
+  show->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
   CLI::App* logs = g.Add(run, "logs", "What the stages of a run wrote to their logs, attempt by attempt", RunLogs);
-  logs->add_option("ID", g.options.id, "Run id")->required();
+  logs->add_option("ID", g.options.id, kRunIdHelp)->required();
+  logs->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
   logs->add_option("--stage", g.options.stage, "Only this stage");
 }
 
@@ -93,6 +97,16 @@ void AddPipelineCommands(Grammar& g) {
 
   CLI::App* schedule = g.Group("schedule", "Schedules");
   g.Add(schedule, "list", "Schedules in the ledger and their next fire", ScheduleList);
+  for (const auto& [name, help, command] :
+       {std::tuple{"pause", "Stop a pipeline's schedule: due slots are skipped until 'schedule resume'",
+                   Command(SchedulePause)},
+        std::tuple{"resume", "Let a paused schedule fire again, from now on", Command(ScheduleResume)}}) {
+    CLI::App* sub = g.Add(schedule, name, help, command);
+    sub->add_option("PIPELINE", g.options.pipeline, "Name of the applied pipeline")->required();
+  }
+  CLI::App* slots = g.Add(schedule, "slots", "Decided slots of a pipeline: fired, skipped or missed, and why", ScheduleSlots);
+  slots->add_option("PIPELINE", g.options.pipeline, "Name of the applied pipeline")->required();
+  slots->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* next = g.Add(schedule, "next", "The next fires of a pipeline, a file or a bare expression", ScheduleNext);
   next->add_option("PIPELINE", g.options.file, "Pipeline file, or the name of an applied pipeline");
   next->add_option("--cron", g.options.cron, "A bare expression instead");
@@ -132,12 +146,12 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 26> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 29> kExamples{{
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
-    {"run show", "run show 01a1fc86-aaa1-71b6-be1e-5b4980682c42"},
-    {"run logs", "run logs 01a1fc86-aaa1-71b6-be1e-5b4980682c42 --stage orders"},
+    {"run show", "run show last\nrun show last --pipeline shop -o json\nrun show 01a1fc86-aaa1"},
+    {"run logs", "run logs last --stage orders\nrun logs 01a1fc86-aaa1"},
     {"check", "check shop.yaml\ncheck shop.yaml -o json"},
     {"plan", "plan shop.yaml\nplan shop.yaml -p since=2026-01-01"},
     {"up", "up shop.yaml\nup --home /var/lib/shop"},
@@ -151,6 +165,9 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 26> kExample
     {"pipeline show", "pipeline show shop"},
     {"schedule", "schedule list\nschedule next shop"},
     {"schedule list", "schedule list -o json"},
+    {"schedule pause", "schedule pause shop"},
+    {"schedule resume", "schedule resume shop"},
+    {"schedule slots", "schedule slots shop -n 10"},
     {"schedule next",
      "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3"},
     {"query",

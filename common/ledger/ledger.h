@@ -96,7 +96,7 @@ struct ScheduleRow {
   ScheduleSpec spec;
   std::int64_t version = 0;  // the pipeline version that runs
   WallTime watermark{};      // slots at or before it are decided; never goes back
-  bool paused = false;
+  bool paused = false;       // due slots are decided as skipped
 };
 struct SlotKey {
   OrgId org = kDefaultOrg;
@@ -210,6 +210,9 @@ class Ledger : public AuditSource {
   };
   virtual Result<Leadership> TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) = 0;
   virtual Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> org, MonoTime deadline) = 0;
+  // Pauses or resumes the schedules of a pipeline; nothing else of them changes, and a new version keeps it. Repeatable.
+  // kNotFound: the pipeline has no schedule.
+  virtual Result<void> SetPaused(OrgId org, std::string_view pipeline, bool paused, MonoTime deadline) = 0;
   virtual Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) = 0;
   // Runs of a pipeline without an outcome (for overlap: skip).
   virtual Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) = 0;

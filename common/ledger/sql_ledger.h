@@ -66,6 +66,7 @@ class SqlLedger final : public Ledger {
 
   Result<Leadership> TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) override;
   Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> org, MonoTime deadline) override;
+  Result<void> SetPaused(OrgId org, std::string_view pipeline, bool paused, MonoTime deadline) override;
   Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) override;
   Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) override;
   Result<std::vector<SlotRow>> Slots(OrgId org, std::string_view pipeline, std::uint32_t limit, MonoTime deadline) override;

@@ -131,6 +131,20 @@ Result<std::vector<ScheduleRow>> SqlLedger::Schedules(std::optional<OrgId> org, 
   return all;
 }
 
+Result<void> SqlLedger::SetPaused(OrgId org, std::string_view pipeline, bool paused, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select count(*) from schedule where org = $1 and pipeline = $2 and active = 1",
+                                  Params().Int(org.value()).Text(pipeline), deadline));
+  if (rows[0][0].number == 0) {
+    MILLRACE_TRY(GetPipeline(org, pipeline, std::nullopt, deadline));
+    return Fail(ErrorCode::kNotFound, "pipeline '{}' has no schedule", pipeline);
+  }
+  Batch batch;
+  batch.others.push_back({"update schedule set paused = $3 where org = $1 and pipeline = $2 and active = 1",
+                          Params().Int(org.value()).Text(pipeline).Int(paused ? 1 : 0)});
+  return Write(batch, deadline);
+}
+
 Result<FireResult> SqlLedger::Fire(const FireBatch& given, MonoTime deadline) {
   Batch batch;
   batch.outbox = batch.jobs_follow_runs = true;

@@ -215,7 +215,7 @@ class PipelineParser {
     if (node->kind == YamlNode::Kind::kMapping) node = node->Find("sql");
     const SqlScan scan = ScanSql(sql);
     const auto complain = [&](std::size_t offset, std::size_t length, std::string code, std::string message, std::string help) {
-      const auto [place, marked] = PlaceInSql(*node, sql, offset, length);
+      const auto [place, marked] = MarkInText(*node, sql, offset, length);
       context_.Add(place, marked, std::move(code), std::move(message), std::move(help));
     };
     if (scan.problem) return complain(scan.problem->offset, 1, "bad_sql", "SQL: " + scan.problem->message, "");
@@ -259,24 +259,6 @@ class PipelineParser {
     for (const ParamSpec& p : pipeline_.params) names.push_back(p.name);
     std::string help = ParseContext::DidYouMean(name, names);
     return help.empty() ? fmt::format("declare it: params: {{ {}: ... }}", name) : help;
-  }
-
-  // Where a byte of the SQL stands in the file. Exact for a `|` block and for a text within one line.
-  static std::pair<SourcePlace, int> PlaceInSql(const YamlNode& node, std::string_view sql, std::size_t offset,
-                                                std::size_t length) {
-    const auto columns = [](std::string_view s) {
-      return static_cast<int>(std::ranges::count_if(s, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
-    };
-    offset = std::min(offset, sql.size());
-    const std::string_view before = sql.substr(0, offset);
-    const int marked = std::max(1, columns(sql.substr(offset, length)));
-    const auto lines = static_cast<int>(std::ranges::count(before, '\n'));
-    const auto line_start = before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1;
-    const int column = columns(before.substr(line_start));
-    if (node.literal) return {{node.line + lines, node.column + column}, marked};
-    const bool one_line = node.length > 1 && columns(sql) <= node.length;
-    if (!one_line) return {{node.line, node.column}, node.length};
-    return {{node.line, node.column + column}, marked};  // the mark of a quoted text is behind its quote
   }
 
   void Sort() {
@@ -349,9 +331,51 @@ class PipelineParser {
 
 }  // namespace
 
+namespace {
+
+std::string_view LineOf(std::string_view source, int line) {
+  for (; line > 1; --line) {
+    const std::size_t end = source.find('\n');
+    if (end == std::string_view::npos) return {};
+    source.remove_prefix(end + 1);
+  }
+  return source.substr(0, source.find('\n'));
+}
+
+// `cron: */5 * * * *`, `path: *.csv`, `cron: @daily`: to YAML an alias or an error, to its writer a value. An alias proper is a
+// star and one word.
+void ExplainUnquoted(std::string_view source, YamlComplaint& c) {
+  if (c.code != "yaml_alias" && c.code != "yaml_syntax") return;
+  const std::string_view line = LineOf(source, c.line);
+  const auto starts_value = [&](std::size_t at) {
+    if (at >= line.size() || (line[at] != '*' && line[at] != '@' && line[at] != '%')) return false;
+    const std::size_t before = line.find_last_not_of(' ', at == 0 ? 0 : at - 1);
+    return at > 0 && before != std::string_view::npos && std::string_view(":[{,-").contains(line[before]);
+  };
+  // Columns count characters; only a line that is ASCII up to here is sure to be understood.
+  const auto column = static_cast<std::size_t>(std::max(c.column, 1)) - 1;
+  const std::size_t at = starts_value(column) ? column : column > 0 && starts_value(column - 1) ? column - 1 : line.size();
+  if (at == line.size()) return;
+  const bool flow = line.substr(0, at).find_first_of("{[") != std::string_view::npos;
+  std::string_view value = line.substr(at, line.find_first_of(flow ? ",}]#" : "#", at) - at);
+  while (!value.empty() && (value.back() == ' ' || value.back() == '\r')) value.remove_suffix(1);
+  const auto word = [](char ch) {
+    return (ch >= '0' && ch <= '9') || (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') || ch == '_';
+  };
+  if (value.size() > 1 && value.front() == '*' && std::ranges::all_of(value.substr(1), word)) return;
+  c.column = static_cast<int>(at) + 1;
+  c.length = std::max(1, static_cast<int>(value.size()));
+  c.code = "yaml_syntax";
+  c.message = fmt::format("a value that begins with {} must be quoted", value.front());
+  c.help = fmt::format("quote it: \"{}\"", value);
+}
+
+}  // namespace
+
 ParseResult ParsePipeline(std::string_view source, std::string_view file_name, const ParseOptions& options) {
   ParseContext context(file_name);
-  const YamlDocument document = ParseYaml(source, {kPipelineFileBytesMax, kPipelineDepthMax});
+  YamlDocument document = ParseYaml(source, {kPipelineFileBytesMax, kPipelineDepthMax});
+  for (YamlComplaint& c : document.complaints) ExplainUnquoted(source, c);
   for (const YamlComplaint& c : document.complaints)
     context.Add(SourcePlace{c.line, c.column}, c.length, c.code, c.message, c.help);
   ParseResult result;

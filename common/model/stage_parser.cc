@@ -82,21 +82,46 @@ class StageParser {
     if (node.keys.empty()) context_.Add(node, "bad_value", fmt::format("{} is empty", what));
     for (std::size_t i = 0; i < node.keys.size(); ++i) {
       if (node.keys[i].text.empty()) context_.Add(node.keys[i], "bad_name", "a column's name is empty");
+      if (const std::size_t parts = BrokenType(node, i); parts > 0) {
+        i += parts;
+        continue;
+      }
       if (auto type = context_.Text(node.items[i], fmt::format("the type of column '{}'", node.keys[i].text)))
         out.push_back({node.keys[i].text, std::move(*type), false});
     }
     return out;
   }
 
+  // `{ amount: decimal(12,2) }`: YAML ends the entry at the comma, and `2)` becomes a key without a value. Complains, and
+  // returns how many of the following keys are such parts; 0 if entry `at` is not of this kind.
+  std::size_t BrokenType(const YamlNode& node, std::size_t at) {
+    const YamlNode& value = node.items[at];
+    std::string type = value.text;
+    const auto open = [&] { return std::ranges::count(type, '(') - std::ranges::count(type, ')'); };
+    if (value.kind != YamlNode::Kind::kScalar || !value.plain || open() <= 0) return 0;
+    for (std::size_t i = at + 1; i < node.keys.size() && node.items[i].IsNull(); ++i) {
+      type += "," + node.keys[i].text;
+      if (open() > 0) continue;
+      context_.Add(value, "bad_value",
+                   fmt::format("the type of column '{}' has a comma, which ends an entry inside {{ }}", node.keys[at].text),
+                   fmt::format("quote it: {{ {}: \"{}\" }}", node.keys[at].text, type));
+      return i - at;
+    }
+    return 0;
+  }
+
   void ExtractOptions(ExtractSpec& spec, const YamlNode& node) {
     if (!context_.IsMapping(node, "extract.options")) return;
-    context_.OnlyKeys(node, {"delimiter", "header", "quote", "escape", "null", "skip", "decimal_separator", "dateformat"},
+    context_.OnlyKeys(node,
+                      {"delimiter", "header", "quote", "escape", "null", "skip", "decimal_separator", "dateformat", "encoding"},
                       "extract.options");
     for (std::size_t i = 0; i < node.keys.size(); ++i) {
       const std::string& name = node.keys[i].text;
       const YamlNode& value = node.items[i];
       const std::string what = "extract.options." + name;
-      if (name == "header") {
+      if (name == "encoding") {
+        if (auto word = context_.OneOf(value, what, {"utf-8", "utf-16", "latin-1"})) spec.options[name] = *word;
+      } else if (name == "header") {
         if (auto b = context_.Bool(value, what)) spec.options[name] = *b ? "true" : "false";
       } else if (name == "skip") {
         if (auto n = context_.Integer(value, what, 0, kRowsMax)) spec.options[name] = std::to_string(*n);
@@ -295,6 +320,10 @@ class StageParser {
       if (name == "on_violation") {
         if (auto word = context_.OneOf(value, "on_violation", {"fail", "quarantine", "drop"}))
           contract.on_violation = *ParseOnViolation(*word);
+        continue;
+      }
+      if (const std::size_t parts = BrokenType(node, i); parts > 0) {
+        i += parts;
         continue;
       }
       auto type = context_.Text(value, fmt::format("the type of column '{}'", name));

@@ -106,6 +106,25 @@ Result<CommandTask> CommandTaskFromJson(std::string_view json) {
   return task;
 }
 
+std::string ShortId(RunId run) {
+  constexpr std::size_t kTimeLength = 13;  // "0193e0c5-0000": the 48 bits of a UUIDv7's time
+  return run.ToString().substr(0, kTimeLength);
+}
+
+std::string DescribeJob(std::string_view kind, std::string_view payload) {
+  const auto text = [](const auto& task, std::string_view stage) {
+    return fmt::format("pipeline {}, run {}, stage {}", task.pipeline, ShortId(task.run), stage);
+  };
+  if (kind == kJobKindStage) {
+    const auto task = StageTaskFromJson(payload);
+    if (!task) return {};
+    return text(*task, task->stage.name) + (task->slot ? ", slot " + ToRfc3339(*task->slot) : "");
+  }
+  if (kind != kJobKindCommand) return {};
+  const auto task = CommandTaskFromJson(payload);
+  return task ? text(*task, task->stage) : "";
+}
+
 std::string ToJson(const StageOrder& order) { return json_codec::Write(order); }
 
 Result<StageOrder> StageOrderFromJson(std::string_view json) {

@@ -25,6 +25,12 @@ struct StageInput {  // a dataset that an earlier stage of the run published
   friend bool operator==(const StageInput&, const StageInput&) = default;
 };
 
+// For log lines: the beginning of a run's id, to the millisecond of its time. `run show` takes it.
+std::string ShortId(RunId run);
+// For log lines, of a job's kind and payload: "pipeline shop, run 01a1fc86-aaa1, stage orders, slot 2026-11-21T06:15:00Z";
+// empty for kinds other than stages and commands, and for a payload that cannot be read.
+std::string DescribeJob(std::string_view kind, std::string_view payload);
+
 struct BoundParam {
   std::string name;
   std::string type;

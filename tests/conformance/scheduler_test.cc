@@ -65,6 +65,7 @@ class DyingLedger final : public Ledger {
   }
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return Never(); }
   Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return Never(); }
+  Result<void> SetPaused(OrgId, std::string_view, bool, MonoTime) override { return Never(); }
   Result<std::vector<RunSummary>> ListRuns(const RunFilter&, MonoTime) override { return Never(); }
   Result<RunDetail> GetRun(OrgId, RunId, MonoTime) override { return Never(); }
   Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return Never(); }
@@ -323,15 +324,43 @@ TEST_P(SchedulerTest, ABrokenVersionOrScheduleDoesNotStopTheOthers) {
   EXPECT_EQ(Fates("d"), "F");
 }
 
-TEST_P(SchedulerTest, APausedScheduleDecidesNothing) {
+TEST_P(SchedulerTest, SlotsOfAPausedScheduleAreSkippedWithTheirReason) {
   Apply({.days_behind = 2});
-  Raw("update schedule set paused = 1");
+  Apply({.name = "q", .days_behind = 1});
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "p", true, In()));
   auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
   Pass(*scheduler);
-  EXPECT_EQ(Fates(), "");
-  Raw("update schedule set paused = 0");
+  EXPECT_EQ(Fates(), "SS");
+  EXPECT_EQ(Slots()[0].reason, "paused");
+  EXPECT_TRUE(Runs().empty());
+  EXPECT_EQ(Fates("q"), "F") << "others go on";
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "p", false, In()));
   Pass(*scheduler);
-  EXPECT_EQ(Fates(), "FF");
+  EXPECT_EQ(Fates(), "SS") << "what was skipped is not caught up with";
+  EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].watermark, Slots()[1].key.slot);
+  SetWatermark("p", now_ - 3h - days{3});  // the next slots, as after days
+  Pass(*scheduler);
+  EXPECT_EQ(Fates(), "FFSS");
+  ExpectOneRunPerFiredSlot();
+}
+
+// Nobody decided anything while it was paused, as when all schedulers were down.
+TEST_P(SchedulerTest, ResumingDecidesTheSlotsOfThePauseWithoutAScheduler) {
+  Apply({.days_behind = 3});
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "p", true, In()));
+  const auto resumed = ResumeSchedule(*ledger_, kDefaultOrg, "p", In());
+  ASSERT_TRUE(resumed) << resumed.error().message;
+  EXPECT_EQ(*resumed, 3u);
+  EXPECT_EQ(Fates(), "SSS");
+  EXPECT_FALSE((*ledger_->Schedules(kDefaultOrg, In()))[0].paused);
+  Pass(*Make(*ledger_, ids_.Next<OwnerId>()));
+  EXPECT_EQ(Fates(), "SSS");
+  EXPECT_TRUE(Runs().empty());
+  EXPECT_EQ(*ResumeSchedule(*ledger_, kDefaultOrg, "p", In()), 0u) << "one that is not paused";
+  SetWatermark("p", now_ - 3h - days{5});
+  EXPECT_EQ(*ResumeSchedule(*ledger_, kDefaultOrg, "p", In()), 0u) << "its due slots are the scheduler's";
+  EXPECT_EQ(Fates(), "SSS");
+  EXPECT_EQ(ResumeSchedule(*ledger_, kDefaultOrg, "nosuch", In()).error().code, ErrorCode::kNotFound);
 }
 
 TEST_P(SchedulerTest, AFailedTransactionLeavesNothingAndTheNextPassDecidesTheSame) {
@@ -369,13 +398,13 @@ TEST_P(SchedulerTest, TwoSchedulersAtTheSameSlotsFireEachOnce) {
   constexpr int kRounds = 20, kSlotsPerRound = 10;
   for (int round = 0; round < kRounds; ++round) {
     Apply({.name = fmt::format("p{}", round), .days_behind = kSlotsPerRound});
-    Raw(fmt::format("update schedule set paused = 1 where pipeline = 'p{}'", round));
+    Raw(fmt::format("update schedule set active = 0 where pipeline = 'p{}'", round));
   }
   const OwnerId id = ids_.Next<OwnerId>();
   std::array<std::unique_ptr<Ledger>, 2> ledgers = {Open(), Open()};
   std::array<std::string, 2> errors;
   int next = 0;
-  std::barrier start(2, [&]() noexcept { Raw(fmt::format("update schedule set paused = 0 where pipeline = 'p{}'", next++)); });
+  std::barrier start(2, [&]() noexcept { Raw(fmt::format("update schedule set active = 1 where pipeline = 'p{}'", next++)); });
   {
     std::vector<std::jthread> threads;
     for (std::size_t t = 0; t < 2; ++t)

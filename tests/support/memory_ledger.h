@@ -172,6 +172,7 @@ class MemoryLedger final : public Ledger {
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return No(); }
   Result<Leadership> TryLead(OwnerId, std::string_view, Millis, MonoTime) override { return No(); }
   Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId>, MonoTime) override { return No(); }
+  Result<void> SetPaused(OrgId, std::string_view, bool, MonoTime) override { return No(); }
   Result<FireResult> Fire(const FireBatch&, MonoTime) override { return No(); }
   Result<std::uint32_t> ActiveRuns(OrgId, std::string_view, MonoTime) override { return No(); }
   Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return No(); }
