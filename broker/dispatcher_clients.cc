@@ -46,8 +46,8 @@ void Dispatcher::On(event::FromClient& e) {
   if (auto* run = std::get_if<wire::SubmitRun>(&e.message)) return OnSubmitRun(e.peer, *run);
   if (auto* watch = std::get_if<wire::Watch>(&e.message)) return OnWatch(e.peer, *watch);
   if (auto* status = std::get_if<wire::Status>(&e.message)) return OnStatus(e.peer, *status);
-  if (auto* cancel = std::get_if<wire::CancelRun>(&e.message))
-    return Problem(e.peer, cancel->request, "unsupported", "this version cannot cancel a run");
+  if (auto* cancel = std::get_if<wire::Cancel>(&e.message))
+    return Problem(e.peer, cancel->request, "unsupported", "this version cannot cancel");
   Problem(e.peer, 0, "invalid_argument", "this message is not for the broker's front socket");
 }
 

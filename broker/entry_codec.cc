@@ -4,10 +4,12 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/model/job_options.h"
+
 namespace millrace {
 namespace {
 
-constexpr char kEntryVersion = 1;
+constexpr char kEntryVersion = 2;
 
 class Writer {
  public:
@@ -93,6 +95,7 @@ std::string EncodeEntry(const JobSpec& spec, const Counters& counters) {
   w.Int(static_cast<std::uint8_t>(spec.run_at.has_value()));
   w.Int(spec.run_at ? ToUnixMicros(*spec.run_at) : std::int64_t{0});
   w.Int(ToUnixMicros(spec.submitted_at));
+  w.Text(ToJson(spec.options));
   w.Int(counters.deliveries);
   w.Int(counters.failures);
   w.Int(counters.crashes);
@@ -121,6 +124,9 @@ Result<JobEntry> DecodeEntry(std::string_view bytes) {
   const auto run_at_us = r.Int<std::int64_t>();
   if (has_run_at) spec.run_at = FromUnixMicros(run_at_us);
   spec.submitted_at = FromUnixMicros(r.Int<std::int64_t>());
+  if (const std::string text = r.Text(); !text.empty()) {
+    MILLRACE_TRY_ASSIGN(spec.options, JobOptionsFromJson(text));
+  }
   entry.counters.deliveries = r.Int<std::uint32_t>();
   entry.counters.failures = r.Int<std::uint32_t>();
   entry.counters.crashes = r.Int<std::uint32_t>();

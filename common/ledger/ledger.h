@@ -51,10 +51,11 @@ struct OwnerBatch {
   std::vector<AttemptRow> attempts;
   std::vector<OutcomeRow> outcomes;
   std::vector<RunOutcomeRow> run_outcomes;
+  std::vector<CancelRow> cancels;       // one that is there already stays as it is
   std::vector<RunId> outbox_done_runs;  // outbox rows that are now in the queue
   std::vector<JobId> outbox_done_jobs;
   bool Empty() const {
-    return runs.empty() && jobs.empty() && attempts.empty() && outcomes.empty() && run_outcomes.empty() &&
+    return runs.empty() && jobs.empty() && attempts.empty() && outcomes.empty() && run_outcomes.empty() && cancels.empty() &&
            outbox_done_runs.empty() && outbox_done_jobs.empty();
   }
 };
@@ -71,6 +72,7 @@ struct LiveJob {  // accepted, no outcome
   JobSpec spec;
   Counters counters;  // of its latest attempt row
   std::optional<WallTime> next_run_at;
+  bool cancelling = false;  // a cancel row exists
 };
 struct LiveRun {  // accepted, no run outcome
   RunSpec spec;
@@ -78,6 +80,15 @@ struct LiveRun {  // accepted, no run outcome
   std::map<JobId, JobState> ended;
   std::map<JobId, Counters> counters;
   std::map<JobId, WallTime> next_run_at;
+  bool cancelling = false;
+};
+// What became of something that a client named.
+struct ItemState {
+  bool known = false;                 // a run or a single job of that org
+  bool cancelling = false;            // a cancel row exists
+  std::optional<RunState> run_ended;  // at most one of these two
+  std::optional<JobState> job_ended;
+  std::optional<LiveJob> live;  // a single job that has not ended
 };
 
 // ---- scheduling ------------------------------------------------------------------------------------------------------------
@@ -189,6 +200,8 @@ class Ledger : public AuditSource {
     bool more = false;
   };
   virtual Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) = 0;
+  // One answer per item (a run or a single job of `org`), in their order.
+  virtual Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) = 0;
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   virtual Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;

@@ -156,7 +156,17 @@ create view job_status as
          left join lateral (select x.deliveries, x.failures from attempt x where x.job = j.job order by x.token desc limit 1) a on true;
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1};
+// Options of a job; cancel requests.
+constexpr std::string_view kVersion2 = R"sql(
+alter table job add column options text;
+create table cancel (
+  item uuid primary key, is_run boolean not null, org bigint not null, actor text not null, reason text not null,
+  requested_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null);
+create index cancel_audit on cancel (audit_writer, audit_seq);
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2};
 
 }  // namespace
 

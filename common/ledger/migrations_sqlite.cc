@@ -76,7 +76,17 @@ create table outbox (item blob primary key, org integer not null, shard integer 
 create index outbox_by_shard on outbox (shard, item);
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1};
+// Options of a job; cancel requests. `options` stands behind the audit columns of older ledgers: columns go by name.
+constexpr std::string_view kVersion2 = R"sql(
+alter table job add column options text;
+create table cancel (
+  item blob primary key, is_run integer not null, org integer not null, actor text not null, reason text not null,
+  requested_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null) strict;
+create index cancel_audit on cancel (audit_writer, audit_seq);
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2};
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/base/check.h"
+#include "common/model/job_options.h"
 
 namespace millrace::ledger {
 namespace {
@@ -34,7 +35,8 @@ constexpr Column kJobColumns[] = {{"job", kUuid},
                                   {"backoff_cap_ms", kInt},
                                   {"timeout_ms", kInt},
                                   {"run_at", kTime},
-                                  {"submitted_at", kTime}};
+                                  {"submitted_at", kTime},
+                                  {"options", kText, true}};
 constexpr Column kAttemptColumns[] = {{"job", kUuid},        {"token", kInt},        {"org", kInt},        {"ended", kInt},
                                       {"retryable", kBool},  {"error_class", kText}, {"error", kText},     {"result", kBytes},
                                       {"exit_code", kInt},   {"signal", kInt},       {"log_tail", kBytes}, {"worker", kText},
@@ -47,6 +49,8 @@ constexpr Column kOutcomeColumns[] = {
     {"failures", kInt},     {"crashes", kInt}, {"run", kUuid},        {"state", kInt},        {"recorded_at", kTime}};
 constexpr Column kRunOutcomeColumns[] = {
     {"run", kUuid}, {"org", kInt}, {"state", kInt}, {"reason", kText}, {"finished_at", kTime}};
+constexpr Column kCancelColumns[] = {{"item", kUuid},  {"is_run", kBool}, {"org", kInt},
+                                     {"actor", kText}, {"reason", kText}, {"requested_at", kTime}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},
@@ -55,7 +59,8 @@ constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionCo
                                          {"job", kJobColumns, 1},
                                          {"attempt", kAttemptColumns, 2},
                                          {"outcome", kOutcomeColumns, 1},
-                                         {"run_outcome", kRunOutcomeColumns, 1}};
+                                         {"run_outcome", kRunOutcomeColumns, 1},
+                                         {"cancel", kCancelColumns, 1}};
 
 // The length of the UTF-8 sequence at the start of `s`, 0 if there is none that PostgreSQL takes.
 std::size_t SequenceLength(std::string_view s) {
@@ -169,13 +174,15 @@ void Append(const RunSpec& r, Arena& a, std::vector<Value>& c) {
 
 void Append(const JobSpec& j, Arena& a, std::vector<Value>& c) {
   static_assert(sizeof(JobId) == 16, "a list of ids is its bytes");
+  const std::string& options = a.emplace_back(ToJson(j.options));
   const std::string_view list{reinterpret_cast<const char*>(j.depends_on.data()), j.depends_on.size() * sizeof(JobId)};
   c.insert(c.end(), {Value::Of(j.id.AsBytes()), Value::Of(j.org.value()), OptionalId(j.run), Value::Of(CleanText(j.stage, a)),
                      Value::Of(CleanText(j.kind, a)), Value::Of(CleanText(j.queue, a)), Value::Of(std::int64_t{j.priority}),
                      Value::Of(j.payload), Value::Of(list), Value::Of(CleanText(j.effect, a)), Value::Of(CleanText(j.root, a)),
                      Value::Of(std::int64_t{j.retry.max_attempts}), Value::Of(std::int64_t{j.retry.backoff_base.count()}),
                      Value::Of(std::int64_t{j.retry.backoff_cap.count()}), Value::Of(std::int64_t{j.timeout.count()}),
-                     OptionalTime(j.run_at), Value::Of(j.submitted_at)});
+                     OptionalTime(j.run_at), Value::Of(j.submitted_at),
+                     options.empty() ? Value{} : Value::Of(std::string_view(options))});
 }
 
 void Append(const AttemptRow& r, Arena& a, std::vector<Value>& c) {
@@ -192,6 +199,11 @@ void Append(const RunOutcomeRow& r, Arena& a, std::vector<Value>& c) {
   c.insert(c.end(),
            {Value::Of(r.run.AsBytes()), Value::Of(r.org.value()), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.state)}),
             Value::Of(CleanText(r.reason, a)), Value::Of(r.finished_at)});
+}
+
+void Append(const CancelRow& r, Arena& a, std::vector<Value>& c) {
+  c.insert(c.end(), {Value::Of(r.item.AsBytes()), Value::Of(std::int64_t{r.is_run}), Value::Of(r.org.value()),
+                     Value::Of(CleanText(r.actor, a)), Value::Of(CleanText(r.reason, a)), Value::Of(r.requested_at)});
 }
 
 PipelineVersion PipelineVersionFrom(std::span<const Value> c) {
@@ -241,6 +253,9 @@ JobSpec JobFrom(std::span<const Value> c) {
   j.timeout = Millis{c[14].number};
   j.run_at = TimeFrom(c[15]);
   j.submitted_at = TimeOf(c[16]);
+  // Written by this code and checked by the audit record: text that is no options was edited behind its back.
+  if (!c[17].null)
+    if (auto options = JobOptionsFromJson(c[17].bytes)) j.options = std::move(*options);
   return j;
 }
 
@@ -261,11 +276,16 @@ RunOutcomeRow RunOutcomeFrom(std::span<const Value> c) {
   return {RunId{UuidOf(c[0])}, OrgId{c[1].number}, static_cast<RunState>(c[2].number), Str(c[3]), TimeOf(c[4])};
 }
 
+CancelRow CancelFrom(std::span<const Value> c) {
+  return {UuidOf(c[0]), c[1].number != 0, OrgId{c[2].number}, Str(c[3]), Str(c[4]), TimeOf(c[5])};
+}
+
 Digest LeafOf(Table table, std::span<const Value> cells) {
   const TableDef& def = DefOf(table);
   CanonicalRow row(def.name);
   for (std::size_t i = 0; i < def.columns.size(); ++i) {
     const ColumnType type = def.columns[i].type;
+    if (cells[i].null && def.columns[i].later) continue;
     if (cells[i].null)
       row.AddNull();
     else if (type == kInt || type == kBool || type == kTime)

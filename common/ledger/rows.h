@@ -20,6 +20,7 @@ enum class ColumnType : std::uint8_t { kInt, kBool, kText, kBytes, kUuid, kTime,
 struct Column {
   std::string_view name;
   ColumnType type;
+  bool later = false;  // not of the table's first version: a null in it is no part of a row's leaf, so old leaves stay true
 };
 
 // One cell. Numbers, booleans and times (microseconds) are `number`; texts, bytes, ids (16 bytes) and lists of ids (16 bytes
@@ -36,10 +37,11 @@ struct Value {
 // Keeps texts that had to be changed on their way in.
 using Arena = std::deque<std::string>;
 
-enum class Table : std::uint8_t { kPipelineVersion, kSlot, kRun, kJob, kAttempt, kOutcome, kRunOutcome };
-inline constexpr std::size_t kTableCount = 7;
+enum class Table : std::uint8_t { kPipelineVersion, kSlot, kRun, kJob, kAttempt, kOutcome, kRunOutcome, kCancel };
+inline constexpr std::size_t kTableCount = 8;
 inline constexpr std::array<Table, kTableCount> kTables = {
-    Table::kPipelineVersion, Table::kSlot, Table::kRun, Table::kJob, Table::kAttempt, Table::kOutcome, Table::kRunOutcome};
+    Table::kPipelineVersion, Table::kSlot,    Table::kRun,        Table::kJob,
+    Table::kAttempt,         Table::kOutcome, Table::kRunOutcome, Table::kCancel};
 
 struct TableDef {
   std::string_view name;
@@ -59,6 +61,7 @@ void Append(const JobSpec& row, Arena& arena, std::vector<Value>& cells);
 void Append(const AttemptRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const OutcomeRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const RunOutcomeRow& row, Arena& arena, std::vector<Value>& cells);
+void Append(const CancelRow& row, Arena& arena, std::vector<Value>& cells);
 
 // The other way; `cells` begins with the table's columns in order.
 PipelineVersion PipelineVersionFrom(std::span<const Value> cells);
@@ -68,6 +71,7 @@ JobSpec JobFrom(std::span<const Value> cells);
 AttemptRow AttemptFrom(std::span<const Value> cells);
 OutcomeRow OutcomeFrom(std::span<const Value> cells);
 RunOutcomeRow RunOutcomeFrom(std::span<const Value> cells);
+CancelRow CancelFrom(std::span<const Value> cells);
 
 // The leaf of a row: table, then every column; numbers as integers, all else as bytes.
 Digest LeafOf(Table table, std::span<const Value> cells);

@@ -25,6 +25,7 @@ struct Batch {
   std::vector<const AttemptRow*> attempts;
   std::vector<const OutcomeRow*> outcomes;
   std::vector<const RunOutcomeRow*> run_outcomes;
+  std::vector<const CancelRow*> cancels;
   std::vector<Uuid> outbox_done;
   std::vector<Statement> others;
   bool outbox = false;            // runs and single jobs get outbox rows
@@ -55,6 +56,7 @@ class SqlLedger final : public Ledger {
   Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
                                         std::uint32_t limit, MonoTime deadline) override;
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) override;
+  Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) override;
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) override;
   Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
 
@@ -95,6 +97,7 @@ class SqlLedger final : public Ledger {
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
   Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
   Result<std::vector<LiveRun>> RunsOf(std::vector<Uuid> ids, MonoTime deadline);
+  Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
   // sql_ledger_read.cc
   Result<std::vector<RunSummary>> Summaries(std::string where, Params params, std::uint32_t limit, MonoTime deadline);

@@ -29,23 +29,30 @@ std::unordered_map<Uuid, Latest> LatestOf(const Rows& rows) {  // in token order
 
 }  // namespace
 
+Result<std::set<Uuid>> SqlLedger::Cancelling(std::vector<Uuid> items, MonoTime deadline) {
+  return Existing(Table::kCancel, std::move(items), deadline);
+}
+
 Result<std::vector<LiveJob>> SqlLedger::LoadJobs(const Rows& jobs, MonoTime deadline) {
   std::vector<LiveJob> all;
   if (jobs.empty()) return all;
   std::vector<Uuid> ids;
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    all.push_back({JobFrom(jobs[i]), {}, {}});
+    all.push_back({.spec = JobFrom(jobs[i]), .counters = {}, .next_run_at = {}});
     ids.push_back(all.back().spec.id.uuid);
   }
   MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + std::string(kLatestColumns) + " from attempt a where a.job" +
                                                            store_->In(1) + " order by a.job, a.token",
-                                                       Params().Ids(std::move(ids)), deadline));
+                                                       Params().Ids(ids), deadline));
+  MILLRACE_TRY_ASSIGN(const std::set<Uuid> cancelling, Cancelling(std::move(ids), deadline));
   const auto latest = LatestOf(attempts);
-  for (LiveJob& job : all)
+  for (LiveJob& job : all) {
+    job.cancelling = cancelling.contains(job.spec.id.uuid);
     if (const auto found = latest.find(job.spec.id.uuid); found != latest.end()) {
       job.counters = found->second.counters;
       job.next_run_at = found->second.next_run_at;
     }
+  }
   return all;
 }
 
@@ -60,7 +67,9 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
     place[run.spec.id.uuid] = i;
     ids.push_back(run.spec.id.uuid);
   }
-  const Params of_runs = Params().Ids(std::move(ids));
+  const Params of_runs = Params().Ids(ids);
+  MILLRACE_TRY_ASSIGN(const std::set<Uuid> cancelling, Cancelling(std::move(ids), deadline));
+  for (LiveRun& run : all) run.cancelling = cancelling.contains(run.spec.id.uuid);
   MILLRACE_TRY_ASSIGN(const Rows jobs, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where j.run" +
                                                        store_->In(1) + " order by j.job",
                                                    of_runs, deadline));
@@ -140,6 +149,45 @@ Result<std::vector<LiveRun>> SqlLedger::LiveRuns(ShardId shard, std::uint16_t sh
   for (std::size_t i = 0; i < rows.size(); ++i) ids.push_back(UuidOf(rows[i][0]));
   MILLRACE_TRY(CutByJobs(ids, deadline));
   return RunsOf(std::move(ids), deadline);
+}
+
+Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid> items, MonoTime deadline) {
+  std::vector<ItemState> states(items.size());
+  if (items.empty()) return states;
+  std::unordered_map<Uuid, std::size_t> place;
+  for (std::size_t i = 0; i < items.size(); ++i) place.emplace(items[i], i);
+  const Params ids = Params().Ids({items.begin(), items.end()}).Int(org.value());
+  MILLRACE_TRY_ASSIGN(const Rows runs,
+                      store_->Run("select r.run, o.state from run r left join run_outcome o on o.run = r.run where r.run" +
+                                      store_->In(1) + " and r.org = $2",
+                                  ids, deadline));
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    ItemState& state = states[place.at(UuidOf(runs[i][0]))];
+    state.known = true;
+    if (!runs[i][1].null) state.run_ended = static_cast<RunState>(runs[i][1].number);
+  }
+  MILLRACE_TRY_ASSIGN(const Rows ended, store_->Run("select o.job, o.state from outcome o where o.job" + store_->In(1) +
+                                                        " and o.org = $2 and o.run is null",
+                                                    ids, deadline));
+  for (std::size_t i = 0; i < ended.size(); ++i) {
+    ItemState& state = states[place.at(UuidOf(ended[i][0]))];
+    state.known = true;
+    state.job_ended = static_cast<JobState>(ended[i][1].number);
+  }
+  MILLRACE_TRY_ASSIGN(const Rows live, store_->Run("select " + store_->Columns(Table::kJob, "j") +
+                                                       " from live_job l join job j on j.job = l.job where l.job" +
+                                                       store_->In(1) + " and l.org = $2",
+                                                   ids, deadline));
+  MILLRACE_TRY_ASSIGN(std::vector<LiveJob> jobs, LoadJobs(live, deadline));
+  for (LiveJob& job : jobs) {
+    ItemState& state = states[place.at(job.spec.id.uuid)];
+    state.known = true;
+    state.cancelling = job.cancelling;
+    state.live = std::move(job);
+  }
+  MILLRACE_TRY_ASSIGN(const std::set<Uuid> cancelling, Cancelling({items.begin(), items.end()}, deadline));
+  for (const Uuid& item : cancelling) states[place.at(item)].cancelling = true;
+  return states;
 }
 
 Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) {

@@ -110,6 +110,7 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     AppendTable(Table::kAttempt, batch.attempts, set, &leaves, next);
     AppendTable(Table::kOutcome, batch.outcomes, set, &leaves, next);
     AppendTable(Table::kRunOutcome, batch.run_outcomes, set, &leaves, next);
+    AppendTable(Table::kCancel, batch.cancels, set, &leaves, next);
     std::optional<AuditRecord> record;
     if (!leaves.empty()) record = chain_.Next(std::move(leaves), options_.clock->WallNow());
     auto applied = store_->Apply(set, record ? &*record : nullptr, deadline);
@@ -226,6 +227,9 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
     return true;
   });
   MILLRACE_TRY_ASSIGN(auto run_outcomes, Existing(Table::kRunOutcome, ids(batch.run_outcomes, run_outcome_id), deadline));
+  MILLRACE_TRY_ASSIGN(auto cancels,
+                      Existing(Table::kCancel, ids(batch.cancels, [](const CancelRow& c) { return c.item; }), deadline));
+  pruned |= TakeOut(batch.cancels, [&](const CancelRow& c) { return !cancels.insert(c.item).second; });
   pruned |= TakeOut(batch.run_outcomes, [&](const RunOutcomeRow& o) { return !run_outcomes.insert(o.run.uuid).second; });
   return pruned;
 }
@@ -241,6 +245,7 @@ Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime dea
   for (const auto& r : given.attempts) batch.attempts.push_back(&r);
   for (const auto& r : given.outcomes) batch.outcomes.push_back(&r);
   for (const auto& r : given.run_outcomes) batch.run_outcomes.push_back(&r);
+  for (const auto& r : given.cancels) batch.cancels.push_back(&r);
   for (const auto& id : given.outbox_done_runs) batch.outbox_done.push_back(id.uuid);
   for (const auto& id : given.outbox_done_jobs) batch.outbox_done.push_back(id.uuid);
   MILLRACE_TRY(Write(batch, deadline));

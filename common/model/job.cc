@@ -8,6 +8,13 @@ namespace millrace {
 namespace {
 
 template <class E, std::size_t N>
+std::optional<E> FindName(const std::array<E, N>& all, std::string_view name) {
+  for (const E e : all)
+    if (Name(e) == name) return e;
+  return std::nullopt;
+}
+
+template <class E, std::size_t N>
 Result<E> ParseName(const std::array<E, N>& all, std::string_view what, std::string_view name) {
   std::string known;
   for (const E e : all) {
@@ -70,8 +77,65 @@ std::string_view Name(AttemptEnd end) {
     case AttemptEnd::kTimedOut: return "timed_out";
     case AttemptEnd::kHandedBack: return "handed_back";
     case AttemptEnd::kLost: return "lost";
+    case AttemptEnd::kCancelled: return "cancelled";
   }
   return "unknown";
+}
+
+std::string_view Name(Backoff backoff) {
+  switch (backoff) {
+    case Backoff::kExponential: return "exponential";
+    case Backoff::kFixed: return "fixed";
+  }
+  return "unknown";
+}
+
+std::string_view Name(RunWhen when) {
+  switch (when) {
+    case RunWhen::kAllSucceeded: return "all_succeeded";
+    case RunWhen::kAllEnded: return "all_ended";
+  }
+  return "unknown";
+}
+
+std::string_view Name(Durability durability) {
+  switch (durability) {
+    case Durability::kLedger: return "ledger";
+    case Durability::kRedis: return "redis";
+  }
+  return "unknown";
+}
+
+std::string_view Name(UniqueUntil until) {
+  switch (until) {
+    case UniqueUntil::kStarted: return "started";
+    case UniqueUntil::kEnded: return "ended";
+    case UniqueUntil::kWindow: return "window";
+  }
+  return "unknown";
+}
+
+std::string_view Name(CancelEffect effect) {
+  switch (effect) {
+    case CancelEffect::kCancelled: return "cancelled";
+    case CancelEffect::kCancelling: return "cancelling";
+    case CancelEffect::kEnded: return "ended";
+    case CancelEffect::kUnknown: return "not_found";
+  }
+  return "unknown";
+}
+
+std::optional<Backoff> ParseBackoff(std::string_view name) {
+  return FindName(std::array{Backoff::kExponential, Backoff::kFixed}, name);
+}
+std::optional<RunWhen> ParseRunWhen(std::string_view name) {
+  return FindName(std::array{RunWhen::kAllSucceeded, RunWhen::kAllEnded}, name);
+}
+std::optional<Durability> ParseDurability(std::string_view name) {
+  return FindName(std::array{Durability::kLedger, Durability::kRedis}, name);
+}
+std::optional<UniqueUntil> ParseUniqueUntil(std::string_view name) {
+  return FindName(std::array{UniqueUntil::kStarted, UniqueUntil::kEnded, UniqueUntil::kWindow}, name);
 }
 
 Millis BackoffDelay(const RetryPolicy& policy, int failures, std::uint64_t random) {
@@ -146,6 +210,7 @@ AttemptVerdict Judge(const RetryPolicy& policy, Counters before, AttemptEnd end,
       break;
     case AttemptEnd::kHandedBack:
     case AttemptEnd::kLost: verdict.immediate = true; break;
+    case AttemptEnd::kCancelled: verdict.terminal = JobState::kCancelled; break;
   }
   return verdict;
 }

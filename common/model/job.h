@@ -48,7 +48,7 @@ Result<RunState> ParseRunState(std::string_view name);
 
 struct RetryPolicy {
   int max_attempts = kMaxAttemptsDefault;  // limits failures, 1 .. kMaxAttemptsMax
-  Millis backoff_base{1000};               // doubles per failure, full jitter
+  Millis backoff_base{1000};               // doubles per failure (JobOptions::backoff: exponential), with jitter
   Millis backoff_cap{60'000};
   friend bool operator==(const RetryPolicy&, const RetryPolicy&) = default;
 };
@@ -60,6 +60,46 @@ Millis BackoffDelay(const RetryPolicy& policy, int failures, std::uint64_t rando
 inline constexpr std::string_view kJobKindStage = "stage";      // payload: StageTask as JSON (common/model/stage_task.h)
 inline constexpr std::string_view kJobKindCommand = "command";  // payload: CommandTask as JSON
 // Any other kind names a handler of a client-library worker; its payload is the client's own bytes.
+
+enum class Backoff : std::uint8_t { kExponential = 1, kFixed = 2 };
+enum class RunWhen : std::uint8_t {
+  kAllSucceeded = 1,  // else it is skipped
+  kAllEnded = 2,      // however they ended: a batch's callback
+};
+enum class Durability : std::uint8_t {
+  kLedger = 1,  // in the ledger before "accepted" is said
+  kRedis = 2,   // in the queue only; its outcome is in the ledger. What it can lose: ops/docs/queue.md
+};
+enum class UniqueUntil : std::uint8_t {
+  kStarted = 1,  // its first attempt was granted
+  kEnded = 2,
+  kWindow = 3,  // unique_window after it was submitted
+};
+std::string_view Name(Backoff backoff);
+std::string_view Name(RunWhen when);
+std::string_view Name(Durability durability);
+std::string_view Name(UniqueUntil until);
+std::optional<Backoff> ParseBackoff(std::string_view name);
+std::optional<RunWhen> ParseRunWhen(std::string_view name);
+std::optional<Durability> ParseDurability(std::string_view name);
+std::optional<UniqueUntil> ParseUniqueUntil(std::string_view name);
+
+// What most jobs leave unsaid. Stored and sent as JSON (job_options.h); nothing at all while everything is at its default.
+struct JobOptions {
+  Backoff backoff = Backoff::kExponential;
+  std::vector<std::string> no_retry;   // error classes that end the job at their first occurrence
+  std::optional<WallTime> expires_at;  // not started by then: expired
+  std::optional<WallTime> deadline;    // not ended by then: stopped, dead with error class "deadline_exceeded"
+  std::string limit_key;               // its queue's limits per key count by it; empty: they do not concern it
+  std::string unique_key;              // per org and queue; empty: not unique
+  UniqueUntil unique_until = UniqueUntil::kEnded;
+  Millis unique_window{0};  // kWindow only
+  RunWhen run_when = RunWhen::kAllSucceeded;
+  Durability durability = Durability::kLedger;
+  bool has_sink = false;          // writes to a destination with a fence: a cancel raises it before it ends
+  std::optional<JobId> retry_of;  // the dead job that this one repeats
+  friend bool operator==(const JobOptions&, const JobOptions&) = default;
+};
 
 // One job as accepted: one immutable ledger row.
 struct JobSpec {
@@ -78,6 +118,7 @@ struct JobSpec {
   Millis timeout{0};               // of one attempt; 0 = none
   std::optional<WallTime> run_at;  // not before
   WallTime submitted_at{};
+  JobOptions options;
   friend bool operator==(const JobSpec&, const JobSpec&) = default;
 };
 
@@ -98,6 +139,7 @@ enum class AttemptEnd : std::uint8_t {
   kTimedOut = 4,    // killed at its deadline; counts as a failure
   kHandedBack = 5,  // the worker drains; counts only as a delivery
   kLost = 6,        // the worker is gone; counts only as a delivery
+  kCancelled = 7,   // stopped because somebody asked for it; counts only as a delivery
 };
 std::string_view Name(AttemptEnd end);
 
@@ -154,6 +196,26 @@ struct RunSpec {
   WallTime created_at{};
   friend bool operator==(const RunSpec&, const RunSpec&) = default;
 };
+
+// Somebody asked that a job, or all of a run, be stopped: one immutable ledger row, durable before anything is stopped.
+struct CancelRow {
+  Uuid item;  // a RunId or the JobId of a single job
+  bool is_run = false;
+  OrgId org = kDefaultOrg;
+  std::string actor;   // who: "cli root@host"
+  std::string reason;  // free text; may be empty
+  WallTime requested_at{};
+  friend bool operator==(const CancelRow&, const CancelRow&) = default;
+};
+
+// What a cancel came to.
+enum class CancelEffect : std::uint8_t {
+  kCancelled = 1,   // it had not started: it has ended
+  kCancelling = 2,  // what runs of it is being stopped; Watch a run to see its end
+  kEnded = 3,       // too late: it had ended as `state` says
+  kUnknown = 4,     // no such run or single job in this org
+};
+std::string_view Name(CancelEffect effect);
 
 struct RunOutcomeRow {
   RunId run;

@@ -234,6 +234,12 @@ class JsonReader {
   }
   static std::optional<LoadMode> FromName(std::string_view n, std::type_identity<LoadMode>) { return ParseLoadMode(n); }
   static std::optional<CheckKind> FromName(std::string_view n, std::type_identity<CheckKind>) { return ParseCheckKind(n); }
+  static std::optional<Backoff> FromName(std::string_view n, std::type_identity<Backoff>) { return ParseBackoff(n); }
+  static std::optional<RunWhen> FromName(std::string_view n, std::type_identity<RunWhen>) { return ParseRunWhen(n); }
+  static std::optional<Durability> FromName(std::string_view n, std::type_identity<Durability>) { return ParseDurability(n); }
+  static std::optional<UniqueUntil> FromName(std::string_view n, std::type_identity<UniqueUntil>) {
+    return ParseUniqueUntil(n);
+  }
 
   const Json& json_;
   std::string path_;

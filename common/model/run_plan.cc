@@ -127,6 +127,7 @@ Result<RunPlan> PlanRun(const Pipeline& pipeline, const RunRequest& request, IdG
     } else {
       job.kind = kJobKindStage;
       job.effect = effect_of(stage);
+      job.options.has_sink = std::holds_alternative<LoadSpec>(stage.work);
       StageTask task{request.org,        pipeline.name, request.version, run.id, job.id, job.effect,
                      request.generation, request.slot,  stage,           {},     params, request.base_dir};
       for (const std::string& input : stage.inputs) {

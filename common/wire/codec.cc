@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "common/model/job_options.h"
 #include "common/wire/text.h"
 
 namespace millrace::wire {
@@ -57,6 +58,7 @@ class Writer {
   void Enum(std::string_view, E value) {
     packer_.pack_uint64(static_cast<std::uint64_t>(value));
   }
+  void Options(std::string_view, const JobOptions& options) { Str(ToJson(options)); }
   void Duration(std::string_view, Millis ms) { packer_.pack_int64(ms.count()); }
   void Time(std::string_view, WallTime t) { packer_.pack_int64(ToUnixMicros(t)); }
   void Time(std::string_view, const std::optional<WallTime>& t) { t ? Time("", *t) : Nil(); }
@@ -164,6 +166,14 @@ class Reader {
     if (millrace::Name(static_cast<E>(value)) == "unknown") return Complain(field, fmt::format("has no value {}", value));
     out = static_cast<E>(value);
   }
+  void Options(std::string_view field, JobOptions& out) {
+    std::string text;
+    Name(field, text, kJobOptionsBytesMax);
+    if (!error_.empty() || text.empty()) return;
+    auto options = JobOptionsFromJson(text);
+    if (!options) return Complain(field, options.error().message);
+    out = std::move(*options);
+  }
   void Duration(std::string_view field, Millis& out) {
     std::int64_t ms = 0;
     Int<std::int64_t>(field, ms, 0, std::int64_t{1} << 40);  // 34 years; sums of them cannot overflow
@@ -244,7 +254,7 @@ concept Of = std::same_as<std::remove_const_t<T>, U>;
 
 template <class A, Of<JobSpec> T>
 void Layout(A& a, T& t) {
-  a.Record(17);
+  a.Record(18);
   a.Id("id", t.id);
   a.Org("org", t.org);
   a.Id("run", t.run);
@@ -262,6 +272,7 @@ void Layout(A& a, T& t) {
   a.Duration("timeout_ms", t.timeout);
   a.Time("run_at_us", t.run_at);
   a.Time("submitted_at_us", t.submitted_at);
+  a.Options("options", t.options);
 }
 
 template <class A, Of<RunSpec> T>
@@ -359,13 +370,14 @@ void Layout(A& a, T& t) {
 
 template <class A, Of<Grant::Job> T>
 void Layout(A& a, T& t) {
-  a.Record(6);
+  a.Record(7);
   a.Id("id", t.id);
   a.Fence("token", t.token);
   a.Name("kind", t.kind, kNameBytesMax);
   a.Bytes("payload", t.payload, kPayloadBytesMax);
   a.Int("timeout_ms", t.timeout_ms);
   a.Int("delivery", t.delivery);
+  a.Flag("fence_only", t.fence_only);
 }
 
 template <class A, Of<Grant> T>
@@ -425,12 +437,43 @@ void Layout(A& a, T& t) {
   a.Flag("watch", t.watch);
 }
 
-template <class A, class T>
-  requires Of<T, Watch> || Of<T, CancelRun>
+template <class A, Of<Watch> T>
 void Layout(A& a, T& t) {
   a.Record(2);
   a.Int("request", t.request);
   a.Id("run", t.run);
+}
+
+template <class A, Of<Cancel> T>
+void Layout(A& a, T& t) {
+  a.Record(5);
+  a.Int("request", t.request);
+  a.Org("org", t.org);
+  a.List("items", t.items, kBatchJobsMax, kEach);
+  a.Name("actor", t.actor, kNameBytesMax);
+  a.Text("reason", t.reason, kErrorMessageBytesMax);
+}
+
+template <class A, Of<Cancel::Item> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Id("id", t.id);
+  a.Flag("is_run", t.is_run);
+}
+
+template <class A, Of<CancelReply> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Int("request", t.request);
+  a.List("items", t.items, kBatchJobsMax, kEach);
+}
+
+template <class A, Of<CancelReply::Item> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Id("id", t.id);
+  a.Enum("effect", t.effect);
+  a.Name("state", t.state, kNameBytesMax);
 }
 
 template <class A, Of<Status> T>
@@ -541,8 +584,10 @@ constexpr Kind KindFor() {
     return Kind::kWatch;
   else if constexpr (std::same_as<T, Status>)
     return Kind::kStatus;
-  else if constexpr (std::same_as<T, CancelRun>)
-    return Kind::kCancelRun;
+  else if constexpr (std::same_as<T, Cancel>)
+    return Kind::kCancel;
+  else if constexpr (std::same_as<T, CancelReply>)
+    return Kind::kCancelReply;
   else if constexpr (std::same_as<T, SubmitReply>)
     return Kind::kSubmitReply;
   else if constexpr (std::same_as<T, RunUpdate>)
@@ -662,7 +707,8 @@ std::string_view Name(Kind kind) {
     case Kind::kSubmitRun: return "submit_run";
     case Kind::kWatch: return "watch";
     case Kind::kStatus: return "status";
-    case Kind::kCancelRun: return "cancel_run";
+    case Kind::kCancel: return "cancel";
+    case Kind::kCancelReply: return "cancel_reply";
     case Kind::kSubmitReply: return "submit_reply";
     case Kind::kRunUpdate: return "run_update";
     case Kind::kStatusReply: return "status_reply";
@@ -671,9 +717,16 @@ std::string_view Name(Kind kind) {
   return "unknown";
 }
 
+namespace {
+std::size_t SizeBound(const JobOptions& options) {
+  static const JobOptions kDefaults;
+  return options == kDefaults ? 0 : kJobOptionsBytesMax;
+}
+}  // namespace
+
 std::size_t SizeBound(const JobSpec& spec) {
   return kRecordBytes + spec.stage.size() + spec.kind.size() + spec.queue.size() + spec.payload.size() + spec.effect.size() +
-         spec.root.size() + 18 * spec.depends_on.size();
+         spec.root.size() + 18 * spec.depends_on.size() + SizeBound(spec.options);
 }
 
 std::size_t SizeBound(const Grant::Job& job) { return kRecordBytes + job.kind.size() + job.payload.size(); }

@@ -35,12 +35,13 @@ enum class Kind : std::uint8_t {
   kSubmitRun = 33,
   kWatch = 34,
   kStatus = 35,
-  kCancelRun = 36,
+  kCancel = 36,
   // broker -> client
   kSubmitReply = 48,
   kRunUpdate = 49,
   kStatusReply = 50,
   kProblem = 51,
+  kCancelReply = 52,
 };
 
 // ---- worker -> broker ----------------------------------------------------------------------------------------------------
@@ -100,6 +101,7 @@ struct Grant {
     std::string payload;
     std::uint32_t timeout_ms = 0;  // 0 = none
     std::uint32_t delivery = 1;    // 1-based
+    bool fence_only = false;  // do not work: raise the fence of the job's sink and report kCancelled, or what its receipt says
     friend bool operator==(const Job&, const Job&) = default;
   };
   std::vector<Job> jobs;
@@ -153,10 +155,17 @@ struct Status {
   std::uint64_t request = 0;
   friend bool operator==(const Status&, const Status&) = default;
 };
-struct CancelRun {
+struct Cancel {  // runs and single jobs of one org
   std::uint64_t request = 0;
-  RunId run;
-  friend bool operator==(const CancelRun&, const CancelRun&) = default;
+  OrgId org = kDefaultOrg;
+  struct Item {
+    Uuid id;
+    bool is_run = false;
+    friend bool operator==(const Item&, const Item&) = default;
+  };
+  std::vector<Item> items;
+  std::string actor, reason;
+  friend bool operator==(const Cancel&, const Cancel&) = default;
 };
 
 // ---- broker -> client ----------------------------------------------------------------------------------------------------
@@ -206,6 +215,18 @@ struct StatusReply {
   std::vector<Worker> workers;
   friend bool operator==(const StatusReply&, const StatusReply&) = default;
 };
+// Sent when the request is durable.
+struct CancelReply {
+  std::uint64_t request = 0;
+  struct Item {
+    Uuid id;
+    CancelEffect effect = CancelEffect::kUnknown;
+    std::string state;  // kEnded: the terminal state's name
+    friend bool operator==(const Item&, const Item&) = default;
+  };
+  std::vector<Item> items;
+  friend bool operator==(const CancelReply&, const CancelReply&) = default;
+};
 struct Problem {  // the request was refused
   std::uint64_t request = 0;
   std::string code;  // Name(ErrorCode), or a narrower stable word such as "not_owner"
@@ -214,7 +235,7 @@ struct Problem {  // the request was refused
 };
 
 using Message = std::variant<Hello, Beat, Ended, Goodbye, Welcome, Grant, EndedReply, Revoke, BrokerBeat, SubmitJobs, SubmitRun,
-                             Watch, Status, CancelRun, SubmitReply, RunUpdate, StatusReply, Problem>;
+                             Watch, Status, Cancel, SubmitReply, RunUpdate, StatusReply, CancelReply, Problem>;
 
 // Encodes header and body. The bytes are one ZeroMQ frame.
 std::string Encode(const Message& message);

@@ -33,6 +33,7 @@ class MemoryLedger final : public Ledger {
   std::map<RunId, RunSpec> runs;
   std::map<RunId, std::vector<JobId>> jobs_of_run;
   std::map<RunId, RunOutcomeRow> run_outcomes;
+  std::map<Uuid, CancelRow> cancels;
   std::uint32_t outbox_page_max = UINT32_MAX;  // items of one ReadOutbox
   std::set<RunId> outbox_runs;
   std::set<JobId> outbox_jobs;
@@ -99,6 +100,7 @@ class MemoryLedger final : public Ledger {
       run_outcomes.emplace(row.run, row);
       outbox_runs.erase(row.run);
     }
+    for (const CancelRow& row : batch.cancels) cancels.emplace(row.item, row);
     for (const RunId& run : batch.outbox_done_runs) outbox_runs.erase(run);
     for (const JobId& job : batch.outbox_done_jobs) outbox_jobs.erase(job);
     if (f == LedgerFault::kAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
@@ -148,6 +150,26 @@ class MemoryLedger final : public Ledger {
     for (const JobSpec& job : specs)
       if (AddJob(job)) outbox_jobs.insert(job.id);
     return {};
+  }
+  Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::vector<ItemState> states(items.size());
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      states[i].cancelling = cancels.contains(items[i]);
+      if (const auto run = runs.find(RunId{items[i]}); run != runs.end() && run->second.org == org) {
+        states[i].known = true;
+        if (const auto end = run_outcomes.find(run->first); end != run_outcomes.end()) states[i].run_ended = end->second.state;
+      }
+      if (const auto job = jobs.find(JobId{items[i]});
+          job != jobs.end() && job->second.spec.org == org && !job->second.spec.run) {
+        states[i].known = true;
+        if (job->second.outcome)
+          states[i].job_ended = job->second.outcome->state;
+        else
+          states[i].live = Live(job->second);
+      }
+    }
+    return states;
   }
   Result<RunDetail> GetRun(OrgId, RunId id, MonoTime) override {
     MILLRACE_TRY(Up());
@@ -201,8 +223,8 @@ class MemoryLedger final : public Ledger {
     if (job.run) jobs_of_run[*job.run].push_back(job.id);
     return true;
   }
-  static LiveJob Live(const JobRows& rows) {
-    LiveJob live{.spec = rows.spec, .counters = {}, .next_run_at = {}};
+  LiveJob Live(const JobRows& rows) {
+    LiveJob live{.spec = rows.spec, .counters = {}, .next_run_at = {}, .cancelling = cancels.contains(rows.spec.id.uuid)};
     if (!rows.attempts.empty()) {
       live.counters = rows.attempts.back().counters;
       live.next_run_at = rows.attempts.back().next_run_at;
@@ -210,7 +232,8 @@ class MemoryLedger final : public Ledger {
     return live;
   }
   LiveRun Live(const RunSpec& run) {
-    LiveRun live{.spec = run, .jobs = {}, .ended = {}, .counters = {}, .next_run_at = {}};
+    LiveRun live{
+        .spec = run, .jobs = {}, .ended = {}, .counters = {}, .next_run_at = {}, .cancelling = cancels.contains(run.id.uuid)};
     for (const JobId& id : jobs_of_run[run.id]) {
       const JobRows& rows = jobs.at(id);
       live.jobs.push_back(rows.spec);

@@ -35,6 +35,23 @@ Uuid RandomMessages::MakeUuid() {
 
 WallTime RandomMessages::Time() { return FromUnixMicros(Signed()); }
 
+JobOptions RandomMessages::MakeOptions() {
+  JobOptions options;
+  options.backoff = Flip() ? Backoff::kFixed : Backoff::kExponential;
+  if (Flip()) options.no_retry = {"source_changed", "check_failed"};
+  if (Flip()) options.expires_at = Time();
+  if (Flip()) options.deadline = Time();
+  if (Flip()) options.limit_key = "customer \u00e9 7";
+  if (Flip()) options.unique_key = "k";
+  options.unique_until = static_cast<UniqueUntil>(1 + random_.Below(3));
+  options.unique_window = Millis{static_cast<std::int64_t>(random_.Below(1u << 31))};
+  options.run_when = Flip() ? RunWhen::kAllEnded : RunWhen::kAllSucceeded;
+  options.durability = Flip() ? Durability::kRedis : Durability::kLedger;
+  options.has_sink = Flip();
+  if (Flip()) options.retry_of = JobId{MakeUuid()};
+  return options;
+}
+
 JobSpec RandomMessages::MakeJobSpec() {
   JobSpec spec;
   spec.id = {MakeUuid()};
@@ -53,6 +70,7 @@ JobSpec RandomMessages::MakeJobSpec() {
   spec.timeout = Millis{static_cast<std::int64_t>(random_.Below(1u << 31))};
   if (Flip()) spec.run_at = Time();
   spec.submitted_at = Time();
+  if (Flip()) spec.options = MakeOptions();
   return spec;
 }
 
@@ -112,7 +130,7 @@ std::vector<Message> RandomMessages::All() {
       Goodbye{worker},
       Welcome{Text(), static_cast<std::uint32_t>(1 + random_.Below(10'000)),
               static_cast<std::uint32_t>(1 + random_.Below(10'000))},
-      Grant{List<Grant::Job>([&] { return Grant::Job{job(), token(), Text(), Bytes(300), u32(), u32()}; })},
+      Grant{List<Grant::Job>([&] { return Grant::Job{job(), token(), Text(), Bytes(300), u32(), u32(), Flip()}; })},
       EndedReply{List<EndedReply::Item>([&] { return EndedReply::Item{job(), token(), Flip(), Text()}; })},
       Revoke{List<Revoke::Item>([&] { return Revoke::Item{job(), token(), Text()}; })},
       BrokerBeat{Flip()},
@@ -120,7 +138,7 @@ std::vector<Message> RandomMessages::All() {
       SubmitRun{Number(), MakeRunSpec(), List<JobSpec>([this] { return MakeJobSpec(); }), Flip()},
       Watch{Number(), RunId{MakeUuid()}},
       Status{Number()},
-      CancelRun{Number(), RunId{MakeUuid()}},
+      Cancel{Number(), OrgId{7}, List<Cancel::Item>([this] { return Cancel::Item{MakeUuid(), Flip()}; }), Text(), Text(100)},
       SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip()}; })},
       RunUpdate{RunId{MakeUuid()}, kRunStates[random_.Below(4)], Text(), List<RunUpdate::Stage>(stage)},
       StatusReply{Number(), Text(), List<StatusReply::Shard>([&] {
@@ -128,6 +146,9 @@ std::vector<Message> RandomMessages::All() {
                                               Number()};
                   }),
                   List<StatusReply::Worker>([&] { return StatusReply::Worker{Text(), u32(), u32()}; })},
+      CancelReply{Number(), List<CancelReply::Item>([this] {
+                    return CancelReply::Item{MakeUuid(), static_cast<CancelEffect>(1 + random_.Below(4)), Text()};
+                  })},
       Problem{Number(), Text(), Text(100)},
   };
 }

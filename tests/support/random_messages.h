@@ -14,6 +14,7 @@ class RandomMessages {
   explicit RandomMessages(Random& random) : random_(random) {}
   // One of each kind, in the order of wire::Message.
   std::vector<wire::Message> All();
+  JobOptions MakeOptions();
   JobSpec MakeJobSpec();
   RunSpec MakeRunSpec();
   AttemptReport MakeReport();

@@ -693,7 +693,7 @@ TEST_F(DispatcherTest, TheStatusOfTheLargestFleetFitsIntoOneFrame) {
 }
 
 TEST_F(DispatcherTest, RequestsThatCannotBeServedAreAnswered) {
-  Handle(event::FromClient{.peer = "c", .message = wire::CancelRun{.request = 9, .run = {}}});
+  Handle(event::FromClient{.peer = "c", .message = wire::Cancel{9, {}, {}, {}, {}}});
   Settle();
   EXPECT_EQ(Last<wire::Problem>()->code, "unsupported");
   Handle(event::FromClient{.peer = "c", .message = wire::Watch{.request = 10, .run = ids_.Next<RunId>()}});

@@ -141,7 +141,7 @@ TEST(WireCodecTest, FieldErrorsNameTheField) {
   EXPECT_EQ(ErrorOf(Body(Kind::kGoodbye, std::string("\x91\xC4\x01\x00", 4))), "goodbye: worker is not 16 bytes");
   EXPECT_EQ(ErrorOf(Body(Kind::kGoodbye, "\x91\xA1x")), "goodbye: worker is not binary");
   EXPECT_EQ(ErrorOf(Body(Kind::kProblem, "\x93\x01\xA1\xFF\xA0")), "problem: code is not UTF-8 without NUL");
-  EXPECT_EQ(ErrorOf(Body(Kind::kGrant, "\x91\x91\x91\x01")), "grant: jobs[0].record has 1 fields, expected 6");
+  EXPECT_EQ(ErrorOf(Body(Kind::kGrant, "\x91\x91\x91\x01")), "grant: jobs[0].record has 1 fields, expected 7");
   EXPECT_EQ(ErrorOf(Body(Kind::kWelcome, std::string("\x93\xA0\x00\x01", 4))), "welcome: heartbeat_ms is not in [1, 3600000]");
 }
 

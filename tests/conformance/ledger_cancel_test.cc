@@ -1,0 +1,100 @@
+// Options of jobs, cancel requests and what became of an item: one suite for both ledgers.
+#include "tests/support/ledger_fixture.h"
+
+namespace millrace {
+namespace {
+
+using testing::kShards;
+using testing::LedgerKind;
+
+class LedgerCancelTest : public testing::LedgerTest {
+ protected:
+  CancelRow Cancel(Uuid item, bool is_run) {
+    return {.item = item,
+            .is_run = is_run,
+            .org = kDefaultOrg,
+            .actor = "cli root@host",
+            .reason = "Zürich \"later\"",
+            .requested_at = FromUnixMicros(1'700'000'004'000'001)};
+  }
+};
+
+TEST_P(LedgerCancelTest, OptionsOfAJobComeBackAsTheyWere) {
+  const ShardHold hold = Own();
+  JobSpec plain = Job(), rich = Job();
+  rich.options.limit_key = "customer-é";
+  rich.options.expires_at = FromUnixMicros(1'800'000'000'000'001);
+  rich.options.no_retry = {"source_changed"};
+  rich.options.durability = Durability::kRedis;
+  rich.options.retry_of = plain.id;
+  auto batch = BatchOf(hold);
+  batch.jobs = {plain, rich};
+  Commit(batch);
+  const auto live = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 10, In());
+  ASSERT_TRUE(live) << live.error().message;
+  ASSERT_EQ(live->size(), 2u);
+  EXPECT_EQ(live->at(0).spec, plain);
+  EXPECT_EQ(live->at(1).spec, rich);
+  ExpectSound();
+}
+
+TEST_P(LedgerCancelTest, ACancelIsSeenByWhoeverRebuilds) {
+  const ShardHold hold = Own();
+  const RunSpec run = Run();
+  const JobSpec of_run = Job(run.id, "a"), single = Job(), other = Job();
+  auto batch = BatchOf(hold);
+  batch.runs = {run};
+  batch.jobs = {of_run, single, other};
+  Commit(batch);
+  auto request = BatchOf(hold);
+  request.cancels = {Cancel(run.id.uuid, true), Cancel(single.id.uuid, false)};
+  Commit(request);
+  Commit(request);  // asked twice: the first request stays
+  const auto jobs = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 10, In());
+  ASSERT_TRUE(jobs) << jobs.error().message;
+  ASSERT_EQ(jobs->size(), 2u);
+  EXPECT_TRUE(jobs->at(0).cancelling);
+  EXPECT_FALSE(jobs->at(1).cancelling);
+  const auto runs = ledger_->LiveRuns(hold.shard, kShards, std::nullopt, 10, In());
+  ASSERT_TRUE(runs) << runs.error().message;
+  ASSERT_EQ(runs->size(), 1u);
+  EXPECT_TRUE(runs->front().cancelling);
+  ExpectSound();
+}
+
+TEST_P(LedgerCancelTest, StatesSayWhatBecameOfEachItem) {
+  const ShardHold hold = Own();
+  const RunSpec live_run = Run(), ended_run = Run();
+  const JobSpec of_run = Job(live_run.id, "a"), of_ended = Job(ended_run.id, "a"), live = Job(), ended = Job();
+  auto batch = BatchOf(hold);
+  batch.runs = {live_run, ended_run};
+  batch.jobs = {of_run, of_ended, live, ended};
+  batch.attempts = {Attempt(live, 4, {3, 2, 1})};
+  batch.outcomes = {Outcome(of_ended), Outcome(ended, JobState::kDead)};
+  batch.run_outcomes = {{ended_run.id, kDefaultOrg, RunState::kSucceeded, "", FromUnixMicros(5)}};
+  batch.cancels = {Cancel(live.id.uuid, false)};
+  Commit(batch);
+  const std::vector<Uuid> items = {ended.id.uuid, live_run.id.uuid,  NewId<JobId>().uuid,
+                                   live.id.uuid,  ended_run.id.uuid, of_run.id.uuid};
+  const auto states = ledger_->States(kDefaultOrg, items, In());
+  ASSERT_TRUE(states) << states.error().message;
+  ASSERT_EQ(states->size(), 6u);
+  EXPECT_EQ(states->at(0).job_ended, JobState::kDead);
+  EXPECT_TRUE(states->at(1).known && !states->at(1).run_ended && !states->at(1).cancelling);
+  EXPECT_FALSE(states->at(2).known);
+  ASSERT_TRUE(states->at(3).live.has_value());
+  EXPECT_EQ(states->at(3).live->spec, live);
+  EXPECT_EQ(states->at(3).live->counters, (Counters{3, 2, 1}));
+  EXPECT_TRUE(states->at(3).cancelling);
+  EXPECT_EQ(states->at(4).run_ended, RunState::kSucceeded);
+  EXPECT_FALSE(states->at(5).known) << "a job of a run is cancelled with its run";
+  const auto foreign = ledger_->States(OrgId{77}, items, In());
+  ASSERT_TRUE(foreign);
+  for (const ItemState& state : *foreign) EXPECT_FALSE(state.known) << "another org's";
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, LedgerCancelTest, ::testing::Values(LedgerKind::kSqlite, LedgerKind::kPostgres),
+                         [](const auto& i) { return i.param == LedgerKind::kPostgres ? "postgres" : "sqlite"; });
+
+}  // namespace
+}  // namespace millrace
