@@ -205,6 +205,8 @@ class Ledger : public AuditSource {
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   virtual Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
+  // As above: the requests, and outbox rows for what has not ended. A request that exists stays as it is.
+  virtual Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) = 0;
 
   // Pipelines. Applying the same definition, base_dir and schedules again changes nothing and returns the stored version.
   // A schedule's watermark survives new versions; a new schedule starts at the ledger's time.

@@ -237,6 +237,7 @@ enum class JobEvent : std::uint8_t {
   kSucceeded,
   kFailedForGood,
   kCancelRequested,
+  kFenceNeeded,  // cancelled while it waits, but an earlier attempt may have left something at its sink
   kCancelled,  // its process group is gone and its sinks' fence is raised
   kExpired,
   kDependencyFailed,

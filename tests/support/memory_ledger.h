@@ -151,6 +151,14 @@ class MemoryLedger final : public Ledger {
       if (AddJob(job)) outbox_jobs.insert(job.id);
     return {};
   }
+  Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime) override {
+    for (const CancelRow& row : rows) {
+      cancels.emplace(row.item, row);
+      if (row.is_run && !run_outcomes.contains(RunId{row.item})) outbox_runs.insert(RunId{row.item});
+      if (!row.is_run && !jobs.at(JobId{row.item}).outcome) outbox_jobs.insert(JobId{row.item});
+    }
+    return {};
+  }
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime) override {
     MILLRACE_TRY(Up());
     std::vector<ItemState> states(items.size());
