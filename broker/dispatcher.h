@@ -140,6 +140,8 @@ class Dispatcher {
     // Single jobs with a durable cancel request (those of runs have the state kCancelling), and those that were ended while
     // they wait in the queue: whoever claims one finds it here.
     std::unordered_set<JobId> cancelling, ended_waiting;
+    // Those whose fence was asked for while they waited, or perhaps waited: the queue may have them several times.
+    std::unordered_set<JobId> ended_fenced;
     PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<JobId> finish;

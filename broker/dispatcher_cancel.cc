@@ -65,11 +65,10 @@ void Dispatcher::On(event::StatesRead& e) {
   piece.requests.push_back(e.number);
 }
 
-// A single job that waits in the queue, or is on its way there, and of which no attempt may have left anything: it ends with
-// its request. Its entry stays in the queue until somebody claims it.
+// A single job without a sink that waits in the queue, or is on its way there, ends with its request. Its entry stays in the
+// queue until somebody claims it.
 bool Dispatcher::EndWaitingJob(Shard& shard, Piece& piece, const LiveJob& job) {
-  const bool touched = job.spec.options.has_sink && job.counters.deliveries > 0;
-  if (leases_.contains(job.spec.id) || touched || shard.cancelling.contains(job.spec.id)) return false;
+  if (leases_.contains(job.spec.id) || job.spec.options.has_sink || shard.cancelling.contains(job.spec.id)) return false;
   if (!shard.ended_waiting.insert(job.spec.id).second) return true;
   piece.rows.outcomes.push_back(
       UnrunOutcome(job.spec, job.counters, JobState::kCancelled, "cancelled", "cancelled before it started"));
@@ -77,7 +76,7 @@ bool Dispatcher::EndWaitingJob(Shard& shard, Piece& piece, const LiveJob& job) {
 }
 
 bool Dispatcher::EndedWhileWaiting(Shard& shard, JobId job) {
-  if (shard.ended_waiting.erase(job) == 0) return false;
+  if (shard.ended_waiting.erase(job) == 0 && !shard.ended_fenced.contains(job)) return false;
   shard.finish.push_back(job);
   return true;
 }
@@ -168,10 +167,12 @@ void Dispatcher::EndStopped(Shard& shard, const JobSpec& spec, const Counters& c
 // A single job whose cancel request is in the ledger: found by a rebuild, or put there by somebody else.
 void Dispatcher::CancelStored(Shard& shard, const LiveJob& job) {
   const JobId id = job.spec.id;
-  if (shard.ended_waiting.contains(id) || !shard.cancelling.insert(id).second) return;
+  if (shard.ended_waiting.contains(id) || shard.ended_fenced.contains(id)) return;
+  const bool first = shard.cancelling.insert(id).second;
   if (leases_.contains(id)) return StopAttempt(id);
-  // Whether an attempt ran under the former owner is not known: a sink is fenced in any case.
+  // Whether an attempt ran under a former owner is not known, nor whether the queue has it already: it does no harm twice.
   if (job.spec.options.has_sink) return Enqueue(shard, job.spec, job.counters, std::nullopt, true);
+  if (!first) return;
   shard.cancelling.erase(id);
   shard.ended_waiting.insert(id);
   OpenPiece(shard, shard.progress_piece)

@@ -169,7 +169,7 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
     Reply(worker->second.peer, {.job = ending.job, .token = ending.token, .accepted = true, .reason = {}});
   if (ending.verdict.terminal) {
     shard.finish.push_back(ending.job);
-    shard.cancelling.erase(ending.job);
+    if (shard.cancelling.erase(ending.job) > 0 && lease.spec->options.has_sink) shard.ended_fenced.insert(ending.job);
     if (lease.spec->run) shard.runs.Show(ending.job);
     return;
   }

@@ -130,6 +130,7 @@ void RunCoordinator::Restore(LiveRun live) {
   Run& run = Insert(std::move(live.spec), std::move(live.jobs));
   restored_.push_back(run.spec.id);
   run.cancelling = live.cancelling;
+  run.restored = true;
   if (!valid) run.invalid = valid.error().message;
   for (Job& job : run.jobs) {
     const JobId id = job.spec->id;
@@ -171,7 +172,7 @@ RunEffects RunCoordinator::FinishRestore() {
     }
   }
   for (const RunId& id : waiting) GroupOf(*runs_.at(id))->waiting.push_back(id);
-  for (const RunId& id : cancelling) CancelJobs(*runs_.at(id), "cancelled", true, out);
+  for (const RunId& id : cancelling) CancelJobs(*runs_.at(id), "cancelled", out);
   for (auto& [key, group] : groups_) StartWaiting(group, out);
   return out;
 }
@@ -254,9 +255,9 @@ void RunCoordinator::EndIfFinished(Run& run, RunEffects& out) {
   StartWaiting(*group, out);
 }
 
-// `restored`: the ledger does not say whether an attempt was running when the former owner went away.
-void RunCoordinator::CancelJob(Run& run, Job& job, bool restored, RunEffects& out) {
-  const bool fence = job.spec->options.has_sink && (job.counters.deliveries > 0 || restored);
+void RunCoordinator::CancelJob(Run& run, Job& job, RunEffects& out) {
+  // The ledger does not say whether an attempt was running when a former owner went away.
+  const bool fence = job.spec->options.has_sink && (job.counters.deliveries > 0 || run.restored);
   switch (job.state) {
     case JobState::kBlocked:
       if (fence && job.waiting == 0) {
@@ -291,7 +292,7 @@ void RunCoordinator::CancelJob(Run& run, Job& job, bool restored, RunEffects& ou
   --run.unfinished;
 }
 
-void RunCoordinator::CancelJobs(Run& run, const std::string& reason, bool restored, RunEffects& out) {
+void RunCoordinator::CancelJobs(Run& run, const std::string& reason, RunEffects& out) {
   if (IsTerminal(run.state)) return;
   run.cancelling = true;
   if (run.reason.empty()) run.reason = reason;
@@ -301,14 +302,14 @@ void RunCoordinator::CancelJobs(Run& run, const std::string& reason, bool restor
     group->active.push_back(run.spec.id);
   }
   run.state = run.shown = RunState::kCancelling;
-  for (Job& job : run.jobs) CancelJob(run, job, restored, out);
+  for (Job& job : run.jobs) CancelJob(run, job, out);
   EndIfFinished(run, out);
 }
 
 RunEffects RunCoordinator::Cancel(RunId id, const std::string& reason) {
   RunEffects out;
   const auto it = runs_.find(id);
-  if (it != runs_.end() && !it->second->cancelling) CancelJobs(*it->second, reason, false, out);
+  if (it != runs_.end() && !it->second->cancelling) CancelJobs(*it->second, reason, out);
   return out;
 }
 

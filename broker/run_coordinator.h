@@ -113,6 +113,7 @@ class RunCoordinator {
     std::uint32_t unfinished = 0;
     bool failed = false;      // some job did not succeed
     bool cancelling = false;  // a durable request
+    bool restored = false;    // a former owner may have started jobs of it
     bool began = false;                  // restored: some job of it was delivered
     bool marked = false;                 // in changed_
     std::vector<std::uint32_t> changed;  // jobs that are marked
@@ -133,8 +134,8 @@ class RunCoordinator {
   void EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out);
   void SkipDependents(Run& run, std::uint32_t index, RunEffects& out);
   void EndIfFinished(Run& run, RunEffects& out);
-  void CancelJob(Run& run, Job& job, bool restored, RunEffects& out);
-  void CancelJobs(Run& run, const std::string& reason, bool restored, RunEffects& out);
+  void CancelJob(Run& run, Job& job, RunEffects& out);
+  void CancelJobs(Run& run, const std::string& reason, RunEffects& out);
   void Mark(Run& run, std::uint32_t index);
 
   std::unordered_map<RunId, std::unique_ptr<Run>> runs_;
