@@ -83,9 +83,7 @@ bool Dispatcher::EndedWhileWaiting(Shard& shard, JobId job) {
 
 void Dispatcher::CancelDurable(Shard& shard, const CancelRow& row) {
   if (row.is_run) {
-    const std::string by = row.actor.empty() ? "" : " by " + row.actor;
-    ApplyCancel(shard, shard.runs.Cancel(RunId{row.item}, fmt::format("cancelled{}{}{}", by, row.reason.empty() ? "" : ": ",
-                                                                      row.reason)));
+    ApplyCancel(shard, shard.runs.Cancel(RunId{row.item}, CancelReason(row.actor, row.reason)));
     return;
   }
   shard.cancelling.insert(JobId{row.item});

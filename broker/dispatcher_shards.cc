@@ -163,7 +163,7 @@ void Dispatcher::On(event::OutboxRead& e) {
     if (!shard->outbox_taking.insert(id.uuid).second) continue;
     runs.push_back(id);
     if (shard->runs.Knows(id)) {
-      if (live.cancelling) ApplyCancel(*shard, shard->runs.Cancel(id, "cancelled"));  // asked for through the ledger
+      if (live.cancelling) ApplyCancel(*shard, shard->runs.Cancel(id, live.cancel_reason));  // asked for through the ledger
       continue;
     }
     if (live.ended.empty() && live.counters.empty() && !live.cancelling) {

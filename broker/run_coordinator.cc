@@ -130,6 +130,7 @@ void RunCoordinator::Restore(LiveRun live) {
   Run& run = Insert(std::move(live.spec), std::move(live.jobs));
   restored_.push_back(run.spec.id);
   run.cancelling = live.cancelling;
+  if (run.cancelling) run.reason = live.cancel_reason;
   run.restored = true;
   if (!valid) run.invalid = valid.error().message;
   for (Job& job : run.jobs) {
@@ -172,7 +173,7 @@ RunEffects RunCoordinator::FinishRestore() {
     }
   }
   for (const RunId& id : waiting) GroupOf(*runs_.at(id))->waiting.push_back(id);
-  for (const RunId& id : cancelling) CancelJobs(*runs_.at(id), "cancelled", out);
+  for (const RunId& id : cancelling) CancelJobs(*runs_.at(id), runs_.at(id)->reason, out);
   for (auto& [key, group] : groups_) StartWaiting(group, out);
   return out;
 }

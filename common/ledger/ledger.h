@@ -81,6 +81,7 @@ struct LiveRun {  // accepted, no run outcome
   std::map<JobId, Counters> counters;
   std::map<JobId, WallTime> next_run_at;
   bool cancelling = false;
+  std::string cancel_reason;  // "cancelled by cli root@host: wrong day"
 };
 // What became of something that a client named.
 struct ItemState {

@@ -115,6 +115,13 @@ std::string_view Name(UniqueUntil until) {
   return "unknown";
 }
 
+std::string CancelReason(std::string_view actor, std::string_view reason) {
+  std::string text = "cancelled";
+  if (!actor.empty()) text.append(" by ").append(actor);
+  if (!reason.empty()) text.append(": ").append(reason);
+  return text;
+}
+
 std::string_view Name(CancelEffect effect) {
   switch (effect) {
     case CancelEffect::kCancelled: return "cancelled";

@@ -59,6 +59,7 @@ TEST_P(LedgerCancelTest, ACancelIsSeenByWhoeverRebuilds) {
   ASSERT_TRUE(runs) << runs.error().message;
   ASSERT_EQ(runs->size(), 1u);
   EXPECT_TRUE(runs->front().cancelling);
+  EXPECT_EQ(runs->front().cancel_reason, "cancelled by cli root@host: Zürich \"later\"");
   ExpectSound();
 }
 

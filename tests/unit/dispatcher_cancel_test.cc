@@ -223,6 +223,7 @@ TEST_F(DispatcherCancelTest, ACancelSurvivesTheOwner) {
   EXPECT_EQ(fence->second.id, jobs[1].id);
   End(static_cast<std::size_t>(fence - grants_.begin()), AttemptEnd::kCancelled);
   EXPECT_EQ(EndOf(run), RunState::kCancelled);
+  EXPECT_EQ(ledger_.run_outcomes.at(run.id).reason, "cancelled by cli me: wrong day");
   EXPECT_EQ(Outcome(jobs[0]), JobState::kSucceeded);
 }
 
