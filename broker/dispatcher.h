@@ -86,6 +86,7 @@ class Dispatcher {
     MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
     std::uint8_t missed = 0;
     bool listed = false;  // some beat listed it: the grant arrived
+    bool fence = false;   // granted to raise the fence of a cancelled job, not to work
     bool ending = false;  // its end is on the way into the ledger
   };
   struct Submit {  // one request of a client, which may touch several shards
@@ -102,6 +103,12 @@ class Dispatcher {
     AttemptVerdict verdict;
     std::optional<WallTime> run_at;
   };
+  struct CancelRequest {  // of a client
+    wire::PeerId peer;
+    wire::Cancel message;
+    ShardHold hold;
+    wire::CancelReply reply;  // once the states are known
+  };
   struct Piece {
     ShardHold hold;
     OwnerBatch rows;  // moved into the command when it is sealed
@@ -111,7 +118,9 @@ class Dispatcher {
     RunEffects effects;
     std::vector<RunId> outbox_runs;
     std::vector<JobId> outbox_jobs;
-    std::vector<JobId> unplaceable;  // ended without a lease
+    std::vector<JobId> unleased;          // ended without a lease
+    std::vector<CancelRow> cancels;       // what takes effect when they are durable
+    std::vector<std::uint64_t> requests;  // of cancel_requests_: answered then
     std::size_t accept_rows = 0, accept_bytes = 0;
     std::size_t bytes = 0;  // in rows, about
   };
@@ -128,6 +137,11 @@ class Dispatcher {
     MonoTime next_outbox{};
     std::optional<WallTime> next_due;
     bool promoting = false;
+    // Single jobs with a durable cancel request (those of runs have the state kCancelling), and those that were ended while
+    // they wait in the queue: whoever claims one finds it here.
+    std::unordered_set<JobId> cancelling, ended_waiting;
+    // Those whose fence was asked for while they waited, or perhaps waited: the queue may have them several times.
+    std::unordered_set<JobId> ended_fenced;
     PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<JobId> finish;
@@ -184,6 +198,8 @@ class Dispatcher {
   void EffectsDurable(Shard& shard, const RunEffects& effects);
   void WriteEffects(Shard& shard, RunEffects effects);
   void AppendEffects(Shard& shard, Piece& piece, RunEffects effects);
+  OutcomeRow UnrunOutcome(const JobSpec& spec, const Counters& counters, JobState state, std::string_view error_class,
+                          const std::string& reason) const;
   void FinishSubmit(Submit& submit);
   Piece& OpenPiece(Shard& shard, PieceId& slot);
   void FailSubmits(Piece& piece, std::string code, const std::string& message);
@@ -221,6 +237,20 @@ class Dispatcher {
   void AddWatcher(RunId run, const wire::PeerId& peer);
   void RetryParked();
   void EmitUpdates(Shard& shard);
+
+  // Cancelling: dispatcher_cancel.cc
+  void OnCancel(const wire::PeerId& peer, wire::Cancel& m);
+  void On(event::StatesRead& e);
+  bool EndWaitingJob(Shard& shard, Piece& piece, const LiveJob& job);
+  bool EndedWhileWaiting(Shard& shard, JobId job);
+  void CancelDurable(Shard& shard, const CancelRow& row);
+  void ApplyCancel(Shard& shard, RunEffects effects);
+  void StopAttempt(JobId job);
+  bool Cancelling(const Shard& shard, const JobSpec& spec) const;
+  AttemptVerdict JudgeCancelled(const Lease& lease, AttemptReport& report) const;
+  void EndStopped(Shard& shard, const JobSpec& spec, const Counters& counters, const std::string& reason);
+  void CancelStored(Shard& shard, const LiveJob& job);
+  void FailRequests(Piece& piece);
 
   // Placement: dispatcher_placement.cc
   bool Covered(std::string_view root) const;
@@ -267,6 +297,8 @@ class Dispatcher {
   std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;
   std::size_t run_reads_ = 0;            // under way
+  std::map<std::uint64_t, CancelRequest> cancel_requests_;
+  std::uint64_t last_cancel_ = 0;
   std::deque<Op> ops_;                   // under way, in order
   std::vector<command::Execute> takes_;  // of this flush
   std::vector<ClaimPlan> claims_;        // of this flush

@@ -46,8 +46,7 @@ void Dispatcher::On(event::FromClient& e) {
   if (auto* run = std::get_if<wire::SubmitRun>(&e.message)) return OnSubmitRun(e.peer, *run);
   if (auto* watch = std::get_if<wire::Watch>(&e.message)) return OnWatch(e.peer, *watch);
   if (auto* status = std::get_if<wire::Status>(&e.message)) return OnStatus(e.peer, *status);
-  if (auto* cancel = std::get_if<wire::Cancel>(&e.message))
-    return Problem(e.peer, cancel->request, "unsupported", "this version cannot cancel");
+  if (auto* cancel = std::get_if<wire::Cancel>(&e.message)) return OnCancel(e.peer, *cancel);
   Problem(e.peer, 0, "invalid_argument", "this message is not for the broker's front socket");
 }
 
@@ -87,7 +86,9 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
                         kAcceptingRowsMax, kAcceptingBytesMax));
     return false;
   }
-  const std::optional<std::string> out_of_reach = ready ? OutOfReach(request.jobs) : std::nullopt;
+  std::optional<std::string> out_of_reach;
+  if constexpr (requires { request.jobs; })
+    if (ready) out_of_reach = OutOfReach(request.jobs);
   if (ready && !out_of_reach) return true;
   const MonoTime until = parked_until_.value_or(now_ + kParkTimeout);
   // After a start the workers come one by one: the one that reaches it may be the next.
@@ -102,6 +103,8 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
   }
   return false;
 }
+
+template bool Dispatcher::Admit(const wire::PeerId&, const std::set<ShardId>&, wire::Cancel&, std::size_t);
 
 void Dispatcher::RetryParked() {
   auto parked = std::exchange(parked_, {});

@@ -84,7 +84,7 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
   const bool reached = workers_.empty() || Covered(key->root);  // somebody came meanwhile
   const std::string reason = fmt::format("no connected worker reaches '{}': {}", key->root, RootsOfWorkers());
   for (const QueueEntry& claimed : reply.claimed) {
-    if (leases_.contains(claimed.id)) continue;
+    if (leases_.contains(claimed.id) || EndedWhileWaiting(shard, claimed.id)) continue;
     RunCoordinator::Job* job = claimed.body.empty() ? shard.runs.Find(claimed.id) : nullptr;
     if (claimed.body.empty() && (job == nullptr || IsTerminal(job->state))) {
       shard.finish.push_back(claimed.id);
@@ -103,18 +103,8 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
       continue;
     }
     Piece& piece = OpenPiece(shard, shard.progress_piece);
-    OutcomeRow row;
-    row.report.job = claimed.id;
-    row.report.retryable = false;
-    row.report.error_class = "unreachable_input";
-    row.report.error = reason;
-    row.report.finished_at = wall_;
-    row.org = entry.spec.org;
-    row.run = entry.spec.run;
-    row.state = JobState::kDead;
-    row.counters = entry.counters;
-    row.recorded_at = wall_;
-    piece.unplaceable.push_back(claimed.id);
+    OutcomeRow row = UnrunOutcome(entry.spec, entry.counters, JobState::kDead, "unreachable_input", reason);
+    piece.unleased.push_back(claimed.id);
     if (job != nullptr) AppendEffects(shard, piece, shard.runs.JobUnplaceable(claimed.id, reason));
     piece.rows.outcomes.push_back(std::move(row));
   }

@@ -52,8 +52,17 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
       ++it;
       continue;
     }
+    FailRequests(it->second);
     FailSubmits(it->second, "unavailable", "the outcome is not known: submit again with the same ids");
     it = pieces_.erase(it);
+  }
+  for (auto it = cancel_requests_.begin(); it != cancel_requests_.end();) {
+    if (it->second.hold.shard == id) {
+      Problem(it->second.peer, it->second.message.request, "unavailable", "the shard is being taken over: ask again");
+      it = cancel_requests_.erase(it);
+    } else {
+      ++it;
+    }
   }
   std::erase_if(claims_, [&](const ClaimPlan& plan) {
     if (plan.shard != id) return false;
@@ -98,6 +107,10 @@ void Dispatcher::On(event::LiveJobsRead& e) {
   for (const LiveJob& job : e.jobs) {
     after = job.spec.id;
     if (!shard->restored_jobs.insert(job.spec.id).second) continue;
+    if (job.cancelling) {
+      CancelStored(*shard, job);
+      continue;
+    }
     Enqueue(*shard, job.spec, job.counters, job.next_run_at ? job.next_run_at : job.spec.run_at, false);
   }
   if (!e.last && after) {
@@ -149,8 +162,11 @@ void Dispatcher::On(event::OutboxRead& e) {
     const RunId id = live.spec.id;
     if (!shard->outbox_taking.insert(id.uuid).second) continue;
     runs.push_back(id);
-    if (shard->runs.Knows(id)) continue;
-    if (live.ended.empty() && live.counters.empty()) {
+    if (shard->runs.Knows(id)) {
+      if (live.cancelling) ApplyCancel(*shard, shard->runs.Cancel(id, live.cancel_reason));  // asked for through the ledger
+      continue;
+    }
+    if (live.ended.empty() && live.counters.empty() && !live.cancelling) {
       effects.Append(shard->runs.AddRun(std::move(live.spec), std::move(live.jobs)));
     } else {  // an owner before us began it
       shard->runs.Restore(std::move(live));
@@ -161,6 +177,10 @@ void Dispatcher::On(event::OutboxRead& e) {
     const JobId id = live.spec.id;
     if (!shard->outbox_taking.insert(id.uuid).second) continue;
     jobs.push_back(id);
+    if (live.cancelling) {
+      CancelStored(*shard, live);
+      continue;
+    }
     if (shard->restored_jobs.contains(id) || leases_.contains(id)) continue;
     Enqueue(*shard, live.spec, live.counters, live.next_run_at ? live.next_run_at : live.spec.run_at, false);
   }
@@ -240,7 +260,7 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   ClaimedAll(op, reply.claimed.size());
   for (auto& [id, line, body, run_at] : reply.claimed) {
-    if (leases_.contains(id)) continue;  // the queue had it twice: it is running already
+    if (leases_.contains(id) || EndedWhileWaiting(*shard, id)) continue;  // the queue had it twice, or it ended meanwhile
     std::shared_ptr<const JobSpec> spec;
     Counters counters;
     if (body.empty()) {
@@ -259,6 +279,10 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       }
       spec = std::make_shared<const JobSpec>(std::move(entry->spec));
       counters = entry->counters;
+    }
+    if (!spec->run && shard->cancelling.contains(id) && !spec->options.has_sink) {
+      EndStopped(*shard, *spec, counters, "cancelled");
+      continue;
     }
     if (Worker* worker = NextTaker(op)) {
       Grant(*shard, *worker, std::move(spec), counters);

@@ -142,7 +142,9 @@ void Dispatcher::OnEnded(const wire::PeerId& peer, wire::Ended& m) {
 void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   Shard& shard = shards_.at(lease.shard);
   const JobSpec& spec = *lease.spec;
-  const AttemptVerdict verdict = Judge(spec.retry, lease.counters, report.end, report.retryable);
+  const AttemptVerdict verdict = Cancelling(shard, spec)
+                                     ? JudgeCancelled(lease, report)
+                                     : Judge(spec.retry, lease.counters, report.end, report.retryable);
   lease.ending = true;
   Worker& worker = workers_.at(lease.worker);
   worker.leases.erase(spec.id);
@@ -199,13 +201,15 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
     if (!lease.listed && worker->second.granted > 0) --worker->second.granted;  // it never took this one
   }
   OpenPiece(shard, shard.progress_piece).rows.attempts.push_back(std::move(row));
+  const bool cancelling = Cancelling(shard, *lease.spec);
   if (lease.spec->run) {
     RunCoordinator::Job* job = shard.runs.Find(id);
     job->counters = verdict.counters;
     job->run_at.reset();
-    shard.runs.Apply(*job, JobEvent::kRequeued);
+    if (!cancelling) shard.runs.Apply(*job, JobEvent::kRequeued);
     shard.runs.Show(id);
   }
+  if (cancelling && !lease.spec->options.has_sink) return EndStopped(shard, *lease.spec, verdict.counters, "cancelled");
   Enqueue(shard, *lease.spec, verdict.counters, std::nullopt, true);
 }
 
@@ -226,10 +230,11 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
   MILLRACE_CHECK(shard.dispatches < UINT32_MAX, "shard {}: tokens of epoch {} are used up", shard.hold.shard.value(),
                  shard.hold.epoch.value());
   const Token token = Token::Make(shard.hold.epoch, ++shard.dispatches);
+  const bool fence = Cancelling(shard, *spec);
   if (spec->run) {
     RunCoordinator::Job& job = *shard.runs.Find(id);
     if (job.state == JobState::kScheduled) shard.runs.Apply(job, JobEvent::kDue);
-    shard.runs.Apply(job, JobEvent::kLeased);
+    if (!fence) shard.runs.Apply(job, JobEvent::kLeased);
     job.worker = worker.name;
     job.error.clear();
     shard.runs.Show(id);
@@ -242,14 +247,16 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
        .kind = spec->kind,
        .payload = spec->payload,
        .timeout_ms = static_cast<std::uint32_t>(std::clamp<std::int64_t>(spec->timeout.count(), 0, UINT32_MAX)),
-       .delivery = counters.deliveries + 1});
+       .delivery = counters.deliveries + 1,
+       .fence_only = fence});
   const bool first = leases_
                          .emplace(id, Lease{.shard = shard.hold.shard,
                                             .spec = std::move(spec),
                                             .counters = counters,
                                             .token = token,
                                             .worker = worker.id,
-                                            .counted_at = now_})
+                                            .counted_at = now_,
+                                            .fence = fence})
                          .second;
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
 }

@@ -48,6 +48,12 @@ struct ReadRun {
   std::uint64_t request = 0;
   RunId run;
 };  // -> event::RunRead
+struct ReadStates {
+  ShardHold hold;
+  std::uint64_t number = 0;  // of the request, echoed
+  OrgId org;
+  std::vector<Uuid> items;
+};  // -> event::StatesRead
 // The dispatcher dropped the shard's state (an unknown or failed queue operation): take it again with a higher epoch.
 struct TakeShardAnew {
   ShardHold dropped;
@@ -68,7 +74,7 @@ struct SendClient {
 };
 }  // namespace command
 using LedgerCommand = std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox,
-                                   command::ReadRun, command::TakeShardAnew>;
+                                   command::ReadRun, command::ReadStates, command::TakeShardAnew>;
 using Command = std::variant<LedgerCommand, command::Execute, command::SendWorker, command::SendClient>;
 
 // ---- events ----------------------------------------------------------------------------------------------------------------
@@ -103,6 +109,11 @@ struct RunRead {
   std::uint64_t request = 0;
   RunId run;
   Result<RunDetail> detail;
+};
+struct StatesRead {
+  ShardHold hold;
+  std::uint64_t number = 0;
+  Result<std::vector<ItemState>> states;
 };
 // `batch` is the merged batch of `pieces` as it was committed, handed back so that nobody has to copy job specifications.
 struct Committed {
@@ -141,7 +152,7 @@ struct StopRequested {};  // no new jobs, no new grants; what is being written i
 }  // namespace event
 using Event =
     std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                 event::RunRead, event::Committed, event::CommitRefused, event::QueueReplies, event::Rung, event::FromWorker,
+                 event::RunRead, event::StatesRead, event::Committed, event::CommitRefused, event::QueueReplies, event::Rung, event::FromWorker,
                  event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick, event::StopRequested>;
 
 // ---- limits
@@ -155,6 +166,7 @@ inline constexpr std::size_t kAcceptingBytesMax = 256u << 20;  // and their payl
 inline constexpr std::size_t kPieceBytesMax = 16u << 20;       // payloads and results of one piece, unless one row has more
 inline constexpr std::size_t kOwnerBatchBytesMax = 64u << 20;  // of one ledger transaction, unless one piece has more
 inline constexpr std::size_t kRunReadsMax = 1000;              // watches that wait for the ledger
+inline constexpr std::size_t kCancelRequestsMax = 1000;        // that wait for the ledger
 inline constexpr auto kReachInterval = std::chrono::milliseconds{1000};       // between looks at lines that nobody serves
 inline constexpr auto kUnreachableGrace = std::chrono::milliseconds{10'000};  // then the jobs of a root out of reach are dead
 inline constexpr std::size_t kLivePageRuns = 200;

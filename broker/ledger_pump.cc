@@ -42,7 +42,7 @@ void MoveBack(std::vector<T>& to, std::vector<T>& from, std::size_t& at, std::si
 }
 
 std::size_t Rows(const OwnerBatch& b) {
-  return b.runs.size() + b.jobs.size() + b.attempts.size() + b.outcomes.size() + b.run_outcomes.size() +
+  return b.runs.size() + b.jobs.size() + b.attempts.size() + b.outcomes.size() + b.run_outcomes.size() + b.cancels.size() +
          b.outbox_done_runs.size() + b.outbox_done_jobs.size();
 }
 
@@ -186,6 +186,7 @@ void LedgerPump::Merge() {
                         .attempts = MoveInto(all.attempts, r.attempts),
                         .outcomes = MoveInto(all.outcomes, r.outcomes),
                         .run_outcomes = MoveInto(all.run_outcomes, r.run_outcomes),
+                        .cancels = MoveInto(all.cancels, r.cancels),
                         .outbox_runs = MoveInto(all.outbox_done_runs, r.outbox_done_runs),
                         .outbox_jobs = MoveInto(all.outbox_done_jobs, r.outbox_done_jobs)};
     merged_->pieces.emplace_back(std::move(piece), counts);
@@ -202,6 +203,7 @@ void LedgerPump::Split() {
     MoveBack(piece.rows.attempts, all.attempts, at.attempts, n.attempts);
     MoveBack(piece.rows.outcomes, all.outcomes, at.outcomes, n.outcomes);
     MoveBack(piece.rows.run_outcomes, all.run_outcomes, at.run_outcomes, n.run_outcomes);
+    MoveBack(piece.rows.cancels, all.cancels, at.cancels, n.cancels);
     MoveBack(piece.rows.outbox_done_runs, all.outbox_done_runs, at.outbox_runs, n.outbox_runs);
     MoveBack(piece.rows.outbox_done_jobs, all.outbox_done_jobs, at.outbox_jobs, n.outbox_jobs);
   }
@@ -324,6 +326,10 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     }
     const bool more = rows->more;
     out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
+  } else if (auto* asked = std::get_if<command::ReadStates>(&posted)) {
+    if (!Holds(asked->hold)) return;
+    auto states = ledger_.States(asked->org, asked->items, Deadline(kReadBudget));
+    out.push_back(event::StatesRead{.hold = asked->hold, .number = asked->number, .states = std::move(states)});
   } else if (auto* run = std::get_if<command::ReadRun>(&posted)) {
     auto detail = ledger_.GetRun(kDefaultOrg, run->run, Deadline(kReadBudget));
     out.push_back(

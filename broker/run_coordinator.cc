@@ -27,6 +27,10 @@ void RunEffects::Append(RunEffects&& other) {
   MoveAppend(skipped, std::move(other.skipped));
   MoveAppend(ended, std::move(other.ended));
   MoveAppend(started, std::move(other.started));
+  MoveAppend(cancelled, std::move(other.cancelled));
+  MoveAppend(stopping, std::move(other.stopping));
+  MoveAppend(fencing, std::move(other.fencing));
+  MoveAppend(replaced, std::move(other.replaced));
 }
 
 Result<void> RunCoordinator::Validate(const RunSpec& run, const std::vector<JobSpec>& jobs) {
@@ -104,7 +108,14 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
     return out;
   }
   Group* group = GroupOf(run);
-  const bool busy = group != nullptr && (group->active > 0 || !group->waiting.empty());
+  const bool busy = group != nullptr && (!group->active.empty() || !group->waiting.empty());
+  if (busy && run.spec.overlap == "cancel") {
+    const auto replace = [&](const RunId& id) {
+      if (!runs_.at(id)->cancelling) out.replaced.push_back(id);
+    };
+    std::ranges::for_each(group->active, replace);
+    std::ranges::for_each(group->waiting, replace);
+  }
   if (busy && run.spec.overlap == "skip") {
     EndUnstarted(run, RunState::kSkipped, "overlap: an earlier run of the pipeline is active", out);
   } else if (busy && run.spec.overlap != "allow") {
@@ -121,6 +132,9 @@ void RunCoordinator::Restore(LiveRun live) {
   const auto valid = Validate(live.spec, live.jobs);
   Run& run = Insert(std::move(live.spec), std::move(live.jobs));
   restored_.push_back(run.spec.id);
+  run.cancelling = live.cancelling;
+  if (run.cancelling) run.reason = live.cancel_reason;
+  run.restored = true;
   if (!valid) run.invalid = valid.error().message;
   for (Job& job : run.jobs) {
     const JobId id = job.spec->id;
@@ -145,26 +159,34 @@ void RunCoordinator::Restore(LiveRun live) {
 
 RunEffects RunCoordinator::FinishRestore() {
   RunEffects out;
-  std::vector<RunId> waiting;
+  std::vector<RunId> waiting, cancelling;
   for (const RunId& id : std::exchange(restored_, {})) {
     Run& run = *runs_.at(id);
+    if (run.cancelling && run.invalid.empty()) cancelling.push_back(id);
     if (!run.invalid.empty()) {
       EndUnstarted(run, RunState::kFailed, run.invalid, out);
       continue;
     }
     // A "skip" run was let in when it was accepted: that decision is not taken twice.
-    if (GroupOf(run) == nullptr || run.began || run.spec.overlap != "queue") {
+    const bool waits = run.spec.overlap == "queue" || run.spec.overlap == "cancel";
+    if (GroupOf(run) == nullptr || run.began || !waits) {
       Start(run, out);
     } else {
       waiting.push_back(id);
     }
   }
   for (const RunId& id : waiting) GroupOf(*runs_.at(id))->waiting.push_back(id);
+  for (const RunId& id : cancelling) CancelJobs(*runs_.at(id), runs_.at(id)->reason, out);
   for (auto& [key, group] : groups_) StartWaiting(group, out);
   return out;
 }
 
 RunCoordinator::Job* RunCoordinator::Find(JobId job) {
+  const auto it = jobs_.find(job);
+  return it == jobs_.end() ? nullptr : &it->second.first->jobs[it->second.second];
+}
+
+const RunCoordinator::Job* RunCoordinator::Find(JobId job) const {
   const auto it = jobs_.find(job);
   return it == jobs_.end() ? nullptr : &it->second.first->jobs[it->second.second];
 }
@@ -178,7 +200,7 @@ void RunCoordinator::Apply(Job& job, JobEvent event) {
 void RunCoordinator::Start(Run& run, RunEffects& out) {
   run.state = run.shown = RunState::kRunning;
   LogStart(run);
-  if (Group* group = GroupOf(run)) ++group->active;
+  if (Group* group = GroupOf(run)) group->active.push_back(run.spec.id);
   out.started.push_back(run.spec.id);
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
     Job& job = run.jobs[i];
@@ -221,7 +243,7 @@ void RunCoordinator::LogEnd(const Run& run) {
 }
 
 void RunCoordinator::StartWaiting(Group& group, RunEffects& out) {
-  while (group.active == 0 && !group.waiting.empty()) {
+  while (group.active.empty() && !group.waiting.empty()) {
     const RunId id = group.waiting.front();
     group.waiting.pop_front();
     Start(*runs_.at(id), out);
@@ -260,14 +282,78 @@ void RunCoordinator::SkipDependents(Run& run, std::uint32_t index, RunEffects& o
 
 void RunCoordinator::EndIfFinished(Run& run, RunEffects& out) {
   if (run.unfinished > 0 || IsTerminal(run.state)) return;
-  run.state = run.failed ? RunState::kFailed : RunState::kSucceeded;
+  run.state = !run.failed ? RunState::kSucceeded : run.cancelling ? RunState::kCancelled : RunState::kFailed;
   run.end = {.run = run.spec.id, .state = run.state, .reason = run.reason};
+  if (run.cancelling && !run.failed) run.end.reason = "cancel_too_late: every stage had succeeded";
   out.ended.push_back(run.end);
   Group* group = GroupOf(run);
   if (group == nullptr) return;
-  MILLRACE_CHECK(group->active > 0, "run {}: ended but was not active", run.spec.id.ToString());
-  --group->active;
+  MILLRACE_CHECK(std::erase(group->active, run.spec.id) == 1, "run {}: ended but was not active", run.spec.id.ToString());
   StartWaiting(*group, out);
+}
+
+void RunCoordinator::CancelJob(Run& run, Job& job, RunEffects& out) {
+  // The ledger does not say whether an attempt was running when a former owner went away.
+  const bool fence = job.spec->options.has_sink && (job.counters.deliveries > 0 || run.restored);
+  switch (job.state) {
+    case JobState::kBlocked:
+      if (fence && job.waiting == 0) {
+        Apply(job, JobEvent::kUnblocked);
+        break;
+      }
+      Apply(job, JobEvent::kCancelRequested);
+      break;
+    case JobState::kScheduled:
+    case JobState::kReady: break;
+    case JobState::kRunning:
+      Apply(job, JobEvent::kCancelRequested);
+      out.stopping.push_back(job.spec->id);
+      Show(job.spec->id);
+      return;
+    case JobState::kCancelling:
+    case JobState::kSucceeded:
+    case JobState::kDead:
+    case JobState::kCancelled:
+    case JobState::kExpired:
+    case JobState::kSkipped: return;
+  }
+  if (job.state != JobState::kCancelled) Apply(job, fence ? JobEvent::kFenceNeeded : JobEvent::kCancelRequested);
+  if (job.state == JobState::kCancelling) {
+    out.fencing.push_back(job.spec->id);
+    Show(job.spec->id);
+    return;
+  }
+  job.error = "cancelled before it started";
+  out.cancelled.push_back({.job = job.spec->id, .reason = job.error});
+  run.failed = true;
+  --run.unfinished;
+}
+
+void RunCoordinator::CancelJobs(Run& run, const std::string& reason, RunEffects& out) {
+  if (IsTerminal(run.state)) return;
+  run.cancelling = true;
+  if (run.reason.empty()) run.reason = reason;
+  if (run.state == RunState::kQueued) {
+    Group* group = GroupOf(run);
+    std::erase(group->waiting, run.spec.id);
+    group->active.push_back(run.spec.id);
+  }
+  run.state = run.shown = RunState::kCancelling;
+  for (Job& job : run.jobs) CancelJob(run, job, out);
+  EndIfFinished(run, out);
+}
+
+RunEffects RunCoordinator::Cancel(RunId id, const std::string& reason) {
+  RunEffects out;
+  const auto it = runs_.find(id);
+  if (it != runs_.end() && !it->second->cancelling) CancelJobs(*it->second, reason, out);
+  return out;
+}
+
+RunEffects RunCoordinator::JobStopped(JobId id, const std::string& reason) {
+  RunEffects out = JobEnded(id, JobState::kCancelled, Find(id)->counters, reason);
+  out.cancelled.push_back({.job = id, .reason = reason});
+  return out;
 }
 
 RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters& counters, const std::string& reason) {
@@ -275,7 +361,9 @@ RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters&
   const auto [run_pointer, index] = jobs_.at(id);
   Run& run = *run_pointer;
   Job& job = run.jobs[index];
-  Apply(job, terminal == JobState::kSucceeded ? JobEvent::kSucceeded : JobEvent::kFailedForGood);
+  Apply(job, terminal == JobState::kSucceeded   ? JobEvent::kSucceeded
+             : terminal == JobState::kCancelled ? JobEvent::kCancelled
+                                                : JobEvent::kFailedForGood);
   MILLRACE_CHECK(job.state == terminal, "job {}: ended as {}, asked for {}", id.ToString(), Name(job.state), Name(terminal));
   job.counters = counters;
   --run.unfinished;
@@ -297,7 +385,7 @@ RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters&
 RunEffects RunCoordinator::JobUnplaceable(JobId id, const std::string& reason) {
   Job& job = *Find(id);
   if (job.state == JobState::kScheduled) Apply(job, JobEvent::kDue);
-  Apply(job, JobEvent::kLeased);  // by nobody: the claim itself
+  if (job.state == JobState::kReady) Apply(job, JobEvent::kLeased);  // by nobody: the claim itself
   job.error = reason;
   return JobEnded(id, JobState::kDead, job.counters, reason);
 }
@@ -366,7 +454,7 @@ void RunCoordinator::Remove(RunId id) {
   if (it == runs_.end()) return;
   Run& run = *it->second;
   for (const Job& job : run.jobs) jobs_.erase(job.spec->id);
-  if (Group* group = GroupOf(run); group != nullptr && group->active == 0 && group->waiting.empty())
+  if (Group* group = GroupOf(run); group != nullptr && group->active.empty() && group->waiting.empty())
     groups_.erase(GroupKey{run.spec.org, run.spec.pipeline});
   runs_.erase(it);
 }

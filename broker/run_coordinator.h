@@ -39,7 +39,15 @@ struct RunEffects {
   std::vector<Skip> skipped;   // outcome kSkipped to be written
   std::vector<End> ended;      // run outcome to be written
   std::vector<RunId> started;  // left "queued"
-  bool Empty() const { return ready.empty() && skipped.empty() && ended.empty() && started.empty(); }
+  std::vector<Skip> cancelled;  // outcome kCancelled to be written: they had not started, or nothing of them is left
+  std::vector<JobId> stopping;  // run now: their attempts are to be revoked
+  std::vector<JobId> fencing;   // wait, but an attempt of theirs may have touched its sink: to be granted once more, fence_only
+  std::vector<RunId> replaced;  // overlap: cancel. To be cancelled once their cancel rows are written
+  bool Empty() const {
+    return ready.empty() && skipped.empty() && ended.empty() && started.empty() && cancelled.empty() && stopping.empty() &&
+           fencing.empty() && replaced.empty();
+  }
+  bool HasRows() const { return !skipped.empty() || !ended.empty() || !cancelled.empty() || !replaced.empty(); }
   void Append(RunEffects&& other);
 };
 
@@ -67,9 +75,16 @@ class RunCoordinator {
   void Restore(LiveRun live);
   RunEffects FinishRestore();
 
+  // Somebody asked for it and the request is durable. What has not started ends at once, what runs is to be stopped. Nothing
+  // when the run is unknown, has ended, or is being cancelled.
+  RunEffects Cancel(RunId run, const std::string& reason);
+  // A job that is being cancelled and of which nothing is left: its attempt is lost, or ended while the request was written.
+  RunEffects JobStopped(JobId job, const std::string& reason);
+
   bool Knows(RunId run) const { return runs_.contains(run); }
   OrgId OrgOf(RunId run) const { return runs_.at(run)->spec.org; }  // REQUIRES: Knows(run)
   Job* Find(JobId job);
+  const Job* Find(JobId job) const;
   // Applies `event` to a live job. CHECKs that the state machine allows it.
   void Apply(Job& job, JobEvent event);
   // The job reached a terminal state; `reason` is for people. CHECKs that it had not before.
@@ -96,7 +111,9 @@ class RunCoordinator {
     RunState shown = RunState::kQueued;
     std::vector<Job> jobs;
     std::uint32_t unfinished = 0;
-    bool failed = false;
+    bool failed = false;                  // some job did not succeed
+    bool cancelling = false;              // a durable request
+    bool restored = false;                // a former owner may have started jobs of it
     bool began = false;                   // restored: some job of it was delivered
     bool marked = false;                  // in changed_
     std::vector<std::uint32_t> changed;   // jobs that are marked
@@ -106,7 +123,7 @@ class RunCoordinator {
     RunEffects::End end;
   };
   struct Group {  // the runs of one pipeline
-    std::uint32_t active = 0;
+    std::vector<RunId> active;
     std::deque<RunId> waiting;
   };
   using GroupKey = std::pair<OrgId, std::string>;
@@ -120,6 +137,8 @@ class RunCoordinator {
   void EndIfFinished(Run& run, RunEffects& out);
   static void LogStart(Run& run);
   static void LogEnd(const Run& run);
+  void CancelJob(Run& run, Job& job, RunEffects& out);
+  void CancelJobs(Run& run, const std::string& reason, RunEffects& out);
   void Mark(Run& run, std::uint32_t index);
 
   std::unordered_map<RunId, std::unique_ptr<Run>> runs_;

@@ -150,6 +150,11 @@ void Session::OnRevoke(MonoTime now, const wire::Revoke& revoke) {
     if (it == attempts_.end() || it->second.token != item.token) continue;
     if (it->second.phase == Phase::kWaiting) {
       HandBackWaiting(now, item.job, it->second, item.reason);
+      if (item.reason == "cancelled") {
+        it->second.report->end = AttemptEnd::kCancelled;
+        it->second.report->error_class = "cancelled";
+        it->second.report->error = "cancelled before it started";
+      }
     } else {
       KillAttempt(item.job, it->second, item.reason == "cancelled" ? KillReason::kCancelled : KillReason::kRevoked);
     }

@@ -38,6 +38,7 @@ bool WorthRepeating(ErrorCode code) {
 std::uint64_t RequestOf(const wire::Message& message) {
   if (const auto* m = std::get_if<wire::SubmitReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::StatusReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::CancelReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::Problem>(&message)) return m->request;
   return 0;
 }
@@ -109,6 +110,25 @@ Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime d
       error = std::move(sent.error());
     }
     if (!WorthRepeating(error.code) || clock_->Now() >= deadline) return std::unexpected(std::move(error));
+    transport_->Wait(kWaitSlice);
+  }
+}
+
+Result<std::vector<wire::CancelReply::Item>> BrokerClient::Cancel(wire::Cancel cancel, MonoTime deadline) {
+  while (true) {
+    cancel.request = next_request_++;
+    Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");
+    if (auto sent = Send(cancel, deadline); sent) {
+      reply = Await(cancel.request, std::min(deadline, clock_->Now() + kAnswerTimeout));
+    } else {
+      reply = std::unexpected(std::move(sent.error()));
+    }
+    if (reply) {
+      if (auto* done = std::get_if<wire::CancelReply>(&*reply)) return std::move(done->items);
+      const auto* problem = std::get_if<wire::Problem>(&*reply);
+      reply = std::unexpected(problem ? ToError(*problem) : Error{ErrorCode::kCorrupt, "unexpected answer to a cancel"});
+    }
+    if (!WorthRepeating(reply.error().code) || clock_->Now() >= deadline) return std::unexpected(std::move(reply.error()));
     transport_->Wait(kWaitSlice);
   }
 }

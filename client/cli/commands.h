@@ -20,6 +20,10 @@ ExitCode RunList(const Options& options);
 ExitCode RunShow(const Options& options);
 ExitCode RunLogs(const Options& options);
 
+// Cancelling (commands_cancel.cc).
+ExitCode RunCancel(const Options& options);
+ExitCode JobCancel(const Options& options);
+
 // Processes (commands_process.cc). They end with SIGTERM or SIGINT; a second signal hands running jobs back at once.
 ExitCode Up(const Options& options);
 ExitCode BrokerProcess(const Options& options);

@@ -74,6 +74,17 @@ void AddRunCommands(Grammar& g) {
   logs->add_option("ID", g.options.id, kRunIdHelp)->required();
   logs->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
   logs->add_option("--stage", g.options.stage, "Only this stage");
+  CLI::App* cancel = g.Add(run, "cancel", "Stop runs: what has not started never does, what runs is stopped", RunCancel);
+  cancel->add_option("ID", g.options.ids, "Run ids, their beginnings, or last")->required();
+  cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
+  cancel->add_flag("--wait", g.options.wait, "Wait until nothing of them runs any more");
+}
+
+void AddJobCommands(Grammar& g) {
+  CLI::App* job = g.Group("job", "Single jobs");
+  CLI::App* cancel = g.Add(job, "cancel", "Stop single jobs; those of a run are stopped with their run", JobCancel);
+  cancel->add_option("ID", g.options.ids, "Job ids")->required();
+  cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
 }
 
 void AddPipelineCommands(Grammar& g) {
@@ -256,6 +267,7 @@ int Main(int argc, char** argv) {
   g.app.set_version_flag("--version", MILLRACE_VERSION);
   AddGlobalOptions(g);
   AddRunCommands(g);
+  AddJobCommands(g);
   AddPipelineCommands(g);
   AddProcessCommands(g);
   AddOtherCommands(g);

@@ -24,6 +24,8 @@ struct Options {
   std::string file;                 // FILE of run, check, plan, up, pipeline apply; FILE or NAME of schedule next
   std::vector<std::string> params;  // -p name=value
   std::string id;                   // run show, run logs
+  std::vector<std::string> ids;     // run cancel, job cancel
+  std::string reason;               // run cancel, job cancel
   std::string pipeline;             // names
   std::string state;
   std::string stage;

@@ -81,6 +81,7 @@ struct LiveRun {  // accepted, no run outcome
   std::map<JobId, Counters> counters;
   std::map<JobId, WallTime> next_run_at;
   bool cancelling = false;
+  std::string cancel_reason;  // "cancelled by cli root@host: wrong day"
 };
 // What became of something that a client named.
 struct ItemState {
@@ -205,6 +206,8 @@ class Ledger : public AuditSource {
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   virtual Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
+  // As above: the requests, and outbox rows for what has not ended. A request that exists stays as it is.
+  virtual Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) = 0;
 
   // Pipelines. Applying the same definition, base_dir and schedules again changes nothing and returns the stored version.
   // A schedule's watermark survives new versions; a new schedule starts at the ledger's time.

@@ -59,6 +59,7 @@ class SqlLedger final : public Ledger {
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) override;
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) override;
   Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
+  Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) override;
 
   Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
                                         std::string_view base_dir, OrgId org, MonoTime deadline) override;

@@ -269,4 +269,19 @@ Result<void> SqlLedger::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadl
   return Write(batch, deadline);
 }
 
+Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) {
+  if (rows.empty()) return {};
+  Batch batch;
+  for (const CancelRow& row : rows) {
+    batch.cancels.push_back(&row);
+    // A row that was there stays: the owner has read it, or will.
+    const std::string table = row.is_run ? "live_run" : "live_job", key = row.is_run ? "run" : "job";
+    batch.others.push_back({"insert into outbox (item, org, shard, is_run) select " + key + ", org, shard, " +
+                                (row.is_run ? "1" : "0") + " from " + table + " where " + key +
+                                " = $1 and org = $2 on conflict do nothing",
+                            Params().Id(row.item).Int(row.org.value())});
+  }
+  return Write(batch, deadline);
+}
+
 }  // namespace millrace::ledger

@@ -115,6 +115,13 @@ std::string_view Name(UniqueUntil until) {
   return "unknown";
 }
 
+std::string CancelReason(std::string_view actor, std::string_view reason) {
+  std::string text = "cancelled";
+  if (!actor.empty()) text.append(" by ").append(actor);
+  if (!reason.empty()) text.append(": ").append(reason);
+  return text;
+}
+
 std::string_view Name(CancelEffect effect) {
   switch (effect) {
     case CancelEffect::kCancelled: return "cancelled";
@@ -163,11 +170,13 @@ Result<JobState> NextState(JobState from, JobEvent event) {
       return refuse();
     case S::kScheduled:
       if (event == E::kDue) return S::kReady;
+      if (event == E::kFenceNeeded) return S::kCancelling;
       if (event == E::kCancelRequested) return S::kCancelled;
       if (event == E::kExpired) return S::kExpired;
       return refuse();
     case S::kReady:
       if (event == E::kLeased) return S::kRunning;
+      if (event == E::kFenceNeeded) return S::kCancelling;
       if (event == E::kCancelRequested) return S::kCancelled;
       if (event == E::kExpired) return S::kExpired;
       return refuse();
@@ -181,6 +190,7 @@ Result<JobState> NextState(JobState from, JobEvent event) {
     case S::kCancelling:
       if (event == E::kSucceeded) return S::kSucceeded;  // cancel_too_late: the receipt exists
       if (event == E::kCancelled) return S::kCancelled;
+      if (event == E::kFailedForGood) return S::kDead;  // cancel_unfenced: the sink could not be reached
       return refuse();
     case S::kSucceeded:
     case S::kDead:

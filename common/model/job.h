@@ -207,6 +207,7 @@ struct CancelRow {
   WallTime requested_at{};
   friend bool operator==(const CancelRow&, const CancelRow&) = default;
 };
+std::string CancelReason(std::string_view actor, std::string_view reason);  // "cancelled by cli root@host: wrong day"
 
 // What a cancel came to.
 enum class CancelEffect : std::uint8_t {
@@ -237,6 +238,7 @@ enum class JobEvent : std::uint8_t {
   kSucceeded,
   kFailedForGood,
   kCancelRequested,
+  kFenceNeeded,  // cancelled while it waits, but an earlier attempt may have left something at its sink
   kCancelled,  // its process group is gone and its sinks' fence is raised
   kExpired,
   kDependencyFailed,

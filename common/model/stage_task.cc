@@ -87,6 +87,7 @@ void Describe(Ar& ar, T& v) {
   ar("memory_bytes_max", v.memory_bytes_max, d.memory_bytes_max);
   ar("threads", v.threads, d.threads);
   ar("sandbox", v.sandbox, d.sandbox);
+  ar("fence_only", v.fence_only, d.fence_only);
 }
 
 std::string ToJson(const StageTask& task) { return json_codec::Write(task); }

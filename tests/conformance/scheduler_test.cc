@@ -57,6 +57,7 @@ class DyingLedger final : public Ledger {
     return Never();
   }
   Result<Outbox> ReadOutbox(ShardId, std::uint16_t, std::uint32_t, MonoTime) override { return Never(); }
+  Result<void> RequestCancel(std::span<const CancelRow>, MonoTime) override { return Never(); }
   Result<std::vector<ItemState>> States(OrgId, std::span<const Uuid>, MonoTime) override { return Never(); }
   Result<void> SubmitRun(const RunSpec&, std::span<const JobSpec>, MonoTime) override { return Never(); }
   Result<void> SubmitJobs(std::span<const JobSpec>, MonoTime) override { return Never(); }

@@ -58,6 +58,58 @@ TEST_F(CliProcesses, OneHomeHasOneEngine) {
   ExpectSound();
 }
 
+TEST_F(CliProcesses, ARunIsCancelledWhileItRuns) {
+  WriteSlow("60");
+  const auto engine = Start({"run", "slow.yaml", "-q"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
+  const CliResult cancelled = Run({"run", "cancel", run, "--reason", "wrong day", "--wait"});
+  EXPECT_EQ(cancelled.code, 0) << cancelled.err;
+  EXPECT_THAT(cancelled.err, AllOf(HasSubstr("recorded"), HasSubstr("cancelled by cli"), HasSubstr("wrong day")));
+  EXPECT_LT(cancelled.wall.count(), 5000);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{10}).code, 1);
+  EXPECT_EQ(Runs("cancelled"), 1u);
+  EXPECT_NE(Run({"query", "warehouse", "select * from x"}).code, 0) << "nothing was loaded";
+  const CliResult late = Run({"run", "cancel", run});
+  EXPECT_EQ(late.code, 5);
+  EXPECT_THAT(late.err + late.out, HasSubstr("cancelled"));
+  EXPECT_EQ(Run({"run", "cancel", "0190f5c8-0000-7000-8000-000000000000"}).code, 3);
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, AServiceStopsWhatItsClientsCancel) {
+  WriteSlow("60");
+  const auto up = Start({"up", "slow.yaml"});
+  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(home_ / "broker.sock"); }));
+  ASSERT_TRUE(Eventually([&] { return Run({"run", "start", "slow", "-q"}).code == 0; }));
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
+  const CliResult cancelled = Run({"run", "cancel", run, "--wait"});
+  EXPECT_EQ(cancelled.code, 0) << cancelled.err;
+  EXPECT_THAT(cancelled.out, HasSubstr("cancelling"));
+  EXPECT_THAT(cancelled.err, HasSubstr("cancelled by cli"));
+  EXPECT_EQ(Runs("cancelled"), 1u);
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{10}).code, 0);
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, ACancelWithoutAnEngineIsKeptForTheNextOne) {
+  WriteSlow("1");
+  const auto killed = Start({"run", "slow.yaml"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  killed->Signal(SIGKILL);
+  killed->Wait(std::chrono::seconds{5});
+  const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
+  const CliResult cancelled = Run({"run", "cancel", run});
+  EXPECT_EQ(cancelled.code, 0) << cancelled.err;
+  EXPECT_THAT(cancelled.err, HasSubstr("recorded"));
+  EXPECT_EQ(Run({"run", "slow.yaml", "-q"}).code, 0);
+  EXPECT_EQ(Runs("cancelled"), 1u);
+  EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n2\n") << "the cancelled one loaded nothing";
+  ExpectSound();
+}
+
 TEST_F(CliProcesses, AKilledRunIsFinishedByTheNextEngineAndLoadedOnce) {
   WriteSlow("1");
   const auto killed = Start({"run", "slow.yaml"});

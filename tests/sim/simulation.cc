@@ -1,5 +1,6 @@
 #include "tests/sim/simulation.h"
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <map>
@@ -83,6 +84,7 @@ class World {
     for (std::size_t i = 0; i < kWorkers; ++i) StartWorker(i);
     for (int i = 0; i < 14; ++i) At(Between(100'000, 15'000'000), [this] { SubmitSomething(); });
     for (int i = 0; i < 10; ++i) At(Between(500'000, 18'000'000), [this] { BreakSomething(); });
+    for (int i = 0; i < 5; ++i) At(Between(300'000, 16'000'000), [this] { CancelSomething(); });
     At(kFaultsEnd, [this] { Heal(); });
     while (!agenda_.empty() && Now() < kGiveUp && report_.violations.size() < 5) {
       auto next = agenda_.top();
@@ -265,6 +267,16 @@ class World {
           Violation("S1: accepted, but the ledger does not have it");
       if (Chance(90) || healed_) requests_[reply->request].answered = true;
     }
+    if (const auto* reply = std::get_if<wire::CancelReply>(&command.message)) {
+      for (const auto& item : reply->items) {
+        const bool promised = item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
+        if (promised && !ledger_.cancels.contains(item.id)) Violation("a cancel is confirmed that the ledger does not have");
+        const auto job = ledger_.jobs.find(JobId{item.id});
+        if (item.effect == CancelEffect::kCancelled && (job == ledger_.jobs.end() || !job->second.outcome))
+          Violation("a job is said to be cancelled that has not ended");
+      }
+      requests_[reply->request].answered = true;
+    }
   }
 
   // ---- workers -----------------------------------------------------------------------------------------------------------
@@ -358,8 +370,17 @@ class World {
         for (const auto& job : grant->jobs) StartAttempt(w, job);
       if (const auto* revoke = std::get_if<wire::Revoke>(&message))
         for (const auto& item : revoke->items)
-          if (const auto it = worker.held.find(item.job); it != worker.held.end() && it->second.token == item.token)
+          if (const auto it = worker.held.find(item.job); it != worker.held.end() && it->second.token == item.token) {
             worker.held.erase(it);
+            if (item.reason != "cancelled") continue;
+            AttemptReport report;
+            report.job = item.job;
+            report.token = item.token;
+            report.end = AttemptEnd::kCancelled;
+            report.result = std::to_string(item.token.value());
+            worker.unanswered.emplace(std::pair{item.job, item.token}, report);
+            Report_(w);
+          }
       if (const auto* reply = std::get_if<wire::EndedReply>(&message))
         for (const auto& item : reply->items) worker.unanswered.erase({item.job, item.token});
     });
@@ -371,6 +392,11 @@ class World {
     if (worker.unanswered.contains({job.id, job.token})) return;
     worker.held[job.id] = {.token = job.token};
     Effect& effect = effects_[job.id];
+    if (job.fence_only && mutant_ != Mutant::kCancelWithoutFence) effect.fence = std::max(effect.fence, job.token);
+    if (job.fence_only) {
+      OnWorker(w, Between(1'000, 200'000), [this, w, id = job.id, token = job.token](SimWorker&) { EndFence(w, id, token); });
+      return;
+    }
     if (effect.fence < job.token) effect.fence = job.token;  // raises the fence, unless a newer attempt did
     const Micros duration = Chance(85) ? Between(1'000, 300'000) : Between(300'000, 6'000'000);
     OnWorker(w, duration, [this, w, id = job.id, token = job.token](SimWorker&) { EndAttempt(w, id, token); });
@@ -404,6 +430,23 @@ class World {
     Report_(w);
   }
 
+  void EndFence(std::size_t w, JobId id, Token token) {
+    SimWorker& worker = workers_[w];
+    const auto it = worker.held.find(id);
+    if (it == worker.held.end() || it->second.token != token) return;
+    worker.held.erase(it);
+    AttemptReport report;
+    report.job = id;
+    report.token = token;
+    report.result = std::to_string(token.value());
+    report.end = effects_[id].published > 0        ? AttemptEnd::kSucceeded
+                 : healed_ || random_.Below(5) > 0 ? AttemptEnd::kCancelled
+                                                   : AttemptEnd::kFailed;
+    Trace("fenced", id.AsBytes(), token.value());
+    worker.unanswered.emplace(std::pair{id, token}, report);
+    Report_(w);
+  }
+
   // ---- clients and faults --------------------------------------------------------------------------------------------------
   JobSpec NewJob(OrgId org) {
     JobSpec job;
@@ -412,6 +455,7 @@ class World {
     job.kind = "work";
     job.priority = static_cast<int>(random_.Below(kPriorityLevels));
     job.retry = {.max_attempts = 4, .backoff_base = Millis{200}, .backoff_cap = Millis{2000}};
+    job.options.has_sink = Chance(50);
     if (Chance(15)) job.run_at = clock_.WallNow() + Between(0, 3'000'000);
     return job;
   }
@@ -431,7 +475,7 @@ class World {
     run.id = NewId<RunId>();
     run.org = org;
     run.pipeline = Chance(70) ? "p" : "q";
-    run.overlap = std::array{"queue", "allow", "skip"}[random_.Below(3)];
+    run.overlap = std::array{"queue", "allow", "skip", "cancel"}[random_.Below(4)];
     std::vector<JobSpec> jobs;
     for (std::uint64_t n = 1 + random_.Below(6); n > 0; --n) {
       JobSpec job = NewJob(org);
@@ -446,6 +490,32 @@ class World {
     }
     requests_.push_back(
         {.message = wire::SubmitRun{.request = requests_.size(), .run = run, .jobs = jobs, .watch = Chance(50)}});
+    Send(requests_.size() - 1, random_.Below(kBrokers));
+  }
+  void CancelSomething() {
+    std::vector<CancelRow> all;
+    for (const auto& [id, run] : ledger_.runs) all.push_back({id.uuid, true, run.org, "sim", "", {}});
+    for (const auto& [id, rows] : ledger_.jobs)
+      if (!rows.spec.run) all.push_back({id.uuid, false, rows.spec.org, "sim", "", {}});
+    if (all.empty()) return;
+    // The newest are the likeliest to be alive.
+    const std::size_t back = random_.Below(std::min<std::size_t>(all.size(), 8));
+    std::ranges::sort(all, {}, &CancelRow::item);
+    CancelRow row = all[all.size() - 1 - back];
+    for (const SimWorker& worker : workers_) {  // what a frozen worker will go on with is the interesting case
+      if (!worker.up || worker.frozen_until <= Now() || worker.held.empty() || Chance(20)) continue;
+      const JobSpec& job = ledger_.jobs.at(worker.held.begin()->first).spec;
+      row = {job.run ? job.run->uuid : job.id.uuid, job.run.has_value(), job.org, "sim", "", {}};
+    }
+    if (Chance(30)) {
+      (void)ledger_.RequestCancel(std::span{&row, 1}, clock_.Now());
+      return Ring(row.org);
+    }
+    wire::Cancel cancel;
+    cancel.request = requests_.size();
+    cancel.org = row.org;
+    cancel.items = {{.id = row.item, .is_run = row.is_run}};
+    requests_.push_back({.message = std::move(cancel)});
     Send(requests_.size() - 1, random_.Below(kBrokers));
   }
   void Ring(OrgId org) {
@@ -478,7 +548,10 @@ class World {
         return In(Between(100'000, 4'000'000), [this, w] {
           if (!workers_[w].up) StartWorker(w);
         });
-      case 3: workers_[w].frozen_until = Now() + Between(500'000, 8'000'000); return;
+      case 3:
+        workers_[w].frozen_until = Now() + Between(500'000, 8'000'000);
+        if (Chance(50)) In(Between(1'000, 500'000), [this] { CancelSomething(); });
+        return;
       case 4: return queue_.Wipe();
       case 5: ledger_down_until_ = Now() + Between(100'000, 7'000'000); return;
       case 6: ledger_unknown_until_ = Now() + Between(50'000, 500'000); return;
@@ -543,6 +616,10 @@ class World {
       const auto& rows = ledger_.jobs.at(row.report.job);
       Trace("outcome", row.report.job.AsBytes(), row.report.token.value());
       if (rows.outcome) Violation("S3: a second outcome");
+      const Uuid item = rows.spec.run ? rows.spec.run->uuid : row.report.job.uuid;
+      const bool asked = ledger_.cancels.contains(item) || 
+                         std::ranges::find(batch.cancels, item, &CancelRow::item) != batch.cancels.end();
+      if (row.state == JobState::kCancelled && !asked) Violation("a job is cancelled that nobody wanted to be cancelled");
       if (row.report.token == Token{}) continue;
       if (row.report.result != std::to_string(max_token_[row.report.job].value()))
         Violation(fmt::format("S4: the outcome comes from token {}, the last granted one is {}", row.report.result,
@@ -576,6 +653,13 @@ class World {
         if (const auto& outcome = ledger_.jobs.at(job).outcome) all = all && outcome->state == JobState::kSucceeded;
       if ((run.state == RunState::kSucceeded) != all)
         Violation("run " + id.ToString() + ": its outcome does not follow from its jobs");
+    }
+    for (const auto& [id, effect] : effects_) {
+      const auto& rows = ledger_.jobs.at(id);
+      if (!rows.outcome || rows.outcome->state != JobState::kCancelled) continue;
+      ++report_.cancelled;
+      if (rows.spec.options.has_sink && effect.published > 0)
+        Violation("S2: the cancelled job " + id.ToString() + " has an effect");
     }
     for (const auto& [id, effect] : effects_)
       if (effect.published > 1) Violation("S2: two effects of job " + id.ToString());

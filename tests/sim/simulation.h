@@ -15,13 +15,14 @@ enum class Mutant : std::uint8_t {
   kForgetRequeue,   // a job that must start again is not put back
   kEnqueueTwice,    // a job is enqueued twice
   kNoEpochFence,    // ledger and queue take writes of a deposed owner
+  kCancelWithoutFence,  // a cancelled job ends although an old attempt of it could still publish
 };
 
 struct Report {
   std::vector<std::string> violations;  // empty: all invariants held
   std::uint64_t trace = 0;              // FNV-1a over everything that happened
   std::uint64_t steps = 0;
-  std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0;
+  std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0;
 };
 
 Report Simulate(std::uint64_t seed, Mutant mutant = Mutant::kNone);

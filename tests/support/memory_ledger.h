@@ -151,6 +151,14 @@ class MemoryLedger final : public Ledger {
       if (AddJob(job)) outbox_jobs.insert(job.id);
     return {};
   }
+  Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime) override {
+    for (const CancelRow& row : rows) {
+      cancels.emplace(row.item, row);
+      if (row.is_run && !run_outcomes.contains(RunId{row.item})) outbox_runs.insert(RunId{row.item});
+      if (!row.is_run && !jobs.at(JobId{row.item}).outcome) outbox_jobs.insert(JobId{row.item});
+    }
+    return {};
+  }
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime) override {
     MILLRACE_TRY(Up());
     std::vector<ItemState> states(items.size());
@@ -233,7 +241,8 @@ class MemoryLedger final : public Ledger {
   }
   LiveRun Live(const RunSpec& run) {
     LiveRun live{
-        .spec = run, .jobs = {}, .ended = {}, .counters = {}, .next_run_at = {}, .cancelling = cancels.contains(run.id.uuid)};
+        .spec = run, .jobs = {}, .ended = {}, .counters = {}, .next_run_at = {}, .cancelling = cancels.contains(run.id.uuid), .cancel_reason = {}};
+    if (live.cancelling) live.cancel_reason = CancelReason(cancels.at(run.id.uuid).actor, cancels.at(run.id.uuid).reason);
     for (const JobId& id : jobs_of_run[run.id]) {
       const JobRows& rows = jobs.at(id);
       live.jobs.push_back(rows.spec);
