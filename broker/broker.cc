@@ -25,7 +25,7 @@ constexpr auto kIdleWait = kDispatcherTick;
 
 std::vector<ShardId> AllShards(std::uint16_t count) {
   std::vector<ShardId> shards;
-  for (std::uint16_t i = 0; i < count; ++i) shards.push_back(ShardId{i});
+  for (std::uint16_t i = 0; i < count; ++i) shards.emplace_back(i);
   return shards;
 }
 

@@ -202,7 +202,7 @@ class Dispatcher {
                           const std::string& reason) const;
   void FinishSubmit(Submit& submit);
   Piece& OpenPiece(Shard& shard, PieceId& slot);
-  void FailSubmits(Piece& piece, std::string code, const std::string& message);
+  void FailSubmits(Piece& piece, const std::string& code, const std::string& message);
 
   // Workers: dispatcher_workers.cc
   void On(event::FromWorker& e);
@@ -296,7 +296,7 @@ class Dispatcher {
   std::uint64_t last_piece_ = 0, last_op_ = 0;
   std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;
-  std::size_t run_reads_ = 0;            // under way
+  std::size_t run_reads_ = 0;  // under way
   std::map<std::uint64_t, CancelRequest> cancel_requests_;
   std::uint64_t last_cancel_ = 0;
   std::deque<Op> ops_;                   // under way, in order

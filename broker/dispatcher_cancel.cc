@@ -143,7 +143,8 @@ AttemptVerdict Dispatcher::JudgeCancelled(const Lease& lease, AttemptReport& rep
   } else if (!lease.fence) {
     verdict.immediate = true;  // whatever stopped it: next comes the fence
   } else if (!verdict.terminal && !verdict.immediate &&
-             (!report.retryable || verdict.counters.failures >= static_cast<std::uint32_t>(lease.spec->retry.max_attempts) + kFenceFailuresMax)) {
+             (!report.retryable ||
+              verdict.counters.failures >= static_cast<std::uint32_t>(lease.spec->retry.max_attempts) + kFenceFailuresMax)) {
     verdict.terminal = JobState::kDead;
     report.error_class = "cancel_unfenced";
   }

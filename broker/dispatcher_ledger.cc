@@ -78,7 +78,8 @@ void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
   for (const JobId& job : effects.stopping) StopAttempt(job);
   for (const JobId& id : effects.fencing)
     if (const RunCoordinator::Job* job = shard.runs.Find(id)) Enqueue(shard, *job->spec, job->counters, std::nullopt, true);
-  for (const RunId& run : effects.replaced) ApplyCancel(shard, shard.runs.Cancel(run, "cancelled: a later run takes its place"));
+  for (const RunId& run : effects.replaced)
+    ApplyCancel(shard, shard.runs.Cancel(run, "cancelled: a later run takes its place"));
   for (const RunEffects::End& end : effects.ended) {
     shard.runs.ShowEnd(end.run);
     if (const auto it = watchers_.find(end.run); it != watchers_.end()) {
@@ -149,8 +150,7 @@ void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
   EffectsDurable(*shard, piece.effects);
   for (const std::uint64_t number : piece.requests) {
     auto request = cancel_requests_.extract(number);
-    if (!request.empty())
-      to_clients_.push_back({.peer = request.mapped().peer, .message = std::move(request.mapped().reply)});
+    if (!request.empty()) to_clients_.push_back({.peer = request.mapped().peer, .message = std::move(request.mapped().reply)});
   }
   if (piece.outbox_runs.empty() && piece.outbox_jobs.empty()) return;
   for (const RunId& run : piece.outbox_runs) shard->outbox_taking.erase(run.uuid);
@@ -195,7 +195,7 @@ void Dispatcher::FinishSubmit(Submit& submit) {
   OnWatch(submit.peer, {.request = submit.request, .run = RunId{submit.items.front().id}});
 }
 
-void Dispatcher::FailSubmits(Piece& piece, std::string code, const std::string& message) {
+void Dispatcher::FailSubmits(Piece& piece, const std::string& code, const std::string& message) {
   for (const Uuid& id : piece.accepting) accepting_.erase(id);
   accepting_rows_ -= piece.accept_rows;
   accepting_bytes_ -= piece.accept_bytes;

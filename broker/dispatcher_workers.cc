@@ -142,9 +142,8 @@ void Dispatcher::OnEnded(const wire::PeerId& peer, wire::Ended& m) {
 void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   Shard& shard = shards_.at(lease.shard);
   const JobSpec& spec = *lease.spec;
-  const AttemptVerdict verdict = Cancelling(shard, spec)
-                                     ? JudgeCancelled(lease, report)
-                                     : Judge(spec.retry, lease.counters, report.end, report.retryable);
+  const AttemptVerdict verdict =
+      Cancelling(shard, spec) ? JudgeCancelled(lease, report) : Judge(spec.retry, lease.counters, report.end, report.retryable);
   lease.ending = true;
   Worker& worker = workers_.at(lease.worker);
   worker.leases.erase(spec.id);

@@ -150,10 +150,10 @@ struct ClientPeerGone {
 struct Tick {};           // at least every kDispatcherTick
 struct StopRequested {};  // no new jobs, no new grants; what is being written is finished
 }  // namespace event
-using Event =
-    std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                 event::RunRead, event::StatesRead, event::Committed, event::CommitRefused, event::QueueReplies, event::Rung, event::FromWorker,
-                 event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick, event::StopRequested>;
+using Event = std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
+                           event::RunRead, event::StatesRead, event::Committed, event::CommitRefused, event::QueueReplies,
+                           event::Rung, event::FromWorker, event::FromClient, event::WorkerPeerGone, event::ClientPeerGone,
+                           event::Tick, event::StopRequested>;
 
 // ---- limits
 // ------------------------------------------------------------------------------------------------------------------

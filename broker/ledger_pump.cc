@@ -119,7 +119,7 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
       holds_[shard] = *epoch;
       taken_[shard].at = clock_.Now();
       elsewhere_.erase(shard);
-      out.push_back(event::ShardTaken{.hold = {.shard = shard, .epoch = *epoch}});
+      out.emplace_back(event::ShardTaken{.hold = {.shard = shard, .epoch = *epoch}});
       continue;
     }
     at = now + kTakeRetry;
@@ -128,7 +128,7 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
       if (epoch.error().code == ErrorCode::kUnavailable) break;  // the others would not fare better
     } else if (elsewhere_[shard] != epoch.error().message) {
       elsewhere_[shard] = epoch.error().message;
-      out.push_back(event::ShardLost{.shard = shard, .reason = "not ours", .owner_name = epoch.error().message});
+      out.emplace_back(event::ShardLost{.shard = shard, .reason = "not ours", .owner_name = epoch.error().message});
     }
   }
   std::erase_if(next_take_, [&](const auto& entry) { return holds_.contains(entry.first); });
@@ -144,7 +144,7 @@ Millis LedgerPump::TakeDelay(ShardId shard) {
 void LedgerPump::Lose(ShardId shard, const std::string& reason, std::vector<Event>& out) {
   if (holds_.erase(shard) == 0) return;
   next_take_[shard] = clock_.Now() + TakeDelay(shard);
-  out.push_back(event::ShardLost{.shard = shard, .reason = reason, .owner_name = {}});
+  out.emplace_back(event::ShardLost{.shard = shard, .reason = reason, .owner_name = {}});
   DropPieces();
 }
 
@@ -223,7 +223,7 @@ void LedgerPump::CommitSome(MonoTime now, std::vector<Event>& out) {
     event::Committed committed{.pieces = {}, .batch = std::move(merged_->batch), .result = std::move(*result)};
     for (const auto& [piece, counts] : merged_->pieces) committed.pieces.push_back(piece.piece);
     merged_.reset();
-    out.push_back(std::move(committed));
+    out.emplace_back(std::move(committed));
     return;
   }
   const Error error = std::move(result.error());
@@ -268,7 +268,7 @@ void LedgerPump::Refused(const Error& error, std::vector<Event>& out) {
   command::Commit& piece = pieces_.front();
   if (!piece.rows.jobs.empty() || !piece.rows.runs.empty()) {
     LogWarn("ledger: a submit is refused: {}", error.message);
-    out.push_back(event::CommitRefused{.piece = piece.piece, .rows = std::move(piece.rows), .error = error});
+    out.emplace_back(event::CommitRefused{.piece = piece.piece, .rows = std::move(piece.rows), .error = error});
     pieces_.pop_front();
   } else if (!Scrub(piece.rows)) {
     LogError("ledger: the progress of attempts is refused: {}", error.message);
@@ -309,30 +309,30 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     auto page = ledger_.LiveRuns(runs->hold.shard, shards, runs->after, kLivePageRuns, Deadline(kReadBudget));
     if (!page) return Lose(runs->hold.shard, "rebuild: " + page.error().message, out);
     const bool last = page->empty();
-    out.push_back(event::LiveRunsRead{.hold = runs->hold, .runs = std::move(*page), .last = last});
+    out.emplace_back(event::LiveRunsRead{.hold = runs->hold, .runs = std::move(*page), .last = last});
   } else if (const auto* jobs = std::get_if<command::ReadLiveJobs>(&posted)) {
     if (!Holds(jobs->hold)) return;
     auto page = ledger_.LiveSingleJobs(jobs->hold.shard, shards, jobs->after, kLivePageJobs, Deadline(kReadBudget));
     if (!page) return Lose(jobs->hold.shard, "rebuild: " + page.error().message, out);
     const bool last = page->size() < kLivePageJobs;
-    out.push_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = std::move(*page), .last = last});
+    out.emplace_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = std::move(*page), .last = last});
   } else if (const auto* outbox = std::get_if<command::ReadOutbox>(&posted)) {
     if (!Holds(outbox->hold)) return;
     auto rows = ledger_.ReadOutbox(outbox->hold.shard, shards, kOutboxPage, Deadline(kReadBudget));
     if (!rows) {  // an empty page: it is read again at the next poll
       LogWarn("shard {}: outbox: {}", outbox->hold.shard.value(), rows.error().message);
-      out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = true});
+      out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = true});
       return;
     }
     const bool more = rows->more;
-    out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
+    out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
   } else if (auto* asked = std::get_if<command::ReadStates>(&posted)) {
     if (!Holds(asked->hold)) return;
     auto states = ledger_.States(asked->org, asked->items, Deadline(kReadBudget));
-    out.push_back(event::StatesRead{.hold = asked->hold, .number = asked->number, .states = std::move(states)});
+    out.emplace_back(event::StatesRead{.hold = asked->hold, .number = asked->number, .states = std::move(states)});
   } else if (auto* run = std::get_if<command::ReadRun>(&posted)) {
     auto detail = ledger_.GetRun(kDefaultOrg, run->run, Deadline(kReadBudget));
-    out.push_back(
+    out.emplace_back(
         event::RunRead{.peer = std::move(run->peer), .request = run->request, .run = run->run, .detail = std::move(detail)});
   }
 }

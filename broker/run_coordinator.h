@@ -35,10 +35,10 @@ struct RunEffects {
     RunState state = RunState::kFailed;
     std::string reason;
   };
-  std::vector<JobId> ready;    // to be enqueued: all they depend on has succeeded and their run is active
-  std::vector<Skip> skipped;   // outcome kSkipped to be written
-  std::vector<End> ended;      // run outcome to be written
-  std::vector<RunId> started;  // left "queued"
+  std::vector<JobId> ready;     // to be enqueued: all they depend on has succeeded and their run is active
+  std::vector<Skip> skipped;    // outcome kSkipped to be written
+  std::vector<End> ended;       // run outcome to be written
+  std::vector<RunId> started;   // left "queued"
   std::vector<Skip> cancelled;  // outcome kCancelled to be written: they had not started, or nothing of them is left
   std::vector<JobId> stopping;  // run now: their attempts are to be revoked
   std::vector<JobId> fencing;   // wait, but an attempt of theirs may have touched its sink: to be granted once more, fence_only

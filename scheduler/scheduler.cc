@@ -37,7 +37,7 @@ Result<std::shared_ptr<const Scheduler::Compiled>> Scheduler::Compile(const Sche
   MILLRACE_TRY_ASSIGN(Pipeline pipeline, PipelineFromJson(version.definition));
   MILLRACE_TRY_ASSIGN(CronSchedule cron, CronSchedule::Make(row.spec));
   MILLRACE_TRY(ParseCatchup(row.spec.catchup));  // here, where a broken row is this schedule's problem alone
-  auto compiled = std::make_shared<const Compiled>(Compiled{std::move(pipeline), version.base_dir, std::move(cron)});
+  auto compiled = std::make_shared<const Compiled>(Compiled{std::move(pipeline), version.base_dir, cron});
   // Older versions of the same schedule cannot come back: one entry per schedule.
   std::erase_if(compiled_, [&](const auto& entry) {
     return std::get<0>(entry.first) == std::get<0>(key) && std::get<1>(entry.first) == std::get<1>(key);

@@ -69,8 +69,7 @@ Result<void> WaitForEnd(Context& context, BrokerClient& client, RunId run) {
   const MonoTime deadline = context.clock().Now() + kWaitMax;
   MILLRACE_TRY(client.Watch(run, deadline));
   const std::atomic<bool> never{false};
-  MILLRACE_TRY_ASSIGN(const wire::RunUpdate end,
-                      client.Follow(run, deadline, never, [](const wire::RunUpdate&) {}, [] {}));
+  MILLRACE_TRY_ASSIGN(const wire::RunUpdate end, client.Follow(run, deadline, never, [](const wire::RunUpdate&) {}, [] {}));
   Say(run, end.state, end.reason);
   return {};
 }
@@ -105,7 +104,8 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   }
   MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
   auto client = BrokerClient::Connect(*transport, context->ClientEndpoint(), context->clock());
-  if (!client || !client->Status(context->clock().Now() + kBrokerAnswers)) return Record(*context, *ledger, cancel, options.wait);
+  if (!client || !client->Status(context->clock().Now() + kBrokerAnswers))
+    return Record(*context, *ledger, cancel, options.wait);
   auto items = client->Cancel(std::move(cancel), context->clock().Now() + kCancelTimeout);
   if (!items) return Prefixed(std::move(items.error()), "broker at {}", context->ClientEndpoint());
   MILLRACE_TRY_ASSIGN(const ExitCode code, Report(*context, *items, runs));

@@ -101,7 +101,8 @@ class SqlLedger final : public Ledger {
   Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
   // sql_ledger_read.cc
-  Result<std::vector<RunSummary>> Summaries(std::string where, Params params, std::uint32_t limit, MonoTime deadline);
+  Result<std::vector<RunSummary>> Summaries(const std::string& where, const Params& params, std::uint32_t limit,
+                                            MonoTime deadline);
   Result<std::vector<JobDetail>> Details(std::string_view where, const Params& params, MonoTime deadline);
 
   std::unique_ptr<SqlStore> store_;

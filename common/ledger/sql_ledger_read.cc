@@ -7,7 +7,8 @@ namespace {
 constexpr std::uint32_t kListLimitMax = 500;
 }
 
-Result<std::vector<RunSummary>> SqlLedger::Summaries(std::string where, Params params, std::uint32_t limit, MonoTime deadline) {
+Result<std::vector<RunSummary>> SqlLedger::Summaries(const std::string& where, const Params& params, std::uint32_t limit,
+                                                     MonoTime deadline) {
   const std::string sql = "select " + store_->Columns(Table::kRun, "r") +
                           ", o.state, o.reason, o.finished_at, (select count(*) from job j where j.run = r.run), "
                           "(select count(*) from job j join outcome x on x.job = j.job where j.run = r.run) "

@@ -68,8 +68,9 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
     ids.push_back(run.spec.id.uuid);
   }
   const Params of_runs = Params().Ids(ids);
-  MILLRACE_TRY_ASSIGN(const Rows cancels,
-                      store_->Run("select c.item, c.actor, c.reason from cancel c where c.item" + store_->In(1), of_runs, deadline));
+  MILLRACE_TRY_ASSIGN(
+      const Rows cancels,
+      store_->Run("select c.item, c.actor, c.reason from cancel c where c.item" + store_->In(1), of_runs, deadline));
   for (std::size_t i = 0; i < cancels.size(); ++i) {
     LiveRun& run = all[place.at(UuidOf(cancels[i][0]))];
     run.cancelling = true;

@@ -239,7 +239,7 @@ enum class JobEvent : std::uint8_t {
   kFailedForGood,
   kCancelRequested,
   kFenceNeeded,  // cancelled while it waits, but an earlier attempt may have left something at its sink
-  kCancelled,  // its process group is gone and its sinks' fence is raised
+  kCancelled,    // its process group is gone and its sinks' fence is raised
   kExpired,
   kDependencyFailed,
 };

@@ -387,7 +387,8 @@ TEST_F(WorkerLiveTest, ACancelledCommandMayCleanUp) {
 
 TEST_F(WorkerLiveTest, ACancelledCommandThatIgnoresTheSignalIsKilledWithItsChildren) {
   StartWorker();
-  const auto job = Shell("trap '' TERM; (trap '' TERM; while :; do sleep 1; done) & echo $! > child; echo $$ > pid; while :; do sleep 1; done");
+  const auto job = Shell(
+      "trap '' TERM; (trap '' TERM; while :; do sleep 1; done) & echo $! > child; echo $$ > pid; while :; do sleep 1; done");
   Tell(wire::Grant{{job}});
   const pid_t pid = AwaitPid("pid"), child = AwaitPid("child");
   Tell(wire::Revoke{{{job.id, job.token, "cancelled"}}});

@@ -617,8 +617,8 @@ class World {
       Trace("outcome", row.report.job.AsBytes(), row.report.token.value());
       if (rows.outcome) Violation("S3: a second outcome");
       const Uuid item = rows.spec.run ? rows.spec.run->uuid : row.report.job.uuid;
-      const bool asked = ledger_.cancels.contains(item) || 
-                         std::ranges::find(batch.cancels, item, &CancelRow::item) != batch.cancels.end();
+      const bool asked =
+          ledger_.cancels.contains(item) || std::ranges::find(batch.cancels, item, &CancelRow::item) != batch.cancels.end();
       if (row.state == JobState::kCancelled && !asked) Violation("a job is cancelled that nobody wanted to be cancelled");
       if (row.report.token == Token{}) continue;
       if (row.report.result != std::to_string(max_token_[row.report.job].value()))

@@ -66,11 +66,11 @@ TEST_F(SimulationTest, SameSeedSameTrace) {
 }
 
 TEST_F(SimulationTest, EveryMutantIsFound) {
-  for (const auto& [mutant, name] : {std::pair{Mutant::kAcceptOldToken, "an old token is accepted"},
-                                     std::pair{Mutant::kForgetRequeue, "a lost job is not requeued"},
-                                     std::pair{Mutant::kEnqueueTwice, "a job is enqueued twice"},
-                                     std::pair{Mutant::kNoEpochFence, "a deposed owner writes"},
-                                     std::pair{Mutant::kCancelWithoutFence, "a cancel raises no fence"}}) {
+  for (const auto& [mutant, name] :
+       {std::pair{Mutant::kAcceptOldToken, "an old token is accepted"},
+        std::pair{Mutant::kForgetRequeue, "a lost job is not requeued"},
+        std::pair{Mutant::kEnqueueTwice, "a job is enqueued twice"}, std::pair{Mutant::kNoEpochFence, "a deposed owner writes"},
+        std::pair{Mutant::kCancelWithoutFence, "a cancel raises no fence"}}) {
     std::uint64_t found = 0;
     for (std::uint64_t seed = 1; seed <= 200 && found == 0; ++seed)
       if (const Report report = Simulate(seed, mutant); !report.violations.empty()) {

@@ -233,8 +233,9 @@ TEST_F(DispatcherCancelTest, ARequestPutIntoTheLedgerByOthersIsFound) {
   const RunSpec run = SubmitRun(jobs);
   const JobSpec single = Job();
   Submit({single});
-  const CancelRow rows[] = {{.item = run.id.uuid, .is_run = true, .org = kDefaultOrg, .actor = "x", .reason = {}, .requested_at = {}},
-                            {.item = single.id.uuid, .is_run = false, .org = kDefaultOrg, .actor = "x", .reason = {}, .requested_at = {}}};
+  const CancelRow rows[] = {
+      {.item = run.id.uuid, .is_run = true, .org = kDefaultOrg, .actor = "x", .reason = {}, .requested_at = {}},
+      {.item = single.id.uuid, .is_run = false, .org = kDefaultOrg, .actor = "x", .reason = {}, .requested_at = {}}};
   ASSERT_TRUE(ledger_.RequestCancel(rows, clock_.Now() + 1s));
   Handle(event::Rung{.shard = ShardId{0}});
   Settle();
@@ -266,9 +267,9 @@ TEST_F(DispatcherCancelTest, AFailureThatComesWhileTheRequestIsWrittenIsNotRetri
   std::vector<JobSpec> jobs{Job()};
   const RunSpec run = SubmitRun(jobs);
   for (const auto& [id, is_run] : {std::pair{job.id.uuid, false}, std::pair{run.id.uuid, true}})
-    Handle(event::FromClient{.peer = "c",
-                             .message = wire::Cancel{
-                                 .request = 5, .org = kDefaultOrg, .items = {{id, is_run}}, .actor = {}, .reason = {}}});
+    Handle(event::FromClient{
+        .peer = "c",
+        .message = wire::Cancel{.request = 5, .org = kDefaultOrg, .items = {{id, is_run}}, .actor = {}, .reason = {}}});
   Flush();
   std::vector<Event> events;
   pump_.Step(events);

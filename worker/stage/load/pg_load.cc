@@ -61,7 +61,7 @@ class PgLoad {
     return {};
   }
 
-  Outcome<Loaded> Publish(Receipt receipt) {
+  Outcome<Loaded> Publish(const Receipt& receipt) {
     MILLRACE_TRY_ASSIGN(Receipt written, fence_.Finish(receipt));
     return Loaded{std::move(written), false};
   }
