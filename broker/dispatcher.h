@@ -25,7 +25,9 @@
 #include <vector>
 
 #include "broker/events.h"
+#include "broker/line_index.h"
 #include "broker/lines.h"
+#include "broker/queue_budgets.h"
 #include "broker/run_coordinator.h"
 #include "common/base/random.h"
 
@@ -65,6 +67,7 @@ class Dispatcher {
     wire::PeerId peer;
     std::string name;
     WorkerReach reach;
+    std::shared_ptr<LineIndex::View> view;
     std::uint32_t concurrency = 1;
     std::uint64_t credit_limit = 0;  // as the worker counts
     std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
@@ -112,6 +115,7 @@ class Dispatcher {
     std::vector<RunId> outbox_runs;
     std::vector<JobId> outbox_jobs;
     std::vector<JobId> unplaceable;  // ended without a lease
+    QueueBudgets::Amounts waiting;   // what will wait once it is accepted
     std::size_t accept_rows = 0, accept_bytes = 0;
     std::size_t bytes = 0;  // in rows, about
   };
@@ -128,6 +132,9 @@ class Dispatcher {
     MonoTime next_outbox{};
     std::optional<WallTime> next_due;
     bool promoting = false;
+    std::map<std::pair<OrgId, std::string>, QueueSettings> queues;  // that were ever set
+    bool queues_reading = false;
+    QueueBudgets budgets;
     PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<JobId> finish;
@@ -137,6 +144,7 @@ class Dispatcher {
     ShardHold hold;
     enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote } kind = Kind::kPlain;
     std::string line;
+    LineKey key;                                            // kClaim
     std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
   };
@@ -148,6 +156,7 @@ class Dispatcher {
   struct ClaimPlan {
     ShardId shard;
     std::string line;
+    LineKey key;
     std::uint32_t total = 0;
     std::vector<std::pair<WorkerId, std::uint32_t>> split;
   };
@@ -222,6 +231,18 @@ class Dispatcher {
   void RetryParked();
   void EmitUpdates(Shard& shard);
 
+  // Queues: dispatcher_queues.cc
+  void On(event::QueueSettingsRead& e);
+  void On(event::QueueSettingsPut& e);
+  void OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m);
+  void OnListQueues(const wire::PeerId& peer, const wire::ListQueues& m);
+  Shard* OwnShard(const wire::PeerId& peer, std::uint64_t request, OrgId org);
+  void ReadQueueSettings(Shard& shard, bool rebuild);
+  void ApplySettings(Shard& shard, QueueSettings settings);
+  std::optional<std::string> OverBudget(const std::vector<JobSpec>& jobs) const;
+  void AddAccepting(Shard& shard, Piece& piece, const JobSpec& job);
+  void EndLease(const Lease& lease);  // every lease that ends is counted off here, unless its shard goes with it
+
   // Placement: dispatcher_placement.cc
   bool Covered(std::string_view root) const;
   std::string RootsOfWorkers() const;
@@ -270,6 +291,7 @@ class Dispatcher {
   std::deque<Op> ops_;                   // under way, in order
   std::vector<command::Execute> takes_;  // of this flush
   std::vector<ClaimPlan> claims_;        // of this flush
+  std::unordered_map<const LineIndex::Line*, std::size_t> claim_of_;  // the latest claim of a line; checked by its name
   std::vector<ClaimPlan> doomed_;        // of this flush: nobody reaches their root
   std::deque<Parked> parked_;
   std::optional<MonoTime> parked_until_;  // set while a parked request is tried again

@@ -48,6 +48,8 @@ void Dispatcher::On(event::FromClient& e) {
   if (auto* status = std::get_if<wire::Status>(&e.message)) return OnStatus(e.peer, *status);
   if (auto* cancel = std::get_if<wire::Cancel>(&e.message))
     return Problem(e.peer, cancel->request, "unsupported", "this version cannot cancel");
+  if (auto* set = std::get_if<wire::SetQueue>(&e.message)) return OnSetQueue(e.peer, *set);
+  if (auto* list = std::get_if<wire::ListQueues>(&e.message)) return OnListQueues(e.peer, *list);
   Problem(e.peer, 0, "invalid_argument", "this message is not for the broker's front socket");
 }
 
@@ -86,6 +88,12 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
             fmt::format("{} rows with {} bytes wait for the ledger, limits {} and {}", accepting_rows_, accepting_bytes_,
                         kAcceptingRowsMax, kAcceptingBytesMax));
     return false;
+  }
+  if (ready) {
+    if (auto full = OverBudget(request.jobs)) {
+      Problem(peer, number, "queue_full", std::move(*full));
+      return false;
+    }
   }
   const std::optional<std::string> out_of_reach = ready ? OutOfReach(request.jobs) : std::nullopt;
   if (ready && !out_of_reach) return true;
@@ -130,6 +138,7 @@ void Dispatcher::AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, 
   piece.bytes += spec.payload.size();
   piece.accept_bytes += spec.payload.size();
   accepting_bytes_ += spec.payload.size();
+  AddAccepting(shard, piece, spec);
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   piece.rows.jobs.push_back(std::move(spec));
 }
@@ -194,6 +203,7 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
     piece.bytes += job.payload.size();
     piece.accept_bytes += job.payload.size();
     accepting_bytes_ += job.payload.size();
+    AddAccepting(shard, piece, job);
   }
   piece.rows.runs.push_back(std::move(m.run));
   for (JobSpec& job : m.jobs) piece.rows.jobs.push_back(std::move(job));

@@ -48,6 +48,16 @@ struct ReadRun {
   std::uint64_t request = 0;
   RunId run;
 };  // -> event::RunRead
+struct ReadQueueSettings {
+  ShardHold hold;
+  bool rebuild = false;  // the shard cannot be served without them
+};  // -> event::QueueSettingsRead
+struct PutQueueSettings {
+  wire::PeerId peer;
+  std::uint64_t request = 0;
+  QueueSettings settings;  // revision: the one that is replaced
+  std::string actor;
+};  // -> event::QueueSettingsPut
 // The dispatcher dropped the shard's state (an unknown or failed queue operation): take it again with a higher epoch.
 struct TakeShardAnew {
   ShardHold dropped;
@@ -68,7 +78,7 @@ struct SendClient {
 };
 }  // namespace command
 using LedgerCommand = std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox,
-                                   command::ReadRun, command::TakeShardAnew>;
+                                   command::ReadRun, command::ReadQueueSettings, command::PutQueueSettings, command::TakeShardAnew>;
 using Command = std::variant<LedgerCommand, command::Execute, command::SendWorker, command::SendClient>;
 
 // ---- events ----------------------------------------------------------------------------------------------------------------
@@ -103,6 +113,16 @@ struct RunRead {
   std::uint64_t request = 0;
   RunId run;
   Result<RunDetail> detail;
+};
+struct QueueSettingsRead {
+  ShardHold hold;
+  std::vector<QueueSettings> settings;
+  bool failed = false;
+};  // failed: not read
+struct QueueSettingsPut {
+  wire::PeerId peer;
+  std::uint64_t request = 0;
+  Result<QueueSettings> stored;  // with its revision
 };
 // `batch` is the merged batch of `pieces` as it was committed, handed back so that nobody has to copy job specifications.
 struct Committed {
@@ -141,7 +161,7 @@ struct StopRequested {};  // no new jobs, no new grants; what is being written i
 }  // namespace event
 using Event =
     std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                 event::RunRead, event::Committed, event::CommitRefused, event::QueueReplies, event::Rung, event::FromWorker,
+                 event::RunRead, event::QueueSettingsRead, event::QueueSettingsPut, event::Committed, event::CommitRefused, event::QueueReplies, event::Rung, event::FromWorker,
                  event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick, event::StopRequested>;
 
 // ---- limits

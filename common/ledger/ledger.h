@@ -23,6 +23,7 @@
 #include "common/crypto/audit_source.h"
 #include "common/model/job.h"
 #include "common/model/pipeline.h"
+#include "common/model/queue_settings.h"
 
 namespace millrace {
 
@@ -205,6 +206,13 @@ class Ledger : public AuditSource {
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   virtual Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
+
+  // Queues. Settings are appended, revision by revision; the newest counts. Stores `settings` as revision + 1 and returns it.
+  // kConflict: `settings.revision` is not the newest one (0: there is none yet).
+  virtual Result<QueueSettings> PutQueueSettings(const QueueSettings& settings, std::string_view actor, MonoTime deadline) = 0;
+  // The newest of every queue that was ever set, of one org or of all, of one shard or of all; in (org, queue) order.
+  virtual Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
+                                                      MonoTime deadline) = 0;
 
   // Pipelines. Applying the same definition, base_dir and schedules again changes nothing and returns the stored version.
   // A schedule's watermark survives new versions; a new schedule starts at the ledger's time.
