@@ -36,14 +36,10 @@ class TokenBucket {
   MonoTime NextToken(const Rate& rate, MonoTime now) { return WhenLevel(rate, Cost(rate), now); }
   // When it is as if nothing had ever been taken.
   MonoTime WhenFull(const Rate& rate, MonoTime now) { return WhenLevel(rate, Full(rate), now); }
-  // Whole tokens survive, fractions do not.
+  // Whole tokens survive, fractions do not. A limit that is new counts from when the bucket was made.
   void Change(const Rate& from, const Rate& to, MonoTime now) {
-    if (!to.Limited()) return;
-    if (!from.Limited()) {  // nothing that came before counts
-      level_ = Full(to);
-    } else {
-      level_ = std::min(Full(to), static_cast<std::int64_t>(Tokens(from, now)) * Cost(to));
-    }
+    if (from == to || (!from.Limited() && to.Limited())) return;
+    level_ = to.Limited() ? std::min(Full(to), static_cast<std::int64_t>(Tokens(from, now)) * Cost(to)) : 0;
     at_ = now;
   }
 
