@@ -55,8 +55,7 @@ void Dispatcher::OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m) {
 void Dispatcher::On(event::QueueSettingsPut& e) {
   if (run_reads_ > 0) --run_reads_;
   if (!e.stored) return Problem(e.peer, e.request, std::string(Name(e.stored.error().code)), e.stored.error().message);
-  to_clients_.push_back(
-      {.peer = e.peer, .message = wire::SetQueueReply{.request = e.request, .revision = e.stored->revision}});
+  to_clients_.push_back({.peer = e.peer, .message = wire::SetQueueReply{.request = e.request, .revision = e.stored->revision}});
   if (Shard* shard = ShardOfOrg(e.stored->org); shard != nullptr && shard->phase >= Phase::kTaking)
     ApplySettings(*shard, std::move(*e.stored));
 }

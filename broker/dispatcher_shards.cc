@@ -19,8 +19,13 @@ void Dispatcher::On(event::ShardTaken& e) {
   shard.dispatches = 0;
   lines_.Own(e.hold.shard, now_);
   // Take goes out with this flush, before anything else of the new epoch.
-  ops_.push_back(
-      {.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake, .line = {}, .key = {}, .total = 0, .split = {}});
+  ops_.push_back({.id = QueueOpId{++last_op_},
+                  .hold = shard.hold,
+                  .kind = Op::Kind::kTake,
+                  .line = {},
+                  .key = {},
+                  .total = 0,
+                  .split = {}});
   takes_.push_back({.id = ops_.back().id, .op = queue_op::Take{.shard = e.hold.shard, .epoch = e.hold.epoch}});
 }
 

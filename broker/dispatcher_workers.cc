@@ -303,8 +303,8 @@ bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t shari
     ClaimPlan* plan = first ? nullptr : &claims_[known->second];
     if (plan == nullptr || plan->shard != line->shard || plan->line != line->name || plan->total + n > kClaimJobsMax) {
       known->second = claims_.size();
-      plan = &claims_.emplace_back(
-          ClaimPlan{.shard = line->shard, .line = line->name, .key = line->key, .total = 0, .split = {}});
+      plan =
+          &claims_.emplace_back(ClaimPlan{.shard = line->shard, .line = line->name, .key = line->key, .total = 0, .split = {}});
     }
     plan->total += n;
     plan->split.emplace_back(worker.id, n);

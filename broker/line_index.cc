@@ -186,14 +186,12 @@ void LineIndex::DropShard(ShardId shard) {
 
 bool LineIndex::MayStart(Queue& queue, MonoTime now) {
   const QueueSettings& s = queue.settings;
-  return !s.paused && Left(s.concurrency, queue.used) > 0 &&
-         (!s.rate.Limited() || queue.bucket.Tokens(s.rate, now) > 0);
+  return !s.paused && Left(s.concurrency, queue.used) > 0 && (!s.rate.Limited() || queue.bucket.Tokens(s.rate, now) > 0);
 }
 
 bool LineIndex::MayStart(Key& key, MonoTime now) {
   const QueueSettings& s = key.queue->settings;
-  return Left(s.key_concurrency, key.used) > 0 &&
-         (!s.key_rate.Limited() || key.bucket.Tokens(s.key_rate, now) > 0);
+  return Left(s.key_concurrency, key.used) > 0 && (!s.key_rate.Limited() || key.bucket.Tokens(s.key_rate, now) > 0);
 }
 
 template <class T>

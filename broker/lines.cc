@@ -39,7 +39,8 @@ LineKey LineKey::Of(const JobSpec& spec) {
 }
 
 std::string LineKey::ToString() const {
-  return fmt::format("{}{s}{}{s}{}{s}{}{s}{}{s}{}", queue, priority, org.value(), root, kind, limit_key, fmt::arg("s", kSeparator));
+  return fmt::format("{}{s}{}{s}{}{s}{}{s}{}{s}{}", queue, priority, org.value(), root, kind, limit_key,
+                     fmt::arg("s", kSeparator));
 }
 
 Result<LineKey> LineKey::Parse(std::string_view text) {

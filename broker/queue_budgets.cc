@@ -73,9 +73,11 @@ std::map<std::string, QueueBudgets::Amount> QueueBudgets::WaitingOf(OrgId org) c
 std::optional<std::string> QueueBudgets::Refusal(OrgId org, const std::string& queue, Amount more) const {
   const auto limit = limits_.find({org, queue});
   if (limit == limits_.end() || more.jobs == 0) return std::nullopt;
-  const auto refuse = [&](std::string_view what, std::string_view flag, std::uint64_t now, std::uint64_t add, std::uint64_t max) {
+  const auto refuse = [&](std::string_view what, std::string_view flag, std::uint64_t now, std::uint64_t add,
+                          std::uint64_t max) {
     return fmt::format(
-        "queue '{}': {} {} wait, {} more do not fit into its limit of {}; submit again when it has drained, or raise the limit: "
+        "queue '{}': {} {} wait, {} more do not fit into its limit of {}; submit again when it has drained, or raise the "
+        "limit: "
         "millrace queue set {} {} N",
         queue, now, what, add, max, queue, flag);
   };

@@ -37,12 +37,21 @@ struct Value {
 // Keeps texts that had to be changed on their way in.
 using Arena = std::deque<std::string>;
 
-enum class Table : std::uint8_t { kPipelineVersion, kSlot, kRun, kJob, kAttempt, kOutcome, kRunOutcome, kCancel, kQueueSetting };
+enum class Table : std::uint8_t {
+  kPipelineVersion,
+  kSlot,
+  kRun,
+  kJob,
+  kAttempt,
+  kOutcome,
+  kRunOutcome,
+  kCancel,
+  kQueueSetting
+};
 inline constexpr std::size_t kTableCount = 9;
 inline constexpr std::array<Table, kTableCount> kTables = {
-    Table::kPipelineVersion, Table::kSlot,    Table::kRun,        Table::kJob,
-    Table::kAttempt,         Table::kOutcome, Table::kRunOutcome, Table::kCancel,
-    Table::kQueueSetting};
+    Table::kPipelineVersion, Table::kSlot,       Table::kRun,    Table::kJob,         Table::kAttempt,
+    Table::kOutcome,         Table::kRunOutcome, Table::kCancel, Table::kQueueSetting};
 
 // A revision of a queue's settings.
 struct QueueSettingRow {

@@ -16,8 +16,7 @@ Result<QueueSettings> SqlLedger::PutQueueSettings(const QueueSettings& settings,
                 newest[0][0].number, settings.revision);
   MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
   MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
-  QueueSettingRow row{
-      .settings = settings, .shard = ShardOf(settings.org, shards), .actor = std::string(actor), .at = now};
+  QueueSettingRow row{.settings = settings, .shard = ShardOf(settings.org, shards), .actor = std::string(actor), .at = now};
   ++row.settings.revision;
   Batch batch;
   batch.queue_settings.push_back(&row);
@@ -47,10 +46,12 @@ Result<std::vector<QueueSettings>> SqlLedger::QueuesOf(std::optional<OrgId> org,
     if (!settings) {
       // Of a newer version, or edited behind our back: what they were to limit must not run without limits.
       LogWarn("{}: the queue is held as if it were paused: set it again", settings.error().message);
-      settings = QueueSettings{.org = OrgId{rows[i][0].number},
-                               .queue = std::string(rows[i][1].bytes),
-                               .revision = rows[i][2].number,
-                               .paused = true};
+      QueueSettings held;
+      held.org = OrgId{rows[i][0].number};
+      held.queue = rows[i][1].bytes;
+      held.revision = rows[i][2].number;
+      held.paused = true;
+      settings = std::move(held);
     }
     all.push_back(std::move(*settings));
   }

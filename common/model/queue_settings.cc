@@ -21,7 +21,8 @@ constexpr Unit kUnits[] = {{"ms", 1}, {"s", 1000}, {"m", 60'000}, {"h", 3'600'00
 std::optional<Millis> ParsePeriod(std::string_view text) {
   std::int64_t n = 1;
   const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), n);
-  const std::string_view unit = ec == std::errc::invalid_argument ? text : text.substr(static_cast<std::size_t>(end - text.data()));
+  const std::string_view unit =
+      ec == std::errc::invalid_argument ? text : text.substr(static_cast<std::size_t>(end - text.data()));
   if (ec == std::errc::result_out_of_range || n < 1 || n > kRatePeriodMax.count()) return std::nullopt;
   for (const Unit& u : kUnits)
     if (u.name == unit) return Millis{n * u.ms};
@@ -151,8 +152,9 @@ Result<void> Validate(const QueueSettings& s) {
                 kNameBytesMax);
   for (const std::uint32_t weight : s.weights) MILLRACE_TRY(CheckRange("weights", weight, 1, kQueueWeightMax));
   if (s.aging < kAgingMin || s.aging > kAgingMax)
-    return Fail(ErrorCode::kInvalidArgument, "aging: {} ms is not in [{}, {}]: it cannot be switched off, or strict order starves",
-                s.aging.count(), kAgingMin.count(), kAgingMax.count());
+    return Fail(ErrorCode::kInvalidArgument,
+                "aging: {} ms is not in [{}, {}]: it cannot be switched off, or strict order starves", s.aging.count(),
+                kAgingMin.count(), kAgingMax.count());
   MILLRACE_TRY(CheckRange("concurrency", s.concurrency, 0, kQueueConcurrencyMax));
   MILLRACE_TRY(CheckRange("key_concurrency", s.key_concurrency, 0, kQueueConcurrencyMax));
   MILLRACE_TRY(CheckRate("rate", s.rate));

@@ -100,7 +100,8 @@ QueueSettings RandomMessages::MakeSettings() {
   if (Flip()) s.aging = Millis{static_cast<std::int64_t>(100 + random_.Below(100'000))};
   if (Flip()) s.concurrency = static_cast<std::uint32_t>(random_.Below(1000));
   if (Flip()) s.key_concurrency = static_cast<std::uint32_t>(random_.Below(1000));
-  if (Flip()) s.rate = {static_cast<std::uint32_t>(1 + random_.Below(1000)), Millis{1 + static_cast<int>(random_.Below(999))}, 0};
+  if (Flip())
+    s.rate = {static_cast<std::uint32_t>(1 + random_.Below(1000)), Millis{1 + static_cast<int>(random_.Below(999))}, 0};
   if (Flip()) s.key_rate = {1, Millis{60'000}, static_cast<std::uint32_t>(random_.Below(50))};
   if (Flip()) s.max_waiting_jobs = random_.Below(100'000);
   if (Flip()) s.max_waiting_bytes = random_.Below(1u << 30);

@@ -90,7 +90,8 @@ class DispatcherQueuesTest : public testing::Test {
   }
   void Set(QueueSettings settings) {
     client_.clear();
-    Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = std::move(settings), .actor = "t"}});
+    Handle(
+        event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = std::move(settings), .actor = "t"}});
     Settle();
   }
   QueueSettings Settings() const {
@@ -130,9 +131,7 @@ class DispatcherQueuesTest : public testing::Test {
                              .message = wire::Ended{.worker = workers_[peer], .credit_limit = 1000, .reports = {report}}});
     Settle();
   }
-  const wire::Problem* Refusal() const {
-    return client_.empty() ? nullptr : std::get_if<wire::Problem>(&client_.front());
-  }
+  const wire::Problem* Refusal() const { return client_.empty() ? nullptr : std::get_if<wire::Problem>(&client_.front()); }
   wire::ListQueuesReply::Item Listed() {
     client_.clear();
     Handle(event::FromClient{.peer = "c", .message = wire::ListQueues{.request = 9, .org = kDefaultOrg, .after = {}}});
@@ -341,8 +340,8 @@ TEST_F(DispatcherQueuesTest, WhatIsBeingAcceptedCountsAndARefusedCommitDoesNot) 
   Set(settings);
   client_.clear();
   for (int i = 0; i < 3; ++i)
-    Handle(event::FromClient{.peer = "c",
-                             .message = wire::SubmitJobs{.request = static_cast<std::uint64_t>(i), .jobs = Jobs(2)}});
+    Handle(
+        event::FromClient{.peer = "c", .message = wire::SubmitJobs{.request = static_cast<std::uint64_t>(i), .jobs = Jobs(2)}});
   EXPECT_EQ(client_.size(), 0U);
   Settle();
   EXPECT_EQ(std::ranges::count_if(client_, [](const auto& m) { return std::holds_alternative<wire::Problem>(m); }), 2);

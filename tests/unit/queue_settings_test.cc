@@ -71,7 +71,8 @@ TEST(Rate, ReadsAndWritesWhatPeopleWrite) {
   EXPECT_EQ(ToString(rate("3/1500ms")), "3/1500ms");
   EXPECT_EQ(ToString(Rate{}), "none");
   EXPECT_EQ(ToString(Rate{5, Millis{60'000}, 9}), "5/1m burst 9");
-  for (const char* wrong : {"", "5", "5/", "/1s", "0/1s", "5/1d", "-1/1s", "5/0s", "5/2h", "9999999/1s", "5/1s ", "99999999999999999999/1s"}) {
+  for (const char* wrong :
+       {"", "5", "5/", "/1s", "0/1s", "5/1d", "-1/1s", "5/0s", "5/2h", "9999999/1s", "5/1s ", "99999999999999999999/1s"}) {
     const auto parsed = ParseRate("key-rate", wrong);
     ASSERT_FALSE(parsed) << wrong;
     EXPECT_TRUE(parsed.error().message.starts_with("key-rate: ")) << parsed.error().message;
