@@ -25,7 +25,7 @@ constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
 Error ToError(const wire::Problem& problem) {
   for (const ErrorCode code :
        {ErrorCode::kInvalidArgument, ErrorCode::kNotFound, ErrorCode::kConflict, ErrorCode::kStale, ErrorCode::kLimit,
-        ErrorCode::kRejected, ErrorCode::kUnavailable, ErrorCode::kTimedOut, ErrorCode::kUnsupported})
+        ErrorCode::kRejected, ErrorCode::kUnavailable, ErrorCode::kTimedOut, ErrorCode::kMaybeApplied, ErrorCode::kUnsupported})
     if (problem.code == Name(code)) return Error{code, problem.message};
   if (problem.code == "queue_full") return Error{ErrorCode::kLimit, "queue_full: " + problem.message};
   if (problem.code == "unreachable_input") return Error{ErrorCode::kRejected, problem.message};

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <filesystem>
 #include <functional>
 #include <map>
 
@@ -170,12 +171,20 @@ Result<void> Change(const QueueFlags& flags, QueueSettings& s) {
   if (flags.key_concurrency) s.key_concurrency = *flags.key_concurrency;
   if (flags.max_waiting) s.max_waiting_jobs = *flags.max_waiting;
   if (flags.max_waiting_bytes) s.max_waiting_bytes = *flags.max_waiting_bytes;
-  if (flags.rate) MILLRACE_TRY_ASSIGN(s.rate, ParseRate("--rate", *flags.rate));
-  if (flags.key_rate) MILLRACE_TRY_ASSIGN(s.key_rate, ParseRate("--key-rate", *flags.key_rate));
+  if (flags.rate) {
+    MILLRACE_TRY_ASSIGN(s.rate, ParseRate("--rate", *flags.rate));
+  }
+  if (flags.key_rate) {
+    MILLRACE_TRY_ASSIGN(s.key_rate, ParseRate("--key-rate", *flags.key_rate));
+  }
   if (flags.burst) s.rate.burst = *flags.burst;
   if (flags.key_burst) s.key_rate.burst = *flags.key_burst;
-  if (flags.order) MILLRACE_TRY_ASSIGN(s.order, ParseQueueOrder(*flags.order));
-  if (flags.weights) MILLRACE_TRY_ASSIGN(s.weights, ParseWeights(*flags.weights));
+  if (flags.order) {
+    MILLRACE_TRY_ASSIGN(s.order, ParseQueueOrder(*flags.order));
+  }
+  if (flags.weights) {
+    MILLRACE_TRY_ASSIGN(s.weights, ParseWeights(*flags.weights));
+  }
   if (flags.aging) {
     auto aging = ParseDuration(*flags.aging);
     if (!aging) return Prefixed(std::move(aging.error()), "--aging");
@@ -190,7 +199,8 @@ Result<std::int64_t> Store(const Context& context, Ledger& ledger, Broker& broke
     auto set = broker.client->SetQueue(settings, Actor(), context.clock().Now() + kBrokerTimeout);
     if (set) return *set;
     const ErrorCode code = set.error().code;
-    if (code != ErrorCode::kUnavailable && code != ErrorCode::kTimedOut) return std::unexpected(std::move(set.error()));
+    const bool unknown = code == ErrorCode::kTimedOut || code == ErrorCode::kMaybeApplied;  // the revision tells
+    if (code != ErrorCode::kUnavailable && !unknown) return std::unexpected(std::move(set.error()));
     broker.client.reset();
   }
   MILLRACE_TRY_ASSIGN(const QueueSettings stored, ledger.PutQueueSettings(settings, Actor(), context.Deadline()));
@@ -198,8 +208,19 @@ Result<std::int64_t> Store(const Context& context, Ledger& ledger, Broker& broke
   return stored.revision;
 }
 
+// A queue may be set before anything was ever run.
+Result<void> MakeHome(const std::string& home) {
+  std::error_code ec;
+  if (std::filesystem::create_directories(home, ec)) std::filesystem::permissions(home, std::filesystem::perms::owner_all, ec);
+  if (ec) return Fail(ErrorCode::kUnavailable, "home '{}': {}", home, ec.message());
+  return {};
+}
+
 Result<ExitCode> SetAnd(const Options& options, const std::function<Result<void>(QueueSettings&)>& change) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "queue"));
+  QueueSettings readable;
+  MILLRACE_TRY(change(readable));  // what cannot be read at all makes no ledger
+  if (context->embedded()) MILLRACE_TRY(MakeHome(context->config().home));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
   Broker broker = ConnectToBroker(*context);
   for (int round = 0; round < kRoundsMax; ++round) {

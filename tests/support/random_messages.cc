@@ -160,11 +160,6 @@ std::vector<Message> RandomMessages::All() {
       Cancel{Number(), OrgId{7}, List<Cancel::Item>([this] { return Cancel::Item{MakeUuid(), Flip()}; }), Text(), Text(100)},
       SetQueue{Number(), MakeSettings(), Text()},
       ListQueues{Number(), OrgId{7}, Text()},
-      SetQueueReply{Number(), Signed()},
-      ListQueuesReply{Number(), List<ListQueuesReply::Item>([this] {
-                        return ListQueuesReply::Item{MakeSettings(), Number(), Number(), Number(), Number()};
-                      }),
-                      Flip()},
       SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip()}; })},
       RunUpdate{RunId{MakeUuid()}, kRunStates[random_.Below(4)], Text(), List<RunUpdate::Stage>(stage)},
       StatusReply{Number(), Text(), List<StatusReply::Shard>([&] {
@@ -175,6 +170,11 @@ std::vector<Message> RandomMessages::All() {
       CancelReply{Number(), List<CancelReply::Item>([this] {
                     return CancelReply::Item{MakeUuid(), static_cast<CancelEffect>(1 + random_.Below(4)), Text()};
                   })},
+      SetQueueReply{Number(), Signed()},
+      ListQueuesReply{Number(), List<ListQueuesReply::Item>([this] {
+                        return ListQueuesReply::Item{MakeSettings(), Number(), Number(), Number(), Number()};
+                      }),
+                      Flip()},
       Problem{Number(), Text(), Text(100)},
   };
 }

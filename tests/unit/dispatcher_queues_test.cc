@@ -222,6 +222,7 @@ TEST_F(DispatcherQueuesTest, LimitsHoldAfterATakeoverAndAWipe) {
 TEST_F(DispatcherQueuesTest, ARateLetsJobsStartInTheirTime) {
   QueueSettings settings = Settings();
   settings.rate = {.count = 2, .per = Millis{1000}, .burst = 0};
+  Advance(1s);  // the broker has just taken the shard: its buckets are empty
   Set(settings);
   Hello("w");
   Submit(Jobs(6));
@@ -243,6 +244,7 @@ TEST_F(DispatcherQueuesTest, ARateLetsJobsStartInTheirTime) {
 TEST_F(DispatcherQueuesTest, ANewOwnerSpendsNoTokenTwice) {
   QueueSettings settings = Settings();
   settings.rate = {.count = 1, .per = Millis{10'000}, .burst = 3};
+  for (int i = 0; i < 30; ++i) Advance(1s);
   Set(settings);
   Hello("w");
   Submit(Jobs(6));
