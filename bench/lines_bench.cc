@@ -18,9 +18,9 @@ struct Filled {
   LineIndex index;
   std::vector<std::string> names;
   MonoTime now{Micros{1'000'000}};
-  void Add(const LineKey& key) {
+  void Add(const LineKey& key, std::uint64_t jobs = 10) {
     names.push_back(key.ToString());
-    index.Add(kShard, names.back(), 10, now);
+    index.Add(kShard, names.back(), jobs, now);
   }
 };
 
@@ -63,6 +63,14 @@ void BM_LimitKeys(benchmark::State& state) {
   Turn(state, filled, {});
 }
 BENCHMARK(BM_LimitKeys)->ArgName("limits")->Arg(0)->Arg(1);
+
+// Every line holds one job: each turn empties one and fills it again.
+void BM_LinesThatComeAndGo(benchmark::State& state) {
+  Filled filled;
+  for (std::int64_t i = 0; i < kLines; ++i) filled.Add(Key(1, "q", std::to_string(i)), 1);
+  Turn(state, filled, {});
+}
+BENCHMARK(BM_LinesThatComeAndGo);
 
 void BM_OrgsAndQueues(benchmark::State& state) {
   Filled filled;

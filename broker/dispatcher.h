@@ -88,8 +88,9 @@ class Dispatcher {
     std::uint64_t beat = 0;  // the worker's beat that last listed it
     MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
     std::uint8_t missed = 0;
-    bool listed = false;  // some beat listed it: the grant arrived
-    bool ending = false;  // its end is on the way into the ledger
+    bool listed = false;   // some beat listed it: the grant arrived
+    bool ending = false;   // its end is on the way into the ledger
+    bool counted = false;  // against the limits of its queue: what came from a claim is
   };
   struct Submit {  // one request of a client, which may touch several shards
     wire::PeerId peer;
@@ -234,6 +235,7 @@ class Dispatcher {
   // Queues: dispatcher_queues.cc
   void On(event::QueueSettingsRead& e);
   void On(event::QueueSettingsPut& e);
+  void On(event::QueueMemoryRead& e);
   void OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m);
   void OnListQueues(const wire::PeerId& peer, const wire::ListQueues& m);
   Shard* OwnShard(const wire::PeerId& peer, std::uint64_t request, OrgId org);
@@ -285,6 +287,7 @@ class Dispatcher {
   std::map<PieceId, Piece> pieces_;
   std::vector<PieceId> open_pieces_;
   std::uint64_t last_piece_ = 0, last_op_ = 0;
+  QueueMemory queue_memory_;
   std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;
   std::size_t run_reads_ = 0;                                         // under way

@@ -88,8 +88,15 @@ void Dispatcher::OnListQueues(const wire::PeerId& peer, const wire::ListQueues& 
   to_clients_.push_back({.peer = peer, .message = std::move(reply)});
 }
 
+void Dispatcher::On(event::QueueMemoryRead& e) { queue_memory_ = e.memory; }
+
 // What is in the ledger already is never refused; a job that waits for others of its run does not wait in a queue.
 std::optional<std::string> Dispatcher::OverBudget(const std::vector<JobSpec>& jobs) const {
+  if (queue_memory_.max > 0 && queue_memory_.used >= queue_memory_.max / 100 * kQueueMemoryPercentMax)
+    return fmt::format(
+        "Redis holds {} bytes, {} % of its maxmemory of {} are the limit; submit again when the queues have drained, or raise "
+        "maxmemory",
+        queue_memory_.used, kQueueMemoryPercentMax, queue_memory_.max);
   QueueBudgets::Amounts more;
   for (const JobSpec& job : jobs) {
     const auto shard = shards_.find(ShardOf(job.org, options_.shard_count));
@@ -112,6 +119,7 @@ void Dispatcher::AddAccepting(Shard& shard, Piece& piece, const JobSpec& job) {
 }
 
 void Dispatcher::EndLease(const Lease& lease) {
+  if (!lease.counted) return;
   lines_.Ended(LineKey::Of(*lease.spec), now_);
   plan_needed_ = true;
 }

@@ -278,6 +278,7 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
     if (Worker* worker = NextTaker(op)) {
       ++started;
       Grant(*shard, *worker, std::move(spec), counters);
+      leases_.at(id).counted = true;
     } else {
       Enqueue(*shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
     }

@@ -140,6 +140,9 @@ struct CommitRefused {
 struct QueueReplies {
   std::vector<std::pair<QueueOpId, Result<QueueReply>>> replies;
 };  // in the order of the commands
+struct QueueMemoryRead {
+  QueueMemory memory;
+};  // once a second
 struct Rung {
   ShardId shard;
 };  // the inbox rang
@@ -162,14 +165,16 @@ struct StopRequested {};  // no new jobs, no new grants; what is being written i
 }  // namespace event
 using Event = std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
                            event::RunRead, event::QueueSettingsRead, event::QueueSettingsPut, event::Committed,
-                           event::CommitRefused, event::QueueReplies, event::Rung, event::FromWorker, event::FromClient,
-                           event::WorkerPeerGone, event::ClientPeerGone, event::Tick, event::StopRequested>;
+                           event::CommitRefused, event::QueueReplies, event::QueueMemoryRead, event::Rung, event::FromWorker,
+                           event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick, event::StopRequested>;
 
 // ---- limits
 // ------------------------------------------------------------------------------------------------------------------
 inline constexpr auto kDispatcherTick = std::chrono::milliseconds{200};
 inline constexpr auto kOutboxPollInterval = std::chrono::milliseconds{2000};  // the inbox may lose a ring
-inline constexpr auto kParkTimeout = std::chrono::milliseconds{3000};         // a request waits this long for its shard
+inline constexpr auto kMemoryPollInterval = std::chrono::milliseconds{1000};
+inline constexpr std::uint64_t kQueueMemoryPercentMax = 80;            // of Redis' maxmemory; then submits are refused
+inline constexpr auto kParkTimeout = std::chrono::milliseconds{3000};  // a request waits this long for its shard
 inline constexpr std::size_t kParkedRequestsMax = 256;
 inline constexpr std::size_t kAcceptingRowsMax = 50'000;       // rows of submits that wait for the ledger
 inline constexpr std::size_t kAcceptingBytesMax = 256u << 20;  // and their payloads

@@ -378,6 +378,21 @@ TEST_F(DispatcherQueuesTest, ARunCountsItsFirstStagesAndItsDependentsAreNeverRef
   EXPECT_EQ(Listed().waiting, 0U);
 }
 
+TEST_F(DispatcherQueuesTest, AStoreThatIsFourFifthsFullTakesNoMore) {
+  Handle(event::QueueMemoryRead{.memory = {.used = 799'999, .max = 1'000'000}});
+  Submit(Jobs(1));
+  EXPECT_EQ(ledger_.jobs.size(), 1U);
+  Handle(event::QueueMemoryRead{.memory = {.used = 800'000, .max = 1'000'000}});
+  Submit(Jobs(1));
+  ASSERT_NE(Refusal(), nullptr);
+  EXPECT_EQ(Refusal()->code, "queue_full");
+  EXPECT_NE(Refusal()->message.find("maxmemory of 1000000"), std::string::npos) << Refusal()->message;
+  EXPECT_EQ(ledger_.jobs.size(), 1U);
+  Handle(event::QueueMemoryRead{.memory = {.used = 5'000'000'000, .max = 0}});  // no limit
+  Submit(Jobs(1));
+  EXPECT_EQ(ledger_.jobs.size(), 2U);
+}
+
 TEST_F(DispatcherQueuesTest, ThousandsOfLimitKeysAllGetTheirTurn) {
   QueueSettings settings = Settings();
   settings.key_concurrency = 1;
