@@ -44,7 +44,9 @@ Dispatcher::Shard* Dispatcher::OwnShard(const wire::PeerId& peer, std::uint64_t 
 void Dispatcher::OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m) {
   if (auto valid = Validate(m.settings); !valid) return Problem(peer, m.request, "invalid_argument", valid.error().message);
   if (stopping_) return Problem(peer, m.request, "unavailable", "the broker is stopping");
-  if (OwnShard(peer, m.request, m.settings.org) == nullptr) return;
+  // While the shard is being taken, it is read with the rest.
+  const Shard* shard = ShardOfOrg(m.settings.org);
+  if ((shard == nullptr || shard->phase == Phase::kElsewhere) && OwnShard(peer, m.request, m.settings.org) == nullptr) return;
   if (run_reads_ >= kRunReadsMax)
     return Problem(peer, m.request, "limit", fmt::format("{} requests wait for the ledger", run_reads_));
   ++run_reads_;

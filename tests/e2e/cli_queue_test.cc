@@ -39,7 +39,7 @@ TEST_F(CliQueues, SettingsAreStoredWithoutABroker) {
 
 TEST_F(CliQueues, AWrongValueIsNamedAndNothingIsStored) {
   for (const auto& [flag, value, complaint] :
-       {std::tuple{"--rate", "100", "--rate: '100' is no rate"}, std::tuple{"--rate", "1/2h", "--rate: '1/2h' is no rate"},
+       {std::tuple{"--rate", "100", "--rate: '100' is no rate"}, std::tuple{"--rate", "1/2h", "--rate: a period of 7200000 ms"},
         std::tuple{"--weights", "1,2,3", "--weights '1,2,3': give 4 numbers"},
         std::tuple{"--order", "fast", "neither strict nor weighted"}, std::tuple{"--aging", "0s", "aging"},
         std::tuple{"--concurrency", "-1", "--concurrency"}, std::tuple{"--concurrency", "9999999", "concurrency: 9999999"}}) {

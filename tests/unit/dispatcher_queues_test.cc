@@ -284,6 +284,26 @@ TEST_F(DispatcherQueuesTest, APausedQueueGrantsNothingAndWhatRunsGoesOn) {
   EXPECT_EQ(running_.size(), 4U);
 }
 
+TEST_F(DispatcherQueuesTest, ASettingThatComesDuringATakeoverCounts) {
+  Submit(Jobs(3));
+  clock_.Advance(kOwnershipTtl + 1s);
+  dispatcher_ = std::make_unique<Dispatcher>(
+      DispatcherOptions{.name = "c", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_});
+  QueueSettings settings = Settings();
+  settings.concurrency = 1;
+  client_.clear();
+  Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = settings, .actor = "t"}});
+  pump_ = std::make_unique<LedgerPump>(
+      LedgerPumpOptions{
+          .owner = ids_.Next<OwnerId>(), .owner_name = "c", .shards = {ShardId{0}}, .shard_count = 1, .checkpoint = {}},
+      ledger_, clock_);
+  Hello("w");
+  Settle();
+  ASSERT_FALSE(client_.empty());
+  EXPECT_TRUE(std::holds_alternative<wire::SetQueueReply>(client_.front()));
+  EXPECT_EQ(running_.size(), 1U);
+}
+
 TEST_F(DispatcherQueuesTest, AStaleRevisionIsRefused) {
   QueueSettings settings = Settings();
   Set(settings);
