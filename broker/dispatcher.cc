@@ -23,6 +23,7 @@ void Dispatcher::Handle(Event event, MonoTime now, WallTime wall) {
 void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   now_ = now;
   wall_ = wall;
+  if (lines_.Advance(now)) plan_needed_ = true;
   if (plan_needed_) Plan();
   EmitPieces(out);
   EmitQueue(out);
@@ -34,6 +35,10 @@ std::optional<WallTime> Dispatcher::NextDue() const {
   for (const auto& [id, shard] : shards_)
     if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && (!due || *shard.next_due < *due))
       due = shard.next_due;
+  if (const auto token = lines_.NextToken()) {  // a rate lets something start again
+    const WallTime at = wall_ + (*token - now_);
+    if (!due || at < *due) due = at;
+  }
   return due;
 }
 
@@ -69,6 +74,7 @@ void Dispatcher::On(event::Tick&) {
       TakeAnew(shard, "the tokens of this epoch are used up");
     } else if (shard.next_outbox <= now_) {
       ReadOutbox(shard);
+      ReadQueueSettings(shard, false);
     }
   }
   if (next_reach_look_ <= now_) {
@@ -88,14 +94,16 @@ void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n
     shard.held_lines[line] += n;
     return;
   }
-  lines_.Add(shard.hold.shard, line, n);
+  lines_.Add(shard.hold.shard, line, n, now_);
   plan_needed_ = true;
 }
 
 void Dispatcher::Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at,
                          bool front) {
-  QueueEntry entry{.id = spec.id, .line = LineKey::Of(spec).ToString(), .body = {}, .run_at = std::nullopt};
+  const LineKey key = LineKey::Of(spec);
+  QueueEntry entry{.id = spec.id, .line = key.ToString(), .body = {}, .run_at = std::nullopt};
   if (!spec.run) entry.body = EncodeEntry(spec, counters);
+  shard.budgets.Enqueued(key.org, key.queue, spec.payload.size());
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
     shard.next_due = shard.next_due ? std::min(*shard.next_due, *run_at) : *run_at;
@@ -132,7 +140,7 @@ void Dispatcher::EmitPieces(std::vector<Command>& out) {
 
 void Dispatcher::Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out) {
   const QueueOpId id{++last_op_};
-  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .total = 0, .split = {}});
+  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .key = {}, .total = 0, .split = {}});
   out.emplace_back(command::Execute{.id = id, .op = std::move(op)});
 }
 
@@ -164,9 +172,11 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total}, kind,
             out);
     ops_.back().line = std::move(plan.line);
+    ops_.back().key = std::move(plan.key);
     ops_.back().total = plan.total;
     ops_.back().split = std::move(plan.split);
   };
+  claim_of_.clear();
   for (ClaimPlan& plan : std::exchange(claims_, {})) claim(plan, Op::Kind::kClaim);
   for (ClaimPlan& plan : std::exchange(doomed_, {})) claim(plan, Op::Kind::kEndLine);
 }

@@ -25,7 +25,9 @@
 #include <vector>
 
 #include "broker/events.h"
+#include "broker/line_index.h"
 #include "broker/lines.h"
+#include "broker/queue_budgets.h"
 #include "broker/run_coordinator.h"
 #include "common/base/random.h"
 
@@ -65,6 +67,7 @@ class Dispatcher {
     wire::PeerId peer;
     std::string name;
     WorkerReach reach;
+    std::shared_ptr<LineIndex::View> view;
     std::uint32_t concurrency = 1;
     std::uint64_t credit_limit = 0;  // as the worker counts
     std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
@@ -85,9 +88,10 @@ class Dispatcher {
     std::uint64_t beat = 0;  // the worker's beat that last listed it
     MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
     std::uint8_t missed = 0;
-    bool listed = false;  // some beat listed it: the grant arrived
-    bool fence = false;   // granted to raise the fence of a cancelled job, not to work
-    bool ending = false;  // its end is on the way into the ledger
+    bool listed = false;   // some beat listed it: the grant arrived
+    bool fence = false;    // granted to raise the fence of a cancelled job, not to work
+    bool ending = false;   // its end is on the way into the ledger
+    bool counted = false;  // against the limits of its queue: what came from a claim is
   };
   struct Submit {  // one request of a client, which may touch several shards
     wire::PeerId peer;
@@ -121,6 +125,7 @@ class Dispatcher {
     std::vector<JobId> unleased;          // ended without a lease
     std::vector<CancelRow> cancels;       // what takes effect when they are durable
     std::vector<std::uint64_t> requests;  // of cancel_requests_: answered then
+    QueueBudgets::Amounts waiting;        // what will wait once it is accepted
     std::size_t accept_rows = 0, accept_bytes = 0;
     std::size_t bytes = 0;  // in rows, about
   };
@@ -142,6 +147,9 @@ class Dispatcher {
     std::unordered_set<JobId> cancelling, ended_waiting;
     // Those whose fence was asked for while they waited, or perhaps waited: the queue may have them several times.
     std::unordered_set<JobId> ended_fenced;
+    std::map<std::pair<OrgId, std::string>, QueueSettings> queues;  // that were ever set
+    bool queues_reading = false;
+    QueueBudgets budgets;
     PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<JobId> finish;
@@ -151,6 +159,7 @@ class Dispatcher {
     ShardHold hold;
     enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote } kind = Kind::kPlain;
     std::string line;
+    LineKey key;                                            // kClaim
     std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
   };
@@ -162,6 +171,7 @@ class Dispatcher {
   struct ClaimPlan {
     ShardId shard;
     std::string line;
+    LineKey key;
     std::uint32_t total = 0;
     std::vector<std::pair<WorkerId, std::uint32_t>> split;
   };
@@ -251,6 +261,18 @@ class Dispatcher {
   void EndStopped(Shard& shard, const JobSpec& spec, const Counters& counters, const std::string& reason);
   void CancelStored(Shard& shard, const LiveJob& job);
   void FailRequests(Piece& piece);
+  // Queues: dispatcher_queues.cc
+  void On(event::QueueSettingsRead& e);
+  void On(event::QueueSettingsPut& e);
+  void On(event::QueueMemoryRead& e);
+  void OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m);
+  void OnListQueues(const wire::PeerId& peer, const wire::ListQueues& m);
+  Shard* OwnShard(const wire::PeerId& peer, std::uint64_t request, OrgId org);
+  void ReadQueueSettings(Shard& shard, bool rebuild);
+  void ApplySettings(Shard& shard, QueueSettings settings);
+  std::optional<std::string> OverBudget(const std::vector<JobSpec>& jobs) const;
+  void AddAccepting(Shard& shard, Piece& piece, const JobSpec& job);
+  void EndLease(const Lease& lease);  // every lease that ends is counted off here, unless its shard goes with it
 
   // Placement: dispatcher_placement.cc
   bool Covered(std::string_view root) const;
@@ -294,15 +316,17 @@ class Dispatcher {
   std::map<PieceId, Piece> pieces_;
   std::vector<PieceId> open_pieces_;
   std::uint64_t last_piece_ = 0, last_op_ = 0;
+  QueueMemory queue_memory_;
   std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;
   std::size_t run_reads_ = 0;  // under way
   std::map<std::uint64_t, CancelRequest> cancel_requests_;
   std::uint64_t last_cancel_ = 0;
-  std::deque<Op> ops_;                   // under way, in order
-  std::vector<command::Execute> takes_;  // of this flush
-  std::vector<ClaimPlan> claims_;        // of this flush
-  std::vector<ClaimPlan> doomed_;        // of this flush: nobody reaches their root
+  std::deque<Op> ops_;                                                // under way, in order
+  std::vector<command::Execute> takes_;                               // of this flush
+  std::vector<ClaimPlan> claims_;                                     // of this flush
+  std::unordered_map<const LineIndex::Line*, std::size_t> claim_of_;  // the latest claim of a line; checked by its name
+  std::vector<ClaimPlan> doomed_;                                     // of this flush: nobody reaches their root
   std::deque<Parked> parked_;
   std::optional<MonoTime> parked_until_;  // set while a parked request is tried again
   std::unordered_map<RunId, std::vector<wire::PeerId>> watchers_;

@@ -47,6 +47,8 @@ void Dispatcher::On(event::FromClient& e) {
   if (auto* watch = std::get_if<wire::Watch>(&e.message)) return OnWatch(e.peer, *watch);
   if (auto* status = std::get_if<wire::Status>(&e.message)) return OnStatus(e.peer, *status);
   if (auto* cancel = std::get_if<wire::Cancel>(&e.message)) return OnCancel(e.peer, *cancel);
+  if (auto* set = std::get_if<wire::SetQueue>(&e.message)) return OnSetQueue(e.peer, *set);
+  if (auto* list = std::get_if<wire::ListQueues>(&e.message)) return OnListQueues(e.peer, *list);
   Problem(e.peer, 0, "invalid_argument", "this message is not for the broker's front socket");
 }
 
@@ -87,8 +89,15 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
     return false;
   }
   std::optional<std::string> out_of_reach;
-  if constexpr (requires { request.jobs; })
-    if (ready) out_of_reach = OutOfReach(request.jobs);
+  if constexpr (requires { request.jobs; }) {
+    if (ready) {
+      if (auto full = OverBudget(request.jobs)) {
+        Problem(peer, number, "queue_full", std::move(*full));
+        return false;
+      }
+      out_of_reach = OutOfReach(request.jobs);
+    }
+  }
   if (ready && !out_of_reach) return true;
   const MonoTime until = parked_until_.value_or(now_ + kParkTimeout);
   // After a start the workers come one by one: the one that reaches it may be the next.
@@ -133,6 +142,7 @@ void Dispatcher::AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, 
   piece.bytes += spec.payload.size();
   piece.accept_bytes += spec.payload.size();
   accepting_bytes_ += spec.payload.size();
+  AddAccepting(shard, piece, spec);
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   piece.rows.jobs.push_back(std::move(spec));
 }
@@ -197,6 +207,7 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
     piece.bytes += job.payload.size();
     piece.accept_bytes += job.payload.size();
     accepting_bytes_ += job.payload.size();
+    AddAccepting(shard, piece, job);
   }
   piece.rows.runs.push_back(std::move(m.run));
   for (JobSpec& job : m.jobs) piece.rows.jobs.push_back(std::move(job));

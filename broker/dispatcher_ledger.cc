@@ -135,6 +135,7 @@ void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
   for (const Uuid& id : piece.accepting) accepting_.erase(id);
   accepting_rows_ -= piece.accept_rows;
   accepting_bytes_ -= piece.accept_bytes;
+  shard->budgets.Accepted(piece.waiting);
   for (const auto& submit : piece.submits) {
     for (auto& item : submit->items)
       if (submit->run ? duplicates.runs.contains(RunId{item.id}) : duplicates.jobs.contains(JobId{item.id}))
@@ -164,6 +165,7 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
                  "job {}: its end is durable, but it holds no lease that was ending", ending.job.ToString());
   const Lease lease = std::move(it->second);
   leases_.erase(it);
+  EndLease(lease);
   RememberEnded(ending.job, ending.token);
   if (const auto worker = workers_.find(lease.worker); worker != workers_.end())
     Reply(worker->second.peer, {.job = ending.job, .token = ending.token, .accepted = true, .reason = {}});
@@ -209,6 +211,7 @@ void Dispatcher::On(event::CommitRefused& e) {
   auto node = pieces_.extract(e.piece);
   if (node.empty()) return;
   FailRequests(node.mapped());
+  if (Shard* shard = Current(node.mapped().hold)) shard->budgets.Accepted(node.mapped().waiting);
   FailSubmits(node.mapped(), std::string(Name(e.error.code)), e.error.message);
 }
 

@@ -1,5 +1,7 @@
 // Jobs whose root no connected worker reaches: refused at submit, ended when they came another way.
 #include <algorithm>
+#include <map>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -51,8 +53,13 @@ std::optional<std::string> Dispatcher::OutOfReach(const std::vector<JobSpec>& jo
 void Dispatcher::LookForUnserved() {
   if (stopping_) return;
   std::vector<LineIndex::Line*> doomed;
+  using Class = std::tuple<std::string_view, std::string_view, std::string_view>;
+  std::map<Class, bool> served_classes;
   lines_.ForEachReady([&](LineIndex::Line& line) {
-    const bool served = std::ranges::any_of(workers_, [&](const auto& entry) { return entry.second.reach.Serves(line.key); });
+    const auto [known, first] = served_classes.try_emplace({line.key.queue, line.key.kind, line.key.root}, false);
+    if (first)
+      known->second = std::ranges::any_of(workers_, [&](const auto& entry) { return entry.second.reach.Serves(line.key); });
+    const bool served = known->second;
     if (workers_.empty() || served) {
       line.unserved_since.reset();
       return;
@@ -72,8 +79,8 @@ void Dispatcher::LookForUnserved() {
 // The queue says which jobs they are.
 void Dispatcher::EndLine(LineIndex::Line& line) {
   const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(line.ready, kClaimJobsMax));
-  doomed_.push_back({.shard = line.shard, .line = line.name, .total = n, .split = {}});
-  lines_.Take(line, n);
+  doomed_.push_back({.shard = line.shard, .line = line.name, .key = line.key, .total = n, .split = {}});
+  lines_.Remove(line, n, now_);
 }
 
 void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
@@ -84,6 +91,7 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
   const bool reached = workers_.empty() || Covered(key->root);  // somebody came meanwhile
   const std::string reason = fmt::format("no connected worker reaches '{}': {}", key->root, RootsOfWorkers());
   for (const QueueEntry& claimed : reply.claimed) {
+    shard.budgets.Claimed(key->org, key->queue, std::nullopt);
     if (leases_.contains(claimed.id) || EndedWhileWaiting(shard, claimed.id)) continue;
     RunCoordinator::Job* job = claimed.body.empty() ? shard.runs.Find(claimed.id) : nullptr;
     if (claimed.body.empty() && (job == nullptr || IsTerminal(job->state))) {

@@ -17,9 +17,15 @@ void Dispatcher::On(event::ShardTaken& e) {
   shard.hold = e.hold;
   shard.phase = Phase::kTaking;
   shard.dispatches = 0;
+  lines_.Own(e.hold.shard, now_);
   // Take goes out with this flush, before anything else of the new epoch.
-  ops_.push_back(
-      {.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake, .line = {}, .total = 0, .split = {}});
+  ops_.push_back({.id = QueueOpId{++last_op_},
+                  .hold = shard.hold,
+                  .kind = Op::Kind::kTake,
+                  .line = {},
+                  .key = {},
+                  .total = 0,
+                  .split = {}});
   takes_.push_back({.id = ops_.back().id, .op = queue_op::Take{.shard = e.hold.shard, .epoch = e.hold.epoch}});
 }
 
@@ -64,6 +70,7 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
       ++it;
     }
   }
+  claim_of_.clear();
   std::erase_if(claims_, [&](const ClaimPlan& plan) {
     if (plan.shard != id) return false;
     for (const auto& [worker, n] : plan.split)
@@ -222,6 +229,7 @@ void Dispatcher::On(event::QueueReplies& e) {
     switch (op.kind) {
       case Op::Kind::kTake:
         shard->phase = Phase::kReadingRuns;
+        ReadQueueSettings(*shard, true);  // answered first: nothing starts before its limits are known
         ToLedger(command::ReadLiveRuns{.hold = op.hold, .after = std::nullopt});
         break;
       case Op::Kind::kPlain: break;
@@ -259,13 +267,19 @@ void Dispatcher::ClaimedAll(const Op& op, std::size_t claimed) {
 void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   ClaimedAll(op, reply.claimed.size());
+  std::uint64_t started = 0;
   for (auto& [id, line, body, run_at] : reply.claimed) {
-    if (leases_.contains(id) || EndedWhileWaiting(*shard, id)) continue;  // the queue had it twice, or it ended meanwhile
+    const auto left = [&](std::optional<std::size_t> bytes) { shard->budgets.Claimed(op.key.org, op.key.queue, bytes); };
+    if (leases_.contains(id) || EndedWhileWaiting(*shard, id)) {  // the queue had it twice, or it ended meanwhile
+      left(std::nullopt);
+      continue;
+    }
     std::shared_ptr<const JobSpec> spec;
     Counters counters;
     if (body.empty()) {
       RunCoordinator::Job* job = shard->runs.Find(id);
       if (job == nullptr || IsTerminal(job->state)) {
+        left(std::nullopt);
         shard->finish.push_back(id);
         continue;
       }
@@ -280,16 +294,20 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       spec = std::make_shared<const JobSpec>(std::move(entry->spec));
       counters = entry->counters;
     }
+    left(spec->payload.size());
     if (!spec->run && shard->cancelling.contains(id) && !spec->options.has_sink) {
       EndStopped(*shard, *spec, counters, "cancelled");
       continue;
     }
     if (Worker* worker = NextTaker(op)) {
+      ++started;
       Grant(*shard, *worker, std::move(spec), counters);
+      leases_.at(id).counted = true;
     } else {
       Enqueue(*shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
     }
   }
+  lines_.GiveBack(op.key, op.total - started, now_);
   plan_needed_ = true;
 }
 

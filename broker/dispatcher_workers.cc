@@ -49,6 +49,7 @@ void Dispatcher::OnHello(const wire::PeerId& peer, wire::Hello& m) {
   worker.peer = peer;
   worker.name = std::move(m.name);
   worker.reach = {.queues = std::move(m.queues), .kinds = std::move(m.kinds), .roots = std::move(m.roots)};
+  worker.view = lines_.ViewOf(worker.reach);
   worker.concurrency = std::max<std::uint32_t>(1, m.concurrency);
   worker.credit_limit = m.credit_limit;
   worker.heard = now_;
@@ -200,6 +201,7 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
     if (!lease.listed && worker->second.granted > 0) --worker->second.granted;  // it never took this one
   }
   OpenPiece(shard, shard.progress_piece).rows.attempts.push_back(std::move(row));
+  EndLease(lease);
   const bool cancelling = Cancelling(shard, *lease.spec);
   if (lease.spec->run) {
     RunCoordinator::Job* job = shard.runs.Find(id);
@@ -271,7 +273,7 @@ void Dispatcher::RememberEnded(JobId job, Token token) {
 // spread and many go out in large claims.
 void Dispatcher::Plan() {
   plan_needed_ = false;
-  if (stopping_ || lines_.Empty()) return;
+  if (stopping_ || lines_.NothingEligible()) return;
   std::vector<Worker*> order;
   order.reserve(workers_.size());
   for (auto it = workers_.upper_bound(plan_from_); it != workers_.end(); ++it) order.push_back(&it->second);
@@ -284,7 +286,7 @@ void Dispatcher::Plan() {
       return ahead ? worker.Credit() : std::min(worker.Credit(), idle);
     };
     std::vector<Worker*> hungry = order;
-    while (!hungry.empty() && !lines_.Empty()) {
+    while (!hungry.empty() && !lines_.NothingEligible()) {
       std::erase_if(hungry, [&](const Worker* worker) { return budget(*worker) == 0; });
       std::size_t sharing = hungry.size();
       std::erase_if(hungry, [&](Worker* worker) { return !PlanFor(*worker, budget(*worker), sharing--); });
@@ -298,21 +300,23 @@ bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t shari
   const auto share_of = [](std::uint64_t all, std::uint64_t parts) { return (all + parts - 1) / parts; };
   std::size_t orgs_left = 1;
   for (bool any = false; budget > 0 && orgs_left > 0; any = true, --orgs_left) {
-    LineIndex::Line* line = lines_.Next(worker.reach);
+    LineIndex::Line* line = lines_.Next(*worker.view);
     if (line == nullptr) return any;
     if (!any) orgs_left = lines_.OrgsBeside(*line);
-    const auto n = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>({budget, share_of(line->ready, sharing), share_of(budget, orgs_left), kClaimJobsMax}));
-    auto plan = std::ranges::find_if(claims_, [&](const ClaimPlan& p) {
-      return p.shard == line->shard && p.line == line->name && p.total + n <= kClaimJobsMax;
-    });
-    if (plan == claims_.end())
-      plan = claims_.insert(claims_.end(), ClaimPlan{.shard = line->shard, .line = line->name, .total = 0, .split = {}});
+    const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(
+        {budget, share_of(LineIndex::Allowance(*line, now_), sharing), share_of(budget, orgs_left), kClaimJobsMax}));
+    const auto [known, first] = claim_of_.try_emplace(line, claims_.size());
+    ClaimPlan* plan = first ? nullptr : &claims_[known->second];
+    if (plan == nullptr || plan->shard != line->shard || plan->line != line->name || plan->total + n > kClaimJobsMax) {
+      known->second = claims_.size();
+      plan =
+          &claims_.emplace_back(ClaimPlan{.shard = line->shard, .line = line->name, .key = line->key, .total = 0, .split = {}});
+    }
     plan->total += n;
     plan->split.emplace_back(worker.id, n);
     worker.reserved += n;
     budget -= n;
-    lines_.Take(*line, n);
+    lines_.Take(*line, n, now_);
   }
   plan_from_ = worker.id;
   return true;

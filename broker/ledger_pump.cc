@@ -334,6 +334,17 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     auto detail = ledger_.GetRun(kDefaultOrg, run->run, Deadline(kReadBudget));
     out.emplace_back(
         event::RunRead{.peer = std::move(run->peer), .request = run->request, .run = run->run, .detail = std::move(detail)});
+  } else if (const auto* queues = std::get_if<command::ReadQueueSettings>(&posted)) {
+    if (!Holds(queues->hold)) return;
+    auto settings = ledger_.QueuesOf(std::nullopt, queues->hold.shard, Deadline(kReadBudget));
+    if (!settings && queues->rebuild) return Lose(queues->hold.shard, "rebuild: " + settings.error().message, out);
+    if (!settings) LogWarn("shard {}: queue settings: {}", queues->hold.shard.value(), settings.error().message);
+    const bool failed = !settings;
+    out.push_back(event::QueueSettingsRead{
+        .hold = queues->hold, .settings = failed ? std::vector<QueueSettings>{} : std::move(*settings), .failed = failed});
+  } else if (auto* put = std::get_if<command::PutQueueSettings>(&posted)) {
+    auto stored = ledger_.PutQueueSettings(put->settings, put->actor, Deadline(kReadBudget));
+    out.push_back(event::QueueSettingsPut{.peer = std::move(put->peer), .request = put->request, .stored = std::move(stored)});
   }
 }
 

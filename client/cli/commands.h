@@ -30,6 +30,13 @@ ExitCode BrokerProcess(const Options& options);
 ExitCode WorkerProcess(const Options& options);
 ExitCode SchedulerProcess(const Options& options);
 
+// Queues (commands_queue.cc).
+ExitCode QueueList(const Options& options);
+ExitCode QueueShow(const Options& options);
+ExitCode QueueSet(const Options& options);
+ExitCode QueuePause(const Options& options);
+ExitCode QueueResume(const Options& options);
+
 // Looking (commands_look.cc).
 ExitCode Status(const Options& options);
 ExitCode ScheduleList(const Options& options);

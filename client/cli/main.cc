@@ -140,6 +140,32 @@ void AddProcessCommands(Grammar& g) {
   g.Add(&g.app, "status", "Shards and workers of a running broker", Status);
 }
 
+void AddQueueCommands(Grammar& g) {
+  CLI::App* queue = g.Group("queue", "Queues: what waits and runs, limits, order, pause");
+  g.Add(queue, "list", "Every queue that was ever set, or in which something waits or runs", QueueList);
+  CLI::App* set = nullptr;
+  for (const auto& [name, help, command] : {std::tuple{"show", "One queue", Command(QueueShow)},
+                                            std::tuple{"set", "Change what is given, and only that", Command(QueueSet)},
+                                            std::tuple{"pause", "Start nothing more; what runs goes on", Command(QueuePause)},
+                                            std::tuple{"resume", "Go on after a pause", Command(QueueResume)}}) {
+    CLI::App* sub = g.Add(queue, name, help, command);
+    sub->add_option("QUEUE", g.options.queue, "Name of the queue")->required();
+    if (std::string(name) == "set") set = sub;
+  }
+  QueueFlags& flags = g.options.queue_flags;
+  set->add_option("--concurrency", flags.concurrency, "Jobs that run at a time; 0 = no limit");
+  set->add_option("--key-concurrency", flags.key_concurrency, "Jobs of one limit key that run at a time; 0 = no limit");
+  set->add_option("--rate", flags.rate, "Jobs that start per period, e.g. 100/1s; none = no limit");
+  set->add_option("--burst", flags.burst, "Starts that --rate lets come at once after a quiet time (default: its count)");
+  set->add_option("--key-rate", flags.key_rate, "The same for one limit key, e.g. 5/1m");
+  set->add_option("--key-burst", flags.key_burst, "The same for --key-rate");
+  set->add_option("--order", flags.order, "strict (the most urgent first) or weighted (turns by --weights)");
+  set->add_option("--weights", flags.weights, "Turns of the priorities 0 to 3, e.g. 8,4,2,1");
+  set->add_option("--aging", flags.aging, "Strict order: a line that waited so long counts one priority higher, e.g. 60s");
+  set->add_option("--max-waiting", flags.max_waiting, "Jobs that may wait; more are refused (queue_full); 0 = no limit");
+  set->add_option("--max-waiting-bytes", flags.max_waiting_bytes, "Payload bytes that may wait; 0 = no limit");
+}
+
 void AddOtherCommands(Grammar& g) {
   CLI::App* query = g.Add(&g.app, "query", "Read from a connection with SQL", Query);
   query->add_option("CONNECTION", g.options.connection, "Name of the connection, e.g. warehouse")->required();
@@ -157,7 +183,7 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 29> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 38> kExamples{{
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
@@ -176,11 +202,22 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 29> kExample
     {"pipeline show", "pipeline show shop"},
     {"schedule", "schedule list\nschedule next shop"},
     {"schedule list", "schedule list -o json"},
+    {"run cancel", "run cancel last\nrun cancel 0199a3 --reason 'wrong day' --wait"},
+    {"job", "job cancel 0199a3f0-5b1e-7c3a-9d61-2f8a4c5e6b70"},
+    {"job cancel", "job cancel 0199a3f0-5b1e-7c3a-9d61-2f8a4c5e6b70 --reason obsolete"},
     {"schedule pause", "schedule pause shop"},
     {"schedule resume", "schedule resume shop"},
     {"schedule slots", "schedule slots shop -n 10"},
     {"schedule next",
      "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3"},
+    {"queue", "queue list\nqueue set default --concurrency 8"},
+    {"queue list", "queue list\nqueue list -o json"},
+    {"queue show", "queue show default"},
+    {"queue set",
+     "queue set api --rate 100/1s --key-rate 5/1m --key-concurrency 2\nqueue set batch --order weighted --weights "
+     "8,4,2,1\nqueue set batch --max-waiting 100000"},
+    {"queue pause", "queue pause api"},
+    {"queue resume", "queue resume api"},
     {"query",
      "query warehouse \"select * from shop_per_country limit 10\"\nquery warehouse \"select count(*) from orders\" -o csv"},
     {"audit", "audit verify"},
@@ -270,6 +307,7 @@ int Main(int argc, char** argv) {
   AddJobCommands(g);
   AddPipelineCommands(g);
   AddProcessCommands(g);
+  AddQueueCommands(g);
   AddOtherCommands(g);
   AddFooters(g.app, "");
   try {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,12 @@
 #include "client/cli/progress.h"
 
 namespace millrace::cli {
+
+struct QueueFlags {  // queue set: what is given is changed
+  std::optional<std::uint32_t> concurrency, key_concurrency, burst, key_burst;
+  std::optional<std::uint64_t> max_waiting, max_waiting_bytes;
+  std::optional<std::string> rate, key_rate, order, weights, aging;
+};
 
 struct Options {
   // Global.
@@ -27,6 +34,8 @@ struct Options {
   std::vector<std::string> ids;     // run cancel, job cancel
   std::string reason;               // run cancel, job cancel
   std::string pipeline;             // names
+  std::string queue;                // queue show, set, pause, resume
+  QueueFlags queue_flags;           // queue set
   std::string state;
   std::string stage;
   std::string connection, sql;                     // query

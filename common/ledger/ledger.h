@@ -23,6 +23,7 @@
 #include "common/crypto/audit_source.h"
 #include "common/model/job.h"
 #include "common/model/pipeline.h"
+#include "common/model/queue_settings.h"
 
 namespace millrace {
 
@@ -208,6 +209,13 @@ class Ledger : public AuditSource {
   virtual Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   // As above: the requests, and outbox rows for what has not ended. A request that exists stays as it is.
   virtual Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) = 0;
+
+  // Queues. Settings are appended, revision by revision; the newest counts. Stores `settings` as revision + 1 and returns it.
+  // kConflict: `settings.revision` is not the newest one (0: there is none yet).
+  virtual Result<QueueSettings> PutQueueSettings(const QueueSettings& settings, std::string_view actor, MonoTime deadline) = 0;
+  // The newest of every queue that was ever set, of one org or of all, of one shard or of all; in (org, queue) order.
+  virtual Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
+                                                      MonoTime deadline) = 0;
 
   // Pipelines. Applying the same definition, base_dir and schedules again changes nothing and returns the stored version.
   // A schedule's watermark survives new versions; a new schedule starts at the ledger's time.

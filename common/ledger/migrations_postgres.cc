@@ -166,7 +166,18 @@ create table cancel (
 create index cancel_audit on cancel (audit_writer, audit_seq);
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2};
+// Settings of queues, one row per revision; the newest counts.
+constexpr std::string_view kVersion3 = R"sql(
+create table queue_setting (
+  org bigint not null, queue text not null, revision bigint not null, shard integer not null, settings text not null,
+  actor text not null, at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null,
+  primary key (org, queue, revision));
+create index queue_setting_by_shard on queue_setting (shard);
+create index queue_setting_audit on queue_setting (audit_writer, audit_seq);
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3};
 
 }  // namespace
 

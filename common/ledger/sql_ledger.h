@@ -26,6 +26,7 @@ struct Batch {
   std::vector<const OutcomeRow*> outcomes;
   std::vector<const RunOutcomeRow*> run_outcomes;
   std::vector<const CancelRow*> cancels;
+  std::vector<const QueueSettingRow*> queue_settings;
   std::vector<Uuid> outbox_done;
   std::vector<Statement> others;
   bool outbox = false;            // runs and single jobs get outbox rows
@@ -35,6 +36,7 @@ struct Batch {
   std::vector<JobId> duplicate_jobs, duplicate_outcomes;
   std::vector<SlotKey> duplicate_slots;
   bool version_exists = false;
+  bool setting_exists = false;
 };
 
 class SqlLedger final : public Ledger {
@@ -60,6 +62,10 @@ class SqlLedger final : public Ledger {
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) override;
   Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
   Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) override;
+
+  Result<QueueSettings> PutQueueSettings(const QueueSettings& settings, std::string_view actor, MonoTime deadline) override;
+  Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
+                                              MonoTime deadline) override;
 
   Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
                                         std::string_view base_dir, OrgId org, MonoTime deadline) override;

@@ -111,6 +111,7 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     AppendTable(Table::kOutcome, batch.outcomes, set, &leaves, next);
     AppendTable(Table::kRunOutcome, batch.run_outcomes, set, &leaves, next);
     AppendTable(Table::kCancel, batch.cancels, set, &leaves, next);
+    AppendTable(Table::kQueueSetting, batch.queue_settings, set, &leaves, next);
     std::optional<AuditRecord> record;
     if (!leaves.empty()) record = chain_.Next(std::move(leaves), options_.clock->WallNow());
     auto applied = store_->Apply(set, record ? &*record : nullptr, deadline);
@@ -191,6 +192,15 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
     if (!rows.empty()) batch.version_exists = true;
   }
   if (batch.version_exists) return Fail(ErrorCode::kConflict, "another one applied the pipeline at the same time");
+
+  for (const QueueSettingRow* row : batch.queue_settings) {
+    const QueueSettings& q = row->settings;
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select 1 from queue_setting where org = $1 and queue = $2 and revision = $3",
+                                    Params().Int(q.org.value()).Text(q.queue).Int(q.revision), deadline));
+    if (!rows.empty()) batch.setting_exists = true;
+  }
+  if (batch.setting_exists) return Fail(ErrorCode::kConflict, "another one set the queue at the same time; look and set again");
 
   std::set<Uuid> dropped;
   MILLRACE_TRY_ASSIGN(pruned, PruneSlots(batch, dropped, deadline));

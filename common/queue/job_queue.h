@@ -75,6 +75,12 @@ struct QueueReply {
   std::optional<WallTime> next_due;  // Promote: when the next scheduled entry is due, if any is left
 };
 
+// How full the store is. `max` 0: it has no limit of its own.
+struct QueueMemory {
+  std::uint64_t used = 0, max = 0;  // bytes
+  friend bool operator==(const QueueMemory&, const QueueMemory&) = default;
+};
+
 struct QueueDepth {
   std::uint64_t ready = 0, scheduled = 0, in_flight = 0;
 };
@@ -90,6 +96,9 @@ class JobQueue {
 
   // What the shard holds, for status and tests. Not fenced.
   virtual Result<QueueDepth> Depth(ShardId shard) = 0;
+
+  // Of the whole store, not only what is ours. Cheap enough for once a second.
+  virtual Result<QueueMemory> Memory() { return QueueMemory{}; }
 };
 
 // The other way in: everyone who is not the owner writes job and outbox row into the ledger and then rings here. A ring may be

@@ -331,6 +331,21 @@ class RedisQueueImpl final : public RedisQueue {
     return QueueDepth{.ready = at(0), .scheduled = at(1), .in_flight = at(2)};
   }
 
+  Result<QueueMemory> Memory() override {
+    const MonoTime deadline = clock_.Now() + options_.operation_timeout;
+    MILLRACE_TRY(Connect(deadline));
+    MILLRACE_TRY_ASSIGN(const redis::Reply reply, connection_->Call({"INFO", "memory"}, deadline));
+    MILLRACE_TRY_ASSIGN(const std::string_view text, reply.AsString("INFO"));
+    QueueMemory memory;
+    for (const auto& [name, out] : {std::pair{"used_memory", &memory.used}, std::pair{"maxmemory", &memory.max}}) {
+      const std::string field = InfoField(text, name);
+      const auto [end, ec] = std::from_chars(field.data(), field.data() + field.size(), *out);
+      if (ec != std::errc{} || end != field.data() + field.size())
+        return Fail(ErrorCode::kCorrupt, "redis {}: INFO says {} '{}'", connection_->peer(), name, field);
+    }
+    return memory;
+  }
+
  private:
   Result<void> Check(const QueueOp& op, ShardId shard, bool taken_now) const {
     const auto taken = taken_on_.find(shard);

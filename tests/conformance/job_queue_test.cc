@@ -122,6 +122,12 @@ class JobQueueTest : public testing::TestWithParam<std::string> {
   std::unique_ptr<JobQueue> queue_;
 };
 
+TEST_P(JobQueueTest, SaysHowFullTheStoreIs) {
+  const auto memory = queue_->Memory();
+  ASSERT_TRUE(memory) << memory.error().message;
+  EXPECT_EQ(memory->used > 0, GetParam() == "redis");
+}
+
 TEST_P(JobQueueTest, FifoPerLineAndRequeueGoesToTheFront) {
   Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2, "b"), Entry(3), Entry(4)}});
   EXPECT_EQ(ClaimIds(2), Ids({1, 3}));

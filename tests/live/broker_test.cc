@@ -250,7 +250,11 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
       ASSERT_TRUE(message) << message.error().message;
       if (const auto* reply = std::get_if<wire::SubmitReply>(&*message)) accepted_ += reply->accepted.size();
       if (const auto* update = std::get_if<wire::RunUpdate>(&*message)) run_state_ = update->state;
-      if (const auto* problem = std::get_if<wire::Problem>(&*message); problem != nullptr && problem->code != "unavailable")
+      if (const auto* set = std::get_if<wire::SetQueueReply>(&*message)) queue_revision_ = set->revision;
+      if (const auto* problem = std::get_if<wire::Problem>(&*message);
+          problem != nullptr && problem->code == expected_problem_) {
+        problem_ = problem->message;
+      } else if (problem != nullptr && problem->code != "unavailable")
         ADD_FAILURE() << problem->code << ": " << problem->message;
     }
   }
@@ -311,7 +315,42 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
   bool said_hello_ = false;
   MonoTime next_beat_{}, first_grant_{};
   RunState run_state_ = RunState::kQueued;
+  std::int64_t queue_revision_ = 0;
+  std::string expected_problem_ = "none", problem_;
 };
+
+TEST_P(BrokerTest, AQueueIsPausedLimitedAndBoundedOverTheWireAndInTheLedger) {
+  constexpr std::size_t kJobs = 150;
+  QueueSettings settings;
+  settings.queue = "default";
+  settings.paused = true;
+  settings.rate = {.count = 100, .per = Millis{1000}, .burst = 10};
+  settings.max_waiting_jobs = kJobs;
+  StartBroker();
+  ToBroker(*client_, wire::SetQueue{.request = 1, .settings = settings, .actor = "test"});
+  ASSERT_TRUE(PumpUntil([&] { return queue_revision_ == 1; }, 10s)) << "set when it is durable";
+  SayHello();
+  SubmitJobs(kJobs);
+  ASSERT_TRUE(PumpUntil([&] { return accepted_ == kJobs; }, 10s)) << "a paused queue accepts";
+  expected_problem_ = "queue_full";
+  SubmitJobs(1);
+  ASSERT_TRUE(PumpUntil([&] { return !problem_.empty(); }, 10s));
+  EXPECT_NE(problem_.find("150 jobs wait"), std::string::npos) << problem_;
+  EXPECT_FALSE(PumpUntil([&] { return !granted_.empty(); }, 500ms)) << "it grants nothing";
+  // Somebody who does not know this broker.
+  auto other = OpenLedger("cli");
+  ASSERT_TRUE(other) << other.error().message;
+  settings.paused = false;
+  settings.revision = 1;
+  const auto resumed = (*other)->PutQueueSettings(settings, "cli", In());
+  ASSERT_TRUE(resumed) << resumed.error().message;
+  ASSERT_TRUE(PumpUntil([&] { return !granted_.empty(); }, 10s)) << "the owner looks every 2 s";
+  const MonoTime first = clock_.Now();
+  ASSERT_TRUE(PumpUntil([&] { return recorded_.size() == kJobs; }, 20s * kSlower));
+  EXPECT_GE(clock_.Now() - first, Micros{1'300'000}) << "10 at once, then 100 a second";
+  ExpectAllOnce(kJobs);
+  EXPECT_EQ(Count("queue_setting"), 2);
+}
 
 TEST_P(BrokerTest, TenThousandJobsAreRecordedOnceEachAndCheckpointed) {
   constexpr std::size_t kJobs = 10'000 / kSlower;

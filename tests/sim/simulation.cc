@@ -70,7 +70,7 @@ struct Effect {
 class World {
  public:
   World(std::uint64_t seed, Mutant mutant)
-      : mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
+      : seed_(seed), mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
     ledger_.ignore_epochs = mutant == Mutant::kNoEpochFence;
     queue_.set_ignore_epochs(mutant == Mutant::kNoEpochFence);
     if (seed % 3 == 0) queue_.claim_max = 1 + static_cast<std::uint32_t>(seed % 2);  // large entries
@@ -82,6 +82,7 @@ class World {
   Report Run() {
     for (std::size_t i = 0; i < kBrokers; ++i) StartBroker(i);
     for (std::size_t i = 0; i < kWorkers; ++i) StartWorker(i);
+    if (seed_ % 2 == 0) SetQueues();
     for (int i = 0; i < 14; ++i) At(Between(100'000, 15'000'000), [this] { SubmitSomething(); });
     for (int i = 0; i < 10; ++i) At(Between(500'000, 18'000'000), [this] { BreakSomething(); });
     for (int i = 0; i < 5; ++i) At(Between(300'000, 16'000'000), [this] { CancelSomething(); });
@@ -205,12 +206,20 @@ class World {
       for (LedgerCommand& command : std::exchange(node.to_ledger, {})) node.pump->Post(std::move(command));
       std::vector<Event> out;
       const MonoTime next = node.pump->Step(out);
+      if (mutant_ == Mutant::kNoLimits) ForgetLimits(out);
       // The same delay for all, so that answers keep their order.
       OnBroker(i, Micros{300}, [this, i, out = std::make_shared<std::vector<Event>>(std::move(out))](Node&) {
         for (Event& event : *out) Tell(i, std::move(event));
       });
       PumpAt(i, std::max(Now() + Micros{500}, next.time_since_epoch() - Micros{1'000'000}));
     });
+  }
+  static void ForgetLimits(std::vector<Event>& events) {
+    const auto forget = [](QueueSettings& q) { q.concurrency = q.key_concurrency = 0, q.rate = q.key_rate = Rate{}; };
+    for (Event& event : events) {
+      if (auto* read = std::get_if<event::QueueSettingsRead>(&event)) std::ranges::for_each(read->settings, forget);
+      if (auto* put = std::get_if<event::QueueSettingsPut>(&event); put != nullptr && put->stored) forget(*put->stored);
+    }
   }
   void Issue(std::size_t i, LedgerCommand& command) {
     if (auto* commit = std::get_if<command::Commit>(&command)) {
@@ -456,6 +465,7 @@ class World {
     job.priority = static_cast<int>(random_.Below(kPriorityLevels));
     job.retry = {.max_attempts = 4, .backoff_base = Millis{200}, .backoff_cap = Millis{2000}};
     job.options.has_sink = Chance(50);
+    if (seed_ % 2 == 0 && Chance(40)) job.options.limit_key = std::to_string(random_.Below(3));
     if (Chance(15)) job.run_at = clock_.WallNow() + Between(0, 3'000'000);
     return job;
   }
@@ -518,6 +528,35 @@ class World {
     requests_.push_back({.message = std::move(cancel)});
     Send(requests_.size() - 1, random_.Below(kBrokers));
   }
+  // Limits stay as they are; only the pause comes and goes.
+  void SetQueues() {
+    for (std::int64_t org = 1; org <= 4; ++org) {
+      QueueSettings q;
+      q.org = OrgId{org};
+      q.queue = "default";
+      if (Chance(30)) q.order = QueueOrder::kWeighted;
+      q.aging = Millis{static_cast<std::int64_t>(100 + random_.Below(3000))};
+      if (Chance(60)) q.concurrency = static_cast<std::uint32_t>(1 + random_.Below(4));
+      if (Chance(50)) q.key_concurrency = static_cast<std::uint32_t>(1 + random_.Below(2));
+      if (Chance(40)) q.rate = {static_cast<std::uint32_t>(2 + random_.Below(10)), Millis{1000}, 0};
+      if (Chance(30)) q.key_rate = {static_cast<std::uint32_t>(1 + random_.Below(3)), Millis{1000}, 2};
+      if (Chance(30)) q.max_waiting_jobs = 6 + random_.Below(6);
+      ledger_.queues[{q.org, q.queue}] = q;
+      ++ledger_.queues[{q.org, q.queue}].revision;
+    }
+    for (int i = 0; i < 6; ++i)
+      At(Between(1'000'000, 18'000'000), [this, i] {
+        QueueSettings q = ledger_.queues.at({OrgId{static_cast<std::int64_t>(1 + random_.Below(4))}, "default"});
+        q.paused = !q.paused;
+        Trace("pause", {}, static_cast<std::uint64_t>(q.org.value()));
+        if (Chance(50))
+          return Tell(random_.Below(kBrokers),
+                      event::FromClient{.peer = "c",
+                                        .message = wire::SetQueue{.request = SetRequest(i), .settings = q, .actor = "sim"}});
+        (void)ledger_.PutQueueSettings(q, "sim", clock_.Now());
+      });
+  }
+  static std::uint64_t SetRequest(int i) { return 1'000'000 + static_cast<std::uint64_t>(i); }
   void Ring(OrgId org) {
     if (Chance(30)) return;  // the ring is lost
     for (std::size_t i = 0; i < kBrokers; ++i)
@@ -566,6 +605,10 @@ class World {
   }
   void Heal() {
     healed_ = true;
+    for (auto& [key, q] : ledger_.queues) {
+      q.paused = false;
+      ++q.revision;
+    }
     for (std::size_t i = 0; i < kBrokers; ++i) {
       brokers_[i].frozen_until = Now();
       if (!brokers_[i].up) StartBroker(i);
@@ -603,9 +646,43 @@ class World {
     if (owner) {
       if (rows->second.outcome) Violation("S3: a job is granted after its outcome");
       if (job.token <= max_token_[job.id]) Violation("S4: a token does not increase");
+      CheckLimits(n, rows->second.spec, job.token);
       max_token_[job.id] = job.token;
     }
     n.granted[job.id] = {job.token, workers_[static_cast<std::size_t>(peer.front() - '0')].id};
+  }
+  // As the owner knows it: attempts of its epoch whose end it has not sent to the ledger.
+  void CheckLimits(const Node& n, const JobSpec& spec, Token token) {
+    const auto settings = ledger_.queues.find({spec.org, spec.queue});
+    if (settings == ledger_.queues.end()) return;
+    const QueueSettings& q = settings->second;
+    std::uint32_t of_queue = 1, of_key = 1;
+    for (const auto& [id, grant] : n.granted) {
+      const JobSpec& other = ledger_.jobs.at(id).spec;
+      if (id == spec.id || grant.first.epoch() != token.epoch() || other.org != spec.org || other.queue != spec.queue ||
+          n.ends_written.contains({id, grant.first}))
+        continue;
+      ++of_queue;
+      if (other.options.limit_key == spec.options.limit_key) ++of_key;
+    }
+    if (q.concurrency > 0 && of_queue > q.concurrency) Violation("limit: more run in the queue than it allows");
+    if (!spec.options.limit_key.empty() && q.key_concurrency > 0 && of_key > q.key_concurrency)
+      Violation("limit: more of a key run than the queue allows");
+    CheckRate(q.rate, starts_[{spec.org, ""}], "queue");
+    if (!spec.options.limit_key.empty()) CheckRate(q.key_rate, starts_[{spec.org, spec.options.limit_key}], "key");
+    ++report_.granted_under_limits;
+  }
+  // A broker that froze between claim and grant grants late: one burst more.
+  void CheckRate(const Rate& rate, std::vector<Micros>& starts, std::string_view of) {
+    if (!rate.Limited()) return;
+    starts.push_back(Now());
+    for (std::size_t i = 0; i < starts.size(); ++i) {
+      const double allowed = 2.0 * rate.Burst() + 1 +
+                             static_cast<double>(rate.count) * static_cast<double>((Now() - starts[i]).count()) /
+                                 static_cast<double>(Micros{rate.per}.count());
+      if (static_cast<double>(starts.size() - i) > allowed)
+        return Violation(fmt::format("limit: the rate of a {} is exceeded", of));
+    }
   }
   void CheckCommit(const OwnerBatch& batch) {
     for (const AttemptRow& row : batch.attempts) {
@@ -665,6 +742,7 @@ class World {
       if (effect.published > 1) Violation("S2: two effects of job " + id.ToString());
   }
 
+  const std::uint64_t seed_;
   const Mutant mutant_;
   FakeClock clock_;
   SeededRandom random_, dispatcher_random_;
@@ -675,6 +753,7 @@ class World {
   std::vector<Request> requests_;
   std::map<JobId, Effect> effects_;
   std::map<JobId, Token> max_token_;
+  std::map<std::pair<OrgId, std::string>, std::vector<Micros>> starts_;  // of a queue (no key) and of its limit keys
   std::priority_queue<Item> agenda_;
   std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;
   bool healed_ = false;

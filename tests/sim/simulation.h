@@ -16,6 +16,7 @@ enum class Mutant : std::uint8_t {
   kEnqueueTwice,    // a job is enqueued twice
   kNoEpochFence,    // ledger and queue take writes of a deposed owner
   kCancelWithoutFence,  // a cancelled job ends although an old attempt of it could still publish
+  kNoLimits,        // a broker forgets the limits of its queues
 };
 
 struct Report {
@@ -23,6 +24,7 @@ struct Report {
   std::uint64_t trace = 0;              // FNV-1a over everything that happened
   std::uint64_t steps = 0;
   std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0;
+  std::size_t granted_under_limits = 0;  // grants that were checked against limits
 };
 
 Report Simulate(std::uint64_t seed, Mutant mutant = Mutant::kNone);

@@ -37,7 +37,7 @@ class SimulationTest : public testing::Test {
 
 TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
-  std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, failed = 0;
+  std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, failed = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -46,17 +46,19 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     lost += report.lost;
     takeovers += report.takeovers;
     cancelled += report.cancelled;
+    limited += report.granted_under_limits;
     if (report.violations.empty()) continue;
     for (const auto& violation : report.violations) ADD_FAILURE() << "seed " << seed << ": " << violation;
     if (++failed == 3) break;
   }
-  fmt::print("{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} cancelled, {} takeovers\n", seeds, steps, jobs, runs,
-             lost, cancelled, takeovers);
+  fmt::print("{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} cancelled, {} takeovers, {} grants under limits\n", seeds,
+             steps, jobs, runs, lost, cancelled, takeovers, limited);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
     EXPECT_GT(takeovers, seeds);
     EXPECT_GT(cancelled, seeds / 4);
+    EXPECT_GT(limited, seeds);
   }
 }
 
@@ -70,7 +72,8 @@ TEST_F(SimulationTest, EveryMutantIsFound) {
        {std::pair{Mutant::kAcceptOldToken, "an old token is accepted"},
         std::pair{Mutant::kForgetRequeue, "a lost job is not requeued"},
         std::pair{Mutant::kEnqueueTwice, "a job is enqueued twice"}, std::pair{Mutant::kNoEpochFence, "a deposed owner writes"},
-        std::pair{Mutant::kCancelWithoutFence, "a cancel raises no fence"}}) {
+        std::pair{Mutant::kCancelWithoutFence, "a cancel raises no fence"},
+        std::pair{Mutant::kNoLimits, "the limits of queues are forgotten"}}) {
     std::uint64_t found = 0;
     for (std::uint64_t seed = 1; seed <= 200 && found == 0; ++seed)
       if (const Report report = Simulate(seed, mutant); !report.violations.empty()) {

@@ -194,6 +194,24 @@ class MemoryLedger final : public Ledger {
     return detail;
   }
 
+  std::map<std::pair<OrgId, std::string>, QueueSettings> queues;
+  Result<QueueSettings> PutQueueSettings(const QueueSettings& settings, std::string_view, MonoTime) override {
+    MILLRACE_TRY(Up());
+    QueueSettings& stored = queues[{settings.org, settings.queue}];
+    if (stored.revision != settings.revision)
+      return Fail(ErrorCode::kConflict, "queue '{}': revision {} is stored", settings.queue, stored.revision);
+    stored = settings;
+    ++stored.revision;
+    return stored;
+  }
+  Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard, MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::vector<QueueSettings> all;
+    for (const auto& [key, settings] : queues)
+      if ((!org || key.first == *org) && (!shard || ShardOf(key.first, shard_count_) == *shard)) all.push_back(settings);
+    return all;
+  }
+
   Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
                                         MonoTime) override {
     return No();
