@@ -269,10 +269,16 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       batch.run_outcomes = {{waiting_.front().id, kDefaultOrg, RunState::kSucceeded, "", TheClock().WallNow()}};
       waiting_.erase(waiting_.begin());
     }
+    batch.cancels = {{.item = jobs_.back().id.uuid,
+                      .is_run = false,
+                      .org = kDefaultOrg,
+                      .actor = "cli",
+                      .reason = "too late",
+                      .requested_at = TheClock().WallNow()}};
     Must(broker.Commit(batch, In()));
   }
 
-  // Two writers, twelve records, a checkpoint about every second record, a snapshot after each record.
+  // Two writers, thirteen records, a checkpoint about every second record, a snapshot after each record.
   void Fill() {
     auto scheduler = Must(store_->Open(ids_.Next<AuditWriterId>(), "scheduler s1"));
     auto broker = Must(store_->Open(ids_.Next<AuditWriterId>(), "broker b1"));
@@ -299,6 +305,11 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     Must(scheduler->ApplyPipeline(pipeline, "{}", "source", "/data", kDefaultOrg, In()));
     note();
     Must(scheduler->ApplyPipeline(pipeline, R"({"a": 1})", "source 2", "/data", kDefaultOrg, In()));
+    note();
+    QueueSettings settings;
+    settings.queue = "default";
+    settings.concurrency = 4;
+    settings = Must(scheduler->PutQueueSettings(settings, "cli", In()));
     note();
     const OwnerId owner = ids_.Next<OwnerId>();
     const ShardId shard = ShardOf(kDefaultOrg, 1);
