@@ -5,6 +5,7 @@
 #include <unordered_set>
 
 #include "common/base/check.h"
+#include "common/model/schedule_rules.h"
 
 namespace millrace {
 namespace {
@@ -102,15 +103,35 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
     return out;
   }
   Group* group = GroupOf(run);
-  const bool busy = group != nullptr && (group->active > 0 || !group->waiting.empty());
-  if (busy && run.spec.overlap == "skip") {
+  if (group == nullptr || (run.spec.overlap == "allow" && !IsBackfill(run))) {
+    Start(run, out);
+    return out;
+  }
+  // A run of a backfill stands behind every other run, and none waits behind it longer than it is active.
+  const bool others_wait = !group->waiting.empty() && !IsBackfill(*runs_.at(group->waiting.front()));
+  const bool others_active = group->active > group->backfills;
+  if (run.spec.overlap == "skip" && !IsBackfill(run) && (others_active || others_wait)) {
     EndUnstarted(run, RunState::kSkipped, "overlap: an earlier run of the pipeline is active", out);
-  } else if (busy && run.spec.overlap != "allow") {
-    group->waiting.push_back(run.spec.id);
+  } else if (!MayStart(*group, run) || others_wait || (IsBackfill(run) && !group->waiting.empty())) {
+    Wait(*group, run);
   } else {
     Start(run, out);
   }
   return out;
+}
+
+// Whether the group has room for the run: as many active ones as its overlap bears. Runs of backfills do not count each other
+// where one run at a time is the rule: how many of them there are is for the one who feeds them to say.
+bool RunCoordinator::MayStart(const Group& group, const Run& run) {
+  const std::uint32_t limit = ParallelRunsOf(run.spec.overlap);
+  const std::uint32_t counted = limit == 1 && IsBackfill(run) ? group.active - group.backfills : group.active;
+  return counted < limit;
+}
+
+void RunCoordinator::Wait(Group& group, const Run& run) {
+  auto at = group.waiting.end();
+  if (!IsBackfill(run)) at = std::ranges::find_if(group.waiting, [&](const RunId& id) { return IsBackfill(*runs_.at(id)); });
+  group.waiting.insert(at, run.spec.id);
 }
 
 void RunCoordinator::Restore(LiveRun live) {
@@ -150,13 +171,14 @@ RunEffects RunCoordinator::FinishRestore() {
       continue;
     }
     // A "skip" run was let in when it was accepted: that decision is not taken twice.
-    if (GroupOf(run) == nullptr || run.began || run.spec.overlap != "queue") {
+    const bool waits = run.spec.overlap == "queue" || run.spec.overlap.starts_with("allow(") || IsBackfill(run);
+    if (GroupOf(run) == nullptr || run.began || !waits) {
       Start(run, out);
     } else {
       waiting.push_back(id);
     }
   }
-  for (const RunId& id : waiting) GroupOf(*runs_.at(id))->waiting.push_back(id);
+  for (const RunId& id : waiting) Wait(*GroupOf(*runs_.at(id)), *runs_.at(id));
   for (auto& [key, group] : groups_) StartWaiting(group, out);
   return out;
 }
@@ -174,7 +196,10 @@ void RunCoordinator::Apply(Job& job, JobEvent event) {
 
 void RunCoordinator::Start(Run& run, RunEffects& out) {
   run.state = run.shown = RunState::kRunning;
-  if (Group* group = GroupOf(run)) ++group->active;
+  if (Group* group = GroupOf(run)) {
+    ++group->active;
+    if (IsBackfill(run)) ++group->backfills;
+  }
   out.started.push_back(run.spec.id);
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
     Job& job = run.jobs[i];
@@ -185,7 +210,7 @@ void RunCoordinator::Start(Run& run, RunEffects& out) {
 }
 
 void RunCoordinator::StartWaiting(Group& group, RunEffects& out) {
-  while (group.active == 0 && !group.waiting.empty()) {
+  while (!group.waiting.empty() && MayStart(group, *runs_.at(group.waiting.front()))) {
     const RunId id = group.waiting.front();
     group.waiting.pop_front();
     Start(*runs_.at(id), out);
@@ -231,6 +256,7 @@ void RunCoordinator::EndIfFinished(Run& run, RunEffects& out) {
   if (group == nullptr) return;
   MILLRACE_CHECK(group->active > 0, "run {}: ended but was not active", run.spec.id.ToString());
   --group->active;
+  if (IsBackfill(run)) --group->backfills;
   StartWaiting(*group, out);
 }
 

@@ -38,12 +38,28 @@ class DyingLedger final : public Ledger {
   Result<Leadership> TryLead(OwnerId c, std::string_view n, Millis ttl, MonoTime d) override {
     return real_.TryLead(c, n, ttl, d);
   }
-  Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> o, MonoTime d) override { return real_.Schedules(o, d); }
-  Result<std::uint32_t> ActiveRuns(OrgId o, std::string_view p, MonoTime d) override { return real_.ActiveRuns(o, p, d); }
+  Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t r, std::uint32_t l, MonoTime d) override {
+    return real_.SchedulesChanged(r, l, d);
+  }
+  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId o, std::span<const std::string> p, MonoTime d) override {
+    return real_.ScheduledVersions(o, p, d);
+  }
+  Result<std::vector<std::string>> BusyPipelines(OrgId o, std::span<const std::string> p, MonoTime d) override {
+    return real_.BusyPipelines(o, p, d);
+  }
+  Result<std::vector<BackfillState>> Backfills(const BackfillFilter& f, MonoTime d) override { return real_.Backfills(f, d); }
+  Result<std::vector<SlotHistory>> SlotHistories(OrgId o, std::string_view p, std::string_view s, std::span<const WallTime> t,
+                                                 MonoTime d) override {
+    return real_.SlotHistories(o, p, s, t, d);
+  }
   Result<PipelineVersion> GetPipeline(OrgId o, std::string_view n, std::optional<std::int64_t> v, MonoTime d) override {
     return real_.GetPipeline(o, n, v, d);
   }
   // The scheduler has no business with the rest.
+  Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId>, MonoTime) override { return Never(); }
+  Result<std::uint32_t> ActiveRuns(OrgId, std::string_view, MonoTime) override { return Never(); }
+  Result<CreatedBackfill> CreateBackfill(BackfillRow, MonoTime) override { return Never(); }
+  Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow&, MonoTime) override { return Never(); }
   Result<void> Migrate(MonoTime) override { return Never(); }
   Result<Epoch> TakeShard(ShardId, OwnerId, std::string_view, MonoTime) override { return Never(); }
   Result<void> RenewShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return Never(); }
