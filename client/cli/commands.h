@@ -20,6 +20,11 @@ ExitCode RunList(const Options& options);
 ExitCode RunShow(const Options& options);
 ExitCode RunLogs(const Options& options);
 
+// Backfills (commands_backfill.cc).
+ExitCode BackfillStart(const Options& options);
+ExitCode BackfillList(const Options& options);
+ExitCode BackfillShow(const Options& options);
+
 // Processes (commands_process.cc). They end with SIGTERM or SIGINT; a second signal hands running jobs back at once.
 ExitCode Up(const Options& options);
 ExitCode BrokerProcess(const Options& options);
