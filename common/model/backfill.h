@@ -28,8 +28,8 @@ struct BackfillOptions {
   bool newest_first = false;
   std::uint32_t max_parallel = 1;  // runs at once, 1 .. kBackfillParallelMax
   Reprocess reprocess = Reprocess::kNone;
-  std::map<std::string, std::string> params;  // overrides, as text
-  ScheduleSpec schedule;                      // as it was in force: cron, zone, rule, range, overlap
+  std::map<std::string, std::string> params{};  // overrides, as text
+  ScheduleSpec schedule{};                      // as it was in force: cron, zone, rule, range, overlap
   friend bool operator==(const BackfillOptions&, const BackfillOptions&) = default;
 };
 

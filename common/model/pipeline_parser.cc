@@ -71,9 +71,8 @@ class PipelineParser {
       spec.misfire_grace = context_.Duration(*grace, "schedule.misfire_grace").value_or(spec.misfire_grace);
     Jitter(spec, node);
     MaxParallel(spec, node);
-    if (spec.cron.empty() || !context_.clean()) return;
     Range(spec, node);
-    if (!context_.clean()) return;
+    if (spec.cron.empty() || !context_.clean()) return;
     if (const auto wrong = Validate(spec)) {
       const YamlNode* zone = node.Find("timezone");
       const bool about_zone = zone && wrong->find("zone") != std::string::npos;

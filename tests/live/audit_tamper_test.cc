@@ -13,6 +13,7 @@
 #include "common/ledger/audit_verify.h"
 #include "common/ledger/ledger.h"
 #include "common/ledger/rows.h"
+#include "common/model/backfill.h"
 #include "tests/support/test_postgres.h"
 
 namespace millrace {
@@ -299,6 +300,19 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     Must(scheduler->ApplyPipeline(pipeline, "{}", "source", "/data", kDefaultOrg, In()));
     note();
     Must(scheduler->ApplyPipeline(pipeline, R"({"a": 1})", "source 2", "/data", kDefaultOrg, In()));
+    note();
+    BackfillOptions options;
+    options.schedule = pipeline.schedules[0];
+    BackfillRow backfill;
+    backfill.id = ids_.Next<BackfillId>();
+    backfill.pipeline = "flights";
+    backfill.schedule = "default";
+    backfill.from = FromUnixMicros(1'700'000'000'000'000);
+    backfill.to = backfill.until = FromUnixMicros(1'700'086'400'000'000);
+    backfill.version = 2;
+    backfill.options = ToJson(options);
+    backfill.actor = "cli test";
+    Must(scheduler->CreateBackfill(backfill, In()));
     note();
     const OwnerId owner = ids_.Next<OwnerId>();
     const ShardId shard = ShardOf(kDefaultOrg, 1);

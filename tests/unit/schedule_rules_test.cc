@@ -57,8 +57,8 @@ TEST(ScheduleRulesTest, AnEdgeIsAnInstantOrADayOfTheZone) {
   EXPECT_EQ(from("2026-01-01", "America/New_York"), "2026-01-01T05:00:00Z");
   EXPECT_EQ(from("2026-01-01T06:00:00+02:00", "America/New_York"), "2026-01-01T04:00:00Z");
   EXPECT_EQ(to("2026-01-01T06:00:00Z", "America/New_York"), "2026-01-01T06:00:00Z");
-  EXPECT_EQ(from("2026-03-29", "Asia/Beirut"), "2026-03-28T22:00:00Z") << "00:00 does not exist: the day begins at 01:00";
-  EXPECT_EQ(from("2026-11-01", "America/Havana"), "2026-11-01T04:00:00Z") << "00:00 comes twice: the first";
+  EXPECT_EQ(from("2024-03-31", "Asia/Beirut"), "2024-03-30T22:00:00Z") << "00:00 does not exist: the day begins at 01:00";
+  EXPECT_EQ(from("2024-11-03", "America/Havana"), "2024-11-03T04:00:00Z") << "00:00 comes twice: the first";
   for (const char* bad : {"", "2026-13-01", "2026-02-30", "tomorrow", "01/02/2026", "2026-1-1"})
     EXPECT_FALSE(ParseRangeEdge(bad, "UTC", RangeEdge::kFrom)) << bad;
   EXPECT_FALSE(ParseRangeEdge("2026-01-01", "Mars/Base", RangeEdge::kFrom));
@@ -143,17 +143,17 @@ TEST(DstPreviewTest, OddZones) {
   EXPECT_EQ(Shown("45 1 * * *", "Australia/Lord_Howe", "2026-01-01T00:00:00Z", DstRule::kOnce)[3],
             "in 04-05 01:45 +10:30 - second time, once: does not fire");
   // Clocks that jump at midnight: the day begins at 01:00, or has two midnights.
-  EXPECT_EQ(Shown("0 0 * * *", "Asia/Beirut", "2026-01-01T00:00:00Z", DstRule::kOnce)[2],
-            "in 03-29 00:00 +02:00 28T22:00: gap, once: fires when the gap ends");
-  EXPECT_EQ(Shown("30 0 * * *", "America/Havana", "2026-06-01T00:00:00Z", DstRule::kOnce)[3],
-            "in 11-01 00:30 -05:00 - second time, once: does not fire");
+  EXPECT_EQ(Shown("0 0 * * *", "Asia/Beirut", "2024-01-01T00:00:00Z", DstRule::kOnce)[2],
+            "in 03-31 00:00 +02:00 30T22:00: gap, once: fires when the gap ends");
+  EXPECT_EQ(Shown("30 0 * * *", "America/Havana", "2024-06-01T00:00:00Z", DstRule::kOnce)[3],
+            "in 11-03 00:30 -05:00 - second time, once: does not fire");
   EXPECT_EQ(Shown("30 0 * * *", "America/Sao_Paulo", "2018-10-01T00:00:00Z", DstRule::kOnce)[2],
             "in 11-04 00:30 -03:00 04T03:00: gap, once: fires when the gap ends")
       << "history";
   // Morocco's clock goes back for Ramadan and forth after it: daylight saving the other way round.
   for (const char* zone : {"Africa/Casablanca", "Africa/El_Aaiun"}) {
     const auto schedule = CronSchedule::Make("30 2 * * *", zone, DstRule::kOnce);
-    const auto previews = PreviewTransitions(*schedule, At("2026-01-01T00:00:00Z"), 2);
+    const auto previews = PreviewTransitions(*schedule, At("2024-01-01T00:00:00Z"), 2);
     ASSERT_EQ(previews.size(), 2u) << zone;
     EXPECT_EQ(previews[0].jump.seconds(), -3600) << ToRfc3339(previews[0].jump.at);
     EXPECT_EQ(previews[1].jump.seconds(), 3600);
