@@ -33,7 +33,7 @@ bool NeedsRun(std::span<const SlotHistory> rows, std::uint32_t generation, Repro
   const SlotHistory* latest = nullptr;  // with a run
   for (const SlotHistory& row : rows) {
     if (row.generation == generation) return false;
-    if (row.run && row.generation < generation) latest = &row;
+    if (row.run) latest = &row;
   }
   switch (reprocess) {
     case Reprocess::kNone: return latest == nullptr;

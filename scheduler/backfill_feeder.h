@@ -33,8 +33,8 @@ class BackfillRange {
   CronSchedule cron_;
 };
 
-// Whether a slot with these rows (all of one slot, by generation) gets a run. `generation`: of the backfill; rows of it or of a
-// later one do not count: they are its own, or of one that was asked for afterwards.
+// Whether a slot with these rows (all of one slot, by generation) gets a run in `generation`: never two, and else as `reprocess`
+// says of all its other runs, those of other backfills included.
 bool NeedsRun(std::span<const SlotHistory> rows, std::uint32_t generation, Reprocess reprocess);
 
 // Not thread-safe. The ledger, clock and ids must outlive it.

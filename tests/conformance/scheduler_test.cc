@@ -711,8 +711,7 @@ TEST_P(SchedulerTest, AskingAgainIsTheSameBackfill) {
   EXPECT_EQ(Create(Backfill(4, {.max_parallel = 10}, 7)).row.generation, 7u);
   auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
   for (int i = 0; i < 20; ++i, EndRuns()) Pass(*scheduler);
-  EXPECT_EQ(Generation(1).size(), 3u);
-  EXPECT_EQ(Generation(2).size(), 0u) << "nothing was left for it";
+  EXPECT_EQ(Generation(1).size() + Generation(2).size(), 3u) << "what one has run is not left for the other";
   EXPECT_EQ(Create(Backfill(3, {.max_parallel = 10})).row.generation, 8u) << "the first one has ended";
 }
 
