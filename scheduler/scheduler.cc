@@ -19,7 +19,7 @@ constexpr Millis kBackfillWaitMin{20};        // after a turn that moved somethi
 constexpr std::size_t kFireRunsMax = 500;     // runs of one transaction
 constexpr std::size_t kHerdMax = 500;         // schedules looked at together
 constexpr std::size_t kVersionsMax = 10'000;  // kept
-constexpr std::uint32_t kChangesPage = 5000;
+constexpr std::uint32_t kChangesPage = 1000;
 
 }  // namespace
 
@@ -45,7 +45,9 @@ Result<bool> Scheduler::Lead(MonoTime deadline) {
   return leading_;
 }
 
-Result<void> Scheduler::ReadChanges(MonoTime deadline) {
+// A new leader reads everything: in turns, between which it renews its lease, or two loaded schedulers would take it from each
+// other for ever.
+Result<bool> Scheduler::ReadChanges(MonoTime enough, MonoTime deadline) {
   while (true) {
     MILLRACE_TRY_ASSIGN(std::vector<ScheduleRow> rows, ledger_.SchedulesChanged(revision_, kChangesPage, deadline));
     const bool last = rows.size() < kChangesPage;
@@ -56,7 +58,8 @@ Result<void> Scheduler::ReadChanges(MonoTime deadline) {
       // One broken schedule must not stop the others.
       if (const auto taken = book_.Take(std::move(row)); !taken) LogError("{} cannot run: {}", what, taken.error().message);
     }
-    if (last) return {};
+    if (last) return true;
+    if (clock_.Now() > enough) return false;
   }
 }
 
@@ -186,7 +189,8 @@ Result<Millis> Scheduler::Pass() {
   const MonoTime begin = clock_.Now(), deadline = begin + kLedgerDeadline;
   MILLRACE_TRY_ASSIGN(const bool leading, Lead(deadline));
   if (!leading) return options_.lead_ttl / 3;
-  MILLRACE_TRY(ReadChanges(deadline));
+  MILLRACE_TRY_ASSIGN(const bool read, ReadChanges(begin + options_.lead_ttl / 3, deadline));
+  if (!read) return Millis{0};
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger_.Now(deadline));
   MILLRACE_TRY_ASSIGN(const bool all, FireDue(now, begin + options_.lead_ttl / 3, deadline));
   Millis wait = std::min(kScheduleReloadInterval, options_.lead_ttl / 3);

@@ -68,7 +68,7 @@ class Scheduler {
   };
 
   Result<bool> Lead(MonoTime deadline);
-  Result<void> ReadChanges(MonoTime deadline);
+  Result<bool> ReadChanges(MonoTime enough, MonoTime deadline);            // false: there are more
   Result<bool> FireDue(WallTime now, MonoTime enough, MonoTime deadline);  // false: not all was decided
   Result<void> LoadVersions(Entries due, MonoTime deadline);
   Result<std::set<Name>> BusyOnes(Entries due, MonoTime deadline);
