@@ -6,6 +6,7 @@
 
 #include "common/base/check.h"
 #include "common/base/log.h"
+#include "common/model/schedule_rules.h"
 #include "common/model/stage_task.h"
 
 namespace millrace {
@@ -108,23 +109,44 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
     return out;
   }
   Group* group = GroupOf(run);
-  const bool busy = group != nullptr && (!group->active.empty() || !group->waiting.empty());
-  if (busy && run.spec.overlap == "cancel") {
+  if (group == nullptr || (run.spec.overlap == "allow" && !IsBackfill(run))) {
+    Start(run, out);
+    return out;
+  }
+  // A run of a backfill stands behind every other run, and none waits behind it longer than it is active.
+  const bool others_wait = !group->waiting.empty() && !IsBackfill(*runs_.at(group->waiting.front()));
+  const bool others_active = group->active.size() > group->backfills;
+  if (run.spec.overlap == "cancel" && !IsBackfill(run)) {
     const auto replace = [&](const RunId& id) {
-      if (!runs_.at(id)->cancelling) out.replaced.push_back(id);
+      const Run& other = *runs_.at(id);
+      if (!other.cancelling && !IsBackfill(other)) out.replaced.push_back(id);
     };
     std::ranges::for_each(group->active, replace);
     std::ranges::for_each(group->waiting, replace);
   }
-  if (busy && run.spec.overlap == "skip") {
+  if (run.spec.overlap == "skip" && !IsBackfill(run) && (others_active || others_wait)) {
     EndUnstarted(run, RunState::kSkipped, "overlap: an earlier run of the pipeline is active", out);
-  } else if (busy && run.spec.overlap != "allow") {
-    group->waiting.push_back(run.spec.id);
+  } else if (!MayStart(*group, run) || others_wait || (IsBackfill(run) && !group->waiting.empty())) {
+    Wait(*group, run);
     LogInfo("pipeline {}, run {}: waits for the active run of this pipeline", run.spec.pipeline, ShortId(run.spec.id));
   } else {
     Start(run, out);
   }
   return out;
+}
+
+// Whether the group has room for the run: as many active ones as its overlap bears. Runs of backfills do not count each other
+// where one run at a time is the rule: how many of them there are is for the one who feeds them to say.
+bool RunCoordinator::MayStart(const Group& group, const Run& run) {
+  const std::uint32_t limit = ParallelRunsOf(run.spec.overlap);
+  const std::size_t counted = limit == 1 && IsBackfill(run) ? group.active.size() - group.backfills : group.active.size();
+  return counted < limit;
+}
+
+void RunCoordinator::Wait(Group& group, const Run& run) {
+  auto at = group.waiting.end();
+  if (!IsBackfill(run)) at = std::ranges::find_if(group.waiting, [&](const RunId& id) { return IsBackfill(*runs_.at(id)); });
+  group.waiting.insert(at, run.spec.id);
 }
 
 void RunCoordinator::Restore(LiveRun live) {
@@ -168,14 +190,15 @@ RunEffects RunCoordinator::FinishRestore() {
       continue;
     }
     // A "skip" run was let in when it was accepted: that decision is not taken twice.
-    const bool waits = run.spec.overlap == "queue" || run.spec.overlap == "cancel";
+    const bool waits = run.spec.overlap == "queue" || run.spec.overlap == "cancel" ||
+                       run.spec.overlap.starts_with("allow(") || IsBackfill(run);
     if (GroupOf(run) == nullptr || run.began || !waits) {
       Start(run, out);
     } else {
       waiting.push_back(id);
     }
   }
-  for (const RunId& id : waiting) GroupOf(*runs_.at(id))->waiting.push_back(id);
+  for (const RunId& id : waiting) Wait(*GroupOf(*runs_.at(id)), *runs_.at(id));
   for (const RunId& id : cancelling) CancelJobs(*runs_.at(id), runs_.at(id)->reason, out);
   for (auto& [key, group] : groups_) StartWaiting(group, out);
   return out;
@@ -197,10 +220,15 @@ void RunCoordinator::Apply(Job& job, JobEvent event) {
   job.state = *next;
 }
 
+void RunCoordinator::Activate(Group& group, const Run& run) {
+  group.active.push_back(run.spec.id);
+  if (IsBackfill(run)) ++group.backfills;
+}
+
 void RunCoordinator::Start(Run& run, RunEffects& out) {
   run.state = run.shown = RunState::kRunning;
   LogStart(run);
-  if (Group* group = GroupOf(run)) group->active.push_back(run.spec.id);
+  if (Group* group = GroupOf(run)) Activate(*group, run);
   out.started.push_back(run.spec.id);
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
     Job& job = run.jobs[i];
@@ -243,7 +271,7 @@ void RunCoordinator::LogEnd(const Run& run) {
 }
 
 void RunCoordinator::StartWaiting(Group& group, RunEffects& out) {
-  while (group.active.empty() && !group.waiting.empty()) {
+  while (!group.waiting.empty() && MayStart(group, *runs_.at(group.waiting.front()))) {
     const RunId id = group.waiting.front();
     group.waiting.pop_front();
     Start(*runs_.at(id), out);
@@ -289,6 +317,7 @@ void RunCoordinator::EndIfFinished(Run& run, RunEffects& out) {
   Group* group = GroupOf(run);
   if (group == nullptr) return;
   MILLRACE_CHECK(std::erase(group->active, run.spec.id) == 1, "run {}: ended but was not active", run.spec.id.ToString());
+  if (IsBackfill(run)) --group->backfills;
   StartWaiting(*group, out);
 }
 
@@ -336,7 +365,7 @@ void RunCoordinator::CancelJobs(Run& run, const std::string& reason, RunEffects&
   if (run.state == RunState::kQueued) {
     Group* group = GroupOf(run);
     std::erase(group->waiting, run.spec.id);
-    group->active.push_back(run.spec.id);
+    Activate(*group, run);
   }
   run.state = run.shown = RunState::kCancelling;
   for (Job& job : run.jobs) CancelJob(run, job, out);

@@ -124,12 +124,17 @@ class RunCoordinator {
   };
   struct Group {  // the runs of one pipeline
     std::vector<RunId> active;
-    std::deque<RunId> waiting;
+    std::uint32_t backfills = 0;  // so many of the active ones
+    std::deque<RunId> waiting;    // runs of backfills behind all others
   };
   using GroupKey = std::pair<OrgId, std::string>;
 
   Run& Insert(RunSpec spec, std::vector<JobSpec> jobs);
   Group* GroupOf(const Run& run);
+  static bool IsBackfill(const Run& run) { return run.spec.generation > 0; }
+  static bool MayStart(const Group& group, const Run& run);
+  void Wait(Group& group, const Run& run);
+  static void Activate(Group& group, const Run& run);
   void Start(Run& run, RunEffects& out);
   void StartWaiting(Group& group, RunEffects& out);
   void EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out);

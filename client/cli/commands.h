@@ -23,6 +23,10 @@ ExitCode RunLogs(const Options& options);
 // Cancelling (commands_cancel.cc).
 ExitCode RunCancel(const Options& options);
 ExitCode JobCancel(const Options& options);
+// Backfills (commands_backfill.cc).
+ExitCode BackfillStart(const Options& options);
+ExitCode BackfillList(const Options& options);
+ExitCode BackfillShow(const Options& options);
 
 // Processes (commands_process.cc). They end with SIGTERM or SIGINT; a second signal hands running jobs back at once.
 ExitCode Up(const Options& options);

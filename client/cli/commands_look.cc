@@ -17,6 +17,7 @@
 #include "common/drivers/sqlite.h"
 #include "common/ledger/audit_verify.h"
 #include "common/model/cron.h"
+#include "common/model/dst_preview.h"
 #include "common/model/pipeline_json.h"
 #include "common/wire/zmq_transport.h"
 #include "scheduler/scheduler.h"
@@ -27,6 +28,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 constexpr std::uint32_t kFiresDefault = 10, kFiresMax = 10'000;
 constexpr std::uint32_t kSlotsDefault = 50, kSlotsMax = 500;
+constexpr int kTransitionsShown = 2;
 constexpr Millis kStatusTimeout{3000};
 
 std::string UtcColumn(WallTime t) { return ToRfc3339(t); }
@@ -57,6 +59,21 @@ Result<ScheduleSpec> FindSchedule(const Options& options, Context& context) {
   return pipeline.schedules.front();
 }
 
+// What a schedule does around the next jumps of its zone's clock.
+Table TransitionRows(const CronSchedule& cron, WallTime from) {
+  Table table{.columns = {"transition", "offsets", "part", "local", "offset", "fires", "rule"}, .rows = {}};
+  for (const JumpPreview& preview : PreviewTransitions(cron, from, kTransitionsShown)) {
+    const std::string at = ToRfc3339(preview.jump.at);
+    const std::string offsets = fmt::format("{} to {}", OffsetText(preview.jump.before), OffsetText(preview.jump.after));
+    for (const PreviewRow& row : preview.rows)
+      table.rows.push_back({at, offsets, std::string(Name(row.part)), row.local, OffsetText(row.offset),
+                            row.fire ? Cell{ToRfc3339(*row.fire)} : Cell{}, row.why});
+    if (preview.left_out > 0)
+      fmt::print(stderr, "{}: {} more local times within the jump are not shown\n", at, preview.left_out);
+  }
+  return table;
+}
+
 Result<ExitCode> DoScheduleNext(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const ScheduleSpec spec, FindSchedule(options, *context));
@@ -66,6 +83,12 @@ Result<ExitCode> DoScheduleNext(const Options& options) {
     auto parsed = ParseRfc3339(options.from);
     if (!parsed) return Prefixed(std::move(parsed.error()), "--from");
     from = *parsed;
+  }
+  if (options.transitions) {
+    const Table table = TransitionRows(cron, from);
+    if (table.rows.empty()) fmt::print(stderr, "the clock of {} does not jump\n", spec.timezone);
+    Print(table, context->format());
+    return ExitCode::kOk;
   }
   const std::uint32_t count = options.count == 0 ? kFiresDefault : options.count;
   if (count > kFiresMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kFiresMax);
@@ -85,17 +108,21 @@ Result<ExitCode> DoScheduleList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
   Table table{
-      .columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until", "next"},
+      .columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until", "next",
+                  "start", "end", "jitter_ms", "max_parallel"},
       .rows = {}};
   for (const ScheduleRow& row : rows) {
     const auto cron = CronSchedule::Make(row.spec);
     const auto next = cron ? cron->Next(row.watermark) : std::nullopt;
     table.rows.push_back({row.pipeline, row.version, row.spec.cron, row.spec.timezone, row.spec.dst, row.spec.catchup,
                           row.spec.overlap, row.paused, UtcColumn(row.watermark),
-                          !cron        ? Cell{cron.error().message}
-                          : row.paused ? Cell{std::string("paused")}
-                          : next       ? Cell{UtcColumn(*next)}
-                                       : Cell{std::string("never")}});
+                           !cron        ? Cell{cron.error().message}
+                           : row.paused ? Cell{std::string("paused")}
+                           : next       ? Cell{UtcColumn(*next)}
+                                        : Cell{std::string("never")},
+                           row.spec.start.empty() ? Cell{} : Cell{row.spec.start},
+                           row.spec.end.empty() ? Cell{} : Cell{row.spec.end}, row.spec.jitter.count(),
+                           row.spec.max_parallel == 0 ? Cell{} : Cell{std::int64_t{row.spec.max_parallel}}});
   }
   Print(table, context->format());
   return ExitCode::kOk;

@@ -7,6 +7,7 @@
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
+#include "common/model/schedule_rules.h"
 
 namespace millrace::cli {
 namespace {
@@ -38,6 +39,15 @@ void PrintChecked(const Table& table, std::string_view rows, OutputFormat format
   std::fflush(stdout);
 }
 
+// To stderr: the schedule of a file and its next fire.
+void PrintSchedules(const Pipeline& pipeline, WallTime now) {
+  for (const ScheduleSpec& spec : pipeline.schedules) {
+    const auto cron = CronSchedule::Make(spec);
+    const auto next = cron ? cron->Next(now) : std::nullopt;
+    fmt::print(stderr, "schedule: {}, next {}\n", Describe(spec), next ? ToRfc3339(*next) : "never");
+  }
+}
+
 Result<ExitCode> DoCheck(const Options& options, std::vector<Diagnostic>* diagnostics) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "check"));
   MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file, diagnostics));
@@ -53,6 +63,7 @@ Result<ExitCode> DoCheck(const Options& options, std::vector<Diagnostic>* diagno
     for (const ColumnSpec& column : schema.columns)
       table.rows.push_back({schema.stage, column.name, column.type, column.not_null});
   PrintChecked(table, "columns", context->format());
+  PrintSchedules(file.pipeline, context->clock().WallNow());
   fmt::print(stderr, "{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
   return ExitCode::kOk;
 }
@@ -80,11 +91,7 @@ Result<ExitCode> DoPlan(const Options& options, std::vector<Diagnostic>* diagnos
                           plan.jobs[i].effect});
   }
   PrintChecked(table, "stages", context->format());
-  for (const ScheduleSpec& spec : file.pipeline.schedules) {
-    const auto cron = CronSchedule::Make(spec);
-    const auto next = cron ? cron->Next(request.now) : std::nullopt;
-    fmt::print(stderr, "schedule: {} {}, next {}\n", spec.cron, spec.timezone, next ? ToRfc3339(*next) : "never");
-  }
+  PrintSchedules(file.pipeline, request.now);
   return ExitCode::kOk;
 }
 

@@ -62,6 +62,7 @@ void AddRunCommands(Grammar& g) {
   CLI::App* start = g.Add(run, "start", "Start a run of an applied pipeline", RunStart);
   start->add_option("PIPELINE", g.options.pipeline, "Name of the pipeline")->required();
   start->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
+  start->alias("now");
   start->add_flag("--wait", g.options.wait, "Follow it to its end and exit with its outcome");
   CLI::App* list = g.Add(run, "list", "Runs, newest first", RunList);
   list->add_option("--pipeline", g.options.pipeline, "Only this pipeline's");
@@ -124,7 +125,29 @@ void AddPipelineCommands(Grammar& g) {
   next->add_option("--timezone", g.options.timezone, "Time zone of --cron (default UTC)");
   next->add_option("--dst", g.options.dst, "Daylight-saving rule of --cron: once, skip or both");
   next->add_option("--from", g.options.from, "Fires after this time (default: now), as 2026-11-21T06:15:00Z");
+  next->add_flag("--transitions", g.options.transitions,
+                 "Instead, what happens around the next two jumps of the zone's clock (daylight saving)");
   next->add_option("-n,--count", g.options.count, "How many (default 10)");
+}
+
+void AddBackfillCommands(Grammar& g) {
+  CLI::App* backfill = g.Add(&g.app, "backfill", "Run the slots of a range in the past; or look at backfills", BackfillStart);
+  backfill->add_option("PIPELINE", g.options.pipeline, "Name of the pipeline");
+  backfill->add_option("--from", g.options.from, "First day, as 2026-01-01 in the schedule's zone, or instant");
+  backfill->add_option("--to", g.options.to, "Last day, which belongs to the range, or instant, which does not");
+  backfill->add_option("--schedule", g.options.schedule, "Name of the schedule (default: the only one)");
+  backfill->add_option("--reprocess", g.options.reprocess,
+                       "Slots to run: none (those without a run, the default), failed (those too whose last run failed), all");
+  backfill->add_flag("--newest-first", g.options.newest_first, "Begin at the end of the range");
+  backfill->add_option("--max-parallel", g.options.max_parallel, "Runs at once (default 1)");
+  backfill->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
+  backfill->add_option("--generation", g.options.generation, "Go on with, or create, exactly this generation");
+  backfill->add_flag("--dry-run", g.options.dry_run, "Only say what would be run");
+  CLI::App* list = g.Add(backfill, "list", "Backfills, newest first, and how far they are", BackfillList);
+  list->add_option("--pipeline", g.options.pipeline, "Only this pipeline's");
+  list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
+  CLI::App* show = g.Add(backfill, "show", "One backfill: range, options, progress", BackfillShow);
+  show->add_option("ID", g.options.id, "Backfill id")->required();
 }
 
 void AddProcessCommands(Grammar& g) {
@@ -183,7 +206,7 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 38> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 41> kExamples{{
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
@@ -209,7 +232,12 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 38> kExample
     {"schedule resume", "schedule resume shop"},
     {"schedule slots", "schedule slots shop -n 10"},
     {"schedule next",
-     "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3"},
+     "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3\n"
+     "schedule next shop --transitions"},
+    {"backfill",
+     "backfill shop --from 2026-01-01 --to 2026-01-31 --dry-run\nbackfill shop --from 2026-01-01 --to 2026-01-31 --max-parallel 4"},
+    {"backfill list", "backfill list --pipeline shop"},
+    {"backfill show", "backfill show 01a1fc86-aaa1-71b6-be1e-5b4980682c42"},
     {"queue", "queue list\nqueue set default --concurrency 8"},
     {"queue list", "queue list\nqueue list -o json"},
     {"queue show", "queue show default"},
@@ -290,7 +318,8 @@ std::string Hint(const CLI::App& app, const std::vector<std::string>& words) {
       AddOptionNames(*at, &options);
     } else {
       is_command = false;
-      const bool takes_words = at->get_subcommands([](const CLI::App*) { return true; }).empty() || at->get_name() == "run";
+      const bool takes_words = at->get_subcommands([](const CLI::App*) { return true; }).empty() || at->get_name() == "run" ||
+                               at->get_name() == "backfill";
       if (!takes_words) return fmt::format("unknown command '{}'{}", word, DidYouMean(word, names));
     }
   }
@@ -306,6 +335,7 @@ int Main(int argc, char** argv) {
   AddRunCommands(g);
   AddJobCommands(g);
   AddPipelineCommands(g);
+  AddBackfillCommands(g);
   AddProcessCommands(g);
   AddQueueCommands(g);
   AddOtherCommands(g);

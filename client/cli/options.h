@@ -48,6 +48,10 @@ struct Options {
   std::uint32_t count = 0;                         // -n
   bool wait = false;                               // run start
   bool origin = false;                             // config show
+  bool transitions = false;                        // schedule next
+  std::string to, schedule, reprocess = "none";    // backfill; from is its other edge
+  bool newest_first = false, dry_run = false;      // backfill
+  std::uint32_t max_parallel = 1, generation = 0;  // backfill; generation 0: the next
 };
 
 }  // namespace millrace::cli

@@ -109,7 +109,9 @@ struct ScheduleRow {
   ScheduleSpec spec;
   std::int64_t version = 0;  // the pipeline version that runs
   WallTime watermark{};      // slots at or before it are decided; never goes back
-  bool paused = false;       // due slots are decided as skipped
+  bool paused = false;        // due slots are decided as skipped
+  bool active = true;         // false: the pipeline's newest version has no such schedule
+  std::int64_t revision = 0;  // grows with every change of the row but the watermark's going forward
 };
 struct SlotKey {
   OrgId org = kDefaultOrg;
@@ -129,6 +131,53 @@ struct SlotDecision {
   std::optional<RunSpec> run;  // fired
   std::vector<JobSpec> jobs;
 };
+// A request to run the slots of a range in the past: one immutable row. Its runs have the row's generation; the scheduler
+// feeds them in (scheduler/backfill_feeder.h). See ops/docs/schedules.md.
+using BackfillId = UuidId<struct BackfillIdTag>;
+struct BackfillRow {
+  BackfillId id;
+  OrgId org = kDefaultOrg;
+  std::string pipeline, schedule;
+  WallTime from{}, to{};         // slots in [from, to) ...
+  WallTime until{};              // ... and not after this: the schedule's watermark at creation; later ones are the schedule's
+  std::uint32_t generation = 0;  // of its slots: unique per (org, pipeline, schedule), 1 or more
+  std::int64_t version = 0;      // of the pipeline, for all its runs
+  std::string options;           // BackfillOptions as JSON (common/model/backfill.h)
+  std::string actor;             // who: "cli root@host"
+  WallTime created_at{};
+  friend bool operator==(const BackfillRow&, const BackfillRow&) = default;
+};
+struct BackfillState {
+  BackfillRow row;
+  WallTime position{};           // oldest first: every slot before it is decided; newest first: every slot at or after it
+  bool fed = false;              // every slot of the range is decided
+  std::optional<WallTime> ended_at;  // fed, and no run of it is active
+  std::uint32_t noted = 0;       // runs of it that were active when last looked at ...
+  std::uint32_t active = 0;      // ... and so many of those still are
+};
+struct BackfillFilter {
+  std::optional<OrgId> org;  // empty: all orgs
+  std::optional<BackfillId> id;
+  std::optional<std::string> pipeline;
+  bool unended = false;
+  std::uint32_t limit = 100;
+};
+// One row of a slot and, if it has a run, what became of that.
+inline constexpr std::size_t kSlotHistoriesMax = 100;  // slots of one question
+struct SlotHistory {
+  WallTime slot{};
+  std::uint32_t generation = 0;
+  std::string state;
+  std::optional<RunId> run;
+  std::optional<RunState> run_ended;  // empty: no run, or it is active
+};
+// A turn of feeding a backfill. Nothing moves when the stored position is not `position_was`.
+struct BackfillStep {
+  BackfillId id;
+  WallTime position_was{}, position{};
+  bool fed = false;
+  std::vector<RunId> runs;  // of this batch's decisions
+};
 struct FireBatch {
   std::uint64_t leader_epoch = 0;  // guards nothing but waste: the slot's unique key is the guarantee
   std::vector<SlotDecision> decisions;
@@ -138,6 +187,8 @@ struct FireBatch {
     WallTime to;
   };
   std::vector<Watermark> watermarks;  // each becomes greatest(stored, to)
+  std::vector<BackfillStep> steps;
+  WallTime now{};  // ledger's clock; when a backfill that these steps find at its end ended
 };
 struct FireResult {
   std::vector<SlotKey> already_decided;  // slots that another scheduler had written: their runs were not created
@@ -237,11 +288,35 @@ class Ledger : public AuditSource {
   // Pauses or resumes the schedules of a pipeline; nothing else of them changes, and a new version keeps it. Repeatable.
   // kNotFound: the pipeline has no schedule.
   virtual Result<void> SetPaused(OrgId org, std::string_view pipeline, bool paused, MonoTime deadline) = 0;
+  // Rows (active or not) with a higher revision, in its order. Revisions become visible in order: none below the highest one
+  // that was read can come later.
+  virtual Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t after_revision, std::uint32_t limit,
+                                                            MonoTime deadline) = 0;
+  // The versions that the active schedules of these pipelines run, without their source.
+  virtual Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId org, std::span<const std::string> pipelines,
+                                                                 MonoTime deadline) = 0;
+  // Those of the pipelines that have a run without an outcome, runs of backfills apart (for overlap: skip).
+  virtual Result<std::vector<std::string>> BusyPipelines(OrgId org, std::span<const std::string> pipelines,
+                                                         MonoTime deadline) = 0;
   virtual Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) = 0;
   // Runs of a pipeline without an outcome (for overlap: skip).
   virtual Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) = 0;
   virtual Result<std::vector<SlotRow>> Slots(OrgId org, std::string_view pipeline, std::uint32_t limit,
                                              MonoTime deadline) = 0;  // newest first
+
+  // Backfills. With generation 0: takes the next one of the schedule, or gives back a backfill of the same range and options
+  // that has not ended. With a generation: creates it, or gives back the one that has it; kConflict when that one is another.
+  struct CreatedBackfill {
+    BackfillRow row;
+    bool created = false;
+  };
+  virtual Result<CreatedBackfill> CreateBackfill(BackfillRow row, MonoTime deadline) = 0;
+  virtual Result<std::vector<BackfillState>> Backfills(const BackfillFilter& filter, MonoTime deadline) = 0;  // newest first
+  // All rows of these slots (at most kSlotHistoriesMax), by slot and generation.
+  virtual Result<std::vector<SlotHistory>> SlotHistories(OrgId org, std::string_view pipeline, std::string_view schedule,
+                                                         std::span<const WallTime> slots, MonoTime deadline) = 0;
+  // How many runs of a backfill are in each state; kRunning: no outcome.
+  virtual Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow& row, MonoTime deadline) = 0;
 
   virtual Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) = 0;
   virtual Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) = 0;  // kNotFound

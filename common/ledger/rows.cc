@@ -53,6 +53,9 @@ constexpr Column kCancelColumns[] = {{"item", kUuid},  {"is_run", kBool}, {"org"
                                      {"actor", kText}, {"reason", kText}, {"requested_at", kTime}};
 constexpr Column kQueueSettingColumns[] = {{"org", kInt},       {"queue", kText}, {"revision", kInt}, {"shard", kInt},
                                            {"settings", kText}, {"actor", kText}, {"at", kTime}};
+constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},       {"pipeline", kText},     {"schedule", kText},
+                                       {"range_from", kTime}, {"range_to", kTime}, {"until", kTime},        {"generation", kInt},
+                                       {"version", kInt},     {"options", kText},  {"actor", kText},        {"created_at", kTime}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},
@@ -63,7 +66,8 @@ constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionCo
                                          {"outcome", kOutcomeColumns, 1},
                                          {"run_outcome", kRunOutcomeColumns, 1},
                                          {"cancel", kCancelColumns, 1},
-                                         {"queue_setting", kQueueSettingColumns, 3}};
+                                         {"queue_setting", kQueueSettingColumns, 3},
+                                         {"backfill", kBackfillColumns, 1}};
 
 // The length of the UTF-8 sequence at the start of `s`, 0 if there is none that PostgreSQL takes.
 std::size_t SequenceLength(std::string_view s) {
@@ -216,6 +220,13 @@ void Append(const QueueSettingRow& r, Arena& a, std::vector<Value>& c) {
                      Value::Of(CleanText(r.actor, a)), Value::Of(r.at)});
 }
 
+void Append(const BackfillRow& r, Arena& a, std::vector<Value>& c) {
+  c.insert(c.end(), {Value::Of(r.id.AsBytes()), Value::Of(r.org.value()), Value::Of(CleanText(r.pipeline, a)),
+                     Value::Of(CleanText(r.schedule, a)), Value::Of(r.from), Value::Of(r.to), Value::Of(r.until),
+                     Value::Of(std::int64_t{r.generation}), Value::Of(r.version), Value::Of(CleanText(r.options, a)),
+                     Value::Of(CleanText(r.actor, a)), Value::Of(r.created_at)});
+}
+
 PipelineVersion PipelineVersionFrom(std::span<const Value> c) {
   return {OrgId{c[0].number}, Str(c[1]), c[2].number, Str(c[3]), Str(c[4]), Str(c[5]), TimeOf(c[6])};
 }
@@ -299,6 +310,23 @@ Result<QueueSettings> QueueSettingsFrom(std::span<const Value> c) {
   settings->queue = Str(c[1]);
   settings->revision = c[2].number;
   return settings;
+}
+
+BackfillRow BackfillFrom(std::span<const Value> c) {
+  BackfillRow r;
+  r.id = BackfillId{UuidOf(c[0])};
+  r.org = OrgId{c[1].number};
+  r.pipeline = Str(c[2]);
+  r.schedule = Str(c[3]);
+  r.from = TimeOf(c[4]);
+  r.to = TimeOf(c[5]);
+  r.until = TimeOf(c[6]);
+  r.generation = U32(c[7]);
+  r.version = c[8].number;
+  r.options = Str(c[9]);
+  r.actor = Str(c[10]);
+  r.created_at = TimeOf(c[11]);
+  return r;
 }
 
 Digest LeafOf(Table table, std::span<const Value> cells) {

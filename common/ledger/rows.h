@@ -46,12 +46,13 @@ enum class Table : std::uint8_t {
   kOutcome,
   kRunOutcome,
   kCancel,
-  kQueueSetting
+  kQueueSetting,
+  kBackfill
 };
-inline constexpr std::size_t kTableCount = 9;
+inline constexpr std::size_t kTableCount = 10;
 inline constexpr std::array<Table, kTableCount> kTables = {
-    Table::kPipelineVersion, Table::kSlot,       Table::kRun,    Table::kJob,         Table::kAttempt,
-    Table::kOutcome,         Table::kRunOutcome, Table::kCancel, Table::kQueueSetting};
+    Table::kPipelineVersion, Table::kSlot,       Table::kRun,    Table::kJob,          Table::kAttempt,
+    Table::kOutcome,         Table::kRunOutcome, Table::kCancel, Table::kQueueSetting, Table::kBackfill};
 
 // A revision of a queue's settings.
 struct QueueSettingRow {
@@ -81,6 +82,7 @@ void Append(const OutcomeRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const RunOutcomeRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const CancelRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const QueueSettingRow& row, Arena& arena, std::vector<Value>& cells);
+void Append(const BackfillRow& row, Arena& arena, std::vector<Value>& cells);
 
 // The other way; `cells` begins with the table's columns in order.
 PipelineVersion PipelineVersionFrom(std::span<const Value> cells);
@@ -92,6 +94,7 @@ OutcomeRow OutcomeFrom(std::span<const Value> cells);
 RunOutcomeRow RunOutcomeFrom(std::span<const Value> cells);
 CancelRow CancelFrom(std::span<const Value> cells);
 Result<QueueSettings> QueueSettingsFrom(std::span<const Value> cells);  // kCorrupt: the stored text is no settings
+BackfillRow BackfillFrom(std::span<const Value> cells);
 
 // The leaf of a row: table, then every column; numbers as integers, all else as bytes.
 Digest LeafOf(Table table, std::span<const Value> cells);

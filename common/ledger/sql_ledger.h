@@ -27,6 +27,7 @@ struct Batch {
   std::vector<const RunOutcomeRow*> run_outcomes;
   std::vector<const CancelRow*> cancels;
   std::vector<const QueueSettingRow*> queue_settings;
+  std::vector<const BackfillRow*> backfills;
   std::vector<Uuid> outbox_done;
   std::vector<Statement> others;
   bool outbox = false;            // runs and single jobs get outbox rows
@@ -37,6 +38,7 @@ struct Batch {
   std::vector<SlotKey> duplicate_slots;
   bool version_exists = false;
   bool setting_exists = false;
+  bool generation_exists = false;
 };
 
 class SqlLedger final : public Ledger {
@@ -76,9 +78,20 @@ class SqlLedger final : public Ledger {
   Result<Leadership> TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) override;
   Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> org, MonoTime deadline) override;
   Result<void> SetPaused(OrgId org, std::string_view pipeline, bool paused, MonoTime deadline) override;
+  Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t after_revision, std::uint32_t limit,
+                                                    MonoTime deadline) override;
+  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId org, std::span<const std::string> pipelines,
+                                                         MonoTime deadline) override;
+  Result<std::vector<std::string>> BusyPipelines(OrgId org, std::span<const std::string> pipelines, MonoTime deadline) override;
   Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) override;
   Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) override;
   Result<std::vector<SlotRow>> Slots(OrgId org, std::string_view pipeline, std::uint32_t limit, MonoTime deadline) override;
+
+  Result<CreatedBackfill> CreateBackfill(BackfillRow row, MonoTime deadline) override;
+  Result<std::vector<BackfillState>> Backfills(const BackfillFilter& filter, MonoTime deadline) override;
+  Result<std::vector<SlotHistory>> SlotHistories(OrgId org, std::string_view pipeline, std::string_view schedule,
+                                                 std::span<const WallTime> slots, MonoTime deadline) override;
+  Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow& row, MonoTime deadline) override;
 
   Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) override;
   Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) override;
@@ -100,6 +113,8 @@ class SqlLedger final : public Ledger {
   Result<bool> Prune(Batch& batch, MonoTime deadline);  // false: nothing was there to be taken out
   Result<std::set<Uuid>> Existing(Table table, std::vector<Uuid> ids, MonoTime deadline);
   Result<bool> PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline);
+  // sql_ledger_backfill.cc
+  Result<std::optional<BackfillRow>> SameBackfill(const BackfillRow& wanted, std::uint32_t& highest, MonoTime deadline);
   // sql_ledger_rebuild.cc
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
   Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
@@ -118,5 +133,8 @@ class SqlLedger final : public Ledger {
   bool chain_in_doubt_ = false;  // a commit whose outcome stayed unknown may still arrive
   std::optional<std::uint16_t> shard_count_;
 };
+
+// What a turn of feeding a backfill changes beside its slots and runs.
+std::vector<Statement> StepStatements(const BackfillStep& step, WallTime now);
 
 }  // namespace millrace::ledger

@@ -11,6 +11,7 @@ namespace millrace::ledger {
 namespace {
 
 constexpr int kRoundsMax = 16;
+constexpr std::size_t kPrunePage = 50;  // keys of one statement; fewer texts mean fewer prepared statements
 
 template <class T>
 void AppendTable(Table table, const std::vector<const T*>& rows, WriteSet& set, std::vector<Digest>* leaves,
@@ -32,6 +33,16 @@ bool TakeOut(std::vector<const T*>& rows, Drop drop) {
 }
 
 }  // namespace
+
+std::string ValuesOf(std::size_t rows, std::size_t columns) {
+  std::string text = "(values ";
+  for (std::size_t r = 0; r < rows; ++r) {
+    text += r > 0 ? ", (" : "(";
+    for (std::size_t c = 1; c <= columns; ++c) text += (c > 1 ? ", $" : "$") + std::to_string(r * columns + c);
+    text += ')';
+  }
+  return text + ")";
+}
 
 SqlLedger::SqlLedger(std::unique_ptr<SqlStore> store, const LedgerOptions& options)
     : store_(std::move(store)), options_(options), chain_(options.writer, options.actor) {}
@@ -112,6 +123,7 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     AppendTable(Table::kRunOutcome, batch.run_outcomes, set, &leaves, next);
     AppendTable(Table::kCancel, batch.cancels, set, &leaves, next);
     AppendTable(Table::kQueueSetting, batch.queue_settings, set, &leaves, next);
+    AppendTable(Table::kBackfill, batch.backfills, set, &leaves, next);
     std::optional<AuditRecord> record;
     if (!leaves.empty()) record = chain_.Next(std::move(leaves), options_.clock->WallNow());
     auto applied = store_->Apply(set, record ? &*record : nullptr, deadline);
@@ -153,15 +165,26 @@ Result<std::set<Uuid>> SqlLedger::Existing(Table table, std::vector<Uuid> ids, M
 
 Result<bool> SqlLedger::PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline) {
   std::vector<const SlotRow*> kept;
-  std::set<std::tuple<std::int64_t, std::string, std::string, std::int64_t, std::uint32_t>> seen;
+  using Key = std::tuple<std::int64_t, std::string, std::string, std::int64_t, std::int64_t>;
+  std::set<Key> seen;
+  // Two schedulers at the same herd of slots: whole pages of keys are asked for at once.
+  for (std::size_t at = 0; at < batch.slots.size();) {
+    const std::size_t count = batch.slots.size() - at >= kPrunePage ? kPrunePage : 1;
+    Params params;
+    for (std::size_t i = 0; i < count; ++i) {
+      const SlotKey& k = batch.slots[at + i]->key;
+      params.Int(k.org.value()).Text(k.pipeline).Text(k.schedule).Time(k.slot).Int(k.generation);
+    }
+    static const std::string kSql =
+        "select org, pipeline, schedule, slot, generation from slot where (org, pipeline, schedule, slot, generation) in ";
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(kSql + ValuesOf(count, 5), params, deadline));
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      seen.emplace(rows[i][0].number, rows[i][1].bytes, rows[i][2].bytes, ToUnixMicros(TimeOf(rows[i][3])), rows[i][4].number);
+    at += count;
+  }
   for (const SlotRow* slot : batch.slots) {
     const SlotKey& k = slot->key;
-    MILLRACE_TRY_ASSIGN(
-        const Rows rows,
-        store_->Run("select 1 from slot where org = $1 and pipeline = $2 and schedule = $3 and slot = $4 and generation = $5",
-                    Params().Int(k.org.value()).Text(k.pipeline).Text(k.schedule).Time(k.slot).Int(k.generation), deadline));
-    const bool first = seen.emplace(k.org.value(), k.pipeline, k.schedule, ToUnixMicros(k.slot), k.generation).second;
-    if (rows.empty() && first) {
+    if (seen.emplace(k.org.value(), k.pipeline, k.schedule, ToUnixMicros(k.slot), k.generation).second) {
       kept.push_back(slot);
       continue;
     }
@@ -201,6 +224,14 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
     if (!rows.empty()) batch.setting_exists = true;
   }
   if (batch.setting_exists) return Fail(ErrorCode::kConflict, "another one set the queue at the same time; look and set again");
+  for (const BackfillRow* b : batch.backfills) {
+    MILLRACE_TRY_ASSIGN(
+        const Rows rows,
+        store_->Run("select 1 from backfill where org = $1 and pipeline = $2 and schedule = $3 and generation = $4",
+                    Params().Int(b->org.value()).Text(b->pipeline).Text(b->schedule).Int(b->generation), deadline));
+    if (!rows.empty()) batch.generation_exists = true;
+  }
+  if (batch.generation_exists) return Fail(ErrorCode::kConflict, "another one took the generation at the same time");
 
   std::set<Uuid> dropped;
   MILLRACE_TRY_ASSIGN(pruned, PruneSlots(batch, dropped, deadline));

@@ -15,12 +15,13 @@
 namespace millrace::ledger {
 
 struct Param {
-  enum class Kind : std::uint8_t { kInt, kText, kBytes, kId, kTime, kIds };
+  enum class Kind : std::uint8_t { kInt, kText, kBytes, kId, kTime, kIds, kTexts };
   Kind kind;
   bool null = false;
   std::int64_t number = 0;
   std::string bytes;
   std::vector<Uuid> ids;
+  std::vector<std::string> texts{};
 };
 
 class Params {
@@ -32,6 +33,9 @@ class Params {
   Params& NullId() { return Put({Param::Kind::kId, true, 0, {}, {}}); }
   Params& Time(WallTime value) { return Put({Param::Kind::kTime, false, ToUnixMicros(value), {}, {}}); }
   Params& Ids(std::vector<Uuid> values) { return Put({Param::Kind::kIds, false, 0, {}, std::move(values)}); }
+  Params& Texts(std::span<const std::string> values) {
+    return Put({Param::Kind::kTexts, false, 0, {}, {}, {values.begin(), values.end()}});
+  }
   std::span<const Param> all() const { return params_; }
 
  private:
@@ -99,6 +103,7 @@ class SqlStore {
   // Dialect.
   virtual std::string Columns(Table table, std::string_view alias) const = 0;  // "r.run, r.org, ..." in the order of DefOf
   virtual std::string In(int parameter) const = 0;                             // " = any($1)", for an Ids parameter
+  virtual std::string InTexts(int parameter) const = 0;                        // the same for a Texts parameter
   virtual std::string_view ForUpdate() const = 0;
 };
 
@@ -107,5 +112,7 @@ Result<std::unique_ptr<SqlStore>> OpenSqliteStore(const LedgerOptions& options, 
 
 // "insert into job (job, org, ..., audit_writer, audit_seq, audit_index) "
 std::string InsertHead(Table table);
+// "(values ($1, $2), ($3, $4))"
+std::string ValuesOf(std::size_t rows, std::size_t columns);
 
 }  // namespace millrace::ledger

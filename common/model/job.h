@@ -191,7 +191,7 @@ struct RunSpec {
   std::string schedule;           // schedule's name; empty for a run by hand
   std::optional<WallTime> slot;   // UTC instant, before jitter
   std::uint32_t generation = 0;   // 0 = the fire itself
-  std::string overlap = "queue";  // queue | allow | skip; what the coordinator does while another run is active
+  std::string overlap = "queue";  // queue | allow | allow(N) | skip | cancel; what to do while another run is active
   std::string params = "{}";      // JSON object of the bound values
   WallTime created_at{};
   friend bool operator==(const RunSpec&, const RunSpec&) = default;

@@ -20,9 +20,12 @@ struct ScheduleSpec {
   std::string cron;                // 5 fields, or 6 with leading seconds, or @daily ...
   std::string timezone = "UTC";    // IANA name
   std::string catchup = "latest";  // none | latest | all | all(N)
-  std::string overlap = "queue";   // skip | queue | allow
+  std::string overlap = "queue";   // skip | queue | allow | cancel
   std::string dst = "once";        // once | skip | both
   Millis misfire_grace{60'000};
+  std::string start{}, end{};      // edges of the range of slots (ParseRangeEdge); empty: none
+  Millis jitter{0};                // a slot's run starts up to so much later (JitterOf); 0 .. kJitterMax
+  std::uint32_t max_parallel = 0;  // overlap: allow; runs of the pipeline at once; 0 = no limit
   friend bool operator==(const ScheduleSpec&, const ScheduleSpec&) = default;
 };
 

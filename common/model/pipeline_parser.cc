@@ -6,6 +6,7 @@
 #include <functional>
 #include <queue>
 #include <set>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -13,6 +14,7 @@
 #include "common/model/cron.h"
 #include "common/model/param.h"
 #include "common/model/parse_context.h"
+#include "common/model/schedule_rules.h"
 #include "common/model/sql_scan.h"
 
 namespace millrace {
@@ -54,18 +56,22 @@ class PipelineParser {
 
   void Schedule(const YamlNode& node) {
     if (!context_.IsMapping(node, "schedule")) return;
-    context_.OnlyKeys(node, {"cron", "timezone", "catchup", "overlap", "dst", "misfire_grace"}, "schedule");
+    context_.OnlyKeys(node, {"cron", "timezone", "start", "end", "catchup", "overlap", "max_parallel", "dst", "misfire_grace", "jitter"},
+                      "schedule");
     ScheduleSpec spec;
     const YamlNode* cron = context_.Need(node, node, "cron", "schedule");
     if (cron) spec.cron = context_.Text(*cron, "schedule.cron").value_or("");
     if (const YamlNode* zone = node.Find("timezone")) spec.timezone = context_.Text(*zone, "schedule.timezone").value_or("UTC");
     if (const YamlNode* catchup = node.Find("catchup")) Catchup(spec, *catchup);
     if (const YamlNode* overlap = node.Find("overlap"))
-      if (auto word = context_.OneOf(*overlap, "schedule.overlap", {"skip", "queue", "allow"})) spec.overlap = *word;
+      if (auto word = context_.OneOf(*overlap, "schedule.overlap", {"skip", "queue", "allow", "cancel"})) spec.overlap = *word;
     if (const YamlNode* dst = node.Find("dst"))
       if (auto word = context_.OneOf(*dst, "schedule.dst", {"once", "skip", "both"})) spec.dst = *word;
     if (const YamlNode* grace = node.Find("misfire_grace"))
       spec.misfire_grace = context_.Duration(*grace, "schedule.misfire_grace").value_or(spec.misfire_grace);
+    Jitter(spec, node);
+    MaxParallel(spec, node);
+    Range(spec, node);
     if (spec.cron.empty() || !context_.clean()) return;
     if (const auto wrong = Validate(spec)) {
       const YamlNode* zone = node.Find("timezone");
@@ -74,6 +80,41 @@ class PipelineParser {
       return;
     }
     pipeline_.schedules.push_back(std::move(spec));
+  }
+
+  void Jitter(ScheduleSpec& spec, const YamlNode& node) {
+    const YamlNode* jitter = node.Find("jitter");
+    if (!jitter) return;
+    spec.jitter = context_.Duration(*jitter, "schedule.jitter").value_or(Millis{0});
+    if (spec.jitter > kJitterMax)
+      context_.Add(*jitter, "bad_value", fmt::format("schedule.jitter is {}; it must be at most 24h", jitter->text));
+  }
+
+  void MaxParallel(ScheduleSpec& spec, const YamlNode& node) {
+    const YamlNode* max = node.Find("max_parallel");
+    if (!max) return;
+    spec.max_parallel =
+        static_cast<std::uint32_t>(context_.Integer(*max, "schedule.max_parallel", 1, kMaxParallelMax).value_or(0));
+    if (spec.overlap != "allow")
+      context_.Add(*max, "bad_value", fmt::format("schedule.max_parallel has no meaning with overlap: {}", spec.overlap),
+                   "write overlap: allow, or leave max_parallel out");
+  }
+
+  // start and end: each by itself, so that the mark is at the one that is wrong. A wrong zone is complained about elsewhere.
+  void Range(ScheduleSpec& spec, const YamlNode& node) {
+    for (const auto& [key, field, edge] :
+         {std::tuple{"start", &spec.start, RangeEdge::kFrom}, std::tuple{"end", &spec.end, RangeEdge::kTo}}) {
+      const YamlNode* value = node.Find(key);
+      if (!value) continue;
+      *field = context_.Text(*value, fmt::format("schedule.{}", key)).value_or("");
+      if (field->empty() || !ParseRangeEdge("2000-01-01", spec.timezone, edge)) continue;
+      if (const auto at = ParseRangeEdge(*field, spec.timezone, edge); !at)
+        context_.Add(*value, "bad_value", fmt::format("schedule.{}: {}", key, at.error().message));
+    }
+    const auto start = ParseRangeEdge(spec.start, spec.timezone, RangeEdge::kFrom);
+    const auto end = ParseRangeEdge(spec.end, spec.timezone, RangeEdge::kTo);
+    if (start && end && *end <= *start)
+      context_.Add(*node.Find("end"), "bad_value", "schedule.end is not after schedule.start: it would never fire");
   }
 
   std::optional<std::string> Validate(const ScheduleSpec& spec) const {

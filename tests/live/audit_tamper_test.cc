@@ -13,6 +13,7 @@
 #include "common/ledger/audit_verify.h"
 #include "common/ledger/ledger.h"
 #include "common/ledger/rows.h"
+#include "common/model/backfill.h"
 #include "tests/support/test_postgres.h"
 
 namespace millrace {
@@ -310,6 +311,18 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     settings.queue = "default";
     settings.concurrency = 4;
     settings = Must(scheduler->PutQueueSettings(settings, "cli", In()));
+    BackfillOptions options;
+    options.schedule = pipeline.schedules[0];
+    BackfillRow backfill;
+    backfill.id = ids_.Next<BackfillId>();
+    backfill.pipeline = "flights";
+    backfill.schedule = "default";
+    backfill.from = FromUnixMicros(1'700'000'000'000'000);
+    backfill.to = backfill.until = FromUnixMicros(1'700'086'400'000'000);
+    backfill.version = 2;
+    backfill.options = ToJson(options);
+    backfill.actor = "cli test";
+    Must(scheduler->CreateBackfill(backfill, In()));
     note();
     const OwnerId owner = ids_.Next<OwnerId>();
     const ShardId shard = ShardOf(kDefaultOrg, 1);

@@ -224,6 +224,17 @@ class MemoryLedger final : public Ledger {
   Result<FireResult> Fire(const FireBatch&, MonoTime) override { return No(); }
   Result<std::uint32_t> ActiveRuns(OrgId, std::string_view, MonoTime) override { return No(); }
   Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return No(); }
+  Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t, std::uint32_t, MonoTime) override { return No(); }
+  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId, std::span<const std::string>, MonoTime) override { return No(); }
+  Result<std::vector<std::string>> BusyPipelines(OrgId, std::span<const std::string>, MonoTime) override { return No(); }
+  Result<CreatedBackfill> CreateBackfill(BackfillRow, MonoTime) override { return No(); }
+  Result<std::vector<BackfillState>> Backfills(const BackfillFilter&, MonoTime) override { return No(); }
+  Result<std::vector<SlotHistory>> SlotHistories(OrgId, std::string_view, std::string_view, std::span<const WallTime>,
+                                                 MonoTime) override {
+    return No();
+  }
+  Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow&, MonoTime) override { return No(); }
+
   Result<std::vector<RunSummary>> ListRuns(const RunFilter&, MonoTime) override { return No(); }
   Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return No(); }
   Result<std::vector<AuditHead>> AuditHeads(MonoTime) override { return No(); }
