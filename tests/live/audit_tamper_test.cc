@@ -88,7 +88,7 @@ class SqliteTamperStore final : public Store {
       case ColumnType::kInt:
       case ColumnType::kTime: return "coalesce(" + name + ", 0) + 1";
       case ColumnType::kBool: return "1 - " + name;
-      case ColumnType::kText: return name + " || 'x'";
+      case ColumnType::kText: return "coalesce(" + name + ", '') || 'x'";
       case ColumnType::kBytes: return "cast(" + name + " || 'x' as blob)";
       case ColumnType::kUuid:
       case ColumnType::kUuidList: return RandomId();
@@ -107,8 +107,8 @@ class SqliteTamperStore final : public Store {
   std::unique_ptr<Ledger> reader_;
 };
 
-constexpr std::string_view kTableNames[] = {"pipeline_version", "slot",    "run",         "job",
-                                            "attempt",          "outcome", "run_outcome", "audit_record"};
+constexpr std::string_view kTableNames[] = {"pipeline_version", "slot",    "run",     "job",         "cancel",
+                                            "queue_setting",    "attempt", "outcome", "run_outcome", "audit_record"};
 
 class PostgresTamperStore final : public Store {
  public:
@@ -148,7 +148,7 @@ class PostgresTamperStore final : public Store {
       case ColumnType::kInt: return name + " + 1";
       case ColumnType::kTime: return "coalesce(" + name + " + interval '1 microsecond', now())";
       case ColumnType::kBool: return "not " + name;
-      case ColumnType::kText: return name + " || 'x'";
+      case ColumnType::kText: return "coalesce(" + name + ", '') || 'x'";
       case ColumnType::kBytes: return name + " || '\\x78'::bytea";
       case ColumnType::kUuid: return RandomId();
       case ColumnType::kUuidList: return "array_append(" + name + ", gen_random_uuid())";
