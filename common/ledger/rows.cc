@@ -51,9 +51,9 @@ constexpr Column kRunOutcomeColumns[] = {
     {"run", kUuid}, {"org", kInt}, {"state", kInt}, {"reason", kText}, {"finished_at", kTime}};
 constexpr Column kCancelColumns[] = {{"item", kUuid},  {"is_run", kBool}, {"org", kInt},
                                      {"actor", kText}, {"reason", kText}, {"requested_at", kTime}};
-constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},       {"pipeline", kText},     {"schedule", kText},
-                                       {"range_from", kTime}, {"range_to", kTime}, {"until", kTime},        {"generation", kInt},
-                                       {"version", kInt},     {"options", kText},  {"actor", kText},        {"created_at", kTime}};
+constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},       {"pipeline", kText}, {"schedule", kText},
+                                       {"range_from", kTime}, {"range_to", kTime}, {"until", kTime},    {"generation", kInt},
+                                       {"version", kInt},     {"options", kText},  {"actor", kText},    {"created_at", kTime}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},

@@ -40,8 +40,8 @@ using Arena = std::deque<std::string>;
 enum class Table : std::uint8_t { kPipelineVersion, kSlot, kRun, kJob, kAttempt, kOutcome, kRunOutcome, kCancel, kBackfill };
 inline constexpr std::size_t kTableCount = 9;
 inline constexpr std::array<Table, kTableCount> kTables = {
-    Table::kPipelineVersion, Table::kSlot,    Table::kRun,        Table::kJob,
-    Table::kAttempt,         Table::kOutcome, Table::kRunOutcome, Table::kCancel, Table::kBackfill};
+    Table::kPipelineVersion, Table::kSlot,       Table::kRun,    Table::kJob,     Table::kAttempt,
+    Table::kOutcome,         Table::kRunOutcome, Table::kCancel, Table::kBackfill};
 
 struct TableDef {
   std::string_view name;
