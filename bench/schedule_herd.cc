@@ -1,10 +1,11 @@
-// A herd of schedules at one minute, decided by two competing scheduler processes on a real PostgreSQL (MILLRACE_TEST_POSTGRES; a
-// database of its own, dropped afterwards), and what schedules cost while nothing is due.
+// A herd of schedules at one minute, decided by two competing scheduler processes on a real PostgreSQL (MILLRACE_TEST_POSTGRES;
+// a database of its own, dropped afterwards), and what schedules cost while nothing is due.
 //
 //   millrace_schedule_herd [SCHEDULES] [IDLE_SCHEDULES] [lead|both]
 //
 // lead (default): one leads, one stands by, as in production. both: the two share the lease, so that every slot is decided
-// twice and only the slot's unique key is left. Prints JSON; exit code 1 when a slot is missing, doubled or later than a minute.
+// twice and only the slot's unique key is left. Prints JSON; exit code 1 when a slot is missing, doubled or later than a
+// minute.
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -53,8 +54,8 @@ struct World {
     return result.Int(0, 0);
   }
   Result<std::unique_ptr<Ledger>> OpenLedger() {
-    return OpenPostgresLedger({.dsn = dsn(), .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 16, .actor = "herd"},
-                              In(20s));
+    return OpenPostgresLedger(
+        {.dsn = dsn(), .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 16, .actor = "herd"}, In(20s));
   }
 };
 
@@ -70,8 +71,8 @@ pid_t StartScheduler(World& world, OwnerId id, int number) {
   auto ledger = world.OpenLedger();
   if (!ledger) ::_exit(1);
   LocalInbox inbox;
-  scheduler::Scheduler scheduler({.name = fmt::format("s{}", number), .id = id, .lead_ttl = 3000ms, .shard_count = 16}, **ledger,
-                                 inbox, world.clock, world.ids);
+  scheduler::Scheduler scheduler({.name = fmt::format("s{}", number), .id = id, .lead_ttl = 3000ms, .shard_count = 16},
+                                 **ledger, inbox, world.clock, world.ids);
   std::thread runner([&] { scheduler.Run(); });
   int signal = 0;
   sigwait(&stop, &signal);
@@ -99,26 +100,27 @@ Cost Stop(const std::array<pid_t, 2>& children) {
 }
 
 // One pipeline applied as everybody does, the others copied from it.
-Result<void> MakeSchedules(World& world, PgConnection& db, const std::string& prefix, std::int64_t count, const std::string& cron,
-                           const std::string& end) {
-  const std::string yaml =
-      fmt::format("version: 1\npipeline: {}\nschedule: {{ cron: \"{}\", catchup: all, overlap: allow{} }}\nstages:\n  a: {{ command: "
-                  "[echo, one] }}\n",
-                  prefix, cron, end.empty() ? "" : fmt::format(", end: \"{}\"", end));
+Result<void> MakeSchedules(World& world, PgConnection& db, const std::string& prefix, std::int64_t count,
+                           const std::string& cron, const std::string& end) {
+  const std::string yaml = fmt::format(
+      "version: 1\npipeline: {}\nschedule: {{ cron: \"{}\", catchup: all, overlap: allow{} }}\nstages:\n  a: {{ command: "
+      "[echo, one] }}\n",
+      prefix, cron, end.empty() ? "" : fmt::format(", end: \"{}\"", end));
   const auto parsed = ParsePipeline(yaml, "herd.yaml");
   if (!parsed.pipeline) return Fail(ErrorCode::kInvalidArgument, "{}", RenderAll(parsed.diagnostics, yaml));
   MILLRACE_TRY_ASSIGN(const auto ledger, world.OpenLedger());
   MILLRACE_TRY(ledger->ApplyPipeline(*parsed.pipeline, ToJson(*parsed.pipeline), yaml, "/srv", kDefaultOrg, world.In(20s)));
   return world.Sql(
-      db, fmt::format("set search_path = millrace;"
-                      "insert into pipeline_version select org, '{0}' || g, version, source, replace(definition, '\"{0}\"', '\"{0}' "
-                      "|| g || '\"'), base_dir, applied_at, audit_writer, audit_seq, audit_index from pipeline_version, "
-                      "generate_series(2, {1}) g where pipeline = '{0}';"
-                      "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, "
-                      "version, watermark, starts, ends) select org, '{0}' || g, schedule, cron, timezone, catchup, overlap, dst, "
-                      "misfire_grace_ms, version, watermark, starts, ends from schedule, generate_series(2, {1}) g where "
-                      "pipeline = '{0}'; analyze;",
-                      prefix, count));
+      db, fmt::format(
+              "set search_path = millrace;"
+              "insert into pipeline_version select org, '{0}' || g, version, source, replace(definition, '\"{0}\"', '\"{0}' "
+              "|| g || '\"'), base_dir, applied_at, audit_writer, audit_seq, audit_index from pipeline_version, "
+              "generate_series(2, {1}) g where pipeline = '{0}';"
+              "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, "
+              "version, watermark, starts, ends) select org, '{0}' || g, schedule, cron, timezone, catchup, overlap, dst, "
+              "misfire_grace_ms, version, watermark, starts, ends from schedule, generate_series(2, {1}) g where "
+              "pipeline = '{0}'; analyze;",
+              prefix, count));
 }
 
 Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both) {
@@ -127,8 +129,9 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
   // The first whole minute that leaves time to make them and to start.
   const WallTime slot = std::chrono::ceil<std::chrono::minutes>(FromUnixMicros(now_us) + 30s);
   MILLRACE_TRY(MakeSchedules(world, db, "herd", count, "* * * * *", ToRfc3339(slot + 30s)));
-  MILLRACE_TRY(world.Sql(db, fmt::format("update millrace.schedule set watermark = to_timestamp({}) where pipeline like 'herd%'",
-                                         ToUnixMicros(slot - 1s) / 1'000'000)));
+  MILLRACE_TRY(
+      world.Sql(db, fmt::format("update millrace.schedule set watermark = to_timestamp({}) where pipeline like 'herd%'",
+                                ToUnixMicros(slot - 1s) / 1'000'000)));
   const OwnerId shared = world.ids.Next<OwnerId>();
   std::array<pid_t, 2> children{};
   for (int i = 0; i < 2; ++i)
@@ -145,15 +148,20 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
       if (late[m] < 0 && decided >= marks[m]) late[m] = seen;
   }
   const Cost cost = Stop(children);
-  MILLRACE_TRY_ASSIGN(const std::int64_t slots, world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
-  MILLRACE_TRY_ASSIGN(const std::int64_t runs,
-                      world.Number(db, "select count(distinct r.pipeline) from millrace.run r join millrace.slot s on s.run = r.run "
-                                       "join millrace.outbox o on o.item = r.run where r.pipeline like 'herd%'"));
-  MILLRACE_TRY_ASSIGN(const std::int64_t all_runs, world.Number(db, "select count(*) from millrace.run where pipeline like 'herd%'"));
+  MILLRACE_TRY_ASSIGN(const std::int64_t slots,
+                      world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
+  MILLRACE_TRY_ASSIGN(
+      const std::int64_t runs,
+      world.Number(db,
+                   "select count(distinct r.pipeline) from millrace.run r join millrace.slot s on s.run = r.run "
+                   "join millrace.outbox o on o.item = r.run where r.pipeline like 'herd%'"));
+  MILLRACE_TRY_ASSIGN(const std::int64_t all_runs,
+                      world.Number(db, "select count(*) from millrace.run where pipeline like 'herd%'"));
   const bool good = slots == count && runs == count && all_runs == count && late[2] >= 0 && late[2] < 60;
-  fmt::print("{{\"herd\": {}, \"mode\": \"{}\", \"slots\": {}, \"runs\": {}, \"late_p50_s\": {:.1f}, \"late_p99_s\": {:.1f}, "
-             "\"late_max_s\": {:.1f}, \"cpu_s\": {:.1f}, \"rss_mb\": {}, \"exactly_once_within_a_minute\": {}}}\n",
-             count, both ? "both" : "lead", slots, all_runs, late[0], late[1], late[2], cost.cpu_s, cost.rss_kb / 1024, good);
+  fmt::print(
+      "{{\"herd\": {}, \"mode\": \"{}\", \"slots\": {}, \"runs\": {}, \"late_p50_s\": {:.1f}, \"late_p99_s\": {:.1f}, "
+      "\"late_max_s\": {:.1f}, \"cpu_s\": {:.1f}, \"rss_mb\": {}, \"exactly_once_within_a_minute\": {}}}\n",
+      count, both ? "both" : "lead", slots, all_runs, late[0], late[1], late[2], cost.cpu_s, cost.rss_kb / 1024, good);
   return good;
 }
 
@@ -170,8 +178,9 @@ Result<void> Idle(World& world, PgConnection& db, std::int64_t count) {
   const Cost cost = Stop(children);
   MILLRACE_TRY_ASSIGN(const std::int64_t after, commits());
   const double seconds = static_cast<double>(kFor.count()) / 1000;
-  fmt::print("{{\"idle\": {}, \"seconds\": {}, \"cpu_percent_of_both\": {:.2f}, \"rss_mb\": {}, \"transactions_per_s\": {:.1f}}}\n",
-             count, seconds, cost.cpu_s / seconds * 100, cost.rss_kb / 1024, static_cast<double>(after - before) / seconds);
+  fmt::print(
+      "{{\"idle\": {}, \"seconds\": {}, \"cpu_percent_of_both\": {:.2f}, \"rss_mb\": {}, \"transactions_per_s\": {:.1f}}}\n",
+      count, seconds, cost.cpu_s / seconds * 100, cost.rss_kb / 1024, static_cast<double>(after - before) / seconds);
   return {};
 }
 

@@ -57,7 +57,8 @@ Result<const BackfillFeeder::Source*> BackfillFeeder::SourceOf(const BackfillRow
   MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger_.GetPipeline(row.org, row.pipeline, row.version, deadline));
   MILLRACE_TRY_ASSIGN(Pipeline pipeline, PipelineFromJson(version.definition));
   BackfillRange range(row, options, std::move(cron));
-  auto source = std::make_shared<const Source>(Source{std::move(options), std::move(range), std::move(pipeline), version.base_dir});
+  auto source =
+      std::make_shared<const Source>(Source{std::move(options), std::move(range), std::move(pipeline), version.base_dir});
   return sources_.emplace(row.id, std::move(source)).first->second.get();
 }
 

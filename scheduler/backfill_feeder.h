@@ -1,6 +1,6 @@
 // Feeds the runs of backfills: each turn looks how many of a backfill's runs are active and adds as many as it still may.
-// What is stored (the backfill's row, its position, its slots) is all there is: a feeder that is killed leaves nothing to repair,
-// and two at once feed each slot once, because the slot's key is unique.
+// What is stored (the backfill's row, its position, its slots) is all there is: a feeder that is killed leaves nothing to
+// repair, and two at once feed each slot once, because the slot's key is unique.
 #pragma once
 
 #include <map>
@@ -33,8 +33,8 @@ class BackfillRange {
   CronSchedule cron_;
 };
 
-// Whether a slot with these rows (all of one slot, by generation) gets a run in `generation`: never two, and else as `reprocess`
-// says of all its other runs, those of other backfills included.
+// Whether a slot with these rows (all of one slot, by generation) gets a run in `generation`: never two, and else as
+// `reprocess` says of all its other runs, those of other backfills included.
 bool NeedsRun(std::span<const SlotHistory> rows, std::uint32_t generation, Reprocess reprocess);
 
 // Not thread-safe. The ledger, clock and ids must outlive it.

@@ -185,7 +185,8 @@ Result<bool> Scheduler::FireDue(WallTime now, MonoTime enough, MonoTime deadline
     MILLRACE_TRY(LoadVersions(entries, deadline));
     MILLRACE_TRY_ASSIGN(const auto busy, BusyOnes(entries, deadline));
     for (ScheduleBook::Entry* entry : entries) {
-      MILLRACE_TRY_ASSIGN(const bool decided, Decide(*entry, busy.contains({entry->row().org, entry->row().pipeline}), now, herd));
+      MILLRACE_TRY_ASSIGN(const bool decided,
+                          Decide(*entry, busy.contains({entry->row().org, entry->row().pipeline}), now, herd));
       all = all && decided;
       if (herd.batch.decisions.size() >= kFireRunsMax) MILLRACE_TRY(Fire(herd, deadline));
     }

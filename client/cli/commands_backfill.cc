@@ -52,10 +52,10 @@ Result<BackfillRow> MakeRow(const Options& options, const ScheduleRow& schedule,
   row.schedule = schedule.spec.name;
   MILLRACE_TRY_ASSIGN(row.from, Edge(options.from, schedule.spec, RangeEdge::kFrom, "--from"));
   MILLRACE_TRY_ASSIGN(row.to, Edge(options.to, schedule.spec, RangeEdge::kTo, "--to"));
-  if (row.to <= row.from)
-    return Fail(ErrorCode::kInvalidArgument, "--to {} is not after --from {}", options.to, options.from);
+  if (row.to <= row.from) return Fail(ErrorCode::kInvalidArgument, "--to {} is not after --from {}", options.to, options.from);
   if (options.max_parallel < 1 || options.max_parallel > kBackfillParallelMax)
-    return Fail(ErrorCode::kInvalidArgument, "--max-parallel: {} is not in [1, {}]", options.max_parallel, kBackfillParallelMax);
+    return Fail(ErrorCode::kInvalidArgument, "--max-parallel: {} is not in [1, {}]", options.max_parallel,
+                kBackfillParallelMax);
   BackfillOptions stored;
   stored.newest_first = options.newest_first;
   stored.max_parallel = options.max_parallel;
@@ -96,8 +96,7 @@ Result<Preview> Look(Ledger& ledger, const BackfillRow& row, const Context& cont
   const std::uint32_t generation = row.generation == 0 ? std::numeric_limits<std::uint32_t>::max() : row.generation;
   for (std::size_t at = 0; at < slots.size(); at += kSlotHistoriesMax) {
     const auto page = slots.subspan(at, std::min(kSlotHistoriesMax, slots.size() - at));
-    MILLRACE_TRY_ASSIGN(const auto rows,
-                        ledger.SlotHistories(row.org, row.pipeline, row.schedule, page, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const auto rows, ledger.SlotHistories(row.org, row.pipeline, row.schedule, page, context.Deadline()));
     auto from = rows.begin();
     for (const WallTime slot : page) {
       const auto to = std::find_if(from, rows.end(), [&](const auto& r) { return r.slot > slot; });
@@ -203,16 +202,30 @@ Result<ExitCode> DoShow(const Options& options) {
   std::uint64_t fed = 0;
   for (const auto& [run_state, count] : runs) fed += count;
   const auto count = [&](RunState s) { return static_cast<std::int64_t>(runs[s]); };
-  Table table{.columns = {"backfill", "pipeline", "version", "schedule", "generation", "from", "to", "reprocess", "newest_first",
-                          "max_parallel", "state", "slots", "decided", "runs", "active", "succeeded", "failed", "cancelled",
-                          "created_by", "created_at", "ended_at"},
-              .rows = {{options.id, state.row.pipeline, state.row.version, state.row.schedule,
-                        std::int64_t{state.row.generation}, ToRfc3339(state.row.from), ToRfc3339(state.row.to),
-                        std::string(Name(stored.reprocess)), stored.newest_first, std::int64_t{stored.max_parallel},
-                        std::string(StateOf(state)), total, decided, static_cast<std::int64_t>(fed), count(RunState::kRunning),
-                        count(RunState::kSucceeded), count(RunState::kFailed),
-                        count(RunState::kCancelled) + count(RunState::kSkipped), state.row.actor,
-                        ToRfc3339(state.row.created_at), TimeCell(state.ended_at)}}};
+  Table table{.columns = {"backfill",  "pipeline",     "version",      "schedule",  "generation", "from",       "to",
+                          "reprocess", "newest_first", "max_parallel", "state",     "slots",      "decided",    "runs",
+                          "active",    "succeeded",    "failed",       "cancelled", "created_by", "created_at", "ended_at"},
+              .rows = {{options.id,
+                        state.row.pipeline,
+                        state.row.version,
+                        state.row.schedule,
+                        std::int64_t{state.row.generation},
+                        ToRfc3339(state.row.from),
+                        ToRfc3339(state.row.to),
+                        std::string(Name(stored.reprocess)),
+                        stored.newest_first,
+                        std::int64_t{stored.max_parallel},
+                        std::string(StateOf(state)),
+                        total,
+                        decided,
+                        static_cast<std::int64_t>(fed),
+                        count(RunState::kRunning),
+                        count(RunState::kSucceeded),
+                        count(RunState::kFailed),
+                        count(RunState::kCancelled) + count(RunState::kSkipped),
+                        state.row.actor,
+                        ToRfc3339(state.row.created_at),
+                        TimeCell(state.ended_at)}}};
   if (context->format() == OutputFormat::kTable) {  // one line a field
     Table lines{.columns = {"field", "value"}, .rows = {}};
     for (std::size_t i = 0; i < table.columns.size(); ++i) lines.rows.push_back({table.columns[i], table.rows[0][i]});

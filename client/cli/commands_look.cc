@@ -107,10 +107,9 @@ Result<ExitCode> DoScheduleList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
-  Table table{
-      .columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until", "next",
-                  "start", "end", "jitter_ms", "max_parallel"},
-      .rows = {}};
+  Table table{.columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until",
+                          "next", "start", "end", "jitter_ms", "max_parallel"},
+              .rows = {}};
   for (const ScheduleRow& row : rows) {
     const auto cron = CronSchedule::Make(row.spec);
     const auto next = cron ? cron->Next(row.watermark) : std::nullopt;

@@ -235,7 +235,8 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 41> kExample
      "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3\n"
      "schedule next shop --transitions"},
     {"backfill",
-     "backfill shop --from 2026-01-01 --to 2026-01-31 --dry-run\nbackfill shop --from 2026-01-01 --to 2026-01-31 --max-parallel 4"},
+     "backfill shop --from 2026-01-01 --to 2026-01-31 --dry-run\nbackfill shop --from 2026-01-01 --to 2026-01-31 "
+     "--max-parallel 4"},
     {"backfill list", "backfill list --pipeline shop"},
     {"backfill show", "backfill show 01a1fc86-aaa1-71b6-be1e-5b4980682c42"},
     {"queue", "queue list\nqueue set default --concurrency 8"},

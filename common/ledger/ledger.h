@@ -149,11 +149,11 @@ struct BackfillRow {
 };
 struct BackfillState {
   BackfillRow row;
-  WallTime position{};           // oldest first: every slot before it is decided; newest first: every slot at or after it
-  bool fed = false;              // every slot of the range is decided
+  WallTime position{};               // oldest first: every slot before it is decided; newest first: every slot at or after it
+  bool fed = false;                  // every slot of the range is decided
   std::optional<WallTime> ended_at;  // fed, and no run of it is active
-  std::uint32_t noted = 0;       // runs of it that were active when last looked at ...
-  std::uint32_t active = 0;      // ... and so many of those still are
+  std::uint32_t noted = 0;           // runs of it that were active when last looked at ...
+  std::uint32_t active = 0;          // ... and so many of those still are
 };
 struct BackfillFilter {
   std::optional<OrgId> org;  // empty: all orgs

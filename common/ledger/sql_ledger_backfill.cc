@@ -28,29 +28,31 @@ std::vector<Statement> StepStatements(const BackfillStep& step, WallTime now) {
   std::vector<Statement> all;
   // A run whose slot another scheduler had written was not created: it is not noted either.
   for (const RunId& run : step.runs)
-    all.push_back({"insert into backfill_live (backfill, run) select $1, r.run from run r where r.run = $2 "
-                   "on conflict do nothing",
-                   Params().Id(step.id.uuid).Id(run.uuid)});
+    all.push_back(
+        {"insert into backfill_live (backfill, run) select $1, r.run from run r where r.run = $2 "
+         "on conflict do nothing",
+         Params().Id(step.id.uuid).Id(run.uuid)});
   all.push_back({"update backfill_state set position = $3, fed = $4 where backfill = $1 and position = $2 and fed = 0",
                  Params().Id(step.id.uuid).Time(step.position_was).Time(step.position).Int(step.fed ? 1 : 0)});
-  all.push_back({"delete from backfill_live where backfill = $1 and not exists "
-                 "(select 1 from live_run l where l.run = backfill_live.run)",
-                 Params().Id(step.id.uuid)});
-  all.push_back({"update backfill_state set ended_at = $2 where backfill = $1 and fed = 1 and ended_at is null and not exists "
-                 "(select 1 from backfill_live l where l.backfill = $1)",
-                 Params().Id(step.id.uuid).Time(now)});
+  all.push_back(
+      {"delete from backfill_live where backfill = $1 and not exists "
+       "(select 1 from live_run l where l.run = backfill_live.run)",
+       Params().Id(step.id.uuid)});
+  all.push_back(
+      {"update backfill_state set ended_at = $2 where backfill = $1 and fed = 1 and ended_at is null and not exists "
+       "(select 1 from backfill_live l where l.backfill = $1)",
+       Params().Id(step.id.uuid).Time(now)});
   return all;
 }
 
 // The stored backfill that `wanted` means, and the highest generation that is taken.
 Result<std::optional<BackfillRow>> SqlLedger::SameBackfill(const BackfillRow& wanted, std::uint32_t& highest,
                                                            MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(
-      const Rows rows,
-      store_->Run("select " + store_->Columns(Table::kBackfill, "b") +
-                      ", s.ended_at from backfill b join backfill_state s on s.backfill = b.backfill "
-                      "where b.org = $1 and b.pipeline = $2 and b.schedule = $3 order by b.generation",
-                  Params().Int(wanted.org.value()).Text(wanted.pipeline).Text(wanted.schedule), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select " + store_->Columns(Table::kBackfill, "b") +
+                                      ", s.ended_at from backfill b join backfill_state s on s.backfill = b.backfill "
+                                      "where b.org = $1 and b.pipeline = $2 and b.schedule = $3 order by b.generation",
+                                  Params().Int(wanted.org.value()).Text(wanted.pipeline).Text(wanted.schedule), deadline));
   std::optional<BackfillRow> same;
   highest = 0;
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -130,7 +132,8 @@ Result<std::vector<SlotHistory>> SqlLedger::SlotHistories(OrgId org, std::string
     std::string list;
     for (std::size_t i = 0; i < kSlotHistoriesMax; ++i) list += (i > 0 ? ", $" : "$") + std::to_string(i + 4);
     return "select s.slot, s.generation, s.state, s.run, o.state from slot s left join run_outcome o on o.run = s.run "
-           "where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and s.slot in (" + list + ") order by s.slot, s.generation";
+           "where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and s.slot in (" +
+           list + ") order by s.slot, s.generation";
   }();
   Params params;
   params.Int(org.value()).Text(pipeline).Text(schedule);
@@ -153,17 +156,12 @@ Result<std::vector<SlotHistory>> SqlLedger::SlotHistories(OrgId org, std::string
 Result<std::map<RunState, std::uint64_t>> SqlLedger::BackfillRuns(const BackfillRow& row, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(
       const Rows rows,
-      store_->Run("select o.state, count(*) from slot s left join run_outcome o on o.run = s.run where s.org = $1 and "
-                  "s.pipeline = $2 and s.schedule = $3 and s.slot >= $4 and s.slot < $5 and s.generation = $6 and "
-                  "s.run is not null group by o.state",
-                  Params()
-                      .Int(row.org.value())
-                      .Text(row.pipeline)
-                      .Text(row.schedule)
-                      .Time(row.from)
-                      .Time(row.to)
-                      .Int(row.generation),
-                  deadline));
+      store_->Run(
+          "select o.state, count(*) from slot s left join run_outcome o on o.run = s.run where s.org = $1 and "
+          "s.pipeline = $2 and s.schedule = $3 and s.slot >= $4 and s.slot < $5 and s.generation = $6 and "
+          "s.run is not null group by o.state",
+          Params().Int(row.org.value()).Text(row.pipeline).Text(row.schedule).Time(row.from).Time(row.to).Int(row.generation),
+          deadline));
   std::map<RunState, std::uint64_t> counts;
   for (std::size_t i = 0; i < rows.size(); ++i)
     counts[rows[i][0].null ? RunState::kRunning : static_cast<RunState>(rows[i][0].number)] +=

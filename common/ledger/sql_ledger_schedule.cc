@@ -39,7 +39,8 @@ Statement UpsertSchedule(const ScheduleSpec& spec, OrgId org, std::string_view p
   return {
       "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, "
       "watermark, starts, ends, jitter_ms, max_parallel) "
-      "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) on conflict (org, pipeline, schedule) do update set "
+      "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) on conflict (org, pipeline, schedule) do "
+      "update set "
       "cron = excluded.cron, timezone = excluded.timezone, catchup = excluded.catchup, overlap = excluded.overlap, "
       "dst = excluded.dst, misfire_grace_ms = excluded.misfire_grace_ms, version = excluded.version, active = 1, "
       "starts = excluded.starts, ends = excluded.ends, jitter_ms = excluded.jitter_ms, max_parallel = excluded.max_parallel, "
@@ -178,10 +179,9 @@ Result<void> SqlLedger::SetPaused(OrgId org, std::string_view pipeline, bool pau
 
 Result<std::vector<ScheduleRow>> SqlLedger::SchedulesChanged(std::int64_t after_revision, std::uint32_t limit,
                                                              MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select " + std::string(kScheduleColumns) +
-                                      " from schedule where revision > $1 order by revision limit $2",
-                                  Params().Int(after_revision).Int(limit), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + std::string(kScheduleColumns) +
+                                                       " from schedule where revision > $1 order by revision limit $2",
+                                                   Params().Int(after_revision).Int(limit), deadline));
   std::vector<ScheduleRow> all;
   for (std::size_t i = 0; i < rows.size(); ++i) all.push_back(ScheduleFrom(rows[i]));
   return all;
@@ -203,11 +203,10 @@ Result<std::vector<PipelineVersion>> SqlLedger::ScheduledVersions(OrgId org, std
 
 Result<std::vector<std::string>> SqlLedger::BusyPipelines(OrgId org, std::span<const std::string> pipelines,
                                                           MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select distinct r.pipeline from live_run l join run r on r.run = l.run "
-                                  "where l.org = $1 and r.generation = 0 and r.pipeline" +
-                                      store_->InTexts(2),
-                                  Params().Int(org.value()).Texts(pipelines), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select distinct r.pipeline from live_run l join run r on r.run = l.run "
+                                                   "where l.org = $1 and r.generation = 0 and r.pipeline" +
+                                                       store_->InTexts(2),
+                                                   Params().Int(org.value()).Texts(pipelines), deadline));
   std::vector<std::string> all;
   for (std::size_t i = 0; i < rows.size(); ++i) all.emplace_back(rows[i][0].bytes);
   return all;

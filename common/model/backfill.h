@@ -33,7 +33,7 @@ struct BackfillOptions {
   friend bool operator==(const BackfillOptions&, const BackfillOptions&) = default;
 };
 
-std::string ToJson(const BackfillOptions& options);                     // canonical
+std::string ToJson(const BackfillOptions& options);                      // canonical
 Result<BackfillOptions> BackfillOptionsFromJson(std::string_view text);  // kCorrupt
 
 }  // namespace millrace

@@ -42,7 +42,8 @@ PreviewRow Repeated(const CronSchedule& schedule, const ClockJump& jump, std::in
   const std::int64_t offset = second_time ? jump.after : jump.before;
   PreviewRow row{.part = PreviewPart::kIn, .local = LocalText(local), .offset = offset, .fire = {}, .why = {}};
   if (const WallTime at = AtUtc(local - offset); Fires(schedule, at)) row.fire = at;
-  row.why = fmt::format("{} time, {}: {}", second_time ? "second" : "first", Rule(schedule), row.fire ? "fires" : "does not fire");
+  row.why =
+      fmt::format("{} time, {}: {}", second_time ? "second" : "first", Rule(schedule), row.fire ? "fires" : "does not fire");
   return row;
 }
 
@@ -59,7 +60,8 @@ JumpPreview PreviewOf(const CronSchedule& schedule, const ClockJump& jump) {
   const auto& expression = schedule.expression();
   std::size_t shown = 0;
   for (int pass = 0; pass < (gap ? 1 : 2); ++pass) {
-    for (auto local = expression.NextLocal(first_local); local && *local < last_local; local = expression.NextLocal(*local + 1)) {
+    for (auto local = expression.NextLocal(first_local); local && *local < last_local;
+         local = expression.NextLocal(*local + 1)) {
       if (++shown > kPreviewInMax) {
         ++preview.left_out;
         continue;

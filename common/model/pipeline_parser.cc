@@ -56,8 +56,9 @@ class PipelineParser {
 
   void Schedule(const YamlNode& node) {
     if (!context_.IsMapping(node, "schedule")) return;
-    context_.OnlyKeys(node, {"cron", "timezone", "start", "end", "catchup", "overlap", "max_parallel", "dst", "misfire_grace", "jitter"},
-                      "schedule");
+    context_.OnlyKeys(
+        node, {"cron", "timezone", "start", "end", "catchup", "overlap", "max_parallel", "dst", "misfire_grace", "jitter"},
+        "schedule");
     ScheduleSpec spec;
     const YamlNode* cron = context_.Need(node, node, "cron", "schedule");
     if (cron) spec.cron = context_.Text(*cron, "schedule.cron").value_or("");

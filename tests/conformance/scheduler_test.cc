@@ -167,15 +167,14 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
     std::string grace = "60s";
     std::string params = {};
     std::string cron = {};
-    int days_behind = 0;  // how many slots of DailyCron are due
+    int days_behind = 0;    // how many slots of DailyCron are due
     std::string more = {};  // more keys of the schedule, with a comma before
   };
   void Apply(const Plan& plan) {
     const std::string yaml = fmt::format(
         "version: 1\npipeline: {}\nschedule: {{ cron: \"{}\", catchup: {}, overlap: {}, misfire_grace: {}{} }}\n{}stages:\n"
         "  a: {{ command: [echo, one] }}\n  b: {{ command: [echo, two], after: [a] }}\n",
-        plan.name, plan.cron.empty() ? DailyCron() : plan.cron, plan.catchup, plan.overlap, plan.grace, plan.more,
-        plan.params);
+        plan.name, plan.cron.empty() ? DailyCron() : plan.cron, plan.catchup, plan.overlap, plan.grace, plan.more, plan.params);
     const auto parsed = ParsePipeline(yaml, "p.yaml");
     ASSERT_TRUE(parsed.pipeline) << RenderAll(parsed.diagnostics, yaml);
     const auto applied = ledger_->ApplyPipeline(*parsed.pipeline, ToJson(*parsed.pipeline), yaml, "/srv", kDefaultOrg, In());
@@ -632,8 +631,7 @@ TEST_P(SchedulerTest, OnlyChangedSchedulesAreReadAgain) {
   const auto changed = [&] {
     std::string names;
     const auto rows = ledger_->SchedulesChanged(revision, 10, In());
-    for (const auto& row : *rows)
-      names += row.pipeline + (row.paused ? "!" : "") + (row.active ? "" : "-");
+    for (const auto& row : *rows) names += row.pipeline + (row.paused ? "!" : "") + (row.active ? "" : "-");
     return names;
   };
   EXPECT_EQ(changed(), "");
@@ -745,7 +743,8 @@ TEST_P(SchedulerTest, AskingAgainIsTheSameBackfill) {
   EXPECT_EQ(Create(Backfill(4, {.max_parallel = 10}, 7)).row.generation, 7u);
   auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
   for (int i = 0; i < 20; ++i, EndRuns()) Pass(*scheduler);
-  EXPECT_EQ(Generation(1).size() + Generation(2).size(), 3u) << "what one has run is not left for the other";
+  EXPECT_EQ(Generation(1).size() + Generation(2).size() + Generation(7).size(), 4u)
+      << "what one has run is not left for the other";
   EXPECT_EQ(Create(Backfill(3, {.max_parallel = 10})).row.generation, 8u) << "the first one has ended";
 }
 

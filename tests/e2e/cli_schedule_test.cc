@@ -16,8 +16,9 @@ class CliSchedules : public CliTest {
   // A pipeline whose schedule fires once a day at noon, and never while the test runs.
   void Apply(const std::string& command = "[\"true\"]", const std::string& more = "") {
     std::filesystem::create_directories(home_);
-    WritePipeline("day", "  c: { command: " + command + ", retry: { max_attempts: 1 } }\n",
-                  "schedule: { cron: \"0 12 * * *\", timezone: America/New_York, end: 2026-01-31, overlap: queue" + more + " }\n");
+    WritePipeline(
+        "day", "  c: { command: " + command + ", retry: { max_attempts: 1 } }\n",
+        "schedule: { cron: \"0 12 * * *\", timezone: America/New_York, end: 2026-01-31, overlap: queue" + more + " }\n");
     const CliResult applied = Run({"pipeline", "apply", "day.yaml"});
     ASSERT_EQ(applied.code, 0) << applied.err;
   }
@@ -49,7 +50,8 @@ TEST_F(CliSchedules, NextShowsWhatHappensAroundTheJumpsOfTheClock) {
 
 TEST_F(CliSchedules, WrongRulesAreMarkedInTheFile) {
   WritePipeline("p", "  c: { command: [\"true\"] }\n",
-                "schedule:\n  cron: \"0 12 * * *\"\n  start: 2026-02-30\n  end: soon\n  jitter: 25h\n  max_parallel: 0\n  overlap: stop\n");
+                "schedule:\n  cron: \"0 12 * * *\"\n  start: 2026-02-30\n  end: soon\n  jitter: 25h\n  max_parallel: 0\n  "
+                "overlap: stop\n");
   const CliResult check = Run({"check", "p.yaml"});
   EXPECT_EQ(check.code, 1);
   EXPECT_THAT(check.err, AllOf(HasSubstr("p.yaml:5:10: error: schedule.start: '2026-02-30' is not a day like 2026-11-21"),
@@ -60,10 +62,13 @@ TEST_F(CliSchedules, WrongRulesAreMarkedInTheFile) {
   WritePipeline("q", "  c: { command: [\"true\"] }\n",
                 "schedule: { cron: \"0 12 * * *\", start: 2026-02-02, end: 2026-02-01, overlap: allow, max_parallel: 2 }\n");
   EXPECT_THAT(Run({"check", "q.yaml"}).err, HasSubstr("schedule.end is not after schedule.start: it would never fire"));
-  WritePipeline("r", "  c: { command: [\"true\"] }\n",
-                "schedule: { cron: \"0 12 * * *\", start: 2026-02-02, overlap: allow, max_parallel: 2, jitter: 30s, dst: both }\n");
-  EXPECT_THAT(Run({"check", "r.yaml"}).err,
-              HasSubstr("schedule: 0 12 * * * UTC, from 2026-02-02, dst both, overlap allow of at most 2 runs, jitter 30000 ms, next "));
+  WritePipeline(
+      "r", "  c: { command: [\"true\"] }\n",
+      "schedule: { cron: \"0 12 * * *\", start: 2026-02-02, overlap: allow, max_parallel: 2, jitter: 30s, dst: both }\n");
+  EXPECT_THAT(
+      Run({"check", "r.yaml"}).err,
+      HasSubstr(
+          "schedule: 0 12 * * * UTC, from 2026-02-02, dst both, overlap allow of at most 2 runs, jitter 30000 ms, next "));
 }
 
 TEST_F(CliSchedules, ABackfillIsFedByTheSchedulerAndSurvivesItsDeath) {
@@ -139,7 +144,8 @@ TEST_F(CliSchedules, WrongBackfillsAreRefused) {
       {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--reprocess", "some"}, {2, "none, failed or all"}},
       {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--max-parallel", "0"}, {2, "--max-parallel: 0"}},
       {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "-p", "x=1"}, {2, "no parameter 'x'"}},
-      {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--schedule", "other"}, {3, "has no schedule 'other'"}},
+      {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--schedule", "other"},
+       {3, "has no schedule 'other'"}},
       {{"backfill"}, {2, "give a pipeline"}},
       {{"backfill", "show", "01a1fc86-aaa1-71b6-be1e-5b4980682c42"}, {3, "there is no backfill"}}};
   for (const auto& [args, expected] : cases) {

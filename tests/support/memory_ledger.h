@@ -225,7 +225,9 @@ class MemoryLedger final : public Ledger {
   Result<std::uint32_t> ActiveRuns(OrgId, std::string_view, MonoTime) override { return No(); }
   Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return No(); }
   Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t, std::uint32_t, MonoTime) override { return No(); }
-  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId, std::span<const std::string>, MonoTime) override { return No(); }
+  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId, std::span<const std::string>, MonoTime) override {
+    return No();
+  }
   Result<std::vector<std::string>> BusyPipelines(OrgId, std::span<const std::string>, MonoTime) override { return No(); }
   Result<CreatedBackfill> CreateBackfill(BackfillRow, MonoTime) override { return No(); }
   Result<std::vector<BackfillState>> Backfills(const BackfillFilter&, MonoTime) override { return No(); }

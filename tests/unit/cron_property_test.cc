@@ -287,15 +287,16 @@ TEST(CronPropertyTest, RandomExpressionsNeitherCrashNorGoBack) {
   EXPECT_GT(parsed, 1000);
 }
 
-// A second cron, minute by minute, that knows neither transitions nor fields as sets: what a person would do with a calendar and
-// the zone's clock.
+// A second cron, minute by minute, that knows neither transitions nor fields as sets: what a person would do with a calendar
+// and the zone's clock.
 class ByHand {
  public:
   ByHand(std::string cron, DstRule rule) : rule_(rule) {
     std::istringstream in(cron);
     for (std::size_t f = 0; f < fields_.size(); ++f) {
       in >> fields_[f];
-      for (std::int64_t value = 0; value < 60; ++value) matching_[f].push_back(Field(fields_[f], value, f == 2 || f == 3 ? 1 : 0));
+      for (std::int64_t value = 0; value < 60; ++value)
+        matching_[f].push_back(Field(fields_[f], value, f == 2 || f == 3 ? 1 : 0));
     }
   }
   bool Matches(std::int64_t local_second) const {
@@ -354,9 +355,9 @@ class ByHand {
 
 TEST(CronPropertyTest, RandomExpressionsAreWhatAMinuteWalkOverThreeYearsFinds) {
   constexpr std::pair<const char*, const char*> kPlaces[] = {
-      {"America/New_York", "2024-01-01"},    {"Europe/Berlin", "2024-01-01"},  {"Australia/Lord_Howe", "2023-01-01"},
-      {"Africa/Casablanca", "2022-01-01"},   {"Africa/El_Aaiun", "2022-01-01"}, {"America/Sao_Paulo", "2016-01-01"},
-      {"Asia/Beirut", "2022-01-01"},         {"America/Havana", "2022-01-01"}, {"Europe/Dublin", "2023-01-01"},
+      {"America/New_York", "2024-01-01"},  {"Europe/Berlin", "2024-01-01"},   {"Australia/Lord_Howe", "2023-01-01"},
+      {"Africa/Casablanca", "2022-01-01"}, {"Africa/El_Aaiun", "2022-01-01"}, {"America/Sao_Paulo", "2016-01-01"},
+      {"Asia/Beirut", "2022-01-01"},       {"America/Havana", "2022-01-01"},  {"Europe/Dublin", "2023-01-01"},
       {"Antarctica/Troll", "2023-01-01"}};
   const std::uint64_t seed = SystemRandom().Next() % 1'000'000'000;
   SCOPED_TRACE(fmt::format("seed {}", seed));
@@ -381,7 +382,10 @@ TEST(CronPropertyTest, RandomExpressionsAreWhatAMinuteWalkOverThreeYearsFinds) {
     EXPECT_FALSE(local.jumps().empty()) << zone;
     for (int i = 0; i < 4; ++i) {
       // Hours near midnight and the early morning, where clocks jump; days mostly free, so that few jumps are missed.
-      const std::string hour = i == 0 ? "*" : i == 1 ? "0-3" : random.Below(2) == 0 ? std::to_string(number(0, 3)) : field(0, 23);
+      const std::string hour = i == 0                 ? "*"
+                               : i == 1               ? "0-3"
+                               : random.Below(2) == 0 ? std::to_string(number(0, 3))
+                                                      : field(0, 23);
       const std::string cron = fmt::format("{} {} {} {} {}", field(0, 59), hour, random.Below(3) == 0 ? field(1, 31) : "*",
                                            random.Below(4) == 0 ? field(1, 12) : "*", random.Below(3) == 0 ? field(0, 7) : "*");
       const auto rule = static_cast<DstRule>(random.Below(3));
@@ -392,9 +396,8 @@ TEST(CronPropertyTest, RandomExpressionsAreWhatAMinuteWalkOverThreeYearsFinds) {
       const auto found = schedule->Between(from - 1us, until - 1us, 10'000'000);
       fires += found.size();
       const auto [a, b] = std::ranges::mismatch(expected, found);
-      EXPECT_TRUE(a == expected.end() && b == found.end())
-          << "by hand " << (a == expected.end() ? "nothing" : local.Show(*a)) << ", found "
-          << (b == found.end() ? "nothing" : local.Show(*b));
+      EXPECT_TRUE(a == expected.end() && b == found.end()) << "by hand " << (a == expected.end() ? "nothing" : local.Show(*a))
+                                                           << ", found " << (b == found.end() ? "nothing" : local.Show(*b));
     }
   }
   fmt::print("{} fires\n", fires);

@@ -50,8 +50,12 @@ TEST(ScheduleRulesTest, OverlapOfRunsCarriesTheLimit) {
 }
 
 TEST(ScheduleRulesTest, AnEdgeIsAnInstantOrADayOfTheZone) {
-  const auto from = [](std::string_view text, std::string_view zone) { return ToRfc3339(*ParseRangeEdge(text, zone, RangeEdge::kFrom)); };
-  const auto to = [](std::string_view text, std::string_view zone) { return ToRfc3339(*ParseRangeEdge(text, zone, RangeEdge::kTo)); };
+  const auto from = [](std::string_view text, std::string_view zone) {
+    return ToRfc3339(*ParseRangeEdge(text, zone, RangeEdge::kFrom));
+  };
+  const auto to = [](std::string_view text, std::string_view zone) {
+    return ToRfc3339(*ParseRangeEdge(text, zone, RangeEdge::kTo));
+  };
   EXPECT_EQ(from("2026-01-01", "UTC"), "2026-01-01T00:00:00Z");
   EXPECT_EQ(to("2026-01-01", "UTC"), "2026-01-02T00:00:00Z") << "a day as the end is inside";
   EXPECT_EQ(from("2026-01-01", "America/New_York"), "2026-01-01T05:00:00Z");
@@ -114,23 +118,23 @@ using Lines = std::vector<std::string>;
 TEST(DstPreviewTest, NewYorkInSpring) {
   EXPECT_EQ(Shown("30 2 * * *", "America/New_York", "2026-01-01T00:00:00Z", DstRule::kOnce),
             (Lines{"before 03-06 02:30 -05:00 06T07:30:", "before 03-07 02:30 -05:00 07T07:30:",
-                   "in 03-08 02:30 -05:00 08T07:00: gap, once: fires when the gap ends", "after 03-09 02:30 -04:00 09T06:30:",
-                   "after 03-10 02:30 -04:00 10T06:30:"}));
+                   "in 03-08 02:30 -05:00 08T07:00: gap, once: fires when the gap ends",
+                   "after 03-09 02:30 -04:00 09T06:30:", "after 03-10 02:30 -04:00 10T06:30:"}));
   EXPECT_EQ(Shown("30 2 * * *", "America/New_York", "2026-01-01T00:00:00Z", DstRule::kSkip)[2],
             "in 03-08 02:30 -05:00 - gap, skip: does not fire");
   EXPECT_EQ(Shown("*/30 * * * *", "America/New_York", "2026-01-01T00:00:00Z", DstRule::kSkip),
             (Lines{"before 03-08 01:00 -05:00 08T06:00:", "before 03-08 01:30 -05:00 08T06:30:",
                    "in 03-08 02:00 -05:00 - gap, wildcard hour: does not fire",
-                   "in 03-08 02:30 -05:00 - gap, wildcard hour: does not fire", "after 03-08 03:00 -04:00 08T07:00:",
-                   "after 03-08 03:30 -04:00 08T07:30:"}));
+                   "in 03-08 02:30 -05:00 - gap, wildcard hour: does not fire",
+                   "after 03-08 03:00 -04:00 08T07:00:", "after 03-08 03:30 -04:00 08T07:30:"}));
 }
 
 TEST(DstPreviewTest, NewYorkInAutumn) {
   EXPECT_EQ(Shown("30 1 * * *", "America/New_York", "2026-06-01T00:00:00Z", DstRule::kOnce),
             (Lines{"before 10-30 01:30 -04:00 30T05:30:", "before 10-31 01:30 -04:00 31T05:30:",
                    "in 11-01 01:30 -04:00 01T05:30: first time, once: fires",
-                   "in 11-01 01:30 -05:00 - second time, once: does not fire", "after 11-02 01:30 -05:00 02T06:30:",
-                   "after 11-03 01:30 -05:00 03T06:30:"}));
+                   "in 11-01 01:30 -05:00 - second time, once: does not fire",
+                   "after 11-02 01:30 -05:00 02T06:30:", "after 11-03 01:30 -05:00 03T06:30:"}));
   EXPECT_EQ(Shown("30 1 * * *", "America/New_York", "2026-06-01T00:00:00Z", DstRule::kBoth)[3],
             "in 11-01 01:30 -05:00 01T06:30: second time, both: fires");
   EXPECT_EQ(Shown("30 * * * *", "America/New_York", "2026-06-01T00:00:00Z", DstRule::kOnce)[3],
@@ -164,8 +168,11 @@ TEST(DstPreviewTest, OddZones) {
 }
 
 TEST(DstPreviewTest, AZoneWithoutJumpsAndACrowdedOne) {
-  EXPECT_TRUE(PreviewTransitions(*CronSchedule::Make("* * * * *", "UTC", DstRule::kOnce), At("2026-01-01T00:00:00Z"), 2).empty());
-  EXPECT_TRUE(PreviewTransitions(*CronSchedule::Make("* * * * *", "Asia/Kathmandu", DstRule::kOnce), At("2026-01-01T00:00:00Z"), 2).empty());
+  EXPECT_TRUE(
+      PreviewTransitions(*CronSchedule::Make("* * * * *", "UTC", DstRule::kOnce), At("2026-01-01T00:00:00Z"), 2).empty());
+  EXPECT_TRUE(
+      PreviewTransitions(*CronSchedule::Make("* * * * *", "Asia/Kathmandu", DstRule::kOnce), At("2026-01-01T00:00:00Z"), 2)
+          .empty());
   const auto previews =
       PreviewTransitions(*CronSchedule::Make("* * * * * *", "Europe/Berlin", DstRule::kOnce), At("2026-01-01T00:00:00Z"), 1);
   ASSERT_EQ(previews.size(), 1u);
