@@ -83,9 +83,9 @@ struct SendClient {
   wire::Message message;
 };
 }  // namespace command
-using LedgerCommand = std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox,
-                                   command::ReadRun, command::ReadStates, command::ReadQueueSettings,
-                                   command::PutQueueSettings, command::TakeShardAnew>;
+using LedgerCommand =
+    std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox, command::ReadRun,
+                 command::ReadStates, command::ReadQueueSettings, command::PutQueueSettings, command::TakeShardAnew>;
 using Command = std::variant<LedgerCommand, command::Execute, command::SendWorker, command::SendClient>;
 
 // ---- events ----------------------------------------------------------------------------------------------------------------
@@ -174,11 +174,11 @@ struct ClientPeerGone {
 struct Tick {};           // at least every kDispatcherTick
 struct StopRequested {};  // no new jobs, no new grants; what is being written is finished
 }  // namespace event
-using Event = std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                           event::RunRead, event::StatesRead, event::QueueSettingsRead, event::QueueSettingsPut,
-                           event::Committed, event::CommitRefused, event::QueueReplies, event::QueueMemoryRead, event::Rung,
-                           event::FromWorker, event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick,
-                           event::StopRequested>;
+using Event =
+    std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
+                 event::RunRead, event::StatesRead, event::QueueSettingsRead, event::QueueSettingsPut, event::Committed,
+                 event::CommitRefused, event::QueueReplies, event::QueueMemoryRead, event::Rung, event::FromWorker,
+                 event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick, event::StopRequested>;
 
 // ---- limits
 // ------------------------------------------------------------------------------------------------------------------

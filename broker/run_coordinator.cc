@@ -190,8 +190,8 @@ RunEffects RunCoordinator::FinishRestore() {
       continue;
     }
     // A "skip" run was let in when it was accepted: that decision is not taken twice.
-    const bool waits = run.spec.overlap == "queue" || run.spec.overlap == "cancel" ||
-                       run.spec.overlap.starts_with("allow(") || IsBackfill(run);
+    const bool waits = run.spec.overlap == "queue" || run.spec.overlap == "cancel" || run.spec.overlap.starts_with("allow(") ||
+                       IsBackfill(run);
     if (GroupOf(run) == nullptr || run.began || !waits) {
       Start(run, out);
     } else {

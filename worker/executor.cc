@@ -251,7 +251,7 @@ AttemptReport Executor::Report(JobId job, const Running& running) const {
   report.signal = exit.signal;
   if (running.stage && running.result) {  // whatever happened afterwards: its effect is published, or it says why not
     report.exit_code = report.signal = 0;
-    report.end = running.result->ok                              ? AttemptEnd::kSucceeded
+    report.end = running.result->ok                                 ? AttemptEnd::kSucceeded
                  : running.result->error_class == kFencedErrorClass ? AttemptEnd::kCancelled
                                                                     : AttemptEnd::kFailed;
     report.retryable = running.result->ok || running.result->retryable;

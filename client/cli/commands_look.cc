@@ -115,13 +115,13 @@ Result<ExitCode> DoScheduleList(const Options& options) {
     const auto next = cron ? cron->Next(row.watermark) : std::nullopt;
     table.rows.push_back({row.pipeline, row.version, row.spec.cron, row.spec.timezone, row.spec.dst, row.spec.catchup,
                           row.spec.overlap, row.paused, UtcColumn(row.watermark),
-                           !cron        ? Cell{cron.error().message}
-                           : row.paused ? Cell{std::string("paused")}
-                           : next       ? Cell{UtcColumn(*next)}
-                                        : Cell{std::string("never")},
-                           row.spec.start.empty() ? Cell{} : Cell{row.spec.start},
-                           row.spec.end.empty() ? Cell{} : Cell{row.spec.end}, row.spec.jitter.count(),
-                           row.spec.max_parallel == 0 ? Cell{} : Cell{std::int64_t{row.spec.max_parallel}}});
+                          !cron        ? Cell{cron.error().message}
+                          : row.paused ? Cell{std::string("paused")}
+                          : next       ? Cell{UtcColumn(*next)}
+                                       : Cell{std::string("never")},
+                          row.spec.start.empty() ? Cell{} : Cell{row.spec.start},
+                          row.spec.end.empty() ? Cell{} : Cell{row.spec.end}, row.spec.jitter.count(),
+                          row.spec.max_parallel == 0 ? Cell{} : Cell{std::int64_t{row.spec.max_parallel}}});
   }
   Print(table, context->format());
   return ExitCode::kOk;

@@ -31,7 +31,7 @@ inline constexpr std::size_t kErrorMessageBytesMax = 4u << 10;
 // Jobs and runs.
 inline constexpr int kMaxAttemptsMax = 100;
 inline constexpr int kMaxAttemptsDefault = 3;
-inline constexpr int kCrashesMax = 3;  // a job that kills its process this often goes dead
+inline constexpr int kCrashesMax = 3;                   // a job that kills its process this often goes dead
 inline constexpr std::uint32_t kFenceFailuresMax = 10;  // of attempts to raise a cancelled job's fence; then it goes dead
 inline constexpr std::size_t kNoRetryClassesMax = 16;
 inline constexpr std::size_t kJobOptionsBytesMax = 4u << 10;  // as JSON

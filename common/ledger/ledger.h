@@ -107,8 +107,8 @@ struct ScheduleRow {
   OrgId org = kDefaultOrg;
   std::string pipeline;
   ScheduleSpec spec;
-  std::int64_t version = 0;  // the pipeline version that runs
-  WallTime watermark{};      // slots at or before it are decided; never goes back
+  std::int64_t version = 0;   // the pipeline version that runs
+  WallTime watermark{};       // slots at or before it are decided; never goes back
   bool paused = false;        // due slots are decided as skipped
   bool active = true;         // false: the pipeline's newest version has no such schedule
   std::int64_t revision = 0;  // grows with every change of the row but the watermark's going forward

@@ -53,9 +53,9 @@ constexpr Column kCancelColumns[] = {{"item", kUuid},  {"is_run", kBool}, {"org"
                                      {"actor", kText}, {"reason", kText}, {"requested_at", kTime}};
 constexpr Column kQueueSettingColumns[] = {{"org", kInt},       {"queue", kText}, {"revision", kInt}, {"shard", kInt},
                                            {"settings", kText}, {"actor", kText}, {"at", kTime}};
-constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},       {"pipeline", kText},     {"schedule", kText},
-                                       {"range_from", kTime}, {"range_to", kTime}, {"until", kTime},        {"generation", kInt},
-                                       {"version", kInt},     {"options", kText},  {"actor", kText},        {"created_at", kTime}};
+constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},       {"pipeline", kText}, {"schedule", kText},
+                                       {"range_from", kTime}, {"range_to", kTime}, {"until", kTime},    {"generation", kInt},
+                                       {"version", kInt},     {"options", kText},  {"actor", kText},    {"created_at", kTime}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},

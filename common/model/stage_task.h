@@ -80,7 +80,8 @@ struct StageOrder {
   std::uint64_t memory_bytes_max = 0;        // 0 = no limit
   int threads = 1;
   bool sandbox = true;
-  bool fence_only = false;  // a load that was cancelled: raise the fence, load nothing. Result: the receipt's, or kFencedErrorClass
+  bool fence_only =
+      false;  // a load that was cancelled: raise the fence, load nothing. Result: the receipt's, or kFencedErrorClass
 };
 inline constexpr std::string_view kFencedErrorClass = "fenced";
 

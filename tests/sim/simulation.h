@@ -11,12 +11,12 @@ namespace millrace::sim {
 // A fault in the product, injected around it: each must be found.
 enum class Mutant : std::uint8_t {
   kNone,
-  kAcceptOldToken,  // an old attempt's report is taken for the live one's
-  kForgetRequeue,   // a job that must start again is not put back
-  kEnqueueTwice,    // a job is enqueued twice
-  kNoEpochFence,    // ledger and queue take writes of a deposed owner
+  kAcceptOldToken,      // an old attempt's report is taken for the live one's
+  kForgetRequeue,       // a job that must start again is not put back
+  kEnqueueTwice,        // a job is enqueued twice
+  kNoEpochFence,        // ledger and queue take writes of a deposed owner
   kCancelWithoutFence,  // a cancelled job ends although an old attempt of it could still publish
-  kNoLimits,        // a broker forgets the limits of its queues
+  kNoLimits,            // a broker forgets the limits of its queues
 };
 
 struct Report {

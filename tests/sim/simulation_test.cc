@@ -51,8 +51,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     for (const auto& violation : report.violations) ADD_FAILURE() << "seed " << seed << ": " << violation;
     if (++failed == 3) break;
   }
-  fmt::print("{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} cancelled, {} takeovers, {} grants under limits\n", seeds,
-             steps, jobs, runs, lost, cancelled, takeovers, limited);
+  fmt::print("{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} cancelled, {} takeovers, {} grants under limits\n",
+             seeds, steps, jobs, runs, lost, cancelled, takeovers, limited);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);

@@ -271,8 +271,13 @@ class MemoryLedger final : public Ledger {
     return live;
   }
   LiveRun Live(const RunSpec& run) {
-    LiveRun live{
-        .spec = run, .jobs = {}, .ended = {}, .counters = {}, .next_run_at = {}, .cancelling = cancels.contains(run.id.uuid), .cancel_reason = {}};
+    LiveRun live{.spec = run,
+                 .jobs = {},
+                 .ended = {},
+                 .counters = {},
+                 .next_run_at = {},
+                 .cancelling = cancels.contains(run.id.uuid),
+                 .cancel_reason = {}};
     if (live.cancelling) live.cancel_reason = CancelReason(cancels.at(run.id.uuid).actor, cancels.at(run.id.uuid).reason);
     for (const JobId& id : jobs_of_run[run.id]) {
       const JobRows& rows = jobs.at(id);
