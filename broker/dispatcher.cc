@@ -31,9 +31,11 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
 
 std::optional<WallTime> Dispatcher::NextDue() const {
   std::optional<WallTime> due;
-  for (const auto& [id, shard] : shards_)
-    if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && (!due || *shard.next_due < *due))
-      due = shard.next_due;
+  for (const auto& [id, shard] : shards_) {
+    if (shard.phase != Phase::kReady) continue;
+    if (!shard.promoting && shard.next_due && (!due || *shard.next_due < *due)) due = shard.next_due;
+    if (!shard.expiring && shard.next_expiry && (!due || *shard.next_expiry < *due)) due = shard.next_expiry;
+  }
   return due;
 }
 
@@ -65,6 +67,7 @@ void Dispatcher::On(event::Tick&) {
   for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
   for (auto& [id, shard] : shards_) {
     if (shard.phase != Phase::kReady) continue;
+    EndOverdueBlocked(shard);
     if (shard.dispatches > kDispatchesPerEpochMax) {
       TakeAnew(shard, "the tokens of this epoch are used up");
     } else if (shard.next_outbox <= now_) {
@@ -94,7 +97,11 @@ void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n
 
 void Dispatcher::Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at,
                          bool front) {
-  QueueEntry entry{.id = spec.id, .line = LineKey::Of(spec).ToString(), .body = {}, .run_at = std::nullopt};
+  QueueEntry entry{.id = spec.id, .line = LineKey::Of(spec).ToString(), .body = {}, .run_at = {}, .expires_at = {}};
+  if (const auto end = EndOfWait(spec.options, counters)) {
+    entry.expires_at = end->at;
+    shard.next_expiry = shard.next_expiry ? std::min(*shard.next_expiry, end->at) : end->at;
+  }
   if (!spec.run) entry.body = EncodeEntry(spec, counters);
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
@@ -158,6 +165,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       shard.next_due.reset();
       Execute(shard, queue_op::Promote{.shard = s, .epoch = e, .now = wall_, .max = kPromoteJobsMax}, Op::Kind::kPromote, out);
     }
+    EmitExpire(shard, out);
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
     Shard& shard = shards_.at(plan.shard);

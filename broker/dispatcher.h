@@ -86,6 +86,7 @@ class Dispatcher {
     MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
     std::uint8_t missed = 0;
     bool listed = false;  // some beat listed it: the grant arrived
+    bool cut = false;     // its timeout is what was left until the job's deadline
     bool ending = false;  // its end is on the way into the ledger
   };
   struct Submit {  // one request of a client, which may touch several shards
@@ -127,7 +128,8 @@ class Dispatcher {
     bool outbox_reading = false, outbox_again = false;
     MonoTime next_outbox{};
     std::optional<WallTime> next_due;
-    bool promoting = false;
+    std::optional<WallTime> next_expiry;  // of waiting entries; may be one that waits no more
+    bool promoting = false, expiring = false;
     PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<JobId> finish;
@@ -135,7 +137,7 @@ class Dispatcher {
   struct Op {
     QueueOpId id;
     ShardHold hold;
-    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote } kind = Kind::kPlain;
+    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire } kind = Kind::kPlain;
     std::string line;
     std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
@@ -177,6 +179,7 @@ class Dispatcher {
   struct Duplicates {
     std::unordered_set<JobId> jobs;
     std::unordered_set<RunId> runs;
+    std::unordered_map<JobId, JobId> conflicts;  // to the holder of the unique key
   };
   void CommittedJobs(event::Committed& e, const Duplicates& duplicates);
   void CommittedPiece(Piece& piece, const Duplicates& duplicates);
@@ -229,6 +232,14 @@ class Dispatcher {
   void LookForUnserved();
   void EndLine(LineIndex::Line& line);
   void OnLineClaimed(const Op& op, QueueReply& reply);
+
+  // What time ends: dispatcher_expiry.cc
+  void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
+  std::uint32_t TimeoutOf(const JobSpec& spec, bool& cut) const;
+  bool EndIfOver(Shard& shard, const JobSpec& spec, const Counters& counters);
+  void EndOverdueBlocked(Shard& shard);
+  void EmitExpire(Shard& shard, std::vector<Command>& out);
+  void OnExpired(const Op& op, QueueReply& reply);
 
   // dispatcher.cc
   void On(event::Tick& e);

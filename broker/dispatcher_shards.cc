@@ -208,6 +208,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;
       case Op::Kind::kPromote: OnPromoted(op, *result); break;
+      case Op::Kind::kExpire: OnExpired(op, *result); break;
     }
   }
 }
@@ -239,7 +240,7 @@ void Dispatcher::ClaimedAll(const Op& op, std::size_t claimed) {
 void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   ClaimedAll(op, reply.claimed.size());
-  for (auto& [id, line, body, run_at] : reply.claimed) {
+  for (auto& [id, line, body, run_at, expires_at] : reply.claimed) {
     if (leases_.contains(id)) continue;  // the queue had it twice: it is running already
     std::shared_ptr<const JobSpec> spec;
     Counters counters;
@@ -260,6 +261,7 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       spec = std::make_shared<const JobSpec>(std::move(entry->spec));
       counters = entry->counters;
     }
+    if (EndIfOver(*shard, *spec, counters)) continue;
     if (Worker* worker = NextTaker(op)) {
       Grant(*shard, *worker, std::move(spec), counters);
     } else {

@@ -138,6 +138,12 @@ void LineIndex::Take(Line& line, std::uint64_t n) {
   if (lines_.size() > kIdleLinesMax) lines_.erase(lines_.find(std::pair{line.shard, line.name}));
 }
 
+void LineIndex::Forget(ShardId shard, const std::string& name, std::uint64_t n) {
+  const auto it = lines_.find(std::pair{shard, name});
+  if (it == lines_.end()) return;
+  if (const std::uint64_t gone = std::min(n, it->second->ready); gone > 0) Take(*it->second, gone);
+}
+
 void LineIndex::DropShard(ShardId shard) {
   for (auto it = lines_.begin(); it != lines_.end();) {
     if (it->first.first != shard) {

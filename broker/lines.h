@@ -58,6 +58,9 @@ class LineIndex {
   Line* Next(const WorkerReach& worker);
   // REQUIRES: n <= line.ready. `line` is gone when nothing is left.
   void Take(Line& line, std::uint64_t n);
+  // `n` of its entries are gone without a claim (they expired). Those that are promised to claims under way are left to them:
+  // a claim that finds less than was counted says so.
+  void Forget(ShardId shard, const std::string& name, std::uint64_t n);
   // How many orgs have something ready at the line's priority.
   std::size_t OrgsBeside(const Line& line) const { return rounds_[RoundOf(line.key)].orgs.size(); }
   // Every line that has something ready. `visit` must not change the index.

@@ -51,6 +51,8 @@ constexpr Column kRunOutcomeColumns[] = {
     {"run", kUuid}, {"org", kInt}, {"state", kInt}, {"reason", kText}, {"finished_at", kTime}};
 constexpr Column kCancelColumns[] = {{"item", kUuid},  {"is_run", kBool}, {"org", kInt},
                                      {"actor", kText}, {"reason", kText}, {"requested_at", kTime}};
+constexpr Column kDeadActionColumns[] = {{"job", kUuid},   {"org", kInt},     {"action", kInt}, {"new_job", kUuid},
+                                         {"actor", kText}, {"reason", kText}, {"at", kTime}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},
@@ -60,7 +62,8 @@ constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionCo
                                          {"attempt", kAttemptColumns, 2},
                                          {"outcome", kOutcomeColumns, 1},
                                          {"run_outcome", kRunOutcomeColumns, 1},
-                                         {"cancel", kCancelColumns, 1}};
+                                         {"cancel", kCancelColumns, 1},
+                                         {"dead_action", kDeadActionColumns, 1}};
 
 // The length of the UTF-8 sequence at the start of `s`, 0 if there is none that PostgreSQL takes.
 std::size_t SequenceLength(std::string_view s) {
@@ -206,6 +209,12 @@ void Append(const CancelRow& r, Arena& a, std::vector<Value>& c) {
                      Value::Of(CleanText(r.actor, a)), Value::Of(CleanText(r.reason, a)), Value::Of(r.requested_at)});
 }
 
+void Append(const DeadActionRow& r, Arena& a, std::vector<Value>& c) {
+  c.insert(c.end(),
+           {Value::Of(r.job.AsBytes()), Value::Of(r.org.value()), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.action)}),
+            OptionalId(r.new_job), Value::Of(CleanText(r.actor, a)), Value::Of(CleanText(r.reason, a)), Value::Of(r.at)});
+}
+
 PipelineVersion PipelineVersionFrom(std::span<const Value> c) {
   return {OrgId{c[0].number}, Str(c[1]), c[2].number, Str(c[3]), Str(c[4]), Str(c[5]), TimeOf(c[6])};
 }
@@ -278,6 +287,11 @@ RunOutcomeRow RunOutcomeFrom(std::span<const Value> c) {
 
 CancelRow CancelFrom(std::span<const Value> c) {
   return {UuidOf(c[0]), c[1].number != 0, OrgId{c[2].number}, Str(c[3]), Str(c[4]), TimeOf(c[5])};
+}
+
+DeadActionRow DeadActionFrom(std::span<const Value> c) {
+  return {JobId{UuidOf(c[0])}, OrgId{c[1].number}, static_cast<DeadAction>(c[2].number), IdFrom<JobId>(c[3]), Str(c[4]),
+          Str(c[5]),           TimeOf(c[6])};
 }
 
 Digest LeafOf(Table table, std::span<const Value> cells) {

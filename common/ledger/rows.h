@@ -37,11 +37,11 @@ struct Value {
 // Keeps texts that had to be changed on their way in.
 using Arena = std::deque<std::string>;
 
-enum class Table : std::uint8_t { kPipelineVersion, kSlot, kRun, kJob, kAttempt, kOutcome, kRunOutcome, kCancel };
-inline constexpr std::size_t kTableCount = 8;
+enum class Table : std::uint8_t { kPipelineVersion, kSlot, kRun, kJob, kAttempt, kOutcome, kRunOutcome, kCancel, kDeadAction };
+inline constexpr std::size_t kTableCount = 9;
 inline constexpr std::array<Table, kTableCount> kTables = {
-    Table::kPipelineVersion, Table::kSlot,    Table::kRun,        Table::kJob,
-    Table::kAttempt,         Table::kOutcome, Table::kRunOutcome, Table::kCancel};
+    Table::kPipelineVersion, Table::kSlot,       Table::kRun,    Table::kJob,       Table::kAttempt,
+    Table::kOutcome,         Table::kRunOutcome, Table::kCancel, Table::kDeadAction};
 
 struct TableDef {
   std::string_view name;
@@ -62,6 +62,7 @@ void Append(const AttemptRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const OutcomeRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const RunOutcomeRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const CancelRow& row, Arena& arena, std::vector<Value>& cells);
+void Append(const DeadActionRow& row, Arena& arena, std::vector<Value>& cells);
 
 // The other way; `cells` begins with the table's columns in order.
 PipelineVersion PipelineVersionFrom(std::span<const Value> cells);
@@ -72,6 +73,7 @@ AttemptRow AttemptFrom(std::span<const Value> cells);
 OutcomeRow OutcomeFrom(std::span<const Value> cells);
 RunOutcomeRow RunOutcomeFrom(std::span<const Value> cells);
 CancelRow CancelFrom(std::span<const Value> cells);
+DeadActionRow DeadActionFrom(std::span<const Value> cells);
 
 // The leaf of a row: table, then every column; numbers as integers, all else as bytes.
 Digest LeafOf(Table table, std::span<const Value> cells);
