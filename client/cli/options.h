@@ -27,16 +27,22 @@ struct Options {
   std::string pipeline;             // names
   std::string state;
   std::string stage;
-  std::string connection, sql;                     // query
-  std::string cron, timezone, dst = "once", from;  // schedule next, pipeline apply
-  std::string base_dir;                            // pipeline apply
-  std::string checkpoints;                         // audit verify
-  std::string public_key;                          // audit verify
-  std::string name;                                // worker, broker, scheduler --name
-  int concurrency = 0;                             // worker
-  std::uint32_t count = 0;                         // -n
-  bool wait = false;                               // run start
-  bool origin = false;                             // config show
+  std::vector<std::string> ids;                         // job requeue, job discard
+  std::string queue, kind, error_class, since, before;  // job list, requeue, discard
+  bool open = false;                                    // job list
+  std::string to_queue, payload_file, reason;           // job requeue, discard; run retry
+  int priority = -1, max_attempts = 0;                  // job requeue
+  bool dry_run = false;                                 // job requeue, discard
+  std::string connection, sql;                          // query
+  std::string cron, timezone, dst = "once", from;       // schedule next, pipeline apply
+  std::string base_dir;                                 // pipeline apply
+  std::string checkpoints;                              // audit verify
+  std::string public_key;                               // audit verify
+  std::string name;                                     // worker, broker, scheduler --name
+  int concurrency = 0;                                  // worker
+  std::uint32_t count = 0;                              // -n
+  bool wait = false;                                    // run start
+  bool origin = false;                                  // config show
 };
 
 }  // namespace millrace::cli
