@@ -272,7 +272,7 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     Must(broker.Commit(batch, In()));
   }
 
-  // Two writers, twelve records, a checkpoint about every second record, a snapshot after each record.
+  // Two writers, thirteen records, a checkpoint about every second record, a snapshot after each record.
   void Fill() {
     auto scheduler = Must(store_->Open(ids_.Next<AuditWriterId>(), "scheduler s1"));
     auto broker = Must(store_->Open(ids_.Next<AuditWriterId>(), "broker b1"));
@@ -309,6 +309,17 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       CommitOutcomes(*broker, {shard, epoch}, owner, static_cast<std::uint32_t>(round + 1));
       note();
     }
+    Must(broker->RequeueDead({.run = {},
+                              .jobs = {},
+                              .actions = {{.job = ids_.Next<JobId>(),
+                                           .org = kDefaultOrg,
+                                           .action = DeadAction::kDiscarded,
+                                           .new_job = {},
+                                           .actor = "cli root@host",
+                                           .reason = "known",
+                                           .at = TheClock().WallNow()}}},
+                             In()));
+    note();
     Must(writer.Flush(mono + 60s, Must(scheduler->Now(In())), Must(scheduler->AuditHeads(In()))));
     scheduler.reset();
     broker.reset();

@@ -260,9 +260,15 @@ class World {
   void Issue(std::size_t, command::SendClient& command) {
     if (const auto* reply = std::get_if<wire::SubmitReply>(&command.message)) {
       Trace("accepted", {}, reply->request);
-      for (const auto& item : reply->accepted)
-        if (!ledger_.jobs.contains(JobId{item.id}) && !ledger_.runs.contains(RunId{item.id}))
-          Violation("S1: accepted, but the ledger does not have it");
+      for (const auto& item : reply->accepted) {
+        const bool stored = ledger_.jobs.contains(JobId{item.id}) || ledger_.runs.contains(RunId{item.id});
+        if (item.conflict_with == Uuid{}) {
+          if (!stored) Violation("S1: accepted, but the ledger does not have it");
+          continue;
+        }
+        ++report_.conflicts;
+        if (!ledger_.jobs.contains(JobId{item.conflict_with})) Violation("the holder of a unique key does not exist");
+      }
       if (Chance(90) || healed_) requests_[reply->request].answered = true;
     }
   }
@@ -619,6 +625,7 @@ class World {
       if (!ledger_.run_outcomes.contains(id)) Violation("S1: run " + id.ToString() + " never ended");
     for (std::size_t i = 0; i < requests_.size(); ++i)
       if (!requests_[i].answered) Violation(fmt::format("request {} was never answered", i));
+    if (!report_.violations.empty()) return;
     for (const auto& [id, rows] : ledger_.jobs) CheckTimes(rows);
     CheckUnique();
     for (const auto& [id, run] : ledger_.run_outcomes) {
