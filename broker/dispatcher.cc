@@ -32,9 +32,11 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
 
 std::optional<WallTime> Dispatcher::NextDue() const {
   std::optional<WallTime> due;
-  for (const auto& [id, shard] : shards_)
-    if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && (!due || *shard.next_due < *due))
-      due = shard.next_due;
+  for (const auto& [id, shard] : shards_) {
+    if (shard.phase != Phase::kReady) continue;
+    if (!shard.promoting && shard.next_due && (!due || *shard.next_due < *due)) due = shard.next_due;
+    if (!shard.expiring && shard.next_expiry && (!due || *shard.next_expiry < *due)) due = shard.next_expiry;
+  }
   if (const auto token = lines_.NextToken()) {  // a rate lets something start again
     const WallTime at = wall_ + (*token - now_);
     if (!due || at < *due) due = at;
@@ -70,6 +72,7 @@ void Dispatcher::On(event::Tick&) {
   for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
   for (auto& [id, shard] : shards_) {
     if (shard.phase != Phase::kReady) continue;
+    EndOverdueBlocked(shard);
     if (shard.dispatches > kDispatchesPerEpochMax) {
       TakeAnew(shard, "the tokens of this epoch are used up");
     } else if (shard.next_outbox <= now_) {
@@ -101,7 +104,12 @@ void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n
 void Dispatcher::Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at,
                          bool front) {
   const LineKey key = LineKey::Of(spec);
-  QueueEntry entry{.id = spec.id, .line = key.ToString(), .body = {}, .run_at = std::nullopt};
+  QueueEntry entry{.id = spec.id, .line = key.ToString(), .body = {}, .run_at = {}, .expires_at = {}};
+  // What is being cancelled is not over before its fence is raised.
+  if (const auto end = Cancelling(shard, spec) ? std::nullopt : EndOfWait(spec.options, counters)) {
+    entry.expires_at = end->at;
+    shard.next_expiry = shard.next_expiry ? std::min(*shard.next_expiry, end->at) : end->at;
+  }
   if (!spec.run) entry.body = EncodeEntry(spec, counters);
   shard.budgets.Enqueued(key.org, key.queue, spec.payload.size());
   if (run_at && *run_at > wall_) {
@@ -166,6 +174,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       shard.next_due.reset();
       Execute(shard, queue_op::Promote{.shard = s, .epoch = e, .now = wall_, .max = kPromoteJobsMax}, Op::Kind::kPromote, out);
     }
+    EmitExpire(shard, out);
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
     Shard& shard = shards_.at(plan.shard);

@@ -90,6 +90,7 @@ class Dispatcher {
     std::uint8_t missed = 0;
     bool listed = false;   // some beat listed it: the grant arrived
     bool fence = false;    // granted to raise the fence of a cancelled job, not to work
+    bool cut = false;      // its timeout is what was left until the job's deadline
     bool ending = false;   // its end is on the way into the ledger
     bool counted = false;  // against the limits of its queue: what came from a claim is
   };
@@ -141,7 +142,8 @@ class Dispatcher {
     bool outbox_reading = false, outbox_again = false;
     MonoTime next_outbox{};
     std::optional<WallTime> next_due;
-    bool promoting = false;
+    std::optional<WallTime> next_expiry;  // of waiting entries; may be one that waits no more
+    bool promoting = false, expiring = false;
     // Single jobs with a durable cancel request (those of runs have the state kCancelling), and those that were ended while
     // they wait in the queue: whoever claims one finds it here.
     std::unordered_set<JobId> cancelling, ended_waiting;
@@ -157,7 +159,7 @@ class Dispatcher {
   struct Op {
     QueueOpId id;
     ShardHold hold;
-    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote } kind = Kind::kPlain;
+    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire } kind = Kind::kPlain;
     std::string line;
     LineKey key;                                            // kClaim
     std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
@@ -201,6 +203,7 @@ class Dispatcher {
   struct Duplicates {
     std::unordered_set<JobId> jobs;
     std::unordered_set<RunId> runs;
+    std::unordered_map<JobId, JobId> conflicts;  // to the holder of the unique key
   };
   void CommittedJobs(event::Committed& e, const Duplicates& duplicates);
   void CommittedPiece(Piece& piece, const Duplicates& duplicates);
@@ -281,6 +284,14 @@ class Dispatcher {
   void LookForUnserved();
   void EndLine(LineIndex::Line& line);
   void OnLineClaimed(const Op& op, QueueReply& reply);
+
+  // What time ends: dispatcher_expiry.cc
+  void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
+  std::uint32_t TimeoutOf(const JobSpec& spec, bool& cut) const;
+  bool EndIfOver(Shard& shard, const JobSpec& spec, const Counters& counters);
+  void EndOverdueBlocked(Shard& shard);
+  void EmitExpire(Shard& shard, std::vector<Command>& out);
+  void OnExpired(const Op& op, QueueReply& reply);
 
   // dispatcher.cc
   void On(event::Tick& e);

@@ -36,6 +36,12 @@ Result<void> CheckJob(const JobSpec& job) {
     return Fail(ErrorCode::kInvalidArgument, "max_attempts: {} is not in [1, {}]", job.retry.max_attempts, kMaxAttemptsMax);
   if (job.retry.backoff_base.count() < 0 || job.retry.backoff_cap.count() < 0 || job.timeout.count() < 0)
     return Fail(ErrorCode::kInvalidArgument, "backoff and timeout: a negative duration");
+  if (job.options.unique_key.empty()) return {};
+  if (job.run) return Fail(ErrorCode::kInvalidArgument, "unique_key: only a single job has one, not a job of a run");
+  if (job.options.durability != Durability::kLedger)
+    return Fail(ErrorCode::kInvalidArgument, "unique_key: needs durability: ledger, where it is decided");
+  if (job.options.unique_until == UniqueUntil::kWindow && job.options.unique_window <= Millis{0})
+    return Fail(ErrorCode::kInvalidArgument, "unique_window: {} ms is not a window", job.options.unique_window.count());
   return {};
 }
 
@@ -127,13 +133,13 @@ void Dispatcher::RetryParked() {
 
 void Dispatcher::AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, std::set<PieceId>& pieces) {
   if (const auto it = accepting_.find(spec.id.uuid); it != accepting_.end()) {
-    submit->items.push_back({.id = spec.id.uuid, .duplicate = true});
+    submit->items.push_back({.id = spec.id.uuid, .duplicate = true, .conflict_with = {}});
     if (pieces.insert(it->second).second) pieces_.at(it->second).submits.push_back(submit);
     return;
   }
   Shard& shard = *ShardOfOrg(spec.org);
   Piece& piece = OpenPiece(shard, shard.submit_piece);
-  submit->items.push_back({.id = spec.id.uuid, .duplicate = false});
+  submit->items.push_back({.id = spec.id.uuid, .duplicate = false, .conflict_with = {}});
   if (pieces.insert(shard.submit_piece).second) piece.submits.push_back(submit);
   accepting_.emplace(spec.id.uuid, shard.submit_piece);
   piece.accepting.push_back(spec.id.uuid);
@@ -189,7 +195,7 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
   submit->request = m.request;
   submit->run = true;
   submit->watch = m.watch;
-  submit->items.push_back({.id = m.run.id.uuid, .duplicate = false});
+  submit->items.push_back({.id = m.run.id.uuid, .duplicate = false, .conflict_with = {}});
   submit->pieces = 1;
   if (const auto it = accepting_.find(m.run.id.uuid); it != accepting_.end() || shard.runs.Knows(m.run.id)) {
     submit->items.front().duplicate = true;

@@ -91,9 +91,16 @@ void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
   }
 }
 
+static std::unordered_map<JobId, JobId> ConflictsOf(const OwnerBatchResult& result) {
+  std::unordered_map<JobId, JobId> conflicts;
+  for (const UniqueConflict& conflict : result.conflicts) conflicts.emplace(conflict.job, conflict.holder);
+  return conflicts;
+}
+
 void Dispatcher::On(event::Committed& e) {
   const Duplicates duplicates{.jobs = {e.result.duplicate_jobs.begin(), e.result.duplicate_jobs.end()},
-                              .runs = {e.result.duplicate_runs.begin(), e.result.duplicate_runs.end()}};
+                              .runs = {e.result.duplicate_runs.begin(), e.result.duplicate_runs.end()},
+                              .conflicts = ConflictsOf(e.result)};
   CommittedJobs(e, duplicates);
   for (const PieceId id : e.pieces) {
     auto node = pieces_.extract(id);
@@ -113,7 +120,7 @@ void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates
   };
   std::unordered_map<RunId, std::vector<JobSpec>> of_run;
   for (JobSpec& job : e.batch.jobs) {
-    if (duplicates.jobs.contains(job.id)) continue;
+    if (duplicates.jobs.contains(job.id) || duplicates.conflicts.contains(job.id)) continue;
     if (job.run) {
       of_run[*job.run].push_back(std::move(job));
     } else if (Shard* shard = current(job.org)) {
@@ -137,9 +144,12 @@ void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
   accepting_bytes_ -= piece.accept_bytes;
   shard->budgets.Accepted(piece.waiting);
   for (const auto& submit : piece.submits) {
-    for (auto& item : submit->items)
+    for (auto& item : submit->items) {
+      if (const auto held = duplicates.conflicts.find(JobId{item.id}); !submit->run && held != duplicates.conflicts.end())
+        item.conflict_with = held->second.uuid;
       if (submit->run ? duplicates.runs.contains(RunId{item.id}) : duplicates.jobs.contains(JobId{item.id}))
         item.duplicate = true;
+    }
     if (--submit->pieces == 0 && !submit->failed) FinishSubmit(*submit);
   }
   for (const CancelRow& row : piece.cancels) CancelDurable(*shard, row);  // before the endings: what failed is not retried

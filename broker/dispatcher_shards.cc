@@ -236,6 +236,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;
       case Op::Kind::kPromote: OnPromoted(op, *result); break;
+      case Op::Kind::kExpire: OnExpired(op, *result); break;
     }
   }
 }
@@ -268,7 +269,7 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   ClaimedAll(op, reply.claimed.size());
   std::uint64_t started = 0;
-  for (auto& [id, line, body, run_at] : reply.claimed) {
+  for (auto& [id, line, body, run_at, expires_at] : reply.claimed) {
     const auto left = [&](std::optional<std::size_t> bytes) { shard->budgets.Claimed(op.key.org, op.key.queue, bytes); };
     if (leases_.contains(id) || EndedWhileWaiting(*shard, id)) {  // the queue had it twice, or it ended meanwhile
       left(std::nullopt);
@@ -299,6 +300,7 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       EndStopped(*shard, *spec, counters, "cancelled");
       continue;
     }
+    if (EndIfOver(*shard, *spec, counters)) continue;
     if (Worker* worker = NextTaker(op)) {
       ++started;
       Grant(*shard, *worker, std::move(spec), counters);

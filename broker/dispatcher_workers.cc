@@ -143,8 +143,11 @@ void Dispatcher::OnEnded(const wire::PeerId& peer, wire::Ended& m) {
 void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   Shard& shard = shards_.at(lease.shard);
   const JobSpec& spec = *lease.spec;
-  const AttemptVerdict verdict =
-      Cancelling(shard, spec) ? JudgeCancelled(lease, report) : Judge(spec.retry, lease.counters, report.end, report.retryable);
+  if (std::ranges::find(spec.options.no_retry, report.error_class) != spec.options.no_retry.end()) report.retryable = false;
+  const bool cancelling = Cancelling(shard, spec);
+  AttemptVerdict verdict =
+      cancelling ? JudgeCancelled(lease, report) : Judge(spec.retry, lease.counters, report.end, report.retryable);
+  if (!cancelling) JudgeTime(lease, report, verdict);
   lease.ending = true;
   Worker& worker = workers_.at(lease.worker);
   worker.leases.erase(spec.id);
@@ -168,7 +171,8 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
                                    .recorded_at = wall_});
   } else {
     if (!verdict.immediate)
-      ending.run_at = wall_ + BackoffDelay(spec.retry, static_cast<int>(verdict.counters.failures), options_.random->Next());
+      ending.run_at = wall_ + BackoffDelay(spec.retry, spec.options.backoff, static_cast<int>(verdict.counters.failures),
+                                           options_.random->Next());
     if (spec.run) shard.runs.Find(spec.id)->error = report.error;
     piece.rows.attempts.push_back({.report = std::move(report),
                                    .org = spec.org,
@@ -240,16 +244,19 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
     job.error.clear();
     shard.runs.Show(id);
   }
+  if (!spec->options.unique_key.empty() && spec->options.unique_until == UniqueUntil::kStarted && counters.deliveries == 0)
+    OpenPiece(shard, shard.progress_piece).rows.unique_started.push_back(id);
+  bool cut = false;
+  const std::uint32_t timeout_ms = TimeoutOf(*spec, cut);
   ++worker.granted;
   worker.leases.insert(id);
-  worker.grants.push_back(
-      {.id = id,
-       .token = token,
-       .kind = spec->kind,
-       .payload = spec->payload,
-       .timeout_ms = static_cast<std::uint32_t>(std::clamp<std::int64_t>(spec->timeout.count(), 0, UINT32_MAX)),
-       .delivery = counters.deliveries + 1,
-       .fence_only = fence});
+  worker.grants.push_back({.id = id,
+                           .token = token,
+                           .kind = spec->kind,
+                           .payload = spec->payload,
+                           .timeout_ms = timeout_ms,
+                           .delivery = counters.deliveries + 1,
+                           .fence_only = fence});
   const bool first = leases_
                          .emplace(id, Lease{.shard = shard.hold.shard,
                                             .spec = std::move(spec),
@@ -257,7 +264,8 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
                                             .token = token,
                                             .worker = worker.id,
                                             .counted_at = now_,
-                                            .fence = fence})
+                                             .fence = fence,
+                                             .cut = cut})
                          .second;
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
 }

@@ -203,6 +203,7 @@ inline constexpr std::size_t kRecentlyEndedMax = 16'384;  // ended attempts reme
 inline constexpr std::size_t kGrantBytesMax = 4u << 20;   // payload bytes of one Grant
 inline constexpr std::size_t kWatchersPerRunMax = 64;
 inline constexpr std::uint32_t kPromoteJobsMax = 1000;
+inline constexpr std::uint32_t kExpireJobsMax = 500;  // per step: waiting entries of one ExpireDue, blocked jobs of one look
 inline constexpr std::uint32_t kDispatchesPerEpochMax =
     0xF000'0000;  // then the shard is taken anew: a token's counter has 32 bits
 

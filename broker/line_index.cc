@@ -420,6 +420,12 @@ void LineIndex::Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime 
   DropQueueIfIdle(*queue);
 }
 
+void LineIndex::Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
+  const auto it = lines_.find(std::pair{shard, name});
+  if (it == lines_.end()) return;
+  if (const std::uint64_t gone = std::min(n, it->second->ready); gone > 0) Remove(*it->second, gone, now);
+}
+
 void LineIndex::Take(Line& line, std::uint64_t n, MonoTime now) {
   MILLRACE_CHECK(n > 0 && n <= Allowance(line, now), "line '{}': {} taken of {}", line.name, n, line.ready);
   MILLRACE_CHECK(line.linked && line.node->linked, "line '{}': taken while it may not start", line.name);

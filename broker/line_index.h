@@ -95,6 +95,10 @@ class LineIndex {
   // Entries that leave the line for good, whatever the limits say. REQUIRES: n <= line.ready. `line` may be gone afterwards.
   void Remove(Line& line, std::uint64_t n, MonoTime now);
 
+  // `n` of its entries are gone without a claim (they expired). Those that are promised to claims under way are left to them:
+  // a claim that finds less than was counted says so.
+  void Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now);
+
   // How many orgs have something that may start at the priority at which the line stands. REQUIRES: `line` comes from Next.
   std::size_t OrgsBeside(const Line& line) const;
   // Every line that has something ready, eligible or not. `visit` must not change the index.

@@ -82,6 +82,7 @@ RunCoordinator::Run& RunCoordinator::Insert(RunSpec spec, std::vector<JobSpec> j
     job.run_at = jobs[i].run_at;
     job.spec = std::make_shared<const JobSpec>(std::move(jobs[i]));
     jobs_[job.spec->id] = {&run, i};
+    if (const auto end = EndOfWait(job.spec->options, job.counters)) ends_of_wait_.emplace(end->at, job.spec->id);
   }
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
     for (const JobId& need : run.jobs[i].spec->depends_on) {
@@ -170,9 +171,7 @@ void RunCoordinator::Restore(LiveRun live) {
     run.began = true;
     job.state = job.shown = ended->second;
     --run.unfinished;
-    if (job.state == JobState::kSucceeded) {
-      for (const std::uint32_t d : job.dependents) --run.jobs[d].waiting;
-    } else {
+    if (job.state != JobState::kSucceeded) {
       run.failed = true;
       if (run.reason.empty()) run.reason = fmt::format("stage '{}' is {}", job.spec->stage, Name(job.state));
     }
@@ -226,15 +225,14 @@ void RunCoordinator::Activate(Group& group, const Run& run) {
 }
 
 void RunCoordinator::Start(Run& run, RunEffects& out) {
-  run.state = run.shown = RunState::kRunning;
   LogStart(run);
   if (Group* group = GroupOf(run)) Activate(*group, run);
   out.started.push_back(run.spec.id);
-  for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
-    Job& job = run.jobs[i];
+  for (std::uint32_t i = 0; i < run.jobs.size(); ++i)
+    if (IsTerminal(run.jobs[i].state)) TellDependents(run, i, out);
+  run.state = run.shown = RunState::kRunning;
+  for (const Job& job : run.jobs)
     if (job.state == JobState::kBlocked && job.waiting == 0) out.ready.push_back(job.spec->id);
-    if (IsTerminal(job.state) && job.state != JobState::kSucceeded) SkipDependents(run, i, out);
-  }
   EndIfFinished(run, out);
 }
 
@@ -291,13 +289,21 @@ void RunCoordinator::EndUnstarted(Run& run, RunState state, const std::string& r
   out.ended.push_back(run.end);
 }
 
-void RunCoordinator::SkipDependents(Run& run, std::uint32_t index, RunEffects& out) {
+// Each job that has ended tells its dependents once. Success counts one down for all of them; another end does so for those
+// that wait for any end, and skips the others, which then have ended too. Of a run that has not started nothing becomes ready.
+void RunCoordinator::TellDependents(Run& run, std::uint32_t index, RunEffects& out) {
   std::vector<std::uint32_t> from{index};
   while (!from.empty()) {
-    const Job& cause = run.jobs[from.back()];
+    Job& cause = run.jobs[from.back()];
     from.pop_back();
+    if (std::exchange(cause.told, true)) continue;
     for (const std::uint32_t d : cause.dependents) {
       Job& job = run.jobs[d];
+      if (cause.state == JobState::kSucceeded || job.spec->options.run_when == RunWhen::kAllEnded) {
+        if (--job.waiting == 0 && job.state == JobState::kBlocked && run.state != RunState::kQueued)
+          out.ready.push_back(job.spec->id);
+        continue;
+      }
       if (job.state != JobState::kBlocked) continue;
       Apply(job, JobEvent::kDependencyFailed);
       job.error = fmt::format("stage '{}', on which it depends, is {}", cause.spec->stage, Name(cause.state));
@@ -310,12 +316,17 @@ void RunCoordinator::SkipDependents(Run& run, std::uint32_t index, RunEffects& o
 
 void RunCoordinator::EndIfFinished(Run& run, RunEffects& out) {
   if (run.unfinished > 0 || IsTerminal(run.state)) return;
+  const bool queued = run.state == RunState::kQueued;
   run.state = !run.failed ? RunState::kSucceeded : run.cancelling ? RunState::kCancelled : RunState::kFailed;
   run.end = {.run = run.spec.id, .state = run.state, .reason = run.reason};
   if (run.cancelling && !run.failed) run.end.reason = "cancel_too_late: every stage had succeeded";
   out.ended.push_back(run.end);
   Group* group = GroupOf(run);
   if (group == nullptr) return;
+  if (queued) {  // all of it ended by time while it waited for its turn
+    std::erase(group->waiting, run.spec.id);
+    return;
+  }
   MILLRACE_CHECK(std::erase(group->active, run.spec.id) == 1, "run {}: ended but was not active", run.spec.id.ToString());
   if (IsBackfill(run)) --group->backfills;
   StartWaiting(*group, out);
@@ -385,30 +396,47 @@ RunEffects RunCoordinator::JobStopped(JobId id, const std::string& reason) {
   return out;
 }
 
-RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters& counters, const std::string& reason) {
+RunEffects RunCoordinator::Ended(Run& run, std::uint32_t index, const std::string& reason) {
   RunEffects out;
-  const auto [run_pointer, index] = jobs_.at(id);
-  Run& run = *run_pointer;
-  Job& job = run.jobs[index];
+  const Job& job = run.jobs[index];
+  --run.unfinished;
+  if (job.state != JobState::kSucceeded) {
+    if (run.reason.empty())
+      run.reason = fmt::format("stage '{}' is {}{}{}", job.spec->stage, Name(job.state), reason.empty() ? "" : ": ", reason);
+    run.failed = true;
+  }
+  TellDependents(run, index, out);
+  EndIfFinished(run, out);
+  return out;
+}
+
+RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters& counters, const std::string& reason) {
+  const auto [run, index] = jobs_.at(id);
+  Job& job = run->jobs[index];
   Apply(job, terminal == JobState::kSucceeded   ? JobEvent::kSucceeded
              : terminal == JobState::kCancelled ? JobEvent::kCancelled
                                                 : JobEvent::kFailedForGood);
   MILLRACE_CHECK(job.state == terminal, "job {}: ended as {}, asked for {}", id.ToString(), Name(job.state), Name(terminal));
   job.counters = counters;
-  --run.unfinished;
-  if (terminal == JobState::kSucceeded) {
-    for (const std::uint32_t d : job.dependents) {
-      Job& next = run.jobs[d];
-      if (--next.waiting == 0 && next.state == JobState::kBlocked) out.ready.push_back(next.spec->id);
-    }
-  } else {
-    if (run.reason.empty())
-      run.reason = fmt::format("stage '{}' is {}{}{}", job.spec->stage, Name(terminal), reason.empty() ? "" : ": ", reason);
-    run.failed = true;
-    SkipDependents(run, index, out);
+  return Ended(*run, index, reason);
+}
+
+RunEffects RunCoordinator::JobOver(JobId id, JobState terminal, const std::string& reason) {
+  const auto [run, index] = jobs_.at(id);
+  Job& job = run->jobs[index];
+  Apply(job, terminal == JobState::kExpired ? JobEvent::kExpired : JobEvent::kDeadlinePassed);
+  job.error = reason;
+  return Ended(*run, index, reason);
+}
+
+std::vector<JobId> RunCoordinator::TakeOverdue(WallTime now, std::size_t max) {
+  std::vector<JobId> over;
+  while (over.size() < max && !ends_of_wait_.empty() && ends_of_wait_.begin()->first <= now) {
+    const JobId id = ends_of_wait_.begin()->second;
+    ends_of_wait_.erase(ends_of_wait_.begin());
+    if (const Job* job = Find(id); job != nullptr && job->state == JobState::kBlocked) over.push_back(id);
   }
-  EndIfFinished(run, out);
-  return out;
+  return over;
 }
 
 RunEffects RunCoordinator::JobUnplaceable(JobId id, const std::string& reason) {

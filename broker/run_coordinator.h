@@ -61,9 +61,10 @@ class RunCoordinator {
     std::optional<WallTime> run_at;  // not before
     std::string worker, result, error;
     std::int64_t rows = 0, bytes = 0;
-    std::uint32_t waiting = 0;  // jobs it depends on that have not succeeded
+    std::uint32_t waiting = 0;  // jobs it depends on that have not succeeded (RunWhen::kAllEnded: have not ended)
     std::vector<std::uint32_t> dependents;
     bool changed = false;  // since the last update to watchers
+    bool told = false;     // it has ended, and its dependents were told
   };
 
   // kInvalidArgument names the job: an id twice, another run's job, an unknown or circular dependency, no job at all.
@@ -95,6 +96,11 @@ class RunCoordinator {
   void ShowEnd(RunId run);
   // A job that waits in the queue will never start; as JobEnded(kDead).
   RunEffects JobUnplaceable(JobId job, const std::string& reason);
+  // A job that has not started ends by time: kExpired, or kDead past its deadline.
+  RunEffects JobOver(JobId job, JobState terminal, const std::string& reason);
+  // Blocked jobs whose wait is over by now (EndOfWait), at most `max`. A job is named once; one that is not blocked any more is
+  // left to the queue.
+  std::vector<JobId> TakeOverdue(WallTime now, std::size_t max);
   // For watchers: all stages, or those that changed since the last call with `all` = false (which clears the marks).
   std::optional<wire::RunUpdate> Update(RunId run, bool all);
   // Forgets a run whose end is durable.
@@ -138,7 +144,8 @@ class RunCoordinator {
   void Start(Run& run, RunEffects& out);
   void StartWaiting(Group& group, RunEffects& out);
   void EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out);
-  void SkipDependents(Run& run, std::uint32_t index, RunEffects& out);
+  RunEffects Ended(Run& run, std::uint32_t index, const std::string& reason);
+  void TellDependents(Run& run, std::uint32_t index, RunEffects& out);
   void EndIfFinished(Run& run, RunEffects& out);
   static void LogStart(Run& run);
   static void LogEnd(const Run& run);
@@ -151,6 +158,7 @@ class RunCoordinator {
   std::map<GroupKey, Group> groups_;
   std::vector<RunId> restored_;  // in the order they were read
   std::vector<RunId> changed_;
+  std::multimap<WallTime, JobId> ends_of_wait_;
 };
 
 }  // namespace millrace

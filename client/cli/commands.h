@@ -27,6 +27,12 @@ ExitCode JobCancel(const Options& options);
 ExitCode BackfillStart(const Options& options);
 ExitCode BackfillList(const Options& options);
 ExitCode BackfillShow(const Options& options);
+// Jobs, and what repeats them (commands_job.cc).
+ExitCode JobList(const Options& options);
+ExitCode JobShow(const Options& options);
+ExitCode JobRequeue(const Options& options);
+ExitCode JobDiscard(const Options& options);
+ExitCode RunRetry(const Options& options);
 
 // Processes (commands_process.cc). They end with SIGTERM or SIGINT; a second signal hands running jobs back at once.
 ExitCode Up(const Options& options);

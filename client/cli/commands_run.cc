@@ -90,7 +90,7 @@ Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Op
 
 // `millrace run lst` looks for a file of that name; its user meant something else.
 std::string DidYouMeanVerb(const std::string& word) {
-  static constexpr std::array<std::string_view, 5> kVerbs{"start", "list", "show", "logs", "cancel"};
+  static constexpr std::array<std::string_view, 6> kVerbs{"start", "list", "show", "logs", "cancel", "retry"};
   const auto verb = Suggest(word, kVerbs);
   return verb ? fmt::format("; did you mean 'millrace run {}'?", *verb) : "";
 }

@@ -71,6 +71,9 @@ void AddRunCommands(Grammar& g) {
   CLI::App* show = g.Add(run, "show", "One run: stages, rows, errors", RunShow);
   show->add_option("ID", g.options.id, kRunIdHelp)->required();
   show->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
+  CLI::App* retry = g.Add(run, "retry", "Run a failed run again: what succeeded is not repeated", RunRetry);
+  retry->add_option("ID", g.options.id, kRunIdHelp)->required();
+  retry->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
   CLI::App* logs = g.Add(run, "logs", "What the stages of a run wrote to their logs, attempt by attempt", RunLogs);
   logs->add_option("ID", g.options.id, kRunIdHelp)->required();
   logs->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
@@ -81,8 +84,35 @@ void AddRunCommands(Grammar& g) {
   cancel->add_flag("--wait", g.options.wait, "Wait until nothing of them runs any more");
 }
 
+void AddJobFilter(CLI::App* command, Options& options) {
+  command->add_option("--queue", options.queue, "Only jobs of this queue");
+  command->add_option("--kind", options.kind, "Only jobs of this kind");
+  command->add_option("--error-class", options.error_class, "Only jobs that ended with this error class");
+  command->add_option("--since", options.since, "Only jobs submitted since this time, or this long ago (2h, 7d)");
+}
+
 void AddJobCommands(Grammar& g) {
-  CLI::App* job = g.Group("job", "Single jobs");
+  CLI::App* job = g.Group("job", "Jobs, and what to do about dead ones");
+  CLI::App* list = g.Add(job, "list", "Jobs, newest first", JobList);
+  AddJobFilter(list, g.options);
+  list->add_option("--state", g.options.state, "Only jobs that ended so: succeeded, dead, cancelled, expired, skipped");
+  list->add_flag("--open", g.options.open, "Only dead jobs that nobody has requeued or discarded");
+  list->add_option("--before", g.options.before, "The page after this job id");
+  list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
+  CLI::App* show = g.Add(job, "show", "One job: attempts, counters, signal, exit code, last log lines", JobShow);
+  show->add_option("ID", g.options.id, "Job id")->required();
+  CLI::App* requeue = g.Add(job, "requeue", "Repeat dead jobs: each by a new job with the same effect", JobRequeue);
+  CLI::App* discard = g.Add(job, "discard", "Note that nothing is to be done about dead jobs", JobDiscard);
+  for (CLI::App* command : {requeue, discard}) {
+    command->add_option("ID", g.options.ids, "Job ids; or give a filter");
+    AddJobFilter(command, g.options);
+    command->add_flag("--dry-run", g.options.dry_run, "Only say which jobs and how many");
+    command->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
+  }
+  requeue->add_option("--payload", g.options.payload_file, "File with a new payload");
+  requeue->add_option("--to-queue", g.options.to_queue, "Put them into this queue instead");
+  requeue->add_option("--priority", g.options.priority, "New priority, 0 (most urgent) to 3");
+  requeue->add_option("--max-attempts", g.options.max_attempts, "New number of attempts");
   CLI::App* cancel = g.Add(job, "cancel", "Stop single jobs; those of a run are stopped with their run", JobCancel);
   cancel->add_option("ID", g.options.ids, "Job ids")->required();
   cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
@@ -206,12 +236,19 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 41> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 46> kExamples{{
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
     {"run show", "run show last\nrun show last --pipeline shop -o json\nrun show 01a1fc86-aaa1"},
     {"run logs", "run logs last --stage orders\nrun logs 01a1fc86-aaa1"},
+    {"run retry", "run retry last\nrun retry 01a1fc86-aaa1"},
+    {"job", "job list --open\njob requeue --error-class timed_out --since 2h --dry-run"},
+    {"job list", "job list --state dead --queue mail -n 20\njob list --open -o json"},
+    {"job show", "job show 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10"},
+    {"job requeue",
+     "job requeue 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --max-attempts 5\njob requeue --queue mail --since 2h --dry-run"},
+    {"job discard", "job discard 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --reason 'customer is gone'"},
     {"check", "check shop.yaml\ncheck shop.yaml -o json"},
     {"plan", "plan shop.yaml\nplan shop.yaml -p since=2026-01-01"},
     {"up", "up shop.yaml\nup --home /var/lib/shop"},
@@ -226,7 +263,6 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 41> kExample
     {"schedule", "schedule list\nschedule next shop"},
     {"schedule list", "schedule list -o json"},
     {"run cancel", "run cancel last\nrun cancel 0199a3 --reason 'wrong day' --wait"},
-    {"job", "job cancel 0199a3f0-5b1e-7c3a-9d61-2f8a4c5e6b70"},
     {"job cancel", "job cancel 0199a3f0-5b1e-7c3a-9d61-2f8a4c5e6b70 --reason obsolete"},
     {"schedule pause", "schedule pause shop"},
     {"schedule resume", "schedule resume shop"},

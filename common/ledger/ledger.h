@@ -55,10 +55,17 @@ struct OwnerBatch {
   std::vector<CancelRow> cancels;       // one that is there already stays as it is
   std::vector<RunId> outbox_done_runs;  // outbox rows that are now in the queue
   std::vector<JobId> outbox_done_jobs;
+  std::vector<JobId> unique_started;  // first grants: keys with UniqueUntil::kStarted are free
   bool Empty() const {
     return runs.empty() && jobs.empty() && attempts.empty() && outcomes.empty() && run_outcomes.empty() && cancels.empty() &&
-           outbox_done_runs.empty() && outbox_done_jobs.empty();
+           outbox_done_runs.empty() && outbox_done_jobs.empty() && unique_started.empty();
   }
+};
+// A single job that was not accepted, because another one holds its unique key.
+struct UniqueConflict {
+  JobId job;
+  JobId holder;
+  friend bool operator==(const UniqueConflict&, const UniqueConflict&) = default;
 };
 // What did not go in because the same key was there before (a repeated submit, an outcome already recorded), or a job's run
 // was. Not errors.
@@ -66,6 +73,21 @@ struct OwnerBatchResult {
   std::vector<RunId> duplicate_runs;
   std::vector<JobId> duplicate_jobs;
   std::vector<JobId> duplicate_outcomes;
+  std::vector<UniqueConflict> conflicts;  // nothing of these jobs was written
+};
+struct SubmitJobsResult {
+  std::vector<JobId> duplicates;
+  std::vector<UniqueConflict> conflicts;
+};
+// What somebody did about dead jobs, and the jobs that repeat them.
+struct Requeue {
+  std::optional<RunSpec> run;  // set: `jobs` are this run's; else they are single ones
+  std::vector<JobSpec> jobs;
+  std::vector<DeadActionRow> actions;
+};
+struct RequeueResult {
+  std::vector<JobId> already_done;        // dead jobs that had an action: what was to repeat them was not written
+  std::vector<UniqueConflict> conflicts;  // likewise, `job` is the new one
 };
 
 // ---- rebuild ---------------------------------------------------------------------------------------------------------------
@@ -214,6 +236,21 @@ struct JobDetail {
   JobSpec spec;
   std::vector<AttemptRow> attempts;
   std::optional<OutcomeRow> outcome;
+  std::optional<DeadActionRow> dead_action;
+};
+struct JobFilter {
+  OrgId org = kDefaultOrg;
+  std::optional<JobState> state;  // terminal; empty: any, ended or not
+  bool open = false;              // dead and neither requeued nor discarded
+  std::optional<std::string> queue, kind, error_class;
+  std::optional<WallTime> since;  // submitted then or later, by the time in the id (ms)
+  std::optional<JobId> before;    // keyset: ids below
+  std::uint32_t limit = 50;       // <= 500
+};
+struct JobSummary {
+  JobSpec spec;                       // without payload and depends_on
+  std::optional<OutcomeRow> outcome;  // without result and log_tail
+  std::optional<DeadActionRow> dead_action;
 };
 struct RunDetail {
   RunSummary summary;
@@ -257,7 +294,12 @@ class Ledger : public AuditSource {
   virtual Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) = 0;
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
-  virtual Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
+  // Unique keys are decided here as in Commit: of concurrent submits, whoever makes them, exactly one gets the key.
+  virtual Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
+  // One transaction, by anybody; runs and jobs get outbox rows. A dead job gets one action for ever: of two that act on it at
+  // the same time the second is told so, and its new job is not written (unless it belongs to `run`). The caller has seen that
+  // the jobs are dead, which does not change.
+  virtual Result<RequeueResult> RequeueDead(const Requeue& requeue, MonoTime deadline) = 0;
   // As above: the requests, and outbox rows for what has not ended. A request that exists stays as it is.
   virtual Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) = 0;
 
@@ -319,8 +361,9 @@ class Ledger : public AuditSource {
   virtual Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow& row, MonoTime deadline) = 0;
 
   virtual Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) = 0;
-  virtual Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) = 0;  // kNotFound
-  virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;  // kNotFound
+  virtual Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) = 0;                     // kNotFound
+  virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;                     // kNotFound
+  virtual Result<std::vector<JobSummary>> ListJobs(const JobFilter& filter, MonoTime deadline) = 0;  // newest first
 
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;

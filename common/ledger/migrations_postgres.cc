@@ -213,7 +213,22 @@ create index backfill_unended on backfill_state (backfill) where ended_at is nul
 create table backfill_live (backfill uuid not null, run uuid not null, primary key (backfill, run));
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4};
+// What became of dead jobs; live unique keys (until_us: micros since 1970, the last instant of the type when not a window).
+constexpr std::string_view kVersion5 = R"sql(
+create table dead_action (
+  job uuid primary key, org bigint not null, action smallint not null, new_job uuid, actor text not null, reason text not null,
+  at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null);
+create index dead_action_audit on dead_action (audit_writer, audit_seq);
+create index outcome_dead on outcome (job) where state = 11;
+create table live_unique (
+  org bigint not null, queue text not null, key text not null, job uuid not null, until smallint not null, until_us bigint not null,
+  primary key (org, queue, key));
+create index live_unique_by_job on live_unique (job);
+create index live_unique_by_time on live_unique (until_us);
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
 
 }  // namespace
 

@@ -130,7 +130,22 @@ create index backfill_unended on backfill_state (backfill) where ended_at is nul
 create table backfill_live (backfill blob not null, run blob not null, primary key (backfill, run)) strict, without rowid;
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4};
+// What became of dead jobs; live unique keys (until_us: micros since 1970, the last instant of the type when not a window).
+constexpr std::string_view kVersion5 = R"sql(
+create table dead_action (
+  job blob primary key, org integer not null, action integer not null, new_job blob, actor text not null, reason text not null,
+  at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null) strict;
+create index dead_action_audit on dead_action (audit_writer, audit_seq);
+create index outcome_dead on outcome (job) where state = 11;
+create table live_unique (
+  org integer not null, queue text not null, key text not null, job blob not null, until integer not null, until_us integer not null,
+  primary key (org, queue, key)) strict;
+create index live_unique_by_job on live_unique (job);
+create index live_unique_by_time on live_unique (until_us);
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
 
 }  // namespace
 

@@ -56,6 +56,8 @@ constexpr Column kQueueSettingColumns[] = {{"org", kInt},       {"queue", kText}
 constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},       {"pipeline", kText}, {"schedule", kText},
                                        {"range_from", kTime}, {"range_to", kTime}, {"until", kTime},    {"generation", kInt},
                                        {"version", kInt},     {"options", kText},  {"actor", kText},    {"created_at", kTime}};
+constexpr Column kDeadActionColumns[] = {{"job", kUuid},   {"org", kInt},     {"action", kInt}, {"new_job", kUuid},
+                                         {"actor", kText}, {"reason", kText}, {"at", kTime}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},
@@ -67,7 +69,8 @@ constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionCo
                                          {"run_outcome", kRunOutcomeColumns, 1},
                                          {"cancel", kCancelColumns, 1},
                                          {"queue_setting", kQueueSettingColumns, 3},
-                                         {"backfill", kBackfillColumns, 1}};
+                                         {"backfill", kBackfillColumns, 1},
+                                         {"dead_action", kDeadActionColumns, 1}};
 
 // The length of the UTF-8 sequence at the start of `s`, 0 if there is none that PostgreSQL takes.
 std::size_t SequenceLength(std::string_view s) {
@@ -227,6 +230,12 @@ void Append(const BackfillRow& r, Arena& a, std::vector<Value>& c) {
                      Value::Of(CleanText(r.actor, a)), Value::Of(r.created_at)});
 }
 
+void Append(const DeadActionRow& r, Arena& a, std::vector<Value>& c) {
+  c.insert(c.end(),
+           {Value::Of(r.job.AsBytes()), Value::Of(r.org.value()), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.action)}),
+            OptionalId(r.new_job), Value::Of(CleanText(r.actor, a)), Value::Of(CleanText(r.reason, a)), Value::Of(r.at)});
+}
+
 PipelineVersion PipelineVersionFrom(std::span<const Value> c) {
   return {OrgId{c[0].number}, Str(c[1]), c[2].number, Str(c[3]), Str(c[4]), Str(c[5]), TimeOf(c[6])};
 }
@@ -327,6 +336,11 @@ BackfillRow BackfillFrom(std::span<const Value> c) {
   r.actor = Str(c[10]);
   r.created_at = TimeOf(c[11]);
   return r;
+}
+
+DeadActionRow DeadActionFrom(std::span<const Value> c) {
+  return {JobId{UuidOf(c[0])}, OrgId{c[1].number}, static_cast<DeadAction>(c[2].number), IdFrom<JobId>(c[3]), Str(c[4]),
+          Str(c[5]),           TimeOf(c[6])};
 }
 
 Digest LeafOf(Table table, std::span<const Value> cells) {

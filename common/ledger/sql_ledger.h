@@ -28,6 +28,8 @@ struct Batch {
   std::vector<const CancelRow*> cancels;
   std::vector<const QueueSettingRow*> queue_settings;
   std::vector<const BackfillRow*> backfills;
+  std::vector<const DeadActionRow*> dead_actions;
+  std::vector<Uuid> unique_started;
   std::vector<Uuid> outbox_done;
   std::vector<Statement> others;
   bool outbox = false;            // runs and single jobs get outbox rows
@@ -35,6 +37,8 @@ struct Batch {
 
   std::vector<RunId> duplicate_runs;
   std::vector<JobId> duplicate_jobs, duplicate_outcomes;
+  std::vector<JobId> duplicate_actions;
+  std::vector<UniqueConflict> conflicts;
   std::vector<SlotKey> duplicate_slots;
   bool version_exists = false;
   bool setting_exists = false;
@@ -62,12 +66,13 @@ class SqlLedger final : public Ledger {
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) override;
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) override;
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) override;
-  Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
   Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) override;
 
   Result<QueueSettings> PutQueueSettings(const QueueSettings& settings, std::string_view actor, MonoTime deadline) override;
   Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
                                               MonoTime deadline) override;
+  Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
+  Result<RequeueResult> RequeueDead(const Requeue& requeue, MonoTime deadline) override;
 
   Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
                                         std::string_view base_dir, OrgId org, MonoTime deadline) override;
@@ -96,6 +101,7 @@ class SqlLedger final : public Ledger {
   Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) override;
   Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) override;
   Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) override;
+  Result<std::vector<JobSummary>> ListJobs(const JobFilter& filter, MonoTime deadline) override;
 
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override;
   Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
@@ -115,6 +121,10 @@ class SqlLedger final : public Ledger {
   Result<bool> PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline);
   // sql_ledger_backfill.cc
   Result<std::optional<BackfillRow>> SameBackfill(const BackfillRow& wanted, std::uint32_t& highest, MonoTime deadline);
+  // sql_ledger_jobs.cc
+  Result<void> AddUniqueKeys(const Batch& batch, WriteSet& set, MonoTime deadline);
+  Result<bool> PruneUniqueKeys(Batch& batch, MonoTime deadline);
+  Result<bool> PruneDeadActions(Batch& batch, MonoTime deadline);
   // sql_ledger_rebuild.cc
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
   Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out

@@ -67,10 +67,13 @@ Result<std::vector<JobDetail>> SqlLedger::Details(std::string_view where, const 
   MILLRACE_TRY_ASSIGN(const Rows outcomes, store_->Run("select " + store_->Columns(Table::kOutcome, "o") +
                                                            " from job j join outcome o on o.job = j.job where " + condition,
                                                        params, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows actions, store_->Run("select " + store_->Columns(Table::kDeadAction, "d") +
+                                                          " from job j join dead_action d on d.job = j.job where " + condition,
+                                                      params, deadline));
   std::vector<JobDetail> all;
   std::map<Uuid, std::size_t> place;
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    all.push_back({JobFrom(jobs[i]), {}, {}});
+    all.push_back({JobFrom(jobs[i]), {}, {}, {}});
     place[all.back().spec.id.uuid] = i;
   }
   for (std::size_t i = 0; i < attempts.size(); ++i)
@@ -79,6 +82,9 @@ Result<std::vector<JobDetail>> SqlLedger::Details(std::string_view where, const 
   for (std::size_t i = 0; i < outcomes.size(); ++i)
     if (const auto at = place.find(UuidOf(outcomes[i][0])); at != place.end())
       all[at->second].outcome = OutcomeFrom(outcomes[i]);
+  for (std::size_t i = 0; i < actions.size(); ++i)
+    if (const auto at = place.find(UuidOf(actions[i][0])); at != place.end())
+      all[at->second].dead_action = DeadActionFrom(actions[i]);
   return all;
 }
 

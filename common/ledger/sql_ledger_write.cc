@@ -92,6 +92,7 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
   // What a rebuild found may end before its outbox row is read: it must not be started from there again.
   set.outbox_done.insert(set.outbox_done.end(), set.ended_runs.begin(), set.ended_runs.end());
   set.outbox_done.insert(set.outbox_done.end(), set.ended_jobs.begin(), set.ended_jobs.end());
+  MILLRACE_TRY(AddUniqueKeys(batch, set, deadline));
   return set;
 }
 
@@ -124,6 +125,7 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     AppendTable(Table::kCancel, batch.cancels, set, &leaves, next);
     AppendTable(Table::kQueueSetting, batch.queue_settings, set, &leaves, next);
     AppendTable(Table::kBackfill, batch.backfills, set, &leaves, next);
+    AppendTable(Table::kDeadAction, batch.dead_actions, set, &leaves, next);
     std::optional<AuditRecord> record;
     if (!leaves.empty()) record = chain_.Next(std::move(leaves), options_.clock->WallNow());
     auto applied = store_->Apply(set, record ? &*record : nullptr, deadline);
@@ -141,6 +143,9 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     }
     MILLRACE_TRY_ASSIGN(const bool pruned, Prune(batch, deadline));
     if (pruned) continue;
+    // The key's holder let go of it in the meantime: once more.
+    const bool unique = std::ranges::any_of(batch.jobs, [](const JobSpec* j) { return !j->options.unique_key.empty(); });
+    if (unique && round + 1 < kRoundsMax && !chain_in_doubt_) continue;
     if (!chain_in_doubt_)
       return Fail(ErrorCode::kConflict, "audit writer {}: a record of this number exists, the writer id is used twice",
                   options_.writer.ToString());
@@ -272,6 +277,9 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
                       Existing(Table::kCancel, ids(batch.cancels, [](const CancelRow& c) { return c.item; }), deadline));
   pruned |= TakeOut(batch.cancels, [&](const CancelRow& c) { return !cancels.insert(c.item).second; });
   pruned |= TakeOut(batch.run_outcomes, [&](const RunOutcomeRow& o) { return !run_outcomes.insert(o.run.uuid).second; });
+  MILLRACE_TRY_ASSIGN(const bool refused, PruneUniqueKeys(batch, deadline));
+  MILLRACE_TRY_ASSIGN(const bool acted, PruneDeadActions(batch, deadline));
+  pruned = pruned || refused || acted;
   return pruned;
 }
 
@@ -289,9 +297,10 @@ Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime dea
   for (const auto& r : given.cancels) batch.cancels.push_back(&r);
   for (const auto& id : given.outbox_done_runs) batch.outbox_done.push_back(id.uuid);
   for (const auto& id : given.outbox_done_jobs) batch.outbox_done.push_back(id.uuid);
+  for (const auto& id : given.unique_started) batch.unique_started.push_back(id.uuid);
   MILLRACE_TRY(Write(batch, deadline));
-  return OwnerBatchResult{std::move(batch.duplicate_runs), std::move(batch.duplicate_jobs),
-                          std::move(batch.duplicate_outcomes)};
+  return OwnerBatchResult{std::move(batch.duplicate_runs), std::move(batch.duplicate_jobs), std::move(batch.duplicate_outcomes),
+                          std::move(batch.conflicts)};
 }
 
 Result<void> SqlLedger::SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) {
@@ -302,12 +311,13 @@ Result<void> SqlLedger::SubmitRun(const RunSpec& run, std::span<const JobSpec> j
   return Write(batch, deadline);
 }
 
-Result<void> SqlLedger::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) {
-  if (jobs.empty()) return {};
+Result<SubmitJobsResult> SqlLedger::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) {
+  if (jobs.empty()) return SubmitJobsResult{};
   Batch batch;
   batch.outbox = true;
   for (const auto& job : jobs) batch.jobs.push_back(&job);
-  return Write(batch, deadline);
+  MILLRACE_TRY(Write(batch, deadline));
+  return SubmitJobsResult{std::move(batch.duplicate_jobs), std::move(batch.conflicts)};
 }
 
 Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) {

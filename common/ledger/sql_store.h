@@ -96,7 +96,8 @@ class SqlStore {
   virtual Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) = 0;
 
   enum class Applied : std::uint8_t { kYes, kKeyExists };
-  // All or nothing. kKeyExists: nothing was written, because the key of an audited row was there. kStale: a hold is not the
+  // All or nothing. kKeyExists: nothing was written, because the key of an audited row or a unique
+  // key was there. kStale: a hold is not the
   // owner's. A lost COMMIT answer is resolved by looking `record` up; a set without record must be repeatable.
   virtual Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) = 0;
 

@@ -253,7 +253,10 @@ Result<SqlStore::Applied> SqliteStore::Apply(const WriteSet& set, const AuditRec
       return std::unexpected(std::move(done.error()));
     }
   }
-  MILLRACE_TRY(Bookkeeping(set));
+  if (auto done = Bookkeeping(set); !done) {
+    if (done.error().code == ErrorCode::kConflict) return Applied::kKeyExists;  // a unique key is held
+    return std::unexpected(std::move(done.error()));
+  }
   if (record != nullptr) MILLRACE_TRY(InsertRecord(*record));
   MILLRACE_TRY(transaction.Commit());
   return Applied::kYes;

@@ -380,7 +380,10 @@ void Describe(Ar& ar, T& v) {
   ar("inputs", v.inputs, d.inputs);
   ar("param_names", v.param_names, d.param_names);
   ar("retry", v.retry, d.retry);
+  ar("backoff", v.backoff, d.backoff);
+  ar("no_retry", v.no_retry, d.no_retry);
   ar("timeout_ms", v.timeout, d.timeout);
+  ar("deadline_ms", v.deadline, d.deadline);
   ar("queue", v.queue, d.queue);
   ar("priority", v.priority, d.priority);
   ar("place", v.place, d.place);

@@ -127,7 +127,10 @@ struct StageSpec {
   std::vector<std::string> inputs;       // derived: those of depends_on whose data is read
   std::vector<std::string> param_names;  // derived: parameters the SQL binds, in order of first use
   RetryPolicy retry;
-  Millis timeout{0};
+  Backoff backoff = Backoff::kExponential;
+  std::vector<std::string> no_retry;  // error classes that end the stage at their first occurrence
+  Millis timeout{0};                  // of one attempt; 0 = none
+  Millis deadline{0};                 // of the stage, from the run's creation; 0 = none
   std::string queue = "default";
   int priority = kPriorityDefault;
   SourcePlace place;                  // of the stage's key

@@ -22,8 +22,9 @@ namespace millrace {
 struct QueueEntry {
   JobId id;
   std::string line;
-  std::string body;                // opaque; what the dispatcher needs to grant the job
-  std::optional<WallTime> run_at;  // set: scheduled, moves to the end of its line when due
+  std::string body;                    // opaque; what the dispatcher needs to grant the job
+  std::optional<WallTime> run_at;      // set: scheduled, moves to the end of its line when due
+  std::optional<WallTime> expires_at;  // set: ExpireDue takes it out from then on, wherever it waits
   friend bool operator==(const QueueEntry&, const QueueEntry&) = default;
 };
 
@@ -60,9 +61,15 @@ struct Promote {  // scheduled entries with run_at <= now go to the ends of thei
   WallTime now;
   std::uint32_t max = 0;
 };
+struct ExpireDue {  // entries with expires_at <= now leave their lines or schedule and are in flight, earliest first
+  ShardId shard;
+  Epoch epoch;
+  WallTime now;
+  std::uint32_t max = 0;
+};
 }  // namespace queue_op
-using QueueOp =
-    std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue, queue_op::Promote>;
+using QueueOp = std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue,
+                             queue_op::Promote, queue_op::ExpireDue>;
 
 struct LineCount {
   std::string line;
@@ -70,9 +77,10 @@ struct LineCount {
   friend bool operator==(const LineCount&, const LineCount&) = default;
 };
 struct QueueReply {
-  std::vector<QueueEntry> claimed;   // Claim (run_at unset)
+  std::vector<QueueEntry> claimed;   // Claim, ExpireDue; run_at and expires_at unset
   std::vector<LineCount> promoted;   // Promote: how many entries each line gained
-  std::optional<WallTime> next_due;  // Promote: when the next scheduled entry is due, if any is left
+  std::vector<LineCount> lost;       // ExpireDue: how many ready entries each line lost
+  std::optional<WallTime> next_due;  // Promote, ExpireDue: when the next entry is due, if any is left
 };
 
 // How full the store is. `max` 0: it has no limit of its own.

@@ -17,13 +17,17 @@ namespace {
 
 constexpr std::int64_t kScoreMax = std::int64_t{1} << 53;  // scores are doubles: exact up to here
 constexpr std::size_t kIdBytes = 16;
+// In a line or the schedule, an entry that can expire is its id and this word; the rest of it is in the shard's hash of bodies.
+// Expiring takes it out of there, in constant time: what is left in the line is a stub that a claim passes over.
+constexpr std::string_view kTicket{"\0ticket", 7};
 
 // One script for all operations: a lost script cache then fails a suffix of the pipeline and order is kept. Lua's unpack is
 // limited, so variadic commands go in chunks of 5000; replies and pops are bounded by bytes, so that big bodies cannot block.
 constexpr std::string_view kScript = R"lua(
 local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
 local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local BYTES, CHUNK = 16777216, 5000
+local K_BODY, K_EXPIRY, K_STUBS = KEYS[5], KEYS[6], KEYS[7]
+local BYTES, CHUNK, TICKET = 16777216, 5000, '\0ticket'
 local call = redis.call
 local function each(command, key, list)
   for i = 1, #list, CHUNK do call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
@@ -31,13 +35,14 @@ end
 if op == 'depth' then
   local ready = 0
   for _, line in ipairs(call('SMEMBERS', K_LINES)) do ready = ready + call('LLEN', tag .. ':l:' .. line) end
-  return {ready, call('ZCARD', K_DUE), call('SCARD', K_FLIGHT)}
+  local stubs = call('HMGET', K_STUBS, 'r', 's')
+  return {ready - (tonumber(stubs[1]) or 0), call('ZCARD', K_DUE) - (tonumber(stubs[2]) or 0), call('SCARD', K_FLIGHT)}
 end
 local stored = call('GET', K_EPOCH)
 if op == 'take' then
   if stored and tonumber(stored) > tonumber(epoch) then return redis.error_reply('STALE ' .. stored) end
   call('SET', K_EPOCH, epoch)
-  local keys = {K_LINES, K_DUE, K_FLIGHT}
+  local keys = {K_LINES, K_DUE, K_FLIGHT, K_BODY, K_EXPIRY, K_STUBS}
   for _, line in ipairs(call('SMEMBERS', K_LINES)) do keys[#keys + 1] = tag .. ':l:' .. line end
   for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
   return {}
@@ -62,6 +67,8 @@ if op == 'put' or op == 'back' then
   local lines = tonumber(ARGV[4])
   local gone = take()
   local due = take()
+  local bodies = take()
+  local expiry = take()
   for _ = 1, lines do
     local line = ARGV[at]
     at = at + 1
@@ -69,24 +76,50 @@ if op == 'put' or op == 'back' then
   end
   each('ZADD', K_DUE, due)
   each('SREM', K_FLIGHT, gone)
+  each('HSET', K_BODY, bodies)
+  each('ZADD', K_EXPIRY, expiry)
   return {}
 end
+local function is_ticket(element) return #element == 23 and string.sub(element, 17) == TICKET end
 if op == 'claim' then
   local line, want = ARGV[4], tonumber(ARGV[5])
   local key = tag .. ':l:' .. line
   local front = call('LINDEX', key, 0)
   if not front or want == 0 then return {} end
-  want = math.min(want, math.max(1, math.floor(BYTES / #front)))
-  local got = call('LPOP', key, want)
-  local bytes, keep = 0, #got
-  for i = 1, #got do
-    bytes = bytes + #got[i]
-    if bytes > BYTES and i > 1 then keep = i - 1 break end
+  local got, ids, tickets, bytes, stubs = {}, {}, {}, 0, 0
+  while #got < want and bytes < BYTES do
+    local n = math.min(want - #got, math.max(1, math.floor((BYTES - bytes) / #front)))
+    local popped = call('LPOP', key, n)
+    if not popped then break end
+    for i = 1, #popped do
+      local element, id = popped[i], string.sub(popped[i], 1, 16)
+      local body = element
+      if is_ticket(element) then
+        body = call('HGET', K_BODY, id)
+        if body then
+          local a, b = string.byte(body, 2, 3)
+          body = id .. string.sub(body, 4 + a * 256 + b)
+        else
+          stubs = stubs + 1
+        end
+      end
+      if body then
+        if #got > 0 and bytes + #body > BYTES then
+          for k = #popped, i, -1 do call('LPUSH', key, popped[k]) end
+          bytes = BYTES
+          break
+        end
+        bytes = bytes + #body
+        got[#got + 1], ids[#ids + 1] = body, id
+        if is_ticket(element) then tickets[#tickets + 1] = id end
+      end
+    end
+    if #got > 0 and stubs > 20000 then break end
   end
-  for i = #got, keep + 1, -1 do call('LPUSH', key, got[i]) got[i] = nil end
-  local ids = {}
-  for i = 1, keep do ids[i] = string.sub(got[i], 1, 16) end
   each('SADD', K_FLIGHT, ids)
+  each('HDEL', K_BODY, tickets)
+  each('ZREM', K_EXPIRY, tickets)
+  if stubs > 0 then call('HINCRBY', K_STUBS, 'r', -stubs) end
   if call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
   return got
 end
@@ -104,9 +137,22 @@ if op == 'promote' then
     for _, member in ipairs(batch) do
       local a, b = string.byte(member, 1, 2)
       local n = a * 256 + b
-      local line = string.sub(member, 3, 2 + n)
-      if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
-      table.insert(by_line[line], string.sub(member, 3 + n))
+      local line, element = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
+      local here = true
+      if is_ticket(element) then
+        local id = string.sub(element, 1, 16)
+        local body = call('HGET', K_BODY, id)
+        if body then
+          call('HSET', K_BODY, id, 'r' .. string.sub(body, 2))
+        else
+          here = false
+          call('HINCRBY', K_STUBS, 's', -1)
+        end
+      end
+      if here then
+        if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
+        table.insert(by_line[line], element)
+      end
       bytes = bytes + #member
     end
     call('ZREMRANGEBYRANK', K_DUE, 0, #batch - 1)
@@ -121,28 +167,86 @@ if op == 'promote' then
   end
   return out
 end
+if op == 'expire' then
+  local left, bytes, got, ids, order, lost = tonumber(ARGV[5]), 0, {}, {}, {}, {}
+  while left > 0 and bytes < BYTES do
+    local batch = call('ZRANGEBYSCORE', K_EXPIRY, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+    if #batch == 0 then break end
+    for _, id in ipairs(batch) do
+      local body = call('HGET', K_BODY, id)
+      if body then
+        local a, b = string.byte(body, 2, 3)
+        local line = string.sub(body, 4, 3 + a * 256 + b)
+        got[#got + 1], got[#got + 2] = line, id .. string.sub(body, 4 + #line)
+        ids[#ids + 1] = id
+        bytes = bytes + #body
+        local where = string.sub(body, 1, 1)
+        call('HINCRBY', K_STUBS, where, 1)
+        if where == 'r' then
+          if not lost[line] then lost[line] = 0 order[#order + 1] = line end
+          lost[line] = lost[line] + 1
+        end
+      end
+    end
+    call('HDEL', K_BODY, unpack(batch))
+    call('ZREM', K_EXPIRY, unpack(batch))
+    left = left - #batch
+  end
+  each('SADD', K_FLIGHT, ids)
+  -- Stubs at the front of a line go at once.
+  for _, line in ipairs(order) do
+    local key = tag .. ':l:' .. line
+    local stubs = 0
+    for _, element in ipairs(call('LRANGE', key, 0, 999)) do
+      if not is_ticket(element) or call('HEXISTS', K_BODY, string.sub(element, 1, 16)) == 1 then break end
+      stubs = stubs + 1
+    end
+    if stubs > 0 then
+      call('LTRIM', key, stubs, -1)
+      call('HINCRBY', K_STUBS, 'r', -stubs)
+    end
+  end
+  local first = call('ZRANGE', K_EXPIRY, 0, 0, 'WITHSCORES')
+  local out = {first[2] or '', #order}
+  for _, line in ipairs(order) do
+    out[#out + 1] = line
+    out[#out + 1] = lost[line]
+  end
+  for i = 1, #got do out[#out + 1] = got[i] end
+  return out
+end
 return redis.error_reply('ERR unknown operation')
 )lua";
 
 struct ShardKeys {
-  std::string tag, epoch, lines, due, flight, inbox;
+  std::string tag, epoch, lines, due, flight, body, expiry, stubs, inbox;
   ShardKeys(std::string_view prefix, ShardId shard)
       : tag(fmt::format("{{{}:{}}}", prefix, shard.value())),
         epoch(tag + ":epoch"),
         lines(tag + ":lines"),
         due(tag + ":due"),
         flight(tag + ":flight"),
+        body(tag + ":body"),
+        expiry(tag + ":expiry"),
+        stubs(tag + ":stubs"),
         inbox(tag + ":inbox") {}
 };
 
-std::string PackReady(const QueueEntry& entry) { return std::string{entry.id.AsBytes()} + entry.body; }
+std::string PackReady(const QueueEntry& entry) {
+  return std::string{entry.id.AsBytes()} + (entry.expires_at ? std::string{kTicket} : entry.body);
+}
 
-std::string PackDue(const QueueEntry& entry) {
+std::string PackLine(const QueueEntry& entry) {
   std::string packed;
   packed += static_cast<char>(entry.line.size() >> 8);
   packed += static_cast<char>(entry.line.size() & 0xff);
-  return packed + entry.line + PackReady(entry);
+  return packed + entry.line;
 }
+
+std::string PackDue(const QueueEntry& entry) { return PackLine(entry) + PackReady(entry); }
+
+// What the hash of bodies has of an entry: whether it is ready or scheduled, its line, its body.
+std::string PackBody(const QueueEntry& entry) { return (entry.run_at ? "s" : "r") + PackLine(entry) + entry.body; }
 
 Result<void> Validate(std::span<const QueueEntry> entries) {
   for (const QueueEntry& entry : entries) {
@@ -151,6 +255,11 @@ Result<void> Validate(std::span<const QueueEntry> entries) {
                   entry.line.size());
     if (entry.run_at && std::abs(ToUnixMicros(*entry.run_at)) > kScoreMax)
       return Fail(ErrorCode::kInvalidArgument, "job {}: run_at is out of range", entry.id.ToString());
+    if (entry.expires_at && std::abs(ToUnixMicros(*entry.expires_at)) > kScoreMax)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: expires_at is out of range", entry.id.ToString());
+    if (entry.body == kTicket)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: its body is a word that the queue keeps for itself",
+                  entry.id.ToString());
   }
   return {};
 }
@@ -159,9 +268,15 @@ using Arguments = std::vector<std::string>;
 
 void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back) {
   std::map<std::string_view, Arguments> lines;
-  Arguments due, gone;
+  Arguments due, gone, bodies, expiry;
   for (const QueueEntry& entry : entries) {
     if (back) gone.emplace_back(entry.id.AsBytes());
+    if (entry.expires_at) {
+      bodies.emplace_back(entry.id.AsBytes());
+      bodies.push_back(PackBody(entry));
+      expiry.push_back(std::to_string(ToUnixMicros(*entry.expires_at)));
+      expiry.emplace_back(entry.id.AsBytes());
+    }
     if (entry.run_at) {
       due.push_back(std::to_string(ToUnixMicros(*entry.run_at)));
       due.push_back(PackDue(entry));
@@ -176,6 +291,8 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
   arguments.push_back(std::to_string(lines.size()));
   add(gone);
   add(due);
+  add(bodies);
+  add(expiry);
   for (auto& [line, list] : lines) {
     if (back) std::ranges::reverse(list);  // LPUSH turns them round again: the first given is the next claimed
     arguments.emplace_back(line);
@@ -203,7 +320,45 @@ struct ToArguments {
     out.push_back(std::to_string(ToUnixMicros(op.now)));
     out.push_back(std::to_string(op.max));
   }
+  void operator()(const queue_op::ExpireDue& op) {
+    Head("expire", op.epoch);
+    out.push_back(std::to_string(ToUnixMicros(op.now)));
+    out.push_back(std::to_string(op.max));
+  }
 };
+
+Result<QueueEntry> ReadEntry(std::string_view line, std::string_view raw) {
+  if (raw.size() < kIdBytes) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
+  MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw.substr(0, kIdBytes)));
+  return QueueEntry{
+      .id = JobId{id}, .line = std::string{line}, .body = std::string{raw.substr(kIdBytes)}, .run_at = {}, .expires_at = {}};
+}
+
+Result<void> ReadLines(std::span<const redis::Reply> items, std::vector<LineCount>& out) {
+  for (std::size_t i = 0; i + 1 < items.size(); i += 2) {
+    MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("line"));
+    MILLRACE_TRY_ASSIGN(const std::int64_t count, items[i + 1].AsInteger("count"));
+    out.push_back({.line = std::string{line}, .count = static_cast<std::uint32_t>(count)});
+  }
+  return {};
+}
+
+Result<void> ReadExpired(std::span<const redis::Reply> items, QueueReply& out) {
+  if (items.size() < 2 || items.size() % 2 != 0)
+    return Fail(ErrorCode::kCorrupt, "redis queue: expire answered {} items", items.size());
+  MILLRACE_TRY_ASSIGN(const std::string_view due, items[0].AsString("expire"));
+  MILLRACE_TRY_ASSIGN(const std::int64_t lines, items[1].AsInteger("expire"));
+  if (!due.empty()) out.next_due = FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due})));
+  const auto entries = 2 + 2 * static_cast<std::size_t>(lines);
+  if (lines < 0 || entries > items.size()) return Fail(ErrorCode::kCorrupt, "redis queue: expire answered {} lines", lines);
+  MILLRACE_TRY(ReadLines(items.subspan(2, entries - 2), out.lost));
+  for (std::size_t i = entries; i < items.size(); i += 2) {
+    MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("expire"));
+    MILLRACE_TRY_ASSIGN(const std::string_view raw, items[i + 1].AsString("expire"));
+    MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(line, raw));
+  }
+  return {};
+}
 
 Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
   if (reply.kind == redis::Reply::Kind::kError) {
@@ -216,19 +371,15 @@ Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
   if (const auto* claim = std::get_if<queue_op::Claim>(&op)) {
     for (const redis::Reply& item : items) {
       MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("claim"));
-      if (raw.size() < kIdBytes) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
-      MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw.substr(0, kIdBytes)));
-      out.claimed.push_back({.id = JobId{id}, .line = claim->line, .body = std::string{raw.substr(kIdBytes)}, .run_at = {}});
+      MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(claim->line, raw));
     }
   } else if (std::holds_alternative<queue_op::Promote>(op)) {
     if (items.size() % 2 != 1) return Fail(ErrorCode::kCorrupt, "redis queue: promote answered {} items", items.size());
     MILLRACE_TRY_ASSIGN(const std::string_view due, items[0].AsString("promote"));
     if (!due.empty()) out.next_due = FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due})));
-    for (std::size_t i = 1; i < items.size(); i += 2) {
-      MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("promote"));
-      MILLRACE_TRY_ASSIGN(const std::int64_t count, items[i + 1].AsInteger("promote"));
-      out.promoted.push_back({.line = std::string{line}, .count = static_cast<std::uint32_t>(count)});
-    }
+    MILLRACE_TRY(ReadLines(items.subspan(1), out.promoted));
+  } else if (std::holds_alternative<queue_op::ExpireDue>(op)) {
+    MILLRACE_TRY(ReadExpired(items, out));
   }
   return out;
 }
@@ -367,7 +518,7 @@ class RedisQueueImpl final : public RedisQueue {
     const ShardKeys keys(options_.prefix, shard);
     arguments[2] = keys.tag;
     const std::vector<std::string_view> views(arguments.begin(), arguments.end());
-    const std::string_view names[] = {keys.epoch, keys.lines, keys.due, keys.flight};
+    const std::string_view names[] = {keys.epoch, keys.lines, keys.due, keys.flight, keys.body, keys.expiry, keys.stubs};
     connection_->AppendScript(script_, names, views);
   }
 

@@ -544,9 +544,10 @@ void Layout(A& a, T& t) {
 
 template <class A, Of<SubmitReply::Item> T>
 void Layout(A& a, T& t) {
-  a.Record(2);
+  a.Record(3);
   a.Id("id", t.id);
   a.Flag("duplicate", t.duplicate);
+  a.Id("conflict_with", t.conflict_with);
 }
 
 template <class A, Of<SubmitReply> T>

@@ -192,6 +192,7 @@ struct SubmitReply {  // after the ledger has it: "accepted"
   struct Item {
     Uuid id;
     bool duplicate = false;
+    Uuid conflict_with;  // not nil: not accepted, that job holds its unique key
     friend bool operator==(const Item&, const Item&) = default;
   };
   std::vector<Item> accepted;  // jobs, or the one run

@@ -80,11 +80,13 @@ class DyingLedger final : public Ledger {
   Result<void> RequestCancel(std::span<const CancelRow>, MonoTime) override { return Never(); }
   Result<std::vector<ItemState>> States(OrgId, std::span<const Uuid>, MonoTime) override { return Never(); }
   Result<void> SubmitRun(const RunSpec&, std::span<const JobSpec>, MonoTime) override { return Never(); }
-  Result<void> SubmitJobs(std::span<const JobSpec>, MonoTime) override { return Never(); }
   Result<QueueSettings> PutQueueSettings(const QueueSettings&, std::string_view, MonoTime) override { return Never(); }
   Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId>, std::optional<ShardId>, MonoTime) override {
     return Never();
   }
+  Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec>, MonoTime) override { return Never(); }
+  Result<RequeueResult> RequeueDead(const Requeue&, MonoTime) override { return Never(); }
+  Result<std::vector<JobSummary>> ListJobs(const JobFilter&, MonoTime) override { return Never(); }
   Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
                                         MonoTime) override {
     return Never();

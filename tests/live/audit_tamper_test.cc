@@ -333,6 +333,17 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       CommitOutcomes(*broker, {shard, epoch}, owner, static_cast<std::uint32_t>(round + 1));
       note();
     }
+    Must(broker->RequeueDead({.run = {},
+                              .jobs = {},
+                              .actions = {{.job = ids_.Next<JobId>(),
+                                           .org = kDefaultOrg,
+                                           .action = DeadAction::kDiscarded,
+                                           .new_job = {},
+                                           .actor = "cli root@host",
+                                           .reason = "known",
+                                           .at = TheClock().WallNow()}}},
+                             In()));
+    note();
     Must(writer.Flush(mono + 60s, Must(scheduler->Now(In())), Must(scheduler->AuditHeads(In()))));
     scheduler.reset();
     broker.reset();

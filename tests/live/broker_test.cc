@@ -92,7 +92,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
       auto endpoint = redis::ParseEndpoint(redis_.endpoint);
       auto connection = redis::Connection::Connect(*endpoint, {.clock = &clock_}, In());
       ASSERT_TRUE(connection) << connection.error().message;
-      for (const std::string_view key : {"epoch", "lines", "due", "flight", "inbox"})
+      for (const std::string_view key : {"epoch", "lines", "due", "flight", "body", "expiry", "stubs", "inbox"})
         EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:0}}:{}", redis_.prefix, key)}, In()));
     }
     std::filesystem::remove_all(dir_);
@@ -412,6 +412,33 @@ TEST_P(BrokerTest, AnIdleSystemStartsAJobAtOnce) {
   std::ranges::sort(micros);
   fmt::print("submit to start on an idle system: p50 {} us, max {} us\n", micros[25], micros.back());
   EXPECT_LT(micros[25], 100'000 * kSlower);
+}
+
+TEST_P(BrokerTest, WaitingJobsExpireWithNobodyToClaimThemAndAUniqueKeyIsGivenOnce) {
+  StartBroker();
+  wire::SubmitJobs submit{.request = 1, .jobs = {}};
+  const WallTime expiry = clock_.WallNow() + Millis{1500};
+  for (int i = 0; i < 800; ++i) {
+    submit.jobs.push_back(Job());
+    if (i % 8 != 0) submit.jobs.back().options.expires_at = expiry;
+    if (i % 8 == 1) submit.jobs.back().run_at = expiry + std::chrono::hours{1};
+  }
+  for (int i = 0; i < 5; ++i) {
+    submit.jobs.push_back(Job());
+    submit.jobs.back().options.unique_key = "daily report";
+  }
+  ToBroker(*client_, submit);
+  ASSERT_TRUE(PumpUntil([&] { return accepted_ == 805; }, Millis{10'000}));
+  EXPECT_EQ(Count("job"), 801) << "one of five has the key; the others are answered, not stored";
+  EXPECT_TRUE(PumpUntil([&] { return Count("outcome where state = 13") == 700; }, Millis{5'000 * kSlower}))
+      << Count("outcome where state = 13");
+  EXPECT_EQ(Count("outcome where state = 13 and error_class = 'expired' and token = 0"), 700);
+  SayHello();
+  EXPECT_TRUE(PumpUntil([&] { return recorded_.size() == 101; }, Millis{20'000})) << recorded_.size();
+  EXPECT_EQ(taken_, 101U) << "what has expired is never granted, and nothing else is lost";
+  broker_.reset();
+  EXPECT_EQ(Count("live_job"), 0);
+  EXPECT_EQ(Count("live_unique"), 0);
 }
 
 TEST_P(BrokerTest, ARunEndsAndItsWatcherIsTold) {

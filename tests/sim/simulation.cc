@@ -271,9 +271,15 @@ class World {
   void Issue(std::size_t, command::SendClient& command) {
     if (const auto* reply = std::get_if<wire::SubmitReply>(&command.message)) {
       Trace("accepted", {}, reply->request);
-      for (const auto& item : reply->accepted)
-        if (!ledger_.jobs.contains(JobId{item.id}) && !ledger_.runs.contains(RunId{item.id}))
-          Violation("S1: accepted, but the ledger does not have it");
+      for (const auto& item : reply->accepted) {
+        const bool stored = ledger_.jobs.contains(JobId{item.id}) || ledger_.runs.contains(RunId{item.id});
+        if (item.conflict_with == Uuid{}) {
+          if (!stored) Violation("S1: accepted, but the ledger does not have it");
+          continue;
+        }
+        ++report_.conflicts;
+        if (!ledger_.jobs.contains(JobId{item.conflict_with})) Violation("the holder of a unique key does not exist");
+      }
       if (Chance(90) || healed_) requests_[reply->request].answered = true;
     }
     if (const auto* reply = std::get_if<wire::CancelReply>(&command.message)) {
@@ -467,14 +473,24 @@ class World {
     job.options.has_sink = Chance(50);
     if (seed_ % 2 == 0 && Chance(40)) job.options.limit_key = std::to_string(random_.Below(3));
     if (Chance(15)) job.run_at = clock_.WallNow() + Between(0, 3'000'000);
+    if (Chance(10)) job.options.backoff = Backoff::kFixed;
+    if (Chance(12)) job.options.expires_at = clock_.WallNow() + Between(100'000, 6'000'000);
+    if (Chance(12)) job.options.deadline = clock_.WallNow() + Between(300'000, 9'000'000);
     return job;
   }
   void SubmitSomething() {
     const OrgId org{static_cast<std::int64_t>(1 + random_.Below(4))};
     if (Chance(50)) {
       std::vector<JobSpec> jobs;
-      for (std::uint64_t n = 1 + random_.Below(6); n > 0; --n) jobs.push_back(NewJob(org));
+      for (std::uint64_t n = 1 + random_.Below(6); n > 0; --n) {
+        jobs.push_back(NewJob(org));
+        if (!Chance(25)) continue;
+        jobs.back().options.unique_key = std::to_string(random_.Below(3));
+        jobs.back().options.unique_until = Chance(50) ? UniqueUntil::kEnded : UniqueUntil::kStarted;
+      }
       if (Chance(30)) {
+        ++commits_;
+        for (const JobSpec& job : jobs) accepted_[job.id] = commits_;
         (void)ledger_.SubmitJobs(jobs, clock_.Now());
         return Ring(org);
       }
@@ -492,6 +508,7 @@ class World {
       job.run = run.id;
       for (const JobSpec& earlier : jobs)
         if (Chance(40)) job.depends_on.push_back(earlier.id);
+      if (Chance(25)) job.options.run_when = RunWhen::kAllEnded;
       jobs.push_back(std::move(job));
     }
     if (Chance(40)) {
@@ -643,6 +660,9 @@ class World {
     if (before != n.granted.end() && before->second.first.epoch() == job.token.epoch() &&
         !n.ends_written.contains({job.id, before->second.first}))
       Violation("S7: a second live lease");
+    if (const auto end = EndOfWait(rows->second.spec.options, {.deliveries = job.delivery - 1});
+        end && end->at <= clock_.WallNow())
+      Violation("a job is granted after its deadline or expiry");
     if (owner) {
       if (rows->second.outcome) Violation("S3: a job is granted after its outcome");
       if (job.token <= max_token_[job.id]) Violation("S4: a token does not increase");
@@ -685,6 +705,9 @@ class World {
     }
   }
   void CheckCommit(const OwnerBatch& batch) {
+    ++commits_;
+    for (const OutcomeRow& row : batch.outcomes) ended_.try_emplace(row.report.job, commits_);
+    for (const JobSpec& job : batch.jobs) accepted_[job.id] = ledger_.jobs.contains(job.id) ? accepted_[job.id] : commits_;
     for (const AttemptRow& row : batch.attempts) {
       if (ledger_.jobs.at(row.report.job).outcome) Violation("S3: an attempt after the outcome");
       if (row.report.end == AttemptEnd::kLost) ++report_.lost;
@@ -716,6 +739,38 @@ class World {
       if (!ledger_.run_outcomes.contains(id)) return false;
     return true;
   }
+  // An end by time comes with a time that has passed, never before it; skipping follows from what a job depends on.
+  void CheckTimes(const MemoryLedger::JobRows& rows) {
+    const OutcomeRow& outcome = *rows.outcome;
+    const JobOptions& options = rows.spec.options;
+    if (outcome.state == JobState::kExpired) {
+      ++report_.expired;
+      if (!options.expires_at || outcome.recorded_at < *options.expires_at) Violation("expired before its time");
+      if (outcome.counters.deliveries > 0) Violation("expired although it was started");
+    }
+    if (outcome.report.error_class == kErrorDeadlineExceeded) {
+      ++report_.overdue;
+      if (!options.deadline || outcome.recorded_at < *options.deadline) Violation("dead before its deadline");
+    }
+    if (outcome.state == JobState::kSkipped && options.run_when == RunWhen::kAllEnded &&
+        outcome.report.error.starts_with("stage '"))
+      Violation("a callback was skipped because of what it waits for");
+    if (outcome.report.token == Token{} || !rows.spec.run || options.run_when == RunWhen::kAllEnded) return;
+    for (const JobId& need : rows.spec.depends_on)
+      if (ledger_.jobs.at(need).outcome->state != JobState::kSucceeded) Violation("a job ran although what it needs failed");
+  }
+  // Of jobs that hold their key until they end no two lived at the same time.
+  void CheckUnique() {
+    std::map<std::string, std::vector<const MemoryLedger::JobRows*>> by_key;
+    for (const auto& [id, rows] : ledger_.jobs)
+      if (!rows.spec.run && !rows.spec.options.unique_key.empty() && rows.spec.options.unique_until == UniqueUntil::kEnded)
+        by_key[fmt::format("{} {}", rows.spec.org.value(), rows.spec.options.unique_key)].push_back(&rows);
+    for (auto& [key, all] : by_key) {
+      std::ranges::sort(all, {}, [this](const auto* rows) { return accepted_.at(rows->spec.id); });
+      for (std::size_t i = 1; i < all.size(); ++i)
+        if (ended_.at(all[i - 1]->spec.id) > accepted_.at(all[i]->spec.id)) Violation("two jobs held the unique key " + key);
+    }
+  }
   void CheckEnd() {
     if (!report_.violations.empty()) return;
     for (const auto& [id, rows] : ledger_.jobs)
@@ -724,6 +779,9 @@ class World {
       if (!ledger_.run_outcomes.contains(id)) Violation("S1: run " + id.ToString() + " never ended");
     for (std::size_t i = 0; i < requests_.size(); ++i)
       if (!requests_[i].answered) Violation(fmt::format("request {} was never answered", i));
+    if (!report_.violations.empty()) return;
+    for (const auto& [id, rows] : ledger_.jobs) CheckTimes(rows);
+    CheckUnique();
     for (const auto& [id, run] : ledger_.run_outcomes) {
       bool all = true;
       for (const JobId& job : ledger_.jobs_of_run[id])
@@ -754,6 +812,8 @@ class World {
   std::map<JobId, Effect> effects_;
   std::map<JobId, Token> max_token_;
   std::map<std::pair<OrgId, std::string>, std::vector<Micros>> starts_;  // of a queue (no key) and of its limit keys
+  std::map<JobId, std::uint64_t> accepted_, ended_;  // in which commit
+  std::uint64_t commits_ = 0;
   std::priority_queue<Item> agenda_;
   std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;
   bool healed_ = false;

@@ -23,7 +23,7 @@ struct Report {
   std::vector<std::string> violations;  // empty: all invariants held
   std::uint64_t trace = 0;              // FNV-1a over everything that happened
   std::uint64_t steps = 0;
-  std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0;
+  std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, expired = 0, overdue = 0, conflicts = 0;
   std::size_t granted_under_limits = 0;  // grants that were checked against limits
 };
 

@@ -37,7 +37,8 @@ class SimulationTest : public testing::Test {
 
 TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
-  std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, failed = 0;
+  std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, expired = 0, overdue = 0,
+                conflicts = 0, failed = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -47,18 +48,26 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     takeovers += report.takeovers;
     cancelled += report.cancelled;
     limited += report.granted_under_limits;
+    expired += report.expired;
+    overdue += report.overdue;
+    conflicts += report.conflicts;
     if (report.violations.empty()) continue;
     for (const auto& violation : report.violations) ADD_FAILURE() << "seed " << seed << ": " << violation;
     if (++failed == 3) break;
   }
-  fmt::print("{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} cancelled, {} takeovers, {} grants under limits\n",
-             seeds, steps, jobs, runs, lost, cancelled, takeovers, limited);
+  fmt::print(
+      "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} cancelled, {} grants under limits, {} expired, {} "
+      "past their deadline, {} unique keys held\n",
+      seeds, steps, jobs, runs, lost, takeovers, cancelled, limited, expired, overdue, conflicts);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
     EXPECT_GT(takeovers, seeds);
     EXPECT_GT(cancelled, seeds / 4);
     EXPECT_GT(limited, seeds);
+    EXPECT_GT(expired, seeds / 10);
+    EXPECT_GT(overdue, seeds / 10);
+    EXPECT_GT(conflicts, seeds / 10);
   }
 }
 

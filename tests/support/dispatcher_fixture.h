@@ -1,4 +1,5 @@
-// A dispatcher with a ledger and a queue in memory, stepped by hand: the fixture of its unit tests.
+// A dispatcher with its ledger pump, against a queue and a ledger in memory and a clock that stands: the fixture of the
+// dispatcher's unit tests. Everything is settled after each call.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -114,13 +115,16 @@ class DispatcherTest : public ::testing::Test {
     Settle();
   }
   void End(std::size_t grant, AttemptEnd end, bool retryable = true, std::uint64_t credit = 0) {
-    const auto [peer, job] = grants_.at(grant);
     AttemptReport report;
-    report.job = job.id;
-    report.token = job.token;
     report.end = end;
     report.retryable = retryable;
     report.error = end == AttemptEnd::kSucceeded ? "" : "broke";
+    End(grant, std::move(report), credit);
+  }
+  void End(std::size_t grant, AttemptReport report, std::uint64_t credit = 0) {
+    const auto [peer, job] = grants_.at(grant);
+    report.job = job.id;
+    report.token = job.token;
     Handle(event::FromWorker{.peer = peer,
                              .message = wire::Ended{.worker = workers_[peer], .credit_limit = credit, .reports = {report}}});
     Settle();

@@ -84,8 +84,15 @@ class MemoryLedger final : public Ledger {
     const auto run_was_there = [&](const JobSpec& job) {
       return job.run && std::ranges::find(result.duplicate_runs, *job.run) != result.duplicate_runs.end();
     };
-    for (const JobSpec& job : batch.jobs)
-      if (run_was_there(job) || !AddJob(job)) result.duplicate_jobs.push_back(job.id);
+    for (const JobId& id : batch.unique_started) Free(id, {UniqueUntil::kStarted});
+    for (const OutcomeRow& row : batch.outcomes) Free(row.report.job, {UniqueUntil::kStarted, UniqueUntil::kEnded});
+    for (const JobSpec& job : batch.jobs) {
+      if (const auto holder = HolderOf(job)) {
+        result.conflicts.push_back({.job = job.id, .holder = *holder});
+      } else if (run_was_there(job) || !AddJob(job)) {
+        result.duplicate_jobs.push_back(job.id);
+      }
+    }
     for (const AttemptRow& row : batch.attempts) jobs.at(row.report.job).attempts.push_back(row);
     for (const OutcomeRow& row : batch.outcomes) {
       auto& stored = jobs.at(row.report.job).outcome;
@@ -146,10 +153,18 @@ class MemoryLedger final : public Ledger {
     outbox_runs.insert(run.id);
     return {};
   }
-  Result<void> SubmitJobs(std::span<const JobSpec> specs, MonoTime) override {
-    for (const JobSpec& job : specs)
-      if (AddJob(job)) outbox_jobs.insert(job.id);
-    return {};
+  Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> specs, MonoTime) override {
+    SubmitJobsResult result;
+    for (const JobSpec& job : specs) {
+      if (const auto holder = HolderOf(job)) {
+        result.conflicts.push_back({.job = job.id, .holder = *holder});
+      } else if (AddJob(job)) {
+        outbox_jobs.insert(job.id);
+      } else {
+        result.duplicates.push_back(job.id);
+      }
+    }
+    return result;
   }
   Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime) override {
     for (const CancelRow& row : rows) {
@@ -159,6 +174,8 @@ class MemoryLedger final : public Ledger {
     }
     return {};
   }
+  Result<RequeueResult> RequeueDead(const Requeue&, MonoTime) override { return No(); }
+  Result<std::vector<JobSummary>> ListJobs(const JobFilter&, MonoTime) override { return No(); }
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime) override {
     MILLRACE_TRY(Up());
     std::vector<ItemState> states(items.size());
@@ -190,7 +207,8 @@ class MemoryLedger final : public Ledger {
       detail.summary.reason = end->second.reason;
     }
     for (const JobId& job : jobs_of_run[id])
-      detail.jobs.push_back({.spec = jobs.at(job).spec, .attempts = jobs.at(job).attempts, .outcome = jobs.at(job).outcome});
+      detail.jobs.push_back(
+          {.spec = jobs.at(job).spec, .attempts = jobs.at(job).attempts, .outcome = jobs.at(job).outcome, .dead_action = {}});
     return detail;
   }
 
@@ -257,8 +275,32 @@ class MemoryLedger final : public Ledger {
     if (ignore_epochs || (shard.epoch == hold.epoch && shard.owner == owner)) return {};
     return Fail(ErrorCode::kStale, "shard {}: epoch {} is stored", hold.shard.value(), shard.epoch.value());
   }
+  struct Key {
+    UniqueUntil until;
+    JobId job;
+    WallTime end;
+  };
+  static std::string KeyOf(const JobSpec& job) {
+    return fmt::format("{} {} {}", job.org.value(), job.queue, job.options.unique_key);
+  }
+  // Somebody else who holds the job's unique key.
+  std::optional<JobId> HolderOf(const JobSpec& job) {
+    if (job.run || job.options.unique_key.empty() || jobs.contains(job.id)) return std::nullopt;
+    const auto it = unique_.find(KeyOf(job));
+    if (it == unique_.end() || it->second.end <= clock_.WallNow()) return std::nullopt;
+    return it->second.job;
+  }
+  void Free(JobId job, const std::set<UniqueUntil>& kinds) {
+    std::erase_if(unique_, [&](const auto& entry) { return entry.second.job == job && kinds.contains(entry.second.until); });
+  }
   bool AddJob(const JobSpec& job) {
     if (!jobs.emplace(job.id, JobRows{.spec = job, .attempts = {}, .outcome = {}}).second) return false;
+    if (!job.run && !job.options.unique_key.empty())
+      unique_[KeyOf(job)] = {.until = job.options.unique_until,
+                             .job = job.id,
+                             .end = job.options.unique_until == UniqueUntil::kWindow
+                                        ? clock_.WallNow() + job.options.unique_window
+                                        : WallTime::max()};
     if (job.run) jobs_of_run[*job.run].push_back(job.id);
     return true;
   }
@@ -293,6 +335,7 @@ class MemoryLedger final : public Ledger {
   const Clock& clock_;
   std::uint16_t shard_count_;
   std::map<ShardId, ShardStatus> shards_;
+  std::map<std::string, Key> unique_;
 };
 
 }  // namespace millrace::test

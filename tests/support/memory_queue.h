@@ -104,6 +104,31 @@ class MemoryQueue final : public JobQueue {
     return reply;
   }
 
+  Result<QueueReply> Apply(const queue_op::ExpireDue& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    QueueReply reply;
+    std::map<std::string, std::uint32_t> lost;
+    std::optional<WallTime> next;
+    const auto look = [&](const QueueEntry& entry, bool ready) {  // true: it goes
+      if (!entry.expires_at) return false;
+      if (*entry.expires_at > op.now || reply.claimed.size() >= op.max) {
+        next = next ? std::min(*next, *entry.expires_at) : *entry.expires_at;
+        return false;
+      }
+      if (ready) ++lost[entry.line];
+      shard->in_flight.insert(entry.id);
+      reply.claimed.push_back(entry);
+      reply.claimed.back().run_at.reset();
+      reply.claimed.back().expires_at.reset();
+      return true;
+    };
+    for (auto& [name, line] : shard->lines) std::erase_if(line, [&](const QueueEntry& e) { return look(e, true); });
+    std::erase_if(shard->scheduled, [&](const auto& e) { return look(e.second, false); });
+    for (const auto& [line, count] : lost) reply.lost.push_back({.line = line, .count = count});
+    reply.next_due = next;
+    return reply;
+  }
+
   std::map<ShardId, Shard> shards_;
   bool ignore_epochs_ = false;
 };

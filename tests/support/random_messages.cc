@@ -160,7 +160,7 @@ std::vector<Message> RandomMessages::All() {
       Cancel{Number(), OrgId{7}, List<Cancel::Item>([this] { return Cancel::Item{MakeUuid(), Flip()}; }), Text(), Text(100)},
       SetQueue{Number(), MakeSettings(), Text()},
       ListQueues{Number(), OrgId{7}, Text()},
-      SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip()}; })},
+      SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip(), MakeUuid()}; })},
       RunUpdate{RunId{MakeUuid()}, kRunStates[random_.Below(4)], Text(), List<RunUpdate::Stage>(stage)},
       StatusReply{Number(), Text(), List<StatusReply::Shard>([&] {
                     return StatusReply::Shard{static_cast<std::uint16_t>(random_.Below(65536)), u32(), Number(), Number(),

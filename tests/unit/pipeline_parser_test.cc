@@ -217,6 +217,36 @@ TEST(PipelineParser, CollectsSeveralUpToTheLimit) {
   EXPECT_EQ(r.diagnostics[19].place.line, 23);
 }
 
+TEST(PipelineParser, ReadsRetriesAndDeadlines) {
+  const auto stage = [](std::string_view options) {
+    const std::string source = WithStages("  a: { extract: { from: file, path: a.csv }, " + std::string(options) + " }\n");
+    const ParseResult r = ParsePipeline(source, "p.yaml");
+    EXPECT_TRUE(r.pipeline) << RenderAll(r.diagnostics, source);
+    if (!r.pipeline) return StageSpec{};
+    const auto again = PipelineFromJson(ToJson(*r.pipeline));
+    EXPECT_TRUE(again && *again == *r.pipeline) << "it comes back from the ledger as it was";
+    return r.pipeline->stages.front();
+  };
+  const StageSpec full =
+      stage("deadline: 2h, retry: { max_attempts: 5, backoff: fixed, backoff_base: 10s, backoff_cap: 5m, no_retry: [check_failed] }");
+  EXPECT_EQ(full.retry, (RetryPolicy{5, Millis{10'000}, Millis{300'000}}));
+  EXPECT_EQ(full.backoff, Backoff::kFixed);
+  EXPECT_EQ(full.no_retry, std::vector<std::string>{"check_failed"});
+  EXPECT_EQ(full.deadline, Millis{7'200'000});
+  EXPECT_EQ(stage("retry: { backoff: exponential, no_retry: crashed }").backoff, Backoff::kExponential);
+  EXPECT_EQ(stage("retry: { backoff: 500ms, backoff_max: 2m }").retry, (RetryPolicy{3, Millis{500}, Millis{120'000}}));
+  EXPECT_EQ(stage("retry: { backoff_base: 5m }").retry.backoff_cap, Millis{300'000}) << "no cap below the first wait";
+  const auto refused = [](std::string_view retry) {
+    return Rendered(WithStages("  a: { extract: { from: file, path: a.csv }, retry: { " + std::string(retry) + " } }\n"));
+  };
+  EXPECT_NE(refused("backoff: fixd").find("fixed"), std::string::npos);
+  EXPECT_NE(refused("backoff: 1s, backoff_base: 2s").find("says both 'backoff' and 'backoff_base'"), std::string::npos);
+  EXPECT_NE(refused("backoff_cap: 1s, backoff_max: 2s").find("says both"), std::string::npos);
+  EXPECT_NE(refused("backoff_base: 10s, backoff_cap: 1s").find("retry.backoff_cap is shorter"), std::string::npos);
+  EXPECT_NE(refused("no_retry: [Bad Class]").find("is not an error class"), std::string::npos);
+  EXPECT_NE(refused("no_retry: [a, a]").find("names 'a' twice"), std::string::npos);
+}
+
 TEST(PipelineParser, HasLimits) {
   EXPECT_EQ(Codes(std::string(kHead) + "x: " + std::string(100, '[') + std::string(100, ']')), "3:67:too_deep");
   EXPECT_EQ(Codes(std::string(kPipelineFileBytesMax + 1, ' ')), "0:0:too_large");
