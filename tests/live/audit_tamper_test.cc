@@ -87,7 +87,7 @@ class SqliteTamperStore final : public Store {
       case ColumnType::kInt:
       case ColumnType::kTime: return "coalesce(" + name + ", 0) + 1";
       case ColumnType::kBool: return "1 - " + name;
-      case ColumnType::kText: return name + " || 'x'";
+      case ColumnType::kText: return "coalesce(" + name + ", '') || 'x'";
       case ColumnType::kBytes: return "cast(" + name + " || 'x' as blob)";
       case ColumnType::kUuid:
       case ColumnType::kUuidList: return RandomId();
@@ -107,7 +107,8 @@ class SqliteTamperStore final : public Store {
 };
 
 constexpr std::string_view kTableNames[] = {"pipeline_version", "slot",    "run",         "job",
-                                            "attempt",          "outcome", "run_outcome", "audit_record"};
+                                            "attempt",          "outcome", "run_outcome", "cancel",
+                                            "dead_action",      "audit_record"};
 
 class PostgresTamperStore final : public Store {
  public:
@@ -147,7 +148,7 @@ class PostgresTamperStore final : public Store {
       case ColumnType::kInt: return name + " + 1";
       case ColumnType::kTime: return "coalesce(" + name + " + interval '1 microsecond', now())";
       case ColumnType::kBool: return "not " + name;
-      case ColumnType::kText: return name + " || 'x'";
+      case ColumnType::kText: return "coalesce(" + name + ", '') || 'x'";
       case ColumnType::kBytes: return name + " || '\\x78'::bytea";
       case ColumnType::kUuid: return RandomId();
       case ColumnType::kUuidList: return "array_append(" + name + ", gen_random_uuid())";
@@ -269,6 +270,12 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       batch.run_outcomes = {{waiting_.front().id, kDefaultOrg, RunState::kSucceeded, "", TheClock().WallNow()}};
       waiting_.erase(waiting_.begin());
     }
+    batch.cancels.push_back({.item = ids_.Next<RunId>().uuid,
+                             .is_run = true,
+                             .org = kDefaultOrg,
+                             .actor = "cli root@host",
+                             .reason = "",
+                             .requested_at = TheClock().WallNow()});
     Must(broker.Commit(batch, In()));
   }
 
