@@ -6,7 +6,7 @@
 namespace millrace::test {
 namespace {
 
-class Lifecycle : public DispatcherTest {
+class Lifecycle : public testing::DispatcherTest {
  protected:
   const OutcomeRow* End_(const JobSpec& job) {
     const auto& outcome = ledger_.jobs.at(job.id).outcome;
