@@ -264,8 +264,8 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
                                             .token = token,
                                             .worker = worker.id,
                                             .counted_at = now_,
-                                             .fence = fence,
-                                             .cut = cut})
+                                            .fence = fence,
+                                            .cut = cut})
                          .second;
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
 }

@@ -38,24 +38,24 @@ struct Options {
   QueueFlags queue_flags;           // queue set
   std::string state;
   std::string stage;
-  std::string kind, error_class, since, before;     // job list, requeue, discard
-  bool open = false;                                // job list
-  std::string to_queue, payload_file;               // job requeue
-  int priority = -1, max_attempts = 0;              // job requeue
-  std::string connection, sql;                      // query
-  std::string cron, timezone, dst = "once", from;   // schedule next, pipeline apply
-  std::string base_dir;                             // pipeline apply
-  std::string checkpoints;                          // audit verify
-  std::string public_key;                           // audit verify
-  std::string name;                                 // worker, broker, scheduler --name
-  int concurrency = 0;                              // worker
-  std::uint32_t count = 0;                          // -n
-  bool wait = false;                                // run start, run cancel
-  bool origin = false;                              // config show
-  bool transitions = false;                         // schedule next
-  std::string to, schedule, reprocess = "none";     // backfill; from is its other edge
-  bool newest_first = false, dry_run = false;       // backfill; job requeue, job discard
-  std::uint32_t max_parallel = 1, generation = 0;   // backfill; generation 0: the next
+  std::string kind, error_class, since, before;    // job list, requeue, discard
+  bool open = false;                               // job list
+  std::string to_queue, payload_file;              // job requeue
+  int priority = -1, max_attempts = 0;             // job requeue
+  std::string connection, sql;                     // query
+  std::string cron, timezone, dst = "once", from;  // schedule next, pipeline apply
+  std::string base_dir;                            // pipeline apply
+  std::string checkpoints;                         // audit verify
+  std::string public_key;                          // audit verify
+  std::string name;                                // worker, broker, scheduler --name
+  int concurrency = 0;                             // worker
+  std::uint32_t count = 0;                         // -n
+  bool wait = false;                               // run start, run cancel
+  bool origin = false;                             // config show
+  bool transitions = false;                        // schedule next
+  std::string to, schedule, reprocess = "none";    // backfill; from is its other edge
+  bool newest_first = false, dry_run = false;      // backfill; job requeue, job discard
+  std::uint32_t max_parallel = 1, generation = 0;  // backfill; generation 0: the next
 };
 
 }  // namespace millrace::cli

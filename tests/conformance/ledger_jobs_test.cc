@@ -80,7 +80,8 @@ TEST_P(LedgerJobsTest, AKeyIsFreedWithTheOutcomeOrTheStartInTheSameTransaction) 
 }
 
 TEST_P(LedgerJobsTest, AWindowEndsByTheLedgersClock) {
-  const JobSpec first = Unique("w", UniqueUntil::kWindow, Millis{60'000}), second = Unique("w", UniqueUntil::kWindow, Millis{60'000});
+  const JobSpec first = Unique("w", UniqueUntil::kWindow, Millis{60'000}),
+                second = Unique("w", UniqueUntil::kWindow, Millis{60'000});
   ASSERT_TRUE(ledger_->SubmitJobs(std::span{&first, 1}, In()));
   const ShardHold hold = Own();
   auto batch = BatchOf(hold);
@@ -152,13 +153,15 @@ TEST_P(LedgerJobsTest, ADeadJobIsRequeuedOrDiscardedOnce) {
   Commit(batch);
   JobSpec again = Job(), late = Job();
   again.options.retry_of = late.options.retry_of = dead.id;
-  auto done = ledger_->RequeueDead({.run = {}, .jobs = {again}, .actions = {Action(dead, DeadAction::kRequeued, again.id)}}, In());
+  auto done =
+      ledger_->RequeueDead({.run = {}, .jobs = {again}, .actions = {Action(dead, DeadAction::kRequeued, again.id)}}, In());
   ASSERT_TRUE(done) << done.error().message;
   EXPECT_TRUE(done->already_done.empty());
-  done = ledger_->RequeueDead({.run = {},
-                               .jobs = {late},
-                               .actions = {Action(dead, DeadAction::kRequeued, late.id), Action(other, DeadAction::kDiscarded)}},
-                              In());
+  done =
+      ledger_->RequeueDead({.run = {},
+                            .jobs = {late},
+                            .actions = {Action(dead, DeadAction::kRequeued, late.id), Action(other, DeadAction::kDiscarded)}},
+                           In());
   ASSERT_TRUE(done) << done.error().message;
   EXPECT_EQ(done->already_done, std::vector{dead.id});
   EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, late.id, In())) << "not repeated twice";
@@ -193,8 +196,8 @@ TEST_P(LedgerJobsTest, ARunThatRepeatsAnotherComesWithItsJobs) {
   batch.outcomes = {Outcome(dead, JobState::kDead)};
   Commit(batch);
   for (const bool first : {true, false}) {
-    const auto done =
-        ledger_->RequeueDead({.run = again, .jobs = {one, two}, .actions = {Action(dead, DeadAction::kRequeued, one.id)}}, In());
+    const auto done = ledger_->RequeueDead(
+        {.run = again, .jobs = {one, two}, .actions = {Action(dead, DeadAction::kRequeued, one.id)}}, In());
     ASSERT_TRUE(done) << done.error().message;
     EXPECT_EQ(done->already_done.empty(), first) << "an unknown outcome may be asked for again";
   }

@@ -85,8 +85,7 @@ TEST_F(CliJobs, AStagesDeadlineEndsItWhileItRuns) {
 }
 
 TEST_F(CliJobs, ADeadJobIsRequeuedAsANewOne) {
-  WritePipeline("flaky",
-                "  gate: { command: [sh, -c, \"test -e open\"], retry: { max_attempts: 1 } }\n");
+  WritePipeline("flaky", "  gate: { command: [sh, -c, \"test -e open\"], retry: { max_attempts: 1 } }\n");
   const auto run = RunJson({"run", "flaky.yaml"}, 1);
   const std::string id = StageOf(run, "gate").at("job");
   const auto engine = Start({"up", "--log-level", "warn"});

@@ -107,8 +107,9 @@ class SqliteTamperStore final : public Store {
   std::unique_ptr<Ledger> reader_;
 };
 
-constexpr std::string_view kTableNames[] = {"pipeline_version", "slot",     "run",         "job",     "cancel",      "queue_setting",
-                                            "backfill",         "dead_action", "attempt", "outcome", "run_outcome", "audit_record"};
+constexpr std::string_view kTableNames[] = {"pipeline_version", "slot",          "run",         "job",
+                                            "cancel",           "queue_setting", "backfill",    "dead_action",
+                                            "attempt",          "outcome",       "run_outcome", "audit_record"};
 
 class PostgresTamperStore final : public Store {
  public:

@@ -812,7 +812,7 @@ class World {
   std::map<JobId, Effect> effects_;
   std::map<JobId, Token> max_token_;
   std::map<std::pair<OrgId, std::string>, std::vector<Micros>> starts_;  // of a queue (no key) and of its limit keys
-  std::map<JobId, std::uint64_t> accepted_, ended_;  // in which commit
+  std::map<JobId, std::uint64_t> accepted_, ended_;                      // in which commit
   std::uint64_t commits_ = 0;
   std::priority_queue<Item> agenda_;
   std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;

@@ -56,7 +56,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     if (++failed == 3) break;
   }
   fmt::print(
-      "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} cancelled, {} grants under limits, {} expired, {} "
+      "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} cancelled, {} grants under limits, {} expired, "
+      "{} "
       "past their deadline, {} unique keys held\n",
       seeds, steps, jobs, runs, lost, takeovers, cancelled, limited, expired, overdue, conflicts);
   EXPECT_GT(jobs, 0U);

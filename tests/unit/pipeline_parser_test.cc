@@ -227,8 +227,8 @@ TEST(PipelineParser, ReadsRetriesAndDeadlines) {
     EXPECT_TRUE(again && *again == *r.pipeline) << "it comes back from the ledger as it was";
     return r.pipeline->stages.front();
   };
-  const StageSpec full =
-      stage("deadline: 2h, retry: { max_attempts: 5, backoff: fixed, backoff_base: 10s, backoff_cap: 5m, no_retry: [check_failed] }");
+  const StageSpec full = stage(
+      "deadline: 2h, retry: { max_attempts: 5, backoff: fixed, backoff_base: 10s, backoff_cap: 5m, no_retry: [check_failed] }");
   EXPECT_EQ(full.retry, (RetryPolicy{5, Millis{10'000}, Millis{300'000}}));
   EXPECT_EQ(full.backoff, Backoff::kFixed);
   EXPECT_EQ(full.no_retry, std::vector<std::string>{"check_failed"});
