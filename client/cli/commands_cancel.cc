@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
-#include <thread>
 
 #include "client/cli/broker_client.h"
 #include "client/cli/commands.h"
@@ -32,17 +31,17 @@ void Say(RunId run, RunState state, const std::string& reason) {
 }
 
 // There is nobody to push it: `millrace run` has no door for other processes.
-Result<void> AwaitInLedger(Context& context, Ledger& ledger, RunId run) {
+Result<void> AwaitInLedger(Context& context, Ledger& ledger, wire::Transport& transport, RunId run) {
   for (const MonoTime deadline = context.clock().Now() + kWaitMax; context.clock().Now() < deadline;) {
     MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(kDefaultOrg, run, context.Deadline()));
     if (IsTerminal(detail.summary.state)) return Say(run, detail.summary.state, detail.summary.reason), Result<void>{};
-    std::this_thread::sleep_for(kLedgerPoll);
+    transport.Wait(kLedgerPoll);
   }
   return Fail(ErrorCode::kTimedOut, "run {} has not ended", run.ToString());
 }
 
 // No broker answers: the request is durable in the ledger, and the next one to own the shard acts on it.
-Result<ExitCode> Record(Context& context, Ledger& ledger, const wire::Cancel& cancel, bool wait) {
+Result<ExitCode> Record(Context& context, Ledger& ledger, wire::Transport& transport, const wire::Cancel& cancel, bool wait) {
   std::vector<Uuid> items;
   for (const auto& item : cancel.items) items.push_back(item.id);
   MILLRACE_TRY_ASSIGN(const auto states, ledger.States(cancel.org, items, context.Deadline()));
@@ -61,7 +60,7 @@ Result<ExitCode> Record(Context& context, Ledger& ledger, const wire::Cancel& ca
   MILLRACE_TRY(ledger.RequestCancel(rows, context.Deadline()));
   fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
   if (!wait) return ExitCode::kOk;
-  for (const CancelRow& row : rows) MILLRACE_TRY(AwaitInLedger(context, ledger, RunId{row.item}));
+  for (const CancelRow& row : rows) MILLRACE_TRY(AwaitInLedger(context, ledger, transport, RunId{row.item}));
   return ExitCode::kOk;
 }
 
@@ -105,7 +104,7 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
   auto client = BrokerClient::Connect(*transport, context->ClientEndpoint(), context->clock());
   if (!client || !client->Status(context->clock().Now() + kBrokerAnswers))
-    return Record(*context, *ledger, cancel, options.wait);
+    return Record(*context, *ledger, *transport, cancel, options.wait);
   auto items = client->Cancel(std::move(cancel), context->clock().Now() + kCancelTimeout);
   if (!items) return Prefixed(std::move(items.error()), "broker at {}", context->ClientEndpoint());
   MILLRACE_TRY_ASSIGN(const ExitCode code, Report(*context, *items, runs));

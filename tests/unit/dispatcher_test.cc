@@ -552,9 +552,6 @@ TEST_F(DispatcherTest, TheStatusOfTheLargestFleetFitsIntoOneFrame) {
 }
 
 TEST_F(DispatcherTest, RequestsThatCannotBeServedAreAnswered) {
-  Handle(event::FromClient{.peer = "c", .message = wire::Cancel{9, {}, {}, {}, {}}});
-  Settle();
-  EXPECT_EQ(Last<wire::Problem>()->code, "unsupported");
   Handle(event::FromClient{.peer = "c", .message = wire::Watch{.request = 10, .run = ids_.Next<RunId>()}});
   Settle();
   EXPECT_EQ(Last<wire::Problem>()->code, "not_found");
