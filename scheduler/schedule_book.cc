@@ -28,6 +28,15 @@ Result<void> ScheduleBook::Take(ScheduleRow row) {
   return {};
 }
 
+std::vector<const ScheduleBook::Entry*> ScheduleBook::Soonest(std::size_t max) const {
+  std::vector<const Entry*> soonest;
+  for (const auto& [next, entry] : order_) {
+    if (soonest.size() == max) break;
+    soonest.push_back(entry);
+  }
+  return soonest;
+}
+
 void ScheduleBook::Clear() {
   order_.clear();
   entries_.clear();

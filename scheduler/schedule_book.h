@@ -24,7 +24,7 @@ class ScheduleBook {
    public:
     const ScheduleRow& row() const { return row_; }
     const CronSchedule& cron() const { return cron_; }
-    WallTime next() const { return *next_; }  // REQUIRES: it came from Due
+    WallTime next() const { return *next_; }  // REQUIRES: it came from Due or Soonest
 
    private:
     friend class ScheduleBook;
@@ -48,6 +48,7 @@ class ScheduleBook {
   void Park(Entry& entry);
 
   std::optional<WallTime> Next() const;
+  std::vector<const Entry*> Soonest(std::size_t max) const;  // those that are due next
   std::size_t size() const { return entries_.size(); }
 
  private:

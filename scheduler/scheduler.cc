@@ -20,6 +20,7 @@ constexpr Millis kBackfillWaitMin{20};        // after a turn that moved somethi
 constexpr std::size_t kFireRunsMax = 500;     // runs of one transaction
 constexpr std::size_t kHerdMax = 500;         // schedules looked at together
 constexpr std::size_t kVersionsMax = 10'000;  // kept
+constexpr std::size_t kSchedulesLogged = 20;
 constexpr std::uint32_t kChangesPage = 1000;
 
 }  // namespace
@@ -195,6 +196,16 @@ Result<bool> Scheduler::FireDue(WallTime now, MonoTime enough, MonoTime deadline
   return all;
 }
 
+void Scheduler::Introduce() const {
+  const auto soonest = book_.Soonest(kSchedulesLogged);
+  for (const ScheduleBook::Entry* entry : soonest) {
+    const ScheduleRow& row = entry->row();
+    LogInfo("pipeline {}: schedule '{}' {}, {}", row.pipeline, row.spec.cron, row.spec.timezone,
+            row.paused ? "paused" : "next fire " + ToRfc3339(entry->next()));
+  }
+  if (book_.size() > soonest.size()) LogInfo("and {} more schedules", book_.size() - soonest.size());
+}
+
 Result<Millis> Scheduler::Pass() {
   const MonoTime begin = clock_.Now(), deadline = begin + kLedgerDeadline;
   MILLRACE_TRY_ASSIGN(const bool leading, Lead(deadline));
@@ -202,10 +213,7 @@ Result<Millis> Scheduler::Pass() {
   MILLRACE_TRY_ASSIGN(const bool read, ReadChanges(begin + options_.lead_ttl / 3, deadline));
   if (!read) return Millis{0};
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger_.Now(deadline));
-  if (std::exchange(introduce_, false)) {
-    const auto next = book_.Next();
-    LogInfo("{} schedules, {}", book_.size(), next ? "next fire " + ToRfc3339(*next) : "none of them fires");
-  }
+  if (std::exchange(introduce_, false)) Introduce();
   MILLRACE_TRY_ASSIGN(const bool all, FireDue(now, begin + options_.lead_ttl / 3, deadline));
   Millis wait = std::min(kScheduleReloadInterval, options_.lead_ttl / 3);
   if (const auto next = book_.Next()) wait = std::clamp(std::chrono::ceil<Millis>(*next - now), Millis{0}, wait);

@@ -79,6 +79,7 @@ class Scheduler {
   Result<std::set<Name>> BusyOnes(Entries due, MonoTime deadline);
   Result<bool> Decide(ScheduleBook::Entry& entry, bool busy, WallTime now, Herd& herd);
   Result<void> Fire(Herd& herd, MonoTime deadline);
+  void Introduce() const;  // what is scheduled, in the log
   void Ring(const std::set<ShardId>& shards);
 
   SchedulerOptions options_;
@@ -87,7 +88,7 @@ class Scheduler {
   const Clock& clock_;
   IdGenerator& ids_;
   bool leading_ = false;
-  bool introduce_ = false;  // what is scheduled, in the log, once per term
+  bool introduce_ = false;  // once per term
   std::uint64_t lead_epoch_ = 0;
   ScheduleBook book_;
   std::int64_t revision_ = kNoRevision;  // up to which book_ is known
