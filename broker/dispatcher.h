@@ -123,8 +123,12 @@ class Dispatcher {
     RunEffects effects;
     std::vector<RunId> outbox_runs;
     std::vector<JobId> outbox_jobs;
-    std::vector<JobId> unleased;          // ended without a lease
-    std::vector<CancelRow> cancels;       // what takes effect when they are durable
+    std::vector<JobId> unleased;  // ended without a lease
+    struct Cancel {
+      CancelRow row;
+      std::optional<LiveJob> waiting;  // a single job without an attempt when the request was looked at
+    };
+    std::vector<Cancel> cancels;          // what takes effect when they are durable
     std::vector<std::uint64_t> requests;  // of cancel_requests_: answered then
     QueueBudgets::Amounts waiting;        // what will wait once it is accepted
     std::size_t accept_rows = 0, accept_bytes = 0;
@@ -256,7 +260,7 @@ class Dispatcher {
   void On(event::StatesRead& e);
   bool EndWaitingJob(Shard& shard, Piece& piece, const LiveJob& job);
   bool EndedWhileWaiting(Shard& shard, JobId job);
-  void CancelDurable(Shard& shard, const CancelRow& row);
+  void CancelDurable(Shard& shard, const Piece::Cancel& cancel);
   void ApplyCancel(Shard& shard, RunEffects effects);
   void StopAttempt(JobId job);
   bool Cancelling(const Shard& shard, const JobSpec& spec) const;
@@ -287,7 +291,7 @@ class Dispatcher {
 
   // What time ends: dispatcher_expiry.cc
   void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
-  std::uint32_t TimeoutOf(const JobSpec& spec, bool& cut) const;
+  std::uint32_t TimeoutOf(const JobSpec& spec, bool fence, bool& cut) const;
   bool EndIfOver(Shard& shard, const JobSpec& spec, const Counters& counters);
   void EndOverdueBlocked(Shard& shard);
   void EmitExpire(Shard& shard, std::vector<Command>& out);

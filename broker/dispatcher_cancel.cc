@@ -59,7 +59,8 @@ void Dispatcher::On(event::StatesRead& e) {
     if (state.live && EndWaitingJob(shard, piece, *state.live)) {
       reply.effect = CancelEffect::kCancelled;
     } else {
-      piece.cancels.push_back(std::move(row));
+      const bool waits = state.live && !leases_.contains(state.live->spec.id);
+      piece.cancels.push_back({.row = std::move(row), .waiting = waits ? state.live : std::nullopt});
     }
   }
   piece.requests.push_back(e.number);
@@ -81,13 +82,16 @@ bool Dispatcher::EndedWhileWaiting(Shard& shard, JobId job) {
   return true;
 }
 
-void Dispatcher::CancelDurable(Shard& shard, const CancelRow& row) {
+void Dispatcher::CancelDurable(Shard& shard, const Piece::Cancel& cancel) {
+  const CancelRow& row = cancel.row;
   if (row.is_run) {
     ApplyCancel(shard, shard.runs.Cancel(RunId{row.item}, CancelReason(row.actor, row.reason)));
-    return;
+  } else if (cancel.waiting) {
+    CancelStored(shard, *cancel.waiting);
+  } else {
+    shard.cancelling.insert(JobId{row.item});
+    StopAttempt(JobId{row.item});
   }
-  shard.cancelling.insert(JobId{row.item});
-  StopAttempt(JobId{row.item});
 }
 
 // The request is durable: attempts stop now, not when the outcomes of what never started are written too.

@@ -30,10 +30,10 @@ void Dispatcher::JudgeTime(const Lease& lease, AttemptReport& report, AttemptVer
   explain(kErrorDeadlineExceeded, fmt::format("its deadline was {}", ToRfc3339(*deadline)));
 }
 
-// An attempt's own timeout, or what is left until the deadline when that is less (`cut`). 0: none.
-std::uint32_t Dispatcher::TimeoutOf(const JobSpec& spec, bool& cut) const {
+// An attempt's own timeout, or what is left until the deadline when that is less (`cut`). 0: none. A fence is raised whenever.
+std::uint32_t Dispatcher::TimeoutOf(const JobSpec& spec, bool fence, bool& cut) const {
   std::int64_t timeout = std::max<std::int64_t>(spec.timeout.count(), 0);
-  if (spec.options.deadline) {
+  if (spec.options.deadline && !fence) {
     const std::int64_t left = std::max<std::int64_t>(std::chrono::ceil<Millis>(*spec.options.deadline - wall_).count(), 1);
     cut = timeout == 0 || left < timeout;
     if (cut) timeout = left;

@@ -152,7 +152,8 @@ void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
     }
     if (--submit->pieces == 0 && !submit->failed) FinishSubmit(*submit);
   }
-  for (const CancelRow& row : piece.cancels) CancelDurable(*shard, row);  // before the endings: what failed is not retried
+  for (const Piece::Cancel& cancel : piece.cancels)
+    CancelDurable(*shard, cancel);  // before the endings: what failed is not retried
   for (const Ending& ending : piece.endings) EndingDurable(*shard, ending);
   for (const JobId& job : piece.unleased) {
     shard->finish.push_back(job);

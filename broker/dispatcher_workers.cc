@@ -101,6 +101,8 @@ void Dispatcher::Held(Worker& worker, const std::vector<wire::Hello::Held>& held
       it->second.beat = worker.beats;
       it->second.listed = true;
       it->second.missed = 0;
+      // The first request to stop may have come before the grant, or not at all.
+      if (Cancelling(shards_.at(it->second.shard), *it->second.spec)) StopAttempt(job);
       continue;
     }
     const auto ended = recently_ended_.find(job);
@@ -247,7 +249,7 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
   if (!spec->options.unique_key.empty() && spec->options.unique_until == UniqueUntil::kStarted && counters.deliveries == 0)
     OpenPiece(shard, shard.progress_piece).rows.unique_started.push_back(id);
   bool cut = false;
-  const std::uint32_t timeout_ms = TimeoutOf(*spec, cut);
+  const std::uint32_t timeout_ms = TimeoutOf(*spec, fence, cut);
   ++worker.granted;
   worker.leases.insert(id);
   worker.grants.push_back({.id = id,

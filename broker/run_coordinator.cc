@@ -117,14 +117,7 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
   // A run of a backfill stands behind every other run, and none waits behind it longer than it is active.
   const bool others_wait = !group->waiting.empty() && !IsBackfill(*runs_.at(group->waiting.front()));
   const bool others_active = group->active.size() > group->backfills;
-  if (run.spec.overlap == "cancel" && !IsBackfill(run)) {
-    const auto replace = [&](const RunId& id) {
-      const Run& other = *runs_.at(id);
-      if (!other.cancelling && !IsBackfill(other)) out.replaced.push_back(id);
-    };
-    std::ranges::for_each(group->active, replace);
-    std::ranges::for_each(group->waiting, replace);
-  }
+  if (run.spec.overlap == "cancel") ReplaceOthers(*group, run, out);
   if (run.spec.overlap == "skip" && !IsBackfill(run) && (others_active || others_wait)) {
     EndUnstarted(run, RunState::kSkipped, "overlap: an earlier run of the pipeline is active", out);
   } else if (!MayStart(*group, run) || others_wait || (IsBackfill(run) && !group->waiting.empty())) {
@@ -134,6 +127,16 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
     Start(run, out);
   }
   return out;
+}
+
+void RunCoordinator::ReplaceOthers(const Group& group, const Run& by, RunEffects& out) {
+  if (IsBackfill(by)) return;
+  const auto replace = [&](const RunId& id) {
+    const Run& other = *runs_.at(id);
+    if (!other.cancelling && !IsBackfill(other)) out.replaced.push_back(id);
+  };
+  std::ranges::for_each(group.active, replace);
+  std::ranges::for_each(group.waiting, replace);
 }
 
 // Whether the group has room for the run: as many active ones as its overlap bears. Runs of backfills do not count each other
@@ -188,16 +191,19 @@ RunEffects RunCoordinator::FinishRestore() {
       EndUnstarted(run, RunState::kFailed, run.invalid, out);
       continue;
     }
-    // A "skip" run was let in when it was accepted: that decision is not taken twice.
-    const bool waits = run.spec.overlap == "queue" || run.spec.overlap == "cancel" || run.spec.overlap.starts_with("allow(") ||
-                       IsBackfill(run);
+    // A "skip" run was let in when it was accepted: that decision is not taken twice, but it runs beside nobody.
+    const bool waits = run.spec.overlap != "allow" || IsBackfill(run);
     if (GroupOf(run) == nullptr || run.began || !waits) {
       Start(run, out);
     } else {
       waiting.push_back(id);
     }
   }
-  for (const RunId& id : waiting) Wait(*GroupOf(*runs_.at(id)), *runs_.at(id));
+  for (const RunId& id : waiting) {
+    Run& run = *runs_.at(id);
+    if (run.spec.overlap == "cancel" && !run.cancelling) ReplaceOthers(*GroupOf(run), run, out);
+    Wait(*GroupOf(run), run);
+  }
   for (const RunId& id : cancelling) CancelJobs(*runs_.at(id), runs_.at(id)->reason, out);
   for (auto& [key, group] : groups_) StartWaiting(group, out);
   return out;
@@ -510,7 +516,14 @@ void RunCoordinator::Remove(RunId id) {
   const auto it = runs_.find(id);
   if (it == runs_.end()) return;
   Run& run = *it->second;
-  for (const Job& job : run.jobs) jobs_.erase(job.spec->id);
+  for (const Job& job : run.jobs) {
+    jobs_.erase(job.spec->id);
+    if (const auto end = EndOfWait(job.spec->options, job.counters)) {
+      const auto [from, to] = ends_of_wait_.equal_range(end->at);
+      const auto mine = std::find_if(from, to, [&](const auto& entry) { return entry.second == job.spec->id; });
+      if (mine != to) ends_of_wait_.erase(mine);
+    }
+  }
   if (Group* group = GroupOf(run); group != nullptr && group->active.empty() && group->waiting.empty())
     groups_.erase(GroupKey{run.spec.org, run.spec.pipeline});
   runs_.erase(it);

@@ -141,6 +141,7 @@ class RunCoordinator {
   static bool MayStart(const Group& group, const Run& run);
   void Wait(Group& group, const Run& run);
   static void Activate(Group& group, const Run& run);
+  void ReplaceOthers(const Group& group, const Run& by, RunEffects& out);
   void Start(Run& run, RunEffects& out);
   void StartWaiting(Group& group, RunEffects& out);
   void EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out);

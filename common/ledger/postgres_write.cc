@@ -178,7 +178,11 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
                    ItemParams(set.outbox_jobs)});
   if (!set.ended_runs.empty()) all.push_back({"delete from live_run where run = any($1)", PgParams().IdArray(set.ended_runs)});
   if (!set.ended_jobs.empty()) all.push_back({"delete from live_job where job = any($1)", PgParams().IdArray(set.ended_jobs)});
-  if (!set.outbox_done.empty()) all.push_back({"delete from outbox where item = any($1)", PgParams().IdArray(set.outbox_done)});
+  if (!set.outbox_done.empty())
+    all.push_back({"delete from outbox o where o.item = any($1) and not exists (select 1 from cancel c where c.item = o.item)",
+                   PgParams().IdArray(set.outbox_done)});
+  if (!set.outbox_ended.empty())
+    all.push_back({"delete from outbox where item = any($1)", PgParams().IdArray(set.outbox_ended)});
   for (const Statement& s : set.others) all.push_back({s.sql, ToPg(s.params)});
   if (record != nullptr)
     all.push_back(

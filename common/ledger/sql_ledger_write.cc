@@ -90,8 +90,8 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
     if (!outcome->run) set.ended_jobs.push_back(outcome->report.job.uuid);
   for (const RunOutcomeRow* outcome : batch.run_outcomes) set.ended_runs.push_back(outcome->run.uuid);
   // What a rebuild found may end before its outbox row is read: it must not be started from there again.
-  set.outbox_done.insert(set.outbox_done.end(), set.ended_runs.begin(), set.ended_runs.end());
-  set.outbox_done.insert(set.outbox_done.end(), set.ended_jobs.begin(), set.ended_jobs.end());
+  set.outbox_ended = set.ended_runs;
+  set.outbox_ended.insert(set.outbox_ended.end(), set.ended_jobs.begin(), set.ended_jobs.end());
   MILLRACE_TRY(AddUniqueKeys(batch, set, deadline));
   return set;
 }
@@ -325,7 +325,7 @@ Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime 
   Batch batch;
   for (const CancelRow& row : rows) {
     batch.cancels.push_back(&row);
-    // A row that was there stays: the owner has read it, or will.
+    // A row that was there stays, also if the owner has read it and is about to take it out: see WriteSet::outbox_done.
     const std::string table = row.is_run ? "live_run" : "live_job", key = row.is_run ? "run" : "job";
     batch.others.push_back({"insert into outbox (item, org, shard, is_run) select " + key + ", org, shard, " +
                                 (row.is_run ? "1" : "0") + " from " + table + " where " + key +

@@ -78,7 +78,9 @@ struct WriteSet {
   };
   std::array<TableRows, kTableCount> tables;
   std::vector<Item> live_runs, live_jobs, outbox_runs, outbox_jobs;
-  std::vector<Uuid> ended_runs, ended_jobs, outbox_done;
+  std::vector<Uuid> ended_runs, ended_jobs;
+  std::vector<Uuid> outbox_done;   // taken over; a row that a cancel request stands behind stays until its item has ended
+  std::vector<Uuid> outbox_ended;  // of items that have ended
   std::vector<Statement> others;
   Arena arena;
 };

@@ -236,7 +236,9 @@ Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
                            set.outbox_jobs));
   MILLRACE_TRY(DeleteIds("delete from live_run where run = ?1", set.ended_runs));
   MILLRACE_TRY(DeleteIds("delete from live_job where job = ?1", set.ended_jobs));
-  MILLRACE_TRY(DeleteIds("delete from outbox where item = ?1", set.outbox_done));
+  MILLRACE_TRY(DeleteIds("delete from outbox where item = ?1 and not exists (select 1 from cancel c where c.item = ?1)",
+                         set.outbox_done));
+  MILLRACE_TRY(DeleteIds("delete from outbox where item = ?1", set.outbox_ended));
   for (const Statement& s : set.others) MILLRACE_TRY(RunStatement(s.sql, s.params));
   return {};
 }

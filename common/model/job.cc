@@ -236,8 +236,8 @@ AttemptVerdict Judge(const RetryPolicy& policy, Counters before, AttemptEnd end,
       if (verdict.counters.crashes >= static_cast<std::uint32_t>(kCrashesMax)) verdict.terminal = JobState::kDead;
       break;
     case AttemptEnd::kHandedBack:
-    case AttemptEnd::kLost: verdict.immediate = true; break;
-    case AttemptEnd::kCancelled: verdict.terminal = JobState::kCancelled; break;
+    case AttemptEnd::kLost:
+    case AttemptEnd::kCancelled: verdict.immediate = true; break;  // nobody asked for a cancel: it starts elsewhere
   }
   return verdict;
 }

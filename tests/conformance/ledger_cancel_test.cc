@@ -116,6 +116,26 @@ TEST_P(LedgerCancelTest, ARequestOfSomebodyElseShowsTheOwnerWhatItConcerns) {
   ExpectSound();
 }
 
+TEST_P(LedgerCancelTest, ARequestSurvivesTheOwnersTakingOver) {
+  // The owner has read the outbox row, the request comes, and only then the owner takes the row out.
+  const std::vector<JobSpec> jobs = {Job(), Job()};
+  ASSERT_TRUE(ledger_->SubmitJobs(jobs, In()));
+  const ShardHold hold = Own();
+  ASSERT_EQ(ledger_->ReadOutbox(hold.shard, kShards, 10, In())->jobs.size(), 2u);
+  const CancelRow request = Cancel(jobs[0].id.uuid, false);
+  ASSERT_TRUE(ledger_->RequestCancel(std::span{&request, 1}, In()));
+  auto taken = BatchOf(hold);
+  taken.outbox_done_jobs = {jobs[0].id, jobs[1].id};
+  Commit(taken);
+  const auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
+  ASSERT_EQ(outbox->jobs.size(), 1u) << "the request would be known at the next takeover only";
+  EXPECT_TRUE(outbox->jobs[0].cancelling);
+  auto ended = BatchOf(hold);
+  ended.outcomes = {Outcome(jobs[0], JobState::kCancelled)};
+  Commit(ended);
+  EXPECT_TRUE(ledger_->ReadOutbox(hold.shard, kShards, 10, In())->jobs.empty());
+}
+
 INSTANTIATE_TEST_SUITE_P(Both, LedgerCancelTest, ::testing::Values(LedgerKind::kSqlite, LedgerKind::kPostgres),
                          [](const auto& i) { return i.param == LedgerKind::kPostgres ? "postgres" : "sqlite"; });
 

@@ -283,5 +283,80 @@ TEST_F(DispatcherCancelTest, AFailureThatComesWhileTheRequestIsWrittenIsNotRetri
   EXPECT_EQ(grants_.size(), 2U);
 }
 
+TEST_F(DispatcherCancelTest, ARevokeThatWasLostIsRepeatedWithTheNextBeat) {
+  Hello("w", 10);
+  const JobSpec job = Job();
+  Submit({job});
+  Cancel(job.id.uuid, false);
+  ASSERT_EQ(revokes_.size(), 1U);
+  Advance(Millis{600});
+  Beat("w", 10, {{job.id, grants_[0].second.token}});
+  ASSERT_EQ(revokes_.size(), 2U);
+  EXPECT_EQ(revokes_[1].reason, "cancelled");
+}
+
+TEST_F(DispatcherCancelTest, ALoadThatWaitsForItsBackoffIsFencedAtOnce) {
+  Hello("w", 10);
+  JobSpec job = Load();
+  job.retry.backoff_base = job.retry.backoff_cap = Millis{3'600'000};
+  job.options.backoff = Backoff::kFixed;
+  job.retry.max_attempts = 5;
+  Submit({job});
+  End(0, AttemptEnd::kFailed);
+  Cancel(job.id.uuid, false);
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_TRUE(grants_[1].second.fence_only);
+  End(1, AttemptEnd::kCancelled);
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+}
+
+TEST_F(DispatcherCancelTest, AFenceHasItsTimeAlsoAfterTheDeadline) {
+  Hello("w", 10);
+  JobSpec job = Load();
+  job.timeout = Millis{60'000};
+  job.options.deadline = clock_.WallNow() + Millis{1000};
+  std::vector<JobSpec> jobs{job};
+  const RunSpec run = SubmitRun(jobs);
+  EXPECT_LE(grants_.at(0).second.timeout_ms, 1000U);
+  Cancel(run.id.uuid, true);
+  Advance(Millis{2000});
+  End(0, AttemptEnd::kCancelled);
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_EQ(grants_[1].second.timeout_ms, 60'000U);
+  End(1, AttemptEnd::kCancelled);
+  EXPECT_EQ(EndOf(run), RunState::kCancelled);
+}
+
+TEST_F(DispatcherCancelTest, AStopNobodyAskedForStartsElsewhere) {
+  Hello("w", 10);
+  std::vector<JobSpec> jobs{Job()};
+  const RunSpec run = SubmitRun(jobs);
+  End(0, AttemptEnd::kCancelled);
+  ASSERT_EQ(grants_.size(), 2U);
+  End(1, AttemptEnd::kSucceeded);
+  EXPECT_EQ(EndOf(run), RunState::kSucceeded);
+}
+
+TEST_F(DispatcherCancelTest, ATakeoverCompletesAReplacement) {
+  Hello("w", 10);
+  std::vector<JobSpec> old_jobs{Job()}, new_jobs{Job()};
+  const RunSpec old_run = SubmitRun(old_jobs);
+  bool down = false;  // the new run gets in, its cancel row does not
+  ledger_.before_commit = [&](const OwnerBatch& batch) { down = down || !batch.runs.empty(); };
+  ledger_.fault = [&] { return down ? test::LedgerFault::kUnavailable : test::LedgerFault::kNone; };
+  const RunSpec new_run = SubmitRun(new_jobs, "cancel");
+  EXPECT_TRUE(ledger_.runs.contains(new_run.id));
+  EXPECT_TRUE(ledger_.cancels.empty());
+  ledger_.before_commit = nullptr;
+  queue_.Wipe();
+  down = false;
+  ledger_.fault = nullptr;
+  Submit({Job()});
+  for (int i = 0; i < 4; ++i) Advance(Millis{500});
+  EXPECT_TRUE(ledger_.cancels.contains(old_run.id.uuid));
+  Beat("w", 40);
+  EXPECT_EQ(EndOf(old_run), RunState::kCancelled);
+}
+
 }  // namespace
 }  // namespace millrace
