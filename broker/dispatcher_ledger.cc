@@ -92,6 +92,8 @@ void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates
     if (duplicates.jobs.contains(job.id)) continue;
     if (job.run) {
       of_run[*job.run].push_back(std::move(job));
+    } else if (job.options.durability == Durability::kRedis) {
+      continue;  // its spec came with an attempt: see dispatcher_durability.cc
     } else if (Shard* shard = current(job.org)) {
       Enqueue(*shard, job, Counters{}, job.run_at, false);
     }
@@ -118,6 +120,7 @@ void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
     if (--submit->pieces == 0 && !submit->failed) FinishSubmit(*submit);
   }
   for (const Ending& ending : piece.endings) EndingDurable(*shard, ending);
+  for (const auto& [spec, counters] : piece.lost) Enqueue(*shard, *spec, counters, std::nullopt, true);
   for (const JobId& job : piece.unplaceable) {
     shard->finish.push_back(job);
     shard->runs.Show(job);

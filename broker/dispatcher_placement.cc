@@ -93,13 +93,16 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
     JobEntry entry;
     if (job != nullptr) {
       entry = {.spec = *job->spec, .counters = job->counters};
-    } else if (auto decoded = DecodeEntry(claimed.body)) {
+    } else if (auto decoded = DecodeEntry(claimed.body, claimed.id, *key)) {
       entry = std::move(*decoded);
     } else {
       return TakeAnew(shard, decoded.error().message);
     }
     if (reached) {
-      Enqueue(shard, entry.spec, entry.counters, std::nullopt, true);
+      if (key->durability == Durability::kRedis)
+        EnqueueKept(shard, entry.spec, std::nullopt, true, entry.check);
+      else
+        Enqueue(shard, entry.spec, entry.counters, std::nullopt, true);
       continue;
     }
     Piece& piece = OpenPiece(shard, shard.progress_piece);
@@ -115,6 +118,7 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
     row.counters = entry.counters;
     row.recorded_at = wall_;
     piece.unplaceable.push_back(claimed.id);
+    if (key->durability == Durability::kRedis) KeepSpec(piece, entry.spec);
     if (job != nullptr) AppendEffects(shard, piece, shard.runs.JobUnplaceable(claimed.id, reason));
     piece.rows.outcomes.push_back(std::move(row));
   }

@@ -18,8 +18,13 @@ void Dispatcher::On(event::ShardTaken& e) {
   shard.phase = Phase::kTaking;
   shard.dispatches = 0;
   // Take goes out with this flush, before anything else of the new epoch.
-  ops_.push_back(
-      {.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake, .line = {}, .total = 0, .split = {}});
+  ops_.push_back({.id = QueueOpId{++last_op_},
+                  .hold = shard.hold,
+                  .kind = Op::Kind::kTake,
+                  .line = {},
+                  .total = 0,
+                  .split = {},
+                  .submits = {}});
   takes_.push_back({.id = ops_.back().id, .op = queue_op::Take{.shard = e.hold.shard, .epoch = e.hold.epoch}});
 }
 
@@ -63,6 +68,7 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
   });
   std::erase_if(doomed_, [&](const ClaimPlan& plan) { return plan.shard == id; });
   if (shard.phase >= Phase::kTaking) LogInfo("shard {}: epoch {} is over: {}", id.value(), shard.hold.epoch.value(), reason);
+  FailKept(shard);
   lines_.DropShard(id);
   const ShardHold hold = shard.hold;
   shard = Shard{};
@@ -109,6 +115,7 @@ void Dispatcher::On(event::LiveJobsRead& e) {
 
 void Dispatcher::BecomeReady(Shard& shard) {
   shard.phase = Phase::kReady;
+  shard.ready_at = wall_;
   LogInfo("shard {}: ready in epoch {}, {} runs, {} single jobs", shard.hold.shard.value(), shard.hold.epoch.value(),
           shard.runs.size(), shard.restored_jobs.size());
   for (const auto& [line, n] : std::exchange(shard.held_lines, {})) AddReady(shard, line, n);
@@ -193,6 +200,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       // A worker that was lost and came back meanwhile has made fewer promises than this one.
       if (it != workers_.end()) it->second.reserved -= std::min(it->second.reserved, n);
     }
+    if (!op.submits.empty()) AnswerKept(op, result ? nullptr : &result.error());
     if (!result) {
       QueueFailed(op, result.error());
       continue;
@@ -200,10 +208,7 @@ void Dispatcher::On(event::QueueReplies& e) {
     Shard* shard = Current(op.hold);
     if (shard == nullptr) continue;
     switch (op.kind) {
-      case Op::Kind::kTake:
-        shard->phase = Phase::kReadingRuns;
-        ToLedger(command::ReadLiveRuns{.hold = op.hold, .after = std::nullopt});
-        break;
+      case Op::Kind::kTake: OnTaken(op, *result); break;
       case Op::Kind::kPlain: break;
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;
@@ -239,7 +244,13 @@ void Dispatcher::ClaimedAll(const Op& op, std::size_t claimed) {
 void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   ClaimedAll(op, reply.claimed.size());
+  const auto key = LineKey::Parse(op.line);
+  if (!key) return TakeAnew(*shard, key.error().message);
+  const bool kept = key->durability == Durability::kRedis;
+  std::uint64_t suspects = kept ? TakeSuspects(*shard, op.line, reply.claimed.size()) : 0;
+  Check doubtful;
   for (auto& [id, line, body, run_at] : reply.claimed) {
+    const bool suspect = suspects > 0 && suspects-- > 0;
     if (leases_.contains(id)) continue;  // the queue had it twice: it is running already
     std::shared_ptr<const JobSpec> spec;
     Counters counters;
@@ -252,19 +263,23 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       spec = job->spec;
       counters = job->counters;
     } else {
-      auto entry = DecodeEntry(body);
+      auto entry = DecodeEntry(body, id, *key);
       if (!entry) {
         TakeAnew(*shard, entry.error().message);
         return;
       }
+      if (kept && (suspect || entry->check)) {
+        doubtful.claimed.push_back(std::move(*entry));
+        continue;
+      }
       spec = std::make_shared<const JobSpec>(std::move(entry->spec));
       counters = entry->counters;
     }
-    if (Worker* worker = NextTaker(op)) {
-      Grant(*shard, *worker, std::move(spec), counters);
-    } else {
-      Enqueue(*shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
-    }
+    Deliver(*shard, op, std::move(spec), counters, kept, false);
+  }
+  if (!doubtful.claimed.empty()) {
+    doubtful.split = std::move(op.split);
+    Ask(*shard, std::move(doubtful));
   }
   plan_needed_ = true;
 }
@@ -272,7 +287,10 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
 void Dispatcher::OnPromoted(const Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   shard->promoting = false;
-  for (const LineCount& gained : reply.promoted) AddReady(*shard, gained.line, gained.count);
+  for (const LineCount& gained : reply.promoted) {
+    AddReady(*shard, gained.line, gained.count);
+    if (shard->due_suspect && IsKeptLine(gained.line)) shard->suspects[gained.line] = UINT64_MAX;
+  }
   if (reply.next_due) shard->next_due = shard->next_due ? std::min(*shard->next_due, *reply.next_due) : *reply.next_due;
 }
 

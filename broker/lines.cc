@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/queue/job_queue.h"
 
 namespace millrace {
 namespace {
@@ -32,6 +33,7 @@ bool ParseInt(std::string_view text, Int& out) {
 LineKey LineKey::Of(const JobSpec& spec) {
   const auto clean = [](std::string text) {
     std::ranges::replace(text, kSeparator, '?');
+    std::ranges::replace(text, kKeptLineMark, '?');
     return text;
   };
   return {.queue = clean(spec.queue),
@@ -42,7 +44,8 @@ LineKey LineKey::Of(const JobSpec& spec) {
 }
 
 std::string LineKey::ToString() const {
-  return fmt::format("{}{s}{}{s}{}{s}{}{s}{}", queue, priority, org.value(), root, kind, fmt::arg("s", kSeparator));
+  return (durability == Durability::kRedis ? std::string(1, kKeptLineMark) : std::string()) +
+         fmt::format("{}{s}{}{s}{}{s}{}{s}{}", queue, priority, org.value(), root, kind, fmt::arg("s", kSeparator));
 }
 
 Result<LineKey> LineKey::Parse(std::string_view text) {
@@ -57,6 +60,10 @@ Result<LineKey> LineKey::Parse(std::string_view text) {
   }
   parts[4] = rest;
   LineKey key;
+  if (IsKeptLine(parts[0])) {
+    key.durability = Durability::kRedis;
+    parts[0].remove_prefix(1);
+  }
   std::int64_t org = 0;
   if (n != 4 || rest.find(kSeparator) != std::string_view::npos || !ParseInt(parts[1], key.priority) ||
       !ParseInt(parts[2], org) || key.priority < 0 || key.priority >= kPriorityLevels)
@@ -66,6 +73,21 @@ Result<LineKey> LineKey::Parse(std::string_view text) {
   key.root = parts[3];
   key.kind = parts[4];
   return key;
+}
+
+void LineMemo::Find(const JobSpec& spec, Durability durability) {
+  if (!name_.empty() && asked_.durability == durability && asked_.priority == spec.priority && asked_.org == spec.org &&
+      asked_.queue == spec.queue && asked_.kind == spec.kind && asked_.root == spec.root)
+    return;
+  asked_ = {.queue = spec.queue,
+            .priority = spec.priority,
+            .org = spec.org,
+            .root = spec.root,
+            .kind = spec.kind,
+            .durability = durability};
+  key_ = LineKey::Of(spec);
+  key_.durability = durability;
+  name_ = key_.ToString();
 }
 
 bool WorkerReach::Serves(const LineKey& line) const {

@@ -151,6 +151,17 @@ Result<std::vector<LiveRun>> SqlLedger::LiveRuns(ShardId shard, std::uint16_t sh
   return RunsOf(std::move(ids), deadline);
 }
 
+Result<std::vector<JobId>> SqlLedger::KnownJobs(std::span<const JobId> ids, MonoTime deadline) {
+  std::vector<Uuid> asked;
+  for (const JobId& id : ids) asked.push_back(id.uuid);
+  MILLRACE_TRY_ASSIGN(std::set<Uuid> known, Existing(Table::kOutcome, asked, deadline));
+  MILLRACE_TRY_ASSIGN(std::set<Uuid> jobs, Existing(Table::kJob, std::move(asked), deadline));
+  known.merge(jobs);
+  std::vector<JobId> found;
+  for (const Uuid& id : known) found.push_back(JobId{id});
+  return found;
+}
+
 Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid> items, MonoTime deadline) {
   std::vector<ItemState> states(items.size());
   if (items.empty()) return states;

@@ -23,7 +23,8 @@ constexpr std::size_t kIdBytes = 16;
 constexpr std::string_view kScript = R"lua(
 local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
 local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local BYTES, CHUNK = 16777216, 5000
+local K_KEPT_DUE, K_KEPT, K_SERVER = KEYS[5], KEYS[6], KEYS[7]
+local BYTES, CHUNK, PAGE, MARK = 16777216, 5000, 1000, 30
 local call = redis.call
 local function each(command, key, list)
   for i = 1, #list, CHUNK do call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
@@ -31,16 +32,34 @@ end
 if op == 'depth' then
   local ready = 0
   for _, line in ipairs(call('SMEMBERS', K_LINES)) do ready = ready + call('LLEN', tag .. ':l:' .. line) end
-  return {ready, call('ZCARD', K_DUE), call('SCARD', K_FLIGHT)}
+  return {ready, call('ZCARD', K_DUE) + call('ZCARD', K_KEPT_DUE), call('SCARD', K_FLIGHT) + call('HLEN', K_KEPT)}
 end
 local stored = call('GET', K_EPOCH)
 if op == 'take' then
   if stored and tonumber(stored) > tonumber(epoch) then return redis.error_reply('STALE ' .. stored) end
   call('SET', K_EPOCH, epoch)
-  local keys = {K_LINES, K_DUE, K_FLIGHT}
-  for _, line in ipairs(call('SMEMBERS', K_LINES)) do keys[#keys + 1] = tag .. ':l:' .. line end
+  local old = call('GET', K_SERVER) == ARGV[4] and 0 or 1
+  if old == 1 then call('SET', K_SERVER, ARGV[4]) end
+  local keys, gone, out = {K_DUE, K_FLIGHT}, {}, {}
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
+    local key = tag .. ':l:' .. line
+    if string.byte(line) == MARK and call('EXISTS', key) == 1 then
+      out[#out + 1] = line
+      out[#out + 1] = call('LLEN', key)
+    else
+      keys[#keys + 1] = key
+      gone[#gone + 1] = line
+    end
+  end
   for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
-  return {}
+  each('SREM', K_LINES, gone)
+  local page, bytes = {}, 0
+  for _, id in ipairs(call('HRANDFIELD', K_KEPT, PAGE)) do
+    page[#page + 1] = call('HGET', K_KEPT, id)
+    bytes = bytes + #page[#page]
+    if bytes > BYTES then break end
+  end
+  return {call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or '', old, out, page}
 end
 if not stored then return redis.error_reply('WIPED no epoch') end
 if stored ~= epoch then return redis.error_reply('STALE ' .. stored) end
@@ -49,6 +68,11 @@ local function push(command, line, list)
   local length = 0
   for i = 1, #list, CHUNK do length = call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
   if length == #list then call('SADD', K_LINES, line) end
+end
+local function landed(ids)
+  if #ids == 0 then return end
+  if call('EXISTS', K_FLIGHT) == 1 then each('SREM', K_FLIGHT, ids) end
+  if call('EXISTS', K_KEPT) == 1 then each('HDEL', K_KEPT, ids) end
 end
 if op == 'put' or op == 'back' then
   local at = 5
@@ -61,14 +85,15 @@ if op == 'put' or op == 'back' then
   end
   local lines = tonumber(ARGV[4])
   local gone = take()
-  local due = take()
+  local due, kept_due = take(), take()
   for _ = 1, lines do
     local line = ARGV[at]
     at = at + 1
     push(op == 'put' and 'RPUSH' or 'LPUSH', line, take())
   end
   each('ZADD', K_DUE, due)
-  each('SREM', K_FLIGHT, gone)
+  each('ZADD', K_KEPT_DUE, kept_due)
+  landed(gone)
   return {}
 end
 if op == 'claim' then
@@ -85,35 +110,48 @@ if op == 'claim' then
   end
   for i = #got, keep + 1, -1 do call('LPUSH', key, got[i]) got[i] = nil end
   local ids = {}
-  for i = 1, keep do ids[i] = string.sub(got[i], 1, 16) end
-  each('SADD', K_FLIGHT, ids)
+  if string.byte(line) == MARK then
+    local head = string.char(math.floor(#line / 256), #line % 256) .. line
+    for i = 1, keep do
+      ids[2 * i - 1] = string.sub(got[i], 1, 16)
+      ids[2 * i] = head .. got[i]
+    end
+    each('HSET', K_KEPT, ids)
+  else
+    for i = 1, keep do ids[i] = string.sub(got[i], 1, 16) end
+    each('SADD', K_FLIGHT, ids)
+  end
   if call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
   return got
 end
 if op == 'finish' then
   local ids = {}
-  for i = 4, #ARGV do ids[#ids + 1] = ARGV[i] end
-  each('SREM', K_FLIGHT, ids)
+  for i = 4, #ARGV do ids[i - 3] = ARGV[i] end
+  landed(ids)
   return {}
 end
 if op == 'promote' then
   local left, bytes, order, by_line = tonumber(ARGV[5]), 0, {}, {}
-  while left > 0 and bytes < BYTES do
-    local batch = call('ZRANGEBYSCORE', K_DUE, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
-    if #batch == 0 then break end
-    for _, member in ipairs(batch) do
-      local a, b = string.byte(member, 1, 2)
-      local n = a * 256 + b
-      local line = string.sub(member, 3, 2 + n)
-      if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
-      table.insert(by_line[line], string.sub(member, 3 + n))
-      bytes = bytes + #member
+  local first = ''
+  for _, key in ipairs({K_KEPT_DUE, K_DUE}) do
+    while left > 0 and bytes < BYTES do
+      local batch = call('ZRANGEBYSCORE', key, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+      if #batch == 0 then break end
+      for _, member in ipairs(batch) do
+        local a, b = string.byte(member, 1, 2)
+        local n = a * 256 + b
+        local line = string.sub(member, 3, 2 + n)
+        if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
+        table.insert(by_line[line], string.sub(member, 3 + n))
+        bytes = bytes + #member
+      end
+      call('ZREMRANGEBYRANK', key, 0, #batch - 1)
+      left = left - #batch
     end
-    call('ZREMRANGEBYRANK', K_DUE, 0, #batch - 1)
-    left = left - #batch
+    local next_one = call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+    if next_one and (first == '' or tonumber(next_one) < tonumber(first)) then first = next_one end
   end
-  local first = call('ZRANGE', K_DUE, 0, 0, 'WITHSCORES')
-  local out = {first[2] or ''}
+  local out = {first}
   for _, line in ipairs(order) do
     push('RPUSH', line, by_line[line])
     out[#out + 1] = line
@@ -125,13 +163,16 @@ return redis.error_reply('ERR unknown operation')
 )lua";
 
 struct ShardKeys {
-  std::string tag, epoch, lines, due, flight, inbox;
+  std::string tag, epoch, lines, due, flight, kept_due, kept, server, inbox;
   ShardKeys(std::string_view prefix, ShardId shard)
       : tag(fmt::format("{{{}:{}}}", prefix, shard.value())),
         epoch(tag + ":epoch"),
         lines(tag + ":lines"),
         due(tag + ":due"),
         flight(tag + ":flight"),
+        kept_due(tag + ":kept_due"),
+        kept(tag + ":kept"),
+        server(tag + ":server"),
         inbox(tag + ":inbox") {}
 };
 
@@ -159,12 +200,13 @@ using Arguments = std::vector<std::string>;
 
 void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back) {
   std::map<std::string_view, Arguments> lines;
-  Arguments due, gone;
+  Arguments due, kept_due, gone;
   for (const QueueEntry& entry : entries) {
     if (back) gone.emplace_back(entry.id.AsBytes());
     if (entry.run_at) {
-      due.push_back(std::to_string(ToUnixMicros(*entry.run_at)));
-      due.push_back(PackDue(entry));
+      Arguments& to = IsKeptLine(entry.line) ? kept_due : due;
+      to.push_back(std::to_string(ToUnixMicros(*entry.run_at)));
+      to.push_back(PackDue(entry));
     } else {
       lines[entry.line].push_back(PackReady(entry));
     }
@@ -176,6 +218,7 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
   arguments.push_back(std::to_string(lines.size()));
   add(gone);
   add(due);
+  add(kept_due);
   for (auto& [line, list] : lines) {
     if (back) std::ranges::reverse(list);  // LPUSH turns them round again: the first given is the next claimed
     arguments.emplace_back(line);
@@ -185,8 +228,9 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
 
 struct ToArguments {
   Arguments& out;
+  std::string_view server;  // its run_id
   void Head(std::string_view op, Epoch epoch) { out[0] = op, out[1] = std::to_string(epoch.value()); }
-  void operator()(const queue_op::Take& op) { Head("take", op.epoch); }
+  void operator()(const queue_op::Take& op) { Head("take", op.epoch), out.emplace_back(server); }
   void operator()(const queue_op::Enqueue& op) { Head("put", op.epoch), AddPut(out, op.entries, false); }
   void operator()(const queue_op::Requeue& op) { Head("back", op.epoch), AddPut(out, op.entries, true); }
   void operator()(const queue_op::Claim& op) {
@@ -205,6 +249,48 @@ struct ToArguments {
   }
 };
 
+Result<QueueEntry> UnpackReady(std::string_view raw, std::string_view line) {
+  if (raw.size() < kIdBytes) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
+  MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw.substr(0, kIdBytes)));
+  return QueueEntry{
+      .id = JobId{id}, .line = std::string{line}, .body = std::string{raw.substr(kIdBytes)}, .run_at = std::nullopt};
+}
+
+Result<std::optional<WallTime>> ReadDue(const redis::Reply& reply) {
+  MILLRACE_TRY_ASSIGN(const std::string_view due, reply.AsString("due"));
+  if (due.empty()) return std::optional<WallTime>{};
+  return std::optional(FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due}))));
+}
+
+Result<void> ReadCounts(std::span<const redis::Reply> items, std::vector<LineCount>& out) {
+  for (std::size_t i = 0; i + 1 < items.size(); i += 2) {
+    MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("line"));
+    MILLRACE_TRY_ASSIGN(const std::int64_t count, items[i + 1].AsInteger("count"));
+    out.push_back({.line = std::string{line}, .count = static_cast<std::uint32_t>(count)});
+  }
+  return {};
+}
+
+Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
+  if (items.size() != 4) return Fail(ErrorCode::kCorrupt, "redis queue: take answered {} items", items.size());
+  QueueReply out;
+  MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
+  MILLRACE_TRY_ASSIGN(const std::int64_t old, items[1].AsInteger("take"));
+  out.maybe_old = old != 0;
+  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> lines, items[2].AsArray("take"));
+  MILLRACE_TRY(ReadCounts(lines, out.kept));
+  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> page, items[3].AsArray("take"));
+  for (const redis::Reply& item : page) {
+    MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("take"));
+    if (raw.size() < 2) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
+    const std::size_t n = static_cast<unsigned char>(raw[0]) * 256U + static_cast<unsigned char>(raw[1]);
+    if (raw.size() < 2 + n) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
+    MILLRACE_TRY_ASSIGN(QueueEntry entry, UnpackReady(raw.substr(2 + n), raw.substr(2, n)));
+    out.claimed.push_back(std::move(entry));
+  }
+  return out;
+}
+
 Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
   if (reply.kind == redis::Reply::Kind::kError) {
     if (reply.text.starts_with("WIPED")) return Fail(ErrorCode::kWiped, "redis queue: the shard has no epoch: take it anew");
@@ -212,23 +298,18 @@ Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
       return Fail(ErrorCode::kStale, "redis queue: stored epoch is {}", reply.text.substr(5));
   }
   MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> items, reply.AsArray("queue script"));
+  if (std::holds_alternative<queue_op::Take>(op)) return ReadTake(items);
   QueueReply out;
   if (const auto* claim = std::get_if<queue_op::Claim>(&op)) {
     for (const redis::Reply& item : items) {
       MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("claim"));
-      if (raw.size() < kIdBytes) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
-      MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw.substr(0, kIdBytes)));
-      out.claimed.push_back({.id = JobId{id}, .line = claim->line, .body = std::string{raw.substr(kIdBytes)}, .run_at = {}});
+      MILLRACE_TRY_ASSIGN(QueueEntry entry, UnpackReady(raw, claim->line));
+      out.claimed.push_back(std::move(entry));
     }
   } else if (std::holds_alternative<queue_op::Promote>(op)) {
     if (items.size() % 2 != 1) return Fail(ErrorCode::kCorrupt, "redis queue: promote answered {} items", items.size());
-    MILLRACE_TRY_ASSIGN(const std::string_view due, items[0].AsString("promote"));
-    if (!due.empty()) out.next_due = FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due})));
-    for (std::size_t i = 1; i < items.size(); i += 2) {
-      MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("promote"));
-      MILLRACE_TRY_ASSIGN(const std::int64_t count, items[i + 1].AsInteger("promote"));
-      out.promoted.push_back({.line = std::string{line}, .count = static_cast<std::uint32_t>(count)});
-    }
+    MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
+    MILLRACE_TRY(ReadCounts(items.subspan(1), out.promoted));
   }
   return out;
 }
@@ -344,7 +425,7 @@ class RedisQueueImpl final : public RedisQueue {
 
   void AppendOp(const QueueOp& op, ShardId shard) {
     Arguments arguments(3);
-    std::visit(ToArguments{arguments}, op);
+    std::visit(ToArguments{arguments, info_.run_id}, op);
     AppendRaw(shard, std::move(arguments));
   }
 
@@ -352,7 +433,7 @@ class RedisQueueImpl final : public RedisQueue {
     const ShardKeys keys(options_.prefix, shard);
     arguments[2] = keys.tag;
     const std::vector<std::string_view> views(arguments.begin(), arguments.end());
-    const std::string_view names[] = {keys.epoch, keys.lines, keys.due, keys.flight};
+    const std::string_view names[] = {keys.epoch, keys.lines, keys.due, keys.flight, keys.kept_due, keys.kept, keys.server};
     connection_->AppendScript(script_, names, views);
   }
 

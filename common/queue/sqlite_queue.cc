@@ -20,8 +20,11 @@ create table if not exists ready(line integer not null, seq integer not null, id
 create table if not exists due(shard integer not null, run_at integer not null, line blob not null, id blob not null,
                                body blob not null, primary key(shard, run_at, line, id)) without rowid;
 create table if not exists flight(shard integer not null, id blob not null, primary key(shard, id)) without rowid;
+create table if not exists kept(shard integer not null, id blob not null, line blob not null, body blob not null,
+                                primary key(shard, id)) without rowid;
 )sql";
 constexpr std::size_t kClaimBytesMax = 16u << 20;
+constexpr std::size_t kTakePage = 1000;
 
 class SqliteQueue final : public JobQueue {
  public:
@@ -43,7 +46,8 @@ class SqliteQueue final : public JobQueue {
     };
     MILLRACE_TRY(count("select count(*) from ready where line in (select no from line where shard = ?)", depth.ready));
     MILLRACE_TRY(count("select count(*) from due where shard = ?", depth.scheduled));
-    MILLRACE_TRY(count("select count(*) from flight where shard = ?", depth.in_flight));
+    MILLRACE_TRY(count("select (select count(*) from flight where shard = ?1) + (select count(*) from kept where shard = ?1)",
+                       depth.in_flight));
     return depth;
   }
 
@@ -79,13 +83,55 @@ class SqliteQueue final : public JobQueue {
 
   Result<QueueReply> Apply(const queue_op::Take& op) {
     const auto shard = op.shard.value();
-    MILLRACE_TRY(db_.Run("delete from ready where line in (select no from line where shard = ?)", shard));
-    MILLRACE_TRY(db_.Run("delete from line where shard = ?", shard));
-    MILLRACE_TRY(db_.Run("delete from due where shard = ?", shard));
+    MILLRACE_TRY(db_.Run(
+        "delete from ready where line in (select no from line where shard = ? and substr(name, 1, 1) <> x'1e')", shard));
+    MILLRACE_TRY(db_.Run("delete from line where shard = ? and substr(name, 1, 1) <> x'1e'", shard));
+    MILLRACE_TRY(db_.Run("delete from due where shard = ? and substr(line, 1, 1) <> x'1e'", shard));
     MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
     MILLRACE_TRY(db_.Run("insert into shard values (?, ?) on conflict(shard) do update set epoch = excluded.epoch", shard,
                          op.epoch.value()));
-    return QueueReply{};
+    return WhatStayed(op.shard);
+  }
+
+  Result<QueueReply> WhatStayed(ShardId shard) {
+    QueueReply reply;
+    reply.maybe_old = taken_.insert(shard).second;  // another process wrote it; the machine may have lost power since
+    {
+      MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
+                          db_.Prepare("select l.name, count(*) from line l join ready r on r.line = l.no where l.shard = ? "
+                                      "group by l.no order by l.no"));
+      rows.BindAll(shard.value());
+      while (true) {
+        MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+        if (!row) break;
+        reply.kept.push_back({.line = rows.String(0), .count = static_cast<std::uint32_t>(rows.Int64(1))});
+      }
+    }
+    MILLRACE_TRY_ASSIGN(reply.next_due, NextDue(shard));
+    MILLRACE_TRY_ASSIGN(sqlite::Statement rows, db_.Prepare("select id, line, body from kept where shard = ? order by id"));
+    rows.BindAll(shard.value());
+    for (std::size_t bytes = 0; bytes < kClaimBytesMax && reply.claimed.size() < kTakePage;) {
+      MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+      if (!row) break;
+      MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(0)));
+      reply.claimed.push_back({.id = JobId{id}, .line = rows.String(1), .body = rows.String(2), .run_at = {}});
+      bytes += reply.claimed.back().body.size();
+    }
+    return reply;
+  }
+
+  Result<std::optional<WallTime>> NextDue(ShardId shard) {
+    const Result<std::int64_t> next =
+        db_.QueryInt64("select run_at from due where shard = ? order by run_at limit 1", shard.value());
+    if (next) return std::optional(FromUnixMicros(*next));
+    if (next.error().code == ErrorCode::kNotFound) return std::optional<WallTime>{};
+    return std::unexpected(next.error());
+  }
+
+  // Out of flight, whichever way the line of the job is.
+  Result<void> Land(ShardId shard, const JobId& id) {
+    MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", shard.value(), Blob{id.AsBytes()}));
+    return db_.Run("delete from kept where shard = ? and id = ?", shard.value(), Blob{id.AsBytes()});
   }
 
   Result<std::int64_t> FindLine(ShardId shard, std::string_view name) {
@@ -118,15 +164,14 @@ class SqliteQueue final : public JobQueue {
   Result<QueueReply> Apply(const queue_op::Requeue& op) {
     // From the back, so that the first given is the next claimed.
     for (auto entry = op.entries.rbegin(); entry != op.entries.rend(); ++entry) {
-      MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", op.shard.value(), Blob{entry->id.AsBytes()}));
+      MILLRACE_TRY(Land(op.shard, entry->id));
       MILLRACE_TRY(Put(op.shard, *entry, true));
     }
     return QueueReply{};
   }
 
   Result<QueueReply> Apply(const queue_op::Finish& op) {
-    for (const JobId& id : op.ids)
-      MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", op.shard.value(), Blob{id.AsBytes()}));
+    for (const JobId& id : op.ids) MILLRACE_TRY(Land(op.shard, id));
     return QueueReply{};
   }
 
@@ -153,8 +198,13 @@ class SqliteQueue final : public JobQueue {
     if (reply.claimed.empty()) return reply;
     MILLRACE_TRY(db_.Run("delete from ready where line = ? and seq <= ?", *line, last));
     MILLRACE_TRY(db_.Run("delete from line where no = ?1 and not exists (select 1 from ready where line = ?1)", *line));
-    for (const QueueEntry& entry : reply.claimed)
-      MILLRACE_TRY(db_.Run("insert or ignore into flight values (?, ?)", op.shard.value(), Blob{entry.id.AsBytes()}));
+    const bool kept = IsKeptLine(op.line);
+    for (const QueueEntry& entry : reply.claimed) {
+      const Blob id{entry.id.AsBytes()};
+      MILLRACE_TRY(kept ? db_.Run("insert or replace into kept values (?, ?, ?, ?)", op.shard.value(), id, Blob{op.line},
+                                  Blob{entry.body})
+                        : db_.Run("insert or ignore into flight values (?, ?)", op.shard.value(), id));
+    }
     return reply;
   }
 
@@ -184,16 +234,12 @@ class SqliteQueue final : public JobQueue {
       else
         reply.promoted.push_back({.line = entry.line, .count = 1});
     }
-    const Result<std::int64_t> next =
-        db_.QueryInt64("select run_at from due where shard = ? order by run_at limit 1", op.shard.value());
-    if (next)
-      reply.next_due = FromUnixMicros(*next);
-    else if (next.error().code != ErrorCode::kNotFound)
-      return std::unexpected(next.error());
+    MILLRACE_TRY_ASSIGN(reply.next_due, NextDue(op.shard));
     return reply;
   }
 
   sqlite::Database db_;
+  std::set<ShardId> taken_;  // by this object
 };
 
 }  // namespace

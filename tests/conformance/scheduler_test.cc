@@ -59,6 +59,7 @@ class DyingLedger final : public Ledger {
   Result<Outbox> ReadOutbox(ShardId, std::uint16_t, std::uint32_t, MonoTime) override { return Never(); }
   Result<std::vector<ItemState>> States(OrgId, std::span<const Uuid>, MonoTime) override { return Never(); }
   Result<void> SubmitRun(const RunSpec&, std::span<const JobSpec>, MonoTime) override { return Never(); }
+  Result<std::vector<JobId>> KnownJobs(std::span<const JobId>, MonoTime) override { return Never(); }
   Result<void> SubmitJobs(std::span<const JobSpec>, MonoTime) override { return Never(); }
   Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
                                         MonoTime) override {

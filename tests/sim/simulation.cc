@@ -61,6 +61,11 @@ struct Request {  // of a client, sent again until it is answered
   wire::Message message;
   bool answered = false;
 };
+struct KeptJob {  // of durability redis: only the queue has it until it ended or failed
+  OrgId org;
+  bool accepted = false;
+  Micros applied{0};  // when the queue took it last
+};
 struct Effect {
   Token fence;
   int published = 0;
@@ -239,11 +244,17 @@ class World {
     for (auto& [id, op] : taken) {
       std::vector<Result<QueueReply>> results;
       if (!fails || applied) results = queue_.Execute(std::span{&op, 1});
+      if (!results.empty() && results.front()) NoteKept(op);
       if (fails) results = {Fail(ErrorCode::kMaybeApplied, "the connection broke")};
       replies.replies.emplace_back(id, std::move(results.front()));
     }
     OnBroker(i, Micros{100},
              [this, i, all = std::make_shared<event::QueueReplies>(std::move(replies))](Node&) { Tell(i, std::move(*all)); });
+  }
+  void NoteKept(const QueueOp& op) {
+    if (const auto* enqueue = std::get_if<queue_op::Enqueue>(&op))
+      for (const QueueEntry& entry : enqueue->entries)
+        if (IsKeptLine(entry.line)) kept_[entry.id].applied = Now();
   }
   void Issue(std::size_t i, command::SendWorker& command) {
     if (const auto* grant = std::get_if<wire::Grant>(&command.message))
@@ -261,7 +272,10 @@ class World {
     if (const auto* reply = std::get_if<wire::SubmitReply>(&command.message)) {
       Trace("accepted", {}, reply->request);
       for (const auto& item : reply->accepted)
-        if (!ledger_.jobs.contains(JobId{item.id}) && !ledger_.runs.contains(RunId{item.id}))
+        if (const auto kept = kept_.find(JobId{item.id}); kept != kept_.end()) {
+          if (kept->second.applied == Micros{0}) Violation("S1: accepted, but the queue never took it");
+          kept->second.accepted = true;
+        } else if (!ledger_.jobs.contains(JobId{item.id}) && !ledger_.runs.contains(RunId{item.id}))
           Violation("S1: accepted, but the ledger does not have it");
       if (Chance(90) || healed_) requests_[reply->request].answered = true;
     }
@@ -424,6 +438,12 @@ class World {
         (void)ledger_.SubmitJobs(jobs, clock_.Now());
         return Ring(org);
       }
+      const std::uint64_t kept = std::array<std::uint64_t, 3>{0, 50, 100}[random_.Below(3)];
+      for (JobSpec& job : jobs)
+        if (Chance(kept)) {
+          job.options.durability = Durability::kRedis;
+          kept_[job.id].org = job.org;
+        }
       requests_.push_back({.message = wire::SubmitJobs{.request = requests_.size(), .jobs = jobs}});
       return Send(requests_.size() - 1, random_.Below(kBrokers));
     }
@@ -464,7 +484,7 @@ class World {
   void BreakSomething() {
     const std::size_t b = random_.Below(kBrokers), w = random_.Below(kWorkers);
     Trace("break", {}, b * 10 + w);
-    switch (random_.Below(7)) {
+    switch (random_.Below(8)) {
       case 0:
         if (!brokers_[b].up) return;
         StopBroker(b);
@@ -479,7 +499,13 @@ class World {
           if (!workers_[w].up) StartWorker(w);
         });
       case 3: workers_[w].frozen_until = Now() + Between(500'000, 8'000'000); return;
-      case 4: return queue_.Wipe();
+      case 4: losses_.emplace_back(Micros{0}, Now()); return queue_.Wipe();
+      case 7:  // the store comes back as it was a while before
+        queue_.Save();
+        return In(Between(1'000, 3'000'000), [this, saved = Now()] {
+          losses_.emplace_back(saved, Now());
+          queue_.RollBack();
+        });
       case 5: ledger_down_until_ = Now() + Between(100'000, 7'000'000); return;
       case 6: ledger_unknown_until_ = Now() + Between(50'000, 500'000); return;
     }
@@ -520,15 +546,18 @@ class World {
   void CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::PeerId& peer) {
     Node& n = brokers_[i];
     const auto rows = ledger_.jobs.find(job.id);
-    if (rows == ledger_.jobs.end()) return Violation("S1: a job is granted that the ledger does not have");
+    const auto kept = kept_.find(job.id);
+    if (rows == ledger_.jobs.end() && kept == kept_.end())
+      return Violation("S1: a job is granted that the ledger does not have");
     Trace("grant", job.id.AsBytes(), job.token.value());
-    const bool owner = ledger_.EpochOf(ShardOf(rows->second.spec.org, kShards)) == job.token.epoch();
+    const OrgId org = kept != kept_.end() ? kept->second.org : rows->second.spec.org;
+    const bool owner = ledger_.EpochOf(ShardOf(org, kShards)) == job.token.epoch();
     const auto before = n.granted.find(job.id);
     if (before != n.granted.end() && before->second.first.epoch() == job.token.epoch() &&
         !n.ends_written.contains({job.id, before->second.first}))
       Violation("S7: a second live lease");
     if (owner) {
-      if (rows->second.outcome) Violation("S3: a job is granted after its outcome");
+      if (rows != ledger_.jobs.end() && rows->second.outcome) Violation("S3: a job is granted after its outcome");
       if (job.token <= max_token_[job.id]) Violation("S4: a token does not increase");
       max_token_[job.id] = job.token;
     }
@@ -536,13 +565,12 @@ class World {
   }
   void CheckCommit(const OwnerBatch& batch) {
     for (const AttemptRow& row : batch.attempts) {
-      if (ledger_.jobs.at(row.report.job).outcome) Violation("S3: an attempt after the outcome");
+      if (Ended(row.report.job)) Violation("S3: an attempt after the outcome");
       if (row.report.end == AttemptEnd::kLost) ++report_.lost;
     }
     for (const OutcomeRow& row : batch.outcomes) {
-      const auto& rows = ledger_.jobs.at(row.report.job);
       Trace("outcome", row.report.job.AsBytes(), row.report.token.value());
-      if (rows.outcome) Violation("S3: a second outcome");
+      if (Ended(row.report.job)) Violation("S3: a second outcome");
       if (row.report.token == Token{}) continue;
       if (row.report.result != std::to_string(max_token_[row.report.job].value()))
         Violation(fmt::format("S4: the outcome comes from token {}, the last granted one is {}", row.report.result,
@@ -553,9 +581,19 @@ class World {
     for (const RunOutcomeRow& row : batch.run_outcomes)
       if (ledger_.run_outcomes.contains(row.run)) Violation("S3: a second run outcome");
   }
+  bool Ended(const JobId& id) const {
+    const auto rows = ledger_.jobs.find(id);
+    return rows != ledger_.jobs.end() && rows->second.outcome;
+  }
+  // A job of durability redis may be lost when the store lost the state in which it took it, and only then.
+  bool MayBeLost(const KeptJob& job) const {
+    return std::ranges::any_of(losses_, [&](const auto& l) { return l.first <= job.applied && job.applied <= l.second; });
+  }
   bool Finished() const {
     for (const auto& request : requests_)
       if (!request.answered) return false;
+    for (const auto& [id, job] : kept_)
+      if (job.accepted && !Ended(id) && !MayBeLost(job)) return false;
     for (const auto& [id, rows] : ledger_.jobs)
       if (!rows.outcome) return false;
     for (const auto& [id, run] : ledger_.runs)
@@ -568,6 +606,14 @@ class World {
       if (!rows.outcome) Violation("S1: job " + id.ToString() + " never ended");
     for (const auto& [id, run] : ledger_.runs)
       if (!ledger_.run_outcomes.contains(id)) Violation("S1: run " + id.ToString() + " never ended");
+    for (const auto& [id, job] : kept_) {
+      if (job.accepted) ++report_.kept;
+      if (!job.accepted || Ended(id)) continue;
+      if (MayBeLost(job))
+        ++report_.kept_lost;
+      else
+        Violation("S1: job " + id.ToString() + " of the queue never ended");
+    }
     for (std::size_t i = 0; i < requests_.size(); ++i)
       if (!requests_[i].answered) Violation(fmt::format("request {} was never answered", i));
     for (const auto& [id, run] : ledger_.run_outcomes) {
@@ -590,6 +636,8 @@ class World {
   std::array<SimWorker, kWorkers> workers_;
   std::vector<Request> requests_;
   std::map<JobId, Effect> effects_;
+  std::map<JobId, KeptJob> kept_;
+  std::vector<std::pair<Micros, Micros>> losses_;  // what the queue took between the two may be gone
   std::map<JobId, Token> max_token_;
   std::priority_queue<Item> agenda_;
   std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;

@@ -22,6 +22,7 @@ struct Report {
   std::uint64_t trace = 0;              // FNV-1a over everything that happened
   std::uint64_t steps = 0;
   std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0;
+  std::size_t kept = 0, kept_lost = 0;  // jobs of durability redis that were accepted; those lost with the queue's state
 };
 
 Report Simulate(std::uint64_t seed, Mutant mutant = Mutant::kNone);

@@ -37,7 +37,7 @@ class SimulationTest : public testing::Test {
 
 TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
-  std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, failed = 0;
+  std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, failed = 0, kept = 0, kept_lost = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -45,16 +45,22 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     runs += report.runs;
     lost += report.lost;
     takeovers += report.takeovers;
+    kept += report.kept;
+    kept_lost += report.kept_lost;
     if (report.violations.empty()) continue;
     for (const auto& violation : report.violations) ADD_FAILURE() << "seed " << seed << ": " << violation;
     if (++failed == 3) break;
   }
-  fmt::print("{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers\n", seeds, steps, jobs, runs, lost,
-             takeovers);
+  fmt::print(
+      "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers; {} jobs of durability redis, {} lost with the "
+      "queue's state\n",
+      seeds, steps, jobs, runs, lost, takeovers, kept, kept_lost);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
     EXPECT_GT(takeovers, seeds);
+    EXPECT_GT(kept, seeds);
+    EXPECT_LT(kept_lost, kept / 4);
   }
 }
 

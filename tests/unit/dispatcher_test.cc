@@ -714,12 +714,13 @@ TEST_F(DispatcherTest, AnEntryComesBackAsItWas) {
   JobEntry entry{.spec = Job(), .counters = {.deliveries = 3, .failures = 2, .crashes = 1}};
   entry.spec.payload = std::string("a\0b", 3);
   entry.spec.run_at = clock_.WallNow();
-  const std::string bytes = EncodeEntry(entry.spec, entry.counters);
-  const auto back = DecodeEntry(bytes);
+  const LineKey line = LineKey::Of(entry.spec);
+  const std::string bytes = EncodeEntry(entry.spec, entry.counters, line);
+  const auto back = DecodeEntry(bytes, entry.spec.id, line);
   ASSERT_TRUE(back);
   EXPECT_EQ(*back, entry);
-  for (std::size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(DecodeEntry(bytes.substr(0, n))) << n;
-  EXPECT_FALSE(DecodeEntry(bytes + "x"));
+  for (std::size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(DecodeEntry(bytes.substr(0, n), entry.spec.id, line)) << n;
+  EXPECT_FALSE(DecodeEntry(bytes + "x", entry.spec.id, line));
 }
 
 }  // namespace
