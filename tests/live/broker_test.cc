@@ -92,7 +92,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
       auto endpoint = redis::ParseEndpoint(redis_.endpoint);
       auto connection = redis::Connection::Connect(*endpoint, {.clock = &clock_}, In());
       ASSERT_TRUE(connection) << connection.error().message;
-      for (const std::string_view key : {"epoch", "lines", "due", "flight", "inbox"})
+      for (const std::string_view key : {"epoch", "lines", "due", "flight", "kept_due", "kept", "server", "inbox"})
         EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:0}}:{}", redis_.prefix, key)}, In()));
     }
     std::filesystem::remove_all(dir_);
