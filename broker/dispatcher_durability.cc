@@ -23,8 +23,8 @@ void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit
   // A repeated submit: of an id seen a moment ago, or one from before (an answer that was lost, an owner before us).
   const WallTime made = TimeOf(spec.id.uuid);
   const bool seen = shard.recent.Seen(spec.id.uuid, now_);
-  const bool check =
-      seen || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead || made < shard.ready_at + kFreshIdAhead;
+  const bool before_us = shard.hold.epoch > Epoch{1} && made < shard.ready_at + kFreshIdAhead;
+  const bool check = seen || before_us || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   EnqueueKept(shard, spec, spec.run_at, false, check);
 }
