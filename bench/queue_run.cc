@@ -166,14 +166,16 @@ class BenchWorker {
       std::vector<AttemptReport> reports;
       while (auto frame = line_.Receive()) MILLRACE_TRY(Take(*frame, reports));
       MILLRACE_TRY(Report(std::move(reports)));
+      if (Limit() - said_ >= window_ / 8) {  // answers freed credit, and nothing else would say so
+        MILLRACE_TRY(Beat());
+      }
       if (clock_.Now() < beat) continue;
       beat += kHeartbeatInterval;
       if (!known_) {
         MILLRACE_TRY(Hello());
         continue;
       }
-      MILLRACE_TRY(
-          line_.Send(wire::Beat{.worker = me_, .credit_limit = Limit(), .held = {}, .progress = {}, .draining = false}));
+      MILLRACE_TRY(Beat());
       MILLRACE_TRY(Repeat());
     }
     return line_.Send(wire::Goodbye{.worker = me_});
@@ -184,9 +186,14 @@ class BenchWorker {
     AttemptReport report;
     MonoTime since;
   };
+  Result<void> Beat() {
+    said_ = Limit();
+    return line_.Send(wire::Beat{.worker = me_, .credit_limit = said_, .held = {}, .progress = {}, .draining = false});
+  }
   std::uint64_t Limit() const { return taken_ + (unanswered_.size() < window_ ? window_ - unanswered_.size() : 0); }
   Result<void> Hello() {
     taken_ = 0;
+    said_ = Limit();
     return line_.Send(wire::Hello{.worker = me_,
                                   .name = "bench",
                                   .queues = {},
@@ -223,7 +230,8 @@ class BenchWorker {
   }
   Result<void> Report(std::vector<AttemptReport> reports) {
     for (std::size_t at = 0; at < reports.size(); at += kBatchJobsMax) {
-      wire::Ended ended{.worker = me_, .credit_limit = Limit(), .reports = {}};
+      said_ = Limit();
+      wire::Ended ended{.worker = me_, .credit_limit = said_, .reports = {}};
       for (std::size_t i = at; i < std::min(at + kBatchJobsMax, reports.size()); ++i)
         ended.reports.push_back(std::move(reports[i]));
       MILLRACE_TRY(line_.Send(ended));
@@ -249,7 +257,7 @@ class BenchWorker {
   IdGenerator ids_;
   WorkerId me_;
   bool known_ = false;
-  std::uint64_t taken_ = 0;
+  std::uint64_t taken_ = 0, said_ = 0;  // grants since Hello; the limit that the broker heard last
   std::unordered_map<std::uint64_t, Unanswered> unanswered_;  // by token
 };
 
