@@ -25,7 +25,7 @@ constexpr auto kIdleWait = kDispatcherTick;
 
 std::vector<ShardId> AllShards(std::uint16_t count) {
   std::vector<ShardId> shards;
-  for (std::uint16_t i = 0; i < count; ++i) shards.push_back(ShardId{i});
+  for (std::uint16_t i = 0; i < count; ++i) shards.emplace_back(i);
   return shards;
 }
 
@@ -292,6 +292,7 @@ class Broker::Impl {
       return;
     }
     ready.set_value({});
+    MonoTime next_memory = options_.clock->Now();
     while (true) {
       const bool last = queue_box_.Closed();
       auto taken = queue_box_.TakeAll(Micros{kOwnershipRenewInterval});
@@ -308,6 +309,11 @@ class Broker::Impl {
         Post(std::move(replies));
       }
       if (last && taken.empty()) return;
+      if (const MonoTime now = options_.clock->Now(); now >= next_memory && !stop_) {
+        next_memory = now + kMemoryPollInterval;
+        // Not known: what was known before stands.
+        if (auto memory = (*queue)->Memory()) Post(event::QueueMemoryRead{.memory = *memory});
+      }
     }
   }
 

@@ -23,6 +23,7 @@ void Dispatcher::Handle(Event event, MonoTime now, WallTime wall) {
 void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   now_ = now;
   wall_ = wall;
+  if (lines_.Advance(now)) plan_needed_ = true;
   if (plan_needed_) Plan();
   EmitPieces(out);
   EmitQueue(out);
@@ -31,9 +32,15 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
 
 std::optional<WallTime> Dispatcher::NextDue() const {
   std::optional<WallTime> due;
-  for (const auto& [id, shard] : shards_)
-    if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && (!due || *shard.next_due < *due))
-      due = shard.next_due;
+  for (const auto& [id, shard] : shards_) {
+    if (shard.phase != Phase::kReady) continue;
+    if (!shard.promoting && shard.next_due && (!due || *shard.next_due < *due)) due = shard.next_due;
+    if (!shard.expiring && shard.next_expiry && (!due || *shard.next_expiry < *due)) due = shard.next_expiry;
+  }
+  if (const auto token = lines_.NextToken()) {  // a rate lets something start again
+    const WallTime at = wall_ + (*token - now_);
+    if (!due || at < *due) due = at;
+  }
   return due;
 }
 
@@ -65,10 +72,12 @@ void Dispatcher::On(event::Tick&) {
   for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
   for (auto& [id, shard] : shards_) {
     if (shard.phase != Phase::kReady) continue;
+    EndOverdueBlocked(shard);
     if (shard.dispatches > kDispatchesPerEpochMax) {
       TakeAnew(shard, "the tokens of this epoch are used up");
     } else if (shard.next_outbox <= now_) {
       ReadOutbox(shard);
+      ReadQueueSettings(shard, false);
     }
   }
   if (next_reach_look_ <= now_) {
@@ -88,7 +97,7 @@ void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n
     shard.held_lines[line] += n;
     return;
   }
-  lines_.Add(shard.hold.shard, line, n);
+  lines_.Add(shard.hold.shard, line, n, now_);
   plan_needed_ = true;
 }
 
@@ -100,8 +109,14 @@ void Dispatcher::Enqueue(Shard& shard, const JobSpec& spec, const Counters& coun
 
 void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string& name, const JobSpec& spec,
                            const Counters& counters, std::optional<WallTime> run_at, bool front, bool check) {
-  QueueEntry entry{.id = spec.id, .line = name, .body = {}, .run_at = std::nullopt};
+  QueueEntry entry{.id = spec.id, .line = name, .body = {}, .run_at = {}, .expires_at = {}};
+  // What is being cancelled is not over before its fence is raised.
+  if (const auto end = Cancelling(shard, spec) ? std::nullopt : EndOfWait(spec.options, counters)) {
+    entry.expires_at = end->at;
+    shard.next_expiry = shard.next_expiry ? std::min(*shard.next_expiry, end->at) : end->at;
+  }
   if (!spec.run) entry.body = EncodeEntry(spec, counters, line, check);
+  shard.budgets.Enqueued(line.org, line.queue, spec.payload.size());
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
     shard.next_due = shard.next_due ? std::min(*shard.next_due, *run_at) : *run_at;
@@ -138,7 +153,7 @@ void Dispatcher::EmitPieces(std::vector<Command>& out) {
 
 void Dispatcher::Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out) {
   const QueueOpId id{++last_op_};
-  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .total = 0, .split = {}, .submits = {}});
+  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .key = {}, .total = 0, .split = {}, .submits = {}});
   out.emplace_back(command::Execute{.id = id, .op = std::move(op)});
 }
 
@@ -169,15 +184,18 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       shard.next_due.reset();
       Execute(shard, queue_op::Promote{.shard = s, .epoch = e, .now = wall_, .max = kPromoteJobsMax}, Op::Kind::kPromote, out);
     }
+    EmitExpire(shard, out);
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
     Shard& shard = shards_.at(plan.shard);
     Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total}, kind,
             out);
     ops_.back().line = std::move(plan.line);
+    ops_.back().key = std::move(plan.key);
     ops_.back().total = plan.total;
     ops_.back().split = std::move(plan.split);
   };
+  claim_of_.clear();
   for (ClaimPlan& plan : std::exchange(claims_, {})) claim(plan, Op::Kind::kClaim);
   for (ClaimPlan& plan : std::exchange(doomed_, {})) claim(plan, Op::Kind::kEndLine);
 }

@@ -27,7 +27,9 @@
 
 #include "broker/entry_codec.h"
 #include "broker/events.h"
+#include "broker/line_index.h"
 #include "broker/lines.h"
+#include "broker/queue_budgets.h"
 #include "broker/recent_ids.h"
 #include "broker/run_coordinator.h"
 #include "common/base/random.h"
@@ -68,6 +70,7 @@ class Dispatcher {
     wire::PeerId peer;
     std::string name;
     WorkerReach reach;
+    std::shared_ptr<LineIndex::View> view;
     std::uint32_t concurrency = 1;
     std::uint64_t credit_limit = 0;  // as the worker counts
     std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
@@ -88,9 +91,12 @@ class Dispatcher {
     std::uint64_t beat = 0;  // the worker's beat that last listed it
     MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
     std::uint8_t missed = 0;
-    bool listed = false;  // some beat listed it: the grant arrived
-    bool ending = false;  // its end is on the way into the ledger
-    bool kept = false;    // only the queue has it: it came from a kept line
+    bool listed = false;   // some beat listed it: the grant arrived
+    bool fence = false;    // granted to raise the fence of a cancelled job, not to work
+    bool cut = false;      // its timeout is what was left until the job's deadline
+    bool ending = false;   // its end is on the way into the ledger
+    bool counted = false;  // against the limits of its queue: what came from a claim is
+    bool kept = false;     // only the queue has it: it came from a kept line
   };
   struct Submit {  // one request of a client, which may touch several shards
     wire::PeerId peer;
@@ -106,6 +112,12 @@ class Dispatcher {
     AttemptVerdict verdict;
     std::optional<WallTime> run_at;
   };
+  struct CancelRequest {  // of a client
+    wire::PeerId peer;
+    wire::Cancel message;
+    ShardHold hold;
+    wire::CancelReply reply;  // once the states are known
+  };
   struct Piece {
     ShardHold hold;
     OwnerBatch rows;  // moved into the command when it is sealed
@@ -115,14 +127,19 @@ class Dispatcher {
     RunEffects effects;
     std::vector<RunId> outbox_runs;
     std::vector<JobId> outbox_jobs;
-    std::vector<JobId> unplaceable;                                         // ended without a lease
+    std::vector<JobId> unleased;                                            // ended without a lease
     std::vector<std::pair<std::shared_ptr<const JobSpec>, Counters>> lost;  // kept jobs: start again when this is durable
+    std::vector<CancelRow> cancels;                                         // what takes effect when they are durable
+    std::vector<std::uint64_t> requests;                                    // of cancel_requests_: answered then
+    QueueBudgets::Amounts waiting;                                          // what will wait once it is accepted
     std::size_t accept_rows = 0, accept_bytes = 0;
     std::size_t bytes = 0;  // in rows, about
   };
   struct Check {                     // entries of kept lines that wait for what the ledger says of them
     std::vector<QueueEntry> stayed;  // found in flight by Take
+    std::vector<JobEntry> expired;   // taken out by ExpireDue
     std::vector<JobEntry> claimed;
+    LineKey key;                                            // of the claim
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // of the claim; reserved
   };
   struct Shard {
@@ -137,7 +154,18 @@ class Dispatcher {
     bool outbox_reading = false, outbox_again = false;
     MonoTime next_outbox{};
     std::optional<WallTime> next_due;
-    bool promoting = false;
+    std::optional<WallTime> next_expiry;  // of waiting entries; may be one that waits no more
+    bool promoting = false, expiring = false;
+    // Single jobs with a durable cancel request (those of runs have the state kCancelling), and those that were ended while
+    // they wait in the queue: whoever claims one finds it here.
+    std::unordered_set<JobId> cancelling, ended_waiting;
+    // Those whose fence was asked for while they waited, or perhaps waited: the queue may have them several times.
+    std::unordered_set<JobId> ended_fenced;
+    // Single jobs whose end, or whose first row, goes into the ledger while no lease has them: no entry of theirs counts.
+    std::unordered_set<JobId> settling;
+    std::map<std::pair<OrgId, std::string>, QueueSettings> queues;  // that were ever set
+    bool queues_reading = false;
+    QueueBudgets budgets;
     PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<JobId> finish;
@@ -154,8 +182,9 @@ class Dispatcher {
   struct Op {
     QueueOpId id;
     ShardHold hold;
-    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote } kind = Kind::kPlain;
+    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire } kind = Kind::kPlain;
     std::string line;
+    LineKey key;                                            // kClaim
     std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
     std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
@@ -169,6 +198,7 @@ class Dispatcher {
   struct ClaimPlan {
     ShardId shard;
     std::string line;
+    LineKey key;
     std::uint32_t total = 0;
     std::vector<std::pair<WorkerId, std::uint32_t>> split;
   };
@@ -200,7 +230,8 @@ class Dispatcher {
   void EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check);
   std::uint64_t TakeSuspects(Shard& shard, const std::string& line, std::uint64_t n);
   void Ask(Shard& shard, Check check);
-  void Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept, bool check);
+  bool Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept, bool check);
+  bool Leased(const Shard& shard, JobId job) const { return leases_.contains(job) || shard.settling.contains(job); }
   void KeepSpec(Piece& piece, const JobSpec& spec);
 
   // Ledger: dispatcher_ledger.cc
@@ -210,6 +241,7 @@ class Dispatcher {
   struct Duplicates {
     std::unordered_set<JobId> jobs;
     std::unordered_set<RunId> runs;
+    std::unordered_map<JobId, JobId> conflicts;  // to the holder of the unique key
   };
   void CommittedJobs(event::Committed& e, const Duplicates& duplicates);
   void CommittedPiece(Piece& piece, const Duplicates& duplicates);
@@ -217,9 +249,11 @@ class Dispatcher {
   void EffectsDurable(Shard& shard, const RunEffects& effects);
   void WriteEffects(Shard& shard, RunEffects effects);
   void AppendEffects(Shard& shard, Piece& piece, RunEffects effects);
+  OutcomeRow UnrunOutcome(const JobSpec& spec, const Counters& counters, JobState state, std::string_view error_class,
+                          const std::string& reason) const;
   void FinishSubmit(Submit& submit);
   Piece& OpenPiece(Shard& shard, PieceId& slot);
-  void FailSubmits(Piece& piece, std::string code, const std::string& message);
+  void FailSubmits(Piece& piece, const std::string& code, const std::string& message);
 
   // Workers: dispatcher_workers.cc
   void On(event::FromWorker& e);
@@ -255,6 +289,32 @@ class Dispatcher {
   void RetryParked();
   void EmitUpdates(Shard& shard);
 
+  // Cancelling: dispatcher_cancel.cc
+  void OnCancel(const wire::PeerId& peer, wire::Cancel& m);
+  void On(event::StatesRead& e);
+  bool EndWaitingJob(Shard& shard, Piece& piece, const LiveJob& job);
+  bool EndedWhileWaiting(Shard& shard, JobId job);
+  void CancelDurable(Shard& shard, const CancelRow& row);
+  void ApplyCancel(Shard& shard, RunEffects effects);
+  void StopAttempt(JobId job);
+  bool Cancelling(const Shard& shard, const JobSpec& spec) const;
+  AttemptVerdict JudgeCancelled(const Lease& lease, AttemptReport& report) const;
+  void EndStopped(Shard& shard, const JobSpec& spec, const Counters& counters, const std::string& reason);
+  void CancelStored(Shard& shard, const LiveJob& job);
+  void FailRequests(Piece& piece);
+  // Queues: dispatcher_queues.cc
+  void On(event::QueueSettingsRead& e);
+  void On(event::QueueSettingsPut& e);
+  void On(event::QueueMemoryRead& e);
+  void OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m);
+  void OnListQueues(const wire::PeerId& peer, const wire::ListQueues& m);
+  Shard* OwnShard(const wire::PeerId& peer, std::uint64_t request, OrgId org);
+  void ReadQueueSettings(Shard& shard, bool rebuild);
+  void ApplySettings(Shard& shard, QueueSettings settings);
+  std::optional<std::string> OverBudget(const std::vector<JobSpec>& jobs) const;
+  void AddAccepting(Shard& shard, Piece& piece, const JobSpec& job);
+  void EndLease(const Lease& lease);  // every lease that ends is counted off here, unless its shard goes with it
+
   // Placement: dispatcher_placement.cc
   bool Covered(std::string_view root) const;
   std::string RootsOfWorkers() const;
@@ -262,6 +322,14 @@ class Dispatcher {
   void LookForUnserved();
   void EndLine(LineIndex::Line& line);
   void OnLineClaimed(const Op& op, QueueReply& reply);
+
+  // What time ends: dispatcher_expiry.cc
+  void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
+  std::uint32_t TimeoutOf(const JobSpec& spec, bool& cut) const;
+  bool EndIfOver(Shard& shard, const JobSpec& spec, const Counters& counters, bool kept = false);
+  void EndOverdueBlocked(Shard& shard);
+  void EmitExpire(Shard& shard, std::vector<Command>& out);
+  void OnExpired(const Op& op, QueueReply& reply);
 
   // dispatcher.cc
   void On(event::Tick& e);
@@ -300,13 +368,17 @@ class Dispatcher {
   std::map<PieceId, Piece> pieces_;
   std::vector<PieceId> open_pieces_;
   std::uint64_t last_piece_ = 0, last_op_ = 0, last_check_ = 0;
+  QueueMemory queue_memory_;
   std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;
-  std::size_t run_reads_ = 0;            // under way
-  std::deque<Op> ops_;                   // under way, in order
-  std::vector<command::Execute> takes_;  // of this flush
-  std::vector<ClaimPlan> claims_;        // of this flush
-  std::vector<ClaimPlan> doomed_;        // of this flush: nobody reaches their root
+  std::size_t run_reads_ = 0;  // under way
+  std::map<std::uint64_t, CancelRequest> cancel_requests_;
+  std::uint64_t last_cancel_ = 0;
+  std::deque<Op> ops_;                                                // under way, in order
+  std::vector<command::Execute> takes_;                               // of this flush
+  std::vector<ClaimPlan> claims_;                                     // of this flush
+  std::unordered_map<const LineIndex::Line*, std::size_t> claim_of_;  // the latest claim of a line; checked by its name
+  std::vector<ClaimPlan> doomed_;                                     // of this flush: nobody reaches their root
   std::deque<Parked> parked_;
   std::optional<MonoTime> parked_until_;  // set while a parked request is tried again
   std::unordered_map<RunId, std::vector<wire::PeerId>> watchers_;

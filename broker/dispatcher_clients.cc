@@ -36,8 +36,12 @@ Result<void> CheckJob(const JobSpec& job) {
     return Fail(ErrorCode::kInvalidArgument, "max_attempts: {} is not in [1, {}]", job.retry.max_attempts, kMaxAttemptsMax);
   if (job.retry.backoff_base.count() < 0 || job.retry.backoff_cap.count() < 0 || job.timeout.count() < 0)
     return Fail(ErrorCode::kInvalidArgument, "backoff and timeout: a negative duration");
-  if (job.options.durability == Durability::kRedis && !job.options.unique_key.empty())
-    return Fail(ErrorCode::kInvalidArgument, "unique_key: needs durability ledger, where keys are stored");
+  if (job.options.unique_key.empty()) return {};
+  if (job.run) return Fail(ErrorCode::kInvalidArgument, "unique_key: only a single job has one, not a job of a run");
+  if (job.options.durability != Durability::kLedger)
+    return Fail(ErrorCode::kInvalidArgument, "unique_key: needs durability: ledger, where it is decided");
+  if (job.options.unique_until == UniqueUntil::kWindow && job.options.unique_window <= Millis{0})
+    return Fail(ErrorCode::kInvalidArgument, "unique_window: {} ms is not a window", job.options.unique_window.count());
   return {};
 }
 
@@ -48,8 +52,9 @@ void Dispatcher::On(event::FromClient& e) {
   if (auto* run = std::get_if<wire::SubmitRun>(&e.message)) return OnSubmitRun(e.peer, *run);
   if (auto* watch = std::get_if<wire::Watch>(&e.message)) return OnWatch(e.peer, *watch);
   if (auto* status = std::get_if<wire::Status>(&e.message)) return OnStatus(e.peer, *status);
-  if (auto* cancel = std::get_if<wire::Cancel>(&e.message))
-    return Problem(e.peer, cancel->request, "unsupported", "this version cannot cancel");
+  if (auto* cancel = std::get_if<wire::Cancel>(&e.message)) return OnCancel(e.peer, *cancel);
+  if (auto* set = std::get_if<wire::SetQueue>(&e.message)) return OnSetQueue(e.peer, *set);
+  if (auto* list = std::get_if<wire::ListQueues>(&e.message)) return OnListQueues(e.peer, *list);
   Problem(e.peer, 0, "invalid_argument", "this message is not for the broker's front socket");
 }
 
@@ -89,7 +94,16 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
                         kAcceptingRowsMax, kAcceptingBytesMax));
     return false;
   }
-  const std::optional<std::string> out_of_reach = ready ? OutOfReach(request.jobs) : std::nullopt;
+  std::optional<std::string> out_of_reach;
+  if constexpr (requires { request.jobs; }) {
+    if (ready) {
+      if (auto full = OverBudget(request.jobs)) {
+        Problem(peer, number, "queue_full", std::move(*full));
+        return false;
+      }
+      out_of_reach = OutOfReach(request.jobs);
+    }
+  }
   if (ready && !out_of_reach) return true;
   const MonoTime until = parked_until_.value_or(now_ + kParkTimeout);
   // After a start the workers come one by one: the one that reaches it may be the next.
@@ -105,6 +119,8 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
   return false;
 }
 
+template bool Dispatcher::Admit(const wire::PeerId&, const std::set<ShardId>&, wire::Cancel&, std::size_t);
+
 void Dispatcher::RetryParked() {
   auto parked = std::exchange(parked_, {});
   for (Parked& p : parked) {
@@ -117,13 +133,13 @@ void Dispatcher::RetryParked() {
 
 void Dispatcher::AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, std::set<PieceId>& pieces) {
   if (const auto it = accepting_.find(spec.id.uuid); it != accepting_.end()) {
-    submit->items.push_back({.id = spec.id.uuid, .duplicate = true});
+    submit->items.push_back({.id = spec.id.uuid, .duplicate = true, .conflict_with = {}});
     if (pieces.insert(it->second).second) pieces_.at(it->second).submits.push_back(submit);
     return;
   }
   Shard& shard = *ShardOfOrg(spec.org);
   Piece& piece = OpenPiece(shard, shard.submit_piece);
-  submit->items.push_back({.id = spec.id.uuid, .duplicate = false});
+  submit->items.push_back({.id = spec.id.uuid, .duplicate = false, .conflict_with = {}});
   if (pieces.insert(shard.submit_piece).second) piece.submits.push_back(submit);
   accepting_.emplace(spec.id.uuid, shard.submit_piece);
   piece.accepting.push_back(spec.id.uuid);
@@ -132,6 +148,7 @@ void Dispatcher::AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, 
   piece.bytes += spec.payload.size();
   piece.accept_bytes += spec.payload.size();
   accepting_bytes_ += spec.payload.size();
+  AddAccepting(shard, piece, spec);
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   piece.rows.jobs.push_back(std::move(spec));
 }
@@ -186,7 +203,7 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
   submit->request = m.request;
   submit->run = true;
   submit->watch = m.watch;
-  submit->items.push_back({.id = m.run.id.uuid, .duplicate = false});
+  submit->items.push_back({.id = m.run.id.uuid, .duplicate = false, .conflict_with = {}});
   submit->pieces = 1;
   if (const auto it = accepting_.find(m.run.id.uuid); it != accepting_.end() || shard.runs.Knows(m.run.id)) {
     submit->items.front().duplicate = true;
@@ -204,6 +221,7 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
     piece.bytes += job.payload.size();
     piece.accept_bytes += job.payload.size();
     accepting_bytes_ += job.payload.size();
+    AddAccepting(shard, piece, job);
   }
   piece.rows.runs.push_back(std::move(m.run));
   for (JobSpec& job : m.jobs) piece.rows.jobs.push_back(std::move(job));

@@ -15,7 +15,7 @@ namespace millrace {
 void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards) {
   Shard& shard = *ShardOfOrg(spec.org);
   if (shards.insert(shard.hold.shard).second) shard.enqueue_submits.push_back(submit);
-  submit->items.push_back({.id = spec.id.uuid, .duplicate = false});
+  submit->items.push_back({.id = spec.id.uuid, .duplicate = false, .conflict_with = {}});
   ++shard.enqueue_rows;
   ++accepting_rows_;
   shard.enqueue_bytes += spec.payload.size();
@@ -71,20 +71,24 @@ void Dispatcher::OnTaken(const Op& op, QueueReply& reply) {
   shard.maybe_old = shard.maybe_old || reply.maybe_old;
   if (!reply.claimed.empty()) {
     std::ranges::sort(reply.claimed, {}, &QueueEntry::id);  // the oldest is the next again
-    return Ask(shard, {.stayed = std::move(reply.claimed), .claimed = {}, .split = {}});
+    return Ask(shard, {.stayed = std::move(reply.claimed), .expired = {}, .claimed = {}, .key = {}, .split = {}});
   }
   std::uint64_t stayed = 0;
   for (const LineCount& line : reply.kept) {
     AddReady(shard, line.line, line.count);
+    // Their sizes are not known, nor those that are scheduled: the budget has them as they come by.
+    if (const auto key = LineKey::Parse(line.line)) shard.budgets.Enqueued(key->org, key->queue, 0, line.count);
     if (shard.maybe_old) shard.suspects[line.line] = line.count;
     stayed += line.count;
   }
   shard.next_due = reply.next_due;
   shard.due_suspect = shard.maybe_old && reply.next_due.has_value();
+  if (stayed > 0 || reply.next_due) shard.next_expiry = wall_;  // the first ExpireDue says which time it is
   if (stayed > 0)
     LogInfo("shard {}: {} jobs that only the queue has are still there{}", shard.hold.shard.value(), stayed,
             shard.maybe_old ? ", of a state that may be an earlier one" : "");
   shard.phase = Phase::kReadingRuns;
+  ReadQueueSettings(shard, true);  // answered first: nothing starts before its limits are known
   ToLedger(command::ReadLiveRuns{.hold = op.hold, .after = std::nullopt});
 }
 
@@ -102,6 +106,7 @@ std::uint64_t Dispatcher::TakeSuspects(Shard& shard, const std::string& line, st
 void Dispatcher::Ask(Shard& shard, Check check) {
   command::ReadKnown read{.hold = shard.hold, .check = ++last_check_, .jobs = {}};
   for (const QueueEntry& entry : check.stayed) read.jobs.push_back(entry.id);
+  for (const JobEntry& entry : check.expired) read.jobs.push_back(entry.spec.id);
   for (const JobEntry& entry : check.claimed) read.jobs.push_back(entry.spec.id);
   for (const auto& [worker, n] : check.split)
     if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved += n;
@@ -117,38 +122,62 @@ void Dispatcher::On(event::KnownRead& e) {
   Check& check = node.mapped();
   const std::unordered_set<JobId> known(e.known.begin(), e.known.end());
   for (QueueEntry& entry : check.stayed) {
-    if (known.contains(entry.id))
+    if (known.contains(entry.id)) {
       shard->finish.push_back(entry.id);
-    else
-      shard->requeue.push_back(std::move(entry));
+      continue;
+    }
+    const auto key = LineKey::Parse(entry.line);
+    if (const auto waiting = key ? DecodeEntry(entry.body, entry.id, *key) : std::unexpected(key.error()))
+      if (const auto end = EndOfWait(waiting->spec.options, waiting->counters)) entry.expires_at = end->at;
+    shard->requeue.push_back(std::move(entry));
   }
   if (!check.stayed.empty()) {
     shard->take_again = true;
     return;
   }
-  for (const auto& [worker, n] : check.split)
-    if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
-  Op op{.id = {}, .hold = e.hold, .line = {}, .split = std::move(check.split), .submits = {}};
-  for (JobEntry& entry : check.claimed) {
+  for (const JobEntry& entry : check.expired) {
     const JobId id = entry.spec.id;
-    if (leases_.contains(id)) continue;  // it is running from its other entry
+    if (Leased(*shard, id)) continue;
     if (known.contains(id))
       shard->finish.push_back(id);
-    else
-      Deliver(*shard, op, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true, entry.check);
+    else if (!EndIfOver(*shard, entry.spec, entry.counters, true))  // the clock was set back
+      EnqueueKept(*shard, entry.spec, std::nullopt, true, entry.check);
   }
+  for (const auto& [worker, n] : check.split)
+    if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
+  Op op{.id = {}, .hold = e.hold, .line = {}, .key = std::move(check.key), .split = std::move(check.split), .submits = {}};
+  std::uint64_t started = 0;
+  for (JobEntry& entry : check.claimed) {
+    const JobId id = entry.spec.id;
+    if (Leased(*shard, id)) continue;  // it is running from its other entry
+    if (known.contains(id))
+      shard->finish.push_back(id);
+    else if (Deliver(*shard, op, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true, entry.check))
+      ++started;
+  }
+  lines_.GiveBack(op.key, check.claimed.size() - started, now_);
   plan_needed_ = true;
 }
 
-void Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept,
+// What was claimed goes to a worker, unless it is over; else back to the front of its line. True: it started.
+bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept,
                          bool check) {
+  const JobId id = spec->id;
+  if (!spec->run && shard.cancelling.contains(id) && !spec->options.has_sink) {
+    EndStopped(shard, *spec, counters, "cancelled");
+    return false;
+  }
+  if (EndIfOver(shard, *spec, counters, kept)) return false;
   if (Worker* worker = NextTaker(op)) {
     Grant(shard, *worker, std::move(spec), counters, kept);
-  } else if (kept) {
-    EnqueueKept(shard, *spec, std::nullopt, true, check);
-  } else {
-    Enqueue(shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
+    leases_.at(id).counted = true;
+    return true;
   }
+  if (kept)
+    EnqueueKept(shard, *spec, std::nullopt, true, check);
+  else
+    Enqueue(shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
+  return false;
 }
 
 // With the first row that says more than "succeeded", so that it can be tried again, inspected and repeated.

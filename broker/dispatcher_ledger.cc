@@ -23,22 +23,40 @@ Dispatcher::Piece& Dispatcher::OpenPiece(Shard& shard, PieceId& slot) {
   return piece;
 }
 
+// The outcome of a job that ends while no attempt of it runs.
+OutcomeRow Dispatcher::UnrunOutcome(const JobSpec& spec, const Counters& counters, JobState state, std::string_view error_class,
+                                    const std::string& reason) const {
+  OutcomeRow row;
+  row.report.job = spec.id;
+  row.report.retryable = false;
+  row.report.error_class = error_class;
+  row.report.error = reason;
+  row.report.finished_at = wall_;
+  row.org = spec.org;
+  row.run = spec.run;
+  row.state = state;
+  row.counters = counters;
+  row.recorded_at = wall_;
+  return row;
+}
+
 void Dispatcher::AppendEffects(Shard& shard, Piece& piece, RunEffects effects) {
   for (const RunEffects::Skip& skip : effects.skipped) {
     const RunCoordinator::Job* job = shard.runs.Find(skip.job);
-    OutcomeRow row;
-    row.report.job = skip.job;
-    row.report.error_class = "dependency_failed";
-    row.report.error = skip.reason;
-    row.report.finished_at = wall_;
-    row.report.retryable = false;
-    row.org = job->spec->org;
-    row.run = job->spec->run;
-    row.state = JobState::kSkipped;
-    row.counters = job->counters;
-    row.recorded_at = wall_;
-    piece.rows.outcomes.push_back(std::move(row));
+    piece.rows.outcomes.push_back(
+        UnrunOutcome(*job->spec, job->counters, JobState::kSkipped, "dependency_failed", skip.reason));
   }
+  for (const RunEffects::Skip& cancelled : effects.cancelled) {
+    const RunCoordinator::Job* job = shard.runs.Find(cancelled.job);
+    piece.rows.outcomes.push_back(UnrunOutcome(*job->spec, job->counters, JobState::kCancelled, "cancelled", cancelled.reason));
+  }
+  for (const RunId& run : effects.replaced)
+    piece.rows.cancels.push_back({.item = run.uuid,
+                                  .is_run = true,
+                                  .org = shard.runs.OrgOf(run),
+                                  .actor = options_.name,
+                                  .reason = "overlap: cancel, a later run takes its place",
+                                  .requested_at = wall_});
   for (const RunEffects::End& end : effects.ended)
     piece.rows.run_outcomes.push_back(
         {.run = end.run, .org = shard.runs.OrgOf(end.run), .state = end.state, .reason = end.reason, .finished_at = wall_});
@@ -46,7 +64,7 @@ void Dispatcher::AppendEffects(Shard& shard, Piece& piece, RunEffects effects) {
 }
 
 void Dispatcher::WriteEffects(Shard& shard, RunEffects effects) {
-  if (effects.skipped.empty() && effects.ended.empty()) {
+  if (!effects.HasRows()) {
     EffectsDurable(shard, effects);
     return;
   }
@@ -55,7 +73,13 @@ void Dispatcher::WriteEffects(Shard& shard, RunEffects effects) {
 
 void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
   for (const RunEffects::Skip& skip : effects.skipped) shard.runs.Show(skip.job);
+  for (const RunEffects::Skip& cancelled : effects.cancelled) shard.runs.Show(cancelled.job);
   for (const JobId& job : effects.ready) EnqueueRunJob(shard, job);
+  for (const JobId& job : effects.stopping) StopAttempt(job);
+  for (const JobId& id : effects.fencing)
+    if (const RunCoordinator::Job* job = shard.runs.Find(id)) Enqueue(shard, *job->spec, job->counters, std::nullopt, true);
+  for (const RunId& run : effects.replaced)
+    ApplyCancel(shard, shard.runs.Cancel(run, "cancelled: a later run takes its place"));
   for (const RunEffects::End& end : effects.ended) {
     shard.runs.ShowEnd(end.run);
     if (const auto it = watchers_.find(end.run); it != watchers_.end()) {
@@ -67,9 +91,16 @@ void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
   }
 }
 
+static std::unordered_map<JobId, JobId> ConflictsOf(const OwnerBatchResult& result) {
+  std::unordered_map<JobId, JobId> conflicts;
+  for (const UniqueConflict& conflict : result.conflicts) conflicts.emplace(conflict.job, conflict.holder);
+  return conflicts;
+}
+
 void Dispatcher::On(event::Committed& e) {
   const Duplicates duplicates{.jobs = {e.result.duplicate_jobs.begin(), e.result.duplicate_jobs.end()},
-                              .runs = {e.result.duplicate_runs.begin(), e.result.duplicate_runs.end()}};
+                              .runs = {e.result.duplicate_runs.begin(), e.result.duplicate_runs.end()},
+                              .conflicts = ConflictsOf(e.result)};
   CommittedJobs(e, duplicates);
   for (const PieceId id : e.pieces) {
     auto node = pieces_.extract(id);
@@ -89,7 +120,7 @@ void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates
   };
   std::unordered_map<RunId, std::vector<JobSpec>> of_run;
   for (JobSpec& job : e.batch.jobs) {
-    if (duplicates.jobs.contains(job.id)) continue;
+    if (duplicates.jobs.contains(job.id) || duplicates.conflicts.contains(job.id)) continue;
     if (job.run) {
       of_run[*job.run].push_back(std::move(job));
     } else if (job.options.durability == Durability::kRedis) {
@@ -113,19 +144,32 @@ void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
   for (const Uuid& id : piece.accepting) accepting_.erase(id);
   accepting_rows_ -= piece.accept_rows;
   accepting_bytes_ -= piece.accept_bytes;
+  shard->budgets.Accepted(piece.waiting);
   for (const auto& submit : piece.submits) {
-    for (auto& item : submit->items)
+    for (auto& item : submit->items) {
+      if (const auto held = duplicates.conflicts.find(JobId{item.id}); !submit->run && held != duplicates.conflicts.end())
+        item.conflict_with = held->second.uuid;
       if (submit->run ? duplicates.runs.contains(RunId{item.id}) : duplicates.jobs.contains(JobId{item.id}))
         item.duplicate = true;
+    }
     if (--submit->pieces == 0 && !submit->failed) FinishSubmit(*submit);
   }
+  for (const CancelRow& row : piece.cancels) CancelDurable(*shard, row);  // before the endings: what failed is not retried
   for (const Ending& ending : piece.endings) EndingDurable(*shard, ending);
-  for (const auto& [spec, counters] : piece.lost) Enqueue(*shard, *spec, counters, std::nullopt, true);
-  for (const JobId& job : piece.unplaceable) {
+  for (const auto& [spec, counters] : piece.lost) {
+    shard->settling.erase(spec->id);
+    Enqueue(*shard, *spec, counters, std::nullopt, true);
+  }
+  for (const JobId& job : piece.unleased) {
+    shard->settling.erase(job);
     shard->finish.push_back(job);
     shard->runs.Show(job);
   }
   EffectsDurable(*shard, piece.effects);
+  for (const std::uint64_t number : piece.requests) {
+    auto request = cancel_requests_.extract(number);
+    if (!request.empty()) to_clients_.push_back({.peer = request.mapped().peer, .message = std::move(request.mapped().reply)});
+  }
   if (piece.outbox_runs.empty() && piece.outbox_jobs.empty()) return;
   for (const RunId& run : piece.outbox_runs) shard->outbox_taking.erase(run.uuid);
   for (const JobId& job : piece.outbox_jobs) shard->outbox_taking.erase(job.uuid);
@@ -138,19 +182,26 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
                  "job {}: its end is durable, but it holds no lease that was ending", ending.job.ToString());
   const Lease lease = std::move(it->second);
   leases_.erase(it);
+  EndLease(lease);
   RememberEnded(ending.job, ending.token);
   if (const auto worker = workers_.find(lease.worker); worker != workers_.end())
     Reply(worker->second.peer, {.job = ending.job, .token = ending.token, .accepted = true, .reason = {}});
   if (ending.verdict.terminal) {
     shard.finish.push_back(ending.job);
+    if (shard.cancelling.erase(ending.job) > 0 && lease.spec->options.has_sink) shard.ended_fenced.insert(ending.job);
     if (lease.spec->run) shard.runs.Show(ending.job);
     return;
+  }
+  const bool cancelling = Cancelling(shard, *lease.spec);
+  if (cancelling && !lease.spec->options.has_sink) {  // asked for while its end was being written
+    if (lease.spec->run) shard.runs.Find(ending.job)->counters = ending.verdict.counters;
+    return EndStopped(shard, *lease.spec, ending.verdict.counters, "cancelled");
   }
   if (lease.spec->run) {
     RunCoordinator::Job* job = shard.runs.Find(ending.job);
     job->counters = ending.verdict.counters;
     job->run_at = ending.run_at;
-    shard.runs.Apply(*job, ending.run_at && *ending.run_at > wall_ ? JobEvent::kRetry : JobEvent::kRequeued);
+    if (!cancelling) shard.runs.Apply(*job, ending.run_at && *ending.run_at > wall_ ? JobEvent::kRetry : JobEvent::kRequeued);
     shard.runs.Show(ending.job);
   }
   Enqueue(shard, *lease.spec, ending.verdict.counters, ending.run_at, true);
@@ -163,7 +214,7 @@ void Dispatcher::FinishSubmit(Submit& submit) {
   OnWatch(submit.peer, {.request = submit.request, .run = RunId{submit.items.front().id}});
 }
 
-void Dispatcher::FailSubmits(Piece& piece, std::string code, const std::string& message) {
+void Dispatcher::FailSubmits(Piece& piece, const std::string& code, const std::string& message) {
   for (const Uuid& id : piece.accepting) accepting_.erase(id);
   accepting_rows_ -= piece.accept_rows;
   accepting_bytes_ -= piece.accept_bytes;
@@ -176,6 +227,8 @@ void Dispatcher::FailSubmits(Piece& piece, std::string code, const std::string& 
 void Dispatcher::On(event::CommitRefused& e) {
   auto node = pieces_.extract(e.piece);
   if (node.empty()) return;
+  FailRequests(node.mapped());
+  if (Shard* shard = Current(node.mapped().hold)) shard->budgets.Accepted(node.mapped().waiting);
   FailSubmits(node.mapped(), std::string(Name(e.error.code)), e.error.message);
 }
 

@@ -1,5 +1,7 @@
 // Jobs whose root no connected worker reaches: refused at submit, ended when they came another way.
 #include <algorithm>
+#include <map>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -51,8 +53,13 @@ std::optional<std::string> Dispatcher::OutOfReach(const std::vector<JobSpec>& jo
 void Dispatcher::LookForUnserved() {
   if (stopping_) return;
   std::vector<LineIndex::Line*> doomed;
+  using Class = std::tuple<std::string_view, std::string_view, std::string_view>;
+  std::map<Class, bool> served_classes;
   lines_.ForEachReady([&](LineIndex::Line& line) {
-    const bool served = std::ranges::any_of(workers_, [&](const auto& entry) { return entry.second.reach.Serves(line.key); });
+    const auto [known, first] = served_classes.try_emplace({line.key.queue, line.key.kind, line.key.root}, false);
+    if (first)
+      known->second = std::ranges::any_of(workers_, [&](const auto& entry) { return entry.second.reach.Serves(line.key); });
+    const bool served = known->second;
     if (workers_.empty() || served) {
       line.unserved_since.reset();
       return;
@@ -72,8 +79,8 @@ void Dispatcher::LookForUnserved() {
 // The queue says which jobs they are.
 void Dispatcher::EndLine(LineIndex::Line& line) {
   const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(line.ready, kClaimJobsMax));
-  doomed_.push_back({.shard = line.shard, .line = line.name, .total = n, .split = {}});
-  lines_.Take(line, n);
+  doomed_.push_back({.shard = line.shard, .line = line.name, .key = line.key, .total = n, .split = {}});
+  lines_.Remove(line, n, now_);
 }
 
 void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
@@ -82,9 +89,11 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
   const auto key = LineKey::Parse(op.line);
   if (!key) return TakeAnew(shard, key.error().message);
   const bool reached = workers_.empty() || Covered(key->root);  // somebody came meanwhile
+  const bool kept = key->durability == Durability::kRedis;
   const std::string reason = fmt::format("no connected worker reaches '{}': {}", key->root, RootsOfWorkers());
   for (const QueueEntry& claimed : reply.claimed) {
-    if (leases_.contains(claimed.id)) continue;
+    shard.budgets.Claimed(key->org, key->queue, std::nullopt);
+    if (Leased(shard, claimed.id) || (!kept && EndedWhileWaiting(shard, claimed.id))) continue;
     RunCoordinator::Job* job = claimed.body.empty() ? shard.runs.Find(claimed.id) : nullptr;
     if (claimed.body.empty() && (job == nullptr || IsTerminal(job->state))) {
       shard.finish.push_back(claimed.id);
@@ -99,26 +108,17 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
       return TakeAnew(shard, decoded.error().message);
     }
     if (reached) {
-      if (key->durability == Durability::kRedis)
+      if (kept)
         EnqueueKept(shard, entry.spec, std::nullopt, true, entry.check);
       else
         Enqueue(shard, entry.spec, entry.counters, std::nullopt, true);
       continue;
     }
     Piece& piece = OpenPiece(shard, shard.progress_piece);
-    OutcomeRow row;
-    row.report.job = claimed.id;
-    row.report.retryable = false;
-    row.report.error_class = "unreachable_input";
-    row.report.error = reason;
-    row.report.finished_at = wall_;
-    row.org = entry.spec.org;
-    row.run = entry.spec.run;
-    row.state = JobState::kDead;
-    row.counters = entry.counters;
-    row.recorded_at = wall_;
-    piece.unplaceable.push_back(claimed.id);
-    if (key->durability == Durability::kRedis) KeepSpec(piece, entry.spec);
+    OutcomeRow row = UnrunOutcome(entry.spec, entry.counters, JobState::kDead, "unreachable_input", reason);
+    piece.unleased.push_back(claimed.id);
+    if (job == nullptr) shard.settling.insert(claimed.id);
+    if (kept) KeepSpec(piece, entry.spec);
     if (job != nullptr) AppendEffects(shard, piece, shard.runs.JobUnplaceable(claimed.id, reason));
     piece.rows.outcomes.push_back(std::move(row));
   }

@@ -17,11 +17,13 @@ void Dispatcher::On(event::ShardTaken& e) {
   shard.hold = e.hold;
   shard.phase = Phase::kTaking;
   shard.dispatches = 0;
+  lines_.Own(e.hold.shard, now_);
   // Take goes out with this flush, before anything else of the new epoch.
   ops_.push_back({.id = QueueOpId{++last_op_},
                   .hold = shard.hold,
                   .kind = Op::Kind::kTake,
                   .line = {},
+                  .key = {},
                   .total = 0,
                   .split = {},
                   .submits = {}});
@@ -57,9 +59,19 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
       ++it;
       continue;
     }
+    FailRequests(it->second);
     FailSubmits(it->second, "unavailable", "the outcome is not known: submit again with the same ids");
     it = pieces_.erase(it);
   }
+  for (auto it = cancel_requests_.begin(); it != cancel_requests_.end();) {
+    if (it->second.hold.shard == id) {
+      Problem(it->second.peer, it->second.message.request, "unavailable", "the shard is being taken over: ask again");
+      it = cancel_requests_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  claim_of_.clear();
   std::erase_if(claims_, [&](const ClaimPlan& plan) {
     if (plan.shard != id) return false;
     for (const auto& [worker, n] : plan.split)
@@ -104,6 +116,10 @@ void Dispatcher::On(event::LiveJobsRead& e) {
   for (const LiveJob& job : e.jobs) {
     after = job.spec.id;
     if (!shard->restored_jobs.insert(job.spec.id).second) continue;
+    if (job.cancelling) {
+      CancelStored(*shard, job);
+      continue;
+    }
     Enqueue(*shard, job.spec, job.counters, job.next_run_at ? job.next_run_at : job.spec.run_at, false);
   }
   if (!e.last && after) {
@@ -156,8 +172,11 @@ void Dispatcher::On(event::OutboxRead& e) {
     const RunId id = live.spec.id;
     if (!shard->outbox_taking.insert(id.uuid).second) continue;
     runs.push_back(id);
-    if (shard->runs.Knows(id)) continue;
-    if (live.ended.empty() && live.counters.empty()) {
+    if (shard->runs.Knows(id)) {
+      if (live.cancelling) ApplyCancel(*shard, shard->runs.Cancel(id, live.cancel_reason));  // asked for through the ledger
+      continue;
+    }
+    if (live.ended.empty() && live.counters.empty() && !live.cancelling) {
       effects.Append(shard->runs.AddRun(std::move(live.spec), std::move(live.jobs)));
     } else {  // an owner before us began it
       shard->runs.Restore(std::move(live));
@@ -168,6 +187,10 @@ void Dispatcher::On(event::OutboxRead& e) {
     const JobId id = live.spec.id;
     if (!shard->outbox_taking.insert(id.uuid).second) continue;
     jobs.push_back(id);
+    if (live.cancelling) {
+      CancelStored(*shard, live);
+      continue;
+    }
     if (shard->restored_jobs.contains(id) || leases_.contains(id)) continue;
     Enqueue(*shard, live.spec, live.counters, live.next_run_at ? live.next_run_at : live.spec.run_at, false);
   }
@@ -213,6 +236,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;
       case Op::Kind::kPromote: OnPromoted(op, *result); break;
+      case Op::Kind::kExpire: OnExpired(op, *result); break;
     }
   }
 }
@@ -244,44 +268,53 @@ void Dispatcher::ClaimedAll(const Op& op, std::size_t claimed) {
 void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   ClaimedAll(op, reply.claimed.size());
-  const auto key = LineKey::Parse(op.line);
-  if (!key) return TakeAnew(*shard, key.error().message);
-  const bool kept = key->durability == Durability::kRedis;
+  const bool kept = op.key.durability == Durability::kRedis;
   std::uint64_t suspects = kept ? TakeSuspects(*shard, op.line, reply.claimed.size()) : 0;
+  std::uint64_t started = 0;
   Check doubtful;
-  for (auto& [id, line, body, run_at] : reply.claimed) {
+  for (auto& [id, line, body, run_at, expires_at] : reply.claimed) {
     const bool suspect = suspects > 0 && suspects-- > 0;
-    if (leases_.contains(id)) continue;  // the queue had it twice: it is running already
+    const auto left = [&](std::optional<std::size_t> bytes) { shard->budgets.Claimed(op.key.org, op.key.queue, bytes); };
+    // The queue had it twice, or it ended meanwhile. Of what is cancelled nothing is in a kept line.
+    if (Leased(*shard, id) || (!kept && EndedWhileWaiting(*shard, id))) {
+      left(std::nullopt);
+      continue;
+    }
     std::shared_ptr<const JobSpec> spec;
     Counters counters;
     if (body.empty()) {
       RunCoordinator::Job* job = shard->runs.Find(id);
       if (job == nullptr || IsTerminal(job->state)) {
+        left(std::nullopt);
         shard->finish.push_back(id);
         continue;
       }
       spec = job->spec;
       counters = job->counters;
     } else {
-      auto entry = DecodeEntry(body, id, *key);
+      auto entry = DecodeEntry(body, id, op.key);
       if (!entry) {
         TakeAnew(*shard, entry.error().message);
         return;
       }
       if (kept && (suspect || entry->check)) {
+        left(entry->spec.payload.size());
         doubtful.claimed.push_back(std::move(*entry));
         continue;
       }
       spec = std::make_shared<const JobSpec>(std::move(entry->spec));
       counters = entry->counters;
     }
-    Deliver(*shard, op, std::move(spec), counters, kept, false);
+    left(spec->payload.size());
+    if (Deliver(*shard, op, std::move(spec), counters, kept, false)) ++started;
   }
+  lines_.GiveBack(op.key, op.total - started - doubtful.claimed.size(), now_);
+  plan_needed_ = true;
   if (!doubtful.claimed.empty()) {
+    doubtful.key = std::move(op.key);
     doubtful.split = std::move(op.split);
     Ask(*shard, std::move(doubtful));
   }
-  plan_needed_ = true;
 }
 
 void Dispatcher::OnPromoted(const Op& op, QueueReply& reply) {

@@ -49,6 +49,7 @@ void Dispatcher::OnHello(const wire::PeerId& peer, wire::Hello& m) {
   worker.peer = peer;
   worker.name = std::move(m.name);
   worker.reach = {.queues = std::move(m.queues), .kinds = std::move(m.kinds), .roots = std::move(m.roots)};
+  worker.view = lines_.ViewOf(worker.reach);
   worker.concurrency = std::max<std::uint32_t>(1, m.concurrency);
   worker.credit_limit = m.credit_limit;
   worker.heard = now_;
@@ -142,7 +143,11 @@ void Dispatcher::OnEnded(const wire::PeerId& peer, wire::Ended& m) {
 void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   Shard& shard = shards_.at(lease.shard);
   const JobSpec& spec = *lease.spec;
-  const AttemptVerdict verdict = Judge(spec.retry, lease.counters, report.end, report.retryable);
+  if (std::ranges::find(spec.options.no_retry, report.error_class) != spec.options.no_retry.end()) report.retryable = false;
+  const bool cancelling = Cancelling(shard, spec);
+  AttemptVerdict verdict =
+      cancelling ? JudgeCancelled(lease, report) : Judge(spec.retry, lease.counters, report.end, report.retryable);
+  if (!cancelling) JudgeTime(lease, report, verdict);
   lease.ending = true;
   Worker& worker = workers_.at(lease.worker);
   worker.leases.erase(spec.id);
@@ -167,7 +172,8 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
                                    .recorded_at = wall_});
   } else {
     if (!verdict.immediate)
-      ending.run_at = wall_ + BackoffDelay(spec.retry, static_cast<int>(verdict.counters.failures), options_.random->Next());
+      ending.run_at = wall_ + BackoffDelay(spec.retry, spec.options.backoff, static_cast<int>(verdict.counters.failures),
+                                           options_.random->Next());
     if (spec.run) shard.runs.Find(spec.id)->error = report.error;
     piece.rows.attempts.push_back({.report = std::move(report),
                                    .org = spec.org,
@@ -202,18 +208,22 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
   }
   Piece& piece = OpenPiece(shard, shard.progress_piece);
   piece.rows.attempts.push_back(std::move(row));
+  EndLease(lease);
   if (lease.kept) {
+    shard.settling.insert(id);
     KeepSpec(piece, *lease.spec);
     piece.lost.emplace_back(lease.spec, verdict.counters);
     return;
   }
+  const bool cancelling = Cancelling(shard, *lease.spec);
   if (lease.spec->run) {
     RunCoordinator::Job* job = shard.runs.Find(id);
     job->counters = verdict.counters;
     job->run_at.reset();
-    shard.runs.Apply(*job, JobEvent::kRequeued);
+    if (!cancelling) shard.runs.Apply(*job, JobEvent::kRequeued);
     shard.runs.Show(id);
   }
+  if (cancelling && !lease.spec->options.has_sink) return EndStopped(shard, *lease.spec, verdict.counters, "cancelled");
   Enqueue(shard, *lease.spec, verdict.counters, std::nullopt, true);
 }
 
@@ -234,23 +244,28 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
   MILLRACE_CHECK(shard.dispatches < UINT32_MAX, "shard {}: tokens of epoch {} are used up", shard.hold.shard.value(),
                  shard.hold.epoch.value());
   const Token token = Token::Make(shard.hold.epoch, ++shard.dispatches);
+  const bool fence = Cancelling(shard, *spec);
   if (spec->run) {
     RunCoordinator::Job& job = *shard.runs.Find(id);
     if (job.state == JobState::kScheduled) shard.runs.Apply(job, JobEvent::kDue);
-    shard.runs.Apply(job, JobEvent::kLeased);
+    if (!fence) shard.runs.Apply(job, JobEvent::kLeased);
     job.worker = worker.name;
     job.error.clear();
     shard.runs.Show(id);
   }
+  if (!spec->options.unique_key.empty() && spec->options.unique_until == UniqueUntil::kStarted && counters.deliveries == 0)
+    OpenPiece(shard, shard.progress_piece).rows.unique_started.push_back(id);
+  bool cut = false;
+  const std::uint32_t timeout_ms = TimeoutOf(*spec, cut);
   ++worker.granted;
   worker.leases.insert(id);
-  worker.grants.push_back(
-      {.id = id,
-       .token = token,
-       .kind = spec->kind,
-       .payload = spec->payload,
-       .timeout_ms = static_cast<std::uint32_t>(std::clamp<std::int64_t>(spec->timeout.count(), 0, UINT32_MAX)),
-       .delivery = counters.deliveries + 1});
+  worker.grants.push_back({.id = id,
+                           .token = token,
+                           .kind = spec->kind,
+                           .payload = spec->payload,
+                           .timeout_ms = timeout_ms,
+                           .delivery = counters.deliveries + 1,
+                           .fence_only = fence});
   const bool first = leases_
                          .emplace(id, Lease{.shard = shard.hold.shard,
                                             .spec = std::move(spec),
@@ -258,6 +273,8 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
                                             .token = token,
                                             .worker = worker.id,
                                             .counted_at = now_,
+                                            .fence = fence,
+                                            .cut = cut,
                                             .kept = kept})
                          .second;
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
@@ -274,7 +291,7 @@ void Dispatcher::RememberEnded(JobId job, Token token) {
 // spread and many go out in large claims.
 void Dispatcher::Plan() {
   plan_needed_ = false;
-  if (stopping_ || lines_.Empty()) return;
+  if (stopping_ || lines_.NothingEligible()) return;
   std::vector<Worker*> order;
   order.reserve(workers_.size());
   for (auto it = workers_.upper_bound(plan_from_); it != workers_.end(); ++it) order.push_back(&it->second);
@@ -287,7 +304,7 @@ void Dispatcher::Plan() {
       return ahead ? worker.Credit() : std::min(worker.Credit(), idle);
     };
     std::vector<Worker*> hungry = order;
-    while (!hungry.empty() && !lines_.Empty()) {
+    while (!hungry.empty() && !lines_.NothingEligible()) {
       std::erase_if(hungry, [&](const Worker* worker) { return budget(*worker) == 0; });
       std::size_t sharing = hungry.size();
       std::erase_if(hungry, [&](Worker* worker) { return !PlanFor(*worker, budget(*worker), sharing--); });
@@ -301,21 +318,23 @@ bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t shari
   const auto share_of = [](std::uint64_t all, std::uint64_t parts) { return (all + parts - 1) / parts; };
   std::size_t orgs_left = 1;
   for (bool any = false; budget > 0 && orgs_left > 0; any = true, --orgs_left) {
-    LineIndex::Line* line = lines_.Next(worker.reach);
+    LineIndex::Line* line = lines_.Next(*worker.view);
     if (line == nullptr) return any;
     if (!any) orgs_left = lines_.OrgsBeside(*line);
-    const auto n = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>({budget, share_of(line->ready, sharing), share_of(budget, orgs_left), kClaimJobsMax}));
-    auto plan = std::ranges::find_if(claims_, [&](const ClaimPlan& p) {
-      return p.shard == line->shard && p.line == line->name && p.total + n <= kClaimJobsMax;
-    });
-    if (plan == claims_.end())
-      plan = claims_.insert(claims_.end(), ClaimPlan{.shard = line->shard, .line = line->name, .total = 0, .split = {}});
+    const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(
+        {budget, share_of(LineIndex::Allowance(*line, now_), sharing), share_of(budget, orgs_left), kClaimJobsMax}));
+    const auto [known, first] = claim_of_.try_emplace(line, claims_.size());
+    ClaimPlan* plan = first ? nullptr : &claims_[known->second];
+    if (plan == nullptr || plan->shard != line->shard || plan->line != line->name || plan->total + n > kClaimJobsMax) {
+      known->second = claims_.size();
+      plan =
+          &claims_.emplace_back(ClaimPlan{.shard = line->shard, .line = line->name, .key = line->key, .total = 0, .split = {}});
+    }
     plan->total += n;
     plan->split.emplace_back(worker.id, n);
     worker.reserved += n;
     budget -= n;
-    lines_.Take(*line, n);
+    lines_.Take(*line, n, now_);
   }
   plan_from_ = worker.id;
   return true;

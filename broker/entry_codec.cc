@@ -87,14 +87,14 @@ class Reader {
   bool ok_ = true;
 };
 
-// A kept line says the class; what is left of the options is usually nothing.
+// A kept line says the class, every line the limit key; what is left of the options is usually nothing.
 std::string OptionsBeside(const JobOptions& options, const LineKey& line) {
   static const JobOptions kDefaults;
   if (options == kDefaults) return {};
-  if (line.durability == Durability::kLedger) return ToJson(options);
   JobOptions rest = options;
-  rest.durability = Durability::kLedger;
-  return ToJson(rest);
+  if (line.durability == Durability::kRedis) rest.durability = Durability::kLedger;
+  if (rest.limit_key == line.limit_key) rest.limit_key.clear();
+  return rest == kDefaults ? std::string() : ToJson(rest);
 }
 
 // Microseconds between two times of any value, and back.
@@ -190,6 +190,7 @@ Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const Line
     MILLRACE_TRY_ASSIGN(spec.options, JobOptionsFromJson(options));
   }
   if (line.durability == Durability::kRedis) spec.options.durability = Durability::kRedis;
+  if (spec.options.limit_key.empty()) spec.options.limit_key = line.limit_key;
   return entry;
 }
 

@@ -53,6 +53,22 @@ struct ReadRun {
   std::uint64_t request = 0;
   RunId run;
 };  // -> event::RunRead
+struct ReadStates {
+  ShardHold hold;
+  std::uint64_t number = 0;  // of the request, echoed
+  OrgId org;
+  std::vector<Uuid> items;
+};  // -> event::StatesRead
+struct ReadQueueSettings {
+  ShardHold hold;
+  bool rebuild = false;  // the shard cannot be served without them
+};  // -> event::QueueSettingsRead
+struct PutQueueSettings {
+  wire::PeerId peer;
+  std::uint64_t request = 0;
+  QueueSettings settings;  // revision: the one that is replaced
+  std::string actor;
+};  // -> event::QueueSettingsPut
 // The dispatcher dropped the shard's state (an unknown or failed queue operation): take it again with a higher epoch.
 struct TakeShardAnew {
   ShardHold dropped;
@@ -73,7 +89,8 @@ struct SendClient {
 };
 }  // namespace command
 using LedgerCommand = std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox,
-                                   command::ReadKnown, command::ReadRun, command::TakeShardAnew>;
+                                   command::ReadKnown, command::ReadRun, command::ReadStates, command::ReadQueueSettings,
+                                   command::PutQueueSettings, command::TakeShardAnew>;
 using Command = std::variant<LedgerCommand, command::Execute, command::SendWorker, command::SendClient>;
 
 // ---- events ----------------------------------------------------------------------------------------------------------------
@@ -114,6 +131,21 @@ struct RunRead {
   RunId run;
   Result<RunDetail> detail;
 };
+struct StatesRead {
+  ShardHold hold;
+  std::uint64_t number = 0;
+  Result<std::vector<ItemState>> states;
+};
+struct QueueSettingsRead {
+  ShardHold hold;
+  std::vector<QueueSettings> settings;
+  bool failed = false;
+};  // failed: not read
+struct QueueSettingsPut {
+  wire::PeerId peer;
+  std::uint64_t request = 0;
+  Result<QueueSettings> stored;  // with its revision
+};
 // `batch` is the merged batch of `pieces` as it was committed, handed back so that nobody has to copy job specifications.
 struct Committed {
   std::vector<PieceId> pieces;
@@ -129,6 +161,9 @@ struct CommitRefused {
 struct QueueReplies {
   std::vector<std::pair<QueueOpId, Result<QueueReply>>> replies;
 };  // in the order of the commands
+struct QueueMemoryRead {
+  QueueMemory memory;
+};  // once a second
 struct Rung {
   ShardId shard;
 };  // the inbox rang
@@ -150,21 +185,25 @@ struct Tick {};           // at least every kDispatcherTick
 struct StopRequested {};  // no new jobs, no new grants; what is being written is finished
 }  // namespace event
 using Event = std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                           event::KnownRead, event::RunRead, event::Committed, event::CommitRefused, event::QueueReplies,
-                           event::Rung, event::FromWorker, event::FromClient, event::WorkerPeerGone, event::ClientPeerGone,
-                           event::Tick, event::StopRequested>;
+                           event::KnownRead, event::RunRead, event::StatesRead, event::QueueSettingsRead,
+                           event::QueueSettingsPut, event::Committed, event::CommitRefused, event::QueueReplies,
+                           event::QueueMemoryRead, event::Rung, event::FromWorker, event::FromClient, event::WorkerPeerGone,
+                           event::ClientPeerGone, event::Tick, event::StopRequested>;
 
 // ---- limits
 // ------------------------------------------------------------------------------------------------------------------
 inline constexpr auto kDispatcherTick = std::chrono::milliseconds{200};
 inline constexpr auto kOutboxPollInterval = std::chrono::milliseconds{2000};  // the inbox may lose a ring
-inline constexpr auto kParkTimeout = std::chrono::milliseconds{3000};         // a request waits this long for its shard
+inline constexpr auto kMemoryPollInterval = std::chrono::milliseconds{1000};
+inline constexpr std::uint64_t kQueueMemoryPercentMax = 80;            // of Redis' maxmemory; then submits are refused
+inline constexpr auto kParkTimeout = std::chrono::milliseconds{3000};  // a request waits this long for its shard
 inline constexpr std::size_t kParkedRequestsMax = 256;
 inline constexpr std::size_t kAcceptingRowsMax = 50'000;       // rows of submits that wait for the ledger
 inline constexpr std::size_t kAcceptingBytesMax = 256u << 20;  // and their payloads
 inline constexpr std::size_t kPieceBytesMax = 16u << 20;       // payloads and results of one piece, unless one row has more
 inline constexpr std::size_t kOwnerBatchBytesMax = 64u << 20;  // of one ledger transaction, unless one piece has more
 inline constexpr std::size_t kRunReadsMax = 1000;              // watches that wait for the ledger
+inline constexpr std::size_t kCancelRequestsMax = 1000;        // that wait for the ledger
 inline constexpr auto kReachInterval = std::chrono::milliseconds{1000};       // between looks at lines that nobody serves
 inline constexpr auto kUnreachableGrace = std::chrono::milliseconds{10'000};  // then the jobs of a root out of reach are dead
 inline constexpr std::size_t kLivePageRuns = 200;
@@ -176,6 +215,7 @@ inline constexpr std::size_t kWatchersPerRunMax = 64;
 inline constexpr std::uint32_t kPromoteJobsMax = 1000;
 // A job of `durability: redis` whose id is older or newer than this may have been submitted before: it is looked up.
 inline constexpr auto kFreshIdAge = std::chrono::milliseconds{2000}, kFreshIdAhead = std::chrono::milliseconds{1000};
+inline constexpr std::uint32_t kExpireJobsMax = 500;  // per step: waiting entries of one ExpireDue, blocked jobs of one look
 inline constexpr std::uint32_t kDispatchesPerEpochMax =
     0xF000'0000;  // then the shard is taken anew: a token's counter has 32 bits
 

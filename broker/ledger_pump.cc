@@ -42,8 +42,8 @@ void MoveBack(std::vector<T>& to, std::vector<T>& from, std::size_t& at, std::si
 }
 
 std::size_t Rows(const OwnerBatch& b) {
-  return b.runs.size() + b.jobs.size() + b.attempts.size() + b.outcomes.size() + b.run_outcomes.size() +
-         b.outbox_done_runs.size() + b.outbox_done_jobs.size();
+  return b.runs.size() + b.jobs.size() + b.attempts.size() + b.outcomes.size() + b.run_outcomes.size() + b.cancels.size() +
+         b.outbox_done_runs.size() + b.outbox_done_jobs.size() + b.unique_started.size();
 }
 
 }  // namespace
@@ -119,7 +119,7 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
       holds_[shard] = *epoch;
       taken_[shard].at = clock_.Now();
       elsewhere_.erase(shard);
-      out.push_back(event::ShardTaken{.hold = {.shard = shard, .epoch = *epoch}});
+      out.emplace_back(event::ShardTaken{.hold = {.shard = shard, .epoch = *epoch}});
       continue;
     }
     at = now + kTakeRetry;
@@ -128,7 +128,7 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
       if (epoch.error().code == ErrorCode::kUnavailable) break;  // the others would not fare better
     } else if (elsewhere_[shard] != epoch.error().message) {
       elsewhere_[shard] = epoch.error().message;
-      out.push_back(event::ShardLost{.shard = shard, .reason = "not ours", .owner_name = epoch.error().message});
+      out.emplace_back(event::ShardLost{.shard = shard, .reason = "not ours", .owner_name = epoch.error().message});
     }
   }
   std::erase_if(next_take_, [&](const auto& entry) { return holds_.contains(entry.first); });
@@ -144,7 +144,7 @@ Millis LedgerPump::TakeDelay(ShardId shard) {
 void LedgerPump::Lose(ShardId shard, const std::string& reason, std::vector<Event>& out) {
   if (holds_.erase(shard) == 0) return;
   next_take_[shard] = clock_.Now() + TakeDelay(shard);
-  out.push_back(event::ShardLost{.shard = shard, .reason = reason, .owner_name = {}});
+  out.emplace_back(event::ShardLost{.shard = shard, .reason = reason, .owner_name = {}});
   DropPieces();
 }
 
@@ -186,8 +186,10 @@ void LedgerPump::Merge() {
                         .attempts = MoveInto(all.attempts, r.attempts),
                         .outcomes = MoveInto(all.outcomes, r.outcomes),
                         .run_outcomes = MoveInto(all.run_outcomes, r.run_outcomes),
+                        .cancels = MoveInto(all.cancels, r.cancels),
                         .outbox_runs = MoveInto(all.outbox_done_runs, r.outbox_done_runs),
-                        .outbox_jobs = MoveInto(all.outbox_done_jobs, r.outbox_done_jobs)};
+                        .outbox_jobs = MoveInto(all.outbox_done_jobs, r.outbox_done_jobs),
+                        .unique_started = MoveInto(all.unique_started, r.unique_started)};
     merged_->pieces.emplace_back(std::move(piece), counts);
     if (rows == 0) break;
   }
@@ -202,8 +204,10 @@ void LedgerPump::Split() {
     MoveBack(piece.rows.attempts, all.attempts, at.attempts, n.attempts);
     MoveBack(piece.rows.outcomes, all.outcomes, at.outcomes, n.outcomes);
     MoveBack(piece.rows.run_outcomes, all.run_outcomes, at.run_outcomes, n.run_outcomes);
+    MoveBack(piece.rows.cancels, all.cancels, at.cancels, n.cancels);
     MoveBack(piece.rows.outbox_done_runs, all.outbox_done_runs, at.outbox_runs, n.outbox_runs);
     MoveBack(piece.rows.outbox_done_jobs, all.outbox_done_jobs, at.outbox_jobs, n.outbox_jobs);
+    MoveBack(piece.rows.unique_started, all.unique_started, at.unique_started, n.unique_started);
   }
   for (auto it = merged_->pieces.rbegin(); it != merged_->pieces.rend(); ++it) pieces_.push_front(std::move(it->first));
   merged_.reset();
@@ -221,7 +225,7 @@ void LedgerPump::CommitSome(MonoTime now, std::vector<Event>& out) {
     event::Committed committed{.pieces = {}, .batch = std::move(merged_->batch), .result = std::move(*result)};
     for (const auto& [piece, counts] : merged_->pieces) committed.pieces.push_back(piece.piece);
     merged_.reset();
-    out.push_back(std::move(committed));
+    out.emplace_back(std::move(committed));
     return;
   }
   const Error error = std::move(result.error());
@@ -267,7 +271,7 @@ void LedgerPump::Refused(const Error& error, std::vector<Event>& out) {
   const bool submit = piece.rows.attempts.empty() && piece.rows.outcomes.empty();  // progress may carry jobs too
   if (submit && (!piece.rows.jobs.empty() || !piece.rows.runs.empty())) {
     LogWarn("ledger: a submit is refused: {}", error.message);
-    out.push_back(event::CommitRefused{.piece = piece.piece, .rows = std::move(piece.rows), .error = error});
+    out.emplace_back(event::CommitRefused{.piece = piece.piece, .rows = std::move(piece.rows), .error = error});
     pieces_.pop_front();
   } else if (!Scrub(piece.rows)) {
     LogError("ledger: the progress of attempts is refused: {}", error.message);
@@ -308,32 +312,47 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     auto page = ledger_.LiveRuns(runs->hold.shard, shards, runs->after, kLivePageRuns, Deadline(kReadBudget));
     if (!page) return Lose(runs->hold.shard, "rebuild: " + page.error().message, out);
     const bool last = page->empty();
-    out.push_back(event::LiveRunsRead{.hold = runs->hold, .runs = std::move(*page), .last = last});
+    out.emplace_back(event::LiveRunsRead{.hold = runs->hold, .runs = std::move(*page), .last = last});
   } else if (const auto* jobs = std::get_if<command::ReadLiveJobs>(&posted)) {
     if (!Holds(jobs->hold)) return;
     auto page = ledger_.LiveSingleJobs(jobs->hold.shard, shards, jobs->after, kLivePageJobs, Deadline(kReadBudget));
     if (!page) return Lose(jobs->hold.shard, "rebuild: " + page.error().message, out);
     const bool last = page->size() < kLivePageJobs;
-    out.push_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = std::move(*page), .last = last});
+    out.emplace_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = std::move(*page), .last = last});
   } else if (const auto* outbox = std::get_if<command::ReadOutbox>(&posted)) {
     if (!Holds(outbox->hold)) return;
     auto rows = ledger_.ReadOutbox(outbox->hold.shard, shards, kOutboxPage, Deadline(kReadBudget));
     if (!rows) {  // an empty page: it is read again at the next poll
       LogWarn("shard {}: outbox: {}", outbox->hold.shard.value(), rows.error().message);
-      out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = true});
+      out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = true});
       return;
     }
     const bool more = rows->more;
-    out.push_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
+    out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
   } else if (const auto* known = std::get_if<command::ReadKnown>(&posted)) {
     if (!Holds(known->hold)) return;
     auto found = ledger_.KnownJobs(known->jobs, Deadline(kReadBudget));
     if (!found) return Lose(known->hold.shard, "jobs of the queue: " + found.error().message, out);
-    out.push_back(event::KnownRead{.hold = known->hold, .check = known->check, .known = std::move(*found)});
+    out.emplace_back(event::KnownRead{.hold = known->hold, .check = known->check, .known = std::move(*found)});
+  } else if (auto* asked = std::get_if<command::ReadStates>(&posted)) {
+    if (!Holds(asked->hold)) return;
+    auto states = ledger_.States(asked->org, asked->items, Deadline(kReadBudget));
+    out.emplace_back(event::StatesRead{.hold = asked->hold, .number = asked->number, .states = std::move(states)});
   } else if (auto* run = std::get_if<command::ReadRun>(&posted)) {
     auto detail = ledger_.GetRun(kDefaultOrg, run->run, Deadline(kReadBudget));
-    out.push_back(
+    out.emplace_back(
         event::RunRead{.peer = std::move(run->peer), .request = run->request, .run = run->run, .detail = std::move(detail)});
+  } else if (const auto* queues = std::get_if<command::ReadQueueSettings>(&posted)) {
+    if (!Holds(queues->hold)) return;
+    auto settings = ledger_.QueuesOf(std::nullopt, queues->hold.shard, Deadline(kReadBudget));
+    if (!settings && queues->rebuild) return Lose(queues->hold.shard, "rebuild: " + settings.error().message, out);
+    if (!settings) LogWarn("shard {}: queue settings: {}", queues->hold.shard.value(), settings.error().message);
+    const bool failed = !settings;
+    out.push_back(event::QueueSettingsRead{
+        .hold = queues->hold, .settings = failed ? std::vector<QueueSettings>{} : std::move(*settings), .failed = failed});
+  } else if (auto* put = std::get_if<command::PutQueueSettings>(&posted)) {
+    auto stored = ledger_.PutQueueSettings(put->settings, put->actor, Deadline(kReadBudget));
+    out.push_back(event::QueueSettingsPut{.peer = std::move(put->peer), .request = put->request, .stored = std::move(stored)});
   }
 }
 

@@ -45,7 +45,7 @@ class LedgerPump {
 
  private:
   struct Counts {
-    std::size_t runs, jobs, attempts, outcomes, run_outcomes, outbox_runs, outbox_jobs;
+    std::size_t runs, jobs, attempts, outcomes, run_outcomes, cancels, outbox_runs, outbox_jobs, unique_started;
   };
   struct Merged {
     OwnerBatch batch;

@@ -5,6 +5,9 @@
 #include <unordered_set>
 
 #include "common/base/check.h"
+#include "common/base/log.h"
+#include "common/model/schedule_rules.h"
+#include "common/model/stage_task.h"
 
 namespace millrace {
 namespace {
@@ -25,6 +28,10 @@ void RunEffects::Append(RunEffects&& other) {
   MoveAppend(skipped, std::move(other.skipped));
   MoveAppend(ended, std::move(other.ended));
   MoveAppend(started, std::move(other.started));
+  MoveAppend(cancelled, std::move(other.cancelled));
+  MoveAppend(stopping, std::move(other.stopping));
+  MoveAppend(fencing, std::move(other.fencing));
+  MoveAppend(replaced, std::move(other.replaced));
 }
 
 Result<void> RunCoordinator::Validate(const RunSpec& run, const std::vector<JobSpec>& jobs) {
@@ -75,6 +82,7 @@ RunCoordinator::Run& RunCoordinator::Insert(RunSpec spec, std::vector<JobSpec> j
     job.run_at = jobs[i].run_at;
     job.spec = std::make_shared<const JobSpec>(std::move(jobs[i]));
     jobs_[job.spec->id] = {&run, i};
+    if (const auto end = EndOfWait(job.spec->options, job.counters)) ends_of_wait_.emplace(end->at, job.spec->id);
   }
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
     for (const JobId& need : run.jobs[i].spec->depends_on) {
@@ -102,15 +110,44 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
     return out;
   }
   Group* group = GroupOf(run);
-  const bool busy = group != nullptr && (group->active > 0 || !group->waiting.empty());
-  if (busy && run.spec.overlap == "skip") {
+  if (group == nullptr || (run.spec.overlap == "allow" && !IsBackfill(run))) {
+    Start(run, out);
+    return out;
+  }
+  // A run of a backfill stands behind every other run, and none waits behind it longer than it is active.
+  const bool others_wait = !group->waiting.empty() && !IsBackfill(*runs_.at(group->waiting.front()));
+  const bool others_active = group->active.size() > group->backfills;
+  if (run.spec.overlap == "cancel" && !IsBackfill(run)) {
+    const auto replace = [&](const RunId& id) {
+      const Run& other = *runs_.at(id);
+      if (!other.cancelling && !IsBackfill(other)) out.replaced.push_back(id);
+    };
+    std::ranges::for_each(group->active, replace);
+    std::ranges::for_each(group->waiting, replace);
+  }
+  if (run.spec.overlap == "skip" && !IsBackfill(run) && (others_active || others_wait)) {
     EndUnstarted(run, RunState::kSkipped, "overlap: an earlier run of the pipeline is active", out);
-  } else if (busy && run.spec.overlap != "allow") {
-    group->waiting.push_back(run.spec.id);
+  } else if (!MayStart(*group, run) || others_wait || (IsBackfill(run) && !group->waiting.empty())) {
+    Wait(*group, run);
+    LogInfo("pipeline {}, run {}: waits for the active run of this pipeline", run.spec.pipeline, ShortId(run.spec.id));
   } else {
     Start(run, out);
   }
   return out;
+}
+
+// Whether the group has room for the run: as many active ones as its overlap bears. Runs of backfills do not count each other
+// where one run at a time is the rule: how many of them there are is for the one who feeds them to say.
+bool RunCoordinator::MayStart(const Group& group, const Run& run) {
+  const std::uint32_t limit = ParallelRunsOf(run.spec.overlap);
+  const std::size_t counted = limit == 1 && IsBackfill(run) ? group.active.size() - group.backfills : group.active.size();
+  return counted < limit;
+}
+
+void RunCoordinator::Wait(Group& group, const Run& run) {
+  auto at = group.waiting.end();
+  if (!IsBackfill(run)) at = std::ranges::find_if(group.waiting, [&](const RunId& id) { return IsBackfill(*runs_.at(id)); });
+  group.waiting.insert(at, run.spec.id);
 }
 
 void RunCoordinator::Restore(LiveRun live) {
@@ -118,6 +155,9 @@ void RunCoordinator::Restore(LiveRun live) {
   const auto valid = Validate(live.spec, live.jobs);
   Run& run = Insert(std::move(live.spec), std::move(live.jobs));
   restored_.push_back(run.spec.id);
+  run.cancelling = live.cancelling;
+  if (run.cancelling) run.reason = live.cancel_reason;
+  run.restored = true;
   if (!valid) run.invalid = valid.error().message;
   for (Job& job : run.jobs) {
     const JobId id = job.spec->id;
@@ -131,9 +171,7 @@ void RunCoordinator::Restore(LiveRun live) {
     run.began = true;
     job.state = job.shown = ended->second;
     --run.unfinished;
-    if (job.state == JobState::kSucceeded) {
-      for (const std::uint32_t d : job.dependents) --run.jobs[d].waiting;
-    } else {
+    if (job.state != JobState::kSucceeded) {
       run.failed = true;
       if (run.reason.empty()) run.reason = fmt::format("stage '{}' is {}", job.spec->stage, Name(job.state));
     }
@@ -142,26 +180,35 @@ void RunCoordinator::Restore(LiveRun live) {
 
 RunEffects RunCoordinator::FinishRestore() {
   RunEffects out;
-  std::vector<RunId> waiting;
+  std::vector<RunId> waiting, cancelling;
   for (const RunId& id : std::exchange(restored_, {})) {
     Run& run = *runs_.at(id);
+    if (run.cancelling && run.invalid.empty()) cancelling.push_back(id);
     if (!run.invalid.empty()) {
       EndUnstarted(run, RunState::kFailed, run.invalid, out);
       continue;
     }
     // A "skip" run was let in when it was accepted: that decision is not taken twice.
-    if (GroupOf(run) == nullptr || run.began || run.spec.overlap != "queue") {
+    const bool waits = run.spec.overlap == "queue" || run.spec.overlap == "cancel" || run.spec.overlap.starts_with("allow(") ||
+                       IsBackfill(run);
+    if (GroupOf(run) == nullptr || run.began || !waits) {
       Start(run, out);
     } else {
       waiting.push_back(id);
     }
   }
-  for (const RunId& id : waiting) GroupOf(*runs_.at(id))->waiting.push_back(id);
+  for (const RunId& id : waiting) Wait(*GroupOf(*runs_.at(id)), *runs_.at(id));
+  for (const RunId& id : cancelling) CancelJobs(*runs_.at(id), runs_.at(id)->reason, out);
   for (auto& [key, group] : groups_) StartWaiting(group, out);
   return out;
 }
 
 RunCoordinator::Job* RunCoordinator::Find(JobId job) {
+  const auto it = jobs_.find(job);
+  return it == jobs_.end() ? nullptr : &it->second.first->jobs[it->second.second];
+}
+
+const RunCoordinator::Job* RunCoordinator::Find(JobId job) const {
   const auto it = jobs_.find(job);
   return it == jobs_.end() ? nullptr : &it->second.first->jobs[it->second.second];
 }
@@ -172,20 +219,57 @@ void RunCoordinator::Apply(Job& job, JobEvent event) {
   job.state = *next;
 }
 
+void RunCoordinator::Activate(Group& group, const Run& run) {
+  group.active.push_back(run.spec.id);
+  if (IsBackfill(run)) ++group.backfills;
+}
+
 void RunCoordinator::Start(Run& run, RunEffects& out) {
-  run.state = run.shown = RunState::kRunning;
-  if (Group* group = GroupOf(run)) ++group->active;
+  LogStart(run);
+  if (Group* group = GroupOf(run)) Activate(*group, run);
   out.started.push_back(run.spec.id);
-  for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
-    Job& job = run.jobs[i];
+  for (std::uint32_t i = 0; i < run.jobs.size(); ++i)
+    if (IsTerminal(run.jobs[i].state)) TellDependents(run, i, out);
+  run.state = run.shown = RunState::kRunning;
+  for (const Job& job : run.jobs)
     if (job.state == JobState::kBlocked && job.waiting == 0) out.ready.push_back(job.spec->id);
-    if (IsTerminal(job.state) && job.state != JobState::kSucceeded) SkipDependents(run, i, out);
-  }
   EndIfFinished(run, out);
 }
 
+// The log's times are the system's: nothing is decided by them.
+void RunCoordinator::LogStart(Run& run) {
+  if (run.spec.pipeline.empty() || !LogEnabled(LogLevel::kInfo)) return;
+  run.started_log = SystemClock().Now();
+  LogInfo("pipeline {}, run {}: {}: {} {}{}", run.spec.pipeline, ShortId(run.spec.id), run.began ? "goes on" : "starts",
+          run.jobs.size(), run.jobs.size() == 1 ? "stage" : "stages",
+          run.spec.slot ? ", slot " + ToRfc3339(*run.spec.slot) : ", by hand");
+}
+
+void RunCoordinator::LogEnd(const Run& run) {
+  if (run.spec.pipeline.empty() || !LogEnabled(LogLevel::kInfo)) return;
+  std::int64_t read = 0, loaded = 0, quarantined = 0;
+  bool loads = false;
+  for (const Job& job : run.jobs) {
+    if (job.spec->kind != kJobKindStage || job.result.empty()) continue;
+    const auto result = StageResultFromJson(job.result);
+    if (!result) continue;
+    quarantined += result->rows.quarantined;
+    if (job.spec->depends_on.empty() && result->bytes_read > 0) read += result->rows.read;  // an extract
+    loads = loads || !result->target.empty();
+    if (!result->target.empty()) loaded += result->rows.loaded;
+  }
+  std::string text = fmt::format("pipeline {}, run {}: {}", run.spec.pipeline, ShortId(run.spec.id), Name(run.state));
+  if (run.started_log) {
+    const auto ms = std::chrono::duration_cast<Millis>(SystemClock().Now() - *run.started_log).count();
+    text += fmt::format(" in {}.{:03} s", ms / 1000, ms % 1000);
+  }
+  text += loads ? fmt::format(", {} rows loaded", loaded) : fmt::format(", {} rows read", read);
+  if (quarantined > 0) text += fmt::format(", {} quarantined", quarantined);
+  LogInfo("{}{}{}", text, run.end.reason.empty() ? "" : ": ", run.end.reason);
+}
+
 void RunCoordinator::StartWaiting(Group& group, RunEffects& out) {
-  while (group.active == 0 && !group.waiting.empty()) {
+  while (!group.waiting.empty() && MayStart(group, *runs_.at(group.waiting.front()))) {
     const RunId id = group.waiting.front();
     group.waiting.pop_front();
     Start(*runs_.at(id), out);
@@ -205,13 +289,21 @@ void RunCoordinator::EndUnstarted(Run& run, RunState state, const std::string& r
   out.ended.push_back(run.end);
 }
 
-void RunCoordinator::SkipDependents(Run& run, std::uint32_t index, RunEffects& out) {
+// Each job that has ended tells its dependents once. Success counts one down for all of them; another end does so for those
+// that wait for any end, and skips the others, which then have ended too. Of a run that has not started nothing becomes ready.
+void RunCoordinator::TellDependents(Run& run, std::uint32_t index, RunEffects& out) {
   std::vector<std::uint32_t> from{index};
   while (!from.empty()) {
-    const Job& cause = run.jobs[from.back()];
+    Job& cause = run.jobs[from.back()];
     from.pop_back();
+    if (std::exchange(cause.told, true)) continue;
     for (const std::uint32_t d : cause.dependents) {
       Job& job = run.jobs[d];
+      if (cause.state == JobState::kSucceeded || job.spec->options.run_when == RunWhen::kAllEnded) {
+        if (--job.waiting == 0 && job.state == JobState::kBlocked && run.state != RunState::kQueued)
+          out.ready.push_back(job.spec->id);
+        continue;
+      }
       if (job.state != JobState::kBlocked) continue;
       Apply(job, JobEvent::kDependencyFailed);
       job.error = fmt::format("stage '{}', on which it depends, is {}", cause.spec->stage, Name(cause.state));
@@ -224,44 +316,133 @@ void RunCoordinator::SkipDependents(Run& run, std::uint32_t index, RunEffects& o
 
 void RunCoordinator::EndIfFinished(Run& run, RunEffects& out) {
   if (run.unfinished > 0 || IsTerminal(run.state)) return;
-  run.state = run.failed ? RunState::kFailed : RunState::kSucceeded;
+  const bool queued = run.state == RunState::kQueued;
+  run.state = !run.failed ? RunState::kSucceeded : run.cancelling ? RunState::kCancelled : RunState::kFailed;
   run.end = {.run = run.spec.id, .state = run.state, .reason = run.reason};
+  if (run.cancelling && !run.failed) run.end.reason = "cancel_too_late: every stage had succeeded";
   out.ended.push_back(run.end);
   Group* group = GroupOf(run);
   if (group == nullptr) return;
-  MILLRACE_CHECK(group->active > 0, "run {}: ended but was not active", run.spec.id.ToString());
-  --group->active;
+  if (queued) {  // all of it ended by time while it waited for its turn
+    std::erase(group->waiting, run.spec.id);
+    return;
+  }
+  MILLRACE_CHECK(std::erase(group->active, run.spec.id) == 1, "run {}: ended but was not active", run.spec.id.ToString());
+  if (IsBackfill(run)) --group->backfills;
   StartWaiting(*group, out);
 }
 
-RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters& counters, const std::string& reason) {
-  RunEffects out;
-  const auto [run_pointer, index] = jobs_.at(id);
-  Run& run = *run_pointer;
-  Job& job = run.jobs[index];
-  Apply(job, terminal == JobState::kSucceeded ? JobEvent::kSucceeded : JobEvent::kFailedForGood);
-  MILLRACE_CHECK(job.state == terminal, "job {}: ended as {}, asked for {}", id.ToString(), Name(job.state), Name(terminal));
-  job.counters = counters;
-  --run.unfinished;
-  if (terminal == JobState::kSucceeded) {
-    for (const std::uint32_t d : job.dependents) {
-      Job& next = run.jobs[d];
-      if (--next.waiting == 0 && next.state == JobState::kBlocked) out.ready.push_back(next.spec->id);
-    }
-  } else {
-    if (run.reason.empty())
-      run.reason = fmt::format("stage '{}' is {}{}{}", job.spec->stage, Name(terminal), reason.empty() ? "" : ": ", reason);
-    run.failed = true;
-    SkipDependents(run, index, out);
+void RunCoordinator::CancelJob(Run& run, Job& job, RunEffects& out) {
+  // The ledger does not say whether an attempt was running when a former owner went away.
+  const bool fence = job.spec->options.has_sink && (job.counters.deliveries > 0 || run.restored);
+  switch (job.state) {
+    case JobState::kBlocked:
+      if (fence && job.waiting == 0) {
+        Apply(job, JobEvent::kUnblocked);
+        break;
+      }
+      Apply(job, JobEvent::kCancelRequested);
+      break;
+    case JobState::kScheduled:
+    case JobState::kReady: break;
+    case JobState::kRunning:
+      Apply(job, JobEvent::kCancelRequested);
+      out.stopping.push_back(job.spec->id);
+      Show(job.spec->id);
+      return;
+    case JobState::kCancelling:
+    case JobState::kSucceeded:
+    case JobState::kDead:
+    case JobState::kCancelled:
+    case JobState::kExpired:
+    case JobState::kSkipped: return;
   }
+  if (job.state != JobState::kCancelled) Apply(job, fence ? JobEvent::kFenceNeeded : JobEvent::kCancelRequested);
+  if (job.state == JobState::kCancelling) {
+    out.fencing.push_back(job.spec->id);
+    Show(job.spec->id);
+    return;
+  }
+  job.error = "cancelled before it started";
+  out.cancelled.push_back({.job = job.spec->id, .reason = job.error});
+  run.failed = true;
+  --run.unfinished;
+}
+
+void RunCoordinator::CancelJobs(Run& run, const std::string& reason, RunEffects& out) {
+  if (IsTerminal(run.state)) return;
+  run.cancelling = true;
+  if (run.reason.empty()) run.reason = reason;
+  if (run.state == RunState::kQueued) {
+    Group* group = GroupOf(run);
+    std::erase(group->waiting, run.spec.id);
+    Activate(*group, run);
+  }
+  run.state = run.shown = RunState::kCancelling;
+  for (Job& job : run.jobs) CancelJob(run, job, out);
+  EndIfFinished(run, out);
+}
+
+RunEffects RunCoordinator::Cancel(RunId id, const std::string& reason) {
+  RunEffects out;
+  const auto it = runs_.find(id);
+  if (it != runs_.end() && !it->second->cancelling) CancelJobs(*it->second, reason, out);
+  return out;
+}
+
+RunEffects RunCoordinator::JobStopped(JobId id, const std::string& reason) {
+  RunEffects out = JobEnded(id, JobState::kCancelled, Find(id)->counters, reason);
+  out.cancelled.push_back({.job = id, .reason = reason});
+  return out;
+}
+
+RunEffects RunCoordinator::Ended(Run& run, std::uint32_t index, const std::string& reason) {
+  RunEffects out;
+  const Job& job = run.jobs[index];
+  --run.unfinished;
+  if (job.state != JobState::kSucceeded) {
+    if (run.reason.empty())
+      run.reason = fmt::format("stage '{}' is {}{}{}", job.spec->stage, Name(job.state), reason.empty() ? "" : ": ", reason);
+    run.failed = true;
+  }
+  TellDependents(run, index, out);
   EndIfFinished(run, out);
   return out;
+}
+
+RunEffects RunCoordinator::JobEnded(JobId id, JobState terminal, const Counters& counters, const std::string& reason) {
+  const auto [run, index] = jobs_.at(id);
+  Job& job = run->jobs[index];
+  Apply(job, terminal == JobState::kSucceeded   ? JobEvent::kSucceeded
+             : terminal == JobState::kCancelled ? JobEvent::kCancelled
+                                                : JobEvent::kFailedForGood);
+  MILLRACE_CHECK(job.state == terminal, "job {}: ended as {}, asked for {}", id.ToString(), Name(job.state), Name(terminal));
+  job.counters = counters;
+  return Ended(*run, index, reason);
+}
+
+RunEffects RunCoordinator::JobOver(JobId id, JobState terminal, const std::string& reason) {
+  const auto [run, index] = jobs_.at(id);
+  Job& job = run->jobs[index];
+  Apply(job, terminal == JobState::kExpired ? JobEvent::kExpired : JobEvent::kDeadlinePassed);
+  job.error = reason;
+  return Ended(*run, index, reason);
+}
+
+std::vector<JobId> RunCoordinator::TakeOverdue(WallTime now, std::size_t max) {
+  std::vector<JobId> over;
+  while (over.size() < max && !ends_of_wait_.empty() && ends_of_wait_.begin()->first <= now) {
+    const JobId id = ends_of_wait_.begin()->second;
+    ends_of_wait_.erase(ends_of_wait_.begin());
+    if (const Job* job = Find(id); job != nullptr && job->state == JobState::kBlocked) over.push_back(id);
+  }
+  return over;
 }
 
 RunEffects RunCoordinator::JobUnplaceable(JobId id, const std::string& reason) {
   Job& job = *Find(id);
   if (job.state == JobState::kScheduled) Apply(job, JobEvent::kDue);
-  Apply(job, JobEvent::kLeased);  // by nobody: the claim itself
+  if (job.state == JobState::kReady) Apply(job, JobEvent::kLeased);  // by nobody: the claim itself
   job.error = reason;
   return JobEnded(id, JobState::kDead, job.counters, reason);
 }
@@ -286,6 +467,7 @@ void RunCoordinator::ShowEnd(RunId id) {
   const auto it = runs_.find(id);
   if (it == runs_.end()) return;
   it->second->shown = it->second->state;
+  LogEnd(*it->second);
 }
 
 std::optional<wire::RunUpdate> RunCoordinator::Update(RunId id, bool all) {
@@ -329,7 +511,7 @@ void RunCoordinator::Remove(RunId id) {
   if (it == runs_.end()) return;
   Run& run = *it->second;
   for (const Job& job : run.jobs) jobs_.erase(job.spec->id);
-  if (Group* group = GroupOf(run); group != nullptr && group->active == 0 && group->waiting.empty())
+  if (Group* group = GroupOf(run); group != nullptr && group->active.empty() && group->waiting.empty())
     groups_.erase(GroupKey{run.spec.org, run.spec.pipeline});
   runs_.erase(it);
 }

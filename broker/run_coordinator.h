@@ -35,11 +35,19 @@ struct RunEffects {
     RunState state = RunState::kFailed;
     std::string reason;
   };
-  std::vector<JobId> ready;    // to be enqueued: all they depend on has succeeded and their run is active
-  std::vector<Skip> skipped;   // outcome kSkipped to be written
-  std::vector<End> ended;      // run outcome to be written
-  std::vector<RunId> started;  // left "queued"
-  bool Empty() const { return ready.empty() && skipped.empty() && ended.empty() && started.empty(); }
+  std::vector<JobId> ready;     // to be enqueued: all they depend on has succeeded and their run is active
+  std::vector<Skip> skipped;    // outcome kSkipped to be written
+  std::vector<End> ended;       // run outcome to be written
+  std::vector<RunId> started;   // left "queued"
+  std::vector<Skip> cancelled;  // outcome kCancelled to be written: they had not started, or nothing of them is left
+  std::vector<JobId> stopping;  // run now: their attempts are to be revoked
+  std::vector<JobId> fencing;   // wait, but an attempt of theirs may have touched its sink: to be granted once more, fence_only
+  std::vector<RunId> replaced;  // overlap: cancel. To be cancelled once their cancel rows are written
+  bool Empty() const {
+    return ready.empty() && skipped.empty() && ended.empty() && started.empty() && cancelled.empty() && stopping.empty() &&
+           fencing.empty() && replaced.empty();
+  }
+  bool HasRows() const { return !skipped.empty() || !ended.empty() || !cancelled.empty() || !replaced.empty(); }
   void Append(RunEffects&& other);
 };
 
@@ -53,9 +61,10 @@ class RunCoordinator {
     std::optional<WallTime> run_at;  // not before
     std::string worker, result, error;
     std::int64_t rows = 0, bytes = 0;
-    std::uint32_t waiting = 0;  // jobs it depends on that have not succeeded
+    std::uint32_t waiting = 0;  // jobs it depends on that have not succeeded (RunWhen::kAllEnded: have not ended)
     std::vector<std::uint32_t> dependents;
     bool changed = false;  // since the last update to watchers
+    bool told = false;     // it has ended, and its dependents were told
   };
 
   // kInvalidArgument names the job: an id twice, another run's job, an unknown or circular dependency, no job at all.
@@ -67,9 +76,16 @@ class RunCoordinator {
   void Restore(LiveRun live);
   RunEffects FinishRestore();
 
+  // Somebody asked for it and the request is durable. What has not started ends at once, what runs is to be stopped. Nothing
+  // when the run is unknown, has ended, or is being cancelled.
+  RunEffects Cancel(RunId run, const std::string& reason);
+  // A job that is being cancelled and of which nothing is left: its attempt is lost, or ended while the request was written.
+  RunEffects JobStopped(JobId job, const std::string& reason);
+
   bool Knows(RunId run) const { return runs_.contains(run); }
   OrgId OrgOf(RunId run) const { return runs_.at(run)->spec.org; }  // REQUIRES: Knows(run)
   Job* Find(JobId job);
+  const Job* Find(JobId job) const;
   // Applies `event` to a live job. CHECKs that the state machine allows it.
   void Apply(Job& job, JobEvent event);
   // The job reached a terminal state; `reason` is for people. CHECKs that it had not before.
@@ -80,6 +96,11 @@ class RunCoordinator {
   void ShowEnd(RunId run);
   // A job that waits in the queue will never start; as JobEnded(kDead).
   RunEffects JobUnplaceable(JobId job, const std::string& reason);
+  // A job that has not started ends by time: kExpired, or kDead past its deadline.
+  RunEffects JobOver(JobId job, JobState terminal, const std::string& reason);
+  // Blocked jobs whose wait is over by now (EndOfWait), at most `max`. A job is named once; one that is not blocked any more is
+  // left to the queue.
+  std::vector<JobId> TakeOverdue(WallTime now, std::size_t max);
   // For watchers: all stages, or those that changed since the last call with `all` = false (which clears the marks).
   std::optional<wire::RunUpdate> Update(RunId run, bool all);
   // Forgets a run whose end is durable.
@@ -96,27 +117,40 @@ class RunCoordinator {
     RunState shown = RunState::kQueued;
     std::vector<Job> jobs;
     std::uint32_t unfinished = 0;
-    bool failed = false;
-    bool began = false;                  // restored: some job of it was delivered
-    bool marked = false;                 // in changed_
-    std::vector<std::uint32_t> changed;  // jobs that are marked
+    bool failed = false;                  // some job did not succeed
+    bool cancelling = false;              // a durable request
+    bool restored = false;                // a former owner may have started jobs of it
+    bool began = false;                   // restored: some job of it was delivered
+    bool marked = false;                  // in changed_
+    std::vector<std::uint32_t> changed;   // jobs that are marked
+    std::optional<MonoTime> started_log;  // for the log alone, and only when it is written
     std::string reason;
     std::string invalid;  // why it cannot run; empty when it can
     RunEffects::End end;
   };
   struct Group {  // the runs of one pipeline
-    std::uint32_t active = 0;
-    std::deque<RunId> waiting;
+    std::vector<RunId> active;
+    std::uint32_t backfills = 0;  // so many of the active ones
+    std::deque<RunId> waiting;    // runs of backfills behind all others
   };
   using GroupKey = std::pair<OrgId, std::string>;
 
   Run& Insert(RunSpec spec, std::vector<JobSpec> jobs);
   Group* GroupOf(const Run& run);
+  static bool IsBackfill(const Run& run) { return run.spec.generation > 0; }
+  static bool MayStart(const Group& group, const Run& run);
+  void Wait(Group& group, const Run& run);
+  static void Activate(Group& group, const Run& run);
   void Start(Run& run, RunEffects& out);
   void StartWaiting(Group& group, RunEffects& out);
   void EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out);
-  void SkipDependents(Run& run, std::uint32_t index, RunEffects& out);
+  RunEffects Ended(Run& run, std::uint32_t index, const std::string& reason);
+  void TellDependents(Run& run, std::uint32_t index, RunEffects& out);
   void EndIfFinished(Run& run, RunEffects& out);
+  static void LogStart(Run& run);
+  static void LogEnd(const Run& run);
+  void CancelJob(Run& run, Job& job, RunEffects& out);
+  void CancelJobs(Run& run, const std::string& reason, RunEffects& out);
   void Mark(Run& run, std::uint32_t index);
 
   std::unordered_map<RunId, std::unique_ptr<Run>> runs_;
@@ -124,6 +158,7 @@ class RunCoordinator {
   std::map<GroupKey, Group> groups_;
   std::vector<RunId> restored_;  // in the order they were read
   std::vector<RunId> changed_;
+  std::multimap<WallTime, JobId> ends_of_wait_;
 };
 
 }  // namespace millrace

@@ -8,15 +8,20 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
+#include <span>
 #include <string>
-#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/ledger/ledger.h"
-#include "common/model/cron.h"
+#include "common/model/pipeline.h"
 #include "common/queue/job_queue.h"
+#include "scheduler/backfill_feeder.h"
+#include "scheduler/schedule_book.h"
 
 namespace millrace::scheduler {
 
@@ -27,14 +32,20 @@ struct SchedulerOptions {
   std::uint16_t shard_count = 1;
 };
 
+// Resumes the schedules of a pipeline: decides what is due as skipped ("paused"), so that nothing of the pause is caught up
+// with, also when no scheduler ran meanwhile, then lets them fire again. The number of slots it decided; 0 when the pipeline
+// was not paused. kNotFound: it has no schedule.
+Result<std::size_t> ResumeSchedule(Ledger& ledger, OrgId org, std::string_view pipeline, MonoTime deadline);
+
 // Not thread-safe but for RequestStop. Run() blocks; Pass() is one turn of its loop, for tests.
 class Scheduler {
  public:
   Scheduler(SchedulerOptions options, Ledger& ledger, Inbox& inbox, const Clock& clock, IdGenerator& ids);
   ~Scheduler();
 
-  // Decides every due slot. Returns how long nothing can be due (at most kScheduleReloadInterval). Errors are the
-  // ledger's; nothing is half-done, the next pass decides the same slots.
+  // Decides due slots for about a third of the lease's time, then feeds backfills for as long. Returns how long nothing can
+  // be due (at most kScheduleReloadInterval; 0: some still are). Errors are the ledger's; nothing is half-done, the next pass
+  // decides the same slots. It costs what is due and what was changed since the last one, not what there is.
   Result<Millis> Pass();
 
   // Passes until RequestStop; a failing ledger is retried with backoff and logged once per outage.
@@ -44,10 +55,31 @@ class Scheduler {
   bool leading() const { return leading_; }
 
  private:
-  struct Compiled;  // a pipeline version and its schedule, parsed once
-  Result<std::shared_ptr<const Compiled>> Compile(const ScheduleRow& row, MonoTime deadline);
-  Result<void> Decide(const ScheduleRow& row, WallTime now, FireBatch& batch, std::set<ShardId>& shards,
-                      std::optional<WallTime>& next, MonoTime deadline);
+  using Entries = std::span<ScheduleBook::Entry* const>;
+  struct Version {  // a pipeline version as runs need it
+    std::int64_t number = 0;
+    Pipeline pipeline;
+    std::string base_dir;
+  };
+  using Name = std::pair<OrgId, std::string>;  // of a pipeline
+  struct Decided {
+    ScheduleBook::Entry* entry;
+    WallTime watermark;
+  };
+  struct Herd {  // what has been decided and is to be fired
+    FireBatch batch;
+    std::vector<Decided> decided;
+    std::set<ShardId> shards;
+  };
+
+  Result<bool> Lead(MonoTime deadline);
+  Result<bool> ReadChanges(MonoTime enough, MonoTime deadline);            // false: there are more
+  Result<bool> FireDue(WallTime now, MonoTime enough, MonoTime deadline);  // false: not all was decided
+  Result<void> LoadVersions(Entries due, MonoTime deadline);
+  Result<std::set<Name>> BusyOnes(Entries due, MonoTime deadline);
+  Result<bool> Decide(ScheduleBook::Entry& entry, bool busy, WallTime now, Herd& herd);
+  Result<void> Fire(Herd& herd, MonoTime deadline);
+  void Ring(const std::set<ShardId>& shards);
 
   SchedulerOptions options_;
   Ledger& ledger_;
@@ -55,9 +87,15 @@ class Scheduler {
   const Clock& clock_;
   IdGenerator& ids_;
   bool leading_ = false;
+  bool introduce_ = false;  // what is scheduled, in the log, once per term
   std::uint64_t lead_epoch_ = 0;
-  std::map<std::tuple<OrgId, std::string, std::int64_t>, std::shared_ptr<const Compiled>> compiled_;
-  std::set<std::tuple<OrgId, std::string, std::int64_t>> complained_;  // broken versions, named once in the log
+  ScheduleBook book_;
+  std::int64_t revision_ = kNoRevision;  // up to which book_ is known
+  std::map<Name, Version> versions_;     // a cache
+  BackfillFeeder feeder_;
+  Millis backfill_wait_{0};
+
+  static constexpr std::int64_t kNoRevision = -1;
 
   std::mutex stop_mutex_;
   std::condition_variable stop_signal_;

@@ -43,7 +43,7 @@ bool CaughtUp(const Catchup& catchup, std::size_t newer_due) {
 }  // namespace
 
 Result<SlotPlan> PlanSlots(const ScheduleSpec& spec, const CronSchedule& cron, WallTime watermark, WallTime now,
-                           bool pipeline_active) {
+                           bool pipeline_active, bool paused) {
   MILLRACE_TRY_ASSIGN(const Catchup catchup, ParseCatchup(spec.catchup));
   SlotPlan plan{.slots = {}, .watermark = watermark, .next = std::nullopt};
   // Beyond a full pass, look as far ahead as the catch-up rule needs to know how many newer slots are due.
@@ -53,7 +53,10 @@ Result<SlotPlan> PlanSlots(const ScheduleSpec& spec, const CronSchedule& cron, W
   for (std::size_t i = 0; i < decided; ++i) {
     PlannedSlot slot{.slot = due[i], .fate = SlotFate::kFired, .reason = {}};
     const bool late = now - due[i] > spec.misfire_grace;
-    if (late && !CaughtUp(catchup, due.size() - 1 - i)) {
+    if (paused) {
+      slot.fate = SlotFate::kSkipped;
+      slot.reason = "paused";
+    } else if (late && !CaughtUp(catchup, due.size() - 1 - i)) {
       slot.fate = SlotFate::kMissed;
       slot.reason = fmt::format("{} s late, misfire_grace is {} s, catchup: {}",
                                 std::chrono::duration_cast<std::chrono::seconds>(now - due[i]).count(),

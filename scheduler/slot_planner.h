@@ -41,8 +41,9 @@ struct SlotPlan {
 };
 
 // Decides the slots in (watermark, now]. A slot within `spec.misfire_grace` of now always fires (overlap: skip excepted); an
-// older one is missed and goes to the catch-up rule. `pipeline_active`: a run of the pipeline has not ended.
+// older one is missed and goes to the catch-up rule. `pipeline_active`: a run of the pipeline has not ended. `paused`: every
+// due slot is skipped, also one that was due before the pause.
 Result<SlotPlan> PlanSlots(const ScheduleSpec& spec, const CronSchedule& cron, WallTime watermark, WallTime now,
-                           bool pipeline_active);
+                           bool pipeline_active, bool paused = false);
 
 }  // namespace millrace::scheduler

@@ -155,25 +155,49 @@ void Fd::Close() {
   fd_ = -1;
 }
 
+Result<ChildPipes> MakeChildPipes() {
+  MILLRACE_TRY_ASSIGN(Pipe input, MakePipe());
+  MILLRACE_TRY_ASSIGN(Pipe frames, MakePipe());
+  MILLRACE_TRY_ASSIGN(Pipe output, MakePipe());
+  for (const Fd* ours : {&input.write, &frames.read, &output.read}) SetNonBlocking(*ours);
+  return ChildPipes{std::move(input.write), std::move(frames.read),  std::move(output.read),
+                    std::move(input.read),  std::move(frames.write), std::move(output.write)};
+}
+
+namespace {
+
+// Without frames: /dev/null or what the caller wants as stdin, and a pipe for the output.
+Result<ChildPipes> MakePlainPipes(int stdin_fd) {
+  ChildPipes pipes;
+  MILLRACE_TRY_ASSIGN(Pipe output, MakePipe());
+  const int in = stdin_fd >= 0 ? ::fcntl(stdin_fd, F_DUPFD_CLOEXEC, kFirstOwnFd) : ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (in < 0) return Fail(ErrorCode::kUnavailable, "stdin of a child: {}", std::strerror(errno));
+  MILLRACE_TRY_ASSIGN(pipes.child_input, Raise(in, "stdin of a child"));
+  pipes.output = std::move(output.read);
+  pipes.child_output = std::move(output.write);
+  SetNonBlocking(pipes.output);
+  return pipes;
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Child>> Child::Spawn(const ChildOptions& options) {
   if (options.argv.empty() || options.argv.front().empty())
     return Fail(ErrorCode::kNotFound, "cannot start a command without a program");
-  MILLRACE_TRY_ASSIGN(Pipe output, MakePipe());
+  MILLRACE_TRY_ASSIGN(ChildPipes pipes, options.frames ? MakeChildPipes() : MakePlainPipes(options.stdin_fd));
   MILLRACE_TRY_ASSIGN(Pipe status, MakePipe());
-  Pipe input, frames;
-  if (options.frames) {
-    MILLRACE_TRY_ASSIGN(input, MakePipe());
-    MILLRACE_TRY_ASSIGN(frames, MakePipe());
-  } else {
-    const int null = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
-    if (null < 0) return Fail(ErrorCode::kUnavailable, "/dev/null: {}", std::strerror(errno));
-    MILLRACE_TRY_ASSIGN(input.read, Raise(null, "/dev/null"));
-  }
   const std::string program = FindProgram(options);
   const std::vector<char*> argv = Pointers(options.argv), env = Pointers(options.env);
-  const Plan plan{program.c_str(),  argv.data(),        env.data(),         options.cwd.empty() ? nullptr : options.cwd.c_str(),
-                  input.read.get(), output.write.get(), frames.write.get(), status.write.get(),
-                  options.nice,     ::getpid()};
+  const Plan plan{.program = program.c_str(),
+                  .argv = argv.data(),
+                  .env = env.data(),
+                  .cwd = options.cwd.empty() ? nullptr : options.cwd.c_str(),
+                  .in = pipes.child_input.get(),
+                  .out = pipes.child_output.get(),
+                  .frames = pipes.child_frames.get(),
+                  .status = status.write.get(),
+                  .nice = options.nice,
+                  .parent = ::getpid()};
   const pid_t pid = ::fork();
   if (pid < 0) return Fail(ErrorCode::kUnavailable, "fork: {}", std::strerror(errno));
   if (pid == 0) RunInChild(plan);
@@ -187,17 +211,37 @@ Result<std::unique_ptr<Child>> Child::Spawn(const ChildOptions& options) {
   do got = ::read(status.read.get(), &failure, sizeof failure);
   while (got < 0 && errno == EINTR);
   if (got == static_cast<ssize_t>(sizeof failure)) return std::unexpected(FromSpawn(failure, options));
-
-  const auto pidfd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0u));
-  if (pidfd < 0) return Fail(ErrorCode::kUnavailable, "pidfd_open: {}", std::strerror(errno));
-  child->pidfd_ = Fd{pidfd};  // close-on-exec by definition
-  child->input_ = std::move(input.write);
-  child->frames_ = std::move(frames.read);
-  child->output_ = std::move(output.read);
-  SetNonBlocking(child->input_);
-  SetNonBlocking(child->frames_);
-  SetNonBlocking(child->output_);
+  MILLRACE_TRY(child->Watch());
+  child->TakePipes(std::move(pipes));
   return child;
+}
+
+Result<std::unique_ptr<Child>> Child::Adopt(pid_t pid, ChildPipes pipes) {
+  std::unique_ptr<Child> child(new Child());
+  child->pid_ = pid;
+  // It has not executed a program since it was made by a process of ours, so the kernel lets us. Failing that it is killed
+  // alone: a group of its number does not exist.
+  if (::setpgid(pid, pid) != 0) {
+    const int error = errno;
+    ::kill(pid, SIGKILL);
+    return Fail(ErrorCode::kUnavailable, "setpgid: {}", std::strerror(error));
+  }
+  MILLRACE_TRY(child->Watch());
+  child->TakePipes(std::move(pipes));
+  return child;
+}
+
+Result<void> Child::Watch() {
+  const auto pidfd = static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0u));
+  if (pidfd < 0) return Fail(ErrorCode::kUnavailable, "pidfd_open: {}", std::strerror(errno));
+  pidfd_ = Fd{pidfd};  // close-on-exec by definition
+  return {};
+}
+
+void Child::TakePipes(ChildPipes pipes) {
+  input_ = std::move(pipes.input);
+  frames_ = std::move(pipes.frames);
+  output_ = std::move(pipes.output);
 }
 
 Child::~Child() {

@@ -18,6 +18,7 @@ struct ChildOptions {
   std::vector<std::string> env;   // "NAME=value", all there is
   std::string cwd;                // empty: as ours
   bool frames = false;            // stdin and fd 3 are pipes to us; otherwise stdin is /dev/null
+  int stdin_fd = -1;              // without frames: becomes its stdin; stays open here
   int nice = 0;                   // added to ours
 };
 
@@ -42,11 +43,22 @@ class Fd {
   int fd_ = -1;
 };
 
+// Our ends of a child's pipes, and the child's, which are closed once it has them. All are close-on-exec, ours non-blocking.
+struct ChildPipes {
+  Fd input, frames, output;                    // its stdin, fd 3, stdout and stderr
+  Fd child_input, child_frames, child_output;  // the other ends
+};
+// Pipes for a child with frames. kUnavailable: out of descriptors.
+Result<ChildPipes> MakeChildPipes();
+
 class Child {
  public:
   // kNotFound: no such program or working directory; kRejected: it may not be executed; kUnavailable: out of processes,
   // descriptors or memory. stdout and stderr go to one pipe. Signals are as after a login; no other descriptor is inherited.
   static Result<std::unique_ptr<Child>> Spawn(const ChildOptions& options);
+  // A child of this process that a nursery has made (nursery_link.h): gives it a process group of its own. kUnavailable: it
+  // cannot be watched; it is dead and reaped then.
+  static Result<std::unique_ptr<Child>> Adopt(pid_t pid, ChildPipes pipes);
   ~Child();  // kills the group and reaps
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
@@ -64,6 +76,8 @@ class Child {
 
  private:
   Child() = default;
+  Result<void> Watch();
+  void TakePipes(ChildPipes pipes);  // closes the child's ends
   pid_t pid_ = -1;
   bool reaped_ = false;
   Fd pidfd_, input_, frames_, output_;

@@ -71,6 +71,12 @@ void Executor::Start(const wire::Grant::Job& job) {
   running.started_at = clock_.WallNow();
   AttemptReport refusal = Blank(job.id, job.token);
   Result<void> started;
+  if (job.fence_only && job.kind != kJobKindStage) {  // nothing of it is left and it has no sink
+    refusal.end = AttemptEnd::kCancelled;
+    refusal.error_class = "cancelled";
+    ended_.push_back(std::move(refusal));
+    return;
+  }
   if (job.kind == kJobKindStage) {
     started = StartStage(job, running, refusal);
   } else if (job.kind == kJobKindCommand) {
@@ -102,6 +108,7 @@ Result<void> Executor::StartStage(const wire::Grant::Job& job, Running& running,
   order.memory_bytes_max = options_.memory_bytes_max;
   order.threads = options_.threads_per_stage;
   order.sandbox = options_.sandbox;
+  order.fence_only = job.fence_only;
   if (const auto* load = std::get_if<LoadSpec>(&order.task.stage.work); load && load->to != "file") {
     const auto found = std::ranges::find(options_.connections, load->to, &ConnectionSpec::name);
     if (found == options_.connections.end()) {
@@ -244,7 +251,9 @@ AttemptReport Executor::Report(JobId job, const Running& running) const {
   report.signal = exit.signal;
   if (running.stage && running.result) {  // whatever happened afterwards: its effect is published, or it says why not
     report.exit_code = report.signal = 0;
-    report.end = running.result->ok ? AttemptEnd::kSucceeded : AttemptEnd::kFailed;
+    report.end = running.result->ok                                 ? AttemptEnd::kSucceeded
+                 : running.result->error_class == kFencedErrorClass ? AttemptEnd::kCancelled
+                                                                    : AttemptEnd::kFailed;
     report.retryable = running.result->ok || running.result->retryable;
     report.error_class = wire::CleanText(running.result->error_class, kNameBytesMax);
     report.error = wire::CleanText(running.result->error, kErrorMessageBytesMax);
@@ -260,7 +269,7 @@ AttemptReport Executor::Report(JobId job, const Running& running) const {
   } else if (!running.stage && exit.signal == 0 && exit.code == 0) {
     DescribeCommandEnd(exit, report);  // it was faster than the signal
   } else if (running.killed) {
-    report.end = AttemptEnd::kHandedBack;
+    report.end = *running.killed == KillReason::kCancelled ? AttemptEnd::kCancelled : AttemptEnd::kHandedBack;
     report.error_class = Name(*running.killed);
     report.error = fmt::format("stopped by the worker: {}", Name(*running.killed));
   } else if (running.timed_out) {

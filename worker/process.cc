@@ -36,7 +36,39 @@ Result<std::unique_ptr<Process>> Process::Start(Poller& poller, const ChildOptio
   return process;
 }
 
-Process::~Process() {
+std::unique_ptr<Process> Process::Expect(Poller& poller, std::string label) {
+  return std::unique_ptr<Process>(new Process(poller, nullptr, std::move(label)));
+}
+
+void Process::Arrive(std::unique_ptr<Child> child) {
+  if (exit_) return;
+  child_ = std::move(child);
+  if (auto watched = Watch(); !watched) {
+    LogWarn("{}: {}", *label_, watched.error().message);
+    Unwatch();
+    child_.reset();
+    return NeverArrives(watched.error());
+  }
+  if (!unwritten_.empty()) Write(std::move(unwritten_));
+}
+
+void Process::NeverArrives(const Error& why) {
+  if (exit_) return;
+  tail_.Append(why.message + "\n");
+  exit_ = ExitStatus{.code = 127, .signal = 0};
+}
+
+void Process::SignalGroup(int signal) {
+  if (child_) return child_->SignalGroup(signal);
+  if (exit_ || (signal != SIGKILL && signal != SIGTERM)) return;
+  unwritten_.clear();
+  exit_ = ExitStatus{.code = 0, .signal = signal};
+}
+
+Process::~Process() { Unwatch(); }
+
+void Process::Unwatch() {
+  if (!child_) return;
   for (const int fd : {child_->exit_fd(), child_->input().get(), child_->frames().get(), child_->output().get()})
     poller_.Remove(fd);
 }
@@ -70,6 +102,7 @@ bool Process::ReadSome(Fd& fd, const std::function<void(std::string_view)>& sink
 
 void Process::Write(std::string bytes) {
   unwritten_ = std::move(bytes);
+  if (!child_) return;
   WriteSome();
   if (unwritten_.empty()) return;
   if (auto added = poller_.Add(child_->input().get(), Poller::Interest::kWrite, [this] { WriteSome(); }); !added) {

@@ -99,7 +99,7 @@ void Session::StartWaiting() {
     waiting_.pop_front();
     attempt.phase = Phase::kRunning;
     ++running_;
-    commands_.push_back(Start{std::move(*attempt.job)});
+    commands_.emplace_back(Start{std::move(*attempt.job)});
     attempt.job.reset();
   }
 }
@@ -122,7 +122,7 @@ void Session::HandBackWaiting(MonoTime now, JobId job, Attempt& attempt, std::st
 void Session::KillAttempt(JobId job, Attempt& attempt, KillReason reason) {
   if (attempt.phase != Phase::kRunning) return;
   attempt.phase = Phase::kStopping;
-  commands_.push_back(Kill{job, attempt.token, reason});
+  commands_.emplace_back(Kill{job, attempt.token, reason});
 }
 
 void Session::OnEndedReply(MonoTime now, std::size_t broker, const wire::EndedReply& reply) {
@@ -150,6 +150,11 @@ void Session::OnRevoke(MonoTime now, const wire::Revoke& revoke) {
     if (it == attempts_.end() || it->second.token != item.token) continue;
     if (it->second.phase == Phase::kWaiting) {
       HandBackWaiting(now, item.job, it->second, item.reason);
+      if (item.reason == "cancelled") {
+        it->second.report->end = AttemptEnd::kCancelled;
+        it->second.report->error_class = "cancelled";
+        it->second.report->error = "cancelled before it started";
+      }
     } else {
       KillAttempt(item.job, it->second, item.reason == "cancelled" ? KillReason::kCancelled : KillReason::kRevoked);
     }
@@ -241,7 +246,7 @@ void Session::HandBackAll(MonoTime now) {
 
 void Session::SayGoodbye() {
   for (std::size_t i = 0; i < brokers_.size(); ++i) {
-    if (brokers_[i].link != Link::kNew) commands_.push_back(Send{i, wire::Goodbye{options_.worker}});
+    if (brokers_[i].link != Link::kNew) commands_.emplace_back(Send{i, wire::Goodbye{options_.worker}});
   }
 }
 
@@ -265,8 +270,8 @@ void Session::SendHello(MonoTime now, std::size_t broker) {
   b.granted = 0;
   const std::size_t busy = running_ + waiting_.size();
   b.credit_limit = b.credit_sent = draining_ || busy >= options_.concurrency ? 0 : options_.concurrency - busy;
-  commands_.push_back(Send{broker, wire::Hello{options_.worker, options_.name, options_.queues, options_.kinds, options_.roots,
-                                               options_.concurrency, b.credit_sent, Held(broker)}});
+  commands_.emplace_back(Send{broker, wire::Hello{options_.worker, options_.name, options_.queues, options_.kinds,
+                                                  options_.roots, options_.concurrency, b.credit_sent, Held(broker)}});
 }
 
 void Session::SendBeat(MonoTime now, std::size_t broker) {
@@ -279,7 +284,7 @@ void Session::SendBeat(MonoTime now, std::size_t broker) {
   b.beat_at = now;
   b.beat_now = false;
   b.credit_sent = b.credit_limit;
-  commands_.push_back(Send{broker, std::move(beat)});
+  commands_.emplace_back(Send{broker, std::move(beat)});
 }
 
 void Session::UpdateCredit() {
@@ -298,7 +303,7 @@ void Session::SendReports(MonoTime now) {
     if (batches[i].reports.empty()) return;
     batches[i].worker = options_.worker;
     batches[i].credit_limit = brokers_[i].credit_sent = brokers_[i].credit_limit;
-    commands_.push_back(Send{i, std::exchange(batches[i], {})});
+    commands_.emplace_back(Send{i, std::exchange(batches[i], {})});
     bytes[i] = 0;
   };
   for (auto& [id, attempt] : attempts_) {

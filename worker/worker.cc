@@ -7,9 +7,11 @@
 #include <filesystem>
 #include <optional>
 #include <system_error>
+#include <unordered_map>
 #include <utility>
 
 #include "common/base/log.h"
+#include "common/model/stage_task.h"
 #include "common/wire/codec.h"
 #include "worker/executor.h"
 #include "worker/poller.h"
@@ -65,7 +67,7 @@ class Worker::Loop {
         options_(worker.options_),
         clock_(worker.clock_),
         poller_(std::move(poller)),
-        pool_(*poller_, PoolOptions(options_)),
+        pool_(*poller_, clock_, PoolOptions(options_)),
         executor_(MakeExecutorOptions(options_, std::move(scratch_root)), clock_, *poller_, pool_),
         session_(SessionOptions(options_)) {}
 
@@ -150,11 +152,31 @@ class Worker::Loop {
     }
   }
 
+  // One line per attempt of a stage; other jobs may be thousands a second.
+  void LogStart(const wire::Grant::Job& job) {
+    if (!LogEnabled(LogLevel::kInfo)) return;
+    std::string label = DescribeJob(job.kind, job.payload);
+    if (label.empty()) return;
+    if (job.delivery > 1) label += fmt::format(", attempt {}", job.delivery);
+    labels_.insert_or_assign(job.id, std::move(label));
+  }
+
+  void LogEnd(const AttemptReport& report) {
+    const auto label = labels_.extract(report.job);
+    const std::string_view colon = report.error.empty() ? "" : ": ";
+    if (label.empty()) {
+      LogDebug("job {}: {}{}{}", report.job.ToString(), Name(report.end), colon, report.error);
+      return;
+    }
+    const auto ms = std::chrono::duration_cast<Millis>(report.finished_at - report.started_at).count();
+    LogInfo("{}: {} in {}.{:03} s{}{}", label.mapped(), Name(report.end), ms / 1000, ms % 1000, colon, report.error);
+  }
+
   // Ends of attempts go back into the session; true if there were any.
   bool Collect(MonoTime now) {
     auto ended = executor_.TakeEnded();
     for (AttemptReport& report : ended) {
-      LogInfo("job {}: {}{}{}", report.job.ToString(), Name(report.end), report.error.empty() ? "" : ": ", report.error);
+      LogEnd(report);
       session_.OnEnded(now, std::move(report));
     }
     return !ended.empty();
@@ -171,9 +193,12 @@ class Worker::Loop {
           if (!sent && sent.error().code != ErrorCode::kUnavailable)
             LogWarn("broker {}: {}", options_.brokers[send->broker], sent.error().message);
         } else if (const auto* start = std::get_if<Session::Start>(&command)) {
+          LogStart(start->job);
           executor_.Start(start->job);
         } else if (const auto* kill = std::get_if<Session::Kill>(&command)) {
-          LogInfo("job {}: stopping it: {}", kill->job.ToString(), worker::Name(kill->reason));
+          const auto label = labels_.find(kill->job);
+          LogInfo("{}: stopping it: {}", label == labels_.end() ? "job " + kill->job.ToString() : label->second,
+                  worker::Name(kill->reason));
           executor_.Kill(kill->job, kill->token, kill->reason);
         }
       }
@@ -220,6 +245,7 @@ class Worker::Loop {
   ProcessPool pool_;
   Executor executor_;
   Session session_;
+  std::unordered_map<JobId, std::string> labels_;  // of running stages, for the log
   std::vector<std::unique_ptr<wire::ClientSocket>> sockets_;
   std::optional<MonoTime> drain_until_, settle_until_;
   bool handed_back_ = false;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 #include <string_view>
 
 #include "common/wire/codec.h"
@@ -24,8 +25,9 @@ constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
 Error ToError(const wire::Problem& problem) {
   for (const ErrorCode code :
        {ErrorCode::kInvalidArgument, ErrorCode::kNotFound, ErrorCode::kConflict, ErrorCode::kStale, ErrorCode::kLimit,
-        ErrorCode::kRejected, ErrorCode::kUnavailable, ErrorCode::kTimedOut, ErrorCode::kUnsupported})
+        ErrorCode::kRejected, ErrorCode::kUnavailable, ErrorCode::kTimedOut, ErrorCode::kMaybeApplied, ErrorCode::kUnsupported})
     if (problem.code == Name(code)) return Error{code, problem.message};
+  if (problem.code == "queue_full") return Error{ErrorCode::kLimit, "queue_full: " + problem.message};
   if (problem.code == "unreachable_input") return Error{ErrorCode::kRejected, problem.message};
   return Error{problem.code == "not_owner" ? ErrorCode::kUnavailable : ErrorCode::kRejected,
                problem.code + ": " + problem.message};
@@ -38,6 +40,9 @@ bool WorthRepeating(ErrorCode code) {
 std::uint64_t RequestOf(const wire::Message& message) {
   if (const auto* m = std::get_if<wire::SubmitReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::StatusReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::CancelReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::SetQueueReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::ListQueuesReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::Problem>(&message)) return m->request;
   return 0;
 }
@@ -113,6 +118,25 @@ Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime d
   }
 }
 
+Result<std::vector<wire::CancelReply::Item>> BrokerClient::Cancel(wire::Cancel cancel, MonoTime deadline) {
+  while (true) {
+    cancel.request = next_request_++;
+    Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");
+    if (auto sent = Send(cancel, deadline); sent) {
+      reply = Await(cancel.request, std::min(deadline, clock_->Now() + kAnswerTimeout));
+    } else {
+      reply = std::unexpected(std::move(sent.error()));
+    }
+    if (reply) {
+      if (auto* done = std::get_if<wire::CancelReply>(&*reply)) return std::move(done->items);
+      const auto* problem = std::get_if<wire::Problem>(&*reply);
+      reply = std::unexpected(problem ? ToError(*problem) : Error{ErrorCode::kCorrupt, "unexpected answer to a cancel"});
+    }
+    if (!WorthRepeating(reply.error().code) || clock_->Now() >= deadline) return std::unexpected(std::move(reply.error()));
+    transport_->Wait(kWaitSlice);
+  }
+}
+
 bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
   std::size_t bytes = plan.run.params.size() + kRunSpecBytesMax;
   for (const JobSpec& job : plan.jobs) bytes += wire::SizeBound(job);
@@ -156,6 +180,30 @@ Result<wire::StatusReply> BrokerClient::Status(MonoTime deadline) {
   if (auto* status = std::get_if<wire::StatusReply>(&reply)) return std::move(*status);
   if (const auto* problem = std::get_if<wire::Problem>(&reply)) return std::unexpected(ToError(*problem));
   return Fail(ErrorCode::kCorrupt, "unexpected answer to a status request");
+}
+
+Result<std::int64_t> BrokerClient::SetQueue(const QueueSettings& settings, std::string actor, MonoTime deadline) {
+  const std::uint64_t request = next_request_++;
+  MILLRACE_TRY(Send(wire::SetQueue{request, settings, std::move(actor)}, deadline));
+  MILLRACE_TRY_ASSIGN(const wire::Message reply, Await(request, deadline));
+  if (const auto* set = std::get_if<wire::SetQueueReply>(&reply)) return set->revision;
+  if (const auto* problem = std::get_if<wire::Problem>(&reply)) return std::unexpected(ToError(*problem));
+  return Fail(ErrorCode::kCorrupt, "unexpected answer to the settings of a queue");
+}
+
+Result<std::vector<wire::ListQueuesReply::Item>> BrokerClient::ListQueues(OrgId org, MonoTime deadline) {
+  std::vector<wire::ListQueuesReply::Item> all;
+  for (bool more = true; more;) {
+    const std::uint64_t request = next_request_++;
+    MILLRACE_TRY(Send(wire::ListQueues{request, org, all.empty() ? std::string() : all.back().settings.queue}, deadline));
+    MILLRACE_TRY_ASSIGN(wire::Message reply, Await(request, deadline));
+    if (const auto* problem = std::get_if<wire::Problem>(&reply)) return std::unexpected(ToError(*problem));
+    auto* list = std::get_if<wire::ListQueuesReply>(&reply);
+    if (list == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a request for queues");
+    more = list->more && !list->queues.empty();
+    std::ranges::move(list->queues, std::back_inserter(all));
+  }
+  return all;
 }
 
 }  // namespace millrace::cli

@@ -37,6 +37,12 @@ class BrokerClient {
                                  const std::function<void()>& on_idle);
 
   Result<wire::StatusReply> Status(MonoTime deadline);
+  // Asks for the end of runs and single jobs. Returns when the requests are durable; repeated until `deadline`, as SubmitRun.
+  Result<std::vector<wire::CancelReply::Item>> Cancel(wire::Cancel request, MonoTime deadline);
+
+  // The new revision. kConflict: settings.revision is not the newest; kTimedOut: whether it was stored is not known.
+  Result<std::int64_t> SetQueue(const QueueSettings& settings, std::string actor, MonoTime deadline);
+  Result<std::vector<wire::ListQueuesReply::Item>> ListQueues(OrgId org, MonoTime deadline);
 
  private:
   BrokerClient(wire::Transport& transport, std::unique_ptr<wire::ClientSocket> socket, const Clock& clock)

@@ -20,15 +20,39 @@ ExitCode RunList(const Options& options);
 ExitCode RunShow(const Options& options);
 ExitCode RunLogs(const Options& options);
 
+// Cancelling (commands_cancel.cc).
+ExitCode RunCancel(const Options& options);
+ExitCode JobCancel(const Options& options);
+// Backfills (commands_backfill.cc).
+ExitCode BackfillStart(const Options& options);
+ExitCode BackfillList(const Options& options);
+ExitCode BackfillShow(const Options& options);
+// Jobs, and what repeats them (commands_job.cc).
+ExitCode JobList(const Options& options);
+ExitCode JobShow(const Options& options);
+ExitCode JobRequeue(const Options& options);
+ExitCode JobDiscard(const Options& options);
+ExitCode RunRetry(const Options& options);
+
 // Processes (commands_process.cc). They end with SIGTERM or SIGINT; a second signal hands running jobs back at once.
 ExitCode Up(const Options& options);
 ExitCode BrokerProcess(const Options& options);
 ExitCode WorkerProcess(const Options& options);
 ExitCode SchedulerProcess(const Options& options);
 
+// Queues (commands_queue.cc).
+ExitCode QueueList(const Options& options);
+ExitCode QueueShow(const Options& options);
+ExitCode QueueSet(const Options& options);
+ExitCode QueuePause(const Options& options);
+ExitCode QueueResume(const Options& options);
+
 // Looking (commands_look.cc).
 ExitCode Status(const Options& options);
 ExitCode ScheduleList(const Options& options);
+ExitCode SchedulePause(const Options& options);
+ExitCode ScheduleResume(const Options& options);
+ExitCode ScheduleSlots(const Options& options);
 ExitCode ScheduleNext(const Options& options);
 ExitCode Query(const Options& options);
 ExitCode AuditVerify(const Options& options);

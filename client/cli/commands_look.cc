@@ -2,6 +2,7 @@
 #include <sodium.h>
 #include <zmq.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -12,17 +13,22 @@
 #include "client/cli/doctor.h"
 #include "client/cli/pipeline_file.h"
 #include "client/cli/query.h"
+#include "common/base/suggest.h"
 #include "common/drivers/sqlite.h"
 #include "common/ledger/audit_verify.h"
 #include "common/model/cron.h"
+#include "common/model/dst_preview.h"
 #include "common/model/pipeline_json.h"
 #include "common/wire/zmq_transport.h"
+#include "scheduler/scheduler.h"
 
 namespace millrace::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
 constexpr std::uint32_t kFiresDefault = 10, kFiresMax = 10'000;
+constexpr std::uint32_t kSlotsDefault = 50, kSlotsMax = 500;
+constexpr int kTransitionsShown = 2;
 constexpr Millis kStatusTimeout{3000};
 
 std::string UtcColumn(WallTime t) { return ToRfc3339(t); }
@@ -53,6 +59,21 @@ Result<ScheduleSpec> FindSchedule(const Options& options, Context& context) {
   return pipeline.schedules.front();
 }
 
+// What a schedule does around the next jumps of its zone's clock.
+Table TransitionRows(const CronSchedule& cron, WallTime from) {
+  Table table{.columns = {"transition", "offsets", "part", "local", "offset", "fires", "rule"}, .rows = {}};
+  for (const JumpPreview& preview : PreviewTransitions(cron, from, kTransitionsShown)) {
+    const std::string at = ToRfc3339(preview.jump.at);
+    const std::string offsets = fmt::format("{} to {}", OffsetText(preview.jump.before), OffsetText(preview.jump.after));
+    for (const PreviewRow& row : preview.rows)
+      table.rows.push_back({at, offsets, std::string(Name(row.part)), row.local, OffsetText(row.offset),
+                            row.fire ? Cell{ToRfc3339(*row.fire)} : Cell{}, row.why});
+    if (preview.left_out > 0)
+      fmt::print(stderr, "{}: {} more local times within the jump are not shown\n", at, preview.left_out);
+  }
+  return table;
+}
+
 Result<ExitCode> DoScheduleNext(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const ScheduleSpec spec, FindSchedule(options, *context));
@@ -62,6 +83,12 @@ Result<ExitCode> DoScheduleNext(const Options& options) {
     auto parsed = ParseRfc3339(options.from);
     if (!parsed) return Prefixed(std::move(parsed.error()), "--from");
     from = *parsed;
+  }
+  if (options.transitions) {
+    const Table table = TransitionRows(cron, from);
+    if (table.rows.empty()) fmt::print(stderr, "the clock of {} does not jump\n", spec.timezone);
+    Print(table, context->format());
+    return ExitCode::kOk;
   }
   const std::uint32_t count = options.count == 0 ? kFiresDefault : options.count;
   if (count > kFiresMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kFiresMax);
@@ -80,16 +107,77 @@ Result<ExitCode> DoScheduleList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
-  Table table{
-      .columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until", "next"},
-      .rows = {}};
+  Table table{.columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until",
+                          "next", "start", "end", "jitter_ms", "max_parallel"},
+              .rows = {}};
   for (const ScheduleRow& row : rows) {
     const auto cron = CronSchedule::Make(row.spec);
     const auto next = cron ? cron->Next(row.watermark) : std::nullopt;
     table.rows.push_back({row.pipeline, row.version, row.spec.cron, row.spec.timezone, row.spec.dst, row.spec.catchup,
                           row.spec.overlap, row.paused, UtcColumn(row.watermark),
-                          next ? Cell{UtcColumn(*next)} : Cell{cron ? std::string("never") : cron.error().message}});
+                          !cron        ? Cell{cron.error().message}
+                          : row.paused ? Cell{std::string("paused")}
+                          : next       ? Cell{UtcColumn(*next)}
+                                       : Cell{std::string("never")},
+                          row.spec.start.empty() ? Cell{} : Cell{row.spec.start},
+                          row.spec.end.empty() ? Cell{} : Cell{row.spec.end}, row.spec.jitter.count(),
+                          row.spec.max_parallel == 0 ? Cell{} : Cell{std::int64_t{row.spec.max_parallel}}});
   }
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+// A name that is no applied pipeline comes with the nearest one.
+Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, MonoTime deadline) {
+  const auto versions = ledger.ListPipelines(kDefaultOrg, deadline);
+  if (error.code != ErrorCode::kNotFound || !versions) return error;
+  std::vector<std::string_view> names;
+  for (const PipelineVersion& v : *versions) names.push_back(v.name);
+  if (std::ranges::find(names, name) != names.end()) return error;
+  if (const auto near = Suggest(name, names)) error.message += fmt::format("; did you mean '{}'?", *near);
+  return error;
+}
+
+Result<ExitCode> DoSchedulePause(const Options& options, bool pause) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  std::size_t skipped = 0;
+  if (pause) {
+    auto paused = ledger->SetPaused(kDefaultOrg, options.pipeline, true, context->Deadline());
+    if (!paused)
+      return std::unexpected(NamedPipeline(std::move(paused.error()), *ledger, options.pipeline, context->Deadline()));
+  } else {
+    auto resumed = scheduler::ResumeSchedule(*ledger, kDefaultOrg, options.pipeline, context->Deadline());
+    if (!resumed)
+      return std::unexpected(NamedPipeline(std::move(resumed.error()), *ledger, options.pipeline, context->Deadline()));
+    skipped = *resumed;
+  }
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
+  Table table{.columns = {"pipeline", "cron", "timezone", "paused", "next"}, .rows = {}};
+  for (const ScheduleRow& row : rows) {
+    if (row.pipeline != options.pipeline) continue;
+    const auto cron = CronSchedule::Make(row.spec);
+    const auto next = cron && !row.paused ? cron->Next(std::max(row.watermark, context->clock().WallNow())) : std::nullopt;
+    table.rows.push_back({row.pipeline, row.spec.cron, row.spec.timezone, row.paused, next ? Cell{UtcColumn(*next)} : Cell{}});
+  }
+  Print(table, context->format());
+  if (skipped > 0) fmt::print(stderr, "{} slots of the pause were still undecided; they are skipped\n", skipped);
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoScheduleSlots(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
+  const std::uint32_t count = options.count == 0 ? kSlotsDefault : options.count;
+  if (count > kSlotsMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kSlotsMax);
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  auto version = ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline());
+  if (!version)
+    return std::unexpected(NamedPipeline(std::move(version.error()), *ledger, options.pipeline, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto slots, ledger->Slots(kDefaultOrg, options.pipeline, count, context->Deadline()));
+  Table table{.columns = {"slot", "state", "reason", "run", "decided_at"}, .rows = {}};
+  for (const SlotRow& slot : slots)
+    table.rows.push_back({UtcColumn(slot.key.slot), slot.state, slot.reason, slot.run ? Cell{slot.run->ToString()} : Cell{},
+                          UtcColumn(slot.decided_at)});
   Print(table, context->format());
   return ExitCode::kOk;
 }
@@ -241,6 +329,9 @@ Result<ExitCode> DoDoctor(const Options& options) {
 }  // namespace
 
 ExitCode ScheduleNext(const Options& options) { return Finish(DoScheduleNext(options)); }
+ExitCode SchedulePause(const Options& options) { return Finish(DoSchedulePause(options, true)); }
+ExitCode ScheduleResume(const Options& options) { return Finish(DoSchedulePause(options, false)); }
+ExitCode ScheduleSlots(const Options& options) { return Finish(DoScheduleSlots(options)); }
 ExitCode ScheduleList(const Options& options) { return Finish(DoScheduleList(options)); }
 ExitCode Query(const Options& options) { return Finish(DoQuery(options)); }
 ExitCode AuditVerify(const Options& options) { return Finish(DoAuditVerify(options)); }

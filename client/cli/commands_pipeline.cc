@@ -7,6 +7,7 @@
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
+#include "common/model/schedule_rules.h"
 
 namespace millrace::cli {
 namespace {
@@ -31,29 +32,46 @@ std::string Describe(const StageSpec& stage) {
   return "SQL";
 }
 
-Result<ExitCode> DoCheck(const Options& options) {
+// As JSON one object, with the same `ok` and `errors` as when the file is refused.
+void PrintChecked(const Table& table, std::string_view rows, OutputFormat format) {
+  if (format != OutputFormat::kJson) return Print(table, format);
+  fmt::print("{}", FormatChecked(table, rows));
+  std::fflush(stdout);
+}
+
+// To stderr: the schedule of a file and its next fire.
+void PrintSchedules(const Pipeline& pipeline, WallTime now) {
+  for (const ScheduleSpec& spec : pipeline.schedules) {
+    const auto cron = CronSchedule::Make(spec);
+    const auto next = cron ? cron->Next(now) : std::nullopt;
+    fmt::print(stderr, "schedule: {}, next {}\n", Describe(spec), next ? ToRfc3339(*next) : "never");
+  }
+}
+
+Result<ExitCode> DoCheck(const Options& options, std::vector<Diagnostic>* diagnostics) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "check"));
-  MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
-  if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections()));
+  MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file, diagnostics));
+  if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections(), diagnostics));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
   RunRequest request;
   request.params = WithSamples(file.pipeline, params);
   MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // wrong values are about the command line, not the file
   MILLRACE_TRY_ASSIGN(const auto schemas,
-                      TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
+                      TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout, diagnostics));
   Table table{.columns = {"stage", "column", "type", "not_null"}, .rows = {}};
   for (const StageSchema& schema : schemas)
     for (const ColumnSpec& column : schema.columns)
       table.rows.push_back({schema.stage, column.name, column.type, column.not_null});
-  Print(table, context->format());
+  PrintChecked(table, "columns", context->format());
+  PrintSchedules(file.pipeline, context->clock().WallNow());
   fmt::print(stderr, "{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
   return ExitCode::kOk;
 }
 
-Result<ExitCode> DoPlan(const Options& options) {
+Result<ExitCode> DoPlan(const Options& options, std::vector<Diagnostic>* diagnostics) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "plan"));
-  MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
-  if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections()));
+  MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file, diagnostics));
+  if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections(), diagnostics));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
   RunRequest request;
   request.base_dir = file.base_dir;
@@ -61,7 +79,7 @@ Result<ExitCode> DoPlan(const Options& options) {
   request.version = 0;
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
-  MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
+  MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout, diagnostics));
   Table table{
       .columns = {"stage", "kind", "does", "after", "checks", "contract", "max_attempts", "timeout_s", "queue", "effect"},
       .rows = {}};
@@ -72,12 +90,8 @@ Result<ExitCode> DoPlan(const Options& options) {
                           std::int64_t{stage.retry.max_attempts}, stage.timeout.count() / 1000, stage.queue,
                           plan.jobs[i].effect});
   }
-  Print(table, context->format());
-  for (const ScheduleSpec& spec : file.pipeline.schedules) {
-    const auto cron = CronSchedule::Make(spec);
-    const auto next = cron ? cron->Next(request.now) : std::nullopt;
-    fmt::print(stderr, "schedule: {} {}, next {}\n", spec.cron, spec.timezone, next ? ToRfc3339(*next) : "never");
-  }
+  PrintChecked(table, "stages", context->format());
+  PrintSchedules(file.pipeline, request.now);
   return ExitCode::kOk;
 }
 
@@ -127,10 +141,23 @@ Result<ExitCode> DoShow(const Options& options) {
   return ExitCode::kOk;
 }
 
+using FileCommand = Result<ExitCode> (*)(const Options&, std::vector<Diagnostic>*);
+
+// Programs read what is wrong from stdout; stderr has it for people either way.
+ExitCode RunFileCommand(FileCommand command, const Options& options) {
+  std::vector<Diagnostic> diagnostics;
+  const auto result = command(options, &diagnostics);
+  if (!result && (options.output == "json" || options.output == "ndjson")) {
+    fmt::print("{}", FileErrorsJson(options.file, result.error(), diagnostics, options.output == "json" ? 2 : -1));
+    std::fflush(stdout);
+  }
+  return Finish(result);
+}
+
 }  // namespace
 
-ExitCode CheckFile(const Options& options) { return Finish(DoCheck(options)); }
-ExitCode PlanFile(const Options& options) { return Finish(DoPlan(options)); }
+ExitCode CheckFile(const Options& options) { return RunFileCommand(DoCheck, options); }
+ExitCode PlanFile(const Options& options) { return RunFileCommand(DoPlan, options); }
 ExitCode PipelineApply(const Options& options) { return Finish(DoApply(options)); }
 ExitCode PipelineList(const Options& options) { return Finish(DoList(options)); }
 ExitCode PipelineShow(const Options& options) { return Finish(DoShow(options)); }

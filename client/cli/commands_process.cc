@@ -27,6 +27,7 @@ Result<ExitCode> Serve(Context& context, EngineParts parts) {
 }
 
 Result<ExitCode> ServeAlone(const Options& options, const std::string& process, EngineParts parts) {
+  BlockStopSignals();  // first: a service manager may stop what it has just started
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, process));
   if (context->embedded())
     return Fail(ErrorCode::kInvalidArgument,
@@ -63,6 +64,7 @@ ExitCode BrokerProcess(const Options& options) {
 ExitCode WorkerProcess(const Options& options) {
   Options with = WithFlag(options, "worker.name", options.name);
   if (options.concurrency != 0) with = WithFlag(with, "worker.concurrency", std::to_string(options.concurrency));
+  BlockStopSignals();
   const auto result = [&]() -> Result<ExitCode> {  // needs neither ledger nor queue: brokers and lake are enough
     MILLRACE_TRY_ASSIGN(const auto context, Context::Make(with, options.name.empty() ? "worker" : options.name));
     return Serve(*context, {.worker = true});

@@ -7,6 +7,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/engine.h"
+#include "client/cli/find_run.h"
 #include "client/cli/home.h"
 #include "client/cli/pipeline_file.h"
 #include "client/cli/progress.h"
@@ -89,7 +90,7 @@ Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Op
 
 // `millrace run lst` looks for a file of that name; its user meant something else.
 std::string DidYouMeanVerb(const std::string& word) {
-  static constexpr std::array<std::string_view, 4> kVerbs{"start", "list", "show", "logs"};
+  static constexpr std::array<std::string_view, 6> kVerbs{"start", "list", "show", "logs", "cancel", "retry"};
   const auto verb = Suggest(word, kVerbs);
   return verb ? fmt::format("; did you mean 'millrace run {}'?", *verb) : "";
 }
@@ -209,9 +210,12 @@ Result<ExitCode> DoRunList(const Options& options) {
     for (const RunSummary& run : runs) fmt::print("{}\n", run.spec.id.ToString());
     return ExitCode::kOk;
   }
+  if (context->format() == OutputFormat::kTable) {
+    fmt::print("{}", RunsForPeople(runs, context->clock().WallNow()));
+    return ExitCode::kOk;
+  }
   Table table{
-      .columns = {"run", "pipeline", "version", "state", "slot", "created_at",
-                  context->format() == OutputFormat::kTable ? "duration" : "duration_ms", "jobs_ended", "jobs", "reason"},
+      .columns = {"run", "pipeline", "version", "state", "slot", "created_at", "duration_ms", "jobs_ended", "jobs", "reason"},
       .rows = {}};
   for (const RunSummary& run : runs)
     table.rows.push_back({run.spec.id.ToString(), run.spec.pipeline, run.spec.version, std::string(Name(run.state)),
@@ -224,8 +228,9 @@ Result<ExitCode> DoRunList(const Options& options) {
 
 Result<ExitCode> DoRunShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
-  MILLRACE_TRY_ASSIGN(const RunId run, RunId::Parse(options.id));
+  MILLRACE_TRY(CheckRunName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, options.id, options.pipeline, context->Deadline()));
   MILLRACE_TRY(PrintRun(*context, *ledger, run, options));
   return ExitCode::kOk;
 }
@@ -253,8 +258,9 @@ void PrintLogs(const std::vector<LogEntry>& entries, OutputFormat format) {
 
 Result<ExitCode> DoRunLogs(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
-  MILLRACE_TRY_ASSIGN(const RunId run, RunId::Parse(options.id));
+  MILLRACE_TRY(CheckRunName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, options.id, options.pipeline, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger->GetRun(kDefaultOrg, run, context->Deadline()));
   bool found = options.stage.empty();
   std::vector<LogEntry> entries;
@@ -266,7 +272,7 @@ Result<ExitCode> DoRunLogs(const Options& options) {
     if (job.outcome && job.outcome->report.token != Token{})
       entries.push_back({job.spec.stage, job.outcome->counters.deliveries, &job.outcome->report});
   }
-  if (!found) return Fail(ErrorCode::kNotFound, "run {} has no stage '{}'", options.id, options.stage);
+  if (!found) return Fail(ErrorCode::kNotFound, "run {} has no stage '{}'", run.ToString(), options.stage);
   PrintLogs(entries, context->format());
   return ExitCode::kOk;
 }

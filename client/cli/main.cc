@@ -53,6 +53,8 @@ void AddGlobalOptions(Grammar& g) {
   g.app.add_flag("-q,--quiet", g.options.quiet, "Print ids only");
 }
 
+constexpr const char* kRunIdHelp = "Run id, or its first characters (at least 4), or 'last'";
+
 void AddRunCommands(Grammar& g) {
   CLI::App* run = g.Add(&g.app, "run", "Run a pipeline file here and now, embedded; or look at runs", RunFile);
   run->add_option("FILE", g.options.file, "Pipeline file");
@@ -60,16 +62,60 @@ void AddRunCommands(Grammar& g) {
   CLI::App* start = g.Add(run, "start", "Start a run of an applied pipeline", RunStart);
   start->add_option("PIPELINE", g.options.pipeline, "Name of the pipeline")->required();
   start->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
+  start->alias("now");
   start->add_flag("--wait", g.options.wait, "Follow it to its end and exit with its outcome");
   CLI::App* list = g.Add(run, "list", "Runs, newest first", RunList);
   list->add_option("--pipeline", g.options.pipeline, "Only this pipeline's");
   list->add_option("--state", g.options.state, "Only runs in this state");
   list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* show = g.Add(run, "show", "One run: stages, rows, errors", RunShow);
-  show->add_option("ID", g.options.id, "Run id")->required();
+  show->add_option("ID", g.options.id, kRunIdHelp)->required();
+  show->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
+  CLI::App* retry = g.Add(run, "retry", "Run a failed run again: what succeeded is not repeated", RunRetry);
+  retry->add_option("ID", g.options.id, kRunIdHelp)->required();
+  retry->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
   CLI::App* logs = g.Add(run, "logs", "What the stages of a run wrote to their logs, attempt by attempt", RunLogs);
-  logs->add_option("ID", g.options.id, "Run id")->required();
+  logs->add_option("ID", g.options.id, kRunIdHelp)->required();
+  logs->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
   logs->add_option("--stage", g.options.stage, "Only this stage");
+  CLI::App* cancel = g.Add(run, "cancel", "Stop runs: what has not started never does, what runs is stopped", RunCancel);
+  cancel->add_option("ID", g.options.ids, "Run ids, their beginnings, or last")->required();
+  cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
+  cancel->add_flag("--wait", g.options.wait, "Wait until nothing of them runs any more");
+}
+
+void AddJobFilter(CLI::App* command, Options& options) {
+  command->add_option("--queue", options.queue, "Only jobs of this queue");
+  command->add_option("--kind", options.kind, "Only jobs of this kind");
+  command->add_option("--error-class", options.error_class, "Only jobs that ended with this error class");
+  command->add_option("--since", options.since, "Only jobs submitted since this time, or this long ago (2h, 7d)");
+}
+
+void AddJobCommands(Grammar& g) {
+  CLI::App* job = g.Group("job", "Jobs, and what to do about dead ones");
+  CLI::App* list = g.Add(job, "list", "Jobs, newest first", JobList);
+  AddJobFilter(list, g.options);
+  list->add_option("--state", g.options.state, "Only jobs that ended so: succeeded, dead, cancelled, expired, skipped");
+  list->add_flag("--open", g.options.open, "Only dead jobs that nobody has requeued or discarded");
+  list->add_option("--before", g.options.before, "The page after this job id");
+  list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
+  CLI::App* show = g.Add(job, "show", "One job: attempts, counters, signal, exit code, last log lines", JobShow);
+  show->add_option("ID", g.options.id, "Job id")->required();
+  CLI::App* requeue = g.Add(job, "requeue", "Repeat dead jobs: each by a new job with the same effect", JobRequeue);
+  CLI::App* discard = g.Add(job, "discard", "Note that nothing is to be done about dead jobs", JobDiscard);
+  for (CLI::App* command : {requeue, discard}) {
+    command->add_option("ID", g.options.ids, "Job ids; or give a filter");
+    AddJobFilter(command, g.options);
+    command->add_flag("--dry-run", g.options.dry_run, "Only say which jobs and how many");
+    command->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
+  }
+  requeue->add_option("--payload", g.options.payload_file, "File with a new payload");
+  requeue->add_option("--to-queue", g.options.to_queue, "Put them into this queue instead");
+  requeue->add_option("--priority", g.options.priority, "New priority, 0 (most urgent) to 3");
+  requeue->add_option("--max-attempts", g.options.max_attempts, "New number of attempts");
+  CLI::App* cancel = g.Add(job, "cancel", "Stop single jobs; those of a run are stopped with their run", JobCancel);
+  cancel->add_option("ID", g.options.ids, "Job ids")->required();
+  cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
 }
 
 void AddPipelineCommands(Grammar& g) {
@@ -93,13 +139,45 @@ void AddPipelineCommands(Grammar& g) {
 
   CLI::App* schedule = g.Group("schedule", "Schedules");
   g.Add(schedule, "list", "Schedules in the ledger and their next fire", ScheduleList);
+  for (const auto& [name, help, command] :
+       {std::tuple{"pause", "Stop a pipeline's schedule: due slots are skipped until 'schedule resume'",
+                   Command(SchedulePause)},
+        std::tuple{"resume", "Let a paused schedule fire again, from now on", Command(ScheduleResume)}}) {
+    CLI::App* sub = g.Add(schedule, name, help, command);
+    sub->add_option("PIPELINE", g.options.pipeline, "Name of the applied pipeline")->required();
+  }
+  CLI::App* slots = g.Add(schedule, "slots", "Decided slots of a pipeline: fired, skipped or missed, and why", ScheduleSlots);
+  slots->add_option("PIPELINE", g.options.pipeline, "Name of the applied pipeline")->required();
+  slots->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* next = g.Add(schedule, "next", "The next fires of a pipeline, a file or a bare expression", ScheduleNext);
   next->add_option("PIPELINE", g.options.file, "Pipeline file, or the name of an applied pipeline");
   next->add_option("--cron", g.options.cron, "A bare expression instead");
   next->add_option("--timezone", g.options.timezone, "Time zone of --cron (default UTC)");
   next->add_option("--dst", g.options.dst, "Daylight-saving rule of --cron: once, skip or both");
   next->add_option("--from", g.options.from, "Fires after this time (default: now), as 2026-11-21T06:15:00Z");
+  next->add_flag("--transitions", g.options.transitions,
+                 "Instead, what happens around the next two jumps of the zone's clock (daylight saving)");
   next->add_option("-n,--count", g.options.count, "How many (default 10)");
+}
+
+void AddBackfillCommands(Grammar& g) {
+  CLI::App* backfill = g.Add(&g.app, "backfill", "Run the slots of a range in the past; or look at backfills", BackfillStart);
+  backfill->add_option("PIPELINE", g.options.pipeline, "Name of the pipeline");
+  backfill->add_option("--from", g.options.from, "First day, as 2026-01-01 in the schedule's zone, or instant");
+  backfill->add_option("--to", g.options.to, "Last day, which belongs to the range, or instant, which does not");
+  backfill->add_option("--schedule", g.options.schedule, "Name of the schedule (default: the only one)");
+  backfill->add_option("--reprocess", g.options.reprocess,
+                       "Slots to run: none (those without a run, the default), failed (those too whose last run failed), all");
+  backfill->add_flag("--newest-first", g.options.newest_first, "Begin at the end of the range");
+  backfill->add_option("--max-parallel", g.options.max_parallel, "Runs at once (default 1)");
+  backfill->add_option("-p,--param", g.options.params, "A parameter as name=value; may be repeated")->take_all();
+  backfill->add_option("--generation", g.options.generation, "Go on with, or create, exactly this generation");
+  backfill->add_flag("--dry-run", g.options.dry_run, "Only say what would be run");
+  CLI::App* list = g.Add(backfill, "list", "Backfills, newest first, and how far they are", BackfillList);
+  list->add_option("--pipeline", g.options.pipeline, "Only this pipeline's");
+  list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
+  CLI::App* show = g.Add(backfill, "show", "One backfill: range, options, progress", BackfillShow);
+  show->add_option("ID", g.options.id, "Backfill id")->required();
 }
 
 void AddProcessCommands(Grammar& g) {
@@ -113,6 +191,32 @@ void AddProcessCommands(Grammar& g) {
     if (std::string(name) == "worker") process->add_option("--concurrency", g.options.concurrency, "Jobs at a time");
   }
   g.Add(&g.app, "status", "Shards and workers of a running broker", Status);
+}
+
+void AddQueueCommands(Grammar& g) {
+  CLI::App* queue = g.Group("queue", "Queues: what waits and runs, limits, order, pause");
+  g.Add(queue, "list", "Every queue that was ever set, or in which something waits or runs", QueueList);
+  CLI::App* set = nullptr;
+  for (const auto& [name, help, command] : {std::tuple{"show", "One queue", Command(QueueShow)},
+                                            std::tuple{"set", "Change what is given, and only that", Command(QueueSet)},
+                                            std::tuple{"pause", "Start nothing more; what runs goes on", Command(QueuePause)},
+                                            std::tuple{"resume", "Go on after a pause", Command(QueueResume)}}) {
+    CLI::App* sub = g.Add(queue, name, help, command);
+    sub->add_option("QUEUE", g.options.queue, "Name of the queue")->required();
+    if (std::string(name) == "set") set = sub;
+  }
+  QueueFlags& flags = g.options.queue_flags;
+  set->add_option("--concurrency", flags.concurrency, "Jobs that run at a time; 0 = no limit");
+  set->add_option("--key-concurrency", flags.key_concurrency, "Jobs of one limit key that run at a time; 0 = no limit");
+  set->add_option("--rate", flags.rate, "Jobs that start per period, e.g. 100/1s; none = no limit");
+  set->add_option("--burst", flags.burst, "Starts that --rate lets come at once after a quiet time (default: its count)");
+  set->add_option("--key-rate", flags.key_rate, "The same for one limit key, e.g. 5/1m");
+  set->add_option("--key-burst", flags.key_burst, "The same for --key-rate");
+  set->add_option("--order", flags.order, "strict (the most urgent first) or weighted (turns by --weights)");
+  set->add_option("--weights", flags.weights, "Turns of the priorities 0 to 3, e.g. 8,4,2,1");
+  set->add_option("--aging", flags.aging, "Strict order: a line that waited so long counts one priority higher, e.g. 60s");
+  set->add_option("--max-waiting", flags.max_waiting, "Jobs that may wait; more are refused (queue_full); 0 = no limit");
+  set->add_option("--max-waiting-bytes", flags.max_waiting_bytes, "Payload bytes that may wait; 0 = no limit");
 }
 
 void AddOtherCommands(Grammar& g) {
@@ -132,12 +236,19 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 26> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 46> kExamples{{
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
-    {"run show", "run show 01a1fc86-aaa1-71b6-be1e-5b4980682c42"},
-    {"run logs", "run logs 01a1fc86-aaa1-71b6-be1e-5b4980682c42 --stage orders"},
+    {"run show", "run show last\nrun show last --pipeline shop -o json\nrun show 01a1fc86-aaa1"},
+    {"run logs", "run logs last --stage orders\nrun logs 01a1fc86-aaa1"},
+    {"run retry", "run retry last\nrun retry 01a1fc86-aaa1"},
+    {"job", "job list --open\njob requeue --error-class timed_out --since 2h --dry-run"},
+    {"job list", "job list --state dead --queue mail -n 20\njob list --open -o json"},
+    {"job show", "job show 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10"},
+    {"job requeue",
+     "job requeue 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --max-attempts 5\njob requeue --queue mail --since 2h --dry-run"},
+    {"job discard", "job discard 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --reason 'customer is gone'"},
     {"check", "check shop.yaml\ncheck shop.yaml -o json"},
     {"plan", "plan shop.yaml\nplan shop.yaml -p since=2026-01-01"},
     {"up", "up shop.yaml\nup --home /var/lib/shop"},
@@ -151,8 +262,27 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 26> kExample
     {"pipeline show", "pipeline show shop"},
     {"schedule", "schedule list\nschedule next shop"},
     {"schedule list", "schedule list -o json"},
+    {"run cancel", "run cancel last\nrun cancel 0199a3 --reason 'wrong day' --wait"},
+    {"job cancel", "job cancel 0199a3f0-5b1e-7c3a-9d61-2f8a4c5e6b70 --reason obsolete"},
+    {"schedule pause", "schedule pause shop"},
+    {"schedule resume", "schedule resume shop"},
+    {"schedule slots", "schedule slots shop -n 10"},
     {"schedule next",
-     "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3"},
+     "schedule next shop.yaml\nschedule next --cron '30 2 * * *' --timezone America/New_York --from 2026-03-07T00:00:00Z -n 3\n"
+     "schedule next shop --transitions"},
+    {"backfill",
+     "backfill shop --from 2026-01-01 --to 2026-01-31 --dry-run\nbackfill shop --from 2026-01-01 --to 2026-01-31 "
+     "--max-parallel 4"},
+    {"backfill list", "backfill list --pipeline shop"},
+    {"backfill show", "backfill show 01a1fc86-aaa1-71b6-be1e-5b4980682c42"},
+    {"queue", "queue list\nqueue set default --concurrency 8"},
+    {"queue list", "queue list\nqueue list -o json"},
+    {"queue show", "queue show default"},
+    {"queue set",
+     "queue set api --rate 100/1s --key-rate 5/1m --key-concurrency 2\nqueue set batch --order weighted --weights "
+     "8,4,2,1\nqueue set batch --max-waiting 100000"},
+    {"queue pause", "queue pause api"},
+    {"queue resume", "queue resume api"},
     {"query",
      "query warehouse \"select * from shop_per_country limit 10\"\nquery warehouse \"select count(*) from orders\" -o csv"},
     {"audit", "audit verify"},
@@ -225,7 +355,8 @@ std::string Hint(const CLI::App& app, const std::vector<std::string>& words) {
       AddOptionNames(*at, &options);
     } else {
       is_command = false;
-      const bool takes_words = at->get_subcommands([](const CLI::App*) { return true; }).empty() || at->get_name() == "run";
+      const bool takes_words = at->get_subcommands([](const CLI::App*) { return true; }).empty() || at->get_name() == "run" ||
+                               at->get_name() == "backfill";
       if (!takes_words) return fmt::format("unknown command '{}'{}", word, DidYouMean(word, names));
     }
   }
@@ -239,8 +370,11 @@ int Main(int argc, char** argv) {
   g.app.set_version_flag("--version", MILLRACE_VERSION);
   AddGlobalOptions(g);
   AddRunCommands(g);
+  AddJobCommands(g);
   AddPipelineCommands(g);
+  AddBackfillCommands(g);
   AddProcessCommands(g);
+  AddQueueCommands(g);
   AddOtherCommands(g);
   AddFooters(g.app, "");
   try {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,12 @@
 #include "client/cli/progress.h"
 
 namespace millrace::cli {
+
+struct QueueFlags {  // queue set: what is given is changed
+  std::optional<std::uint32_t> concurrency, key_concurrency, burst, key_burst;
+  std::optional<std::uint64_t> max_waiting, max_waiting_bytes;
+  std::optional<std::string> rate, key_rate, order, weights, aging;
+};
 
 struct Options {
   // Global.
@@ -24,9 +31,17 @@ struct Options {
   std::string file;                 // FILE of run, check, plan, up, pipeline apply; FILE or NAME of schedule next
   std::vector<std::string> params;  // -p name=value
   std::string id;                   // run show, run logs
+  std::vector<std::string> ids;     // run cancel, run retry, job cancel, requeue, discard
+  std::string reason;               // run cancel, run retry, job cancel, requeue, discard
   std::string pipeline;             // names
+  std::string queue;                // queue show, set, pause, resume; job list, requeue, discard
+  QueueFlags queue_flags;           // queue set
   std::string state;
   std::string stage;
+  std::string kind, error_class, since, before;    // job list, requeue, discard
+  bool open = false;                               // job list
+  std::string to_queue, payload_file;              // job requeue
+  int priority = -1, max_attempts = 0;             // job requeue
   std::string connection, sql;                     // query
   std::string cron, timezone, dst = "once", from;  // schedule next, pipeline apply
   std::string base_dir;                            // pipeline apply
@@ -35,8 +50,12 @@ struct Options {
   std::string name;                                // worker, broker, scheduler --name
   int concurrency = 0;                             // worker
   std::uint32_t count = 0;                         // -n
-  bool wait = false;                               // run start
+  bool wait = false;                               // run start, run cancel
   bool origin = false;                             // config show
+  bool transitions = false;                        // schedule next
+  std::string to, schedule, reprocess = "none";    // backfill; from is its other edge
+  bool newest_first = false, dry_run = false;      // backfill; job requeue, job discard
+  std::uint32_t max_parallel = 1, generation = 0;  // backfill; generation 0: the next
 };
 
 }  // namespace millrace::cli

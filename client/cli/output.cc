@@ -132,6 +132,14 @@ void Print(const Table& table, OutputFormat format) {
   std::fflush(stdout);
 }
 
+std::string FormatChecked(const Table& table, std::string_view rows) {
+  Json array = Json::array();
+  for (const auto& row : table.rows) array.push_back(RowObject(table, row));
+  Json document{{"ok", true}, {"errors", Json::array()}};
+  document[std::string(rows)] = std::move(array);
+  return Dump(document, 2) + '\n';
+}
+
 std::string HumanCount(std::int64_t n) {
   std::string digits = std::to_string(n);
   const std::size_t first = n < 0 ? 1 : 0;
@@ -164,6 +172,18 @@ std::string HumanDuration(Micros d) {
 
 Cell DurationCell(Micros d, OutputFormat format) {
   return format == OutputFormat::kTable ? Cell{HumanDuration(d)} : Cell{std::int64_t{d.count() / 1000}};
+}
+
+std::string Ellipsized(std::string_view text, std::size_t columns) {
+  if (DisplayWidth(text) <= columns) return std::string(text);
+  std::size_t end = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    std::size_t next = at + 1;
+    while (next < text.size() && (static_cast<unsigned char>(text[next]) & 0xC0U) == 0x80U) ++next;
+    if (DisplayWidth(text.substr(0, next)) > columns - 3) break;
+    end = at = next;
+  }
+  return std::string(text.substr(0, end)) + "...";
 }
 
 std::size_t DisplayWidth(std::string_view text) {

@@ -29,6 +29,8 @@ struct Table {
 // to the right with thousands separated, for people.
 std::string Format(const Table& table, OutputFormat format);
 void Print(const Table& table, OutputFormat format);
+// {"ok": true, "errors": [], "<rows>": [the table's rows]}: what a command that checks something prints as JSON.
+std::string FormatChecked(const Table& table, std::string_view rows);
 
 // For people.
 std::string HumanCount(std::int64_t n);      // "3,000,000"
@@ -36,6 +38,10 @@ std::string HumanBytes(std::int64_t bytes);  // "12.9 MB"
 std::string HumanDuration(Micros d);         // "640 ms", "2.31 s", "3 min 12 s"
 // A column `duration` of text for people, `duration_ms` of whole milliseconds for programs.
 Cell DurationCell(Micros d, OutputFormat format);
+
+// `text` cut to at most `columns` columns of a terminal, with "..." at its end where something is missing. Cuts between
+// characters. REQUIRES: columns >= 3.
+std::string Ellipsized(std::string_view text, std::size_t columns);
 
 // Columns a terminal shows for `text` (wide and combining characters counted as terminals do).
 std::size_t DisplayWidth(std::string_view text);

@@ -23,6 +23,7 @@
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
+#include "common/model/pipeline_places.h"
 #include "scheduler/slot_planner.h"
 
 namespace millrace::cli {
@@ -117,26 +118,33 @@ std::string SampleOf(const std::string& type) {
   return type == "bigint" || type == "double" ? "1" : "";
 }
 
-Diagnostic ToDiagnostic(const PipelineFile& file, const Json& problem) {
+Diagnostic ToDiagnostic(const PipelineFile& file, const PipelinePlaces& places, const Json& problem) {
   Diagnostic d;
   d.file = file.path;
   d.code = problem.at("code").get<std::string>();
-  d.message = fmt::format("stage '{}': {}", problem.at("stage").get<std::string>(), problem.at("message").get<std::string>());
+  const std::string stage = problem.at("stage").get<std::string>();
+  d.message = fmt::format("stage '{}': {}", stage, problem.at("message").get<std::string>());
   d.help = problem.at("help").get<std::string>();
-  const StageSpec* stage = file.pipeline.FindStage(problem.at("stage").get<std::string>());
-  if (stage == nullptr) return d;
-  d.place = stage->place;
-  const int line = problem.at("line").get<int>();
-  if (line > 0 && stage->sql_place.line > 0) {  // inside the SQL: a block text begins on its own line
-    d.place.line = stage->sql_place.line + line - 1;
-    d.place.column = stage->sql_place.column + problem.at("column").get<int>() - 1;
+  StagePart part{.path = problem.at("path").get<std::vector<std::string>>(), .key = problem.at("key").get<bool>()};
+  if (problem.contains("offset")) part.offset = problem.at("offset").get<std::size_t>();
+  part.length = problem.at("length").get<std::size_t>();
+  if (const auto mark = places.Find(stage, part)) {
+    d.place = mark->place;
+    d.length = mark->length;
   }
   return d;
 }
 
+// What all functions of a file say when it has errors.
+std::unexpected<Error> Refused(std::vector<Diagnostic> found, const std::string& source, std::vector<Diagnostic>* diagnostics) {
+  Error error{ErrorCode::kRejected, RenderAll(found, source)};
+  if (diagnostics != nullptr) *diagnostics = std::move(found);
+  return std::unexpected(std::move(error));
+}
+
 }  // namespace
 
-Result<PipelineFile> ReadPipelineFile(const std::string& path) {
+Result<PipelineFile> ReadPipelineFile(const std::string& path, std::vector<Diagnostic>* diagnostics) {
   std::error_code ec;
   const auto kind = std::filesystem::status(path, ec).type();
   if (ec || kind == std::filesystem::file_type::not_found) return Fail(ErrorCode::kNotFound, "{}: no such file", path);
@@ -150,8 +158,7 @@ Result<PipelineFile> ReadPipelineFile(const std::string& path) {
   file.source.assign(std::istreambuf_iterator<char>(in), {});
   file.base_dir = std::filesystem::absolute(path, ec).lexically_normal().parent_path();
   auto parsed = ParsePipeline(file.source, path, {.schedule_validator = ScheduleComplaint});
-  if (!parsed.diagnostics.empty())
-    return std::unexpected(Error{ErrorCode::kRejected, RenderAll(parsed.diagnostics, file.source)});
+  if (!parsed.diagnostics.empty()) return Refused(std::move(parsed.diagnostics), file.source, diagnostics);
   file.pipeline = std::move(*parsed.pipeline);
   return file;
 }
@@ -174,10 +181,12 @@ std::map<std::string, std::string> WithSamples(const Pipeline& pipeline, std::ma
   return params;
 }
 
-Result<void> CheckConnections(const PipelineFile& file, const std::vector<ConnectionSpec>& connections) {
+Result<void> CheckConnections(const PipelineFile& file, const std::vector<ConnectionSpec>& connections,
+                              std::vector<Diagnostic>* diagnostics) {
   std::vector<std::string_view> names;
   for (const ConnectionSpec& c : connections) names.push_back(c.name);
-  std::vector<Diagnostic> diagnostics;
+  std::vector<Diagnostic> found;
+  std::optional<PipelinePlaces> places;
   for (const StageSpec& stage : file.pipeline.stages) {
     const auto* load = std::get_if<LoadSpec>(&stage.work);
     if (load == nullptr || load->to == "file" || std::ranges::find(names, load->to) != names.end()) continue;
@@ -188,15 +197,18 @@ Result<void> CheckConnections(const PipelineFile& file, const std::vector<Connec
     const auto near = Suggest(load->to, names);
     d.help = near ? fmt::format("did you mean '{}'?", *near)
                   : fmt::format("the configuration has: {}; add connections.{}", fmt::join(names, ", "), load->to);
-    d.place = stage.place;
-    diagnostics.push_back(std::move(d));
+    if (!places) places.emplace(file.source);
+    const Mark mark = places->Find(stage.name, {.path = {"load", "to"}}).value_or(Mark{stage.place});
+    d.place = mark.place;
+    d.length = mark.length;
+    found.push_back(std::move(d));
   }
-  if (diagnostics.empty()) return {};
-  return std::unexpected(Error{ErrorCode::kRejected, RenderAll(diagnostics, file.source)});
+  if (found.empty()) return {};
+  return Refused(std::move(found), file.source, diagnostics);
 }
 
 Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
-                                           const std::string& lake, MonoTime deadline) {
+                                           const std::string& lake, MonoTime deadline, std::vector<Diagnostic>* diagnostics) {
   Json request;
   request["pipeline"] = Json::parse(ToJson(file.pipeline));
   request["base_dir"] = file.base_dir;
@@ -208,10 +220,13 @@ Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::
   if (!answer.is_object()) return Fail(ErrorCode::kCorrupt, "the type check's answer is no JSON object");
   if (answer.contains("error")) return Fail(ErrorCode::kInvalidArgument, "{}", answer["error"].get<std::string>());
   try {
-    std::vector<Diagnostic> diagnostics;
-    for (const Json& problem : answer.at("problems")) diagnostics.push_back(ToDiagnostic(file, problem));
-    std::ranges::stable_sort(diagnostics, {}, [](const Diagnostic& d) { return std::pair{d.place.line, d.place.column}; });
-    if (!diagnostics.empty()) return std::unexpected(Error{ErrorCode::kRejected, RenderAll(diagnostics, file.source)});
+    if (!answer.at("problems").empty()) {
+      const PipelinePlaces places(file.source);
+      std::vector<Diagnostic> found;
+      for (const Json& problem : answer.at("problems")) found.push_back(ToDiagnostic(file, places, problem));
+      std::ranges::stable_sort(found, {}, [](const Diagnostic& d) { return std::pair{d.place.line, d.place.column}; });
+      return Refused(std::move(found), file.source, diagnostics);
+    }
     std::vector<StageSchema> schemas;
     for (const Json& stage : answer.at("stages")) {
       StageSchema schema{.stage = stage.at("stage").get<std::string>(), .columns = {}};
@@ -225,6 +240,31 @@ Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::
   } catch (const Json::exception& e) {
     return Fail(ErrorCode::kCorrupt, "the type check's answer: {}", e.what());
   }
+}
+
+std::string FileErrorsJson(const std::string& file, const Error& error, const std::vector<Diagnostic>& diagnostics,
+                           int indent) {
+  Json errors = Json::array();
+  const auto number = [](int n) { return n > 0 ? Json(n) : Json(nullptr); };
+  const auto text = [](const std::string& t) { return t.empty() ? Json(nullptr) : Json(t); };
+  for (const Diagnostic& d : diagnostics)
+    errors.push_back({{"file", d.file},
+                      {"line", number(d.place.line)},
+                      {"column", number(d.place.column)},
+                      {"length", number(d.place.line > 0 ? d.length : 0)},
+                      {"code", d.code},
+                      {"message", d.message},
+                      {"suggestion", text(d.help)}});
+  if (diagnostics.empty())
+    errors.push_back({{"file", file},
+                      {"line", nullptr},
+                      {"column", nullptr},
+                      {"length", nullptr},
+                      {"code", Name(error.code)},
+                      {"message", error.message},
+                      {"suggestion", nullptr}});
+  const Json document{{"ok", false}, {"errors", std::move(errors)}};
+  return document.dump(indent, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace millrace::cli

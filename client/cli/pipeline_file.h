@@ -20,8 +20,8 @@ struct PipelineFile {
 };
 
 // kNotFound: no such file. kRejected: the file has errors; the message is all of them, rendered with their places,
-// and ends with a newline.
-Result<PipelineFile> ReadPipelineFile(const std::string& path);
+// and ends with a newline. They are also put into `diagnostics`, where given; so do the functions below.
+Result<PipelineFile> ReadPipelineFile(const std::string& path, std::vector<Diagnostic>* diagnostics = nullptr);
 
 // -p name=value arguments. kInvalidArgument names the one that is not of that form or comes twice.
 Result<std::map<std::string, std::string>> ParseParams(const std::vector<std::string>& params);
@@ -31,7 +31,8 @@ std::map<std::string, std::string> WithSamples(const Pipeline& pipeline, std::ma
 
 // For the embedded form, whose worker has this configuration: every load names one of `connections` or `file`. kRejected as
 // ReadPipelineFile.
-Result<void> CheckConnections(const PipelineFile& file, const std::vector<ConnectionSpec>& connections);
+Result<void> CheckConnections(const PipelineFile& file, const std::vector<ConnectionSpec>& connections,
+                              std::vector<Diagnostic>* diagnostics = nullptr);
 
 // Types, columns and SQL of the whole graph, without data, by millrace-stage. A required parameter that is not given stands
 // for some value of its type. kRejected: rendered complaints, which end with a newline.
@@ -40,6 +41,11 @@ struct StageSchema {
   std::vector<ColumnSpec> columns;
 };
 Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
-                                           const std::string& lake, MonoTime deadline);
+                                           const std::string& lake, MonoTime deadline,
+                                           std::vector<Diagnostic>* diagnostics = nullptr);
+
+// What `check` and `plan` print as JSON when they fail: {"ok": false, "errors": [{"file", "line", "column", "length", "code",
+// "message", "suggestion"}]}. Without diagnostics, `error` itself. Ends with a newline; indent -1: one line.
+std::string FileErrorsJson(const std::string& file, const Error& error, const std::vector<Diagnostic>& diagnostics, int indent);
 
 }  // namespace millrace::cli

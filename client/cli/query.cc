@@ -1,8 +1,10 @@
 #include "client/cli/query.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "common/base/suggest.h"
 #include "common/crypto/audit.h"
 #include "common/drivers/postgres.h"
 #include "common/drivers/sqlite.h"
@@ -29,12 +31,39 @@ Cell SqliteCell(const sqlite::Statement& row, int column) {
   return {};
 }
 
+// "no such table: shop.orders" comes with what the table is called here.
+Error WithTableHint(Error error, sqlite::Database& database) {
+  constexpr std::string_view kMissing = "no such table: ";
+  const std::size_t at = error.message.find(kMissing);
+  if (at == std::string::npos) return error;
+  std::string wrong = error.message.substr(at + kMissing.size());
+  wrong.resize(std::min(wrong.find(' '), wrong.size()));
+  auto list = database.Prepare("select name from sqlite_schema where type in ('table', 'view') and name not like 'sqlite_%'");
+  std::vector<std::string> names;
+  while (list) {
+    const auto row = list->Step();
+    if (!row || !*row) break;
+    names.push_back(list->String(0));
+  }
+  std::string flat = wrong;
+  std::ranges::replace(flat, '.', '_');
+  const std::vector<std::string_view> views(names.begin(), names.end());
+  if (flat != wrong && std::ranges::find(views, flat) != views.end()) {
+    error.message += fmt::format("; SQLite has no schemas: the table '{}' is called {} here", wrong, flat);
+  } else if (const auto near = Suggest(flat, views)) {
+    error.message += fmt::format("; did you mean {}?", *near);
+  }
+  return error;
+}
+
 Result<Table> QuerySqlite(const std::string& path, const std::string& sql, const Clock& clock, MonoTime deadline) {
   if (!std::filesystem::exists(path))
     return Fail(ErrorCode::kNotFound, "there is no database at {}: nothing was loaded yet", path);
   MILLRACE_TRY_ASSIGN(auto database, sqlite::Database::Open(path, {.access = sqlite::Access::kReadOnly, .clock = &clock}));
   database.SetDeadline(deadline);
-  MILLRACE_TRY_ASSIGN(auto statement, database.Prepare(sql));
+  auto prepared = database.Prepare(sql);
+  if (!prepared) return std::unexpected(WithTableHint(std::move(prepared.error()), database));
+  sqlite::Statement statement = std::move(*prepared);
   Table table;
   for (int c = 0; c < statement.ColumnCount(); ++c) table.columns.push_back(statement.ColumnName(c));
   while (true) {

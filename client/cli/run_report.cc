@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "client/cli/find_run.h"
+
 namespace millrace::cli {
 namespace {
 
@@ -196,6 +198,63 @@ std::string ForPeople(const RunReport& report) {
   // The reason of a failed run repeats its stage's error.
   if (!explained && !report.reason.empty() && report.state != RunState::kSucceeded) out += "\n" + report.reason + "\n";
   return out;
+}
+
+namespace {
+
+constexpr std::size_t kPipelineColumnsMin = 8, kReasonColumnsMin = 12;
+
+// "06:15:00" on the day of `now`, "11-20 06:15" in its year, else "2025-12-31".
+std::string ShortTime(WallTime t, std::string_view now) {
+  std::string text = ToRfc3339(t).substr(0, 19);
+  text[10] = ' ';
+  if (text.substr(0, 10) == now.substr(0, 10)) return text.substr(11);
+  return text.substr(0, 4) == now.substr(0, 4) ? text.substr(5, 11) : text.substr(0, 10);
+}
+
+// The widest cell of each column, by what a terminal shows.
+std::size_t WidthOf(const Table& table, std::size_t column) {
+  std::size_t width = DisplayWidth(table.columns[column]);
+  for (const auto& row : table.rows)
+    if (const auto* text = std::get_if<std::string>(&row[column])) width = std::max(width, DisplayWidth(*text));
+  return width;
+}
+
+}  // namespace
+
+std::string RunsForPeople(const std::vector<RunSummary>& runs, WallTime now) {
+  std::vector<RunId> ids;
+  for (const RunSummary& run : runs) ids.push_back(run.spec.id);
+  const std::size_t id_length = ShortIdLength(ids);
+  const std::string today = ToRfc3339(now);
+  const bool slots = std::ranges::any_of(runs, [](const RunSummary& run) { return run.spec.slot.has_value(); });
+  Table table{.columns = {"run", "pipeline", "state", "created"}, .rows = {}};
+  if (slots) table.columns.emplace_back("slot");
+  for (const char* name : {"duration", "stages", "reason"}) table.columns.emplace_back(name);
+  for (const RunSummary& run : runs) {
+    std::vector<Cell> row{run.spec.id.ToString().substr(0, id_length), run.spec.pipeline, std::string(Name(run.state)),
+                          ShortTime(run.spec.created_at, today)};
+    // The date of a slot is that of its run unless it says otherwise.
+    if (slots) row.push_back(run.spec.slot ? Cell{ShortTime(*run.spec.slot, ToRfc3339(run.spec.created_at))} : Cell{});
+    row.push_back(run.finished_at ? Cell{HumanDuration(*run.finished_at - run.spec.created_at)} : Cell{});
+    row.push_back(fmt::format("{}/{}", run.jobs_ended, run.jobs));
+    std::string reason = run.reason;
+    std::ranges::replace(reason, '\n', ' ');
+    row.push_back(std::move(reason));
+    table.rows.push_back(std::move(row));
+  }
+  constexpr std::size_t kPipeline = 1;
+  std::size_t others = 0;
+  for (std::size_t c = 0; c + 1 < table.columns.size(); ++c) others += (c == kPipeline ? 0 : WidthOf(table, c)) + 2;
+  const std::size_t room = kRunListColumns - std::min(others, kRunListColumns);
+  // A long name gives way to the reason, as far as it stays a name.
+  const std::size_t reason = std::min(WidthOf(table, table.columns.size() - 1), kReasonColumnsMin);
+  const std::size_t name = std::min(WidthOf(table, kPipeline), std::max(kPipelineColumnsMin, room - std::min(reason, room)));
+  for (auto& row : table.rows) {
+    row[kPipeline] = Ellipsized(std::get<std::string>(row[kPipeline]), name);
+    row.back() = Ellipsized(std::get<std::string>(row.back()), std::max(kReasonColumnsMin, room - std::min(name, room)));
+  }
+  return Format(table, OutputFormat::kTable);
 }
 
 }  // namespace millrace::cli

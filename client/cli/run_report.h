@@ -46,4 +46,9 @@ Table StageTable(const RunReport& report, OutputFormat format);
 std::string ToJson(const RunReport& report);     // one object, indented
 std::string ForPeople(const RunReport& report);  // several lines: headline, stage table, identity, targets, errors
 
+// `run list` for people, at most kRunListColumns wide: ids shortened as far as they stay different, times in UTC (their date
+// only when it is not today's), reasons cut.
+inline constexpr std::size_t kRunListColumns = 100;
+std::string RunsForPeople(const std::vector<RunSummary>& runs, WallTime now);
+
 }  // namespace millrace::cli

@@ -31,7 +31,8 @@ inline constexpr std::size_t kErrorMessageBytesMax = 4u << 10;
 // Jobs and runs.
 inline constexpr int kMaxAttemptsMax = 100;
 inline constexpr int kMaxAttemptsDefault = 3;
-inline constexpr int kCrashesMax = 3;  // a job that kills its process this often goes dead
+inline constexpr int kCrashesMax = 3;                   // a job that kills its process this often goes dead
+inline constexpr std::uint32_t kFenceFailuresMax = 10;  // of attempts to raise a cancelled job's fence; then it goes dead
 inline constexpr std::size_t kNoRetryClassesMax = 16;
 inline constexpr std::size_t kJobOptionsBytesMax = 4u << 10;  // as JSON
 inline constexpr std::size_t kStagesPerPipelineMax = 10'000;
@@ -44,5 +45,19 @@ inline constexpr int kPriorityDefault = 2;
 inline constexpr std::size_t kOwnerBatchRowsMax = 4000;  // rows of one ledger transaction
 inline constexpr std::size_t kClaimJobsMax = 500;        // jobs of one claim
 inline constexpr std::size_t kWorkersMax = 10'000;
+
+// Queues (ops/docs/queue.md).
+inline constexpr auto kAgingDefault = std::chrono::milliseconds{60'000};  // a waiting line counts one level higher after each
+inline constexpr auto kAgingMin = std::chrono::milliseconds{100};
+inline constexpr auto kAgingMax = std::chrono::milliseconds{86'400'000};
+inline constexpr std::uint32_t kQueueWeightMax = 1000;
+inline constexpr std::uint32_t kQueueConcurrencyMax = 1'000'000;
+inline constexpr std::uint32_t kRateCountMax = 1'000'000;  // jobs per period, and the burst of a bucket
+inline constexpr auto kRatePeriodMin = std::chrono::milliseconds{1};
+inline constexpr auto kRatePeriodMax = std::chrono::milliseconds{3'600'000};
+inline constexpr std::uint64_t kQueueWaitingJobsMax = 1'000'000'000;
+inline constexpr std::uint64_t kQueueWaitingBytesMax = std::uint64_t{1} << 50;
+inline constexpr std::size_t kQueueSettingsBytesMax = 4u << 10;  // as JSON
+inline constexpr std::size_t kQueuesListedMax = 1000;            // of one answer
 
 }  // namespace millrace

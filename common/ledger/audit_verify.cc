@@ -262,9 +262,9 @@ class Verifier {
 
   void SayWhatIsUnproven() {
     if (checkpoints_ == nullptr) {
-      report_.unproven.push_back("without checkpoints, records removed from the end of a chain cannot be noticed");
-      report_.unproven.push_back("without checkpoints, a restored older copy of the database cannot be noticed");
-      report_.unproven.push_back("without checkpoints, a database whose audit trail was computed anew cannot be noticed");
+      report_.unproven.emplace_back("without checkpoints, records removed from the end of a chain cannot be noticed");
+      report_.unproven.emplace_back("without checkpoints, a restored older copy of the database cannot be noticed");
+      report_.unproven.emplace_back("without checkpoints, a database whose audit trail was computed anew cannot be noticed");
       return;
     }
     if (report_.unpinned_records != 0)

@@ -23,6 +23,7 @@
 #include "common/crypto/audit_source.h"
 #include "common/model/job.h"
 #include "common/model/pipeline.h"
+#include "common/model/queue_settings.h"
 
 namespace millrace {
 
@@ -54,10 +55,17 @@ struct OwnerBatch {
   std::vector<CancelRow> cancels;       // one that is there already stays as it is
   std::vector<RunId> outbox_done_runs;  // outbox rows that are now in the queue
   std::vector<JobId> outbox_done_jobs;
+  std::vector<JobId> unique_started;  // first grants: keys with UniqueUntil::kStarted are free
   bool Empty() const {
     return runs.empty() && jobs.empty() && attempts.empty() && outcomes.empty() && run_outcomes.empty() && cancels.empty() &&
-           outbox_done_runs.empty() && outbox_done_jobs.empty();
+           outbox_done_runs.empty() && outbox_done_jobs.empty() && unique_started.empty();
   }
+};
+// A single job that was not accepted, because another one holds its unique key.
+struct UniqueConflict {
+  JobId job;
+  JobId holder;
+  friend bool operator==(const UniqueConflict&, const UniqueConflict&) = default;
 };
 // What did not go in because the same key was there before (a repeated submit, an outcome already recorded), or a job's run
 // was. Not errors.
@@ -65,6 +73,21 @@ struct OwnerBatchResult {
   std::vector<RunId> duplicate_runs;
   std::vector<JobId> duplicate_jobs;
   std::vector<JobId> duplicate_outcomes;
+  std::vector<UniqueConflict> conflicts;  // nothing of these jobs was written
+};
+struct SubmitJobsResult {
+  std::vector<JobId> duplicates;
+  std::vector<UniqueConflict> conflicts;
+};
+// What somebody did about dead jobs, and the jobs that repeat them.
+struct Requeue {
+  std::optional<RunSpec> run;  // set: `jobs` are this run's; else they are single ones
+  std::vector<JobSpec> jobs;
+  std::vector<DeadActionRow> actions;
+};
+struct RequeueResult {
+  std::vector<JobId> already_done;        // dead jobs that had an action: what was to repeat them was not written
+  std::vector<UniqueConflict> conflicts;  // likewise, `job` is the new one
 };
 
 // ---- rebuild ---------------------------------------------------------------------------------------------------------------
@@ -81,6 +104,7 @@ struct LiveRun {  // accepted, no run outcome
   std::map<JobId, Counters> counters;
   std::map<JobId, WallTime> next_run_at;
   bool cancelling = false;
+  std::string cancel_reason;  // "cancelled by cli root@host: wrong day"
 };
 // What became of something that a client named.
 struct ItemState {
@@ -105,9 +129,11 @@ struct ScheduleRow {
   OrgId org = kDefaultOrg;
   std::string pipeline;
   ScheduleSpec spec;
-  std::int64_t version = 0;  // the pipeline version that runs
-  WallTime watermark{};      // slots at or before it are decided; never goes back
-  bool paused = false;
+  std::int64_t version = 0;   // the pipeline version that runs
+  WallTime watermark{};       // slots at or before it are decided; never goes back
+  bool paused = false;        // due slots are decided as skipped
+  bool active = true;         // false: the pipeline's newest version has no such schedule
+  std::int64_t revision = 0;  // grows with every change of the row but the watermark's going forward
 };
 struct SlotKey {
   OrgId org = kDefaultOrg;
@@ -127,6 +153,53 @@ struct SlotDecision {
   std::optional<RunSpec> run;  // fired
   std::vector<JobSpec> jobs;
 };
+// A request to run the slots of a range in the past: one immutable row. Its runs have the row's generation; the scheduler
+// feeds them in (scheduler/backfill_feeder.h). See ops/docs/schedules.md.
+using BackfillId = UuidId<struct BackfillIdTag>;
+struct BackfillRow {
+  BackfillId id;
+  OrgId org = kDefaultOrg;
+  std::string pipeline, schedule;
+  WallTime from{}, to{};         // slots in [from, to) ...
+  WallTime until{};              // ... and not after this: the schedule's watermark at creation; later ones are the schedule's
+  std::uint32_t generation = 0;  // of its slots: unique per (org, pipeline, schedule), 1 or more
+  std::int64_t version = 0;      // of the pipeline, for all its runs
+  std::string options;           // BackfillOptions as JSON (common/model/backfill.h)
+  std::string actor;             // who: "cli root@host"
+  WallTime created_at{};
+  friend bool operator==(const BackfillRow&, const BackfillRow&) = default;
+};
+struct BackfillState {
+  BackfillRow row;
+  WallTime position{};               // oldest first: every slot before it is decided; newest first: every slot at or after it
+  bool fed = false;                  // every slot of the range is decided
+  std::optional<WallTime> ended_at;  // fed, and no run of it is active
+  std::uint32_t noted = 0;           // runs of it that were active when last looked at ...
+  std::uint32_t active = 0;          // ... and so many of those still are
+};
+struct BackfillFilter {
+  std::optional<OrgId> org;  // empty: all orgs
+  std::optional<BackfillId> id;
+  std::optional<std::string> pipeline;
+  bool unended = false;
+  std::uint32_t limit = 100;
+};
+// One row of a slot and, if it has a run, what became of that.
+inline constexpr std::size_t kSlotHistoriesMax = 100;  // slots of one question
+struct SlotHistory {
+  WallTime slot{};
+  std::uint32_t generation = 0;
+  std::string state;
+  std::optional<RunId> run;
+  std::optional<RunState> run_ended;  // empty: no run, or it is active
+};
+// A turn of feeding a backfill. Nothing moves when the stored position is not `position_was`.
+struct BackfillStep {
+  BackfillId id;
+  WallTime position_was{}, position{};
+  bool fed = false;
+  std::vector<RunId> runs;  // of this batch's decisions
+};
 struct FireBatch {
   std::uint64_t leader_epoch = 0;  // guards nothing but waste: the slot's unique key is the guarantee
   std::vector<SlotDecision> decisions;
@@ -136,6 +209,8 @@ struct FireBatch {
     WallTime to;
   };
   std::vector<Watermark> watermarks;  // each becomes greatest(stored, to)
+  std::vector<BackfillStep> steps;
+  WallTime now{};  // ledger's clock; when a backfill that these steps find at its end ended
 };
 struct FireResult {
   std::vector<SlotKey> already_decided;  // slots that another scheduler had written: their runs were not created
@@ -161,6 +236,21 @@ struct JobDetail {
   JobSpec spec;
   std::vector<AttemptRow> attempts;
   std::optional<OutcomeRow> outcome;
+  std::optional<DeadActionRow> dead_action;
+};
+struct JobFilter {
+  OrgId org = kDefaultOrg;
+  std::optional<JobState> state;  // terminal; empty: any, ended or not
+  bool open = false;              // dead and neither requeued nor discarded
+  std::optional<std::string> queue, kind, error_class;
+  std::optional<WallTime> since;  // submitted then or later, by the time in the id (ms)
+  std::optional<JobId> before;    // keyset: ids below
+  std::uint32_t limit = 50;       // <= 500
+};
+struct JobSummary {
+  JobSpec spec;                       // without payload and depends_on
+  std::optional<OutcomeRow> outcome;  // without result and log_tail
+  std::optional<DeadActionRow> dead_action;
 };
 struct RunDetail {
   RunSummary summary;
@@ -207,7 +297,21 @@ class Ledger : public AuditSource {
   virtual Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) = 0;
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
-  virtual Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
+  // Unique keys are decided here as in Commit: of concurrent submits, whoever makes them, exactly one gets the key.
+  virtual Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
+  // One transaction, by anybody; runs and jobs get outbox rows. A dead job gets one action for ever: of two that act on it at
+  // the same time the second is told so, and its new job is not written (unless it belongs to `run`). The caller has seen that
+  // the jobs are dead, which does not change.
+  virtual Result<RequeueResult> RequeueDead(const Requeue& requeue, MonoTime deadline) = 0;
+  // As above: the requests, and outbox rows for what has not ended. A request that exists stays as it is.
+  virtual Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) = 0;
+
+  // Queues. Settings are appended, revision by revision; the newest counts. Stores `settings` as revision + 1 and returns it.
+  // kConflict: `settings.revision` is not the newest one (0: there is none yet).
+  virtual Result<QueueSettings> PutQueueSettings(const QueueSettings& settings, std::string_view actor, MonoTime deadline) = 0;
+  // The newest of every queue that was ever set, of one org or of all, of one shard or of all; in (org, queue) order.
+  virtual Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
+                                                      MonoTime deadline) = 0;
 
   // Pipelines. Applying the same definition, base_dir and schedules again changes nothing and returns the stored version.
   // A schedule's watermark survives new versions; a new schedule starts at the ledger's time.
@@ -226,16 +330,44 @@ class Ledger : public AuditSource {
   };
   virtual Result<Leadership> TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) = 0;
   virtual Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> org, MonoTime deadline) = 0;
+  // Pauses or resumes the schedules of a pipeline; nothing else of them changes, and a new version keeps it. Repeatable.
+  // kNotFound: the pipeline has no schedule.
+  virtual Result<void> SetPaused(OrgId org, std::string_view pipeline, bool paused, MonoTime deadline) = 0;
+  // Rows (active or not) with a higher revision, in its order. Revisions become visible in order: none below the highest one
+  // that was read can come later.
+  virtual Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t after_revision, std::uint32_t limit,
+                                                            MonoTime deadline) = 0;
+  // The versions that the active schedules of these pipelines run, without their source.
+  virtual Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId org, std::span<const std::string> pipelines,
+                                                                 MonoTime deadline) = 0;
+  // Those of the pipelines that have a run without an outcome, runs of backfills apart (for overlap: skip).
+  virtual Result<std::vector<std::string>> BusyPipelines(OrgId org, std::span<const std::string> pipelines,
+                                                         MonoTime deadline) = 0;
   virtual Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) = 0;
   // Runs of a pipeline without an outcome (for overlap: skip).
   virtual Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) = 0;
   virtual Result<std::vector<SlotRow>> Slots(OrgId org, std::string_view pipeline, std::uint32_t limit,
                                              MonoTime deadline) = 0;  // newest first
 
+  // Backfills. With generation 0: takes the next one of the schedule, or gives back a backfill of the same range and options
+  // that has not ended. With a generation: creates it, or gives back the one that has it; kConflict when that one is another.
+  struct CreatedBackfill {
+    BackfillRow row;
+    bool created = false;
+  };
+  virtual Result<CreatedBackfill> CreateBackfill(BackfillRow row, MonoTime deadline) = 0;
+  virtual Result<std::vector<BackfillState>> Backfills(const BackfillFilter& filter, MonoTime deadline) = 0;  // newest first
+  // All rows of these slots (at most kSlotHistoriesMax), by slot and generation.
+  virtual Result<std::vector<SlotHistory>> SlotHistories(OrgId org, std::string_view pipeline, std::string_view schedule,
+                                                         std::span<const WallTime> slots, MonoTime deadline) = 0;
+  // How many runs of a backfill are in each state; kRunning: no outcome.
+  virtual Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow& row, MonoTime deadline) = 0;
+
   virtual Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) = 0;
   virtual Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) = 0;  // kNotFound
   // kNotFound. A job of `durability: redis` that succeeded at once has an outcome only: its spec is the id, org and class.
   virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;
+  virtual Result<std::vector<JobSummary>> ListJobs(const JobFilter& filter, MonoTime deadline) = 0;  // newest first
 
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;

@@ -166,7 +166,69 @@ create table cancel (
 create index cancel_audit on cancel (audit_writer, audit_seq);
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2};
+// Settings of queues, one row per revision; the newest counts.
+constexpr std::string_view kVersion3 = R"sql(
+create table queue_setting (
+  org bigint not null, queue text not null, revision bigint not null, shard integer not null, settings text not null,
+  actor text not null, at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null,
+  primary key (org, queue, revision));
+create index queue_setting_by_shard on queue_setting (shard);
+create index queue_setting_audit on queue_setting (audit_writer, audit_seq);
+)sql";
+
+// More rules of a schedule, and the revision that tells schedulers which rows changed; backfills. A revision is taken under a
+// lock that is held to the end of the transaction, so that revisions become visible in their order.
+constexpr std::string_view kVersion4 = R"sql(
+create sequence schedule_revision;
+alter table schedule add column starts text not null default '', add column ends text not null default '',
+  add column jitter_ms bigint not null default 0, add column max_parallel bigint not null default 0,
+  add column revision bigint not null default nextval('millrace.schedule_revision');
+create index schedule_by_revision on schedule (revision);
+create function schedule_changed() returns trigger language plpgsql as $$
+begin
+  perform pg_advisory_xact_lock(7318349394477058);
+  new.revision := nextval('millrace.schedule_revision');
+  return new;
+end $$;
+create trigger schedule_inserted before insert on schedule for each row execute function schedule_changed();
+create trigger schedule_updated before update on schedule for each row
+  when (new.watermark < old.watermark or
+        (new.cron, new.timezone, new.catchup, new.overlap, new.dst, new.misfire_grace_ms, new.version, new.paused, new.active,
+         new.starts, new.ends, new.jitter_ms, new.max_parallel) is distinct from
+        (old.cron, old.timezone, old.catchup, old.overlap, old.dst, old.misfire_grace_ms, old.version, old.paused, old.active,
+         old.starts, old.ends, old.jitter_ms, old.max_parallel))
+  execute function schedule_changed();
+
+create table backfill (
+  backfill uuid primary key, org bigint not null, pipeline text not null, schedule text not null,
+  range_from timestamptz not null, range_to timestamptz not null, until timestamptz not null, generation bigint not null,
+  version bigint not null, options text not null, actor text not null, created_at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null);
+create index backfill_audit on backfill (audit_writer, audit_seq);
+create unique index backfill_generation on backfill (org, pipeline, schedule, generation);
+create table backfill_state (
+  backfill uuid primary key, position timestamptz not null, fed smallint not null default 0, ended_at timestamptz);
+create index backfill_unended on backfill_state (backfill) where ended_at is null;
+create table backfill_live (backfill uuid not null, run uuid not null, primary key (backfill, run));
+)sql";
+
+// What became of dead jobs; live unique keys (until_us: micros since 1970, the last instant of the type when not a window).
+constexpr std::string_view kVersion5 = R"sql(
+create table dead_action (
+  job uuid primary key, org bigint not null, action smallint not null, new_job uuid, actor text not null, reason text not null,
+  at timestamptz not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null);
+create index dead_action_audit on dead_action (audit_writer, audit_seq);
+create index outcome_dead on outcome (job) where state = 11;
+create table live_unique (
+  org bigint not null, queue text not null, key text not null, job uuid not null, until smallint not null, until_us bigint not null,
+  primary key (org, queue, key));
+create index live_unique_by_job on live_unique (job);
+create index live_unique_by_time on live_unique (until_us);
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
 
 }  // namespace
 

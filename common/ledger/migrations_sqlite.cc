@@ -86,7 +86,66 @@ create table cancel (
 create index cancel_audit on cancel (audit_writer, audit_seq);
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2};
+// Settings of queues, one row per revision; the newest counts.
+constexpr std::string_view kVersion3 = R"sql(
+create table queue_setting (
+  org integer not null, queue text not null, revision integer not null, shard integer not null, settings text not null,
+  actor text not null, at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null,
+  primary key (org, queue, revision)) strict;
+create index queue_setting_by_shard on queue_setting (shard);
+create index queue_setting_audit on queue_setting (audit_writer, audit_seq);
+)sql";
+
+// More rules of a schedule, and the revision that tells schedulers which rows changed; backfills.
+constexpr std::string_view kVersion4 = R"sql(
+alter table schedule add column starts text not null default '';
+alter table schedule add column ends text not null default '';
+alter table schedule add column jitter_ms integer not null default 0;
+alter table schedule add column max_parallel integer not null default 0;
+alter table schedule add column revision integer not null default 0;
+update schedule set revision = rowid;
+create index schedule_by_revision on schedule (revision);
+create trigger schedule_inserted after insert on schedule begin
+  update schedule set revision = (select max(revision) from schedule) + 1 where rowid = new.rowid;
+end;
+create trigger schedule_updated after update of watermark, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, paused, active, starts, ends, jitter_ms, max_parallel on schedule
+  when new.watermark < old.watermark or
+       (new.cron, new.timezone, new.catchup, new.overlap, new.dst, new.misfire_grace_ms, new.version, new.paused, new.active, new.starts, new.ends, new.jitter_ms, new.max_parallel) is not
+       (old.cron, old.timezone, old.catchup, old.overlap, old.dst, old.misfire_grace_ms, old.version, old.paused, old.active, old.starts, old.ends, old.jitter_ms, old.max_parallel)
+begin
+  update schedule set revision = (select max(revision) from schedule) + 1 where rowid = new.rowid;
+end;
+
+create table backfill (
+  backfill blob primary key, org integer not null, pipeline text not null, schedule text not null,
+  range_from integer not null, range_to integer not null, until integer not null, generation integer not null,
+  version integer not null, options text not null, actor text not null, created_at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null) strict;
+create index backfill_audit on backfill (audit_writer, audit_seq);
+create unique index backfill_generation on backfill (org, pipeline, schedule, generation);
+create table backfill_state (
+  backfill blob primary key, position integer not null, fed integer not null default 0, ended_at integer) strict;
+create index backfill_unended on backfill_state (backfill) where ended_at is null;
+create table backfill_live (backfill blob not null, run blob not null, primary key (backfill, run)) strict, without rowid;
+)sql";
+
+// What became of dead jobs; live unique keys (until_us: micros since 1970, the last instant of the type when not a window).
+constexpr std::string_view kVersion5 = R"sql(
+create table dead_action (
+  job blob primary key, org integer not null, action integer not null, new_job blob, actor text not null, reason text not null,
+  at integer not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null) strict;
+create index dead_action_audit on dead_action (audit_writer, audit_seq);
+create index outcome_dead on outcome (job) where state = 11;
+create table live_unique (
+  org integer not null, queue text not null, key text not null, job blob not null, until integer not null, until_us integer not null,
+  primary key (org, queue, key)) strict;
+create index live_unique_by_job on live_unique (job);
+create index live_unique_by_time on live_unique (until_us);
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
 
 }  // namespace
 

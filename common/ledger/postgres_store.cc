@@ -21,6 +21,7 @@ PgParams ToPg(const Params& params) {
       case Param::Kind::kBytes: out.Bytes(p.bytes); break;
       case Param::Kind::kTime: out.Time(FromUnixMicros(p.number)); break;
       case Param::Kind::kIds: out.IdArray(p.ids); break;
+      case Param::Kind::kTexts: out.TextArray(std::vector<std::string_view>(p.texts.begin(), p.texts.end())); break;
       case Param::Kind::kId:
         if (p.null)
           out.NullableId(std::nullopt);

@@ -23,6 +23,7 @@ class PostgresStore final : public SqlStore {
   Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) override;
   std::string Columns(Table table, std::string_view alias) const override;
   std::string In(int parameter) const override { return " = any($" + std::to_string(parameter) + ")"; }
+  std::string InTexts(int parameter) const override { return In(parameter); }
   std::string_view ForUpdate() const override { return " for update"; }
 
  private:

@@ -121,6 +121,8 @@ PgParams ToPg(const Params& params) {
       out.Time(FromUnixMicros(p.number));
     else if (p.kind == Param::Kind::kIds)
       out.IdArray(p.ids);
+    else if (p.kind == Param::Kind::kTexts)
+      out.TextArray(std::vector<std::string_view>(p.texts.begin(), p.texts.end()));
     else
       out.NullableId(p.null ? std::nullopt : std::optional<Uuid>(*Uuid::FromBytes(p.bytes)));
   }

@@ -51,6 +51,13 @@ constexpr Column kRunOutcomeColumns[] = {
     {"run", kUuid}, {"org", kInt}, {"state", kInt}, {"reason", kText}, {"finished_at", kTime}};
 constexpr Column kCancelColumns[] = {{"item", kUuid},  {"is_run", kBool}, {"org", kInt},
                                      {"actor", kText}, {"reason", kText}, {"requested_at", kTime}};
+constexpr Column kQueueSettingColumns[] = {{"org", kInt},       {"queue", kText}, {"revision", kInt}, {"shard", kInt},
+                                           {"settings", kText}, {"actor", kText}, {"at", kTime}};
+constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},       {"pipeline", kText}, {"schedule", kText},
+                                       {"range_from", kTime}, {"range_to", kTime}, {"until", kTime},    {"generation", kInt},
+                                       {"version", kInt},     {"options", kText},  {"actor", kText},    {"created_at", kTime}};
+constexpr Column kDeadActionColumns[] = {{"job", kUuid},   {"org", kInt},     {"action", kInt}, {"new_job", kUuid},
+                                         {"actor", kText}, {"reason", kText}, {"at", kTime}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},
@@ -60,7 +67,10 @@ constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionCo
                                          {"attempt", kAttemptColumns, 2},
                                          {"outcome", kOutcomeColumns, 1},
                                          {"run_outcome", kRunOutcomeColumns, 1},
-                                         {"cancel", kCancelColumns, 1}};
+                                         {"cancel", kCancelColumns, 1},
+                                         {"queue_setting", kQueueSettingColumns, 3},
+                                         {"backfill", kBackfillColumns, 1},
+                                         {"dead_action", kDeadActionColumns, 1}};
 
 // The length of the UTF-8 sequence at the start of `s`, 0 if there is none that PostgreSQL takes.
 std::size_t SequenceLength(std::string_view s) {
@@ -206,6 +216,26 @@ void Append(const CancelRow& r, Arena& a, std::vector<Value>& c) {
                      Value::Of(CleanText(r.actor, a)), Value::Of(CleanText(r.reason, a)), Value::Of(r.requested_at)});
 }
 
+void Append(const QueueSettingRow& r, Arena& a, std::vector<Value>& c) {
+  const QueueSettings& s = r.settings;
+  c.insert(c.end(), {Value::Of(s.org.value()), Value::Of(CleanText(s.queue, a)), Value::Of(s.revision),
+                     Value::Of(std::int64_t{r.shard.value()}), Value::Of(std::string_view(a.emplace_back(ToJson(s)))),
+                     Value::Of(CleanText(r.actor, a)), Value::Of(r.at)});
+}
+
+void Append(const BackfillRow& r, Arena& a, std::vector<Value>& c) {
+  c.insert(c.end(), {Value::Of(r.id.AsBytes()), Value::Of(r.org.value()), Value::Of(CleanText(r.pipeline, a)),
+                     Value::Of(CleanText(r.schedule, a)), Value::Of(r.from), Value::Of(r.to), Value::Of(r.until),
+                     Value::Of(std::int64_t{r.generation}), Value::Of(r.version), Value::Of(CleanText(r.options, a)),
+                     Value::Of(CleanText(r.actor, a)), Value::Of(r.created_at)});
+}
+
+void Append(const DeadActionRow& r, Arena& a, std::vector<Value>& c) {
+  c.insert(c.end(),
+           {Value::Of(r.job.AsBytes()), Value::Of(r.org.value()), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.action)}),
+            OptionalId(r.new_job), Value::Of(CleanText(r.actor, a)), Value::Of(CleanText(r.reason, a)), Value::Of(r.at)});
+}
+
 PipelineVersion PipelineVersionFrom(std::span<const Value> c) {
   return {OrgId{c[0].number}, Str(c[1]), c[2].number, Str(c[3]), Str(c[4]), Str(c[5]), TimeOf(c[6])};
 }
@@ -278,6 +308,39 @@ RunOutcomeRow RunOutcomeFrom(std::span<const Value> c) {
 
 CancelRow CancelFrom(std::span<const Value> c) {
   return {UuidOf(c[0]), c[1].number != 0, OrgId{c[2].number}, Str(c[3]), Str(c[4]), TimeOf(c[5])};
+}
+
+Result<QueueSettings> QueueSettingsFrom(std::span<const Value> c) {
+  auto settings = QueueSettingsFromJson(c[4].bytes);
+  if (!settings)
+    return Fail(ErrorCode::kCorrupt, "queue '{}' of org {}, revision {}: {}", c[1].bytes, c[0].number, c[2].number,
+                settings.error().message);
+  settings->org = OrgId{c[0].number};
+  settings->queue = Str(c[1]);
+  settings->revision = c[2].number;
+  return settings;
+}
+
+BackfillRow BackfillFrom(std::span<const Value> c) {
+  BackfillRow r;
+  r.id = BackfillId{UuidOf(c[0])};
+  r.org = OrgId{c[1].number};
+  r.pipeline = Str(c[2]);
+  r.schedule = Str(c[3]);
+  r.from = TimeOf(c[4]);
+  r.to = TimeOf(c[5]);
+  r.until = TimeOf(c[6]);
+  r.generation = U32(c[7]);
+  r.version = c[8].number;
+  r.options = Str(c[9]);
+  r.actor = Str(c[10]);
+  r.created_at = TimeOf(c[11]);
+  return r;
+}
+
+DeadActionRow DeadActionFrom(std::span<const Value> c) {
+  return {JobId{UuidOf(c[0])}, OrgId{c[1].number}, static_cast<DeadAction>(c[2].number), IdFrom<JobId>(c[3]), Str(c[4]),
+          Str(c[5]),           TimeOf(c[6])};
 }
 
 Digest LeafOf(Table table, std::span<const Value> cells) {

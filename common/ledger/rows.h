@@ -37,11 +37,31 @@ struct Value {
 // Keeps texts that had to be changed on their way in.
 using Arena = std::deque<std::string>;
 
-enum class Table : std::uint8_t { kPipelineVersion, kSlot, kRun, kJob, kAttempt, kOutcome, kRunOutcome, kCancel };
-inline constexpr std::size_t kTableCount = 8;
+enum class Table : std::uint8_t {
+  kPipelineVersion,
+  kSlot,
+  kRun,
+  kJob,
+  kAttempt,
+  kOutcome,
+  kRunOutcome,
+  kCancel,
+  kQueueSetting,
+  kBackfill,
+  kDeadAction
+};
+inline constexpr std::size_t kTableCount = 11;
 inline constexpr std::array<Table, kTableCount> kTables = {
-    Table::kPipelineVersion, Table::kSlot,    Table::kRun,        Table::kJob,
-    Table::kAttempt,         Table::kOutcome, Table::kRunOutcome, Table::kCancel};
+    Table::kPipelineVersion, Table::kSlot,   Table::kRun,          Table::kJob,      Table::kAttempt,   Table::kOutcome,
+    Table::kRunOutcome,      Table::kCancel, Table::kQueueSetting, Table::kBackfill, Table::kDeadAction};
+
+// A revision of a queue's settings.
+struct QueueSettingRow {
+  QueueSettings settings;
+  ShardId shard;  // of the org, so that its owner finds them
+  std::string actor;
+  WallTime at{};
+};
 
 struct TableDef {
   std::string_view name;
@@ -62,6 +82,9 @@ void Append(const AttemptRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const OutcomeRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const RunOutcomeRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const CancelRow& row, Arena& arena, std::vector<Value>& cells);
+void Append(const QueueSettingRow& row, Arena& arena, std::vector<Value>& cells);
+void Append(const BackfillRow& row, Arena& arena, std::vector<Value>& cells);
+void Append(const DeadActionRow& row, Arena& arena, std::vector<Value>& cells);
 
 // The other way; `cells` begins with the table's columns in order.
 PipelineVersion PipelineVersionFrom(std::span<const Value> cells);
@@ -72,6 +95,9 @@ AttemptRow AttemptFrom(std::span<const Value> cells);
 OutcomeRow OutcomeFrom(std::span<const Value> cells);
 RunOutcomeRow RunOutcomeFrom(std::span<const Value> cells);
 CancelRow CancelFrom(std::span<const Value> cells);
+Result<QueueSettings> QueueSettingsFrom(std::span<const Value> cells);  // kCorrupt: the stored text is no settings
+BackfillRow BackfillFrom(std::span<const Value> cells);
+DeadActionRow DeadActionFrom(std::span<const Value> cells);
 
 // The leaf of a row: table, then every column; numbers as integers, all else as bytes.
 Digest LeafOf(Table table, std::span<const Value> cells);

@@ -26,6 +26,10 @@ struct Batch {
   std::vector<const OutcomeRow*> outcomes;
   std::vector<const RunOutcomeRow*> run_outcomes;
   std::vector<const CancelRow*> cancels;
+  std::vector<const QueueSettingRow*> queue_settings;
+  std::vector<const BackfillRow*> backfills;
+  std::vector<const DeadActionRow*> dead_actions;
+  std::vector<Uuid> unique_started;
   std::vector<Uuid> outbox_done;
   std::vector<Statement> others;
   bool outbox = false;            // runs and single jobs get outbox rows
@@ -33,8 +37,12 @@ struct Batch {
 
   std::vector<RunId> duplicate_runs;
   std::vector<JobId> duplicate_jobs, duplicate_outcomes;
+  std::vector<JobId> duplicate_actions;
+  std::vector<UniqueConflict> conflicts;
   std::vector<SlotKey> duplicate_slots;
   bool version_exists = false;
+  bool setting_exists = false;
+  bool generation_exists = false;
 };
 
 class SqlLedger final : public Ledger {
@@ -59,7 +67,13 @@ class SqlLedger final : public Ledger {
   Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime deadline) override;
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) override;
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) override;
-  Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
+  Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) override;
+
+  Result<QueueSettings> PutQueueSettings(const QueueSettings& settings, std::string_view actor, MonoTime deadline) override;
+  Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
+                                              MonoTime deadline) override;
+  Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
+  Result<RequeueResult> RequeueDead(const Requeue& requeue, MonoTime deadline) override;
 
   Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
                                         std::string_view base_dir, OrgId org, MonoTime deadline) override;
@@ -69,13 +83,26 @@ class SqlLedger final : public Ledger {
 
   Result<Leadership> TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) override;
   Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> org, MonoTime deadline) override;
+  Result<void> SetPaused(OrgId org, std::string_view pipeline, bool paused, MonoTime deadline) override;
+  Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t after_revision, std::uint32_t limit,
+                                                    MonoTime deadline) override;
+  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId org, std::span<const std::string> pipelines,
+                                                         MonoTime deadline) override;
+  Result<std::vector<std::string>> BusyPipelines(OrgId org, std::span<const std::string> pipelines, MonoTime deadline) override;
   Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) override;
   Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) override;
   Result<std::vector<SlotRow>> Slots(OrgId org, std::string_view pipeline, std::uint32_t limit, MonoTime deadline) override;
 
+  Result<CreatedBackfill> CreateBackfill(BackfillRow row, MonoTime deadline) override;
+  Result<std::vector<BackfillState>> Backfills(const BackfillFilter& filter, MonoTime deadline) override;
+  Result<std::vector<SlotHistory>> SlotHistories(OrgId org, std::string_view pipeline, std::string_view schedule,
+                                                 std::span<const WallTime> slots, MonoTime deadline) override;
+  Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow& row, MonoTime deadline) override;
+
   Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) override;
   Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) override;
   Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) override;
+  Result<std::vector<JobSummary>> ListJobs(const JobFilter& filter, MonoTime deadline) override;
 
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override;
   Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
@@ -93,6 +120,12 @@ class SqlLedger final : public Ledger {
   Result<bool> Prune(Batch& batch, MonoTime deadline);  // false: nothing was there to be taken out
   Result<std::set<Uuid>> Existing(Table table, std::vector<Uuid> ids, MonoTime deadline);
   Result<bool> PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline);
+  // sql_ledger_backfill.cc
+  Result<std::optional<BackfillRow>> SameBackfill(const BackfillRow& wanted, std::uint32_t& highest, MonoTime deadline);
+  // sql_ledger_jobs.cc
+  Result<void> AddUniqueKeys(const Batch& batch, WriteSet& set, MonoTime deadline);
+  Result<bool> PruneUniqueKeys(Batch& batch, MonoTime deadline);
+  Result<bool> PruneDeadActions(Batch& batch, MonoTime deadline);
   // sql_ledger_rebuild.cc
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
   Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
@@ -100,7 +133,8 @@ class SqlLedger final : public Ledger {
   Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
   // sql_ledger_read.cc
-  Result<std::vector<RunSummary>> Summaries(std::string where, Params params, std::uint32_t limit, MonoTime deadline);
+  Result<std::vector<RunSummary>> Summaries(const std::string& where, const Params& params, std::uint32_t limit,
+                                            MonoTime deadline);
   Result<std::vector<JobDetail>> Details(std::string_view where, const Params& params, MonoTime deadline);
 
   std::unique_ptr<SqlStore> store_;
@@ -110,5 +144,8 @@ class SqlLedger final : public Ledger {
   bool chain_in_doubt_ = false;  // a commit whose outcome stayed unknown may still arrive
   std::optional<std::uint16_t> shard_count_;
 };
+
+// What a turn of feeding a backfill changes beside its slots and runs.
+std::vector<Statement> StepStatements(const BackfillStep& step, WallTime now);
 
 }  // namespace millrace::ledger

@@ -7,7 +7,8 @@ namespace {
 constexpr std::uint32_t kListLimitMax = 500;
 }
 
-Result<std::vector<RunSummary>> SqlLedger::Summaries(std::string where, Params params, std::uint32_t limit, MonoTime deadline) {
+Result<std::vector<RunSummary>> SqlLedger::Summaries(const std::string& where, const Params& params, std::uint32_t limit,
+                                                     MonoTime deadline) {
   const std::string sql = "select " + store_->Columns(Table::kRun, "r") +
                           ", o.state, o.reason, o.finished_at, (select count(*) from job j where j.run = r.run), "
                           "(select count(*) from job j join outcome x on x.job = j.job where j.run = r.run) "
@@ -66,10 +67,13 @@ Result<std::vector<JobDetail>> SqlLedger::Details(std::string_view where, const 
   MILLRACE_TRY_ASSIGN(const Rows outcomes, store_->Run("select " + store_->Columns(Table::kOutcome, "o") +
                                                            " from job j join outcome o on o.job = j.job where " + condition,
                                                        params, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows actions, store_->Run("select " + store_->Columns(Table::kDeadAction, "d") +
+                                                          " from job j join dead_action d on d.job = j.job where " + condition,
+                                                      params, deadline));
   std::vector<JobDetail> all;
   std::map<Uuid, std::size_t> place;
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    all.push_back({JobFrom(jobs[i]), {}, {}});
+    all.push_back({JobFrom(jobs[i]), {}, {}, {}});
     place[all.back().spec.id.uuid] = i;
   }
   for (std::size_t i = 0; i < attempts.size(); ++i)
@@ -78,6 +82,9 @@ Result<std::vector<JobDetail>> SqlLedger::Details(std::string_view where, const 
   for (std::size_t i = 0; i < outcomes.size(); ++i)
     if (const auto at = place.find(UuidOf(outcomes[i][0])); at != place.end())
       all[at->second].outcome = OutcomeFrom(outcomes[i]);
+  for (std::size_t i = 0; i < actions.size(); ++i)
+    if (const auto at = place.find(UuidOf(actions[i][0])); at != place.end())
+      all[at->second].dead_action = DeadActionFrom(actions[i]);
   return all;
 }
 
@@ -96,7 +103,7 @@ Result<JobDetail> SqlLedger::GetJob(OrgId org, JobId job, MonoTime deadline) {
                                                           " from outcome o where o.org = $1 and o.job = $2",
                                                       Params().Int(org.value()).Id(job.uuid), deadline));
   if (outcome.empty()) return Fail(ErrorCode::kNotFound, "no job {}", job.ToString());
-  JobDetail detail{.spec = {}, .attempts = {}, .outcome = OutcomeFrom(outcome[0])};
+  JobDetail detail{.spec = {}, .attempts = {}, .outcome = OutcomeFrom(outcome[0]), .dead_action = {}};
   detail.spec.id = job;
   detail.spec.org = org;
   detail.spec.queue.clear();

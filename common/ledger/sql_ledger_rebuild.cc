@@ -69,8 +69,14 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
     ids.push_back(run.spec.id.uuid);
   }
   const Params of_runs = Params().Ids(ids);
-  MILLRACE_TRY_ASSIGN(const std::set<Uuid> cancelling, Cancelling(std::move(ids), deadline));
-  for (LiveRun& run : all) run.cancelling = cancelling.contains(run.spec.id.uuid);
+  MILLRACE_TRY_ASSIGN(
+      const Rows cancels,
+      store_->Run("select c.item, c.actor, c.reason from cancel c where c.item" + store_->In(1), of_runs, deadline));
+  for (std::size_t i = 0; i < cancels.size(); ++i) {
+    LiveRun& run = all[place.at(UuidOf(cancels[i][0]))];
+    run.cancelling = true;
+    run.cancel_reason = CancelReason(cancels[i][1].bytes, cancels[i][2].bytes);
+  }
   MILLRACE_TRY_ASSIGN(const Rows jobs, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where j.run" +
                                                        store_->In(1) + " order by j.job",
                                                    of_runs, deadline));

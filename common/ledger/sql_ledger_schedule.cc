@@ -6,18 +6,31 @@ namespace millrace::ledger {
 namespace {
 
 constexpr int kApplyRoundsMax = 8;
+constexpr std::uint32_t kPage = 50;  // rows of one statement that moves watermarks
 constexpr std::string_view kScheduleColumns =
-    "org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, watermark, paused, active";
+    "org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, watermark, paused, active, "
+    "starts, ends, jitter_ms, max_parallel, revision";
 
 ScheduleRow ScheduleFrom(std::span<const Value> c) {
   ScheduleRow s;
   s.org = OrgId{c[0].number};
   s.pipeline = c[1].bytes;
-  s.spec = {std::string(c[2].bytes), std::string(c[3].bytes), std::string(c[4].bytes), std::string(c[5].bytes),
-            std::string(c[6].bytes), std::string(c[7].bytes), Millis{c[8].number}};
+  s.spec = {.name = std::string(c[2].bytes),
+            .cron = std::string(c[3].bytes),
+            .timezone = std::string(c[4].bytes),
+            .catchup = std::string(c[5].bytes),
+            .overlap = std::string(c[6].bytes),
+            .dst = std::string(c[7].bytes),
+            .misfire_grace = Millis{c[8].number},
+            .start = std::string(c[13].bytes),
+            .end = std::string(c[14].bytes),
+            .jitter = Millis{c[15].number},
+            .max_parallel = static_cast<std::uint32_t>(c[16].number)};
   s.version = c[9].number;
   s.watermark = TimeOf(c[10]);
   s.paused = c[11].number != 0;
+  s.active = c[12].number != 0;
+  s.revision = c[17].number;
   return s;
 }
 
@@ -25,14 +38,16 @@ ScheduleRow ScheduleFrom(std::span<const Value> c) {
 Statement UpsertSchedule(const ScheduleSpec& spec, OrgId org, std::string_view pipeline, std::int64_t version, WallTime now) {
   return {
       "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, "
-      "watermark) "
-      "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) on conflict (org, pipeline, schedule) do update set "
+      "watermark, starts, ends, jitter_ms, max_parallel) "
+      "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) on conflict (org, pipeline, schedule) do "
+      "update set "
       "cron = excluded.cron, timezone = excluded.timezone, catchup = excluded.catchup, overlap = excluded.overlap, "
       "dst = excluded.dst, misfire_grace_ms = excluded.misfire_grace_ms, version = excluded.version, active = 1, "
+      "starts = excluded.starts, ends = excluded.ends, jitter_ms = excluded.jitter_ms, max_parallel = excluded.max_parallel, "
       "watermark = case when schedule.watermark < excluded.watermark and (schedule.active = 0 or schedule.cron <> "
       "excluded.cron or "
-      "schedule.timezone <> excluded.timezone or schedule.dst <> excluded.dst) then excluded.watermark else schedule.watermark "
-      "end",
+      "schedule.timezone <> excluded.timezone or schedule.dst <> excluded.dst or schedule.starts <> excluded.starts or "
+      "schedule.ends <> excluded.ends) then excluded.watermark else schedule.watermark end",
       Params()
           .Int(org.value())
           .Text(pipeline)
@@ -44,7 +59,24 @@ Statement UpsertSchedule(const ScheduleSpec& spec, OrgId org, std::string_view p
           .Text(spec.dst)
           .Int(spec.misfire_grace.count())
           .Int(version)
-          .Time(now)};
+          .Time(now)
+          .Text(spec.start)
+          .Text(spec.end)
+          .Int(spec.jitter.count())
+          .Int(spec.max_parallel)};
+}
+
+Statement MoveWatermarks(std::span<const FireBatch::Watermark> all) {
+  Statement statement;
+  for (const auto& w : all) statement.params.Int(w.org.value()).Text(w.pipeline).Text(w.schedule).Time(w.to);
+  if (all.size() == 1) {
+    statement.sql = "update schedule set watermark = $4 where org = $1 and pipeline = $2 and schedule = $3 and watermark < $4";
+    return statement;
+  }
+  statement.sql = "with v (o, p, s, w) as " + ValuesOf(all.size(), 4) +
+                  " update schedule set watermark = v.w from v where schedule.org = v.o and schedule.pipeline = v.p and "
+                  "schedule.schedule = v.s and schedule.watermark < v.w";
+  return statement;
 }
 
 }  // namespace
@@ -131,6 +163,55 @@ Result<std::vector<ScheduleRow>> SqlLedger::Schedules(std::optional<OrgId> org, 
   return all;
 }
 
+Result<void> SqlLedger::SetPaused(OrgId org, std::string_view pipeline, bool paused, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select count(*) from schedule where org = $1 and pipeline = $2 and active = 1",
+                                  Params().Int(org.value()).Text(pipeline), deadline));
+  if (rows[0][0].number == 0) {
+    MILLRACE_TRY(GetPipeline(org, pipeline, std::nullopt, deadline));
+    return Fail(ErrorCode::kNotFound, "pipeline '{}' has no schedule", pipeline);
+  }
+  Batch batch;
+  batch.others.push_back({"update schedule set paused = $3 where org = $1 and pipeline = $2 and active = 1",
+                          Params().Int(org.value()).Text(pipeline).Int(paused ? 1 : 0)});
+  return Write(batch, deadline);
+}
+
+Result<std::vector<ScheduleRow>> SqlLedger::SchedulesChanged(std::int64_t after_revision, std::uint32_t limit,
+                                                             MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + std::string(kScheduleColumns) +
+                                                       " from schedule where revision > $1 order by revision limit $2",
+                                                   Params().Int(after_revision).Int(limit), deadline));
+  std::vector<ScheduleRow> all;
+  for (std::size_t i = 0; i < rows.size(); ++i) all.push_back(ScheduleFrom(rows[i]));
+  return all;
+}
+
+Result<std::vector<PipelineVersion>> SqlLedger::ScheduledVersions(OrgId org, std::span<const std::string> pipelines,
+                                                                  MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(
+      const Rows rows,
+      store_->Run("select distinct v.org, v.pipeline, v.version, '' as source, v.definition, v.base_dir, v.applied_at "
+                  "from schedule s join pipeline_version v on v.org = s.org and v.pipeline = s.pipeline and "
+                  "v.version = s.version where s.active = 1 and s.org = $1 and s.pipeline" +
+                      store_->InTexts(2),
+                  Params().Int(org.value()).Texts(pipelines), deadline));
+  std::vector<PipelineVersion> all;
+  for (std::size_t i = 0; i < rows.size(); ++i) all.push_back(PipelineVersionFrom(rows[i]));
+  return all;
+}
+
+Result<std::vector<std::string>> SqlLedger::BusyPipelines(OrgId org, std::span<const std::string> pipelines,
+                                                          MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select distinct r.pipeline from live_run l join run r on r.run = l.run "
+                                                   "where l.org = $1 and r.generation = 0 and r.pipeline" +
+                                                       store_->InTexts(2),
+                                                   Params().Int(org.value()).Texts(pipelines), deadline));
+  std::vector<std::string> all;
+  for (std::size_t i = 0; i < rows.size(); ++i) all.emplace_back(rows[i][0].bytes);
+  return all;
+}
+
 Result<FireResult> SqlLedger::Fire(const FireBatch& given, MonoTime deadline) {
   Batch batch;
   batch.outbox = batch.jobs_follow_runs = true;
@@ -143,10 +224,13 @@ Result<FireResult> SqlLedger::Fire(const FireBatch& given, MonoTime deadline) {
     batch.runs.push_back(&*d.run);
     for (const JobSpec& job : d.jobs) batch.jobs.push_back(&job);
   }
-  for (const auto& w : given.watermarks)
-    batch.others.push_back(
-        {"update schedule set watermark = $4 where org = $1 and pipeline = $2 and schedule = $3 and watermark < $4",
-         Params().Int(w.org.value()).Text(w.pipeline).Text(w.schedule).Time(w.to)});
+  for (std::size_t at = 0; at < given.watermarks.size();) {
+    const std::size_t count = given.watermarks.size() - at >= kPage ? kPage : 1;
+    batch.others.push_back(MoveWatermarks(std::span(given.watermarks).subspan(at, count)));
+    at += count;
+  }
+  for (const BackfillStep& step : given.steps)
+    for (Statement& statement : StepStatements(step, given.now)) batch.others.push_back(std::move(statement));
   if (batch.slots.empty() && batch.others.empty()) return FireResult{};
   MILLRACE_TRY(Write(batch, deadline));
   return FireResult{std::move(batch.duplicate_slots)};

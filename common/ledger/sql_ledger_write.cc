@@ -11,6 +11,7 @@ namespace millrace::ledger {
 namespace {
 
 constexpr int kRoundsMax = 16;
+constexpr std::size_t kPrunePage = 50;  // keys of one statement; fewer texts mean fewer prepared statements
 
 template <class T>
 void AppendTable(Table table, const std::vector<const T*>& rows, WriteSet& set, std::vector<Digest>* leaves,
@@ -32,6 +33,16 @@ bool TakeOut(std::vector<const T*>& rows, Drop drop) {
 }
 
 }  // namespace
+
+std::string ValuesOf(std::size_t rows, std::size_t columns) {
+  std::string text = "(values ";
+  for (std::size_t r = 0; r < rows; ++r) {
+    text += r > 0 ? ", (" : "(";
+    for (std::size_t c = 1; c <= columns; ++c) text += (c > 1 ? ", $" : "$") + std::to_string(r * columns + c);
+    text += ')';
+  }
+  return text + ")";
+}
 
 SqlLedger::SqlLedger(std::unique_ptr<SqlStore> store, const LedgerOptions& options)
     : store_(std::move(store)), options_(options), chain_(options.writer, options.actor) {}
@@ -81,6 +92,7 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
   // What a rebuild found may end before its outbox row is read: it must not be started from there again.
   set.outbox_done.insert(set.outbox_done.end(), set.ended_runs.begin(), set.ended_runs.end());
   set.outbox_done.insert(set.outbox_done.end(), set.ended_jobs.begin(), set.ended_jobs.end());
+  MILLRACE_TRY(AddUniqueKeys(batch, set, deadline));
   return set;
 }
 
@@ -111,6 +123,9 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     AppendTable(Table::kOutcome, batch.outcomes, set, &leaves, next);
     AppendTable(Table::kRunOutcome, batch.run_outcomes, set, &leaves, next);
     AppendTable(Table::kCancel, batch.cancels, set, &leaves, next);
+    AppendTable(Table::kQueueSetting, batch.queue_settings, set, &leaves, next);
+    AppendTable(Table::kBackfill, batch.backfills, set, &leaves, next);
+    AppendTable(Table::kDeadAction, batch.dead_actions, set, &leaves, next);
     std::optional<AuditRecord> record;
     if (!leaves.empty()) record = chain_.Next(std::move(leaves), options_.clock->WallNow());
     auto applied = store_->Apply(set, record ? &*record : nullptr, deadline);
@@ -128,6 +143,9 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     }
     MILLRACE_TRY_ASSIGN(const bool pruned, Prune(batch, deadline));
     if (pruned) continue;
+    // The key's holder let go of it in the meantime: once more.
+    const bool unique = std::ranges::any_of(batch.jobs, [](const JobSpec* j) { return !j->options.unique_key.empty(); });
+    if (unique && round + 1 < kRoundsMax && !chain_in_doubt_) continue;
     if (!chain_in_doubt_)
       return Fail(ErrorCode::kConflict, "audit writer {}: a record of this number exists, the writer id is used twice",
                   options_.writer.ToString());
@@ -152,15 +170,26 @@ Result<std::set<Uuid>> SqlLedger::Existing(Table table, std::vector<Uuid> ids, M
 
 Result<bool> SqlLedger::PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline) {
   std::vector<const SlotRow*> kept;
-  std::set<std::tuple<std::int64_t, std::string, std::string, std::int64_t, std::uint32_t>> seen;
+  using Key = std::tuple<std::int64_t, std::string, std::string, std::int64_t, std::int64_t>;
+  std::set<Key> seen;
+  // Two schedulers at the same herd of slots: whole pages of keys are asked for at once.
+  for (std::size_t at = 0; at < batch.slots.size();) {
+    const std::size_t count = batch.slots.size() - at >= kPrunePage ? kPrunePage : 1;
+    Params params;
+    for (std::size_t i = 0; i < count; ++i) {
+      const SlotKey& k = batch.slots[at + i]->key;
+      params.Int(k.org.value()).Text(k.pipeline).Text(k.schedule).Time(k.slot).Int(k.generation);
+    }
+    static const std::string kSql =
+        "select org, pipeline, schedule, slot, generation from slot where (org, pipeline, schedule, slot, generation) in ";
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(kSql + ValuesOf(count, 5), params, deadline));
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      seen.emplace(rows[i][0].number, rows[i][1].bytes, rows[i][2].bytes, ToUnixMicros(TimeOf(rows[i][3])), rows[i][4].number);
+    at += count;
+  }
   for (const SlotRow* slot : batch.slots) {
     const SlotKey& k = slot->key;
-    MILLRACE_TRY_ASSIGN(
-        const Rows rows,
-        store_->Run("select 1 from slot where org = $1 and pipeline = $2 and schedule = $3 and slot = $4 and generation = $5",
-                    Params().Int(k.org.value()).Text(k.pipeline).Text(k.schedule).Time(k.slot).Int(k.generation), deadline));
-    const bool first = seen.emplace(k.org.value(), k.pipeline, k.schedule, ToUnixMicros(k.slot), k.generation).second;
-    if (rows.empty() && first) {
+    if (seen.emplace(k.org.value(), k.pipeline, k.schedule, ToUnixMicros(k.slot), k.generation).second) {
       kept.push_back(slot);
       continue;
     }
@@ -191,6 +220,23 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
     if (!rows.empty()) batch.version_exists = true;
   }
   if (batch.version_exists) return Fail(ErrorCode::kConflict, "another one applied the pipeline at the same time");
+
+  for (const QueueSettingRow* row : batch.queue_settings) {
+    const QueueSettings& q = row->settings;
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select 1 from queue_setting where org = $1 and queue = $2 and revision = $3",
+                                    Params().Int(q.org.value()).Text(q.queue).Int(q.revision), deadline));
+    if (!rows.empty()) batch.setting_exists = true;
+  }
+  if (batch.setting_exists) return Fail(ErrorCode::kConflict, "another one set the queue at the same time; look and set again");
+  for (const BackfillRow* b : batch.backfills) {
+    MILLRACE_TRY_ASSIGN(
+        const Rows rows,
+        store_->Run("select 1 from backfill where org = $1 and pipeline = $2 and schedule = $3 and generation = $4",
+                    Params().Int(b->org.value()).Text(b->pipeline).Text(b->schedule).Int(b->generation), deadline));
+    if (!rows.empty()) batch.generation_exists = true;
+  }
+  if (batch.generation_exists) return Fail(ErrorCode::kConflict, "another one took the generation at the same time");
 
   std::set<Uuid> dropped;
   MILLRACE_TRY_ASSIGN(pruned, PruneSlots(batch, dropped, deadline));
@@ -231,6 +277,9 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
                       Existing(Table::kCancel, ids(batch.cancels, [](const CancelRow& c) { return c.item; }), deadline));
   pruned |= TakeOut(batch.cancels, [&](const CancelRow& c) { return !cancels.insert(c.item).second; });
   pruned |= TakeOut(batch.run_outcomes, [&](const RunOutcomeRow& o) { return !run_outcomes.insert(o.run.uuid).second; });
+  MILLRACE_TRY_ASSIGN(const bool refused, PruneUniqueKeys(batch, deadline));
+  MILLRACE_TRY_ASSIGN(const bool acted, PruneDeadActions(batch, deadline));
+  pruned = pruned || refused || acted;
   return pruned;
 }
 
@@ -248,9 +297,10 @@ Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime dea
   for (const auto& r : given.cancels) batch.cancels.push_back(&r);
   for (const auto& id : given.outbox_done_runs) batch.outbox_done.push_back(id.uuid);
   for (const auto& id : given.outbox_done_jobs) batch.outbox_done.push_back(id.uuid);
+  for (const auto& id : given.unique_started) batch.unique_started.push_back(id.uuid);
   MILLRACE_TRY(Write(batch, deadline));
-  return OwnerBatchResult{std::move(batch.duplicate_runs), std::move(batch.duplicate_jobs),
-                          std::move(batch.duplicate_outcomes)};
+  return OwnerBatchResult{std::move(batch.duplicate_runs), std::move(batch.duplicate_jobs), std::move(batch.duplicate_outcomes),
+                          std::move(batch.conflicts)};
 }
 
 Result<void> SqlLedger::SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) {
@@ -261,11 +311,27 @@ Result<void> SqlLedger::SubmitRun(const RunSpec& run, std::span<const JobSpec> j
   return Write(batch, deadline);
 }
 
-Result<void> SqlLedger::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) {
-  if (jobs.empty()) return {};
+Result<SubmitJobsResult> SqlLedger::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) {
+  if (jobs.empty()) return SubmitJobsResult{};
   Batch batch;
   batch.outbox = true;
   for (const auto& job : jobs) batch.jobs.push_back(&job);
+  MILLRACE_TRY(Write(batch, deadline));
+  return SubmitJobsResult{std::move(batch.duplicate_jobs), std::move(batch.conflicts)};
+}
+
+Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) {
+  if (rows.empty()) return {};
+  Batch batch;
+  for (const CancelRow& row : rows) {
+    batch.cancels.push_back(&row);
+    // A row that was there stays: the owner has read it, or will.
+    const std::string table = row.is_run ? "live_run" : "live_job", key = row.is_run ? "run" : "job";
+    batch.others.push_back({"insert into outbox (item, org, shard, is_run) select " + key + ", org, shard, " +
+                                (row.is_run ? "1" : "0") + " from " + table + " where " + key +
+                                " = $1 and org = $2 on conflict do nothing",
+                            Params().Id(row.item).Int(row.org.value())});
+  }
   return Write(batch, deadline);
 }
 

@@ -15,12 +15,13 @@
 namespace millrace::ledger {
 
 struct Param {
-  enum class Kind : std::uint8_t { kInt, kText, kBytes, kId, kTime, kIds };
+  enum class Kind : std::uint8_t { kInt, kText, kBytes, kId, kTime, kIds, kTexts };
   Kind kind;
   bool null = false;
   std::int64_t number = 0;
   std::string bytes;
   std::vector<Uuid> ids;
+  std::vector<std::string> texts{};
 };
 
 class Params {
@@ -32,6 +33,9 @@ class Params {
   Params& NullId() { return Put({Param::Kind::kId, true, 0, {}, {}}); }
   Params& Time(WallTime value) { return Put({Param::Kind::kTime, false, ToUnixMicros(value), {}, {}}); }
   Params& Ids(std::vector<Uuid> values) { return Put({Param::Kind::kIds, false, 0, {}, std::move(values)}); }
+  Params& Texts(std::span<const std::string> values) {
+    return Put({Param::Kind::kTexts, false, 0, {}, {}, {values.begin(), values.end()}});
+  }
   std::span<const Param> all() const { return params_; }
 
  private:
@@ -92,13 +96,15 @@ class SqlStore {
   virtual Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) = 0;
 
   enum class Applied : std::uint8_t { kYes, kKeyExists };
-  // All or nothing. kKeyExists: nothing was written, because the key of an audited row was there. kStale: a hold is not the
+  // All or nothing. kKeyExists: nothing was written, because the key of an audited row or a unique
+  // key was there. kStale: a hold is not the
   // owner's. A lost COMMIT answer is resolved by looking `record` up; a set without record must be repeatable.
   virtual Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) = 0;
 
   // Dialect.
   virtual std::string Columns(Table table, std::string_view alias) const = 0;  // "r.run, r.org, ..." in the order of DefOf
   virtual std::string In(int parameter) const = 0;                             // " = any($1)", for an Ids parameter
+  virtual std::string InTexts(int parameter) const = 0;                        // the same for a Texts parameter
   virtual std::string_view ForUpdate() const = 0;
 };
 
@@ -107,5 +113,7 @@ Result<std::unique_ptr<SqlStore>> OpenSqliteStore(const LedgerOptions& options, 
 
 // "insert into job (job, org, ..., audit_writer, audit_seq, audit_index) "
 std::string InsertHead(Table table);
+// "(values ($1, $2), ($3, $4))"
+std::string ValuesOf(std::size_t rows, std::size_t columns);
 
 }  // namespace millrace::ledger

@@ -31,6 +31,19 @@ void BindCell(sqlite::Statement& statement, int at, ColumnType type, const Value
   }
 }
 
+std::string JsonText(std::string_view text) {
+  std::string json = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\')
+      json += std::string("\\") + c;
+    else if (static_cast<unsigned char>(c) < 0x20)
+      json += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
+    else
+      json += c;
+  }
+  return json + '"';
+}
+
 void BindParam(sqlite::Statement& statement, int at, const Param& p) {
   switch (p.kind) {
     case Param::Kind::kInt:
@@ -49,6 +62,12 @@ void BindParam(sqlite::Statement& statement, int at, const Param& p) {
         if (json.size() > 1) json += ',';
         json += '"' + ToHex(id.bytes) + '"';
       }
+      statement.Bind(at, json + "]");
+      break;
+    }
+    case Param::Kind::kTexts: {
+      std::string json = "[";
+      for (const std::string& text : p.texts) json += (json.size() > 1 ? "," : "") + JsonText(text);
       statement.Bind(at, json + "]");
       break;
     }
@@ -86,6 +105,9 @@ class SqliteStore final : public SqlStore {
   }
   std::string In(int parameter) const override {
     return " in (select unhex(value) from json_each($" + std::to_string(parameter) + "))";
+  }
+  std::string InTexts(int parameter) const override {
+    return " in (select value from json_each($" + std::to_string(parameter) + "))";
   }
   std::string_view ForUpdate() const override { return ""; }
 
@@ -231,7 +253,10 @@ Result<SqlStore::Applied> SqliteStore::Apply(const WriteSet& set, const AuditRec
       return std::unexpected(std::move(done.error()));
     }
   }
-  MILLRACE_TRY(Bookkeeping(set));
+  if (auto done = Bookkeeping(set); !done) {
+    if (done.error().code == ErrorCode::kConflict) return Applied::kKeyExists;  // a unique key is held
+    return std::unexpected(std::move(done.error()));
+  }
   if (record != nullptr) MILLRACE_TRY(InsertRecord(*record));
   MILLRACE_TRY(transaction.Commit());
   return Applied::kYes;

@@ -243,28 +243,108 @@ std::optional<std::int64_t> CronExpression::NextLocal(std::int64_t from_local_s)
   }
 }
 
-Result<CronSchedule> CronSchedule::Make(std::string_view cron, std::string_view timezone, DstRule rule) {
-  MILLRACE_TRY_ASSIGN(const CronExpression expression, CronExpression::Parse(cron));
+namespace {
+
+Result<const date::time_zone*> FindZone(std::string_view timezone) {
   // A name goes into a file path inside tzdata: nothing but letters, digits and a few signs, and no dot-dot.
   const bool safe = !timezone.empty() && timezone.size() <= 64 && !timezone.starts_with('/') &&
                     timezone.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_/+-") ==
                         std::string_view::npos;
   try {
-    if (safe) return CronSchedule(expression, date::locate_zone(std::string(timezone)), rule);
+    if (safe) return date::locate_zone(std::string(timezone));
   } catch (const std::runtime_error&) {  // unknown zone
   }
   return Fail(ErrorCode::kInvalidArgument, "timezone '{}' is not an IANA time zone (like UTC, Europe/Paris, America/New_York)",
               timezone.substr(0, 64));
 }
 
+// The first instant of a local day: where midnight does not exist, the end of the gap; where it comes twice, the first.
+WallTime StartOfDay(const date::time_zone& zone, chr::sys_days day) {
+  const date::local_seconds midnight{day.time_since_epoch()};
+  const date::local_info info = zone.get_info(midnight);
+  if (info.result == date::local_info::nonexistent) return FromUnixMicros(Seconds(info.first.end) * 1'000'000);
+  return FromUnixMicros((midnight.time_since_epoch().count() - info.first.offset.count()) * 1'000'000);
+}
+
+}  // namespace
+
+Result<WallTime> ParseRangeEdge(std::string_view text, std::string_view timezone, RangeEdge edge) {
+  MILLRACE_TRY_ASSIGN(const date::time_zone* const zone, FindZone(timezone));
+  if (text.size() != 10) {
+    auto instant = ParseRfc3339(text);
+    if (instant) return *instant;
+    return Fail(ErrorCode::kInvalidArgument, "'{}' is neither a day like 2026-11-21 nor a time like 2026-11-21T06:15:00Z",
+                text.substr(0, 64));
+  }
+  const auto day = ParseRfc3339(std::string(text) + "T00:00:00Z");
+  if (!day) return Fail(ErrorCode::kInvalidArgument, "'{}' is not a day like 2026-11-21", text);
+  return StartOfDay(*zone, chr::floor<chr::days>(*day) + chr::days{edge == RangeEdge::kTo ? 1 : 0});
+}
+
+Result<CronSchedule> CronSchedule::Make(std::string_view cron, std::string_view timezone, DstRule rule) {
+  MILLRACE_TRY_ASSIGN(const CronExpression expression, CronExpression::Parse(cron));
+  MILLRACE_TRY_ASSIGN(const date::time_zone* const zone, FindZone(timezone));
+  return CronSchedule(expression, zone, rule);
+}
+
 Result<CronSchedule> CronSchedule::Make(const ScheduleSpec& spec) {
   MILLRACE_TRY_ASSIGN(const DstRule rule, ParseDstRule(spec.dst));
-  return Make(spec.cron, spec.timezone, rule);
+  MILLRACE_TRY_ASSIGN(CronSchedule schedule, Make(spec.cron, spec.timezone, rule));
+  const auto edge = [&](const std::string& text, RangeEdge which, std::string_view key) -> Result<std::optional<WallTime>> {
+    if (text.empty()) return std::nullopt;
+    auto at = ParseRangeEdge(text, spec.timezone, which);
+    if (!at) return Prefixed(std::move(at.error()), "{}", key);
+    return *at;
+  };
+  MILLRACE_TRY_ASSIGN(schedule.start_, edge(spec.start, RangeEdge::kFrom, "start"));
+  MILLRACE_TRY_ASSIGN(schedule.end_, edge(spec.end, RangeEdge::kTo, "end"));
+  if (schedule.start_ && schedule.end_ && *schedule.end_ <= *schedule.start_)
+    return Fail(ErrorCode::kInvalidArgument, "end: '{}' is not after start '{}': the schedule would never fire", spec.end,
+                spec.start);
+  return schedule;
+}
+
+std::optional<WallTime> CronSchedule::Next(WallTime after) const {
+  if (start_ && after < *start_) after = *start_ - Micros{1};
+  if (end_ && after >= *end_) return std::nullopt;
+  const auto next = NextUnbounded(after);
+  if (next && end_ && *next >= *end_) return std::nullopt;
+  return next;
+}
+
+// There is no search backwards: windows before `before` that double until they hold enough.
+std::vector<WallTime> CronSchedule::LastBefore(WallTime before, WallTime from, std::size_t limit) const {
+  std::vector<WallTime> found;
+  if (start_) from = std::max(from, *start_);
+  for (Micros window = chr::minutes{1}; from < before; window *= 2) {
+    const bool all = before - from <= window;
+    found.clear();
+    auto slot = Next((all ? from : before - window) - Micros{1});
+    for (; slot && *slot < before; slot = Next(*slot)) found.push_back(*slot);
+    if (all || found.size() >= limit) break;
+  }
+  std::ranges::reverse(found);
+  if (found.size() > limit) found.resize(limit);
+  return found;
+}
+
+std::optional<ClockJump> CronSchedule::NextJump(WallTime after) const {
+  const date::time_zone& zone = Zone(zone_);
+  const std::int64_t first = chr::floor<chr::seconds>(after.time_since_epoch()).count();
+  date::sys_info info = zone.get_info(date::sys_seconds{chr::seconds{first}});
+  while (Seconds(info.end) < first + std::int64_t{kSearchYearsMax} * 366 * 86400) {
+    const date::sys_info next = zone.get_info(info.end);
+    // Many transitions change only the zone's abbreviation or what counts as daylight saving.
+    if (next.offset != info.offset)
+      return ClockJump{FromUnixMicros(Seconds(info.end) * 1'000'000), info.offset.count(), next.offset.count()};
+    info = next;
+  }
+  return std::nullopt;
 }
 
 // Between two transitions the offset is constant, so local time is UTC plus a constant and the search is pure civil
 // arithmetic. The daylight-saving rule acts only where one such segment begins.
-std::optional<WallTime> CronSchedule::Next(WallTime after) const {
+std::optional<WallTime> CronSchedule::NextUnbounded(WallTime after) const {
   const date::time_zone& zone = Zone(zone_);
   const std::int64_t first = chr::floor<chr::seconds>(after.time_since_epoch()).count() + 1;
   const std::int64_t give_up = first + std::int64_t{kSearchYearsMax} * 366 * 86400;

@@ -11,6 +11,7 @@
 //   once   a time in the gap fires once, at the end of the gap; a repeated time fires once, the first time
 //   skip   a time in the gap does not fire that day; a repeated time fires once, the first time
 //   both   a time in the gap fires once, at the end of the gap; a repeated time fires both times
+// `schedule next --transitions` shows what that means for a schedule (PreviewTransitions, dst_preview.h).
 // Known limit: from 2038 on the zone's last standard time holds all year. The tz library reads the transitions that the
 // system's compiled tzdata lists, which end in 2037, and not the rule behind them.
 #pragma once
@@ -56,25 +57,46 @@ class CronExpression {
   bool day_star_ = false, weekday_star_ = false, hour_star_ = false;
 };
 
-// An expression in a zone. Immutable; thread-safe.
+// The edge of a range of slots, as people write it: an instant ("2026-11-21T06:15:00Z", with an offset or Z), or a day of the
+// zone ("2026-11-21"). Ranges are half-open, [from, to): an instant as `to` is outside; a day as `to` is inside, as a whole.
+enum class RangeEdge : std::uint8_t { kFrom, kTo };
+Result<WallTime> ParseRangeEdge(std::string_view text, std::string_view timezone, RangeEdge edge);
+
+// The local clock of a zone jumps: from offset `before` to offset `after`, both seconds east of UTC.
+struct ClockJump {
+  WallTime at;
+  std::int64_t before = 0, after = 0;
+  std::int64_t seconds() const { return after - before; }  // > 0: local times are left out; < 0: they come twice
+};
+
+// An expression in a zone, within [start, end) where a spec has them. Immutable; thread-safe.
 class CronSchedule {
  public:
   static Result<CronSchedule> Make(std::string_view cron, std::string_view timezone, DstRule rule);
   static Result<CronSchedule> Make(const ScheduleSpec& spec);
 
-  // The first slot strictly after `after`. Empty: none within 50 years.
+  // The first slot strictly after `after`. Empty: none before the end, or none within 50 years.
   std::optional<WallTime> Next(WallTime after) const;
+  // The last slots before `before` and not before `from`, newest first, at most `limit`.
+  std::vector<WallTime> LastBefore(WallTime before, WallTime from, std::size_t limit) const;
   // Slots in (after, until], oldest first, at most `limit`.
   std::vector<WallTime> Between(WallTime after, WallTime until, std::size_t limit) const;
   // "2026-11-21 06:15:00 EST (-05:00)"
   std::string InZone(WallTime t) const;
 
+  // The first jump of the zone's clock strictly after `after`. Empty: none within 50 years.
+  std::optional<ClockJump> NextJump(WallTime after) const;
+  const CronExpression& expression() const { return expression_; }
+  DstRule rule() const { return rule_; }
+
  private:
+  std::optional<WallTime> NextUnbounded(WallTime after) const;
   CronSchedule(CronExpression expression, const void* zone, DstRule rule) : expression_(expression), zone_(zone), rule_(rule) {}
 
   CronExpression expression_;
   const void* zone_;  // const date::time_zone*, owned by the tz database for the life of the process
   DstRule rule_;
+  std::optional<WallTime> start_, end_;
 };
 
 }  // namespace millrace

@@ -115,12 +115,27 @@ std::string_view Name(UniqueUntil until) {
   return "unknown";
 }
 
+std::string CancelReason(std::string_view actor, std::string_view reason) {
+  std::string text = "cancelled";
+  if (!actor.empty()) text.append(" by ").append(actor);
+  if (!reason.empty()) text.append(": ").append(reason);
+  return text;
+}
+
 std::string_view Name(CancelEffect effect) {
   switch (effect) {
     case CancelEffect::kCancelled: return "cancelled";
     case CancelEffect::kCancelling: return "cancelling";
     case CancelEffect::kEnded: return "ended";
     case CancelEffect::kUnknown: return "not_found";
+  }
+  return "unknown";
+}
+
+std::string_view Name(DeadAction action) {
+  switch (action) {
+    case DeadAction::kRequeued: return "requeued";
+    case DeadAction::kDiscarded: return "discarded";
   }
   return "unknown";
 }
@@ -138,13 +153,19 @@ std::optional<UniqueUntil> ParseUniqueUntil(std::string_view name) {
   return FindName(std::array{UniqueUntil::kStarted, UniqueUntil::kEnded, UniqueUntil::kWindow}, name);
 }
 
-Millis BackoffDelay(const RetryPolicy& policy, int failures, std::uint64_t random) {
-  const std::int64_t cap = policy.backoff_cap.count();
-  std::int64_t full = policy.backoff_base.count();
-  for (int i = 1; i < failures && full < cap; ++i) full *= 2;
-  full = std::clamp<std::int64_t>(full, 0, cap);
-  const std::int64_t half = full / 2;
-  return Millis{half + static_cast<std::int64_t>(random % static_cast<std::uint64_t>(full - half + 1))};
+Millis BackoffDelay(const RetryPolicy& policy, Backoff kind, int failures, std::uint64_t random) {
+  const std::int64_t cap = std::max<std::int64_t>(policy.backoff_cap.count(), 0);
+  std::int64_t full = std::clamp<std::int64_t>(policy.backoff_base.count(), 0, cap);
+  if (kind == Backoff::kFixed) return Millis{full};
+  for (int i = 1; i < failures && full > 0 && full < cap; ++i) full = full > cap / 2 ? cap : full * 2;
+  return Millis{static_cast<std::int64_t>(random % (static_cast<std::uint64_t>(full) + 1))};
+}
+
+std::optional<WaitEnd> EndOfWait(const JobOptions& options, const Counters& counters) {
+  std::optional<WaitEnd> end;
+  if (options.expires_at && counters.deliveries == 0) end = {.at = *options.expires_at, .state = JobState::kExpired};
+  if (options.deadline && (!end || *options.deadline <= end->at)) end = {.at = *options.deadline, .state = JobState::kDead};
+  return end;
 }
 
 Result<JobState> NextState(JobState from, JobEvent event) {
@@ -159,17 +180,22 @@ Result<JobState> NextState(JobState from, JobEvent event) {
       if (event == E::kDelayed) return S::kScheduled;
       if (event == E::kCancelRequested) return S::kCancelled;
       if (event == E::kExpired) return S::kExpired;
+      if (event == E::kDeadlinePassed) return S::kDead;
       if (event == E::kDependencyFailed) return S::kSkipped;
       return refuse();
     case S::kScheduled:
       if (event == E::kDue) return S::kReady;
+      if (event == E::kFenceNeeded) return S::kCancelling;
       if (event == E::kCancelRequested) return S::kCancelled;
       if (event == E::kExpired) return S::kExpired;
+      if (event == E::kDeadlinePassed) return S::kDead;
       return refuse();
     case S::kReady:
       if (event == E::kLeased) return S::kRunning;
+      if (event == E::kFenceNeeded) return S::kCancelling;
       if (event == E::kCancelRequested) return S::kCancelled;
       if (event == E::kExpired) return S::kExpired;
+      if (event == E::kDeadlinePassed) return S::kDead;
       return refuse();
     case S::kRunning:
       if (event == E::kSucceeded) return S::kSucceeded;
@@ -181,6 +207,7 @@ Result<JobState> NextState(JobState from, JobEvent event) {
     case S::kCancelling:
       if (event == E::kSucceeded) return S::kSucceeded;  // cancel_too_late: the receipt exists
       if (event == E::kCancelled) return S::kCancelled;
+      if (event == E::kFailedForGood) return S::kDead;  // cancel_unfenced: the sink could not be reached
       return refuse();
     case S::kSucceeded:
     case S::kDead:

@@ -52,10 +52,6 @@ struct RetryPolicy {
   Millis backoff_cap{60'000};
   friend bool operator==(const RetryPolicy&, const RetryPolicy&) = default;
 };
-// The wait after failure number `failures` (1-based): uniform in [base/2, base] * 2^(failures-1), never over the cap.
-// `random` is any 64-bit random number.
-Millis BackoffDelay(const RetryPolicy& policy, int failures, std::uint64_t random);
-
 // How a job is executed.
 inline constexpr std::string_view kJobKindStage = "stage";      // payload: StageTask as JSON (common/model/stage_task.h)
 inline constexpr std::string_view kJobKindCommand = "command";  // payload: CommandTask as JSON
@@ -68,7 +64,7 @@ enum class RunWhen : std::uint8_t {
 };
 enum class Durability : std::uint8_t {
   kLedger = 1,  // in the ledger before "accepted" is said
-  kRedis = 2,   // in the queue only; its outcome is in the ledger. What it can lose: ops/docs/queue.md
+  kRedis = 2,   // in the queue only; its outcome is in the ledger. What it can lose: ops/docs/durability.md
 };
 enum class UniqueUntil : std::uint8_t {
   kStarted = 1,  // its first attempt was granted
@@ -83,6 +79,10 @@ std::optional<Backoff> ParseBackoff(std::string_view name);
 std::optional<RunWhen> ParseRunWhen(std::string_view name);
 std::optional<Durability> ParseDurability(std::string_view name);
 std::optional<UniqueUntil> ParseUniqueUntil(std::string_view name);
+
+// The wait after failure number `failures` (1-based). kFixed: the base. kExponential: uniform in [0, base * 2^(failures-1)]
+// ("full jitter": jobs that failed together do not come back together). Never over the cap. `random` is any 64-bit number.
+Millis BackoffDelay(const RetryPolicy& policy, Backoff kind, int failures, std::uint64_t random);
 
 // What most jobs leave unsaid. Stored and sent as JSON (job_options.h); nothing at all while everything is at its default.
 struct JobOptions {
@@ -130,6 +130,21 @@ struct Counters {
   std::uint32_t crashes = 0;
   friend bool operator==(const Counters&, const Counters&) = default;
 };
+
+// When a job that waits, whatever it waits for, ends without another attempt, and as what: at its deadline as kDead, at
+// expires_at as kExpired, the latter only while no attempt of it was granted. The earlier one; a deadline at the same instant
+// wins.
+struct WaitEnd {
+  WallTime at{};
+  JobState state = JobState::kExpired;
+  friend bool operator==(const WaitEnd&, const WaitEnd&) = default;
+};
+std::optional<WaitEnd> EndOfWait(const JobOptions& options, const Counters& counters);
+
+// Error classes that the broker gives.
+inline constexpr std::string_view kErrorCrashQuarantine = "crash_quarantine";    // it killed its process kCrashesMax times
+inline constexpr std::string_view kErrorDeadlineExceeded = "deadline_exceeded";  // JobOptions::deadline passed
+inline constexpr std::string_view kErrorExpired = "expired";                     // JobOptions::expires_at passed
 
 // How an attempt ended.
 enum class AttemptEnd : std::uint8_t {
@@ -191,7 +206,7 @@ struct RunSpec {
   std::string schedule;           // schedule's name; empty for a run by hand
   std::optional<WallTime> slot;   // UTC instant, before jitter
   std::uint32_t generation = 0;   // 0 = the fire itself
-  std::string overlap = "queue";  // queue | allow | skip; what the coordinator does while another run is active
+  std::string overlap = "queue";  // queue | allow | allow(N) | skip | cancel; what to do while another run is active
   std::string params = "{}";      // JSON object of the bound values
   WallTime created_at{};
   friend bool operator==(const RunSpec&, const RunSpec&) = default;
@@ -207,6 +222,7 @@ struct CancelRow {
   WallTime requested_at{};
   friend bool operator==(const CancelRow&, const CancelRow&) = default;
 };
+std::string CancelReason(std::string_view actor, std::string_view reason);  // "cancelled by cli root@host: wrong day"
 
 // What a cancel came to.
 enum class CancelEffect : std::uint8_t {
@@ -226,6 +242,23 @@ struct RunOutcomeRow {
   friend bool operator==(const RunOutcomeRow&, const RunOutcomeRow&) = default;
 };
 
+// What became of a dead job; until then it is open. One immutable ledger row, at most one per job.
+enum class DeadAction : std::uint8_t {
+  kRequeued = 1,   // new_job repeats it
+  kDiscarded = 2,  // somebody decided that nothing is to be done
+};
+std::string_view Name(DeadAction action);
+struct DeadActionRow {
+  JobId job;
+  OrgId org = kDefaultOrg;
+  DeadAction action = DeadAction::kDiscarded;
+  std::optional<JobId> new_job;  // kRequeued
+  std::string actor;             // who: "cli root@host"
+  std::string reason;            // free text; may be empty
+  WallTime at{};
+  friend bool operator==(const DeadActionRow&, const DeadActionRow&) = default;
+};
+
 // What happened to a job, as seen by its owner.
 enum class JobEvent : std::uint8_t {
   kUnblocked,  // every job it depends on succeeded; its time has come or it has none
@@ -237,14 +270,17 @@ enum class JobEvent : std::uint8_t {
   kSucceeded,
   kFailedForGood,
   kCancelRequested,
-  kCancelled,  // its process group is gone and its sinks' fence is raised
+  kFenceNeeded,  // cancelled while it waits, but an earlier attempt may have left something at its sink
+  kCancelled,    // its process group is gone and its sinks' fence is raised
   kExpired,
+  kDeadlinePassed,  // while it waited
   kDependencyFailed,
 };
 // The next state. kConflict when `event` cannot happen in `from` (a terminal state never changes).
 Result<JobState> NextState(JobState from, JobEvent event);
 
-// Whether an attempt that ended like this ends the job, and with which counters. Pure; the coordinator's only rule.
+// Whether an attempt that ended like this ends the job, and with which counters. A job that crashed kCrashesMax times is dead
+// whatever max_attempts says. Pure; the coordinator's only rule.
 struct AttemptVerdict {
   Counters counters;                 // after the attempt
   std::optional<JobState> terminal;  // set when the job ends now

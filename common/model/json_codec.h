@@ -276,6 +276,22 @@ Result<T> Read(std::string_view text, std::string_view what) {
 // Descriptions live in the namespace of the types, where argument-dependent look-up finds them.
 namespace millrace {
 
+template <class Ar, json_codec::MaybeConst<ScheduleSpec> T>
+void Describe(Ar& ar, T& v) {
+  const ScheduleSpec d;
+  ar("name", v.name, d.name);
+  ar("cron", v.cron);
+  ar("timezone", v.timezone, d.timezone);
+  ar("catchup", v.catchup, d.catchup);
+  ar("overlap", v.overlap, d.overlap);
+  ar("dst", v.dst, d.dst);
+  ar("misfire_grace_ms", v.misfire_grace, d.misfire_grace);
+  ar("start", v.start, d.start);
+  ar("end", v.end, d.end);
+  ar("jitter_ms", v.jitter, d.jitter);
+  ar("max_parallel", v.max_parallel, d.max_parallel);
+}
+
 template <class Ar, json_codec::MaybeConst<RetryPolicy> T>
 void Describe(Ar& ar, T& v) {
   const RetryPolicy d;
@@ -364,7 +380,10 @@ void Describe(Ar& ar, T& v) {
   ar("inputs", v.inputs, d.inputs);
   ar("param_names", v.param_names, d.param_names);
   ar("retry", v.retry, d.retry);
+  ar("backoff", v.backoff, d.backoff);
+  ar("no_retry", v.no_retry, d.no_retry);
   ar("timeout_ms", v.timeout, d.timeout);
+  ar("deadline_ms", v.deadline, d.deadline);
   ar("queue", v.queue, d.queue);
   ar("priority", v.priority, d.priority);
   ar("place", v.place, d.place);

@@ -12,6 +12,7 @@
 #include "common/base/clock.h"
 #include "common/drivers/yaml.h"
 #include "common/model/pipeline.h"
+#include "common/model/pipeline_places.h"
 
 namespace millrace {
 
@@ -54,6 +55,9 @@ class ParseContext {
 
 // "a, b or c"
 std::string Listed(std::span<const std::string_view> words);
+
+// Where a byte of a node's text stands in the file. Exact for a `|` block and for a text within one line, else the node.
+Mark MarkInText(const YamlNode& node, std::string_view text, std::size_t offset, std::size_t length);
 
 // Reads one stage without regard to the others. `key` is its name. The derived fields come later.
 std::optional<StageSpec> ParseStage(ParseContext& context, const YamlNode& key, const YamlNode& body);

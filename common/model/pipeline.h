@@ -20,9 +20,12 @@ struct ScheduleSpec {
   std::string cron;                // 5 fields, or 6 with leading seconds, or @daily ...
   std::string timezone = "UTC";    // IANA name
   std::string catchup = "latest";  // none | latest | all | all(N)
-  std::string overlap = "queue";   // skip | queue | allow
+  std::string overlap = "queue";   // skip | queue | allow | cancel
   std::string dst = "once";        // once | skip | both
   Millis misfire_grace{60'000};
+  std::string start{}, end{};      // edges of the range of slots (ParseRangeEdge); empty: none
+  Millis jitter{0};                // a slot's run starts up to so much later (JitterOf); 0 .. kJitterMax
+  std::uint32_t max_parallel = 0;  // overlap: allow; runs of the pipeline at once; 0 = no limit
   friend bool operator==(const ScheduleSpec&, const ScheduleSpec&) = default;
 };
 
@@ -124,7 +127,10 @@ struct StageSpec {
   std::vector<std::string> inputs;       // derived: those of depends_on whose data is read
   std::vector<std::string> param_names;  // derived: parameters the SQL binds, in order of first use
   RetryPolicy retry;
-  Millis timeout{0};
+  Backoff backoff = Backoff::kExponential;
+  std::vector<std::string> no_retry;  // error classes that end the stage at their first occurrence
+  Millis timeout{0};                  // of one attempt; 0 = none
+  Millis deadline{0};                 // of the stage, from the run's creation; 0 = none
   std::string queue = "default";
   int priority = kPriorityDefault;
   SourcePlace place;                  // of the stage's key

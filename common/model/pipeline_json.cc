@@ -4,18 +4,6 @@
 
 namespace millrace {
 
-template <class Ar, json_codec::MaybeConst<ScheduleSpec> T>
-void Describe(Ar& ar, T& v) {
-  const ScheduleSpec d;
-  ar("name", v.name, d.name);
-  ar("cron", v.cron);
-  ar("timezone", v.timezone, d.timezone);
-  ar("catchup", v.catchup, d.catchup);
-  ar("overlap", v.overlap, d.overlap);
-  ar("dst", v.dst, d.dst);
-  ar("misfire_grace_ms", v.misfire_grace, d.misfire_grace);
-}
-
 template <class Ar, json_codec::MaybeConst<ParamSpec> T>
 void Describe(Ar& ar, T& v) {
   const ParamSpec d;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <queue>
 #include <set>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -13,6 +14,7 @@
 #include "common/model/cron.h"
 #include "common/model/param.h"
 #include "common/model/parse_context.h"
+#include "common/model/schedule_rules.h"
 #include "common/model/sql_scan.h"
 
 namespace millrace {
@@ -54,18 +56,23 @@ class PipelineParser {
 
   void Schedule(const YamlNode& node) {
     if (!context_.IsMapping(node, "schedule")) return;
-    context_.OnlyKeys(node, {"cron", "timezone", "catchup", "overlap", "dst", "misfire_grace"}, "schedule");
+    context_.OnlyKeys(
+        node, {"cron", "timezone", "start", "end", "catchup", "overlap", "max_parallel", "dst", "misfire_grace", "jitter"},
+        "schedule");
     ScheduleSpec spec;
     const YamlNode* cron = context_.Need(node, node, "cron", "schedule");
     if (cron) spec.cron = context_.Text(*cron, "schedule.cron").value_or("");
     if (const YamlNode* zone = node.Find("timezone")) spec.timezone = context_.Text(*zone, "schedule.timezone").value_or("UTC");
     if (const YamlNode* catchup = node.Find("catchup")) Catchup(spec, *catchup);
     if (const YamlNode* overlap = node.Find("overlap"))
-      if (auto word = context_.OneOf(*overlap, "schedule.overlap", {"skip", "queue", "allow"})) spec.overlap = *word;
+      if (auto word = context_.OneOf(*overlap, "schedule.overlap", {"skip", "queue", "allow", "cancel"})) spec.overlap = *word;
     if (const YamlNode* dst = node.Find("dst"))
       if (auto word = context_.OneOf(*dst, "schedule.dst", {"once", "skip", "both"})) spec.dst = *word;
     if (const YamlNode* grace = node.Find("misfire_grace"))
       spec.misfire_grace = context_.Duration(*grace, "schedule.misfire_grace").value_or(spec.misfire_grace);
+    Jitter(spec, node);
+    MaxParallel(spec, node);
+    Range(spec, node);
     if (spec.cron.empty() || !context_.clean()) return;
     if (const auto wrong = Validate(spec)) {
       const YamlNode* zone = node.Find("timezone");
@@ -74,6 +81,41 @@ class PipelineParser {
       return;
     }
     pipeline_.schedules.push_back(std::move(spec));
+  }
+
+  void Jitter(ScheduleSpec& spec, const YamlNode& node) {
+    const YamlNode* jitter = node.Find("jitter");
+    if (!jitter) return;
+    spec.jitter = context_.Duration(*jitter, "schedule.jitter").value_or(Millis{0});
+    if (spec.jitter > kJitterMax)
+      context_.Add(*jitter, "bad_value", fmt::format("schedule.jitter is {}; it must be at most 24h", jitter->text));
+  }
+
+  void MaxParallel(ScheduleSpec& spec, const YamlNode& node) {
+    const YamlNode* max = node.Find("max_parallel");
+    if (!max) return;
+    spec.max_parallel =
+        static_cast<std::uint32_t>(context_.Integer(*max, "schedule.max_parallel", 1, kMaxParallelMax).value_or(0));
+    if (spec.overlap != "allow")
+      context_.Add(*max, "bad_value", fmt::format("schedule.max_parallel has no meaning with overlap: {}", spec.overlap),
+                   "write overlap: allow, or leave max_parallel out");
+  }
+
+  // start and end: each by itself, so that the mark is at the one that is wrong. A wrong zone is complained about elsewhere.
+  void Range(ScheduleSpec& spec, const YamlNode& node) {
+    for (const auto& [key, field, edge] :
+         {std::tuple{"start", &spec.start, RangeEdge::kFrom}, std::tuple{"end", &spec.end, RangeEdge::kTo}}) {
+      const YamlNode* value = node.Find(key);
+      if (!value) continue;
+      *field = context_.Text(*value, fmt::format("schedule.{}", key)).value_or("");
+      if (field->empty() || !ParseRangeEdge("2000-01-01", spec.timezone, edge)) continue;
+      if (const auto at = ParseRangeEdge(*field, spec.timezone, edge); !at)
+        context_.Add(*value, "bad_value", fmt::format("schedule.{}: {}", key, at.error().message));
+    }
+    const auto start = ParseRangeEdge(spec.start, spec.timezone, RangeEdge::kFrom);
+    const auto end = ParseRangeEdge(spec.end, spec.timezone, RangeEdge::kTo);
+    if (start && end && *end <= *start)
+      context_.Add(*node.Find("end"), "bad_value", "schedule.end is not after schedule.start: it would never fire");
   }
 
   std::optional<std::string> Validate(const ScheduleSpec& spec) const {
@@ -215,7 +257,7 @@ class PipelineParser {
     if (node->kind == YamlNode::Kind::kMapping) node = node->Find("sql");
     const SqlScan scan = ScanSql(sql);
     const auto complain = [&](std::size_t offset, std::size_t length, std::string code, std::string message, std::string help) {
-      const auto [place, marked] = PlaceInSql(*node, sql, offset, length);
+      const auto [place, marked] = MarkInText(*node, sql, offset, length);
       context_.Add(place, marked, std::move(code), std::move(message), std::move(help));
     };
     if (scan.problem) return complain(scan.problem->offset, 1, "bad_sql", "SQL: " + scan.problem->message, "");
@@ -259,24 +301,6 @@ class PipelineParser {
     for (const ParamSpec& p : pipeline_.params) names.push_back(p.name);
     std::string help = ParseContext::DidYouMean(name, names);
     return help.empty() ? fmt::format("declare it: params: {{ {}: ... }}", name) : help;
-  }
-
-  // Where a byte of the SQL stands in the file. Exact for a `|` block and for a text within one line.
-  static std::pair<SourcePlace, int> PlaceInSql(const YamlNode& node, std::string_view sql, std::size_t offset,
-                                                std::size_t length) {
-    const auto columns = [](std::string_view s) {
-      return static_cast<int>(std::ranges::count_if(s, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
-    };
-    offset = std::min(offset, sql.size());
-    const std::string_view before = sql.substr(0, offset);
-    const int marked = std::max(1, columns(sql.substr(offset, length)));
-    const auto lines = static_cast<int>(std::ranges::count(before, '\n'));
-    const auto line_start = before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1;
-    const int column = columns(before.substr(line_start));
-    if (node.literal) return {{node.line + lines, node.column + column}, marked};
-    const bool one_line = node.length > 1 && columns(sql) <= node.length;
-    if (!one_line) return {{node.line, node.column}, node.length};
-    return {{node.line, node.column + column}, marked};  // the mark of a quoted text is behind its quote
   }
 
   void Sort() {
@@ -349,9 +373,51 @@ class PipelineParser {
 
 }  // namespace
 
+namespace {
+
+std::string_view LineOf(std::string_view source, int line) {
+  for (; line > 1; --line) {
+    const std::size_t end = source.find('\n');
+    if (end == std::string_view::npos) return {};
+    source.remove_prefix(end + 1);
+  }
+  return source.substr(0, source.find('\n'));
+}
+
+// `cron: */5 * * * *`, `path: *.csv`, `cron: @daily`: to YAML an alias or an error, to its writer a value. An alias proper is a
+// star and one word.
+void ExplainUnquoted(std::string_view source, YamlComplaint& c) {
+  if (c.code != "yaml_alias" && c.code != "yaml_syntax") return;
+  const std::string_view line = LineOf(source, c.line);
+  const auto starts_value = [&](std::size_t at) {
+    if (at >= line.size() || (line[at] != '*' && line[at] != '@' && line[at] != '%')) return false;
+    const std::size_t before = line.find_last_not_of(' ', at == 0 ? 0 : at - 1);
+    return at > 0 && before != std::string_view::npos && std::string_view(":[{,-").contains(line[before]);
+  };
+  // Columns count characters; only a line that is ASCII up to here is sure to be understood.
+  const auto column = static_cast<std::size_t>(std::max(c.column, 1)) - 1;
+  const std::size_t at = starts_value(column) ? column : column > 0 && starts_value(column - 1) ? column - 1 : line.size();
+  if (at == line.size()) return;
+  const bool flow = line.substr(0, at).find_first_of("{[") != std::string_view::npos;
+  std::string_view value = line.substr(at, line.find_first_of(flow ? ",}]#" : "#", at) - at);
+  while (!value.empty() && (value.back() == ' ' || value.back() == '\r')) value.remove_suffix(1);
+  const auto word = [](char ch) {
+    return (ch >= '0' && ch <= '9') || (ch >= 'a' && ch <= 'z') || (ch >= 'A' && ch <= 'Z') || ch == '_';
+  };
+  if (value.size() > 1 && value.front() == '*' && std::ranges::all_of(value.substr(1), word)) return;
+  c.column = static_cast<int>(at) + 1;
+  c.length = std::max(1, static_cast<int>(value.size()));
+  c.code = "yaml_syntax";
+  c.message = fmt::format("a value that begins with {} must be quoted", value.front());
+  c.help = fmt::format("quote it: \"{}\"", value);
+}
+
+}  // namespace
+
 ParseResult ParsePipeline(std::string_view source, std::string_view file_name, const ParseOptions& options) {
   ParseContext context(file_name);
-  const YamlDocument document = ParseYaml(source, {kPipelineFileBytesMax, kPipelineDepthMax});
+  YamlDocument document = ParseYaml(source, {kPipelineFileBytesMax, kPipelineDepthMax});
+  for (YamlComplaint& c : document.complaints) ExplainUnquoted(source, c);
   for (const YamlComplaint& c : document.complaints)
     context.Add(SourcePlace{c.line, c.column}, c.length, c.code, c.message, c.help);
   ParseResult result;

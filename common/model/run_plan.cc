@@ -111,10 +111,14 @@ Result<RunPlan> PlanRun(const Pipeline& pipeline, const RunRequest& request, IdG
     job.run = run.id;
     job.stage = stage.name;
     job.queue = stage.queue;
-    job.priority = stage.priority;
+    job.priority = std::max(stage.priority, request.priority_min);
     job.retry = stage.retry;
     job.timeout = stage.timeout;
+    job.options.backoff = stage.backoff;
+    job.options.no_retry = stage.no_retry;
+    if (stage.deadline > Millis{0}) job.options.deadline = request.now + stage.deadline;
     job.submitted_at = request.now;
+    if (stage.depends_on.empty()) job.run_at = request.run_at;
     for (const std::string& name : stage.depends_on) {
       const auto it = job_of.find(name);
       if (it == job_of.end())

@@ -20,6 +20,8 @@ struct RunRequest {
   std::uint32_t generation = 0;
   std::string overlap = "queue";              // of the schedule; a run by hand passes "queue"
   std::map<std::string, std::string> params;  // overrides, as text
+  std::optional<WallTime> run_at;             // the run's first jobs start not before
+  int priority_min = 0;                       // no job is more urgent than this (larger numbers are less urgent)
   WallTime now{};
 };
 

@@ -20,10 +20,10 @@ class StageParser {
   std::optional<StageSpec> Parse() {
     const bool named = context_.IsName(key_, "stage");
     if (!context_.IsMapping(body_, what_)) return std::nullopt;
-    context_.OnlyKeys(
-        body_,
-        {"extract", "transform", "load", "command", "contract", "checks", "retry", "timeout", "queue", "priority", "after"},
-        "a stage");
+    context_.OnlyKeys(body_,
+                      {"extract", "transform", "load", "command", "contract", "checks", "retry", "timeout", "deadline", "queue",
+                       "priority", "after"},
+                      "a stage");
     stage_.name = key_.text;
     stage_.place = {key_.line, key_.column};
     Work();
@@ -82,21 +82,46 @@ class StageParser {
     if (node.keys.empty()) context_.Add(node, "bad_value", fmt::format("{} is empty", what));
     for (std::size_t i = 0; i < node.keys.size(); ++i) {
       if (node.keys[i].text.empty()) context_.Add(node.keys[i], "bad_name", "a column's name is empty");
+      if (const std::size_t parts = BrokenType(node, i); parts > 0) {
+        i += parts;
+        continue;
+      }
       if (auto type = context_.Text(node.items[i], fmt::format("the type of column '{}'", node.keys[i].text)))
         out.push_back({node.keys[i].text, std::move(*type), false});
     }
     return out;
   }
 
+  // `{ amount: decimal(12,2) }`: YAML ends the entry at the comma, and `2)` becomes a key without a value. Complains, and
+  // returns how many of the following keys are such parts; 0 if entry `at` is not of this kind.
+  std::size_t BrokenType(const YamlNode& node, std::size_t at) {
+    const YamlNode& value = node.items[at];
+    std::string type = value.text;
+    const auto open = [&] { return std::ranges::count(type, '(') - std::ranges::count(type, ')'); };
+    if (value.kind != YamlNode::Kind::kScalar || !value.plain || open() <= 0) return 0;
+    for (std::size_t i = at + 1; i < node.keys.size() && node.items[i].IsNull(); ++i) {
+      type += "," + node.keys[i].text;
+      if (open() > 0) continue;
+      context_.Add(value, "bad_value",
+                   fmt::format("the type of column '{}' has a comma, which ends an entry inside {{ }}", node.keys[at].text),
+                   fmt::format("quote it: {{ {}: \"{}\" }}", node.keys[at].text, type));
+      return i - at;
+    }
+    return 0;
+  }
+
   void ExtractOptions(ExtractSpec& spec, const YamlNode& node) {
     if (!context_.IsMapping(node, "extract.options")) return;
-    context_.OnlyKeys(node, {"delimiter", "header", "quote", "escape", "null", "skip", "decimal_separator", "dateformat"},
+    context_.OnlyKeys(node,
+                      {"delimiter", "header", "quote", "escape", "null", "skip", "decimal_separator", "dateformat", "encoding"},
                       "extract.options");
     for (std::size_t i = 0; i < node.keys.size(); ++i) {
       const std::string& name = node.keys[i].text;
       const YamlNode& value = node.items[i];
       const std::string what = "extract.options." + name;
-      if (name == "header") {
+      if (name == "encoding") {
+        if (auto word = context_.OneOf(value, what, {"utf-8", "utf-16", "latin-1"})) spec.options[name] = *word;
+      } else if (name == "header") {
         if (auto b = context_.Bool(value, what)) spec.options[name] = *b ? "true" : "false";
       } else if (name == "skip") {
         if (auto n = context_.Integer(value, what, 0, kRowsMax)) spec.options[name] = std::to_string(*n);
@@ -257,6 +282,8 @@ class StageParser {
     if (const YamlNode* retry = Field(body_, "retry")) Retry(*retry);
     if (const YamlNode* timeout = Field(body_, "timeout"))
       stage_.timeout = context_.Duration(*timeout, "timeout").value_or(Millis{0});
+    if (const YamlNode* deadline = Field(body_, "deadline"))
+      stage_.deadline = context_.Duration(*deadline, "deadline").value_or(Millis{0});
     if (const YamlNode* queue = Field(body_, "queue"))
       if (context_.IsName(*queue, "queue")) stage_.queue = queue->text;
     if (const YamlNode* priority = Field(body_, "priority"))
@@ -270,19 +297,54 @@ class StageParser {
 
   void Retry(const YamlNode& node) {
     if (!context_.IsMapping(node, "retry")) return;
-    context_.OnlyKeys(node, {"max_attempts", "backoff", "backoff_max"}, "retry");
+    context_.OnlyKeys(node, {"max_attempts", "backoff", "backoff_base", "backoff_cap", "backoff_max", "no_retry"}, "retry");
     RetryPolicy& retry = stage_.retry;
     if (const YamlNode* n = Field(node, "max_attempts"))
       retry.max_attempts = static_cast<int>(context_.Integer(*n, "retry.max_attempts", 1, kMaxAttemptsMax).value_or(1));
+    // `backoff: 10s` is short for `backoff_base: 10s`, `backoff_max` another word for `backoff_cap`.
     const YamlNode* backoff = Field(node, "backoff");
-    if (backoff) retry.backoff_base = context_.Duration(*backoff, "retry.backoff").value_or(retry.backoff_base);
-    const YamlNode* cap = Field(node, "backoff_max");
-    if (cap) retry.backoff_cap = context_.Duration(*cap, "retry.backoff_max").value_or(retry.backoff_cap);
+    const bool is_time = backoff && !backoff->text.empty() && backoff->text.front() >= '0' && backoff->text.front() <= '9';
+    if (backoff && !is_time)
+      if (auto word = context_.OneOf(*backoff, "retry.backoff", {"fixed", "exponential"}))
+        stage_.backoff = *ParseBackoff(*word);
+    if (const YamlNode* base = OneWord(node, is_time ? "backoff" : "", "backoff_base"))
+      retry.backoff_base = context_.Duration(*base, "retry." + WordOf(node, *base)).value_or(retry.backoff_base);
+    const YamlNode* cap = OneWord(node, "backoff_max", "backoff_cap");
+    if (cap) retry.backoff_cap = context_.Duration(*cap, "retry." + WordOf(node, *cap)).value_or(retry.backoff_cap);
+    if (const YamlNode* classes = Field(node, "no_retry")) NoRetry(*classes);
     if (retry.backoff_cap >= retry.backoff_base) return;
     if (cap) {
-      context_.Add(*cap, "bad_value", "retry.backoff_max is shorter than retry.backoff");
+      context_.Add(*cap, "bad_value", fmt::format("retry.{} is shorter than the first wait", WordOf(node, *cap)));
     } else {
       retry.backoff_cap = retry.backoff_base;
+    }
+  }
+
+  // The value of whichever of two words for one thing is there.
+  const YamlNode* OneWord(const YamlNode& node, std::string_view first, std::string_view second) {
+    const YamlNode* a = first.empty() ? nullptr : Field(node, first);
+    const YamlNode* b = Field(node, second);
+    if (a && b) context_.Add(*b, "bad_value", fmt::format("retry says both '{}' and '{}'", first, second), "keep one of them");
+    return b ? b : a;
+  }
+  static std::string WordOf(const YamlNode& node, const YamlNode& value) {
+    for (std::size_t i = 0; i < node.keys.size(); ++i)
+      if (&node.items[i] == &value) return node.keys[i].text;
+    return {};
+  }
+
+  void NoRetry(const YamlNode& node) {
+    stage_.no_retry = context_.TextList(node, "retry.no_retry", true);
+    Distinct(node, stage_.no_retry, "retry.no_retry");
+    if (stage_.no_retry.size() > kNoRetryClassesMax)
+      context_.Add(node, "bad_value", fmt::format("retry.no_retry names more than {} error classes", kNoRetryClassesMax));
+    for (const std::string& name : stage_.no_retry) {
+      const bool word = name.size() <= kNameBytesMax && std::ranges::all_of(name, [](char c) {
+                          return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
+                        });
+      if (!word)
+        context_.Add(node, "bad_name", fmt::format("'{}' is not an error class", name),
+                     "an error class is written like check_failed");
     }
   }
 
@@ -295,6 +357,10 @@ class StageParser {
       if (name == "on_violation") {
         if (auto word = context_.OneOf(value, "on_violation", {"fail", "quarantine", "drop"}))
           contract.on_violation = *ParseOnViolation(*word);
+        continue;
+      }
+      if (const std::size_t parts = BrokenType(node, i); parts > 0) {
+        i += parts;
         continue;
       }
       auto type = context_.Text(value, fmt::format("the type of column '{}'", name));

@@ -87,6 +87,7 @@ void Describe(Ar& ar, T& v) {
   ar("memory_bytes_max", v.memory_bytes_max, d.memory_bytes_max);
   ar("threads", v.threads, d.threads);
   ar("sandbox", v.sandbox, d.sandbox);
+  ar("fence_only", v.fence_only, d.fence_only);
 }
 
 std::string ToJson(const StageTask& task) { return json_codec::Write(task); }
@@ -104,6 +105,25 @@ Result<CommandTask> CommandTaskFromJson(std::string_view json) {
   auto task = json_codec::Read<CommandTask>(json, "command_task");
   if (task && task->command.argv.empty()) return Fail(ErrorCode::kCorrupt, "command_task: command.argv: is empty");
   return task;
+}
+
+std::string ShortId(RunId run) {
+  constexpr std::size_t kTimeLength = 13;  // "0193e0c5-0000": the 48 bits of a UUIDv7's time
+  return run.ToString().substr(0, kTimeLength);
+}
+
+std::string DescribeJob(std::string_view kind, std::string_view payload) {
+  const auto text = [](const auto& task, std::string_view stage) {
+    return fmt::format("pipeline {}, run {}, stage {}", task.pipeline, ShortId(task.run), stage);
+  };
+  if (kind == kJobKindStage) {
+    const auto task = StageTaskFromJson(payload);
+    if (!task) return {};
+    return text(*task, task->stage.name) + (task->slot ? ", slot " + ToRfc3339(*task->slot) : "");
+  }
+  if (kind != kJobKindCommand) return {};
+  const auto task = CommandTaskFromJson(payload);
+  return task ? text(*task, task->stage) : "";
 }
 
 std::string ToJson(const StageOrder& order) { return json_codec::Write(order); }

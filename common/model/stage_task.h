@@ -25,6 +25,12 @@ struct StageInput {  // a dataset that an earlier stage of the run published
   friend bool operator==(const StageInput&, const StageInput&) = default;
 };
 
+// For log lines: the beginning of a run's id, to the millisecond of its time. `run show` takes it.
+std::string ShortId(RunId run);
+// For log lines, of a job's kind and payload: "pipeline shop, run 01a1fc86-aaa1, stage orders, slot 2026-11-21T06:15:00Z";
+// empty for kinds other than stages and commands, and for a payload that cannot be read.
+std::string DescribeJob(std::string_view kind, std::string_view payload);
+
 struct BoundParam {
   std::string name;
   std::string type;
@@ -74,7 +80,10 @@ struct StageOrder {
   std::uint64_t memory_bytes_max = 0;        // 0 = no limit
   int threads = 1;
   bool sandbox = true;
+  bool fence_only =
+      false;  // a load that was cancelled: raise the fence, load nothing. Result: the receipt's, or kFencedErrorClass
 };
+inline constexpr std::string_view kFencedErrorClass = "fenced";
 
 // S9: read = loaded + filtered + quarantined + deduplicated.
 struct RowCounts {

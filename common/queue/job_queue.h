@@ -28,8 +28,9 @@ constexpr bool IsKeptLine(std::string_view line) { return line.starts_with(kKept
 struct QueueEntry {
   JobId id;
   std::string line;
-  std::string body;                // opaque; what the dispatcher needs to grant the job
-  std::optional<WallTime> run_at;  // set: scheduled, moves to the end of its line when due
+  std::string body;                    // opaque; what the dispatcher needs to grant the job
+  std::optional<WallTime> run_at;      // set: scheduled, moves to the end of its line when due
+  std::optional<WallTime> expires_at;  // set: ExpireDue takes it out from then on, wherever it waits
   friend bool operator==(const QueueEntry&, const QueueEntry&) = default;
 };
 
@@ -69,9 +70,15 @@ struct Promote {  // scheduled entries with run_at <= now go to the ends of thei
   WallTime now;
   std::uint32_t max = 0;
 };
+struct ExpireDue {  // entries with expires_at <= now leave their lines or schedule and are in flight, earliest first
+  ShardId shard;
+  Epoch epoch;
+  WallTime now;
+  std::uint32_t max = 0;
+};
 }  // namespace queue_op
-using QueueOp =
-    std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue, queue_op::Promote>;
+using QueueOp = std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue,
+                             queue_op::Promote, queue_op::ExpireDue>;
 
 struct LineCount {
   std::string line;
@@ -79,12 +86,20 @@ struct LineCount {
   friend bool operator==(const LineCount&, const LineCount&) = default;
 };
 struct QueueReply {
-  std::vector<QueueEntry> claimed;   // Claim, Take (run_at unset)
-  std::vector<LineCount> promoted;   // Promote: how many entries each line gained
-  std::optional<WallTime> next_due;  // Promote, Take: when the next scheduled entry is due, if any is left
-  std::vector<LineCount> kept;       // Take: ready entries of kept lines
-  bool maybe_old = false;  // Take: the store was restarted or replaced since the last one, so what stayed may be of an
-                           // earlier state: entries that ended meanwhile may be among it
+  std::vector<QueueEntry> claimed;  // Claim, ExpireDue, Take; run_at and expires_at unset
+  std::vector<LineCount> promoted;  // Promote: how many entries each line gained
+  std::vector<LineCount> lost;      // ExpireDue: how many ready entries each line lost
+  std::optional<WallTime>
+      next_due;                 // Promote, ExpireDue, Take: when the next (for Take: scheduled) entry is due, if any is left
+  std::vector<LineCount> kept;  // Take: ready entries of kept lines
+  bool maybe_old = false;       // Take: the store was restarted or replaced since the last one, so what stayed may be of an
+                                // earlier state: entries that ended meanwhile may be among it
+};
+
+// How full the store is. `max` 0: it has no limit of its own.
+struct QueueMemory {
+  std::uint64_t used = 0, max = 0;  // bytes
+  friend bool operator==(const QueueMemory&, const QueueMemory&) = default;
 };
 
 struct QueueDepth {
@@ -102,6 +117,9 @@ class JobQueue {
 
   // What the shard holds, for status and tests. Not fenced.
   virtual Result<QueueDepth> Depth(ShardId shard) = 0;
+
+  // Of the whole store, not only what is ours. Cheap enough for once a second.
+  virtual Result<QueueMemory> Memory() { return QueueMemory{}; }
 };
 
 // The other way in: everyone who is not the owner writes job and outbox row into the ledger and then rings here. A ring may be

@@ -17,14 +17,19 @@ namespace {
 
 constexpr std::int64_t kScoreMax = std::int64_t{1} << 53;  // scores are doubles: exact up to here
 constexpr std::size_t kIdBytes = 16;
+// In a line or the schedule, an entry that can expire is its id and this word; the rest of it is in the shard's hash of bodies.
+// Expiring takes it out of there, in constant time: what is left in the line is a stub that a claim passes over.
+constexpr std::string_view kTicket{"\0ticket", 7};
 
 // One script for all operations: a lost script cache then fails a suffix of the pipeline and order is kept. Lua's unpack is
 // limited, so variadic commands go in chunks of 5000; replies and pops are bounded by bytes, so that big bodies cannot block.
 constexpr std::string_view kScript = R"lua(
 local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
 local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local K_KEPT_DUE, K_KEPT, K_SERVER = KEYS[5], KEYS[6], KEYS[7]
-local BYTES, CHUNK, PAGE, MARK = 16777216, 5000, 1000, 30
+local K_KEPT_DUE, K_KEPT, K_SERVER, K_STUBS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+-- Of entries that can expire, those of kept lines apart: an id may be in both, and Take keeps them.
+local EXPIRING = {[false] = {body = KEYS[9], expiry = KEYS[10]}, [true] = {body = KEYS[11], expiry = KEYS[12]}}
+local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 1000, 30, '\0ticket'
 local call = redis.call
 local function each(command, key, list)
   for i = 1, #list, CHUNK do call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
@@ -32,7 +37,15 @@ end
 if op == 'depth' then
   local ready = 0
   for _, line in ipairs(call('SMEMBERS', K_LINES)) do ready = ready + call('LLEN', tag .. ':l:' .. line) end
-  return {ready, call('ZCARD', K_DUE) + call('ZCARD', K_KEPT_DUE), call('SCARD', K_FLIGHT) + call('HLEN', K_KEPT)}
+  -- Kept lines count their stubs each under its name, and 'ks' those that were scheduled.
+  local stubs, all = call('HGETALL', K_STUBS), {}
+  for i = 1, #stubs, 2 do
+    local where = (stubs[i] == 's' or stubs[i] == 'ks') and 's' or 'r'
+    all[where] = (all[where] or 0) + tonumber(stubs[i + 1])
+  end
+  local due = call('ZCARD', K_DUE) + call('ZCARD', K_KEPT_DUE)
+  return {math.max(0, ready - (all.r or 0)), math.max(0, due - (all.s or 0)),
+          call('SCARD', K_FLIGHT) + call('HLEN', K_KEPT)}
 end
 local stored = call('GET', K_EPOCH)
 if op == 'take' then
@@ -40,17 +53,23 @@ if op == 'take' then
   call('SET', K_EPOCH, epoch)
   local old = call('GET', K_SERVER) == ARGV[4] and 0 or 1
   if old == 1 then call('SET', K_SERVER, ARGV[4]) end
-  local keys, gone, out = {K_DUE, K_FLIGHT}, {}, {}
+  local keys, gone, out = {K_DUE, K_FLIGHT, EXPIRING[false].body, EXPIRING[false].expiry}, {}, {}
+  call('HDEL', K_STUBS, 'r', 's')
   for _, line in ipairs(call('SMEMBERS', K_LINES)) do
     local key = tag .. ':l:' .. line
-    if string.byte(line) == MARK and call('EXISTS', key) == 1 then
-      out[#out + 1] = line
-      out[#out + 1] = call('LLEN', key)
+    local ready = string.byte(line) == MARK and call('LLEN', key) or 0
+    if ready > 0 then
+      ready = ready - (tonumber(call('HGET', K_STUBS, line)) or 0)
+      if ready > 0 then
+        out[#out + 1] = line
+        out[#out + 1] = ready
+      end
     else
       keys[#keys + 1] = key
       gone[#gone + 1] = line
     end
   end
+  each('HDEL', K_STUBS, gone)
   for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
   each('SREM', K_LINES, gone)
   local page, bytes = {}, 0
@@ -74,6 +93,20 @@ local function landed(ids)
   if call('EXISTS', K_FLIGHT) == 1 then each('SREM', K_FLIGHT, ids) end
   if call('EXISTS', K_KEPT) == 1 then each('HDEL', K_KEPT, ids) end
 end
+local function is_kept(line) return string.byte(line) == MARK end
+local function fly(line, ids, entries)
+  if not is_kept(line) then return each('SADD', K_FLIGHT, ids) end
+  local head, fields = string.char(math.floor(#line / 256), #line % 256) .. line, {}
+  for i = 1, #ids do
+    fields[2 * i - 1] = ids[i]
+    fields[2 * i] = head .. entries[i]
+  end
+  each('HSET', K_KEPT, fields)
+end
+-- An id that was put in twice leaves a stub that was never counted.
+local function stubs_gone(where, n)
+  if n > 0 and call('HINCRBY', K_STUBS, where, -n) <= 0 then call('HDEL', K_STUBS, where) end
+end
 if op == 'put' or op == 'back' then
   local at = 5
   local function take()
@@ -86,6 +119,7 @@ if op == 'put' or op == 'back' then
   local lines = tonumber(ARGV[4])
   local gone = take()
   local due, kept_due = take(), take()
+  local bodies, expiry, kept_bodies, kept_expiry = take(), take(), take(), take()
   for _ = 1, lines do
     local line = ARGV[at]
     at = at + 1
@@ -94,33 +128,57 @@ if op == 'put' or op == 'back' then
   each('ZADD', K_DUE, due)
   each('ZADD', K_KEPT_DUE, kept_due)
   landed(gone)
+  each('HSET', EXPIRING[false].body, bodies)
+  each('ZADD', EXPIRING[false].expiry, expiry)
+  each('HSET', EXPIRING[true].body, kept_bodies)
+  each('ZADD', EXPIRING[true].expiry, kept_expiry)
   return {}
 end
+-- An id may be there twice (put back after it expired, submitted twice): one of its tickets has the body, the others are stubs.
+local function is_ticket(element) return #element == 23 and string.sub(element, 17) == TICKET end
 if op == 'claim' then
   local line, want = ARGV[4], tonumber(ARGV[5])
+  local here = EXPIRING[is_kept(line)]
   local key = tag .. ':l:' .. line
   local front = call('LINDEX', key, 0)
   if not front or want == 0 then return {} end
-  want = math.min(want, math.max(1, math.floor(BYTES / #front)))
-  local got = call('LPOP', key, want)
-  local bytes, keep = 0, #got
-  for i = 1, #got do
-    bytes = bytes + #got[i]
-    if bytes > BYTES and i > 1 then keep = i - 1 break end
-  end
-  for i = #got, keep + 1, -1 do call('LPUSH', key, got[i]) got[i] = nil end
-  local ids = {}
-  if string.byte(line) == MARK then
-    local head = string.char(math.floor(#line / 256), #line % 256) .. line
-    for i = 1, keep do
-      ids[2 * i - 1] = string.sub(got[i], 1, 16)
-      ids[2 * i] = head .. got[i]
+  local got, ids, tickets, taken, bytes, stubs = {}, {}, {}, {}, 0, 0
+  while #got < want and bytes < BYTES do
+    local n = math.min(want - #got, math.max(1, math.floor((BYTES - bytes) / #front)))
+    local popped = call('LPOP', key, n)
+    if not popped then break end
+    for i = 1, #popped do
+      local element, id = popped[i], string.sub(popped[i], 1, 16)
+      local body = element
+      if is_ticket(element) then
+        body = not taken[id] and call('HGET', here.body, id)
+        if body and string.sub(body, 1, 1) == 'r' then
+          local a, b = string.byte(body, 2, 3)
+          taken[id] = true
+          body = id .. string.sub(body, 4 + a * 256 + b)
+        else
+          body = nil
+          stubs = stubs + 1
+        end
+      end
+      if body then
+        if #got > 0 and bytes + #body > BYTES then
+          taken[id] = nil
+          for k = #popped, i, -1 do call('LPUSH', key, popped[k]) end
+          bytes = BYTES
+          break
+        end
+        bytes = bytes + #body
+        got[#got + 1], ids[#ids + 1] = body, id
+        if is_ticket(element) then tickets[#tickets + 1] = id end
+      end
     end
-    each('HSET', K_KEPT, ids)
-  else
-    for i = 1, keep do ids[i] = string.sub(got[i], 1, 16) end
-    each('SADD', K_FLIGHT, ids)
+    if #got > 0 and stubs > 20000 then break end
   end
+  fly(line, ids, got)
+  each('HDEL', here.body, tickets)
+  each('ZREM', here.expiry, tickets)
+  stubs_gone(is_kept(line) and line or 'r', stubs)
   if call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
   return got
 end
@@ -140,9 +198,22 @@ if op == 'promote' then
       for _, member in ipairs(batch) do
         local a, b = string.byte(member, 1, 2)
         local n = a * 256 + b
-        local line = string.sub(member, 3, 2 + n)
-        if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
-        table.insert(by_line[line], string.sub(member, 3 + n))
+        local line, element = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
+        local here = true
+        if is_ticket(element) then
+          local bodies, id = EXPIRING[is_kept(line)].body, string.sub(element, 1, 16)
+          local body = call('HGET', bodies, id)
+          if body and string.sub(body, 1, 1) == 's' then
+            call('HSET', bodies, id, 'r' .. string.sub(body, 2))
+          else
+            here = false
+            stubs_gone(is_kept(line) and 'ks' or 's', 1)
+          end
+        end
+        if here then
+          if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
+          table.insert(by_line[line], element)
+        end
         bytes = bytes + #member
       end
       call('ZREMRANGEBYRANK', key, 0, #batch - 1)
@@ -159,11 +230,61 @@ if op == 'promote' then
   end
   return out
 end
+if op == 'expire' then
+  local left, bytes, got, order, lost, first = tonumber(ARGV[5]), 0, {}, {}, {}, ''
+  for kept, here in pairs(EXPIRING) do
+    while left > 0 and bytes < BYTES do
+      local batch = call('ZRANGEBYSCORE', here.expiry, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+      if #batch == 0 then break end
+      for _, id in ipairs(batch) do
+        local body = call('HGET', here.body, id)
+        if body then
+          local a, b = string.byte(body, 2, 3)
+          local line = string.sub(body, 4, 3 + a * 256 + b)
+          got[#got + 1], got[#got + 2] = line, id .. string.sub(body, 4 + #line)
+          fly(line, {id}, {got[#got]})
+          bytes = bytes + #body
+          local where = string.sub(body, 1, 1)
+          call('HINCRBY', K_STUBS, kept and (where == 'r' and line or 'ks') or where, 1)
+          if where == 'r' then
+            if not lost[line] then lost[line] = 0 order[#order + 1] = line end
+            lost[line] = lost[line] + 1
+          end
+        end
+      end
+      call('HDEL', here.body, unpack(batch))
+      call('ZREM', here.expiry, unpack(batch))
+      left = left - #batch
+    end
+    local next_one = call('ZRANGE', here.expiry, 0, 0, 'WITHSCORES')[2]
+    if next_one and (first == '' or tonumber(next_one) < tonumber(first)) then first = next_one end
+  end
+  -- Stubs at the front of a line go at once.
+  for _, line in ipairs(order) do
+    local key = tag .. ':l:' .. line
+    local stubs, bodies = 0, EXPIRING[is_kept(line)].body
+    for _, element in ipairs(call('LRANGE', key, 0, 999)) do
+      if not is_ticket(element) or call('HEXISTS', bodies, string.sub(element, 1, 16)) == 1 then break end
+      stubs = stubs + 1
+    end
+    if stubs > 0 then
+      call('LTRIM', key, stubs, -1)
+      stubs_gone(is_kept(line) and line or 'r', stubs)
+    end
+  end
+  local out = {first, #order}
+  for _, line in ipairs(order) do
+    out[#out + 1] = line
+    out[#out + 1] = lost[line]
+  end
+  for i = 1, #got do out[#out + 1] = got[i] end
+  return out
+end
 return redis.error_reply('ERR unknown operation')
 )lua";
 
 struct ShardKeys {
-  std::string tag, epoch, lines, due, flight, kept_due, kept, server, inbox;
+  std::string tag, epoch, lines, due, flight, kept_due, kept, server, stubs, body, expiry, kept_body, kept_expiry, inbox;
   ShardKeys(std::string_view prefix, ShardId shard)
       : tag(fmt::format("{{{}:{}}}", prefix, shard.value())),
         epoch(tag + ":epoch"),
@@ -173,17 +294,29 @@ struct ShardKeys {
         kept_due(tag + ":kept_due"),
         kept(tag + ":kept"),
         server(tag + ":server"),
+        stubs(tag + ":stubs"),
+        body(tag + ":body"),
+        expiry(tag + ":expiry"),
+        kept_body(tag + ":kept_body"),
+        kept_expiry(tag + ":kept_expiry"),
         inbox(tag + ":inbox") {}
 };
 
-std::string PackReady(const QueueEntry& entry) { return std::string{entry.id.AsBytes()} + entry.body; }
+std::string PackReady(const QueueEntry& entry) {
+  return std::string{entry.id.AsBytes()} + (entry.expires_at ? std::string{kTicket} : entry.body);
+}
 
-std::string PackDue(const QueueEntry& entry) {
+std::string PackLine(const QueueEntry& entry) {
   std::string packed;
   packed += static_cast<char>(entry.line.size() >> 8);
   packed += static_cast<char>(entry.line.size() & 0xff);
-  return packed + entry.line + PackReady(entry);
+  return packed + entry.line;
 }
+
+std::string PackDue(const QueueEntry& entry) { return PackLine(entry) + PackReady(entry); }
+
+// What the hash of bodies has of an entry: whether it is ready or scheduled, its line, its body.
+std::string PackBody(const QueueEntry& entry) { return (entry.run_at ? "s" : "r") + PackLine(entry) + entry.body; }
 
 Result<void> Validate(std::span<const QueueEntry> entries) {
   for (const QueueEntry& entry : entries) {
@@ -192,6 +325,11 @@ Result<void> Validate(std::span<const QueueEntry> entries) {
                   entry.line.size());
     if (entry.run_at && std::abs(ToUnixMicros(*entry.run_at)) > kScoreMax)
       return Fail(ErrorCode::kInvalidArgument, "job {}: run_at is out of range", entry.id.ToString());
+    if (entry.expires_at && std::abs(ToUnixMicros(*entry.expires_at)) > kScoreMax)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: expires_at is out of range", entry.id.ToString());
+    if (entry.body == kTicket)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: its body is a word that the queue keeps for itself",
+                  entry.id.ToString());
   }
   return {};
 }
@@ -200,9 +338,17 @@ using Arguments = std::vector<std::string>;
 
 void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back) {
   std::map<std::string_view, Arguments> lines;
-  Arguments due, kept_due, gone;
+  Arguments due, kept_due, gone, bodies, expiry, kept_bodies, kept_expiry;
   for (const QueueEntry& entry : entries) {
     if (back) gone.emplace_back(entry.id.AsBytes());
+    if (entry.expires_at) {
+      const bool kept = IsKeptLine(entry.line);
+      Arguments &into = kept ? kept_bodies : bodies, &times = kept ? kept_expiry : expiry;
+      into.emplace_back(entry.id.AsBytes());
+      into.push_back(PackBody(entry));
+      times.push_back(std::to_string(ToUnixMicros(*entry.expires_at)));
+      times.emplace_back(entry.id.AsBytes());
+    }
     if (entry.run_at) {
       Arguments& to = IsKeptLine(entry.line) ? kept_due : due;
       to.push_back(std::to_string(ToUnixMicros(*entry.run_at)));
@@ -218,7 +364,7 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
   arguments.push_back(std::to_string(lines.size()));
   add(gone);
   add(due);
-  add(kept_due);
+  for (Arguments* list : {&kept_due, &bodies, &expiry, &kept_bodies, &kept_expiry}) add(*list);
   for (auto& [line, list] : lines) {
     if (back) std::ranges::reverse(list);  // LPUSH turns them round again: the first given is the next claimed
     arguments.emplace_back(line);
@@ -247,13 +393,18 @@ struct ToArguments {
     out.push_back(std::to_string(ToUnixMicros(op.now)));
     out.push_back(std::to_string(op.max));
   }
+  void operator()(const queue_op::ExpireDue& op) {
+    Head("expire", op.epoch);
+    out.push_back(std::to_string(ToUnixMicros(op.now)));
+    out.push_back(std::to_string(op.max));
+  }
 };
 
-Result<QueueEntry> UnpackReady(std::string_view raw, std::string_view line) {
+Result<QueueEntry> ReadEntry(std::string_view line, std::string_view raw) {
   if (raw.size() < kIdBytes) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
   MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw.substr(0, kIdBytes)));
   return QueueEntry{
-      .id = JobId{id}, .line = std::string{line}, .body = std::string{raw.substr(kIdBytes)}, .run_at = std::nullopt};
+      .id = JobId{id}, .line = std::string{line}, .body = std::string{raw.substr(kIdBytes)}, .run_at = {}, .expires_at = {}};
 }
 
 Result<std::optional<WallTime>> ReadDue(const redis::Reply& reply) {
@@ -262,7 +413,7 @@ Result<std::optional<WallTime>> ReadDue(const redis::Reply& reply) {
   return std::optional(FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due}))));
 }
 
-Result<void> ReadCounts(std::span<const redis::Reply> items, std::vector<LineCount>& out) {
+Result<void> ReadLines(std::span<const redis::Reply> items, std::vector<LineCount>& out) {
   for (std::size_t i = 0; i + 1 < items.size(); i += 2) {
     MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("line"));
     MILLRACE_TRY_ASSIGN(const std::int64_t count, items[i + 1].AsInteger("count"));
@@ -278,17 +429,32 @@ Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
   MILLRACE_TRY_ASSIGN(const std::int64_t old, items[1].AsInteger("take"));
   out.maybe_old = old != 0;
   MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> lines, items[2].AsArray("take"));
-  MILLRACE_TRY(ReadCounts(lines, out.kept));
+  MILLRACE_TRY(ReadLines(lines, out.kept));
   MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> page, items[3].AsArray("take"));
   for (const redis::Reply& item : page) {
     MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("take"));
     if (raw.size() < 2) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
     const std::size_t n = static_cast<unsigned char>(raw[0]) * 256U + static_cast<unsigned char>(raw[1]);
     if (raw.size() < 2 + n) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
-    MILLRACE_TRY_ASSIGN(QueueEntry entry, UnpackReady(raw.substr(2 + n), raw.substr(2, n)));
-    out.claimed.push_back(std::move(entry));
+    MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(raw.substr(2, n), raw.substr(2 + n)));
   }
   return out;
+}
+
+Result<void> ReadExpired(std::span<const redis::Reply> items, QueueReply& out) {
+  if (items.size() < 2 || items.size() % 2 != 0)
+    return Fail(ErrorCode::kCorrupt, "redis queue: expire answered {} items", items.size());
+  MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
+  MILLRACE_TRY_ASSIGN(const std::int64_t lines, items[1].AsInteger("expire"));
+  const auto entries = 2 + 2 * static_cast<std::size_t>(lines);
+  if (lines < 0 || entries > items.size()) return Fail(ErrorCode::kCorrupt, "redis queue: expire answered {} lines", lines);
+  MILLRACE_TRY(ReadLines(items.subspan(2, entries - 2), out.lost));
+  for (std::size_t i = entries; i < items.size(); i += 2) {
+    MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("expire"));
+    MILLRACE_TRY_ASSIGN(const std::string_view raw, items[i + 1].AsString("expire"));
+    MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(line, raw));
+  }
+  return {};
 }
 
 Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
@@ -303,13 +469,14 @@ Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
   if (const auto* claim = std::get_if<queue_op::Claim>(&op)) {
     for (const redis::Reply& item : items) {
       MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("claim"));
-      MILLRACE_TRY_ASSIGN(QueueEntry entry, UnpackReady(raw, claim->line));
-      out.claimed.push_back(std::move(entry));
+      MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(claim->line, raw));
     }
   } else if (std::holds_alternative<queue_op::Promote>(op)) {
     if (items.size() % 2 != 1) return Fail(ErrorCode::kCorrupt, "redis queue: promote answered {} items", items.size());
     MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
-    MILLRACE_TRY(ReadCounts(items.subspan(1), out.promoted));
+    MILLRACE_TRY(ReadLines(items.subspan(1), out.promoted));
+  } else if (std::holds_alternative<queue_op::ExpireDue>(op)) {
+    MILLRACE_TRY(ReadExpired(items, out));
   }
   return out;
 }
@@ -412,6 +579,21 @@ class RedisQueueImpl final : public RedisQueue {
     return QueueDepth{.ready = at(0), .scheduled = at(1), .in_flight = at(2)};
   }
 
+  Result<QueueMemory> Memory() override {
+    const MonoTime deadline = clock_.Now() + options_.operation_timeout;
+    MILLRACE_TRY(Connect(deadline));
+    MILLRACE_TRY_ASSIGN(const redis::Reply reply, connection_->Call({"INFO", "memory"}, deadline));
+    MILLRACE_TRY_ASSIGN(const std::string_view text, reply.AsString("INFO"));
+    QueueMemory memory;
+    for (const auto& [name, out] : {std::pair{"used_memory", &memory.used}, std::pair{"maxmemory", &memory.max}}) {
+      const std::string field = InfoField(text, name);
+      const auto [end, ec] = std::from_chars(field.data(), field.data() + field.size(), *out);
+      if (ec != std::errc{} || end != field.data() + field.size())
+        return Fail(ErrorCode::kCorrupt, "redis {}: INFO says {} '{}'", connection_->peer(), name, field);
+    }
+    return memory;
+  }
+
  private:
   Result<void> Check(const QueueOp& op, ShardId shard, bool taken_now) const {
     const auto taken = taken_on_.find(shard);
@@ -433,7 +615,8 @@ class RedisQueueImpl final : public RedisQueue {
     const ShardKeys keys(options_.prefix, shard);
     arguments[2] = keys.tag;
     const std::vector<std::string_view> views(arguments.begin(), arguments.end());
-    const std::string_view names[] = {keys.epoch, keys.lines, keys.due, keys.flight, keys.kept_due, keys.kept, keys.server};
+    const std::string_view names[] = {keys.epoch,  keys.lines, keys.due,  keys.flight, keys.kept_due,  keys.kept,
+                                      keys.server, keys.stubs, keys.body, keys.expiry, keys.kept_body, keys.kept_expiry};
     connection_->AppendScript(script_, names, views);
   }
 

@@ -16,15 +16,28 @@ constexpr const char* kSchema = R"sql(
 create table if not exists shard(shard integer primary key, epoch integer not null);
 create table if not exists line(no integer primary key autoincrement, shard integer not null, name blob not null, unique(shard, name));
 create table if not exists ready(line integer not null, seq integer not null, id blob not null, body blob not null,
-                                 primary key(line, seq)) without rowid;
+                                 expires_at integer, primary key(line, seq)) without rowid;
+create index if not exists ready_expiry on ready(expires_at) where expires_at is not null;
 create table if not exists due(shard integer not null, run_at integer not null, line blob not null, id blob not null,
-                               body blob not null, primary key(shard, run_at, line, id)) without rowid;
+                               body blob not null, expires_at integer, primary key(shard, run_at, line, id)) without rowid;
+create index if not exists due_expiry on due(shard, expires_at) where expires_at is not null;
 create table if not exists flight(shard integer not null, id blob not null, primary key(shard, id)) without rowid;
 create table if not exists kept(shard integer not null, id blob not null, line blob not null, body blob not null,
                                 primary key(shard, id)) without rowid;
 )sql";
 constexpr std::size_t kClaimBytesMax = 16u << 20;
 constexpr std::size_t kTakePage = 1000;
+
+// Tables of versions before this one had no kept lines: all they have is rebuilt from the ledger, so such a file starts anew.
+constexpr std::int64_t kSchemaVersion = 3;
+constexpr const char* kDropAll =
+    "drop table if exists shard; drop table if exists line; drop table if exists ready; drop table if exists due; "
+    "drop table if exists flight; drop table if exists kept";
+
+std::int64_t MicrosOr(const std::optional<WallTime>& time, std::int64_t otherwise) {
+  return time ? ToUnixMicros(*time) : otherwise;
+}
+constexpr std::int64_t kNever = -1;  // becomes null
 
 class SqliteQueue final : public JobQueue {
  public:
@@ -114,7 +127,8 @@ class SqliteQueue final : public JobQueue {
       MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
       if (!row) break;
       MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(0)));
-      reply.claimed.push_back({.id = JobId{id}, .line = rows.String(1), .body = rows.String(2), .run_at = {}});
+      reply.claimed.push_back(
+          {.id = JobId{id}, .line = rows.String(1), .body = rows.String(2), .run_at = {}, .expires_at = {}});
       bytes += reply.claimed.back().body.size();
     }
     return reply;
@@ -128,6 +142,12 @@ class SqliteQueue final : public JobQueue {
     return std::unexpected(next.error());
   }
 
+  Result<void> Fly(ShardId shard, const QueueEntry& entry) {
+    const Blob id{entry.id.AsBytes()};
+    if (!IsKeptLine(entry.line)) return db_.Run("insert or ignore into flight values (?, ?)", shard.value(), id);
+    return db_.Run("insert or replace into kept values (?, ?, ?, ?)", shard.value(), id, Blob{entry.line}, Blob{entry.body});
+  }
+
   // Out of flight, whichever way the line of the job is.
   Result<void> Land(ShardId shard, const JobId& id) {
     MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", shard.value(), Blob{id.AsBytes()}));
@@ -138,22 +158,25 @@ class SqliteQueue final : public JobQueue {
     return db_.QueryInt64("select no from line where shard = ? and name = ?", shard.value(), Blob{name});
   }
 
-  Result<void> Push(ShardId shard, std::string_view line, const JobId& id, std::string_view body, bool front) {
-    Result<std::int64_t> no = FindLine(shard, line);
+  Result<void> Push(ShardId shard, const QueueEntry& entry, bool front) {
+    Result<std::int64_t> no = FindLine(shard, entry.line);
     if (!no && no.error().code == ErrorCode::kNotFound) {
-      MILLRACE_TRY(db_.Run("insert into line(shard, name) values (?, ?)", shard.value(), Blob{line}));
+      MILLRACE_TRY(db_.Run("insert into line(shard, name) values (?, ?)", shard.value(), Blob{entry.line}));
       no = db_.LastInsertRowid();
     }
     MILLRACE_TRY(no);
-    return db_.Run(front ? "insert into ready select ?1, coalesce((select min(seq) from ready where line = ?1), 0) - 1, ?2, ?3"
-                         : "insert into ready select ?1, coalesce((select max(seq) from ready where line = ?1), 0) + 1, ?2, ?3",
-                   *no, Blob{id.AsBytes()}, Blob{body});
+    return db_.Run(front ? "insert into ready select ?1, coalesce((select min(seq) from ready where line = ?1), 0) - 1, ?2, "
+                           "?3, nullif(?4, -1)"
+                         : "insert into ready select ?1, coalesce((select max(seq) from ready where line = ?1), 0) + 1, ?2, "
+                           "?3, nullif(?4, -1)",
+                   *no, Blob{entry.id.AsBytes()}, Blob{entry.body}, MicrosOr(entry.expires_at, kNever));
   }
 
   Result<void> Put(ShardId shard, const QueueEntry& entry, bool front) {
-    if (!entry.run_at) return Push(shard, entry.line, entry.id, entry.body, front);
-    return db_.Run("insert or replace into due values (?, ?, ?, ?, ?)", shard.value(), ToUnixMicros(*entry.run_at),
-                   Blob{entry.line}, Blob{entry.id.AsBytes()}, Blob{entry.body});
+    if (!entry.run_at) return Push(shard, entry, front);
+    return db_.Run("insert or replace into due values (?, ?, ?, ?, ?, nullif(?, -1))", shard.value(),
+                   ToUnixMicros(*entry.run_at), Blob{entry.line}, Blob{entry.id.AsBytes()}, Blob{entry.body},
+                   MicrosOr(entry.expires_at, kNever));
   }
 
   Result<QueueReply> Apply(const queue_op::Enqueue& op) {
@@ -191,20 +214,14 @@ class SqliteQueue final : public JobQueue {
         if (!row) break;
         MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(1)));
         last = rows.Int64(0);
-        reply.claimed.push_back({.id = JobId{id}, .line = op.line, .body = rows.String(2), .run_at = {}});
+        reply.claimed.push_back({.id = JobId{id}, .line = op.line, .body = rows.String(2), .run_at = {}, .expires_at = {}});
         bytes += reply.claimed.back().body.size();
       }
     }
     if (reply.claimed.empty()) return reply;
     MILLRACE_TRY(db_.Run("delete from ready where line = ? and seq <= ?", *line, last));
     MILLRACE_TRY(db_.Run("delete from line where no = ?1 and not exists (select 1 from ready where line = ?1)", *line));
-    const bool kept = IsKeptLine(op.line);
-    for (const QueueEntry& entry : reply.claimed) {
-      const Blob id{entry.id.AsBytes()};
-      MILLRACE_TRY(kept ? db_.Run("insert or replace into kept values (?, ?, ?, ?)", op.shard.value(), id, Blob{op.line},
-                                  Blob{entry.body})
-                        : db_.Run("insert or ignore into flight values (?, ?)", op.shard.value(), id));
-    }
+    for (const QueueEntry& entry : reply.claimed) MILLRACE_TRY(Fly(op.shard, entry));
     return reply;
   }
 
@@ -213,28 +230,91 @@ class SqliteQueue final : public JobQueue {
     std::vector<QueueEntry> due;
     {
       MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
-                          db_.Prepare("select run_at, line, id, body from due where shard = ? and run_at <= ? "
+                          db_.Prepare("select run_at, line, id, body, expires_at from due where shard = ? and run_at <= ? "
                                       "order by run_at, line, id limit ?"));
       rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
       while (true) {
         MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
         if (!row) break;
         MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(2)));
-        due.push_back(
-            {.id = JobId{id}, .line = rows.String(1), .body = rows.String(3), .run_at = FromUnixMicros(rows.Int64(0))});
+        due.push_back({.id = JobId{id},
+                       .line = rows.String(1),
+                       .body = rows.String(3),
+                       .run_at = FromUnixMicros(rows.Int64(0)),
+                       .expires_at = {}});
+        if (!rows.IsNull(4)) due.back().expires_at = FromUnixMicros(rows.Int64(4));
       }
     }
     for (const QueueEntry& entry : due) {
       MILLRACE_TRY(db_.Run("delete from due where shard = ? and run_at = ? and line = ? and id = ?", op.shard.value(),
                            ToUnixMicros(*entry.run_at), Blob{entry.line}, Blob{entry.id.AsBytes()}));
-      MILLRACE_TRY(Push(op.shard, entry.line, entry.id, entry.body, false));
-      const auto count = std::ranges::find(reply.promoted, entry.line, &LineCount::line);
-      if (count != reply.promoted.end())
-        ++count->count;
-      else
-        reply.promoted.push_back({.line = entry.line, .count = 1});
+      MILLRACE_TRY(Push(op.shard, entry, false));
+      Count(reply.promoted, entry.line);
     }
     MILLRACE_TRY_ASSIGN(reply.next_due, NextDue(op.shard));
+    return reply;
+  }
+
+  static void Count(std::vector<LineCount>& counts, const std::string& line) {
+    const auto count = std::ranges::find(counts, line, &LineCount::line);
+    if (count != counts.end())
+      ++count->count;
+    else
+      counts.push_back({.line = line, .count = 1});
+  }
+
+  // Ready and scheduled entries in one order; a place is (line number, seq) or (line, run_at).
+  struct Expired {
+    QueueEntry entry;
+    std::int64_t line = 0, at = 0;
+    bool ready = false;
+  };
+  Result<std::vector<Expired>> FindExpired(const queue_op::ExpireDue& op) {
+    std::vector<Expired> found;
+    MILLRACE_TRY_ASSIGN(
+        sqlite::Statement rows,
+        db_.Prepare("select * from (select r.expires_at e, l.name, r.id, r.body, 1, r.line, r.seq from ready r "
+                    "join line l on l.no = r.line where r.expires_at <= ?2 and l.shard = ?1 order by r.expires_at limit ?3) "
+                    "union all select * from (select expires_at e, line, id, body, 0, 0, run_at from due "
+                    "where shard = ?1 and expires_at <= ?2 order by expires_at limit ?3) order by 1, 3 limit ?3"));
+    rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
+    std::size_t bytes = 0;
+    while (bytes < kClaimBytesMax) {
+      MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+      if (!row) break;
+      MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(2)));
+      found.push_back(
+          {.entry = {.id = JobId{id}, .line = rows.String(1), .body = rows.String(3), .run_at = {}, .expires_at = {}},
+           .line = rows.Int64(5),
+           .at = rows.Int64(6),
+           .ready = rows.Int64(4) != 0});
+      bytes += found.back().entry.body.size();
+    }
+    return found;
+  }
+
+  Result<QueueReply> Apply(const queue_op::ExpireDue& op) {
+    QueueReply reply;
+    MILLRACE_TRY_ASSIGN(std::vector<Expired> found, FindExpired(op));
+    for (Expired& expired : found) {
+      QueueEntry& entry = expired.entry;
+      if (expired.ready) {
+        MILLRACE_TRY(db_.Run("delete from ready where line = ? and seq = ?", expired.line, expired.at));
+        Count(reply.lost, entry.line);
+      } else {
+        MILLRACE_TRY(db_.Run("delete from due where shard = ? and run_at = ? and line = ? and id = ?", op.shard.value(),
+                             expired.at, Blob{entry.line}, Blob{entry.id.AsBytes()}));
+      }
+      MILLRACE_TRY(Fly(op.shard, entry));
+      reply.claimed.push_back(std::move(entry));
+    }
+    MILLRACE_TRY_ASSIGN(
+        const std::int64_t next,
+        db_.QueryInt64("select coalesce(min(e), -1) from (select min(r.expires_at) e from ready r join line l on l.no = r.line "
+                       "where r.expires_at is not null and l.shard = ?1 "
+                       "union all select min(expires_at) from due where shard = ?1 and expires_at is not null)",
+                       op.shard.value()));
+    if (next != kNever) reply.next_due = FromUnixMicros(next);
     return reply;
   }
 
@@ -242,13 +322,23 @@ class SqliteQueue final : public JobQueue {
   std::set<ShardId> taken_;  // by this object
 };
 
+Result<void> MakeSchema(sqlite::Database& db) {
+  MILLRACE_TRY_ASSIGN(const std::int64_t version, db.QueryInt64("pragma user_version"));
+  if (version > kSchemaVersion)
+    return Fail(ErrorCode::kUnsupported, "sqlite queue: tables of version {}, this program knows up to {}", version,
+                kSchemaVersion);
+  if (version < kSchemaVersion) MILLRACE_TRY(db.Exec(kDropAll));
+  MILLRACE_TRY(db.Exec(kSchema));
+  return db.Exec(fmt::format("pragma user_version = {}", kSchemaVersion));
+}
+
 }  // namespace
 
 Result<std::unique_ptr<JobQueue>> OpenSqliteQueue(const SqliteQueueOptions& options) {
   sqlite::Options how;
   how.synchronous = options.durable ? sqlite::Synchronous::kFull : sqlite::Synchronous::kNormal;
   auto database = sqlite::Database::Open(options.path, how);
-  const Result<void> schema = database ? database->Exec(kSchema) : Result<void>(std::unexpected(database.error()));
+  const Result<void> schema = database ? MakeSchema(*database) : Result<void>(std::unexpected(database.error()));
   if (!schema && schema.error().code == ErrorCode::kCorrupt)
     return Prefixed(schema.error(), "the queue file is damaged; delete it, it is rebuilt from the ledger");
   MILLRACE_TRY(schema);

@@ -59,6 +59,7 @@ class Writer {
     packer_.pack_uint64(static_cast<std::uint64_t>(value));
   }
   void Options(std::string_view, const JobOptions& options) { Str(ToJson(options)); }
+  void Settings(std::string_view, const QueueSettings& settings) { Str(ToJson(settings)); }
   void Duration(std::string_view, Millis ms) { packer_.pack_int64(ms.count()); }
   void Time(std::string_view, WallTime t) { packer_.pack_int64(ToUnixMicros(t)); }
   void Time(std::string_view, const std::optional<WallTime>& t) { t ? Time("", *t) : Nil(); }
@@ -165,6 +166,18 @@ class Reader {
     if (!error_.empty()) return;
     if (millrace::Name(static_cast<E>(value)) == "unknown") return Complain(field, fmt::format("has no value {}", value));
     out = static_cast<E>(value);
+  }
+  // Everything but the fields that stand beside it in the record.
+  void Settings(std::string_view field, QueueSettings& out) {
+    std::string text;
+    Name(field, text, kQueueSettingsBytesMax);
+    if (!error_.empty()) return;
+    auto settings = QueueSettingsFromJson(text);
+    if (!settings) return Complain(field, settings.error().message);
+    settings->org = out.org;
+    settings->queue = std::move(out.queue);
+    settings->revision = out.revision;
+    out = std::move(*settings);
   }
   void Options(std::string_view field, JobOptions& out) {
     std::string text;
@@ -476,6 +489,53 @@ void Layout(A& a, T& t) {
   a.Name("state", t.state, kNameBytesMax);
 }
 
+template <class A, Of<SetQueue> T>
+void Layout(A& a, T& t) {
+  a.Record(6);
+  a.Int("request", t.request);
+  a.Org("org", t.settings.org);
+  a.Name("queue", t.settings.queue, kNameBytesMax);
+  a.Int("revision", t.settings.revision);
+  a.Settings("settings", t.settings);
+  a.Name("actor", t.actor, kNameBytesMax);
+}
+
+template <class A, Of<SetQueueReply> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Int("request", t.request);
+  a.Int("revision", t.revision);
+}
+
+template <class A, Of<ListQueues> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Int("request", t.request);
+  a.Org("org", t.org);
+  a.Name("after", t.after, kNameBytesMax);
+}
+
+template <class A, Of<ListQueuesReply> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Int("request", t.request);
+  a.List("queues", t.queues, kQueuesListedMax, kEach);
+  a.Flag("more", t.more);
+}
+
+template <class A, Of<ListQueuesReply::Item> T>
+void Layout(A& a, T& t) {
+  a.Record(8);
+  a.Org("org", t.settings.org);
+  a.Name("queue", t.settings.queue, kNameBytesMax);
+  a.Int("revision", t.settings.revision);
+  a.Settings("settings", t.settings);
+  a.Int("ready", t.ready);
+  a.Int("running", t.running);
+  a.Int("waiting", t.waiting);
+  a.Int("waiting_bytes", t.waiting_bytes);
+}
+
 template <class A, Of<Status> T>
 void Layout(A& a, T& t) {
   a.Record(1);
@@ -484,9 +544,10 @@ void Layout(A& a, T& t) {
 
 template <class A, Of<SubmitReply::Item> T>
 void Layout(A& a, T& t) {
-  a.Record(2);
+  a.Record(3);
   a.Id("id", t.id);
   a.Flag("duplicate", t.duplicate);
+  a.Id("conflict_with", t.conflict_with);
 }
 
 template <class A, Of<SubmitReply> T>
@@ -588,6 +649,14 @@ constexpr Kind KindFor() {
     return Kind::kCancel;
   else if constexpr (std::same_as<T, CancelReply>)
     return Kind::kCancelReply;
+  else if constexpr (std::same_as<T, SetQueue>)
+    return Kind::kSetQueue;
+  else if constexpr (std::same_as<T, SetQueueReply>)
+    return Kind::kSetQueueReply;
+  else if constexpr (std::same_as<T, ListQueues>)
+    return Kind::kListQueues;
+  else if constexpr (std::same_as<T, ListQueuesReply>)
+    return Kind::kListQueuesReply;
   else if constexpr (std::same_as<T, SubmitReply>)
     return Kind::kSubmitReply;
   else if constexpr (std::same_as<T, RunUpdate>)
@@ -689,32 +758,6 @@ Kind KindOf(std::string_view frame) {
   if (frame.size() < kHeaderBytes || static_cast<std::uint8_t>(frame[0]) != kProtocolVersion) return Kind::kUnknown;
   const auto kind = static_cast<Kind>(static_cast<std::uint8_t>(frame[1]));
   return Name(kind) == "unknown" ? Kind::kUnknown : kind;
-}
-
-std::string_view Name(Kind kind) {
-  switch (kind) {
-    case Kind::kUnknown: return "unknown";
-    case Kind::kHello: return "hello";
-    case Kind::kBeat: return "beat";
-    case Kind::kEnded: return "ended";
-    case Kind::kGoodbye: return "goodbye";
-    case Kind::kWelcome: return "welcome";
-    case Kind::kGrant: return "grant";
-    case Kind::kEndedReply: return "ended_reply";
-    case Kind::kRevoke: return "revoke";
-    case Kind::kBrokerBeat: return "broker_beat";
-    case Kind::kSubmitJobs: return "submit_jobs";
-    case Kind::kSubmitRun: return "submit_run";
-    case Kind::kWatch: return "watch";
-    case Kind::kStatus: return "status";
-    case Kind::kCancel: return "cancel";
-    case Kind::kCancelReply: return "cancel_reply";
-    case Kind::kSubmitReply: return "submit_reply";
-    case Kind::kRunUpdate: return "run_update";
-    case Kind::kStatusReply: return "status_reply";
-    case Kind::kProblem: return "problem";
-  }
-  return "unknown";
 }
 
 namespace {

@@ -11,6 +11,7 @@
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/model/job.h"
+#include "common/model/queue_settings.h"
 
 namespace millrace::wire {
 
@@ -36,12 +37,16 @@ enum class Kind : std::uint8_t {
   kWatch = 34,
   kStatus = 35,
   kCancel = 36,
+  kSetQueue = 40,
+  kListQueues = 41,
   // broker -> client
   kSubmitReply = 48,
   kRunUpdate = 49,
   kStatusReply = 50,
   kProblem = 51,
   kCancelReply = 52,
+  kSetQueueReply = 56,
+  kListQueuesReply = 57,
 };
 
 // ---- worker -> broker ----------------------------------------------------------------------------------------------------
@@ -168,12 +173,26 @@ struct Cancel {  // runs and single jobs of one org
   friend bool operator==(const Cancel&, const Cancel&) = default;
 };
 
+struct SetQueue {  // settings.revision: the one that is replaced, 0 when there is none
+  std::uint64_t request = 0;
+  QueueSettings settings;
+  std::string actor;
+  friend bool operator==(const SetQueue&, const SetQueue&) = default;
+};
+struct ListQueues {  // those that were ever set, and those in which something waits or runs
+  std::uint64_t request = 0;
+  OrgId org = kDefaultOrg;
+  std::string after;  // only names after this one; empty: from the first
+  friend bool operator==(const ListQueues&, const ListQueues&) = default;
+};
+
 // ---- broker -> client ----------------------------------------------------------------------------------------------------
 struct SubmitReply {  // after the ledger has it: "accepted"
   std::uint64_t request = 0;
   struct Item {
     Uuid id;
     bool duplicate = false;
+    Uuid conflict_with;  // not nil: not accepted, that job holds its unique key
     friend bool operator==(const Item&, const Item&) = default;
   };
   std::vector<Item> accepted;  // jobs, or the one run
@@ -227,6 +246,23 @@ struct CancelReply {
   std::vector<Item> items;
   friend bool operator==(const CancelReply&, const CancelReply&) = default;
 };
+struct SetQueueReply {  // sent when the settings are durable; they count from then on
+  std::uint64_t request = 0;
+  std::int64_t revision = 0;
+  friend bool operator==(const SetQueueReply&, const SetQueueReply&) = default;
+};
+struct ListQueuesReply {
+  std::uint64_t request = 0;
+  struct Item {
+    QueueSettings settings;
+    std::uint64_t ready = 0, running = 0;
+    std::uint64_t waiting = 0, waiting_bytes = 0;  // ready, due later, and being accepted
+    friend bool operator==(const Item&, const Item&) = default;
+  };
+  std::vector<Item> queues;  // by name, at most kQueuesListedMax
+  bool more = false;
+  friend bool operator==(const ListQueuesReply&, const ListQueuesReply&) = default;
+};
 struct Problem {  // the request was refused
   std::uint64_t request = 0;
   std::string code;  // Name(ErrorCode), or a narrower stable word such as "not_owner"
@@ -235,7 +271,8 @@ struct Problem {  // the request was refused
 };
 
 using Message = std::variant<Hello, Beat, Ended, Goodbye, Welcome, Grant, EndedReply, Revoke, BrokerBeat, SubmitJobs, SubmitRun,
-                             Watch, Status, Cancel, SubmitReply, RunUpdate, StatusReply, CancelReply, Problem>;
+                             Watch, Status, Cancel, SetQueue, ListQueues, SubmitReply, RunUpdate, StatusReply, CancelReply,
+                             SetQueueReply, ListQueuesReply, Problem>;
 
 // Encodes header and body. The bytes are one ZeroMQ frame.
 std::string Encode(const Message& message);

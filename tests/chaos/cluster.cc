@@ -333,6 +333,9 @@ Result<void> Cluster::FlushRedis() {
 
 Result<void> Cluster::StopSchedulers() {
   for (Member* scheduler : OfRole(Role::kScheduler)) {
+    // One that was restarted a moment ago may still be on its way to where it takes its signals.
+    const MonoTime ready_by = TheClock().Now() + kStopTimeout;
+    while (!scheduler->process.Blocks(SIGTERM) && TheClock().Now() < ready_by) testing::SleepFor(kPoll);
     scheduler->process.Signal(SIGTERM);
     const auto code = scheduler->process.Wait(kStopTimeout);
     if (!code || *code != 0)

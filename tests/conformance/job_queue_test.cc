@@ -30,7 +30,7 @@ JobId MakeId(std::uint64_t n) {
   return id;
 }
 QueueEntry Entry(std::uint64_t n, std::string line = "a", std::string body = "body") {
-  return {.id = MakeId(n), .line = std::move(line), .body = std::move(body), .run_at = {}};
+  return {.id = MakeId(n), .line = std::move(line), .body = std::move(body), .run_at = {}, .expires_at = {}};
 }
 QueueEntry Due(std::uint64_t n, std::int64_t us, std::string line = "a") {
   QueueEntry entry = Entry(n, std::move(line));
@@ -122,6 +122,12 @@ class JobQueueTest : public testing::TestWithParam<std::string> {
   std::filesystem::path path_;
   std::unique_ptr<JobQueue> queue_;
 };
+
+TEST_P(JobQueueTest, SaysHowFullTheStoreIs) {
+  const auto memory = queue_->Memory();
+  ASSERT_TRUE(memory) << memory.error().message;
+  EXPECT_EQ(memory->used > 0, GetParam() == "redis");
+}
 
 TEST_P(JobQueueTest, FifoPerLineAndRequeueGoesToTheFront) {
   Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2, "b"), Entry(3), Entry(4)}});
@@ -341,7 +347,7 @@ TEST_P(JobQueueTest, RandomisedAgainstAModel) {
         if (random.Below(2) == 0) {
           Must(Finish{kShard, kEpoch, {id}});
         } else {
-          Must(Requeue{kShard, kEpoch, {{.id = id, .line = of, .body = "body", .run_at = {}}}});
+          Must(Requeue{kShard, kEpoch, {{.id = id, .line = of, .body = "body", .run_at = {}, .expires_at = {}}}});
           ready[of].push_front(id);
         }
         break;
@@ -369,6 +375,118 @@ TEST_P(JobQueueTest, RandomisedAgainstAModel) {
       ExpectDepth(waiting, due.size(), flight.size());
     }
   }
+}
+
+QueueEntry Expiring(QueueEntry entry, std::int64_t us) {
+  entry.expires_at = FromUnixMicros(us);
+  return entry;
+}
+std::vector<JobId> IdsOf(const QueueReply& reply) {
+  std::vector<JobId> ids;
+  for (const QueueEntry& entry : reply.claimed) ids.push_back(entry.id);
+  std::ranges::sort(ids);
+  return ids;
+}
+
+TEST_P(JobQueueTest, WhatExpiresLeavesItsLineOrItsSchedule) {
+  Must(Enqueue{kShard,
+               kEpoch,
+               {Entry(1), Expiring(Entry(2), 100), Expiring(Entry(3), 300), Expiring(Entry(4, "b", std::string("x\0y", 3)), 50),
+                Expiring(Due(5, 900), 100), Expiring(Due(6, 200), 400)}});
+  ExpectDepth(4, 2, 0);
+  auto reply = Must(ExpireDue{kShard, kEpoch, FromUnixMicros(49), 10});
+  EXPECT_TRUE(reply.claimed.empty());
+  EXPECT_TRUE(reply.lost.empty());
+  EXPECT_EQ(reply.next_due, FromUnixMicros(50));
+  reply = Must(ExpireDue{kShard, kEpoch, FromUnixMicros(100), 10});
+  EXPECT_EQ(IdsOf(reply), Ids({2, 4, 5}));
+  for (const QueueEntry& entry : reply.claimed)
+    if (entry.id == MakeId(4)) {
+      EXPECT_EQ(entry.body, std::string("x\0y", 3));
+      EXPECT_EQ(entry.line, "b");
+    }
+  std::ranges::sort(reply.lost, {}, &LineCount::line);
+  EXPECT_EQ(reply.lost, (std::vector<LineCount>{{.line = "a", .count = 1}, {.line = "b", .count = 1}}));
+  EXPECT_EQ(reply.next_due, FromUnixMicros(300));
+  ExpectDepth(2, 1, 3);
+  EXPECT_EQ(ClaimIds(10, "b"), Ids({}));
+  EXPECT_EQ(ClaimIds(10), Ids({1, 3})) << "the order of the others is kept";
+  const auto promoted = Must(Promote{kShard, kEpoch, FromUnixMicros(1000), 10});
+  EXPECT_EQ(promoted.promoted, (std::vector<LineCount>{{.line = "a", .count = 1}})) << "5 is gone, 6 is ready now";
+  ExpectDepth(1, 0, 5);
+  reply = Must(ExpireDue{kShard, kEpoch, FromUnixMicros(1000), 10});
+  EXPECT_EQ(IdsOf(reply), Ids({6})) << "it expires wherever it waits; 3 is in flight and stays";
+  EXPECT_EQ(reply.lost, (std::vector<LineCount>{{.line = "a", .count = 1}}));
+  EXPECT_EQ(reply.next_due, std::nullopt);
+  Must(Finish{kShard, kEpoch, Ids({1, 2, 3, 4, 5, 6})});
+  ExpectDepth(0, 0, 0);
+}
+
+TEST_P(JobQueueTest, ExpiringIsBoundedFencedAndEmptiedByATake) {
+  std::vector<QueueEntry> many;
+  for (std::uint64_t i = 1; i <= 600; ++i) many.push_back(Expiring(Entry(i), static_cast<std::int64_t>(i)));
+  many.push_back(Entry(1000));
+  Must(Enqueue{kShard, kEpoch, many});
+  EXPECT_EQ(CodeOf(ExpireDue{kShard, Epoch{6}, FromUnixMicros(1), 1}), ErrorCode::kStale);
+  auto reply = Must(ExpireDue{kShard, kEpoch, FromUnixMicros(590), 500});
+  EXPECT_EQ(reply.claimed.size(), 500U);
+  EXPECT_EQ(reply.next_due, FromUnixMicros(501)) << "the rest is due at once";
+  ExpectDepth(101, 0, 500);
+  reply = Must(ExpireDue{kShard, kEpoch, FromUnixMicros(590), 500});
+  EXPECT_EQ(reply.claimed.size(), 90U);
+  const auto claimed = ClaimIds(2);
+  EXPECT_EQ(claimed, Ids({591, 592})) << "what expired before them is passed over";
+  Must(Requeue{kShard, kEpoch, {Expiring(Entry(591), 700), Expiring(Entry(592), 800)}});
+  reply = Must(ExpireDue{kShard, kEpoch, FromUnixMicros(750), 500});
+  EXPECT_EQ(reply.claimed.size(), 9U) << "593 to 600, and 591 at its new time";
+  EXPECT_EQ(ClaimIds(10), Ids({592, 1000}));
+  Must(Enqueue{kShard, kEpoch, {Expiring(Entry(2000), 5), Expiring(Due(2001, 5), 5)}});
+  Must(Take{kShard, Epoch{8}});
+  reply = Must(ExpireDue{kShard, Epoch{8}, FromUnixMicros(1'000'000), 500});
+  EXPECT_TRUE(reply.claimed.empty());
+  EXPECT_EQ(reply.next_due, std::nullopt);
+  ExpectDepth(0, 0, 0);
+}
+
+TEST_P(JobQueueTest, ATombstoneInTheMiddleOfALineIsNoEntry) {
+  Must(Enqueue{kShard, kEpoch, {Entry(1), Expiring(Entry(2), 10), Expiring(Entry(3), 10), Entry(4)}});
+  Must(ExpireDue{kShard, kEpoch, FromUnixMicros(10), 10});
+  ExpectDepth(2, 0, 2);
+  EXPECT_EQ(ClaimIds(2), Ids({1, 4})) << "two were asked for and two are there";
+  ExpectDepth(0, 0, 4);
+}
+
+TEST_P(JobQueueTest, ATakeKeepsTheTimesOfKeptLines) {
+  Must(Enqueue{kShard,
+               kEpoch,
+               {Expiring(Entry(1, kKept, "one"), 10), Expiring(Entry(2, kKept, "two"), 100), Entry(3, kKept),
+                Expiring(Entry(4, kKept, "four"), 20), Expiring(Due(5, 50, kKept), 200), Expiring(Due(6, 60, kKept), 20),
+                Expiring(Entry(2, "a", "not this one"), 90), Expiring(Due(7, 5), 10)}});
+  auto reply = Must(ExpireDue{kShard, kEpoch, FromUnixMicros(30), 10});
+  EXPECT_EQ(IdsOf(reply), Ids({1, 4, 6, 7}));
+  EXPECT_EQ(reply.lost, (std::vector<LineCount>{{.line = kKept, .count = 2}}));
+  EXPECT_EQ(reply.next_due, FromUnixMicros(90));
+  ExpectDepth(3, 1, 4);
+  reply = Must(Take{kShard, Epoch{8}});
+  EXPECT_EQ(reply.kept, (std::vector<LineCount>{{.line = kKept, .count = 2}})) << "what expired is no ready entry";
+  EXPECT_EQ(IdsOf(reply), Ids({1, 4, 6})) << "it is in flight until its end is recorded";
+  const auto four = std::ranges::find(reply.claimed, MakeId(4), &QueueEntry::id);
+  ASSERT_NE(four, reply.claimed.end());
+  EXPECT_EQ(four->body, "four");
+  Must(Finish{kShard, Epoch{8}, Ids({1, 4})});
+  Must(Requeue{kShard, Epoch{8}, {Expiring(Entry(6, kKept), 300)}});
+  ExpectDepth(3, 1, 0);
+  reply = Must(ExpireDue{kShard, Epoch{8}, FromUnixMicros(150), 10});
+  ASSERT_EQ(IdsOf(reply), Ids({2}));
+  EXPECT_EQ(reply.claimed[0].body, "two");
+  EXPECT_EQ(reply.next_due, FromUnixMicros(200));
+  Must(Promote{kShard, Epoch{8}, FromUnixMicros(1000), 10});
+  ExpectDepth(3, 0, 1);
+  std::vector<JobId> left;
+  for (const QueueEntry& entry : Must(Claim{kShard, Epoch{8}, kKept, 10}).claimed) left.push_back(entry.id);
+  EXPECT_EQ(left, Ids({6, 3, 5}));
+  Must(Finish{kShard, Epoch{8}, Ids({2, 3, 5, 6})});
+  ExpectDepth(0, 0, 0);
 }
 
 TEST_P(JobQueueTest, RedisMemoryPerWaitingJob) {

@@ -59,6 +59,7 @@ TEST_P(LedgerCancelTest, ACancelIsSeenByWhoeverRebuilds) {
   ASSERT_TRUE(runs) << runs.error().message;
   ASSERT_EQ(runs->size(), 1u);
   EXPECT_TRUE(runs->front().cancelling);
+  EXPECT_EQ(runs->front().cancel_reason, "cancelled by cli root@host: Zürich \"later\"");
   ExpectSound();
 }
 
@@ -91,6 +92,28 @@ TEST_P(LedgerCancelTest, StatesSayWhatBecameOfEachItem) {
   const auto foreign = ledger_->States(OrgId{77}, items, In());
   ASSERT_TRUE(foreign);
   for (const ItemState& state : *foreign) EXPECT_FALSE(state.known) << "another org's";
+}
+
+TEST_P(LedgerCancelTest, ARequestOfSomebodyElseShowsTheOwnerWhatItConcerns) {
+  const ShardHold hold = Own();
+  const RunSpec run = Run();
+  const JobSpec of_run = Job(run.id, "a"), live = Job(), ended = Job();
+  auto batch = BatchOf(hold);
+  batch.runs = {run};
+  batch.jobs = {of_run, live, ended};
+  batch.outcomes = {Outcome(ended)};
+  Commit(batch);
+  const std::vector<CancelRow> rows = {Cancel(run.id.uuid, true), Cancel(live.id.uuid, false), Cancel(ended.id.uuid, false)};
+  ASSERT_TRUE(ledger_->RequestCancel(rows, In()));
+  ASSERT_TRUE(ledger_->RequestCancel(rows, In())) << "twice is once";
+  const auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
+  ASSERT_TRUE(outbox) << outbox.error().message;
+  ASSERT_EQ(outbox->runs.size(), 1u);
+  EXPECT_TRUE(outbox->runs[0].cancelling);
+  ASSERT_EQ(outbox->jobs.size(), 1u) << "what has ended is nobody's business";
+  EXPECT_EQ(outbox->jobs[0].spec.id, live.id);
+  EXPECT_TRUE(outbox->jobs[0].cancelling);
+  ExpectSound();
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, LedgerCancelTest, ::testing::Values(LedgerKind::kSqlite, LedgerKind::kPostgres),

@@ -21,7 +21,7 @@ TEST_P(LedgerTest, MigrateIsRepeatableAndRefusesANewerSchema) {
   const auto refused = ledger_->Migrate(In());
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
-  EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to 2: use a newer millrace");
+  EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to 5: use a newer millrace");
 }
 
 TEST_P(LedgerTest, ClockIsNear) { EXPECT_LT(std::chrono::abs(Now() - clock_.WallNow()), 5s); }
@@ -326,6 +326,42 @@ TEST_P(LedgerTest, ApplyIsIdempotentAndVersions) {
   ASSERT_EQ(list.size(), 1u);
   EXPECT_EQ(list[0].version, 5);
   EXPECT_EQ(list[0].source, "");
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, APauseIsDurableSurvivesNewVersionsAndIsOfOneOrgAndPipeline) {
+  Pipeline p = Scheduled();
+  ASSERT_TRUE(ledger_->ApplyPipeline(p, "{}", "s", "/", kDefaultOrg, In()));
+  ASSERT_TRUE(ledger_->ApplyPipeline(p, "{}", "s", "/", OrgId{2}, In()));
+  Pipeline other = Scheduled();
+  other.name = "other";
+  ASSERT_TRUE(ledger_->ApplyPipeline(other, "{}", "s", "/", kDefaultOrg, In()));
+  const auto before = (*ledger_->Schedules(kDefaultOrg, In()))[0];
+  ASSERT_EQ(before.pipeline, "flights");
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "flights", true, In())) << "repeatable";
+  const auto paused = [&] {
+    std::string out;
+    const auto rows = *Open()->Schedules(std::nullopt, In());  // what another process sees
+    for (const ScheduleRow& row : rows) out += fmt::format("{}/{}:{} ", row.org.value(), row.pipeline, row.paused);
+    return out;
+  };
+  EXPECT_EQ(paused(), "1/flights:true 1/other:false 2/flights:false ");
+  EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].watermark, before.watermark);
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "s", "/", kDefaultOrg, In())->version, 2);
+  p.schedules[0].cron = "0 7 * * *";
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "s", "/", kDefaultOrg, In())->version, 3);
+  EXPECT_EQ(paused(), "1/flights:true 1/other:false 2/flights:false ");
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "flights", false, In()));
+  EXPECT_EQ(paused(), "1/flights:false 1/other:false 2/flights:false ");
+
+  p.schedules.clear();
+  ASSERT_TRUE(ledger_->ApplyPipeline(p, R"({"a":2})", "s", "/", kDefaultOrg, In()));
+  const auto none = ledger_->SetPaused(kDefaultOrg, "flights", true, In());
+  EXPECT_EQ(none.error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(none.error().message, "pipeline 'flights' has no schedule");
+  const auto unknown = ledger_->SetPaused(kDefaultOrg, "nosuch", true, In());
+  EXPECT_EQ(unknown.error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(unknown.error().message, "no pipeline 'nosuch' has been applied");
   ExpectSound();
 }
 

@@ -4,15 +4,19 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <barrier>
 #include <filesystem>
+#include <ranges>
 #include <thread>
 
 #include "common/base/log.h"
 #include "common/base/random.h"
 #include "common/drivers/sqlite.h"
+#include "common/model/backfill.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
+#include "common/model/schedule_rules.h"
 #include "common/queue/sqlite_queue.h"
 #include "scheduler/slot_planner.h"
 #include "tests/support/test_postgres.h"
@@ -38,12 +42,28 @@ class DyingLedger final : public Ledger {
   Result<Leadership> TryLead(OwnerId c, std::string_view n, Millis ttl, MonoTime d) override {
     return real_.TryLead(c, n, ttl, d);
   }
-  Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId> o, MonoTime d) override { return real_.Schedules(o, d); }
-  Result<std::uint32_t> ActiveRuns(OrgId o, std::string_view p, MonoTime d) override { return real_.ActiveRuns(o, p, d); }
+  Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t r, std::uint32_t l, MonoTime d) override {
+    return real_.SchedulesChanged(r, l, d);
+  }
+  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId o, std::span<const std::string> p, MonoTime d) override {
+    return real_.ScheduledVersions(o, p, d);
+  }
+  Result<std::vector<std::string>> BusyPipelines(OrgId o, std::span<const std::string> p, MonoTime d) override {
+    return real_.BusyPipelines(o, p, d);
+  }
+  Result<std::vector<BackfillState>> Backfills(const BackfillFilter& f, MonoTime d) override { return real_.Backfills(f, d); }
+  Result<std::vector<SlotHistory>> SlotHistories(OrgId o, std::string_view p, std::string_view s, std::span<const WallTime> t,
+                                                 MonoTime d) override {
+    return real_.SlotHistories(o, p, s, t, d);
+  }
   Result<PipelineVersion> GetPipeline(OrgId o, std::string_view n, std::optional<std::int64_t> v, MonoTime d) override {
     return real_.GetPipeline(o, n, v, d);
   }
   // The scheduler has no business with the rest.
+  Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId>, MonoTime) override { return Never(); }
+  Result<std::uint32_t> ActiveRuns(OrgId, std::string_view, MonoTime) override { return Never(); }
+  Result<CreatedBackfill> CreateBackfill(BackfillRow, MonoTime) override { return Never(); }
+  Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow&, MonoTime) override { return Never(); }
   Result<void> Migrate(MonoTime) override { return Never(); }
   Result<Epoch> TakeShard(ShardId, OwnerId, std::string_view, MonoTime) override { return Never(); }
   Result<void> RenewShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return Never(); }
@@ -57,16 +77,24 @@ class DyingLedger final : public Ledger {
     return Never();
   }
   Result<Outbox> ReadOutbox(ShardId, std::uint16_t, std::uint32_t, MonoTime) override { return Never(); }
+  Result<void> RequestCancel(std::span<const CancelRow>, MonoTime) override { return Never(); }
   Result<std::vector<ItemState>> States(OrgId, std::span<const Uuid>, MonoTime) override { return Never(); }
   Result<void> SubmitRun(const RunSpec&, std::span<const JobSpec>, MonoTime) override { return Never(); }
   Result<std::vector<JobId>> KnownJobs(std::span<const JobId>, MonoTime) override { return Never(); }
-  Result<void> SubmitJobs(std::span<const JobSpec>, MonoTime) override { return Never(); }
+  Result<QueueSettings> PutQueueSettings(const QueueSettings&, std::string_view, MonoTime) override { return Never(); }
+  Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId>, std::optional<ShardId>, MonoTime) override {
+    return Never();
+  }
+  Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec>, MonoTime) override { return Never(); }
+  Result<RequeueResult> RequeueDead(const Requeue&, MonoTime) override { return Never(); }
+  Result<std::vector<JobSummary>> ListJobs(const JobFilter&, MonoTime) override { return Never(); }
   Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
                                         MonoTime) override {
     return Never();
   }
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return Never(); }
   Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return Never(); }
+  Result<void> SetPaused(OrgId, std::string_view, bool, MonoTime) override { return Never(); }
   Result<std::vector<RunSummary>> ListRuns(const RunFilter&, MonoTime) override { return Never(); }
   Result<RunDetail> GetRun(OrgId, RunId, MonoTime) override { return Never(); }
   Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return Never(); }
@@ -142,13 +170,14 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
     std::string grace = "60s";
     std::string params = {};
     std::string cron = {};
-    int days_behind = 0;  // how many slots of DailyCron are due
+    int days_behind = 0;    // how many slots of DailyCron are due
+    std::string more = {};  // more keys of the schedule, with a comma before
   };
   void Apply(const Plan& plan) {
     const std::string yaml = fmt::format(
-        "version: 1\npipeline: {}\nschedule: {{ cron: \"{}\", catchup: {}, overlap: {}, misfire_grace: {} }}\n{}stages:\n"
+        "version: 1\npipeline: {}\nschedule: {{ cron: \"{}\", catchup: {}, overlap: {}, misfire_grace: {}{} }}\n{}stages:\n"
         "  a: {{ command: [echo, one] }}\n  b: {{ command: [echo, two], after: [a] }}\n",
-        plan.name, plan.cron.empty() ? DailyCron() : plan.cron, plan.catchup, plan.overlap, plan.grace, plan.params);
+        plan.name, plan.cron.empty() ? DailyCron() : plan.cron, plan.catchup, plan.overlap, plan.grace, plan.more, plan.params);
     const auto parsed = ParsePipeline(yaml, "p.yaml");
     ASSERT_TRUE(parsed.pipeline) << RenderAll(parsed.diagnostics, yaml);
     const auto applied = ledger_->ApplyPipeline(*parsed.pipeline, ToJson(*parsed.pipeline), yaml, "/srv", kDefaultOrg, In());
@@ -211,7 +240,55 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
       EXPECT_EQ(run.jobs, 2u);
     }
   }
-  void EndRuns(const std::string& pipeline = "p") {
+  // The backfill of the last `days_back` days, of the schedule as it is now.
+  BackfillRow Backfill(int days_back, BackfillOptions options = {}, std::uint32_t generation = 0) {
+    const ScheduleRow schedule = (*ledger_->Schedules(kDefaultOrg, In()))[0];
+    options.schedule = schedule.spec;
+    BackfillRow row;
+    row.id = ids_.Next<BackfillId>();
+    row.pipeline = schedule.pipeline;
+    row.schedule = schedule.spec.name;
+    row.from = now_ - 3h - days{days_back - 1};
+    row.to = now_;
+    row.until = schedule.watermark;
+    row.generation = generation;
+    row.version = schedule.version;
+    row.options = ToJson(options);
+    row.actor = "test";
+    row.created_at = now_;
+    return row;
+  }
+  Ledger::CreatedBackfill Create(const BackfillRow& row) {
+    auto made = ledger_->CreateBackfill(row, In());
+    EXPECT_TRUE(made) << made.error().message;
+    return made.value_or(Ledger::CreatedBackfill{});
+  }
+  BackfillState StateOf(BackfillId id) {
+    BackfillFilter filter;
+    filter.id = id;
+    const auto found = ledger_->Backfills(filter, In());
+    EXPECT_TRUE(found) << found.error().message;
+    return found->at(0);
+  }
+  // The slots of a generation in the order in which they were decided.
+  std::vector<SlotRow> Generation(std::uint32_t generation) {
+    std::vector<SlotRow> slots;
+    for (const SlotRow& slot : Slots())
+      if (slot.key.generation == generation) slots.push_back(slot);
+    std::ranges::stable_sort(slots, {}, [](const SlotRow& s) { return s.run.value_or(RunId{}); });
+    return slots;
+  }
+  std::size_t Active() {
+    const auto runs = Runs();
+    return static_cast<std::size_t>(std::ranges::count(runs, RunState::kRunning, &RunSummary::state));
+  }
+  // Ends the oldest active run.
+  void EndOne(RunState state = RunState::kSucceeded) {
+    const auto runs = Runs();
+    for (const RunSummary& run : runs | std::views::reverse)
+      if (run.state == RunState::kRunning) return EndRuns("p", state, run.spec.id);
+  }
+  void EndRuns(const std::string& pipeline = "p", RunState state = RunState::kSucceeded, std::optional<RunId> only = {}) {
     const OwnerId owner = ids_.Next<OwnerId>();
     const ShardId shard = ShardOf(kDefaultOrg, 1);
     const auto epoch = ledger_->TakeShard(shard, owner, "b1", In());
@@ -220,8 +297,8 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
     batch.holds = {{shard, *epoch}};
     batch.owner = owner;
     for (const RunSummary& run : Runs(pipeline))
-      if (run.state == RunState::kRunning)
-        batch.run_outcomes.push_back({run.spec.id, kDefaultOrg, RunState::kSucceeded, "", now_});
+      if (run.state == RunState::kRunning && (!only || *only == run.spec.id))
+        batch.run_outcomes.push_back({run.spec.id, kDefaultOrg, state, "", now_});
     ASSERT_TRUE(ledger_->Commit(batch, In()));
     ASSERT_TRUE(ledger_->ReleaseShards(batch.holds, owner, In()));
   }
@@ -325,15 +402,43 @@ TEST_P(SchedulerTest, ABrokenVersionOrScheduleDoesNotStopTheOthers) {
   EXPECT_EQ(Fates("d"), "F");
 }
 
-TEST_P(SchedulerTest, APausedScheduleDecidesNothing) {
+TEST_P(SchedulerTest, SlotsOfAPausedScheduleAreSkippedWithTheirReason) {
   Apply({.days_behind = 2});
-  Raw("update schedule set paused = 1");
+  Apply({.name = "q", .days_behind = 1});
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "p", true, In()));
   auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
   Pass(*scheduler);
-  EXPECT_EQ(Fates(), "");
-  Raw("update schedule set paused = 0");
+  EXPECT_EQ(Fates(), "SS");
+  EXPECT_EQ(Slots()[0].reason, "paused");
+  EXPECT_TRUE(Runs().empty());
+  EXPECT_EQ(Fates("q"), "F") << "others go on";
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "p", false, In()));
   Pass(*scheduler);
-  EXPECT_EQ(Fates(), "FF");
+  EXPECT_EQ(Fates(), "SS") << "what was skipped is not caught up with";
+  EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].watermark, Slots()[1].key.slot);
+  SetWatermark("p", now_ - 3h - days{3});  // the next slots, as after days
+  Pass(*scheduler);
+  EXPECT_EQ(Fates(), "FFSS");
+  ExpectOneRunPerFiredSlot();
+}
+
+// Nobody decided anything while it was paused, as when all schedulers were down.
+TEST_P(SchedulerTest, ResumingDecidesTheSlotsOfThePauseWithoutAScheduler) {
+  Apply({.days_behind = 3});
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "p", true, In()));
+  const auto resumed = ResumeSchedule(*ledger_, kDefaultOrg, "p", In());
+  ASSERT_TRUE(resumed) << resumed.error().message;
+  EXPECT_EQ(*resumed, 3u);
+  EXPECT_EQ(Fates(), "SSS");
+  EXPECT_FALSE((*ledger_->Schedules(kDefaultOrg, In()))[0].paused);
+  Pass(*Make(*ledger_, ids_.Next<OwnerId>()));
+  EXPECT_EQ(Fates(), "SSS");
+  EXPECT_TRUE(Runs().empty());
+  EXPECT_EQ(*ResumeSchedule(*ledger_, kDefaultOrg, "p", In()), 0u) << "one that is not paused";
+  SetWatermark("p", now_ - 3h - days{5});
+  EXPECT_EQ(*ResumeSchedule(*ledger_, kDefaultOrg, "p", In()), 0u) << "its due slots are the scheduler's";
+  EXPECT_EQ(Fates(), "SSS");
+  EXPECT_EQ(ResumeSchedule(*ledger_, kDefaultOrg, "nosuch", In()).error().code, ErrorCode::kNotFound);
 }
 
 TEST_P(SchedulerTest, AFailedTransactionLeavesNothingAndTheNextPassDecidesTheSame) {
@@ -371,13 +476,13 @@ TEST_P(SchedulerTest, TwoSchedulersAtTheSameSlotsFireEachOnce) {
   constexpr int kRounds = 20, kSlotsPerRound = 10;
   for (int round = 0; round < kRounds; ++round) {
     Apply({.name = fmt::format("p{}", round), .days_behind = kSlotsPerRound});
-    Raw(fmt::format("update schedule set paused = 1 where pipeline = 'p{}'", round));
+    Raw(fmt::format("update schedule set active = 0 where pipeline = 'p{}'", round));
   }
   const OwnerId id = ids_.Next<OwnerId>();
   std::array<std::unique_ptr<Ledger>, 2> ledgers = {Open(), Open()};
   std::array<std::string, 2> errors;
   int next = 0;
-  std::barrier start(2, [&]() noexcept { Raw(fmt::format("update schedule set paused = 0 where pipeline = 'p{}'", next++)); });
+  std::barrier start(2, [&]() noexcept { Raw(fmt::format("update schedule set active = 1 where pipeline = 'p{}'", next++)); });
   {
     std::vector<std::jthread> threads;
     for (std::size_t t = 0; t < 2; ++t)
@@ -479,6 +584,236 @@ TEST_P(SchedulerTest, AThousandLeadersKilledAtTheSlotEdge) {
   EXPECT_GT(in_fire, 100) << "too few died inside the transaction to prove anything";
   fmt::print("{} leaders killed, {} of them in the transaction; {} slots, {} missed, {} runs\n", kills, in_fire, slots.size(),
              std::ranges::count(fates, 'M'), Runs().size());
+}
+
+TEST_P(SchedulerTest, RangeJitterAndLimitAreStoredAndAReapplyKeepsTheWatermark) {
+  const std::string more = ", start: 2020-01-01, end: 2090-01-01, jitter: 30s, max_parallel: 3";
+  Apply({.catchup = "none", .grace = "3h", .days_behind = 1, .more = more});
+  auto row = (*ledger_->Schedules(kDefaultOrg, In()))[0];
+  EXPECT_EQ(row.spec.start, "2020-01-01");
+  EXPECT_EQ(row.spec.end, "2090-01-01");
+  EXPECT_EQ(row.spec.jitter, 30s);
+  EXPECT_EQ(row.spec.max_parallel, 3u);
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*scheduler);
+  ASSERT_EQ(Fates(), "F");
+  const SlotRow slot = Slots()[0];
+  const auto run = ledger_->GetRun(kDefaultOrg, *slot.run, In());
+  EXPECT_EQ(run->summary.spec.overlap, "allow(3)");
+  EXPECT_EQ(run->summary.spec.slot, slot.key.slot) << "the slot is the time before jitter";
+  EXPECT_EQ(run->jobs[0].spec.run_at, slot.key.slot + JitterOf("p", "default", slot.key.slot, 30s));
+  EXPECT_FALSE(run->jobs[1].spec.run_at) << "it follows the first";
+  const WallTime watermark = (*ledger_->Schedules(kDefaultOrg, In()))[0].watermark;
+  Apply({.catchup = "none", .grace = "3h", .more = ", start: 2020-01-01, end: 2090-01-01, jitter: 60s, max_parallel: 4"});
+  row = (*ledger_->Schedules(kDefaultOrg, In()))[0];
+  EXPECT_EQ(row.version, 2);
+  EXPECT_EQ(row.spec.jitter, 60s);
+  EXPECT_EQ(row.watermark, watermark);
+  Apply({.catchup = "none", .grace = "3h", .more = ", start: 2021-01-01, end: 2090-01-01"});
+  row = (*ledger_->Schedules(kDefaultOrg, In()))[0];
+  EXPECT_GT(row.watermark, watermark) << "another range decides only slots after now";
+  EXPECT_EQ(row.spec.max_parallel, 0u);
+}
+
+TEST_P(SchedulerTest, ASlotOutsideTheRangeDoesNotFire) {
+  const auto day = [&](int back) { return ToRfc3339(now_ - days{back} - 1h); };
+  Apply({.days_behind = 5, .more = fmt::format(", start: \"{}\", end: \"{}\"", day(3), day(1))});
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int i = 0; i < 2; ++i) Pass(*scheduler);
+  EXPECT_EQ(Fates(), "FF");
+  EXPECT_EQ(Slots()[0].key.slot, std::chrono::floor<std::chrono::minutes>(now_ - 2h) - days{2});
+}
+
+TEST_P(SchedulerTest, OnlyChangedSchedulesAreReadAgain) {
+  for (const char* name : {"a", "b"}) Apply({.name = name});
+  const auto all = ledger_->SchedulesChanged(-1, 10, In());
+  ASSERT_TRUE(all) << all.error().message;
+  ASSERT_EQ(all->size(), 2u);
+  const std::int64_t revision = all->back().revision;
+  EXPECT_GT(revision, all->front().revision);
+  const auto changed = [&] {
+    std::string names;
+    const auto rows = ledger_->SchedulesChanged(revision, 10, In());
+    for (const auto& row : *rows) names += row.pipeline + (row.paused ? "!" : "") + (row.active ? "" : "-");
+    return names;
+  };
+  EXPECT_EQ(changed(), "");
+  FireBatch batch;
+  batch.watermarks.push_back({kDefaultOrg, "a", "default", now_ + 1h});
+  ASSERT_TRUE(ledger_->Fire(batch, In()));
+  EXPECT_EQ(changed(), "") << "a watermark that goes forward is no change";
+  SetWatermark("a", now_ - 1h);
+  EXPECT_EQ(changed(), "a");
+  Raw("update schedule set paused = 1 where pipeline = 'b'");
+  EXPECT_EQ(changed(), "ab!");
+  EXPECT_EQ(ledger_->SchedulesChanged(revision, 1, In())->size(), 1u);
+}
+
+TEST_P(SchedulerTest, ABackfillIsFedWithinItsLimitOldestFirst) {
+  Apply({});
+  const BackfillRow row = Create(Backfill(7, {.max_parallel = 3})).row;
+  EXPECT_EQ(row.generation, 1u);
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (const std::size_t fed : {3u, 6u, 7u}) {
+    for (int i = 0; i < 3; ++i) Pass(*scheduler);
+    EXPECT_EQ(Generation(1).size(), fed);
+    EXPECT_FALSE(StateOf(row.id).ended_at);
+    EndRuns();
+  }
+  Pass(*scheduler);
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+  const auto slots = Generation(1);
+  ASSERT_EQ(slots.size(), 7u);
+  for (std::size_t i = 0; i < slots.size(); ++i)
+    EXPECT_EQ(slots[i].key.slot, std::chrono::floor<std::chrono::minutes>(now_ - 2h) - days{6 - i});
+  const auto run = ledger_->GetRun(kDefaultOrg, *slots[0].run, In());
+  EXPECT_EQ(run->summary.spec.generation, 1u);
+  EXPECT_EQ(run->jobs[0].spec.priority, kPriorityLevels - 1) << "behind everything of the schedule itself";
+  EXPECT_EQ(*ledger_->BackfillRuns(row, In()), (std::map<RunState, std::uint64_t>{{RunState::kSucceeded, 7}}));
+  ExpectOneRunPerFiredSlot();
+}
+
+TEST_P(SchedulerTest, ABackfillCanBeginAtTheEnd) {
+  Apply({});
+  const BackfillRow row = Create(Backfill(5, {.newest_first = true, .max_parallel = 2})).row;
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int i = 0; i < 5; ++i, EndRuns()) Pass(*scheduler);
+  const auto slots = Generation(1);
+  ASSERT_EQ(slots.size(), 5u);
+  for (std::size_t i = 1; i < slots.size(); ++i) EXPECT_LT(slots[i].key.slot, slots[i - 1].key.slot);
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+}
+
+TEST_P(SchedulerTest, WhatIsReprocessed) {
+  Apply({.days_behind = 4});
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*scheduler);
+  ASSERT_EQ(Fates(), "FFFF");
+  EndOne(RunState::kFailed);  // the oldest
+  EndOne();
+  EndOne();  // the newest stays active
+  const auto days_of = [&](std::uint32_t generation) {
+    std::string text;
+    for (const SlotRow& slot : Generation(generation))
+      text += std::to_string(std::chrono::round<days>(now_ - 2h - slot.key.slot).count());
+    return text;
+  };
+  const auto feed = [&](Reprocess reprocess) {
+    const BackfillRow row = Create(Backfill(6, {.max_parallel = 10, .reprocess = reprocess})).row;
+    for (int i = 0; i < 2; ++i) Pass(*scheduler);
+    return row;
+  };
+  feed(Reprocess::kNone);
+  EXPECT_EQ(days_of(1), "54") << "only slots without any run";
+  feed(Reprocess::kFailed);
+  EXPECT_EQ(days_of(2), "3") << "those of the first backfill are active";
+  feed(Reprocess::kAll);
+  EXPECT_EQ(days_of(3), "543210");
+  EndRuns();
+  feed(Reprocess::kFailed);
+  EXPECT_EQ(days_of(4), "") << "the latest run of each slot succeeded";
+}
+
+TEST_P(SchedulerTest, ABackfillLeavesToTheScheduleWhatIsStillToBeDecided) {
+  Apply({.days_behind = 3});
+  const BackfillRow row = Create(Backfill(5, {.max_parallel = 10})).row;  // the watermark is three slots back
+  Raw("update schedule set paused = 1");
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*scheduler);
+  EXPECT_EQ(Generation(1).size(), 2u);
+  Raw("update schedule set paused = 0");
+  Pass(*scheduler);
+  EXPECT_EQ(Generation(0).size(), 3u);
+  EXPECT_EQ(Generation(1).size(), 2u);
+  EndRuns();
+  Pass(*scheduler);
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+}
+
+TEST_P(SchedulerTest, AskingAgainIsTheSameBackfill) {
+  Apply({});
+  const BackfillRow first = Backfill(3, {.max_parallel = 10});
+  const auto made = Create(first);
+  EXPECT_TRUE(made.created);
+  const auto again = Create(Backfill(3, {.max_parallel = 10}));
+  EXPECT_FALSE(again.created);
+  EXPECT_EQ(again.row, made.row);
+  EXPECT_EQ(Create(Backfill(3, {.max_parallel = 9})).row.generation, 2u) << "other options: another one";
+  EXPECT_EQ(Create(Backfill(3, {.max_parallel = 10}, 1)).row.id, made.row.id);
+  const auto other = ledger_->CreateBackfill(Backfill(4, {.max_parallel = 10}, 1), In());
+  ASSERT_FALSE(other);
+  EXPECT_EQ(other.error().code, ErrorCode::kConflict);
+  EXPECT_EQ(Create(Backfill(4, {.max_parallel = 10}, 7)).row.generation, 7u);
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int i = 0; i < 20; ++i, EndRuns()) Pass(*scheduler);
+  EXPECT_EQ(Generation(1).size() + Generation(2).size() + Generation(7).size(), 4u)
+      << "what one has run is not left for the other";
+  EXPECT_EQ(Create(Backfill(3, {.max_parallel = 10})).row.generation, 8u) << "the first one has ended";
+}
+
+TEST_P(SchedulerTest, ABrokenBackfillDoesNotStopTheOthers) {
+  Apply({});
+  BackfillRow gone = Backfill(3);
+  gone.version = 77;
+  Create(gone);
+  Create(Backfill(2, {.max_parallel = 2}));
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int i = 0; i < 2; ++i) Pass(*scheduler);
+  EXPECT_EQ(Generation(1).size() + Generation(2).size(), 2u);
+}
+
+// A feeder dies before, in or after its transaction; runs end in between. Nothing is fed twice, nothing is left out, and there
+// are never more active runs than allowed.
+TEST_P(SchedulerTest, FeedersKilledAtAnyPointFeedEachSlotOnce) {
+  const int slots = postgres() ? 40 : 150;
+  constexpr std::size_t kParallel = 4;
+  const std::uint64_t seed = SystemRandom().Next() % 1'000'000'000;
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  SeededRandom random(seed);
+  Apply({});
+  const BackfillRow row = Create(Backfill(slots, {.newest_first = random.Below(2) == 0, .max_parallel = kParallel})).row;
+  const OwnerId id = ids_.Next<OwnerId>();  // the lease is an optimisation: all of them lead
+  int killed = 0;
+  for (int i = 0; i < 3000 && !StateOf(row.id).ended_at; ++i) {
+    DyingLedger dying(*ledger_, static_cast<DyingLedger::Die>(random.Below(3)));
+    if (!Make(dying, id)->Pass()) ++killed;
+    EXPECT_LE(Active(), kParallel);
+    for (std::uint64_t n = random.Below(3); n > 0; --n) EndOne(random.Below(2) == 0 ? RunState::kSucceeded : RunState::kFailed);
+  }
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+  EXPECT_EQ(Generation(1).size(), static_cast<std::size_t>(slots));
+  ExpectOneRunPerFiredSlot();
+  EXPECT_GT(killed, slots / 8);
+}
+
+TEST_P(SchedulerTest, TwoFeedersAtOnceFeedEachSlotOnceAndKeepTheLimit) {
+  constexpr int kSlots = 40;
+  constexpr std::size_t kParallel = 3;
+  Apply({});
+  const BackfillRow row = Create(Backfill(kSlots, {.max_parallel = kParallel})).row;
+  const OwnerId id = ids_.Next<OwnerId>();
+  std::array<std::unique_ptr<Ledger>, 2> ledgers = {Open(), Open()};
+  std::atomic<bool> done{false};
+  std::array<std::string, 2> errors;
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t t = 0; t < 2; ++t)
+      threads.emplace_back([&, t] {
+        auto scheduler = Make(*ledgers[t], id);
+        while (!done)
+          if (const auto passed = scheduler->Pass(); !passed) errors[t] += passed.error().message + "; ";
+      });
+    const MonoTime give_up = system_.Now() + 40s;
+    while (!StateOf(row.id).ended_at && system_.Now() < give_up) {
+      EXPECT_LE(Active(), kParallel);
+      EndOne();
+    }
+    done = true;
+  }
+  EXPECT_EQ(errors[0] + errors[1], "");
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+  EXPECT_EQ(Generation(1).size(), static_cast<std::size_t>(kSlots));
+  ExpectOneRunPerFiredSlot();
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, SchedulerTest, ::testing::Values("sqlite", "postgres"), [](const auto& p) { return p.param; });

@@ -294,6 +294,73 @@ std::string PlainDemoRows() {
   return out;
 }
 
+TEST_F(CliData, DateformatReadsDatesAsItSaysAndNothingElse) {
+  Write("d.csv", "id,day\n1,03/04/2026\n2,12/11/2025\n");
+  const auto run = [&](const std::string& format, const std::string& more, int code) {
+    std::filesystem::remove_all(home_);
+    WritePipeline("d", "  raw: { extract: { from: file, path: d.csv, options: { dateformat: \"" + format + "\" }" + more +
+                           " } }\n"
+                           "  l: { load: { from: raw, to: warehouse, table: x } }\n");
+    return RunJson({"run", "d.yaml"}, code);
+  };
+  run("%d/%m/%Y", ", columns: { day: date }", 0);
+  EXPECT_EQ(Warehouse("select id, day from x order by id"), "id,day\n1,2026-04-03\n2,2025-11-12\n");
+  run("%m/%d/%Y", "", 0);
+  EXPECT_EQ(Warehouse("select id, day from x order by id"), "id,day\n1,2026-03-04\n2,2025-12-11\n") << "sniffed as dates too";
+  Write("d.csv", "id,day\n1,03/04/2026\n2,31/12/2025\n");
+  const auto bad = run("%m/%d/%Y", ", columns: { day: date }", 1);
+  EXPECT_EQ(StageOf(bad, "raw").at("error_class"), "bad_value");
+  EXPECT_EQ(StageOf(bad, "raw").at("error"), "d.csv:3: column 'day': Could not convert string \"31/12/2025\" to 'DATE'");
+  WritePipeline("q", "  raw: { extract: { from: file, path: d.csv, options: { dateformat: \"%Q\" } } }\n");
+  const CliResult unknown = Run({"check", "q.yaml"});
+  EXPECT_EQ(unknown.code, 1);
+  EXPECT_THAT(unknown.err, ::testing::HasSubstr("%Q"));
+}
+
+TEST_F(CliData, NothingIsRoundedInsideListsAndStructsEither) {
+  const auto run = [&](const std::string& file, const std::string& columns, int code, const std::string& contract = "") {
+    std::filesystem::remove_all(home_);
+    WritePipeline("n", "  raw: { extract: { from: file, path: " + file + ", columns: { " + columns + " } }" + contract +
+                           " }\n"
+                           "  l: { load: { from: raw, to: warehouse, table: x } }\n");
+    return StageOf(RunJson({"run", "n.yaml"}, code), "raw");
+  };
+  Write(
+      "n.ndjson",
+      "{\"id\":1,\"xs\":[1,2],\"s\":{\"a\":2.5,\"b\":null}}\n{\"id\":2,\"xs\":[1.25,2],\"s\":null}\n{\"id\":3,\"xs\":null}\n");
+  EXPECT_EQ(run("n.ndjson", "xs: \"bigint[]\"", 1).at("error"),
+            "n.ndjson: record 2: column 'xs': '[1.25,2]' does not fit bigint[] without rounding");
+  EXPECT_EQ(run("n.ndjson", "xs: \"double[]\", s: \"struct(a integer, b text)\"", 1).at("error"),
+            "n.ndjson: record 1: column 's': '{\"a\":2.5,\"b\":null}' does not fit struct(\"a\" integer, \"b\" varchar) "
+            "without rounding");
+  const auto fits = run("n.ndjson", "xs: \"decimal(4,2)[]\", s: \"struct(a decimal(3,1), b text)\"", 0);
+  EXPECT_EQ(fits.at("rows").at("loaded"), 3);
+  const auto aside = run("n.ndjson", "xs: \"bigint[]\"", 0, ", contract: { id: bigint, on_violation: quarantine }");
+  EXPECT_EQ(aside.at("rows").at("quarantined"), 1);
+  EXPECT_EQ(aside.at("rows").at("loaded"), 2);
+  Write("n.csv", "id,xs\n1,\"[1,2]\"\n2,\"[1.25,2]\"\n");
+  EXPECT_EQ(run("n.csv", "xs: \"bigint[]\"", 1).at("error"),
+            "n.csv:3: column 'xs': '[1.25,2]' does not fit bigint[] without rounding");
+  Write("n.csv", "id,xs\n1,7\n2,15e-1\n");
+  EXPECT_EQ(run("n.csv", "xs: bigint", 1).at("error"), "n.csv:3: column 'xs': '15e-1' does not fit bigint without rounding");
+}
+
+TEST_F(CliData, AQuarantinedRowThatWouldBeRoundedNamesItsFile) {
+  Write("r1.csv", "id,n\n1,7\n");
+  Write("r2.csv", "id,n\n2,7.5\n");
+  WritePipeline("r",
+                "  raw:\n    extract: { from: file, path: \"r*.csv\", columns: { n: bigint } }\n    contract: { n: bigint, "
+                "on_violation: quarantine }\n");
+  const auto raw = StageOf(RunJson({"run", "r.yaml"}), "raw");
+  EXPECT_EQ(raw.at("rows").at("quarantined"), 1);
+  const std::string aside = (home_ / "lake" / raw.at("quarantine").get<std::string>()).string();
+  WritePipeline("look", "  q: { extract: { from: file, path: \"" + aside +
+                            "\" } }\n  l: { load: { from: q, to: file, path: aside.csv } }\n");
+  ASSERT_EQ(Run({"run", "look.yaml"}).code, 0);
+  EXPECT_THAT(ReadAll(dir_ / "aside.csv"),
+              ::testing::AllOf(::testing::HasSubstr("n is not a bigint: 7.5,"), ::testing::HasSubstr("/r2.csv,")));
+}
+
 class CliDemo : public CliData {
  protected:
   void SetUp() override {

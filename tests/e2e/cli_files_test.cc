@@ -51,7 +51,7 @@ TEST_F(CliFiles, MistakesInTheFileAreNamedWithTheirPlaceAndTheFix) {
 
   WritePipeline("source", "  raw: { extract: { from: file, path: nosuch.csv } }\n");
   ExpectRefused("source.yaml", 1,
-                AllOf(StartsWith("source.yaml:4:3: error: stage 'raw': no file matches 'nosuch.csv' in "), HasSubstr("^")));
+                AllOf(StartsWith("source.yaml:4:39: error: stage 'raw': no file matches 'nosuch.csv' in "), HasSubstr("^")));
 
   WritePipeline("types",
                 "  raw:\n    extract: { from: file, path: a.csv }\n    retry: { max_attempts: many }\n    timeout: 5\n");
@@ -66,18 +66,153 @@ TEST_F(CliFiles, MistakesInTheFileAreNamedWithTheirPlaceAndTheFix) {
   WritePipeline("conn",
                 "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehous, table: x } }\n");
   ExpectRefused("conn.yaml", 1,
-                AllOf(StartsWith("conn.yaml:5:3: error: stage 'l': there is no connection 'warehous'"),
+                AllOf(StartsWith("conn.yaml:5:31: error: stage 'l': there is no connection 'warehous'"),
                       HasSubstr("did you mean 'warehouse'?")));
 
   Write("latin.csv", "id,name\n1,caf\xe9\n");
   WritePipeline("latin", "  raw: { extract: { from: file, path: latin.csv } }\n");
-  ExpectRefused("latin.yaml", 1,
-                AllOf(StartsWith("latin.yaml:4:3: error: stage 'raw': latin.csv: "), HasSubstr("not utf-8"),
-                      Not(HasSubstr("ignore_errors"))));
+  ExpectRefused(
+      "latin.yaml", 1,
+      StartsWith("latin.yaml:4:39: error: stage 'raw': latin.csv:2: is not UTF-8: byte 0xe9 at byte 6 of the line; set "
+                 "options: { encoding: latin-1 } if that is what it is, or save the file as UTF-8\n"));
 
   Write("tabs.yaml", "version: 1\npipeline: p\nstages:\n\traw: { extract: { from: file, path: a.csv } }\n");
   ExpectRefused("tabs.yaml", 1,
                 AllOf(StartsWith("tabs.yaml:4:1: error: a tab in the indentation"), HasSubstr("replace the tab by spaces")));
+}
+
+TEST_F(CliFiles, WrongColumnsAreMarkedWhereTheyAreWritten) {
+  WritePipeline("cols",
+                "  raw:\n    extract: { from: file, path: a.csv, columns: { id: bigint, amuont: double } }\n"
+                "  t:\n    transform: select id, amount from ok\n"
+                "    contract:\n      idd: bigint\n      amount: bigit not null\n"
+                "  ok:\n    extract: { from: file, path: a.csv }\n    checks:\n"
+                "      - unique: [id, amout]\n      - not_null: idd\n"
+                "      - accepted_values: { column: amnt, values: [a] }\n"
+                "      - expression: \"amount > 0 and amuont < 3\"\n"
+                "      - expression: |\n          id > 0\n          and idd > 0\n      - unique: [zzz]\n"
+                "  l: { load: { from: ok, to: warehouse, table: x, mode: merge, key: [id, amoun] } }\n");
+  ExpectRefused(
+      "cols.yaml", 1,
+      AllOf(HasSubstr("cols.yaml:5:64: error: stage 'raw': the source has no column 'amuont'"),
+            HasSubstr("^~~~~~\n  help: did you mean 'amount'?"),
+            HasSubstr("cols.yaml:14:22: error: stage 'ok': check unique: stage 'ok' has no column 'amout'"),
+            HasSubstr("|                      ^~~~~\n  help: did you mean 'amount'?"),
+            HasSubstr("cols.yaml:15:19: error: stage 'ok': check not_null: stage 'ok' has no column 'idd'"),
+            HasSubstr("cols.yaml:16:36: error: stage 'ok': check accepted_values: stage 'ok' has no column 'amnt'"),
+            HasSubstr("cols.yaml:17:37: error: stage 'ok': check expression: Binder: Referenced column \"amuont\" not found "
+                      "in FROM clause\n"),
+            HasSubstr("|                                     ^~~~~~\n  help: did you mean 'amount'?")));
+  ExpectRefused("cols.yaml", 1,
+                AllOf(HasSubstr("cols.yaml:20:15: error: stage 'ok': check expression: "),
+                      HasSubstr("cols.yaml:21:18: error: stage 'ok': check unique: stage 'ok' has no column 'zzz'\n"),
+                      HasSubstr("help: its columns are: id, amount"),
+                      HasSubstr("cols.yaml:22:74: error: stage 'l': key: stage 'ok' has no column 'amoun'"),
+                      HasSubstr("cols.yaml:9:7: error: stage 't': contract: stage 't' has no column 'idd'"),
+                      HasSubstr("cols.yaml:10:15: error: stage 't': contract: column 'amount': there is no type 'bigit'")));
+}
+
+TEST_F(CliFiles, ProgramsReadWhatIsWrongFromStdout) {
+  WritePipeline("bad",
+                "  raw: { extract: { from: file, path: a.csv }, checks: [{ unique: idd }] }\n"
+                "  l: { load: { from: raw, to: warehouse, table: x } }\n");
+  Write("syntax.yaml", "version: 1\npipeline: p\nstages: {}\nstags: {}\n");
+  for (const char* command : {"check", "plan"}) {
+    SCOPED_TRACE(command);
+    const CliResult bad = Run({command, "bad.yaml", "-o", "json"});
+    EXPECT_EQ(bad.code, 1);
+    EXPECT_THAT(bad.err, HasSubstr("bad.yaml:4:67: error: "));
+    const auto document = nlohmann::json::parse(bad.out);
+    EXPECT_EQ(document.at("ok"), false);
+    ASSERT_EQ(document.at("errors").size(), 1u);
+    const auto& error = document.at("errors")[0];
+    EXPECT_EQ(error.at("file"), "bad.yaml");
+    EXPECT_EQ(error.at("line"), 4);
+    EXPECT_EQ(error.at("column"), 67);
+    EXPECT_EQ(error.at("length"), 3);
+    EXPECT_EQ(error.at("code"), "unknown_column");
+    EXPECT_EQ(error.at("message"), "stage 'raw': check unique: stage 'raw' has no column 'idd'");
+    EXPECT_EQ(error.at("suggestion"), "did you mean 'id'?");
+
+    const CliResult syntax = Run({command, "syntax.yaml", "-o", "ndjson"});
+    EXPECT_EQ(syntax.code, 1);
+    EXPECT_EQ(std::count(syntax.out.begin(), syntax.out.end(), '\n'), 1);
+    EXPECT_EQ(nlohmann::json::parse(syntax.out).at("errors")[1].at("suggestion"), "did you mean 'stages'?");
+
+    const CliResult missing = Run({command, "nosuch.yaml", "-o", "json"});
+    EXPECT_EQ(missing.code, 3);
+    const auto none = nlohmann::json::parse(missing.out);
+    EXPECT_EQ(none.at("ok"), false);
+    EXPECT_EQ(none.at("errors")[0].at("line"), nullptr);
+    EXPECT_EQ(none.at("errors")[0].at("message"), "nosuch.yaml: no such file");
+
+    EXPECT_THAT(Run({command, "bad.yaml", "-o", "csv"}).out, IsEmpty());
+  }
+  WritePipeline("good", "  raw: { extract: { from: file, path: a.csv } }\n");
+  const auto checked = RunJson({"check", "good.yaml"});
+  EXPECT_EQ(checked.at("ok"), true);
+  EXPECT_TRUE(checked.at("errors").empty());
+  EXPECT_EQ(checked.at("columns")[1].at("column"), "amount");
+  const auto planned = RunJson({"plan", "good.yaml"});
+  EXPECT_EQ(planned.at("ok"), true);
+  EXPECT_EQ(planned.at("stages")[0].at("stage"), "raw");
+}
+
+TEST_F(CliFiles, WhatYamlTakesForSomethingElseIsToldToBeQuoted) {
+  Write("cron.yaml", "version: 1\npipeline: p\nschedule: { cron: */5 * * * *, timezone: UTC }\nstages: {}\n");
+  ExpectRefused("cron.yaml", 1,
+                AllOf(StartsWith("cron.yaml:3:19: error: a value that begins with * must be quoted"),
+                      HasSubstr("^~~~~~~~~~~\n  help: quote it: \"*/5 * * * *\"")));
+  WritePipeline("comma", "  raw: { extract: { from: file, path: a.csv, columns: { id: bigint, amount: decimal(12,2) } } }\n");
+  ExpectRefused("comma.yaml", 1,
+                AllOf(StartsWith("comma.yaml:4:77: error: the type of column 'amount' has a comma"),
+                      HasSubstr("help: quote it: { amount: \"decimal(12,2)\" }")));
+}
+
+TEST_F(CliFiles, ACsvThatDoesNotFitNamesItsLineAndTheOptionOfThePipelineFile) {
+  const auto refused = [&](const std::string& csv, const std::string& more, const std::string& text) {
+    Write("in.csv", csv);
+    WritePipeline("c", "  raw: { extract: { from: file, path: in.csv" + more + " } }\n");
+    SCOPED_TRACE(text);
+    ExpectRefused("c.yaml", 1,
+                  AllOf(HasSubstr("c.yaml:4:39: error: stage 'raw': in.csv" + text), Not(HasSubstr("Possible")),
+                        Not(HasSubstr("ignore_errors")), Not(HasSubstr("strict_mode"))));
+  };
+  refused("id;name\n1;a\n", "",
+          ": has one column, 'id;name': its fields seem to be separated by ';'; set options: { delimiter: \";\" }");
+  refused("id\tname\n1\ta\n", "",
+          ": has one column, 'id name': its fields seem to be separated by '\\t'; set options: { delimiter: \"\\t\" }");
+  refused("id|name\n1|a\n", "", ": has one column, 'id|name': its fields seem to be separated by '|'");
+  refused("a,b\n1,2\n", ", format: tsv", ": has one column, 'a,b': its fields seem to be separated by ','");
+  refused("id,name\n1,a\n\n2,b,c\n", "",
+          ":4: 3 fields where line 1 has 2; mend the line, or declare columns: and a contract with");
+  refused("id,name\n1,\"two\nlines\"\n2\n", "", ":4: 1 field where line 1 has 2");
+  refused("id,name\n1,a\n2,\"b\n3,c\n", "", ":3: a quote is never closed; mend the line, or set options: { quote: \"\" }");
+  refused(std::string("\xff\xfei\0d\0\n\0", 8), "", ": is UTF-16; set options: { encoding: utf-16 }");
+
+  // What the messages advise works.
+  const auto accepted = [&](const std::string& csv, const std::string& more, const std::string& rows) {
+    Write("in.csv", csv);
+    WritePipeline("ok", "  raw: { extract: { from: file, path: in.csv" + more +
+                            " }\n"
+                            "  out: { load: { from: raw, to: file, path: out.csv } }\n");
+    const CliResult run = Run({"run", "ok.yaml", "--home", Path("home-ok")});
+    EXPECT_EQ(run.code, 0) << run.err << run.out;
+    EXPECT_EQ(ReadAll(dir_ / "out.csv"), rows);
+    std::filesystem::remove_all(dir_ / "home-ok");
+  };
+  accepted("id;name\n1;a\n", ", options: { delimiter: \";\" } }", "id,name\n1,a\n");
+  accepted("id\tname\n1\ta\n", ", options: { delimiter: \"\\t\" } }", "id,name\n1,a\n");
+  accepted("id;name\n1;a\n", ", options: { delimiter: \",\" } }", "id;name\n1;a\n");
+  accepted("id,name\n1,caf\xe9\n", ", options: { encoding: latin-1 } }", "id,name\n1,caf\xc3\xa9\n");
+  accepted(std::string("\xff\xfei\0d\0\n\0"
+                       "7\0\n\0",
+                       12),
+           ", options: { encoding: utf-16 } }", "id\n7\n");
+  accepted("id,name\n1,a\n2,b,c\n3\n",
+           ", columns: { id: bigint, name: text } }, contract: { id: bigint, on_violation: quarantine }", "id,name\n1,a\n");
+  WritePipeline("enc", "  raw: { extract: { from: file, path: in.csv, options: { encoding: latin1 } } }\n");
+  ExpectRefused("enc.yaml", 1, HasSubstr("help: did you mean 'latin-1'?"));
 }
 
 TEST_F(CliFiles, WhatIsNoPipelineFileIsRefusedAtOnce) {
@@ -105,7 +240,7 @@ TEST_F(CliFiles, WhatIsNoPipelineFileIsRefusedAtOnce) {
 TEST_F(CliFiles, WrongSqlIsFoundBeforeAnythingRunsWithTheCaretInsideTheFile) {
   ExpectSqlRefused("select id,\n        amout from raw",
                    AllOf(HasSubstr("p.yaml:8:9: error: stage 't': "), HasSubstr("\"amout\" not found"),
-                         HasSubstr("    8 |         amout from raw\n      |         ^"), HasSubstr("did you mean amount")));
+                         HasSubstr("    8 |         amout from raw\n      |         ^"), HasSubstr("did you mean 'amount'?")));
   ExpectSqlRefused("select id frm raw x y",
                    AllOf(HasSubstr("p.yaml:7:21: error: stage 't': "), HasSubstr("syntax error"), HasSubstr("^")));
   ExpectSqlRefused("select id from raw; select 2", AllOf(HasSubstr("p.yaml:7:7: error: "), HasSubstr("2 statements")));
@@ -130,7 +265,7 @@ TEST_F(CliFiles, SqlCannotReadAFileNotEvenWhileItIsChecked) {
   WritePipeline("q",
                 "  raw:\n    extract: { from: file, path: a.csv }\n    checks:\n"
                 "      - expression: (select count(*) from read_text('/etc/passwd')) > 0\n");
-  ExpectRefused("q.yaml", 1, AllOf(HasSubstr("q.yaml:4:3: error: stage 'raw': check "), HasSubstr("Permission: ")));
+  ExpectRefused("q.yaml", 1, AllOf(HasSubstr("q.yaml:7:43: error: stage 'raw': check "), HasSubstr("Permission: ")));
 }
 
 TEST_F(CliFiles, ParametersAreCheckedBeforeTheFile) {
@@ -208,6 +343,9 @@ TEST_F(CliFiles, EveryCommandExplainsItselfWithAnExample) {
                               "pipeline show",
                               "schedule",
                               "schedule list",
+                              "schedule pause",
+                              "schedule resume",
+                              "schedule slots",
                               "schedule next",
                               "query",
                               "audit",
@@ -323,7 +461,8 @@ TEST_F(CliFiles, QueryOnlyReads) {
   EXPECT_EQ(none.code, 3);
   EXPECT_THAT(none.err, HasSubstr("nothing was loaded yet"));
   WritePipeline("p",
-                "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n");
+                "  raw: { extract: { from: file, path: a.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n"
+                "  m: { load: { from: raw, to: warehouse, table: shop.per_day } }\n");
   ASSERT_EQ(Run({"run", "p.yaml"}).code, 0);
   const auto refused = [&](const std::string& connection, const std::string& sql, int code, const std::string& text) {
     const CliResult result = Run({"query", connection, sql});
@@ -338,6 +477,10 @@ TEST_F(CliFiles, QueryOnlyReads) {
   refused("warehouse", "select 1; delete from x", 2, "2 statements");
   refused("warehouse", "", 2, "0 statements");
   refused("warehouse", "select * from nosuch", 1, "no such table: nosuch");
+  refused("warehouse", "select * from main2.x", 1, "no such table: main2.x");
+  refused("warehouse", "select * from shop.per_day", 1,
+          "; SQLite has no schemas: the table 'shop.per_day' is called shop_per_day here");
+  refused("warehouse", "select * from shop_per_dya", 1, "did you mean shop_per_day?");
   refused("warehous", "select 1", 3, "there is no connection 'warehous'; the configuration has: warehouse");
   refused("warehouse", "with recursive r(i) as (select 1 union all select i + 1 from r where i <= 100000) select i from r", 2,
           "more than 100000 rows; add a limit");

@@ -58,6 +58,58 @@ TEST_F(CliProcesses, OneHomeHasOneEngine) {
   ExpectSound();
 }
 
+TEST_F(CliProcesses, ARunIsCancelledWhileItRuns) {
+  WriteSlow("60");
+  const auto engine = Start({"run", "slow.yaml", "-q"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
+  const CliResult cancelled = Run({"run", "cancel", run, "--reason", "wrong day", "--wait"});
+  EXPECT_EQ(cancelled.code, 0) << cancelled.err;
+  EXPECT_THAT(cancelled.err, AllOf(HasSubstr("recorded"), HasSubstr("cancelled by cli"), HasSubstr("wrong day")));
+  EXPECT_LT(cancelled.wall.count(), 5000);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{10}).code, 1);
+  EXPECT_EQ(Runs("cancelled"), 1u);
+  EXPECT_NE(Run({"query", "warehouse", "select * from x"}).code, 0) << "nothing was loaded";
+  const CliResult late = Run({"run", "cancel", run});
+  EXPECT_EQ(late.code, 5);
+  EXPECT_THAT(late.err + late.out, HasSubstr("cancelled"));
+  EXPECT_EQ(Run({"run", "cancel", "0190f5c8-0000-7000-8000-000000000000"}).code, 3);
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, AServiceStopsWhatItsClientsCancel) {
+  WriteSlow("60");
+  const auto up = Start({"up", "slow.yaml"});
+  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(home_ / "broker.sock"); }));
+  ASSERT_TRUE(Eventually([&] { return Run({"run", "start", "slow", "-q"}).code == 0; }));
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
+  const CliResult cancelled = Run({"run", "cancel", run, "--wait"});
+  EXPECT_EQ(cancelled.code, 0) << cancelled.err;
+  EXPECT_THAT(cancelled.out, HasSubstr("cancelling"));
+  EXPECT_THAT(cancelled.err, HasSubstr("cancelled by cli"));
+  EXPECT_EQ(Runs("cancelled"), 1u);
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{10}).code, 0);
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, ACancelWithoutAnEngineIsKeptForTheNextOne) {
+  WriteSlow("1");
+  const auto killed = Start({"run", "slow.yaml"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  killed->Signal(SIGKILL);
+  killed->Wait(std::chrono::seconds{5});
+  const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
+  const CliResult cancelled = Run({"run", "cancel", run});
+  EXPECT_EQ(cancelled.code, 0) << cancelled.err;
+  EXPECT_THAT(cancelled.err, HasSubstr("recorded"));
+  EXPECT_EQ(Run({"run", "slow.yaml", "-q"}).code, 0);
+  EXPECT_EQ(Runs("cancelled"), 1u);
+  EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n2\n") << "the cancelled one loaded nothing";
+  ExpectSound();
+}
+
 TEST_F(CliProcesses, AKilledRunIsFinishedByTheNextEngineAndLoadedOnce) {
   WriteSlow("1");
   const auto killed = Start({"run", "slow.yaml"});
@@ -91,6 +143,73 @@ TEST_F(CliProcesses, CtrlCKeepsTheRunAndTheNextEngineGoesOn) {
   up->Signal(SIGTERM);
   EXPECT_EQ(up->Wait(std::chrono::seconds{10}).code, 0) << "a second signal hands back at once";
   ExpectSound();
+}
+
+TEST_F(CliProcesses, APausedScheduleSkipsItsSlotsAndResumes) {
+  WritePipeline("tick", "  raw: { extract: { from: file, path: a.csv } }\n",
+                "schedule: { cron: \"* * * * * *\", catchup: all }\n");
+  EXPECT_EQ(Run({"schedule", "pause", "tick"}).code, 3) << "no ledger yet";
+  ASSERT_EQ(Run({"pipeline", "apply", "tick.yaml"}).code, 0);
+  const CliResult typo = Run({"schedule", "pause", "tik"});
+  EXPECT_EQ(typo.code, 3);
+  EXPECT_THAT(typo.err, HasSubstr("no pipeline 'tik' has been applied; did you mean 'tick'?"));
+  EXPECT_EQ(RunJson({"schedule", "pause", "tick"})[0].at("paused"), true);
+  const auto up = Start({"up", "tick.yaml"});  // which applies the file again
+  const auto slots = [&](const std::string& state) {
+    int n = 0;
+    for (const auto& slot : RunJson({"schedule", "slots", "tick"}))
+      n += slot.at("state") == state && (state != "skipped" || slot.at("reason") == "paused");
+    return n;
+  };
+  ASSERT_TRUE(Eventually([&] { return slots("skipped") >= 2; })) << up->Err();
+  EXPECT_EQ(slots("fired"), 0);
+  EXPECT_THAT(up->Err(),
+              AllOf(HasSubstr("pipeline tick: schedule '* * * * * *' UTC, paused"), HasSubstr("is skipped: paused")));
+  EXPECT_EQ(RunJson({"schedule", "list"})[0].at("next"), "paused");
+  const auto resumed = RunJson({"schedule", "resume", "tick"});
+  EXPECT_EQ(resumed[0].at("paused"), false);
+  EXPECT_TRUE(resumed[0].at("next").is_string());
+  ASSERT_TRUE(Eventually([&] { return Runs("succeeded") >= 1; })) << up->Err();
+  EXPECT_GE(slots("skipped"), 2);
+  up->Signal(SIGTERM);
+  const CliResult stopped = up->Wait(std::chrono::seconds{15});
+  EXPECT_THAT(stopped.err, AllOf(::testing::ContainsRegex("pipeline tick, run [0-9a-f-]+: starts: 1 stage, slot 20"),
+                                 ::testing::ContainsRegex("pipeline tick, run [0-9a-f-]+: succeeded in [0-9.]+ s, 2 rows read"),
+                                 ::testing::ContainsRegex("run [0-9a-f-]+, stage raw, slot [0-9TZ:-]+: succeeded in ")));
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, ARunIsNamedByItsBeginningOrAsTheLast) {
+  WritePipeline("p", "  raw: { extract: { from: file, path: a.csv } }\n");
+  WritePipeline("q", "  c: { command: [sh, -c, \"echo it broke >&2; exit 3\"], retry: { max_attempts: 1 } }\n");
+  const std::string p = RunJson({"run", "p.yaml"}).at("run");
+  const std::string q = RunJson({"run", "q.yaml"}, 1).at("run");
+  EXPECT_EQ(RunJson({"run", "show", "last"}).at("run"), q);
+  EXPECT_EQ(RunJson({"run", "show", "last", "--pipeline", "p"}).at("run"), p);
+  EXPECT_EQ(RunJson({"run", "show", p.substr(0, 13)}).at("run"), p);
+  std::string digits = p;
+  std::erase(digits, '-');
+  for (char& c : digits) c = static_cast<char>(std::toupper(c));
+  EXPECT_EQ(RunJson({"run", "show", digits.substr(0, 13)}).at("run"), p);
+  EXPECT_EQ(RunJson({"run", "show", digits}).at("run"), p);
+  EXPECT_EQ(RunJson({"run", "logs", q.substr(0, 13)})[0].at("log"), "it broke\n");
+  EXPECT_EQ(RunJson({"run", "show", p.substr(0, 4), "--pipeline", "p"}).at("run"), p);
+  const CliResult both = Run({"run", "show", p.substr(0, 4)});
+  EXPECT_EQ(both.code, 2);
+  EXPECT_THAT(both.err, AllOf(HasSubstr("several runs begin with '" + p.substr(0, 4) + "': give 13 characters of one of them"),
+                              HasSubstr("\n  " + p), HasSubstr("\n  " + q)));
+  const CliResult few = Run({"run", "show", p.substr(0, 3)});
+  EXPECT_EQ(few.code, 2);
+  EXPECT_THAT(few.err, HasSubstr("at least 4"));
+  const CliResult none = Run({"run", "show", "ffff"});
+  EXPECT_EQ(none.code, 3);
+  EXPECT_THAT(none.err, HasSubstr("no run begins with 'ffff'"));
+  EXPECT_EQ(Run({"run", "show", "last", "--pipeline", "zz"}).code, 3);
+  const CliResult list = Run({"run", "list"});
+  EXPECT_THAT(list.out, AllOf(HasSubstr(p.substr(0, 13) + "  p"), HasSubstr(q.substr(0, 13) + "  q"), Not(HasSubstr(p))));
+  std::istringstream lines(list.out);
+  for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 100u) << line;
+  EXPECT_EQ(RunJson({"run", "list"})[0].at("run"), q) << "whole ids for programs";
 }
 
 TEST_F(CliProcesses, UpFiresOnItsScheduleAnswersOthersAndDrains) {

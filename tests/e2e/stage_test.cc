@@ -583,7 +583,7 @@ TEST_F(StageTest, CheckFindsAMissingColumnAndItsPlace) {
   const std::string& answer = run.frames.front();
   EXPECT_THAT(answer, HasSubstr(R"("stage":"t","code":"sql_error")"));
   EXPECT_THAT(answer, HasSubstr(R"("line":2,"column":8)"));
-  EXPECT_THAT(answer, HasSubstr("did you mean name"));
+  EXPECT_THAT(answer, HasSubstr("did you mean 'name'?"));
   EXPECT_THAT(answer, HasSubstr("no column 'nokey'"));
   EXPECT_THAT(
       answer,

@@ -13,6 +13,7 @@
 #include "common/ledger/audit_verify.h"
 #include "common/ledger/ledger.h"
 #include "common/ledger/rows.h"
+#include "common/model/backfill.h"
 #include "tests/support/test_postgres.h"
 
 namespace millrace {
@@ -87,7 +88,7 @@ class SqliteTamperStore final : public Store {
       case ColumnType::kInt:
       case ColumnType::kTime: return "coalesce(" + name + ", 0) + 1";
       case ColumnType::kBool: return "1 - " + name;
-      case ColumnType::kText: return name + " || 'x'";
+      case ColumnType::kText: return "coalesce(" + name + ", '') || 'x'";
       case ColumnType::kBytes: return "cast(" + name + " || 'x' as blob)";
       case ColumnType::kUuid:
       case ColumnType::kUuidList: return RandomId();
@@ -106,8 +107,9 @@ class SqliteTamperStore final : public Store {
   std::unique_ptr<Ledger> reader_;
 };
 
-constexpr std::string_view kTableNames[] = {"pipeline_version", "slot",    "run",         "job",
-                                            "attempt",          "outcome", "run_outcome", "audit_record"};
+constexpr std::string_view kTableNames[] = {"pipeline_version", "slot",          "run",         "job",
+                                            "cancel",           "queue_setting", "backfill",    "dead_action",
+                                            "attempt",          "outcome",       "run_outcome", "audit_record"};
 
 class PostgresTamperStore final : public Store {
  public:
@@ -147,7 +149,7 @@ class PostgresTamperStore final : public Store {
       case ColumnType::kInt: return name + " + 1";
       case ColumnType::kTime: return "coalesce(" + name + " + interval '1 microsecond', now())";
       case ColumnType::kBool: return "not " + name;
-      case ColumnType::kText: return name + " || 'x'";
+      case ColumnType::kText: return "coalesce(" + name + ", '') || 'x'";
       case ColumnType::kBytes: return name + " || '\\x78'::bytea";
       case ColumnType::kUuid: return RandomId();
       case ColumnType::kUuidList: return "array_append(" + name + ", gen_random_uuid())";
@@ -269,10 +271,16 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       batch.run_outcomes = {{waiting_.front().id, kDefaultOrg, RunState::kSucceeded, "", TheClock().WallNow()}};
       waiting_.erase(waiting_.begin());
     }
+    batch.cancels = {{.item = jobs_.back().id.uuid,
+                      .is_run = false,
+                      .org = kDefaultOrg,
+                      .actor = "cli",
+                      .reason = "too late",
+                      .requested_at = TheClock().WallNow()}};
     Must(broker.Commit(batch, In()));
   }
 
-  // Two writers, twelve records, a checkpoint about every second record, a snapshot after each record.
+  // Two writers, thirteen records, a checkpoint about every second record, a snapshot after each record.
   void Fill() {
     auto scheduler = Must(store_->Open(ids_.Next<AuditWriterId>(), "scheduler s1"));
     auto broker = Must(store_->Open(ids_.Next<AuditWriterId>(), "broker b1"));
@@ -300,6 +308,23 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     note();
     Must(scheduler->ApplyPipeline(pipeline, R"({"a": 1})", "source 2", "/data", kDefaultOrg, In()));
     note();
+    QueueSettings settings;
+    settings.queue = "default";
+    settings.concurrency = 4;
+    settings = Must(scheduler->PutQueueSettings(settings, "cli", In()));
+    BackfillOptions options;
+    options.schedule = pipeline.schedules[0];
+    BackfillRow backfill;
+    backfill.id = ids_.Next<BackfillId>();
+    backfill.pipeline = "flights";
+    backfill.schedule = "default";
+    backfill.from = FromUnixMicros(1'700'000'000'000'000);
+    backfill.to = backfill.until = FromUnixMicros(1'700'086'400'000'000);
+    backfill.version = 2;
+    backfill.options = ToJson(options);
+    backfill.actor = "cli test";
+    Must(scheduler->CreateBackfill(backfill, In()));
+    note();
     const OwnerId owner = ids_.Next<OwnerId>();
     const ShardId shard = ShardOf(kDefaultOrg, 1);
     const Epoch epoch = Must(broker->TakeShard(shard, owner, "b1", In()));
@@ -309,6 +334,17 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       CommitOutcomes(*broker, {shard, epoch}, owner, static_cast<std::uint32_t>(round + 1));
       note();
     }
+    Must(broker->RequeueDead({.run = {},
+                              .jobs = {},
+                              .actions = {{.job = ids_.Next<JobId>(),
+                                           .org = kDefaultOrg,
+                                           .action = DeadAction::kDiscarded,
+                                           .new_job = {},
+                                           .actor = "cli root@host",
+                                           .reason = "known",
+                                           .at = TheClock().WallNow()}}},
+                             In()));
+    note();
     Must(writer.Flush(mono + 60s, Must(scheduler->Now(In())), Must(scheduler->AuditHeads(In()))));
     scheduler.reset();
     broker.reset();

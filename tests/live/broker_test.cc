@@ -92,7 +92,8 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
       auto endpoint = redis::ParseEndpoint(redis_.endpoint);
       auto connection = redis::Connection::Connect(*endpoint, {.clock = &clock_}, In());
       ASSERT_TRUE(connection) << connection.error().message;
-      for (const std::string_view key : {"epoch", "lines", "due", "flight", "kept_due", "kept", "server", "inbox"})
+      for (const std::string_view key : {"epoch", "lines", "due", "flight", "kept_due", "kept", "server", "body", "expiry",
+                                         "stubs", "kept_body", "kept_expiry", "inbox"})
         EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:0}}:{}", redis_.prefix, key)}, In()));
     }
     std::filesystem::remove_all(dir_);
@@ -250,7 +251,11 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
       ASSERT_TRUE(message) << message.error().message;
       if (const auto* reply = std::get_if<wire::SubmitReply>(&*message)) accepted_ += reply->accepted.size();
       if (const auto* update = std::get_if<wire::RunUpdate>(&*message)) run_state_ = update->state;
-      if (const auto* problem = std::get_if<wire::Problem>(&*message); problem != nullptr && problem->code != "unavailable")
+      if (const auto* set = std::get_if<wire::SetQueueReply>(&*message)) queue_revision_ = set->revision;
+      if (const auto* problem = std::get_if<wire::Problem>(&*message);
+          problem != nullptr && problem->code == expected_problem_) {
+        problem_ = problem->message;
+      } else if (problem != nullptr && problem->code != "unavailable")
         ADD_FAILURE() << problem->code << ": " << problem->message;
     }
   }
@@ -311,7 +316,42 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
   bool said_hello_ = false;
   MonoTime next_beat_{}, first_grant_{};
   RunState run_state_ = RunState::kQueued;
+  std::int64_t queue_revision_ = 0;
+  std::string expected_problem_ = "none", problem_;
 };
+
+TEST_P(BrokerTest, AQueueIsPausedLimitedAndBoundedOverTheWireAndInTheLedger) {
+  constexpr std::size_t kJobs = 150;
+  QueueSettings settings;
+  settings.queue = "default";
+  settings.paused = true;
+  settings.rate = {.count = 100, .per = Millis{1000}, .burst = 10};
+  settings.max_waiting_jobs = kJobs;
+  StartBroker();
+  ToBroker(*client_, wire::SetQueue{.request = 1, .settings = settings, .actor = "test"});
+  ASSERT_TRUE(PumpUntil([&] { return queue_revision_ == 1; }, 10s)) << "set when it is durable";
+  SayHello();
+  SubmitJobs(kJobs);
+  ASSERT_TRUE(PumpUntil([&] { return accepted_ == kJobs; }, 10s)) << "a paused queue accepts";
+  expected_problem_ = "queue_full";
+  SubmitJobs(1);
+  ASSERT_TRUE(PumpUntil([&] { return !problem_.empty(); }, 10s));
+  EXPECT_NE(problem_.find("150 jobs wait"), std::string::npos) << problem_;
+  EXPECT_FALSE(PumpUntil([&] { return !granted_.empty(); }, 500ms)) << "it grants nothing";
+  // Somebody who does not know this broker.
+  auto other = OpenLedger("cli");
+  ASSERT_TRUE(other) << other.error().message;
+  settings.paused = false;
+  settings.revision = 1;
+  const auto resumed = (*other)->PutQueueSettings(settings, "cli", In());
+  ASSERT_TRUE(resumed) << resumed.error().message;
+  ASSERT_TRUE(PumpUntil([&] { return !granted_.empty(); }, 10s)) << "the owner looks every 2 s";
+  const MonoTime first = clock_.Now();
+  ASSERT_TRUE(PumpUntil([&] { return recorded_.size() == kJobs; }, 20s * kSlower));
+  EXPECT_GE(clock_.Now() - first, Micros{1'300'000}) << "10 at once, then 100 a second";
+  ExpectAllOnce(kJobs);
+  EXPECT_EQ(Count("queue_setting"), 2);
+}
 
 TEST_P(BrokerTest, TenThousandJobsAreRecordedOnceEachAndCheckpointed) {
   constexpr std::size_t kJobs = 10'000 / kSlower;
@@ -373,6 +413,33 @@ TEST_P(BrokerTest, AnIdleSystemStartsAJobAtOnce) {
   std::ranges::sort(micros);
   fmt::print("submit to start on an idle system: p50 {} us, max {} us\n", micros[25], micros.back());
   EXPECT_LT(micros[25], 100'000 * kSlower);
+}
+
+TEST_P(BrokerTest, WaitingJobsExpireWithNobodyToClaimThemAndAUniqueKeyIsGivenOnce) {
+  StartBroker();
+  wire::SubmitJobs submit{.request = 1, .jobs = {}};
+  const WallTime expiry = clock_.WallNow() + Millis{1500};
+  for (int i = 0; i < 800; ++i) {
+    submit.jobs.push_back(Job());
+    if (i % 8 != 0) submit.jobs.back().options.expires_at = expiry;
+    if (i % 8 == 1) submit.jobs.back().run_at = expiry + std::chrono::hours{1};
+  }
+  for (int i = 0; i < 5; ++i) {
+    submit.jobs.push_back(Job());
+    submit.jobs.back().options.unique_key = "daily report";
+  }
+  ToBroker(*client_, submit);
+  ASSERT_TRUE(PumpUntil([&] { return accepted_ == 805; }, Millis{10'000}));
+  EXPECT_EQ(Count("job"), 801) << "one of five has the key; the others are answered, not stored";
+  EXPECT_TRUE(PumpUntil([&] { return Count("outcome where state = 13") == 700; }, Millis{5'000 * kSlower}))
+      << Count("outcome where state = 13");
+  EXPECT_EQ(Count("outcome where state = 13 and error_class = 'expired' and token = 0"), 700);
+  SayHello();
+  EXPECT_TRUE(PumpUntil([&] { return recorded_.size() == 101; }, Millis{20'000})) << recorded_.size();
+  EXPECT_EQ(taken_, 101U) << "what has expired is never granted, and nothing else is lost";
+  broker_.reset();
+  EXPECT_EQ(Count("live_job"), 0);
+  EXPECT_EQ(Count("live_unique"), 0);
 }
 
 TEST_P(BrokerTest, ARunEndsAndItsWatcherIsTold) {

@@ -195,7 +195,8 @@ TEST_P(DurabilityLiveTest, AnsweredWritesOfAKilledProcess) {
     while (true) {
       queue_op::Enqueue put{kShard, Epoch{1}, {}};
       for (int i = 0; i < 100; ++i)
-        put.entries.push_back({.id = ids_.Next<JobId>(), .line = "l", .body = std::string(100, 'x'), .run_at = {}});
+        put.entries.push_back(
+            {.id = ids_.Next<JobId>(), .line = "l", .body = std::string(100, 'x'), .run_at = {}, .expires_at = {}});
       const QueueOp ops[] = {std::move(put)};
       if (!(*queue)->Execute(ops).front()) break;
       answered += 100;

@@ -329,6 +329,30 @@ TEST_F(LoadPostgres, AZombieThatWakesUpIsStale) {
   }
 }
 
+TEST_F(LoadPostgres, ACancelFencesWhatStillRuns) {
+  NEEDS_FAILPOINTS();
+  const Manifest input = Dataset(kRows);
+  for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
+    const std::string table = "f.t" + std::to_string(static_cast<int>(mode)), effect = "f" + table;
+    StageResult fence;
+    SetFailpointHook("load.after_staging", [&] {
+      SetFailpointHook("load.after_staging", nullptr);
+      fence = Fence(Order(mode, table, effect, 2));
+    });
+    const StageResult zombie = Load(Order(mode, table, effect, 1), input);
+    EXPECT_EQ(fence.error_class, kFencedErrorClass) << fence.error;
+    EXPECT_EQ(zombie.error_class, "stale_token") << zombie.error;
+    EXPECT_EQ(Int("select count(*) from millrace.receipt where effect = '" + effect + "'"), 0);
+    ExpectOk(Load(Order(mode, table, effect, 3), input));  // "retry from failed" uses the effect again
+    const StageResult late = Fence(Order(mode, table, effect, 4));
+    EXPECT_TRUE(late.ok) << "the receipt wins: " << late.error;
+    EXPECT_TRUE(late.already_applied);
+    EXPECT_EQ(late.inserted, 100);
+    EXPECT_EQ(Fence(Order(mode, table, effect, 3)).error_class, "stale_token");
+  }
+  EXPECT_EQ(Int("select count(*) from millrace.staging"), 0);
+}
+
 TEST_F(LoadPostgres, ConcurrentAttemptsHaveOneEffect) {
   const Manifest input = Dataset(kRows);
   ExpectOk(Load(Order(LoadMode::kAppend, "c.t", "first", 1), input));

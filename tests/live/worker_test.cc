@@ -380,9 +380,32 @@ TEST_F(WorkerLiveTest, ACancelledCommandMayCleanUp) {
   AwaitPid("pid");
   Tell(wire::Revoke{{{job.id, job.token, "cancelled"}}});
   const auto report = Await(job.id);
-  EXPECT_EQ(report.end, AttemptEnd::kHandedBack);
+  EXPECT_EQ(report.end, AttemptEnd::kCancelled);
   EXPECT_EQ(report.error_class, "cancelled");
   EXPECT_THAT(report.log_tail, HasSubstr("cleaning"));
+}
+
+TEST_F(WorkerLiveTest, ACancelledCommandThatIgnoresTheSignalIsKilledWithItsChildren) {
+  StartWorker();
+  const auto job = Shell(
+      "trap '' TERM; (trap '' TERM; while :; do sleep 1; done) & echo $! > child; echo $$ > pid; while :; do sleep 1; done");
+  Tell(wire::Grant{{job}});
+  const pid_t pid = AwaitPid("pid"), child = AwaitPid("child");
+  Tell(wire::Revoke{{{job.id, job.token, "cancelled"}}});
+  const auto report = Await(job.id);
+  EXPECT_EQ(report.end, AttemptEnd::kCancelled);
+  EXPECT_EQ(report.signal, SIGKILL);
+  EXPECT_FALSE(Alive(pid));
+  EXPECT_FALSE(Alive(child));
+}
+
+TEST_F(WorkerLiveTest, AFenceOfSomethingWithoutASinkEndsAtOnce) {
+  StartWorker();
+  auto job = Shell("touch ran");
+  job.fence_only = true;
+  const auto report = RunJob(job);
+  EXPECT_EQ(report.end, AttemptEnd::kCancelled);
+  EXPECT_FALSE(std::filesystem::exists("ran"));
 }
 
 TEST_F(WorkerLiveTest, ARevokedAttemptIsKilledAtOnce) {

@@ -1,5 +1,6 @@
 #include "tests/sim/simulation.h"
 
+#include <algorithm>
 #include <array>
 #include <functional>
 #include <map>
@@ -62,7 +63,7 @@ struct Request {  // of a client, sent again until it is answered
   bool answered = false;
 };
 struct KeptJob {  // of durability redis: only the queue has it until it ended or failed
-  OrgId org;
+  JobSpec spec;
   bool accepted = false;
   Micros applied{0};  // when the queue took it last
 };
@@ -74,7 +75,7 @@ struct Effect {
 class World {
  public:
   World(std::uint64_t seed, Mutant mutant)
-      : mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
+      : seed_(seed), mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
     ledger_.ignore_epochs = mutant == Mutant::kNoEpochFence;
     queue_.set_ignore_epochs(mutant == Mutant::kNoEpochFence);
     if (seed % 3 == 0) queue_.claim_max = 1 + static_cast<std::uint32_t>(seed % 2);  // large entries
@@ -86,8 +87,10 @@ class World {
   Report Run() {
     for (std::size_t i = 0; i < kBrokers; ++i) StartBroker(i);
     for (std::size_t i = 0; i < kWorkers; ++i) StartWorker(i);
+    if (seed_ % 2 == 0) SetQueues();
     for (int i = 0; i < 14; ++i) At(Between(100'000, 15'000'000), [this] { SubmitSomething(); });
     for (int i = 0; i < 10; ++i) At(Between(500'000, 18'000'000), [this] { BreakSomething(); });
+    for (int i = 0; i < 5; ++i) At(Between(300'000, 16'000'000), [this] { CancelSomething(); });
     At(kFaultsEnd, [this] { Heal(); });
     while (!agenda_.empty() && Now() < kGiveUp && report_.violations.size() < 5) {
       auto next = agenda_.top();
@@ -208,12 +211,20 @@ class World {
       for (LedgerCommand& command : std::exchange(node.to_ledger, {})) node.pump->Post(std::move(command));
       std::vector<Event> out;
       const MonoTime next = node.pump->Step(out);
+      if (mutant_ == Mutant::kNoLimits) ForgetLimits(out);
       // The same delay for all, so that answers keep their order.
       OnBroker(i, Micros{300}, [this, i, out = std::make_shared<std::vector<Event>>(std::move(out))](Node&) {
         for (Event& event : *out) Tell(i, std::move(event));
       });
       PumpAt(i, std::max(Now() + Micros{500}, next.time_since_epoch() - Micros{1'000'000}));
     });
+  }
+  static void ForgetLimits(std::vector<Event>& events) {
+    const auto forget = [](QueueSettings& q) { q.concurrency = q.key_concurrency = 0, q.rate = q.key_rate = Rate{}; };
+    for (Event& event : events) {
+      if (auto* read = std::get_if<event::QueueSettingsRead>(&event)) std::ranges::for_each(read->settings, forget);
+      if (auto* put = std::get_if<event::QueueSettingsPut>(&event); put != nullptr && put->stored) forget(*put->stored);
+    }
   }
   void Issue(std::size_t i, LedgerCommand& command) {
     if (auto* commit = std::get_if<command::Commit>(&command)) {
@@ -271,13 +282,31 @@ class World {
   void Issue(std::size_t, command::SendClient& command) {
     if (const auto* reply = std::get_if<wire::SubmitReply>(&command.message)) {
       Trace("accepted", {}, reply->request);
-      for (const auto& item : reply->accepted)
+      for (const auto& item : reply->accepted) {
         if (const auto kept = kept_.find(JobId{item.id}); kept != kept_.end()) {
           if (kept->second.applied == Micros{0}) Violation("S1: accepted, but the queue never took it");
           kept->second.accepted = true;
-        } else if (!ledger_.jobs.contains(JobId{item.id}) && !ledger_.runs.contains(RunId{item.id}))
-          Violation("S1: accepted, but the ledger does not have it");
+          continue;
+        }
+        const bool stored = ledger_.jobs.contains(JobId{item.id}) || ledger_.runs.contains(RunId{item.id});
+        if (item.conflict_with == Uuid{}) {
+          if (!stored) Violation("S1: accepted, but the ledger does not have it");
+          continue;
+        }
+        ++report_.conflicts;
+        if (!ledger_.jobs.contains(JobId{item.conflict_with})) Violation("the holder of a unique key does not exist");
+      }
       if (Chance(90) || healed_) requests_[reply->request].answered = true;
+    }
+    if (const auto* reply = std::get_if<wire::CancelReply>(&command.message)) {
+      for (const auto& item : reply->items) {
+        const bool promised = item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
+        if (promised && !ledger_.cancels.contains(item.id)) Violation("a cancel is confirmed that the ledger does not have");
+        const auto job = ledger_.jobs.find(JobId{item.id});
+        if (item.effect == CancelEffect::kCancelled && (job == ledger_.jobs.end() || !job->second.outcome))
+          Violation("a job is said to be cancelled that has not ended");
+      }
+      requests_[reply->request].answered = true;
     }
   }
 
@@ -372,8 +401,17 @@ class World {
         for (const auto& job : grant->jobs) StartAttempt(w, job);
       if (const auto* revoke = std::get_if<wire::Revoke>(&message))
         for (const auto& item : revoke->items)
-          if (const auto it = worker.held.find(item.job); it != worker.held.end() && it->second.token == item.token)
+          if (const auto it = worker.held.find(item.job); it != worker.held.end() && it->second.token == item.token) {
             worker.held.erase(it);
+            if (item.reason != "cancelled") continue;
+            AttemptReport report;
+            report.job = item.job;
+            report.token = item.token;
+            report.end = AttemptEnd::kCancelled;
+            report.result = std::to_string(item.token.value());
+            worker.unanswered.emplace(std::pair{item.job, item.token}, report);
+            Report_(w);
+          }
       if (const auto* reply = std::get_if<wire::EndedReply>(&message))
         for (const auto& item : reply->items) worker.unanswered.erase({item.job, item.token});
     });
@@ -385,6 +423,11 @@ class World {
     if (worker.unanswered.contains({job.id, job.token})) return;
     worker.held[job.id] = {.token = job.token};
     Effect& effect = effects_[job.id];
+    if (job.fence_only && mutant_ != Mutant::kCancelWithoutFence) effect.fence = std::max(effect.fence, job.token);
+    if (job.fence_only) {
+      OnWorker(w, Between(1'000, 200'000), [this, w, id = job.id, token = job.token](SimWorker&) { EndFence(w, id, token); });
+      return;
+    }
     if (effect.fence < job.token) effect.fence = job.token;  // raises the fence, unless a newer attempt did
     const Micros duration = Chance(85) ? Between(1'000, 300'000) : Between(300'000, 6'000'000);
     OnWorker(w, duration, [this, w, id = job.id, token = job.token](SimWorker&) { EndAttempt(w, id, token); });
@@ -418,6 +461,23 @@ class World {
     Report_(w);
   }
 
+  void EndFence(std::size_t w, JobId id, Token token) {
+    SimWorker& worker = workers_[w];
+    const auto it = worker.held.find(id);
+    if (it == worker.held.end() || it->second.token != token) return;
+    worker.held.erase(it);
+    AttemptReport report;
+    report.job = id;
+    report.token = token;
+    report.result = std::to_string(token.value());
+    report.end = effects_[id].published > 0        ? AttemptEnd::kSucceeded
+                 : healed_ || random_.Below(5) > 0 ? AttemptEnd::kCancelled
+                                                   : AttemptEnd::kFailed;
+    Trace("fenced", id.AsBytes(), token.value());
+    worker.unanswered.emplace(std::pair{id, token}, report);
+    Report_(w);
+  }
+
   // ---- clients and faults --------------------------------------------------------------------------------------------------
   JobSpec NewJob(OrgId org) {
     JobSpec job;
@@ -426,23 +486,35 @@ class World {
     job.kind = "work";
     job.priority = static_cast<int>(random_.Below(kPriorityLevels));
     job.retry = {.max_attempts = 4, .backoff_base = Millis{200}, .backoff_cap = Millis{2000}};
+    job.options.has_sink = Chance(50);
+    if (seed_ % 2 == 0 && Chance(40)) job.options.limit_key = std::to_string(random_.Below(3));
     if (Chance(15)) job.run_at = clock_.WallNow() + Between(0, 3'000'000);
+    if (Chance(10)) job.options.backoff = Backoff::kFixed;
+    if (Chance(12)) job.options.expires_at = clock_.WallNow() + Between(100'000, 6'000'000);
+    if (Chance(12)) job.options.deadline = clock_.WallNow() + Between(300'000, 9'000'000);
     return job;
   }
   void SubmitSomething() {
     const OrgId org{static_cast<std::int64_t>(1 + random_.Below(4))};
     if (Chance(50)) {
       std::vector<JobSpec> jobs;
-      for (std::uint64_t n = 1 + random_.Below(6); n > 0; --n) jobs.push_back(NewJob(org));
+      for (std::uint64_t n = 1 + random_.Below(6); n > 0; --n) {
+        jobs.push_back(NewJob(org));
+        if (!Chance(25)) continue;
+        jobs.back().options.unique_key = std::to_string(random_.Below(3));
+        jobs.back().options.unique_until = Chance(50) ? UniqueUntil::kEnded : UniqueUntil::kStarted;
+      }
       if (Chance(30)) {
+        ++commits_;
+        for (const JobSpec& job : jobs) accepted_[job.id] = commits_;
         (void)ledger_.SubmitJobs(jobs, clock_.Now());
         return Ring(org);
       }
       const std::uint64_t kept = std::array<std::uint64_t, 3>{0, 50, 100}[random_.Below(3)];
       for (JobSpec& job : jobs)
-        if (Chance(kept)) {
+        if (Chance(kept) && job.options.unique_key.empty()) {
           job.options.durability = Durability::kRedis;
-          kept_[job.id].org = job.org;
+          kept_[job.id].spec = job;
         }
       requests_.push_back({.message = wire::SubmitJobs{.request = requests_.size(), .jobs = jobs}});
       return Send(requests_.size() - 1, random_.Below(kBrokers));
@@ -451,13 +523,14 @@ class World {
     run.id = NewId<RunId>();
     run.org = org;
     run.pipeline = Chance(70) ? "p" : "q";
-    run.overlap = std::array{"queue", "allow", "skip"}[random_.Below(3)];
+    run.overlap = std::array{"queue", "allow", "skip", "cancel"}[random_.Below(4)];
     std::vector<JobSpec> jobs;
     for (std::uint64_t n = 1 + random_.Below(6); n > 0; --n) {
       JobSpec job = NewJob(org);
       job.run = run.id;
       for (const JobSpec& earlier : jobs)
         if (Chance(40)) job.depends_on.push_back(earlier.id);
+      if (Chance(25)) job.options.run_when = RunWhen::kAllEnded;
       jobs.push_back(std::move(job));
     }
     if (Chance(40)) {
@@ -468,6 +541,61 @@ class World {
         {.message = wire::SubmitRun{.request = requests_.size(), .run = run, .jobs = jobs, .watch = Chance(50)}});
     Send(requests_.size() - 1, random_.Below(kBrokers));
   }
+  void CancelSomething() {
+    std::vector<CancelRow> all;
+    for (const auto& [id, run] : ledger_.runs) all.push_back({id.uuid, true, run.org, "sim", "", {}});
+    for (const auto& [id, rows] : ledger_.jobs)
+      if (!rows.spec.run) all.push_back({id.uuid, false, rows.spec.org, "sim", "", {}});
+    if (all.empty()) return;
+    // The newest are the likeliest to be alive.
+    const std::size_t back = random_.Below(std::min<std::size_t>(all.size(), 8));
+    std::ranges::sort(all, {}, &CancelRow::item);
+    CancelRow row = all[all.size() - 1 - back];
+    for (const SimWorker& worker : workers_) {  // what a frozen worker will go on with is the interesting case
+      if (!worker.up || worker.frozen_until <= Now() || worker.held.empty() || Chance(20)) continue;
+      const JobSpec& job = SpecOf(worker.held.begin()->first);
+      row = {job.run ? job.run->uuid : job.id.uuid, job.run.has_value(), job.org, "sim", "", {}};
+    }
+    if (Chance(30) && (row.is_run || ledger_.jobs.contains(JobId{row.item}))) {
+      (void)ledger_.RequestCancel(std::span{&row, 1}, clock_.Now());
+      return Ring(row.org);
+    }
+    wire::Cancel cancel;
+    cancel.request = requests_.size();
+    cancel.org = row.org;
+    cancel.items = {{.id = row.item, .is_run = row.is_run}};
+    requests_.push_back({.message = std::move(cancel)});
+    Send(requests_.size() - 1, random_.Below(kBrokers));
+  }
+  // Limits stay as they are; only the pause comes and goes.
+  void SetQueues() {
+    for (std::int64_t org = 1; org <= 4; ++org) {
+      QueueSettings q;
+      q.org = OrgId{org};
+      q.queue = "default";
+      if (Chance(30)) q.order = QueueOrder::kWeighted;
+      q.aging = Millis{static_cast<std::int64_t>(100 + random_.Below(3000))};
+      if (Chance(60)) q.concurrency = static_cast<std::uint32_t>(1 + random_.Below(4));
+      if (Chance(50)) q.key_concurrency = static_cast<std::uint32_t>(1 + random_.Below(2));
+      if (Chance(40)) q.rate = {static_cast<std::uint32_t>(2 + random_.Below(10)), Millis{1000}, 0};
+      if (Chance(30)) q.key_rate = {static_cast<std::uint32_t>(1 + random_.Below(3)), Millis{1000}, 2};
+      if (Chance(30)) q.max_waiting_jobs = 6 + random_.Below(6);
+      ledger_.queues[{q.org, q.queue}] = q;
+      ++ledger_.queues[{q.org, q.queue}].revision;
+    }
+    for (int i = 0; i < 6; ++i)
+      At(Between(1'000'000, 18'000'000), [this, i] {
+        QueueSettings q = ledger_.queues.at({OrgId{static_cast<std::int64_t>(1 + random_.Below(4))}, "default"});
+        q.paused = !q.paused;
+        Trace("pause", {}, static_cast<std::uint64_t>(q.org.value()));
+        if (Chance(50))
+          return Tell(random_.Below(kBrokers),
+                      event::FromClient{.peer = "c",
+                                        .message = wire::SetQueue{.request = SetRequest(i), .settings = q, .actor = "sim"}});
+        (void)ledger_.PutQueueSettings(q, "sim", clock_.Now());
+      });
+  }
+  static std::uint64_t SetRequest(int i) { return 1'000'000 + static_cast<std::uint64_t>(i); }
   void Ring(OrgId org) {
     if (Chance(30)) return;  // the ring is lost
     for (std::size_t i = 0; i < kBrokers; ++i)
@@ -498,7 +626,10 @@ class World {
         return In(Between(100'000, 4'000'000), [this, w] {
           if (!workers_[w].up) StartWorker(w);
         });
-      case 3: workers_[w].frozen_until = Now() + Between(500'000, 8'000'000); return;
+      case 3:
+        workers_[w].frozen_until = Now() + Between(500'000, 8'000'000);
+        if (Chance(50)) In(Between(1'000, 500'000), [this] { CancelSomething(); });
+        return;
       case 4: losses_.emplace_back(Micros{0}, Now()); return queue_.Wipe();
       case 7:  // the store comes back as it was a while before
         queue_.Save();
@@ -519,6 +650,10 @@ class World {
   }
   void Heal() {
     healed_ = true;
+    for (auto& [key, q] : ledger_.queues) {
+      q.paused = false;
+      ++q.revision;
+    }
     for (std::size_t i = 0; i < kBrokers; ++i) {
       brokers_[i].frozen_until = Now();
       if (!brokers_[i].up) StartBroker(i);
@@ -550,20 +685,62 @@ class World {
     if (rows == ledger_.jobs.end() && kept == kept_.end())
       return Violation("S1: a job is granted that the ledger does not have");
     Trace("grant", job.id.AsBytes(), job.token.value());
-    const OrgId org = kept != kept_.end() ? kept->second.org : rows->second.spec.org;
-    const bool owner = ledger_.EpochOf(ShardOf(org, kShards)) == job.token.epoch();
+    const JobSpec& spec = SpecOf(job.id);
+    const bool owner = ledger_.EpochOf(ShardOf(spec.org, kShards)) == job.token.epoch();
     const auto before = n.granted.find(job.id);
     if (before != n.granted.end() && before->second.first.epoch() == job.token.epoch() &&
         !n.ends_written.contains({job.id, before->second.first}))
       Violation("S7: a second live lease");
+    // What is being cancelled is fenced, whatever time it is.
+    if (const auto end = EndOfWait(spec.options, {.deliveries = job.delivery - 1});
+        !job.fence_only && end && end->at <= clock_.WallNow())
+      Violation("a job is granted after its deadline or expiry");
     if (owner) {
-      if (rows != ledger_.jobs.end() && rows->second.outcome) Violation("S3: a job is granted after its outcome");
+      if (rows != ledger_.jobs.end() && rows->second.outcome)
+        Violation("S3: job " + job.id.ToString() + " is granted after its outcome");
       if (job.token <= max_token_[job.id]) Violation("S4: a token does not increase");
+      CheckLimits(n, spec, job.token);
       max_token_[job.id] = job.token;
     }
     n.granted[job.id] = {job.token, workers_[static_cast<std::size_t>(peer.front() - '0')].id};
   }
+  // As the owner knows it: attempts of its epoch whose end it has not sent to the ledger.
+  void CheckLimits(const Node& n, const JobSpec& spec, Token token) {
+    const auto settings = ledger_.queues.find({spec.org, spec.queue});
+    if (settings == ledger_.queues.end()) return;
+    const QueueSettings& q = settings->second;
+    std::uint32_t of_queue = 1, of_key = 1;
+    for (const auto& [id, grant] : n.granted) {
+      const JobSpec& other = SpecOf(id);
+      if (id == spec.id || grant.first.epoch() != token.epoch() || other.org != spec.org || other.queue != spec.queue ||
+          n.ends_written.contains({id, grant.first}))
+        continue;
+      ++of_queue;
+      if (other.options.limit_key == spec.options.limit_key) ++of_key;
+    }
+    if (q.concurrency > 0 && of_queue > q.concurrency) Violation("limit: more run in the queue than it allows");
+    if (!spec.options.limit_key.empty() && q.key_concurrency > 0 && of_key > q.key_concurrency)
+      Violation("limit: more of a key run than the queue allows");
+    CheckRate(q.rate, starts_[{spec.org, ""}], "queue");
+    if (!spec.options.limit_key.empty()) CheckRate(q.key_rate, starts_[{spec.org, spec.options.limit_key}], "key");
+    ++report_.granted_under_limits;
+  }
+  // A broker that froze between claim and grant grants late: one burst more.
+  void CheckRate(const Rate& rate, std::vector<Micros>& starts, std::string_view of) {
+    if (!rate.Limited()) return;
+    starts.push_back(Now());
+    for (std::size_t i = 0; i < starts.size(); ++i) {
+      const double allowed = 2.0 * rate.Burst() + 1 +
+                             static_cast<double>(rate.count) * static_cast<double>((Now() - starts[i]).count()) /
+                                 static_cast<double>(Micros{rate.per}.count());
+      if (static_cast<double>(starts.size() - i) > allowed)
+        return Violation(fmt::format("limit: the rate of a {} is exceeded", of));
+    }
+  }
   void CheckCommit(const OwnerBatch& batch) {
+    ++commits_;
+    for (const OutcomeRow& row : batch.outcomes) ended_.try_emplace(row.report.job, commits_);
+    for (const JobSpec& job : batch.jobs) accepted_[job.id] = ledger_.jobs.contains(job.id) ? accepted_[job.id] : commits_;
     for (const AttemptRow& row : batch.attempts) {
       if (Ended(row.report.job)) Violation("S3: an attempt after the outcome");
       if (row.report.end == AttemptEnd::kLost) ++report_.lost;
@@ -571,6 +748,10 @@ class World {
     for (const OutcomeRow& row : batch.outcomes) {
       Trace("outcome", row.report.job.AsBytes(), row.report.token.value());
       if (Ended(row.report.job)) Violation("S3: a second outcome");
+      const Uuid item = row.run ? row.run->uuid : row.report.job.uuid;
+      const bool asked =
+          ledger_.cancels.contains(item) || std::ranges::find(batch.cancels, item, &CancelRow::item) != batch.cancels.end();
+      if (row.state == JobState::kCancelled && !asked) Violation("a job is cancelled that nobody wanted to be cancelled");
       if (row.report.token == Token{}) continue;
       if (row.report.result != std::to_string(max_token_[row.report.job].value()))
         Violation(fmt::format("S4: the outcome comes from token {}, the last granted one is {}", row.report.result,
@@ -580,6 +761,11 @@ class World {
     }
     for (const RunOutcomeRow& row : batch.run_outcomes)
       if (ledger_.run_outcomes.contains(row.run)) Violation("S3: a second run outcome");
+  }
+  // As it was submitted; of a job of the queue the ledger may have less.
+  const JobSpec& SpecOf(const JobId& id) const {
+    const auto kept = kept_.find(id);
+    return kept != kept_.end() ? kept->second.spec : ledger_.jobs.at(id).spec;
   }
   bool Ended(const JobId& id) const {
     const auto rows = ledger_.jobs.find(id);
@@ -600,6 +786,38 @@ class World {
       if (!ledger_.run_outcomes.contains(id)) return false;
     return true;
   }
+  // An end by time comes with a time that has passed, never before it; skipping follows from what a job depends on.
+  void CheckTimes(const MemoryLedger::JobRows& rows) {
+    const OutcomeRow& outcome = *rows.outcome;
+    const JobOptions& options = rows.spec.options;
+    if (outcome.state == JobState::kExpired) {
+      ++report_.expired;
+      if (!options.expires_at || outcome.recorded_at < *options.expires_at) Violation("expired before its time");
+      if (outcome.counters.deliveries > 0) Violation("expired although it was started");
+    }
+    if (outcome.report.error_class == kErrorDeadlineExceeded) {
+      ++report_.overdue;
+      if (!options.deadline || outcome.recorded_at < *options.deadline) Violation("dead before its deadline");
+    }
+    if (outcome.state == JobState::kSkipped && options.run_when == RunWhen::kAllEnded &&
+        outcome.report.error.starts_with("stage '"))
+      Violation("a callback was skipped because of what it waits for");
+    if (outcome.report.token == Token{} || !rows.spec.run || options.run_when == RunWhen::kAllEnded) return;
+    for (const JobId& need : rows.spec.depends_on)
+      if (ledger_.jobs.at(need).outcome->state != JobState::kSucceeded) Violation("a job ran although what it needs failed");
+  }
+  // Of jobs that hold their key until they end no two lived at the same time.
+  void CheckUnique() {
+    std::map<std::string, std::vector<const MemoryLedger::JobRows*>> by_key;
+    for (const auto& [id, rows] : ledger_.jobs)
+      if (!rows.spec.run && !rows.spec.options.unique_key.empty() && rows.spec.options.unique_until == UniqueUntil::kEnded)
+        by_key[fmt::format("{} {}", rows.spec.org.value(), rows.spec.options.unique_key)].push_back(&rows);
+    for (auto& [key, all] : by_key) {
+      std::ranges::sort(all, {}, [this](const auto* rows) { return accepted_.at(rows->spec.id); });
+      for (std::size_t i = 1; i < all.size(); ++i)
+        if (ended_.at(all[i - 1]->spec.id) > accepted_.at(all[i]->spec.id)) Violation("two jobs held the unique key " + key);
+    }
+  }
   void CheckEnd() {
     if (!report_.violations.empty()) return;
     for (const auto& [id, rows] : ledger_.jobs)
@@ -616,6 +834,9 @@ class World {
     }
     for (std::size_t i = 0; i < requests_.size(); ++i)
       if (!requests_[i].answered) Violation(fmt::format("request {} was never answered", i));
+    if (!report_.violations.empty()) return;
+    for (const auto& [id, rows] : ledger_.jobs) CheckTimes(rows);
+    CheckUnique();
     for (const auto& [id, run] : ledger_.run_outcomes) {
       bool all = true;
       for (const JobId& job : ledger_.jobs_of_run[id])
@@ -623,10 +844,19 @@ class World {
       if ((run.state == RunState::kSucceeded) != all)
         Violation("run " + id.ToString() + ": its outcome does not follow from its jobs");
     }
+    for (const auto& [id, effect] : effects_) {
+      if (!Ended(id)) continue;  // lost with the queue
+      const auto& rows = ledger_.jobs.at(id);
+      if (rows.outcome->state != JobState::kCancelled) continue;
+      ++report_.cancelled;
+      if (rows.spec.options.has_sink && effect.published > 0)
+        Violation("S2: the cancelled job " + id.ToString() + " has an effect");
+    }
     for (const auto& [id, effect] : effects_)
       if (effect.published > 1) Violation("S2: two effects of job " + id.ToString());
   }
 
+  const std::uint64_t seed_;
   const Mutant mutant_;
   FakeClock clock_;
   SeededRandom random_, dispatcher_random_;
@@ -639,6 +869,9 @@ class World {
   std::map<JobId, KeptJob> kept_;
   std::vector<std::pair<Micros, Micros>> losses_;  // what the queue took between the two may be gone
   std::map<JobId, Token> max_token_;
+  std::map<std::pair<OrgId, std::string>, std::vector<Micros>> starts_;  // of a queue (no key) and of its limit keys
+  std::map<JobId, std::uint64_t> accepted_, ended_;                      // in which commit
+  std::uint64_t commits_ = 0;
   std::priority_queue<Item> agenda_;
   std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;
   bool healed_ = false;

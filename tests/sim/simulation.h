@@ -11,18 +11,21 @@ namespace millrace::sim {
 // A fault in the product, injected around it: each must be found.
 enum class Mutant : std::uint8_t {
   kNone,
-  kAcceptOldToken,  // an old attempt's report is taken for the live one's
-  kForgetRequeue,   // a job that must start again is not put back
-  kEnqueueTwice,    // a job is enqueued twice
-  kNoEpochFence,    // ledger and queue take writes of a deposed owner
+  kAcceptOldToken,      // an old attempt's report is taken for the live one's
+  kForgetRequeue,       // a job that must start again is not put back
+  kEnqueueTwice,        // a job is enqueued twice
+  kNoEpochFence,        // ledger and queue take writes of a deposed owner
+  kCancelWithoutFence,  // a cancelled job ends although an old attempt of it could still publish
+  kNoLimits,            // a broker forgets the limits of its queues
 };
 
 struct Report {
   std::vector<std::string> violations;  // empty: all invariants held
   std::uint64_t trace = 0;              // FNV-1a over everything that happened
   std::uint64_t steps = 0;
-  std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0;
-  std::size_t kept = 0, kept_lost = 0;  // jobs of durability redis that were accepted; those lost with the queue's state
+  std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, expired = 0, overdue = 0, conflicts = 0;
+  std::size_t granted_under_limits = 0;  // grants that were checked against limits
+  std::size_t kept = 0, kept_lost = 0;   // jobs of durability redis that were accepted; those lost with the queue's state
 };
 
 Report Simulate(std::uint64_t seed, Mutant mutant = Mutant::kNone);

@@ -1,4 +1,5 @@
-// Stands in for millrace-stage in worker tests: takes one order and behaves as the stage's name says.
+// Stands in for millrace-stage in worker tests: takes one order and behaves as the stage's name says. With --nursery it is a
+// nursery of such; FAKE_NURSERY in its environment makes it a bad one.
 #include <signal.h>
 #include <unistd.h>
 
@@ -8,9 +9,11 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "common/model/stage_task.h"
+#include "worker/stage/nursery.h"
 #include "worker/stage_frames.h"
 
 namespace {
@@ -51,9 +54,7 @@ StageOrder ReadOrder() {
   }
 }
 
-}  // namespace
-
-int main() {
+int Serve() {
   Send("{\"ready\":true}");
   const StageOrder order = ReadOrder();
   const std::string& name = order.task.stage.name;
@@ -111,4 +112,35 @@ int main() {
   }
   std::fprintf(stderr, "unknown stage %s\n", name.c_str());
   return 6;
+}
+
+int BeNursery(std::string_view manner) {
+  if (manner == "dead") {
+    std::fprintf(stderr, "stillborn\n");
+    return 5;
+  }
+  auto nursery = Nursery::Open();
+  if (!nursery) {
+    std::fprintf(stderr, "%s\n", nursery.error().message.c_str());
+    return 2;
+  }
+  if (manner == "mute") ::pause();
+  std::thread second;
+  if (manner == "threads") second = std::thread([] { ::pause(); });
+  if (!nursery->SayWarm()) return 3;
+  if (manner == "mute_when_warm") ::pause();
+  const auto answered = nursery->AnswerAll([manner] {
+    if (manner == "sick_children") ::_exit(4);
+    std::_Exit(Serve());
+  });
+  std::fprintf(stderr, "%s\n", answered.error().message.c_str());
+  std::_Exit(2);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2 || std::string_view(argv[1]) != "--nursery") return Serve();
+  const char* manner = std::getenv("FAKE_NURSERY");
+  return BeNursery(manner == nullptr ? "" : manner);
 }

@@ -92,6 +92,11 @@ class LoadFixture : public ::testing::Test {
     return RunLoad(order, input, engine_->connection, [](std::int64_t, std::int64_t) {});
   }
 
+  StageResult Fence(StageOrder order) {
+    order.fence_only = true;
+    return RaiseFence(order, engine_->connection);
+  }
+
   // Runs `body` in a forked child with the failpoints of `spec`; its exit status (137: the failpoint struck).
   static int InChild(const std::string& spec, const std::function<int()>& body) {
     const pid_t pid = ::fork();

@@ -84,8 +84,15 @@ class MemoryLedger final : public Ledger {
     const auto run_was_there = [&](const JobSpec& job) {
       return job.run && std::ranges::find(result.duplicate_runs, *job.run) != result.duplicate_runs.end();
     };
-    for (const JobSpec& job : batch.jobs)
-      if (run_was_there(job) || !AddJob(job)) result.duplicate_jobs.push_back(job.id);
+    for (const JobId& id : batch.unique_started) Free(id, {UniqueUntil::kStarted});
+    for (const OutcomeRow& row : batch.outcomes) Free(row.report.job, {UniqueUntil::kStarted, UniqueUntil::kEnded});
+    for (const JobSpec& job : batch.jobs) {
+      if (const auto holder = HolderOf(job)) {
+        result.conflicts.push_back({.job = job.id, .holder = *holder});
+      } else if (run_was_there(job) || !AddJob(job)) {
+        result.duplicate_jobs.push_back(job.id);
+      }
+    }
     for (const AttemptRow& row : batch.attempts) jobs.at(row.report.job).attempts.push_back(row);
     for (const OutcomeRow& row : batch.outcomes) {
       auto& stored = Rows(row).outcome;
@@ -146,9 +153,25 @@ class MemoryLedger final : public Ledger {
     outbox_runs.insert(run.id);
     return {};
   }
-  Result<void> SubmitJobs(std::span<const JobSpec> specs, MonoTime) override {
-    for (const JobSpec& job : specs)
-      if (AddJob(job)) outbox_jobs.insert(job.id);
+  Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> specs, MonoTime) override {
+    SubmitJobsResult result;
+    for (const JobSpec& job : specs) {
+      if (const auto holder = HolderOf(job)) {
+        result.conflicts.push_back({.job = job.id, .holder = *holder});
+      } else if (AddJob(job)) {
+        outbox_jobs.insert(job.id);
+      } else {
+        result.duplicates.push_back(job.id);
+      }
+    }
+    return result;
+  }
+  Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime) override {
+    for (const CancelRow& row : rows) {
+      cancels.emplace(row.item, row);
+      if (row.is_run && !run_outcomes.contains(RunId{row.item})) outbox_runs.insert(RunId{row.item});
+      if (!row.is_run && !jobs.at(JobId{row.item}).outcome) outbox_jobs.insert(JobId{row.item});
+    }
     return {};
   }
   Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime) override {
@@ -158,6 +181,8 @@ class MemoryLedger final : public Ledger {
       if (jobs.contains(id)) known.insert(id);
     return std::vector<JobId>(known.begin(), known.end());
   }
+  Result<RequeueResult> RequeueDead(const Requeue&, MonoTime) override { return No(); }
+  Result<std::vector<JobSummary>> ListJobs(const JobFilter&, MonoTime) override { return No(); }
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime) override {
     MILLRACE_TRY(Up());
     std::vector<ItemState> states(items.size());
@@ -189,8 +214,27 @@ class MemoryLedger final : public Ledger {
       detail.summary.reason = end->second.reason;
     }
     for (const JobId& job : jobs_of_run[id])
-      detail.jobs.push_back({.spec = jobs.at(job).spec, .attempts = jobs.at(job).attempts, .outcome = jobs.at(job).outcome});
+      detail.jobs.push_back(
+          {.spec = jobs.at(job).spec, .attempts = jobs.at(job).attempts, .outcome = jobs.at(job).outcome, .dead_action = {}});
     return detail;
+  }
+
+  std::map<std::pair<OrgId, std::string>, QueueSettings> queues;
+  Result<QueueSettings> PutQueueSettings(const QueueSettings& settings, std::string_view, MonoTime) override {
+    MILLRACE_TRY(Up());
+    QueueSettings& stored = queues[{settings.org, settings.queue}];
+    if (stored.revision != settings.revision)
+      return Fail(ErrorCode::kConflict, "queue '{}': revision {} is stored", settings.queue, stored.revision);
+    stored = settings;
+    ++stored.revision;
+    return stored;
+  }
+  Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard, MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::vector<QueueSettings> all;
+    for (const auto& [key, settings] : queues)
+      if ((!org || key.first == *org) && (!shard || ShardOf(key.first, shard_count_) == *shard)) all.push_back(settings);
+    return all;
   }
 
   Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
@@ -201,9 +245,23 @@ class MemoryLedger final : public Ledger {
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return No(); }
   Result<Leadership> TryLead(OwnerId, std::string_view, Millis, MonoTime) override { return No(); }
   Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId>, MonoTime) override { return No(); }
+  Result<void> SetPaused(OrgId, std::string_view, bool, MonoTime) override { return No(); }
   Result<FireResult> Fire(const FireBatch&, MonoTime) override { return No(); }
   Result<std::uint32_t> ActiveRuns(OrgId, std::string_view, MonoTime) override { return No(); }
   Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return No(); }
+  Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t, std::uint32_t, MonoTime) override { return No(); }
+  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId, std::span<const std::string>, MonoTime) override {
+    return No();
+  }
+  Result<std::vector<std::string>> BusyPipelines(OrgId, std::span<const std::string>, MonoTime) override { return No(); }
+  Result<CreatedBackfill> CreateBackfill(BackfillRow, MonoTime) override { return No(); }
+  Result<std::vector<BackfillState>> Backfills(const BackfillFilter&, MonoTime) override { return No(); }
+  Result<std::vector<SlotHistory>> SlotHistories(OrgId, std::string_view, std::string_view, std::span<const WallTime>,
+                                                 MonoTime) override {
+    return No();
+  }
+  Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow&, MonoTime) override { return No(); }
+
   Result<std::vector<RunSummary>> ListRuns(const RunFilter&, MonoTime) override { return No(); }
   Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return No(); }
   Result<std::vector<AuditHead>> AuditHeads(MonoTime) override { return No(); }
@@ -234,8 +292,32 @@ class MemoryLedger final : public Ledger {
     if (ignore_epochs || (shard.epoch == hold.epoch && shard.owner == owner)) return {};
     return Fail(ErrorCode::kStale, "shard {}: epoch {} is stored", hold.shard.value(), shard.epoch.value());
   }
+  struct Key {
+    UniqueUntil until;
+    JobId job;
+    WallTime end;
+  };
+  static std::string KeyOf(const JobSpec& job) {
+    return fmt::format("{} {} {}", job.org.value(), job.queue, job.options.unique_key);
+  }
+  // Somebody else who holds the job's unique key.
+  std::optional<JobId> HolderOf(const JobSpec& job) {
+    if (job.run || job.options.unique_key.empty() || jobs.contains(job.id)) return std::nullopt;
+    const auto it = unique_.find(KeyOf(job));
+    if (it == unique_.end() || it->second.end <= clock_.WallNow()) return std::nullopt;
+    return it->second.job;
+  }
+  void Free(JobId job, const std::set<UniqueUntil>& kinds) {
+    std::erase_if(unique_, [&](const auto& entry) { return entry.second.job == job && kinds.contains(entry.second.until); });
+  }
   bool AddJob(const JobSpec& job) {
     if (!jobs.emplace(job.id, JobRows{.spec = job, .attempts = {}, .outcome = {}}).second) return false;
+    if (!job.run && !job.options.unique_key.empty())
+      unique_[KeyOf(job)] = {.until = job.options.unique_until,
+                             .job = job.id,
+                             .end = job.options.unique_until == UniqueUntil::kWindow
+                                        ? clock_.WallNow() + job.options.unique_window
+                                        : WallTime::max()};
     if (job.run) jobs_of_run[*job.run].push_back(job.id);
     return true;
   }
@@ -248,8 +330,14 @@ class MemoryLedger final : public Ledger {
     return live;
   }
   LiveRun Live(const RunSpec& run) {
-    LiveRun live{
-        .spec = run, .jobs = {}, .ended = {}, .counters = {}, .next_run_at = {}, .cancelling = cancels.contains(run.id.uuid)};
+    LiveRun live{.spec = run,
+                 .jobs = {},
+                 .ended = {},
+                 .counters = {},
+                 .next_run_at = {},
+                 .cancelling = cancels.contains(run.id.uuid),
+                 .cancel_reason = {}};
+    if (live.cancelling) live.cancel_reason = CancelReason(cancels.at(run.id.uuid).actor, cancels.at(run.id.uuid).reason);
     for (const JobId& id : jobs_of_run[run.id]) {
       const JobRows& rows = jobs.at(id);
       live.jobs.push_back(rows.spec);
@@ -264,6 +352,7 @@ class MemoryLedger final : public Ledger {
   const Clock& clock_;
   std::uint16_t shard_count_;
   std::map<ShardId, ShardStatus> shards_;
+  std::map<std::string, Key> unique_;
 };
 
 }  // namespace millrace::test

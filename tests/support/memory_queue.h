@@ -98,6 +98,7 @@ class MemoryQueue final : public JobQueue {
     QueueReply reply;
     auto& line = shard->lines[op.line];
     while (reply.claimed.size() < std::min(op.max, claim_max) && !line.empty()) {
+      line.front().expires_at.reset();
       if (IsKeptLine(op.line))
         shard->kept.insert_or_assign(line.front().id, line.front());
       else
@@ -125,6 +126,34 @@ class MemoryQueue final : public JobQueue {
     }
     for (const auto& [line, count] : gained) reply.promoted.push_back({.line = line, .count = count});
     if (!shard->scheduled.empty()) reply.next_due = shard->scheduled.begin()->first;
+    return reply;
+  }
+
+  Result<QueueReply> Apply(const queue_op::ExpireDue& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    QueueReply reply;
+    std::map<std::string, std::uint32_t> lost;
+    std::optional<WallTime> next;
+    const auto look = [&](const QueueEntry& entry, bool ready) {  // true: it goes
+      if (!entry.expires_at) return false;
+      if (*entry.expires_at > op.now || reply.claimed.size() >= op.max) {
+        next = next ? std::min(*next, *entry.expires_at) : *entry.expires_at;
+        return false;
+      }
+      if (ready) ++lost[entry.line];
+      QueueEntry& out = reply.claimed.emplace_back(entry);
+      out.run_at.reset();
+      out.expires_at.reset();
+      if (IsKeptLine(out.line))
+        shard->kept.insert_or_assign(out.id, out);
+      else
+        shard->in_flight.insert(out.id);
+      return true;
+    };
+    for (auto& [name, line] : shard->lines) std::erase_if(line, [&](const QueueEntry& e) { return look(e, true); });
+    std::erase_if(shard->scheduled, [&](const auto& e) { return look(e.second, false); });
+    for (const auto& [line, count] : lost) reply.lost.push_back({.line = line, .count = count});
+    reply.next_due = next;
     return reply;
   }
 

@@ -117,6 +117,14 @@ TestProcess::~TestProcess() { KillAndReap(); }
 
 bool TestProcess::Running() { return pid_ > 0 && !Wait(Millis{0}); }
 
+bool TestProcess::Blocks(int signal) const {
+  std::ifstream status(fmt::format("/proc/{}/status", pid_));
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("SigBlk:"))
+      return (std::stoull(line.substr(7), nullptr, 16) >> static_cast<unsigned>(signal - 1) & 1U) != 0;
+  return false;
+}
+
 void TestProcess::Signal(int signal) {
   if (Running()) ::kill(pid_, signal);
 }

@@ -89,6 +89,25 @@ RunSpec RandomMessages::MakeRunSpec() {
   return spec;
 }
 
+QueueSettings RandomMessages::MakeSettings() {
+  QueueSettings s;
+  s.org = OrgId{static_cast<std::int64_t>(1 + random_.Below(9))};
+  s.queue = Text();
+  s.revision = Signed();
+  s.paused = Flip();
+  if (Flip()) s.order = QueueOrder::kWeighted;
+  for (std::uint32_t& weight : s.weights) weight = static_cast<std::uint32_t>(1 + random_.Below(kQueueWeightMax));
+  if (Flip()) s.aging = Millis{static_cast<std::int64_t>(100 + random_.Below(100'000))};
+  if (Flip()) s.concurrency = static_cast<std::uint32_t>(random_.Below(1000));
+  if (Flip()) s.key_concurrency = static_cast<std::uint32_t>(random_.Below(1000));
+  if (Flip())
+    s.rate = {static_cast<std::uint32_t>(1 + random_.Below(1000)), Millis{1 + static_cast<int>(random_.Below(999))}, 0};
+  if (Flip()) s.key_rate = {1, Millis{60'000}, static_cast<std::uint32_t>(random_.Below(50))};
+  if (Flip()) s.max_waiting_jobs = random_.Below(100'000);
+  if (Flip()) s.max_waiting_bytes = random_.Below(1u << 30);
+  return s;
+}
+
 AttemptReport RandomMessages::MakeReport() {
   AttemptReport report;
   report.job = {MakeUuid()};
@@ -139,7 +158,9 @@ std::vector<Message> RandomMessages::All() {
       Watch{Number(), RunId{MakeUuid()}},
       Status{Number()},
       Cancel{Number(), OrgId{7}, List<Cancel::Item>([this] { return Cancel::Item{MakeUuid(), Flip()}; }), Text(), Text(100)},
-      SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip()}; })},
+      SetQueue{Number(), MakeSettings(), Text()},
+      ListQueues{Number(), OrgId{7}, Text()},
+      SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip(), MakeUuid()}; })},
       RunUpdate{RunId{MakeUuid()}, kRunStates[random_.Below(4)], Text(), List<RunUpdate::Stage>(stage)},
       StatusReply{Number(), Text(), List<StatusReply::Shard>([&] {
                     return StatusReply::Shard{static_cast<std::uint16_t>(random_.Below(65536)), u32(), Number(), Number(),
@@ -149,6 +170,11 @@ std::vector<Message> RandomMessages::All() {
       CancelReply{Number(), List<CancelReply::Item>([this] {
                     return CancelReply::Item{MakeUuid(), static_cast<CancelEffect>(1 + random_.Below(4)), Text()};
                   })},
+      SetQueueReply{Number(), Signed()},
+      ListQueuesReply{Number(), List<ListQueuesReply::Item>([this] {
+                        return ListQueuesReply::Item{MakeSettings(), Number(), Number(), Number(), Number()};
+                      }),
+                      Flip()},
       Problem{Number(), Text(), Text(100)},
   };
 }

@@ -17,6 +17,7 @@ class RandomMessages {
   JobOptions MakeOptions();
   JobSpec MakeJobSpec();
   RunSpec MakeRunSpec();
+  QueueSettings MakeSettings();
   AttemptReport MakeReport();
 
  private:

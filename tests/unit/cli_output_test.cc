@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "client/cli/output.h"
 #include "client/cli/progress.h"
@@ -220,6 +221,56 @@ TEST(Progress, BarsAreRedrawnInPlaceAndNoneIsSilent) {
   std::size_t draws = 0;
   for (std::size_t at = 0; (at = text.find("per_country", at)) != std::string::npos; ++at) ++draws;
   EXPECT_EQ(draws, 3u);
+}
+
+RunSummary Summary(const std::string& id, const std::string& pipeline, RunState state, std::string_view created) {
+  RunSummary run;
+  run.spec.id = *RunId::Parse(id);
+  run.spec.pipeline = pipeline;
+  run.spec.created_at = *ParseRfc3339(created);
+  run.state = state;
+  run.jobs = 3;
+  return run;
+}
+
+TEST(RunList, FitsATerminalAndKeepsWhatTellsRunsApart) {
+  std::vector<RunSummary> runs{
+      Summary("01a1fc86-aaa1-71b6-be1e-5b4980682c42", "shop", RunState::kRunning, "2026-11-21T06:15:04.250Z"),
+      Summary("01a1fc86-aaa1-7200-be1e-5b4980682c42", std::string(60, 'p'), RunState::kFailed, "2026-11-20T06:15:04Z"),
+      Summary("0193e0c5-0000-7200-be1e-5b4980682c42", "shop", RunState::kSucceeded, "2025-12-31T23:59:59Z")};
+  runs[1].spec.slot = *ParseRfc3339("2026-11-19T06:15:00Z");
+  runs[2].spec.slot = *ParseRfc3339("2025-12-31T23:59:00Z");
+  runs[1].finished_at = *ParseRfc3339("2026-11-20T09:27:16Z");
+  runs[1].jobs_ended = 3;
+  runs[1].reason = "stage '東京' is dead: " + std::string(200, 'x') + "\nmore";
+  const std::string text = RunsForPeople(runs, *ParseRfc3339("2026-11-21T07:00:00Z"));
+  EXPECT_THAT(text, HasSubstr("\n01a1fc86-aaa1-71  shop"));
+  EXPECT_THAT(text, HasSubstr("\n01a1fc86-aaa1-72  ppppp"));
+  EXPECT_THAT(text, HasSubstr("ppp...  failed     11-20 06:15  11-19 06:15  3 h 12 min  3/3     stage"));
+  EXPECT_THAT(text, HasSubstr("succeeded  2025-12-31   23:59:00"));
+  EXPECT_THAT(text, HasSubstr("...\n"));
+  std::istringstream lines(text);
+  int count = 0;
+  for (std::string line; std::getline(lines, line); ++count) EXPECT_LE(DisplayWidth(line), kRunListColumns) << line;
+  EXPECT_EQ(count, 4);
+}
+
+TEST(RunList, WithoutSlotsHasRoomForReasons) {
+  std::vector<RunSummary> runs{
+      Summary("01a1fc86-aaa1-71b6-be1e-5b4980682c42", "shop", RunState::kFailed, "2026-11-21T06:15:04Z")};
+  runs[0].reason = "stage 'orders' is dead: " + std::string(100, 'x');
+  const std::string text = RunsForPeople(runs, *ParseRfc3339("2026-11-21T07:00:00Z"));
+  EXPECT_THAT(text, AllOf(Not(HasSubstr("slot")), HasSubstr("stage 'orders' is dead: xxx")));
+  EXPECT_EQ(DisplayWidth(text.substr(text.find('\n') + 1, text.rfind('\n') - text.find('\n') - 1)), kRunListColumns);
+  EXPECT_THAT(RunsForPeople({}, *ParseRfc3339("2026-11-21T07:00:00Z")), HasSubstr("run  pipeline"));
+}
+
+TEST(Ellipsis, CutsBetweenCharactersAndNeverBeyondTheWidth) {
+  EXPECT_EQ(Ellipsized("abc", 3), "abc");
+  EXPECT_EQ(Ellipsized("abcd", 3), "...");
+  EXPECT_EQ(Ellipsized("Zürich am See", 8), "Züric...");
+  EXPECT_EQ(Ellipsized("東京東京東京", 8), "東京...");
+  EXPECT_EQ(Ellipsized("", 3), "");
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <map>
 #include <sstream>
@@ -59,11 +60,12 @@ struct Jump {
 // A second view of a zone's local time, made from nothing but what CronSchedule::InZone shows.
 class LocalClock {
  public:
-  explicit LocalClock(const std::string& zone) : schedule_(*CronSchedule::Make("0 0 * * *", zone, DstRule::kOnce)) {
-    const WallTime begin = kFrom - days{14};
+  explicit LocalClock(const std::string& zone, WallTime from = kFrom, WallTime until = kUntil)
+      : schedule_(*CronSchedule::Make("0 0 * * *", zone, DstRule::kOnce)) {
+    const WallTime begin = from - days{14};
     first_offset_ = Offset(begin);
     std::int64_t before = first_offset_;
-    for (WallTime week = begin; week < kUntil + days{14}; week += days{7}) {
+    for (WallTime week = begin; week < until + days{14}; week += days{7}) {
       while (before != Offset(week + days{7})) {  // no suspension of daylight saving is shorter than a week
         WallTime low = week, high = week + days{7};
         while (high - low > 1s) {
@@ -283,6 +285,123 @@ TEST(CronPropertyTest, RandomExpressionsNeitherCrashNorGoBack) {
     }
   }
   EXPECT_GT(parsed, 1000);
+}
+
+// A second cron, minute by minute, that knows neither transitions nor fields as sets: what a person would do with a calendar
+// and the zone's clock.
+class ByHand {
+ public:
+  ByHand(std::string cron, DstRule rule) : rule_(rule) {
+    std::istringstream in(cron);
+    for (std::size_t f = 0; f < fields_.size(); ++f) {
+      in >> fields_[f];
+      for (std::int64_t value = 0; value < 60; ++value)
+        matching_[f].push_back(Field(fields_[f], value, f == 2 || f == 3 ? 1 : 0));
+    }
+  }
+  bool Matches(std::int64_t local_second) const {
+    const std::int64_t day = FloorDiv(local_second, 86400), of_day = FloorMod(local_second, 86400);
+    const auto is = [&](std::size_t field, std::int64_t value) { return matching_[field][static_cast<std::size_t>(value)]; };
+    if (!is(0, of_day / 60 % 60) || !is(1, of_day / 3600)) return false;
+    const std::chrono::sys_days date{days{day}};
+    const std::chrono::year_month_day ymd{date};
+    if (!is(3, static_cast<unsigned>(ymd.month()))) return false;
+    const auto weekday = static_cast<std::int64_t>(std::chrono::weekday{date}.c_encoding());
+    const bool by_day = is(2, static_cast<unsigned>(ymd.day()));
+    const bool by_weekday = is(4, weekday) || (weekday == 0 && is(4, 7));
+    return fields_[2][0] == '*' || fields_[4][0] == '*' ? by_day && by_weekday : by_day || by_weekday;
+  }
+  // Every fire in [from, until), both whole minutes.
+  std::vector<WallTime> Walk(const LocalClock& local, WallTime from, WallTime until) const {
+    const bool wildcard = fields_[1][0] == '*';
+    std::vector<WallTime> fires;
+    std::int64_t second = local.Second(from);
+    auto jump = std::ranges::find_if(local.jumps(), [&](const Jump& j) { return j.at > from; });
+    const Jump* back = nullptr;  // the clock went back here, and has not come to where it was
+    for (WallTime t = from; t < until; t += 1min, second += 60) {
+      bool moved = false;  // a left-out time that is made up for now
+      if (jump != local.jumps().end() && jump->at == t) {
+        for (std::int64_t s = second; s < second + jump->seconds; s += 60)
+          moved = moved || (!wildcard && rule_ != DstRule::kSkip && Matches(s));
+        second += jump->seconds;
+        back = jump->seconds < 0 ? &*jump : nullptr;
+        ++jump;
+      }
+      if (back != nullptr && t >= back->at - std::chrono::seconds{back->seconds}) back = nullptr;
+      const bool again = back != nullptr && !wildcard && rule_ != DstRule::kBoth;
+      if (moved || (!again && Matches(second))) fires.push_back(t);
+    }
+    return fires;
+  }
+
+ private:
+  static bool Field(const std::string& field, std::int64_t value, std::int64_t low) {
+    std::istringstream in(field);
+    for (std::string part; std::getline(in, part, ',');) {
+      const auto slash = part.find('/');
+      const std::int64_t step = slash == std::string::npos ? 1 : std::stoll(part.substr(slash + 1));
+      const std::string range = part.substr(0, slash);
+      const auto dash = range.find('-');
+      const std::int64_t first = range == "*" ? low : std::stoll(range);
+      const std::int64_t last = range == "*" ? 99 : dash == std::string::npos ? first : std::stoll(range.substr(dash + 1));
+      if (value >= first && value <= last && (value - first) % step == 0) return true;
+    }
+    return false;
+  }
+  std::array<std::string, 5> fields_;
+  std::array<std::vector<bool>, 5> matching_;  // by value
+  DstRule rule_;
+};
+
+TEST(CronPropertyTest, RandomExpressionsAreWhatAMinuteWalkOverThreeYearsFinds) {
+  constexpr std::pair<const char*, const char*> kPlaces[] = {
+      {"America/New_York", "2024-01-01"},  {"Europe/Berlin", "2024-01-01"},   {"Australia/Lord_Howe", "2023-01-01"},
+      {"Africa/Casablanca", "2022-01-01"}, {"Africa/El_Aaiun", "2022-01-01"}, {"America/Sao_Paulo", "2016-01-01"},
+      {"Asia/Beirut", "2022-01-01"},       {"America/Havana", "2022-01-01"},  {"Europe/Dublin", "2023-01-01"},
+      {"Antarctica/Troll", "2023-01-01"}};
+  const std::uint64_t seed = SystemRandom().Next() % 1'000'000'000;
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  SeededRandom random(seed);
+  const auto number = [&](std::uint64_t low, std::uint64_t high) { return low + random.Below(high - low + 1); };
+  const auto field = [&](std::uint64_t low, std::uint64_t high) -> std::string {
+    switch (random.Below(6)) {
+      case 0: return "*";
+      case 1: return fmt::format("*/{}", number(1, high));
+      case 2: {
+        const auto a = number(low, high);
+        return fmt::format("{}-{}", a, number(a, high));
+      }
+      case 3: return fmt::format("{},{}", number(low, high), number(low, high));
+      default: return std::to_string(number(low, high));
+    }
+  };
+  std::size_t fires = 0;
+  for (const auto& [zone, begin] : kPlaces) {
+    const WallTime from = *ParseRfc3339(std::string(begin) + "T00:00:00Z"), until = from + days{3 * 365};
+    const LocalClock local(zone, from, until);
+    EXPECT_FALSE(local.jumps().empty()) << zone;
+    for (int i = 0; i < 4; ++i) {
+      // Hours near midnight and the early morning, where clocks jump; days mostly free, so that few jumps are missed.
+      const std::string hour = i == 0                 ? "*"
+                               : i == 1               ? "0-3"
+                               : random.Below(2) == 0 ? std::to_string(number(0, 3))
+                                                      : field(0, 23);
+      const std::string cron = fmt::format("{} {} {} {} {}", field(0, 59), hour, random.Below(3) == 0 ? field(1, 31) : "*",
+                                           random.Below(4) == 0 ? field(1, 12) : "*", random.Below(3) == 0 ? field(0, 7) : "*");
+      const auto rule = static_cast<DstRule>(random.Below(3));
+      const auto schedule = CronSchedule::Make(cron, zone, rule);
+      if (!schedule) continue;  // 30 February
+      SCOPED_TRACE(fmt::format("{} in {}, {}", cron, zone, Name(rule)));
+      const auto expected = ByHand(cron, rule).Walk(local, from, until);
+      const auto found = schedule->Between(from - 1us, until - 1us, 10'000'000);
+      fires += found.size();
+      const auto [a, b] = std::ranges::mismatch(expected, found);
+      EXPECT_TRUE(a == expected.end() && b == found.end()) << "by hand " << (a == expected.end() ? "nothing" : local.Show(*a))
+                                                           << ", found " << (b == found.end() ? "nothing" : local.Show(*b));
+    }
+  }
+  fmt::print("{} fires\n", fires);
+  EXPECT_GT(fires, 10'000u);
 }
 
 }  // namespace

@@ -361,6 +361,111 @@ TEST_F(DurabilityTest, UnservedKeptLinesEndDeadWithTheirSpec) {
   ExpectQueue(0, 0, 0);
 }
 
+TEST_F(DurabilityTest, WhatExpiresIsRecordedWithItsSpec) {
+  JobSpec job = Job(), later = Job();
+  job.options.expires_at = clock_.WallNow() + 2s;
+  later.options.expires_at = clock_.WallNow() + 60s;
+  later.run_at = clock_.WallNow() + 50s;
+  Submit({job, later});
+  Advance(3s);
+  ASSERT_TRUE(ledger_.jobs.contains(job.id));
+  EXPECT_EQ(ledger_.jobs.at(job.id).outcome->state, JobState::kExpired);
+  EXPECT_EQ(ledger_.jobs.at(job.id).spec.payload, "p");
+  ExpectQueue(0, 1, 0);
+  Restart();
+  Advance(60s);
+  ASSERT_TRUE(ledger_.jobs.contains(later.id)) << "the next owner knows that something may expire";
+  EXPECT_EQ(ledger_.jobs.at(later.id).outcome->state, JobState::kExpired);
+  Hello(10);
+  EXPECT_TRUE(grants_.empty());
+  ExpectQueue(0, 0, 0);
+}
+
+TEST_F(DurabilityTest, WhatWasInFlightAtATakeoverStillExpires) {
+  JobSpec job = Job();
+  job.options.expires_at = clock_.WallNow() + 60s;
+  Hello(1);
+  Submit({job});
+  ASSERT_EQ(grants_.size(), 1U);
+  Restart();
+  ExpectQueue(1, 0, 0);
+  Advance(60s);
+  ASSERT_TRUE(ledger_.jobs.contains(job.id));
+  EXPECT_EQ(ledger_.jobs.at(job.id).outcome->state, JobState::kExpired);
+  ExpectQueue(0, 0, 0);
+}
+
+// One that the ledger took over waits in a line of the ledger; an old entry of it that expires says nothing about it.
+TEST_F(DurabilityTest, AnEntryThatExpiresEndsNothingThatTheLedgerHas) {
+  JobSpec job = Job();
+  job.options.expires_at = clock_.WallNow() + 3s;
+  Hello(1);
+  Submit({job});
+  Submit({job});
+  ASSERT_EQ(grants_.size(), 1U);
+  End(0, AttemptEnd::kFailed);
+  Advance(4s);
+  ASSERT_TRUE(ledger_.jobs.contains(job.id));
+  EXPECT_FALSE(ledger_.jobs.at(job.id).outcome) << "it was started in time";
+  Hello(10);
+  ASSERT_EQ(grants_.size(), 2U);
+  End(1, AttemptEnd::kSucceeded);
+  EXPECT_TRUE(Succeeded(job));
+  ExpectQueue(0, 0, 0);
+}
+
+TEST_F(DurabilityTest, LimitsHoldForBothClassesAndOverATakeover) {
+  QueueSettings settings;
+  settings.queue = "default";
+  settings.concurrency = 2;
+  settings.max_waiting_jobs = 3;
+  settings.revision = 1;
+  ledger_.queues[{kDefaultOrg, "default"}] = settings;
+  Restart();
+  JobSpec ledger = Job();
+  ledger.options = {};
+  Submit({Job(), ledger, Job()});
+  Submit({Job()});
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->code, "queue_full");
+  Restart();
+  Submit({Job()});
+  EXPECT_EQ(Last<wire::Problem>()->code, "queue_full") << "what stayed counts";
+  Hello(10);
+  ASSERT_EQ(grants_.size(), 2U);
+  End(0, AttemptEnd::kSucceeded, true, 10);
+  ASSERT_EQ(grants_.size(), 3U);
+  End(1, AttemptEnd::kSucceeded, true, 10);
+  End(2, AttemptEnd::kSucceeded, true, 10);
+  Submit({Job(), Job(), Job()});
+  EXPECT_NE(Last<wire::SubmitReply>(), nullptr);
+  EXPECT_EQ(grants_.size(), 5U);
+}
+
+TEST_F(DurabilityTest, ACancelDoesNotFindWhatOnlyTheQueueHas) {
+  const JobSpec job = Job();
+  const auto cancel = [&] {
+    Handle(event::FromClient{.peer = "c",
+                             .message = wire::Cancel{.request = ++request_,
+                                                     .org = kDefaultOrg,
+                                                     .items = {{.id = job.id.uuid, .is_run = false}},
+                                                     .actor = "me",
+                                                     .reason = ""}});
+    Settle();
+    EXPECT_NE(Last<wire::CancelReply>(), nullptr);
+    return Last<wire::CancelReply>()->items.at(0).effect;
+  };
+  Submit({job});
+  EXPECT_EQ(cancel(), CancelEffect::kUnknown);
+  Hello(1);
+  ASSERT_EQ(grants_.size(), 1U);
+  End(0, AttemptEnd::kFailed);
+  EXPECT_EQ(cancel(), CancelEffect::kCancelled) << "it is the ledger's now";
+  Advance(2s);
+  Hello(10);
+  EXPECT_EQ(grants_.size(), 1U);
+}
+
 TEST(EntryCodec, OfBothClassesAndSmall) {
   FakeClock clock;
   SeededRandom random(11);

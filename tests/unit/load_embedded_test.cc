@@ -158,6 +158,20 @@ TEST_F(LoadSqlite, ZombiesAreStaleAndKillsLeaveOneEffect) {
     EXPECT_EQ(Int("select count(*) from t"), 200 + 100 * n);
   }
 }
+
+TEST_F(LoadSqlite, ACancelFencesWhatStillRuns) {
+  const Manifest input = Dataset(kRows);
+  StageResult fence;
+  SetFailpointHook("load.after_staging", [&] {
+    SetFailpointHook("load.after_staging", nullptr);
+    fence = Fence(Order(LoadMode::kAppend, "t", "e", 2));
+  });
+  EXPECT_EQ(Load(Order(LoadMode::kAppend, "t", "e", 1), input).error_class, "stale_token");
+  EXPECT_EQ(fence.error_class, kFencedErrorClass) << fence.error;
+  ExpectOk(Load(Order(LoadMode::kAppend, "t", "e", 3), input));
+  EXPECT_TRUE(Fence(Order(LoadMode::kAppend, "t", "e", 4)).already_applied) << "the receipt wins";
+  EXPECT_EQ(Int("select count(*) from t"), 100);
+}
 #endif
 
 class LoadFiles : public testing::LoadFixture {
@@ -191,6 +205,15 @@ TEST_F(LoadFiles, ReplaceAndAppendOnce) {
   EXPECT_EQ(Count("parts.parquet/*.parquet"), 200);
   EXPECT_EQ(Load(FileOrder(LoadMode::kMerge, "m.csv", "e", 1), input).error_class, "invalid_target");
   EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, "m.txt", "e", 1), input).error_class, "invalid_target");
+}
+
+TEST_F(LoadFiles, ACancelFencesWhatComesLater) {
+  const Manifest input = Dataset(kRows);
+  EXPECT_EQ(Fence(FileOrder(LoadMode::kReplace, "out.csv", "e", 2)).error_class, kFencedErrorClass);
+  EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, "out.csv", "e", 1), input).error_class, "stale_token");
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/out.csv"));
+  ExpectOk(Load(FileOrder(LoadMode::kReplace, "out.csv", "e", 3), input));
+  EXPECT_TRUE(Fence(FileOrder(LoadMode::kReplace, "out.csv", "e", 4)).already_applied);
 }
 
 #if defined(MILLRACE_FAILPOINTS)

@@ -9,6 +9,7 @@
 
 #include "common/model/param.h"
 #include "common/model/pipeline_json.h"
+#include "common/model/pipeline_places.h"
 
 namespace millrace {
 namespace {
@@ -216,6 +217,36 @@ TEST(PipelineParser, CollectsSeveralUpToTheLimit) {
   EXPECT_EQ(r.diagnostics[19].place.line, 23);
 }
 
+TEST(PipelineParser, ReadsRetriesAndDeadlines) {
+  const auto stage = [](std::string_view options) {
+    const std::string source = WithStages("  a: { extract: { from: file, path: a.csv }, " + std::string(options) + " }\n");
+    const ParseResult r = ParsePipeline(source, "p.yaml");
+    EXPECT_TRUE(r.pipeline) << RenderAll(r.diagnostics, source);
+    if (!r.pipeline) return StageSpec{};
+    const auto again = PipelineFromJson(ToJson(*r.pipeline));
+    EXPECT_TRUE(again && *again == *r.pipeline) << "it comes back from the ledger as it was";
+    return r.pipeline->stages.front();
+  };
+  const StageSpec full = stage(
+      "deadline: 2h, retry: { max_attempts: 5, backoff: fixed, backoff_base: 10s, backoff_cap: 5m, no_retry: [check_failed] }");
+  EXPECT_EQ(full.retry, (RetryPolicy{5, Millis{10'000}, Millis{300'000}}));
+  EXPECT_EQ(full.backoff, Backoff::kFixed);
+  EXPECT_EQ(full.no_retry, std::vector<std::string>{"check_failed"});
+  EXPECT_EQ(full.deadline, Millis{7'200'000});
+  EXPECT_EQ(stage("retry: { backoff: exponential, no_retry: crashed }").backoff, Backoff::kExponential);
+  EXPECT_EQ(stage("retry: { backoff: 500ms, backoff_max: 2m }").retry, (RetryPolicy{3, Millis{500}, Millis{120'000}}));
+  EXPECT_EQ(stage("retry: { backoff_base: 5m }").retry.backoff_cap, Millis{300'000}) << "no cap below the first wait";
+  const auto refused = [](std::string_view retry) {
+    return Rendered(WithStages("  a: { extract: { from: file, path: a.csv }, retry: { " + std::string(retry) + " } }\n"));
+  };
+  EXPECT_NE(refused("backoff: fixd").find("fixed"), std::string::npos);
+  EXPECT_NE(refused("backoff: 1s, backoff_base: 2s").find("says both 'backoff' and 'backoff_base'"), std::string::npos);
+  EXPECT_NE(refused("backoff_cap: 1s, backoff_max: 2s").find("says both"), std::string::npos);
+  EXPECT_NE(refused("backoff_base: 10s, backoff_cap: 1s").find("retry.backoff_cap is shorter"), std::string::npos);
+  EXPECT_NE(refused("no_retry: [Bad Class]").find("is not an error class"), std::string::npos);
+  EXPECT_NE(refused("no_retry: [a, a]").find("names 'a' twice"), std::string::npos);
+}
+
 TEST(PipelineParser, HasLimits) {
   EXPECT_EQ(Codes(std::string(kHead) + "x: " + std::string(100, '[') + std::string(100, ']')), "3:67:too_deep");
   EXPECT_EQ(Codes(std::string(kPipelineFileBytesMax + 1, ' ')), "0:0:too_large");
@@ -271,6 +302,60 @@ TEST(Param, InfersAndCanonicalises) {
   EXPECT_EQ(CanonicalParam("bigint", "5x").error().message, "'5x' is not a bigint");
   EXPECT_FALSE(CanonicalParam("double", "inf"));
   EXPECT_FALSE(CanonicalParam("blob", "x"));
+}
+
+TEST(PipelineParser, ATypeWithACommaIsToldToBeQuoted) {
+  const std::string flow =
+      WithStages("  a: { extract: { from: file, path: a.csv, columns: { x: struct(a int, b decimal(4,1)), y: text } } }\n");
+  const std::string text = Rendered(flow);
+  EXPECT_EQ(Codes(flow), "4:58:bad_value");
+  EXPECT_NE(text.find("the type of column 'x' has a comma"), std::string::npos) << text;
+  EXPECT_NE(text.find("quote it: { x: \"struct(a int,b decimal(4,1))\" }"), std::string::npos) << text;
+  EXPECT_EQ(
+      Codes(WithStages("  a: { extract: { from: file, path: a.csv }, contract: { x: decimal(12, 2) not null, y: text } }\n")),
+      "4:61:bad_value");
+  // Quoted, in a block, or never closed: nothing to say about commas.
+  EXPECT_EQ(Codes(WithStages("  a: { extract: { from: file, path: a.csv, columns: { x: \"decimal(12,2)\" } } }\n")), "");
+  EXPECT_EQ(
+      Codes(WithStages("  a:\n    extract:\n      from: file\n      path: a.csv\n      columns:\n        x: decimal(12,2)\n")),
+      "");
+}
+
+TEST(PipelineParser, AValueThatBeginsWithAStarOrAnAtIsToldToBeQuoted) {
+  const auto cron = [](std::string_view line) {
+    return Rendered("version: 1\npipeline: p\n" + std::string(line) + "\n" + "stages:\n" + std::string(kA));
+  };
+  for (const char* line :
+       {"schedule: { cron: */5 * * * * }", "schedule:\n  cron: */5 * * * *  # often", "schedule: {cron: */5 * * * *}"}) {
+    const std::string text = cron(line);
+    EXPECT_NE(text.find("error: a value that begins with * must be quoted"), std::string::npos) << text;
+    EXPECT_NE(text.find("help: quote it: \"*/5 * * * *\"\n"), std::string::npos) << text;
+  }
+  EXPECT_NE(cron("schedule:\n  cron: * * * * *").find("quote it: \"* * * * *\"\n"), std::string::npos);
+  EXPECT_NE(cron("schedule: { cron: @daily }").find("quote it: \"@daily\"\n"), std::string::npos);
+  EXPECT_NE(cron("schedule: { cron: *nightly }").find("aliases (*name) are not allowed"), std::string::npos);
+  EXPECT_EQ(Codes(WithStages("  a: { extract: { from: file, path: *.csv } }\n")), "4:37:yaml_syntax");
+}
+
+TEST(PipelinePlaces, FindsTheWordThatAPathLeadsTo) {
+  const PipelinePlaces places(WithStages(
+      "  a:\n    extract: { from: file, path: a.csv, columns: { id: bigint } }\n    checks:\n      - unique: [id, \"b c\"]\n"
+      "      - not_null: id\n      - expression: 'id > 0'\n  b:\n    transform:\n      sql: |\n        select\n          id "
+      "from a\n"));
+  const auto find = [&](StagePart part, std::string_view stage = "a") {
+    const auto mark = places.Find(stage, part);
+    return mark ? fmt::format("{}:{}+{}", mark->place.line, mark->place.column, mark->length) : "none";
+  };
+  EXPECT_EQ(find({}), "4:3+1");
+  EXPECT_EQ(find({}, "zz"), "none");
+  EXPECT_EQ(find({.path = {"extract", "columns", "id"}, .key = true}), "5:52+2");
+  EXPECT_EQ(find({.path = {"extract", "columns", "id"}}), "5:56+6");
+  EXPECT_EQ(find({.path = {"checks", "0", "unique", "0"}}), "7:18+2");
+  EXPECT_EQ(find({.path = {"checks", "0", "unique", "1"}}), "7:23+3");
+  EXPECT_EQ(find({.path = {"checks", "1", "not_null", "0"}}), "8:19+2");
+  EXPECT_EQ(find({.path = {"checks", "2", "expression"}, .offset = 5, .length = 1}), "9:27+1");
+  EXPECT_EQ(find({.path = {"checks", "9", "unique"}}), "6:5+6") << "the deepest part that is there";
+  EXPECT_EQ(find({.path = {"transform"}, .offset = 9, .length = 2}, "b"), "14:11+2");
 }
 
 }  // namespace

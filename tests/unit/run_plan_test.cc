@@ -42,6 +42,22 @@ stages:
   RunRequest request_;
 };
 
+TEST_F(RunPlanTest, RetriesAndTheDeadlineOfAStageBecomeOptionsOfItsJob) {
+  for (StageSpec& stage : pipeline_.stages) {
+    if (stage.name != "t") continue;
+    stage.backoff = Backoff::kFixed;
+    stage.no_retry = {"check_failed"};
+    stage.deadline = Millis{7'200'000};
+  }
+  const auto plan = PlanRun(pipeline_, request_, ids_);
+  ASSERT_TRUE(plan) << plan.error().message;
+  const JobOptions& options = Job(*plan, "t").options;
+  EXPECT_EQ(options.backoff, Backoff::kFixed);
+  EXPECT_EQ(options.no_retry, std::vector<std::string>{"check_failed"});
+  EXPECT_EQ(options.deadline, request_.now + 2h) << "from the run's creation";
+  EXPECT_EQ(Job(*plan, "a").options.deadline, std::nullopt);
+}
+
 TEST_F(RunPlanTest, MakesOneJobPerStageInOrder) {
   const auto plan = PlanRun(pipeline_, request_, ids_);
   ASSERT_TRUE(plan) << plan.error().message;

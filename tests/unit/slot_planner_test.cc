@@ -44,6 +44,22 @@ TEST(SlotPlannerTest, ASlotWithinItsGraceAlwaysFires) {
   EXPECT_EQ(Decide("none", "allow", "2026-01-01T00:00:00Z", "2026-01-01T00:00:59Z").fates, "");
 }
 
+TEST(SlotPlannerTest, APausedScheduleSkipsWhateverIsDue) {
+  for (const char* catchup : {"none", "latest", "all"}) {
+    const ScheduleSpec spec{.cron = "0 * * * *", .timezone = "UTC", .catchup = catchup};
+    const auto cron = CronSchedule::Make(spec);
+    const auto plan = PlanSlots(spec, *cron, At("2026-01-01T00:00:00Z"), At("2026-01-01T03:00:10Z"), false, true);
+    ASSERT_TRUE(plan);
+    ASSERT_EQ(plan->slots.size(), 3u);
+    for (const PlannedSlot& slot : plan->slots) {
+      EXPECT_EQ(slot.fate, SlotFate::kSkipped);
+      EXPECT_EQ(slot.reason, "paused");
+    }
+    EXPECT_EQ(plan->watermark, At("2026-01-01T03:00:00Z"));
+    EXPECT_EQ(*plan->next, At("2026-01-01T04:00:00Z"));
+  }
+}
+
 TEST(SlotPlannerTest, MissedSlotsGoToCatchup) {
   const auto* from = "2026-01-01T00:00:00Z";
   const auto* now = "2026-01-01T00:05:30Z";  // 00:01 .. 00:05 due; 00:05 is in its grace

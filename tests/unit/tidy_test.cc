@@ -61,7 +61,8 @@ TEST(TidyTest, OnlyTheNamedFilesMakeTheseCalls) {
       {"system_clock::now", {"common/base/clock."}, "a Clock"},
       // Reconnecting after a lost COMMIT answer: threads that do nothing but block on their connection, within a deadline.
       {"sleep_for",
-       {"common/base/failpoint.cc", "common/ledger/postgres_store.cc", "worker/stage/load/pg_fence.cc"},
+       {"common/base/failpoint.cc", "common/ledger/postgres_store.cc", "worker/stage/load/pg_fence.cc",
+        "client/cli/commands_cancel.cc"},  // a command that only waits: within a deadline, and Ctrl-C ends it
        "a wait that can be interrupted, with a deadline"},
       {"std::random_device", {}, "Random"},
       {"mt19937", {"common/base/random.", "common/base/failpoint.cc"}, "Random"},

@@ -202,6 +202,19 @@ TEST_F(SessionTest, RevokeKillsOnlyTheNamedToken) {
   EXPECT_EQ(session_->running(), 1u) << "the slot is in use until the process is gone";
 }
 
+TEST_F(SessionTest, WhatWaitsForASlotIsCancelledAtOnce) {
+  Connect(1);
+  GrantJob(1, 10);
+  GrantJob(2, 11);
+  Hear(wire::Revoke{{{Job(2), Token{11}, "cancelled"}}});
+  EXPECT_THAT(killed_, IsEmpty());
+  const auto ended = Sent<wire::Ended>();
+  ASSERT_EQ(ended.size(), 1u);
+  ASSERT_EQ(ended[0].reports.size(), 1u);
+  EXPECT_EQ(ended[0].reports[0].end, AttemptEnd::kCancelled);
+  EXPECT_EQ(ended[0].reports[0].error_class, "cancelled");
+}
+
 TEST_F(SessionTest, ASilentBrokerLosesItsLeasesAndHearsHello) {
   Connect(2);
   GrantJob(1, 10);

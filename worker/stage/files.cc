@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -101,7 +102,8 @@ Result<std::string> Sha256OfFile(const std::string& path) {
   const std::unique_ptr<EVP_MD_CTX, FreeDigest> context(EVP_MD_CTX_new());
   if (!context || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1)
     return Fail(ErrorCode::kUnavailable, "sha256: cannot start");
-  std::vector<char> buffer(std::size_t{1} << 20);
+  // No larger than the file: the pages of an unused buffer would cost a small one more than its digest.
+  std::vector<char> buffer(static_cast<std::size_t>(std::clamp<std::int64_t>(status.st_size, 4096, std::int64_t{1} << 20)));
   while (true) {
     const ssize_t got = ::read(fd.get(), buffer.data(), buffer.size());
     if (got < 0 && errno == EINTR) continue;

@@ -1,6 +1,7 @@
 // millrace-stage: runs one pipeline stage and exits. Frames on stdin and fd 3: common/model/stage_task.h.
 //   millrace-stage            one StageOrder in, progress and one result out
 //   millrace-stage --check    one check request in, one answer out: check/type_check.h
+//   millrace-stage --nursery  makes children, each of which is a millrace-stage without arguments that is warm: nursery.h
 #include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
@@ -15,6 +16,7 @@
 #include "common/model/stage_task.h"
 #include "worker/stage/check/type_check.h"
 #include "worker/stage/frames.h"
+#include "worker/stage/nursery.h"
 #include "worker/stage/run_stage.h"
 #include "worker/stage/stage_context.h"
 #include "worker/stage/warm_up.h"
@@ -40,28 +42,17 @@ bool OrderWaits() {
   return ::poll(&in, 1, 0) > 0;
 }
 
-int Main(bool check) {
-  ::signal(SIGPIPE, SIG_IGN);
-  auto database = duck::Database::Open({.threads = 1});
-  if (!database) return Complain(database.error());
-  auto connection = database->Connect();
-  if (!connection) return Complain(connection.error());
-  if (!check) {
-    WarmUp(*connection, OrderWaits);
-    if (auto ready = WriteFrame(kOut, R"({"ready":true})"); !ready) return Complain(ready.error());
-  }
+// One order in, its result out.
+[[noreturn]] void Serve(duck::Connection& connection) {
+  if (auto ready = WriteFrame(kOut, R"({"ready":true})"); !ready) Leave(Complain(ready.error()));
   const auto frame = ReadFrame(STDIN_FILENO);
-  if (!frame) return Complain(frame.error());
-  if (check) {
-    const auto answered = WriteFrame(kOut, CheckPipelineJson(*connection, *frame));
-    Leave(answered ? 0 : Complain(answered.error()));
-  }
+  if (!frame) Leave(Complain(frame.error()));
   DeferAfterResult();
   const SystemClock clock;
   ProgressWriter progress(kOut, clock);
   StageResult result;
   if (const auto order = StageOrderFromJson(*frame)) {
-    result = RunStage(*order, *connection, [&](std::int64_t rows, std::int64_t bytes) { progress.Report(rows, bytes); });
+    result = RunStage(*order, connection, [&](std::int64_t rows, std::int64_t bytes) { progress.Report(rows, bytes); });
   } else {
     result = FailedStage({"invalid_order", order.error().message});
   }
@@ -71,15 +62,56 @@ int Main(bool check) {
   Leave(written ? 0 : Complain(written.error()));
 }
 
+int RunOne(bool check) {
+  auto database = duck::Database::Open({.threads = 1});
+  if (!database) return Complain(database.error());
+  auto connection = database->Connect();
+  if (!connection) return Complain(connection.error());
+  if (!check) {
+    WarmUp(*connection, OrderWaits);
+    Serve(*connection);
+  }
+  const auto frame = ReadFrame(STDIN_FILENO);
+  if (!frame) return Complain(frame.error());
+  const auto answered = WriteFrame(kOut, CheckPipelineJson(*connection, *frame));
+  Leave(answered ? 0 : Complain(answered.error()));
+}
+
+int RunNursery() {
+  auto nursery = Nursery::Open();
+  if (!nursery) return Complain(nursery.error());
+  auto database = duck::Database::Open({.threads = 1});
+  if (!database) return Complain(database.error());
+  auto connection = database->Connect();
+  if (!connection) return Complain(connection.error());
+  const auto child = [&] {
+    // The engine seeds random() and gen_random_uuid() when a connection opens: siblings must not share one.
+    auto own = database->Connect();
+    if (!own) Leave(Complain(own.error()));
+    Serve(*own);
+  };
+  Result<void> answered;
+  // Who asks before it is warm gets a child that is as warm as the nursery is then.
+  WarmUp(*connection, [&] {
+    if (answered) answered = nursery->AnswerWaiting(child);
+    return !answered;
+  });
+  if (answered) answered = nursery->SayWarm();
+  if (answered) answered = nursery->AnswerAll(child);
+  return Complain(answered.error());
+}
+
 }  // namespace
 }  // namespace millrace
 
 int main(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "";
-  if (argc > 2 || (!mode.empty() && mode != "--check")) {
+  if (argc > 2 || (!mode.empty() && mode != "--check" && mode != "--nursery")) {
     fmt::print(stderr,
-               "millrace-stage is started by a Millrace worker or by 'millrace check'; usage: millrace-stage [--check]\n");
+               "millrace-stage is started by a Millrace worker or by 'millrace check'; usage: millrace-stage [--check | "
+               "--nursery]\n");
     return 64;
   }
-  return millrace::Main(mode == "--check");
+  ::signal(SIGPIPE, SIG_IGN);
+  return mode == "--nursery" ? millrace::RunNursery() : millrace::RunOne(mode == "--check");
 }

@@ -118,9 +118,18 @@ StageOutcome<StageResult> Dispatch(const StageOrder& order, duck::Connection& co
   if (std::holds_alternative<CommandSpec>(task.stage.work)) {
     return std::unexpected(StageFailure("invalid_stage", "a command is not run by millrace-stage"));
   }
+  if (order.fence_only && !std::holds_alternative<LoadSpec>(task.stage.work))
+    return std::unexpected(StageFailure("invalid_stage", "only a load has a fence to raise"));
   if (!std::holds_alternative<LoadSpec>(task.stage.work)) {
     MILLRACE_TRY_ASSIGN(auto published, LakeWriter(order, connection).FindPublished());
     if (published) return std::move(*published);
+  }
+  if (order.fence_only) {
+    Prepared prepared;
+    MILLRACE_TRY(PrepareLoad(order, &prepared));
+    MILLRACE_TRY(Wall(order, prepared));
+    MILLRACE_TRY(SetUpEngine(order, prepared, connection));
+    return RaiseFence(order, connection);
   }
   MILLRACE_TRY_ASSIGN(Prepared prepared, Prepare(order));
   MILLRACE_TRY(Wall(order, prepared));

@@ -10,6 +10,7 @@
 #include "common/base/result.h"
 #include "common/drivers/duckdb.h"
 #include "common/model/pipeline.h"
+#include "common/model/pipeline_places.h"
 
 namespace millrace {
 
@@ -19,6 +20,7 @@ struct StageProblem {
   std::string message;
   std::string help;   // may be empty
   SourcePlace place;  // inside the stage's SQL text, 1-based; 0 = unknown
+  StagePart part{};   // what it is about; empty path: the stage
 };
 struct StageColumns {
   std::string stage;
@@ -40,8 +42,8 @@ struct TypeCheckRequest {
 TypeCheck CheckPipeline(duck::Connection& connection, const Pipeline& pipeline, const TypeCheckRequest& request);
 
 // The same as JSON. In: {"pipeline": canonical JSON, "base_dir", "lake", "params": {name: text}, "org": 1}. Out:
-// {"problems":[{"stage","code","message","help","line","column"}], "stages":[{"stage","columns":[{"name","type","not_null"}]}]}
-// or {"error": "..."} for a request that cannot be read.
+// {"problems":[{"stage","code","message","help","line","column","path":[...],"key","offset","length"}],
+// "stages":[{"stage","columns":[{"name","type","not_null"}]}]} or {"error": "..."} for a request that cannot be read.
 std::string CheckPipelineJson(duck::Connection& connection, std::string_view request);
 
 }  // namespace millrace

@@ -8,6 +8,7 @@
 #include "common/model/lake.h"
 #include "worker/stage/check/checks.h"
 #include "worker/stage/check/contract.h"
+#include "worker/stage/extract/csv_diagnosis.h"
 #include "worker/stage/extract/lossless.h"
 #include "worker/stage/extract/sources.h"
 #include "worker/stage/files.h"
@@ -25,7 +26,7 @@ constexpr std::string_view kRejectsSql =
 std::string Shown(const std::string& path) { return std::filesystem::path(path).filename().string(); }
 
 // A bad value's place, from the first rejected row.
-StageOutcome<void> FailOnRejects(duck::Connection& connection) {
+StageOutcome<void> FailOnRejects(duck::Connection& connection, const ReaderOptions& reader) {
   MILLRACE_TRY_ASSIGN(
       const duck::Table first,
       connection.Query("SELECT s.file_path, e.line, e.column_name, e.error_message, count(*) OVER () FROM reject_errors e "
@@ -34,9 +35,14 @@ StageOutcome<void> FailOnRejects(duck::Connection& connection) {
   if (first.rows.empty()) return {};
   std::string reason = first.Text(3);
   if (const std::size_t at = reason.find("Could not convert"); at != std::string::npos) reason = reason.substr(at);
-  return std::unexpected(StageFailure(
-      "bad_value", fmt::format("{}:{}: column '{}': {}{}", Shown(first.Text(0)), first.Int(1), first.Text(2), reason,
-                               first.Int(4) == 1 ? "" : fmt::format(" ({} bad values in all)", first.Int(4)))));
+  const std::string count = first.Int(4) == 1 ? "" : fmt::format(" ({} such errors in all)", first.Int(4));
+  if (reason.starts_with("Expected Number of Columns") || reason.contains("quote")) {  // about the line, not a value
+    if (const auto problem = FindCsvProblem(first.Text(0), reader.format, reader.options))
+      return std::unexpected(StageFailure("source_malformed", problem->message + count));
+  }
+  const std::string column = first.Text(2).empty() ? "" : fmt::format("column '{}': ", first.Text(2));
+  return std::unexpected(
+      StageFailure("bad_value", fmt::format("{}:{}: {}{}{}", Shown(first.Text(0)), first.Int(1), column, reason, count)));
 }
 
 // JSON readers name file and line but not the column: find it with every value as text.
@@ -55,13 +61,41 @@ std::string JsonColumnAtFault(duck::Connection& connection, const std::vector<st
 // Header names (csv), or names and types (parquet, json) of one file.
 Result<std::vector<ColumnSpec>> ColumnsOfFile(duck::Connection& connection, const std::string& path, FileFormat format,
                                               const std::map<std::string, std::string>& options) {
-  const ReaderOptions reader{.format = format, .options = options, .all_text = IsCsv(format)};
+  const ReaderOptions reader{.format = format, .options = options, .all_text = IsCsv(format), .skip_bad_rows = IsCsv(format)};
   return connection.Describe(fmt::format("SELECT * FROM {}", ReaderCall({path}, reader)));
+}
+
+// What to say of a file that cannot be read as its format.
+StageFailure Malformed(const duck::Connection& connection, const std::string& path, FileFormat format,
+                       const std::map<std::string, std::string>& options, Error error) {
+  if (IsCsv(format)) {
+    if (const auto problem = FindCsvProblem(path, format, options)) return {"source_malformed", problem->message};
+  }
+  error.message = fmt::format("{}: {}", Shown(path), WithoutEngineAdvice(std::move(error.message)));
+  return SqlFailure("source_malformed", connection, std::move(error));
 }
 
 bool HasHeader(const std::map<std::string, std::string>& options) {
   const auto found = options.find("header");
   return found == options.end() || found->second == "true";
+}
+
+// One column named "id;name" is a file of another delimiter, unless the pipeline says otherwise.
+StageOutcome<void> RefuseOtherDelimiter(const SourceFiles& sources, const ExtractSpec& spec,
+                                        const std::vector<ColumnSpec>& columns) {
+  if (columns.size() != 1 || spec.options.contains("delimiter") || !HasHeader(spec.options)) return {};
+  const std::string& name = columns.front().name;
+  if (std::any_of(spec.columns.begin(), spec.columns.end(), [&](const ColumnSpec& c) { return c.name == name; })) return {};
+  const auto other = OtherDelimiter(name, sources.format == FileFormat::kTsv ? '\t' : ',');
+  if (!other) return {};
+  const std::string shown = *other == '\t' ? "\\t" : std::string(1, *other);
+  std::string text = name;
+  std::replace(text.begin(), text.end(), '\t', ' ');
+  return std::unexpected(StageFailure(
+      "source_malformed",
+      fmt::format("{}: has one column, '{}': its fields seem to be separated by '{}'; set options: {{ delimiter: \"{}\" }} (or "
+                  "\"{}\" if it is one column)",
+                  Shown(sources.paths.front()), text, shown, shown, sources.format == FileFormat::kTsv ? "\\t" : ",")));
 }
 
 StageOutcome<void> ApplyDeclared(duck::Connection& connection, const ExtractSpec& spec, PinnedSchema* schema) {
@@ -87,7 +121,8 @@ StageOutcome<void> CompareFiles(duck::Connection& connection, const SourceFiles&
   if (IsCsv(sources.format) && !HasHeader(schema.read_options)) return {};
   for (const auto& path : sources.paths) {
     auto columns = ColumnsOfFile(connection, path, sources.format, schema.read_options);
-    if (!columns) return std::unexpected(SqlFailure("source_malformed", connection, std::move(columns.error())));
+    if (!columns)
+      return std::unexpected(Malformed(connection, path, sources.format, schema.read_options, std::move(columns.error())));
     // An array or line file without a value for a column is not a drift: only what is new is.
     if (IsJson(sources.format)) {
       for (const auto& c : pinned) {
@@ -121,12 +156,17 @@ StageOutcome<Scan> ScanAll(duck::Connection& connection, const SourceFiles& sour
   auto table = connection.Query(fmt::format("SELECT {} FROM ({})", counts, ReaderSelect(sources.paths, reader)));
   if (!table) {
     const std::string column = IsJson(sources.format) ? JsonColumnAtFault(connection, sources.paths, reader) : "";
+    if (IsCsv(sources.format)) {  // the engine does not say of which file
+      for (const auto& path : sources.paths)
+        if (const auto problem = FindCsvProblem(path, sources.format, reader.options))
+          return std::unexpected(StageFailure("source_malformed", problem->message));
+    }
     Error error = std::move(table.error());
-    error.message = column + error.message;
+    error.message = column + WithoutEngineAdvice(std::move(error.message));
     const bool value = connection.last_error().type == "Conversion" || !column.empty();
     return std::unexpected(SqlFailure(value ? "bad_value" : "source_malformed", connection, std::move(error)));
   }
-  if (reader.store_rejects) MILLRACE_TRY(FailOnRejects(connection));
+  if (reader.store_rejects) MILLRACE_TRY(FailOnRejects(connection, reader));
   MILLRACE_TRY(FailOnRounding(connection, sources.paths, reader));
   std::size_t at = 1;
   for (const auto& c : reader.columns) {
@@ -206,26 +246,29 @@ StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view 
 
 StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec) {
   PinnedSchema schema{.columns = {}, .read_options = spec.options};
-  const ReaderOptions reader{.format = sources.format, .options = spec.options};
+  ReaderOptions reader{.format = sources.format, .options = spec.options};
   const std::string& first = sources.paths.front();
   auto columns = connection.Describe(fmt::format("SELECT * FROM {}", ReaderCall({first}, reader)));
-  if (!columns) {
-    Error error = std::move(columns.error());
-    // The engine goes on with advice about its own options and a list of them.
-    if (const std::size_t advice = error.message.find("Possible Solution"); advice != std::string::npos)
-      error.message.resize(advice);
-    while (error.message.ends_with(' ')) error.message.pop_back();
-    error.message = fmt::format("{}: {}", Shown(first), error.message);
-    return std::unexpected(SqlFailure("source_malformed", connection, std::move(error)));
+  if (!columns && IsCsv(sources.format)) {
+    StageFailure failure = Malformed(connection, first, sources.format, spec.options, columns.error());
+    const auto problem = FindCsvProblem(first, sources.format, spec.options);
+    // With declared columns there is nothing to guess: lines that do not fit are the scan's to name or to set aside.
+    if (spec.columns.empty() || (problem && problem->kind == CsvProblem::Kind::kEncoding))
+      return std::unexpected(std::move(failure));
+    reader.skip_bad_rows = true;
+    columns = connection.Describe(fmt::format("SELECT * FROM {}", ReaderCall({first}, reader)));
+    if (!columns) return std::unexpected(std::move(failure));
   }
+  if (!columns) return std::unexpected(Malformed(connection, first, sources.format, spec.options, std::move(columns.error())));
   schema.columns = std::move(*columns);
   for (auto& c : schema.columns) {
     if (c.type == "\"null\"" || c.type == "unknown") c.type = "varchar";  // a column without a single value
   }
   if (IsCsv(sources.format)) {
-    const auto sniffed =
-        connection.Query(fmt::format("SELECT dateformat, timestampformat FROM sniff_csv({}{}, sample_size = -1)",
-                                     duck::QuoteText(first), CsvArguments(sources.format, spec.options)));
+    MILLRACE_TRY(RefuseOtherDelimiter(sources, spec, schema.columns));
+    const auto sniffed = connection.Query(
+        fmt::format("SELECT dateformat, timestampformat FROM sniff_csv({}{}, sample_size = -1{})", duck::QuoteText(first),
+                    CsvArguments(sources.format, spec.options), reader.skip_bad_rows ? ", ignore_errors = true" : ""));
     if (sniffed && !sniffed->Text(0).empty()) schema.read_options.try_emplace("dateformat", sniffed->Text(0));
     if (sniffed && !sniffed->Text(1).empty()) schema.read_options.try_emplace("timestampformat", sniffed->Text(1));
   }

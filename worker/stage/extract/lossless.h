@@ -12,7 +12,8 @@
 
 namespace millrace {
 
-// True for a text format with an integer or decimal column: only there can reading round. Lists and structs are not looked at.
+// True for a text format with an integer or decimal column, or one inside a list, map or struct: only there can reading round.
+// Inside, decimals of more than 15 digits are not looked at.
 bool CanRound(const ReaderOptions& reader);
 
 // One scan of those columns as text. Class bad_value names file, place, column and value of the first value that reading as

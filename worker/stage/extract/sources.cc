@@ -14,7 +14,7 @@ using duck::QuoteName;
 using duck::QuoteText;
 
 // What the pipeline file calls an option, and what the engine does.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kCsvOptions = {{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 11> kCsvOptions = {{
     {"delimiter", "delim"},
     {"header", "header"},
     {"quote", "quote"},
@@ -25,6 +25,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 10> kCsvOpti
     {"timestampformat", "timestampformat"},
     {"decimal_separator", "decimal_separator"},
     {"comment", "comment"},
+    {"encoding", "encoding"},
 }};
 
 std::string Lower(std::string_view text) {
@@ -70,6 +71,8 @@ Result<void> CheckOptions(FileFormat format, const std::map<std::string, std::st
     if (name == "header" && value != "true" && value != "false") {
       return Fail(ErrorCode::kInvalidArgument, "option 'header': '{}' is neither true nor false", value);
     }
+    if (name == "encoding" && value != "utf-8" && value != "utf-16" && value != "latin-1")
+      return Fail(ErrorCode::kInvalidArgument, "option 'encoding': '{}' is not one of utf-8, utf-16, latin-1", value);
     if (name == "skip" && (value.empty() || value.size() > 9 || value.find_first_not_of("0123456789") != std::string::npos)) {
       return Fail(ErrorCode::kInvalidArgument, "option 'skip': '{}' is not a number of lines", value);
     }
@@ -78,8 +81,12 @@ Result<void> CheckOptions(FileFormat format, const std::map<std::string, std::st
 }
 
 std::string CsvArguments(FileFormat format, const std::map<std::string, std::string>& options) {
-  std::map<std::string, std::string> values = {
-      {"delim", format == FileFormat::kTsv ? "'\t'" : "','"}, {"quote", "'\"'"}, {"escape", "'\"'"}, {"header", "true"}};
+  // `skip` too is said: the engine's guess leaves out first lines, header and all, when later ones have more fields.
+  std::map<std::string, std::string> values = {{"delim", format == FileFormat::kTsv ? "'\t'" : "','"},
+                                               {"quote", "'\"'"},
+                                               {"escape", "'\"'"},
+                                               {"header", "true"},
+                                               {"skip", "0"}};
   for (const auto& row : kCsvOptions) {
     const auto found = options.find(std::string(row.first));
     if (found == options.end()) continue;
@@ -94,12 +101,13 @@ std::string CsvArguments(FileFormat format, const std::map<std::string, std::str
 std::string ReaderCall(const std::vector<std::string>& paths, const ReaderOptions& o) {
   std::string list;
   for (const auto& path : paths) list += (list.empty() ? "" : ", ") + QuoteText(path);
-  if (o.format == FileFormat::kParquet) return fmt::format("read_parquet([{}], hive_partitioning = false)", list);
+  const std::string source = o.source_column.empty() ? "" : fmt::format(", filename = {}", QuoteText(o.source_column));
+  if (o.format == FileFormat::kParquet) return fmt::format("read_parquet([{}], hive_partitioning = false{})", list, source);
   if (IsJson(o.format)) {
     const std::string columns =
         o.columns.empty() ? "sample_size = -1, maximum_depth = 1" : "columns = " + ColumnMap(o.columns, o.all_text);
-    return fmt::format("read_json([{}], format = '{}', {}, hive_partitioning = false)", list,
-                       o.format == FileFormat::kJson ? "array" : "newline_delimited", columns);
+    return fmt::format("read_json([{}], format = '{}', {}, hive_partitioning = false{})", list,
+                       o.format == FileFormat::kJson ? "array" : "newline_delimited", columns, source);
   }
   std::string arguments = CsvArguments(o.format, o.options);
   if (o.columns.empty()) {
@@ -109,7 +117,7 @@ std::string ReaderCall(const std::vector<std::string>& paths, const ReaderOption
   }
   if (o.store_rejects) arguments += fmt::format(", store_rejects = true, rejects_limit = {}", o.rejects_limit);
   if (o.skip_bad_rows && !o.store_rejects) arguments += ", ignore_errors = true";
-  return fmt::format("read_csv([{}]{}, hive_partitioning = false)", list, arguments);
+  return fmt::format("read_csv([{}]{}, hive_partitioning = false{})", list, arguments, source);
 }
 
 std::string ReaderSelect(const std::vector<std::string>& paths, const ReaderOptions& options) {
@@ -119,6 +127,7 @@ std::string ReaderSelect(const std::vector<std::string>& paths, const ReaderOpti
     list += list.empty() ? "" : ", ";
     list += options.format == FileFormat::kParquet ? fmt::format("CAST({} AS {}) AS {}", name, c.type, name) : name;
   }
+  if (!list.empty() && !options.source_column.empty()) list += ", " + options.source_column;
   return fmt::format("SELECT {} FROM {}", list.empty() ? "*" : list, ReaderCall(paths, options));
 }
 

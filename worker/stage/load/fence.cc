@@ -56,6 +56,8 @@ std::unexpected<Failure> Refuse(std::string_view error_class, std::string messag
   return std::unexpected(Failure(error_class, std::move(message), false));
 }
 
+std::unexpected<Failure> Fenced() { return Refuse(kFencedErrorClass, "cancelled: no earlier attempt can publish any more"); }
+
 Receipt LoadJob::NewReceipt(std::string plan) const {
   Receipt receipt;
   receipt.effect = order.task.effect;

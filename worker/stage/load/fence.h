@@ -63,6 +63,8 @@ std::string Sha256Hex(std::string_view bytes);
 std::string ReceiptToJson(const Receipt& receipt);
 Result<Receipt> ReceiptFromJson(std::string_view json);  // kCorrupt
 
+// What a fence_only order ends with when no receipt is there: class kFencedErrorClass.
+std::unexpected<Failure> Fenced();
 // "token 7 of effect '...' is older than token 9, which the destination has seen": class stale_token, not retryable.
 Failure Stale(const LoadJob& job, std::uint64_t seen);
 

@@ -104,6 +104,7 @@ class FileLoad {
     }
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, Raise());
     if (stored) return Loaded{std::move(*stored), true};
+    if (job_.order.fence_only) return Fenced();
     MILLRACE_FAILPOINT("load.after_fence");
     MILLRACE_TRY(CheckBatch(job_, source_));
     MILLRACE_TRY_ASSIGN(Receipt receipt, WriteData());

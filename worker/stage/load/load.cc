@@ -64,8 +64,10 @@ std::string Scrubbed(std::string text, std::string_view dsn) {
 Outcome<Loaded> Dispatch(LoadJob& job, duck::Connection& source) {
   if (job.order.token.value() == 0 || job.order.token.value() > INT64_MAX)
     return Refuse("invalid_target", fmt::format("token {} is not in [1, 2^63)", job.order.token.value()));
-  if (job.columns.empty()) return Refuse("schema_mismatch", "the dataset has no columns");
-  if (job.spec.provenance) MILLRACE_TRY(AddProvenance(job));
+  if (!job.order.fence_only) {
+    if (job.columns.empty()) return Refuse("schema_mismatch", "the dataset has no columns");
+    if (job.spec.provenance) MILLRACE_TRY(AddProvenance(job));
+  }
   if (job.spec.mode == LoadMode::kMerge && job.spec.key.empty()) return Refuse("invalid_target", "mode merge needs a key");
   if (job.spec.to == "file") return LoadIntoFiles(job, source);
   if (!job.order.connection)
@@ -141,31 +143,52 @@ Outcome<BatchKeys> CheckKeys(const LoadJob& job, duck::Connection& source, const
 
 }  // namespace load
 
-StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connection& connection, const ProgressFn& progress) {
-  const auto* spec = std::get_if<LoadSpec>(&order.task.stage.work);
-  if (spec == nullptr) {
-    StageResult failed;
-    failed.error_class = "invalid_target";
-    failed.error = fmt::format("stage '{}' is not a load", order.task.stage.name);
-    return failed;
-  }
-  load::LoadJob job{order,
-                    *spec,
-                    input.columns,
-                    {},
-                    0,
-                    spec->to == "file" ? spec->path : spec->table,
-                    load::Sha256Hex(order.task.effect).substr(0, 16),
-                    load::InputChecksum(input),
-                    progress};
-  auto sql = InputSql(input, order.lake);
-  if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
-  job.dataset_sql = std::move(*sql);
+namespace {
+
+StageResult InvalidTarget(const StageOrder& order) {
+  StageResult failed;
+  failed.error_class = "invalid_target";
+  failed.error = fmt::format("stage '{}' is not a load", order.task.stage.name);
+  return failed;
+}
+
+StageResult Finished(load::LoadJob& job, duck::Connection& connection) {
   const auto loaded = load::Dispatch(job, connection);
   if (loaded) return load::ToResult(loaded->receipt, loaded->already_applied);
   StageResult failed = load::ToResult(job, loaded.error());
-  if (order.connection) failed.error = load::Scrubbed(std::move(failed.error), order.connection->dsn);
+  if (job.order.connection) failed.error = load::Scrubbed(std::move(failed.error), job.order.connection->dsn);
   return failed;
+}
+
+load::LoadJob MakeJob(const StageOrder& order, const LoadSpec& spec, const Manifest& input, const ProgressFn& progress) {
+  return {order,
+          spec,
+          input.columns,
+          {},
+          0,
+          spec.to == "file" ? spec.path : spec.table,
+          load::Sha256Hex(order.task.effect).substr(0, 16),
+          load::InputChecksum(input),
+          progress};
+}
+
+}  // namespace
+
+StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connection& connection, const ProgressFn& progress) {
+  const auto* spec = std::get_if<LoadSpec>(&order.task.stage.work);
+  if (spec == nullptr) return InvalidTarget(order);
+  load::LoadJob job = MakeJob(order, *spec, input, progress);
+  auto sql = InputSql(input, order.lake);
+  if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
+  job.dataset_sql = std::move(*sql);
+  return Finished(job, connection);
+}
+
+StageResult RaiseFence(const StageOrder& order, duck::Connection& connection) {
+  const auto* spec = std::get_if<LoadSpec>(&order.task.stage.work);
+  if (spec == nullptr) return InvalidTarget(order);
+  load::LoadJob job = MakeJob(order, *spec, Manifest{}, {});
+  return Finished(job, connection);
 }
 
 }  // namespace millrace

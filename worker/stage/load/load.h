@@ -14,4 +14,8 @@ namespace millrace {
 // files (and, for `to: file`, to write `<path>.millrace/`). Opens connections to the destination itself.
 StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connection& connection, const ProgressFn& progress);
 
+// For an order with `fence_only`: raises the fence of its effect to its token, so that no earlier attempt publishes any more.
+// ok with the receipt's counts when one has; else error_class kFencedErrorClass. The dataset is not looked at.
+StageResult RaiseFence(const StageOrder& order, duck::Connection& connection);
+
 }  // namespace millrace

@@ -20,6 +20,7 @@ class PgLoad {
   Outcome<Loaded> Run() {
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.Raise());
     if (stored) return Loaded{std::move(*stored), true};
+    if (job_.order.fence_only) return Fenced();
     MILLRACE_TRY(CheckBatch(job_, source_));
     MILLRACE_TRY_ASSIGN(target_, DescribeTarget(fence_, job_.spec.table));
     MILLRACE_TRY_ASSIGN(columns_, PlanColumns(target_, job_.columns));
@@ -60,7 +61,7 @@ class PgLoad {
     return {};
   }
 
-  Outcome<Loaded> Publish(Receipt receipt) {
+  Outcome<Loaded> Publish(const Receipt& receipt) {
     MILLRACE_TRY_ASSIGN(Receipt written, fence_.Finish(receipt));
     return Loaded{std::move(written), false};
   }

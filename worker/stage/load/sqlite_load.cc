@@ -46,6 +46,7 @@ class SqliteLoad {
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, Raise());
     MILLRACE_TRY(db_.Exec("pragma synchronous = full"));
     if (stored) return Loaded{std::move(*stored), true};
+    if (job_.order.fence_only) return Fenced();
     MILLRACE_FAILPOINT("load.after_fence");
     MILLRACE_TRY(CheckBatch(job_, source_));
     std::vector<std::string> names, expressions;

@@ -1,0 +1,522 @@
+#include "broker/line_index.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/check.h"
+
+namespace millrace {
+namespace {
+
+// Idle lines, queues and classes are kept up to so many, because what was busy is likely to be busy again.
+constexpr std::size_t kIdleKeptMax = 1024;
+constexpr std::uint64_t kPassScale = 1u << 20;  // of a queue's weighted priorities
+
+std::uint64_t StrideOf(const QueueSettings& settings, std::size_t level) { return kPassScale / settings.weights[level]; }
+
+std::uint64_t Left(std::uint64_t limit, std::uint64_t used) {
+  if (limit == 0) return UINT64_MAX;
+  return limit > used ? limit - used : 0;
+}
+
+}  // namespace
+
+LineIndex::LineIndex() = default;
+LineIndex::~LineIndex() = default;
+
+bool LineIndex::NodeOrder::operator()(const Node* a, const Node* b) const {
+  return std::tie(a->level, a->pass, a->turn, a->org_id) < std::tie(b->level, b->pass, b->turn, b->org_id);
+}
+
+// ---- what exists ---------------------------------------------------------------------------------------------------------
+
+void LineIndex::Own(ShardId shard, MonoTime now) { owned_since_[shard] = now; }
+
+LineIndex::Queue& LineIndex::QueueOf(ShardId shard, OrgId org, const std::string& name, MonoTime now) {
+  auto& queue = queues_[{org, name}];
+  if (queue) return *queue;
+  queue = std::make_unique<Queue>();
+  queue->org = org;
+  queue->name = name;
+  queue->shard = shard;
+  queue->settings.org = org;
+  queue->settings.queue = name;
+  const auto owned = owned_since_.find(shard);
+  if (owned != owned_since_.end()) queue->bucket = TokenBucket(owned->second);
+  Refresh(*queue, now);
+  return *queue;
+}
+
+LineIndex::Queue* LineIndex::FindQueue(OrgId org, std::string_view name) const {
+  const auto it = queues_.find(std::pair{org, std::string(name)});
+  return it == queues_.end() ? nullptr : it->second.get();
+}
+
+LineIndex::Line* LineIndex::NewLine(ShardId shard, const std::string& name, LineKey key, MonoTime now) {
+  auto owned = std::make_unique<Line>();
+  Line* line = owned.get();
+  line->shard = shard;
+  line->name = name;
+  line->key = std::move(key);
+  Queue& queue = QueueOf(shard, line->key.org, line->key.queue, now);
+  ++queue.lines;
+  auto& cls = classes_[{line->key.queue, line->key.kind, line->key.root}];
+  if (!cls) {
+    cls = std::make_unique<Class>();
+    cls->name = {line->key.queue, line->key.kind, line->key.root};
+    std::erase_if(views_, [](const auto& view) { return view.expired(); });
+    for (const auto& weak : views_)
+      if (const auto view = weak.lock(); view && view->reach_.Serves(line->key)) view->served_.push_back(cls.get());
+  }
+  auto& node = cls->nodes[line->key.org];
+  if (!node) {
+    node = std::make_unique<Node>();
+    node->cls = cls.get();
+    node->queue = &queue;
+    auto& org = orgs_[line->key.org];
+    if (!org) org = std::make_unique<Org>();
+    ++org->nodes;
+    node->org = org.get();
+    node->org_id = line->key.org;
+    queue.nodes.push_back(node.get());
+  }
+  ++node->lines;
+  line->node = node.get();
+  if (!line->key.limit_key.empty()) {
+    auto& limit = queue.keys[line->key.limit_key];
+    if (!limit) {
+      limit = std::make_unique<Key>();
+      limit->queue = &queue;
+      limit->name = line->key.limit_key;
+      const auto since = owned_since_.find(shard);
+      if (since != owned_since_.end()) limit->bucket = TokenBucket(since->second);
+      Refresh(*limit, now);
+    }
+    limit->lines.push_back(line);
+    line->limit = limit.get();
+  }
+  lines_.emplace(std::pair{shard, name}, std::move(owned));
+  return line;
+}
+
+// REQUIRES: not linked.
+void LineIndex::Erase(Line& line) {
+  MILLRACE_CHECK(!line.linked, "line '{}' is erased while it is linked", line.name);
+  Node& node = *line.node;
+  Queue& queue = *node.queue;
+  --node.lines;
+  --queue.lines;
+  if (line.limit != nullptr) std::erase(line.limit->lines, &line);
+  if (line.aging) agings_.erase(*line.aging);
+  lines_.erase(lines_.find(std::pair{line.shard, line.name}));
+  DropNodeIfIdle(node);
+}
+
+void LineIndex::DropNodeIfIdle(Node& node) {
+  if (node.lines > 0) return;
+  MILLRACE_CHECK(!node.linked, "a node without lines is linked in queue '{}'", node.queue->name);
+  Class& cls = *node.cls;
+  const OrgId org = node.org_id;
+  std::erase(node.queue->nodes, &node);
+  cls.nodes.erase(org);
+  if (--orgs_.at(org)->nodes == 0) orgs_.erase(org);
+  if (!cls.nodes.empty() || classes_.size() <= kIdleKeptMax) return;
+  for (const auto& weak : views_)
+    if (const auto view = weak.lock()) std::erase(view->served_, &cls);
+  classes_.erase(ClassName(cls.name));
+}
+
+void LineIndex::DropQueueIfIdle(Queue& queue) {
+  if (queues_.size() <= kIdleKeptMax || queue.lines > 0 || queue.used > 0 || !queue.keys.empty()) return;
+  QueueSettings defaults;
+  defaults.org = queue.org;
+  defaults.queue = queue.name;
+  if (queue.settings != defaults) return;
+  SetWake(queue, std::nullopt);
+  queues_.erase(std::pair{queue.org, std::string(queue.name)});
+}
+
+// A key that nobody uses is forgotten once its bucket is what a new one's would be.
+void LineIndex::DropKeyIfIdle(Key& key, MonoTime now) {
+  if (key.idle) {
+    idles_.erase(*key.idle);
+    key.idle.reset();
+  }
+  if (key.used > 0 || !key.lines.empty()) return;
+  Queue& queue = *key.queue;
+  if (queue.settings.key_rate.Limited()) {
+    const MonoTime full = key.bucket.WhenFull(queue.settings.key_rate, now);
+    if (full > now) {
+      key.idle = TimerAt{full, ++last_timer_};
+      idles_.emplace(*key.idle, &key);
+      return;
+    }
+  }
+  SetWake(key, std::nullopt);
+  queue.keys.erase(std::string(key.name));
+}
+
+void LineIndex::DropShard(ShardId shard) {
+  for (auto it = lines_.begin(); it != lines_.end();) {
+    Line& line = *it->second;
+    ++it;
+    if (line.shard != shard) continue;
+    total_ready_ -= line.ready;
+    if (line.linked) Unlink(line);
+    Erase(line);
+  }
+  ready_.erase(shard);
+  owned_since_.erase(shard);
+  for (auto it = queues_.begin(); it != queues_.end();) {
+    Queue& queue = *it->second;
+    if (queue.shard != shard) {
+      ++it;
+      continue;
+    }
+    SetWake(queue, std::nullopt);
+    for (auto& [name, key] : queue.keys) {
+      SetWake(*key, std::nullopt);
+      if (key->idle) idles_.erase(*key->idle);
+    }
+    it = queues_.erase(it);
+  }
+}
+
+// ---- what may start --------------------------------------------------------------------------------------------------------
+
+bool LineIndex::MayStart(Queue& queue, MonoTime now) {
+  const QueueSettings& s = queue.settings;
+  return !s.paused && Left(s.concurrency, queue.used) > 0 && (!s.rate.Limited() || queue.bucket.Tokens(s.rate, now) > 0);
+}
+
+bool LineIndex::MayStart(Key& key, MonoTime now) {
+  const QueueSettings& s = key.queue->settings;
+  return Left(s.key_concurrency, key.used) > 0 && (!s.key_rate.Limited() || key.bucket.Tokens(s.key_rate, now) > 0);
+}
+
+template <class T>
+void LineIndex::SetWake(T& sleeper, std::optional<MonoTime> at) {
+  if (sleeper.wake && at && sleeper.wake->first == *at) return;
+  if (sleeper.wake) wakes_.erase(*sleeper.wake);
+  sleeper.wake.reset();
+  if (!at) return;
+  sleeper.wake = TimerAt{*at, ++last_timer_};
+  wakes_.emplace(*sleeper.wake, &sleeper);
+}
+
+// A closed queue takes its nodes out of their classes, not its lines out of the nodes: it may have thousands.
+bool LineIndex::Refresh(Queue& queue, MonoTime now) {
+  const QueueSettings& s = queue.settings;
+  const bool open = MayStart(queue, now);
+  const bool thirsty = !open && !s.paused && s.rate.Limited() && queue.bucket.Tokens(s.rate, now) == 0;
+  SetWake(queue, thirsty ? std::optional(queue.bucket.NextToken(s.rate, now)) : std::nullopt);
+  if (open == queue.open) return false;
+  queue.open = open;
+  for (Node* node : queue.nodes) Place(*node);
+  return open;
+}
+
+bool LineIndex::Refresh(Key& key, MonoTime now) {
+  const QueueSettings& s = key.queue->settings;
+  const bool open = MayStart(key, now);
+  const bool thirsty = !open && s.key_rate.Limited() && key.bucket.Tokens(s.key_rate, now) == 0;
+  SetWake(key, thirsty ? std::optional(key.bucket.NextToken(s.key_rate, now)) : std::nullopt);
+  if (open == key.open) return false;
+  key.open = open;
+  for (Line* line : key.lines) {
+    if (open && !line->linked && line->ready > 0) Link(*line, now);
+    if (!open && line->linked) Unlink(*line);
+  }
+  return open;
+}
+
+void LineIndex::Set(ShardId shard, const QueueSettings& settings, MonoTime now) {
+  Queue& queue = QueueOf(shard, settings.org, settings.queue, now);
+  queue.bucket.Change(queue.settings.rate, settings.rate, now);
+  for (auto& [name, key] : queue.keys) key->bucket.Change(queue.settings.key_rate, settings.key_rate, now);
+  const bool same_order = queue.settings.order == settings.order && queue.settings.aging == settings.aging;
+  queue.settings = settings;
+  queue.pass.fill(queue.clock);
+  for (auto it = queue.keys.begin(); it != queue.keys.end();) {
+    Key& key = *it->second;
+    ++it;
+    Refresh(key, now);
+    DropKeyIfIdle(key, now);
+  }
+  Refresh(queue, now);
+  if (same_order) return;
+  for (auto& [name, line] : lines_)
+    if (line->node->queue == &queue && line->linked) Relink(*line, now);
+}
+
+std::uint64_t LineIndex::Allowance(const Line& line, MonoTime now) {
+  Queue& queue = *line.node->queue;
+  const QueueSettings& s = queue.settings;
+  std::uint64_t n = std::min(line.ready, s.paused ? 0 : Left(s.concurrency, queue.used));
+  if (s.rate.Limited()) n = std::min(n, queue.bucket.Tokens(s.rate, now));
+  if (line.limit == nullptr) return n;
+  n = std::min(n, Left(s.key_concurrency, line.limit->used));
+  return s.key_rate.Limited() ? std::min(n, line.limit->bucket.Tokens(s.key_rate, now)) : n;
+}
+
+// ---- the order -----------------------------------------------------------------------------------------------------------
+
+std::size_t LineIndex::LevelOf(const Line& line, MonoTime now) {
+  const auto priority = static_cast<std::size_t>(line.key.priority);
+  const QueueSettings& s = line.node->queue->settings;
+  if (s.order == QueueOrder::kWeighted || now <= line.since) return priority;
+  const auto up = static_cast<std::size_t>((now - line.since) / Micros{s.aging});
+  return up >= priority ? 0 : priority - up;
+}
+
+void LineIndex::Link(Line& line, MonoTime now) {
+  Node& node = *line.node;
+  Queue& queue = *node.queue;
+  line.linked = true;
+  line.level = LevelOf(line, now);
+  auto& list = node.levels[line.level];
+  line.at = list.insert(list.end(), &line);
+  if (queue.linked[line.level]++ == 0) queue.pass[line.level] = std::max(queue.pass[line.level], queue.clock);
+  if (queue.settings.order == QueueOrder::kStrict && line.level > 0) {
+    const auto up = static_cast<std::int64_t>(static_cast<std::size_t>(line.key.priority) - line.level) + 1;
+    line.aging = TimerAt{line.since + Micros{queue.settings.aging} * up, ++last_timer_};
+    agings_.emplace(*line.aging, &line);
+  }
+  Place(node);
+}
+
+void LineIndex::Unlink(Line& line) {
+  Node& node = *line.node;
+  line.linked = false;
+  node.levels[line.level].erase(line.at);
+  --node.queue->linked[line.level];
+  if (line.aging) agings_.erase(*line.aging);
+  line.aging.reset();
+  Place(node);
+}
+
+void LineIndex::Relink(Line& line, MonoTime now) {
+  Unlink(line);
+  Link(line, now);
+}
+
+// Puts the node where it belongs in its class, or takes it out.
+void LineIndex::Place(Node& node) {
+  const auto best = std::ranges::find_if(node.levels, [](const auto& lines) { return !lines.empty(); });
+  const bool want = node.queue->open && best != node.levels.end();
+  const auto level = static_cast<std::size_t>(best - node.levels.begin());
+  Org& org = *node.org;
+  if (node.linked && want && node.level == level && node.pass == org.pass[level] && node.turn == org.turn[level]) return;
+  const bool stays = node.linked && want && node.level == level;
+  if (node.linked) {
+    node.cls->order.erase(&node);
+    if (!stays) {
+      node.linked = false;
+      --linked_nodes_;
+      if (--org.linked[node.level] == 0) --orgs_at_[node.level];
+    }
+  }
+  if (!want) return;
+  if (!stays) {
+    node.linked = true;
+    node.level = level;
+    ++linked_nodes_;
+    if (org.linked[level]++ == 0) {  // it comes back: no claim to turns of the time it had nothing for
+      ++orgs_at_[level];
+      org.pass[level] = std::max(org.pass[level], clock_[level]);
+    }
+  }
+  node.pass = org.pass[level];
+  node.turn = org.turn[level];
+  node.cls->order.insert(&node);
+}
+
+LineIndex::Line* LineIndex::FrontOf(Node& node) {
+  std::size_t level = node.level;
+  if (node.queue->settings.order == QueueOrder::kWeighted) {
+    const auto& pass = node.queue->pass;
+    for (std::size_t i = level + 1; i < node.levels.size(); ++i)
+      if (!node.levels[i].empty() && pass[i] < pass[level]) level = i;
+  }
+  return node.levels[level].front();
+}
+
+std::shared_ptr<LineIndex::View> LineIndex::ViewOf(const WorkerReach& reach) {
+  std::erase_if(views_, [](const auto& view) { return view.expired(); });
+  for (const auto& weak : views_)
+    if (auto view = weak.lock(); view && view->reach_ == reach) return view;
+  auto view = std::make_shared<View>();
+  view->reach_ = reach;
+  for (const auto& [name, cls] : classes_) {
+    LineKey key;
+    std::tie(key.queue, key.kind, key.root) = name;
+    if (reach.Serves(key)) view->served_.push_back(cls.get());
+  }
+  views_.push_back(view);
+  return view;
+}
+
+LineIndex::Line* LineIndex::Next(const View& worker) {
+  Node* best = nullptr;
+  const auto before = [](const Node& a, const Node& b) {
+    const auto& x = *a.org;
+    const auto& y = *b.org;
+    return std::tie(a.level, x.pass[a.level], x.turn[a.level], a.org_id, a.queue->turn, a.served) <
+           std::tie(b.level, y.pass[b.level], y.turn[b.level], b.org_id, b.queue->turn, b.served);
+  };
+  for (Class* cls : worker.served_) {
+    // The org may have had turns elsewhere since its node was put here.
+    while (!cls->order.empty()) {
+      Node& top = **cls->order.begin();
+      if (top.pass == top.org->pass[top.level] && top.turn == top.org->turn[top.level]) break;
+      Place(top);
+    }
+    if (cls->order.empty()) continue;
+    Node* top = *cls->order.begin();
+    if (best == nullptr || before(*top, *best)) best = top;
+  }
+  return best == nullptr ? nullptr : FrontOf(*best);
+}
+
+std::size_t LineIndex::OrgsBeside(const Line& line) const { return orgs_at_[line.node->level]; }
+
+// ---- what happens ----------------------------------------------------------------------------------------------------------
+
+void LineIndex::Add(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
+  if (n == 0) return;
+  const auto it = lines_.find(std::pair{shard, name});
+  Line* line = it == lines_.end() ? nullptr : it->second.get();
+  if (line == nullptr) {
+    auto key = LineKey::Parse(name);
+    if (!key) return;
+    line = NewLine(shard, name, std::move(*key), now);
+  }
+  const bool was_empty = line->ready == 0;
+  line->ready += n;
+  line->node->queue->ready += n;
+  total_ready_ += n;
+  ready_[shard] += n;
+  if (was_empty) line->since = now;
+  if (!line->linked && (line->limit == nullptr || line->limit->open)) Link(*line, now);
+}
+
+// `n` jobs count as running no more; with `tokens`, they never ran.
+void LineIndex::Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime now) {
+  Queue* queue = n == 0 ? nullptr : FindQueue(key.org, key.queue);
+  if (queue == nullptr) return;
+  MILLRACE_CHECK(n <= queue->used, "queue '{}': {} end of {}", queue->name, n, queue->used);
+  const QueueSettings& s = queue->settings;
+  queue->used -= n;
+  if (tokens && s.rate.Limited()) queue->bucket.GiveBack(s.rate, n, now);
+  if (const auto it = queue->keys.find(key.limit_key); it != queue->keys.end()) {
+    Key& limit = *it->second;
+    MILLRACE_CHECK(n <= limit.used, "limit key '{}': {} end of {}", limit.name, n, limit.used);
+    limit.used -= n;
+    if (tokens && s.key_rate.Limited()) limit.bucket.GiveBack(s.key_rate, n, now);
+    Refresh(limit, now);
+    DropKeyIfIdle(limit, now);
+  }
+  Refresh(*queue, now);
+  DropQueueIfIdle(*queue);
+}
+
+void LineIndex::Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
+  const auto it = lines_.find(std::pair{shard, name});
+  if (it == lines_.end()) return;
+  if (const std::uint64_t gone = std::min(n, it->second->ready); gone > 0) Remove(*it->second, gone, now);
+}
+
+void LineIndex::Take(Line& line, std::uint64_t n, MonoTime now) {
+  MILLRACE_CHECK(n > 0 && n <= Allowance(line, now), "line '{}': {} taken of {}", line.name, n, line.ready);
+  MILLRACE_CHECK(line.linked && line.node->linked, "line '{}': taken while it may not start", line.name);
+  Node& node = *line.node;
+  Queue& queue = *node.queue;
+  Org& org = *node.org;
+  const std::size_t outer = node.level;
+  clock_[outer] = std::max(clock_[outer], org.pass[outer]);
+  org.pass[outer] += n;
+  org.turn[outer] = queue.turn = node.served = ++last_turn_;
+  if (queue.settings.order == QueueOrder::kWeighted) {
+    queue.clock = std::max(queue.clock, queue.pass[line.level]);
+    queue.pass[line.level] += n * StrideOf(queue.settings, line.level);
+  }
+  line.since = now;
+  queue.used += n;
+  if (queue.settings.rate.Limited()) queue.bucket.Take(queue.settings.rate, n, now);
+  if (line.limit != nullptr) {
+    line.limit->used += n;
+    if (queue.settings.key_rate.Limited()) line.limit->bucket.Take(queue.settings.key_rate, n, now);
+  }
+  if (line.ready > n) Relink(line, now);  // to the end of its round, at the level that it has by itself
+  Key* key = line.limit;
+  Remove(line, n, now);
+  if (key != nullptr) Refresh(*key, now);
+  Refresh(queue, now);
+}
+
+void LineIndex::Remove(Line& line, std::uint64_t n, MonoTime now) {
+  MILLRACE_CHECK(n <= line.ready, "line '{}': {} removed of {}", line.name, n, line.ready);
+  Queue& queue = *line.node->queue;
+  line.ready -= n;
+  queue.ready -= n;
+  total_ready_ -= n;
+  ready_[line.shard] -= n;
+  if (line.ready > 0) return;
+  line.unserved_since.reset();
+  if (line.linked) Unlink(line);
+  if (lines_.size() <= kIdleKeptMax) return;
+  Key* key = line.limit;
+  Erase(line);
+  if (key != nullptr) DropKeyIfIdle(*key, now);
+}
+
+void LineIndex::GiveBack(const LineKey& key, std::uint64_t n, MonoTime now) { Free(key, n, true, now); }
+
+void LineIndex::Ended(const LineKey& key, MonoTime now) { Free(key, 1, false, now); }
+
+bool LineIndex::Advance(MonoTime now) {
+  bool opened = false;
+  while (!wakes_.empty() && wakes_.begin()->first.first <= now) {
+    const Waker waker = wakes_.begin()->second;
+    opened = std::visit([&](auto* sleeper) { return Refresh(*sleeper, now); }, waker) || opened;
+  }
+  while (!agings_.empty() && agings_.begin()->first.first <= now) Relink(*agings_.begin()->second, now);
+  while (!idles_.empty() && idles_.begin()->first.first <= now) {
+    Queue& queue = *idles_.begin()->second->queue;
+    DropKeyIfIdle(*idles_.begin()->second, now);
+    DropQueueIfIdle(queue);
+  }
+  return opened;
+}
+
+std::optional<MonoTime> LineIndex::NextToken() const {
+  return wakes_.empty() ? std::nullopt : std::optional(wakes_.begin()->first.first);
+}
+
+// ---- for people -----------------------------------------------------------------------------------------------------------
+
+std::uint64_t LineIndex::Ready(ShardId shard) const {
+  const auto it = ready_.find(shard);
+  return it == ready_.end() ? 0 : it->second;
+}
+
+std::map<std::string, LineIndex::Counts> LineIndex::CountsOf(OrgId org) const {
+  std::map<std::string, Counts> all;
+  for (auto it = queues_.lower_bound(std::pair{org, std::string()}); it != queues_.end() && it->first.first == org; ++it)
+    all[it->first.second] = {.ready = it->second->ready, .running = it->second->used};
+  return all;
+}
+
+LineIndex::Counts LineIndex::CountsOf(OrgId org, const std::string& queue) const {
+  const Queue* found = FindQueue(org, queue);
+  return found == nullptr ? Counts{} : Counts{.ready = found->ready, .running = found->used};
+}
+
+std::uint64_t LineIndex::RunningOfKey(OrgId org, const std::string& queue, const std::string& limit_key) const {
+  const Queue* found = FindQueue(org, queue);
+  if (found == nullptr) return 0;
+  const auto it = found->keys.find(limit_key);
+  return it == found->keys.end() ? 0 : it->second->used;
+}
+
+}  // namespace millrace

@@ -1,0 +1,217 @@
+// Which line a worker gets next. Only lines that may start something are linked: not empty, their queue not paused and below
+// its limits, their limit key below its own; so nothing is ever looked at, popped and put back. The order: priority (strict
+// with aging, or weighted, as the queue says), then fair turns between orgs, then queues in turn, then lines in turn. The
+// rules are told in ops/docs/queue.md.
+//
+// Counts only; the entries are in the queue. No clock: times are given. Lines of one (queue, kind, root) form a class, which a
+// worker serves as a whole. With n lines, keys and orgs every operation takes O(log n), amortized; Next also looks at the top
+// of each class that the worker serves. Not thread-safe: owned by the dispatcher.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "broker/lines.h"
+#include "broker/token_bucket.h"
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "common/model/queue_settings.h"
+
+namespace millrace {
+
+class LineIndex {
+  struct Class;
+  struct Key;
+  struct Node;
+  struct Org;
+  struct Queue;
+
+ public:
+  // What one worker serves; made by ViewOf, kept by the worker.
+  class View {
+    friend class LineIndex;
+    WorkerReach reach_;
+    std::vector<Class*> served_;
+  };
+
+  class Line {
+   public:
+    ShardId shard;
+    std::string name;  // LineKey::ToString()
+    LineKey key;
+    std::uint64_t ready = 0;                 // entries that are in the queue and not promised to a claim
+    std::optional<MonoTime> unserved_since;  // kept by the dispatcher
+    bool warned = false;
+
+   private:
+    friend class LineIndex;
+    Node* node = nullptr;
+    Key* limit = nullptr;  // null: no limit key
+    bool linked = false;
+    std::size_t level = 0;  // while linked: in which list of the node
+    std::list<Line*>::iterator at;
+    MonoTime since{};  // when it became non-empty or last had a turn
+    std::optional<std::pair<MonoTime, std::uint64_t>> aging;
+  };
+
+  LineIndex();
+  ~LineIndex();
+
+  // The shard was taken at `now`: what its owner before spent is not known, so the buckets of its queues begin empty.
+  void Own(ShardId shard, MonoTime now);
+  // Replaces the settings of (org, queue). Takes effect at once; what runs goes on.
+  void Set(ShardId shard, const QueueSettings& settings, MonoTime now);
+
+  // Adds `n` ready entries. `name` must be LineKey::ToString() of a valid key; others are ignored.
+  void Add(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now);
+  // Takes note of the time: buckets fill, lines age. True: something may start that could not before.
+  bool Advance(MonoTime now);
+  // When Advance has to be called for a bucket, at the latest.
+  std::optional<MonoTime> NextToken() const;
+
+  std::shared_ptr<View> ViewOf(const WorkerReach& reach);
+  // The line that the worker should be given next, or nullptr. Changes nothing that matters: the turn is over with Take.
+  Line* Next(const View& worker);
+  // How many entries of the line may start now: what is ready, within the limits of its queue and key.
+  static std::uint64_t Allowance(const Line& line, MonoTime now);
+  // Promises `n` entries to a claim: they count as running from now on. REQUIRES: n <= Allowance(line, now). `line` may be gone
+  // afterwards.
+  void Take(Line& line, std::uint64_t n, MonoTime now);
+  // Of what was taken, `n` were not started after all. `org`, `queue` and `limit_key` as in LineKey.
+  void GiveBack(const LineKey& key, std::uint64_t n, MonoTime now);
+  // One that was started runs no more.
+  void Ended(const LineKey& key, MonoTime now);
+  // Entries that leave the line for good, whatever the limits say. REQUIRES: n <= line.ready. `line` may be gone afterwards.
+  void Remove(Line& line, std::uint64_t n, MonoTime now);
+
+  // `n` of its entries are gone without a claim (they expired). Those that are promised to claims under way are left to them:
+  // a claim that finds less than was counted says so.
+  void Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now);
+
+  // How many orgs have something that may start at the priority at which the line stands. REQUIRES: `line` comes from Next.
+  std::size_t OrgsBeside(const Line& line) const;
+  // Every line that has something ready, eligible or not. `visit` must not change the index.
+  template <class Visit>
+  void ForEachReady(Visit visit) {
+    for (auto& [key, line] : lines_)
+      if (line->ready > 0) visit(*line);
+  }
+  void DropShard(ShardId shard);
+  bool Empty() const { return total_ready_ == 0; }
+  bool NothingEligible() const { return linked_nodes_ == 0; }
+  std::uint64_t Ready(ShardId shard) const;
+  struct Counts {
+    std::uint64_t ready = 0;
+    std::uint64_t running = 0;  // and promised to claims
+  };
+  // Of every queue of the org that is known here.
+  std::map<std::string, Counts> CountsOf(OrgId org) const;
+  Counts CountsOf(OrgId org, const std::string& queue) const;
+  std::uint64_t RunningOfKey(OrgId org, const std::string& queue, const std::string& limit_key) const;
+
+ private:
+  using TimerAt = std::pair<MonoTime, std::uint64_t>;
+  using Waker = std::variant<Queue*, Key*>;
+  struct NodeOrder {
+    bool operator()(const Node* a, const Node* b) const;
+  };
+  struct Queue {
+    OrgId org;
+    std::string name;
+    ShardId shard;
+    QueueSettings settings;
+    TokenBucket bucket;
+    std::uint64_t used = 0, ready = 0;
+    bool open = true;
+    std::array<std::uint64_t, kPriorityLevels> pass{};  // kWeighted
+    std::uint64_t clock = 0;                            // the pass at which it was last served
+    std::array<std::uint32_t, kPriorityLevels> linked{};
+    std::uint64_t turn = 0;
+    std::size_t lines = 0;
+    std::vector<Node*> nodes;
+    std::map<std::string, std::unique_ptr<Key>, std::less<>> keys;
+    std::optional<TimerAt> wake;
+  };
+  struct Key {
+    Queue* queue = nullptr;
+    std::string name;
+    TokenBucket bucket;
+    std::uint64_t used = 0;
+    bool open = true;
+    std::vector<Line*> lines;  // one per priority, root and kind
+    std::optional<TimerAt> wake, idle;
+  };
+  struct Org {
+    std::array<std::uint64_t, kPriorityLevels> pass{};  // jobs it was given at each level, from a common start
+    std::array<std::uint64_t, kPriorityLevels> turn{};
+    std::array<std::uint32_t, kPriorityLevels> linked{};  // nodes
+    std::size_t nodes = 0;
+  };
+  struct Node {  // the lines of one org in one class
+    Class* cls = nullptr;
+    Queue* queue = nullptr;
+    Org* org = nullptr;
+    OrgId org_id;
+    std::array<std::list<Line*>, kPriorityLevels> levels;
+    std::size_t lines = 0;  // linked or not
+    bool linked = false;
+    // Its place in the class; may lag behind the org's numbers, which only grow.
+    std::size_t level = 0;
+    std::uint64_t pass = 0, turn = 0;
+    std::uint64_t served = 0;  // turn
+  };
+  using ClassName = std::tuple<std::string, std::string, std::string>;  // queue, kind, root
+  struct Class {
+    ClassName name;
+    std::map<OrgId, std::unique_ptr<Node>> nodes;
+    std::set<Node*, NodeOrder> order;  // the linked ones
+  };
+
+  Queue& QueueOf(ShardId shard, OrgId org, const std::string& name, MonoTime now);
+  Queue* FindQueue(OrgId org, std::string_view name) const;
+  Line* NewLine(ShardId shard, const std::string& name, LineKey key, MonoTime now);
+  void Erase(Line& line);
+  void DropNodeIfIdle(Node& node);
+  void DropQueueIfIdle(Queue& queue);
+  void DropKeyIfIdle(Key& key, MonoTime now);
+  static bool MayStart(Queue& queue, MonoTime now);
+  static bool MayStart(Key& key, MonoTime now);
+  bool Refresh(Queue& queue, MonoTime now);  // true: it opened
+  bool Refresh(Key& key, MonoTime now);
+  void Link(Line& line, MonoTime now);
+  void Unlink(Line& line);
+  void Relink(Line& line, MonoTime now);
+  void Place(Node& node);
+  void Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime now);
+  static std::size_t LevelOf(const Line& line, MonoTime now);
+  static Line* FrontOf(Node& node);
+  template <class T>
+  void SetWake(T& sleeper, std::optional<MonoTime> at);
+
+  std::map<std::pair<ShardId, std::string>, std::unique_ptr<Line>, std::less<>> lines_;
+  std::map<std::pair<OrgId, std::string>, std::unique_ptr<Queue>, std::less<>> queues_;
+  std::map<OrgId, std::unique_ptr<Org>> orgs_;
+  std::map<ClassName, std::unique_ptr<Class>> classes_;
+  std::vector<std::weak_ptr<View>> views_;
+  std::map<ShardId, MonoTime> owned_since_;
+  std::map<ShardId, std::uint64_t> ready_;
+  std::map<TimerAt, Waker> wakes_;
+  std::map<TimerAt, Line*> agings_;
+  std::map<TimerAt, Key*> idles_;
+  std::array<std::uint64_t, kPriorityLevels> clock_{};  // the pass at which an org was last served
+  std::array<std::size_t, kPriorityLevels> orgs_at_{};
+  std::uint64_t total_ready_ = 0, linked_nodes_ = 0, last_turn_ = 0, last_timer_ = 0;
+};
+
+}  // namespace millrace

@@ -1,0 +1,44 @@
+// How much waits in each queue of a shard, against what its org allows. "Waits" is what is in the queue (ready, or due
+// later) plus what is being accepted; blocked jobs of a run do not wait yet. Not thread-safe: part of a shard's state.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "common/base/ids.h"
+#include "common/model/job.h"
+#include "common/model/queue_settings.h"
+
+namespace millrace {
+
+class QueueBudgets {
+ public:
+  struct Amount {
+    std::uint64_t jobs = 0, bytes = 0;
+  };
+  using Amounts = std::map<std::pair<OrgId, std::string>, Amount>;
+
+  void Limit(const QueueSettings& settings);
+  bool Limited() const { return !limits_.empty(); }
+  // Into the queue; out of it with a claim (the bytes of a job that nobody knows any more: about).
+  void Enqueued(OrgId org, const std::string& queue, std::size_t bytes, std::uint64_t jobs = 1);
+  void Claimed(OrgId org, const std::string& queue, std::optional<std::size_t> bytes);
+  // On its way into the ledger, summed up in `piece`; when the piece is committed or refused, it is over.
+  void Accepting(const JobSpec& job, Amounts& piece);
+  void Accepted(const Amounts& piece);
+  // "queue_full" for people, when `more` does not fit.
+  std::optional<std::string> Refusal(OrgId org, const std::string& queue, Amount more) const;
+  Amount Waiting(OrgId org, const std::string& queue) const;
+  // Of every queue of the org in which something waits.
+  std::map<std::string, Amount> WaitingOf(OrgId org) const;
+
+ private:
+  Amounts in_queue_, accepting_;
+  Amounts limits_;  // 0 = none
+};
+
+}  // namespace millrace

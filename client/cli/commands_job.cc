@@ -1,0 +1,354 @@
+// job list, job show, job requeue, job discard, run retry.
+#include <pwd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "client/cli/commands.h"
+#include "client/cli/context.h"
+#include "client/cli/repeat.h"
+#include "common/model/job_options.h"
+
+namespace millrace::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::uint32_t kListDefault = 50, kListMax = 500;
+constexpr std::size_t kFilteredMax = 100'000;  // dead jobs of one requeue or discard by filter
+
+std::string Actor() {
+  std::array<char, 256> host{};
+  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '?';
+  const passwd* user = ::getpwuid(::geteuid());
+  return fmt::format("cli {}@{}", user != nullptr ? user->pw_name : std::to_string(::geteuid()), host.data());
+}
+
+// "2026-11-21T06:15:00Z", or a time before now: 90s, 15m, 2h, 7d.
+Result<WallTime> Since(const std::string& text, WallTime now) {
+  std::int64_t n = 0;
+  const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), n);
+  if (ec == std::errc{} && n >= 0 && n < 1'000'000 && end + 1 == text.data() + text.size()) {
+    switch (*end) {
+      case 's': return now - std::chrono::seconds{n};
+      case 'm': return now - std::chrono::minutes{n};
+      case 'h': return now - std::chrono::hours{n};
+      case 'd': return now - std::chrono::hours{24 * n};
+      default: break;
+    }
+  }
+  auto time = ParseRfc3339(text);
+  if (!time)
+    return Fail(ErrorCode::kInvalidArgument, "--since: '{}' is neither a time (2026-11-21T06:15:00Z) nor an age (2h)", text);
+  return *time;
+}
+
+Result<JobFilter> FilterOf(const Options& options, WallTime now) {
+  JobFilter filter;
+  if (!options.state.empty()) {
+    MILLRACE_TRY_ASSIGN(filter.state, ParseJobState(options.state));
+    if (!IsTerminal(*filter.state))
+      return Fail(ErrorCode::kInvalidArgument, "--state: '{}' is no end; give succeeded, dead, cancelled, expired or skipped",
+                  options.state);
+  }
+  if (!options.queue.empty()) filter.queue = options.queue;
+  if (!options.kind.empty()) filter.kind = options.kind;
+  if (!options.error_class.empty()) filter.error_class = options.error_class;
+  if (!options.since.empty()) {
+    MILLRACE_TRY_ASSIGN(filter.since, Since(options.since, now));
+  }
+  return filter;
+}
+
+std::string StateOf(const std::optional<OutcomeRow>& outcome) { return std::string(outcome ? Name(outcome->state) : "live"); }
+Cell ActionCell(const std::optional<DeadActionRow>& action) {
+  return action ? Cell{std::string(Name(action->action))} : Cell{};
+}
+
+Result<ExitCode> DoList(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
+  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context->clock().WallNow()));
+  filter.open = options.open;
+  filter.limit = options.count == 0 ? kListDefault : options.count;
+  if (filter.limit > kListMax)
+    return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
+  if (!options.before.empty()) {
+    MILLRACE_TRY_ASSIGN(filter.before, JobId::Parse(options.before));
+  }
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const auto jobs, ledger->ListJobs(filter, context->Deadline()));
+  if (options.quiet) {
+    for (const JobSummary& job : jobs) fmt::print("{}\n", job.spec.id.ToString());
+    return ExitCode::kOk;
+  }
+  Table table{.columns = {"job", "state", "queue", "kind", "stage", "run", "submitted_at", "finished_at", "deliveries",
+                          "failures", "crashes", "error_class", "error", "action"},
+              .rows = {}};
+  for (const JobSummary& job : jobs) {
+    const auto& o = job.outcome;
+    const auto count = [&](std::uint32_t n) { return o ? Cell{std::int64_t{n}} : Cell{}; };
+    const Counters counters = o ? o->counters : Counters{};
+    table.rows.push_back({job.spec.id.ToString(), StateOf(o), job.spec.queue, job.spec.kind, job.spec.stage,
+                          job.spec.run ? Cell{job.spec.run->ToString()} : Cell{}, ToRfc3339(job.spec.submitted_at),
+                          o ? Cell{ToRfc3339(o->recorded_at)} : Cell{}, count(counters.deliveries), count(counters.failures),
+                          count(counters.crashes), o ? Cell{o->report.error_class} : Cell{}, o ? Cell{o->report.error} : Cell{},
+                          ActionCell(job.dead_action)});
+  }
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+struct Attempt {
+  const AttemptReport* report = nullptr;
+  Counters counters;
+  std::optional<WallTime> next_run_at;
+};
+
+std::vector<Attempt> AttemptsOf(const JobDetail& job) {
+  std::vector<Attempt> all;
+  for (const AttemptRow& row : job.attempts) all.push_back({&row.report, row.counters, row.next_run_at});
+  if (job.outcome) all.push_back({&job.outcome->report, job.outcome->counters, std::nullopt});
+  return all;
+}
+
+Json JobJson(const JobDetail& job) {
+  const JobSpec& s = job.spec;
+  Json json{{"job", s.id.ToString()},
+            {"org", s.org.value()},
+            {"state", StateOf(job.outcome)},
+            {"queue", s.queue},
+            {"priority", s.priority},
+            {"kind", s.kind},
+            {"stage", s.stage},
+            {"effect", s.effect},
+            {"run", nullptr},
+            {"submitted_at", ToRfc3339(s.submitted_at)},
+            {"max_attempts", s.retry.max_attempts}};
+  if (s.run) json["run"] = s.run->ToString();
+  json["options"] = Json::parse(ToJson(s.options), nullptr, false);
+  if (json["options"].is_discarded()) json["options"] = Json::object();
+  json["payload_bytes"] = s.payload.size();
+  const Counters counters = job.outcome            ? job.outcome->counters
+                            : job.attempts.empty() ? Counters{}
+                                                   : job.attempts.back().counters;
+  json["deliveries"] = counters.deliveries;
+  json["failures"] = counters.failures;
+  json["crashes"] = counters.crashes;
+  json["action"] = nullptr;
+  if (const auto& a = job.dead_action)
+    json["action"] = {{"action", Name(a->action)},
+                      {"new_job", a->new_job ? Json(a->new_job->ToString()) : Json()},
+                      {"actor", a->actor},
+                      {"reason", a->reason},
+                      {"at", ToRfc3339(a->at)}};
+  json["attempts"] = Json::array();
+  for (const Attempt& attempt : AttemptsOf(job)) {
+    const AttemptReport& r = *attempt.report;
+    const bool ran = r.token != Token{};
+    json["attempts"].push_back({{"token", r.token.value()},
+                                {"end", ran ? std::string(Name(r.end)) : std::string("none")},
+                                {"worker", r.worker},
+                                {"started_at", ran ? Json(ToRfc3339(r.started_at)) : Json()},
+                                {"finished_at", ToRfc3339(r.finished_at)},
+                                {"exit_code", r.exit_code},
+                                {"signal", r.signal},
+                                {"error_class", r.error_class},
+                                {"error", r.error},
+                                {"log_tail", r.log_tail},
+                                {"next_run_at", attempt.next_run_at ? Json(ToRfc3339(*attempt.next_run_at)) : Json()}});
+  }
+  return json;
+}
+
+void PrintJob(const JobDetail& job) {
+  const JobSpec& s = job.spec;
+  fmt::print("job {}  {}\n", s.id.ToString(), StateOf(job.outcome));
+  fmt::print("  queue {}, priority {}, kind {}{}\n", s.queue, s.priority, s.kind, s.stage.empty() ? "" : ", stage " + s.stage);
+  if (s.run) fmt::print("  run {}\n", s.run->ToString());
+  if (!s.effect.empty()) fmt::print("  effect {}\n", s.effect);
+  if (const std::string options = ToJson(s.options); !options.empty()) fmt::print("  options {}\n", options);
+  fmt::print("  submitted {}, at most {} attempts\n", ToRfc3339(s.submitted_at), s.retry.max_attempts);
+  if (const auto& a = job.dead_action)
+    fmt::print("  {}{} by {} at {}{}\n", Name(a->action), a->new_job ? " as " + a->new_job->ToString() : "", a->actor,
+               ToRfc3339(a->at), a->reason.empty() ? "" : ": " + a->reason);
+  for (const Attempt& attempt : AttemptsOf(job)) {
+    const AttemptReport& r = *attempt.report;
+    if (r.token == Token{}) {
+      fmt::print("-- ended without an attempt at {}: {}: {}\n", ToRfc3339(r.finished_at), r.error_class, r.error);
+      continue;
+    }
+    fmt::print("-- attempt {} on {}: {}, {} to {}\n", attempt.counters.deliveries, r.worker.empty() ? "nobody" : r.worker,
+               Name(r.end), ToRfc3339(r.started_at), ToRfc3339(r.finished_at));
+    fmt::print("   deliveries {}, failures {}, crashes {}, exit code {}, signal {}\n", attempt.counters.deliveries,
+               attempt.counters.failures, attempt.counters.crashes, r.exit_code, r.signal);
+    if (!r.error.empty()) fmt::print("   {}: {}\n", r.error_class, r.error);
+    if (!r.log_tail.empty()) fmt::print("{}{}", r.log_tail, r.log_tail.ends_with('\n') ? "" : "\n");
+  }
+}
+
+Result<ExitCode> DoShow(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
+  MILLRACE_TRY_ASSIGN(const JobId id, JobId::Parse(options.id));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, id, context->Deadline()));
+  if (context->format() == OutputFormat::kTable) {
+    PrintJob(job);
+  } else if (context->format() == OutputFormat::kCsv) {
+    Table table{.columns = {"token", "end", "worker", "exit_code", "signal", "error_class", "error", "log_tail"}, .rows = {}};
+    for (const Attempt& a : AttemptsOf(job))
+      table.rows.push_back({static_cast<std::int64_t>(a.report->token.value()), std::string(Name(a.report->end)),
+                            a.report->worker, std::int64_t{a.report->exit_code}, std::int64_t{a.report->signal},
+                            a.report->error_class, a.report->error, a.report->log_tail});
+    Print(table, context->format());
+  } else {
+    const int indent = context->format() == OutputFormat::kJson ? 2 : -1;
+    fmt::print("{}\n", JobJson(job).dump(indent, ' ', false, Json::error_handler_t::replace));
+  }
+  return ExitCode::kOk;
+}
+
+// The dead jobs that the command line means: those named, or the open ones of a filter.
+Result<std::vector<JobId>> Meant(const Options& options, Ledger& ledger, Context& context, std::string_view command) {
+  std::vector<JobId> ids;
+  const bool filtered =
+      !(options.queue.empty() && options.kind.empty() && options.error_class.empty() && options.since.empty());
+  if (options.ids.empty() == !filtered)
+    return Fail(ErrorCode::kInvalidArgument, "job {}: give ids, or a filter (--queue, --kind, --error-class, --since)",
+                command);
+  std::set<JobId> seen;
+  for (const std::string& text : options.ids) {
+    MILLRACE_TRY_ASSIGN(const JobId id, JobId::Parse(text));
+    if (seen.insert(id).second) ids.push_back(id);
+  }
+  if (!filtered) return ids;
+  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context.clock().WallNow()));
+  filter.state.reset();
+  filter.open = true;
+  filter.limit = kListMax;
+  while (true) {
+    MILLRACE_TRY_ASSIGN(const auto page, ledger.ListJobs(filter, context.Deadline()));
+    for (const JobSummary& job : page) ids.push_back(job.spec.id);
+    if (page.size() < kListMax) return ids;
+    if (ids.size() >= kFilteredMax)
+      return Fail(ErrorCode::kLimit, "job {}: more than {} dead jobs match; narrow the filter", command, kFilteredMax);
+    filter.before = page.back().spec.id;
+  }
+}
+
+Result<void> Edit(JobSpec& job, const Options& options) {
+  if (!options.payload_file.empty()) {
+    if (job.kind == kJobKindStage || job.kind == kJobKindCommand)
+      return Fail(ErrorCode::kInvalidArgument, "--payload: a {} job's payload comes from its pipeline: change the file instead",
+                  job.kind);
+    std::ifstream in(options.payload_file, std::ios::binary);
+    if (!in) return Fail(ErrorCode::kNotFound, "--payload: cannot read '{}'", options.payload_file);
+    job.payload.assign(std::istreambuf_iterator<char>(in), {});
+    if (job.payload.size() > kPayloadBytesMax)
+      return Fail(ErrorCode::kInvalidArgument, "--payload: {} bytes, limit {}", job.payload.size(), kPayloadBytesMax);
+  }
+  if (!options.to_queue.empty()) job.queue = options.to_queue;
+  if (options.priority >= kPriorityLevels)
+    return Fail(ErrorCode::kInvalidArgument, "--priority: {} is not in [0, {}]", options.priority, kPriorityLevels - 1);
+  if (options.priority >= 0) job.priority = options.priority;
+  if (options.max_attempts > kMaxAttemptsMax)
+    return Fail(ErrorCode::kInvalidArgument, "--max-attempts: {} is not in [1, {}]", options.max_attempts, kMaxAttemptsMax);
+  if (options.max_attempts > 0) job.retry.max_attempts = options.max_attempts;
+  return {};
+}
+
+Result<ExitCode> Act(const Options& options, DeadAction action) {
+  const bool requeue = action == DeadAction::kRequeued;
+  const std::string_view command = requeue ? "requeue" : "discard";
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
+  MILLRACE_TRY_ASSIGN(const std::vector<JobId> ids, Meant(options, *ledger, *context, command));
+  const WallTime now = context->clock().WallNow();
+  Table table{.columns = {"job", "result", "new_job"}, .rows = {}};
+  bool refused = false;
+  std::size_t done = 0;
+  for (std::size_t at = 0; at < ids.size();) {
+    Requeue batch;
+    std::size_t bytes = 0;
+    for (; at < ids.size() && batch.actions.size() < kListMax && bytes < kPayloadBytesMax * 8; ++at) {
+      MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, ids[at], context->Deadline()));
+      if (!job.outcome || job.outcome->state != JobState::kDead)
+        return Fail(ErrorCode::kInvalidArgument, "job {} is {}: only a dead job can be {}", ids[at].ToString(),
+                    StateOf(job.outcome), Name(action));
+      DeadActionRow row{.job = ids[at],
+                        .org = job.spec.org,
+                        .action = action,
+                        .new_job = {},
+                        .actor = Actor(),
+                        .reason = options.reason,
+                        .at = now};
+      if (requeue) {
+        MILLRACE_TRY_ASSIGN(JobSpec again, RepeatJob(job.spec, now, context->ids()));
+        MILLRACE_TRY(Edit(again, options));
+        row.new_job = again.id;
+        bytes += again.payload.size();
+        batch.jobs.push_back(std::move(again));
+      }
+      batch.actions.push_back(std::move(row));
+    }
+    RequeueResult result;
+    if (!options.dry_run) {
+      MILLRACE_TRY_ASSIGN(result, ledger->RequeueDead(batch, context->Deadline()));
+    }
+    for (const DeadActionRow& row : batch.actions) {
+      const auto held = std::ranges::find_if(result.conflicts, [&](const UniqueConflict& c) { return c.job == row.new_job; });
+      std::string said = options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action));
+      if (std::ranges::find(result.already_done, row.job) != result.already_done.end())
+        said = "somebody has acted on it before";
+      if (held != result.conflicts.end()) said = "job " + held->holder.ToString() + " holds its unique key";
+      const bool ok = options.dry_run || said == Name(action);
+      refused = refused || !ok;
+      done += ok ? 1 : 0;
+      table.rows.push_back(
+          {row.job.ToString(), said, ok && row.new_job && !options.dry_run ? Cell{row.new_job->ToString()} : Cell{}});
+    }
+  }
+  fmt::print(stderr, "{} {} {}\n", done, done == 1 ? "job" : "jobs",
+             options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
+  if (options.quiet) {
+    for (const auto& row : table.rows)
+      if (const auto* id = std::get_if<std::string>(&row[2])) fmt::print("{}\n", *id);
+  } else {
+    Print(table, context->format());
+  }
+  return refused ? ExitCode::kWorkFailed : ExitCode::kOk;
+}
+
+Result<ExitCode> DoRetry(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
+  MILLRACE_TRY_ASSIGN(const RunId id, RunId::Parse(options.id));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
+  MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger->GetRun(kDefaultOrg, id, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const Requeue again,
+                      RepeatRun(failed, Actor(), options.reason, context->clock().WallNow(), context->ids()));
+  MILLRACE_TRY(ledger->RequeueDead(again, context->Deadline()));
+  if (options.quiet) {
+    fmt::print("{}\n", again.run->id.ToString());
+    return ExitCode::kOk;
+  }
+  Print(Table{.columns = {"run", "retry_of", "pipeline", "jobs"},
+              .rows = {{again.run->id.ToString(), id.ToString(), again.run->pipeline,
+                        static_cast<std::int64_t>(again.jobs.size())}}},
+        context->format());
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+ExitCode JobList(const Options& options) { return Finish(DoList(options)); }
+ExitCode JobShow(const Options& options) { return Finish(DoShow(options)); }
+ExitCode JobRequeue(const Options& options) { return Finish(Act(options, DeadAction::kRequeued)); }
+ExitCode JobDiscard(const Options& options) { return Finish(Act(options, DeadAction::kDiscarded)); }
+ExitCode RunRetry(const Options& options) { return Finish(DoRetry(options)); }
+
+}  // namespace millrace::cli

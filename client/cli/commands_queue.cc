@@ -1,0 +1,267 @@
+// queue list, queue show, queue set, queue pause, queue resume. A change goes through the broker, where it counts at once; when
+// none answers, into the ledger, where the owner finds it within seconds.
+#include <pwd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <filesystem>
+#include <functional>
+#include <map>
+
+#include "client/cli/broker_client.h"
+#include "client/cli/commands.h"
+#include "client/cli/context.h"
+#include "common/wire/zmq_transport.h"
+
+namespace millrace::cli {
+namespace {
+
+constexpr Millis kBrokerTimeout{3000};
+constexpr int kRoundsMax = 5;  // somebody else sets the same queue at the same time
+
+using Item = wire::ListQueuesReply::Item;
+
+std::string Actor() {
+  std::array<char, 256> host{};
+  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
+  const passwd* user = ::getpwuid(::geteuid());
+  return fmt::format("cli {}@{}", user != nullptr ? user->pw_name : std::to_string(::geteuid()), host.data());
+}
+
+struct Broker {
+  std::unique_ptr<wire::Transport> transport;
+  std::optional<BrokerClient> client;
+  Error why{ErrorCode::kUnavailable, {}};  // when there is no client
+};
+
+Broker ConnectToBroker(const Context& context) {
+  Broker broker;
+  auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
+  if (!transport) {
+    broker.why = std::move(transport.error());
+    return broker;
+  }
+  broker.transport = std::move(*transport);
+  auto client = BrokerClient::Connect(*broker.transport, context.ClientEndpoint(), context.clock());
+  if (client) {
+    broker.client = std::move(*client);
+  } else {
+    broker.why = std::move(client.error());
+  }
+  return broker;
+}
+
+// What is set, from the ledger, and what waits and runs, from the broker if it answers: `depths` says so.
+struct Listing {
+  std::map<std::string, Item> items;
+  bool depths = false;
+};
+
+Result<Listing> ReadQueues(Context& context) {
+  Listing listing;
+  auto ledger = context.OpenLedger(Context::Create::kNo, "cli");
+  if (ledger) {
+    MILLRACE_TRY_ASSIGN(auto stored, (*ledger)->QueuesOf(kDefaultOrg, std::nullopt, context.Deadline()));
+    for (QueueSettings& settings : stored) {
+      std::string name = settings.queue;
+      listing.items[std::move(name)].settings = std::move(settings);
+    }
+  } else if (ledger.error().code != ErrorCode::kNotFound) {
+    return std::unexpected(std::move(ledger.error()));
+  }
+  Broker broker = ConnectToBroker(context);
+  Error why = broker.why;
+  if (broker.client) {
+    auto queues = broker.client->ListQueues(kDefaultOrg, context.clock().Now() + kBrokerTimeout);
+    listing.depths = queues.has_value();
+    if (queues) {
+      for (Item& item : *queues) {
+        std::string name = item.settings.queue;
+        listing.items[std::move(name)] = std::move(item);
+      }
+    } else {
+      why = std::move(queues.error());
+    }
+  }
+  if (!listing.depths) fmt::print(stderr, "millrace: what waits and runs is not known: {}\n", why.message);
+  return listing;
+}
+
+std::string WeightsText(const QueueSettings& settings) { return fmt::format("{}", fmt::join(settings.weights, ",")); }
+
+Cell Limit(std::uint64_t limit) { return limit == 0 ? Cell{} : Cell{static_cast<std::int64_t>(limit)}; }
+Cell RateCell(const Rate& rate) { return rate.Limited() ? Cell{ToString(rate)} : Cell{}; }
+
+const std::vector<std::string> kColumns = {
+    "queue", "paused",   "ready", "running", "waiting",  "waiting_bytes",    "concurrency",       "key_concurrency",
+    "rate",  "key_rate", "order", "weights", "aging_ms", "max_waiting_jobs", "max_waiting_bytes", "revision"};
+
+std::vector<Cell> RowOf(const std::string& queue, const Item& item, bool depths) {
+  const QueueSettings& s = item.settings;
+  const auto depth = [&](std::uint64_t n) { return depths ? Cell{static_cast<std::int64_t>(n)} : Cell{}; };
+  return {queue,
+          s.paused,
+          depth(item.ready),
+          depth(item.running),
+          depth(item.waiting),
+          depth(item.waiting_bytes),
+          Limit(s.concurrency),
+          Limit(s.key_concurrency),
+          RateCell(s.rate),
+          RateCell(s.key_rate),
+          std::string(Name(s.order)),
+          s.order == QueueOrder::kWeighted ? Cell{WeightsText(s)} : Cell{},
+          s.order == QueueOrder::kStrict ? Cell{std::int64_t{s.aging.count()}} : Cell{},
+          Limit(s.max_waiting_jobs),
+          Limit(s.max_waiting_bytes),
+          s.revision};
+}
+
+void PrintOne(const std::string& queue, const Item& item, bool depths, OutputFormat format) {
+  std::vector<Cell> row = RowOf(queue, item, depths);
+  if (format != OutputFormat::kTable) return Print({.columns = kColumns, .rows = {std::move(row)}}, format);
+  Table table{.columns = {"of", "value"}, .rows = {}};
+  for (std::size_t i = 0; i < kColumns.size(); ++i) table.rows.push_back({kColumns[i], std::move(row[i])});
+  Print(table, format);
+}
+
+Result<ExitCode> DoQueueList(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "queue"));
+  MILLRACE_TRY_ASSIGN(const Listing listing, ReadQueues(*context));
+  if (options.quiet) {
+    for (const auto& [queue, item] : listing.items) fmt::print("{}\n", queue);
+    return ExitCode::kOk;
+  }
+  Table table{.columns = kColumns, .rows = {}};
+  for (const auto& [queue, item] : listing.items) table.rows.push_back(RowOf(queue, item, listing.depths));
+  Print(table, context->format());
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> DoQueueShow(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "queue"));
+  MILLRACE_TRY_ASSIGN(const Listing listing, ReadQueues(*context));
+  const auto it = listing.items.find(options.queue);
+  if (it == listing.items.end())
+    return Fail(ErrorCode::kNotFound, "queue '{}': nothing was ever set for it{}", options.queue,
+                listing.depths ? ", and nothing waits or runs in it" : "");
+  PrintOne(it->first, it->second, listing.depths, context->format());
+  return ExitCode::kOk;
+}
+
+Result<std::array<std::uint32_t, kPriorityLevels>> ParseWeights(const std::string& text) {
+  std::array<std::uint32_t, kPriorityLevels> weights{};
+  const char* at = text.data();
+  const char* const end = text.data() + text.size();
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const auto [next, ec] = std::from_chars(at, end, weights[i]);
+    const bool last = i + 1 == weights.size();
+    if (ec != std::errc{} || (last ? next != end : next == end || *next != ','))
+      return Fail(ErrorCode::kInvalidArgument,
+                  "--weights '{}': give {} numbers such as 8,4,2,1, the most urgent priority's first", text, weights.size());
+    at = last ? next : next + 1;
+  }
+  return weights;
+}
+
+Result<void> Change(const QueueFlags& flags, QueueSettings& s) {
+  if (flags.concurrency) s.concurrency = *flags.concurrency;
+  if (flags.key_concurrency) s.key_concurrency = *flags.key_concurrency;
+  if (flags.max_waiting) s.max_waiting_jobs = *flags.max_waiting;
+  if (flags.max_waiting_bytes) s.max_waiting_bytes = *flags.max_waiting_bytes;
+  if (flags.rate) {
+    MILLRACE_TRY_ASSIGN(s.rate, ParseRate("--rate", *flags.rate));
+  }
+  if (flags.key_rate) {
+    MILLRACE_TRY_ASSIGN(s.key_rate, ParseRate("--key-rate", *flags.key_rate));
+  }
+  if (flags.burst) s.rate.burst = *flags.burst;
+  if (flags.key_burst) s.key_rate.burst = *flags.key_burst;
+  if (flags.order) {
+    MILLRACE_TRY_ASSIGN(s.order, ParseQueueOrder(*flags.order));
+  }
+  if (flags.weights) {
+    MILLRACE_TRY_ASSIGN(s.weights, ParseWeights(*flags.weights));
+  }
+  if (flags.aging) {
+    auto aging = ParseDuration(*flags.aging);
+    if (!aging) return Prefixed(std::move(aging.error()), "--aging");
+    s.aging = *aging;
+  }
+  return {};
+}
+
+// The broker's answer, or the ledger's when no broker that could take it answers.
+Result<std::int64_t> Store(const Context& context, Ledger& ledger, Broker& broker, const QueueSettings& settings) {
+  if (broker.client) {
+    auto set = broker.client->SetQueue(settings, Actor(), context.clock().Now() + kBrokerTimeout);
+    if (set) return *set;
+    const ErrorCode code = set.error().code;
+    const bool unknown = code == ErrorCode::kTimedOut || code == ErrorCode::kMaybeApplied;  // the revision tells
+    if (code != ErrorCode::kUnavailable && !unknown) return std::unexpected(std::move(set.error()));
+    broker.client.reset();
+  }
+  MILLRACE_TRY_ASSIGN(const QueueSettings stored, ledger.PutQueueSettings(settings, Actor(), context.Deadline()));
+  fmt::print(stderr, "millrace: stored; a broker that runs takes it up within 2 s\n");
+  return stored.revision;
+}
+
+// A queue may be set before anything was ever run.
+Result<void> MakeHome(const std::string& home) {
+  std::error_code ec;
+  if (std::filesystem::create_directories(home, ec)) std::filesystem::permissions(home, std::filesystem::perms::owner_all, ec);
+  if (ec) return Fail(ErrorCode::kUnavailable, "home '{}': {}", home, ec.message());
+  return {};
+}
+
+Result<ExitCode> SetAnd(const Options& options, const std::function<Result<void>(QueueSettings&)>& change) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "queue"));
+  QueueSettings readable;
+  MILLRACE_TRY(change(readable));  // what cannot be read at all makes no ledger
+  if (context->embedded()) MILLRACE_TRY(MakeHome(context->config().home));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
+  Broker broker = ConnectToBroker(*context);
+  for (int round = 0; round < kRoundsMax; ++round) {
+    MILLRACE_TRY_ASSIGN(const auto stored, ledger->QueuesOf(kDefaultOrg, std::nullopt, context->Deadline()));
+    const auto it = std::ranges::find(stored, options.queue, &QueueSettings::queue);
+    QueueSettings settings;
+    settings.queue = options.queue;
+    if (it != stored.end()) settings = *it;
+    MILLRACE_TRY(change(settings));
+    MILLRACE_TRY(Validate(settings));
+    if (it == stored.end() || settings != *it) {
+      const auto revision = Store(*context, *ledger, broker, settings);
+      if (!revision && revision.error().code == ErrorCode::kConflict && round + 1 < kRoundsMax) continue;
+      if (!revision) return std::unexpected(revision.error());
+      settings.revision = *revision;
+    }
+    if (options.quiet) {
+      fmt::print("{}\n", settings.queue);
+    } else {
+      PrintOne(settings.queue, {.settings = settings}, false, context->format());
+    }
+    return ExitCode::kOk;
+  }
+  return Fail(ErrorCode::kConflict, "queue '{}': others keep setting it at the same time; try again", options.queue);
+}
+
+Result<ExitCode> Pause(const Options& options, bool paused) {
+  return SetAnd(options, [paused](QueueSettings& settings) -> Result<void> {
+    settings.paused = paused;
+    return {};
+  });
+}
+
+}  // namespace
+
+ExitCode QueueList(const Options& options) { return Finish(DoQueueList(options)); }
+ExitCode QueueShow(const Options& options) { return Finish(DoQueueShow(options)); }
+ExitCode QueueSet(const Options& options) {
+  return Finish(SetAnd(options, [&](QueueSettings& settings) { return Change(options.queue_flags, settings); }));
+}
+ExitCode QueuePause(const Options& options) { return Finish(Pause(options, true)); }
+ExitCode QueueResume(const Options& options) { return Finish(Pause(options, false)); }
+
+}  // namespace millrace::cli

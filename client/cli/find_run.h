@@ -1,0 +1,26 @@
+// Runs as people name them: by a whole id, by its beginning, or as `last`.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "common/base/result.h"
+#include "common/ledger/ledger.h"
+
+namespace millrace::cli {
+
+// Whether FindRun could mean a run by it. kInvalidArgument otherwise.
+Result<void> CheckRunName(std::string_view text);
+
+// `text`: an id, its first 4 or more hexadecimal digits (with or without hyphens), or "last", the newest run. `pipeline`: only
+// runs of it, empty: of any. kInvalidArgument: not of these forms, or several runs begin so, which the message lists.
+// kNotFound: none.
+Result<RunId> FindRun(Ledger& ledger, std::string_view text, const std::string& pipeline, MonoTime deadline);
+
+// How many characters of these ids tell them apart; at least those that hold their time to the millisecond.
+std::size_t ShortIdLength(const std::vector<RunId>& runs);
+
+}  // namespace millrace::cli

@@ -1,0 +1,190 @@
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <tuple>
+
+#include "common/ledger/sql_ledger.h"
+
+// Unique keys, what is done about dead jobs, and lists of jobs.
+//
+// A unique key is a row of live_unique, inserted like everything else as if it were new: the primary key decides between
+// concurrent submits, and Prune finds out who was first.
+
+namespace millrace::ledger {
+namespace {
+
+constexpr std::uint32_t kListLimitMax = 500;
+constexpr std::int64_t kExpiredPerWrite = 100;  // windows that are over and that nobody asks for again
+
+using UniqueName = std::tuple<std::int64_t, std::string_view, std::string_view>;
+UniqueName NameOf(const JobSpec& job) { return {job.org.value(), job.queue, job.options.unique_key}; }
+bool IsUnique(const JobSpec& job) { return !job.run && !job.options.unique_key.empty(); }
+std::int64_t Number(UniqueUntil until) { return static_cast<std::uint8_t>(until); }
+
+// The columns of a table for a list of rows: what can be large is left out.
+std::string LightColumns(Table table, std::string_view alias) {
+  std::string list;
+  for (const Column& c : DefOf(table).columns) {
+    const bool heavy = c.type == ColumnType::kBytes || c.type == ColumnType::kUuidList;
+    list += (list.empty() ? "" : ", ") + (heavy ? std::string("null") : std::string(alias) + "." + std::string(c.name));
+  }
+  return list;
+}
+
+// The smallest id of a UUIDv7's time or later.
+Uuid FirstIdOf(WallTime time) {
+  Uuid id;
+  const auto ms = static_cast<std::uint64_t>(std::max<std::int64_t>(0, ToUnixMicros(time) / 1000));
+  for (std::size_t i = 0; i < 6; ++i) id.bytes[i] = static_cast<std::uint8_t>(ms >> (40 - 8 * i));
+  return id;
+}
+
+}  // namespace
+
+Result<void> SqlLedger::AddUniqueKeys(const Batch& batch, WriteSet& set, MonoTime deadline) {
+  if (!batch.unique_started.empty())
+    set.others.push_back({"delete from live_unique where job" + store_->In(1) + " and until = $2",
+                          Params().Ids(batch.unique_started).Int(Number(UniqueUntil::kStarted))});
+  if (!batch.outcomes.empty()) {
+    std::vector<Uuid> ended;
+    for (const OutcomeRow* outcome : batch.outcomes)
+      if (!outcome->run) ended.push_back(outcome->report.job.uuid);
+    if (!ended.empty())
+      set.others.push_back({"delete from live_unique where job" + store_->In(1) + " and until <> $2",
+                            Params().Ids(std::move(ended)).Int(Number(UniqueUntil::kWindow))});
+  }
+  std::vector<const JobSpec*> unique;
+  for (const JobSpec* job : batch.jobs)
+    if (IsUnique(*job)) unique.push_back(job);
+  if (unique.empty()) return {};
+  // Everybody locks in the same order.
+  std::ranges::stable_sort(unique, [](const JobSpec* a, const JobSpec* b) { return NameOf(*a) < NameOf(*b); });
+  MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+  bool windows = false;
+  for (const JobSpec* job : unique) {
+    const bool window = job->options.unique_until == UniqueUntil::kWindow;
+    const std::int64_t until =
+        window ? ToUnixMicros(now + job->options.unique_window) : std::numeric_limits<std::int64_t>::max();
+    windows = windows || window;
+    set.others.push_back(
+        {"delete from live_unique where org = $1 and queue = $2 and key = $3 and until_us <= $4",
+         Params().Int(job->org.value()).Text(job->queue).Text(job->options.unique_key).Int(ToUnixMicros(now))});
+    set.others.push_back({"insert into live_unique (org, queue, key, job, until, until_us) values ($1, $2, $3, $4, $5, $6)",
+                          Params()
+                              .Int(job->org.value())
+                              .Text(job->queue)
+                              .Text(job->options.unique_key)
+                              .Id(job->id.uuid)
+                              .Int(Number(job->options.unique_until))
+                              .Int(until)});
+  }
+  if (windows)
+    set.others.push_back(
+        {"delete from live_unique where job in (select u.job from live_unique u where u.until_us <= $1 "
+         "order by u.until_us limit $2) and until_us <= $1",
+         Params().Int(ToUnixMicros(now)).Int(kExpiredPerWrite)});
+  return {};
+}
+
+Result<bool> SqlLedger::PruneUniqueKeys(Batch& batch, MonoTime deadline) {
+  if (std::ranges::none_of(batch.jobs, [](const JobSpec* job) { return IsUnique(*job); })) return false;
+  MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+  std::set<Uuid> ending, starting(batch.unique_started.begin(), batch.unique_started.end());
+  for (const OutcomeRow* outcome : batch.outcomes) ending.insert(outcome->report.job.uuid);
+  std::map<UniqueName, JobId> first;
+  std::vector<const JobSpec*> kept;
+  for (const JobSpec* job : batch.jobs) {
+    if (!IsUnique(*job)) {
+      kept.push_back(job);
+      continue;
+    }
+    MILLRACE_TRY_ASSIGN(
+        const Rows rows,
+        store_->Run("select job, until from live_unique where org = $1 and queue = $2 and key = $3 and until_us > $4",
+                    Params().Int(job->org.value()).Text(job->queue).Text(job->options.unique_key).Int(ToUnixMicros(now)),
+                    deadline));
+    std::optional<JobId> holder;
+    if (!rows.empty()) {
+      const auto until = static_cast<UniqueUntil>(rows[0][1].number);
+      const Uuid id = UuidOf(rows[0][0]);
+      const bool freed = (until != UniqueUntil::kWindow && ending.contains(id)) ||  // in this very transaction
+                         (until == UniqueUntil::kStarted && starting.contains(id));
+      if (!freed) holder = JobId{id};
+    }
+    if (!holder)
+      if (const auto [it, is_first] = first.emplace(NameOf(*job), job->id); !is_first) holder = it->second;
+    if (holder)
+      batch.conflicts.push_back({.job = job->id, .holder = *holder});
+    else
+      kept.push_back(job);
+  }
+  const bool pruned = kept.size() != batch.jobs.size();
+  batch.jobs = std::move(kept);
+  return pruned;
+}
+
+// A dead job that somebody has acted on takes its new job along; a new job that was not accepted takes its action along.
+Result<bool> SqlLedger::PruneDeadActions(Batch& batch, MonoTime deadline) {
+  if (batch.dead_actions.empty()) return false;
+  std::vector<Uuid> ids;
+  for (const DeadActionRow* action : batch.dead_actions) ids.push_back(action->job.uuid);
+  MILLRACE_TRY_ASSIGN(std::set<Uuid> there, Existing(Table::kDeadAction, std::move(ids), deadline));
+  std::set<JobId> dropped, refused;
+  for (const UniqueConflict& conflict : batch.conflicts) refused.insert(conflict.job);
+  const auto gone = std::erase_if(batch.dead_actions, [&](const DeadActionRow* action) {
+    if (action->new_job && refused.contains(*action->new_job)) return true;
+    if (there.insert(action->job.uuid).second) return false;
+    batch.duplicate_actions.push_back(action->job);
+    if (action->new_job) dropped.insert(*action->new_job);
+    return true;
+  });
+  std::erase_if(batch.jobs, [&](const JobSpec* job) { return !job->run && dropped.contains(job->id); });
+  return gone > 0;
+}
+
+Result<RequeueResult> SqlLedger::RequeueDead(const Requeue& requeue, MonoTime deadline) {
+  Batch batch;
+  batch.outbox = batch.jobs_follow_runs = true;
+  if (requeue.run) batch.runs.push_back(&*requeue.run);
+  for (const JobSpec& job : requeue.jobs) batch.jobs.push_back(&job);
+  for (const DeadActionRow& action : requeue.actions) batch.dead_actions.push_back(&action);
+  if (batch.runs.empty() && batch.jobs.empty() && batch.dead_actions.empty()) return RequeueResult{};
+  MILLRACE_TRY(Write(batch, deadline));
+  return RequeueResult{std::move(batch.duplicate_actions), std::move(batch.conflicts)};
+}
+
+Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, MonoTime deadline) {
+  const bool ended = filter.state || filter.open || filter.error_class;
+  std::string where = "j.org = $1";
+  Params params;
+  params.Int(filter.org.value());
+  int next = 2;
+  const auto add = [&](std::string_view condition) { where += " and " + std::string(condition) + std::to_string(next++); };
+  if (filter.before) add("j.job < $"), params.Id(filter.before->uuid);
+  if (filter.since) add("j.job >= $"), params.Id(FirstIdOf(*filter.since));
+  if (filter.queue) add("j.queue = $"), params.Text(*filter.queue);
+  if (filter.kind) add("j.kind = $"), params.Text(*filter.kind);
+  if (filter.error_class) add("o.error_class = $"), params.Text(*filter.error_class);
+  const auto state = filter.open ? std::optional(JobState::kDead) : filter.state;
+  // Written out, so that the index over dead jobs can be used.
+  if (state) where += " and o.state = " + std::to_string(static_cast<int>(*state));
+  if (filter.open) where += " and d.job is null";
+  const std::string sql = "select " + LightColumns(Table::kJob, "j") + ", " + LightColumns(Table::kOutcome, "o") + ", " +
+                          LightColumns(Table::kDeadAction, "d") + " from job j " + (ended ? "" : "left ") +
+                          "join outcome o on o.job = j.job left join dead_action d on d.job = j.job where " + where +
+                          " order by j.job desc limit " + std::to_string(std::clamp(filter.limit, 1u, kListLimitMax));
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(sql, params, deadline));
+  const std::size_t outcome_at = DefOf(Table::kJob).columns.size();
+  const std::size_t action_at = outcome_at + DefOf(Table::kOutcome).columns.size();
+  std::vector<JobSummary> all;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto row = rows[i];
+    JobSummary& job = all.emplace_back();
+    job.spec = JobFrom(row);
+    if (!row[outcome_at].null) job.outcome = OutcomeFrom(row.subspan(outcome_at));
+    if (!row[action_at].null) job.dead_action = DeadActionFrom(row.subspan(action_at));
+  }
+  return all;
+}
+
+}  // namespace millrace::ledger

@@ -1,0 +1,61 @@
+// Settings of queues.
+#include <utility>
+
+#include "common/base/log.h"
+#include "common/ledger/sql_ledger.h"
+
+namespace millrace::ledger {
+
+Result<QueueSettings> SqlLedger::PutQueueSettings(const QueueSettings& settings, std::string_view actor, MonoTime deadline) {
+  MILLRACE_TRY(Validate(settings));
+  MILLRACE_TRY_ASSIGN(const Rows newest,
+                      store_->Run("select coalesce(max(revision), 0) from queue_setting where org = $1 and queue = $2",
+                                  Params().Int(settings.org.value()).Text(settings.queue), deadline));
+  if (newest[0][0].number != settings.revision)
+    return Fail(ErrorCode::kConflict, "queue '{}' is at revision {}, not {}: look at it and set it again", settings.queue,
+                newest[0][0].number, settings.revision);
+  MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
+  MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+  QueueSettingRow row{.settings = settings, .shard = ShardOf(settings.org, shards), .actor = std::string(actor), .at = now};
+  ++row.settings.revision;
+  Batch batch;
+  batch.queue_settings.push_back(&row);
+  MILLRACE_TRY(Write(batch, deadline));
+  return std::move(row.settings);
+}
+
+Result<std::vector<QueueSettings>> SqlLedger::QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
+                                                       MonoTime deadline) {
+  std::string sql = "select " + store_->Columns(Table::kQueueSetting, "q") +
+                    " from queue_setting q where q.revision = (select max(n.revision) from queue_setting n where n.org = q.org "
+                    "and n.queue = q.queue)";
+  Params params;
+  int next = 1;
+  if (org) {
+    sql += " and q.org = $" + std::to_string(next++);
+    params.Int(org->value());
+  }
+  if (shard) {
+    sql += " and q.shard = $" + std::to_string(next++);
+    params.Int(shard->value());
+  }
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(sql + " order by q.org, q.queue", params, deadline));
+  std::vector<QueueSettings> all;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    auto settings = QueueSettingsFrom(rows[i]);
+    if (!settings) {
+      // Of a newer version, or edited behind our back: what they were to limit must not run without limits.
+      LogWarn("{}: the queue is held as if it were paused: set it again", settings.error().message);
+      QueueSettings held;
+      held.org = OrgId{rows[i][0].number};
+      held.queue = rows[i][1].bytes;
+      held.revision = rows[i][2].number;
+      held.paused = true;
+      settings = std::move(held);
+    }
+    all.push_back(std::move(*settings));
+  }
+  return all;
+}
+
+}  // namespace millrace::ledger

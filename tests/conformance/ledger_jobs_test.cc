@@ -1,0 +1,272 @@
+// Unique keys, what is done about dead jobs, and lists of jobs: one suite for both ledgers.
+#include <algorithm>
+#include <set>
+#include <thread>
+
+#include "tests/support/ledger_fixture.h"
+
+namespace millrace {
+namespace {
+
+using testing::kShards;
+using testing::LedgerKind;
+
+class LedgerJobsTest : public testing::LedgerTest {
+ protected:
+  JobSpec Unique(std::string key, UniqueUntil until = UniqueUntil::kEnded, Millis window = Millis{0}) {
+    JobSpec job = Job();
+    job.options.unique_key = std::move(key);
+    job.options.unique_until = until;
+    job.options.unique_window = window;
+    return job;
+  }
+  DeadActionRow Action(const JobSpec& job, DeadAction action, std::optional<JobId> new_job = {}) {
+    return {.job = job.id,
+            .org = job.org,
+            .action = action,
+            .new_job = new_job,
+            .actor = "cli root@host",
+            .reason = "Zürich \"later\"",
+            .at = FromUnixMicros(1'700'000'004'000'001)};
+  }
+  std::vector<JobId> Listed(const JobFilter& filter) {
+    const auto jobs = ledger_->ListJobs(filter, In());
+    EXPECT_TRUE(jobs) << jobs.error().message;
+    std::vector<JobId> ids;
+    if (jobs)
+      for (const JobSummary& job : *jobs) ids.push_back(job.spec.id);
+    return ids;
+  }
+};
+
+TEST_P(LedgerJobsTest, OneBatchGivesAKeyToItsFirstJob) {
+  const ShardHold hold = Own();
+  const JobSpec a = Unique("k"), b = Unique("k"), plain = Job(), c = Unique("k'\\"), d = Unique("k'\\");
+  JobSpec elsewhere = Unique("k");
+  elsewhere.queue = "other";
+  auto batch = BatchOf(hold);
+  batch.jobs = {a, b, plain, c, d, elsewhere};
+  const auto result = Commit(batch);
+  EXPECT_EQ(result.conflicts, (std::vector<UniqueConflict>{{.job = b.id, .holder = a.id}, {.job = d.id, .holder = c.id}}));
+  EXPECT_TRUE(result.duplicate_jobs.empty());
+  EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, b.id, In()));
+  EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, elsewhere.id, In()));
+  const auto again = Commit(batch);
+  EXPECT_EQ(again.duplicate_jobs.size(), 4u) << "the same submit again: duplicates, and the same conflicts";
+  EXPECT_EQ(again.conflicts.size(), 2u);
+  ExpectSound();
+}
+
+TEST_P(LedgerJobsTest, AKeyIsFreedWithTheOutcomeOrTheStartInTheSameTransaction) {
+  const ShardHold hold = Own();
+  const JobSpec ended = Unique("e"), started = Unique("s", UniqueUntil::kStarted), never = Unique("n", UniqueUntil::kStarted);
+  auto batch = BatchOf(hold);
+  batch.jobs = {ended, started, never};
+  EXPECT_TRUE(Commit(batch).conflicts.empty());
+  const JobSpec after_end = Unique("e"), after_start = Unique("s", UniqueUntil::kStarted), after_never = Unique("n");
+  batch = BatchOf(hold);
+  batch.unique_started = {started.id, ended.id};  // the other one is held until it ends
+  Commit(batch);
+  batch = BatchOf(hold);
+  batch.jobs = {after_end, after_start};
+  EXPECT_EQ(Commit(batch).conflicts, (std::vector<UniqueConflict>{{.job = after_end.id, .holder = ended.id}}));
+  batch = BatchOf(hold);
+  batch.outcomes = {Outcome(ended), Outcome(never)};
+  batch.jobs = {after_end, after_never, ended};  // the last is a duplicate: the rows are gone over once more
+  const auto result = Commit(batch);
+  EXPECT_TRUE(result.conflicts.empty()) << "the end and the next submit in one batch";
+  EXPECT_EQ(result.duplicate_jobs, std::vector{ended.id});
+  ExpectSound();
+}
+
+TEST_P(LedgerJobsTest, AWindowEndsByTheLedgersClock) {
+  const JobSpec first = Unique("w", UniqueUntil::kWindow, Millis{60'000}),
+                second = Unique("w", UniqueUntil::kWindow, Millis{60'000});
+  ASSERT_TRUE(ledger_->SubmitJobs(std::span{&first, 1}, In()));
+  const ShardHold hold = Own();
+  auto batch = BatchOf(hold);
+  batch.outcomes = {Outcome(first)};
+  Commit(batch);
+  auto refused = ledger_->SubmitJobs(std::span{&second, 1}, In());
+  ASSERT_TRUE(refused) << refused.error().message;
+  EXPECT_EQ(refused->conflicts, (std::vector<UniqueConflict>{{.job = second.id, .holder = first.id}})) << "ended or not";
+  Raw("update live_unique set until_us = 1");
+  auto accepted = ledger_->SubmitJobs(std::span{&second, 1}, In());
+  ASSERT_TRUE(accepted) << accepted.error().message;
+  EXPECT_TRUE(accepted->conflicts.empty());
+  const auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
+  ASSERT_TRUE(outbox);
+  EXPECT_EQ(outbox->jobs.size(), 1u);
+  ExpectSound();
+}
+
+TEST_P(LedgerJobsTest, OfManyWhoSubmitAtTheSameTimeOneGetsEachKey) {
+  constexpr int kWriters = 4, kRounds = 12, kKeys = 3;
+  std::vector<std::vector<JobSpec>> jobs(kWriters);
+  std::vector<std::unique_ptr<Ledger>> ledgers;
+  for (auto& mine : jobs) {
+    ledgers.push_back(Open());
+    for (int i = 0; i < kRounds * kKeys; ++i) mine.push_back(Unique(fmt::format("key {}", i)));
+  }
+  std::vector<std::vector<UniqueConflict>> conflicts(kWriters);
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t w = 0; w < kWriters; ++w)
+      threads.emplace_back([&, w] {
+        for (std::size_t r = 0; r < kRounds; ++r) {
+          std::vector<JobSpec> batch(jobs[w].begin() + static_cast<std::ptrdiff_t>(r * kKeys),
+                                     jobs[w].begin() + static_cast<std::ptrdiff_t>((r + 1) * kKeys));
+          if (w % 2 == 1) std::ranges::reverse(batch);  // everybody in an order of their own
+          auto done = ledgers[w]->SubmitJobs(batch, clock_.Now() + 30s);
+          ASSERT_TRUE(done) << done.error().message;
+          conflicts[w].insert(conflicts[w].end(), done->conflicts.begin(), done->conflicts.end());
+        }
+      });
+  }
+  std::map<std::string, JobId> holders;
+  std::map<JobId, JobId> refused;
+  for (const auto& all : conflicts)
+    for (const UniqueConflict& c : all) EXPECT_TRUE(refused.emplace(c.job, c.holder).second);
+  for (const auto& mine : jobs)
+    for (const JobSpec& job : mine) {
+      const bool stored = ledger_->GetJob(kDefaultOrg, job.id, In()).has_value();
+      EXPECT_NE(stored, refused.contains(job.id));
+      if (stored) {
+        EXPECT_TRUE(holders.emplace(job.options.unique_key, job.id).second) << "two hold " << job.options.unique_key;
+      }
+    }
+  EXPECT_EQ(holders.size(), static_cast<std::size_t>(kRounds * kKeys));
+  for (const auto& mine : jobs)
+    for (const JobSpec& job : mine)
+      if (refused.contains(job.id)) {
+        EXPECT_EQ(refused.at(job.id), holders.at(job.options.unique_key));
+      }
+  ExpectSound();
+}
+
+TEST_P(LedgerJobsTest, ADeadJobIsRequeuedOrDiscardedOnce) {
+  const ShardHold hold = Own();
+  const JobSpec dead = Job(), other = Job();
+  auto batch = BatchOf(hold);
+  batch.jobs = {dead, other};
+  batch.outcomes = {Outcome(dead, JobState::kDead), Outcome(other, JobState::kDead)};
+  Commit(batch);
+  JobSpec again = Job(), late = Job();
+  again.options.retry_of = late.options.retry_of = dead.id;
+  auto done =
+      ledger_->RequeueDead({.run = {}, .jobs = {again}, .actions = {Action(dead, DeadAction::kRequeued, again.id)}}, In());
+  ASSERT_TRUE(done) << done.error().message;
+  EXPECT_TRUE(done->already_done.empty());
+  done =
+      ledger_->RequeueDead({.run = {},
+                            .jobs = {late},
+                            .actions = {Action(dead, DeadAction::kRequeued, late.id), Action(other, DeadAction::kDiscarded)}},
+                           In());
+  ASSERT_TRUE(done) << done.error().message;
+  EXPECT_EQ(done->already_done, std::vector{dead.id});
+  EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, late.id, In())) << "not repeated twice";
+  const auto detail = ledger_->GetJob(kDefaultOrg, dead.id, In());
+  ASSERT_TRUE(detail && detail->dead_action);
+  EXPECT_EQ(*detail->dead_action, Action(dead, DeadAction::kRequeued, again.id));
+  EXPECT_EQ(detail->outcome->state, JobState::kDead) << "a terminal state never changes";
+  EXPECT_EQ(ledger_->GetJob(kDefaultOrg, other.id, In())->dead_action->action, DeadAction::kDiscarded);
+  const auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
+  ASSERT_TRUE(outbox && outbox->jobs.size() == 1u);
+  EXPECT_EQ(outbox->jobs[0].spec, again);
+  // What repeats a dead job can meet its unique key.
+  const JobSpec holder = Unique("k"), died = Job(), clash = Unique("k");
+  batch = BatchOf(hold);
+  batch.jobs = {holder, died};
+  batch.outcomes = {Outcome(died, JobState::kDead)};
+  Commit(batch);
+  done = ledger_->RequeueDead({.run = {}, .jobs = {clash}, .actions = {Action(died, DeadAction::kRequeued, clash.id)}}, In());
+  ASSERT_TRUE(done) << done.error().message;
+  EXPECT_EQ(done->conflicts, (std::vector<UniqueConflict>{{.job = clash.id, .holder = holder.id}}));
+  EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, died.id, In())->dead_action) << "it is still open";
+  ExpectSound();
+}
+
+TEST_P(LedgerJobsTest, ARunThatRepeatsAnotherComesWithItsJobs) {
+  const ShardHold hold = Own();
+  const RunSpec old = Run(), again = Run();
+  const JobSpec dead = Job(old.id, "a"), one = Job(again.id, "a"), two = Job(again.id, "b");
+  auto batch = BatchOf(hold);
+  batch.runs = {old};
+  batch.jobs = {dead};
+  batch.outcomes = {Outcome(dead, JobState::kDead)};
+  Commit(batch);
+  for (const bool first : {true, false}) {
+    const auto done = ledger_->RequeueDead(
+        {.run = again, .jobs = {one, two}, .actions = {Action(dead, DeadAction::kRequeued, one.id)}}, In());
+    ASSERT_TRUE(done) << done.error().message;
+    EXPECT_EQ(done->already_done.empty(), first) << "an unknown outcome may be asked for again";
+  }
+  const auto run = ledger_->GetRun(kDefaultOrg, again.id, In());
+  ASSERT_TRUE(run && run->jobs.size() == 2u);
+  ExpectSound();
+}
+
+TEST_P(LedgerJobsTest, ListsJobsByFilterAndPage) {
+  const ShardHold hold = Own();
+  auto batch = BatchOf(hold);
+  for (int i = 0; i < 20; ++i) {
+    JobSpec job = Job();
+    job.queue = i % 2 == 0 ? "even" : "odd";
+    job.kind = i % 4 == 0 ? "four" : "other";
+    batch.jobs.push_back(job);
+    if (i >= 15) continue;
+    OutcomeRow outcome = Outcome(job, i < 10 ? JobState::kDead : JobState::kSucceeded);
+    outcome.report.error_class = i < 5 ? "timed_out" : "broke";
+    batch.outcomes.push_back(outcome);
+  }
+  Commit(batch);
+  JobSpec foreign = Job();
+  foreign.org = OrgId{77};
+  ASSERT_TRUE(ledger_->SubmitJobs(std::span{&foreign, 1}, In()));
+  const auto ids = [&](auto keep) {
+    std::vector<JobId> out;
+    for (int i = 19; i >= 0; --i)
+      if (keep(i)) out.push_back(batch.jobs[static_cast<std::size_t>(i)].id);
+    std::ranges::sort(out, std::greater{});
+    return out;
+  };
+  EXPECT_EQ(Listed({}), ids([](int) { return true; })) << "of one org, newest first";
+  JobFilter filter;
+  filter.state = JobState::kDead;
+  EXPECT_EQ(Listed(filter), ids([](int i) { return i < 10; }));
+  filter.queue = "even";
+  filter.kind = "four";
+  filter.error_class = "broke";
+  EXPECT_EQ(Listed(filter), ids([](int i) { return i == 8; }));
+  JobFilter open;
+  open.open = true;
+  open.limit = 3;
+  ASSERT_TRUE(ledger_->RequeueDead({.run = {}, .jobs = {}, .actions = {Action(batch.jobs[4], DeadAction::kDiscarded)}}, In()));
+  std::vector<JobId> paged;
+  for (auto page = Listed(open); !page.empty(); page = Listed(open)) {
+    EXPECT_LE(page.size(), 3u);
+    paged.insert(paged.end(), page.begin(), page.end());
+    open.before = page.back();
+  }
+  EXPECT_EQ(paged, ids([](int i) { return i < 10 && i != 4; }));
+  JobFilter since;
+  since.since = clock_.WallNow() + 1h;
+  EXPECT_TRUE(Listed(since).empty());
+  since.since = clock_.WallNow() - 1h;
+  EXPECT_EQ(Listed(since).size(), 20u);
+  filter = {};
+  filter.state = JobState::kDead;
+  filter.error_class = "timed_out";
+  filter.limit = 1;
+  const auto summary = ledger_->ListJobs(filter, In());
+  ASSERT_TRUE(summary && summary->size() == 1u);
+  EXPECT_EQ(summary->front().outcome->counters, (Counters{4, 2, 1}));
+  EXPECT_EQ(summary->front().outcome->report.signal, 9);
+  EXPECT_TRUE(summary->front().spec.payload.empty()) << "a list carries no payloads";
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, LedgerJobsTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),
+                         [](const auto& i) { return i.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,140 @@
+// What becomes of jobs that fail: crash quarantine, deadlines, lists, requeue, discard, and runs that are retried.
+#include <gmock/gmock.h>
+
+#include "tests/support/cli_runner.h"
+
+namespace millrace::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+class CliJobs : public CliTest {
+ protected:
+  std::string Ids(std::vector<std::string> args) {
+    args.insert(args.end(), {"-q"});
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return result.out;
+  }
+  static std::string Line(std::string text) {
+    if (text.ends_with('\n')) text.pop_back();
+    return text;
+  }
+  bool Ended(const std::string& run) {
+    const auto json = RunJson({"run", "show", run});
+    return json.at("state") == "succeeded" || json.at("state") == "failed";
+  }
+};
+
+TEST_F(CliJobs, ACommandThatKillsItsOwnProcessIsQuarantined) {
+  WritePipeline("crash",
+                "  boom:\n"
+                "    command: [sh, -c, \"echo x >> tries; echo the last words >&2; kill -SEGV $$\"]\n"
+                "    retry: { max_attempts: 50, backoff: fixed, backoff_base: 10ms }\n");
+  const auto run = RunJson({"run", "crash.yaml"}, 1);
+  EXPECT_EQ(ReadAll(dir_ / "tries"), "x\nx\nx\n") << "three times, whatever max_attempts says";
+  EXPECT_EQ(StageOf(run, "boom").at("error_class"), "crash_quarantine");
+  const std::string id = StageOf(run, "boom").at("job");
+  EXPECT_EQ(Ids({"job", "list", "--state", "dead"}), id + "\n");
+  EXPECT_EQ(Ids({"job", "list", "--open", "--error-class", "crash_quarantine", "--since", "1h"}), id + "\n");
+  EXPECT_EQ(Ids({"job", "list", "--state", "dead", "--kind", "stage"}), "");
+  const auto job = RunJson({"job", "show", id});
+  EXPECT_EQ(job.at("state"), "dead");
+  EXPECT_EQ(job.at("deliveries"), 3);
+  EXPECT_EQ(job.at("failures"), 3);
+  EXPECT_EQ(job.at("crashes"), 3);
+  ASSERT_EQ(job.at("attempts").size(), 3u);
+  for (const auto& attempt : job.at("attempts")) {
+    EXPECT_EQ(attempt.at("end"), "crashed");
+    EXPECT_EQ(attempt.at("signal"), SIGSEGV);
+    EXPECT_THAT(attempt.at("log_tail").get<std::string>(), HasSubstr("the last words"));
+  }
+  EXPECT_EQ(job.at("attempts").at(0).at("error_class"), "crashed");
+  EXPECT_EQ(job.at("attempts").at(2).at("error_class"), "crash_quarantine");
+  const CliResult people = Run({"job", "show", id});
+  EXPECT_THAT(people.out, AllOf(HasSubstr("crashes 3"), HasSubstr("signal 11"), HasSubstr("the last words")));
+
+  CliResult result = Run({"job", "requeue", "--error-class", "crash_quarantine", "--dry-run"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("1 job would be requeued"));
+  EXPECT_EQ(Ids({"job", "list", "--open"}), id + "\n") << "a dry run changes nothing";
+  result = Run({"job", "discard", id, "--reason", "known bug"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(Ids({"job", "list", "--open"}), "");
+  EXPECT_EQ(RunJson({"job", "show", id}).at("action").at("reason"), "known bug");
+  result = Run({"job", "requeue", id});
+  EXPECT_EQ(result.code, 1) << "somebody has decided";
+  EXPECT_THAT(result.out, HasSubstr("somebody has acted on it before"));
+  EXPECT_EQ(Run({"job", "requeue"}).code, 2) << "neither ids nor a filter";
+  ExpectSound();
+}
+
+TEST_F(CliJobs, AStagesDeadlineEndsItWhileItRuns) {
+  WritePipeline("late",
+                "  nap:\n"
+                "    command: [sh, -c, \"sleep 30\"]\n"
+                "    deadline: 1s\n"
+                "    retry: { max_attempts: 5, backoff: 10ms }\n");
+  const CliResult result = Run({"run", "late.yaml", "-o", "json"});
+  EXPECT_EQ(result.code, 1);
+  EXPECT_LT(result.wall.count(), 15'000);
+  const auto run = nlohmann::json::parse(result.out);
+  EXPECT_EQ(StageOf(run, "nap").at("error_class"), "deadline_exceeded");
+  ExpectSound();
+}
+
+TEST_F(CliJobs, ADeadJobIsRequeuedAsANewOne) {
+  WritePipeline("flaky", "  gate: { command: [sh, -c, \"test -e open\"], retry: { max_attempts: 1 } }\n");
+  const auto run = RunJson({"run", "flaky.yaml"}, 1);
+  const std::string id = StageOf(run, "gate").at("job");
+  const auto engine = Start({"up", "--log-level", "warn"});
+  Write("open", "");
+  const std::string again = Line(Ids({"job", "requeue", id, "--max-attempts", "2", "--priority", "0"}));
+  ASSERT_NE(again, "");
+  EXPECT_TRUE(Eventually([&] { return RunJson({"job", "show", again}).at("state") == "succeeded"; }));
+  const auto repeated = RunJson({"job", "show", again});
+  EXPECT_EQ(repeated.at("options").at("retry_of"), id);
+  EXPECT_EQ(repeated.at("priority"), 0);
+  EXPECT_EQ(repeated.at("max_attempts"), 2);
+  EXPECT_EQ(RunJson({"job", "show", id}).at("state"), "dead") << "a terminal state never changes";
+  EXPECT_EQ(RunJson({"job", "show", id}).at("action").at("new_job"), again);
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
+}
+
+TEST_F(CliJobs, ARetriedRunRepeatsOnlyWhatFailed) {
+  Write("a.csv", "id,amount\n1,10\n2,20\n");
+  WritePipeline("shop",
+                "  raw: { extract: { from: file, path: a.csv } }\n"
+                "  once: { command: [sh, -c, \"echo x >> onces\"], after: raw }\n"
+                "  l: { load: { from: raw, to: warehouse, table: t } }\n"
+                "  gate: { command: [sh, -c, \"test -e open\"], after: [l, once], retry: { max_attempts: 1 } }\n"
+                "  last: { load: { from: raw, to: warehouse, table: u }, after: gate }\n");
+  const auto failed = RunJson({"run", "shop.yaml"}, 1);
+  const std::string id = failed.at("run");
+  EXPECT_EQ(StageOf(failed, "last").at("state"), "skipped");
+  const auto engine = Start({"up", "--log-level", "warn"});
+  Write("open", "");
+  const std::string again = Line(Ids({"run", "retry", id}));
+  ASSERT_NE(again, "");
+  EXPECT_TRUE(Eventually([&] { return Ended(again); }));
+  const auto run = RunJson({"run", "show", again});
+  EXPECT_EQ(run.at("state"), "succeeded") << run.dump(2);
+  EXPECT_EQ(StageOf(run, "raw").at("already_applied"), true);
+  EXPECT_EQ(StageOf(run, "l").at("already_applied"), true);
+  EXPECT_EQ(StageOf(run, "last").at("already_applied"), false);
+  EXPECT_EQ(ReadAll(dir_ / "onces"), "x\n") << "a command that succeeded has no receipt: it is left out";
+  EXPECT_EQ(Ids({"job", "list", "--open"}), "") << "the dead job was repeated";
+  EXPECT_EQ(Run({"run", "retry", again}).code, 2) << "it succeeded";
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  EXPECT_EQ(Warehouse("select count(*) n from t"), "n\n2\n") << "append, once";
+  EXPECT_EQ(Warehouse("select count(*) n from u"), "n\n2\n");
+  EXPECT_EQ(RunJson({"run", "show", id}).at("state"), "failed");
+  ExpectSound();
+}
+
+}  // namespace
+}  // namespace millrace::testing

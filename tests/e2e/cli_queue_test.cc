@@ -1,0 +1,80 @@
+// millrace queue: settings with and without a broker, pause and resume of what really runs.
+#include <gmock/gmock.h>
+
+#include "tests/support/cli_runner.h"
+
+namespace millrace::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+class CliQueues : public CliTest {};
+
+TEST_F(CliQueues, SettingsAreStoredWithoutABroker) {
+  const CliResult set =
+      Run({"queue",   "set",           "api",  "--concurrency",       "8",       "--key-concurrency", "2",        "--rate",
+           "100/1s",  "--key-rate",    "5/1m", "--key-burst",         "9",       "--order",           "weighted", "--weights",
+           "9,3,2,1", "--max-waiting", "1000", "--max-waiting-bytes", "1000000", "--aging",           "30s"});
+  ASSERT_EQ(set.code, 0) << set.err;
+  EXPECT_THAT(set.err, HasSubstr("within 2 s"));
+  ASSERT_EQ(Run({"queue", "pause", "api"}).code, 0);
+  const auto rows = RunJson({"queue", "show", "api"});
+  ASSERT_EQ(rows.size(), 1u);
+  const auto& row = rows[0];
+  EXPECT_EQ(row["queue"], "api");
+  EXPECT_EQ(row["revision"], 2);
+  EXPECT_EQ(row["paused"], true);
+  EXPECT_EQ(row["concurrency"], 8) << "what was not given stays";
+  EXPECT_EQ(row["key_concurrency"], 2);
+  EXPECT_EQ(row["rate"], "100/1s");
+  EXPECT_EQ(row["key_rate"], "5/1m burst 9");
+  EXPECT_EQ(row["weights"], "9,3,2,1");
+  EXPECT_EQ(row["max_waiting_jobs"], 1000);
+  EXPECT_EQ(row["max_waiting_bytes"], 1'000'000);
+  EXPECT_TRUE(row["ready"].is_null()) << "nobody knows without a broker";
+  ASSERT_EQ(Run({"queue", "set", "api", "--concurrency", "8"}).code, 0);
+  EXPECT_EQ(RunJson({"queue", "list"})[0]["revision"], 2) << "what is so already makes no revision";
+  EXPECT_EQ(Run({"audit", "verify"}).code, 0);
+}
+
+TEST_F(CliQueues, AWrongValueIsNamedAndNothingIsStored) {
+  for (const auto& [flag, value, complaint] :
+       {std::tuple{"--rate", "100", "--rate: '100' is no rate"}, std::tuple{"--rate", "1/2h", "--rate: a period of 7200000 ms"},
+        std::tuple{"--weights", "1,2,3", "--weights '1,2,3': give 4 numbers"},
+        std::tuple{"--order", "fast", "neither strict nor weighted"}, std::tuple{"--aging", "0s", "aging"},
+        std::tuple{"--concurrency", "-1", "--concurrency"}, std::tuple{"--concurrency", "9999999", "concurrency: 9999999"}}) {
+    const CliResult result = Run({"queue", "set", "q", flag, value});
+    EXPECT_EQ(result.code, 2) << flag << " " << value << ": " << result.err;
+    EXPECT_THAT(result.err, HasSubstr(complaint));
+  }
+  EXPECT_EQ(Run({"queue", "show", "q"}).code, 3);
+}
+
+TEST_F(CliQueues, APausedQueueHoldsARunUntilItIsResumed) {
+  Write("a.csv", "id,amount\n1,10\n2,20\n");
+  WritePipeline("small",
+                "  raw: { extract: { from: file, path: a.csv } }\n"
+                "  l: { load: { from: raw, to: warehouse, table: x } }\n");
+  const auto up = Start({"up", "small.yaml"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  const CliResult pause = Run({"queue", "pause", "default"});
+  ASSERT_EQ(pause.code, 0) << pause.err;
+  EXPECT_EQ(pause.err, "") << "through the broker";
+  ASSERT_EQ(Run({"run", "start", "small"}).code, 0);
+  nlohmann::json row;
+  ASSERT_TRUE(Eventually([&] {
+    row = RunJson({"queue", "show", "default"})[0];
+    return row["waiting"] == 1;
+  })) << row.dump();
+  EXPECT_EQ(row["ready"], 1);
+  EXPECT_EQ(row["running"], 0);
+  EXPECT_EQ(row["paused"], true);
+  EXPECT_EQ(Run({"run", "list", "--state", "succeeded", "-q"}).out, "");
+  ASSERT_EQ(Run({"queue", "resume", "default"}).code, 0);
+  EXPECT_TRUE(Eventually([&] { return !Run({"run", "list", "--state", "succeeded", "-q"}).out.empty(); }));
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{20}).code, 0);
+}
+
+}  // namespace
+}  // namespace millrace::testing

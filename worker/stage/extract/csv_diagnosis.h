@@ -1,0 +1,32 @@
+// What is wrong with a CSV file that the engine could not read, in words that name file, line and the option to set.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "common/model/pipeline.h"
+
+namespace millrace {
+
+// The first mistake in the file: "sales.csv:3: 3 fields where the first line has 2". Looks for another encoding, lines that
+// do not have as many fields as the first, and quotes that are never closed; nothing when it finds none of them, the file is
+// compressed, or the mistake is not in its first kDiagnosedBytesMax bytes. REQUIRES: a CSV or TSV format.
+inline constexpr std::size_t kDiagnosedBytesMax = 64u << 20;
+struct CsvProblem {
+  enum class Kind : std::uint8_t { kEncoding, kFields, kQuote };
+  Kind kind = Kind::kFields;
+  std::string message;  // with what to do about it
+};
+std::optional<CsvProblem> FindCsvProblem(const std::string& path, FileFormat format,
+                                         const std::map<std::string, std::string>& options);
+
+// The engine's message without its advice about options that a pipeline file does not have.
+std::string WithoutEngineAdvice(std::string message);
+
+// When the only column of a file has a name like "id;name", the separator it seems to be written with: ';', '\t', '|' or ','.
+std::optional<char> OtherDelimiter(std::string_view only_column, char delimiter);
+
+}  // namespace millrace
