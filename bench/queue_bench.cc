@@ -19,7 +19,7 @@ void Cycle(benchmark::State& state, JobQueue& queue) {
   queue_op::Enqueue put{kShard, kEpoch, {}};
   queue_op::Finish finish{kShard, kEpoch, {}};
   for (int i = 0; i < kBatch; ++i) {
-    QueueEntry entry{.id = {}, .line = "line", .body = std::string(100, 'x'), .run_at = {}};
+    QueueEntry entry{.id = {}, .line = "line", .body = std::string(100, 'x'), .run_at = {}, .expires_at = {}};
     entry.id.uuid.bytes[15] = static_cast<std::uint8_t>(i);
     finish.ids.push_back(entry.id);
     put.entries.push_back(std::move(entry));

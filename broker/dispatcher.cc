@@ -103,15 +103,20 @@ void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n
 
 void Dispatcher::Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at,
                          bool front) {
-  const LineKey key = LineKey::Of(spec);
-  QueueEntry entry{.id = spec.id, .line = key.ToString(), .body = {}, .run_at = {}, .expires_at = {}};
+  line_memo_.Find(spec, Durability::kLedger);
+  EnqueueIn(shard, line_memo_.key(), line_memo_.name(), spec, counters, run_at, front, false);
+}
+
+void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string& name, const JobSpec& spec,
+                           const Counters& counters, std::optional<WallTime> run_at, bool front, bool check) {
+  QueueEntry entry{.id = spec.id, .line = name, .body = {}, .run_at = {}, .expires_at = {}};
   // What is being cancelled is not over before its fence is raised.
   if (const auto end = Cancelling(shard, spec) ? std::nullopt : EndOfWait(spec.options, counters)) {
     entry.expires_at = end->at;
     shard.next_expiry = shard.next_expiry ? std::min(*shard.next_expiry, end->at) : end->at;
   }
-  if (!spec.run) entry.body = EncodeEntry(spec, counters);
-  shard.budgets.Enqueued(key.org, key.queue, spec.payload.size());
+  if (!spec.run) entry.body = EncodeEntry(spec, counters, line, check);
+  shard.budgets.Enqueued(line.org, line.queue, spec.payload.size());
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
     shard.next_due = shard.next_due ? std::min(*shard.next_due, *run_at) : *run_at;
@@ -148,7 +153,7 @@ void Dispatcher::EmitPieces(std::vector<Command>& out) {
 
 void Dispatcher::Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out) {
   const QueueOpId id{++last_op_};
-  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .key = {}, .total = 0, .split = {}});
+  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .key = {}, .total = 0, .split = {}, .submits = {}});
   out.emplace_back(command::Execute{.id = id, .op = std::move(op)});
 }
 
@@ -161,14 +166,19 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     if (shard.phase < Phase::kTaking) continue;
     const ShardId s = shard.hold.shard;
     const Epoch e = shard.hold.epoch;
-    if (!shard.enqueue.empty())
+    if (!shard.enqueue.empty()) {
       Execute(shard, queue_op::Enqueue{.shard = s, .epoch = e, .entries = std::exchange(shard.enqueue, {})}, Op::Kind::kPlain,
               out);
+      ops_.back().submits = std::exchange(shard.enqueue_submits, {});
+      ops_.back().accept_rows = std::exchange(shard.enqueue_rows, 0);
+      ops_.back().accept_bytes = std::exchange(shard.enqueue_bytes, 0);
+    }
     if (!shard.requeue.empty())
       Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.requeue, {})}, Op::Kind::kPlain,
               out);
     if (!shard.finish.empty())
       Execute(shard, queue_op::Finish{.shard = s, .epoch = e, .ids = std::exchange(shard.finish, {})}, Op::Kind::kPlain, out);
+    if (std::exchange(shard.take_again, false)) Execute(shard, queue_op::Take{.shard = s, .epoch = e}, Op::Kind::kTake, out);
     if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && *shard.next_due <= wall_) {
       shard.promoting = true;
       shard.next_due.reset();

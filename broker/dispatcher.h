@@ -3,7 +3,8 @@
 //
 // Rules it keeps whatever happens:
 //   - "accepted" is said only when the ledger has the rows; a job is enqueued after that, and leaves the queue only after its
-//     outcome is durable;
+//     outcome is durable. A job of `durability: redis` is accepted when the queue has it; the ledger has it from its first
+//     attempt that did not succeed on (dispatcher_durability.cc);
 //   - one lease per job, its token greater than any before; a report with another token changes nothing;
 //   - whoever takes a shard forgets nothing of the old owner's: the queue is emptied and built again from the ledger, and
 //     attempts that are still running are told to stop (their tokens are dead already).
@@ -24,10 +25,12 @@
 #include <utility>
 #include <vector>
 
+#include "broker/entry_codec.h"
 #include "broker/events.h"
 #include "broker/line_index.h"
 #include "broker/lines.h"
 #include "broker/queue_budgets.h"
+#include "broker/recent_ids.h"
 #include "broker/run_coordinator.h"
 #include "common/base/random.h"
 
@@ -93,6 +96,7 @@ class Dispatcher {
     bool cut = false;      // its timeout is what was left until the job's deadline
     bool ending = false;   // its end is on the way into the ledger
     bool counted = false;  // against the limits of its queue: what came from a claim is
+    bool kept = false;     // only the queue has it: it came from a kept line
   };
   struct Submit {  // one request of a client, which may touch several shards
     wire::PeerId peer;
@@ -123,7 +127,8 @@ class Dispatcher {
     RunEffects effects;
     std::vector<RunId> outbox_runs;
     std::vector<JobId> outbox_jobs;
-    std::vector<JobId> unleased;  // ended without a lease
+    std::vector<JobId> unleased;                                            // ended without a lease
+    std::vector<std::pair<std::shared_ptr<const JobSpec>, Counters>> lost;  // kept jobs: start again when this is durable
     struct Cancel {
       CancelRow row;
       std::optional<LiveJob> waiting;  // a single job without an attempt when the request was looked at
@@ -133,6 +138,13 @@ class Dispatcher {
     QueueBudgets::Amounts waiting;        // what will wait once it is accepted
     std::size_t accept_rows = 0, accept_bytes = 0;
     std::size_t bytes = 0;  // in rows, about
+  };
+  struct Check {                     // entries of kept lines that wait for what the ledger says of them
+    std::vector<QueueEntry> stayed;  // found in flight by Take
+    std::vector<JobEntry> expired;   // taken out by ExpireDue
+    std::vector<JobEntry> claimed;
+    LineKey key;                                            // of the claim
+    std::vector<std::pair<WorkerId, std::uint32_t>> split;  // of the claim; reserved
   };
   struct Shard {
     ShardHold hold;
@@ -153,12 +165,23 @@ class Dispatcher {
     std::unordered_set<JobId> cancelling, ended_waiting;
     // Those whose fence was asked for while they waited, or perhaps waited: the queue may have them several times.
     std::unordered_set<JobId> ended_fenced;
+    // Single jobs whose end, or whose first row, goes into the ledger while no lease has them: no entry of theirs counts.
+    std::unordered_set<JobId> settling;
     std::map<std::pair<OrgId, std::string>, QueueSettings> queues;  // that were ever set
     bool queues_reading = false;
     QueueBudgets budgets;
     PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<JobId> finish;
+    // Kept lines.
+    std::vector<std::shared_ptr<Submit>> enqueue_submits;  // answered with `enqueue`
+    std::size_t enqueue_rows = 0, enqueue_bytes = 0;
+    std::map<std::uint64_t, Check> checks;
+    std::map<std::string, std::uint64_t> suspects;  // entries at the line's front that may be of an earlier state
+    bool maybe_old = false, due_suspect = false;
+    bool take_again = false;  // after this flush's Requeue and Finish
+    WallTime ready_at{};
+    RecentIds recent{2 * (kFreshIdAge + kFreshIdAhead)};
   };
   struct Op {
     QueueOpId id;
@@ -168,6 +191,8 @@ class Dispatcher {
     LineKey key;                                            // kClaim
     std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
+    std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
+    std::size_t accept_rows = 0, accept_bytes = 0;
   };
   struct Parked {
     wire::PeerId peer;
@@ -199,6 +224,19 @@ class Dispatcher {
   void OnClaimed(Op& op, QueueReply& reply);
   void ClaimedAll(const Op& op, std::size_t claimed);
   void OnPromoted(const Op& op, QueueReply& reply);
+
+  // Jobs that only the queue has: dispatcher_durability.cc
+  void On(event::KnownRead& e);
+  void OnTaken(const Op& op, QueueReply& reply);
+  void AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards);
+  void AnswerKept(Op& op, const Error* error);
+  void FailKept(Shard& shard);
+  void EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check);
+  std::uint64_t TakeSuspects(Shard& shard, const std::string& line, std::uint64_t n);
+  void Ask(Shard& shard, Check check);
+  bool Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept, bool check);
+  bool Leased(const Shard& shard, JobId job) const { return leases_.contains(job) || shard.settling.contains(job); }
+  void KeepSpec(Piece& piece, const JobSpec& spec);
 
   // Ledger: dispatcher_ledger.cc
   void On(event::Committed& e);
@@ -232,7 +270,7 @@ class Dispatcher {
   void EndAttempt(Lease& lease, AttemptReport& report);
   void Lose(JobId job, const std::string& why);
   void LoseWorker(WorkerId worker, const std::string& why);
-  void Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters);
+  void Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
   void RememberEnded(JobId job, Token token);
   void Plan();
   bool PlanFor(Worker& worker, std::uint64_t budget, std::size_t hungry);
@@ -292,7 +330,7 @@ class Dispatcher {
   // What time ends: dispatcher_expiry.cc
   void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
   std::uint32_t TimeoutOf(const JobSpec& spec, bool fence, bool& cut) const;
-  bool EndIfOver(Shard& shard, const JobSpec& spec, const Counters& counters);
+  bool EndIfOver(Shard& shard, const JobSpec& spec, const Counters& counters, bool kept = false);
   void EndOverdueBlocked(Shard& shard);
   void EmitExpire(Shard& shard, std::vector<Command>& out);
   void OnExpired(const Op& op, QueueReply& reply);
@@ -301,6 +339,8 @@ class Dispatcher {
   void On(event::Tick& e);
   void On(event::StopRequested& e);
   void Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at, bool front);
+  void EnqueueIn(Shard& shard, const LineKey& line, const std::string& name, const JobSpec& spec, const Counters& counters,
+                 std::optional<WallTime> run_at, bool front, bool check);
   void EnqueueRunJob(Shard& shard, JobId job);
   void AddReady(Shard& shard, const std::string& line, std::uint64_t n);
   void EmitPieces(std::vector<Command>& out);
@@ -320,6 +360,7 @@ class Dispatcher {
 
   std::map<ShardId, Shard> shards_;
   LineIndex lines_;
+  LineMemo line_memo_;
   std::unordered_map<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;
   WorkerId plan_from_;        // round robin over workers
@@ -330,7 +371,7 @@ class Dispatcher {
 
   std::map<PieceId, Piece> pieces_;
   std::vector<PieceId> open_pieces_;
-  std::uint64_t last_piece_ = 0, last_op_ = 0;
+  std::uint64_t last_piece_ = 0, last_op_ = 0, last_check_ = 0;
   QueueMemory queue_memory_;
   std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;

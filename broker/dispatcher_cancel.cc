@@ -69,7 +69,7 @@ void Dispatcher::On(event::StatesRead& e) {
 // A single job without a sink that waits in the queue, or is on its way there, ends with its request. Its entry stays in the
 // queue until somebody claims it.
 bool Dispatcher::EndWaitingJob(Shard& shard, Piece& piece, const LiveJob& job) {
-  if (leases_.contains(job.spec.id) || job.spec.options.has_sink || shard.cancelling.contains(job.spec.id)) return false;
+  if (Leased(shard, job.spec.id) || job.spec.options.has_sink || shard.cancelling.contains(job.spec.id)) return false;
   if (!shard.ended_waiting.insert(job.spec.id).second) return true;
   piece.rows.outcomes.push_back(
       UnrunOutcome(job.spec, job.counters, JobState::kCancelled, "cancelled", "cancelled before it started"));
@@ -170,7 +170,7 @@ void Dispatcher::EndStopped(Shard& shard, const JobSpec& spec, const Counters& c
 // A single job whose cancel request is in the ledger: found by a rebuild, or put there by somebody else.
 void Dispatcher::CancelStored(Shard& shard, const LiveJob& job) {
   const JobId id = job.spec.id;
-  if (shard.ended_waiting.contains(id) || shard.ended_fenced.contains(id)) return;
+  if (shard.ended_waiting.contains(id) || shard.ended_fenced.contains(id) || shard.settling.contains(id)) return;
   const bool first = shard.cancelling.insert(id).second;
   if (leases_.contains(id)) return StopAttempt(id);
   // Whether an attempt ran under a former owner is not known, nor whether the queue has it already: it does no harm twice.

@@ -171,9 +171,14 @@ void Dispatcher::OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m) {
   submit->peer = peer;
   submit->request = m.request;
   std::set<PieceId> pieces;
-  for (JobSpec& job : m.jobs) AcceptJob(std::move(job), submit, pieces);
-  submit->pieces = pieces.size();
-  if (pieces.empty()) FinishSubmit(*submit);
+  std::set<ShardId> kept;
+  for (JobSpec& job : m.jobs)
+    if (job.options.durability == Durability::kRedis)
+      AcceptKept(job, submit, kept);
+    else
+      AcceptJob(std::move(job), submit, pieces);
+  submit->pieces = pieces.size() + kept.size();
+  if (submit->pieces == 0) FinishSubmit(*submit);
 }
 
 void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
@@ -183,6 +188,9 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
   if (valid) valid = CheckName("pipeline", m.run.pipeline, kNameBytesMax);
   for (std::size_t i = 0; valid && i < m.jobs.size(); ++i) {
     valid = CheckJob(m.jobs[i]);
+    if (valid && m.jobs[i].options.durability == Durability::kRedis)
+      valid = Fail(ErrorCode::kInvalidArgument,
+                   "jobs[{}]: durability redis is for single jobs: those of a run are in the ledger", i);
     if (m.jobs[i].submitted_at == WallTime{}) m.jobs[i].submitted_at = wall_;
   }
   if (!valid) return Problem(peer, m.request, "invalid_argument", valid.error().message);

@@ -42,7 +42,7 @@ std::uint32_t Dispatcher::TimeoutOf(const JobSpec& spec, bool fence, bool& cut) 
 }
 
 // Ends a job that waits, if its time has come: the outcome is written, and it leaves the queue when that is durable.
-bool Dispatcher::EndIfOver(Shard& shard, const JobSpec& spec, const Counters& counters) {
+bool Dispatcher::EndIfOver(Shard& shard, const JobSpec& spec, const Counters& counters, bool kept) {
   const auto end = EndOfWait(spec.options, counters);
   if (!end || end->at > wall_ || Cancelling(shard, spec)) return false;
   const bool expired = end->state == JobState::kExpired;
@@ -51,6 +51,8 @@ bool Dispatcher::EndIfOver(Shard& shard, const JobSpec& spec, const Counters& co
                                   : fmt::format("its deadline was {}; it waited for {}", ToRfc3339(end->at),
                                                 counters.failures > 0 ? "its next attempt" : "its first attempt");
   piece.unleased.push_back(spec.id);
+  if (!spec.run) shard.settling.insert(spec.id);
+  if (kept) KeepSpec(piece, spec);
   piece.rows.outcomes.push_back(
       UnrunOutcome(spec, counters, end->state, expired ? kErrorExpired : kErrorDeadlineExceeded, why));
   if (spec.run) AppendEffects(shard, piece, shard.runs.JobOver(spec.id, end->state, why));
@@ -80,9 +82,14 @@ void Dispatcher::OnExpired(const Op& op, QueueReply& reply) {
   shard.expiring = false;
   if (reply.next_due) shard.next_expiry = shard.next_expiry ? std::min(*shard.next_expiry, *reply.next_due) : *reply.next_due;
   for (const LineCount& lost : reply.lost) lines_.Forget(shard.hold.shard, lost.line, lost.count, now_);
+  Check doubtful;  // where in its line an entry was is not known, so neither whether it is of an earlier state
   for (const QueueEntry& entry : reply.claimed) {
-    if (const auto key = LineKey::Parse(entry.line)) shard.budgets.Claimed(key->org, key->queue, std::nullopt);
-    if (leases_.contains(entry.id) || EndedWhileWaiting(shard, entry.id)) continue;  // it runs already, or has ended
+    const auto key = LineKey::Parse(entry.line);
+    if (!key) return TakeAnew(shard, key.error().message);
+    shard.budgets.Claimed(key->org, key->queue, std::nullopt);
+    const bool kept = key->durability == Durability::kRedis;
+    // It runs already, or has ended.
+    if (Leased(shard, entry.id) || (!kept && EndedWhileWaiting(shard, entry.id))) continue;
     JobEntry waiting;
     if (const RunCoordinator::Job* job = entry.body.empty() ? shard.runs.Find(entry.id) : nullptr) {
       if (IsTerminal(job->state)) {
@@ -93,14 +100,17 @@ void Dispatcher::OnExpired(const Op& op, QueueReply& reply) {
     } else if (entry.body.empty()) {
       shard.finish.push_back(entry.id);
       continue;
-    } else if (auto decoded = DecodeEntry(entry.body)) {
+    } else if (auto decoded = DecodeEntry(entry.body, entry.id, *key)) {
       waiting = std::move(*decoded);
     } else {
       return TakeAnew(shard, decoded.error().message);
     }
-    if (!EndIfOver(shard, waiting.spec, waiting.counters))  // the clock was set back
+    if (kept)
+      doubtful.expired.push_back(std::move(waiting));
+    else if (!EndIfOver(shard, waiting.spec, waiting.counters))  // the clock was set back
       Enqueue(shard, waiting.spec, waiting.counters, std::nullopt, true);
   }
+  if (!doubtful.expired.empty()) Ask(shard, std::move(doubtful));
 }
 
 }  // namespace millrace

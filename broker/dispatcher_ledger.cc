@@ -123,6 +123,8 @@ void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates
     if (duplicates.jobs.contains(job.id) || duplicates.conflicts.contains(job.id)) continue;
     if (job.run) {
       of_run[*job.run].push_back(std::move(job));
+    } else if (job.options.durability == Durability::kRedis) {
+      continue;  // its spec came with an attempt: see dispatcher_durability.cc
     } else if (Shard* shard = current(job.org)) {
       Enqueue(*shard, job, Counters{}, job.run_at, false);
     }
@@ -155,7 +157,12 @@ void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
   for (const Piece::Cancel& cancel : piece.cancels)
     CancelDurable(*shard, cancel);  // before the endings: what failed is not retried
   for (const Ending& ending : piece.endings) EndingDurable(*shard, ending);
+  for (const auto& [spec, counters] : piece.lost) {
+    shard->settling.erase(spec->id);
+    Enqueue(*shard, *spec, counters, std::nullopt, true);
+  }
   for (const JobId& job : piece.unleased) {
+    shard->settling.erase(job);
     shard->finish.push_back(job);
     shard->runs.Show(job);
   }

@@ -89,10 +89,11 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
   const auto key = LineKey::Parse(op.line);
   if (!key) return TakeAnew(shard, key.error().message);
   const bool reached = workers_.empty() || Covered(key->root);  // somebody came meanwhile
+  const bool kept = key->durability == Durability::kRedis;
   const std::string reason = fmt::format("no connected worker reaches '{}': {}", key->root, RootsOfWorkers());
   for (const QueueEntry& claimed : reply.claimed) {
     shard.budgets.Claimed(key->org, key->queue, std::nullopt);
-    if (leases_.contains(claimed.id) || EndedWhileWaiting(shard, claimed.id)) continue;
+    if (Leased(shard, claimed.id) || (!kept && EndedWhileWaiting(shard, claimed.id))) continue;
     RunCoordinator::Job* job = claimed.body.empty() ? shard.runs.Find(claimed.id) : nullptr;
     if (claimed.body.empty() && (job == nullptr || IsTerminal(job->state))) {
       shard.finish.push_back(claimed.id);
@@ -101,19 +102,24 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
     JobEntry entry;
     if (job != nullptr) {
       entry = {.spec = *job->spec, .counters = job->counters};
-    } else if (auto decoded = DecodeEntry(claimed.body)) {
+    } else if (auto decoded = DecodeEntry(claimed.body, claimed.id, *key)) {
       entry = std::move(*decoded);
     } else {
       return TakeAnew(shard, decoded.error().message);
     }
     if (reached) {
-      Enqueue(shard, entry.spec, entry.counters, std::nullopt, true);
+      if (kept)
+        EnqueueKept(shard, entry.spec, std::nullopt, true, entry.check);
+      else
+        Enqueue(shard, entry.spec, entry.counters, std::nullopt, true);
       continue;
     }
     Piece& piece = OpenPiece(shard, shard.progress_piece);
     OutcomeRow row = UnrunOutcome(entry.spec, entry.counters, JobState::kDead, "unreachable_input", reason);
     piece.unleased.push_back(claimed.id);
     if (shard.cancelling.erase(claimed.id) > 0) shard.ended_fenced.insert(claimed.id);
+    if (job == nullptr) shard.settling.insert(claimed.id);
+    if (kept) KeepSpec(piece, entry.spec);
     if (job != nullptr) AppendEffects(shard, piece, shard.runs.JobUnplaceable(claimed.id, reason));
     piece.rows.outcomes.push_back(std::move(row));
   }

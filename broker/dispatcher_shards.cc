@@ -25,7 +25,8 @@ void Dispatcher::On(event::ShardTaken& e) {
                   .line = {},
                   .key = {},
                   .total = 0,
-                  .split = {}});
+                  .split = {},
+                  .submits = {}});
   takes_.push_back({.id = ops_.back().id, .op = queue_op::Take{.shard = e.hold.shard, .epoch = e.hold.epoch}});
 }
 
@@ -79,6 +80,7 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
   });
   std::erase_if(doomed_, [&](const ClaimPlan& plan) { return plan.shard == id; });
   if (shard.phase >= Phase::kTaking) LogInfo("shard {}: epoch {} is over: {}", id.value(), shard.hold.epoch.value(), reason);
+  FailKept(shard);
   lines_.DropShard(id);
   const ShardHold hold = shard.hold;
   shard = Shard{};
@@ -129,6 +131,7 @@ void Dispatcher::On(event::LiveJobsRead& e) {
 
 void Dispatcher::BecomeReady(Shard& shard) {
   shard.phase = Phase::kReady;
+  shard.ready_at = wall_;
   LogInfo("shard {}: ready in epoch {}, {} runs, {} single jobs", shard.hold.shard.value(), shard.hold.epoch.value(),
           shard.runs.size(), shard.restored_jobs.size());
   for (const auto& [line, n] : std::exchange(shard.held_lines, {})) AddReady(shard, line, n);
@@ -220,6 +223,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       // A worker that was lost and came back meanwhile has made fewer promises than this one.
       if (it != workers_.end()) it->second.reserved -= std::min(it->second.reserved, n);
     }
+    if (!op.submits.empty()) AnswerKept(op, result ? nullptr : &result.error());
     if (!result) {
       QueueFailed(op, result.error());
       continue;
@@ -227,11 +231,7 @@ void Dispatcher::On(event::QueueReplies& e) {
     Shard* shard = Current(op.hold);
     if (shard == nullptr) continue;
     switch (op.kind) {
-      case Op::Kind::kTake:
-        shard->phase = Phase::kReadingRuns;
-        ReadQueueSettings(*shard, true);  // answered first: nothing starts before its limits are known
-        ToLedger(command::ReadLiveRuns{.hold = op.hold, .after = std::nullopt});
-        break;
+      case Op::Kind::kTake: OnTaken(op, *result); break;
       case Op::Kind::kPlain: break;
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;
@@ -268,10 +268,15 @@ void Dispatcher::ClaimedAll(const Op& op, std::size_t claimed) {
 void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   ClaimedAll(op, reply.claimed.size());
+  const bool kept = op.key.durability == Durability::kRedis;
+  std::uint64_t suspects = kept ? TakeSuspects(*shard, op.line, reply.claimed.size()) : 0;
   std::uint64_t started = 0;
+  Check doubtful;
   for (auto& [id, line, body, run_at, expires_at] : reply.claimed) {
+    const bool suspect = suspects > 0 && suspects-- > 0;
     const auto left = [&](std::optional<std::size_t> bytes) { shard->budgets.Claimed(op.key.org, op.key.queue, bytes); };
-    if (leases_.contains(id) || EndedWhileWaiting(*shard, id)) {  // the queue had it twice, or it ended meanwhile
+    // The queue had it twice, or it ended meanwhile. Of what is cancelled nothing is in a kept line.
+    if (Leased(*shard, id) || (!kept && EndedWhileWaiting(*shard, id))) {
       left(std::nullopt);
       continue;
     }
@@ -287,36 +292,38 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       spec = job->spec;
       counters = job->counters;
     } else {
-      auto entry = DecodeEntry(body);
+      auto entry = DecodeEntry(body, id, op.key);
       if (!entry) {
         TakeAnew(*shard, entry.error().message);
         return;
+      }
+      if (kept && (suspect || entry->check)) {
+        left(entry->spec.payload.size());
+        doubtful.claimed.push_back(std::move(*entry));
+        continue;
       }
       spec = std::make_shared<const JobSpec>(std::move(entry->spec));
       counters = entry->counters;
     }
     left(spec->payload.size());
-    if (!spec->run && shard->cancelling.contains(id) && !spec->options.has_sink) {
-      EndStopped(*shard, *spec, counters, "cancelled");
-      continue;
-    }
-    if (EndIfOver(*shard, *spec, counters)) continue;
-    if (Worker* worker = NextTaker(op)) {
-      ++started;
-      Grant(*shard, *worker, std::move(spec), counters);
-      leases_.at(id).counted = true;
-    } else {
-      Enqueue(*shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
-    }
+    if (Deliver(*shard, op, std::move(spec), counters, kept, false)) ++started;
   }
-  lines_.GiveBack(op.key, op.total - started, now_);
+  lines_.GiveBack(op.key, op.total - started - doubtful.claimed.size(), now_);
   plan_needed_ = true;
+  if (!doubtful.claimed.empty()) {
+    doubtful.key = std::move(op.key);
+    doubtful.split = std::move(op.split);
+    Ask(*shard, std::move(doubtful));
+  }
 }
 
 void Dispatcher::OnPromoted(const Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
   shard->promoting = false;
-  for (const LineCount& gained : reply.promoted) AddReady(*shard, gained.line, gained.count);
+  for (const LineCount& gained : reply.promoted) {
+    AddReady(*shard, gained.line, gained.count);
+    if (shard->due_suspect && IsKeptLine(gained.line)) shard->suspects[gained.line] = UINT64_MAX;
+  }
   if (reply.next_due) shard->next_due = shard->next_due ? std::min(*shard->next_due, *reply.next_due) : *reply.next_due;
 }
 

@@ -156,6 +156,7 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   if (report.worker.empty()) report.worker = worker.name;
   Piece& piece = OpenPiece(shard, shard.progress_piece);
   piece.bytes += report.result.size() + report.log_tail.size();
+  if (lease.kept && verdict.terminal != JobState::kSucceeded) KeepSpec(piece, spec);
   Ending ending{.job = spec.id, .token = lease.token, .verdict = verdict, .run_at = std::nullopt};
   if (verdict.terminal) {
     if (spec.run) {
@@ -184,7 +185,8 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   piece.endings.push_back(std::move(ending));
 }
 
-// The job starts elsewhere at once; its row need not be durable first, because the next token is greater anyway.
+// The job starts elsewhere at once; its row need not be durable first, because the next token is greater anyway. One that only
+// the queue has becomes the ledger's first.
 void Dispatcher::Lose(JobId id, const std::string& why) {
   auto node = leases_.extract(id);
   const Lease& lease = node.mapped();
@@ -206,8 +208,15 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
     worker->second.leases.erase(id);
     if (!lease.listed && worker->second.granted > 0) --worker->second.granted;  // it never took this one
   }
-  OpenPiece(shard, shard.progress_piece).rows.attempts.push_back(std::move(row));
+  Piece& piece = OpenPiece(shard, shard.progress_piece);
+  piece.rows.attempts.push_back(std::move(row));
   EndLease(lease);
+  if (lease.kept) {
+    shard.settling.insert(id);
+    KeepSpec(piece, *lease.spec);
+    piece.lost.emplace_back(lease.spec, verdict.counters);
+    return;
+  }
   const bool cancelling = Cancelling(shard, *lease.spec);
   if (lease.spec->run) {
     RunCoordinator::Job* job = shard.runs.Find(id);
@@ -232,7 +241,7 @@ void Dispatcher::LoseWorker(WorkerId id, const std::string& why) {
 
 void Dispatcher::OnGoodbye(const wire::Goodbye& m) { LoseWorker(m.worker, "the worker said goodbye"); }
 
-void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters) {
+void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept) {
   const JobId id = spec->id;
   MILLRACE_CHECK(shard.dispatches < UINT32_MAX, "shard {}: tokens of epoch {} are used up", shard.hold.shard.value(),
                  shard.hold.epoch.value());
@@ -267,7 +276,8 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
                                             .worker = worker.id,
                                             .counted_at = now_,
                                             .fence = fence,
-                                            .cut = cut})
+                                            .cut = cut,
+                                            .kept = kept})
                          .second;
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
 }

@@ -1,7 +1,6 @@
 #include "broker/entry_codec.h"
 
-#include <cstring>
-#include <type_traits>
+#include <limits>
 #include <utility>
 
 #include "common/model/job_options.h"
@@ -9,22 +8,37 @@
 namespace millrace {
 namespace {
 
-constexpr char kEntryVersion = 2;
+constexpr char kEntryVersion = 3;
+
+// Which fields follow, in this order. Never renumber, never reuse.
+enum Field : std::uint64_t {
+  kCheck = 1 << 0,  // no bytes
+  kAttempts = 1 << 1,
+  kTimeout = 1 << 2,
+  kRunAt = 1 << 3,
+  kCounters = 1 << 4,
+  kBackoff = 1 << 5,
+  kOptions = 1 << 6,
+  kStage = 1 << 7,
+  kEffect = 1 << 8,
+  kQueue = 1 << 9,  // queue, priority, root and kind, where the line's are not the job's
+  kKnown = (1 << 10) - 1,
+};
 
 class Writer {
  public:
-  template <class T>
-  void Int(T value) {
-    static_assert(std::is_integral_v<T>);
-    char raw[sizeof(T)];
-    std::memcpy(raw, &value, sizeof(T));
-    bytes_.append(raw, sizeof(T));
+  void Int(std::uint64_t value) {
+    for (; value >= 0x80; value >>= 7) bytes_ += static_cast<char>(value | 0x80);
+    bytes_ += static_cast<char>(value);
+  }
+  void Signed(std::int64_t value) {  // zigzag
+    Int((static_cast<std::uint64_t>(value) << 1) ^ static_cast<std::uint64_t>(value >> 63));
   }
   void Text(std::string_view text) {
-    Int(static_cast<std::uint32_t>(text.size()));
+    Int(text.size());
     bytes_.append(text);
   }
-  void Id(const Uuid& id) { bytes_.append(id.AsBytes()); }
+  void Byte(char c) { bytes_ += c; }
   void Reserve(std::size_t n) { bytes_.reserve(n); }
   std::string Take() { return std::move(bytes_); }
 
@@ -35,19 +49,29 @@ class Writer {
 class Reader {
  public:
   explicit Reader(std::string_view bytes) : bytes_(bytes) {}
-  template <class T>
-  T Int() {
-    T value{};
-    if (bytes_.size() < sizeof(T)) {
-      ok_ = false;
-      return value;
+  std::uint64_t Int() {
+    std::uint64_t value = 0;
+    for (unsigned shift = 0; shift < 64 && !bytes_.empty(); shift += 7) {
+      const auto byte = static_cast<unsigned char>(bytes_.front());
+      bytes_.remove_prefix(1);
+      value |= std::uint64_t{byte & 0x7fU} << shift;
+      if (byte < 0x80) return value;
     }
-    std::memcpy(&value, bytes_.data(), sizeof(T));
-    bytes_.remove_prefix(sizeof(T));
-    return value;
+    ok_ = false;
+    return 0;
+  }
+  std::int64_t Signed() {
+    const std::uint64_t raw = Int();
+    return static_cast<std::int64_t>((raw >> 1) ^ (~(raw & 1) + 1));
+  }
+  template <class T>
+  T Small() {  // kCorrupt in the end when it does not fit
+    const std::uint64_t value = Int();
+    if (value > static_cast<std::uint64_t>(std::numeric_limits<T>::max())) ok_ = false;
+    return static_cast<T>(value);
   }
   std::string Text() {
-    const auto size = Int<std::uint32_t>();
+    const std::uint64_t size = Int();
     if (!ok_ || bytes_.size() < size) {
       ok_ = false;
       return {};
@@ -56,16 +80,6 @@ class Reader {
     bytes_.remove_prefix(size);
     return text;
   }
-  Uuid Id() {
-    Uuid id;
-    if (bytes_.size() < id.bytes.size()) {
-      ok_ = false;
-      return id;
-    }
-    std::memcpy(id.bytes.data(), bytes_.data(), id.bytes.size());
-    bytes_.remove_prefix(id.bytes.size());
-    return id;
-  }
   bool Done() const { return ok_ && bytes_.empty(); }
 
  private:
@@ -73,64 +87,110 @@ class Reader {
   bool ok_ = true;
 };
 
+// A kept line says the class, every line the limit key; what is left of the options is usually nothing.
+std::string OptionsBeside(const JobOptions& options, const LineKey& line) {
+  static const JobOptions kDefaults;
+  if (options == kDefaults) return {};
+  JobOptions rest = options;
+  if (line.durability == Durability::kRedis) rest.durability = Durability::kLedger;
+  if (rest.limit_key == line.limit_key) rest.limit_key.clear();
+  return rest == kDefaults ? std::string() : ToJson(rest);
+}
+
+// Microseconds between two times of any value, and back.
+std::int64_t Between(WallTime from, WallTime to) {
+  return static_cast<std::int64_t>(static_cast<std::uint64_t>(ToUnixMicros(to)) -
+                                   static_cast<std::uint64_t>(ToUnixMicros(from)));
+}
+WallTime After(WallTime from, std::int64_t us) {
+  return FromUnixMicros(
+      static_cast<std::int64_t>(static_cast<std::uint64_t>(ToUnixMicros(from)) + static_cast<std::uint64_t>(us)));
+}
+
 }  // namespace
 
-std::string EncodeEntry(const JobSpec& spec, const Counters& counters) {
+std::string EncodeEntry(const JobSpec& spec, const Counters& counters, const LineKey& line, bool check) {
+  static const JobSpec kDefaults;
+  const RetryPolicy& retry = spec.retry;
+  const std::string options = OptionsBeside(spec.options, line);
+  std::uint64_t fields = 0;
+  if (check) fields |= kCheck;
+  if (retry.max_attempts != kDefaults.retry.max_attempts) fields |= kAttempts;
+  if (retry.backoff_base != kDefaults.retry.backoff_base || retry.backoff_cap != kDefaults.retry.backoff_cap)
+    fields |= kBackoff;
+  if (spec.timeout.count() != 0) fields |= kTimeout;
+  if (spec.run_at) fields |= kRunAt;
+  if (counters != Counters{}) fields |= kCounters;
+  if (!options.empty()) fields |= kOptions;
+  if (!spec.stage.empty()) fields |= kStage;
+  if (!spec.effect.empty()) fields |= kEffect;
+  if (spec.queue != line.queue || spec.priority != line.priority || spec.root != line.root || spec.kind != line.kind)
+    fields |= kQueue;
+
   Writer w;
-  w.Reserve(spec.payload.size() + spec.kind.size() + spec.queue.size() + spec.effect.size() + spec.root.size() + 128);
-  w.Int(kEntryVersion);
-  w.Id(spec.id.uuid);
-  w.Int(spec.org.value());
-  w.Text(spec.stage);
-  w.Text(spec.kind);
-  w.Text(spec.queue);
-  w.Int(static_cast<std::int32_t>(spec.priority));
+  w.Reserve(spec.payload.size() + options.size() + 24);
+  w.Byte(kEntryVersion);
+  w.Int(fields);
+  w.Signed(Between(TimeOf(spec.id.uuid), spec.submitted_at));
+  if ((fields & kAttempts) != 0) w.Signed(retry.max_attempts);
+  if ((fields & kTimeout) != 0) w.Signed(spec.timeout.count());
+  if ((fields & kRunAt) != 0) w.Signed(ToUnixMicros(*spec.run_at));
+  if ((fields & kCounters) != 0) w.Int(counters.deliveries), w.Int(counters.failures), w.Int(counters.crashes);
+  if ((fields & kBackoff) != 0) w.Signed(retry.backoff_base.count()), w.Signed(retry.backoff_cap.count());
+  if ((fields & kOptions) != 0) w.Text(options);
+  if ((fields & kStage) != 0) w.Text(spec.stage);
+  if ((fields & kEffect) != 0) w.Text(spec.effect);
+  if ((fields & kQueue) != 0) w.Text(spec.queue), w.Signed(spec.priority), w.Text(spec.root), w.Text(spec.kind);
   w.Text(spec.payload);
-  w.Text(spec.effect);
-  w.Text(spec.root);
-  w.Int(static_cast<std::int32_t>(spec.retry.max_attempts));
-  w.Int(static_cast<std::int64_t>(spec.retry.backoff_base.count()));
-  w.Int(static_cast<std::int64_t>(spec.retry.backoff_cap.count()));
-  w.Int(static_cast<std::int64_t>(spec.timeout.count()));
-  w.Int(static_cast<std::uint8_t>(spec.run_at.has_value()));
-  w.Int(spec.run_at ? ToUnixMicros(*spec.run_at) : std::int64_t{0});
-  w.Int(ToUnixMicros(spec.submitted_at));
-  w.Text(ToJson(spec.options));
-  w.Int(counters.deliveries);
-  w.Int(counters.failures);
-  w.Int(counters.crashes);
   return w.Take();
 }
 
-Result<JobEntry> DecodeEntry(std::string_view bytes) {
-  Reader r(bytes);
-  if (r.Int<char>() != kEntryVersion) return Fail(ErrorCode::kCorrupt, "queue entry: not version {}", int{kEntryVersion});
+Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const LineKey& line) {
+  if (bytes.empty() || bytes.front() != kEntryVersion)
+    return Fail(ErrorCode::kCorrupt, "queue entry {}: not version {}", id.ToString(), int{kEntryVersion});
+  Reader r(bytes.substr(1));
   JobEntry entry;
   JobSpec& spec = entry.spec;
-  spec.id = JobId{r.Id()};
-  spec.org = OrgId{r.Int<std::int64_t>()};
-  spec.stage = r.Text();
-  spec.kind = r.Text();
-  spec.queue = r.Text();
-  spec.priority = r.Int<std::int32_t>();
-  spec.payload = r.Text();
-  spec.effect = r.Text();
-  spec.root = r.Text();
-  spec.retry.max_attempts = r.Int<std::int32_t>();
-  spec.retry.backoff_base = Millis{r.Int<std::int64_t>()};
-  spec.retry.backoff_cap = Millis{r.Int<std::int64_t>()};
-  spec.timeout = Millis{r.Int<std::int64_t>()};
-  const bool has_run_at = r.Int<std::uint8_t>() != 0;
-  const auto run_at_us = r.Int<std::int64_t>();
-  if (has_run_at) spec.run_at = FromUnixMicros(run_at_us);
-  spec.submitted_at = FromUnixMicros(r.Int<std::int64_t>());
-  if (const std::string text = r.Text(); !text.empty()) {
-    MILLRACE_TRY_ASSIGN(spec.options, JobOptionsFromJson(text));
+  const std::uint64_t fields = r.Int();
+  const auto has = [fields](Field field) { return (fields & field) != 0; };
+  spec.id = id;
+  spec.org = line.org;
+  spec.submitted_at = After(TimeOf(id.uuid), r.Signed());
+  entry.check = has(kCheck);
+  if (has(kAttempts)) spec.retry.max_attempts = static_cast<int>(r.Signed());
+  if (has(kTimeout)) spec.timeout = Millis{r.Signed()};
+  if (has(kRunAt)) spec.run_at = FromUnixMicros(r.Signed());
+  if (has(kCounters)) {
+    entry.counters.deliveries = r.Small<std::uint32_t>();
+    entry.counters.failures = r.Small<std::uint32_t>();
+    entry.counters.crashes = r.Small<std::uint32_t>();
   }
-  entry.counters.deliveries = r.Int<std::uint32_t>();
-  entry.counters.failures = r.Int<std::uint32_t>();
-  entry.counters.crashes = r.Int<std::uint32_t>();
-  if (!r.Done()) return Fail(ErrorCode::kCorrupt, "queue entry: {} bytes do not make a job", bytes.size());
+  if (has(kBackoff)) {
+    spec.retry.backoff_base = Millis{r.Signed()};
+    spec.retry.backoff_cap = Millis{r.Signed()};
+  }
+  const std::string options = has(kOptions) ? r.Text() : std::string();
+  if (has(kStage)) spec.stage = r.Text();
+  if (has(kEffect)) spec.effect = r.Text();
+  if (has(kQueue)) {
+    spec.queue = r.Text();
+    spec.priority = static_cast<int>(r.Signed());
+    spec.root = r.Text();
+    spec.kind = r.Text();
+  } else {
+    spec.queue = line.queue;
+    spec.priority = line.priority;
+    spec.root = line.root;
+    spec.kind = line.kind;
+  }
+  spec.payload = r.Text();
+  if (!r.Done() || (fields & ~std::uint64_t{kKnown}) != 0)
+    return Fail(ErrorCode::kCorrupt, "queue entry {}: {} bytes do not make a job", id.ToString(), bytes.size());
+  if (!options.empty()) {
+    MILLRACE_TRY_ASSIGN(spec.options, JobOptionsFromJson(options));
+  }
+  if (line.durability == Durability::kRedis) spec.options.durability = Durability::kRedis;
+  if (spec.options.limit_key.empty()) spec.options.limit_key = line.limit_key;
   return entry;
 }
 

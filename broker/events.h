@@ -43,6 +43,11 @@ struct ReadLiveJobs {
 struct ReadOutbox {
   ShardHold hold;
 };  // -> event::OutboxRead
+struct ReadKnown {
+  ShardHold hold;
+  std::uint64_t check = 0;
+  std::vector<JobId> jobs;
+};  // -> event::KnownRead
 struct ReadRun {
   wire::PeerId peer;
   std::uint64_t request = 0;
@@ -83,9 +88,9 @@ struct SendClient {
   wire::Message message;
 };
 }  // namespace command
-using LedgerCommand =
-    std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox, command::ReadRun,
-                 command::ReadStates, command::ReadQueueSettings, command::PutQueueSettings, command::TakeShardAnew>;
+using LedgerCommand = std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox,
+                                   command::ReadKnown, command::ReadRun, command::ReadStates, command::ReadQueueSettings,
+                                   command::PutQueueSettings, command::TakeShardAnew>;
 using Command = std::variant<LedgerCommand, command::Execute, command::SendWorker, command::SendClient>;
 
 // ---- events ----------------------------------------------------------------------------------------------------------------
@@ -115,6 +120,11 @@ struct OutboxRead {
   bool more = false;
   bool failed = false;
 };  // failed: not read
+struct KnownRead {
+  ShardHold hold;
+  std::uint64_t check = 0;
+  std::vector<JobId> known;  // of those asked about
+};
 struct RunRead {
   wire::PeerId peer;
   std::uint64_t request = 0;
@@ -174,11 +184,11 @@ struct ClientPeerGone {
 struct Tick {};           // at least every kDispatcherTick
 struct StopRequested {};  // no new jobs, no new grants; what is being written is finished
 }  // namespace event
-using Event =
-    std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                 event::RunRead, event::StatesRead, event::QueueSettingsRead, event::QueueSettingsPut, event::Committed,
-                 event::CommitRefused, event::QueueReplies, event::QueueMemoryRead, event::Rung, event::FromWorker,
-                 event::FromClient, event::WorkerPeerGone, event::ClientPeerGone, event::Tick, event::StopRequested>;
+using Event = std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
+                           event::KnownRead, event::RunRead, event::StatesRead, event::QueueSettingsRead,
+                           event::QueueSettingsPut, event::Committed, event::CommitRefused, event::QueueReplies,
+                           event::QueueMemoryRead, event::Rung, event::FromWorker, event::FromClient, event::WorkerPeerGone,
+                           event::ClientPeerGone, event::Tick, event::StopRequested>;
 
 // ---- limits
 // ------------------------------------------------------------------------------------------------------------------
@@ -203,6 +213,8 @@ inline constexpr std::size_t kRecentlyEndedMax = 16'384;  // ended attempts reme
 inline constexpr std::size_t kGrantBytesMax = 4u << 20;   // payload bytes of one Grant
 inline constexpr std::size_t kWatchersPerRunMax = 64;
 inline constexpr std::uint32_t kPromoteJobsMax = 1000;
+// A job of `durability: redis` whose id is older or newer than this may have been submitted before: it is looked up.
+inline constexpr auto kFreshIdAge = std::chrono::milliseconds{2000}, kFreshIdAhead = std::chrono::milliseconds{1000};
 inline constexpr std::uint32_t kExpireJobsMax = 500;  // per step: waiting entries of one ExpireDue, blocked jobs of one look
 inline constexpr std::uint32_t kDispatchesPerEpochMax =
     0xF000'0000;  // then the shard is taken anew: a token's counter has 32 bits

@@ -268,7 +268,8 @@ void LedgerPump::Refused(const Error& error, std::vector<Event>& out) {
   }
   Split();
   command::Commit& piece = pieces_.front();
-  if (!piece.rows.jobs.empty() || !piece.rows.runs.empty()) {
+  const bool submit = piece.rows.attempts.empty() && piece.rows.outcomes.empty();  // progress may carry jobs too
+  if (submit && (!piece.rows.jobs.empty() || !piece.rows.runs.empty())) {
     LogWarn("ledger: a submit is refused: {}", error.message);
     out.emplace_back(event::CommitRefused{.piece = piece.piece, .rows = std::move(piece.rows), .error = error});
     pieces_.pop_front();
@@ -328,6 +329,11 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     }
     const bool more = rows->more;
     out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
+  } else if (const auto* known = std::get_if<command::ReadKnown>(&posted)) {
+    if (!Holds(known->hold)) return;
+    auto found = ledger_.KnownJobs(known->jobs, Deadline(kReadBudget));
+    if (!found) return Lose(known->hold.shard, "jobs of the queue: " + found.error().message, out);
+    out.emplace_back(event::KnownRead{.hold = known->hold, .check = known->check, .known = std::move(*found)});
   } else if (auto* asked = std::get_if<command::ReadStates>(&posted)) {
     if (!Holds(asked->hold)) return;
     auto states = ledger_.States(asked->org, asked->items, Deadline(kReadBudget));

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/queue/job_queue.h"
 
 namespace millrace {
 namespace {
@@ -28,6 +32,7 @@ bool ParseInt(std::string_view text, Int& out) {
 LineKey LineKey::Of(const JobSpec& spec) {
   const auto clean = [](std::string text) {
     std::ranges::replace(text, kSeparator, '?');
+    std::ranges::replace(text, kKeptLineMark, '?');
     return text;
   };
   return {.queue = clean(spec.queue),
@@ -35,11 +40,13 @@ LineKey LineKey::Of(const JobSpec& spec) {
           .org = spec.org,
           .root = clean(spec.root),
           .kind = clean(spec.kind),
-          .limit_key = clean(spec.options.limit_key)};
+          .limit_key = clean(spec.options.limit_key),
+          .durability = Durability::kLedger};
 }
 
 std::string LineKey::ToString() const {
-  return fmt::format("{}{s}{}{s}{}{s}{}{s}{}{s}{}", queue, priority, org.value(), root, kind, limit_key,
+  return (durability == Durability::kRedis ? std::string(1, kKeptLineMark) : std::string()) +
+         fmt::format("{}{s}{}{s}{}{s}{}{s}{}{s}{}", queue, priority, org.value(), root, kind, limit_key,
                      fmt::arg("s", kSeparator));
 }
 
@@ -55,6 +62,10 @@ Result<LineKey> LineKey::Parse(std::string_view text) {
   }
   parts.back() = rest;
   LineKey key;
+  if (IsKeptLine(parts[0])) {
+    key.durability = Durability::kRedis;
+    parts[0].remove_prefix(1);
+  }
   std::int64_t org = 0;
   if (n + 1 != parts.size() || rest.find(kSeparator) != std::string_view::npos || !ParseInt(parts[1], key.priority) ||
       !ParseInt(parts[2], org) || key.priority < 0 || key.priority >= kPriorityLevels)
@@ -65,6 +76,23 @@ Result<LineKey> LineKey::Parse(std::string_view text) {
   key.kind = parts[4];
   key.limit_key = parts[5];
   return key;
+}
+
+void LineMemo::Find(const JobSpec& spec, Durability durability) {
+  if (!name_.empty() && asked_.durability == durability && asked_.priority == spec.priority && asked_.org == spec.org &&
+      asked_.queue == spec.queue && asked_.kind == spec.kind && asked_.root == spec.root &&
+      asked_.limit_key == spec.options.limit_key)
+    return;
+  asked_ = {.queue = spec.queue,
+            .priority = spec.priority,
+            .org = spec.org,
+            .root = spec.root,
+            .kind = spec.kind,
+            .limit_key = spec.options.limit_key,
+            .durability = durability};
+  key_ = LineKey::Of(spec);
+  key_.durability = durability;
+  name_ = key_.ToString();
 }
 
 bool WorkerReach::Serves(const LineKey& line) const {

@@ -23,10 +23,23 @@ struct LineKey {
   std::string root;
   std::string kind;
   std::string limit_key;
-  static LineKey Of(const JobSpec& spec);
+  Durability durability = Durability::kLedger;  // kRedis: the queue keeps the line over a takeover (IsKeptLine)
+  static LineKey Of(const JobSpec& spec);       // of ledger class
   std::string ToString() const;
   static Result<LineKey> Parse(std::string_view text);  // kCorrupt: not what ToString made
   friend bool operator==(const LineKey&, const LineKey&) = default;
+};
+
+// The line of the job before is mostly the line of the next one too. Not thread-safe.
+class LineMemo {
+ public:
+  void Find(const JobSpec& spec, Durability durability);  // then key() and name() are those of the job's line
+  const LineKey& key() const { return key_; }
+  const std::string& name() const { return name_; }
+
+ private:
+  LineKey asked_, key_;
+  std::string name_;
 };
 
 struct WorkerReach {  // empty = all

@@ -31,9 +31,9 @@ void QueueBudgets::Limit(const QueueSettings& settings) {
   }
 }
 
-void QueueBudgets::Enqueued(OrgId org, const std::string& queue, std::size_t bytes) {
+void QueueBudgets::Enqueued(OrgId org, const std::string& queue, std::size_t bytes, std::uint64_t jobs) {
   Amount& amount = in_queue_[{org, queue}];
-  ++amount.jobs;
+  amount.jobs += jobs;
   amount.bytes += bytes;
 }
 

@@ -25,7 +25,7 @@ class QueueBudgets {
   void Limit(const QueueSettings& settings);
   bool Limited() const { return !limits_.empty(); }
   // Into the queue; out of it with a claim (the bytes of a job that nobody knows any more: about).
-  void Enqueued(OrgId org, const std::string& queue, std::size_t bytes);
+  void Enqueued(OrgId org, const std::string& queue, std::size_t bytes, std::uint64_t jobs = 1);
   void Claimed(OrgId org, const std::string& queue, std::optional<std::size_t> bytes);
   // On its way into the ledger, summed up in `piece`; when the piece is committed or refused, it is over.
   void Accepting(const JobSpec& job, Amounts& piece);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <compare>
 #include <cstdint>
 #include <functional>
@@ -57,7 +58,10 @@ struct Uuid {
   static Result<Uuid> FromBytes(std::string_view raw);  // exactly 16 bytes
   std::string_view AsBytes() const { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
   bool IsNil() const { return *this == Uuid{}; }
+  // The two halves, in the machine's byte order: for equality and hashing only.
+  std::array<std::uint64_t, 2> Halves() const { return std::bit_cast<std::array<std::uint64_t, 2>>(bytes); }
   friend auto operator<=>(const Uuid&, const Uuid&) = default;
+  friend bool operator==(const Uuid& a, const Uuid& b) { return a.Halves() == b.Halves(); }
 };
 
 template <class Tag>
@@ -109,7 +113,11 @@ struct std::hash<millrace::Id<Tag, Rep>> {
 };
 template <>
 struct std::hash<millrace::Uuid> {
-  std::size_t operator()(const millrace::Uuid& u) const noexcept { return std::hash<std::string_view>{}(u.AsBytes()); }
+  std::size_t operator()(const millrace::Uuid& u) const noexcept {
+    const auto [high, low] = u.Halves();
+    const std::uint64_t mixed = (high ^ (low * 0x9e3779b97f4a7c15ULL)) * 0xbf58476d1ce4e5b9ULL;
+    return static_cast<std::size_t>(mixed ^ (mixed >> 32));
+  }
 };
 template <class Tag>
 struct std::hash<millrace::UuidId<Tag>> {

@@ -290,6 +290,9 @@ class Ledger : public AuditSource {
     bool more = false;
   };
   virtual Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) = 0;
+  // Those of `ids` that the ledger has a job or an outcome of, in id order: what an owner asks about jobs of `durability:
+  // redis` that the queue may hold although they have ended or have become the ledger's.
+  virtual Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime deadline) = 0;
   // One answer per item (a run or a single job of `org`), in their order.
   virtual Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) = 0;
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
@@ -361,8 +364,9 @@ class Ledger : public AuditSource {
   virtual Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow& row, MonoTime deadline) = 0;
 
   virtual Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) = 0;
-  virtual Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) = 0;                     // kNotFound
-  virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;                     // kNotFound
+  virtual Result<RunDetail> GetRun(OrgId org, RunId run, MonoTime deadline) = 0;  // kNotFound
+  // kNotFound. A job of `durability: redis` that succeeded at once has an outcome only: its spec is the id, org and class.
+  virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;
   virtual Result<std::vector<JobSummary>> ListJobs(const JobFilter& filter, MonoTime deadline) = 0;  // newest first
 
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.

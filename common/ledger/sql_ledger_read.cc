@@ -98,8 +98,17 @@ Result<RunDetail> SqlLedger::GetRun(OrgId org, RunId run, MonoTime deadline) {
 
 Result<JobDetail> SqlLedger::GetJob(OrgId org, JobId job, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(auto found, Details("j.org = $1 and j.job = $2", Params().Int(org.value()).Id(job.uuid), deadline));
-  if (found.empty()) return Fail(ErrorCode::kNotFound, "no job {}", job.ToString());
-  return std::move(found.front());
+  if (!found.empty()) return std::move(found.front());
+  MILLRACE_TRY_ASSIGN(const Rows outcome, store_->Run("select " + store_->Columns(Table::kOutcome, "o") +
+                                                          " from outcome o where o.org = $1 and o.job = $2",
+                                                      Params().Int(org.value()).Id(job.uuid), deadline));
+  if (outcome.empty()) return Fail(ErrorCode::kNotFound, "no job {}", job.ToString());
+  JobDetail detail{.spec = {}, .attempts = {}, .outcome = OutcomeFrom(outcome[0]), .dead_action = {}};
+  detail.spec.id = job;
+  detail.spec.org = org;
+  detail.spec.queue.clear();
+  detail.spec.options.durability = Durability::kRedis;
+  return detail;
 }
 
 }  // namespace millrace::ledger

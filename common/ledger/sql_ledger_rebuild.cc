@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <unordered_map>
 
 #include "common/ledger/sql_ledger.h"
@@ -155,6 +156,24 @@ Result<std::vector<LiveRun>> SqlLedger::LiveRuns(ShardId shard, std::uint16_t sh
   for (std::size_t i = 0; i < rows.size(); ++i) ids.push_back(UuidOf(rows[i][0]));
   MILLRACE_TRY(CutByJobs(ids, deadline));
   return RunsOf(std::move(ids), deadline);
+}
+
+Result<std::vector<JobId>> SqlLedger::KnownJobs(std::span<const JobId> ids, MonoTime deadline) {
+  if (ids.empty()) return std::vector<JobId>{};
+  std::vector<Uuid> asked;
+  for (const JobId& id : ids) asked.push_back(id.uuid);
+  // The range keeps the database from reading whole tables: ids that are asked about together were made together.
+  const auto [low, high] = std::ranges::minmax(asked);
+  std::set<Uuid> known;
+  for (const std::string table : {"outcome", "job"}) {
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select job from " + table + " where job >= $2 and job <= $3 and job" +
+                                                         store_->In(1),
+                                                     Params().Ids(asked).Id(low).Id(high), deadline));
+    for (std::size_t i = 0; i < rows.size(); ++i) known.insert(UuidOf(rows[i][0]));
+  }
+  std::vector<JobId> found;
+  for (const Uuid& id : known) found.push_back(JobId{id});
+  return found;
 }
 
 Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid> items, MonoTime deadline) {

@@ -64,7 +64,7 @@ enum class RunWhen : std::uint8_t {
 };
 enum class Durability : std::uint8_t {
   kLedger = 1,  // in the ledger before "accepted" is said
-  kRedis = 2,   // in the queue only; its outcome is in the ledger. What it can lose: ops/docs/queue.md
+  kRedis = 2,   // in the queue only; its outcome is in the ledger. What it can lose: ops/docs/durability.md
 };
 enum class UniqueUntil : std::uint8_t {
   kStarted = 1,  // its first attempt was granted

@@ -2,13 +2,15 @@
 // conformance suite (tests/conformance/job_queue_test.cc).
 //
 // The queue is not the system of record: it may be emptied at any time, and its owner rebuilds it from the ledger. So an
-// unknown outcome (kMaybeApplied) is never repeated: the owner takes the shard anew with a higher epoch.
+// unknown outcome (kMaybeApplied) is never repeated: the owner takes the shard anew with a higher epoch. Only lines that
+// are kept (IsKeptLine) hold what the ledger does not: they survive a Take (ops/docs/durability.md).
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -17,6 +19,10 @@
 #include "common/base/result.h"
 
 namespace millrace {
+
+// A line whose name begins with this is kept: its entries wait nowhere else (jobs of `durability: redis`).
+inline constexpr char kKeptLineMark = '\x1e';
+constexpr bool IsKeptLine(std::string_view line) { return line.starts_with(kKeptLineMark); }
 
 // A waiting job as the queue holds it. `line` is opaque here: the dispatcher's (queue, priority, org, root, limit key).
 struct QueueEntry {
@@ -30,9 +36,12 @@ struct QueueEntry {
 
 // Operations of a shard's owner. Every one carries the epoch; kStale when the stored epoch is another, kWiped when it is gone.
 namespace queue_op {
-struct Take {  // become the owner: fences every lower epoch and empties the shard. kStale: a higher
+struct Take {  // become the owner: fences every lower epoch and empties the shard, but for kept lines. kStale: a higher
   ShardId shard;
   Epoch epoch;  // epoch is stored. Repeating it with the same epoch empties the shard again.
+  // Answers what stayed: the ready entries of kept lines as `kept`, the first scheduled one as `next_due`, and a page of
+  // those in flight as `claimed`. The owner puts each of the page back (Requeue) or ends it (Finish) and takes again, until
+  // the page is empty.
 };
 struct Enqueue {  // to the ends of their lines, or scheduled
   ShardId shard;
@@ -77,10 +86,14 @@ struct LineCount {
   friend bool operator==(const LineCount&, const LineCount&) = default;
 };
 struct QueueReply {
-  std::vector<QueueEntry> claimed;   // Claim, ExpireDue; run_at and expires_at unset
-  std::vector<LineCount> promoted;   // Promote: how many entries each line gained
-  std::vector<LineCount> lost;       // ExpireDue: how many ready entries each line lost
-  std::optional<WallTime> next_due;  // Promote, ExpireDue: when the next entry is due, if any is left
+  std::vector<QueueEntry> claimed;  // Claim, ExpireDue, Take; run_at and expires_at unset
+  std::vector<LineCount> promoted;  // Promote: how many entries each line gained
+  std::vector<LineCount> lost;      // ExpireDue: how many ready entries each line lost
+  std::optional<WallTime>
+      next_due;                 // Promote, ExpireDue, Take: when the next (for Take: scheduled) entry is due, if any is left
+  std::vector<LineCount> kept;  // Take: ready entries of kept lines
+  bool maybe_old = false;       // Take: the store was restarted or replaced since the last one, so what stayed may be of an
+                                // earlier state: entries that ended meanwhile may be among it
 };
 
 // How full the store is. `max` 0: it has no limit of its own.

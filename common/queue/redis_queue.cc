@@ -26,8 +26,10 @@ constexpr std::string_view kTicket{"\0ticket", 7};
 constexpr std::string_view kScript = R"lua(
 local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
 local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local K_BODY, K_EXPIRY, K_STUBS = KEYS[5], KEYS[6], KEYS[7]
-local BYTES, CHUNK, TICKET = 16777216, 5000, '\0ticket'
+local K_KEPT_DUE, K_KEPT, K_SERVER, K_STUBS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+-- Of entries that can expire, those of kept lines apart: an id may be in both, and Take keeps them.
+local EXPIRING = {[false] = {body = KEYS[9], expiry = KEYS[10]}, [true] = {body = KEYS[11], expiry = KEYS[12]}}
+local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 1000, 30, '\0ticket'
 local call = redis.call
 local function each(command, key, list)
   for i = 1, #list, CHUNK do call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
@@ -35,17 +37,48 @@ end
 if op == 'depth' then
   local ready = 0
   for _, line in ipairs(call('SMEMBERS', K_LINES)) do ready = ready + call('LLEN', tag .. ':l:' .. line) end
-  local stubs = call('HMGET', K_STUBS, 'r', 's')
-  return {ready - (tonumber(stubs[1]) or 0), call('ZCARD', K_DUE) - (tonumber(stubs[2]) or 0), call('SCARD', K_FLIGHT)}
+  -- Kept lines count their stubs each under its name, and 'ks' those that were scheduled.
+  local stubs, all = call('HGETALL', K_STUBS), {}
+  for i = 1, #stubs, 2 do
+    local where = (stubs[i] == 's' or stubs[i] == 'ks') and 's' or 'r'
+    all[where] = (all[where] or 0) + tonumber(stubs[i + 1])
+  end
+  local due = call('ZCARD', K_DUE) + call('ZCARD', K_KEPT_DUE)
+  return {math.max(0, ready - (all.r or 0)), math.max(0, due - (all.s or 0)),
+          call('SCARD', K_FLIGHT) + call('HLEN', K_KEPT)}
 end
 local stored = call('GET', K_EPOCH)
 if op == 'take' then
   if stored and tonumber(stored) > tonumber(epoch) then return redis.error_reply('STALE ' .. stored) end
   call('SET', K_EPOCH, epoch)
-  local keys = {K_LINES, K_DUE, K_FLIGHT, K_BODY, K_EXPIRY, K_STUBS}
-  for _, line in ipairs(call('SMEMBERS', K_LINES)) do keys[#keys + 1] = tag .. ':l:' .. line end
+  local old = call('GET', K_SERVER) == ARGV[4] and 0 or 1
+  if old == 1 then call('SET', K_SERVER, ARGV[4]) end
+  local keys, gone, out = {K_DUE, K_FLIGHT, EXPIRING[false].body, EXPIRING[false].expiry}, {}, {}
+  call('HDEL', K_STUBS, 'r', 's')
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
+    local key = tag .. ':l:' .. line
+    local ready = string.byte(line) == MARK and call('LLEN', key) or 0
+    if ready > 0 then
+      ready = ready - (tonumber(call('HGET', K_STUBS, line)) or 0)
+      if ready > 0 then
+        out[#out + 1] = line
+        out[#out + 1] = ready
+      end
+    else
+      keys[#keys + 1] = key
+      gone[#gone + 1] = line
+    end
+  end
+  each('HDEL', K_STUBS, gone)
   for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
-  return {}
+  each('SREM', K_LINES, gone)
+  local page, bytes = {}, 0
+  for _, id in ipairs(call('HRANDFIELD', K_KEPT, PAGE)) do
+    page[#page + 1] = call('HGET', K_KEPT, id)
+    bytes = bytes + #page[#page]
+    if bytes > BYTES then break end
+  end
+  return {call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or '', old, out, page}
 end
 if not stored then return redis.error_reply('WIPED no epoch') end
 if stored ~= epoch then return redis.error_reply('STALE ' .. stored) end
@@ -54,6 +87,25 @@ local function push(command, line, list)
   local length = 0
   for i = 1, #list, CHUNK do length = call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
   if length == #list then call('SADD', K_LINES, line) end
+end
+local function landed(ids)
+  if #ids == 0 then return end
+  if call('EXISTS', K_FLIGHT) == 1 then each('SREM', K_FLIGHT, ids) end
+  if call('EXISTS', K_KEPT) == 1 then each('HDEL', K_KEPT, ids) end
+end
+local function is_kept(line) return string.byte(line) == MARK end
+local function fly(line, ids, entries)
+  if not is_kept(line) then return each('SADD', K_FLIGHT, ids) end
+  local head, fields = string.char(math.floor(#line / 256), #line % 256) .. line, {}
+  for i = 1, #ids do
+    fields[2 * i - 1] = ids[i]
+    fields[2 * i] = head .. entries[i]
+  end
+  each('HSET', K_KEPT, fields)
+end
+-- An id that was put in twice leaves a stub that was never counted.
+local function stubs_gone(where, n)
+  if n > 0 and call('HINCRBY', K_STUBS, where, -n) <= 0 then call('HDEL', K_STUBS, where) end
 end
 if op == 'put' or op == 'back' then
   local at = 5
@@ -66,27 +118,31 @@ if op == 'put' or op == 'back' then
   end
   local lines = tonumber(ARGV[4])
   local gone = take()
-  local due = take()
-  local bodies = take()
-  local expiry = take()
+  local due, kept_due = take(), take()
+  local bodies, expiry, kept_bodies, kept_expiry = take(), take(), take(), take()
   for _ = 1, lines do
     local line = ARGV[at]
     at = at + 1
     push(op == 'put' and 'RPUSH' or 'LPUSH', line, take())
   end
   each('ZADD', K_DUE, due)
-  each('SREM', K_FLIGHT, gone)
-  each('HSET', K_BODY, bodies)
-  each('ZADD', K_EXPIRY, expiry)
+  each('ZADD', K_KEPT_DUE, kept_due)
+  landed(gone)
+  each('HSET', EXPIRING[false].body, bodies)
+  each('ZADD', EXPIRING[false].expiry, expiry)
+  each('HSET', EXPIRING[true].body, kept_bodies)
+  each('ZADD', EXPIRING[true].expiry, kept_expiry)
   return {}
 end
+-- An id may be there twice (put back after it expired, submitted twice): one of its tickets has the body, the others are stubs.
 local function is_ticket(element) return #element == 23 and string.sub(element, 17) == TICKET end
 if op == 'claim' then
   local line, want = ARGV[4], tonumber(ARGV[5])
+  local here = EXPIRING[is_kept(line)]
   local key = tag .. ':l:' .. line
   local front = call('LINDEX', key, 0)
   if not front or want == 0 then return {} end
-  local got, ids, tickets, bytes, stubs = {}, {}, {}, 0, 0
+  local got, ids, tickets, taken, bytes, stubs = {}, {}, {}, {}, 0, 0
   while #got < want and bytes < BYTES do
     local n = math.min(want - #got, math.max(1, math.floor((BYTES - bytes) / #front)))
     local popped = call('LPOP', key, n)
@@ -95,16 +151,19 @@ if op == 'claim' then
       local element, id = popped[i], string.sub(popped[i], 1, 16)
       local body = element
       if is_ticket(element) then
-        body = call('HGET', K_BODY, id)
-        if body then
+        body = not taken[id] and call('HGET', here.body, id)
+        if body and string.sub(body, 1, 1) == 'r' then
           local a, b = string.byte(body, 2, 3)
+          taken[id] = true
           body = id .. string.sub(body, 4 + a * 256 + b)
         else
+          body = nil
           stubs = stubs + 1
         end
       end
       if body then
         if #got > 0 and bytes + #body > BYTES then
+          taken[id] = nil
           for k = #popped, i, -1 do call('LPUSH', key, popped[k]) end
           bytes = BYTES
           break
@@ -116,50 +175,54 @@ if op == 'claim' then
     end
     if #got > 0 and stubs > 20000 then break end
   end
-  each('SADD', K_FLIGHT, ids)
-  each('HDEL', K_BODY, tickets)
-  each('ZREM', K_EXPIRY, tickets)
-  if stubs > 0 then call('HINCRBY', K_STUBS, 'r', -stubs) end
+  fly(line, ids, got)
+  each('HDEL', here.body, tickets)
+  each('ZREM', here.expiry, tickets)
+  stubs_gone(is_kept(line) and line or 'r', stubs)
   if call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
   return got
 end
 if op == 'finish' then
   local ids = {}
-  for i = 4, #ARGV do ids[#ids + 1] = ARGV[i] end
-  each('SREM', K_FLIGHT, ids)
+  for i = 4, #ARGV do ids[i - 3] = ARGV[i] end
+  landed(ids)
   return {}
 end
 if op == 'promote' then
   local left, bytes, order, by_line = tonumber(ARGV[5]), 0, {}, {}
-  while left > 0 and bytes < BYTES do
-    local batch = call('ZRANGEBYSCORE', K_DUE, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
-    if #batch == 0 then break end
-    for _, member in ipairs(batch) do
-      local a, b = string.byte(member, 1, 2)
-      local n = a * 256 + b
-      local line, element = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
-      local here = true
-      if is_ticket(element) then
-        local id = string.sub(element, 1, 16)
-        local body = call('HGET', K_BODY, id)
-        if body then
-          call('HSET', K_BODY, id, 'r' .. string.sub(body, 2))
-        else
-          here = false
-          call('HINCRBY', K_STUBS, 's', -1)
+  local first = ''
+  for _, key in ipairs({K_KEPT_DUE, K_DUE}) do
+    while left > 0 and bytes < BYTES do
+      local batch = call('ZRANGEBYSCORE', key, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+      if #batch == 0 then break end
+      for _, member in ipairs(batch) do
+        local a, b = string.byte(member, 1, 2)
+        local n = a * 256 + b
+        local line, element = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
+        local here = true
+        if is_ticket(element) then
+          local bodies, id = EXPIRING[is_kept(line)].body, string.sub(element, 1, 16)
+          local body = call('HGET', bodies, id)
+          if body and string.sub(body, 1, 1) == 's' then
+            call('HSET', bodies, id, 'r' .. string.sub(body, 2))
+          else
+            here = false
+            stubs_gone(is_kept(line) and 'ks' or 's', 1)
+          end
         end
+        if here then
+          if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
+          table.insert(by_line[line], element)
+        end
+        bytes = bytes + #member
       end
-      if here then
-        if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
-        table.insert(by_line[line], element)
-      end
-      bytes = bytes + #member
+      call('ZREMRANGEBYRANK', key, 0, #batch - 1)
+      left = left - #batch
     end
-    call('ZREMRANGEBYRANK', K_DUE, 0, #batch - 1)
-    left = left - #batch
+    local next_one = call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+    if next_one and (first == '' or tonumber(next_one) < tonumber(first)) then first = next_one end
   end
-  local first = call('ZRANGE', K_DUE, 0, 0, 'WITHSCORES')
-  local out = {first[2] or ''}
+  local out = {first}
   for _, line in ipairs(order) do
     push('RPUSH', line, by_line[line])
     out[#out + 1] = line
@@ -168,46 +231,48 @@ if op == 'promote' then
   return out
 end
 if op == 'expire' then
-  local left, bytes, got, ids, order, lost = tonumber(ARGV[5]), 0, {}, {}, {}, {}
-  while left > 0 and bytes < BYTES do
-    local batch = call('ZRANGEBYSCORE', K_EXPIRY, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
-    if #batch == 0 then break end
-    for _, id in ipairs(batch) do
-      local body = call('HGET', K_BODY, id)
-      if body then
-        local a, b = string.byte(body, 2, 3)
-        local line = string.sub(body, 4, 3 + a * 256 + b)
-        got[#got + 1], got[#got + 2] = line, id .. string.sub(body, 4 + #line)
-        ids[#ids + 1] = id
-        bytes = bytes + #body
-        local where = string.sub(body, 1, 1)
-        call('HINCRBY', K_STUBS, where, 1)
-        if where == 'r' then
-          if not lost[line] then lost[line] = 0 order[#order + 1] = line end
-          lost[line] = lost[line] + 1
+  local left, bytes, got, order, lost, first = tonumber(ARGV[5]), 0, {}, {}, {}, ''
+  for kept, here in pairs(EXPIRING) do
+    while left > 0 and bytes < BYTES do
+      local batch = call('ZRANGEBYSCORE', here.expiry, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+      if #batch == 0 then break end
+      for _, id in ipairs(batch) do
+        local body = call('HGET', here.body, id)
+        if body then
+          local a, b = string.byte(body, 2, 3)
+          local line = string.sub(body, 4, 3 + a * 256 + b)
+          got[#got + 1], got[#got + 2] = line, id .. string.sub(body, 4 + #line)
+          fly(line, {id}, {got[#got]})
+          bytes = bytes + #body
+          local where = string.sub(body, 1, 1)
+          call('HINCRBY', K_STUBS, kept and (where == 'r' and line or 'ks') or where, 1)
+          if where == 'r' then
+            if not lost[line] then lost[line] = 0 order[#order + 1] = line end
+            lost[line] = lost[line] + 1
+          end
         end
       end
+      call('HDEL', here.body, unpack(batch))
+      call('ZREM', here.expiry, unpack(batch))
+      left = left - #batch
     end
-    call('HDEL', K_BODY, unpack(batch))
-    call('ZREM', K_EXPIRY, unpack(batch))
-    left = left - #batch
+    local next_one = call('ZRANGE', here.expiry, 0, 0, 'WITHSCORES')[2]
+    if next_one and (first == '' or tonumber(next_one) < tonumber(first)) then first = next_one end
   end
-  each('SADD', K_FLIGHT, ids)
   -- Stubs at the front of a line go at once.
   for _, line in ipairs(order) do
     local key = tag .. ':l:' .. line
-    local stubs = 0
+    local stubs, bodies = 0, EXPIRING[is_kept(line)].body
     for _, element in ipairs(call('LRANGE', key, 0, 999)) do
-      if not is_ticket(element) or call('HEXISTS', K_BODY, string.sub(element, 1, 16)) == 1 then break end
+      if not is_ticket(element) or call('HEXISTS', bodies, string.sub(element, 1, 16)) == 1 then break end
       stubs = stubs + 1
     end
     if stubs > 0 then
       call('LTRIM', key, stubs, -1)
-      call('HINCRBY', K_STUBS, 'r', -stubs)
+      stubs_gone(is_kept(line) and line or 'r', stubs)
     end
   end
-  local first = call('ZRANGE', K_EXPIRY, 0, 0, 'WITHSCORES')
-  local out = {first[2] or '', #order}
+  local out = {first, #order}
   for _, line in ipairs(order) do
     out[#out + 1] = line
     out[#out + 1] = lost[line]
@@ -219,16 +284,21 @@ return redis.error_reply('ERR unknown operation')
 )lua";
 
 struct ShardKeys {
-  std::string tag, epoch, lines, due, flight, body, expiry, stubs, inbox;
+  std::string tag, epoch, lines, due, flight, kept_due, kept, server, stubs, body, expiry, kept_body, kept_expiry, inbox;
   ShardKeys(std::string_view prefix, ShardId shard)
       : tag(fmt::format("{{{}:{}}}", prefix, shard.value())),
         epoch(tag + ":epoch"),
         lines(tag + ":lines"),
         due(tag + ":due"),
         flight(tag + ":flight"),
+        kept_due(tag + ":kept_due"),
+        kept(tag + ":kept"),
+        server(tag + ":server"),
+        stubs(tag + ":stubs"),
         body(tag + ":body"),
         expiry(tag + ":expiry"),
-        stubs(tag + ":stubs"),
+        kept_body(tag + ":kept_body"),
+        kept_expiry(tag + ":kept_expiry"),
         inbox(tag + ":inbox") {}
 };
 
@@ -268,18 +338,21 @@ using Arguments = std::vector<std::string>;
 
 void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back) {
   std::map<std::string_view, Arguments> lines;
-  Arguments due, gone, bodies, expiry;
+  Arguments due, kept_due, gone, bodies, expiry, kept_bodies, kept_expiry;
   for (const QueueEntry& entry : entries) {
     if (back) gone.emplace_back(entry.id.AsBytes());
     if (entry.expires_at) {
-      bodies.emplace_back(entry.id.AsBytes());
-      bodies.push_back(PackBody(entry));
-      expiry.push_back(std::to_string(ToUnixMicros(*entry.expires_at)));
-      expiry.emplace_back(entry.id.AsBytes());
+      const bool kept = IsKeptLine(entry.line);
+      Arguments &into = kept ? kept_bodies : bodies, &times = kept ? kept_expiry : expiry;
+      into.emplace_back(entry.id.AsBytes());
+      into.push_back(PackBody(entry));
+      times.push_back(std::to_string(ToUnixMicros(*entry.expires_at)));
+      times.emplace_back(entry.id.AsBytes());
     }
     if (entry.run_at) {
-      due.push_back(std::to_string(ToUnixMicros(*entry.run_at)));
-      due.push_back(PackDue(entry));
+      Arguments& to = IsKeptLine(entry.line) ? kept_due : due;
+      to.push_back(std::to_string(ToUnixMicros(*entry.run_at)));
+      to.push_back(PackDue(entry));
     } else {
       lines[entry.line].push_back(PackReady(entry));
     }
@@ -291,8 +364,7 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
   arguments.push_back(std::to_string(lines.size()));
   add(gone);
   add(due);
-  add(bodies);
-  add(expiry);
+  for (Arguments* list : {&kept_due, &bodies, &expiry, &kept_bodies, &kept_expiry}) add(*list);
   for (auto& [line, list] : lines) {
     if (back) std::ranges::reverse(list);  // LPUSH turns them round again: the first given is the next claimed
     arguments.emplace_back(line);
@@ -302,8 +374,9 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
 
 struct ToArguments {
   Arguments& out;
+  std::string_view server;  // its run_id
   void Head(std::string_view op, Epoch epoch) { out[0] = op, out[1] = std::to_string(epoch.value()); }
-  void operator()(const queue_op::Take& op) { Head("take", op.epoch); }
+  void operator()(const queue_op::Take& op) { Head("take", op.epoch), out.emplace_back(server); }
   void operator()(const queue_op::Enqueue& op) { Head("put", op.epoch), AddPut(out, op.entries, false); }
   void operator()(const queue_op::Requeue& op) { Head("back", op.epoch), AddPut(out, op.entries, true); }
   void operator()(const queue_op::Claim& op) {
@@ -334,6 +407,12 @@ Result<QueueEntry> ReadEntry(std::string_view line, std::string_view raw) {
       .id = JobId{id}, .line = std::string{line}, .body = std::string{raw.substr(kIdBytes)}, .run_at = {}, .expires_at = {}};
 }
 
+Result<std::optional<WallTime>> ReadDue(const redis::Reply& reply) {
+  MILLRACE_TRY_ASSIGN(const std::string_view due, reply.AsString("due"));
+  if (due.empty()) return std::optional<WallTime>{};
+  return std::optional(FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due}))));
+}
+
 Result<void> ReadLines(std::span<const redis::Reply> items, std::vector<LineCount>& out) {
   for (std::size_t i = 0; i + 1 < items.size(); i += 2) {
     MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("line"));
@@ -343,12 +422,30 @@ Result<void> ReadLines(std::span<const redis::Reply> items, std::vector<LineCoun
   return {};
 }
 
+Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
+  if (items.size() != 4) return Fail(ErrorCode::kCorrupt, "redis queue: take answered {} items", items.size());
+  QueueReply out;
+  MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
+  MILLRACE_TRY_ASSIGN(const std::int64_t old, items[1].AsInteger("take"));
+  out.maybe_old = old != 0;
+  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> lines, items[2].AsArray("take"));
+  MILLRACE_TRY(ReadLines(lines, out.kept));
+  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> page, items[3].AsArray("take"));
+  for (const redis::Reply& item : page) {
+    MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("take"));
+    if (raw.size() < 2) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
+    const std::size_t n = static_cast<unsigned char>(raw[0]) * 256U + static_cast<unsigned char>(raw[1]);
+    if (raw.size() < 2 + n) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
+    MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(raw.substr(2, n), raw.substr(2 + n)));
+  }
+  return out;
+}
+
 Result<void> ReadExpired(std::span<const redis::Reply> items, QueueReply& out) {
   if (items.size() < 2 || items.size() % 2 != 0)
     return Fail(ErrorCode::kCorrupt, "redis queue: expire answered {} items", items.size());
-  MILLRACE_TRY_ASSIGN(const std::string_view due, items[0].AsString("expire"));
+  MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
   MILLRACE_TRY_ASSIGN(const std::int64_t lines, items[1].AsInteger("expire"));
-  if (!due.empty()) out.next_due = FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due})));
   const auto entries = 2 + 2 * static_cast<std::size_t>(lines);
   if (lines < 0 || entries > items.size()) return Fail(ErrorCode::kCorrupt, "redis queue: expire answered {} lines", lines);
   MILLRACE_TRY(ReadLines(items.subspan(2, entries - 2), out.lost));
@@ -367,6 +464,7 @@ Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
       return Fail(ErrorCode::kStale, "redis queue: stored epoch is {}", reply.text.substr(5));
   }
   MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> items, reply.AsArray("queue script"));
+  if (std::holds_alternative<queue_op::Take>(op)) return ReadTake(items);
   QueueReply out;
   if (const auto* claim = std::get_if<queue_op::Claim>(&op)) {
     for (const redis::Reply& item : items) {
@@ -375,8 +473,7 @@ Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
     }
   } else if (std::holds_alternative<queue_op::Promote>(op)) {
     if (items.size() % 2 != 1) return Fail(ErrorCode::kCorrupt, "redis queue: promote answered {} items", items.size());
-    MILLRACE_TRY_ASSIGN(const std::string_view due, items[0].AsString("promote"));
-    if (!due.empty()) out.next_due = FromUnixMicros(static_cast<std::int64_t>(std::stod(std::string{due})));
+    MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
     MILLRACE_TRY(ReadLines(items.subspan(1), out.promoted));
   } else if (std::holds_alternative<queue_op::ExpireDue>(op)) {
     MILLRACE_TRY(ReadExpired(items, out));
@@ -510,7 +607,7 @@ class RedisQueueImpl final : public RedisQueue {
 
   void AppendOp(const QueueOp& op, ShardId shard) {
     Arguments arguments(3);
-    std::visit(ToArguments{arguments}, op);
+    std::visit(ToArguments{arguments, info_.run_id}, op);
     AppendRaw(shard, std::move(arguments));
   }
 
@@ -518,7 +615,8 @@ class RedisQueueImpl final : public RedisQueue {
     const ShardKeys keys(options_.prefix, shard);
     arguments[2] = keys.tag;
     const std::vector<std::string_view> views(arguments.begin(), arguments.end());
-    const std::string_view names[] = {keys.epoch, keys.lines, keys.due, keys.flight, keys.body, keys.expiry, keys.stubs};
+    const std::string_view names[] = {keys.epoch,  keys.lines, keys.due,  keys.flight, keys.kept_due,  keys.kept,
+                                      keys.server, keys.stubs, keys.body, keys.expiry, keys.kept_body, keys.kept_expiry};
     connection_->AppendScript(script_, names, views);
   }
 

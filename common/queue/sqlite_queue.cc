@@ -22,14 +22,17 @@ create table if not exists due(shard integer not null, run_at integer not null, 
                                body blob not null, expires_at integer, primary key(shard, run_at, line, id)) without rowid;
 create index if not exists due_expiry on due(shard, expires_at) where expires_at is not null;
 create table if not exists flight(shard integer not null, id blob not null, primary key(shard, id)) without rowid;
+create table if not exists kept(shard integer not null, id blob not null, line blob not null, body blob not null,
+                                primary key(shard, id)) without rowid;
 )sql";
 constexpr std::size_t kClaimBytesMax = 16u << 20;
+constexpr std::size_t kTakePage = 1000;
 
-// A queue is rebuilt from the ledger whenever it is taken: a file with tables of another version starts anew, empty.
-constexpr std::int64_t kSchemaVersion = 2;
+// Tables of versions before this one had no kept lines: all they have is rebuilt from the ledger, so such a file starts anew.
+constexpr std::int64_t kSchemaVersion = 3;
 constexpr const char* kDropAll =
     "drop table if exists shard; drop table if exists line; drop table if exists ready; drop table if exists due; "
-    "drop table if exists flight";
+    "drop table if exists flight; drop table if exists kept";
 
 std::int64_t MicrosOr(const std::optional<WallTime>& time, std::int64_t otherwise) {
   return time ? ToUnixMicros(*time) : otherwise;
@@ -56,7 +59,8 @@ class SqliteQueue final : public JobQueue {
     };
     MILLRACE_TRY(count("select count(*) from ready where line in (select no from line where shard = ?)", depth.ready));
     MILLRACE_TRY(count("select count(*) from due where shard = ?", depth.scheduled));
-    MILLRACE_TRY(count("select count(*) from flight where shard = ?", depth.in_flight));
+    MILLRACE_TRY(count("select (select count(*) from flight where shard = ?1) + (select count(*) from kept where shard = ?1)",
+                       depth.in_flight));
     return depth;
   }
 
@@ -92,13 +96,62 @@ class SqliteQueue final : public JobQueue {
 
   Result<QueueReply> Apply(const queue_op::Take& op) {
     const auto shard = op.shard.value();
-    MILLRACE_TRY(db_.Run("delete from ready where line in (select no from line where shard = ?)", shard));
-    MILLRACE_TRY(db_.Run("delete from line where shard = ?", shard));
-    MILLRACE_TRY(db_.Run("delete from due where shard = ?", shard));
+    MILLRACE_TRY(db_.Run(
+        "delete from ready where line in (select no from line where shard = ? and substr(name, 1, 1) <> x'1e')", shard));
+    MILLRACE_TRY(db_.Run("delete from line where shard = ? and substr(name, 1, 1) <> x'1e'", shard));
+    MILLRACE_TRY(db_.Run("delete from due where shard = ? and substr(line, 1, 1) <> x'1e'", shard));
     MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
     MILLRACE_TRY(db_.Run("insert into shard values (?, ?) on conflict(shard) do update set epoch = excluded.epoch", shard,
                          op.epoch.value()));
-    return QueueReply{};
+    return WhatStayed(op.shard);
+  }
+
+  Result<QueueReply> WhatStayed(ShardId shard) {
+    QueueReply reply;
+    reply.maybe_old = taken_.insert(shard).second;  // another process wrote it; the machine may have lost power since
+    {
+      MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
+                          db_.Prepare("select l.name, count(*) from line l join ready r on r.line = l.no where l.shard = ? "
+                                      "group by l.no order by l.no"));
+      rows.BindAll(shard.value());
+      while (true) {
+        MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+        if (!row) break;
+        reply.kept.push_back({.line = rows.String(0), .count = static_cast<std::uint32_t>(rows.Int64(1))});
+      }
+    }
+    MILLRACE_TRY_ASSIGN(reply.next_due, NextDue(shard));
+    MILLRACE_TRY_ASSIGN(sqlite::Statement rows, db_.Prepare("select id, line, body from kept where shard = ? order by id"));
+    rows.BindAll(shard.value());
+    for (std::size_t bytes = 0; bytes < kClaimBytesMax && reply.claimed.size() < kTakePage;) {
+      MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+      if (!row) break;
+      MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(0)));
+      reply.claimed.push_back(
+          {.id = JobId{id}, .line = rows.String(1), .body = rows.String(2), .run_at = {}, .expires_at = {}});
+      bytes += reply.claimed.back().body.size();
+    }
+    return reply;
+  }
+
+  Result<std::optional<WallTime>> NextDue(ShardId shard) {
+    const Result<std::int64_t> next =
+        db_.QueryInt64("select run_at from due where shard = ? order by run_at limit 1", shard.value());
+    if (next) return std::optional(FromUnixMicros(*next));
+    if (next.error().code == ErrorCode::kNotFound) return std::optional<WallTime>{};
+    return std::unexpected(next.error());
+  }
+
+  Result<void> Fly(ShardId shard, const QueueEntry& entry) {
+    const Blob id{entry.id.AsBytes()};
+    if (!IsKeptLine(entry.line)) return db_.Run("insert or ignore into flight values (?, ?)", shard.value(), id);
+    return db_.Run("insert or replace into kept values (?, ?, ?, ?)", shard.value(), id, Blob{entry.line}, Blob{entry.body});
+  }
+
+  // Out of flight, whichever way the line of the job is.
+  Result<void> Land(ShardId shard, const JobId& id) {
+    MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", shard.value(), Blob{id.AsBytes()}));
+    return db_.Run("delete from kept where shard = ? and id = ?", shard.value(), Blob{id.AsBytes()});
   }
 
   Result<std::int64_t> FindLine(ShardId shard, std::string_view name) {
@@ -134,15 +187,14 @@ class SqliteQueue final : public JobQueue {
   Result<QueueReply> Apply(const queue_op::Requeue& op) {
     // From the back, so that the first given is the next claimed.
     for (auto entry = op.entries.rbegin(); entry != op.entries.rend(); ++entry) {
-      MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", op.shard.value(), Blob{entry->id.AsBytes()}));
+      MILLRACE_TRY(Land(op.shard, entry->id));
       MILLRACE_TRY(Put(op.shard, *entry, true));
     }
     return QueueReply{};
   }
 
   Result<QueueReply> Apply(const queue_op::Finish& op) {
-    for (const JobId& id : op.ids)
-      MILLRACE_TRY(db_.Run("delete from flight where shard = ? and id = ?", op.shard.value(), Blob{id.AsBytes()}));
+    for (const JobId& id : op.ids) MILLRACE_TRY(Land(op.shard, id));
     return QueueReply{};
   }
 
@@ -169,8 +221,7 @@ class SqliteQueue final : public JobQueue {
     if (reply.claimed.empty()) return reply;
     MILLRACE_TRY(db_.Run("delete from ready where line = ? and seq <= ?", *line, last));
     MILLRACE_TRY(db_.Run("delete from line where no = ?1 and not exists (select 1 from ready where line = ?1)", *line));
-    for (const QueueEntry& entry : reply.claimed)
-      MILLRACE_TRY(db_.Run("insert or ignore into flight values (?, ?)", op.shard.value(), Blob{entry.id.AsBytes()}));
+    for (const QueueEntry& entry : reply.claimed) MILLRACE_TRY(Fly(op.shard, entry));
     return reply;
   }
 
@@ -200,12 +251,7 @@ class SqliteQueue final : public JobQueue {
       MILLRACE_TRY(Push(op.shard, entry, false));
       Count(reply.promoted, entry.line);
     }
-    const Result<std::int64_t> next =
-        db_.QueryInt64("select run_at from due where shard = ? order by run_at limit 1", op.shard.value());
-    if (next)
-      reply.next_due = FromUnixMicros(*next);
-    else if (next.error().code != ErrorCode::kNotFound)
-      return std::unexpected(next.error());
+    MILLRACE_TRY_ASSIGN(reply.next_due, NextDue(op.shard));
     return reply;
   }
 
@@ -259,7 +305,7 @@ class SqliteQueue final : public JobQueue {
         MILLRACE_TRY(db_.Run("delete from due where shard = ? and run_at = ? and line = ? and id = ?", op.shard.value(),
                              expired.at, Blob{entry.line}, Blob{entry.id.AsBytes()}));
       }
-      MILLRACE_TRY(db_.Run("insert or ignore into flight values (?, ?)", op.shard.value(), Blob{entry.id.AsBytes()}));
+      MILLRACE_TRY(Fly(op.shard, entry));
       reply.claimed.push_back(std::move(entry));
     }
     MILLRACE_TRY_ASSIGN(
@@ -273,11 +319,15 @@ class SqliteQueue final : public JobQueue {
   }
 
   sqlite::Database db_;
+  std::set<ShardId> taken_;  // by this object
 };
 
 Result<void> MakeSchema(sqlite::Database& db) {
   MILLRACE_TRY_ASSIGN(const std::int64_t version, db.QueryInt64("pragma user_version"));
-  if (version != kSchemaVersion) MILLRACE_TRY(db.Exec(kDropAll));
+  if (version > kSchemaVersion)
+    return Fail(ErrorCode::kUnsupported, "sqlite queue: tables of version {}, this program knows up to {}", version,
+                kSchemaVersion);
+  if (version < kSchemaVersion) MILLRACE_TRY(db.Exec(kDropAll));
   MILLRACE_TRY(db.Exec(kSchema));
   return db.Exec(fmt::format("pragma user_version = {}", kSchemaVersion));
 }

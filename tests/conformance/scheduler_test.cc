@@ -80,6 +80,7 @@ class DyingLedger final : public Ledger {
   Result<void> RequestCancel(std::span<const CancelRow>, MonoTime) override { return Never(); }
   Result<std::vector<ItemState>> States(OrgId, std::span<const Uuid>, MonoTime) override { return Never(); }
   Result<void> SubmitRun(const RunSpec&, std::span<const JobSpec>, MonoTime) override { return Never(); }
+  Result<std::vector<JobId>> KnownJobs(std::span<const JobId>, MonoTime) override { return Never(); }
   Result<QueueSettings> PutQueueSettings(const QueueSettings&, std::string_view, MonoTime) override { return Never(); }
   Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId>, std::optional<ShardId>, MonoTime) override {
     return Never();

@@ -92,7 +92,8 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
       auto endpoint = redis::ParseEndpoint(redis_.endpoint);
       auto connection = redis::Connection::Connect(*endpoint, {.clock = &clock_}, In());
       ASSERT_TRUE(connection) << connection.error().message;
-      for (const std::string_view key : {"epoch", "lines", "due", "flight", "body", "expiry", "stubs", "inbox"})
+      for (const std::string_view key : {"epoch", "lines", "due", "flight", "kept_due", "kept", "server", "body", "expiry",
+                                         "stubs", "kept_body", "kept_expiry", "inbox"})
         EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:0}}:{}", redis_.prefix, key)}, In()));
     }
     std::filesystem::remove_all(dir_);

@@ -101,7 +101,7 @@ JobId MakeId(std::uint64_t n) {
   return id;
 }
 QueueEntry Entry(std::uint64_t n, std::string body = "body") {
-  return {.id = MakeId(n), .line = "a", .body = std::move(body), .run_at = {}};
+  return {.id = MakeId(n), .line = "a", .body = std::move(body), .run_at = {}, .expires_at = {}};
 }
 
 bool HaveRedisServer() { return std::system("command -v redis-server >/dev/null 2>&1") == 0; }

@@ -62,6 +62,11 @@ struct Request {  // of a client, sent again until it is answered
   wire::Message message;
   bool answered = false;
 };
+struct KeptJob {  // of durability redis: only the queue has it until it ended or failed
+  JobSpec spec;
+  bool accepted = false;
+  Micros applied{0};  // when the queue took it last
+};
 struct Effect {
   Token fence;
   int published = 0;
@@ -250,11 +255,17 @@ class World {
     for (auto& [id, op] : taken) {
       std::vector<Result<QueueReply>> results;
       if (!fails || applied) results = queue_.Execute(std::span{&op, 1});
+      if (!results.empty() && results.front()) NoteKept(op);
       if (fails) results = {Fail(ErrorCode::kMaybeApplied, "the connection broke")};
       replies.replies.emplace_back(id, std::move(results.front()));
     }
     OnBroker(i, Micros{100},
              [this, i, all = std::make_shared<event::QueueReplies>(std::move(replies))](Node&) { Tell(i, std::move(*all)); });
+  }
+  void NoteKept(const QueueOp& op) {
+    if (const auto* enqueue = std::get_if<queue_op::Enqueue>(&op))
+      for (const QueueEntry& entry : enqueue->entries)
+        if (IsKeptLine(entry.line)) kept_[entry.id].applied = Now();
   }
   void Issue(std::size_t i, command::SendWorker& command) {
     if (const auto* grant = std::get_if<wire::Grant>(&command.message))
@@ -272,6 +283,11 @@ class World {
     if (const auto* reply = std::get_if<wire::SubmitReply>(&command.message)) {
       Trace("accepted", {}, reply->request);
       for (const auto& item : reply->accepted) {
+        if (const auto kept = kept_.find(JobId{item.id}); kept != kept_.end()) {
+          if (kept->second.applied == Micros{0}) Violation("S1: accepted, but the queue never took it");
+          kept->second.accepted = true;
+          continue;
+        }
         const bool stored = ledger_.jobs.contains(JobId{item.id}) || ledger_.runs.contains(RunId{item.id});
         if (item.conflict_with == Uuid{}) {
           if (!stored) Violation("S1: accepted, but the ledger does not have it");
@@ -494,6 +510,12 @@ class World {
         (void)ledger_.SubmitJobs(jobs, clock_.Now());
         return Ring(org);
       }
+      const std::uint64_t kept = std::array<std::uint64_t, 3>{0, 50, 100}[random_.Below(3)];
+      for (JobSpec& job : jobs)
+        if (Chance(kept) && job.options.unique_key.empty()) {
+          job.options.durability = Durability::kRedis;
+          kept_[job.id].spec = job;
+        }
       requests_.push_back({.message = wire::SubmitJobs{.request = requests_.size(), .jobs = jobs}});
       return Send(requests_.size() - 1, random_.Below(kBrokers));
     }
@@ -531,10 +553,10 @@ class World {
     CancelRow row = all[all.size() - 1 - back];
     for (const SimWorker& worker : workers_) {  // what a frozen worker will go on with is the interesting case
       if (!worker.up || worker.frozen_until <= Now() || worker.held.empty() || Chance(20)) continue;
-      const JobSpec& job = ledger_.jobs.at(worker.held.begin()->first).spec;
+      const JobSpec& job = SpecOf(worker.held.begin()->first);
       row = {job.run ? job.run->uuid : job.id.uuid, job.run.has_value(), job.org, "sim", "", {}};
     }
-    if (Chance(30)) {
+    if (Chance(30) && (row.is_run || ledger_.jobs.contains(JobId{row.item}))) {
       (void)ledger_.RequestCancel(std::span{&row, 1}, clock_.Now());
       return Ring(row.org);
     }
@@ -590,7 +612,7 @@ class World {
   void BreakSomething() {
     const std::size_t b = random_.Below(kBrokers), w = random_.Below(kWorkers);
     Trace("break", {}, b * 10 + w);
-    switch (random_.Below(7)) {
+    switch (random_.Below(8)) {
       case 0:
         if (!brokers_[b].up) return;
         StopBroker(b);
@@ -608,7 +630,13 @@ class World {
         workers_[w].frozen_until = Now() + Between(500'000, 8'000'000);
         if (Chance(50)) In(Between(1'000, 500'000), [this] { CancelSomething(); });
         return;
-      case 4: return queue_.Wipe();
+      case 4: losses_.emplace_back(Micros{0}, Now()); return queue_.Wipe();
+      case 7:  // the store comes back as it was a while before
+        queue_.Save();
+        return In(Between(1'000, 3'000'000), [this, saved = Now()] {
+          losses_.emplace_back(saved, Now());
+          queue_.RollBack();
+        });
       case 5: ledger_down_until_ = Now() + Between(100'000, 7'000'000); return;
       case 6: ledger_unknown_until_ = Now() + Between(50'000, 500'000); return;
     }
@@ -653,20 +681,25 @@ class World {
   void CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::PeerId& peer) {
     Node& n = brokers_[i];
     const auto rows = ledger_.jobs.find(job.id);
-    if (rows == ledger_.jobs.end()) return Violation("S1: a job is granted that the ledger does not have");
+    const auto kept = kept_.find(job.id);
+    if (rows == ledger_.jobs.end() && kept == kept_.end())
+      return Violation("S1: a job is granted that the ledger does not have");
     Trace("grant", job.id.AsBytes(), job.token.value());
-    const bool owner = ledger_.EpochOf(ShardOf(rows->second.spec.org, kShards)) == job.token.epoch();
+    const JobSpec& spec = SpecOf(job.id);
+    const bool owner = ledger_.EpochOf(ShardOf(spec.org, kShards)) == job.token.epoch();
     const auto before = n.granted.find(job.id);
     if (before != n.granted.end() && before->second.first.epoch() == job.token.epoch() &&
         !n.ends_written.contains({job.id, before->second.first}))
       Violation("S7: a second live lease");
-    if (const auto end = EndOfWait(rows->second.spec.options, {.deliveries = job.delivery - 1});
-        end && end->at <= clock_.WallNow() && !job.fence_only)
+    // What is being cancelled is fenced, whatever time it is.
+    if (const auto end = EndOfWait(spec.options, {.deliveries = job.delivery - 1});
+        !job.fence_only && end && end->at <= clock_.WallNow())
       Violation("a job is granted after its deadline or expiry");
     if (owner) {
-      if (rows->second.outcome) Violation("S3: a job is granted after its outcome");
+      if (rows != ledger_.jobs.end() && rows->second.outcome)
+        Violation("S3: job " + job.id.ToString() + " is granted after its outcome");
       if (job.token <= max_token_[job.id]) Violation("S4: a token does not increase");
-      CheckLimits(n, rows->second.spec, job.token);
+      CheckLimits(n, spec, job.token);
       max_token_[job.id] = job.token;
     }
     n.granted[job.id] = {job.token, workers_[static_cast<std::size_t>(peer.front() - '0')].id};
@@ -678,7 +711,7 @@ class World {
     const QueueSettings& q = settings->second;
     std::uint32_t of_queue = 1, of_key = 1;
     for (const auto& [id, grant] : n.granted) {
-      const JobSpec& other = ledger_.jobs.at(id).spec;
+      const JobSpec& other = SpecOf(id);
       if (id == spec.id || grant.first.epoch() != token.epoch() || other.org != spec.org || other.queue != spec.queue ||
           n.ends_written.contains({id, grant.first}))
         continue;
@@ -709,14 +742,13 @@ class World {
     for (const OutcomeRow& row : batch.outcomes) ended_.try_emplace(row.report.job, commits_);
     for (const JobSpec& job : batch.jobs) accepted_[job.id] = ledger_.jobs.contains(job.id) ? accepted_[job.id] : commits_;
     for (const AttemptRow& row : batch.attempts) {
-      if (ledger_.jobs.at(row.report.job).outcome) Violation("S3: an attempt after the outcome");
+      if (Ended(row.report.job)) Violation("S3: an attempt after the outcome");
       if (row.report.end == AttemptEnd::kLost) ++report_.lost;
     }
     for (const OutcomeRow& row : batch.outcomes) {
-      const auto& rows = ledger_.jobs.at(row.report.job);
       Trace("outcome", row.report.job.AsBytes(), row.report.token.value());
-      if (rows.outcome) Violation("S3: a second outcome");
-      const Uuid item = rows.spec.run ? rows.spec.run->uuid : row.report.job.uuid;
+      if (Ended(row.report.job)) Violation("S3: a second outcome");
+      const Uuid item = row.run ? row.run->uuid : row.report.job.uuid;
       const bool asked =
           ledger_.cancels.contains(item) || std::ranges::find(batch.cancels, item, &CancelRow::item) != batch.cancels.end();
       if (row.state == JobState::kCancelled && !asked) Violation("a job is cancelled that nobody wanted to be cancelled");
@@ -730,9 +762,24 @@ class World {
     for (const RunOutcomeRow& row : batch.run_outcomes)
       if (ledger_.run_outcomes.contains(row.run)) Violation("S3: a second run outcome");
   }
+  // As it was submitted; of a job of the queue the ledger may have less.
+  const JobSpec& SpecOf(const JobId& id) const {
+    const auto kept = kept_.find(id);
+    return kept != kept_.end() ? kept->second.spec : ledger_.jobs.at(id).spec;
+  }
+  bool Ended(const JobId& id) const {
+    const auto rows = ledger_.jobs.find(id);
+    return rows != ledger_.jobs.end() && rows->second.outcome;
+  }
+  // A job of durability redis may be lost when the store lost the state in which it took it, and only then.
+  bool MayBeLost(const KeptJob& job) const {
+    return std::ranges::any_of(losses_, [&](const auto& l) { return l.first <= job.applied && job.applied <= l.second; });
+  }
   bool Finished() const {
     for (const auto& request : requests_)
       if (!request.answered) return false;
+    for (const auto& [id, job] : kept_)
+      if (job.accepted && !Ended(id) && !MayBeLost(job)) return false;
     for (const auto& [id, rows] : ledger_.jobs)
       if (!rows.outcome) return false;
     for (const auto& [id, run] : ledger_.runs)
@@ -777,6 +824,14 @@ class World {
       if (!rows.outcome) Violation("S1: job " + id.ToString() + " never ended");
     for (const auto& [id, run] : ledger_.runs)
       if (!ledger_.run_outcomes.contains(id)) Violation("S1: run " + id.ToString() + " never ended");
+    for (const auto& [id, job] : kept_) {
+      if (job.accepted) ++report_.kept;
+      if (!job.accepted || Ended(id)) continue;
+      if (MayBeLost(job))
+        ++report_.kept_lost;
+      else
+        Violation("S1: job " + id.ToString() + " of the queue never ended");
+    }
     for (std::size_t i = 0; i < requests_.size(); ++i)
       if (!requests_[i].answered) Violation(fmt::format("request {} was never answered", i));
     if (!report_.violations.empty()) return;
@@ -790,8 +845,9 @@ class World {
         Violation("run " + id.ToString() + ": its outcome does not follow from its jobs");
     }
     for (const auto& [id, effect] : effects_) {
+      if (!Ended(id)) continue;  // lost with the queue
       const auto& rows = ledger_.jobs.at(id);
-      if (!rows.outcome || rows.outcome->state != JobState::kCancelled) continue;
+      if (rows.outcome->state != JobState::kCancelled) continue;
       ++report_.cancelled;
       if (rows.spec.options.has_sink && effect.published > 0)
         Violation("S2: the cancelled job " + id.ToString() + " has an effect");
@@ -810,6 +866,8 @@ class World {
   std::array<SimWorker, kWorkers> workers_;
   std::vector<Request> requests_;
   std::map<JobId, Effect> effects_;
+  std::map<JobId, KeptJob> kept_;
+  std::vector<std::pair<Micros, Micros>> losses_;  // what the queue took between the two may be gone
   std::map<JobId, Token> max_token_;
   std::map<std::pair<OrgId, std::string>, std::vector<Micros>> starts_;  // of a queue (no key) and of its limit keys
   std::map<JobId, std::uint64_t> accepted_, ended_;                      // in which commit

@@ -38,7 +38,7 @@ class SimulationTest : public testing::Test {
 TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
   std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, expired = 0, overdue = 0,
-                conflicts = 0, failed = 0;
+                conflicts = 0, failed = 0, kept = 0, kept_lost = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -46,6 +46,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     runs += report.runs;
     lost += report.lost;
     takeovers += report.takeovers;
+    kept += report.kept;
+    kept_lost += report.kept_lost;
     cancelled += report.cancelled;
     limited += report.granted_under_limits;
     expired += report.expired;
@@ -57,13 +59,14 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   }
   fmt::print(
       "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} cancelled, {} grants under limits, {} expired, "
-      "{} "
-      "past their deadline, {} unique keys held\n",
-      seeds, steps, jobs, runs, lost, takeovers, cancelled, limited, expired, overdue, conflicts);
+      "{} past their deadline, {} unique keys held; {} jobs of durability redis, {} lost with the queue's state\n",
+      seeds, steps, jobs, runs, lost, takeovers, cancelled, limited, expired, overdue, conflicts, kept, kept_lost);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
     EXPECT_GT(takeovers, seeds);
+    EXPECT_GT(kept, seeds);
+    EXPECT_LT(kept_lost, kept / 4);
     EXPECT_GT(cancelled, seeds / 4);
     EXPECT_GT(limited, seeds);
     EXPECT_GT(expired, seeds / 10);

@@ -95,7 +95,7 @@ class MemoryLedger final : public Ledger {
     }
     for (const AttemptRow& row : batch.attempts) jobs.at(row.report.job).attempts.push_back(row);
     for (const OutcomeRow& row : batch.outcomes) {
-      auto& stored = jobs.at(row.report.job).outcome;
+      auto& stored = Rows(row).outcome;
       if (stored) {
         result.duplicate_outcomes.push_back(row.report.job);
       } else {
@@ -173,6 +173,13 @@ class MemoryLedger final : public Ledger {
       if (!row.is_run && !jobs.at(JobId{row.item}).outcome) outbox_jobs.insert(JobId{row.item});
     }
     return {};
+  }
+  Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::set<JobId> known;
+    for (const JobId& id : ids)
+      if (jobs.contains(id)) known.insert(id);
+    return std::vector<JobId>(known.begin(), known.end());
   }
   Result<RequeueResult> RequeueDead(const Requeue&, MonoTime) override { return No(); }
   Result<std::vector<JobSummary>> ListJobs(const JobFilter&, MonoTime) override { return No(); }
@@ -265,6 +272,16 @@ class MemoryLedger final : public Ledger {
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return No(); }
 
  private:
+  // A job of `durability: redis` that succeeded at once has no row but its outcome.
+  JobRows& Rows(const OutcomeRow& row) {
+    const auto [it, fresh] = jobs.try_emplace(row.report.job);
+    if (fresh) {
+      it->second.spec.id = row.report.job;
+      it->second.spec.org = row.org;
+      it->second.spec.options.durability = Durability::kRedis;
+    }
+    return it->second;
+  }
   static std::unexpected<Error> No() { return Fail(ErrorCode::kUnsupported, "the memory ledger serves brokers only"); }
   Result<void> Up() {
     if (fault && fault() == LedgerFault::kUnavailable) return Fail(ErrorCode::kUnavailable, "down");

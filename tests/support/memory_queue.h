@@ -24,9 +24,17 @@ class MemoryQueue final : public JobQueue {
     const Shard& shard = shards_[id];
     QueueDepth depth{.ready = 0, .scheduled = shard.scheduled.size(), .in_flight = shard.in_flight.size()};
     for (const auto& [line, entries] : shard.lines) depth.ready += entries.size();
+    depth.in_flight += shard.kept.size();
     return depth;
   }
   void Wipe() { shards_.clear(); }
+  // A server that comes back with an earlier state of itself: every shard must be taken anew.
+  void Save() { saved_ = shards_; }
+  void RollBack() {
+    shards_ = saved_;
+    ++server_;
+  }
+  std::size_t take_page = 2;             // entries in flight that one Take shows
   std::uint32_t claim_max = UINT32_MAX;  // one Claim gives no more, as the real queues do when bodies are large
   void set_ignore_epochs(bool ignore) { ignore_epochs_ = ignore; }  // a broken queue, for mutants
 
@@ -36,10 +44,12 @@ class MemoryQueue final : public JobQueue {
     std::map<std::string, std::deque<QueueEntry>> lines;
     std::multimap<WallTime, QueueEntry> scheduled;
     std::set<JobId> in_flight;
+    std::map<JobId, QueueEntry> kept;  // in flight, of kept lines
+    std::uint64_t taken_on = 0;        // server_
   };
   Result<Shard*> Fenced(ShardId id, Epoch epoch) {
     Shard& shard = shards_[id];
-    if (!shard.epoch) return Fail(ErrorCode::kWiped, "shard {}: no epoch", id.value());
+    if (!shard.epoch || shard.taken_on != server_) return Fail(ErrorCode::kWiped, "shard {}: no epoch", id.value());
     if (*shard.epoch != epoch && !ignore_epochs_)
       return Fail(ErrorCode::kStale, "shard {}: epoch {} is stored", id.value(), shard.epoch->value());
     return &shard;
@@ -47,9 +57,19 @@ class MemoryQueue final : public JobQueue {
   Result<QueueReply> Apply(const queue_op::Take& op) {
     Shard& shard = shards_[op.shard];
     if (shard.epoch && *shard.epoch > op.epoch) return Fail(ErrorCode::kStale, "a higher epoch is stored");
-    shard = Shard{};
+    QueueReply reply;
+    reply.maybe_old = shard.taken_on != server_;
     shard.epoch = op.epoch;
-    return QueueReply{};
+    shard.taken_on = server_;
+    shard.in_flight.clear();
+    std::erase_if(shard.lines, [](const auto& line) { return !IsKeptLine(line.first) || line.second.empty(); });
+    std::erase_if(shard.scheduled, [](const auto& due) { return !IsKeptLine(due.second.line); });
+    for (const auto& [line, entries] : shard.lines)
+      reply.kept.push_back({.line = line, .count = static_cast<std::uint32_t>(entries.size())});
+    if (!shard.scheduled.empty()) reply.next_due = shard.scheduled.begin()->first;
+    for (const auto& [id, entry] : shard.kept)
+      if (reply.claimed.size() < take_page) reply.claimed.push_back(entry);
+    return reply;
   }
   static void Put(Shard& shard, const QueueEntry& entry, bool front) {
     if (entry.run_at) {
@@ -68,6 +88,7 @@ class MemoryQueue final : public JobQueue {
     MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
     for (const QueueEntry& entry : op.entries) {
       shard->in_flight.erase(entry.id);
+      shard->kept.erase(entry.id);
       Put(*shard, entry, true);
     }
     return QueueReply{};
@@ -77,7 +98,11 @@ class MemoryQueue final : public JobQueue {
     QueueReply reply;
     auto& line = shard->lines[op.line];
     while (reply.claimed.size() < std::min(op.max, claim_max) && !line.empty()) {
-      shard->in_flight.insert(line.front().id);
+      line.front().expires_at.reset();
+      if (IsKeptLine(op.line))
+        shard->kept.insert_or_assign(line.front().id, line.front());
+      else
+        shard->in_flight.insert(line.front().id);
       reply.claimed.push_back(std::move(line.front()));
       line.pop_front();
     }
@@ -85,7 +110,7 @@ class MemoryQueue final : public JobQueue {
   }
   Result<QueueReply> Apply(const queue_op::Finish& op) {
     MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
-    for (const JobId& id : op.ids) shard->in_flight.erase(id);
+    for (const JobId& id : op.ids) shard->in_flight.erase(id), shard->kept.erase(id);
     return QueueReply{};
   }
   Result<QueueReply> Apply(const queue_op::Promote& op) {
@@ -116,10 +141,13 @@ class MemoryQueue final : public JobQueue {
         return false;
       }
       if (ready) ++lost[entry.line];
-      shard->in_flight.insert(entry.id);
-      reply.claimed.push_back(entry);
-      reply.claimed.back().run_at.reset();
-      reply.claimed.back().expires_at.reset();
+      QueueEntry& out = reply.claimed.emplace_back(entry);
+      out.run_at.reset();
+      out.expires_at.reset();
+      if (IsKeptLine(out.line))
+        shard->kept.insert_or_assign(out.id, out);
+      else
+        shard->in_flight.insert(out.id);
       return true;
     };
     for (auto& [name, line] : shard->lines) std::erase_if(line, [&](const QueueEntry& e) { return look(e, true); });
@@ -129,7 +157,8 @@ class MemoryQueue final : public JobQueue {
     return reply;
   }
 
-  std::map<ShardId, Shard> shards_;
+  std::map<ShardId, Shard> shards_, saved_;
+  std::uint64_t server_ = 1;
   bool ignore_epochs_ = false;
 };
 

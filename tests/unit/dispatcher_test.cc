@@ -552,6 +552,10 @@ TEST_F(DispatcherTest, TheStatusOfTheLargestFleetFitsIntoOneFrame) {
 }
 
 TEST_F(DispatcherTest, RequestsThatCannotBeServedAreAnswered) {
+  Handle(event::FromClient{.peer = "c", .message = wire::CancelReply{}});
+  Settle();
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->code, "invalid_argument");
   Handle(event::FromClient{.peer = "c", .message = wire::Watch{.request = 10, .run = ids_.Next<RunId>()}});
   Settle();
   EXPECT_EQ(Last<wire::Problem>()->code, "not_found");
@@ -570,12 +574,13 @@ TEST_F(DispatcherTest, AnEntryComesBackAsItWas) {
   JobEntry entry{.spec = Job(), .counters = {.deliveries = 3, .failures = 2, .crashes = 1}};
   entry.spec.payload = std::string("a\0b", 3);
   entry.spec.run_at = clock_.WallNow();
-  const std::string bytes = EncodeEntry(entry.spec, entry.counters);
-  const auto back = DecodeEntry(bytes);
+  const LineKey line = LineKey::Of(entry.spec);
+  const std::string bytes = EncodeEntry(entry.spec, entry.counters, line);
+  const auto back = DecodeEntry(bytes, entry.spec.id, line);
   ASSERT_TRUE(back);
   EXPECT_EQ(*back, entry);
-  for (std::size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(DecodeEntry(bytes.substr(0, n))) << n;
-  EXPECT_FALSE(DecodeEntry(bytes + "x"));
+  for (std::size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(DecodeEntry(bytes.substr(0, n), entry.spec.id, line)) << n;
+  EXPECT_FALSE(DecodeEntry(bytes + "x", entry.spec.id, line));
 }
 
 }  // namespace

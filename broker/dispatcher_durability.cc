@@ -1,0 +1,189 @@
+// Jobs of `durability: redis`: only the queue has them, in kept lines, until their outcome is recorded. The ledger takes such
+// a job over (spec and attempt in one transaction) when an attempt does not succeed; from then on it waits in an ordinary
+// line. So an id that the ledger knows has no business in a kept line any more, and that is the one question asked of every
+// entry whose past is not certain: found in flight by Take, of an earlier state of the store, or submitted twice.
+#include <algorithm>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "common/base/check.h"
+#include "common/base/failpoint.h"
+#include "common/base/log.h"
+
+namespace millrace {
+
+void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards) {
+  Shard& shard = *ShardOfOrg(spec.org);
+  if (shards.insert(shard.hold.shard).second) shard.enqueue_submits.push_back(submit);
+  submit->items.push_back({.id = spec.id.uuid, .duplicate = false, .conflict_with = {}});
+  ++shard.enqueue_rows;
+  ++accepting_rows_;
+  shard.enqueue_bytes += spec.payload.size();
+  accepting_bytes_ += spec.payload.size();
+  // A repeated submit: of an id seen a moment ago, or one from before (an answer that was lost, an owner before us).
+  const WallTime made = TimeOf(spec.id.uuid);
+  const bool seen = shard.recent.Seen(spec.id.uuid, now_);
+  const bool before_us = shard.hold.epoch > Epoch{1} && made < shard.ready_at + kFreshIdAhead;
+  const bool check = seen || before_us || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
+  if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
+  EnqueueKept(shard, spec, spec.run_at, false, check);
+}
+
+// The queue's answer is the acceptance, whoever owns the shard by now.
+void Dispatcher::AnswerKept(Op& op, const Error* error) {
+  accepting_rows_ -= op.accept_rows;
+  accepting_bytes_ -= op.accept_bytes;
+  for (const auto& submit : op.submits) {
+    if (error != nullptr) {
+      if (std::exchange(submit->failed, true)) continue;
+      Problem(submit->peer, submit->request, "unavailable",
+              fmt::format("the outcome is not known: submit again with the same ids: {}", error->message));
+    } else if (--submit->pieces == 0 && !submit->failed) {
+      FinishSubmit(*submit);
+    }
+  }
+}
+
+// What of the hold was not sent yet, and what waits for the ledger.
+void Dispatcher::FailKept(Shard& shard) {
+  accepting_rows_ -= shard.enqueue_rows;
+  accepting_bytes_ -= shard.enqueue_bytes;
+  for (const auto& submit : shard.enqueue_submits) {
+    if (std::exchange(submit->failed, true)) continue;
+    Problem(submit->peer, submit->request, "unavailable", "the shard is being taken over: submit again with the same ids");
+  }
+  for (const auto& [id, check] : shard.checks)
+    for (const auto& [worker, n] : check.split)
+      if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
+}
+
+void Dispatcher::EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check) {
+  line_memo_.Find(spec, Durability::kRedis);
+  const std::string& name = line_memo_.name();
+  if (const auto suspects = front ? shard.suspects.find(name) : shard.suspects.end();
+      suspects != shard.suspects.end() && suspects->second != UINT64_MAX)
+    ++suspects->second;  // it stands before them
+  EnqueueIn(shard, line_memo_.key(), name, spec, Counters{}, run_at, front, check);
+}
+
+void Dispatcher::OnTaken(const Op& op, QueueReply& reply) {
+  Shard& shard = *Current(op.hold);
+  shard.maybe_old = shard.maybe_old || reply.maybe_old;
+  if (!reply.claimed.empty()) {
+    std::ranges::sort(reply.claimed, {}, &QueueEntry::id);  // the oldest is the next again
+    return Ask(shard, {.stayed = std::move(reply.claimed), .expired = {}, .claimed = {}, .key = {}, .split = {}});
+  }
+  std::uint64_t stayed = 0;
+  for (const LineCount& line : reply.kept) {
+    AddReady(shard, line.line, line.count);
+    // Their sizes are not known, nor those that are scheduled: the budget has them as they come by.
+    if (const auto key = LineKey::Parse(line.line)) shard.budgets.Enqueued(key->org, key->queue, 0, line.count);
+    if (shard.maybe_old) shard.suspects[line.line] = line.count;
+    stayed += line.count;
+  }
+  shard.next_due = reply.next_due;
+  shard.due_suspect = shard.maybe_old && reply.next_due.has_value();
+  if (stayed > 0 || reply.next_due) shard.next_expiry = wall_;  // the first ExpireDue says which time it is
+  if (stayed > 0)
+    LogInfo("shard {}: {} jobs that only the queue has are still there{}", shard.hold.shard.value(), stayed,
+            shard.maybe_old ? ", of a state that may be an earlier one" : "");
+  shard.phase = Phase::kReadingRuns;
+  ReadQueueSettings(shard, true);  // answered first: nothing starts before its limits are known
+  ToLedger(command::ReadLiveRuns{.hold = op.hold, .after = std::nullopt});
+}
+
+// How many of the next `n` entries of the line are suspect.
+std::uint64_t Dispatcher::TakeSuspects(Shard& shard, const std::string& line, std::uint64_t n) {
+  const auto it = shard.suspects.find(line);
+  if (it == shard.suspects.end()) return 0;
+  if (it->second == UINT64_MAX) return n;
+  const std::uint64_t taken = std::min(it->second, n);
+  it->second -= taken;
+  if (it->second == 0) shard.suspects.erase(it);
+  return taken;
+}
+
+void Dispatcher::Ask(Shard& shard, Check check) {
+  command::ReadKnown read{.hold = shard.hold, .check = ++last_check_, .jobs = {}};
+  for (const QueueEntry& entry : check.stayed) read.jobs.push_back(entry.id);
+  for (const JobEntry& entry : check.expired) read.jobs.push_back(entry.spec.id);
+  for (const JobEntry& entry : check.claimed) read.jobs.push_back(entry.spec.id);
+  for (const auto& [worker, n] : check.split)
+    if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved += n;
+  shard.checks.emplace(read.check, std::move(check));
+  ToLedger(std::move(read));
+}
+
+void Dispatcher::On(event::KnownRead& e) {
+  Shard* shard = Current(e.hold);
+  if (shard == nullptr) return;
+  auto node = shard->checks.extract(e.check);
+  MILLRACE_CHECK(!node.empty(), "shard {}: the ledger answers a question that nobody asked", e.hold.shard.value());
+  Check& check = node.mapped();
+  const std::unordered_set<JobId> known(e.known.begin(), e.known.end());
+  for (QueueEntry& entry : check.stayed) {
+    if (known.contains(entry.id)) {
+      shard->finish.push_back(entry.id);
+      continue;
+    }
+    const auto key = LineKey::Parse(entry.line);
+    if (const auto waiting = key ? DecodeEntry(entry.body, entry.id, *key) : std::unexpected(key.error()))
+      if (const auto end = EndOfWait(waiting->spec.options, waiting->counters)) entry.expires_at = end->at;
+    shard->requeue.push_back(std::move(entry));
+  }
+  if (!check.stayed.empty()) {
+    shard->take_again = true;
+    return;
+  }
+  for (const JobEntry& entry : check.expired) {
+    const JobId id = entry.spec.id;
+    if (Leased(*shard, id)) continue;
+    if (known.contains(id))
+      shard->finish.push_back(id);
+    else if (!EndIfOver(*shard, entry.spec, entry.counters, true))  // the clock was set back
+      EnqueueKept(*shard, entry.spec, std::nullopt, true, entry.check);
+  }
+  for (const auto& [worker, n] : check.split)
+    if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
+  Op op{.id = {}, .hold = e.hold, .line = {}, .key = std::move(check.key), .split = std::move(check.split), .submits = {}};
+  std::uint64_t started = 0;
+  for (JobEntry& entry : check.claimed) {
+    const JobId id = entry.spec.id;
+    if (Leased(*shard, id)) continue;  // it is running from its other entry
+    if (known.contains(id))
+      shard->finish.push_back(id);
+    else if (Deliver(*shard, op, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true, entry.check))
+      ++started;
+  }
+  lines_.GiveBack(op.key, check.claimed.size() - started, now_);
+  plan_needed_ = true;
+}
+
+// What was claimed goes to a worker, unless it is over; else back to the front of its line. True: it started.
+bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept,
+                         bool check) {
+  const JobId id = spec->id;
+  if (!spec->run && shard.cancelling.contains(id) && !spec->options.has_sink) {
+    EndStopped(shard, *spec, counters, "cancelled");
+    return false;
+  }
+  if (EndIfOver(shard, *spec, counters, kept)) return false;
+  if (Worker* worker = NextTaker(op)) {
+    Grant(shard, *worker, std::move(spec), counters, kept);
+    leases_.at(id).counted = true;
+    return true;
+  }
+  if (kept)
+    EnqueueKept(shard, *spec, std::nullopt, true, check);
+  else
+    Enqueue(shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
+  return false;
+}
+
+// With the first row that says more than "succeeded", so that it can be tried again, inspected and repeated.
+void Dispatcher::KeepSpec(Piece& piece, const JobSpec& spec) {
+  piece.rows.jobs.push_back(spec);
+  piece.bytes += spec.payload.size();
+}
+
+}  // namespace millrace
