@@ -59,7 +59,7 @@ void Dispatcher::On(event::StatesRead& e) {
     if (state.live && EndWaitingJob(shard, piece, *state.live)) {
       reply.effect = CancelEffect::kCancelled;
     } else {
-      const bool waits = state.live && !leases_.contains(state.live->spec.id);
+      const bool waits = state.live && !Leased(shard, state.live->spec.id);
       piece.cancels.push_back({.row = std::move(row), .waiting = waits ? state.live : std::nullopt});
     }
   }
