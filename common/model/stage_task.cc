@@ -123,7 +123,7 @@ std::string DescribeJob(std::string_view kind, std::string_view payload) {
   }
   if (kind != kJobKindCommand) return {};
   const auto task = CommandTaskFromJson(payload);
-  return task ? text(*task, task->stage) : "";
+  return task && !task->pipeline.empty() ? text(*task, task->stage) : "";  // a single job has no pipeline
 }
 
 std::string ToJson(const StageOrder& order) { return json_codec::Write(order); }

@@ -118,10 +118,15 @@ TestProcess::~TestProcess() { KillAndReap(); }
 bool TestProcess::Running() { return pid_ > 0 && !Wait(Millis{0}); }
 
 bool TestProcess::Blocks(int signal) const {
-  std::ifstream status(fmt::format("/proc/{}/status", pid_));
-  for (std::string line; std::getline(status, line);)
-    if (line.starts_with("SigBlk:"))
-      return (std::stoull(line.substr(7), nullptr, 16) >> static_cast<unsigned>(signal - 1) & 1U) != 0;
+  std::error_code gone;
+  // A thread that waits for a signal does not show it as blocked.
+  for (const auto& task : fs::directory_iterator(fmt::format("/proc/{}/task", pid_), gone)) {
+    std::ifstream status(task.path() / "status");
+    for (std::string line; std::getline(status, line);)
+      if (line.starts_with("SigBlk:") &&
+          (std::stoull(line.substr(7), nullptr, 16) >> static_cast<unsigned>(signal - 1) & 1U) != 0)
+        return true;
+  }
   return false;
 }
 

@@ -36,7 +36,7 @@ class TestProcess {
 
   pid_t pid() const { return pid_; }  // -1: none
   bool Running();
-  // Whether its main thread keeps `signal` blocked: a program that takes its signals itself has come that far.
+  // Whether one of its threads keeps `signal` blocked: a program that takes its signals itself has come that far.
   bool Blocks(int signal) const;
   void Signal(int signal);  // nothing happens once it was reaped: the pid may be another process's
   // Its exit code, or 128 + signal; empty: still running after `timeout`.
