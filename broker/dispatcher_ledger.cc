@@ -72,6 +72,7 @@ void Dispatcher::WriteEffects(Shard& shard, RunEffects effects) {
 }
 
 void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
+  for (const RunId& run : effects.started) shard.runs.ShowStart(run, wall_);
   for (const RunEffects::Skip& skip : effects.skipped) shard.runs.Show(skip.job);
   for (const RunEffects::Skip& cancelled : effects.cancelled) shard.runs.Show(cancelled.job);
   for (const JobId& job : effects.ready) EnqueueRunJob(shard, job);
@@ -81,7 +82,7 @@ void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
   for (const RunId& run : effects.replaced)
     ApplyCancel(shard, shard.runs.Cancel(run, "cancelled: a later run takes its place"));
   for (const RunEffects::End& end : effects.ended) {
-    shard.runs.ShowEnd(end.run);
+    shard.runs.ShowEnd(end.run, wall_);
     if (const auto it = watchers_.find(end.run); it != watchers_.end()) {
       if (auto update = shard.runs.Update(end.run, false))
         for (const auto& peer : it->second) SendUpdate(peer, *update);

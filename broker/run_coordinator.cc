@@ -231,7 +231,6 @@ void RunCoordinator::Activate(Group& group, const Run& run) {
 }
 
 void RunCoordinator::Start(Run& run, RunEffects& out) {
-  LogStart(run);
   if (Group* group = GroupOf(run)) Activate(*group, run);
   out.started.push_back(run.spec.id);
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i)
@@ -242,16 +241,18 @@ void RunCoordinator::Start(Run& run, RunEffects& out) {
   EndIfFinished(run, out);
 }
 
-// The log's times are the system's: nothing is decided by them.
-void RunCoordinator::LogStart(Run& run) {
-  if (run.spec.pipeline.empty() || !LogEnabled(LogLevel::kInfo)) return;
-  run.started_log = SystemClock().Now();
+void RunCoordinator::ShowStart(RunId id, WallTime now) {
+  const auto it = runs_.find(id);
+  if (it == runs_.end()) return;
+  Run& run = *it->second;
+  run.started_at = now;
+  if (run.spec.pipeline.empty()) return;
   LogInfo("pipeline {}, run {}: {}: {} {}{}", run.spec.pipeline, ShortId(run.spec.id), run.began ? "goes on" : "starts",
           run.jobs.size(), run.jobs.size() == 1 ? "stage" : "stages",
           run.spec.slot ? ", slot " + ToRfc3339(*run.spec.slot) : ", by hand");
 }
 
-void RunCoordinator::LogEnd(const Run& run) {
+void RunCoordinator::LogEnd(const Run& run, WallTime now) {
   if (run.spec.pipeline.empty() || !LogEnabled(LogLevel::kInfo)) return;
   std::int64_t read = 0, loaded = 0, quarantined = 0;
   bool loads = false;
@@ -265,8 +266,8 @@ void RunCoordinator::LogEnd(const Run& run) {
     if (!result->target.empty()) loaded += result->rows.loaded;
   }
   std::string text = fmt::format("pipeline {}, run {}: {}", run.spec.pipeline, ShortId(run.spec.id), Name(run.state));
-  if (run.started_log) {
-    const auto ms = std::chrono::duration_cast<Millis>(SystemClock().Now() - *run.started_log).count();
+  if (run.started_at) {
+    const auto ms = std::chrono::duration_cast<Millis>(now - *run.started_at).count();
     text += fmt::format(" in {}.{:03} s", ms / 1000, ms % 1000);
   }
   text += loads ? fmt::format(", {} rows loaded", loaded) : fmt::format(", {} rows read", read);
@@ -469,11 +470,11 @@ void RunCoordinator::Show(JobId id) {
   Mark(run, it->second.second);
 }
 
-void RunCoordinator::ShowEnd(RunId id) {
+void RunCoordinator::ShowEnd(RunId id, WallTime now) {
   const auto it = runs_.find(id);
   if (it == runs_.end()) return;
   it->second->shown = it->second->state;
-  LogEnd(*it->second);
+  LogEnd(*it->second, now);
 }
 
 std::optional<wire::RunUpdate> RunCoordinator::Update(RunId id, bool all) {

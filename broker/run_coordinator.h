@@ -93,7 +93,9 @@ class RunCoordinator {
 
   // Makes the job's present state visible to watchers.
   void Show(JobId job);
-  void ShowEnd(RunId run);
+  // Its start and its end, to watchers and in the log.
+  void ShowStart(RunId run, WallTime now);
+  void ShowEnd(RunId run, WallTime now);
   // A job that waits in the queue will never start; as JobEnded(kDead).
   RunEffects JobUnplaceable(JobId job, const std::string& reason);
   // A job that has not started ends by time: kExpired, or kDead past its deadline.
@@ -117,13 +119,13 @@ class RunCoordinator {
     RunState shown = RunState::kQueued;
     std::vector<Job> jobs;
     std::uint32_t unfinished = 0;
-    bool failed = false;                  // some job did not succeed
-    bool cancelling = false;              // a durable request
-    bool restored = false;                // a former owner may have started jobs of it
-    bool began = false;                   // restored: some job of it was delivered
-    bool marked = false;                  // in changed_
-    std::vector<std::uint32_t> changed;   // jobs that are marked
-    std::optional<MonoTime> started_log;  // for the log alone, and only when it is written
+    bool failed = false;                 // some job did not succeed
+    bool cancelling = false;             // a durable request
+    bool restored = false;               // a former owner may have started jobs of it
+    bool began = false;                  // restored: some job of it was delivered
+    bool marked = false;                 // in changed_
+    std::vector<std::uint32_t> changed;  // jobs that are marked
+    std::optional<WallTime> started_at;  // for the log
     std::string reason;
     std::string invalid;  // why it cannot run; empty when it can
     RunEffects::End end;
@@ -148,8 +150,7 @@ class RunCoordinator {
   RunEffects Ended(Run& run, std::uint32_t index, const std::string& reason);
   void TellDependents(Run& run, std::uint32_t index, RunEffects& out);
   void EndIfFinished(Run& run, RunEffects& out);
-  static void LogStart(Run& run);
-  static void LogEnd(const Run& run);
+  static void LogEnd(const Run& run, WallTime now);
   void CancelJob(Run& run, Job& job, RunEffects& out);
   void CancelJobs(Run& run, const std::string& reason, RunEffects& out);
   void Mark(Run& run, std::uint32_t index);

@@ -1,9 +1,6 @@
 // backfill, backfill list, backfill show. A backfill is a row in the ledger; the scheduler does the rest.
-#include <pwd.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
 #include <limits>
 
@@ -20,13 +17,6 @@ namespace millrace::cli {
 namespace {
 
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
-
-std::string Actor() {
-  std::array<char, 256> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
-  const passwd* user = ::getpwuid(::getuid());
-  return fmt::format("cli {}@{}", user != nullptr ? user->pw_name : std::to_string(::getuid()), host.data());
-}
 
 Result<ScheduleRow> FindScheduleRow(Ledger& ledger, const Options& options, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const auto rows, ledger.Schedules(kDefaultOrg, deadline));

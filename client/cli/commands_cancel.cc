@@ -1,9 +1,7 @@
 // run cancel, job cancel.
-#include <unistd.h>
 
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
 
 #include "client/cli/broker_client.h"
 #include "client/cli/commands.h"
@@ -18,13 +16,6 @@ constexpr Millis kBrokerAnswers{3000};
 constexpr Millis kCancelTimeout{30'000};
 constexpr Millis kLedgerPoll{100};
 constexpr auto kWaitMax = std::chrono::hours{24};
-
-std::string Actor() {
-  char host[256] = "";
-  (void)::gethostname(host, sizeof host - 1);
-  const char* user = std::getenv("USER");
-  return fmt::format("cli {}@{}", user != nullptr ? user : std::to_string(::getuid()), host);
-}
 
 void Say(RunId run, RunState state, const std::string& reason) {
   fmt::print(stderr, "run {}: {}{}{}\n", run.ToString(), Name(state), reason.empty() ? "" : ": ", reason);

@@ -1,9 +1,6 @@
 // job list, job show, job requeue, job discard, run retry.
-#include <pwd.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <fstream>
 #include <iterator>
@@ -22,13 +19,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
 constexpr std::size_t kFilteredMax = 100'000;  // dead jobs of one requeue or discard by filter
-
-std::string Actor() {
-  std::array<char, 256> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '?';
-  const passwd* user = ::getpwuid(::geteuid());
-  return fmt::format("cli {}@{}", user != nullptr ? user->pw_name : std::to_string(::geteuid()), host.data());
-}
 
 // "2026-11-21T06:15:00Z", or a time before now: 90s, 15m, 2h, 7d.
 Result<WallTime> Since(const std::string& text, WallTime now) {

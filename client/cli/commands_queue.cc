@@ -1,7 +1,5 @@
 // queue list, queue show, queue set, queue pause, queue resume. A change goes through the broker, where it counts at once; when
 // none answers, into the ledger, where the owner finds it within seconds.
-#include <pwd.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -22,13 +20,6 @@ constexpr Millis kBrokerTimeout{3000};
 constexpr int kRoundsMax = 5;  // somebody else sets the same queue at the same time
 
 using Item = wire::ListQueuesReply::Item;
-
-std::string Actor() {
-  std::array<char, 256> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
-  const passwd* user = ::getpwuid(::geteuid());
-  return fmt::format("cli {}@{}", user != nullptr ? user->pw_name : std::to_string(::geteuid()), host.data());
-}
 
 struct Broker {
   std::unique_ptr<wire::Transport> transport;

@@ -1,7 +1,9 @@
 #include "client/cli/context.h"
 
+#include <pwd.h>
 #include <unistd.h>
 
+#include <array>
 #include <climits>
 #include <cstdio>
 #include <filesystem>
@@ -103,6 +105,13 @@ ExitCode ComplainAboutFile(const Error& error) {
 }
 
 ExitCode Finish(const Result<ExitCode>& result) { return result ? *result : ComplainAboutFile(result.error()); }
+
+std::string Actor() {
+  std::array<char, 256> host{};
+  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '?';
+  const passwd* user = ::getpwuid(::geteuid());
+  return fmt::format("cli {}@{}", user != nullptr ? user->pw_name : std::to_string(::geteuid()), host.data());
+}
 
 std::string StageProgram() {
   char path[PATH_MAX];

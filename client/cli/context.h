@@ -60,6 +60,9 @@ ExitCode ComplainAboutFile(const Error& error);
 // How every command ends: its own exit code, or its error said on stderr.
 ExitCode Finish(const Result<ExitCode>& result);
 
+// Who gives this command, for the audit trail: "cli root@host". The user is the process's, whatever its environment says.
+std::string Actor();
+
 // Where this installation keeps millrace-stage: beside the running executable.
 std::string StageProgram();
 

@@ -100,11 +100,22 @@ TEST_F(RunOverlapTest, TheLimitHoldsAcrossARestart) {
   std::vector<Made> made;
   for (int i = 0; i < 4; ++i) made.push_back(Make("allow(2)"));
   const Made backfill = Make("queue", 1);
-  LiveRun first{
-      .spec = backfill.run, .jobs = {backfill.job}, .ended = {}, .counters = {}, .next_run_at = {}, .cancelling = false};
+  LiveRun first{.spec = backfill.run,
+                .jobs = {backfill.job},
+                .ended = {},
+                .counters = {},
+                .next_run_at = {},
+                .cancelling = false,
+                .cancel_reason = {}};
   runs_.Restore(first);
   for (const Made& m : made) {
-    LiveRun live{.spec = m.run, .jobs = {m.job}, .ended = {}, .counters = {}, .next_run_at = {}, .cancelling = false};
+    LiveRun live{.spec = m.run,
+                 .jobs = {m.job},
+                 .ended = {},
+                 .counters = {},
+                 .next_run_at = {},
+                 .cancelling = false,
+                 .cancel_reason = {}};
     if (&m == &made[3]) live.counters[m.job.id] = {1, 0, 0};  // it had begun
     jobs_[m.run.id] = m.job.id;
     runs_.Restore(live);
