@@ -107,7 +107,7 @@ Result<void> BackfillFeeder::FeedOne(const BackfillState& state, WallTime now, T
   const BackfillRow& row = state.row;
   const std::uint32_t max = source->options.max_parallel;
   std::size_t free = std::min<std::size_t>(max > state.active ? max - state.active : 0, kRunsPerTurnMax);
-  FireBatch batch{.leader_epoch = 0, .decisions = {}, .watermarks = {}, .steps = {}, .now = now};
+  FireBatch batch{.decisions = {}, .watermarks = {}, .steps = {}, .now = now};
   BackfillStep step{.id = row.id, .position_was = state.position, .position = state.position, .fed = state.fed, .runs = {}};
   bool alone = false;
   for (std::size_t page = 0; page < kPagesPerTurnMax && free > 0 && !step.fed; ++page) {

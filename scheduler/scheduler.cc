@@ -175,7 +175,7 @@ Result<void> Scheduler::Fire(Herd& herd, MonoTime deadline) {
 
 Result<bool> Scheduler::FireDue(WallTime now, MonoTime enough, MonoTime deadline) {
   const std::vector<ScheduleBook::Entry*> due = book_.Due(now);
-  Herd herd{.batch = {.leader_epoch = lead_epoch_, .decisions = {}, .watermarks = {}, .steps = {}, .now = now},
+  Herd herd{.batch = {.decisions = {}, .watermarks = {}, .steps = {}, .now = now},
             .decided = {},
             .shards = {}};
   bool all = true;

@@ -45,7 +45,7 @@ bool CaughtUp(const Catchup& catchup, std::size_t newer_due) {
 Result<SlotPlan> PlanSlots(const ScheduleSpec& spec, const CronSchedule& cron, WallTime watermark, WallTime now,
                            bool pipeline_active, bool paused) {
   MILLRACE_TRY_ASSIGN(const Catchup catchup, ParseCatchup(spec.catchup));
-  SlotPlan plan{.slots = {}, .watermark = watermark, .next = std::nullopt};
+  SlotPlan plan{.slots = {}, .watermark = watermark};
   // Beyond a full pass, look as far ahead as the catch-up rule needs to know how many newer slots are due.
   const std::vector<WallTime> due = cron.Between(watermark, now, kSlotsPerPassMax + kCatchupRunsMax);
   const std::size_t decided = std::min(due.size(), kSlotsPerPassMax);
@@ -70,7 +70,6 @@ Result<SlotPlan> PlanSlots(const ScheduleSpec& spec, const CronSchedule& cron, W
     plan.slots.push_back(std::move(slot));
     plan.watermark = due[i];
   }
-  plan.next = cron.Next(plan.watermark);
   return plan;
 }
 

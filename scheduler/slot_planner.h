@@ -37,7 +37,6 @@ struct PlannedSlot {
 struct SlotPlan {
   std::vector<PlannedSlot> slots;  // oldest first
   WallTime watermark{};            // every slot at or before it is decided once `slots` are stored
-  std::optional<WallTime> next;    // the first slot after `watermark`; it may already be due when a pass was full
 };
 
 // Decides the slots in (watermark, now]. A slot within `spec.misfire_grace` of now always fires (overlap: skip excepted); an

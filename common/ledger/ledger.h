@@ -201,7 +201,6 @@ struct BackfillStep {
   std::vector<RunId> runs;  // of this batch's decisions
 };
 struct FireBatch {
-  std::uint64_t leader_epoch = 0;  // guards nothing but waste: the slot's unique key is the guarantee
   std::vector<SlotDecision> decisions;
   struct Watermark {
     OrgId org;
@@ -344,8 +343,6 @@ class Ledger : public AuditSource {
   virtual Result<std::vector<std::string>> BusyPipelines(OrgId org, std::span<const std::string> pipelines,
                                                          MonoTime deadline) = 0;
   virtual Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) = 0;
-  // Runs of a pipeline without an outcome (for overlap: skip).
-  virtual Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) = 0;
   virtual Result<std::vector<SlotRow>> Slots(OrgId org, std::string_view pipeline, std::uint32_t limit,
                                              MonoTime deadline) = 0;  // newest first
 

@@ -90,7 +90,6 @@ class SqlLedger final : public Ledger {
                                                          MonoTime deadline) override;
   Result<std::vector<std::string>> BusyPipelines(OrgId org, std::span<const std::string> pipelines, MonoTime deadline) override;
   Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline) override;
-  Result<std::uint32_t> ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) override;
   Result<std::vector<SlotRow>> Slots(OrgId org, std::string_view pipeline, std::uint32_t limit, MonoTime deadline) override;
 
   Result<CreatedBackfill> CreateBackfill(BackfillRow row, MonoTime deadline) override;

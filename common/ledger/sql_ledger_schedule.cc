@@ -236,14 +236,6 @@ Result<FireResult> SqlLedger::Fire(const FireBatch& given, MonoTime deadline) {
   return FireResult{std::move(batch.duplicate_slots)};
 }
 
-Result<std::uint32_t> SqlLedger::ActiveRuns(OrgId org, std::string_view pipeline, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(
-      const Rows rows,
-      store_->Run("select count(*) from live_run l join run r on r.run = l.run where l.org = $1 and r.pipeline = $2",
-                  Params().Int(org.value()).Text(pipeline), deadline));
-  return static_cast<std::uint32_t>(rows[0][0].number);
-}
-
 Result<std::vector<SlotRow>> SqlLedger::Slots(OrgId org, std::string_view pipeline, std::uint32_t limit, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kSlot, "s") +
                                                        " from slot s where s.org = $1 and s.pipeline = $2 "

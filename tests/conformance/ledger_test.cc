@@ -200,7 +200,8 @@ TEST_P(LedgerTest, RebuildSeesWhatIsLive) {
           ->LiveRuns(ShardId{static_cast<std::uint16_t>((hold.shard.value() + 1) % kShards)}, kShards, std::nullopt, 10, In())
           ->empty());
   EXPECT_EQ(ledger_->LiveRuns(hold.shard, 16, std::nullopt, 10, In()).error().code, ErrorCode::kInvalidArgument);
-  EXPECT_EQ(*ledger_->ActiveRuns(kDefaultOrg, "flights", In()), 1u);
+  EXPECT_EQ(*ledger_->BusyPipelines(kDefaultOrg, std::vector<std::string>{"flights"}, In()),
+            std::vector<std::string>{"flights"});
 }
 
 TEST_P(LedgerTest, OutboxIsTakenOver) {
@@ -423,7 +424,8 @@ TEST_P(LedgerTest, TwoSchedulersFireEachSlotOnce) {
   EXPECT_EQ(errors[0] + errors[1], "");
   EXPECT_EQ(lost[0] + lost[1], static_cast<std::size_t>(kSlots));
   EXPECT_EQ(ledger_->Slots(kDefaultOrg, "flights", 500, In())->size(), static_cast<std::size_t>(kSlots));
-  EXPECT_EQ(*ledger_->ActiveRuns(kDefaultOrg, "flights", In()), static_cast<std::uint32_t>(kSlots));
+  RunFilter running{.pipeline = "flights", .state = RunState::kRunning, .before = {}, .limit = 500};
+  EXPECT_EQ(ledger_->ListRuns(running, In())->size(), static_cast<std::size_t>(kSlots));
   ExpectSound();
 }
 

@@ -247,7 +247,6 @@ class MemoryLedger final : public Ledger {
   Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId>, MonoTime) override { return No(); }
   Result<void> SetPaused(OrgId, std::string_view, bool, MonoTime) override { return No(); }
   Result<FireResult> Fire(const FireBatch&, MonoTime) override { return No(); }
-  Result<std::uint32_t> ActiveRuns(OrgId, std::string_view, MonoTime) override { return No(); }
   Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return No(); }
   Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t, std::uint32_t, MonoTime) override { return No(); }
   Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId, std::span<const std::string>, MonoTime) override {

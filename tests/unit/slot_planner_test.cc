@@ -33,7 +33,6 @@ Plan Decide(std::string catchup, std::string overlap, std::string_view watermark
     EXPECT_EQ(slot.reason.empty(), slot.fate == SlotFate::kFired);
   }
   out.watermark = ToRfc3339(plan->watermark);
-  EXPECT_GT(*plan->next, plan->watermark);
   return out;
 }
 
@@ -56,7 +55,6 @@ TEST(SlotPlannerTest, APausedScheduleSkipsWhateverIsDue) {
       EXPECT_EQ(slot.reason, "paused");
     }
     EXPECT_EQ(plan->watermark, At("2026-01-01T03:00:00Z"));
-    EXPECT_EQ(*plan->next, At("2026-01-01T04:00:00Z"));
   }
 }
 

@@ -1,0 +1,182 @@
+// Backfills and reprocessing on both ledgers; see scheduler_test.cc.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "tests/support/scheduler_fixture.h"
+
+namespace millrace::scheduler {
+namespace {
+
+TEST_P(SchedulerTest, ABackfillIsFedWithinItsLimitOldestFirst) {
+  Apply({});
+  const BackfillRow row = Create(Backfill(7, {.max_parallel = 3})).row;
+  EXPECT_EQ(row.generation, 1u);
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (const std::size_t fed : {3u, 6u, 7u}) {
+    for (int i = 0; i < 3; ++i) Pass(*scheduler);
+    EXPECT_EQ(Generation(1).size(), fed);
+    EXPECT_FALSE(StateOf(row.id).ended_at);
+    EndRuns();
+  }
+  Pass(*scheduler);
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+  const auto slots = Generation(1);
+  ASSERT_EQ(slots.size(), 7u);
+  for (std::size_t i = 0; i < slots.size(); ++i)
+    EXPECT_EQ(slots[i].key.slot, std::chrono::floor<std::chrono::minutes>(now_ - 2h) - days{6 - i});
+  const auto run = ledger_->GetRun(kDefaultOrg, *slots[0].run, In());
+  EXPECT_EQ(run->summary.spec.generation, 1u);
+  EXPECT_EQ(run->jobs[0].spec.priority, kPriorityLevels - 1) << "behind everything of the schedule itself";
+  EXPECT_EQ(*ledger_->BackfillRuns(row, In()), (std::map<RunState, std::uint64_t>{{RunState::kSucceeded, 7}}));
+  ExpectOneRunPerFiredSlot();
+}
+
+TEST_P(SchedulerTest, ABackfillCanBeginAtTheEnd) {
+  Apply({});
+  const BackfillRow row = Create(Backfill(5, {.newest_first = true, .max_parallel = 2})).row;
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int i = 0; i < 5; ++i, EndRuns()) Pass(*scheduler);
+  const auto slots = Generation(1);
+  ASSERT_EQ(slots.size(), 5u);
+  for (std::size_t i = 1; i < slots.size(); ++i) EXPECT_LT(slots[i].key.slot, slots[i - 1].key.slot);
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+}
+
+TEST_P(SchedulerTest, WhatIsReprocessed) {
+  Apply({.days_behind = 4});
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*scheduler);
+  ASSERT_EQ(Fates(), "FFFF");
+  EndOne(RunState::kFailed);  // the oldest
+  EndOne();
+  EndOne();  // the newest stays active
+  const auto days_of = [&](std::uint32_t generation) {
+    std::string text;
+    for (const SlotRow& slot : Generation(generation))
+      text += std::to_string(std::chrono::round<days>(now_ - 2h - slot.key.slot).count());
+    return text;
+  };
+  const auto feed = [&](Reprocess reprocess) {
+    const BackfillRow row = Create(Backfill(6, {.max_parallel = 10, .reprocess = reprocess})).row;
+    for (int i = 0; i < 2; ++i) Pass(*scheduler);
+    return row;
+  };
+  feed(Reprocess::kNone);
+  EXPECT_EQ(days_of(1), "54") << "only slots without any run";
+  feed(Reprocess::kFailed);
+  EXPECT_EQ(days_of(2), "3") << "those of the first backfill are active";
+  feed(Reprocess::kAll);
+  EXPECT_EQ(days_of(3), "543210");
+  EndRuns();
+  feed(Reprocess::kFailed);
+  EXPECT_EQ(days_of(4), "") << "the latest run of each slot succeeded";
+}
+
+TEST_P(SchedulerTest, ABackfillLeavesToTheScheduleWhatIsStillToBeDecided) {
+  Apply({.days_behind = 3});
+  const BackfillRow row = Create(Backfill(5, {.max_parallel = 10})).row;  // the watermark is three slots back
+  Raw("update schedule set paused = 1");
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*scheduler);
+  EXPECT_EQ(Generation(1).size(), 2u);
+  Raw("update schedule set paused = 0");
+  Pass(*scheduler);
+  EXPECT_EQ(Generation(0).size(), 3u);
+  EXPECT_EQ(Generation(1).size(), 2u);
+  EndRuns();
+  Pass(*scheduler);
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+}
+
+TEST_P(SchedulerTest, AskingAgainIsTheSameBackfill) {
+  Apply({});
+  const BackfillRow first = Backfill(3, {.max_parallel = 10});
+  const auto made = Create(first);
+  EXPECT_TRUE(made.created);
+  const auto again = Create(Backfill(3, {.max_parallel = 10}));
+  EXPECT_FALSE(again.created);
+  EXPECT_EQ(again.row, made.row);
+  EXPECT_EQ(Create(Backfill(3, {.max_parallel = 9})).row.generation, 2u) << "other options: another one";
+  EXPECT_EQ(Create(Backfill(3, {.max_parallel = 10}, 1)).row.id, made.row.id);
+  const auto other = ledger_->CreateBackfill(Backfill(4, {.max_parallel = 10}, 1), In());
+  ASSERT_FALSE(other);
+  EXPECT_EQ(other.error().code, ErrorCode::kConflict);
+  EXPECT_EQ(Create(Backfill(4, {.max_parallel = 10}, 7)).row.generation, 7u);
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int i = 0; i < 20; ++i, EndRuns()) Pass(*scheduler);
+  EXPECT_EQ(Generation(1).size() + Generation(2).size() + Generation(7).size(), 4u)
+      << "what one has run is not left for the other";
+  EXPECT_EQ(Create(Backfill(3, {.max_parallel = 10})).row.generation, 8u) << "the first one has ended";
+}
+
+TEST_P(SchedulerTest, ABrokenBackfillDoesNotStopTheOthers) {
+  Apply({});
+  BackfillRow gone = Backfill(3);
+  gone.version = 77;
+  Create(gone);
+  Create(Backfill(2, {.max_parallel = 2}));
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int i = 0; i < 2; ++i) Pass(*scheduler);
+  EXPECT_EQ(Generation(1).size() + Generation(2).size(), 2u);
+}
+
+// A feeder dies before, in or after its transaction; runs end in between. Nothing is fed twice, nothing is left out, and there
+// are never more active runs than allowed.
+TEST_P(SchedulerTest, FeedersKilledAtAnyPointFeedEachSlotOnce) {
+  const int slots = postgres() ? 40 : 150;
+  constexpr std::size_t kParallel = 4;
+  const std::uint64_t seed = SystemRandom().Next() % 1'000'000'000;
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  SeededRandom random(seed);
+  Apply({});
+  const BackfillRow row = Create(Backfill(slots, {.newest_first = random.Below(2) == 0, .max_parallel = kParallel})).row;
+  const OwnerId id = ids_.Next<OwnerId>();  // the lease is an optimisation: all of them lead
+  int killed = 0;
+  for (int i = 0; i < 3000 && !StateOf(row.id).ended_at; ++i) {
+    DyingLedger dying(*ledger_, static_cast<DyingLedger::Die>(random.Below(3)));
+    if (!Make(dying, id)->Pass()) ++killed;
+    EXPECT_LE(Active(), kParallel);
+    for (std::uint64_t n = random.Below(3); n > 0; --n) EndOne(random.Below(2) == 0 ? RunState::kSucceeded : RunState::kFailed);
+  }
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+  EXPECT_EQ(Generation(1).size(), static_cast<std::size_t>(slots));
+  ExpectOneRunPerFiredSlot();
+  EXPECT_GT(killed, slots / 8);
+}
+
+TEST_P(SchedulerTest, TwoFeedersAtOnceFeedEachSlotOnceAndKeepTheLimit) {
+  constexpr int kSlots = 40;
+  constexpr std::size_t kParallel = 3;
+  Apply({});
+  const BackfillRow row = Create(Backfill(kSlots, {.max_parallel = kParallel})).row;
+  const OwnerId id = ids_.Next<OwnerId>();
+  std::array<std::unique_ptr<Ledger>, 2> ledgers = {Open(), Open()};
+  std::atomic<bool> done{false};
+  std::array<std::string, 2> errors;
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t t = 0; t < 2; ++t)
+      threads.emplace_back([&, t] {
+        auto scheduler = Make(*ledgers[t], id);
+        while (!done)
+          if (const auto passed = scheduler->Pass(); !passed) errors[t] += passed.error().message + "; ";
+      });
+    const MonoTime give_up = system_.Now() + 40s;
+    while (!StateOf(row.id).ended_at && system_.Now() < give_up) {
+      EXPECT_LE(Active(), kParallel);
+      EndOne();
+    }
+    done = true;
+  }
+  EXPECT_EQ(errors[0] + errors[1], "");
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+  EXPECT_EQ(Generation(1).size(), static_cast<std::size_t>(kSlots));
+  ExpectOneRunPerFiredSlot();
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, SchedulerTest, ::testing::Values("sqlite", "postgres"), [](const auto& p) { return p.param; });
+
+}  // namespace
+}  // namespace millrace::scheduler

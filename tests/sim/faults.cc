@@ -1,0 +1,211 @@
+#include <algorithm>
+#include <array>
+
+#include "tests/sim/world.h"
+
+namespace millrace::sim {
+
+JobSpec World::NewJob(OrgId org) {
+  JobSpec job;
+  job.id = NewId<JobId>();
+  job.org = org;
+  job.kind = "work";
+  job.priority = static_cast<int>(random_.Below(kPriorityLevels));
+  job.retry = {.max_attempts = 4, .backoff_base = Millis{200}, .backoff_cap = Millis{2000}};
+  job.options.has_sink = Chance(50);
+  if (seed_ % 2 == 0 && Chance(40)) job.options.limit_key = std::to_string(random_.Below(3));
+  if (Chance(15)) job.run_at = clock_.WallNow() + Between(0, 3'000'000);
+  if (Chance(10)) job.options.backoff = Backoff::kFixed;
+  if (Chance(12)) job.options.expires_at = clock_.WallNow() + Between(100'000, 6'000'000);
+  if (Chance(12)) job.options.deadline = clock_.WallNow() + Between(300'000, 9'000'000);
+  return job;
+}
+
+void World::SubmitSomething() {
+  const OrgId org{static_cast<std::int64_t>(1 + random_.Below(4))};
+  if (Chance(50)) {
+    std::vector<JobSpec> jobs;
+    for (std::uint64_t n = 1 + random_.Below(6); n > 0; --n) {
+      jobs.push_back(NewJob(org));
+      if (!Chance(25)) continue;
+      jobs.back().options.unique_key = std::to_string(random_.Below(3));
+      jobs.back().options.unique_until = Chance(50) ? UniqueUntil::kEnded : UniqueUntil::kStarted;
+    }
+    if (Chance(30)) {
+      ++commits_;
+      for (const JobSpec& job : jobs) accepted_[job.id] = commits_;
+      (void)ledger_.SubmitJobs(jobs, clock_.Now());
+      return Ring(org);
+    }
+    const std::uint64_t kept = std::array<std::uint64_t, 3>{0, 50, 100}[random_.Below(3)];
+    for (JobSpec& job : jobs)
+      if (Chance(kept) && job.options.unique_key.empty()) {
+        job.options.durability = Durability::kRedis;
+        kept_[job.id].spec = job;
+      }
+    requests_.push_back({.message = wire::SubmitJobs{.request = requests_.size(), .jobs = jobs}});
+    return Send(requests_.size() - 1, random_.Below(kBrokers));
+  }
+  RunSpec run;
+  run.id = NewId<RunId>();
+  run.org = org;
+  run.pipeline = Chance(70) ? "p" : "q";
+  run.overlap = std::array{"queue", "allow", "skip", "cancel"}[random_.Below(4)];
+  std::vector<JobSpec> jobs;
+  for (std::uint64_t n = 1 + random_.Below(6); n > 0; --n) {
+    JobSpec job = NewJob(org);
+    job.run = run.id;
+    for (const JobSpec& earlier : jobs)
+      if (Chance(40)) job.depends_on.push_back(earlier.id);
+    if (Chance(25)) job.options.run_when = RunWhen::kAllEnded;
+    jobs.push_back(std::move(job));
+  }
+  if (Chance(40)) {
+    (void)ledger_.SubmitRun(run, jobs, clock_.Now());
+    return Ring(org);
+  }
+  requests_.push_back({.message = wire::SubmitRun{.request = requests_.size(), .run = run, .jobs = jobs, .watch = Chance(50)}});
+  Send(requests_.size() - 1, random_.Below(kBrokers));
+}
+
+void World::CancelSomething() {
+  std::vector<CancelRow> all;
+  for (const auto& [id, run] : ledger_.runs) all.push_back({id.uuid, true, run.org, "sim", "", {}});
+  for (const auto& [id, rows] : ledger_.jobs)
+    if (!rows.spec.run) all.push_back({id.uuid, false, rows.spec.org, "sim", "", {}});
+  if (all.empty()) return;
+  // The newest are the likeliest to be alive.
+  const std::size_t back = random_.Below(std::min<std::size_t>(all.size(), 8));
+  std::ranges::sort(all, {}, &CancelRow::item);
+  CancelRow row = all[all.size() - 1 - back];
+  for (const SimWorker& worker : workers_) {  // what a frozen worker will go on with is the interesting case
+    if (!worker.up || worker.frozen_until <= Now() || worker.held.empty() || Chance(20)) continue;
+    const JobSpec& job = SpecOf(worker.held.begin()->first);
+    row = {job.run ? job.run->uuid : job.id.uuid, job.run.has_value(), job.org, "sim", "", {}};
+  }
+  if (Chance(30) && (row.is_run || ledger_.jobs.contains(JobId{row.item}))) {
+    (void)ledger_.RequestCancel(std::span{&row, 1}, clock_.Now());
+    return Ring(row.org);
+  }
+  wire::Cancel cancel;
+  cancel.request = requests_.size();
+  cancel.org = row.org;
+  cancel.items = {{.id = row.item, .is_run = row.is_run}};
+  requests_.push_back({.message = std::move(cancel)});
+  Send(requests_.size() - 1, random_.Below(kBrokers));
+}
+
+void World::SetQueues() {
+  for (std::int64_t org = 1; org <= 4; ++org) {
+    QueueSettings q;
+    q.org = OrgId{org};
+    q.queue = "default";
+    if (Chance(30)) q.order = QueueOrder::kWeighted;
+    q.aging = Millis{static_cast<std::int64_t>(100 + random_.Below(3000))};
+    if (Chance(60)) q.concurrency = static_cast<std::uint32_t>(1 + random_.Below(4));
+    if (Chance(50)) q.key_concurrency = static_cast<std::uint32_t>(1 + random_.Below(2));
+    if (Chance(40)) q.rate = {static_cast<std::uint32_t>(2 + random_.Below(10)), Millis{1000}, 0};
+    if (Chance(30)) q.key_rate = {static_cast<std::uint32_t>(1 + random_.Below(3)), Millis{1000}, 2};
+    if (Chance(30)) q.max_waiting_jobs = 6 + random_.Below(6);
+    ledger_.queues[{q.org, q.queue}] = q;
+    ++ledger_.queues[{q.org, q.queue}].revision;
+  }
+  for (int i = 0; i < 6; ++i)
+    At(Between(1'000'000, 18'000'000), [this, i] {
+      QueueSettings q = ledger_.queues.at({OrgId{static_cast<std::int64_t>(1 + random_.Below(4))}, "default"});
+      q.paused = !q.paused;
+      Trace("pause", {}, static_cast<std::uint64_t>(q.org.value()));
+      if (Chance(50))
+        return Tell(
+            random_.Below(kBrokers),
+            event::FromClient{.peer = "c", .message = wire::SetQueue{.request = SetRequest(i), .settings = q, .actor = "sim"}});
+      (void)ledger_.PutQueueSettings(q, "sim", clock_.Now());
+    });
+}
+
+void World::Ring(OrgId org) {
+  if (Chance(30)) return;  // the ring is lost
+  for (std::size_t i = 0; i < kBrokers; ++i)
+    OnBroker(i, Micros{300}, [this, i, shard = ShardOf(org, kShards)](Node&) { Tell(i, event::Rung{.shard = shard}); });
+}
+
+void World::Send(std::size_t request, std::size_t broker) {
+  if (requests_[request].answered) return;
+  if (healed_ || !Chance(5))
+    OnBroker(broker, Micros{200}, [this, request, broker](Node&) {
+      Tell(broker, event::FromClient{.peer = "c", .message = requests_[request].message});
+    });
+  In(Between(200'000, 1'500'000), [this, request, broker] { Send(request, (broker + 1) % kBrokers); });
+}
+
+void World::BreakSomething() {
+  const std::size_t b = random_.Below(kBrokers), w = random_.Below(kWorkers);
+  Trace("break", {}, b * 10 + w);
+  switch (random_.Below(8)) {
+    case 0:
+      if (!brokers_[b].up) return;
+      StopBroker(b);
+      return In(Between(50'000, 7'000'000), [this, b] {
+        if (!brokers_[b].up) StartBroker(b);
+      });
+    case 1: brokers_[b].frozen_until = Now() + Between(500'000, 9'000'000); return;
+    case 2:
+      if (!workers_[w].up) return;
+      workers_[w].up = false;
+      return In(Between(100'000, 4'000'000), [this, w] {
+        if (!workers_[w].up) StartWorker(w);
+      });
+    case 3:
+      workers_[w].frozen_until = Now() + Between(500'000, 8'000'000);
+      if (Chance(50)) In(Between(1'000, 500'000), [this] { CancelSomething(); });
+      return;
+    case 4: losses_.emplace_back(Micros{0}, Now()); return queue_.Wipe();
+    case 7:  // the store comes back as it was a while before
+      queue_.Save();
+      return In(Between(1'000, 3'000'000), [this, saved = Now()] {
+        losses_.emplace_back(saved, Now());
+        queue_.RollBack();
+      });
+    case 5: ledger_down_until_ = Now() + Between(100'000, 7'000'000); return;
+    case 6: ledger_unknown_until_ = Now() + Between(50'000, 500'000); return;
+  }
+}
+
+LedgerFault World::NextFault() {
+  if (healed_) return LedgerFault::kNone;
+  if (ledger_down_until_ > Now()) return LedgerFault::kUnavailable;
+  if (ledger_unknown_until_ > Now() && Chance(50))
+    return Chance(50) ? LedgerFault::kAppliedButUnknown : LedgerFault::kNotAppliedButUnknown;
+  return LedgerFault::kNone;
+}
+
+void World::Heal() {
+  healed_ = true;
+  for (auto& [key, q] : ledger_.queues) {
+    q.paused = false;
+    ++q.revision;
+  }
+  for (std::size_t i = 0; i < kBrokers; ++i) {
+    brokers_[i].frozen_until = Now();
+    if (!brokers_[i].up) StartBroker(i);
+  }
+  for (std::size_t w = 0; w < kWorkers; ++w) {
+    workers_[w].frozen_until = Now();
+    if (!workers_[w].up) StartWorker(w);
+  }
+  // A broker that owns nothing is of no use to a worker: all of them look for the owners.
+  Roam();
+}
+
+void World::Roam() {
+  for (std::size_t w = 0; w < kWorkers; ++w) {
+    SimWorker& worker = workers_[w];
+    std::size_t to = w % kBrokers;
+    if (brokers_[to].pump->holds().empty()) to = (to + 1) % kBrokers;
+    if (to == worker.broker) continue;
+    worker.broker = to;
+    worker.welcome = false;
+  }
+  In(Micros{5'000'000}, [this] { Roam(); });
+}
+}  // namespace millrace::sim

@@ -1,0 +1,412 @@
+#include "tests/sim/world.h"
+
+#include <utility>
+
+namespace millrace::sim {
+
+World::World(std::uint64_t seed, Mutant mutant)
+    : seed_(seed), mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
+  ledger_.ignore_epochs = mutant == Mutant::kNoEpochFence;
+  queue_.set_ignore_epochs(mutant == Mutant::kNoEpochFence);
+  if (seed % 3 == 0) queue_.claim_max = 1 + static_cast<std::uint32_t>(seed % 2);  // large entries
+  if (seed % 4 == 0) ledger_.outbox_page_max = 2;
+  ledger_.fault = [this] { return NextFault(); };
+  ledger_.before_commit = [this](const OwnerBatch& batch) { CheckCommit(batch); };
+}
+
+Report World::Run() {
+  for (std::size_t i = 0; i < kBrokers; ++i) StartBroker(i);
+  for (std::size_t i = 0; i < kWorkers; ++i) StartWorker(i);
+  if (seed_ % 2 == 0) SetQueues();
+  for (int i = 0; i < 14; ++i) At(Between(100'000, 15'000'000), [this] { SubmitSomething(); });
+  for (int i = 0; i < 10; ++i) At(Between(500'000, 18'000'000), [this] { BreakSomething(); });
+  for (int i = 0; i < 5; ++i) At(Between(300'000, 16'000'000), [this] { CancelSomething(); });
+  At(kFaultsEnd, [this] { Heal(); });
+  while (!agenda_.empty() && Now() < kGiveUp && report_.violations.size() < 5) {
+    auto next = agenda_.top();
+    agenda_.pop();
+    clock_.Advance(next.at - Now());
+    ++report_.steps;
+    (*next.what)();
+    if (healed_ && report_.steps % 64 == 0 && Finished()) break;
+  }
+  CheckEnd();
+  report_.jobs = ledger_.jobs.size();
+  report_.runs = ledger_.runs.size();
+  for (std::uint16_t s = 0; s < kShards; ++s) report_.takeovers += ledger_.EpochOf(ShardId{s}).value() - 1;
+  report_.trace = trace_;
+  return std::move(report_);
+}
+
+Micros World::Between(std::int64_t low, std::int64_t high) {
+  return Micros{low + static_cast<std::int64_t>(random_.Below(static_cast<std::uint64_t>(high - low)))};
+}
+
+void World::At(Micros at, std::function<void()> what) {
+  agenda_.push(
+      {.at = std::max(at, Now()), .order = ++order_, .what = std::make_shared<std::function<void()>>(std::move(what))});
+}
+
+void World::Trace(std::string_view what, std::string_view id, std::uint64_t number) {
+  const auto eat = [this](std::string_view bytes) {
+    for (const char c : bytes) trace_ = (trace_ ^ static_cast<unsigned char>(c)) * 0x100000001b3ULL;
+  };
+  eat(what);
+  eat(id);
+  eat(std::to_string(number));
+  eat(std::to_string(Now().count()));
+}
+
+void World::StartBroker(std::size_t i) {
+  Node& n = brokers_[i];
+  ++n.life;
+  n.up = true;
+  n.owner = NewId<OwnerId>();
+  const std::vector<ShardId> shards{ShardId{0}, ShardId{1}};
+  n.dispatcher = std::make_unique<Dispatcher>(
+      DispatcherOptions{.name = "b", .shard_count = kShards, .shards = shards, .random = &dispatcher_random_});
+  n.pump = std::make_unique<LedgerPump>(
+      LedgerPumpOptions{
+          .owner = n.owner, .owner_name = std::to_string(i), .shards = shards, .shard_count = kShards, .checkpoint = {}},
+      ledger_, clock_);
+  n.events.clear();
+  n.to_ledger.clear();
+  n.to_queue.clear();
+  n.loop_due = n.queue_due = false;
+  n.pump_due.reset();
+  PumpAt(i, Now() + Between(0, 50'000));
+  Tick(i, n.life);
+}
+
+void World::StopBroker(std::size_t i) {
+  Trace("crash", {}, i);
+  brokers_[i].up = false;
+  ++brokers_[i].life;
+}
+
+void World::OnBroker(std::size_t i, Micros delay, std::function<void(Node&)> what) {
+  In(delay, [this, i, life = brokers_[i].life, what = std::move(what)]() mutable {
+    Node& n = brokers_[i];
+    if (n.life != life || !n.up) return;
+    if (n.frozen_until > Now()) return OnBroker(i, n.frozen_until - Now(), std::move(what));
+    what(n);
+  });
+}
+
+void World::Tick(std::size_t i, std::uint64_t life) {
+  OnBroker(i, kDispatcherTick, [this, i, life](Node& n) {
+    n.events.push_back(event::Tick{});
+    Loop(i);
+    Tick(i, life);
+  });
+}
+
+void World::Tell(std::size_t i, Event event) {
+  brokers_[i].events.push_back(std::move(event));
+  if (std::exchange(brokers_[i].loop_due, true)) return;
+  OnBroker(i, Micros{20}, [this, i](Node&) { Loop(i); });
+}
+
+void World::Loop(std::size_t i) {
+  Node& n = brokers_[i];
+  n.loop_due = false;
+  for (Event& event : std::exchange(n.events, {})) n.dispatcher->Handle(std::move(event), clock_.Now(), clock_.WallNow());
+  std::vector<Command> commands;
+  n.dispatcher->Flush(clock_.Now(), clock_.WallNow(), commands);
+  for (Command& command : commands) std::visit([&](auto& c) { Issue(i, c); }, command);
+}
+
+void World::PumpAt(std::size_t i, Micros at) {
+  Node& n = brokers_[i];
+  if (n.pump_due && *n.pump_due <= at) return;
+  n.pump_due = at;
+  OnBroker(i, std::max(Micros{0}, at - Now()), [this, i, at](Node& node) {
+    if (node.pump_due != at) return;
+    node.pump_due.reset();
+    for (LedgerCommand& command : std::exchange(node.to_ledger, {})) node.pump->Post(std::move(command));
+    std::vector<Event> out;
+    const MonoTime next = node.pump->Step(out);
+    if (mutant_ == Mutant::kNoLimits) ForgetLimits(out);
+    // The same delay for all, so that answers keep their order.
+    OnBroker(i, Micros{300}, [this, i, out = std::make_shared<std::vector<Event>>(std::move(out))](Node&) {
+      for (Event& event : *out) Tell(i, std::move(event));
+    });
+    PumpAt(i, std::max(Now() + Micros{500}, next.time_since_epoch() - Micros{1'000'000}));
+  });
+}
+
+void World::ForgetLimits(std::vector<Event>& events) {
+  const auto forget = [](QueueSettings& q) { q.concurrency = q.key_concurrency = 0, q.rate = q.key_rate = Rate{}; };
+  for (Event& event : events) {
+    if (auto* read = std::get_if<event::QueueSettingsRead>(&event)) std::ranges::for_each(read->settings, forget);
+    if (auto* put = std::get_if<event::QueueSettingsPut>(&event); put != nullptr && put->stored) forget(*put->stored);
+  }
+}
+
+void World::Issue(std::size_t i, LedgerCommand& command) {
+  if (auto* commit = std::get_if<command::Commit>(&command)) {
+    for (const AttemptRow& row : commit->rows.attempts) brokers_[i].ends_written.emplace(row.report.job, row.report.token);
+    for (const OutcomeRow& row : commit->rows.outcomes) brokers_[i].ends_written.emplace(row.report.job, row.report.token);
+    Trace("commit", {}, commit->piece.value());
+  }
+  brokers_[i].to_ledger.push_back(std::move(command));
+  PumpAt(i, Now() + Micros{800});
+}
+
+void World::Issue(std::size_t i, command::Execute& command) {
+  Node& n = brokers_[i];
+  if (auto* requeue = std::get_if<queue_op::Requeue>(&command.op); requeue && mutant_ == Mutant::kForgetRequeue)
+    requeue->entries.clear();
+  if (auto* enqueue = std::get_if<queue_op::Enqueue>(&command.op); enqueue && mutant_ == Mutant::kEnqueueTwice) {
+    const auto copy = enqueue->entries;
+    enqueue->entries.insert(enqueue->entries.end(), copy.begin(), copy.end());
+  }
+  n.to_queue.push_back(std::move(command));
+  if (std::exchange(n.queue_due, true)) return;
+  OnBroker(i, Micros{100}, [this, i](Node& node) { QueueStep(i, node); });
+}
+
+void World::QueueStep(std::size_t i, Node& n) {
+  n.queue_due = false;
+  auto taken = std::exchange(n.to_queue, {});
+  event::QueueReplies replies;
+  const bool fails = !healed_ && Chance(1) && Chance(30), applied = Chance(50);
+  for (auto& [id, op] : taken) {
+    std::vector<Result<QueueReply>> results;
+    if (!fails || applied) results = queue_.Execute(std::span{&op, 1});
+    if (!results.empty() && results.front()) NoteKept(op);
+    if (fails) results = {Fail(ErrorCode::kMaybeApplied, "the connection broke")};
+    replies.replies.emplace_back(id, std::move(results.front()));
+  }
+  OnBroker(i, Micros{100},
+           [this, i, all = std::make_shared<event::QueueReplies>(std::move(replies))](Node&) { Tell(i, std::move(*all)); });
+}
+
+void World::NoteKept(const QueueOp& op) {
+  if (const auto* enqueue = std::get_if<queue_op::Enqueue>(&op))
+    for (const QueueEntry& entry : enqueue->entries)
+      if (IsKeptLine(entry.line)) kept_[entry.id].applied = Now();
+}
+
+void World::Issue(std::size_t i, command::SendWorker& command) {
+  if (const auto* grant = std::get_if<wire::Grant>(&command.message))
+    for (const auto& job : grant->jobs) CheckGrant(i, job, command.peer);
+  Trace("to worker", command.peer, command.message.index());
+  const std::size_t w = static_cast<std::size_t>(command.peer.front() - '0');
+  if (!healed_ && Chance(2)) return;  // lost on the way
+  const auto deliver = [this, i, w, peer = command.peer, message = std::move(command.message)] {
+    ToWorker(i, w, peer, message);
+  };
+  In(Between(50, 400), deliver);
+  if (!healed_ && Chance(1)) In(Between(50, 4'000'000), deliver);
+}
+
+void World::Issue(std::size_t, command::SendClient& command) {
+  if (const auto* reply = std::get_if<wire::SubmitReply>(&command.message)) {
+    Trace("accepted", {}, reply->request);
+    for (const auto& item : reply->accepted) {
+      if (const auto kept = kept_.find(JobId{item.id}); kept != kept_.end()) {
+        if (kept->second.applied == Micros{0}) Violation("S1: accepted, but the queue never took it");
+        kept->second.accepted = true;
+        continue;
+      }
+      const bool stored = ledger_.jobs.contains(JobId{item.id}) || ledger_.runs.contains(RunId{item.id});
+      if (item.conflict_with == Uuid{}) {
+        if (!stored) Violation("S1: accepted, but the ledger does not have it");
+        continue;
+      }
+      ++report_.conflicts;
+      if (!ledger_.jobs.contains(JobId{item.conflict_with})) Violation("the holder of a unique key does not exist");
+    }
+    if (Chance(90) || healed_) requests_[reply->request].answered = true;
+  }
+  if (const auto* reply = std::get_if<wire::CancelReply>(&command.message)) {
+    for (const auto& item : reply->items) {
+      const bool promised = item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
+      if (promised && !ledger_.cancels.contains(item.id)) Violation("a cancel is confirmed that the ledger does not have");
+      const auto job = ledger_.jobs.find(JobId{item.id});
+      if (item.effect == CancelEffect::kCancelled && (job == ledger_.jobs.end() || !job->second.outcome))
+        Violation("a job is said to be cancelled that has not ended");
+    }
+    requests_[reply->request].answered = true;
+  }
+}
+
+void World::StartWorker(std::size_t w) {
+  SimWorker& worker = workers_[w];
+  const std::uint64_t life = worker.life + 1;
+  worker = SimWorker{};
+  worker.id = NewId<WorkerId>();
+  worker.life = life;
+  worker.up = true;
+  worker.broker = w % kBrokers;
+  Beat(w, worker.life);
+}
+
+void World::OnWorker(std::size_t w, Micros delay, std::function<void(SimWorker&)> what) {
+  In(delay, [this, w, life = workers_[w].life, what = std::move(what)]() mutable {
+    SimWorker& worker = workers_[w];
+    if (worker.life != life || !worker.up) return;
+    if (worker.frozen_until > Now()) return OnWorker(w, worker.frozen_until - Now(), std::move(what));
+    what(worker);
+  });
+}
+
+void World::FromWorker(std::size_t w, wire::Message message) {
+  SimWorker& worker = workers_[w];
+  if (!healed_ && Chance(2)) return;
+  const std::size_t i = worker.broker;
+  const wire::PeerId peer = fmt::format("{}-{}", w, worker.life);
+  OnBroker(i, Micros{200}, [this, i, peer, message = std::move(message)](Node& n) mutable {
+    if (auto* ended = std::get_if<wire::Ended>(&message); ended && mutant_ == Mutant::kAcceptOldToken) {
+      for (const AttemptReport& report : ended->reports) {
+        wire::Ended one{.worker = ended->worker, .credit_limit = ended->credit_limit, .reports = {report}};
+        if (const auto it = n.granted.find(report.job); it != n.granted.end()) {
+          one.reports[0].token = it->second.first;
+          one.worker = it->second.second;
+        }
+        Tell(i, event::FromWorker{.peer = peer, .message = std::move(one)});
+      }
+      return;
+    }
+    Tell(i, event::FromWorker{.peer = peer, .message = std::move(message)});
+  });
+}
+
+std::uint64_t World::CreditLimit(const SimWorker& worker) const {
+  const std::uint64_t busy = worker.held.size();
+  return worker.taken + (busy < kConcurrency + 1 ? kConcurrency + 1 - busy : 0);
+}
+
+std::vector<wire::Hello::Held> World::HeldBy(const SimWorker& worker) const {
+  std::vector<wire::Hello::Held> held;
+  for (const auto& [job, attempt] : worker.held) held.push_back({.job = job, .token = attempt.token});
+  return held;
+}
+
+void World::Hello(std::size_t w) {
+  SimWorker& worker = workers_[w];
+  worker.taken = 0;
+  FromWorker(w, wire::Hello{.worker = worker.id,
+                            .name = fmt::format("w{}", w),
+                            .queues = {},
+                            .kinds = {},
+                            .roots = {},
+                            .concurrency = kConcurrency,
+                            .credit_limit = CreditLimit(worker),
+                            .held = HeldBy(worker)});
+}
+
+void World::Beat(std::size_t w, std::uint64_t life) {
+  OnWorker(w, kHeartbeatInterval, [this, w, life](SimWorker& worker) {
+    if (!worker.welcome) {
+      Hello(w);
+    } else {
+      FromWorker(w, wire::Beat{.worker = worker.id,
+                               .credit_limit = CreditLimit(worker),
+                               .held = HeldBy(worker),
+                               .progress = {},
+                               .draining = false});
+    }
+    if (!worker.unanswered.empty()) SendReports(w);
+    Beat(w, life);
+  });
+}
+
+void World::SendReports(std::size_t w) {
+  SimWorker& worker = workers_[w];
+  wire::Ended ended{.worker = worker.id, .credit_limit = CreditLimit(worker), .reports = {}};
+  for (const auto& [key, report] : worker.unanswered) ended.reports.push_back(report);
+  FromWorker(w, std::move(ended));
+}
+
+void World::ToWorker(std::size_t i, std::size_t w, const wire::PeerId& peer, const wire::Message& message) {
+  OnWorker(w, Micros{0}, [this, i, w, peer, message](SimWorker& worker) {
+    if (peer != fmt::format("{}-{}", w, worker.life) || worker.broker != i) return;
+    if (std::holds_alternative<wire::Welcome>(message)) worker.welcome = true;
+    if (const auto* beat = std::get_if<wire::BrokerBeat>(&message); beat && !beat->known) Hello(w);
+    if (const auto* grant = std::get_if<wire::Grant>(&message))
+      for (const auto& job : grant->jobs) StartAttempt(w, job);
+    if (const auto* revoke = std::get_if<wire::Revoke>(&message))
+      for (const auto& item : revoke->items)
+        if (const auto it = worker.held.find(item.job); it != worker.held.end() && it->second.token == item.token) {
+          worker.held.erase(it);
+          if (item.reason != "cancelled") continue;
+          AttemptReport report;
+          report.job = item.job;
+          report.token = item.token;
+          report.end = AttemptEnd::kCancelled;
+          report.result = std::to_string(item.token.value());
+          worker.unanswered.emplace(std::pair{item.job, item.token}, report);
+          SendReports(w);
+        }
+    if (const auto* reply = std::get_if<wire::EndedReply>(&message))
+      for (const auto& item : reply->items) worker.unanswered.erase({item.job, item.token});
+  });
+}
+
+void World::StartAttempt(std::size_t w, const wire::Grant::Job& job) {
+  SimWorker& worker = workers_[w];
+  ++worker.taken;
+  if (const auto it = worker.held.find(job.id); it != worker.held.end() && it->second.token >= job.token) return;
+  if (worker.unanswered.contains({job.id, job.token})) return;
+  worker.held[job.id] = {.token = job.token};
+  Effect& effect = effects_[job.id];
+  if (job.fence_only && mutant_ != Mutant::kCancelWithoutFence) effect.fence = std::max(effect.fence, job.token);
+  if (job.fence_only) {
+    OnWorker(w, Between(1'000, 200'000), [this, w, id = job.id, token = job.token](SimWorker&) { EndFence(w, id, token); });
+    return;
+  }
+  if (effect.fence < job.token) effect.fence = job.token;  // raises the fence, unless a newer attempt did
+  const Micros duration = Chance(85) ? Between(1'000, 300'000) : Between(300'000, 6'000'000);
+  OnWorker(w, duration, [this, w, id = job.id, token = job.token](SimWorker&) { EndAttempt(w, id, token); });
+}
+
+void World::EndAttempt(std::size_t w, JobId id, Token token) {
+  SimWorker& worker = workers_[w];
+  const auto it = worker.held.find(id);
+  if (it == worker.held.end() || it->second.token != token) return;
+  worker.held.erase(it);
+  AttemptReport report;
+  report.job = id;
+  report.token = token;
+  report.result = std::to_string(token.value());  // what really ran, whatever becomes of `token`
+  Effect& effect = effects_[id];
+  const std::uint64_t dice = random_.Below(100);
+  if (dice < 78 || healed_) {
+    if (effect.published == 0 && effect.fence == token) ++effect.published;
+    report.end = effect.published > 0 ? AttemptEnd::kSucceeded : AttemptEnd::kFailed;
+  } else if (dice < 90) {
+    report.end = AttemptEnd::kFailed;
+  } else if (dice < 93) {
+    report.end = AttemptEnd::kFailed;
+    report.retryable = false;
+  } else if (dice < 96) {
+    report.end = AttemptEnd::kCrashed;
+  } else {
+    report.end = AttemptEnd::kHandedBack;
+  }
+  Trace("end", id.AsBytes(), token.value());
+  worker.unanswered.emplace(std::pair{id, token}, report);
+  SendReports(w);
+}
+
+void World::EndFence(std::size_t w, JobId id, Token token) {
+  SimWorker& worker = workers_[w];
+  const auto it = worker.held.find(id);
+  if (it == worker.held.end() || it->second.token != token) return;
+  worker.held.erase(it);
+  AttemptReport report;
+  report.job = id;
+  report.token = token;
+  report.result = std::to_string(token.value());
+  report.end = effects_[id].published > 0        ? AttemptEnd::kSucceeded
+               : healed_ || random_.Below(5) > 0 ? AttemptEnd::kCancelled
+                                                 : AttemptEnd::kFailed;
+  Trace("fenced", id.AsBytes(), token.value());
+  worker.unanswered.emplace(std::pair{id, token}, report);
+  SendReports(w);
+}
+Report Simulate(std::uint64_t seed, Mutant mutant) { return World(seed, mutant).Run(); }
+
+}  // namespace millrace::sim

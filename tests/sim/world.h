@@ -1,0 +1,195 @@
+// The simulation's world: brokers, workers, clients, a ledger, a queue and a sink under virtual time (world.cc), what goes
+// wrong in it (faults.cc) and what must hold nevertheless (checks.cc). One thread; nothing here is thread-safe.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <map>
+#include <memory>
+#include <queue>
+#include <set>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "broker/ledger_pump.h"
+#include "common/base/clock.h"
+#include "common/base/random.h"
+#include "tests/sim/simulation.h"
+#include "tests/support/memory_ledger.h"
+#include "tests/support/memory_queue.h"
+
+namespace millrace::sim {
+
+using test::LedgerFault;
+using test::MemoryLedger;
+using test::MemoryQueue;
+
+constexpr std::uint16_t kShards = 2;
+constexpr Micros kFaultsEnd{20'000'000};
+constexpr Micros kGiveUp{200'000'000};
+constexpr std::size_t kBrokers = 2, kWorkers = 4;
+
+struct Node {  // a broker process
+  OwnerId owner;
+  std::uint64_t life = 0;  // changes at each crash: what was under way for the old one finds nobody
+  bool up = false;
+  Micros frozen_until{0};
+  std::unique_ptr<Dispatcher> dispatcher;
+  std::unique_ptr<LedgerPump> pump;
+  std::vector<Event> events;
+  std::vector<LedgerCommand> to_ledger;
+  std::vector<command::Execute> to_queue;
+  bool loop_due = false, queue_due = false;
+  std::optional<Micros> pump_due;
+  std::set<std::pair<JobId, Token>> ends_written;  // attempts whose end this process sent to the ledger
+  std::map<JobId, std::pair<Token, WorkerId>> granted;
+};
+
+struct Attempt {
+  Token token;
+  bool done = false;
+};
+struct SimWorker {
+  WorkerId id;
+  std::uint64_t life = 0;
+  bool up = false, welcome = false, draining = false;
+  Micros frozen_until{0};
+  std::size_t broker = 0;
+  std::uint64_t taken = 0;
+  std::map<JobId, Attempt> held;
+  std::map<std::pair<JobId, Token>, AttemptReport> unanswered;
+};
+struct Request {  // of a client, sent again until it is answered
+  wire::Message message;
+  bool answered = false;
+};
+struct KeptJob {  // of durability redis: only the queue has it until it ended or failed
+  JobSpec spec;
+  bool accepted = false;
+  Micros applied{0};  // when the queue took it last
+};
+struct Effect {
+  Token fence;
+  int published = 0;
+};
+
+class World {
+ public:
+  World(std::uint64_t seed, Mutant mutant);
+
+  Report Run();
+
+ private:
+  struct Item {
+    Micros at;
+    std::uint64_t order;
+    std::shared_ptr<std::function<void()>> what;
+    bool operator<(const Item& other) const { return std::pair{at, order} > std::pair{other.at, other.order}; }
+  };
+  Micros Now() const { return clock_.Now().time_since_epoch() - Micros{1'000'000}; }
+  Micros Between(std::int64_t low, std::int64_t high);
+  bool Chance(std::uint64_t percent) { return random_.Below(100) < percent; }
+  void At(Micros at, std::function<void()> what);
+  void In(Micros delay, std::function<void()> what) { At(Now() + delay, std::move(what)); }
+  void Trace(std::string_view what, std::string_view id = {}, std::uint64_t number = 0);
+  void Violation(std::string text) { report_.violations.push_back(fmt::format("{} (at {} us)", text, Now().count())); }
+  template <class T>
+  T NewId() {
+    T id;
+    const std::uint64_t high = static_cast<std::uint64_t>(Now().count()) << 8 | 7, low = random_.Next();
+    for (std::size_t i = 0; i < 8; ++i) {
+      id.uuid.bytes[i] = static_cast<std::uint8_t>(high >> (56 - 8 * i));
+      id.uuid.bytes[8 + i] = static_cast<std::uint8_t>(low >> (56 - 8 * i));
+    }
+    return id;
+  }
+
+  // ---- brokers -----------------------------------------------------------------------------------------------------------
+  void StartBroker(std::size_t i);
+  void StopBroker(std::size_t i);
+  // Runs `what` in the process's life, after it thawed.
+  void OnBroker(std::size_t i, Micros delay, std::function<void(Node&)> what);
+  void Tick(std::size_t i, std::uint64_t life);
+  void Tell(std::size_t i, Event event);
+  void Loop(std::size_t i);
+  void PumpAt(std::size_t i, Micros at);
+  static void ForgetLimits(std::vector<Event>& events);
+  void Issue(std::size_t i, LedgerCommand& command);
+  void Issue(std::size_t i, command::Execute& command);
+  void QueueStep(std::size_t i, Node& n);
+  void NoteKept(const QueueOp& op);
+  void Issue(std::size_t i, command::SendWorker& command);
+  void Issue(std::size_t, command::SendClient& command);
+
+  // ---- workers -----------------------------------------------------------------------------------------------------------
+  void StartWorker(std::size_t w);
+  void OnWorker(std::size_t w, Micros delay, std::function<void(SimWorker&)> what);
+  void FromWorker(std::size_t w, wire::Message message);
+  static constexpr std::uint64_t kConcurrency = 3;
+  std::uint64_t CreditLimit(const SimWorker& worker) const;
+  std::vector<wire::Hello::Held> HeldBy(const SimWorker& worker) const;
+  void Hello(std::size_t w);
+  void Beat(std::size_t w, std::uint64_t life);
+  void SendReports(std::size_t w);
+  void ToWorker(std::size_t i, std::size_t w, const wire::PeerId& peer, const wire::Message& message);
+  void StartAttempt(std::size_t w, const wire::Grant::Job& job);
+  void EndAttempt(std::size_t w, JobId id, Token token);
+  void EndFence(std::size_t w, JobId id, Token token);
+
+  // ---- clients and faults --------------------------------------------------------------------------------------------------
+  JobSpec NewJob(OrgId org);
+  void SubmitSomething();
+  void CancelSomething();
+  // Limits stay as they are; only the pause comes and goes.
+  void SetQueues();
+  static std::uint64_t SetRequest(int i) { return 1'000'000 + static_cast<std::uint64_t>(i); }
+  void Ring(OrgId org);
+  void Send(std::size_t request, std::size_t broker);
+  void BreakSomething();
+  LedgerFault NextFault();
+  void Heal();
+  void Roam();
+
+  // ---- checks --------------------------------------------------------------------------------------------------------------
+  void CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::PeerId& peer);
+  // As the owner knows it: attempts of its epoch whose end it has not sent to the ledger.
+  void CheckLimits(const Node& n, const JobSpec& spec, Token token);
+  // A broker that froze between claim and grant grants late: one burst more.
+  void CheckRate(const Rate& rate, std::vector<Micros>& starts, std::string_view of);
+  void CheckCommit(const OwnerBatch& batch);
+  // As it was submitted; of a job of the queue the ledger may have less.
+  const JobSpec& SpecOf(const JobId& id) const;
+  bool Ended(const JobId& id) const;
+  // A job of durability redis may be lost when the store lost the state in which it took it, and only then.
+  bool MayBeLost(const KeptJob& job) const;
+  bool Finished() const;
+  // An end by time comes with a time that has passed, never before it; skipping follows from what a job depends on.
+  void CheckTimes(const MemoryLedger::JobRows& rows);
+  // Of jobs that hold their key until they end no two lived at the same time.
+  void CheckUnique();
+  void CheckEnd();
+
+  const std::uint64_t seed_;
+  const Mutant mutant_;
+  FakeClock clock_;
+  SeededRandom random_, dispatcher_random_;
+  MemoryLedger ledger_;
+  MemoryQueue queue_;
+  std::array<Node, kBrokers> brokers_;
+  std::array<SimWorker, kWorkers> workers_;
+  std::vector<Request> requests_;
+  std::map<JobId, Effect> effects_;
+  std::map<JobId, KeptJob> kept_;
+  std::vector<std::pair<Micros, Micros>> losses_;  // what the queue took between the two may be gone
+  std::map<JobId, Token> max_token_;
+  std::map<std::pair<OrgId, std::string>, std::vector<Micros>> starts_;  // of a queue (no key) and of its limit keys
+  std::map<JobId, std::uint64_t> accepted_, ended_;                      // in which commit
+  std::uint64_t commits_ = 0;
+  std::priority_queue<Item> agenda_;
+  std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;
+  bool healed_ = false;
+  Micros ledger_down_until_{0}, ledger_unknown_until_{0};
+  Report report_;
+};
+
+}  // namespace millrace::sim
