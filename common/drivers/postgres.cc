@@ -202,21 +202,77 @@ Result<void> PgConnection::Cancel() {
 
 // ---- statements ------------------------------------------------------------------------------------------------------------
 
-namespace {
+Bound PgConnection::Impl::Bind(const PgParams& params) {
+  Bound bound;
+  for (const auto& slot : params.slots_) {
+    bound.types.push_back(slot.type);
+    bound.values.push_back(slot.length < 0 ? nullptr : params.buffer_.data() + slot.offset);
+    bound.lengths.push_back(static_cast<int>(std::max<std::int64_t>(slot.length, 0)));
+    bound.formats.push_back(1);
+  }
+  return bound;
+}
 
-// Pointers into one statement's parameters, as libpq wants them.
-struct Bound {
-  std::vector<Oid> types;
-  std::vector<const char*> values;
-  std::vector<int> lengths, formats;
-};
+Result<void> PgConnection::Impl::Send(Batch& batch, MonoTime deadline) {
+  std::unordered_map<std::string_view, std::string> fresh;  // prepared by this very pipeline
+  bool ok = true;
+  for (const PgStatement& s : batch.statements) {
+    const Bound bound = Bind(s.params);
+    batch.prepares.push_back(false);
+    if (const auto known = prepared.find(std::string(s.sql)); known != prepared.end()) {
+      batch.names.push_back(known->second);
+    } else if (const auto now = fresh.find(s.sql); now != fresh.end()) {
+      batch.names.push_back(now->second);
+    } else {
+      batch.prepares.back() = true;
+      batch.names.push_back(fmt::format("m{}", ++next_name));
+      fresh.emplace(s.sql, batch.names.back());
+      ok = PQsendPrepare(get(), batch.names.back().c_str(), std::string(s.sql).c_str(), bound.size(), bound.types.data()) == 1;
+    }
+    ok = ok && PQsendQueryPrepared(get(), batch.names.back().c_str(), bound.size(), bound.values.data(), bound.lengths.data(),
+                                   bound.formats.data(), 1) == 1;
+    if (!ok) break;
+  }
+  if (!ok || PQpipelineSync(get()) == 0) return Fail(ErrorCode::kUnavailable, "{}", OneLine(PQerrorMessage(get())));
+  return Flush(deadline);
+}
 
-struct Sent {
-  bool prepare = false;  // a Parse went ahead of the Execute
-  std::string name;
-};
+Result<void> PgConnection::Impl::Receive(Batch& batch, std::size_t statement, MonoTime deadline) {
+  for (int part = batch.prepares[statement] ? 0 : 1; part < 2; ++part) {
+    for (bool first = true;; first = false) {  // a command's results end with a null
+      MILLRACE_TRY_ASSIGN(PgResultHandle next, Next(deadline));
+      PGresult* const r = next.get();
+      if (r == nullptr) {
+        if (first && !batch.error) return Fail(ErrorCode::kUnavailable, "{}", OneLine(PQerrorMessage(get())));
+        break;
+      }
+      const auto status = PQresultStatus(r);
+      if (status == PGRES_PIPELINE_ABORTED) continue;
+      if (status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) {
+        if (!batch.error) {
+          batch.failed = statement;
+          batch.error = ErrorOf(r);
+        }
+        if (broken) return {};
+      } else if (part == 0) {
+        prepared[std::string(batch.statements[statement].sql)] = batch.names[statement];
+      } else if (first) {
+        auto holder = std::make_unique<PgResult::Impl>();
+        holder->result = std::move(next);
+        batch.results.push_back(PgResult(std::move(holder)));
+      }
+    }
+  }
+  return {};
+}
 
-}  // namespace
+Result<void> PgConnection::Impl::EndPipeline(const Batch& batch, MonoTime deadline) {
+  auto sync = Next(deadline);
+  if (!sync) return std::unexpected(Lost(batch.may_commit, sync.error().message));
+  if (*sync == nullptr || PQresultStatus(sync->get()) != PGRES_PIPELINE_SYNC || PQexitPipelineMode(get()) == 0)
+    return std::unexpected(Lost(batch.may_commit, OneLine(PQerrorMessage(get()))));
+  return {};
+}
 
 Result<std::vector<PgResult>> PgConnection::Pipeline(std::span<const PgStatement> statements, MonoTime deadline) {
   Impl& impl = *impl_;
@@ -227,97 +283,33 @@ Result<std::vector<PgResult>> PgConnection::Pipeline(std::span<const PgStatement
     return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
   const bool in_transaction_before = in_transaction();
   const bool begins = IsWord(statements.front().sql, "begin");
-  bool may_commit = !in_transaction_before && !begins;
-  for (const PgStatement& s : statements) may_commit |= IsWord(s.sql, "commit");
+  Impl::Batch batch{.statements = statements, .may_commit = !in_transaction_before && !begins};
+  batch.results.reserve(statements.size());
+  for (const PgStatement& s : statements) batch.may_commit |= IsWord(s.sql, "commit");
 
-  PGconn* const c = impl.get();
   if (impl.prepared.size() > kPreparedMax) {
     impl.prepared.clear();
     if (!in_transaction_before) MILLRACE_TRY(Exec("deallocate all", deadline));
   }
-  if (PQenterPipelineMode(c) == 0) return Fail(ErrorCode::kRejected, "postgres: {}", OneLine(PQerrorMessage(c)));
-  std::vector<Sent> sent(statements.size());
-  std::unordered_map<std::string_view, std::string> fresh;  // prepared by this very pipeline
-  bool ok = true;
-  for (std::size_t i = 0; i < statements.size() && ok; ++i) {
-    const PgStatement& s = statements[i];
-    Bound bound;
-    for (const auto& slot : s.params.slots_) {
-      bound.types.push_back(slot.type);
-      bound.values.push_back(slot.length < 0 ? nullptr : s.params.buffer_.data() + slot.offset);
-      bound.lengths.push_back(static_cast<int>(std::max<std::int64_t>(slot.length, 0)));
-      bound.formats.push_back(1);
-    }
-    const int count = static_cast<int>(bound.types.size());
-    if (const auto known = impl.prepared.find(std::string(s.sql)); known != impl.prepared.end()) {
-      sent[i].name = known->second;
-    } else if (const auto now = fresh.find(s.sql); now != fresh.end()) {
-      sent[i].name = now->second;
-    } else {
-      sent[i] = {true, fmt::format("m{}", ++impl.next_name)};
-      fresh.emplace(s.sql, sent[i].name);
-      ok = PQsendPrepare(c, sent[i].name.c_str(), std::string(s.sql).c_str(), count, bound.types.data()) == 1;
-    }
-    ok = ok && PQsendQueryPrepared(c, sent[i].name.c_str(), count, bound.values.data(), bound.lengths.data(),
-                                   bound.formats.data(), 1) == 1;
-  }
-  if (!ok || PQpipelineSync(c) == 0) return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
-  if (auto r = impl.Flush(deadline); !r) return std::unexpected(impl.Lost(may_commit, r.error().message));
-
-  std::vector<PgResult> results;
-  results.reserve(statements.size());
-  std::optional<Error> error;
-  const auto fail = [&](std::size_t index, const PGresult* result) {
-    if (error) return;
-    failed_statement_ = index;
-    error = impl.ErrorOf(result);
-  };
-  for (std::size_t i = 0; i < statements.size(); ++i) {
-    for (int part = sent[i].prepare ? 0 : 1; part < 2; ++part) {
-      for (bool first = true;; first = false) {  // a command's results end with a null
-        auto next = impl.Next(deadline);
-        if (!next) return std::unexpected(impl.Lost(may_commit, next.error().message));
-        PGresult* const r = next->get();
-        if (r == nullptr) {
-          if (first && !error) return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
-          break;
-        }
-        const auto status = PQresultStatus(r);
-        if (status == PGRES_PIPELINE_ABORTED) continue;
-        if (status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) {
-          fail(i, r);
-          if (impl.broken) break;
-        } else if (part == 0) {
-          impl.prepared[std::string(statements[i].sql)] = sent[i].name;
-        } else if (first) {
-          auto holder = std::make_unique<PgResult::Impl>();
-          holder->result = std::move(*next);
-          results.push_back(PgResult(std::move(holder)));
-        }
-      }
-      if (impl.broken) break;
-    }
-    if (impl.broken) break;
-  }
+  if (PQenterPipelineMode(impl.get()) == 0)
+    return Fail(ErrorCode::kRejected, "postgres: {}", OneLine(PQerrorMessage(impl.get())));
+  if (auto r = impl.Send(batch, deadline); !r) return std::unexpected(impl.Lost(batch.may_commit, r.error().message));
+  for (std::size_t i = 0; i < statements.size() && !impl.broken; ++i)
+    if (auto r = impl.Receive(batch, i, deadline); !r) return std::unexpected(impl.Lost(batch.may_commit, r.error().message));
+  failed_statement_ = batch.failed;
   if (impl.broken) {
-    if (!error) return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
-    if (error->code == ErrorCode::kMaybeApplied && !may_commit) error->code = ErrorCode::kUnavailable;
-    return std::unexpected(std::move(*error));
+    if (!batch.error) return std::unexpected(impl.Lost(batch.may_commit, OneLine(PQerrorMessage(impl.get()))));
+    if (batch.error->code == ErrorCode::kMaybeApplied && !batch.may_commit) batch.error->code = ErrorCode::kUnavailable;
+    return std::unexpected(std::move(*batch.error));
   }
-  auto sync = impl.Next(deadline);
-  if (!sync) return std::unexpected(impl.Lost(may_commit, sync.error().message));
-  if (*sync == nullptr || PQresultStatus(sync->get()) != PGRES_PIPELINE_SYNC)
-    return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
-  if (PQexitPipelineMode(c) == 0) return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(c))));
-  if (error) {
-    if (begins && in_transaction()) {
-      const std::string kept = impl.state;
-      if (auto r = Exec("rollback", deadline); !r) impl.broken = true;
-      impl.state = kept;
-    }
-    return std::unexpected(std::move(*error));
+  MILLRACE_TRY(impl.EndPipeline(batch, deadline));
+  if (!batch.error) return std::move(batch.results);
+  if (begins && in_transaction()) {
+    const std::string kept = impl.state;
+    if (auto r = Exec("rollback", deadline); !r) impl.broken = true;
+    impl.state = kept;
   }
-  return results;
+  return std::unexpected(std::move(*batch.error));
 }
 
 Result<PgResult> PgConnection::Query(std::string_view sql, const PgParams& params, MonoTime deadline) {
@@ -332,15 +324,9 @@ Result<PgResult> PgConnection::QueryOnce(std::string_view sql, const PgParams& p
   if (impl.clock->Now() >= deadline)
     return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
   const bool may_commit = !in_transaction() || IsWord(sql, "commit");
-  Bound bound;
-  for (const auto& slot : params.slots_) {
-    bound.types.push_back(slot.type);
-    bound.values.push_back(slot.length < 0 ? nullptr : params.buffer_.data() + slot.offset);
-    bound.lengths.push_back(static_cast<int>(std::max<std::int64_t>(slot.length, 0)));
-    bound.formats.push_back(1);
-  }
-  if (PQsendQueryParams(impl.get(), std::string(sql).c_str(), static_cast<int>(bound.types.size()), bound.types.data(),
-                        bound.values.data(), bound.lengths.data(), bound.formats.data(), 1) == 0)
+  const Bound bound = Impl::Bind(params);
+  if (PQsendQueryParams(impl.get(), std::string(sql).c_str(), bound.size(), bound.types.data(), bound.values.data(),
+                        bound.lengths.data(), bound.formats.data(), 1) == 0)
     return std::unexpected(impl.Lost(may_commit, OneLine(PQerrorMessage(impl.get()))));
   if (auto r = impl.Flush(deadline); !r) return std::unexpected(impl.Lost(may_commit, r.error().message));
   std::optional<Error> error;

@@ -4,8 +4,11 @@
 #include <libpq-fe.h>
 
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "common/drivers/postgres.h"
 
@@ -21,6 +24,14 @@ struct PgConnFree {
 
 struct PgResult::Impl {
   PgResultHandle result;
+};
+
+// Pointers into one statement's parameters, as libpq wants them.
+struct Bound {
+  std::vector<Oid> types;
+  std::vector<const char*> values;
+  std::vector<int> lengths, formats;
+  int size() const { return static_cast<int>(types.size()); }
 };
 
 struct PgConnection::Impl {
@@ -44,6 +55,24 @@ struct PgConnection::Impl {
   Error ErrorOf(const PGresult* result);
   // The connection failed or the deadline passed after something was sent.
   Error Lost(bool may_commit, std::string_view what);
+
+  // Statements that travel together.
+  struct Batch {
+    std::span<const PgStatement> statements;
+    bool may_commit = false;
+    std::vector<bool> prepares{};      // a Parse goes ahead of the statement's Execute
+    std::vector<std::string> names{};  // under which it is prepared
+    std::vector<PgResult> results{};
+    std::optional<Error> error{};  // of the first statement that failed
+    std::size_t failed = 0;        // which one that was
+  };
+  static Bound Bind(const PgParams& params);
+  // In pipeline mode: sends all statements and the sync.
+  Result<void> Send(Batch& batch, MonoTime deadline);
+  // Reads the results of one of them. An error here means that the connection is lost.
+  Result<void> Receive(Batch& batch, std::size_t statement, MonoTime deadline);
+  // Reads the sync and leaves pipeline mode.
+  Result<void> EndPipeline(const Batch& batch, MonoTime deadline);
 };
 
 }  // namespace millrace
