@@ -175,9 +175,7 @@ Result<void> Scheduler::Fire(Herd& herd, MonoTime deadline) {
 
 Result<bool> Scheduler::FireDue(WallTime now, MonoTime enough, MonoTime deadline) {
   const std::vector<ScheduleBook::Entry*> due = book_.Due(now);
-  Herd herd{.batch = {.decisions = {}, .watermarks = {}, .steps = {}, .now = now},
-            .decided = {},
-            .shards = {}};
+  Herd herd{.batch = {.decisions = {}, .watermarks = {}, .steps = {}, .now = now}, .decided = {}, .shards = {}};
   bool all = true;
   for (std::size_t at = 0; at < due.size(); at += kHerdMax) {
     if (at > 0 && clock_.Now() > enough) return false;

@@ -6,14 +6,14 @@ namespace millrace::scheduler {
 
 Result<Catchup> ParseCatchup(std::string_view text) {
   if (text == "none") return Catchup{Catchup::Kind::kNone, 0};
-  if (text == "latest") return Catchup{Catchup::Kind::kLatest, 1};
-  if (text == "all") return Catchup{Catchup::Kind::kAll, kCatchupRunsMax};
+  if (text == "latest") return Catchup{Catchup::Kind::kNewest, 1};
+  if (text == "all") return Catchup{Catchup::Kind::kAll, 0};
   if (text.starts_with("all(") && text.ends_with(")")) {
     const std::string_view number = text.substr(4, text.size() - 5);
     std::uint32_t limit = 0;
     const auto [end, ec] = std::from_chars(number.data(), number.data() + number.size(), limit);
     if (ec == std::errc{} && end == number.data() + number.size() && limit >= 1 && limit <= kCatchupRunsMax)
-      return Catchup{Catchup::Kind::kAll, limit};
+      return Catchup{Catchup::Kind::kNewest, limit};
   }
   return Fail(ErrorCode::kInvalidArgument, "catchup '{}' is not none, latest, all or all(N) with N in [1, {}]", text,
               kCatchupRunsMax);
@@ -30,12 +30,13 @@ std::string_view Name(SlotFate fate) {
 
 namespace {
 
-// Whether a missed slot runs after all. `newer_due` counts the due slots after it, as far as they were looked at.
+// Whether a missed slot runs after all. `newer_due` counts the due slots after it, as far as they were looked at: with
+// `latest`, an outage that ends within the grace of the newest slot needs no other.
 bool CaughtUp(const Catchup& catchup, std::size_t newer_due) {
   switch (catchup.kind) {
     case Catchup::Kind::kNone: return false;
-    case Catchup::Kind::kLatest: return newer_due == 0;
-    case Catchup::Kind::kAll: return newer_due < catchup.limit;
+    case Catchup::Kind::kNewest: return newer_due < catchup.limit;
+    case Catchup::Kind::kAll: return true;
   }
   return false;
 }
@@ -51,8 +52,8 @@ Result<SlotPlan> PlanSlots(const ScheduleSpec& spec, const CronSchedule& cron, W
   const std::size_t decided = std::min(due.size(), kSlotsPerPassMax);
   const bool skip_overlap = spec.overlap == "skip";
   for (std::size_t i = 0; i < decided; ++i) {
-    PlannedSlot slot{.slot = due[i], .fate = SlotFate::kFired, .reason = {}};
     const bool late = now - due[i] > spec.misfire_grace;
+    PlannedSlot slot{.slot = due[i], .fate = SlotFate::kFired, .reason = {}};
     if (paused) {
       slot.fate = SlotFate::kSkipped;
       slot.reason = "paused";

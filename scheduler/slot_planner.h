@@ -15,13 +15,13 @@
 namespace millrace::scheduler {
 
 inline constexpr std::size_t kSlotsPerPassMax = 1000;  // of one schedule; the rest follows in the next pass
-inline constexpr std::uint32_t kCatchupRunsMax = 1000;
+inline constexpr std::uint32_t kCatchupRunsMax = 1000;  // N of all(N)
 
 // What happens to slots that are later than their misfire grace.
 struct Catchup {
-  enum class Kind : std::uint8_t { kNone, kLatest, kAll };
-  Kind kind = Kind::kLatest;
-  std::uint32_t limit = kCatchupRunsMax;  // kAll: the newest so many
+  enum class Kind : std::uint8_t { kNone, kNewest, kAll };
+  Kind kind = Kind::kNewest;
+  std::uint32_t limit = 1;  // kNewest: only those that are among the newest so many due slots
 };
 Result<Catchup> ParseCatchup(std::string_view text);  // none | latest | all | all(N), N in [1, kCatchupRunsMax]
 

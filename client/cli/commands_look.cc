@@ -44,7 +44,7 @@ Result<ScheduleSpec> FindSchedule(const Options& options, Context& context) {
   }
   if (options.file.empty()) return Fail(ErrorCode::kInvalidArgument, "schedule next: give a pipeline, or --cron EXPR");
   Pipeline pipeline;
-  if (std::filesystem::exists(options.file)) {
+  if (std::filesystem::is_regular_file(options.file)) {
     MILLRACE_TRY_ASSIGN(PipelineFile file, ReadPipelineFile(options.file));
     pipeline = std::move(file.pipeline);
   } else {
@@ -108,18 +108,14 @@ Result<ExitCode> DoScheduleList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
   Table table{.columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until",
-                          "next", "start", "end", "jitter_ms", "max_parallel"},
+                          "next", "problem", "start", "end", "jitter_ms", "max_parallel"},
               .rows = {}};
   for (const ScheduleRow& row : rows) {
     const auto cron = CronSchedule::Make(row.spec);
-    const auto next = cron ? cron->Next(row.watermark) : std::nullopt;
+    const auto next = cron && !row.paused ? cron->Next(std::max(row.watermark, context->clock().WallNow())) : std::nullopt;
     table.rows.push_back({row.pipeline, row.version, row.spec.cron, row.spec.timezone, row.spec.dst, row.spec.catchup,
-                          row.spec.overlap, row.paused, UtcColumn(row.watermark),
-                          !cron        ? Cell{cron.error().message}
-                          : row.paused ? Cell{std::string("paused")}
-                          : next       ? Cell{UtcColumn(*next)}
-                                       : Cell{std::string("never")},
-                          row.spec.start.empty() ? Cell{} : Cell{row.spec.start},
+                          row.spec.overlap, row.paused, UtcColumn(row.watermark), next ? Cell{UtcColumn(*next)} : Cell{},
+                          cron ? Cell{} : Cell{cron.error().message}, row.spec.start.empty() ? Cell{} : Cell{row.spec.start},
                           row.spec.end.empty() ? Cell{} : Cell{row.spec.end}, row.spec.jitter.count(),
                           row.spec.max_parallel == 0 ? Cell{} : Cell{std::int64_t{row.spec.max_parallel}}});
   }

@@ -1,5 +1,6 @@
 // check, plan, pipeline apply, pipeline list, pipeline show.
 #include <cstdio>
+#include <filesystem>
 
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
@@ -81,14 +82,13 @@ Result<ExitCode> DoPlan(const Options& options, std::vector<Diagnostic>* diagnos
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
   MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout, diagnostics));
   Table table{
-      .columns = {"stage", "kind", "does", "after", "checks", "contract", "max_attempts", "timeout_s", "queue", "effect"},
+      .columns = {"stage", "kind", "does", "after", "checks", "contract", "max_attempts", "timeout_ms", "queue", "effect"},
       .rows = {}};
   for (std::size_t i = 0; i < file.pipeline.stages.size(); ++i) {
     const StageSpec& stage = file.pipeline.stages[i];
     table.rows.push_back({stage.name, std::string(stage.KindName()), Describe(stage), Joined(stage.depends_on),
                           static_cast<std::int64_t>(stage.checks.size()), stage.contract.has_value(),
-                          std::int64_t{stage.retry.max_attempts}, stage.timeout.count() / 1000, stage.queue,
-                          plan.jobs[i].effect});
+                          std::int64_t{stage.retry.max_attempts}, stage.timeout.count(), stage.queue, plan.jobs[i].effect});
   }
   PrintChecked(table, "stages", context->format());
   PrintSchedules(file.pipeline, request.now);
@@ -99,7 +99,13 @@ Result<ExitCode> DoApply(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
   MILLRACE_TRY_ASSIGN(PipelineFile file, ReadPipelineFile(options.file));
   if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections()));
-  if (!options.base_dir.empty()) file.base_dir = options.base_dir;
+  if (!options.timezone.empty() && options.cron.empty())
+    return Fail(ErrorCode::kInvalidArgument, "--timezone is the zone of --cron: give both, or set the zone in the file");
+  if (!options.base_dir.empty()) {
+    std::error_code ec;
+    file.base_dir = std::filesystem::absolute(options.base_dir, ec).lexically_normal().string();
+    if (file.base_dir.size() > 1 && file.base_dir.ends_with('/')) file.base_dir.pop_back();
+  }
   MILLRACE_TRY(TypeCheck(file, {}, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
   if (!options.cron.empty()) {
     if (file.pipeline.schedules.empty()) file.pipeline.schedules.emplace_back();
@@ -110,6 +116,10 @@ Result<ExitCode> DoApply(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
   MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source,
                                                                            file.base_dir, kDefaultOrg, context->Deadline()));
+  if (options.quiet) {
+    fmt::print("{}\n", version.name);
+    return ExitCode::kOk;
+  }
   Table table{.columns = {"pipeline", "version", "applied_at", "base_dir"},
               .rows = {{version.name, version.version, ToRfc3339(version.applied_at), version.base_dir}}};
   Print(table, context->format());

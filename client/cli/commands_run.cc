@@ -40,8 +40,9 @@ Result<void> Submit(BrokerClient& client, Ledger& ledger, const RunPlan& plan, b
 }
 
 // Submits and follows to the end. kCancelled: a stop signal came; the run goes on wherever it runs.
+// `engine`: the embedded form's; it ends early when a part of it fails.
 Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, Ledger& ledger, const RunPlan& plan, const Options& options,
-                                        const Clock& clock) {
+                                        const Clock& clock, const Engine* engine = nullptr) {
   MILLRACE_TRY(Submit(client, ledger, plan, true, clock.Now() + kSubmitTimeout));
   ProgressView progress(StyleOf(options), clock);
   std::atomic<bool> stop{false};
@@ -49,19 +50,19 @@ Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, Ledger& ledger, co
       plan.run.id, clock.Now() + kRunTimeoutMax, stop, [&](const wire::RunUpdate& update) { progress.Update(update); },
       [&] {
         progress.Tick();
-        if (StopSignalPending()) stop = true;
+        if (StopSignalPending() || (engine != nullptr && engine->Ended())) stop = true;
       });
   progress.Finish();
   return end;
 }
 
-void PrintWhereThingsAre(const Context& context, const Pipeline& pipeline, const std::string& run) {
+void PrintWhereThingsAre(const Context& context, const Pipeline& pipeline, const std::string& file, const std::string& run) {
   fmt::print("\ndata:    {}\nhistory: {}  (millrace run show {} --home {})\n", context.config().lake,
              RedactDsn(context.config().ledger.dsn.Reveal()), run, context.config().home);
   for (const ScheduleSpec& spec : pipeline.schedules) {
     const auto cron = CronSchedule::Make(spec);
     if (!cron) continue;
-    fmt::print("schedule {} in {}; the next fires under 'millrace up':\n", spec.cron, spec.timezone);
+    fmt::print("schedule {} in {}; the next fires under 'millrace up {}':\n", spec.cron, spec.timezone, file);
     WallTime from = context.clock().WallNow();
     for (std::size_t i = 0; i < kFiresShown; ++i) {
       const auto next = cron->Next(from);
@@ -123,7 +124,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
   MILLRACE_TRY_ASSIGN(const HomeLock lock, HomeLock::Acquire(context->config().home, "millrace run"));
 
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
-  MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source,
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->StorePipeline(file.pipeline, ToJson(file.pipeline), file.source,
                                                                            file.base_dir, kDefaultOrg, context->Deadline()));
   request.version = version.version;
   request.now = context->clock().WallNow();
@@ -135,7 +136,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
   {
     MILLRACE_TRY_ASSIGN(const auto transport, engine->MakeTransport());
     MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, engine->client_endpoint(), context->clock()));
-    end = SubmitAndFollow(client, *ledger, plan, options, context->clock());
+    end = SubmitAndFollow(client, *ledger, plan, options, context->clock(), engine.get());
   }
   engine->RequestStop();
   if (!end) engine->RequestStop();  // interrupted: hand back at once
@@ -150,7 +151,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
   if (context->format() == OutputFormat::kTable && !options.quiet) {
     if (report.state == RunState::kSucceeded && report.HasLoad() && report.Changed() == 0)
       fmt::print("The warehouse was up to date: this run changed nothing in it.\n");
-    PrintWhereThingsAre(*context, file.pipeline, report.run);
+    PrintWhereThingsAre(*context, file.pipeline, options.file, report.run);
   }
   return ExitCodeOf(report.state);
 }

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "client/cli/home.h"
 #include "common/base/log.h"
 #include "common/ledger/schema_version.h"
 
@@ -65,11 +66,7 @@ Result<std::unique_ptr<Ledger>> Context::OpenLedger(Create create, std::string_v
     if (auto known = CheckSqliteLedgerVersion(options.dsn, clock_, Deadline()); !known)
       return std::unexpected(LedgerError(std::move(known.error()), true, config().home));
   }
-  if (embedded() && create == Create::kYes) {
-    std::error_code ec;
-    if (std::filesystem::create_directories(config().home, ec))  // what is wrong with it, the ledger says
-      std::filesystem::permissions(config().home, std::filesystem::perms::owner_all, ec);
-  }
+  if (embedded() && create == Create::kYes) MILLRACE_TRY(MakeHome(config().home));
   auto ledger = embedded() ? OpenSqliteLedger(options, Deadline()) : OpenPostgresLedger(options, Deadline());
   if (!ledger) return std::unexpected(LedgerError(std::move(ledger.error()), embedded(), config().home));
   if (create == Create::kYes) {

@@ -223,6 +223,8 @@ void Engine::RequestStop() {
 }
 
 bool Engine::Ended() const {
+  // One that ended by itself has failed: the others are of no use without it.
+  if (parts_->stop_requests == 0 && (parts_->worker_ended || parts_->scheduler_ended)) return true;
   return (!parts_->worker || parts_->worker_ended) && (!parts_->scheduler || parts_->scheduler_ended) &&
          (!parts_->broker || parts_->worker || parts_->stop_requests > 0);
 }
@@ -269,6 +271,10 @@ Result<void> ServeUntilSignal(Engine& engine) {
     ++signals;
     LogInfo("{}", signals == 1 ? "stopping: finishing what runs (a second signal hands it back at once)" : "stopping now");
     if (signals <= 2) engine.RequestStop();
+  }
+  if (signals == 0) {  // a part of it failed
+    engine.RequestStop();
+    engine.RequestStop();
   }
   return engine.Join();
 }

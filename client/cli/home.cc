@@ -12,11 +12,30 @@
 
 namespace millrace::cli {
 
-Result<HomeLock> HomeLock::Acquire(const std::string& home, const std::string& command) {
+Result<void> MakeHome(const std::string& home) {
   std::error_code ec;
-  std::filesystem::create_directories(home, ec);
+  const bool created = std::filesystem::create_directories(home, ec);
   if (ec) return Fail(ErrorCode::kInvalidArgument, "--home '{}': cannot create it: {}", home, ec.message());
-  if (::chmod(home.c_str(), 0700) != 0) return Fail(ErrorCode::kInvalidArgument, "--home '{}': {}", home, std::strerror(errno));
+  if (created) {
+    if (::chmod(home.c_str(), 0700) == 0) return {};
+    return Fail(ErrorCode::kInvalidArgument, "--home '{}': {}", home, std::strerror(errno));
+  }
+  struct stat about{};
+  if (::stat(home.c_str(), &about) != 0)
+    return Fail(ErrorCode::kInvalidArgument, "--home '{}': {}", home, std::strerror(errno));
+  if (!S_ISDIR(about.st_mode))
+    return Fail(ErrorCode::kInvalidArgument, "--home '{}' is not a directory: give another one", home);
+  // Who may write in it could put a ledger or a key of his own in place of ours.
+  if ((about.st_mode & S_IWOTH) != 0)
+    return Fail(
+        ErrorCode::kConflict,
+        "--home '{}': everybody may write in it (mode {:04o}): give another one, or chmod o-w it if it is meant to be a home",
+        home, about.st_mode & 07777U);
+  return {};
+}
+
+Result<HomeLock> HomeLock::Acquire(const std::string& home, const std::string& command) {
+  MILLRACE_TRY(MakeHome(home));
   const std::string path = home + "/lock";
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) return Fail(ErrorCode::kInvalidArgument, "--home '{}': cannot open its lock: {}", home, std::strerror(errno));

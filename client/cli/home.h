@@ -7,11 +7,15 @@
 
 namespace millrace::cli {
 
+// Creates the directory (mode 0700) when it is missing; an existing one is left as it is. kInvalidArgument: the path cannot be
+// a home; kConflict: everybody may write in it.
+Result<void> MakeHome(const std::string& home);
+
 // Holds the home's lock while it lives. Movable.
 class HomeLock {
  public:
-  // Creates the directory (mode 0700) when it is missing. `command` is shown to whoever finds the home in use.
-  // kConflict names the process that holds it; kInvalidArgument: the path cannot be a home.
+  // Makes the home (MakeHome). `command` is shown to whoever finds it in use. kConflict names the process that holds it; and
+  // the errors of MakeHome.
   static Result<HomeLock> Acquire(const std::string& home, const std::string& command);
   HomeLock(HomeLock&& other) noexcept;
   HomeLock& operator=(HomeLock&& other) noexcept;

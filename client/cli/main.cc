@@ -1,4 +1,7 @@
 // The command line's grammar. CLI11 stays in this file (it is slow to compile).
+#include <poll.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
@@ -363,6 +366,29 @@ std::string Hint(const CLI::App& app, const std::vector<std::string>& words) {
   return "";
 }
 
+// A command's own words and options given beside one of its subcommands: "run list shop" must not list the runs of all.
+std::string StrayArgument(const CLI::App& app) {
+  for (const CLI::App* parent : app.get_subcommands()) {
+    if (parent->get_subcommands().empty()) continue;
+    const std::string sub = parent->get_subcommands().front()->get_name();
+    for (const CLI::Option* option : parent->get_options())
+      if (option->count() > 0)
+        return fmt::format("'{} {}' takes no {}", parent->get_name(), sub,
+                           option->get_positional() ? fmt::format("'{}'", option->results().front()) : option->get_name());
+  }
+  return "";
+}
+
+// Data that did not reach a full disk or a closed file is no success. A reader that has read enough (head) is none of ours.
+int WithFlushed(int code) {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  pollfd out{STDOUT_FILENO, POLLOUT, 0};
+  if (::poll(&out, 1, 0) > 0 && (out.revents & POLLERR) != 0) return code;
+  fmt::print(stderr,
+             "millrace: stdout cannot be written (is the disk full, or the file closed?): the output is not complete\n");
+  return code == 0 ? static_cast<int>(ExitCode::kWorkFailed) : code;
+}
+
 int Main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   Grammar g;
@@ -390,7 +416,11 @@ int Main(int argc, char** argv) {
     fmt::print(stderr, "millrace: no command\n");
     return static_cast<int>(ExitCode::kUsage);
   }
-  return static_cast<int>(g.chosen(g.options));
+  if (const std::string stray = StrayArgument(g.app); !stray.empty()) {
+    fmt::print(stderr, "millrace: {}\nRun with --help for the commands and their options.\n", stray);
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  return WithFlushed(static_cast<int>(g.chosen(g.options)));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "client/cli/query.h"
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -56,6 +57,17 @@ Error WithTableHint(Error error, sqlite::Database& database) {
   return error;
 }
 
+// JSON objects cannot have a name twice.
+std::vector<std::string> DistinctNames(const std::vector<std::string>& names) {
+  std::vector<std::string> distinct;
+  for (const std::string& name : names) {
+    std::string candidate = name;
+    for (int n = 2; std::ranges::find(distinct, candidate) != distinct.end(); ++n) candidate = fmt::format("{}_{}", name, n);
+    distinct.push_back(std::move(candidate));
+  }
+  return distinct;
+}
+
 Result<Table> QuerySqlite(const std::string& path, const std::string& sql, const Clock& clock, MonoTime deadline) {
   if (!std::filesystem::exists(path))
     return Fail(ErrorCode::kNotFound, "there is no database at {}: nothing was loaded yet", path);
@@ -66,6 +78,7 @@ Result<Table> QuerySqlite(const std::string& path, const std::string& sql, const
   sqlite::Statement statement = std::move(*prepared);
   Table table;
   for (int c = 0; c < statement.ColumnCount(); ++c) table.columns.push_back(statement.ColumnName(c));
+  table.columns = DistinctNames(table.columns);
   while (true) {
     MILLRACE_TRY_ASSIGN(const bool row, statement.Step());
     if (!row) return table;
@@ -77,16 +90,32 @@ Result<Table> QuerySqlite(const std::string& path, const std::string& sql, const
   }
 }
 
-Cell JsonCell(const Json& value) {
-  if (value.is_null()) return {};
-  if (value.is_boolean()) return value.get<bool>();
-  if (value.is_number_integer()) return value.get<std::int64_t>();
-  if (value.is_number()) return value.get<double>();
-  if (value.is_string()) return value.get<std::string>();
-  return value.dump();
+// A number as the server wrote it: where int64 and double cannot hold it exactly it stays text.
+Cell NumberCell(const std::string& text) {
+  std::int64_t whole = 0;
+  const char* const last = text.data() + text.size();
+  if (const auto [end, failed] = std::from_chars(text.data(), last, whole); failed == std::errc{} && end == last) return whole;
+  double number = 0;
+  if (const auto [end, failed] = std::from_chars(text.data(), last, number); failed != std::errc{} || end != last) return text;
+  std::string plain = text;
+  if (plain.find('.') != std::string::npos && plain.find('e') == std::string::npos) {
+    plain.resize(plain.find_last_not_of('0') + 1);
+    if (plain.ends_with('.')) plain.pop_back();
+  }
+  return fmt::format("{}", number) == plain || plain.find('e') != std::string::npos ? Cell{number} : Cell{text};
 }
 
-// Every PostgreSQL type has a JSON form, so the server does the rendering.
+// `text`: one JSON value, as the server made it.
+Cell JsonCell(const std::string& text) {
+  if (text == "null") return {};
+  if (text == "true" || text == "false") return text == "true";
+  if (text.starts_with('{') || text.starts_with('[')) return text;
+  if (!text.starts_with('"')) return NumberCell(text);
+  const Json value = Json::parse(text, nullptr, false);
+  return value.is_string() ? value.get<std::string>() : text;
+}
+
+// Every PostgreSQL type has a JSON form, so the server does the rendering, value by value.
 Result<Table> QueryPostgres(const std::string& dsn, const std::string& sql, const Clock& clock, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(
       const auto connection,
@@ -94,19 +123,24 @@ Result<Table> QueryPostgres(const std::string& dsn, const std::string& sql, cons
   MILLRACE_TRY(connection->Exec("begin transaction read only", deadline));
   std::string text = sql;
   while (!text.empty() && (text.back() == ';' || text.back() == ' ' || text.back() == '\n')) text.pop_back();
-  const std::string wrapped = fmt::format("select to_json(q)::text from ({}\n) q limit {}", text, kQueryRowsMax + 1);
-  MILLRACE_TRY_ASSIGN(const PgResult rows, connection->QueryOnce(wrapped, PgParams{}, deadline));
+  MILLRACE_TRY_ASSIGN(const PgResult shape,
+                      connection->QueryOnce(fmt::format("select * from ({}\n) q limit 0", text), PgParams{}, deadline));
   Table table;
+  std::string values, names;
+  for (int c = 0; c < shape.columns(); ++c) {
+    table.columns.emplace_back(shape.column_name(c));
+    values += fmt::format("{}to_json(c{})::text", c == 0 ? "" : ", ", c);
+    names += fmt::format("{}c{}", c == 0 ? "" : ", ", c);
+  }
+  table.columns = DistinctNames(table.columns);
+  if (table.columns.empty()) return table;
+  const std::string wrapped = fmt::format("select {} from ({}\n) q({}) limit {}", values, text, names, kQueryRowsMax + 1);
+  MILLRACE_TRY_ASSIGN(const PgResult rows, connection->QueryOnce(wrapped, PgParams{}, deadline));
   for (int r = 0; r < rows.rows(); ++r) {
     if (table.rows.size() >= kQueryRowsMax)
       return Fail(ErrorCode::kInvalidArgument, "query: more than {} rows; add a limit", kQueryRowsMax);
-    const Json object = Json::parse(rows.Bytes(r, 0), nullptr, false);
-    if (!object.is_object()) return Fail(ErrorCode::kCorrupt, "query: the server's row {} is no JSON object", r + 1);
     std::vector<Cell> cells;
-    for (const auto& [name, value] : object.items()) {
-      if (r == 0) table.columns.push_back(name);
-      cells.push_back(JsonCell(value));
-    }
+    for (int c = 0; c < rows.columns(); ++c) cells.push_back(rows.IsNull(r, c) ? Cell{} : JsonCell(rows.Text(r, c)));
     table.rows.push_back(std::move(cells));
   }
   return table;

@@ -194,6 +194,15 @@ class Loader {
     }
     return items;
   }
+  // Of a process, as it stands in logs, records and on the wire.
+  Result<std::string> Name(const std::string& key, std::string fallback) {
+    fallback.resize(std::min(fallback.size(), kNameBytesMax));
+    MILLRACE_TRY_ASSIGN(std::string text, Text(key, std::move(fallback)));
+    if (text.size() > kNameBytesMax) return Wrong(key, "has {} bytes; the limit is {}", text.size(), kNameBytesMax);
+    if (std::ranges::any_of(text, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }))
+      return Wrong(key, "has a control character in it");
+    return text;
+  }
   std::string BaseOf(const std::string& key) const {
     const auto raw = raw_.find(key);
     return raw == raw_.end() ? in_.working_dir : raw->second.base_dir;
@@ -289,6 +298,8 @@ class Loader {
     const bool uri = text.starts_with("redis://");
     std::string rest = uri ? text.substr(8) : text;
     WipeMemory(text.data(), text.size());
+    if (!uri && rest.find('@') != std::string::npos)
+      return Wrong("queue.redis", "a user or password is only taken as redis://USER:PASSWORD@HOST:PORT");
     if (const std::size_t at = rest.rfind('@'); uri && at != std::string::npos) {
       const std::size_t colon = rest.find(':');
       if (colon >= at) return bad();
@@ -311,14 +322,14 @@ class Loader {
 
   Result<void> ResolveProcesses() {
     Config& c = out_.config;
-    MILLRACE_TRY_ASSIGN(c.broker.name, Text("broker.name", "broker-" + in_.host));
+    MILLRACE_TRY_ASSIGN(c.broker.name, Name("broker.name", "broker-" + in_.host));
     MILLRACE_TRY_ASSIGN(c.broker.listen_clients, Endpoint("broker.listen_clients", "tcp://127.0.0.1:7410"));
     MILLRACE_TRY_ASSIGN(c.broker.listen_workers, Endpoint("broker.listen_workers", "tcp://127.0.0.1:7411"));
-    const bool embedded = c.queue.kind == QueueConfig::Kind::kSqlite;
+    const bool embedded = c.ledger.kind == LedgerConfig::Kind::kSqlite;
     MILLRACE_TRY_ASSIGN(const std::uint32_t shards,
                         Number("broker.shards", embedded ? kShardCountEmbedded : kShardCountDistributed, 1, 1024));
     c.broker.shards = static_cast<std::uint16_t>(shards);
-    MILLRACE_TRY_ASSIGN(c.worker.name, Text("worker.name", "worker-" + in_.host));
+    MILLRACE_TRY_ASSIGN(c.worker.name, Name("worker.name", "worker-" + in_.host));
     MILLRACE_TRY_ASSIGN(c.worker.brokers, List("worker.brokers", {"tcp://127.0.0.1:7411"}));
     if (c.worker.brokers.empty()) return Wrong("worker.brokers", "must name at least one broker");
     for (const std::string& broker : c.worker.brokers) MILLRACE_TRY(CheckEndpoint("worker.brokers", broker));
@@ -335,7 +346,7 @@ class Loader {
     constexpr std::string_view kSwitch[] = {"off", "on"};
     MILLRACE_TRY_ASSIGN(const std::size_t sandbox, OneOf("worker.sandbox", kSwitch, 1));
     c.worker.sandbox = sandbox == 1;
-    MILLRACE_TRY_ASSIGN(c.scheduler.name, Text("scheduler.name", "scheduler-" + in_.host));
+    MILLRACE_TRY_ASSIGN(c.scheduler.name, Name("scheduler.name", "scheduler-" + in_.host));
     MILLRACE_TRY_ASSIGN(c.scheduler.lead_ttl, Duration("scheduler.lead_ttl", "5s"));
     if (c.scheduler.lead_ttl < 1s) return Wrong("scheduler.lead_ttl", "must be at least 1s");
     return {};

@@ -51,6 +51,10 @@ std::string RedactDsn(std::string_view dsn) {
       return text.substr(0, start) + "***";  // a password with a slash in it: no way to tell where it ends
     }
   }
+  // USER:PASSWORD@HOST without its scheme: a mistake, and a secret all the same.
+  if (const std::size_t at = text.rfind('@');
+      text.find("://") == std::string::npos && text.find('=') == std::string::npos && at != std::string::npos)
+    text.replace(0, at, "***");
   for (std::size_t at = 0; (at = text.find("password", at)) != std::string::npos;) {
     std::size_t value = at + 8;
     while (value < text.size() && text[value] == ' ') ++value;

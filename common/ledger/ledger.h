@@ -317,6 +317,10 @@ class Ledger : public AuditSource {
   virtual Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json,
                                                 std::string_view source, std::string_view base_dir, OrgId org,
                                                 MonoTime deadline) = 0;
+  // The same without its schedules: those in force, and the versions they run, stay as they are. For a run of a file by hand.
+  virtual Result<PipelineVersion> StorePipeline(const Pipeline& pipeline, std::string_view definition_json,
+                                                std::string_view source, std::string_view base_dir, OrgId org,
+                                                MonoTime deadline) = 0;
   virtual Result<PipelineVersion> GetPipeline(OrgId org, std::string_view name, std::optional<std::int64_t> version,
                                               MonoTime deadline) = 0;                            // kNotFound
   virtual Result<std::vector<PipelineVersion>> ListPipelines(OrgId org, MonoTime deadline) = 0;  // latest of each; no source

@@ -163,8 +163,8 @@ Result<void> PostgresStore::KeepShardCount(std::uint16_t shard_count, MonoTime d
       const PgResult stored,
       connection_->QueryOnce("select number from millrace.ledger_setting where name = 'shard_count'", {}, deadline));
   if (stored.Int(0, 0) == shard_count) return {};
-  return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}", stored.Int(0, 0),
-              shard_count);
+  return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}: set broker.shards to {}",
+              stored.Int(0, 0), shard_count, stored.Int(0, 0));
 }
 
 void PostgresStore::EnsurePartitions(MonoTime deadline) {

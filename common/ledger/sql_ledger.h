@@ -77,6 +77,8 @@ class SqlLedger final : public Ledger {
 
   Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
                                         std::string_view base_dir, OrgId org, MonoTime deadline) override;
+  Result<PipelineVersion> StorePipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
+                                        std::string_view base_dir, OrgId org, MonoTime deadline) override;
   Result<PipelineVersion> GetPipeline(OrgId org, std::string_view name, std::optional<std::int64_t> version,
                                       MonoTime deadline) override;
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId org, MonoTime deadline) override;
@@ -110,6 +112,9 @@ class SqlLedger final : public Ledger {
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override;
 
  private:
+  enum class ScheduleUse : std::uint8_t { kApply, kKeep };
+  Result<PipelineVersion> PutPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
+                                      std::string_view base_dir, OrgId org, ScheduleUse use, MonoTime deadline);
   // sql_ledger_write.cc
   Result<std::uint16_t> ShardCount(MonoTime deadline);  // the stored one
   Result<void> CheckShardCount(std::uint16_t given, MonoTime deadline);

@@ -84,6 +84,19 @@ Statement MoveWatermarks(std::span<const FireBatch::Watermark> all) {
 Result<PipelineVersion> SqlLedger::ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json,
                                                  std::string_view source, std::string_view base_dir, OrgId org,
                                                  MonoTime deadline) {
+  return PutPipeline(pipeline, definition_json, source, base_dir, org, ScheduleUse::kApply, deadline);
+}
+
+Result<PipelineVersion> SqlLedger::StorePipeline(const Pipeline& pipeline, std::string_view definition_json,
+                                                 std::string_view source, std::string_view base_dir, OrgId org,
+                                                 MonoTime deadline) {
+  return PutPipeline(pipeline, definition_json, source, base_dir, org, ScheduleUse::kKeep, deadline);
+}
+
+Result<PipelineVersion> SqlLedger::PutPipeline(const Pipeline& pipeline, std::string_view definition_json,
+                                               std::string_view source, std::string_view base_dir, OrgId org, ScheduleUse use,
+                                               MonoTime deadline) {
+  const bool keep = use == ScheduleUse::kKeep;
   for (int round = 0; round < kApplyRoundsMax; ++round) {
     auto latest = GetPipeline(org, pipeline.name, std::nullopt, deadline);
     if (!latest && latest.error().code != ErrorCode::kNotFound) return std::unexpected(std::move(latest.error()));
@@ -92,10 +105,17 @@ Result<PipelineVersion> SqlLedger::ApplyPipeline(const Pipeline& pipeline, std::
                                         " from schedule where org = $1 and pipeline = $2 and active = 1 order by schedule",
                                     Params().Int(org.value()).Text(pipeline.name), deadline));
     std::vector<ScheduleSpec> stored, wanted = pipeline.schedules;
-    for (std::size_t i = 0; i < rows.size(); ++i) stored.push_back(ScheduleFrom(rows[i]).spec);
+    bool newest = true;  // every schedule runs the latest version
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const ScheduleRow row = ScheduleFrom(rows[i]);
+      newest = newest && latest && row.version == latest->version;
+      stored.push_back(row.spec);
+    }
     std::ranges::sort(stored, {}, &ScheduleSpec::name);
     std::ranges::sort(wanted, {}, &ScheduleSpec::name);
-    if (latest && latest->definition == definition_json && latest->base_dir == base_dir && stored == wanted) return *latest;
+    if (latest && latest->definition == definition_json && latest->base_dir == base_dir &&
+        (keep || (stored == wanted && newest)))
+      return *latest;
 
     MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
     const PipelineVersion version{org,
@@ -107,10 +127,12 @@ Result<PipelineVersion> SqlLedger::ApplyPipeline(const Pipeline& pipeline, std::
                                   now};
     Batch batch;
     batch.versions.push_back(&version);
-    for (const ScheduleSpec& spec : wanted)
-      batch.others.push_back(UpsertSchedule(spec, org, pipeline.name, version.version, now));
-    batch.others.push_back({"update schedule set active = 0 where org = $1 and pipeline = $2 and version <> $3",
-                            Params().Int(org.value()).Text(pipeline.name).Int(version.version)});
+    if (!keep) {
+      for (const ScheduleSpec& spec : wanted)
+        batch.others.push_back(UpsertSchedule(spec, org, pipeline.name, version.version, now));
+      batch.others.push_back({"update schedule set active = 0 where org = $1 and pipeline = $2 and version <> $3",
+                              Params().Int(org.value()).Text(pipeline.name).Int(version.version)});
+    }
     const auto written = Write(batch, deadline);
     if (written) return version;
     if (!batch.version_exists) return std::unexpected(written.error());

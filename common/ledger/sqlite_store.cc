@@ -169,8 +169,9 @@ Result<void> SqliteStore::Migrate(std::uint16_t shard_count, MonoTime deadline) 
         MILLRACE_TRY_ASSIGN(const std::int64_t stored,
                             database_.QueryInt64("select number from ledger_setting where name = 'shard_count'"));
         if (stored != shard_count)
-          return Fail(ErrorCode::kConflict, "the ledger was made for {} shards, this program is set to {}", stored,
-                      shard_count);
+          return Fail(ErrorCode::kConflict,
+                      "the ledger was made for {} shards, this program is set to {}: set broker.shards to {}", stored,
+                      shard_count, stored);
         return {};
       },
       deadline);

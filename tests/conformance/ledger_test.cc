@@ -330,6 +330,24 @@ TEST_P(LedgerTest, ApplyIsIdempotentAndVersions) {
   ExpectSound();
 }
 
+TEST_P(LedgerTest, StoringAVersionLeavesTheSchedulesInForce) {
+  Pipeline p = Scheduled();
+  ASSERT_EQ(ledger_->ApplyPipeline(p, "{}", "s", "/", kDefaultOrg, In())->version, 1);
+  const auto before = *ledger_->Schedules(kDefaultOrg, In());
+  p.schedules.clear();
+  EXPECT_EQ(ledger_->StorePipeline(p, "{}", "s", "/", kDefaultOrg, In())->version, 1) << "the same definition";
+  EXPECT_EQ(ledger_->StorePipeline(p, R"({"a":1})", "s", "/", kDefaultOrg, In())->version, 2);
+  const auto after = *ledger_->Schedules(kDefaultOrg, In());
+  ASSERT_EQ(after.size(), 1u);
+  EXPECT_EQ(after[0].version, 1);
+  EXPECT_EQ(after[0].spec, before[0].spec);
+  EXPECT_EQ(after[0].watermark, before[0].watermark);
+  // Applying what was only stored makes the schedule run it.
+  EXPECT_EQ(ledger_->ApplyPipeline(Scheduled(), R"({"a":1})", "s", "/", kDefaultOrg, In())->version, 3);
+  EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].version, 3);
+  ExpectSound();
+}
+
 TEST_P(LedgerTest, APauseIsDurableSurvivesNewVersionsAndIsOfOneOrgAndPipeline) {
   Pipeline p = Scheduled();
   ASSERT_TRUE(ledger_->ApplyPipeline(p, "{}", "s", "/", kDefaultOrg, In()));

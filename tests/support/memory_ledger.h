@@ -241,6 +241,10 @@ class MemoryLedger final : public Ledger {
                                         MonoTime) override {
     return No();
   }
+  Result<PipelineVersion> StorePipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
+                                        MonoTime) override {
+    return No();
+  }
   Result<PipelineVersion> GetPipeline(OrgId, std::string_view, std::optional<std::int64_t>, MonoTime) override { return No(); }
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return No(); }
   Result<Leadership> TryLead(OwnerId, std::string_view, Millis, MonoTime) override { return No(); }

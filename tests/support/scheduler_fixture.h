@@ -88,6 +88,10 @@ class DyingLedger final : public Ledger {
                                         MonoTime) override {
     return Never();
   }
+  Result<PipelineVersion> StorePipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
+                                        MonoTime) override {
+    return Never();
+  }
   Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return Never(); }
   Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return Never(); }
   Result<void> SetPaused(OrgId, std::string_view, bool, MonoTime) override { return Never(); }

@@ -119,6 +119,36 @@ TEST(ConfigTest, WrongValuesNameOriginKeyAndFix) {
   }
 }
 
+TEST(ConfigTest, NamesFitWhereTheyGo) {
+  ConfigInputs in = Inputs();
+  in.flags = {{"worker.name", std::string(129, 'w')}};
+  EXPECT_EQ(LoadConfig(in).error().message, "flag: worker.name: has 129 bytes; the limit is 128");
+  in.flags = {{"broker.name", "a\nb"}};
+  EXPECT_EQ(LoadConfig(in).error().message, "flag: broker.name: has a control character in it");
+  in.flags.clear();
+  in.host = std::string(250, 'h');
+  const auto c = LoadConfig(in);
+  ASSERT_TRUE(c) << c.error().message;
+  EXPECT_EQ(c->config.scheduler.name.size(), 128u);
+}
+
+TEST(ConfigTest, APasswordWithoutItsSchemeIsRefusedAndNotShown) {
+  ConfigInputs in = Inputs();
+  in.flags = {{"queue.redis", "u:hunter2@h:1"}};
+  const auto c = LoadConfig(in);
+  ASSERT_FALSE(c);
+  EXPECT_EQ(c.error().message, "flag: queue.redis: a user or password is only taken as redis://USER:PASSWORD@HOST:PORT");
+  EXPECT_EQ(RedactDsn("u:hunter2@h:1"), "***@h:1");
+}
+
+TEST(ConfigTest, ShardsFollowTheLedger) {
+  ConfigInputs in = Inputs();
+  in.flags = {{"queue.redis", "127.0.0.1:1"}};
+  EXPECT_EQ(LoadConfig(in)->config.broker.shards, 1);
+  in.flags.emplace_back("ledger.dsn", "postgresql://h/d");
+  EXPECT_EQ(LoadConfig(in)->config.broker.shards, 16);
+}
+
 TEST(ConfigTest, FilesAreStrictAndErrorsSayWhere) {
   const struct {
     const char *text, *message;

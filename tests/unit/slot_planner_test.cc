@@ -105,6 +105,20 @@ TEST(SlotPlannerTest, ALongOutageIsDecidedInBoundedPassesWithTheSameResult) {
   EXPECT_GT(passes, 9u);
 }
 
+TEST(SlotPlannerTest, AllMeansAllHoweverLongTheOutage) {
+  const ScheduleSpec spec{.cron = "* * * * *", .timezone = "UTC", .catchup = "all"};
+  const auto schedule = CronSchedule::Make(spec);
+  WallTime watermark = At("2026-01-01T00:00:00Z");
+  std::size_t fired = 0;
+  while (true) {
+    const auto plan = PlanSlots(spec, *schedule, watermark, At("2026-01-04T00:00:30Z"), false);
+    if (plan->slots.empty()) break;
+    for (const auto& slot : plan->slots) fired += slot.fate == SlotFate::kFired;
+    watermark = plan->watermark;
+  }
+  EXPECT_EQ(fired, 3u * 24 * 60);
+}
+
 TEST(SlotPlannerTest, AWallClockThatWentBackDecidesNothing) {
   const Plan plan = Decide("all", "allow", "2026-01-01T00:10:00Z", "2026-01-01T00:05:00Z");
   EXPECT_EQ(plan.fates, "");

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <regex>
 #include <set>
 #include <string>
 #include <string_view>
@@ -135,6 +136,19 @@ TEST(TidyTest, FilesStayWithinTheirBudgets) {
       places.push_back(file.path + ": no #pragma once");
   }
   EXPECT_TRUE(places.empty()) << Places(places);
+}
+
+TEST(TidyTest, EveryErrorClassIsInTheReference) {
+  std::ifstream in(fs::path(MILLRACE_SOURCE_DIR) / "ops/docs/errors.md");
+  const std::string reference{std::istreambuf_iterator<char>(in), {}};
+  const std::regex word(R"re((?:StageFailure\(|SqlFailure\(|FailedStage\(\{|error_class = |kError\w+ = )"([a-z_]+)")re");
+  std::set<std::string> found;
+  for (const SourceFile& file : Product())
+    for (const std::string& line : file.lines)
+      for (std::sregex_iterator m(line.begin(), line.end(), word), end; m != end; ++m) found.insert((*m)[1]);
+  EXPECT_GT(found.size(), 15u) << "the pattern no longer finds them";
+  for (const std::string& name : found)
+    EXPECT_NE(reference.find("`" + name + "`"), std::string::npos) << "ops/docs/errors.md does not explain '" << name << "'";
 }
 
 }  // namespace
