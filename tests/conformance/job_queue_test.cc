@@ -186,7 +186,8 @@ TEST_P(JobQueueTest, ATakeLeavesKeptLinesAndShowsWhatIsInFlight) {
   EXPECT_EQ(stayed.claimed, std::vector{Entry(2, kKept, "two")});
   EXPECT_EQ(stayed.next_due, FromUnixMicros(50));
   EXPECT_FALSE(stayed.maybe_old) << "nothing was restarted";
-  ExpectDepth(2, 1, 1);
+  ExpectDepth(2, 1, 2);
+  EXPECT_EQ(stayed.in_flight, Ids({1})) << "of an ordinary line: its id alone stays";
   EXPECT_EQ(CodeOf(Requeue{kShard, kEpoch, stayed.claimed}), ErrorCode::kStale);
   Must(Requeue{kShard, Epoch{8}, stayed.claimed});
   stayed = Must(Take{kShard, Epoch{8}});
@@ -199,6 +200,31 @@ TEST_P(JobQueueTest, ATakeLeavesKeptLinesAndShowsWhatIsInFlight) {
   Must(Finish{kShard, Epoch{8}, Ids({2, 3, 4, 5})});
   stayed = Must(Take{kShard, Epoch{9}});
   EXPECT_TRUE(stayed.kept.empty() && stayed.claimed.empty() && !stayed.next_due);
+}
+
+TEST_P(JobQueueTest, TakeTellsWhatWasDeliveredSinceTheStoreIsUnbroken) {
+  const Epoch since = Must(Take{kShard, Epoch{8}}).unbroken_since;
+  EXPECT_LE(since, Epoch{8});
+  Must(Enqueue{kShard, Epoch{8}, {Entry(1), Entry(2), Entry(3), Entry(4), Entry(5)}});
+  for (const QueueEntry& e : Must(Claim{kShard, Epoch{8}, "a", 4}).claimed) EXPECT_TRUE(e.run_at == std::nullopt);
+  Must(Finish{kShard, Epoch{8}, Ids({1})});
+  Must(Requeue{kShard, Epoch{8}, {Entry(2)}});
+  for (const Epoch epoch : {Epoch{9}, Epoch{10}}) {
+    QueueReply taken = Must(Take{kShard, epoch});
+    std::ranges::sort(taken.in_flight);
+    EXPECT_EQ(taken.in_flight, Ids({3, 4})) << "until they are out of flight, whoever takes the shard";
+    EXPECT_EQ(taken.unbroken_since, since);
+  }
+  ExpectDepth(0, 0, 2);
+  Must(Requeue{kShard, Epoch{10}, {Entry(3)}});
+  Must(Finish{kShard, Epoch{10}, Ids({4})});
+  EXPECT_TRUE(Must(Take{kShard, Epoch{11}}).in_flight.empty());
+  Must(Enqueue{kShard, Epoch{11}, {Entry(6)}});
+  Must(Claim{kShard, Epoch{11}, "a", 1});
+  WipeBehindItsBack();
+  const QueueReply anew = Must(Take{kShard, Epoch{12}});
+  EXPECT_TRUE(anew.in_flight.empty());
+  EXPECT_EQ(anew.unbroken_since, Epoch{12}) << "what was delivered before is not known";
 }
 
 TEST_P(JobQueueTest, ManyKeptEntriesInFlightComeInPages) {

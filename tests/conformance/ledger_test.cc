@@ -57,6 +57,23 @@ TEST_P(LedgerTest, OwnershipIsTakenRenewedLostAndReleased) {
   EXPECT_EQ(*ledger_->TakeShard(ShardId{2}, owner_, "b1", In()), Epoch{4});
 }
 
+TEST_P(LedgerTest, WhichBrokersLive) {
+  const OwnerId other = ids_.Next<OwnerId>();
+  const auto sorted = [](std::vector<OwnerId> ids) {
+    std::ranges::sort(ids);
+    return ids;
+  };
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), std::vector{owner_});
+  EXPECT_EQ(ledger_->AnnounceBroker(other, "b", false, In()).value(), sorted({owner_, other}));
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), sorted({owner_, other})) << "said again";
+  Raw("update broker_presence set renewed_at = " +
+      std::string(GetParam() == LedgerKind::kPostgres ? "renewed_at - interval '6 s'" : "renewed_at - 6000000") +
+      " where name = 'b'");
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), std::vector{owner_}) << "silent for too long";
+  EXPECT_EQ(ledger_->AnnounceBroker(other, "b", false, In()).value(), sorted({owner_, other})) << "and back";
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", true, In()).value(), std::vector{other});
+}
+
 TEST_P(LedgerTest, AStaleOwnerCommitsNothing) {
   const ShardHold hold = Own();
   const ShardId second{static_cast<std::uint16_t>((hold.shard.value() + 1) % kShards)};

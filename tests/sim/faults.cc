@@ -79,8 +79,8 @@ void World::CancelSomething() {
   std::ranges::sort(all, {}, &CancelRow::item);
   CancelRow row = all[all.size() - 1 - back];
   for (const SimWorker& worker : workers_) {  // what a frozen worker will go on with is the interesting case
-    if (!worker.up || worker.frozen_until <= Now() || worker.held.empty() || Chance(20)) continue;
-    const JobSpec& job = SpecOf(worker.held.begin()->first);
+    if (!worker.up || worker.frozen_until <= Now() || worker.running.empty() || Chance(20)) continue;
+    const JobSpec& job = SpecOf(worker.running.begin()->first);
     row = {job.run ? job.run->uuid : job.id.uuid, job.run.has_value(), job.org, "sim", "", {}};
   }
   if (Chance(30) && (row.is_run || ledger_.jobs.contains(JobId{row.item}))) {
@@ -193,19 +193,6 @@ void World::Heal() {
     workers_[w].frozen_until = Now();
     if (!workers_[w].up) StartWorker(w);
   }
-  // A broker that owns nothing is of no use to a worker: all of them look for the owners.
-  Roam();
 }
 
-void World::Roam() {
-  for (std::size_t w = 0; w < kWorkers; ++w) {
-    SimWorker& worker = workers_[w];
-    std::size_t to = w % kBrokers;
-    if (brokers_[to].pump->holds().empty()) to = (to + 1) % kBrokers;
-    if (to == worker.broker) continue;
-    worker.broker = to;
-    worker.welcome = false;
-  }
-  In(Micros{5'000'000}, [this] { Roam(); });
-}
 }  // namespace millrace::sim
