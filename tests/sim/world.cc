@@ -288,6 +288,9 @@ void World::Turn(std::size_t w) {
   worker::Session& session = *workers_[w].session;
   for (worker::Session::Command& command : session.TakeCommands(clock_.Now())) {
     if (auto* send = std::get_if<worker::Session::Send>(&command)) {
+      if (auto* ended = std::get_if<wire::Ended>(&send->message))
+        for (AttemptReport& report : ended->reports)  // of those that never started
+          if (report.result.empty()) report.result = std::to_string(report.token.value());
       FromWorker(w, send->broker, std::move(send->message));
     } else if (const auto* start = std::get_if<worker::Session::Start>(&command)) {
       StartAttempt(w, start->job);

@@ -19,7 +19,7 @@ class HandoverTest : public testing::DispatcherTest {
     Handle(event::QueueReplies{});  // nothing
     pump_.Post(command::TakeShardAnew{.dropped = Hold(), .reason = "test"});
     Handle(event::ShardLost{.shard = ShardId{0}, .reason = "test", .owner_name = {}});
-    Advance(Millis{100});
+    Advance(Millis{250});
     ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
   }
   ShardHold Hold() { return {.shard = ShardId{0}, .epoch = ledger_.EpochOf(ShardId{0})}; }
