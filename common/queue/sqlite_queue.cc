@@ -1,6 +1,8 @@
 #include "common/queue/sqlite_queue.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <optional>
 #include <utility>
 

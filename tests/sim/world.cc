@@ -208,7 +208,7 @@ void World::Issue(std::size_t i, command::SendWorker& command) {
     for (const auto& item : adopt->items) CheckAdopt(i, item, command.peer);
   Trace("to worker", command.peer, command.message.index());
   const std::size_t w = static_cast<std::size_t>(command.peer.front() - '0');
-  if (!healed_ && Chance(2)) return;  // lost on the way
+  if (!healed_ && (Cut(i, w) || Chance(2))) return;  // lost on the way
   const auto deliver = [this, i, w, peer = command.peer, message = std::move(command.message)] {
     ToWorker(i, w, peer, message);
   };
@@ -302,7 +302,7 @@ void World::Turn(std::size_t w) {
 }
 
 void World::FromWorker(std::size_t w, std::size_t i, wire::Message message) {
-  if (!healed_ && Chance(2)) return;
+  if (!healed_ && (Cut(i, w) || Chance(2))) return;
   const wire::PeerId peer = fmt::format("{}-{}", w, workers_[w].life);
   OnBroker(i, Micros{200}, [this, i, peer, message = std::move(message)](Node& n) mutable {
     if (auto* ended = std::get_if<wire::Ended>(&message); ended && mutant_ == Mutant::kAcceptOldToken) {

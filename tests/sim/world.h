@@ -144,6 +144,11 @@ class World {
   void Ring(OrgId org);
   void Send(std::size_t request, std::size_t broker);
   void BreakSomething();
+  void Crash(std::size_t b);
+  bool Cut(std::size_t broker, std::size_t worker) const {
+    const auto it = cut_until_.find({broker, worker});
+    return it != cut_until_.end() && it->second > Now();
+  }
   LedgerFault NextFault();
   void Heal();
 
@@ -186,6 +191,7 @@ class World {
   std::priority_queue<Item> agenda_;
   std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;
   bool healed_ = false;
+  std::map<std::pair<std::size_t, std::size_t>, Micros> cut_until_;  // broker and worker do not hear each other
   Micros ledger_down_until_{0}, ledger_unknown_until_{0};
   sim::Report report_;
 };
