@@ -203,6 +203,7 @@ TEST_P(LedgerTest, RebuildSeesWhatIsLive) {
   EXPECT_EQ((*runs)[0].ended, (std::map<JobId, JobState>{{a.id, JobState::kSucceeded}}));
   EXPECT_EQ((*runs)[0].counters, (std::map<JobId, Counters>{{b.id, {3, 2, 1}}}));
   EXPECT_EQ((*runs)[0].next_run_at.at(b.id), batch.attempts[1].next_run_at);
+  EXPECT_EQ((*runs)[0].last_tokens, (std::map<JobId, Token>{{b.id, batch.attempts[1].report.token}}));
   const auto jobs = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 1, In());
   ASSERT_EQ(jobs->size(), 1u);
   EXPECT_EQ((*jobs)[0].spec, one);
@@ -212,6 +213,7 @@ TEST_P(LedgerTest, RebuildSeesWhatIsLive) {
   EXPECT_EQ((*more)[0].spec, two);
   EXPECT_EQ((*more)[0].counters, (Counters{1, 1, 0}));
   EXPECT_EQ((*more)[0].next_run_at, batch.attempts[2].next_run_at);
+  EXPECT_EQ((*more)[0].last_token, batch.attempts[2].report.token);
   EXPECT_TRUE(ledger_->LiveRuns(hold.shard, kShards, run.id, 10, In())->empty());
   EXPECT_TRUE(
       ledger_
