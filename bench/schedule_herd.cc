@@ -225,7 +225,9 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
   if (!world.redis.empty()) brokers.push_back(StartBroker(world));
   for (int i = 0; i < 2; ++i) children.push_back(StartScheduler(world, both ? shared : world.ids.Next<OwnerId>(), i));
   std::unique_ptr<RedisQueue> queue;
-  if (!world.redis.empty()) MILLRACE_TRY_ASSIGN(queue, RedisQueue::Open(world.Queue(), world.In(10s)));
+  if (!world.redis.empty()) {
+    MILLRACE_TRY_ASSIGN(queue, RedisQueue::Open(world.Queue(), world.In(10s)));
+  }
   using Late = std::array<double, 3>;
   Late late{-1, -1, -1}, queued = late;  // s after the slot when so much was committed, and in Redis
   const std::array<std::int64_t, 3> marks{(count + 1) / 2, (count * 99 + 99) / 100, count};
@@ -239,7 +241,9 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
   while ((late[2] < 0 || (queue && queued[2] < 0)) && seen < 180) {
     std::this_thread::sleep_for(50ms);
     std::int64_t decided = count;
-    if (late[2] < 0) MILLRACE_TRY_ASSIGN(decided, world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
+    if (late[2] < 0) {
+      MILLRACE_TRY_ASSIGN(decided, world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
+    }
     seen = static_cast<double>(duration_cast<Millis>(world.clock.WallNow() - slot).count()) / 1000;
     note(late, decided, seen);
     if (!queue) continue;

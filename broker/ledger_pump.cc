@@ -124,6 +124,10 @@ void LedgerPump::Renew(MonoTime now, std::vector<Event>& out) {
 // Which brokers live says how many shards are ours.
 void LedgerPump::Announce(MonoTime now, std::vector<Event>& out) {
   next_announce_ = now + kOwnershipRenewInterval;
+  if (options_.shards.size() < 2) {  // nothing to share: who is first has it
+    share_ = options_.shards.size();
+    return;
+  }
   const auto alive = ledger_.AnnounceBroker(options_.owner, options_.owner_name, false, Deadline(kAnnounceBudget));
   if (!alive) return;  // what was known stands
   const std::size_t brokers = std::max<std::size_t>(1, alive->size());
@@ -439,8 +443,10 @@ void LedgerPump::Checkpoint(MonoTime now) {
 
 void LedgerPump::Release() {
   if (options_.checkpoint) Checkpoint(clock_.Now());
-  if (auto gone = ledger_.AnnounceBroker(options_.owner, options_.owner_name, true, Deadline(kRenewBudget)); !gone)
-    LogWarn("the other brokers wait {} ms for this one: {}", kOwnershipTtl.count(), gone.error().message);
+  if (options_.shards.size() > 1) {
+    const auto gone = ledger_.AnnounceBroker(options_.owner, options_.owner_name, true, Deadline(kRenewBudget));
+    if (!gone) LogWarn("the other brokers wait {} ms for this one: {}", kOwnershipTtl.count(), gone.error().message);
+  }
   std::vector<ShardHold> holds;
   for (const auto& [shard, epoch] : holds_) holds.push_back({.shard = shard, .epoch = epoch});
   if (holds.empty()) return;
