@@ -190,7 +190,8 @@ class Bench {
       next_beat_ = clock_.Now() + kHeartbeatInterval;
       const std::uint64_t limit = taken_ + 5000;
       if (known_) {
-        MILLRACE_TRY(worker_.Send(wire::Beat{.worker = me_, .credit_limit = limit, .held = {}, .progress = {}, .draining = false}));
+        MILLRACE_TRY(
+            worker_.Send(wire::Beat{.worker = me_, .credit_limit = limit, .held = {}, .progress = {}, .draining = false}));
       } else {
         taken_ = 0;
         MILLRACE_TRY(worker_.Send(wire::Hello{.worker = me_,
@@ -269,7 +270,9 @@ Result<bool> Measure(const Setting& s, std::uint64_t jobs, std::uint64_t due, pi
   while (!bench.due_.empty() && bench.clock_.Now() < give_up) MILLRACE_TRY(bench.Serve(Millis{20}));
   std::vector<double>& late = bench.late_ms_;
   std::ranges::sort(late);
-  const auto at = [&](double p) { return late.empty() ? -1.0 : late[static_cast<std::size_t>(p * static_cast<double>(late.size() - 1))]; };
+  const auto at = [&](double p) {
+    return late.empty() ? -1.0 : late[static_cast<std::size_t>(p * static_cast<double>(late.size() - 1))];
+  };
   const bool early = !late.empty() && late.front() < 0;
   const bool flat = broker_after <= broker_before + broker_before / 10 && worker_after <= worker_before + worker_before / 10;
   fmt::print(
@@ -304,8 +307,13 @@ int Main(int argc, char** argv) {
   ConfigureLog(LogLevel::kWarn, LogFormat::kText, "delayed");
   const std::uint64_t jobs = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1'000'000;
   const std::uint64_t due = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 2'000;
-  Setting s{.redis = redis, .server = server, .database = "mr_delayed_" + std::to_string(::getpid()), .dsn = {}, .prefix = {},
-            .front = {}, .back = {}};
+  Setting s{.redis = redis,
+            .server = server,
+            .database = "mr_delayed_" + std::to_string(::getpid()),
+            .dsn = {},
+            .prefix = {},
+            .front = {},
+            .back = {}};
   if (argc > 3 && std::string(argv[3]) == "redis") s.durability = Durability::kRedis;
   s.dsn = s.server + " dbname=" + s.database;
   s.prefix = s.database;

@@ -5,8 +5,8 @@
 //
 // lead (default): one leads, one stands by, as in production. both: the two share the lease, so that every slot is decided
 // twice and only the slot's unique key is left. With MILLRACE_TEST_REDIS a broker runs too, in a process of its own, and
-// "queued" says when so many of the runs' jobs were in Redis (its keys are removed afterwards). With the postmaster's process id
-// its CPU from the slot on is told. Prints JSON; exit code 1 when a slot is missing, doubled or later than a minute.
+// "queued" says when so many of the runs' jobs were in Redis (its keys are removed afterwards). With the postmaster's process
+// id its CPU from the slot on is told. Prints JSON; exit code 1 when a slot is missing, doubled or later than a minute.
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/resource.h>

@@ -93,13 +93,13 @@ class Dispatcher {
     std::uint64_t beat = 0;  // the worker's beat that last listed it
     MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
     std::uint8_t missed = 0;
-    bool listed = false;   // some beat listed it: the grant arrived
-    bool fence = false;    // granted to raise the fence of a cancelled job, not to work
-    bool cut = false;      // its timeout is what was left until the job's deadline
-    bool ending = false;   // its end is on the way into the ledger
-    bool counted = false;  // against the limits of its queue: what came from a claim is
-    bool kept = false;     // only the queue has it: it came from a kept line
-    bool lost = false;     // ending, because its worker is gone
+    bool listed = false;    // some beat listed it: the grant arrived
+    bool fence = false;     // granted to raise the fence of a cancelled job, not to work
+    bool cut = false;       // its timeout is what was left until the job's deadline
+    bool ending = false;    // its end is on the way into the ledger
+    bool counted = false;   // against the limits of its queue: what came from a claim is
+    bool kept = false;      // only the queue has it: it came from a kept line
+    bool lost = false;      // ending, because its worker is gone
     bool presumed = false;  // a former owner's attempt that may run: no worker has said so yet
     Token last_token{};     // presumed: of the job's latest attempt row
   };
@@ -186,8 +186,8 @@ class Dispatcher {
     bool maybe_old = false, due_suspect = false;
     bool take_again = false;  // after this flush's Requeue and Finish
     WallTime ready_at{};
-    std::optional<MonoTime> yield_by;  // set: to be handed over, at the latest then
-    Epoch unbroken_since;              // from which on the queue knows what was delivered
+    std::optional<MonoTime> yield_by;            // set: to be handed over, at the latest then
+    Epoch unbroken_since;                        // from which on the queue knows what was delivered
     std::unordered_map<JobId, Token> delivered;  // by former owners, to be looked at; with the token of the latest attempt row
     std::set<JobId> presumed;                    // leases without a worker
     MonoTime adopt_until{};                      // then they are lost

@@ -45,9 +45,9 @@ void Dispatcher::LeaveLease(const Shard& shard, const Lease& lease) {
   if (worker == workers_.end()) return;
   // Of kept jobs and of those that are being cancelled nobody knows enough: they start again.
   const bool goes_on = !lease.kept && !lease.fence && !lease.lost && !Cancelling(shard, *lease.spec);
-  RevokeLater(worker->second.peer, {.job = lease.spec->id,
-                                    .token = lease.token,
-                                    .reason = goes_on ? std::string(wire::kHandedOver) : "owner_changed"});
+  RevokeLater(
+      worker->second.peer,
+      {.job = lease.spec->id, .token = lease.token, .reason = goes_on ? std::string(wire::kHandedOver) : "owner_changed"});
 }
 
 void Dispatcher::LeaveAll() {

@@ -192,8 +192,8 @@ struct ClientPeerGone {
 struct Tick {};           // at least every kDispatcherTick
 struct StopRequested {};  // no new jobs, no new grants; what is being written is finished
 }  // namespace event
-using Event = std::variant<event::ShardTaken, event::ShardLost, event::YieldShard, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                           event::KnownRead, event::RunRead, event::StatesRead, event::QueueSettingsRead,
+using Event = std::variant<event::ShardTaken, event::ShardLost, event::YieldShard, event::LiveRunsRead, event::LiveJobsRead,
+                           event::OutboxRead, event::KnownRead, event::RunRead, event::StatesRead, event::QueueSettingsRead,
                            event::QueueSettingsPut, event::Committed, event::CommitRefused, event::QueueReplies,
                            event::QueueMemoryRead, event::Rung, event::FromWorker, event::FromClient, event::WorkerPeerGone,
                            event::ClientPeerGone, event::Tick, event::StopRequested>;

@@ -119,7 +119,7 @@ class Session {
     bool progressed = false;
     std::optional<AttemptReport> report;  // once ended
     std::optional<MonoTime> sent_at;
-    std::set<std::size_t> refused_by;    // said not_owner
+    std::set<std::size_t> refused_by;      // said not_owner
     std::optional<MonoTime> orphan_since;  // nobody renews its lease
   };
 

@@ -40,7 +40,8 @@ class HandoverLiveTest : public ::testing::Test {
     MILLRACE_NEED_POSTGRES();
     const char* redis = std::getenv("MILLRACE_TEST_REDIS");
     if (redis == nullptr && std::getenv("CI") != nullptr) FAIL() << "MILLRACE_TEST_REDIS is not set";
-    if (redis == nullptr) GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: source DIR/env of tests/support/servers.sh start DIR";
+    if (redis == nullptr)
+      GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: source DIR/env of tests/support/servers.sh start DIR";
     ConfigureLog(LogLevel::kWarn, LogFormat::kText, "handover_test");
     std::string pattern = (std::filesystem::temp_directory_path() / "mr_handover_XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);

@@ -17,8 +17,7 @@ void World::CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::P
   const bool of_this_epoch =
       before != n.granted.end() && (before->second.first.epoch() == job.token.epoch() ||
                                     (adopted != n.adopted.end() && adopted->second == job.token.epoch()));
-  if (of_this_epoch && !n.ends_written.contains({job.id, before->second.first}))
-    Violation("S7: a second live lease");
+  if (of_this_epoch && !n.ends_written.contains({job.id, before->second.first})) Violation("S7: a second live lease");
   // What is being cancelled is fenced, whatever time it is.
   if (const auto end = EndOfWait(spec.options, {.deliveries = job.delivery - 1});
       !job.fence_only && end && end->at <= clock_.WallNow())

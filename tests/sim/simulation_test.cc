@@ -60,9 +60,11 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     if (++failed == 3) break;
   }
   fmt::print(
-      "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} of them handed over, {} attempts adopted, {} cancelled, {} grants under limits, {} expired, "
+      "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} of them handed over, {} attempts adopted, {} "
+      "cancelled, {} grants under limits, {} expired, "
       "{} past their deadline, {} unique keys held; {} jobs of durability redis, {} lost with the queue's state\n",
-      seeds, steps, jobs, runs, lost, takeovers, handed_over, adopted, cancelled, limited, expired, overdue, conflicts, kept, kept_lost);
+      seeds, steps, jobs, runs, lost, takeovers, handed_over, adopted, cancelled, limited, expired, overdue, conflicts, kept,
+      kept_lost);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);

@@ -42,7 +42,7 @@ struct Node {  // a broker process
   std::vector<command::Execute> to_queue;
   bool loop_due = false, queue_due = false;
   std::optional<Micros> pump_due;
-  std::set<std::pair<JobId, Token>> ends_written;  // attempts whose end this process sent to the ledger
+  std::set<std::pair<JobId, Token>> ends_written;       // attempts whose end this process sent to the ledger
   std::map<JobId, std::pair<Token, WorkerId>> granted;  // or adopted
   std::map<JobId, Epoch> adopted;                       // in which epoch of its own
 };

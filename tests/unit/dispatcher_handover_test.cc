@@ -125,7 +125,8 @@ TEST_F(HandoverTest, AJobThatIsCancelledMeanwhileIsStopped) {
   Submit({job});
   Hello("w", 10);
   TakeAnew();
-  wire::Cancel cancel{.request = 5, .org = kDefaultOrg, .items = {{.id = job.id.uuid, .is_run = false}}, .actor = "t", .reason = ""};
+  wire::Cancel cancel{
+      .request = 5, .org = kDefaultOrg, .items = {{.id = job.id.uuid, .is_run = false}}, .actor = "t", .reason = ""};
   Handle(event::FromClient{.peer = "c", .message = cancel});
   Settle();
   EXPECT_EQ(Outcome(job), std::nullopt) << "its attempt may run";
