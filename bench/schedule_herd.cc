@@ -1,11 +1,12 @@
 // A herd of schedules at one minute, decided by two competing scheduler processes on a real PostgreSQL (MILLRACE_TEST_POSTGRES;
 // a database of its own, dropped afterwards), and what schedules cost while nothing is due.
 //
-//   millrace_schedule_herd [SCHEDULES] [IDLE_SCHEDULES] [lead|both]
+//   millrace_schedule_herd [SCHEDULES] [IDLE_SCHEDULES] [lead|both] [POSTMASTER_PID]
 //
 // lead (default): one leads, one stands by, as in production. both: the two share the lease, so that every slot is decided
-// twice and only the slot's unique key is left. Prints JSON; exit code 1 when a slot is missing, doubled or later than a
-// minute.
+// twice and only the slot's unique key is left. With MILLRACE_TEST_REDIS a broker runs too, in a process of its own, and
+// "queued" says when so many of the runs' jobs were in Redis (its keys are removed afterwards). With the postmaster's process
+// id its CPU from the slot on is told. Prints JSON; exit code 1 when a slot is missing, doubled or later than a minute.
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -14,19 +15,28 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <optional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "broker/broker.h"
 #include "common/base/log.h"
 #include "common/base/random.h"
 #include "common/drivers/postgres.h"
+#include "common/drivers/redis.h"
 #include "common/ledger/ledger.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
+#include "common/queue/redis_queue.h"
 #include "common/queue/sqlite_queue.h"
+#include "common/wire/zmq_transport.h"
 #include "scheduler/scheduler.h"
 
 namespace millrace {
@@ -38,7 +48,8 @@ struct World {
   SystemClock clock;
   SystemRandom random;
   IdGenerator ids{clock, random};
-  std::string server, name = "mr_herd_" + std::to_string(getpid());
+  std::string server, redis, name = "mr_herd_" + std::to_string(getpid());
+  long postmaster = 0;
 
   MonoTime In(Millis wait) const { return clock.Now() + wait; }
   std::string dsn() const { return server + " dbname=" + name; }
@@ -52,6 +63,12 @@ struct World {
   Result<std::int64_t> Number(PgConnection& connection, const std::string& sql) const {
     MILLRACE_TRY_ASSIGN(const PgResult result, connection.QueryOnce(sql, {}, In(60s)));
     return result.Int(0, 0);
+  }
+  RedisQueueOptions Queue() const {
+    RedisQueueOptions options;
+    options.endpoint = redis;
+    options.prefix = name;
+    return options;
   }
   Result<std::unique_ptr<Ledger>> OpenLedger() {
     return OpenPostgresLedger(
@@ -70,7 +87,14 @@ pid_t StartScheduler(World& world, OwnerId id, int number) {
   ConfigureLog(LogLevel::kWarn, LogFormat::kJson, "herd");
   auto ledger = world.OpenLedger();
   if (!ledger) ::_exit(1);
-  LocalInbox inbox;
+  LocalInbox nobody;
+  std::unique_ptr<Inbox> ring;
+  if (!world.redis.empty()) {
+    auto opened = OpenRedisInbox(world.Queue());
+    if (!opened) ::_exit(1);
+    ring = std::move(*opened);
+  }
+  Inbox& inbox = ring ? *ring : nobody;
   scheduler::Scheduler scheduler({.name = fmt::format("s{}", number), .id = id, .lead_ttl = 3000ms, .shard_count = 16},
                                  **ledger, inbox, world.clock, world.ids);
   std::thread runner([&] { scheduler.Run(); });
@@ -81,11 +105,75 @@ pid_t StartScheduler(World& world, OwnerId id, int number) {
   ::_exit(0);
 }
 
+// The product's broker in a process of its own, until it gets SIGTERM. No worker: what is queued stays.
+pid_t StartBroker(World& world) {
+  const pid_t child = ::fork();
+  if (child != 0) return child;
+  sigset_t stop;
+  sigemptyset(&stop);
+  sigaddset(&stop, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &stop, nullptr);
+  ConfigureLog(LogLevel::kWarn, LogFormat::kJson, "herd");
+  BrokerOptions options;
+  options.owner = world.ids.Next<OwnerId>();
+  options.front_endpoints = {"inproc://front"};
+  options.back_endpoints = {"inproc://back"};
+  options.shard_count = 16;
+  options.clock = &world.clock;
+  options.random = &world.random;
+  options.make_ledger = [&] { return world.OpenLedger(); };
+  options.make_queue = [&]() -> Result<std::unique_ptr<JobQueue>> {
+    MILLRACE_TRY_ASSIGN(auto queue, RedisQueue::Open(world.Queue(), world.In(10s)));
+    return std::unique_ptr<JobQueue>(std::move(queue));
+  };
+  options.make_inbox = [&] { return OpenRedisInbox(world.Queue()); };
+  const auto context = wire::MakeZmqContext();
+  options.make_transport = [&] { return wire::MakeZmqTransport(context); };
+  Broker broker(std::move(options));
+  if (!broker.Start()) ::_exit(1);
+  int signal = 0;
+  sigwait(&stop, &signal);
+  broker.RequestStop();
+  broker.Join();
+  ::_exit(0);
+}
+
+// Seconds of CPU of a process and its children that live.
+double CpuSeconds(long pid) {
+  double ticks = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::ifstream in(entry.path() / "stat");
+    const std::string text((std::istreambuf_iterator<char>(in)), {});
+    const auto at = text.rfind(')');
+    if (at == std::string::npos) continue;
+    std::istringstream rest(text.substr(at + 2));
+    std::string state, skip;
+    long parent = 0, user = 0, system = 0;
+    rest >> state >> parent;
+    for (int i = 0; i < 9; ++i) rest >> skip;
+    rest >> user >> system;
+    if (std::atol(name.c_str()) == pid || parent == pid) ticks += static_cast<double>(user + system);
+  }
+  return ticks / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
+
+void DropKeys(const World& world) {
+  const auto endpoint = redis::ParseEndpoint(world.redis);
+  auto connection = redis::Connection::Connect(*endpoint, {}, world.In(20s));
+  if (!connection) return;
+  const auto keys = connection->Call({"KEYS", "{" + world.name + ":*"}, world.In(20s));
+  if (!keys || !keys->AsArray("keys")) return;
+  for (const auto& key : *keys->AsArray("keys"))
+    if (const auto name = key.AsString("key")) (void)connection->Call({"UNLINK", *name}, world.In(20s));
+}
+
 struct Cost {
   double cpu_s = 0;
   long rss_kb = 0;  // of the larger one
 };
-Cost Stop(const std::array<pid_t, 2>& children) {
+Cost Stop(const std::vector<pid_t>& children) {
   Cost cost;
   for (const pid_t child : children) ::kill(child, SIGTERM);
   for (const pid_t child : children) {
@@ -133,35 +221,55 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
       world.Sql(db, fmt::format("update millrace.schedule set watermark = to_timestamp({}) where pipeline like 'herd%'",
                                 ToUnixMicros(slot - 1s) / 1'000'000)));
   const OwnerId shared = world.ids.Next<OwnerId>();
-  std::array<pid_t, 2> children{};
-  for (int i = 0; i < 2; ++i)
-    children[static_cast<std::size_t>(i)] = StartScheduler(world, both ? shared : world.ids.Next<OwnerId>(), i);
-  std::array<double, 3> late{-1, -1, -1};  // s after the slot when so much was committed
-  const std::array<std::int64_t, 3> marks{(count + 1) / 2, (count * 99 + 99) / 100, count};
-  double seen = 0;
-  while (late[2] < 0 && seen < 180) {
-    std::this_thread::sleep_for(100ms);
-    MILLRACE_TRY_ASSIGN(const std::int64_t decided,
-                        world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
-    seen = static_cast<double>(duration_cast<Millis>(world.clock.WallNow() - slot).count()) / 1000;
-    for (std::size_t m = 0; m < marks.size(); ++m)
-      if (late[m] < 0 && decided >= marks[m]) late[m] = seen;
+  std::vector<pid_t> children, brokers;
+  if (!world.redis.empty()) brokers.push_back(StartBroker(world));
+  for (int i = 0; i < 2; ++i) children.push_back(StartScheduler(world, both ? shared : world.ids.Next<OwnerId>(), i));
+  std::unique_ptr<RedisQueue> queue;
+  if (!world.redis.empty()) {
+    MILLRACE_TRY_ASSIGN(queue, RedisQueue::Open(world.Queue(), world.In(10s)));
   }
-  const Cost cost = Stop(children);
+  using Late = std::array<double, 3>;
+  Late late{-1, -1, -1}, queued = late;  // s after the slot when so much was committed, and in Redis
+  const std::array<std::int64_t, 3> marks{(count + 1) / 2, (count * 99 + 99) / 100, count};
+  const auto note = [&](Late& times, std::int64_t n, double at) {
+    for (std::size_t m = 0; m < marks.size(); ++m)
+      if (times[m] < 0 && n >= marks[m]) times[m] = at;
+  };
+  std::this_thread::sleep_until(std::chrono::system_clock::time_point(slot.time_since_epoch()));
+  const double before = world.postmaster > 0 ? CpuSeconds(world.postmaster) : 0;
+  double seen = 0;
+  while ((late[2] < 0 || (queue && queued[2] < 0)) && seen < 180) {
+    std::this_thread::sleep_for(50ms);
+    std::int64_t decided = count;
+    if (late[2] < 0) {
+      MILLRACE_TRY_ASSIGN(decided, world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
+    }
+    seen = static_cast<double>(duration_cast<Millis>(world.clock.WallNow() - slot).count()) / 1000;
+    note(late, decided, seen);
+    if (!queue) continue;
+    MILLRACE_TRY_ASSIGN(const QueueDepth depth, queue->Depth(ShardOf(kDefaultOrg, 16)));
+    note(queued, static_cast<std::int64_t>(depth.ready),
+         static_cast<double>(duration_cast<Millis>(world.clock.WallNow() - slot).count()) / 1000);
+  }
+  const double postgres = world.postmaster > 0 ? CpuSeconds(world.postmaster) - before : -1;
+  const Cost cost = Stop(children), broker = Stop(brokers);
   MILLRACE_TRY_ASSIGN(const std::int64_t slots,
                       world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
   MILLRACE_TRY_ASSIGN(
       const std::int64_t runs,
       world.Number(db,
                    "select count(distinct r.pipeline) from millrace.run r join millrace.slot s on s.run = r.run "
-                   "join millrace.outbox o on o.item = r.run where r.pipeline like 'herd%'"));
+                   "where r.pipeline like 'herd%' and exists (select 1 from millrace.live_run l where l.run = r.run)"));
   MILLRACE_TRY_ASSIGN(const std::int64_t all_runs,
                       world.Number(db, "select count(*) from millrace.run where pipeline like 'herd%'"));
   const bool good = slots == count && runs == count && all_runs == count && late[2] >= 0 && late[2] < 60;
   fmt::print(
       "{{\"herd\": {}, \"mode\": \"{}\", \"slots\": {}, \"runs\": {}, \"late_p50_s\": {:.1f}, \"late_p99_s\": {:.1f}, "
-      "\"late_max_s\": {:.1f}, \"cpu_s\": {:.1f}, \"rss_mb\": {}, \"exactly_once_within_a_minute\": {}}}\n",
-      count, both ? "both" : "lead", slots, all_runs, late[0], late[1], late[2], cost.cpu_s, cost.rss_kb / 1024, good);
+      "\"late_max_s\": {:.1f}, \"queued_p50_s\": {:.1f}, \"queued_p99_s\": {:.1f}, \"queued_max_s\": {:.1f}, \"cpu_s\": "
+      "{{\"schedulers\": {:.1f}, \"broker\": {:.1f}, \"postgres\": {:.1f}}}, \"rss_mb\": {}, "
+      "\"exactly_once_within_a_minute\": {}}}\n",
+      count, both ? "both" : "lead", slots, all_runs, late[0], late[1], late[2], queued[0], queued[1], queued[2], cost.cpu_s,
+      broker.cpu_s, postgres, cost.rss_kb / 1024, good);
   return good;
 }
 
@@ -171,8 +279,8 @@ Result<void> Idle(World& world, PgConnection& db, std::int64_t count) {
     return world.Number(db, "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()");
   };
   MILLRACE_TRY_ASSIGN(const std::int64_t before, commits());
-  const std::array<pid_t, 2> children{StartScheduler(world, world.ids.Next<OwnerId>(), 0),
-                                      StartScheduler(world, world.ids.Next<OwnerId>(), 1)};
+  const std::vector<pid_t> children{StartScheduler(world, world.ids.Next<OwnerId>(), 0),
+                                    StartScheduler(world, world.ids.Next<OwnerId>(), 1)};
   constexpr Millis kFor{20'000};
   std::this_thread::sleep_for(kFor);
   const Cost cost = Stop(children);
@@ -192,6 +300,8 @@ int Main(int argc, char** argv) {
     return 2;
   }
   world.server = server;
+  if (const char* redis = std::getenv("MILLRACE_TEST_REDIS")) world.redis = redis;
+  world.postmaster = argc > 4 ? std::atol(argv[4]) : 0;
   const std::int64_t count = argc > 1 ? std::atoll(argv[1]) : 60'000, idle = argc > 2 ? std::atoll(argv[2]) : 10'000;
   const bool both = argc > 3 && std::string(argv[3]) == "both";
   const auto admin = world.Connect(world.server);
@@ -208,6 +318,7 @@ int Main(int argc, char** argv) {
   };
   const auto good = measure();
   if (!good) fmt::print(stderr, "{}\n", good.error().message);
+  if (!world.redis.empty()) DropKeys(world);
   (void)world.Sql(*admin, "drop database if exists " + world.name + " with (force)");
   return good && *good ? 0 : 1;
 }

@@ -24,6 +24,8 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   now_ = now;
   wall_ = wall;
   if (lines_.Advance(now)) plan_needed_ = true;
+  ReleaseYielded();
+  if (stopping_ && Idle()) LeaveAll();
   if (plan_needed_) Plan();
   EmitPieces(out);
   EmitQueue(out);
@@ -33,7 +35,7 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
 std::optional<WallTime> Dispatcher::NextDue() const {
   std::optional<WallTime> due;
   for (const auto& [id, shard] : shards_) {
-    if (shard.phase != Phase::kReady) continue;
+    if (shard.phase != Phase::kReady || shard.yield_by) continue;
     if (!shard.promoting && shard.next_due && (!due || *shard.next_due < *due)) due = shard.next_due;
     if (!shard.expiring && shard.next_expiry && (!due || *shard.next_expiry < *due)) due = shard.next_expiry;
   }
@@ -72,6 +74,8 @@ void Dispatcher::On(event::Tick&) {
   for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
   for (auto& [id, shard] : shards_) {
     if (shard.phase != Phase::kReady) continue;
+    EndPresumed(shard);
+    if (shard.yield_by) continue;
     EndOverdueBlocked(shard);
     if (shard.dispatches > kDispatchesPerEpochMax) {
       TakeAnew(shard, "the tokens of this epoch are used up");
@@ -97,6 +101,7 @@ void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n
     shard.held_lines[line] += n;
     return;
   }
+  if (shard.yield_by) return;  // the next owner counts for himself
   lines_.Add(shard.hold.shard, line, n, now_);
   plan_needed_ = true;
 }
@@ -123,7 +128,9 @@ void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string&
   } else {
     AddReady(shard, entry.line, 1);
   }
-  (front ? shard.requeue : shard.enqueue).push_back(std::move(entry));
+  // What the queue has in flight comes out of it with this.
+  const bool delivered = !shard.delivered.empty() && shard.delivered.erase(spec.id) > 0;
+  (front || delivered ? shard.requeue : shard.enqueue).push_back(std::move(entry));
 }
 
 void Dispatcher::EnqueueRunJob(Shard& shard, JobId id) {
@@ -131,6 +138,7 @@ void Dispatcher::EnqueueRunJob(Shard& shard, JobId id) {
   if (job == nullptr || job->state != JobState::kBlocked) return;
   shard.runs.Apply(*job, job->run_at && *job->run_at > wall_ ? JobEvent::kDelayed : JobEvent::kUnblocked);
   shard.runs.Show(id);
+  if (Presume(shard, job->spec, job->counters, job->run_at)) return;
   Enqueue(shard, *job->spec, job->counters, job->run_at, false);
 }
 
@@ -179,6 +187,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     if (!shard.finish.empty())
       Execute(shard, queue_op::Finish{.shard = s, .epoch = e, .ids = std::exchange(shard.finish, {})}, Op::Kind::kPlain, out);
     if (std::exchange(shard.take_again, false)) Execute(shard, queue_op::Take{.shard = s, .epoch = e}, Op::Kind::kTake, out);
+    if (shard.yield_by) continue;
     if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && *shard.next_due <= wall_) {
       shard.promoting = true;
       shard.next_due.reset();
@@ -231,6 +240,8 @@ void Dispatcher::EmitMessages(std::vector<Command>& out) {
   to_workers_.clear();
   for (auto& [peer, revoke] : revokes_) SendInParts(peer, revoke, out);
   revokes_.clear();
+  for (auto& [peer, adopt] : adopts_) SendInParts(peer, adopt, out);
+  adopts_.clear();
   for (auto& [peer, reply] : ended_replies_) SendInParts(peer, reply, out);
   ended_replies_.clear();
   for (auto& [id, worker] : workers_)

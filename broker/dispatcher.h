@@ -6,8 +6,9 @@
 //     outcome is durable. A job of `durability: redis` is accepted when the queue has it; the ledger has it from its first
 //     attempt that did not succeed on (dispatcher_durability.cc);
 //   - one lease per job, its token greater than any before; a report with another token changes nothing;
+//   - a job gets a new token only when the end of its older one is durable;
 //   - whoever takes a shard forgets nothing of the old owner's: the queue is emptied and built again from the ledger, and
-//     attempts that are still running are told to stop (their tokens are dead already).
+//     attempts that still run are adopted, or end as lost (dispatcher_handover.cc).
 //
 // Not thread-safe: owned by the broker's loop thread. Use: Handle every event at hand, then Flush once; that is what makes
 // batches at every hop without a timer.
@@ -62,6 +63,7 @@ class Dispatcher {
   std::size_t leases() const { return leases_.size(); }
   std::size_t workers() const { return workers_.size(); }
   std::size_t live_runs() const;
+  std::uint64_t adopted() const { return adopted_; }  // attempts of former owners that went on
 
  private:
   enum class Phase : std::uint8_t { kUnknown, kElsewhere, kTaking, kReadingRuns, kReadingJobs, kReady };
@@ -91,12 +93,15 @@ class Dispatcher {
     std::uint64_t beat = 0;  // the worker's beat that last listed it
     MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
     std::uint8_t missed = 0;
-    bool listed = false;   // some beat listed it: the grant arrived
-    bool fence = false;    // granted to raise the fence of a cancelled job, not to work
-    bool cut = false;      // its timeout is what was left until the job's deadline
-    bool ending = false;   // its end is on the way into the ledger
-    bool counted = false;  // against the limits of its queue: what came from a claim is
-    bool kept = false;     // only the queue has it: it came from a kept line
+    bool listed = false;    // some beat listed it: the grant arrived
+    bool fence = false;     // granted to raise the fence of a cancelled job, not to work
+    bool cut = false;       // its timeout is what was left until the job's deadline
+    bool ending = false;    // its end is on the way into the ledger
+    bool counted = false;   // against the limits of its queue: what came from a claim is
+    bool kept = false;      // only the queue has it: it came from a kept line
+    bool lost = false;      // ending, because its worker is gone
+    bool presumed = false;  // a former owner's attempt that may run: no worker has said so yet
+    Token last_token{};     // presumed: of the job's latest attempt row
   };
   struct Submit {  // one request of a client, which may touch several shards
     wire::PeerId peer;
@@ -181,6 +186,11 @@ class Dispatcher {
     bool maybe_old = false, due_suspect = false;
     bool take_again = false;  // after this flush's Requeue and Finish
     WallTime ready_at{};
+    std::optional<MonoTime> yield_by;            // set: to be handed over, at the latest then
+    Epoch unbroken_since;                        // from which on the queue knows what was delivered
+    std::unordered_map<JobId, Token> delivered;  // by former owners, to be looked at; with the token of the latest attempt row
+    std::set<JobId> presumed;                    // leases without a worker
+    MonoTime adopt_until{};                      // then they are lost
     RecentIds recent{2 * (kFreshIdAge + kFreshIdAhead)};
   };
   struct Op {
@@ -224,6 +234,21 @@ class Dispatcher {
   void OnClaimed(Op& op, QueueReply& reply);
   void ClaimedAll(const Op& op, std::size_t claimed);
   void OnPromoted(const Op& op, QueueReply& reply);
+
+  // From owner to owner: dispatcher_handover.cc
+  void On(event::YieldShard& e);
+  void ReleaseYielded();
+  void LeaveLease(const Shard& shard, const Lease& lease);
+  void LeaveAll();
+  void NoteDelivered(Shard& shard, QueueReply& reply);
+  void NoteTokens(Shard& shard, LiveRun& run);
+  bool Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters, std::optional<WallTime> run_at);
+  void FinishDelivered(Shard& shard);
+  void EndPresumed(Shard& shard);
+  void OnOrphans(const wire::PeerId& peer, const wire::Orphans& m);
+  bool MayAdopt(const Lease& lease, Token token) const;
+  void AdoptLease(Lease& lease, Worker& worker, Token token);
+  void RememberLost(JobId job, Token token);
 
   // Jobs that only the queue has: dispatcher_durability.cc
   void On(event::KnownRead& e);
@@ -368,6 +393,10 @@ class Dispatcher {
   MonoTime next_reach_look_{};
   std::unordered_map<JobId, Token> recently_ended_;
   std::deque<JobId> recently_ended_order_;
+  std::unordered_map<JobId, Token> recently_lost_;
+  std::deque<JobId> recently_lost_order_;
+  std::uint64_t adopted_ = 0;
+  bool left_ = false;  // stopping: the workers were told
 
   std::map<PieceId, Piece> pieces_;
   std::vector<PieceId> open_pieces_;
@@ -390,6 +419,7 @@ class Dispatcher {
   std::vector<LedgerCommand> ledger_commands_;  // of this flush, before the pieces
   std::map<wire::PeerId, wire::EndedReply> ended_replies_;
   std::map<wire::PeerId, wire::Revoke> revokes_;
+  std::map<wire::PeerId, wire::Adopt> adopts_;
   std::vector<command::SendWorker> to_workers_;
   std::vector<command::SendClient> to_clients_;
 };

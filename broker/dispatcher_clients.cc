@@ -86,7 +86,7 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
               fmt::format("shard {} belongs to broker '{}'", id.value(), it == shards_.end() ? "" : it->second.owner_name));
       return false;
     }
-    ready = ready && it->second.phase == Phase::kReady;
+    ready = ready && it->second.phase == Phase::kReady && !it->second.yield_by;
   }
   if (accepting_rows_ + rows > kAcceptingRowsMax || accepting_bytes_ > kAcceptingBytesMax) {
     Problem(peer, number, "limit",

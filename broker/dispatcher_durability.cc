@@ -69,6 +69,7 @@ void Dispatcher::EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<Wa
 void Dispatcher::OnTaken(const Op& op, QueueReply& reply) {
   Shard& shard = *Current(op.hold);
   shard.maybe_old = shard.maybe_old || reply.maybe_old;
+  NoteDelivered(shard, reply);
   if (!reply.claimed.empty()) {
     std::ranges::sort(reply.claimed, {}, &QueueEntry::id);  // the oldest is the next again
     return Ask(shard, {.stayed = std::move(reply.claimed), .expired = {}, .claimed = {}, .key = {}, .split = {}});

@@ -185,8 +185,11 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
   const Lease lease = std::move(it->second);
   leases_.erase(it);
   EndLease(lease);
-  RememberEnded(ending.job, ending.token);
-  if (const auto worker = workers_.find(lease.worker); worker != workers_.end())
+  if (lease.lost)
+    RememberLost(ending.job, ending.token);
+  else
+    RememberEnded(ending.job, ending.token);
+  if (const auto worker = workers_.find(lease.worker); worker != workers_.end() && !lease.lost)
     Reply(worker->second.peer, {.job = ending.job, .token = ending.token, .accepted = true, .reason = {}});
   if (ending.verdict.terminal) {
     shard.finish.push_back(ending.job);

@@ -23,7 +23,7 @@ void Dispatcher::ApplySettings(Shard& shard, QueueSettings settings) {
   QueueSettings& known = shard.queues[{settings.org, settings.queue}];
   if (known.revision >= settings.revision) return;
   known = std::move(settings);
-  lines_.Set(shard.hold.shard, known, now_);
+  if (!shard.yield_by) lines_.Set(shard.hold.shard, known, now_);
   shard.budgets.Limit(known);
   plan_needed_ = true;
   if (shard.phase == Phase::kReady)
@@ -121,7 +121,7 @@ void Dispatcher::AddAccepting(Shard& shard, Piece& piece, const JobSpec& job) {
 }
 
 void Dispatcher::EndLease(const Lease& lease) {
-  if (!lease.counted) return;
+  if (!lease.counted || shards_.at(lease.shard).yield_by) return;  // the index knows nothing of it any more
   lines_.Ended(LineKey::Of(*lease.spec), now_);
   plan_needed_ = true;
 }

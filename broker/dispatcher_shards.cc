@@ -50,7 +50,7 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
     if (const auto w = workers_.find(it->second.worker); w != workers_.end()) {
       w->second.leases.erase(it->first);
       std::erase_if(w->second.grants, [&](const auto& grant) { return grant.id == it->first; });
-      RevokeLater(w->second.peer, {.job = it->first, .token = it->second.token, .reason = "owner_changed"});
+      LeaveLease(shard, it->second);
     }
     it = leases_.erase(it);
   }
@@ -98,6 +98,7 @@ void Dispatcher::On(event::LiveRunsRead& e) {
   std::optional<RunId> after;
   for (LiveRun& run : e.runs) {
     after = run.spec.id;
+    NoteTokens(*shard, run);
     shard->runs.Restore(std::move(run));
   }
   if (!e.last && after) {
@@ -120,7 +121,12 @@ void Dispatcher::On(event::LiveJobsRead& e) {
       CancelStored(*shard, job);
       continue;
     }
-    Enqueue(*shard, job.spec, job.counters, job.next_run_at ? job.next_run_at : job.spec.run_at, false);
+    const auto run_at = job.next_run_at ? job.next_run_at : job.spec.run_at;
+    if (const auto delivered = shard->delivered.find(job.spec.id); delivered != shard->delivered.end()) {
+      delivered->second = job.last_token;
+      if (Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters, run_at)) continue;
+    }
+    Enqueue(*shard, job.spec, job.counters, run_at, false);
   }
   if (!e.last && after) {
     ToLedger(command::ReadLiveJobs{.hold = e.hold, .after = after});
@@ -135,6 +141,7 @@ void Dispatcher::BecomeReady(Shard& shard) {
   LogInfo("shard {}: ready in epoch {}, {} runs, {} single jobs", shard.hold.shard.value(), shard.hold.epoch.value(),
           shard.runs.size(), shard.restored_jobs.size());
   for (const auto& [line, n] : std::exchange(shard.held_lines, {})) AddReady(shard, line, n);
+  FinishDelivered(shard);
   ReadOutbox(shard);
   for (const RunId& run : shard.runs.Runs())
     if (const auto it = watchers_.find(run); it != watchers_.end())
@@ -149,6 +156,7 @@ void Dispatcher::On(event::Rung& e) {
 }
 
 void Dispatcher::ReadOutbox(Shard& shard) {
+  if (shard.yield_by) return;
   if (shard.outbox_reading) {
     shard.outbox_again = true;
     return;
@@ -164,7 +172,7 @@ void Dispatcher::On(event::OutboxRead& e) {
   Shard* shard = Current(e.hold);
   if (shard == nullptr || shard->phase != Phase::kReady) return;
   shard->outbox_reading = false;
-  if (e.failed) return;  // the next poll reads it
+  if (e.failed || shard->yield_by) return;  // the next poll reads it
   RunEffects effects;
   std::vector<RunId> runs;
   std::vector<JobId> jobs;

@@ -25,6 +25,7 @@ void Dispatcher::On(event::FromWorker& e) {
   if (auto* hello = std::get_if<wire::Hello>(&e.message)) return OnHello(e.peer, *hello);
   if (auto* beat = std::get_if<wire::Beat>(&e.message)) return OnBeat(e.peer, *beat);
   if (auto* ended = std::get_if<wire::Ended>(&e.message)) return OnEnded(e.peer, *ended);
+  if (auto* orphans = std::get_if<wire::Orphans>(&e.message)) return OnOrphans(e.peer, *orphans);
   if (auto* goodbye = std::get_if<wire::Goodbye>(&e.message)) return OnGoodbye(*goodbye);
 }
 
@@ -61,7 +62,7 @@ void Dispatcher::OnHello(const wire::PeerId& peer, wire::Hello& m) {
   Held(worker, m.held);
   // The worker counts grants from this Hello on; those that were under way when it said it are among them.
   worker.granted = static_cast<std::uint64_t>(
-      std::ranges::count_if(worker.leases, [&](const JobId& job) { return leases_.at(job).beat != worker.beats; }));
+      std::ranges::count_if(worker.leases, [&](const JobId& job) { return !leases_.at(job).listed; }));
   plan_needed_ = true;
 }
 
@@ -97,7 +98,7 @@ void Dispatcher::Held(Worker& worker, const std::vector<wire::Hello::Held>& held
   ++worker.beats;
   for (const auto& [job, token] : held) {
     const auto it = leases_.find(job);
-    if (it != leases_.end() && it->second.token == token && it->second.worker == worker.id) {
+    if (it != leases_.end() && it->second.token == token && it->second.worker == worker.id && !it->second.lost) {
       it->second.beat = worker.beats;
       it->second.listed = true;
       it->second.missed = 0;
@@ -185,11 +186,10 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   piece.endings.push_back(std::move(ending));
 }
 
-// The job starts elsewhere at once; its row need not be durable first, because the next token is greater anyway. One that only
-// the queue has becomes the ledger's first.
+// The job starts elsewhere as soon as the end of this attempt is durable: see dispatcher_handover.cc. One that only the queue
+// has becomes the ledger's first.
 void Dispatcher::Lose(JobId id, const std::string& why) {
-  auto node = leases_.extract(id);
-  const Lease& lease = node.mapped();
+  Lease& lease = leases_.at(id);
   MILLRACE_CHECK(!lease.ending, "job {}: lost while its end is being written", id.ToString());
   Shard& shard = shards_.at(lease.shard);
   const AttemptVerdict verdict = Judge(lease.spec->retry, lease.counters, AttemptEnd::kLost, true);
@@ -210,23 +210,16 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
   }
   Piece& piece = OpenPiece(shard, shard.progress_piece);
   piece.rows.attempts.push_back(std::move(row));
-  EndLease(lease);
   if (lease.kept) {
+    EndLease(lease);
     shard.settling.insert(id);
     KeepSpec(piece, *lease.spec);
     piece.lost.emplace_back(lease.spec, verdict.counters);
+    leases_.erase(id);
     return;
   }
-  const bool cancelling = Cancelling(shard, *lease.spec);
-  if (lease.spec->run) {
-    RunCoordinator::Job* job = shard.runs.Find(id);
-    job->counters = verdict.counters;
-    job->run_at.reset();
-    if (!cancelling) shard.runs.Apply(*job, JobEvent::kRequeued);
-    shard.runs.Show(id);
-  }
-  if (cancelling && !lease.spec->options.has_sink) return EndStopped(shard, *lease.spec, verdict.counters, "cancelled");
-  Enqueue(shard, *lease.spec, verdict.counters, std::nullopt, true);
+  lease.ending = lease.lost = true;
+  piece.endings.push_back({.job = id, .token = lease.token, .verdict = verdict, .run_at = std::nullopt});
 }
 
 void Dispatcher::LoseWorker(WorkerId id, const std::string& why) {

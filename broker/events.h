@@ -74,6 +74,10 @@ struct TakeShardAnew {
   ShardHold dropped;
   std::string reason;
 };
+// The answer to event::YieldShard: nothing of the hold is under way any more, and the dispatcher dropped it.
+struct ReleaseShard {
+  ShardHold hold;
+};
 // One operation of the queue, in order. -> event::QueueReplies
 struct Execute {
   QueueOpId id;
@@ -90,7 +94,7 @@ struct SendClient {
 }  // namespace command
 using LedgerCommand = std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox,
                                    command::ReadKnown, command::ReadRun, command::ReadStates, command::ReadQueueSettings,
-                                   command::PutQueueSettings, command::TakeShardAnew>;
+                                   command::PutQueueSettings, command::TakeShardAnew, command::ReleaseShard>;
 using Command = std::variant<LedgerCommand, command::Execute, command::SendWorker, command::SendClient>;
 
 // ---- events ----------------------------------------------------------------------------------------------------------------
@@ -103,6 +107,10 @@ struct ShardLost {
   ShardId shard;
   std::string reason;
   std::string owner_name;
+};
+// Another broker's share of the shards is too small, ours too large: this one is to be released.
+struct YieldShard {
+  ShardHold hold;
 };
 struct LiveRunsRead {
   ShardHold hold;
@@ -184,8 +192,8 @@ struct ClientPeerGone {
 struct Tick {};           // at least every kDispatcherTick
 struct StopRequested {};  // no new jobs, no new grants; what is being written is finished
 }  // namespace event
-using Event = std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsRead, event::LiveJobsRead, event::OutboxRead,
-                           event::KnownRead, event::RunRead, event::StatesRead, event::QueueSettingsRead,
+using Event = std::variant<event::ShardTaken, event::ShardLost, event::YieldShard, event::LiveRunsRead, event::LiveJobsRead,
+                           event::OutboxRead, event::KnownRead, event::RunRead, event::StatesRead, event::QueueSettingsRead,
                            event::QueueSettingsPut, event::Committed, event::CommitRefused, event::QueueReplies,
                            event::QueueMemoryRead, event::Rung, event::FromWorker, event::FromClient, event::WorkerPeerGone,
                            event::ClientPeerGone, event::Tick, event::StopRequested>;
@@ -206,6 +214,8 @@ inline constexpr std::size_t kRunReadsMax = 1000;              // watches that w
 inline constexpr std::size_t kCancelRequestsMax = 1000;        // that wait for the ledger
 inline constexpr auto kReachInterval = std::chrono::milliseconds{1000};       // between looks at lines that nobody serves
 inline constexpr auto kUnreachableGrace = std::chrono::milliseconds{10'000};  // then the jobs of a root out of reach are dead
+inline constexpr auto kYieldBudget = std::chrono::milliseconds{5000};  // for what is under way when a shard is handed over
+inline constexpr auto kAdoptionWindow = kLeaseTtl;                     // in which workers tell a new owner what they run
 inline constexpr std::size_t kLivePageRuns = 200;
 inline constexpr std::size_t kLivePageJobs = 2000;
 inline constexpr std::size_t kOutboxPage = 500;           // runs, and single jobs, of one ReadOutbox

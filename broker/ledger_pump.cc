@@ -14,11 +14,14 @@ namespace {
 constexpr Millis kCommitBudget{2500};
 constexpr Millis kReadBudget{2000};
 constexpr Millis kRenewBudget{1000};
+constexpr Millis kAnnounceBudget{400};
 constexpr Millis kBackoffFirst{20};
 constexpr Millis kBackoffMax{500};
 constexpr Millis kTakeRetry{1000};
+// A broker that was killed is counted until its row is too old, its restart as another one: nothing is handed over so soon.
+constexpr Millis kSurplusPatience = kOwnershipTtl + Millis{1000};
 constexpr Millis kTakeAnewDelay{100}, kTakeAnewDelayMax{2000};
-static_assert(kOwnershipRenewInterval + kCommitBudget + kRenewBudget < kOwnershipTtl);
+static_assert(kOwnershipRenewInterval + kCommitBudget + kRenewBudget + kAnnounceBudget < kOwnershipTtl);
 constexpr int kReadsPerStep = 4;
 constexpr std::uint32_t kCheckpointRecordsMax = 10'000;
 
@@ -67,8 +70,18 @@ void LedgerPump::Post(LedgerCommand posted) {
     if (!Holds(anew->dropped)) return;
     LogWarn("shard {}: taking it anew: {}", anew->dropped.shard.value(), anew->reason);
     holds_.erase(anew->dropped.shard);
+    yielding_.erase(anew->dropped.shard);
     next_take_[anew->dropped.shard] = clock_.Now() + TakeDelay(anew->dropped.shard);
     DropPieces();
+  } else if (const auto* release = std::get_if<command::ReleaseShard>(&posted)) {
+    if (!Holds(release->hold)) return;
+    holds_.erase(release->hold.shard);
+    yielding_.erase(release->hold.shard);
+    next_take_[release->hold.shard] = clock_.Now() + kTakeRetry;
+    DropPieces();
+    // If it fails, the row says so until it is too old.
+    if (auto done = ledger_.ReleaseShards(std::span{&release->hold, 1}, options_.owner, Deadline(kRenewBudget)); !done)
+      LogWarn("shard {}: not released: {}", release->hold.shard.value(), done.error().message);
   } else {
     reads_.push_back(std::move(posted));
   }
@@ -77,12 +90,13 @@ void LedgerPump::Post(LedgerCommand posted) {
 MonoTime LedgerPump::Step(std::vector<Event>& out) {
   const MonoTime now = clock_.Now();
   if (!holds_.empty() && next_renew_ <= now) Renew(now, out);
+  if (next_announce_ <= now) Announce(now, out);
   TakeFree(now, out);
   if (retry_at_ <= now) CommitSome(now, out);
   ReadSome(out);
   if (RenewalDue()) return now;  // first things first: the next step renews
   if (options_.checkpoint && next_checkpoint_ <= now) Checkpoint(now);
-  MonoTime next = now + kOwnershipRenewInterval;
+  MonoTime next = std::min(now + kOwnershipRenewInterval, next_announce_);
   if (!holds_.empty()) next = std::min(next, next_renew_);
   for (const auto& [shard, at] : next_take_) next = std::min(next, at);
   if (merged_ || !pieces_.empty()) next = std::min(next, retry_at_);
@@ -107,9 +121,58 @@ void LedgerPump::Renew(MonoTime now, std::vector<Event>& out) {
   }
 }
 
+// Which brokers live says how many shards are ours.
+void LedgerPump::Announce(MonoTime now, std::vector<Event>& out) {
+  next_announce_ = now + kOwnershipRenewInterval;
+  if (options_.shards.size() < 2) {  // nothing to share: who is first has it
+    share_ = options_.shards.size();
+    return;
+  }
+  const auto alive = ledger_.AnnounceBroker(options_.owner, options_.owner_name, false, Deadline(kAnnounceBudget));
+  if (!alive) return;  // what was known stands
+  const std::size_t brokers = std::max<std::size_t>(1, alive->size());
+  const std::size_t share = (options_.shards.size() + brokers - 1) / brokers;
+  if (share > share_)
+    for (auto& [shard, at] : next_take_) at = std::min(at, std::max(now, taken_[shard].at + kTakeAnewDelay));
+  share_ = share;
+  YieldSurplus(now, out);
+}
+
+// What is too much for the whole of kSurplusPatience goes to the others: they have been below their share for as long.
+void LedgerPump::YieldSurplus(MonoTime now, std::vector<Event>& out) {
+  const std::size_t kept = holds_.size() - yielding_.size();
+  if (kept <= share_) {
+    surplus_since_.reset();
+    return;
+  }
+  surplus_ = surplus_since_ ? std::min(surplus_, kept - share_) : kept - share_;
+  if (!surplus_since_) surplus_since_ = now;
+  if (now - *surplus_since_ < kSurplusPatience) return;
+  surplus_since_.reset();
+  for (auto it = holds_.rbegin(); it != holds_.rend() && surplus_ > 0; ++it) {
+    if (!yielding_.insert(it->first).second) continue;
+    --surplus_;
+    out.emplace_back(event::YieldShard{.hold = {.shard = it->first, .epoch = it->second}});
+  }
+}
+
+// We have our share: who has the others' shards is asked once, for all of them.
+void LedgerPump::LookElsewhere(MonoTime now, std::vector<Event>& out) {
+  if (std::ranges::none_of(next_take_, [&](const auto& entry) { return entry.second <= now; })) return;
+  for (auto& [shard, at] : next_take_) at = now + kTakeRetry;
+  const auto shards = ledger_.Shards(Deadline(kRenewBudget));
+  if (!shards) return;
+  for (const ShardStatus& s : *shards) {
+    if (!next_take_.contains(s.shard) || !s.owner || elsewhere_[s.shard] == s.owner_name) continue;
+    elsewhere_[s.shard] = s.owner_name;
+    out.emplace_back(event::ShardLost{.shard = s.shard, .reason = "not ours", .owner_name = s.owner_name});
+  }
+}
+
 void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
+  if (holds_.size() >= share_) LookElsewhere(now, out);
   for (auto& [shard, at] : next_take_) {
-    if (at > now || holds_.contains(shard)) continue;
+    if (at > now || holds_.contains(shard) || holds_.size() >= share_) continue;
     const auto epoch = ledger_.TakeShard(shard, options_.owner, options_.owner_name, Deadline(kRenewBudget));
     if (epoch) {
       if (holds_.empty()) {
@@ -143,6 +206,7 @@ Millis LedgerPump::TakeDelay(ShardId shard) {
 
 void LedgerPump::Lose(ShardId shard, const std::string& reason, std::vector<Event>& out) {
   if (holds_.erase(shard) == 0) return;
+  yielding_.erase(shard);
   next_take_[shard] = clock_.Now() + TakeDelay(shard);
   out.emplace_back(event::ShardLost{.shard = shard, .reason = reason, .owner_name = {}});
   DropPieces();
@@ -379,6 +443,10 @@ void LedgerPump::Checkpoint(MonoTime now) {
 
 void LedgerPump::Release() {
   if (options_.checkpoint) Checkpoint(clock_.Now());
+  if (options_.shards.size() > 1) {
+    const auto gone = ledger_.AnnounceBroker(options_.owner, options_.owner_name, true, Deadline(kRenewBudget));
+    if (!gone) LogWarn("the other brokers wait {} ms for this one: {}", kOwnershipTtl.count(), gone.error().message);
+  }
   std::vector<ShardHold> holds;
   for (const auto& [shard, epoch] : holds_) holds.push_back({.shard = shard, .epoch = epoch});
   if (holds.empty()) return;

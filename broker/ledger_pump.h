@@ -1,5 +1,5 @@
-// Everything the broker's ledger thread does, one step at a time: group commit, reads, taking and renewing shards, audit
-// checkpoints. Separate from the thread so that the simulation runs this very code. Not thread-safe.
+// Everything the broker's ledger thread does, one step at a time: group commit, reads, taking, renewing and sharing the shards,
+// audit checkpoints. Separate from the thread so that the simulation runs this very code. Not thread-safe.
 #pragma once
 
 #include <deque>
@@ -23,7 +23,7 @@ using CheckpointHook =
 struct LedgerPumpOptions {
   OwnerId owner;
   std::string owner_name;
-  std::vector<ShardId> shards;  // to take whenever they are free
+  std::vector<ShardId> shards;  // to share with the other brokers: each takes what is free, up to its fair share
   std::uint16_t shard_count = 1;
   CheckpointHook checkpoint;  // may be empty
   Millis checkpoint_interval{10'000};
@@ -42,6 +42,8 @@ class LedgerPump {
   // Gives the shards back, so that others need not wait for kOwnershipTtl. Nothing may be posted afterwards.
   void Release();
   const std::map<ShardId, Epoch>& holds() const { return holds_; }
+  // How many shards this broker may hold: all of them, divided by the brokers that live, rounded up.
+  std::size_t share() const { return share_; }
 
  private:
   struct Counts {
@@ -52,6 +54,9 @@ class LedgerPump {
     std::vector<std::pair<command::Commit, Counts>> pieces;  // their rows are in `batch`, in this order
   };
   void Renew(MonoTime now, std::vector<Event>& out);
+  void Announce(MonoTime now, std::vector<Event>& out);
+  void YieldSurplus(MonoTime now, std::vector<Event>& out);
+  void LookElsewhere(MonoTime now, std::vector<Event>& out);
   void TakeFree(MonoTime now, std::vector<Event>& out);
   void CommitSome(MonoTime now, std::vector<Event>& out);
   void ReadSome(std::vector<Event>& out);
@@ -75,6 +80,11 @@ class LedgerPump {
   std::map<ShardId, Epoch> holds_;
   std::map<ShardId, MonoTime> next_take_;     // of the shards that are not held
   std::map<ShardId, std::string> elsewhere_;  // told already
+  std::size_t share_ = 0;
+  MonoTime next_announce_{};
+  std::optional<MonoTime> surplus_since_;
+  std::size_t surplus_ = 0;     // the smallest since then
+  std::set<ShardId> yielding_;  // held, and the dispatcher was asked to let go
   struct Taken {
     MonoTime at{};
     Millis delay{0};

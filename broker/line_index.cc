@@ -52,6 +52,19 @@ LineIndex::Queue* LineIndex::FindQueue(OrgId org, std::string_view name) const {
   return it == queues_.end() ? nullptr : it->second.get();
 }
 
+LineIndex::Key& LineIndex::KeyOf(ShardId shard, Queue& queue, const std::string& name, MonoTime now) {
+  auto& limit = queue.keys[name];
+  if (!limit) {
+    limit = std::make_unique<Key>();
+    limit->queue = &queue;
+    limit->name = name;
+    const auto since = owned_since_.find(shard);
+    if (since != owned_since_.end()) limit->bucket = TokenBucket(since->second);
+    Refresh(*limit, now);
+  }
+  return *limit;
+}
+
 LineIndex::Line* LineIndex::NewLine(ShardId shard, const std::string& name, LineKey key, MonoTime now) {
   auto owned = std::make_unique<Line>();
   Line* line = owned.get();
@@ -83,17 +96,9 @@ LineIndex::Line* LineIndex::NewLine(ShardId shard, const std::string& name, Line
   ++node->lines;
   line->node = node.get();
   if (!line->key.limit_key.empty()) {
-    auto& limit = queue.keys[line->key.limit_key];
-    if (!limit) {
-      limit = std::make_unique<Key>();
-      limit->queue = &queue;
-      limit->name = line->key.limit_key;
-      const auto since = owned_since_.find(shard);
-      if (since != owned_since_.end()) limit->bucket = TokenBucket(since->second);
-      Refresh(*limit, now);
-    }
-    limit->lines.push_back(line);
-    line->limit = limit.get();
+    Key& limit = KeyOf(shard, queue, line->key.limit_key, now);
+    limit.lines.push_back(line);
+    line->limit = &limit;
   }
   lines_.emplace(std::pair{shard, name}, std::move(owned));
   return line;
@@ -471,6 +476,17 @@ void LineIndex::Remove(Line& line, std::uint64_t n, MonoTime now) {
 }
 
 void LineIndex::GiveBack(const LineKey& key, std::uint64_t n, MonoTime now) { Free(key, n, true, now); }
+
+void LineIndex::Running(ShardId shard, const LineKey& key, MonoTime now) {
+  Queue& queue = QueueOf(shard, key.org, key.queue, now);
+  ++queue.used;
+  if (!key.limit_key.empty()) {
+    Key& limit = KeyOf(shard, queue, key.limit_key, now);
+    ++limit.used;
+    Refresh(limit, now);
+  }
+  Refresh(queue, now);
+}
 
 void LineIndex::Ended(const LineKey& key, MonoTime now) { Free(key, 1, false, now); }
 

@@ -90,6 +90,8 @@ class LineIndex {
   void Take(Line& line, std::uint64_t n, MonoTime now);
   // Of what was taken, `n` were not started after all. `org`, `queue` and `limit_key` as in LineKey.
   void GiveBack(const LineKey& key, std::uint64_t n, MonoTime now);
+  // One more runs that was not taken from a line here.
+  void Running(ShardId shard, const LineKey& key, MonoTime now);
   // One that was started runs no more.
   void Ended(const LineKey& key, MonoTime now);
   // Entries that leave the line for good, whatever the limits say. REQUIRES: n <= line.ready. `line` may be gone afterwards.
@@ -179,6 +181,7 @@ class LineIndex {
   };
 
   Queue& QueueOf(ShardId shard, OrgId org, const std::string& name, MonoTime now);
+  Key& KeyOf(ShardId shard, Queue& queue, const std::string& name, MonoTime now);
   Queue* FindQueue(OrgId org, std::string_view name) const;
   Line* NewLine(ShardId shard, const std::string& name, LineKey key, MonoTime now);
   void Erase(Line& line);

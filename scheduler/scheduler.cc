@@ -17,8 +17,8 @@ constexpr Millis kLedgerDeadline{10'000};
 constexpr Millis kRetryDelayMax{5000};
 constexpr Millis kVersionRetry{100};          // a version that is not there yet
 constexpr Millis kBackfillWaitMin{20};        // after a turn that moved something; grows while nothing moves
-constexpr std::size_t kFireRunsMax = 500;     // runs of one transaction
-constexpr std::size_t kHerdMax = 500;         // schedules looked at together
+constexpr std::size_t kFireRunsMax = 2000;    // runs of one transaction
+constexpr std::size_t kHerdMax = 2000;        // schedules looked at together
 constexpr std::size_t kVersionsMax = 10'000;  // kept
 constexpr std::size_t kSchedulesLogged = 20;
 constexpr std::uint32_t kChangesPage = 1000;

@@ -38,9 +38,12 @@ void Session::OnMessage(MonoTime now, std::size_t broker, const wire::Message& m
   b.heard_at = now;
   if (const auto* welcome = std::get_if<wire::Welcome>(&message)) return OnWelcome(now, broker, *welcome);
   if (const auto* reply = std::get_if<wire::EndedReply>(&message)) return OnEndedReply(now, broker, *reply);
-  if (const auto* revoke = std::get_if<wire::Revoke>(&message)) return OnRevoke(now, *revoke);
+  if (const auto* revoke = std::get_if<wire::Revoke>(&message)) return OnRevoke(now, broker, *revoke);
+  if (const auto* adopt = std::get_if<wire::Adopt>(&message)) return OnAdopt(broker, *adopt);
   if (const auto* beat = std::get_if<wire::BrokerBeat>(&message)) {
-    if (!beat->known && b.link == Link::kLive) SendHello(now, broker);
+    if (beat->known || b.link != Link::kLive) return;
+    OrphanAllOf(now, broker);  // it was restarted, or took us for gone
+    SendHello(now, broker);
     return;
   }
   // A grant that was under way when we said Hello is one that the broker counts from that Hello on.
@@ -54,6 +57,7 @@ void Session::OnWelcome(MonoTime now, std::size_t broker, const wire::Welcome& w
   b.heartbeat = Millis{welcome.heartbeat_ms};
   b.lease_ttl = Millis{welcome.lease_ms};
   b.beat_at = now;
+  orphans_now_ = true;
   for (auto& [id, attempt] : attempts_) attempt.sent_at.reset();  // this broker may be the one that waits for a report
 }
 
@@ -144,10 +148,69 @@ void Session::OnEndedReply(MonoTime now, std::size_t broker, const wire::EndedRe
   }
 }
 
-void Session::OnRevoke(MonoTime now, const wire::Revoke& revoke) {
+void Session::OnAdopt(std::size_t broker, const wire::Adopt& adopt) {
+  for (const auto& item : adopt.items) {
+    const auto it = attempts_.find(item.job);
+    if (it == attempts_.end() || it->second.token != item.token || !it->second.orphan_since) continue;
+    it->second.broker = broker;
+    it->second.orphan_since.reset();
+    it->second.sent_at.reset();
+    brokers_[broker].beat_now = true;
+    LogInfo("job {}: its new broker lets it go on", item.job.ToString());
+  }
+}
+
+// It goes on, or waits with its report, for another broker.
+void Session::Orphan(MonoTime now, JobId job, Attempt& attempt) {
+  if (attempt.phase == Phase::kWaiting) HandBackWaiting(now, job, attempt, "its broker is gone");
+  attempt.broker = kNoBroker;
+  attempt.orphan_since = now;
+  attempt.sent_at.reset();
+  orphans_now_ = true;
+}
+
+void Session::OrphanAllOf(MonoTime now, std::size_t broker) {
+  for (auto& [id, attempt] : attempts_) {
+    if (attempt.successor && attempt.successor_broker == broker) attempt.successor.reset();  // it never began
+    if (attempt.broker == broker) Orphan(now, id, attempt);
+  }
+}
+
+void Session::EndOrphans(MonoTime now) {
+  for (auto it = attempts_.begin(); it != attempts_.end();) {
+    Attempt& attempt = it->second;
+    const bool unwanted = attempt.orphan_since && now - *attempt.orphan_since >= options_.orphan_ttl;
+    if (unwanted && attempt.phase == Phase::kEnded) {
+      LogWarn("job {}: no broker wants its report", it->first.ToString());
+      it = attempts_.erase(it);
+      continue;
+    }
+    if (unwanted) KillAttempt(it->first, attempt, KillReason::kLeaseLost);
+    ++it;
+  }
+}
+
+void Session::SendOrphans() {
+  wire::Orphans orphans{options_.worker, {}};
+  for (const auto& [id, attempt] : attempts_)
+    if (attempt.orphan_since && orphans.items.size() < wire::kHeldMax) orphans.items.push_back({id, attempt.token});
+  if (orphans.items.empty()) return;
+  for (std::size_t i = 0; i < brokers_.size(); ++i)
+    if (IsLive(i)) commands_.emplace_back(Send{i, orphans});
+}
+
+void Session::OnRevoke(MonoTime now, std::size_t broker, const wire::Revoke& revoke) {
   for (const auto& item : revoke.items) {
     const auto it = attempts_.find(item.job);
     if (it == attempts_.end() || it->second.token != item.token) continue;
+    if (item.reason == wire::kHandedOver) {
+      if (it->second.broker == broker) Orphan(now, item.job, it->second);
+      continue;
+    }
+    if (it->second.phase == Phase::kEnded && it->second.orphan_since) {  // nobody will want its report
+      attempts_.erase(it);
+      continue;
+    }
     if (it->second.phase == Phase::kWaiting) {
       HandBackWaiting(now, item.job, it->second, item.reason);
       if (item.reason == "cancelled") {
@@ -197,8 +260,12 @@ void Session::OnProgress(JobId job, std::int64_t rows, std::int64_t bytes) {
 
 void Session::DropLeases(MonoTime now, std::size_t broker) {
   brokers_[broker].link = Link::kNew;
+  OrphanAllOf(now, broker);
+  if (live_brokers() == 0) StopAll(now);
+}
+
+void Session::StopAll(MonoTime now) {
   for (auto& [id, attempt] : attempts_) {
-    if (attempt.broker != broker) continue;
     if (attempt.phase == Phase::kWaiting) {
       HandBackWaiting(now, id, attempt, "the lease was lost before it started");
     } else {
@@ -217,6 +284,7 @@ void Session::OnTick(MonoTime now) {
       SendHello(now, i);
     }
   }
+  EndOrphans(now);
   while (!waiting_.empty()) {
     Attempt& first = attempts_.at(waiting_.front());
     if (now - first.since < options_.overflow_wait) break;
@@ -307,7 +375,7 @@ void Session::SendReports(MonoTime now) {
     bytes[i] = 0;
   };
   for (auto& [id, attempt] : attempts_) {
-    if (attempt.phase != Phase::kEnded) continue;
+    if (attempt.phase != Phase::kEnded || attempt.orphan_since) continue;
     if (attempt.sent_at && now - *attempt.sent_at < options_.heartbeat) continue;
     // Another broker calls it stale as long as the granter lives, so ask it only when that one is gone for good.
     const bool to_granter = attempt.broker != kNoBroker && now - attempt.since < options_.orphan_report_ttl;
@@ -329,8 +397,11 @@ std::vector<Session::Command> Session::TakeCommands(MonoTime now) {
   SendReports(now);
   for (std::size_t i = 0; i < brokers_.size(); ++i) {
     Broker& b = brokers_[i];
-    if (b.link == Link::kLive && (b.beat_now || b.credit_sent < b.credit_limit)) SendBeat(now, i);
+    if (b.link != Link::kLive || (!b.beat_now && b.credit_sent >= b.credit_limit)) continue;
+    orphans_now_ = orphans_now_ || b.beat_now;
+    SendBeat(now, i);
   }
+  if (std::exchange(orphans_now_, false)) SendOrphans();
   return std::exchange(commands_, {});
 }
 

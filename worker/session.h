@@ -5,9 +5,13 @@
 //  - credit_limit = grants taken since Hello + free slots; it never goes down. With several brokers each sees all free slots:
 //    what they send at once beyond the slots waits here for `overflow_wait` and is then handed back.
 //  - An attempt is held from its grant until an EndedReply answers its report, so its lease lasts until the outcome is durable.
-//    Each broker hears only of attempts that it granted.
+//    Each broker hears only of attempts that it granted or adopted.
+//  - An attempt whose broker is gone while another is live, whose broker knows the session no more, or whose broker hands its
+//    shard over (a Revoke says so) is an orphan: it goes on, every live broker is told of it with each beat, and its report
+//    waits, until one adopts or revokes it. One that nobody wants for `orphan_ttl` is stopped and forgotten.
 //  - A report goes to the broker that granted, or to every live one once that broker says not_owner or is gone for long.
-//  - A broker silent for `lease_ttl`, or one that had no beat of ours for so long, renews nothing: what it granted is killed.
+//  - A broker silent for `lease_ttl`, or one that had no beat of ours for so long, renews nothing. When that leaves no live
+//    broker at all, every attempt is killed: it is us who are cut off, and others may have the jobs.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +54,7 @@ class Session {
     Millis lease_ttl = kLeaseTtl;
     Millis overflow_wait{500};
     Millis hello_retry{20};            // after a hello that could not be sent
+    Millis orphan_ttl{12'000};         // longer than a takeover takes (10 s)
     Millis orphan_report_ttl{60'000};  // after its end, a report that its granter has not answered is shown to all
   };
 
@@ -114,18 +119,25 @@ class Session {
     bool progressed = false;
     std::optional<AttemptReport> report;  // once ended
     std::optional<MonoTime> sent_at;
-    std::set<std::size_t> refused_by;  // said not_owner
+    std::set<std::size_t> refused_by;      // said not_owner
+    std::optional<MonoTime> orphan_since;  // nobody renews its lease
   };
 
   void OnGrant(MonoTime now, std::size_t broker, const wire::Grant& grant);
   void OnEndedReply(MonoTime now, std::size_t broker, const wire::EndedReply& reply);
-  void OnRevoke(MonoTime now, const wire::Revoke& revoke);
+  void OnRevoke(MonoTime now, std::size_t broker, const wire::Revoke& revoke);
+  void OnAdopt(std::size_t broker, const wire::Adopt& adopt);
   void OnWelcome(MonoTime now, std::size_t broker, const wire::Welcome& welcome);
   void Admit(MonoTime now, std::size_t broker, const wire::Grant::Job& job);
   void StartWaiting();
   void HandBackWaiting(MonoTime now, JobId job, Attempt& attempt, std::string_view why);
   void KillAttempt(JobId job, Attempt& attempt, KillReason reason);
+  void Orphan(MonoTime now, JobId job, Attempt& attempt);
+  void OrphanAllOf(MonoTime now, std::size_t broker);
+  void EndOrphans(MonoTime now);
+  void SendOrphans();
   void DropLeases(MonoTime now, std::size_t broker);
+  void StopAll(MonoTime now);
   void SendHello(MonoTime now, std::size_t broker);
   void SendBeat(MonoTime now, std::size_t broker);
   void SendReports(MonoTime now);
@@ -139,6 +151,7 @@ class Session {
   std::deque<JobId> waiting_;  // granted, no slot yet, in the order of their grants
   std::size_t running_ = 0;    // slots in use
   bool draining_ = false;
+  bool orphans_now_ = false;  // there are new ones, or a new broker to tell them to
   std::vector<Command> commands_;
 };
 

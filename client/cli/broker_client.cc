@@ -72,6 +72,10 @@ Result<BrokerClient> BrokerClient::Connect(wire::Transport& transport, const std
   return BrokerClient(transport, std::move(socket), clock);
 }
 
+bool BrokerClient::IsNotOwner(const Error& error) {
+  return error.code == ErrorCode::kUnavailable && error.message.starts_with("not_owner: ");
+}
+
 Result<void> BrokerClient::Send(const wire::Message& message, MonoTime deadline) {
   const std::string frame = wire::Encode(message);
   while (true) {
@@ -107,6 +111,7 @@ Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime d
         if (std::holds_alternative<wire::SubmitReply>(*reply)) return {};
         error = std::holds_alternative<wire::Problem>(*reply) ? ToError(std::get<wire::Problem>(*reply))
                                                               : Error{ErrorCode::kCorrupt, "unexpected answer to a submit"};
+        if (IsNotOwner(error)) return std::unexpected(std::move(error));  // the ledger finds the owner
       } else {
         error = std::move(reply.error());
       }
@@ -132,7 +137,8 @@ Result<std::vector<wire::CancelReply::Item>> BrokerClient::Cancel(wire::Cancel c
       const auto* problem = std::get_if<wire::Problem>(&*reply);
       reply = std::unexpected(problem ? ToError(*problem) : Error{ErrorCode::kCorrupt, "unexpected answer to a cancel"});
     }
-    if (!WorthRepeating(reply.error().code) || clock_->Now() >= deadline) return std::unexpected(std::move(reply.error()));
+    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= deadline)
+      return std::unexpected(std::move(reply.error()));
     transport_->Wait(kWaitSlice);
   }
 }

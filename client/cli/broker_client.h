@@ -20,8 +20,11 @@ class BrokerClient {
   // `transport` belongs to the calling thread and outlives the client.
   static Result<BrokerClient> Connect(wire::Transport& transport, const std::string& endpoint, const Clock& clock);
 
+  // Another broker serves the shard: whoever can write into the ledger does that instead, and the owner finds it there.
+  static bool IsNotOwner(const Error& error);
+
   // Returns when the ledger has the run ("accepted"). The same ids may be submitted again: that is how an unknown outcome is
-  // resolved, and it is done here until `deadline`. kTimedOut: no broker answered.
+  // resolved, and it is done here until `deadline`, unless IsNotOwner. kTimedOut: no broker answered.
   Result<void> SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline);
 
   // Whether SubmitRun can carry the plan in one message. What is larger goes into the ledger (Ledger::SubmitRun), where the

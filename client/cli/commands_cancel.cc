@@ -96,7 +96,8 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   auto client = BrokerClient::Connect(*transport, context->ClientEndpoint(), context->clock());
   if (!client || !client->Status(context->clock().Now() + kBrokerAnswers))
     return Record(*context, *ledger, *transport, cancel, options.wait);
-  auto items = client->Cancel(std::move(cancel), context->clock().Now() + kCancelTimeout);
+  auto items = client->Cancel(cancel, context->clock().Now() + kCancelTimeout);
+  if (!items && BrokerClient::IsNotOwner(items.error())) return Record(*context, *ledger, *transport, cancel, options.wait);
   if (!items) return Prefixed(std::move(items.error()), "broker at {}", context->ClientEndpoint());
   MILLRACE_TRY_ASSIGN(const ExitCode code, Report(*context, *items, runs));
   if (options.wait)

@@ -2,6 +2,7 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
+#include <optional>
 
 #include "client/cli/broker_client.h"
 #include "client/cli/commands.h"
@@ -23,6 +24,7 @@ namespace {
 
 constexpr Millis kTypeCheckTimeout{60'000};
 constexpr Millis kSubmitTimeout{30'000};
+constexpr Millis kLedgerLook{5000};  // without a word of the broker; then the ledger is asked
 constexpr Millis kBrokerAnswers{3000};
 constexpr auto kRunTimeoutMax = std::chrono::hours{24 * 30};
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
@@ -32,27 +34,46 @@ ProgressStyle StyleOf(const Options& options) {
   return options.no_progress || options.quiet ? ProgressStyle::kNone : ProgressStyle::kAuto;
 }
 
-// Through the broker, or, when it is too large for a message, through the ledger: the broker finds it there within seconds.
+// Through the broker, or through the ledger when it is too large for a message, or when this broker does not serve its shard:
+// the one that does finds it there within seconds.
 Result<void> Submit(BrokerClient& client, Ledger& ledger, const RunPlan& plan, bool watch, MonoTime deadline) {
-  if (BrokerClient::FitsOneMessage(plan)) return client.SubmitRun(plan, watch, deadline);
+  if (BrokerClient::FitsOneMessage(plan)) {
+    auto submitted = client.SubmitRun(plan, watch, deadline);
+    if (submitted || !BrokerClient::IsNotOwner(submitted.error())) return submitted;
+  }
   MILLRACE_TRY(ledger.SubmitRun(plan.run, plan.jobs, deadline));
   return watch ? client.Watch(plan.run.id, deadline) : Result<void>{};
 }
 
-// Submits and follows to the end. kCancelled: a stop signal came; the run goes on wherever it runs.
-// `engine`: the embedded form's; it ends early when a part of it fails.
+// Submits and follows to the end. kCancelled: a stop signal came; the run goes on wherever it runs. When the broker has nothing
+// to say (another one serves the run, now or since a while), the ledger tells the end. `engine`: the embedded form's; it ends
+// early when a part of it fails.
 Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, Ledger& ledger, const RunPlan& plan, const Options& options,
                                         const Clock& clock, const Engine* engine = nullptr) {
   MILLRACE_TRY(Submit(client, ledger, plan, true, clock.Now() + kSubmitTimeout));
   ProgressView progress(StyleOf(options), clock);
   std::atomic<bool> stop{false};
+  MonoTime next_look = clock.Now() + kLedgerLook;
+  std::optional<wire::RunUpdate> recorded;
   auto end = client.Follow(
-      plan.run.id, clock.Now() + kRunTimeoutMax, stop, [&](const wire::RunUpdate& update) { progress.Update(update); },
+      plan.run.id, clock.Now() + kRunTimeoutMax, stop,
+      [&](const wire::RunUpdate& update) {
+        progress.Update(update);
+        next_look = clock.Now() + kLedgerLook;
+      },
       [&] {
         progress.Tick();
         if (StopSignalPending() || (engine != nullptr && engine->Ended())) stop = true;
+        if (clock.Now() < next_look) return;
+        next_look = clock.Now() + kLedgerLook;
+        const auto detail = ledger.GetRun(plan.run.org, plan.run.id, clock.Now() + kLedgerLook);
+        if (!detail || !IsTerminal(detail->summary.state)) return;
+        recorded = wire::RunUpdate{
+            .run = plan.run.id, .state = detail->summary.state, .reason = detail->summary.reason, .changed = {}};
+        stop = true;
       });
   progress.Finish();
+  if (!end && recorded) return *std::move(recorded);
   return end;
 }
 

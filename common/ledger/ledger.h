@@ -96,6 +96,7 @@ struct LiveJob {  // accepted, no outcome
   Counters counters;  // of its latest attempt row
   std::optional<WallTime> next_run_at;
   bool cancelling = false;  // a cancel row exists
+  Token last_token{};       // of its latest attempt row; 0: there is none
 };
 struct LiveRun {  // accepted, no run outcome
   RunSpec spec;
@@ -103,6 +104,7 @@ struct LiveRun {  // accepted, no run outcome
   std::map<JobId, JobState> ended;
   std::map<JobId, Counters> counters;
   std::map<JobId, WallTime> next_run_at;
+  std::map<JobId, Token> last_tokens{};  // of their latest attempt rows
   bool cancelling = false;
   std::string cancel_reason;  // "cancelled by cli root@host: wrong day"
 };
@@ -272,6 +274,10 @@ class Ledger : public AuditSource {
   virtual Result<void> RenewShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) = 0;
   virtual Result<void> ReleaseShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) = 0;
   virtual Result<std::vector<ShardStatus>> Shards(MonoTime deadline) = 0;
+  // Says that broker `owner` lives (`leaving`: that it goes) and tells who does: those that said so within the last
+  // kOwnershipTtl on the ledger's clock, in the order of their ids. Not audited: it is no history.
+  virtual Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, std::string_view name, bool leaving,
+                                                      MonoTime deadline) = 0;
 
   virtual Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) = 0;
 

@@ -145,7 +145,12 @@ create index live_unique_by_job on live_unique (job);
 create index live_unique_by_time on live_unique (until_us);
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
+// Which brokers live: they share the shards.
+constexpr std::string_view kVersion6 = R"sql(
+create table broker_presence (owner blob primary key, name text not null, renewed_at integer not null) strict;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
 
 }  // namespace
 

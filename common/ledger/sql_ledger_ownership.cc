@@ -2,6 +2,8 @@
 
 namespace millrace::ledger {
 
+static constexpr std::chrono::hours kPresenceKept{1};  // rows of brokers that died without saying goodbye
+
 Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_view owner_name, MonoTime deadline) {
   Epoch taken;
   const auto body = [&]() -> Result<void> {
@@ -90,6 +92,34 @@ Result<std::vector<ShardStatus>> SqlLedger::Shards(MonoTime deadline) {
     all.push_back(std::move(s));
   }
   return all;
+}
+
+Result<std::vector<OwnerId>> SqlLedger::AnnounceBroker(OwnerId owner, std::string_view name, bool leaving, MonoTime deadline) {
+  std::vector<OwnerId> alive;
+  const auto body = [&]() -> Result<void> {
+    alive.clear();
+    MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+    if (leaving) {
+      MILLRACE_TRY(store_->Run("delete from broker_presence where owner = $1", Params().Id(owner.uuid), deadline));
+    } else {
+      Arena arena;
+      MILLRACE_TRY(
+          store_->Run("insert into broker_presence (owner, name, renewed_at) values ($1, $2, $3) on conflict (owner) "
+                      "do update set renewed_at = excluded.renewed_at",
+                      Params().Id(owner.uuid).Text(CleanText(name, arena)).Time(now), deadline));
+    }
+    // Who lies far ahead said so before the ledger's clock was set back: he says it again in a second, if he lives.
+    MILLRACE_TRY_ASSIGN(
+        const Rows rows,
+        store_->Run("select owner from broker_presence where renewed_at > $1 and renewed_at < $2 order by owner",
+                    Params().Time(now - kOwnershipTtl).Time(now + kOwnershipTtl), deadline));
+    for (std::size_t i = 0; i < rows.size(); ++i) alive.push_back(OwnerId{UuidOf(rows[i][0])});
+    MILLRACE_TRY(
+        store_->Run("delete from broker_presence where renewed_at < $1", Params().Time(now - kPresenceKept), deadline));
+    return {};
+  };
+  MILLRACE_TRY(store_->Transact(body, deadline));
+  return alive;
 }
 
 Result<Ledger::Leadership> SqlLedger::TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) {

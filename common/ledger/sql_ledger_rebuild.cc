@@ -14,8 +14,9 @@ constexpr std::int64_t kPageJobsMax = 20'000;  // of the runs in one page: a pag
 struct Latest {
   Counters counters;
   WallTime next_run_at{};
+  Token token;
 };
-constexpr std::string_view kLatestColumns = "a.job, a.deliveries, a.failures, a.crashes, a.next_run_at";
+constexpr std::string_view kLatestColumns = "a.job, a.deliveries, a.failures, a.crashes, a.next_run_at, a.token";
 
 std::unordered_map<Uuid, Latest> LatestOf(const Rows& rows) {  // in token order: the last one counts
   std::unordered_map<Uuid, Latest> latest;
@@ -23,7 +24,8 @@ std::unordered_map<Uuid, Latest> LatestOf(const Rows& rows) {  // in token order
     const auto r = rows[i];
     latest[UuidOf(r[0])] = {{static_cast<std::uint32_t>(r[1].number), static_cast<std::uint32_t>(r[2].number),
                              static_cast<std::uint32_t>(r[3].number)},
-                            TimeOf(r[4])};
+                            TimeOf(r[4]),
+                            Token{static_cast<std::uint64_t>(r[5].number)}};
   }
   return latest;
 }
@@ -52,6 +54,7 @@ Result<std::vector<LiveJob>> SqlLedger::LoadJobs(const Rows& jobs, MonoTime dead
     if (const auto found = latest.find(job.spec.id.uuid); found != latest.end()) {
       job.counters = found->second.counters;
       job.next_run_at = found->second.next_run_at;
+      job.last_token = found->second.token;
     }
   }
   return all;
@@ -105,6 +108,7 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
     if (at == run_of.end()) continue;
     all[at->second].counters[JobId{job}] = latest.counters;
     all[at->second].next_run_at[JobId{job}] = latest.next_run_at;
+    all[at->second].last_tokens[JobId{job}] = latest.token;
   }
   return all;
 }

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <map>
+#include <tuple>
 
 #include "common/ledger/sql_ledger.h"
 
@@ -6,7 +8,6 @@ namespace millrace::ledger {
 namespace {
 
 constexpr int kApplyRoundsMax = 8;
-constexpr std::uint32_t kPage = 50;  // rows of one statement that moves watermarks
 constexpr std::string_view kScheduleColumns =
     "org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, watermark, paused, active, "
     "starts, ends, jitter_ms, max_parallel, revision";
@@ -66,17 +67,26 @@ Statement UpsertSchedule(const ScheduleSpec& spec, OrgId org, std::string_view p
           .Int(spec.max_parallel)};
 }
 
-Statement MoveWatermarks(std::span<const FireBatch::Watermark> all) {
-  Statement statement;
-  for (const auto& w : all) statement.params.Int(w.org.value()).Text(w.pipeline).Text(w.schedule).Time(w.to);
-  if (all.size() == 1) {
-    statement.sql = "update schedule set watermark = $4 where org = $1 and pipeline = $2 and schedule = $3 and watermark < $4";
-    return statement;
+// A herd of schedules goes to the same instant: one statement for all of an org's schedules of one name.
+std::vector<Statement> MoveWatermarks(std::span<const FireBatch::Watermark> all, const SqlStore& store) {
+  std::map<std::tuple<OrgId, std::string_view, WallTime>, std::vector<std::string>> groups;
+  for (const auto& w : all) groups[{w.org, w.schedule, w.to}].push_back(w.pipeline);
+  std::vector<Statement> statements;
+  for (const auto& [group, pipelines] : groups) {
+    const auto& [org, schedule, to] = group;
+    Params params;
+    params.Int(org.value()).Text(schedule).Time(to);
+    const bool one = pipelines.size() == 1;
+    if (one)
+      params.Text(pipelines.front());
+    else
+      params.Texts(pipelines);
+    statements.push_back(
+        {"update schedule set watermark = $3 where org = $1 and schedule = $2 and watermark < $3 and pipeline" +
+             (one ? std::string(" = $4") : store.InTexts(4)),
+         std::move(params)});
   }
-  statement.sql = "with v (o, p, s, w) as " + ValuesOf(all.size(), 4) +
-                  " update schedule set watermark = v.w from v where schedule.org = v.o and schedule.pipeline = v.p and "
-                  "schedule.schedule = v.s and schedule.watermark < v.w";
-  return statement;
+  return statements;
 }
 
 }  // namespace
@@ -246,11 +256,7 @@ Result<FireResult> SqlLedger::Fire(const FireBatch& given, MonoTime deadline) {
     batch.runs.push_back(&*d.run);
     for (const JobSpec& job : d.jobs) batch.jobs.push_back(&job);
   }
-  for (std::size_t at = 0; at < given.watermarks.size();) {
-    const std::size_t count = given.watermarks.size() - at >= kPage ? kPage : 1;
-    batch.others.push_back(MoveWatermarks(std::span(given.watermarks).subspan(at, count)));
-    at += count;
-  }
+  for (Statement& statement : MoveWatermarks(given.watermarks, *store_)) batch.others.push_back(std::move(statement));
   for (const BackfillStep& step : given.steps)
     for (Statement& statement : StepStatements(step, given.now)) batch.others.push_back(std::move(statement));
   if (batch.slots.empty() && batch.others.empty()) return FireResult{};

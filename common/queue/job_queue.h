@@ -41,7 +41,7 @@ struct Take {  // become the owner: fences every lower epoch and empties the sha
   Epoch epoch;  // epoch is stored. Repeating it with the same epoch empties the shard again.
   // Answers what stayed: the ready entries of kept lines as `kept`, the first scheduled one as `next_due`, and a page of
   // those in flight as `claimed`. The owner puts each of the page back (Requeue) or ends it (Finish) and takes again, until
-  // the page is empty.
+  // the page is empty. Ids of ordinary lines in flight stay so as long as the store's state is unbroken (`in_flight`).
 };
 struct Enqueue {  // to the ends of their lines, or scheduled
   ShardId shard;
@@ -94,6 +94,10 @@ struct QueueReply {
   std::vector<LineCount> kept;  // Take: ready entries of kept lines
   bool maybe_old = false;       // Take: the store was restarted or replaced since the last one, so what stayed may be of an
                                 // earlier state: entries that ended meanwhile may be among it
+  // Take: every id of an ordinary line that was claimed or expired since the Take of `unbroken_since` and is not out of flight
+  // yet. The epoch of this very Take when the store cannot know (it was emptied, restarted or replaced): then there are none.
+  std::vector<JobId> in_flight{};
+  Epoch unbroken_since{};
 };
 
 // How full the store is. `max` 0: it has no limit of its own.

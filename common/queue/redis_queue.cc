@@ -51,9 +51,15 @@ local stored = call('GET', K_EPOCH)
 if op == 'take' then
   if stored and tonumber(stored) > tonumber(epoch) then return redis.error_reply('STALE ' .. stored) end
   call('SET', K_EPOCH, epoch)
-  local old = call('GET', K_SERVER) == ARGV[4] and 0 or 1
-  if old == 1 then call('SET', K_SERVER, ARGV[4]) end
-  local keys, gone, out = {K_DUE, K_FLIGHT, EXPIRING[false].body, EXPIRING[false].expiry}, {}, {}
+  -- Which server wrote this, and since which epoch nothing of it was lost.
+  local server, since = string.match(call('GET', K_SERVER) or '', '^(%S+) (%d+)$')
+  local old = stored and server == ARGV[4] and 0 or 1
+  if old == 1 then
+    since = epoch
+    call('SET', K_SERVER, ARGV[4] .. ' ' .. epoch)
+  end
+  local keys, gone, out = {K_DUE, EXPIRING[false].body, EXPIRING[false].expiry}, {}, {}
+  if old == 1 then keys[#keys + 1] = K_FLIGHT end
   call('HDEL', K_STUBS, 'r', 's')
   for _, line in ipairs(call('SMEMBERS', K_LINES)) do
     local key = tag .. ':l:' .. line
@@ -78,7 +84,8 @@ if op == 'take' then
     bytes = bytes + #page[#page]
     if bytes > BYTES then break end
   end
-  return {call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or '', old, out, page}
+  local due = call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or ''
+  return {due, old, out, page, tonumber(since), call('SMEMBERS', K_FLIGHT)}
 end
 if not stored then return redis.error_reply('WIPED no epoch') end
 if stored ~= epoch then return redis.error_reply('STALE ' .. stored) end
@@ -423,7 +430,7 @@ Result<void> ReadLines(std::span<const redis::Reply> items, std::vector<LineCoun
 }
 
 Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
-  if (items.size() != 4) return Fail(ErrorCode::kCorrupt, "redis queue: take answered {} items", items.size());
+  if (items.size() != 6) return Fail(ErrorCode::kCorrupt, "redis queue: take answered {} items", items.size());
   QueueReply out;
   MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
   MILLRACE_TRY_ASSIGN(const std::int64_t old, items[1].AsInteger("take"));
@@ -437,6 +444,14 @@ Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
     const std::size_t n = static_cast<unsigned char>(raw[0]) * 256U + static_cast<unsigned char>(raw[1]);
     if (raw.size() < 2 + n) return Fail(ErrorCode::kCorrupt, "redis queue: an entry of {} bytes", raw.size());
     MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(raw.substr(2, n), raw.substr(2 + n)));
+  }
+  MILLRACE_TRY_ASSIGN(const std::int64_t since, items[4].AsInteger("take"));
+  out.unbroken_since = Epoch{static_cast<std::uint32_t>(since)};
+  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> flight, items[5].AsArray("take"));
+  for (const redis::Reply& item : flight) {
+    MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("take"));
+    MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw));
+    out.in_flight.push_back(JobId{id});
   }
   return out;
 }

@@ -1,7 +1,9 @@
 #include "common/queue/sqlite_queue.h"
 
 #include <algorithm>
+#include <map>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "common/drivers/sqlite.h"
@@ -100,15 +102,31 @@ class SqliteQueue final : public JobQueue {
         "delete from ready where line in (select no from line where shard = ? and substr(name, 1, 1) <> x'1e')", shard));
     MILLRACE_TRY(db_.Run("delete from line where shard = ? and substr(name, 1, 1) <> x'1e'", shard));
     MILLRACE_TRY(db_.Run("delete from due where shard = ? and substr(line, 1, 1) <> x'1e'", shard));
-    MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
+    MILLRACE_TRY_ASSIGN(const std::optional<std::uint32_t> stored, StoredEpoch(op.shard));
+    const bool maybe_old = taken_.insert(op.shard).second;  // another process wrote it; the machine may have lost power since
+    if (maybe_old || !stored) {
+      MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
+      unbroken_since_[op.shard] = op.epoch;
+    }
     MILLRACE_TRY(db_.Run("insert into shard values (?, ?) on conflict(shard) do update set epoch = excluded.epoch", shard,
                          op.epoch.value()));
-    return WhatStayed(op.shard);
+    return WhatStayed(op.shard, maybe_old);
   }
 
-  Result<QueueReply> WhatStayed(ShardId shard) {
+  Result<QueueReply> WhatStayed(ShardId shard, bool maybe_old) {
     QueueReply reply;
-    reply.maybe_old = taken_.insert(shard).second;  // another process wrote it; the machine may have lost power since
+    reply.maybe_old = maybe_old;
+    reply.unbroken_since = unbroken_since_.at(shard);
+    {
+      MILLRACE_TRY_ASSIGN(sqlite::Statement rows, db_.Prepare("select id from flight where shard = ? order by id"));
+      rows.BindAll(shard.value());
+      while (true) {
+        MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+        if (!row) break;
+        MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(0)));
+        reply.in_flight.push_back(JobId{id});
+      }
+    }
     {
       MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
                           db_.Prepare("select l.name, count(*) from line l join ready r on r.line = l.no where l.shard = ? "
@@ -320,6 +338,7 @@ class SqliteQueue final : public JobQueue {
 
   sqlite::Database db_;
   std::set<ShardId> taken_;  // by this object
+  std::map<ShardId, Epoch> unbroken_since_;
 };
 
 Result<void> MakeSchema(sqlite::Database& db) {

@@ -373,6 +373,13 @@ void Layout(A& a, T& t) {
   a.Id("worker", t.worker);
 }
 
+template <class A, Of<Orphans> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Id("worker", t.worker);
+  a.List("items", t.items, kHeldMax, kEach);
+}
+
 template <class A, Of<Welcome> T>
 void Layout(A& a, T& t) {
   a.Record(3);
@@ -432,6 +439,12 @@ template <class A, Of<BrokerBeat> T>
 void Layout(A& a, T& t) {
   a.Record(1);
   a.Flag("known", t.known);
+}
+
+template <class A, Of<Adopt> T>
+void Layout(A& a, T& t) {
+  a.Record(1);
+  a.List("items", t.items, kHeldMax, kEach);
 }
 
 template <class A, Of<SubmitJobs> T>
@@ -627,6 +640,8 @@ constexpr Kind KindFor() {
     return Kind::kEnded;
   else if constexpr (std::same_as<T, Goodbye>)
     return Kind::kGoodbye;
+  else if constexpr (std::same_as<T, Orphans>)
+    return Kind::kOrphans;
   else if constexpr (std::same_as<T, Welcome>)
     return Kind::kWelcome;
   else if constexpr (std::same_as<T, Grant>)
@@ -637,6 +652,8 @@ constexpr Kind KindFor() {
     return Kind::kRevoke;
   else if constexpr (std::same_as<T, BrokerBeat>)
     return Kind::kBrokerBeat;
+  else if constexpr (std::same_as<T, Adopt>)
+    return Kind::kAdopt;
   else if constexpr (std::same_as<T, SubmitJobs>)
     return Kind::kSubmitJobs;
   else if constexpr (std::same_as<T, SubmitRun>)

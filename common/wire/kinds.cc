@@ -9,11 +9,13 @@ std::string_view Name(Kind kind) {
     case Kind::kBeat: return "beat";
     case Kind::kEnded: return "ended";
     case Kind::kGoodbye: return "goodbye";
+    case Kind::kOrphans: return "orphans";
     case Kind::kWelcome: return "welcome";
     case Kind::kGrant: return "grant";
     case Kind::kEndedReply: return "ended_reply";
     case Kind::kRevoke: return "revoke";
     case Kind::kBrokerBeat: return "broker_beat";
+    case Kind::kAdopt: return "adopt";
     case Kind::kSubmitJobs: return "submit_jobs";
     case Kind::kSubmitRun: return "submit_run";
     case Kind::kWatch: return "watch";

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -25,12 +26,14 @@ enum class Kind : std::uint8_t {
   kBeat = 2,
   kEnded = 3,
   kGoodbye = 4,
+  kOrphans = 5,
   // broker -> worker
   kWelcome = 16,
   kGrant = 17,
   kEndedReply = 18,
   kRevoke = 19,
   kBrokerBeat = 20,
+  kAdopt = 21,
   // client -> broker
   kSubmitJobs = 32,
   kSubmitRun = 33,
@@ -91,6 +94,12 @@ struct Goodbye {
   WorkerId worker;
   friend bool operator==(const Goodbye&, const Goodbye&) = default;
 };
+// Attempts whose broker is gone or has given their shard up: each beat, to every broker, until one adopts or revokes them.
+struct Orphans {
+  WorkerId worker;
+  std::vector<Hello::Held> items;
+  friend bool operator==(const Orphans&, const Orphans&) = default;
+};
 
 // ---- broker -> worker ----------------------------------------------------------------------------------------------------
 struct Welcome {
@@ -123,6 +132,8 @@ struct EndedReply {  // sent when the outcome is durable (or refused for good)
   std::vector<Item> items;
   friend bool operator==(const EndedReply&, const EndedReply&) = default;
 };
+// The reason of a Revoke that does not stop anything: the attempts are orphans from now on, another broker will adopt them.
+inline constexpr std::string_view kHandedOver = "handed_over";
 struct Revoke {  // stop these attempts: they hold no lease (any more)
   struct Item {
     JobId job;
@@ -137,6 +148,10 @@ struct BrokerBeat {
   bool known = true;
   friend bool operator==(const BrokerBeat&, const BrokerBeat&) = default;
 };  // known = false: say Hello again
+struct Adopt {  // these orphans hold a lease of this broker's now, under the token they have
+  std::vector<Hello::Held> items;
+  friend bool operator==(const Adopt&, const Adopt&) = default;
+};
 
 // ---- client -> broker ----------------------------------------------------------------------------------------------------
 struct SubmitJobs {
@@ -270,9 +285,9 @@ struct Problem {  // the request was refused
   friend bool operator==(const Problem&, const Problem&) = default;
 };
 
-using Message = std::variant<Hello, Beat, Ended, Goodbye, Welcome, Grant, EndedReply, Revoke, BrokerBeat, SubmitJobs, SubmitRun,
-                             Watch, Status, Cancel, SetQueue, ListQueues, SubmitReply, RunUpdate, StatusReply, CancelReply,
-                             SetQueueReply, ListQueuesReply, Problem>;
+using Message = std::variant<Hello, Beat, Ended, Goodbye, Orphans, Welcome, Grant, EndedReply, Revoke, BrokerBeat, Adopt,
+                             SubmitJobs, SubmitRun, Watch, Status, Cancel, SetQueue, ListQueues, SubmitReply, RunUpdate,
+                             StatusReply, CancelReply, SetQueueReply, ListQueuesReply, Problem>;
 
 // Encodes header and body. The bytes are one ZeroMQ frame.
 std::string Encode(const Message& message);

@@ -167,7 +167,7 @@ TEST_P(JobQueueTest, TakingAgainEmpties) {
   Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2, "b"), Due(3, 5)}});
   ClaimIds(1);
   Must(Take{kShard, kEpoch});
-  ExpectDepth(0, 0, 0);
+  ExpectDepth(0, 0, 1);
   Must(Enqueue{kShard, kEpoch, {Entry(9)}});
   EXPECT_EQ(ClaimIds(5), Ids({9}));
 }
@@ -186,7 +186,8 @@ TEST_P(JobQueueTest, ATakeLeavesKeptLinesAndShowsWhatIsInFlight) {
   EXPECT_EQ(stayed.claimed, std::vector{Entry(2, kKept, "two")});
   EXPECT_EQ(stayed.next_due, FromUnixMicros(50));
   EXPECT_FALSE(stayed.maybe_old) << "nothing was restarted";
-  ExpectDepth(2, 1, 1);
+  ExpectDepth(2, 1, 2);
+  EXPECT_EQ(stayed.in_flight, Ids({1})) << "of an ordinary line: its id alone stays";
   EXPECT_EQ(CodeOf(Requeue{kShard, kEpoch, stayed.claimed}), ErrorCode::kStale);
   Must(Requeue{kShard, Epoch{8}, stayed.claimed});
   stayed = Must(Take{kShard, Epoch{8}});
@@ -199,6 +200,31 @@ TEST_P(JobQueueTest, ATakeLeavesKeptLinesAndShowsWhatIsInFlight) {
   Must(Finish{kShard, Epoch{8}, Ids({2, 3, 4, 5})});
   stayed = Must(Take{kShard, Epoch{9}});
   EXPECT_TRUE(stayed.kept.empty() && stayed.claimed.empty() && !stayed.next_due);
+}
+
+TEST_P(JobQueueTest, TakeTellsWhatWasDeliveredSinceTheStoreIsUnbroken) {
+  const Epoch since = Must(Take{kShard, Epoch{8}}).unbroken_since;
+  EXPECT_LE(since, Epoch{8});
+  Must(Enqueue{kShard, Epoch{8}, {Entry(1), Entry(2), Entry(3), Entry(4), Entry(5)}});
+  for (const QueueEntry& e : Must(Claim{kShard, Epoch{8}, "a", 4}).claimed) EXPECT_TRUE(e.run_at == std::nullopt);
+  Must(Finish{kShard, Epoch{8}, Ids({1})});
+  Must(Requeue{kShard, Epoch{8}, {Entry(2)}});
+  for (const Epoch epoch : {Epoch{9}, Epoch{10}}) {
+    QueueReply taken = Must(Take{kShard, epoch});
+    std::ranges::sort(taken.in_flight);
+    EXPECT_EQ(taken.in_flight, Ids({3, 4})) << "until they are out of flight, whoever takes the shard";
+    EXPECT_EQ(taken.unbroken_since, since);
+  }
+  ExpectDepth(0, 0, 2);
+  Must(Requeue{kShard, Epoch{10}, {Entry(3)}});
+  Must(Finish{kShard, Epoch{10}, Ids({4})});
+  EXPECT_TRUE(Must(Take{kShard, Epoch{11}}).in_flight.empty());
+  Must(Enqueue{kShard, Epoch{11}, {Entry(6)}});
+  Must(Claim{kShard, Epoch{11}, "a", 1});
+  WipeBehindItsBack();
+  const QueueReply anew = Must(Take{kShard, Epoch{12}});
+  EXPECT_TRUE(anew.in_flight.empty());
+  EXPECT_EQ(anew.unbroken_since, Epoch{12}) << "what was delivered before is not known";
 }
 
 TEST_P(JobQueueTest, ManyKeptEntriesInFlightComeInPages) {
@@ -301,7 +327,7 @@ TEST_P(JobQueueTest, ManyLinesAndIndependentShards) {
   ExpectDepth(1000, 0, 0);
   EXPECT_EQ(ClaimIds(5, "line77"), Ids({77}));
   Must(Take{kShard, Epoch{8}});
-  ExpectDepth(0, 0, 0);
+  ExpectDepth(0, 0, 1);
   ExpectDepth(1, 0, 0, kOther);
 }
 
@@ -445,7 +471,7 @@ TEST_P(JobQueueTest, ExpiringIsBoundedFencedAndEmptiedByATake) {
   reply = Must(ExpireDue{kShard, Epoch{8}, FromUnixMicros(1'000'000), 500});
   EXPECT_TRUE(reply.claimed.empty());
   EXPECT_EQ(reply.next_due, std::nullopt);
-  ExpectDepth(0, 0, 0);
+  ExpectDepth(0, 0, 601);
 }
 
 TEST_P(JobQueueTest, ATombstoneInTheMiddleOfALineIsNoEntry) {
@@ -475,18 +501,18 @@ TEST_P(JobQueueTest, ATakeKeepsTheTimesOfKeptLines) {
   EXPECT_EQ(four->body, "four");
   Must(Finish{kShard, Epoch{8}, Ids({1, 4})});
   Must(Requeue{kShard, Epoch{8}, {Expiring(Entry(6, kKept), 300)}});
-  ExpectDepth(3, 1, 0);
+  ExpectDepth(3, 1, 1);
   reply = Must(ExpireDue{kShard, Epoch{8}, FromUnixMicros(150), 10});
   ASSERT_EQ(IdsOf(reply), Ids({2}));
   EXPECT_EQ(reply.claimed[0].body, "two");
   EXPECT_EQ(reply.next_due, FromUnixMicros(200));
   Must(Promote{kShard, Epoch{8}, FromUnixMicros(1000), 10});
-  ExpectDepth(3, 0, 1);
+  ExpectDepth(3, 0, 2);
   std::vector<JobId> left;
   for (const QueueEntry& entry : Must(Claim{kShard, Epoch{8}, kKept, 10}).claimed) left.push_back(entry.id);
   EXPECT_EQ(left, Ids({6, 3, 5}));
   Must(Finish{kShard, Epoch{8}, Ids({2, 3, 5, 6})});
-  ExpectDepth(0, 0, 0);
+  ExpectDepth(0, 0, 1);
 }
 
 TEST_P(JobQueueTest, RedisMemoryPerWaitingJob) {

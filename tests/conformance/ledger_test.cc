@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <thread>
 
@@ -21,7 +22,7 @@ TEST_P(LedgerTest, MigrateIsRepeatableAndRefusesANewerSchema) {
   const auto refused = ledger_->Migrate(In());
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
-  EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to 5: use a newer millrace");
+  EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to 6: use a newer millrace");
 }
 
 TEST_P(LedgerTest, ClockIsNear) { EXPECT_LT(std::chrono::abs(Now() - clock_.WallNow()), 5s); }
@@ -55,6 +56,23 @@ TEST_P(LedgerTest, OwnershipIsTakenRenewedLostAndReleased) {
   EXPECT_TRUE(ledger_->ReleaseShards(now, other, In()).has_value());
   EXPECT_FALSE((*ledger_->Shards(In()))[0].owner.has_value());
   EXPECT_EQ(*ledger_->TakeShard(ShardId{2}, owner_, "b1", In()), Epoch{4});
+}
+
+TEST_P(LedgerTest, WhichBrokersLive) {
+  const OwnerId other = ids_.Next<OwnerId>();
+  const auto sorted = [](std::vector<OwnerId> ids) {
+    std::ranges::sort(ids);
+    return ids;
+  };
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), std::vector{owner_});
+  EXPECT_EQ(ledger_->AnnounceBroker(other, "b", false, In()).value(), sorted({owner_, other}));
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), sorted({owner_, other})) << "said again";
+  Raw("update broker_presence set renewed_at = " +
+      std::string(GetParam() == LedgerKind::kPostgres ? "renewed_at - interval '6 s'" : "renewed_at - 6000000") +
+      " where name = 'b'");
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), std::vector{owner_}) << "silent for too long";
+  EXPECT_EQ(ledger_->AnnounceBroker(other, "b", false, In()).value(), sorted({owner_, other})) << "and back";
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", true, In()).value(), std::vector{other});
 }
 
 TEST_P(LedgerTest, AStaleOwnerCommitsNothing) {
@@ -185,6 +203,7 @@ TEST_P(LedgerTest, RebuildSeesWhatIsLive) {
   EXPECT_EQ((*runs)[0].ended, (std::map<JobId, JobState>{{a.id, JobState::kSucceeded}}));
   EXPECT_EQ((*runs)[0].counters, (std::map<JobId, Counters>{{b.id, {3, 2, 1}}}));
   EXPECT_EQ((*runs)[0].next_run_at.at(b.id), batch.attempts[1].next_run_at);
+  EXPECT_EQ((*runs)[0].last_tokens, (std::map<JobId, Token>{{b.id, batch.attempts[1].report.token}}));
   const auto jobs = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 1, In());
   ASSERT_EQ(jobs->size(), 1u);
   EXPECT_EQ((*jobs)[0].spec, one);
@@ -194,6 +213,7 @@ TEST_P(LedgerTest, RebuildSeesWhatIsLive) {
   EXPECT_EQ((*more)[0].spec, two);
   EXPECT_EQ((*more)[0].counters, (Counters{1, 1, 0}));
   EXPECT_EQ((*more)[0].next_run_at, batch.attempts[2].next_run_at);
+  EXPECT_EQ((*more)[0].last_token, batch.attempts[2].report.token);
   EXPECT_TRUE(ledger_->LiveRuns(hold.shard, kShards, run.id, 10, In())->empty());
   EXPECT_TRUE(
       ledger_

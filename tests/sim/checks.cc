@@ -13,9 +13,11 @@ void World::CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::P
   const JobSpec& spec = SpecOf(job.id);
   const bool owner = ledger_.EpochOf(ShardOf(spec.org, kShards)) == job.token.epoch();
   const auto before = n.granted.find(job.id);
-  if (before != n.granted.end() && before->second.first.epoch() == job.token.epoch() &&
-      !n.ends_written.contains({job.id, before->second.first}))
-    Violation("S7: a second live lease");
+  const auto adopted = n.adopted.find(job.id);
+  const bool of_this_epoch =
+      before != n.granted.end() && (before->second.first.epoch() == job.token.epoch() ||
+                                    (adopted != n.adopted.end() && adopted->second == job.token.epoch()));
+  if (of_this_epoch && !n.ends_written.contains({job.id, before->second.first})) Violation("S7: a second live lease");
   // What is being cancelled is fenced, whatever time it is.
   if (const auto end = EndOfWait(spec.options, {.deliveries = job.delivery - 1});
       !job.fence_only && end && end->at <= clock_.WallNow())
@@ -28,6 +30,22 @@ void World::CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::P
     max_token_[job.id] = job.token;
   }
   n.granted[job.id] = {job.token, workers_[static_cast<std::size_t>(peer.front() - '0')].id};
+}
+
+// An owner lets an attempt go on only when it is the newest of its job, and the job has not ended.
+void World::CheckAdopt(std::size_t i, const wire::Hello::Held& item, const wire::PeerId& peer) {
+  Node& n = brokers_[i];
+  Trace("adopt", item.job.AsBytes(), item.token.value());
+  const Epoch epoch = ledger_.EpochOf(ShardOf(SpecOf(item.job).org, kShards));
+  const auto shard = n.pump->holds().find(ShardOf(SpecOf(item.job).org, kShards));
+  if (shard == n.pump->holds().end() || shard->second != epoch) return;  // deposed: nothing that it writes counts
+  const auto before = n.granted.find(item.job);
+  if (before != n.granted.end() && before->second.first == item.token) return;  // it is told again
+  if (Ended(item.job)) Violation("S3: an attempt is adopted after its job's outcome");
+  if (item.token != max_token_[item.job]) Violation("S4: an old attempt is adopted");
+  n.granted[item.job] = {item.token, workers_[static_cast<std::size_t>(peer.front() - '0')].id};
+  n.adopted[item.job] = epoch;
+  ++report_.adopted;
 }
 
 void World::CheckLimits(const Node& n, const JobSpec& spec, Token token) {

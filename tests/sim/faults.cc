@@ -79,8 +79,8 @@ void World::CancelSomething() {
   std::ranges::sort(all, {}, &CancelRow::item);
   CancelRow row = all[all.size() - 1 - back];
   for (const SimWorker& worker : workers_) {  // what a frozen worker will go on with is the interesting case
-    if (!worker.up || worker.frozen_until <= Now() || worker.held.empty() || Chance(20)) continue;
-    const JobSpec& job = SpecOf(worker.held.begin()->first);
+    if (!worker.up || worker.frozen_until <= Now() || worker.running.empty() || Chance(20)) continue;
+    const JobSpec& job = SpecOf(worker.running.begin()->first);
     row = {job.run ? job.run->uuid : job.id.uuid, job.run.has_value(), job.org, "sim", "", {}};
   }
   if (Chance(30) && (row.is_run || ledger_.jobs.contains(JobId{row.item}))) {
@@ -138,16 +138,23 @@ void World::Send(std::size_t request, std::size_t broker) {
   In(Between(200'000, 1'500'000), [this, request, broker] { Send(request, (broker + 1) % kBrokers); });
 }
 
+void World::Crash(std::size_t b) {
+  if (!brokers_[b].up || healed_) return;
+  StopBroker(b);
+  In(Between(50'000, 7'000'000), [this, b] {
+    if (!brokers_[b].up) StartBroker(b);
+  });
+}
+
 void World::BreakSomething() {
   const std::size_t b = random_.Below(kBrokers), w = random_.Below(kWorkers);
   Trace("break", {}, b * 10 + w);
-  switch (random_.Below(8)) {
-    case 0:
-      if (!brokers_[b].up) return;
-      StopBroker(b);
-      return In(Between(50'000, 7'000'000), [this, b] {
-        if (!brokers_[b].up) StartBroker(b);
-      });
+  switch (random_.Below(9)) {
+    case 0: return Crash(b);
+    case 8:  // the worker loses one broker only: what it runs is an orphan, and lost for that broker, which may die then
+      cut_until_[{b, w}] = Now() + Between(2'000'000, 9'000'000);
+      if (Chance(60)) In(Between(3'200'000, 7'000'000), [this, b] { Crash(b); });
+      return;
     case 1: brokers_[b].frozen_until = Now() + Between(500'000, 9'000'000); return;
     case 2:
       if (!workers_[w].up) return;
@@ -181,6 +188,7 @@ LedgerFault World::NextFault() {
 
 void World::Heal() {
   healed_ = true;
+  cut_until_.clear();
   for (auto& [key, q] : ledger_.queues) {
     q.paused = false;
     ++q.revision;
@@ -193,19 +201,6 @@ void World::Heal() {
     workers_[w].frozen_until = Now();
     if (!workers_[w].up) StartWorker(w);
   }
-  // A broker that owns nothing is of no use to a worker: all of them look for the owners.
-  Roam();
 }
 
-void World::Roam() {
-  for (std::size_t w = 0; w < kWorkers; ++w) {
-    SimWorker& worker = workers_[w];
-    std::size_t to = w % kBrokers;
-    if (brokers_[to].pump->holds().empty()) to = (to + 1) % kBrokers;
-    if (to == worker.broker) continue;
-    worker.broker = to;
-    worker.welcome = false;
-  }
-  In(Micros{5'000'000}, [this] { Roam(); });
-}
 }  // namespace millrace::sim

@@ -38,7 +38,7 @@ class SimulationTest : public testing::Test {
 TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
   std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, expired = 0, overdue = 0,
-                conflicts = 0, failed = 0, kept = 0, kept_lost = 0;
+                conflicts = 0, failed = 0, adopted = 0, handed_over = 0, kept = 0, kept_lost = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -46,6 +46,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     runs += report.runs;
     lost += report.lost;
     takeovers += report.takeovers;
+    adopted += report.adopted;
+    handed_over += report.handed_over;
     kept += report.kept;
     kept_lost += report.kept_lost;
     cancelled += report.cancelled;
@@ -58,13 +60,17 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     if (++failed == 3) break;
   }
   fmt::print(
-      "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} cancelled, {} grants under limits, {} expired, "
+      "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} of them handed over, {} attempts adopted, {} "
+      "cancelled, {} grants under limits, {} expired, "
       "{} past their deadline, {} unique keys held; {} jobs of durability redis, {} lost with the queue's state\n",
-      seeds, steps, jobs, runs, lost, takeovers, cancelled, limited, expired, overdue, conflicts, kept, kept_lost);
+      seeds, steps, jobs, runs, lost, takeovers, handed_over, adopted, cancelled, limited, expired, overdue, conflicts, kept,
+      kept_lost);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
     EXPECT_GT(takeovers, seeds);
+    EXPECT_GT(adopted, seeds / 10);
+    EXPECT_GT(handed_over, seeds / 10);
     EXPECT_GT(kept, seeds);
     EXPECT_LT(kept_lost, kept / 4);
     EXPECT_GT(cancelled, seeds / 4);
@@ -86,7 +92,8 @@ TEST_F(SimulationTest, EveryMutantIsFound) {
         std::pair{Mutant::kForgetRequeue, "a lost job is not requeued"},
         std::pair{Mutant::kEnqueueTwice, "a job is enqueued twice"}, std::pair{Mutant::kNoEpochFence, "a deposed owner writes"},
         std::pair{Mutant::kCancelWithoutFence, "a cancel raises no fence"},
-        std::pair{Mutant::kNoLimits, "the limits of queues are forgotten"}}) {
+        std::pair{Mutant::kNoLimits, "the limits of queues are forgotten"},
+        std::pair{Mutant::kAdoptOldToken, "an attempt goes on whose end is recorded"}}) {
     std::uint64_t found = 0;
     for (std::uint64_t seed = 1; seed <= 200 && found == 0; ++seed)
       if (const Report report = Simulate(seed, mutant); !report.violations.empty()) {

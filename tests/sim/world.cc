@@ -14,7 +14,7 @@ World::World(std::uint64_t seed, Mutant mutant)
   ledger_.before_commit = [this](const OwnerBatch& batch) { CheckCommit(batch); };
 }
 
-Report World::Run() {
+sim::Report World::Run() {
   for (std::size_t i = 0; i < kBrokers; ++i) StartBroker(i);
   for (std::size_t i = 0; i < kWorkers; ++i) StartWorker(i);
   if (seed_ % 2 == 0) SetQueues();
@@ -73,6 +73,8 @@ void World::StartBroker(std::size_t i) {
   n.to_ledger.clear();
   n.to_queue.clear();
   n.loop_due = n.queue_due = false;
+  n.granted.clear();
+  n.adopted.clear();
   n.pump_due.reset();
   PumpAt(i, Now() + Between(0, 50'000));
   Tick(i, n.life);
@@ -127,6 +129,7 @@ void World::PumpAt(std::size_t i, Micros at) {
     std::vector<Event> out;
     const MonoTime next = node.pump->Step(out);
     if (mutant_ == Mutant::kNoLimits) ForgetLimits(out);
+    if (mutant_ == Mutant::kAdoptOldToken) ForgetTokens(out);
     // The same delay for all, so that answers keep their order.
     OnBroker(i, Micros{300}, [this, i, out = std::make_shared<std::vector<Event>>(std::move(out))](Node&) {
       for (Event& event : *out) Tell(i, std::move(event));
@@ -143,12 +146,22 @@ void World::ForgetLimits(std::vector<Event>& events) {
   }
 }
 
+void World::ForgetTokens(std::vector<Event>& events) {
+  for (Event& event : events) {
+    if (auto* runs = std::get_if<event::LiveRunsRead>(&event))
+      for (LiveRun& run : runs->runs) run.last_tokens.clear();
+    if (auto* jobs = std::get_if<event::LiveJobsRead>(&event))
+      for (LiveJob& job : jobs->jobs) job.last_token = {};
+  }
+}
+
 void World::Issue(std::size_t i, LedgerCommand& command) {
   if (auto* commit = std::get_if<command::Commit>(&command)) {
     for (const AttemptRow& row : commit->rows.attempts) brokers_[i].ends_written.emplace(row.report.job, row.report.token);
     for (const OutcomeRow& row : commit->rows.outcomes) brokers_[i].ends_written.emplace(row.report.job, row.report.token);
     Trace("commit", {}, commit->piece.value());
   }
+  if (std::holds_alternative<command::ReleaseShard>(command)) ++report_.handed_over;
   brokers_[i].to_ledger.push_back(std::move(command));
   PumpAt(i, Now() + Micros{800});
 }
@@ -191,9 +204,11 @@ void World::NoteKept(const QueueOp& op) {
 void World::Issue(std::size_t i, command::SendWorker& command) {
   if (const auto* grant = std::get_if<wire::Grant>(&command.message))
     for (const auto& job : grant->jobs) CheckGrant(i, job, command.peer);
+  if (const auto* adopt = std::get_if<wire::Adopt>(&command.message))
+    for (const auto& item : adopt->items) CheckAdopt(i, item, command.peer);
   Trace("to worker", command.peer, command.message.index());
   const std::size_t w = static_cast<std::size_t>(command.peer.front() - '0');
-  if (!healed_ && Chance(2)) return;  // lost on the way
+  if (!healed_ && (Cut(i, w) || Chance(2))) return;  // lost on the way
   const auto deliver = [this, i, w, peer = command.peer, message = std::move(command.message)] {
     ToWorker(i, w, peer, message);
   };
@@ -239,8 +254,13 @@ void World::StartWorker(std::size_t w) {
   worker.id = NewId<WorkerId>();
   worker.life = life;
   worker.up = true;
-  worker.broker = w % kBrokers;
-  Beat(w, worker.life);
+  worker::Session::Options options;
+  options.worker = worker.id;
+  options.name = fmt::format("w{}", w);
+  options.concurrency = kConcurrency;
+  options.brokers = kBrokers;
+  worker.session = std::make_unique<worker::Session>(std::move(options));
+  TurnAt(w, Now() + Between(0, 500'000));
 }
 
 void World::OnWorker(std::size_t w, Micros delay, std::function<void(SimWorker&)> what) {
@@ -252,11 +272,38 @@ void World::OnWorker(std::size_t w, Micros delay, std::function<void(SimWorker&)
   });
 }
 
-void World::FromWorker(std::size_t w, wire::Message message) {
+void World::TurnAt(std::size_t w, Micros at) {
   SimWorker& worker = workers_[w];
-  if (!healed_ && Chance(2)) return;
-  const std::size_t i = worker.broker;
-  const wire::PeerId peer = fmt::format("{}-{}", w, worker.life);
+  if (worker.turn_due && *worker.turn_due <= at) return;
+  worker.turn_due = at;
+  OnWorker(w, std::max(Micros{0}, at - Now()), [this, w, at](SimWorker& now) {
+    if (now.turn_due != at) return;
+    now.turn_due.reset();
+    now.session->OnTick(clock_.Now());
+    Turn(w);
+  });
+}
+
+void World::Turn(std::size_t w) {
+  worker::Session& session = *workers_[w].session;
+  for (worker::Session::Command& command : session.TakeCommands(clock_.Now())) {
+    if (auto* send = std::get_if<worker::Session::Send>(&command)) {
+      if (auto* ended = std::get_if<wire::Ended>(&send->message))
+        for (AttemptReport& report : ended->reports)  // of those that never started
+          if (report.result.empty()) report.result = std::to_string(report.token.value());
+      FromWorker(w, send->broker, std::move(send->message));
+    } else if (const auto* start = std::get_if<worker::Session::Start>(&command)) {
+      StartAttempt(w, start->job);
+    } else {
+      KillAttempt(w, std::get<worker::Session::Kill>(command));
+    }
+  }
+  TurnAt(w, std::max(Now() + Micros{1'000}, session.NextTick().time_since_epoch() - Micros{1'000'000}));
+}
+
+void World::FromWorker(std::size_t w, std::size_t i, wire::Message message) {
+  if (!healed_ && (Cut(i, w) || Chance(2))) return;
+  const wire::PeerId peer = fmt::format("{}-{}", w, workers_[w].life);
   OnBroker(i, Micros{200}, [this, i, peer, message = std::move(message)](Node& n) mutable {
     if (auto* ended = std::get_if<wire::Ended>(&message); ended && mutant_ == Mutant::kAcceptOldToken) {
       for (const AttemptReport& report : ended->reports) {
@@ -273,84 +320,16 @@ void World::FromWorker(std::size_t w, wire::Message message) {
   });
 }
 
-std::uint64_t World::CreditLimit(const SimWorker& worker) const {
-  const std::uint64_t busy = worker.held.size();
-  return worker.taken + (busy < kConcurrency + 1 ? kConcurrency + 1 - busy : 0);
-}
-
-std::vector<wire::Hello::Held> World::HeldBy(const SimWorker& worker) const {
-  std::vector<wire::Hello::Held> held;
-  for (const auto& [job, attempt] : worker.held) held.push_back({.job = job, .token = attempt.token});
-  return held;
-}
-
-void World::Hello(std::size_t w) {
-  SimWorker& worker = workers_[w];
-  worker.taken = 0;
-  FromWorker(w, wire::Hello{.worker = worker.id,
-                            .name = fmt::format("w{}", w),
-                            .queues = {},
-                            .kinds = {},
-                            .roots = {},
-                            .concurrency = kConcurrency,
-                            .credit_limit = CreditLimit(worker),
-                            .held = HeldBy(worker)});
-}
-
-void World::Beat(std::size_t w, std::uint64_t life) {
-  OnWorker(w, kHeartbeatInterval, [this, w, life](SimWorker& worker) {
-    if (!worker.welcome) {
-      Hello(w);
-    } else {
-      FromWorker(w, wire::Beat{.worker = worker.id,
-                               .credit_limit = CreditLimit(worker),
-                               .held = HeldBy(worker),
-                               .progress = {},
-                               .draining = false});
-    }
-    if (!worker.unanswered.empty()) SendReports(w);
-    Beat(w, life);
-  });
-}
-
-void World::SendReports(std::size_t w) {
-  SimWorker& worker = workers_[w];
-  wire::Ended ended{.worker = worker.id, .credit_limit = CreditLimit(worker), .reports = {}};
-  for (const auto& [key, report] : worker.unanswered) ended.reports.push_back(report);
-  FromWorker(w, std::move(ended));
-}
-
 void World::ToWorker(std::size_t i, std::size_t w, const wire::PeerId& peer, const wire::Message& message) {
   OnWorker(w, Micros{0}, [this, i, w, peer, message](SimWorker& worker) {
-    if (peer != fmt::format("{}-{}", w, worker.life) || worker.broker != i) return;
-    if (std::holds_alternative<wire::Welcome>(message)) worker.welcome = true;
-    if (const auto* beat = std::get_if<wire::BrokerBeat>(&message); beat && !beat->known) Hello(w);
-    if (const auto* grant = std::get_if<wire::Grant>(&message))
-      for (const auto& job : grant->jobs) StartAttempt(w, job);
-    if (const auto* revoke = std::get_if<wire::Revoke>(&message))
-      for (const auto& item : revoke->items)
-        if (const auto it = worker.held.find(item.job); it != worker.held.end() && it->second.token == item.token) {
-          worker.held.erase(it);
-          if (item.reason != "cancelled") continue;
-          AttemptReport report;
-          report.job = item.job;
-          report.token = item.token;
-          report.end = AttemptEnd::kCancelled;
-          report.result = std::to_string(item.token.value());
-          worker.unanswered.emplace(std::pair{item.job, item.token}, report);
-          SendReports(w);
-        }
-    if (const auto* reply = std::get_if<wire::EndedReply>(&message))
-      for (const auto& item : reply->items) worker.unanswered.erase({item.job, item.token});
+    if (peer != fmt::format("{}-{}", w, worker.life)) return;
+    worker.session->OnMessage(clock_.Now(), i, message);
+    Turn(w);
   });
 }
 
 void World::StartAttempt(std::size_t w, const wire::Grant::Job& job) {
-  SimWorker& worker = workers_[w];
-  ++worker.taken;
-  if (const auto it = worker.held.find(job.id); it != worker.held.end() && it->second.token >= job.token) return;
-  if (worker.unanswered.contains({job.id, job.token})) return;
-  worker.held[job.id] = {.token = job.token};
+  workers_[w].running[job.id] = job.token;
   Effect& effect = effects_[job.id];
   if (job.fence_only && mutant_ != Mutant::kCancelWithoutFence) effect.fence = std::max(effect.fence, job.token);
   if (job.fence_only) {
@@ -358,19 +337,41 @@ void World::StartAttempt(std::size_t w, const wire::Grant::Job& job) {
     return;
   }
   if (effect.fence < job.token) effect.fence = job.token;  // raises the fence, unless a newer attempt did
-  const Micros duration = Chance(85) ? Between(1'000, 300'000) : Between(300'000, 6'000'000);
+  const Micros duration = Chance(80)   ? Between(1'000, 300'000)
+                          : Chance(80) ? Between(300'000, 6'000'000)
+                                       : Between(6'000'000, 20'000'000);  // longer than a takeover takes
   OnWorker(w, duration, [this, w, id = job.id, token = job.token](SimWorker&) { EndAttempt(w, id, token); });
 }
 
+bool World::StillRuns(std::size_t w, JobId id, Token token) {
+  const auto it = workers_[w].running.find(id);
+  if (it == workers_[w].running.end() || it->second != token) return false;
+  workers_[w].running.erase(it);
+  return true;
+}
+
+void World::Report(std::size_t w, AttemptReport report) {
+  report.result = std::to_string(report.token.value());  // what really ran, whatever becomes of `token`
+  workers_[w].session->OnEnded(clock_.Now(), std::move(report));
+  Turn(w);
+}
+
+void World::KillAttempt(std::size_t w, const worker::Session::Kill& kill) {
+  OnWorker(w, Between(100, 50'000), [this, w, kill](SimWorker&) {
+    if (!StillRuns(w, kill.job, kill.token)) return;
+    AttemptReport report;
+    report.job = kill.job;
+    report.token = kill.token;
+    report.end = kill.reason == worker::KillReason::kCancelled ? AttemptEnd::kCancelled : AttemptEnd::kHandedBack;
+    Report(w, std::move(report));
+  });
+}
+
 void World::EndAttempt(std::size_t w, JobId id, Token token) {
-  SimWorker& worker = workers_[w];
-  const auto it = worker.held.find(id);
-  if (it == worker.held.end() || it->second.token != token) return;
-  worker.held.erase(it);
+  if (!StillRuns(w, id, token)) return;
   AttemptReport report;
   report.job = id;
   report.token = token;
-  report.result = std::to_string(token.value());  // what really ran, whatever becomes of `token`
   Effect& effect = effects_[id];
   const std::uint64_t dice = random_.Below(100);
   if (dice < 78 || healed_) {
@@ -387,26 +388,21 @@ void World::EndAttempt(std::size_t w, JobId id, Token token) {
     report.end = AttemptEnd::kHandedBack;
   }
   Trace("end", id.AsBytes(), token.value());
-  worker.unanswered.emplace(std::pair{id, token}, report);
-  SendReports(w);
+  Report(w, std::move(report));
 }
 
 void World::EndFence(std::size_t w, JobId id, Token token) {
-  SimWorker& worker = workers_[w];
-  const auto it = worker.held.find(id);
-  if (it == worker.held.end() || it->second.token != token) return;
-  worker.held.erase(it);
+  if (!StillRuns(w, id, token)) return;
   AttemptReport report;
   report.job = id;
   report.token = token;
-  report.result = std::to_string(token.value());
   report.end = effects_[id].published > 0        ? AttemptEnd::kSucceeded
                : healed_ || random_.Below(5) > 0 ? AttemptEnd::kCancelled
                                                  : AttemptEnd::kFailed;
   Trace("fenced", id.AsBytes(), token.value());
-  worker.unanswered.emplace(std::pair{id, token}, report);
-  SendReports(w);
+  Report(w, std::move(report));
 }
-Report Simulate(std::uint64_t seed, Mutant mutant) { return World(seed, mutant).Run(); }
+
+sim::Report Simulate(std::uint64_t seed, Mutant mutant) { return World(seed, mutant).Run(); }
 
 }  // namespace millrace::sim

@@ -17,6 +17,7 @@
 #include "tests/sim/simulation.h"
 #include "tests/support/memory_ledger.h"
 #include "tests/support/memory_queue.h"
+#include "worker/session.h"
 
 namespace millrace::sim {
 
@@ -41,23 +42,19 @@ struct Node {  // a broker process
   std::vector<command::Execute> to_queue;
   bool loop_due = false, queue_due = false;
   std::optional<Micros> pump_due;
-  std::set<std::pair<JobId, Token>> ends_written;  // attempts whose end this process sent to the ledger
-  std::map<JobId, std::pair<Token, WorkerId>> granted;
+  std::set<std::pair<JobId, Token>> ends_written;       // attempts whose end this process sent to the ledger
+  std::map<JobId, std::pair<Token, WorkerId>> granted;  // or adopted
+  std::map<JobId, Epoch> adopted;                       // in which epoch of its own
 };
 
-struct Attempt {
-  Token token;
-  bool done = false;
-};
-struct SimWorker {
+struct SimWorker {  // the real Session, and what it started
   WorkerId id;
   std::uint64_t life = 0;
-  bool up = false, welcome = false, draining = false;
+  bool up = false;
   Micros frozen_until{0};
-  std::size_t broker = 0;
-  std::uint64_t taken = 0;
-  std::map<JobId, Attempt> held;
-  std::map<std::pair<JobId, Token>, AttemptReport> unanswered;
+  std::unique_ptr<worker::Session> session;
+  std::map<JobId, Token> running;
+  std::optional<Micros> turn_due;
 };
 struct Request {  // of a client, sent again until it is answered
   wire::Message message;
@@ -77,7 +74,7 @@ class World {
  public:
   World(std::uint64_t seed, Mutant mutant);
 
-  Report Run();
+  sim::Report Run();
 
  private:
   struct Item {
@@ -114,6 +111,7 @@ class World {
   void Loop(std::size_t i);
   void PumpAt(std::size_t i, Micros at);
   static void ForgetLimits(std::vector<Event>& events);
+  static void ForgetTokens(std::vector<Event>& events);
   void Issue(std::size_t i, LedgerCommand& command);
   void Issue(std::size_t i, command::Execute& command);
   void QueueStep(std::size_t i, Node& n);
@@ -124,17 +122,17 @@ class World {
   // ---- workers -----------------------------------------------------------------------------------------------------------
   void StartWorker(std::size_t w);
   void OnWorker(std::size_t w, Micros delay, std::function<void(SimWorker&)> what);
-  void FromWorker(std::size_t w, wire::Message message);
-  static constexpr std::uint64_t kConcurrency = 3;
-  std::uint64_t CreditLimit(const SimWorker& worker) const;
-  std::vector<wire::Hello::Held> HeldBy(const SimWorker& worker) const;
-  void Hello(std::size_t w);
-  void Beat(std::size_t w, std::uint64_t life);
-  void SendReports(std::size_t w);
+  void FromWorker(std::size_t w, std::size_t broker, wire::Message message);
+  static constexpr std::uint32_t kConcurrency = 3;
+  void Turn(std::size_t w);  // carries out what the session wants, and comes back when it wants to be asked again
+  void TurnAt(std::size_t w, Micros at);
+  void KillAttempt(std::size_t w, const worker::Session::Kill& kill);
   void ToWorker(std::size_t i, std::size_t w, const wire::PeerId& peer, const wire::Message& message);
   void StartAttempt(std::size_t w, const wire::Grant::Job& job);
   void EndAttempt(std::size_t w, JobId id, Token token);
   void EndFence(std::size_t w, JobId id, Token token);
+  bool StillRuns(std::size_t w, JobId id, Token token);
+  void Report(std::size_t w, AttemptReport report);
 
   // ---- clients and faults --------------------------------------------------------------------------------------------------
   JobSpec NewJob(OrgId org);
@@ -146,11 +144,16 @@ class World {
   void Ring(OrgId org);
   void Send(std::size_t request, std::size_t broker);
   void BreakSomething();
+  void Crash(std::size_t b);
+  bool Cut(std::size_t broker, std::size_t worker) const {
+    const auto it = cut_until_.find({broker, worker});
+    return it != cut_until_.end() && it->second > Now();
+  }
   LedgerFault NextFault();
   void Heal();
-  void Roam();
 
   // ---- checks --------------------------------------------------------------------------------------------------------------
+  void CheckAdopt(std::size_t i, const wire::Hello::Held& item, const wire::PeerId& peer);
   void CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::PeerId& peer);
   // As the owner knows it: attempts of its epoch whose end it has not sent to the ledger.
   void CheckLimits(const Node& n, const JobSpec& spec, Token token);
@@ -188,8 +191,9 @@ class World {
   std::priority_queue<Item> agenda_;
   std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;
   bool healed_ = false;
+  std::map<std::pair<std::size_t, std::size_t>, Micros> cut_until_;  // broker and worker do not hear each other
   Micros ledger_down_until_{0}, ledger_unknown_until_{0};
-  Report report_;
+  sim::Report report_;
 };
 
 }  // namespace millrace::sim

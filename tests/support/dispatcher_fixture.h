@@ -64,6 +64,8 @@ class DispatcherTest : public ::testing::Test {
       replies_.insert(replies_.end(), reply->items.begin(), reply->items.end());
     if (const auto* revoke = std::get_if<wire::Revoke>(&message))
       revokes_.insert(revokes_.end(), revoke->items.begin(), revoke->items.end());
+    if (const auto* adopt = std::get_if<wire::Adopt>(&message))
+      adopts_.insert(adopts_.end(), adopt->items.begin(), adopt->items.end());
     if (const auto* beat = std::get_if<wire::BrokerBeat>(&message)) known_ = beat->known;
   }
   void Advance(Micros d) {
@@ -155,6 +157,7 @@ class DispatcherTest : public ::testing::Test {
   std::vector<std::pair<std::string, wire::Grant::Job>> grants_;
   std::vector<wire::EndedReply::Item> replies_;
   std::vector<wire::Revoke::Item> revokes_;
+  std::vector<wire::Hello::Held> adopts_;
   std::vector<wire::Message> client_;
   std::size_t queue_ops_ = 0;
   bool hold_replies_ = false;  // the queue answers, but the answers are under way

@@ -72,6 +72,16 @@ class MemoryLedger final : public Ledger {
     return all;
   }
 
+  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, std::string_view, bool leaving, MonoTime) override {
+    MILLRACE_TRY(Up());
+    brokers_[owner] = clock_.WallNow();
+    if (leaving) brokers_.erase(owner);
+    std::erase_if(brokers_, [this](const auto& b) { return clock_.WallNow() - b.second >= kOwnershipTtl; });
+    std::vector<OwnerId> alive;
+    for (const auto& [id, at] : brokers_) alive.push_back(id);
+    return alive;
+  }
+
   Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime) override {
     const LedgerFault f = fault ? fault() : LedgerFault::kNone;
     if (f == LedgerFault::kUnavailable) return Fail(ErrorCode::kUnavailable, "down");
@@ -325,10 +335,15 @@ class MemoryLedger final : public Ledger {
     return true;
   }
   LiveJob Live(const JobRows& rows) {
-    LiveJob live{.spec = rows.spec, .counters = {}, .next_run_at = {}, .cancelling = cancels.contains(rows.spec.id.uuid)};
+    LiveJob live{.spec = rows.spec,
+                 .counters = {},
+                 .next_run_at = {},
+                 .cancelling = cancels.contains(rows.spec.id.uuid),
+                 .last_token = {}};
     if (!rows.attempts.empty()) {
       live.counters = rows.attempts.back().counters;
       live.next_run_at = rows.attempts.back().next_run_at;
+      live.last_token = rows.attempts.back().report.token;
     }
     return live;
   }
@@ -338,6 +353,7 @@ class MemoryLedger final : public Ledger {
                  .ended = {},
                  .counters = {},
                  .next_run_at = {},
+                 .last_tokens = {},
                  .cancelling = cancels.contains(run.id.uuid),
                  .cancel_reason = {}};
     if (live.cancelling) live.cancel_reason = CancelReason(cancels.at(run.id.uuid).actor, cancels.at(run.id.uuid).reason);
@@ -348,6 +364,7 @@ class MemoryLedger final : public Ledger {
       if (rows.attempts.empty()) continue;
       live.counters[id] = rows.attempts.back().counters;
       live.next_run_at[id] = rows.attempts.back().next_run_at;
+      live.last_tokens[id] = rows.attempts.back().report.token;
     }
     return live;
   }
@@ -355,6 +372,7 @@ class MemoryLedger final : public Ledger {
   const Clock& clock_;
   std::uint16_t shard_count_;
   std::map<ShardId, ShardStatus> shards_;
+  std::map<OwnerId, WallTime> brokers_;
   std::map<std::string, Key> unique_;
 };
 

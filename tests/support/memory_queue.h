@@ -41,6 +41,7 @@ class MemoryQueue final : public JobQueue {
  private:
   struct Shard {
     std::optional<Epoch> epoch;
+    Epoch unbroken_since;
     std::map<std::string, std::deque<QueueEntry>> lines;
     std::multimap<WallTime, QueueEntry> scheduled;
     std::set<JobId> in_flight;
@@ -59,9 +60,14 @@ class MemoryQueue final : public JobQueue {
     if (shard.epoch && *shard.epoch > op.epoch) return Fail(ErrorCode::kStale, "a higher epoch is stored");
     QueueReply reply;
     reply.maybe_old = shard.taken_on != server_;
+    if (reply.maybe_old || !shard.epoch) {
+      shard.in_flight.clear();
+      shard.unbroken_since = op.epoch;
+    }
     shard.epoch = op.epoch;
     shard.taken_on = server_;
-    shard.in_flight.clear();
+    reply.in_flight.assign(shard.in_flight.begin(), shard.in_flight.end());
+    reply.unbroken_since = shard.unbroken_since;
     std::erase_if(shard.lines, [](const auto& line) { return !IsKeptLine(line.first) || line.second.empty(); });
     std::erase_if(shard.scheduled, [](const auto& due) { return !IsKeptLine(due.second.line); });
     for (const auto& [line, entries] : shard.lines)

@@ -64,6 +64,7 @@ class DyingLedger final : public Ledger {
   Result<Epoch> TakeShard(ShardId, OwnerId, std::string_view, MonoTime) override { return Never(); }
   Result<void> RenewShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return Never(); }
   Result<void> ReleaseShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return Never(); }
+  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId, std::string_view, bool, MonoTime) override { return Never(); }
   Result<std::vector<ShardStatus>> Shards(MonoTime) override { return Never(); }
   Result<OwnerBatchResult> Commit(const OwnerBatch&, MonoTime) override { return Never(); }
   Result<std::vector<LiveJob>> LiveSingleJobs(ShardId, std::uint16_t, std::optional<JobId>, std::uint32_t, MonoTime) override {

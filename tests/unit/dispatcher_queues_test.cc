@@ -210,6 +210,9 @@ TEST_F(DispatcherQueuesTest, LimitsHoldAfterATakeoverAndAWipe) {
   running_.clear();
   Start();
   Hello("v");
+  EXPECT_EQ(running_.size(), 0U) << "what may run counts: the limit is reached";
+  EXPECT_EQ(dispatcher_->leases(), 2U);
+  Live("v", 4s);
   EXPECT_EQ(running_.size(), 2U) << "another process reads the same settings before it grants";
   for (int i = 0; i < 4; ++i) {
     ASSERT_FALSE(running_.empty());

@@ -1,0 +1,344 @@
+// What delayed jobs cost: the resident memory of broker and worker before and after so many of them are accepted, and how late
+// due ones leave while the others wait. Needs MILLRACE_TEST_REDIS and MILLRACE_TEST_POSTGRES (a database and a key prefix of
+// its own, removed afterwards).
+//
+//   millrace_delayed [JOBS] [DUE] [redis|ledger]
+//
+// The broker is the product's, in a process of its own; so is the worker (worker/worker.h), which takes no jobs: it is there
+// to be measured. The due jobs go to a second worker inside this process, which speaks the wire protocol and notes when each
+// grant arrives. JOBS (default 1,000,000) are due in a day; DUE (default 2,000) are due one after the other, 2 ms apart. A
+// warm-up of a tenth of JOBS, which end before anything is measured, is there so that buffers have grown once. Prints JSON;
+// exit code 1 when memory grew by more than a tenth, a due job did not leave, or one was granted before its time.
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "broker/broker.h"
+#include "common/base/log.h"
+#include "common/base/random.h"
+#include "common/drivers/postgres.h"
+#include "common/drivers/redis.h"
+#include "common/queue/redis_queue.h"
+#include "common/wire/messages.h"
+#include "common/wire/zmq_transport.h"
+#include "worker/worker.h"
+
+namespace millrace::bench {
+namespace {
+
+constexpr std::size_t kBatch = 1000, kOutstanding = 8;
+constexpr std::size_t kPayloadBytes = 100;
+constexpr Millis kGap{2};
+
+struct Setting {
+  std::string redis, server, database, dsn, prefix, front, back;
+  Durability durability = Durability::kLedger;
+};
+
+std::atomic<bool> stop{false};
+
+Result<void> RunBroker(const Setting& s) {
+  const SystemClock clock;
+  SystemRandom random;
+  IdGenerator ids(clock, random);
+  BrokerOptions options;
+  options.owner = ids.Next<OwnerId>();
+  options.front_endpoints = {s.front};
+  options.back_endpoints = {s.back};
+  options.clock = &clock;
+  options.random = &random;
+  options.make_ledger = [&]() -> Result<std::unique_ptr<Ledger>> {
+    MILLRACE_TRY_ASSIGN(
+        auto ledger,
+        OpenPostgresLedger(
+            {.dsn = s.dsn, .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 1, .actor = "bench"},
+            clock.Now() + Millis{10'000}));
+    MILLRACE_TRY(ledger->Migrate(clock.Now() + Millis{10'000}));
+    return ledger;
+  };
+  options.make_queue = [&]() -> Result<std::unique_ptr<JobQueue>> {
+    MILLRACE_TRY_ASSIGN(auto queue, RedisQueue::Open({.endpoint = s.redis, .prefix = s.prefix}, clock.Now() + Millis{10'000}));
+    return std::unique_ptr<JobQueue>(std::move(queue));
+  };
+  const auto context = wire::MakeZmqContext();
+  options.make_transport = [&] { return wire::MakeZmqTransport(context); };
+  Broker broker(std::move(options));
+  MILLRACE_TRY(broker.Start());
+  while (!stop) std::this_thread::sleep_for(Millis{20});
+  broker.RequestStop();
+  broker.Join();
+  return {};
+}
+
+Result<void> RunIdleWorker(const Setting& s) {
+  const SystemClock clock;
+  SystemRandom random;
+  IdGenerator ids(clock, random);
+  MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  worker::WorkerOptions options;
+  options.name = "measured";
+  options.id = ids.Next<WorkerId>();
+  options.brokers = {s.back};
+  options.concurrency = 4;
+  options.kinds = {"command"};  // the jobs here are of another kind
+  worker::Worker worker(options, clock, std::move(transport));
+  std::thread watch([&] {
+    while (!stop) std::this_thread::sleep_for(Millis{20});
+    worker.RequestDrain();
+  });
+  auto ran = worker.Run();
+  stop = true;
+  watch.join();
+  return ran;
+}
+
+template <class Body>
+pid_t Spawn(Body body) {
+  const pid_t child = ::fork();
+  if (child != 0) return child;
+  ::signal(SIGTERM, [](int) { stop = true; });
+  const Result<void> ran = body();
+  if (!ran) fmt::print(stderr, "{}\n", ran.error().message);
+  ::_exit(ran ? 0 : 1);
+}
+
+long RssKb(pid_t pid) {
+  std::ifstream in(fmt::format("/proc/{}/status", pid));
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with("VmRSS:")) return std::atol(line.c_str() + 6);
+  return 0;
+}
+
+class Line {
+ public:
+  explicit Line(const std::string& endpoint) : transport_(wire::MakeZmqTransport(wire::MakeZmqContext()).value()) {
+    socket_ = transport_->Connect(endpoint).value();
+  }
+  Result<void> Send(const wire::Message& message) {
+    const std::string frame = wire::Encode(message);
+    const MonoTime give_up = clock_.Now() + Millis{30'000};
+    while (true) {
+      auto sent = socket_->Send(frame);
+      if (sent || clock_.Now() >= give_up) return sent;
+      transport_->Wait(Millis{5});
+    }
+  }
+  template <class Take>
+  Result<void> Receive(Millis timeout, Take take) {
+    transport_->Wait(timeout);
+    while (auto frame = socket_->Receive()) {
+      MILLRACE_TRY_ASSIGN(const wire::Message message, wire::Decode(*frame));
+      MILLRACE_TRY(take(message));
+    }
+    return {};
+  }
+
+ private:
+  SystemClock clock_;
+  std::unique_ptr<wire::Transport> transport_;
+  std::unique_ptr<wire::ClientSocket> socket_;
+};
+
+class Bench {
+ public:
+  explicit Bench(const Setting& s) : setting_(s), client_(s.front), worker_(s.back), me_(ids_.Next<WorkerId>()) {}
+
+  // `count` jobs, the i-th of which is due at at(i).
+  template <class At>
+  Result<void> Submit(std::uint64_t count, const std::string& kind, At at, bool note) {
+    std::uint64_t made = 0, accepted = 0, waiting = 0;
+    while (accepted < count) {
+      while (waiting < kOutstanding && made < count) {
+        wire::SubmitJobs submit{.request = ++request_, .jobs = {}};
+        for (std::size_t i = 0; i < kBatch && made < count; ++i, ++made) {
+          JobSpec job;
+          job.id = ids_.Next<JobId>();
+          job.kind = kind;
+          job.payload.assign(kPayloadBytes, static_cast<char>('a' + made % 26));
+          job.run_at = at(made);
+          job.options.durability = setting_.durability;
+          if (note) due_[job.id] = *job.run_at;
+          submit.jobs.push_back(std::move(job));
+        }
+        MILLRACE_TRY(client_.Send(submit));
+        ++waiting;
+      }
+      MILLRACE_TRY(client_.Receive(Millis{20}, [&](const wire::Message& message) -> Result<void> {
+        if (const auto* problem = std::get_if<wire::Problem>(&message))
+          return Fail(ErrorCode::kRejected, "{}: {}", problem->code, problem->message);
+        if (const auto* reply = std::get_if<wire::SubmitReply>(&message)) accepted += reply->accepted.size(), --waiting;
+        return {};
+      }));
+      MILLRACE_TRY(Serve(Millis{0}));
+    }
+    return {};
+  }
+
+  // The worker's side: takes what comes, reports success at once.
+  Result<void> Serve(Millis timeout) {
+    if (clock_.Now() >= next_beat_) {
+      next_beat_ = clock_.Now() + kHeartbeatInterval;
+      const std::uint64_t limit = taken_ + 5000;
+      if (known_) {
+        MILLRACE_TRY(
+            worker_.Send(wire::Beat{.worker = me_, .credit_limit = limit, .held = {}, .progress = {}, .draining = false}));
+      } else {
+        taken_ = 0;
+        MILLRACE_TRY(worker_.Send(wire::Hello{.worker = me_,
+                                              .name = "bench",
+                                              .queues = {},
+                                              .kinds = {"due", "warm"},
+                                              .roots = {},
+                                              .concurrency = 5000,
+                                              .credit_limit = 5000,
+                                              .held = {}}));
+      }
+    }
+    return worker_.Receive(timeout, [&](const wire::Message& message) -> Result<void> {
+      if (std::holds_alternative<wire::Welcome>(message)) known_ = true;
+      if (const auto* beat = std::get_if<wire::BrokerBeat>(&message)) known_ = beat->known;
+      const auto* grant = std::get_if<wire::Grant>(&message);
+      if (grant == nullptr) return {};
+      const WallTime now = clock_.WallNow();
+      wire::Ended ended{.worker = me_, .credit_limit = 0, .reports = {}};
+      for (const auto& job : grant->jobs) {
+        ++taken_;
+        if (const auto due = due_.find(job.id); due != due_.end()) {
+          late_ms_.push_back(static_cast<double>((now - due->second).count()) / 1000);
+          due_.erase(due);
+        } else {
+          ++others_;
+        }
+        AttemptReport report;
+        report.job = job.id;
+        report.token = job.token;
+        report.end = AttemptEnd::kSucceeded;
+        report.started_at = report.finished_at = now;
+        ended.reports.push_back(std::move(report));
+      }
+      ended.credit_limit = taken_ + 5000;
+      return worker_.Send(ended);
+    });
+  }
+
+  Result<void> ServeFor(Millis time) {
+    for (const MonoTime end = clock_.Now() + time; clock_.Now() < end;) MILLRACE_TRY(Serve(Millis{20}));
+    return {};
+  }
+
+  SystemClock clock_;
+  std::map<JobId, WallTime> due_;  // not granted yet
+  std::vector<double> late_ms_;
+  std::uint64_t others_ = 0;  // granted, of the warm-up
+
+ private:
+  const Setting& setting_;
+  SystemRandom random_;
+  IdGenerator ids_{clock_, random_};
+  Line client_, worker_;
+  WorkerId me_;
+  bool known_ = false;
+  std::uint64_t taken_ = 0, request_ = 0;
+  MonoTime next_beat_{};
+};
+
+Result<bool> Measure(const Setting& s, std::uint64_t jobs, std::uint64_t due, pid_t broker, pid_t worker) {
+  Bench bench(s);
+  const WallTime now = bench.clock_.WallNow();
+  MILLRACE_TRY(bench.Submit(jobs / 10, "warm", [&](std::uint64_t) { return now; }, false));
+  while (bench.others_ < jobs / 10) MILLRACE_TRY(bench.Serve(Millis{20}));
+  MILLRACE_TRY(bench.ServeFor(Millis{3000}));
+  const long broker_before = RssKb(broker), worker_before = RssKb(worker);
+  const MonoTime start = bench.clock_.Now();
+  MILLRACE_TRY(bench.Submit(jobs, "later", [&](std::uint64_t i) { return now + std::chrono::hours{24} + Micros{i}; }, false));
+  const double seconds = static_cast<double>((bench.clock_.Now() - start).count()) / 1e6;
+  MILLRACE_TRY(bench.ServeFor(Millis{3000}));
+  const long broker_after = RssKb(broker), worker_after = RssKb(worker);
+  const WallTime first = bench.clock_.WallNow() + Millis{4000};
+  MILLRACE_TRY(bench.Submit(due, "due", [&](std::uint64_t i) { return first + kGap * static_cast<std::int64_t>(i); }, true));
+  const MonoTime give_up = bench.clock_.Now() + Millis{20'000} + kGap * static_cast<std::int64_t>(due);
+  while (!bench.due_.empty() && bench.clock_.Now() < give_up) MILLRACE_TRY(bench.Serve(Millis{20}));
+  std::vector<double>& late = bench.late_ms_;
+  std::ranges::sort(late);
+  const auto at = [&](double p) {
+    return late.empty() ? -1.0 : late[static_cast<std::size_t>(p * static_cast<double>(late.size() - 1))];
+  };
+  const bool early = !late.empty() && late.front() < 0;
+  const bool flat = broker_after <= broker_before + broker_before / 10 && worker_after <= worker_before + worker_before / 10;
+  fmt::print(
+      "{{\"delayed\": {}, \"durability\": \"{}\", \"accepted_per_s\": {:.0f}, \"broker_rss_kb\": [{}, {}], \"worker_rss_kb\": "
+      "[{}, {}], \"due\": {}, \"left\": {}, \"late_ms\": {{\"p50\": {:.1f}, \"p99\": {:.1f}, \"max\": {:.1f}}}, "
+      "\"memory_within_a_tenth\": {}}}\n",
+      jobs, s.durability == Durability::kRedis ? "redis" : "ledger", static_cast<double>(jobs) / seconds, broker_before,
+      broker_after, worker_before, worker_after, due, late.size(), at(0.5), at(0.99), at(1), flat);
+  return flat && !early && bench.due_.empty();
+}
+
+Result<void> DropKeys(const Setting& s) {
+  const SystemClock clock;
+  const MonoTime deadline = clock.Now() + Millis{60'000};
+  MILLRACE_TRY_ASSIGN(const auto endpoint, redis::ParseEndpoint(s.redis));
+  MILLRACE_TRY_ASSIGN(auto connection, redis::Connection::Connect(endpoint, {}, deadline));
+  MILLRACE_TRY_ASSIGN(const auto keys, connection.Call({"KEYS", "{" + s.prefix + ":*"}, deadline));
+  MILLRACE_TRY_ASSIGN(const auto items, keys.AsArray("keys"));
+  for (const auto& key : items) {
+    MILLRACE_TRY_ASSIGN(const std::string_view name, key.AsString("key"));
+    MILLRACE_TRY(connection.Call({"UNLINK", name}, deadline));
+  }
+  return {};
+}
+
+int Main(int argc, char** argv) {
+  const char *redis = std::getenv("MILLRACE_TEST_REDIS"), *server = std::getenv("MILLRACE_TEST_POSTGRES");
+  if (redis == nullptr || server == nullptr) {
+    fmt::print(stderr, "MILLRACE_TEST_REDIS and MILLRACE_TEST_POSTGRES must be set\n");
+    return 2;
+  }
+  ConfigureLog(LogLevel::kWarn, LogFormat::kText, "delayed");
+  const std::uint64_t jobs = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1'000'000;
+  const std::uint64_t due = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 2'000;
+  Setting s{.redis = redis,
+            .server = server,
+            .database = "mr_delayed_" + std::to_string(::getpid()),
+            .dsn = {},
+            .prefix = {},
+            .front = {},
+            .back = {}};
+  if (argc > 3 && std::string(argv[3]) == "redis") s.durability = Durability::kRedis;
+  s.dsn = s.server + " dbname=" + s.database;
+  s.prefix = s.database;
+  s.front = fmt::format("ipc:///tmp/{}-front", s.database);
+  s.back = fmt::format("ipc:///tmp/{}-back", s.database);
+  const SystemClock clock;
+  PgOptions options;
+  options.dsn = s.server;
+  const auto admin = PgConnection::Connect(options, clock, clock.Now() + Millis{10'000});
+  if (!admin || !(*admin)->Exec("create database " + s.database, clock.Now() + Millis{30'000})) return 2;
+  const pid_t broker = Spawn([&] { return RunBroker(s); });
+  const pid_t worker = Spawn([&] { return RunIdleWorker(s); });
+  const auto good = Measure(s, jobs, due, broker, worker);
+  if (!good) fmt::print(stderr, "{}\n", good.error().message);
+  for (const pid_t child : {worker, broker}) {
+    ::kill(child, SIGTERM);
+    ::waitpid(child, nullptr, 0);
+  }
+  (void)(*admin)->Exec("drop database if exists " + s.database + " with (force)", clock.Now() + Millis{60'000});
+  if (auto dropped = DropKeys(s); !dropped) fmt::print(stderr, "keys {}*: {}\n", s.prefix, dropped.error().message);
+  for (const std::string& endpoint : {s.front, s.back}) ::unlink(endpoint.substr(6).c_str());
+  return good && *good ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace millrace::bench
+
+int main(int argc, char** argv) { return millrace::bench::Main(argc, argv); }

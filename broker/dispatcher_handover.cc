@@ -1,0 +1,201 @@
+// How a shard goes from one owner to the next without its running attempts being run again.
+//
+// The rule that makes it safe: before a job gets a new token, the end of its older one is durable in its attempt rows. So of
+// all tokens of a job at most one has no row, it is the newest, and it may go on under whoever owns the shard. The queue says
+// which jobs may have such a token (it keeps what was claimed and is not out of flight yet). The new owner holds them back as
+// leases of an unknown worker; a worker that says it runs one, under a token above the job's last row, keeps it. What nobody
+// says within kAdoptionWindow is lost, like a lease whose worker went silent.
+#include <algorithm>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "common/base/check.h"
+#include "common/base/log.h"
+
+namespace millrace {
+
+// ---- the old owner -------------------------------------------------------------------------------------------------------
+
+// Nothing is started any more; what was started and what is being written goes on until nothing is under way.
+void Dispatcher::On(event::YieldShard& e) {
+  Shard* shard = Current(e.hold);
+  if (shard == nullptr || shard->yield_by) return;
+  LogInfo("shard {}: epoch {} is handed to another broker", e.hold.shard.value(), e.hold.epoch.value());
+  shard->yield_by = now_ + kYieldBudget;
+  lines_.DropShard(e.hold.shard);
+}
+
+void Dispatcher::ReleaseYielded() {
+  for (auto& [id, shard] : shards_) {
+    if (!shard.yield_by) continue;
+    const auto of_it = [&](const auto& item) { return item.hold == shard.hold; };
+    const bool busy = std::ranges::any_of(ops_, of_it) || !shard.checks.empty() || !shard.enqueue.empty() ||
+                      !shard.requeue.empty() || !shard.finish.empty() ||
+                      std::ranges::any_of(pieces_, [&](const auto& piece) { return of_it(piece.second); });
+    // What is then still on its way is treated as at any other loss: its outcome is not known.
+    if (busy && now_ < *shard.yield_by) continue;
+    ToLedger(command::ReleaseShard{.hold = shard.hold});
+    DropShard(shard, "handed to another broker");
+  }
+}
+
+// To the worker of a lease whose shard is not ours any more.
+void Dispatcher::LeaveLease(const Shard& shard, const Lease& lease) {
+  const auto worker = workers_.find(lease.worker);
+  if (worker == workers_.end()) return;
+  // Of kept jobs and of those that are being cancelled nobody knows enough: they start again.
+  const bool goes_on = !lease.kept && !lease.fence && !lease.lost && !Cancelling(shard, *lease.spec);
+  RevokeLater(
+      worker->second.peer,
+      {.job = lease.spec->id, .token = lease.token, .reason = goes_on ? std::string(wire::kHandedOver) : "owner_changed"});
+}
+
+void Dispatcher::LeaveAll() {
+  if (std::exchange(left_, true)) return;
+  for (const auto& [job, lease] : leases_) LeaveLease(shards_.at(lease.shard), lease);
+}
+
+// ---- the new owner -------------------------------------------------------------------------------------------------------
+
+void Dispatcher::NoteDelivered(Shard& shard, QueueReply& reply) {
+  shard.unbroken_since = reply.unbroken_since;
+  for (const JobId& id : std::exchange(reply.in_flight, {})) shard.delivered.try_emplace(id);
+}
+
+// What the rebuild found to be delivered, of a run.
+void Dispatcher::NoteTokens(Shard& shard, LiveRun& run) {
+  if (shard.delivered.empty()) return;
+  for (const JobSpec& job : run.jobs) {
+    const auto delivered = shard.delivered.find(job.id);
+    if (delivered == shard.delivered.end()) continue;
+    run.counters.try_emplace(job.id);  // the run has begun, whether or not a row says so
+    if (const auto token = run.last_tokens.find(job.id); token != run.last_tokens.end()) delivered->second = token->second;
+  }
+}
+
+// A job that may run somewhere: nobody else gets it before its worker had time to speak up. False: it does not.
+bool Dispatcher::Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters,
+                         std::optional<WallTime> run_at) {
+  const JobId id = spec->id;
+  const auto delivered = shard.delivered.find(id);
+  if (delivered == shard.delivered.end() || (run_at && *run_at > wall_)) return false;
+  if (spec->run) {
+    shard.runs.Apply(*shard.runs.Find(id), JobEvent::kLeased);
+    shard.runs.Show(id);
+  }
+  const bool first = leases_
+                         .emplace(id, Lease{.shard = shard.hold.shard,
+                                            .spec = spec,
+                                            .counters = counters,
+                                            // Above all that may run, below all that will: its end stands for theirs.
+                                            .token = Token::Make(shard.hold.epoch, ++shard.dispatches),
+                                            .worker = WorkerId{},
+                                            .counted_at = now_,
+                                            .counted = true,
+                                            .presumed = true,
+                                            .last_token = delivered->second})
+                         .second;
+  MILLRACE_CHECK(first, "job {}: presumed to run beside a lease", id.ToString());
+  lines_.Running(shard.hold.shard, LineKey::Of(*spec), now_);
+  shard.delivered.erase(delivered);
+  shard.presumed.insert(id);
+  return true;
+}
+
+// What the queue has in flight and no live job stands for has ended.
+void Dispatcher::FinishDelivered(Shard& shard) {
+  std::erase_if(shard.delivered, [&](const auto& entry) {
+    const RunCoordinator::Job* job = shard.runs.Find(entry.first);
+    if (job != nullptr && !IsTerminal(job->state)) return false;  // its run's rows are being written: it comes to the queue yet
+    shard.finish.push_back(entry.first);
+    return true;
+  });
+  shard.adopt_until = now_ + kAdoptionWindow;
+  if (!shard.presumed.empty())
+    LogInfo("shard {}: {} jobs may be running: their workers have {} ms to say so", shard.hold.shard.value(),
+            shard.presumed.size(), kAdoptionWindow.count());
+}
+
+void Dispatcher::EndPresumed(Shard& shard) {
+  if (shard.presumed.empty() || now_ < shard.adopt_until) return;
+  const std::set<JobId> lost = std::exchange(shard.presumed, {});
+  LogInfo("shard {}: {} jobs that a former owner had delivered start again", shard.hold.shard.value(), lost.size());
+  for (auto it = lost.rbegin(); it != lost.rend(); ++it)  // each goes to the front of its line: the oldest last
+    Lose(*it, "no worker says that it runs it, after its shard changed its owner");
+}
+
+void Dispatcher::OnOrphans(const wire::PeerId& peer, const wire::Orphans& m) {
+  const auto it = workers_.find(m.worker);
+  if (it == workers_.end()) {
+    to_workers_.push_back({.peer = peer, .message = wire::BrokerBeat{.known = false}});
+    return;
+  }
+  Worker& worker = it->second;
+  worker.peer = peer;
+  worker.heard = now_;
+  const auto recent = [](const auto& map, const JobId& job) {
+    const auto found = map.find(job);
+    return found == map.end() ? Token{} : found->second;
+  };
+  for (const auto& [job, token] : m.items) {
+    const auto found = leases_.find(job);
+    if (found == leases_.end()) {
+      // Of another shard, or of one that is being rebuilt, unless we saw it end.
+      if (recent(recently_ended_, job) == token)
+        Reply(peer, {.job = job, .token = token, .accepted = true, .reason = {}});
+      else if (token <= std::max(recent(recently_ended_, job), recent(recently_lost_, job)))
+        RevokeLater(peer, {.job = job, .token = token, .reason = "no_lease"});
+      continue;
+    }
+    Lease& lease = found->second;
+    if (lease.presumed && MayAdopt(lease, token)) {
+      AdoptLease(lease, worker, token);
+    } else if (!lease.presumed && !lease.lost && lease.token == token && lease.worker == worker.id) {
+      lease.beat = worker.beats;  // we did not know that it took us for gone
+      lease.listed = true;
+      lease.missed = 0;
+    } else {
+      if (token <= lease.token) RevokeLater(peer, {.job = job, .token = token, .reason = "no_lease"});
+      continue;
+    }
+    adopts_[peer].items.push_back({.job = job, .token = token});
+  }
+}
+
+bool Dispatcher::MayAdopt(const Lease& lease, Token token) const {
+  const Shard& shard = shards_.at(lease.shard);
+  return shard.phase == Phase::kReady && !lease.ending && token > lease.last_token && token < lease.token &&
+         token.epoch() >= shard.unbroken_since;
+}
+
+void Dispatcher::AdoptLease(Lease& lease, Worker& worker, Token token) {
+  const JobSpec& spec = *lease.spec;
+  Shard& shard = shards_.at(lease.shard);
+  shard.presumed.erase(spec.id);
+  lease.presumed = false;
+  lease.token = token;
+  lease.worker = worker.id;
+  lease.beat = worker.beats;
+  lease.listed = true;
+  lease.counted_at = now_;
+  TimeoutOf(spec, false, lease.cut);
+  worker.leases.insert(spec.id);
+  // Whether the owner before wrote it is not known.
+  if (!spec.options.unique_key.empty() && spec.options.unique_until == UniqueUntil::kStarted && lease.counters.deliveries == 0)
+    OpenPiece(shard, shard.progress_piece).rows.unique_started.push_back(spec.id);
+  if (spec.run) {
+    shard.runs.Find(spec.id)->worker = worker.name;
+    shard.runs.Show(spec.id);
+  }
+  ++adopted_;
+  if (Cancelling(shard, spec)) StopAttempt(spec.id);
+}
+
+void Dispatcher::RememberLost(JobId job, Token token) {
+  if (recently_lost_.insert_or_assign(job, token).second) recently_lost_order_.push_back(job);
+  if (recently_lost_order_.size() <= kRecentlyEndedMax) return;
+  recently_lost_.erase(recently_lost_order_.front());
+  recently_lost_order_.pop_front();
+}
+
+}  // namespace millrace

@@ -1,0 +1,242 @@
+// Two broker processes, a worker process with real commands, PostgreSQL and Redis: a broker joins and gets its share, another
+// is killed, the last one leaves; the commands that run all the while run once.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "broker/broker.h"
+#include "common/base/log.h"
+#include "common/base/random.h"
+#include "common/drivers/redis.h"
+#include "common/model/stage_task.h"
+#include "common/queue/redis_queue.h"
+#include "common/wire/zmq_transport.h"
+#include "tests/support/test_postgres.h"
+#include "worker/worker.h"
+
+namespace millrace {
+namespace {
+
+constexpr std::uint16_t kShards = 4;
+constexpr int kJobs = 8;
+constexpr Millis kOwnerChangeMax{10'000};
+
+std::atomic<bool> stop{false};
+
+class HandoverLiveTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    MILLRACE_NEED_POSTGRES();
+    const char* redis = std::getenv("MILLRACE_TEST_REDIS");
+    if (redis == nullptr && std::getenv("CI") != nullptr) FAIL() << "MILLRACE_TEST_REDIS is not set";
+    if (redis == nullptr)
+      GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: source DIR/env of tests/support/servers.sh start DIR";
+    ConfigureLog(LogLevel::kWarn, LogFormat::kText, "handover_test");
+    std::string pattern = (std::filesystem::temp_directory_path() / "mr_handover_XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    dir_ = pattern;
+    redis_.endpoint = fmt::format("redis://{}/0", redis);
+    redis_.prefix = fmt::format("mrhandover-{}", getpid());
+    database_ = std::make_unique<testing::TestDatabase>("handover");
+    ledger_ = OpenLedger("test").value();
+    ASSERT_TRUE(ledger_->Migrate(In()));
+  }
+  void TearDown() override {
+    for (const pid_t child : children_) {
+      ::kill(child, SIGKILL);
+      ::waitpid(child, nullptr, 0);
+    }
+    ledger_.reset();
+    if (!redis_.endpoint.empty()) {
+      auto connection = redis::Connection::Connect(*redis::ParseEndpoint(redis_.endpoint), {.clock = &clock_}, In());
+      ASSERT_TRUE(connection) << connection.error().message;
+      for (std::uint16_t s = 0; s < kShards; ++s)
+        for (const std::string_view key : {"epoch", "lines", "due", "flight", "kept_due", "kept", "server", "body", "expiry",
+                                           "stubs", "kept_body", "kept_expiry", "inbox"})
+          EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:{}}}:{}", redis_.prefix, s, key)}, In()));
+    }
+    if (!dir_.empty()) std::filesystem::remove_all(dir_);
+  }
+
+  MonoTime In(Millis wait = Millis{20'000}) const { return clock_.Now() + wait; }
+  Result<std::unique_ptr<Ledger>> OpenLedger(std::string actor) {
+    return OpenPostgresLedger({.dsn = database_->dsn(),
+                               .clock = &clock_,
+                               .writer = ids_.Next<AuditWriterId>(),
+                               .shard_count = kShards,
+                               .actor = std::move(actor)},
+                              In());
+  }
+  std::string Back(const std::string& broker) const { return "ipc://" + (dir_ / (broker + ".back")).string(); }
+
+  // Runs `body` in a process of its own until SIGTERM, once a byte comes through the pipe. All are forked before the first
+  // thread is made.
+  template <class Body>
+  int Spawn(Body body) {
+    int pipe[2];
+    EXPECT_EQ(::pipe(pipe), 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ::close(pipe[1]);
+      ::signal(SIGTERM, [](int) { stop = true; });
+      char go = 0;
+      const bool told = ::read(pipe[0], &go, 1) == 1;
+      ::_exit(told && body() ? 0 : 1);
+    }
+    ::close(pipe[0]);
+    children_.push_back(child);
+    return pipe[1];
+  }
+  static void Go(int pipe) { EXPECT_EQ(::write(pipe, "g", 1), 1); }
+
+  bool RunBroker(const std::string& name) {
+    BrokerOptions options;
+    options.name = name;
+    options.owner = ids_.Next<OwnerId>();
+    options.front_endpoints = {"ipc://" + (dir_ / (name + ".front")).string()};
+    options.back_endpoints = {Back(name)};
+    options.shard_count = kShards;
+    options.clock = &clock_;
+    options.random = &random_;
+    options.make_ledger = [this, name] { return OpenLedger(name); };
+    options.make_queue = [this]() -> Result<std::unique_ptr<JobQueue>> {
+      MILLRACE_TRY_ASSIGN(auto queue, RedisQueue::Open(redis_, In()));
+      return std::unique_ptr<JobQueue>(std::move(queue));
+    };
+    options.make_inbox = [this] { return OpenRedisInbox(redis_); };
+    const auto context = wire::MakeZmqContext();
+    options.make_transport = [&] { return wire::MakeZmqTransport(context); };
+    Broker broker(std::move(options));
+    if (!broker.Start()) return false;
+    while (!stop) std::this_thread::sleep_for(Millis{10});
+    broker.RequestStop();
+    broker.Join();
+    return true;
+  }
+  bool RunWorker() {
+    auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
+    worker::WorkerOptions options;
+    options.name = "w";
+    options.id = ids_.Next<WorkerId>();
+    options.brokers = {Back("a"), Back("b")};
+    options.concurrency = kJobs;
+    options.kinds = {"command"};
+    options.scratch_root = dir_ / "scratch";
+    worker::Worker worker(options, clock_, std::move(*transport));
+    return worker.Run().has_value();
+  }
+
+  std::map<std::string, int> Owned() {
+    std::map<std::string, int> owned;
+    const auto shards = ledger_->Shards(In());
+    if (!shards) return owned;
+    for (const ShardStatus& s : *shards)
+      if (s.owner) ++owned[s.owner_name];
+    return owned;
+  }
+  // Milliseconds until `done`, or -1.
+  template <class Done>
+  std::int64_t Await(Millis limit, Done done) {
+    const MonoTime begin = clock_.Now();
+    while (!done()) {
+      if (clock_.Now() - begin > limit) return -1;
+      std::this_thread::sleep_for(Millis{50});
+    }
+    return std::chrono::duration_cast<Millis>(clock_.Now() - begin).count();
+  }
+  // "job token" of every command that began.
+  std::multimap<std::string, std::string> Begun() const {
+    std::multimap<std::string, std::string> begun;
+    std::ifstream in(dir_ / "begun");
+    for (std::string job, token; in >> job >> token;) begun.emplace(job, token);
+    return begun;
+  }
+
+  SystemClock clock_;
+  SystemRandom random_;
+  IdGenerator ids_{clock_, random_};
+  std::filesystem::path dir_;
+  RedisQueueOptions redis_;
+  std::unique_ptr<testing::TestDatabase> database_;
+  std::unique_ptr<Ledger> ledger_;
+  std::vector<pid_t> children_;
+};
+
+TEST_F(HandoverLiveTest, CommandsRunOnceWhileBrokersJoinDieAndLeave) {
+  const int a = Spawn([this] { return RunBroker("a"); });
+  const int b = Spawn([this] { return RunBroker("b"); });
+  const int w = Spawn([this] { return RunWorker(); });
+  Go(a);
+  Go(w);
+  ASSERT_GE(Await(Millis{20'000}, [&] { return Owned()["a"] == kShards; }), 0);
+  const auto finish = dir_ / "finish";
+  std::vector<JobSpec> jobs;
+  std::set<ShardId> shards;
+  for (int i = 0; i < kJobs; ++i) {
+    JobSpec job;
+    job.id = ids_.Next<JobId>();
+    job.org = OrgId{i + 1};
+    job.kind = kJobKindCommand;
+    CommandTask task;
+    task.job = job.id;
+    task.stage = "hold";
+    task.base_dir = dir_;
+    task.command.argv = {"/bin/sh", "-c",
+                         "echo $MILLRACE_JOB $MILLRACE_TOKEN >> begun; while [ ! -e finish ]; do sleep 0.2; done"};
+    job.payload = ToJson(task);
+    shards.insert(ShardOf(job.org, kShards));
+    jobs.push_back(std::move(job));
+  }
+  ASSERT_EQ(shards.size(), kShards);
+  for (const JobSpec& job : jobs) ASSERT_TRUE(ledger_->SubmitJobs(std::span{&job, 1}, In()));
+  ASSERT_GE(Await(Millis{20'000}, [&] { return Begun().size() == kJobs; }), 0);
+
+  Go(b);
+  const auto joined = Await(Millis{30'000}, [&] { return Owned() == std::map<std::string, int>{{"a", 2}, {"b", 2}}; });
+  EXPECT_GE(joined, 0) << "a broker that joins gets its share";
+  std::this_thread::sleep_for(kLeaseTtl + Millis{1000});  // the new owner has adopted, or would have started them again
+  EXPECT_EQ(Begun().size(), kJobs);
+
+  ASSERT_EQ(::kill(children_[0], SIGKILL), 0);
+  const auto killed = Await(Millis{20'000}, [&] { return Owned()["b"] == kShards; });
+  EXPECT_GE(killed, 0);
+  EXPECT_LE(killed, kOwnerChangeMax.count());
+  std::this_thread::sleep_for(kLeaseTtl + Millis{1000});
+  EXPECT_EQ(Begun().size(), kJobs) << "the commands of the dead broker go on";
+
+  std::ofstream(finish).put('\n');
+  const auto ended = [&](const JobSpec& job) {
+    const auto detail = ledger_->GetJob(job.org, job.id, In());
+    return detail && detail->outcome.has_value();
+  };
+  ASSERT_GE(Await(Millis{20'000}, [&] { return std::ranges::all_of(jobs, ended); }), 0);
+  const auto begun = Begun();
+  for (const JobSpec& job : jobs) {
+    const auto detail = ledger_->GetJob(job.org, job.id, In());
+    ASSERT_TRUE(detail);
+    EXPECT_EQ(detail->outcome->state, JobState::kSucceeded);
+    EXPECT_TRUE(detail->attempts.empty()) << "no attempt was lost";
+    ASSERT_EQ(begun.count(job.id.ToString()), 1u);
+    EXPECT_EQ(begun.find(job.id.ToString())->second, std::to_string(detail->outcome->report.token.value()));
+  }
+
+  ASSERT_EQ(::kill(children_[1], SIGTERM), 0);
+  const auto left = Await(Millis{10'000}, [&] { return Owned().empty(); });
+  EXPECT_GE(left, 0) << "who leaves gives its shards back";
+  fmt::print("joined: share after {} ms; killed: taken after {} ms; left: released after {} ms\n", joined, killed, left);
+}
+
+}  // namespace
+}  // namespace millrace

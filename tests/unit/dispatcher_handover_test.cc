@@ -1,0 +1,200 @@
+// A shard goes from one owner to the next: rebalancing, and attempts that go on.
+#include <gtest/gtest.h>
+
+#include "tests/support/dispatcher_fixture.h"
+
+namespace millrace {
+namespace {
+
+class HandoverTest : public testing::DispatcherTest {
+ protected:
+  using Held = std::vector<wire::Hello::Held>;
+  void Orphans(const std::string& peer, Held items) {
+    Handle(event::FromWorker{.peer = peer, .message = wire::Orphans{.worker = workers_.at(peer), .items = std::move(items)}});
+    Settle();
+  }
+  Held HeldOf(std::size_t grant) { return {{grants_.at(grant).second.id, grants_.at(grant).second.token}}; }
+  // The broker takes its shard with a higher epoch, as after an unknown outcome; the queue goes on.
+  void TakeAnew() {
+    Handle(event::QueueReplies{});  // nothing
+    pump_.Post(command::TakeShardAnew{.dropped = Hold(), .reason = "test"});
+    Handle(event::ShardLost{.shard = ShardId{0}, .reason = "test", .owner_name = {}});
+    Advance(Millis{250});
+    ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
+  }
+  ShardHold Hold() { return {.shard = ShardId{0}, .epoch = ledger_.EpochOf(ShardId{0})}; }
+};
+
+TEST_F(HandoverTest, AnAttemptGoesOnUnderTheNewOwner) {
+  const JobSpec job = Job();
+  Submit({job});
+  Hello("w", 10);
+  ASSERT_EQ(grants_.size(), 1u);
+  TakeAnew();
+  ASSERT_EQ(revokes_.size(), 1u);
+  EXPECT_EQ(revokes_[0].reason, wire::kHandedOver);
+  EXPECT_EQ(grants_.size(), 1u) << "its worker has time to speak up";
+  Orphans("w", HeldOf(0));
+  EXPECT_EQ(dispatcher_.adopted(), 1u);
+  ASSERT_EQ(adopts_.size(), 1u);
+  EXPECT_EQ(adopts_[0].token, grants_[0].second.token) << "the token is burnt into the sink's fence: it stays";
+  for (int i = 0; i < 6; ++i) {
+    Beat("w", 10, HeldOf(0));
+    Advance(kHeartbeatInterval);
+  }
+  EXPECT_EQ(grants_.size(), 1u);
+  End(0, AttemptEnd::kSucceeded);
+  EXPECT_TRUE(replies_.back().accepted);
+  EXPECT_EQ(Outcome(job), JobState::kSucceeded);
+  EXPECT_EQ(ledger_.jobs.at(job.id).attempts.size(), 0u);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->in_flight, 0u);
+}
+
+TEST_F(HandoverTest, WhatNobodyRunsStartsAgainWhenTheWindowIsOver) {
+  const JobSpec job = Job();
+  Submit({job});
+  Hello("w", 10);
+  TakeAnew();
+  Beat("w", 10);
+  Advance(kAdoptionWindow - Millis{1});
+  EXPECT_EQ(grants_.size(), 1u);
+  Beat("w", 10);
+  Advance(Millis{2});
+  ASSERT_EQ(grants_.size(), 2u);
+  EXPECT_GT(grants_[1].second.token, grants_[0].second.token);
+  ASSERT_EQ(ledger_.jobs.at(job.id).attempts.size(), 1u) << "the end of the old attempt is recorded before the new one begins";
+  const Token ended = ledger_.jobs.at(job.id).attempts[0].report.token;
+  EXPECT_GT(ended, grants_[0].second.token);
+  EXPECT_LT(ended, grants_[1].second.token);
+  Orphans("w", HeldOf(0));
+  EXPECT_EQ(dispatcher_.adopted(), 0u) << "too late";
+  EXPECT_EQ(revokes_.back().token, grants_[0].second.token);
+  EXPECT_EQ(revokes_.back().reason, "no_lease");
+  End(0, AttemptEnd::kSucceeded);
+  EXPECT_FALSE(replies_.back().accepted);
+}
+
+TEST_F(HandoverTest, AnAttemptWhoseEndIsRecordedIsNotAdopted) {
+  Submit({Job()});
+  Hello("w", 10);
+  End(0, AttemptEnd::kFailed, true, 10);
+  Beat("w", 10);
+  Advance(Millis{1000});
+  Beat("w", 10);
+  ASSERT_EQ(grants_.size(), 2u);
+  Beat("w", 10, HeldOf(1));
+  TakeAnew();
+  Orphans("w", HeldOf(0));
+  EXPECT_EQ(dispatcher_.adopted(), 0u);
+  Orphans("w", HeldOf(1));
+  EXPECT_EQ(dispatcher_.adopted(), 1u);
+}
+
+TEST_F(HandoverTest, NothingIsAdoptedOfAQueueThatLostItsState) {
+  const JobSpec job = Job();
+  Submit({job});
+  Hello("w", 10);
+  queue_.Wipe();
+  TakeAnew();
+  ASSERT_EQ(grants_.size(), 2u) << "what was delivered is not known: nothing waits";
+  Orphans("w", HeldOf(0));
+  EXPECT_EQ(dispatcher_.adopted(), 0u);
+  TakeAnew();
+  Orphans("w", HeldOf(0));
+  EXPECT_EQ(dispatcher_.adopted(), 0u) << "nor later: the token is of an epoch that the queue does not reach back to";
+  Orphans("w", HeldOf(1));
+  EXPECT_EQ(dispatcher_.adopted(), 1u);
+}
+
+TEST_F(HandoverTest, AnAttemptOfARunGoesOnAndTheRunEnds) {
+  std::vector<JobSpec> jobs{Job(), Job()};
+  jobs[1].depends_on = {jobs[0].id};
+  const RunSpec run = SubmitRun(jobs);
+  Hello("w", 10);
+  TakeAnew();
+  TakeAnew();  // twice: the token stays what it is
+  Orphans("w", HeldOf(0));
+  End(0, AttemptEnd::kSucceeded, true, 10);
+  ASSERT_EQ(grants_.size(), 2u);
+  End(1, AttemptEnd::kSucceeded);
+  EXPECT_EQ(ledger_.run_outcomes.at(run.id).state, RunState::kSucceeded);
+}
+
+TEST_F(HandoverTest, AJobThatIsCancelledMeanwhileIsStopped) {
+  const JobSpec job = Job();
+  Submit({job});
+  Hello("w", 10);
+  TakeAnew();
+  wire::Cancel cancel{
+      .request = 5, .org = kDefaultOrg, .items = {{.id = job.id.uuid, .is_run = false}}, .actor = "t", .reason = ""};
+  Handle(event::FromClient{.peer = "c", .message = cancel});
+  Settle();
+  EXPECT_EQ(Outcome(job), std::nullopt) << "its attempt may run";
+  Orphans("w", HeldOf(0));
+  EXPECT_EQ(revokes_.back().reason, "cancelled");
+  End(0, AttemptEnd::kCancelled);
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+}
+
+TEST_F(HandoverTest, AYieldedShardStartsNothingAndIsReleasedWhenNothingIsUnderWay) {
+  Hello("w", 1);
+  Submit({Job(), Job()});
+  ASSERT_EQ(grants_.size(), 1u);
+  hold_replies_ = true;  // the queue's answers are late
+  End(0, AttemptEnd::kSucceeded, true, 10);
+  const ShardHold hold = Hold();
+  Handle(event::YieldShard{.hold = hold});
+  Settle();
+  EXPECT_TRUE(pump_.holds().contains(ShardId{0})) << "an operation of the queue is under way";
+  hold_replies_ = false;
+  Handle(std::exchange(held_, {}));
+  Settle();
+  EXPECT_FALSE(pump_.holds().contains(ShardId{0}));
+  EXPECT_FALSE(dispatcher_.Ready(ShardId{0}));
+}
+
+TEST_F(HandoverTest, ShardsAreSharedByTheBrokersThatLive) {
+  test::MemoryLedger ledger{clock_, 4};
+  const std::vector<ShardId> all{ShardId{0}, ShardId{1}, ShardId{2}, ShardId{3}};
+  const auto make = [&](OwnerId id) {
+    return LedgerPump({.owner = id, .owner_name = "x", .shards = all, .shard_count = 4, .checkpoint = {}}, ledger, clock_);
+  };
+  std::size_t yields = 0;
+  const auto step = [&](LedgerPump& pump) {
+    std::vector<Event> out;
+    pump.Step(out);
+    for (const Event& e : out)
+      if (const auto* yield = std::get_if<event::YieldShard>(&e)) {
+        ++yields;
+        pump.Post(command::ReleaseShard{.hold = yield->hold});
+      }
+  };
+  LedgerPump a = make(ids_.Next<OwnerId>());
+  step(a);
+  EXPECT_EQ(a.holds().size(), 4u);
+  {
+    LedgerPump blink = make(ids_.Next<OwnerId>());  // comes and is gone before anybody trusts it
+    step(blink);
+    EXPECT_TRUE(blink.holds().empty());
+  }
+  LedgerPump b = make(ids_.Next<OwnerId>());
+  for (int s = 0; s < 5; ++s, clock_.Advance(Millis{1000})) step(a), step(b);
+  EXPECT_EQ(yields, 0u) << "not at once";
+  for (int s = 0; s < 10; ++s, clock_.Advance(Millis{1000})) step(a), step(b);
+  EXPECT_EQ(yields, 2u);
+  EXPECT_EQ(a.holds().size(), 2u);
+  EXPECT_EQ(b.holds().size(), 2u);
+  for (int s = 0; s < 30; ++s, clock_.Advance(Millis{1000})) step(a), step(b);
+  EXPECT_EQ(yields, 2u) << "nothing goes to and fro";
+  b.Release();
+  for (int s = 0; s < 2; ++s, clock_.Advance(Millis{1000})) step(a);
+  EXPECT_EQ(a.holds().size(), 4u) << "who leaves says so";
+  LedgerPump c = make(ids_.Next<OwnerId>());
+  for (int s = 0; s < 9; ++s, clock_.Advance(Millis{1000})) step(a), step(c);
+  EXPECT_EQ(c.holds().size(), 2u);
+  for (int s = 0; s < 7; ++s, clock_.Advance(Millis{1000})) step(a);  // c was killed
+  EXPECT_EQ(a.holds().size(), 4u);
+}
+
+}  // namespace
+}  // namespace millrace
