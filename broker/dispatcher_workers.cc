@@ -226,6 +226,7 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
     shard.runs.Show(id);
   }
   if (cancelling && !lease.spec->options.has_sink) return EndStopped(shard, *lease.spec, verdict.counters, "cancelled");
+  if (cancelling) return FenceLater(shard, lease.spec, verdict.counters, std::nullopt);
   Enqueue(shard, *lease.spec, verdict.counters, std::nullopt, true);
 }
 

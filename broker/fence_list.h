@@ -25,7 +25,7 @@ class FenceList {
     Counters counters;
     LineKey key;
     WallTime due{};
-    std::optional<MonoTime> unserved_since;  // kept by the dispatcher
+    std::optional<MonoTime> unserved_since = {};  // kept by the dispatcher
   };
 
   // Not to be granted before `due`. One that is here already stays as it is.

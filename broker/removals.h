@@ -51,7 +51,7 @@ class Removals {
   }
 
  private:
-  static constexpr std::size_t kIdsMax = 1000;       // of one look
+  static constexpr std::size_t kIdsMax = 1000;        // of one look
   static constexpr std::uint32_t kEntriesMax = 5000;  // that one step looks at, about: a few milliseconds
   struct Named {
     JobId id;

@@ -17,6 +17,7 @@ enum class Mutant : std::uint8_t {
   kNoEpochFence,        // ledger and queue take writes of a deposed owner
   kCancelWithoutFence,  // a cancelled job ends although an old attempt of it could still publish
   kNoLimits,            // a broker forgets the limits of its queues
+  kForgetRemovals,      // the queue does not find what is to be taken out of it
 };
 
 struct Report {

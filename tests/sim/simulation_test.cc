@@ -86,7 +86,8 @@ TEST_F(SimulationTest, EveryMutantIsFound) {
         std::pair{Mutant::kForgetRequeue, "a lost job is not requeued"},
         std::pair{Mutant::kEnqueueTwice, "a job is enqueued twice"}, std::pair{Mutant::kNoEpochFence, "a deposed owner writes"},
         std::pair{Mutant::kCancelWithoutFence, "a cancel raises no fence"},
-        std::pair{Mutant::kNoLimits, "the limits of queues are forgotten"}}) {
+        std::pair{Mutant::kNoLimits, "the limits of queues are forgotten"},
+        std::pair{Mutant::kForgetRemovals, "what is cancelled stays in the queue"}}) {
     std::uint64_t found = 0;
     for (std::uint64_t seed = 1; seed <= 200 && found == 0; ++seed)
       if (const Report report = Simulate(seed, mutant); !report.violations.empty()) {
