@@ -38,7 +38,7 @@ class SimulationTest : public testing::Test {
 TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
   std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, expired = 0, overdue = 0,
-                conflicts = 0, failed = 0, kept = 0, kept_lost = 0;
+                conflicts = 0, failed = 0, kept = 0, kept_lost = 0, kept_cancelled = 0, fences = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -48,6 +48,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     takeovers += report.takeovers;
     kept += report.kept;
     kept_lost += report.kept_lost;
+    kept_cancelled += report.kept_cancelled;
+    fences += report.fences;
     cancelled += report.cancelled;
     limited += report.granted_under_limits;
     expired += report.expired;
@@ -59,8 +61,10 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   }
   fmt::print(
       "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} cancelled, {} grants under limits, {} expired, "
-      "{} past their deadline, {} unique keys held; {} jobs of durability redis, {} lost with the queue's state\n",
-      seeds, steps, jobs, runs, lost, takeovers, cancelled, limited, expired, overdue, conflicts, kept, kept_lost);
+      "{} past their deadline, {} unique keys held; {} jobs of durability redis, {} lost with the queue's state, "
+      "{} cancelled while they waited; {} fences\n",
+      seeds, steps, jobs, runs, lost, takeovers, cancelled, limited, expired, overdue, conflicts, kept, kept_lost,
+      kept_cancelled, fences);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
@@ -68,6 +72,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     EXPECT_GT(kept, seeds);
     EXPECT_LT(kept_lost, kept / 4);
     EXPECT_GT(cancelled, seeds / 4);
+    EXPECT_GT(kept_cancelled, seeds / 50);
+    EXPECT_GT(fences, seeds / 4);
     EXPECT_GT(limited, seeds);
     EXPECT_GT(expired, seeds / 10);
     EXPECT_GT(overdue, seeds / 10);

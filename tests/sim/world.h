@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <queue>
 #include <set>
 #include <utility>
@@ -43,6 +44,7 @@ struct Node {  // a broker process
   std::optional<Micros> pump_due;
   std::set<std::pair<JobId, Token>> ends_written;  // attempts whose end this process sent to the ledger
   std::map<JobId, std::pair<Token, WorkerId>> granted;
+  std::set<std::pair<JobId, Token>> fences;  // of what was granted: to raise a fence only
 };
 
 struct Attempt {
@@ -62,6 +64,7 @@ struct SimWorker {
 struct Request {  // of a client, sent again until it is answered
   wire::Message message;
   bool answered = false;
+  bool sure = false;  // a cancel of what was accepted before it was sent
 };
 struct KeptJob {  // of durability redis: only the queue has it until it ended or failed
   JobSpec spec;
@@ -167,7 +170,10 @@ class World {
   void CheckTimes(const MemoryLedger::JobRows& rows);
   // Of jobs that hold their key until they end no two lived at the same time.
   void CheckUnique();
+  void CheckCancelReply(const wire::CancelReply& reply);
   void CheckEnd();
+  // What has ended is not in the queue any more, wherever it waited.
+  void CheckQueueIsEmpty();
 
   const std::uint64_t seed_;
   const Mutant mutant_;

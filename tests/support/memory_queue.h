@@ -27,6 +27,8 @@ class MemoryQueue final : public JobQueue {
     depth.in_flight += shard.kept.size();
     return depth;
   }
+  // It came back in an earlier state, and nobody has asked it for anything since.
+  bool Unnoticed(ShardId id) { return shards_[id].taken_on != server_; }
   void Wipe() { shards_.clear(); }
   // A server that comes back with an earlier state of itself: every shard must be taken anew.
   void Save() { saved_ = shards_; }
