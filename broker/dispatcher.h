@@ -107,6 +107,7 @@ class Dispatcher {
     std::size_t pieces = 0;  // still to be committed
     bool failed = false;
     bool run = false, watch = false;
+    OrgId org;  // of the run
     std::vector<wire::SubmitReply::Item> items;
   };
   struct Ending {

@@ -67,9 +67,12 @@ void Dispatcher::AnswerCancel(Shard& shard, CancelRequest& request, const std::v
                   .actor = request.message.actor,
                   .reason = request.message.reason,
                   .requested_at = wall_};
-    if (!state.known && !item.is_run && CancelKept(shard, piece, request, row, reply)) continue;
+    if (!state.known && !state.of_run && !item.is_run && CancelKept(shard, piece, request, row, reply)) continue;
     const bool is_run = state.known && !state.live && !state.job_ended;
-    if (!state.known || is_run != item.is_run) continue;
+    if (!state.known || is_run != item.is_run) {
+      if (!item.is_run && state.of_run) reply.state = state.of_run->ToString();
+      continue;
+    }
     if (state.run_ended || state.job_ended) {
       reply.effect = CancelEffect::kEnded;
       reply.state = state.run_ended ? Name(*state.run_ended) : Name(*state.job_ended);

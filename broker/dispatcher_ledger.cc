@@ -216,7 +216,7 @@ void Dispatcher::FinishSubmit(Submit& submit) {
   to_clients_.push_back(
       {.peer = submit.peer, .message = wire::SubmitReply{.request = submit.request, .accepted = submit.items}});
   if (!submit.run || !submit.watch) return;
-  OnWatch(submit.peer, {.request = submit.request, .run = RunId{submit.items.front().id}});
+  OnWatch(submit.peer, {.request = submit.request, .org = submit.org, .run = RunId{submit.items.front().id}});
 }
 
 void Dispatcher::FailSubmits(Piece& piece, const std::string& code, const std::string& message) {

@@ -29,7 +29,7 @@ bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t 
   bool again = false;
   for (std::size_t i = 0; i < states.size(); ++i) {
     const JobId id{request.message.items[i].id};
-    if (states[i].known || request.message.items[i].is_run || !shard.kept_seen) continue;
+    if (states[i].known || states[i].of_run || request.message.items[i].is_run || !shard.kept_seen) continue;
     const auto lease = leases_.find(id);
     const bool found = request.found.contains(id);
     // Its first row is on the way into the ledger.

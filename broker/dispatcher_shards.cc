@@ -298,9 +298,8 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
         TakeAnew(*shard, entry.error().message);
         return;
       }
-      if (kept && shard->wanted.contains(id)) {
+      if (kept && shard->wanted.contains(id) && HandOver(*shard, *entry)) {
         left(entry->spec.payload.size());
-        HandOver(*shard, std::move(*entry));
         continue;
       }
       if (kept && (suspect || entry->check)) {
