@@ -47,7 +47,7 @@ void Dispatcher::On(event::StatesRead& e) {
   OpenPiece(shard, shard.progress_piece).requests.push_back(e.number);
 }
 
-// Every row goes into the same piece, and the answer is sent when that is durable.
+// Pieces are committed in their order: the answer is sent when the last one is durable.
 void Dispatcher::AnswerCancel(Shard& shard, CancelRequest& request, const std::vector<ItemState>& states) {
   request.reply.request = request.message.request;
   std::map<std::pair<Uuid, bool>, std::size_t> answered;
