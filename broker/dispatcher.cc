@@ -26,7 +26,10 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   if (lines_.Advance(now)) plan_needed_ = true;
   ReleaseYielded();
   if (stopping_ && Idle()) LeaveAll();
-  if (plan_needed_) Plan();
+  if (plan_needed_) {
+    GrantFences();
+    Plan();
+  }
   EmitPieces(out);
   EmitQueue(out);
   EmitMessages(out);
@@ -38,6 +41,7 @@ std::optional<WallTime> Dispatcher::NextDue() const {
     if (shard.phase != Phase::kReady || shard.yield_by) continue;
     if (!shard.promoting && shard.next_due && (!due || *shard.next_due < *due)) due = shard.next_due;
     if (!shard.expiring && shard.next_expiry && (!due || *shard.next_expiry < *due)) due = shard.next_expiry;
+    if (const auto fence = shard.fences.DueAfter(wall_); fence && (!due || *fence < *due)) due = fence;
   }
   if (const auto token = lines_.NextToken()) {  // a rate lets something start again
     const WallTime at = wall_ + (*token - now_);
@@ -77,6 +81,7 @@ void Dispatcher::On(event::Tick&) {
     EndPresumed(shard);
     if (shard.yield_by) continue;
     EndOverdueBlocked(shard);
+    if (!shard.fences.Empty()) plan_needed_ = true;
     if (shard.dispatches > kDispatchesPerEpochMax) {
       TakeAnew(shard, "the tokens of this epoch are used up");
     } else if (shard.next_outbox <= now_) {
@@ -194,6 +199,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       Execute(shard, queue_op::Promote{.shard = s, .epoch = e, .now = wall_, .max = kPromoteJobsMax}, Op::Kind::kPromote, out);
     }
     EmitExpire(shard, out);
+    EmitRemove(shard, out);
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
     Shard& shard = shards_.at(plan.shard);

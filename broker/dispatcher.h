@@ -26,12 +26,15 @@
 #include <utility>
 #include <vector>
 
+#include "broker/dispatch_requests.h"
 #include "broker/entry_codec.h"
 #include "broker/events.h"
+#include "broker/fence_list.h"
 #include "broker/line_index.h"
 #include "broker/lines.h"
 #include "broker/queue_budgets.h"
 #include "broker/recent_ids.h"
+#include "broker/removals.h"
 #include "broker/run_coordinator.h"
 #include "common/base/random.h"
 
@@ -109,6 +112,7 @@ class Dispatcher {
     std::size_t pieces = 0;  // still to be committed
     bool failed = false;
     bool run = false, watch = false;
+    OrgId org;  // of the run
     std::vector<wire::SubmitReply::Item> items;
   };
   struct Ending {
@@ -116,12 +120,6 @@ class Dispatcher {
     Token token;
     AttemptVerdict verdict;
     std::optional<WallTime> run_at;
-  };
-  struct CancelRequest {  // of a client
-    wire::PeerId peer;
-    wire::Cancel message;
-    ShardHold hold;
-    wire::CancelReply reply;  // once the states are known
   };
   struct Piece {
     ShardHold hold;
@@ -136,7 +134,8 @@ class Dispatcher {
     std::vector<std::pair<std::shared_ptr<const JobSpec>, Counters>> lost;  // kept jobs: start again when this is durable
     struct Cancel {
       CancelRow row;
-      std::optional<LiveJob> waiting;  // a single job without an attempt when the request was looked at
+      std::optional<LiveJob> live;  // a single job that has not ended
+      bool waiting = false;         // and had no attempt when the request was looked at
     };
     std::vector<Cancel> cancels;          // what takes effect when they are durable
     std::vector<std::uint64_t> requests;  // of cancel_requests_: answered then
@@ -165,11 +164,12 @@ class Dispatcher {
     std::optional<WallTime> next_due;
     std::optional<WallTime> next_expiry;  // of waiting entries; may be one that waits no more
     bool promoting = false, expiring = false;
-    // Single jobs with a durable cancel request (those of runs have the state kCancelling), and those that were ended while
-    // they wait in the queue: whoever claims one finds it here.
-    std::unordered_set<JobId> cancelling, ended_waiting;
-    // Those whose fence was asked for while they waited, or perhaps waited: the queue may have them several times.
-    std::unordered_set<JobId> ended_fenced;
+    // Single jobs with a durable cancel request that have a lease or a fence to be raised; those of runs have the state
+    // kCancelling.
+    std::unordered_set<JobId> cancelling;
+    FenceList fences;
+    Removals removals;
+    std::unordered_map<JobId, std::uint64_t> wanted;  // kept jobs that a request of cancel_requests_ looks for
     // Single jobs whose end, or whose first row, goes into the ledger while no lease has them: no entry of theirs counts.
     std::unordered_set<JobId> settling;
     std::map<std::pair<OrgId, std::string>, QueueSettings> queues;  // that were ever set
@@ -183,7 +183,7 @@ class Dispatcher {
     std::size_t enqueue_rows = 0, enqueue_bytes = 0;
     std::map<std::uint64_t, Check> checks;
     std::map<std::string, std::uint64_t> suspects;  // entries at the line's front that may be of an earlier state
-    bool maybe_old = false, due_suspect = false;
+    bool maybe_old = false, due_suspect = false, kept_seen = false;
     bool take_again = false;  // after this flush's Requeue and Finish
     WallTime ready_at{};
     std::optional<MonoTime> yield_by;            // set: to be handed over, at the latest then
@@ -196,25 +196,13 @@ class Dispatcher {
   struct Op {
     QueueOpId id;
     ShardHold hold;
-    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire } kind = Kind::kPlain;
+    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire, kRemove } kind = Kind::kPlain;
     std::string line;
-    LineKey key;                                            // kClaim
+    LineKey key;                                            // kClaim; kRemove: its durability
     std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
     std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
     std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
     std::size_t accept_rows = 0, accept_bytes = 0;
-  };
-  struct Parked {
-    wire::PeerId peer;
-    wire::Message message;
-    MonoTime until;
-  };
-  struct ClaimPlan {
-    ShardId shard;
-    std::string line;
-    LineKey key;
-    std::uint32_t total = 0;
-    std::vector<std::pair<WorkerId, std::uint32_t>> split;
   };
 
   // Shards: dispatcher_shards.cc
@@ -321,8 +309,9 @@ class Dispatcher {
   // Cancelling: dispatcher_cancel.cc
   void OnCancel(const wire::PeerId& peer, wire::Cancel& m);
   void On(event::StatesRead& e);
-  bool EndWaitingJob(Shard& shard, Piece& piece, const LiveJob& job);
-  bool EndedWhileWaiting(Shard& shard, JobId job);
+  void AnswerCancel(Shard& shard, CancelRequest& request, const std::vector<ItemState>& states);
+  bool CancelKept(Shard& shard, Piece& piece, CancelRequest& request, CancelRow row, wire::CancelReply::Item& reply);
+  void EndWaiting(Shard& shard, Piece& piece, const JobSpec& spec, const Counters& counters);
   void CancelDurable(Shard& shard, const Piece::Cancel& cancel);
   void ApplyCancel(Shard& shard, RunEffects effects);
   void StopAttempt(JobId job);
@@ -331,6 +320,19 @@ class Dispatcher {
   void EndStopped(Shard& shard, const JobSpec& spec, const Counters& counters, const std::string& reason);
   void CancelStored(Shard& shard, const LiveJob& job);
   void FailRequests(Piece& piece);
+  void FenceLater(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters, std::optional<WallTime> run_at);
+  void GrantFences();
+  void EndUnservedFences();
+
+  // Out of the queue by name: dispatcher_remove.cc
+  void LeaveQueue(Shard& shard, const JobSpec& spec, bool scheduled);
+  bool Left(Shard& shard, JobId job);
+  bool SearchKept(Shard& shard, CancelRequest& request, std::uint64_t number, const std::vector<ItemState>& states);
+  bool HandOver(Shard& shard, JobEntry entry);
+  void GiveBackFound(Shard& shard, CancelRequest& request);
+  void EmitRemove(Shard& shard, std::vector<Command>& out);
+  void OnRemoved(const Op& op, QueueReply& reply);
+
   // Queues: dispatcher_queues.cc
   void On(event::QueueSettingsRead& e);
   void On(event::QueueSettingsPut& e);

@@ -28,69 +28,125 @@ void Dispatcher::On(event::StatesRead& e) {
   const auto it = cancel_requests_.find(e.number);
   if (it == cancel_requests_.end()) return;  // its shard was lost meanwhile
   CancelRequest& request = it->second;
+  Shard& shard = *Current(e.hold);
+  if (request.peer.empty()) {  // see CancelDurable
+    if (!e.states) return TakeAnew(shard, "a cancelled job: " + e.states.error().message);
+    cancel_requests_.erase(it);
+    for (const ItemState& state : *e.states)
+      if (state.live) CancelStored(shard, *state.live);
+    return;
+  }
   if (!e.states) {
+    GiveBackFound(shard, request);
     Problem(request.peer, request.message.request, std::string(Name(e.states.error().code)), e.states.error().message);
     cancel_requests_.erase(it);
     return;
   }
-  Shard& shard = *Current(e.hold);
-  Piece& piece = OpenPiece(shard, shard.progress_piece);
+  if (SearchKept(shard, request, e.number, *e.states)) return;
+  AnswerCancel(shard, request, *e.states);
+  OpenPiece(shard, shard.progress_piece).requests.push_back(e.number);
+}
+
+// Pieces are committed in their order: the answer is sent when the last one is durable.
+void Dispatcher::AnswerCancel(Shard& shard, CancelRequest& request, const std::vector<ItemState>& states) {
   request.reply.request = request.message.request;
-  for (std::size_t i = 0; i < e.states->size(); ++i) {
-    const ItemState& state = (*e.states)[i];
+  std::map<std::pair<Uuid, bool>, std::size_t> answered;
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    const ItemState& state = states[i];
     const wire::Cancel::Item& item = request.message.items[i];
     wire::CancelReply::Item& reply = request.reply.items.emplace_back();
     reply.id = item.id;
-    const bool is_run = state.known && !state.live && !state.job_ended;
-    if (!state.known || is_run != item.is_run) continue;
-    if (state.run_ended || state.job_ended) {
-      reply.effect = CancelEffect::kEnded;
-      reply.state = state.run_ended ? Name(*state.run_ended) : Name(*state.job_ended);
+    if (const auto [earlier, first] = answered.try_emplace({item.id, item.is_run}, i); !first) {  // named twice
+      reply = request.reply.items[earlier->second];
       continue;
     }
-    reply.effect = CancelEffect::kCancelling;
+    Piece& piece = OpenPiece(shard, shard.progress_piece);
     CancelRow row{.item = item.id,
                   .is_run = item.is_run,
                   .org = request.message.org,
                   .actor = request.message.actor,
                   .reason = request.message.reason,
                   .requested_at = wall_};
+    if (!state.known && !state.of_run && !item.is_run && CancelKept(shard, piece, request, row, reply)) continue;
+    const bool is_run = state.known && !state.live && !state.job_ended;
+    if (!state.known || is_run != item.is_run) {
+      if (!item.is_run && state.of_run) reply.state = state.of_run->ToString();
+      continue;
+    }
+    if (state.run_ended || state.job_ended) {
+      reply.effect = CancelEffect::kEnded;
+      reply.state = state.run_ended ? Name(*state.run_ended) : Name(*state.job_ended);
+      continue;
+    }
+    reply.effect = CancelEffect::kCancelling;
     piece.rows.cancels.push_back(row);
-    if (state.live && EndWaitingJob(shard, piece, *state.live)) {
+    if (!state.live) {
+      piece.cancels.push_back({.row = std::move(row), .live = {}});
+      continue;
+    }
+    const JobId id = state.live->spec.id;
+    const bool waits = !Leased(shard, id);
+    if (waits && !state.live->spec.options.has_sink && !shard.cancelling.contains(id)) {
       reply.effect = CancelEffect::kCancelled;
+      EndWaiting(shard, piece, state.live->spec, state.live->counters);
+      LeaveQueue(shard, state.live->spec, state.live->next_run_at || state.live->spec.run_at);
     } else {
-      const bool waits = state.live && !Leased(shard, state.live->spec.id);
-      piece.cancels.push_back({.row = std::move(row), .waiting = waits ? state.live : std::nullopt});
+      piece.cancels.push_back({.row = std::move(row), .live = state.live, .waiting = waits});
     }
   }
-  piece.requests.push_back(e.number);
 }
 
-// A single job without a sink that waits in the queue, or is on its way there, ends with its request. Its entry stays in the
-// queue until somebody claims it.
-bool Dispatcher::EndWaitingJob(Shard& shard, Piece& piece, const LiveJob& job) {
-  if (Leased(shard, job.spec.id) || job.spec.options.has_sink || shard.cancelling.contains(job.spec.id)) return false;
-  if (!shard.ended_waiting.insert(job.spec.id).second) return true;
-  piece.rows.outcomes.push_back(
-      UnrunOutcome(job.spec, job.counters, JobState::kCancelled, "cancelled", "cancelled before it started"));
+// Only the queue, or its first attempt, has this job: it becomes the ledger's together with the request. False: nobody has it.
+bool Dispatcher::CancelKept(Shard& shard, Piece& piece, CancelRequest& request, CancelRow row, wire::CancelReply::Item& reply) {
+  const JobId id{row.item};
+  if (auto found = request.found.extract(id); !found.empty()) {
+    const JobEntry& entry = found.mapped();
+    KeepSpec(piece, entry.spec);
+    piece.rows.cancels.push_back(row);
+    reply.effect = entry.spec.options.has_sink ? CancelEffect::kCancelling : CancelEffect::kCancelled;
+    if (entry.spec.options.has_sink)
+      piece.cancels.push_back(
+          {.row = std::move(row),
+           .live = LiveJob{.spec = entry.spec, .counters = entry.counters, .next_run_at = {}, .cancelling = true},
+           .waiting = true});
+    else
+      EndWaiting(shard, piece, entry.spec, entry.counters);
+    return true;
+  }
+  const auto lease = leases_.find(id);
+  if (lease == leases_.end() || lease->second.spec->org != request.message.org || !lease->second.kept) return false;
+  KeepSpec(piece, *lease->second.spec);
+  piece.rows.cancels.push_back(row);
+  reply.effect = CancelEffect::kCancelling;
+  piece.cancels.push_back(
+      {.row = std::move(row),
+       .live =
+           LiveJob{.spec = *lease->second.spec, .counters = lease->second.counters, .next_run_at = {}, .cancelling = true}});
   return true;
 }
 
-bool Dispatcher::EndedWhileWaiting(Shard& shard, JobId job) {
-  if (shard.ended_waiting.erase(job) == 0 && !shard.ended_fenced.contains(job)) return false;
-  shard.finish.push_back(job);
-  return true;
+// A single job without a sink of which no attempt runs: it ends `cancelled` with the piece.
+void Dispatcher::EndWaiting(Shard& shard, Piece& piece, const JobSpec& spec, const Counters& counters) {
+  shard.settling.insert(spec.id);
+  piece.unleased.push_back(spec.id);
+  piece.rows.outcomes.push_back(UnrunOutcome(spec, counters, JobState::kCancelled, "cancelled", "cancelled before it started"));
 }
 
 void Dispatcher::CancelDurable(Shard& shard, const Piece::Cancel& cancel) {
   const CancelRow& row = cancel.row;
-  if (row.is_run) {
-    ApplyCancel(shard, shard.runs.Cancel(RunId{row.item}, CancelReason(row.actor, row.reason)));
+  if (row.is_run) return ApplyCancel(shard, shard.runs.Cancel(RunId{row.item}, CancelReason(row.actor, row.reason)));
+  const JobId id = cancel.live->spec.id;
+  if (const auto lease = leases_.find(id); lease != leases_.end()) {
+    lease->second.kept = false;
+    shard.cancelling.insert(id);
+    StopAttempt(id);
   } else if (cancel.waiting) {
-    CancelStored(shard, *cancel.waiting);
-  } else {
-    shard.cancelling.insert(JobId{row.item});
-    StopAttempt(JobId{row.item});
+    if (cancel.live->spec.options.durability == Durability::kRedis && shard.settling.erase(id) > 0) shard.finish.push_back(id);
+    CancelStored(shard, *cancel.live);
+  } else {  // its attempt has ended meanwhile: the ledger knows whether the job has
+    const std::uint64_t number = ++last_cancel_;
+    ToLedger(command::ReadStates{.hold = shard.hold, .number = number, .org = row.org, .items = {row.item}});
+    cancel_requests_.emplace(number, CancelRequest{.peer = {}, .message = {}, .hold = shard.hold});
   }
 }
 
@@ -99,6 +155,7 @@ void Dispatcher::ApplyCancel(Shard& shard, RunEffects effects) {
   RunEffects now;
   now.stopping = std::exchange(effects.stopping, {});
   now.fencing = std::exchange(effects.fencing, {});
+  now.leaving = std::exchange(effects.leaving, {});
   EffectsDurable(shard, now);
   WriteEffects(shard, std::move(effects));
 }
@@ -164,23 +221,83 @@ void Dispatcher::EndStopped(Shard& shard, const JobSpec& spec, const Counters& c
     return;
   }
   shard.cancelling.erase(spec.id);
+  shard.settling.insert(spec.id);
   piece.rows.outcomes.push_back(UnrunOutcome(spec, counters, JobState::kCancelled, "cancelled", reason));
 }
 
 // A single job whose cancel request is in the ledger: found by a rebuild, or put there by somebody else.
 void Dispatcher::CancelStored(Shard& shard, const LiveJob& job) {
   const JobId id = job.spec.id;
-  if (shard.ended_waiting.contains(id) || shard.ended_fenced.contains(id) || shard.settling.contains(id)) return;
-  const bool first = shard.cancelling.insert(id).second;
-  if (leases_.contains(id)) return StopAttempt(id);
-  // Whether an attempt ran under a former owner is not known, nor whether the queue has it already: it does no harm twice.
-  if (job.spec.options.has_sink) return Enqueue(shard, job.spec, job.counters, std::nullopt, true);
-  if (!first) return;
-  shard.cancelling.erase(id);
-  shard.ended_waiting.insert(id);
-  OpenPiece(shard, shard.progress_piece)
-      .rows.outcomes.push_back(
-          UnrunOutcome(job.spec, job.counters, JobState::kCancelled, "cancelled", "cancelled before it started"));
+  if (shard.settling.contains(id) || shard.fences.Contains(id)) return;
+  if (leases_.contains(id)) {
+    shard.cancelling.insert(id);
+    return StopAttempt(id);
+  }
+  if (shard.removals.Leaving(id)) return;  // it has ended
+  LeaveQueue(shard, job.spec, job.next_run_at || job.spec.run_at);
+  if (!job.spec.options.has_sink) return EndWaiting(shard, OpenPiece(shard, shard.progress_piece), job.spec, job.counters);
+  // Whether an attempt ran under a former owner is not known.
+  shard.cancelling.insert(id);
+  FenceLater(shard, std::make_shared<const JobSpec>(job.spec), job.counters, std::nullopt);
+}
+
+void Dispatcher::FenceLater(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters,
+                            std::optional<WallTime> run_at) {
+  shard.fences.Add(std::move(spec), counters, run_at.value_or(wall_));
+  plan_needed_ = true;
+}
+
+// Before anything that waits in the queue, and past its limits, rates and pauses: a fence is no work, and what it ends was
+// asked to end.
+void Dispatcher::GrantFences() {
+  if (stopping_) return;
+  for (auto& [shard_id, shard] : shards_) {
+    if (shard.phase != Phase::kReady || shard.yield_by || shard.fences.Empty()) continue;
+    std::vector<Worker*> takers;
+    for (auto& [id, worker] : workers_)
+      if (worker.Credit() > 0) takers.push_back(&worker);
+    if (takers.empty()) return;
+    for (const JobId& id : shard.fences.Due(wall_)) {
+      const LineKey& key = shard.fences.At(id).key;
+      Worker* best = nullptr;
+      for (Worker* worker : takers)
+        if (worker->reach.Serves(key) && worker->Credit() > (best == nullptr ? 0 : best->Credit())) best = worker;
+      if (best == nullptr) continue;
+      const FenceList::Fence fence = shard.fences.At(id);
+      shard.fences.Erase(id);
+      Grant(shard, *best, fence.spec, fence.counters, false);
+    }
+  }
+}
+
+// As for a line that nobody reaches: LookForUnserved.
+void Dispatcher::EndUnservedFences() {
+  for (auto& [shard_id, shard] : shards_) {
+    if (shard.phase != Phase::kReady || shard.yield_by) continue;
+    for (const JobId& id : shard.fences.Due(wall_)) {
+      FenceList::Fence& fence = shard.fences.At(id);
+      if (workers_.empty() || Covered(fence.key.root)) {
+        fence.unserved_since.reset();
+        continue;
+      }
+      if (!fence.unserved_since) fence.unserved_since = now_;
+      if (now_ - *fence.unserved_since < kUnreachableGrace) continue;
+      const FenceList::Fence gone = fence;
+      shard.fences.Erase(id);
+      const std::string reason =
+          fmt::format("no connected worker reaches '{}' to raise its fence: {}", gone.key.root, RootsOfWorkers());
+      Piece& piece = OpenPiece(shard, shard.progress_piece);
+      OutcomeRow row = UnrunOutcome(*gone.spec, gone.counters, JobState::kDead, "unreachable_input", reason);
+      piece.unleased.push_back(id);
+      if (gone.spec->run) {
+        AppendEffects(shard, piece, shard.runs.JobUnplaceable(id, reason));
+      } else {
+        shard.cancelling.erase(id);
+        shard.settling.insert(id);
+      }
+      piece.rows.outcomes.push_back(std::move(row));
+    }
+  }
 }
 
 void Dispatcher::FailRequests(Piece& piece) {

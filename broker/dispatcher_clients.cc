@@ -201,6 +201,7 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
   auto submit = std::make_shared<Submit>();
   submit->peer = peer;
   submit->request = m.request;
+  submit->org = m.run.org;
   submit->run = true;
   submit->watch = m.watch;
   submit->items.push_back({.id = m.run.id.uuid, .duplicate = false, .conflict_with = {}});
@@ -235,6 +236,8 @@ void Dispatcher::AddWatcher(RunId run, const wire::PeerId& peer) {
 void Dispatcher::OnWatch(const wire::PeerId& peer, const wire::Watch& m) {
   for (auto& [id, shard] : shards_) {
     if (!shard.runs.Knows(m.run)) continue;
+    if (shard.runs.OrgOf(m.run) != m.org)
+      return Problem(peer, m.request, "not_found", fmt::format("run {}: there is none", m.run.ToString()));
     AddWatcher(m.run, peer);
     if (const auto update = shard.runs.Update(m.run, true)) SendUpdate(peer, *update);
     return;
@@ -242,7 +245,7 @@ void Dispatcher::OnWatch(const wire::PeerId& peer, const wire::Watch& m) {
   if (run_reads_ >= kRunReadsMax)
     return Problem(peer, m.request, "limit", fmt::format("{} watches wait for the ledger", run_reads_));
   ++run_reads_;
-  ToLedger(command::ReadRun{.peer = peer, .request = m.request, .run = m.run});
+  ToLedger(command::ReadRun{.peer = peer, .request = m.request, .org = m.org, .run = m.run});
 }
 
 void Dispatcher::EmitUpdates(Shard& shard) {

@@ -14,6 +14,7 @@ namespace millrace {
 
 void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards) {
   Shard& shard = *ShardOfOrg(spec.org);
+  shard.kept_seen = true;
   if (shards.insert(shard.hold.shard).second) shard.enqueue_submits.push_back(submit);
   submit->items.push_back({.id = spec.id.uuid, .duplicate = false, .conflict_with = {}});
   ++shard.enqueue_rows;
@@ -70,6 +71,7 @@ void Dispatcher::OnTaken(const Op& op, QueueReply& reply) {
   Shard& shard = *Current(op.hold);
   shard.maybe_old = shard.maybe_old || reply.maybe_old;
   NoteDelivered(shard, reply);
+  shard.kept_seen = shard.kept_seen || !reply.claimed.empty() || !reply.kept.empty() || reply.next_due.has_value();
   if (!reply.claimed.empty()) {
     std::ranges::sort(reply.claimed, {}, &QueueEntry::id);  // the oldest is the next again
     return Ask(shard, {.stayed = std::move(reply.claimed), .expired = {}, .claimed = {}, .key = {}, .split = {}});
@@ -141,6 +143,8 @@ void Dispatcher::On(event::KnownRead& e) {
     if (Leased(*shard, id)) continue;
     if (known.contains(id))
       shard->finish.push_back(id);
+    else if (HandOver(*shard, entry))
+      continue;
     else if (!EndIfOver(*shard, entry.spec, entry.counters, true))  // the clock was set back
       EnqueueKept(*shard, entry.spec, std::nullopt, true, entry.check);
   }
@@ -153,6 +157,8 @@ void Dispatcher::On(event::KnownRead& e) {
     if (Leased(*shard, id)) continue;  // it is running from its other entry
     if (known.contains(id))
       shard->finish.push_back(id);
+    else if (HandOver(*shard, entry))
+      continue;
     else if (Deliver(*shard, op, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true, entry.check))
       ++started;
   }
@@ -164,10 +170,6 @@ void Dispatcher::On(event::KnownRead& e) {
 bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept,
                          bool check) {
   const JobId id = spec->id;
-  if (!spec->run && shard.cancelling.contains(id) && !spec->options.has_sink) {
-    EndStopped(shard, *spec, counters, "cancelled");
-    return false;
-  }
   if (EndIfOver(shard, *spec, counters, kept)) return false;
   if (Worker* worker = NextTaker(op)) {
     Grant(shard, *worker, std::move(spec), counters, kept);

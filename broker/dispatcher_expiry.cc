@@ -89,10 +89,10 @@ void Dispatcher::OnExpired(const Op& op, QueueReply& reply) {
     shard.budgets.Claimed(key->org, key->queue, std::nullopt);
     const bool kept = key->durability == Durability::kRedis;
     // It runs already, or has ended.
-    if (Leased(shard, entry.id) || (!kept && EndedWhileWaiting(shard, entry.id))) continue;
+    if (Leased(shard, entry.id) || Left(shard, entry.id)) continue;
     JobEntry waiting;
     if (const RunCoordinator::Job* job = entry.body.empty() ? shard.runs.Find(entry.id) : nullptr) {
-      if (IsTerminal(job->state)) {
+      if (IsTerminal(job->state) || job->state == JobState::kCancelling) {
         shard.finish.push_back(entry.id);
         continue;
       }
@@ -105,6 +105,7 @@ void Dispatcher::OnExpired(const Op& op, QueueReply& reply) {
     } else {
       return TakeAnew(shard, decoded.error().message);
     }
+    if (kept && HandOver(shard, waiting)) continue;
     if (kept)
       doubtful.expired.push_back(std::move(waiting));
     else if (!EndIfOver(shard, waiting.spec, waiting.counters))  // the clock was set back

@@ -77,8 +77,10 @@ void Dispatcher::EffectsDurable(Shard& shard, const RunEffects& effects) {
   for (const RunEffects::Skip& cancelled : effects.cancelled) shard.runs.Show(cancelled.job);
   for (const JobId& job : effects.ready) EnqueueRunJob(shard, job);
   for (const JobId& job : effects.stopping) StopAttempt(job);
+  for (const JobId& id : effects.leaving)
+    if (const RunCoordinator::Job* job = shard.runs.Find(id)) LeaveQueue(shard, *job->spec, job->run_at.has_value());
   for (const JobId& id : effects.fencing)
-    if (const RunCoordinator::Job* job = shard.runs.Find(id)) Enqueue(shard, *job->spec, job->counters, std::nullopt, true);
+    if (const RunCoordinator::Job* job = shard.runs.Find(id)) FenceLater(shard, job->spec, job->counters, std::nullopt);
   for (const RunId& run : effects.replaced)
     ApplyCancel(shard, shard.runs.Cancel(run, "cancelled: a later run takes its place"));
   for (const RunEffects::End& end : effects.ended) {
@@ -193,7 +195,7 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
     Reply(worker->second.peer, {.job = ending.job, .token = ending.token, .accepted = true, .reason = {}});
   if (ending.verdict.terminal) {
     shard.finish.push_back(ending.job);
-    if (shard.cancelling.erase(ending.job) > 0 && lease.spec->options.has_sink) shard.ended_fenced.insert(ending.job);
+    shard.cancelling.erase(ending.job);
     if (lease.spec->run) shard.runs.Show(ending.job);
     return;
   }
@@ -209,6 +211,7 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
     if (!cancelling) shard.runs.Apply(*job, ending.run_at && *ending.run_at > wall_ ? JobEvent::kRetry : JobEvent::kRequeued);
     shard.runs.Show(ending.job);
   }
+  if (cancelling) return FenceLater(shard, lease.spec, ending.verdict.counters, ending.run_at);
   Enqueue(shard, *lease.spec, ending.verdict.counters, ending.run_at, true);
 }
 
@@ -216,7 +219,7 @@ void Dispatcher::FinishSubmit(Submit& submit) {
   to_clients_.push_back(
       {.peer = submit.peer, .message = wire::SubmitReply{.request = submit.request, .accepted = submit.items}});
   if (!submit.run || !submit.watch) return;
-  OnWatch(submit.peer, {.request = submit.request, .run = RunId{submit.items.front().id}});
+  OnWatch(submit.peer, {.request = submit.request, .org = submit.org, .run = RunId{submit.items.front().id}});
 }
 
 void Dispatcher::FailSubmits(Piece& piece, const std::string& code, const std::string& message) {

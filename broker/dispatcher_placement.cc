@@ -74,6 +74,7 @@ void Dispatcher::LookForUnserved() {
     }
   });
   for (LineIndex::Line* line : doomed) EndLine(*line);
+  EndUnservedFences();
 }
 
 // The queue says which jobs they are.
@@ -93,9 +94,9 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
   const std::string reason = fmt::format("no connected worker reaches '{}': {}", key->root, RootsOfWorkers());
   for (const QueueEntry& claimed : reply.claimed) {
     shard.budgets.Claimed(key->org, key->queue, std::nullopt);
-    if (Leased(shard, claimed.id) || (!kept && EndedWhileWaiting(shard, claimed.id))) continue;
+    if (Leased(shard, claimed.id) || Left(shard, claimed.id)) continue;
     RunCoordinator::Job* job = claimed.body.empty() ? shard.runs.Find(claimed.id) : nullptr;
-    if (claimed.body.empty() && (job == nullptr || IsTerminal(job->state))) {
+    if (claimed.body.empty() && (job == nullptr || IsTerminal(job->state) || job->state == JobState::kCancelling)) {
       shard.finish.push_back(claimed.id);
       continue;
     }
@@ -107,6 +108,7 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
     } else {
       return TakeAnew(shard, decoded.error().message);
     }
+    if (kept && HandOver(shard, entry)) continue;
     if (reached) {
       if (kept)
         EnqueueKept(shard, entry.spec, std::nullopt, true, entry.check);
@@ -117,7 +119,6 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
     Piece& piece = OpenPiece(shard, shard.progress_piece);
     OutcomeRow row = UnrunOutcome(entry.spec, entry.counters, JobState::kDead, "unreachable_input", reason);
     piece.unleased.push_back(claimed.id);
-    if (shard.cancelling.erase(claimed.id) > 0) shard.ended_fenced.insert(claimed.id);
     if (job == nullptr) shard.settling.insert(claimed.id);
     if (kept) KeepSpec(piece, entry.spec);
     if (job != nullptr) AppendEffects(shard, piece, shard.runs.JobUnplaceable(claimed.id, reason));

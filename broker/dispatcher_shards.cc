@@ -199,7 +199,7 @@ void Dispatcher::On(event::OutboxRead& e) {
       CancelStored(*shard, live);
       continue;
     }
-    if (shard->restored_jobs.contains(id) || leases_.contains(id)) continue;
+    if (shard->restored_jobs.contains(id) || Leased(*shard, id)) continue;
     Enqueue(*shard, live.spec, live.counters, live.next_run_at ? live.next_run_at : live.spec.run_at, false);
   }
   if (!runs.empty() || !jobs.empty()) {
@@ -245,6 +245,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;
       case Op::Kind::kPromote: OnPromoted(op, *result); break;
       case Op::Kind::kExpire: OnExpired(op, *result); break;
+      case Op::Kind::kRemove: OnRemoved(op, *result); break;
     }
   }
 }
@@ -283,8 +284,8 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   for (auto& [id, line, body, run_at, expires_at] : reply.claimed) {
     const bool suspect = suspects > 0 && suspects-- > 0;
     const auto left = [&](std::optional<std::size_t> bytes) { shard->budgets.Claimed(op.key.org, op.key.queue, bytes); };
-    // The queue had it twice, or it ended meanwhile. Of what is cancelled nothing is in a kept line.
-    if (Leased(*shard, id) || (!kept && EndedWhileWaiting(*shard, id))) {
+    // The queue had it twice, or it ended meanwhile.
+    if (Leased(*shard, id) || Left(*shard, id)) {
       left(std::nullopt);
       continue;
     }
@@ -292,7 +293,7 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
     Counters counters;
     if (body.empty()) {
       RunCoordinator::Job* job = shard->runs.Find(id);
-      if (job == nullptr || IsTerminal(job->state)) {
+      if (job == nullptr || IsTerminal(job->state) || job->state == JobState::kCancelling) {
         left(std::nullopt);
         shard->finish.push_back(id);
         continue;
@@ -304,6 +305,10 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       if (!entry) {
         TakeAnew(*shard, entry.error().message);
         return;
+      }
+      if (kept && shard->wanted.contains(id) && HandOver(*shard, *entry)) {
+        left(entry->spec.payload.size());
+        continue;
       }
       if (kept && (suspect || entry->check)) {
         left(entry->spec.payload.size());

@@ -51,6 +51,7 @@ struct ReadKnown {
 struct ReadRun {
   wire::PeerId peer;
   std::uint64_t request = 0;
+  OrgId org;
   RunId run;
 };  // -> event::RunRead
 struct ReadStates {

@@ -403,7 +403,7 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     auto states = ledger_.States(asked->org, asked->items, Deadline(kReadBudget));
     out.emplace_back(event::StatesRead{.hold = asked->hold, .number = asked->number, .states = std::move(states)});
   } else if (auto* run = std::get_if<command::ReadRun>(&posted)) {
-    auto detail = ledger_.GetRun(kDefaultOrg, run->run, Deadline(kReadBudget));
+    auto detail = ledger_.GetRun(run->org, run->run, Deadline(kReadBudget));
     out.emplace_back(
         event::RunRead{.peer = std::move(run->peer), .request = run->request, .run = run->run, .detail = std::move(detail)});
   } else if (const auto* queues = std::get_if<command::ReadQueueSettings>(&posted)) {

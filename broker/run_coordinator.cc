@@ -31,6 +31,7 @@ void RunEffects::Append(RunEffects&& other) {
   MoveAppend(cancelled, std::move(other.cancelled));
   MoveAppend(stopping, std::move(other.stopping));
   MoveAppend(fencing, std::move(other.fencing));
+  MoveAppend(leaving, std::move(other.leaving));
   MoveAppend(replaced, std::move(other.replaced));
 }
 
@@ -351,7 +352,7 @@ void RunCoordinator::CancelJob(Run& run, Job& job, RunEffects& out) {
       Apply(job, JobEvent::kCancelRequested);
       break;
     case JobState::kScheduled:
-    case JobState::kReady: break;
+    case JobState::kReady: out.leaving.push_back(job.spec->id); break;
     case JobState::kRunning:
       Apply(job, JobEvent::kCancelRequested);
       out.stopping.push_back(job.spec->id);

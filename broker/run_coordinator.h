@@ -42,10 +42,11 @@ struct RunEffects {
   std::vector<Skip> cancelled;  // outcome kCancelled to be written: they had not started, or nothing of them is left
   std::vector<JobId> stopping;  // run now: their attempts are to be revoked
   std::vector<JobId> fencing;   // wait, but an attempt of theirs may have touched its sink: to be granted once more, fence_only
+  std::vector<JobId> leaving;   // of the two before: those that wait in the queue and have no business there any more
   std::vector<RunId> replaced;  // overlap: cancel. To be cancelled once their cancel rows are written
   bool Empty() const {
     return ready.empty() && skipped.empty() && ended.empty() && started.empty() && cancelled.empty() && stopping.empty() &&
-           fencing.empty() && replaced.empty();
+           fencing.empty() && leaving.empty() && replaced.empty();
   }
   bool HasRows() const { return !skipped.empty() || !ended.empty() || !cancelled.empty() || !replaced.empty(); }
   void Append(RunEffects&& other);

@@ -102,7 +102,19 @@ Result<bool> BackfillFeeder::StillThere(const BackfillState& state, MonoTime dea
   return !again.empty() && again[0].position == state.position && again[0].fed == state.fed;
 }
 
+// What was fed goes on; it has ended when that has.
+Result<void> BackfillFeeder::Stop(const BackfillState& state, WallTime now, Turn& turn, MonoTime deadline) {
+  if (state.fed && state.noted == state.active && state.active > 0) return {};
+  FireBatch batch{.decisions = {}, .watermarks = {}, .steps = {}, .now = now};
+  batch.steps.push_back(
+      {.id = state.row.id, .position_was = state.position, .position = state.position, .fed = true, .runs = {}});
+  MILLRACE_TRY(ledger_.Fire(batch, deadline));
+  turn.moved = true;
+  return {};
+}
+
 Result<void> BackfillFeeder::FeedOne(const BackfillState& state, WallTime now, Turn& turn, MonoTime deadline) {
+  if (state.stopped) return Stop(state, now, turn, deadline);
   MILLRACE_TRY_ASSIGN(const Source* const source, SourceOf(state.row, deadline));
   const BackfillRow& row = state.row;
   const std::uint32_t max = source->options.max_parallel;
@@ -156,14 +168,21 @@ Result<BackfillFeeder::Turn> BackfillFeeder::Feed(WallTime now, MonoTime enough,
   }
   for (std::size_t i = 0; i < backfills.size() && clock_.Now() <= enough; ++i) {
     const BackfillState& state = backfills[(first_ + i) % backfills.size()];
-    if (complained_.contains(state.row.id)) continue;
     const auto fed = FeedOne(state, now, turn, deadline);
     if (fed) continue;
     const ErrorCode code = fed.error().code;
     if (code != ErrorCode::kCorrupt && code != ErrorCode::kInvalidArgument && code != ErrorCode::kNotFound)
       return std::unexpected(fed.error());
-    complained_.insert(state.row.id);  // one broken backfill must not stop the others
+    // One broken backfill must not stop the others, and does not stay open: it is stopped, and says why.
     LogError("backfill {} of pipeline {} cannot run: {}", state.row.id.ToString(), state.row.pipeline, fed.error().message);
+    const CancelRow stop{.item = state.row.id.uuid,
+                         .is_run = false,
+                         .org = state.row.org,
+                         .actor = std::string(kBackfillBrokenActor),
+                         .reason = "it cannot run: " + fed.error().message,
+                         .requested_at = now};
+    MILLRACE_TRY(ledger_.RequestCancel(std::span{&stop, 1}, deadline));
+    turn.moved = true;
   }
   ++first_;
   return turn;

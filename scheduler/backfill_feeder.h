@@ -54,6 +54,7 @@ class BackfillFeeder {
   struct Source;  // options, range and pipeline of a backfill, parsed once
   Result<const Source*> SourceOf(const BackfillRow& row, MonoTime deadline);
   Result<void> FeedOne(const BackfillState& state, WallTime now, Turn& turn, MonoTime deadline);
+  Result<void> Stop(const BackfillState& state, WallTime now, Turn& turn, MonoTime deadline);
   Result<bool> StillThere(const BackfillState& state, MonoTime deadline);
   SlotDecision Decide(const BackfillRow& row, const Source& source, WallTime slot, WallTime now);
 
@@ -61,8 +62,7 @@ class BackfillFeeder {
   const Clock& clock_;
   IdGenerator& ids_;
   std::map<BackfillId, std::shared_ptr<const Source>> sources_;
-  std::set<BackfillId> complained_;  // broken ones, named once in the log
-  std::size_t first_ = 0;            // who is first in the next turn
+  std::size_t first_ = 0;  // who is first in the next turn
 };
 
 }  // namespace millrace::scheduler

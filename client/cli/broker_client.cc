@@ -149,7 +149,7 @@ bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
   return bytes <= kFrameBytesMax;
 }
 
-Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) { return Send(wire::Watch{next_request_++, run}, deadline); }
+Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) { return Send(wire::Watch{next_request_++, kDefaultOrg, run}, deadline); }
 
 Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                              const std::function<void(const wire::RunUpdate&)>& on_update,
@@ -170,7 +170,7 @@ Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const
       if (auto* update = std::get_if<wire::RunUpdate>(&message); update != nullptr && take(*update)) return std::move(*update);
     }
     if (now >= renew_watch) {
-      (void)socket_->Send(wire::Encode(wire::Watch{next_request_++, run}));  // lost: the next one follows
+      (void)socket_->Send(wire::Encode(wire::Watch{next_request_++, kDefaultOrg, run}));  // lost: the next one follows
       renew_watch = now + kWatchInterval;
     }
     on_idle();

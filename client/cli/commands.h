@@ -27,6 +27,7 @@ ExitCode JobCancel(const Options& options);
 ExitCode BackfillStart(const Options& options);
 ExitCode BackfillList(const Options& options);
 ExitCode BackfillShow(const Options& options);
+ExitCode BackfillCancel(const Options& options);
 // Jobs, and what repeats them (commands_job.cc).
 ExitCode JobList(const Options& options);
 ExitCode JobShow(const Options& options);

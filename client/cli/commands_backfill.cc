@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <limits>
 
+#include "client/cli/cancel_items.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/pipeline_file.h"
@@ -11,12 +12,14 @@
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
+#include "common/wire/zmq_transport.h"
 #include "scheduler/backfill_feeder.h"
 
 namespace millrace::cli {
 namespace {
 
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
+constexpr Millis kFeederStops{5000}, kFeederPoll{100};
 
 Result<ScheduleRow> FindScheduleRow(Ledger& ledger, const Options& options, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const auto rows, ledger.Schedules(kDefaultOrg, deadline));
@@ -144,7 +147,11 @@ Result<ExitCode> DoBackfill(const Options& options) {
   return ExitCode::kOk;
 }
 
-std::string_view StateOf(const BackfillState& state) { return state.ended_at ? "ended" : state.fed ? "finishing" : "feeding"; }
+std::string_view StateOf(const BackfillState& state) {
+  if (state.stopped && state.stopped->actor == kBackfillBrokenActor) return "failed";
+  if (state.stopped) return state.ended_at ? "cancelled" : "cancelling";
+  return state.ended_at ? "ended" : state.fed ? "finishing" : "feeding";
+}
 
 Result<ExitCode> DoList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
@@ -192,30 +199,33 @@ Result<ExitCode> DoShow(const Options& options) {
   std::uint64_t fed = 0;
   for (const auto& [run_state, count] : runs) fed += count;
   const auto count = [&](RunState s) { return static_cast<std::int64_t>(runs[s]); };
-  Table table{.columns = {"backfill",  "pipeline",     "version",      "schedule",  "generation", "from",       "to",
-                          "reprocess", "newest_first", "max_parallel", "state",     "slots",      "decided",    "runs",
-                          "active",    "succeeded",    "failed",       "cancelled", "created_by", "created_at", "ended_at"},
-              .rows = {{options.id,
-                        state.row.pipeline,
-                        state.row.version,
-                        state.row.schedule,
-                        std::int64_t{state.row.generation},
-                        ToRfc3339(state.row.from),
-                        ToRfc3339(state.row.to),
-                        std::string(Name(stored.reprocess)),
-                        stored.newest_first,
-                        std::int64_t{stored.max_parallel},
-                        std::string(StateOf(state)),
-                        total,
-                        decided,
-                        static_cast<std::int64_t>(fed),
-                        count(RunState::kRunning),
-                        count(RunState::kSucceeded),
-                        count(RunState::kFailed),
-                        count(RunState::kCancelled) + count(RunState::kSkipped),
-                        state.row.actor,
-                        ToRfc3339(state.row.created_at),
-                        TimeCell(state.ended_at)}}};
+  Table table{
+      .columns = {"backfill",     "pipeline",     "version",    "schedule",   "generation", "from",       "to",     "reprocess",
+                  "newest_first", "max_parallel", "state",      "slots",      "decided",    "runs",       "active", "succeeded",
+                  "failed",       "cancelled",    "created_by", "created_at", "ended_at",   "stopped_by", "reason"},
+      .rows = {{options.id,
+                state.row.pipeline,
+                state.row.version,
+                state.row.schedule,
+                std::int64_t{state.row.generation},
+                ToRfc3339(state.row.from),
+                ToRfc3339(state.row.to),
+                std::string(Name(stored.reprocess)),
+                stored.newest_first,
+                std::int64_t{stored.max_parallel},
+                std::string(StateOf(state)),
+                total,
+                decided,
+                static_cast<std::int64_t>(fed),
+                count(RunState::kRunning),
+                count(RunState::kSucceeded),
+                count(RunState::kFailed),
+                count(RunState::kCancelled) + count(RunState::kSkipped),
+                state.row.actor,
+                ToRfc3339(state.row.created_at),
+                TimeCell(state.ended_at),
+                state.stopped ? Cell{state.stopped->actor} : Cell{},
+                state.stopped ? Cell{state.stopped->reason} : Cell{}}}};
   if (context->format() == OutputFormat::kTable) {  // one line a field
     Table lines{.columns = {"field", "value"}, .rows = {}};
     for (std::size_t i = 0; i < table.columns.size(); ++i) lines.rows.push_back({table.columns[i], table.rows[0][i]});
@@ -225,8 +235,79 @@ Result<ExitCode> DoShow(const Options& options) {
   return ExitCode::kOk;
 }
 
+Result<BackfillState> Find(const Context& context, Ledger& ledger, BackfillId id) {
+  BackfillFilter filter;
+  filter.org = kDefaultOrg;
+  filter.id = id;
+  MILLRACE_TRY_ASSIGN(auto found, ledger.Backfills(filter, context.Deadline()));
+  if (found.empty()) return Fail(ErrorCode::kNotFound, "there is no backfill {}", id.ToString());
+  return std::move(found.front());
+}
+
+Result<std::vector<RunId>> ActiveRuns(const Context& context, Ledger& ledger, const BackfillRow& row) {
+  std::vector<RunId> runs;
+  RunFilter filter;
+  filter.org = row.org;
+  filter.pipeline = row.pipeline;
+  filter.state = RunState::kRunning;
+  filter.limit = kListMax;
+  while (true) {
+    MILLRACE_TRY_ASSIGN(const auto page, ledger.ListRuns(filter, context.Deadline()));
+    for (const RunSummary& run : page)
+      if (run.spec.generation == row.generation && run.spec.schedule == row.schedule) runs.push_back(run.spec.id);
+    if (page.size() < kListMax) return runs;
+    filter.before = page.back().spec.id;
+  }
+}
+
+// The scheduler says that it feeds no more: it may be in the middle of a turn. Without a scheduler nobody feeds.
+Result<void> AwaitFed(const Context& context, Ledger& ledger, BackfillId id) {
+  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  for (const MonoTime until = context.clock().Now() + kFeederStops; context.clock().Now() < until;) {
+    MILLRACE_TRY_ASSIGN(const BackfillState state, Find(context, ledger, id));
+    if (state.fed) return {};
+    transport->Wait(kFeederPoll);
+  }
+  fmt::print(stderr, "no scheduler has noticed it yet; the next one will\n");
+  return {};
+}
+
+Result<ExitCode> DoCancel(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
+  MILLRACE_TRY_ASSIGN(const BackfillId id, BackfillId::Parse(options.id));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
+  MILLRACE_TRY_ASSIGN(const BackfillState before, Find(*context, *ledger, id));
+  if (before.ended_at && !before.stopped) return Fail(ErrorCode::kConflict, "backfill {}: too late, it has ended", options.id);
+  MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
+  const CancelRow row{
+      .item = id.uuid, .is_run = false, .org = before.row.org, .actor = Actor(), .reason = options.reason, .requested_at = now};
+  MILLRACE_TRY(ledger->RequestCancel(std::span{&row, 1}, context->Deadline()));
+  std::int64_t cancelled = 0;
+  if (options.running) {
+    MILLRACE_TRY(AwaitFed(*context, *ledger, id));
+    MILLRACE_TRY_ASSIGN(const std::vector<RunId> runs, ActiveRuns(*context, *ledger, before.row));
+    wire::Cancel cancel;
+    cancel.org = before.row.org;
+    cancel.actor = Actor();
+    cancel.reason = options.reason.empty() ? "backfill " + options.id + " was cancelled" : options.reason;
+    for (const RunId& run : runs) cancel.items.push_back({.id = run.uuid, .is_run = true});
+    if (!runs.empty()) {
+      MILLRACE_TRY_ASSIGN(const auto items, CancelItems(*context, *ledger, std::move(cancel), false));
+      cancelled = std::ranges::count_if(items, [](const auto& item) {
+        return item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
+      });
+    }
+  }
+  MILLRACE_TRY_ASSIGN(const BackfillState after, Find(*context, *ledger, id));
+  Print(Table{.columns = {"backfill", "state", "active", "runs_cancelled"},
+              .rows = {{options.id, std::string(StateOf(after)), std::int64_t{after.active}, cancelled}}},
+        context->format());
+  return ExitCode::kOk;
+}
+
 }  // namespace
 
+ExitCode BackfillCancel(const Options& options) { return Finish(DoCancel(options)); }
 ExitCode BackfillStart(const Options& options) { return Finish(DoBackfill(options)); }
 ExitCode BackfillList(const Options& options) { return Finish(DoList(options)); }
 ExitCode BackfillShow(const Options& options) { return Finish(DoShow(options)); }

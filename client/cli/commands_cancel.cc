@@ -1,9 +1,11 @@
 // run cancel, job cancel.
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 
 #include "client/cli/broker_client.h"
+#include "client/cli/cancel_items.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
@@ -31,28 +33,33 @@ Result<void> AwaitInLedger(Context& context, Ledger& ledger, wire::Transport& tr
   return Fail(ErrorCode::kTimedOut, "run {} has not ended", run.ToString());
 }
 
-// No broker answers: the request is durable in the ledger, and the next one to own the shard acts on it.
-Result<ExitCode> Record(Context& context, Ledger& ledger, wire::Transport& transport, const wire::Cancel& cancel, bool wait) {
+// No broker answers: the requests are durable in the ledger, and the next one to own the shard acts on them. Each item gets an
+// answer of its own; "recorded" is said as `cancelling`.
+Result<std::vector<wire::CancelReply::Item>> Record(Context& context, Ledger& ledger, const wire::Cancel& cancel) {
   std::vector<Uuid> items;
   for (const auto& item : cancel.items) items.push_back(item.id);
   MILLRACE_TRY_ASSIGN(const auto states, ledger.States(cancel.org, items, context.Deadline()));
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(context.Deadline()));
   std::vector<CancelRow> rows;
+  std::vector<wire::CancelReply::Item> replies;
   for (std::size_t i = 0; i < items.size(); ++i) {
     const ItemState& state = states[i];
-    const std::string what = fmt::format("{} {}", cancel.items[i].is_run ? "run" : "job", items[i].ToString());
-    if (!state.known || cancel.items[i].is_run == (state.live || state.job_ended))
-      return Fail(ErrorCode::kNotFound, "{}: there is none", what);
-    if (state.run_ended || state.job_ended)
-      return Fail(ErrorCode::kConflict, "{}: too late, it has ended: {}", what,
-                  state.run_ended ? Name(*state.run_ended) : Name(*state.job_ended));
-    rows.push_back({items[i], cancel.items[i].is_run, cancel.org, cancel.actor, cancel.reason, now});
+    const bool is_run = cancel.items[i].is_run;
+    auto& reply = replies.emplace_back(wire::CancelReply::Item{.id = items[i], .effect = CancelEffect::kUnknown, .state = {}});
+    if (!state.known || is_run == (state.live || state.job_ended)) {
+      if (!is_run && state.of_run) reply.state = state.of_run->ToString();
+      continue;
+    }
+    reply.effect = state.run_ended || state.job_ended ? CancelEffect::kEnded : CancelEffect::kCancelling;
+    if (state.run_ended) reply.state = Name(*state.run_ended);
+    if (state.job_ended) reply.state = Name(*state.job_ended);
+    if (reply.effect == CancelEffect::kCancelling)
+      rows.push_back({items[i], is_run, cancel.org, cancel.actor, cancel.reason, now});
   }
   MILLRACE_TRY(ledger.RequestCancel(rows, context.Deadline()));
-  fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
-  if (!wait) return ExitCode::kOk;
-  for (const CancelRow& row : rows) MILLRACE_TRY(AwaitInLedger(context, ledger, transport, RunId{row.item}));
-  return ExitCode::kOk;
+  if (!rows.empty())
+    fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
+  return replies;
 }
 
 Result<void> WaitForEnd(Context& context, BrokerClient& client, RunId run) {
@@ -69,6 +76,9 @@ Result<ExitCode> Report(Context& context, const std::vector<wire::CancelReply::I
   ExitCode code = ExitCode::kOk;
   for (const auto& item : items) {
     table.rows.push_back({item.id.ToString(), std::string(Name(item.effect)), item.state});
+    if (item.effect == CancelEffect::kUnknown && !item.state.empty())
+      fmt::print(stderr, "job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}\n",
+                 item.id.ToString(), item.state, item.state);
     if (item.effect == CancelEffect::kUnknown) code = ExitCodeFor(ErrorCode::kNotFound);
     if (item.effect == CancelEffect::kEnded && code == ExitCode::kOk) code = ExitCodeFor(ErrorCode::kConflict);
   }
@@ -92,21 +102,39 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
     MILLRACE_TRY_ASSIGN(const Uuid id, Named(*context, *ledger, text, runs));
     cancel.items.push_back({.id = id, .is_run = runs});
   }
-  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
-  auto client = BrokerClient::Connect(*transport, context->ClientEndpoint(), context->clock());
-  if (!client || !client->Status(context->clock().Now() + kBrokerAnswers))
-    return Record(*context, *ledger, *transport, cancel, options.wait);
-  auto items = client->Cancel(cancel, context->clock().Now() + kCancelTimeout);
-  if (!items && BrokerClient::IsNotOwner(items.error())) return Record(*context, *ledger, *transport, cancel, options.wait);
-  if (!items) return Prefixed(std::move(items.error()), "broker at {}", context->ClientEndpoint());
-  MILLRACE_TRY_ASSIGN(const ExitCode code, Report(*context, *items, runs));
-  if (options.wait)
-    for (const auto& item : *items)
-      if (item.effect == CancelEffect::kCancelling) MILLRACE_TRY(WaitForEnd(*context, *client, RunId{item.id}));
-  return code;
+  MILLRACE_TRY_ASSIGN(const auto items, CancelItems(*context, *ledger, std::move(cancel), options.wait && runs));
+  return Report(*context, items, runs);
 }
 
 }  // namespace
+
+Result<std::vector<wire::CancelReply::Item>> CancelItems(Context& context, Ledger& ledger, wire::Cancel cancel, bool wait) {
+  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  auto client = BrokerClient::Connect(*transport, context.ClientEndpoint(), context.clock());
+  if (!client || !client->Status(context.clock().Now() + kBrokerAnswers)) {
+    MILLRACE_TRY_ASSIGN(auto recorded, Record(context, ledger, cancel));
+    for (const auto& item : recorded)
+      if (wait && item.effect == CancelEffect::kCancelling)
+        MILLRACE_TRY(AwaitInLedger(context, ledger, *transport, RunId{item.id}));
+    return recorded;
+  }
+  std::vector<wire::CancelReply::Item> all;
+  for (std::size_t at = 0; at < cancel.items.size(); at += kBatchJobsMax) {
+    wire::Cancel part = cancel;
+    const auto begin = cancel.items.begin() + static_cast<std::ptrdiff_t>(at);
+    part.items.assign(begin, begin + static_cast<std::ptrdiff_t>(std::min(kBatchJobsMax, cancel.items.size() - at)));
+    auto items = client->Cancel(part, context.clock().Now() + kCancelTimeout);
+    if (!items && BrokerClient::IsNotOwner(items.error())) {
+      items = Record(context, ledger, part);
+      if (!items) return std::unexpected(std::move(items.error()));
+    }
+    if (!items) return Prefixed(std::move(items.error()), "broker at {}", context.ClientEndpoint());
+    all.insert(all.end(), items->begin(), items->end());
+  }
+  for (const auto& item : all)
+    if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(WaitForEnd(context, *client, RunId{item.id}));
+  return all;
+}
 
 ExitCode RunCancel(const Options& options) { return Finish(DoCancel(options, true)); }
 ExitCode JobCancel(const Options& options) { return Finish(DoCancel(options, false)); }

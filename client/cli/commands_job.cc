@@ -260,8 +260,7 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
   MILLRACE_TRY_ASSIGN(const std::vector<JobId> ids, Meant(options, *ledger, *context, command));
   const WallTime now = context->clock().WallNow();
   Table table{.columns = {"job", "result", "new_job"}, .rows = {}};
-  bool refused = false;
-  std::size_t done = 0;
+  std::size_t done = 0, refusals = 0;
   for (std::size_t at = 0; at < ids.size();) {
     Requeue batch;
     std::size_t bytes = 0;
@@ -293,14 +292,23 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
     for (const DeadActionRow& row : batch.actions) {
       const auto held = std::ranges::find_if(result.conflicts, [&](const UniqueConflict& c) { return c.job == row.new_job; });
       std::string said = options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action));
-      if (std::ranges::find(result.already_done, row.job) != result.already_done.end())
+      std::optional<DeadActionRow> earlier;
+      if (std::ranges::find(result.already_done, row.job) != result.already_done.end()) {
+        MILLRACE_TRY_ASSIGN(const JobDetail before, ledger->GetJob(kDefaultOrg, row.job, context->Deadline()));
+        earlier = before.dead_action;
         said = "somebody has acted on it before";
+      }
       if (held != result.conflicts.end()) said = "job " + held->holder.ToString() + " holds its unique key";
       const bool ok = options.dry_run || said == Name(action);
-      refused = refused || !ok;
+      refusals += ok ? 0 : 1;
       done += ok ? 1 : 0;
       table.rows.push_back(
           {row.job.ToString(), said, ok && row.new_job && !options.dry_run ? Cell{row.new_job->ToString()} : Cell{}});
+      if (earlier && earlier->action == action) {  // the same was asked for before: it is done, once
+        table.rows.back()[1] = fmt::format("already {}", Name(action));
+        if (earlier->new_job) table.rows.back()[2] = earlier->new_job->ToString();
+        --refusals;
+      }
     }
   }
   fmt::print(stderr, "{} {} {}\n", done, done == 1 ? "job" : "jobs",
@@ -311,7 +319,7 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
   } else {
     Print(table, context->format());
   }
-  return refused ? ExitCode::kWorkFailed : ExitCode::kOk;
+  return refusals > 0 ? ExitCode::kWorkFailed : ExitCode::kOk;
 }
 
 Result<ExitCode> DoRetry(const Options& options) {
@@ -321,14 +329,16 @@ Result<ExitCode> DoRetry(const Options& options) {
   MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger->GetRun(kDefaultOrg, id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const Requeue again,
                       RepeatRun(failed, Actor(), options.reason, context->clock().WallNow(), context->ids()));
-  MILLRACE_TRY(ledger->RequeueDead(again, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const RequeueResult done, ledger->RequeueDead(again, context->Deadline()));
+  const RunId run = done.retried_as.value_or(again.run->id);
+  const auto jobs = done.retried_as ? Cell{} : Cell{static_cast<std::int64_t>(again.jobs.size())};
+  if (done.retried_as) fmt::print(stderr, "run {}: already retried as {}\n", id.ToString(), run.ToString());
   if (options.quiet) {
-    fmt::print("{}\n", again.run->id.ToString());
+    fmt::print("{}\n", run.ToString());
     return ExitCode::kOk;
   }
-  Print(Table{.columns = {"run", "retry_of", "pipeline", "jobs"},
-              .rows = {{again.run->id.ToString(), id.ToString(), again.run->pipeline,
-                        static_cast<std::int64_t>(again.jobs.size())}}},
+  Print(Table{.columns = {"run", "retry_of", "pipeline", "jobs", "already"},
+              .rows = {{run.ToString(), id.ToString(), again.run->pipeline, jobs, done.retried_as.has_value()}}},
         context->format());
   return ExitCode::kOk;
 }

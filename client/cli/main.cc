@@ -181,6 +181,10 @@ void AddBackfillCommands(Grammar& g) {
   list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* show = g.Add(backfill, "show", "One backfill: range, options, progress", BackfillShow);
   show->add_option("ID", g.options.id, "Backfill id")->required();
+  CLI::App* cancel = g.Add(backfill, "cancel", "Feed no further slots of a backfill", BackfillCancel);
+  cancel->add_option("ID", g.options.id, "Backfill id")->required();
+  cancel->add_flag("--running", g.options.running, "Cancel its runs that have not ended too");
+  cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
 }
 
 void AddProcessCommands(Grammar& g) {
@@ -239,7 +243,7 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 46> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 47> kExamples{{
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
@@ -277,6 +281,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 46> kExample
      "backfill shop --from 2026-01-01 --to 2026-01-31 --dry-run\nbackfill shop --from 2026-01-01 --to 2026-01-31 "
      "--max-parallel 4"},
     {"backfill list", "backfill list --pipeline shop"},
+    {"backfill cancel", "backfill cancel 01a1fc86-aaa1-71b6-be1e-5b4980682c42 --running --reason 'wrong range'"},
     {"backfill show", "backfill show 01a1fc86-aaa1-71b6-be1e-5b4980682c42"},
     {"queue", "queue list\nqueue set default --concurrency 8"},
     {"queue list", "queue list\nqueue list -o json"},

@@ -50,6 +50,7 @@ struct Options {
   std::string name;                                // worker, broker, scheduler --name
   int concurrency = 0;                             // worker
   std::uint32_t count = 0;                         // -n
+  bool running = false;                            // backfill cancel
   bool wait = false;                               // run start, run cancel
   bool origin = false;                             // config show
   bool transitions = false;                        // schedule next

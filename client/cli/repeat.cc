@@ -56,6 +56,7 @@ Result<Requeue> RepeatRun(const RunDetail& failed, const std::string& actor, con
   if (old.state == RunState::kSucceeded)
     return Fail(ErrorCode::kInvalidArgument, "run {} succeeded: there is nothing to retry", old.spec.id.ToString());
   Requeue out;
+  out.retry = RunRetry{.of = old.spec.id, .actor = actor, .reason = reason, .at = now};
   RunSpec& run = out.run.emplace(old.spec);
   run.id = ids.Next<RunId>();
   run.created_at = now;

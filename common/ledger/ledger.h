@@ -80,12 +80,19 @@ struct SubmitJobsResult {
   std::vector<UniqueConflict> conflicts;
 };
 // What somebody did about dead jobs, and the jobs that repeat them.
+struct RunRetry {
+  RunId of;  // the run that did not succeed
+  std::string actor, reason;
+  WallTime at{};
+};
 struct Requeue {
   std::optional<RunSpec> run;  // set: `jobs` are this run's; else they are single ones
   std::vector<JobSpec> jobs;
   std::vector<DeadActionRow> actions;
+  std::optional<RunRetry> retry = {};  // set: `run` repeats that one
 };
 struct RequeueResult {
+  std::optional<RunId> retried_as = {};   // the run of `retry` was retried before, as this one: nothing was written
   std::vector<JobId> already_done;        // dead jobs that had an action: what was to repeat them was not written
   std::vector<UniqueConflict> conflicts;  // likewise, `job` is the new one
 };
@@ -115,6 +122,7 @@ struct ItemState {
   std::optional<RunState> run_ended;  // at most one of these two
   std::optional<JobState> job_ended;
   std::optional<LiveJob> live;  // a single job that has not ended
+  std::optional<RunId> of_run;  // not known by itself: a job of this run
 };
 
 // ---- scheduling ------------------------------------------------------------------------------------------------------------
@@ -178,6 +186,7 @@ struct BackfillState {
   std::optional<WallTime> ended_at;  // fed, and no run of it is active
   std::uint32_t noted = 0;           // runs of it that were active when last looked at ...
   std::uint32_t active = 0;          // ... and so many of those still are
+  std::optional<CancelRow> stopped;  // no further slot is fed: somebody asked, or it cannot run (RequestCancel of its id)
 };
 struct BackfillFilter {
   std::optional<OrgId> org;  // empty: all orgs
@@ -298,17 +307,19 @@ class Ledger : public AuditSource {
   // Those of `ids` that the ledger has a job or an outcome of, in id order: what an owner asks about jobs of `durability:
   // redis` that the queue may hold although they have ended or have become the ledger's.
   virtual Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime deadline) = 0;
-  // One answer per item (a run or a single job of `org`), in their order.
+  // One answer per item (a run or a single job of `org`), in their order; an item that is named twice is answered twice.
   virtual Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) = 0;
   // Submit for those who are not the owner: run, jobs and outbox rows in one transaction. A run that exists is not an error.
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   // Unique keys are decided here as in Commit: of concurrent submits, whoever makes them, exactly one gets the key.
   virtual Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   // One transaction, by anybody; runs and jobs get outbox rows. A dead job gets one action for ever: of two that act on it at
-  // the same time the second is told so, and its new job is not written (unless it belongs to `run`). The caller has seen that
-  // the jobs are dead, which does not change.
+  // the same time the second is told so, and its new job is not written (unless it belongs to `run`). A run is retried once
+  // for ever: whoever comes second is told as which run, and writes nothing. The caller has seen that the jobs are dead and
+  // the run did not succeed, which does not change.
   virtual Result<RequeueResult> RequeueDead(const Requeue& requeue, MonoTime deadline) = 0;
-  // As above: the requests, and outbox rows for what has not ended. A request that exists stays as it is.
+  // As above: the requests, and outbox rows for what has not ended. A request that exists stays as it is. kNotFound, and
+  // nothing is written: an item that is no run, no single job and no backfill of its row's org.
   virtual Result<void> RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) = 0;
 
   // Queues. Settings are appended, revision by revision; the newest counts. Stores `settings` as revision + 1 and returns it.

@@ -38,6 +38,7 @@ struct Batch {
   std::vector<RunId> duplicate_runs;
   std::vector<JobId> duplicate_jobs, duplicate_outcomes;
   std::vector<JobId> duplicate_actions;
+  std::optional<RunId> retry_of, retried_as;  // the run that batch.runs repeats; it was repeated before
   std::vector<UniqueConflict> conflicts;
   std::vector<SlotKey> duplicate_slots;
   bool version_exists = false;
@@ -124,6 +125,7 @@ class SqlLedger final : public Ledger {
   Result<WriteSet> Build(const Batch& batch, MonoTime deadline);
   Result<bool> Prune(Batch& batch, MonoTime deadline);  // false: nothing was there to be taken out
   Result<std::set<Uuid>> Existing(Table table, std::vector<Uuid> ids, MonoTime deadline);
+  Result<void> CheckCancels(std::span<const CancelRow> rows, MonoTime deadline);
   Result<bool> PruneSlots(Batch& batch, std::set<Uuid>& dropped_runs, MonoTime deadline);
   // sql_ledger_backfill.cc
   Result<std::optional<BackfillRow>> SameBackfill(const BackfillRow& wanted, std::uint32_t& highest, MonoTime deadline);

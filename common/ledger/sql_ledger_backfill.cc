@@ -19,6 +19,7 @@ BackfillState StateFrom(std::span<const Value> c, std::size_t at) {
   if (!c[at + 2].null) s.ended_at = TimeOf(c[at + 2]);
   s.noted = static_cast<std::uint32_t>(c[at + 3].number);
   s.active = static_cast<std::uint32_t>(c[at + 4].number);
+  if (!c[at + 5].null) s.stopped = CancelFrom(c.subspan(at + 5));
   return s;
 }
 
@@ -48,11 +49,13 @@ std::vector<Statement> StepStatements(const BackfillStep& step, WallTime now) {
 // The stored backfill that `wanted` means, and the highest generation that is taken.
 Result<std::optional<BackfillRow>> SqlLedger::SameBackfill(const BackfillRow& wanted, std::uint32_t& highest,
                                                            MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select " + store_->Columns(Table::kBackfill, "b") +
-                                      ", s.ended_at from backfill b join backfill_state s on s.backfill = b.backfill "
-                                      "where b.org = $1 and b.pipeline = $2 and b.schedule = $3 order by b.generation",
-                                  Params().Int(wanted.org.value()).Text(wanted.pipeline).Text(wanted.schedule), deadline));
+  MILLRACE_TRY_ASSIGN(
+      const Rows rows,
+      store_->Run("select " + store_->Columns(Table::kBackfill, "b") +
+                      ", coalesce(s.ended_at, c.requested_at) from backfill b "
+                      "join backfill_state s on s.backfill = b.backfill left join cancel c on c.item = b.backfill "
+                      "where b.org = $1 and b.pipeline = $2 and b.schedule = $3 order by b.generation",
+                  Params().Int(wanted.org.value()).Text(wanted.pipeline).Text(wanted.schedule), deadline));
   std::optional<BackfillRow> same;
   highest = 0;
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -96,8 +99,10 @@ Result<std::vector<BackfillState>> SqlLedger::Backfills(const BackfillFilter& fi
   std::string sql = "select " + store_->Columns(Table::kBackfill, "b") +
                     ", s.position, s.fed, s.ended_at, "
                     "(select count(*) from backfill_live n where n.backfill = b.backfill), "
-                    "(select count(*) from backfill_live n join live_run l on l.run = n.run where n.backfill = b.backfill) "
-                    "from backfill_state s join backfill b on b.backfill = s.backfill where s.backfill is not null";
+                    "(select count(*) from backfill_live n join live_run l on l.run = n.run where n.backfill = b.backfill), " +
+                    store_->Columns(Table::kCancel, "c") +
+                    " from backfill_state s join backfill b on b.backfill = s.backfill "
+                    "left join cancel c on c.item = b.backfill where s.backfill is not null";
   Params params;
   int at = 0;
   if (filter.unended) sql += " and s.ended_at is null";

@@ -126,6 +126,17 @@ Result<bool> SqlLedger::PruneUniqueKeys(Batch& batch, MonoTime deadline) {
 // A dead job that somebody has acted on takes its new job along; a new job that was not accepted takes its action along.
 Result<bool> SqlLedger::PruneDeadActions(Batch& batch, MonoTime deadline) {
   if (batch.dead_actions.empty()) return false;
+  if (batch.retry_of) {
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select new_job from dead_action where job = $1",
+                                                     Params().Id(batch.retry_of->uuid), deadline));
+    if (!rows.empty()) {
+      batch.retried_as = RunId{UuidOf(rows[0][0])};
+      batch.runs.clear();
+      batch.jobs.clear();
+      batch.dead_actions.clear();
+      return true;
+    }
+  }
   std::vector<Uuid> ids;
   for (const DeadActionRow* action : batch.dead_actions) ids.push_back(action->job.uuid);
   MILLRACE_TRY_ASSIGN(std::set<Uuid> there, Existing(Table::kDeadAction, std::move(ids), deadline));
@@ -148,9 +159,24 @@ Result<RequeueResult> SqlLedger::RequeueDead(const Requeue& requeue, MonoTime de
   if (requeue.run) batch.runs.push_back(&*requeue.run);
   for (const JobSpec& job : requeue.jobs) batch.jobs.push_back(&job);
   for (const DeadActionRow& action : requeue.actions) batch.dead_actions.push_back(&action);
+  // The retry of a run is a row among the actions, under the run's id: its key decides who was first.
+  DeadActionRow retry;
+  if (requeue.run && requeue.retry) {
+    retry = {.job = JobId{requeue.retry->of.uuid},
+             .org = requeue.run->org,
+             .action = DeadAction::kRequeued,
+             .new_job = JobId{requeue.run->id.uuid},
+             .actor = requeue.retry->actor,
+             .reason = requeue.retry->reason,
+             .at = requeue.retry->at};
+    batch.dead_actions.push_back(&retry);
+    batch.retry_of = requeue.retry->of;
+  }
   if (batch.runs.empty() && batch.jobs.empty() && batch.dead_actions.empty()) return RequeueResult{};
   MILLRACE_TRY(Write(batch, deadline));
-  return RequeueResult{std::move(batch.duplicate_actions), std::move(batch.conflicts)};
+  return RequeueResult{.retried_as = batch.retried_as,
+                       .already_done = std::move(batch.duplicate_actions),
+                       .conflicts = std::move(batch.conflicts)};
 }
 
 Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, MonoTime deadline) {

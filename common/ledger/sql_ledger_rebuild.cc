@@ -184,7 +184,7 @@ Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid
   std::vector<ItemState> states(items.size());
   if (items.empty()) return states;
   std::unordered_map<Uuid, std::size_t> place;
-  for (std::size_t i = 0; i < items.size(); ++i) place.emplace(items[i], i);
+  for (std::size_t i = 0; i < items.size(); ++i) place.emplace(items[i], i);  // the first of those that are named twice
   const Params ids = Params().Ids({items.begin(), items.end()}).Int(org.value());
   MILLRACE_TRY_ASSIGN(const Rows runs,
                       store_->Run("select r.run, o.state from run r left join run_outcome o on o.run = r.run where r.run" +
@@ -216,6 +216,18 @@ Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid
   }
   MILLRACE_TRY_ASSIGN(const std::set<Uuid> cancelling, Cancelling({items.begin(), items.end()}, deadline));
   for (const Uuid& item : cancelling) states[place.at(item)].cancelling = true;
+  std::vector<Uuid> unknown;
+  for (const auto& [item, at] : place)
+    if (!states[at].known) unknown.push_back(item);
+  if (!unknown.empty()) {
+    MILLRACE_TRY_ASSIGN(const Rows of_runs, store_->Run("select j.job, j.run from job j where j.job" + store_->In(1) +
+                                                            " and j.org = $2 and j.run is not null",
+                                                        Params().Ids(std::move(unknown)).Int(org.value()), deadline));
+    for (std::size_t i = 0; i < of_runs.size(); ++i)
+      states[place.at(UuidOf(of_runs[i][0]))].of_run = RunId{UuidOf(of_runs[i][1])};
+  }
+  for (std::size_t i = 0; i < items.size(); ++i)
+    if (const std::size_t first = place.at(items[i]); first != i) states[i] = states[first];
   return states;
 }
 

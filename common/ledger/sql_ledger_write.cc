@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 
 #include "common/ledger/sql_ledger.h"
 
@@ -320,8 +321,28 @@ Result<SubmitJobsResult> SqlLedger::SubmitJobs(std::span<const JobSpec> jobs, Mo
   return SubmitJobsResult{std::move(batch.duplicate_jobs), std::move(batch.conflicts)};
 }
 
+Result<void> SqlLedger::CheckCancels(std::span<const CancelRow> rows, MonoTime deadline) {
+  std::map<OrgId, std::vector<const CancelRow*>> by_org;
+  for (const CancelRow& row : rows) by_org[row.org].push_back(&row);
+  for (const auto& [org, mine] : by_org) {
+    std::vector<Uuid> items;
+    for (const CancelRow* row : mine) items.push_back(row->item);
+    MILLRACE_TRY_ASSIGN(const auto states, States(org, items, deadline));
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      const bool is_run = !states[i].live && !states[i].job_ended;
+      if (states[i].known && is_run == mine[i]->is_run) continue;
+      MILLRACE_TRY_ASSIGN(const Rows backfill, store_->Run("select 1 from backfill where backfill = $1 and org = $2",
+                                                           Params().Id(items[i]).Int(org.value()), deadline));
+      if (!mine[i]->is_run && !backfill.empty()) continue;
+      return Fail(ErrorCode::kNotFound, "{} {}: there is none", mine[i]->is_run ? "run" : "job", items[i].ToString());
+    }
+  }
+  return {};
+}
+
 Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) {
   if (rows.empty()) return {};
+  MILLRACE_TRY(CheckCancels(rows, deadline));
   Batch batch;
   for (const CancelRow& row : rows) {
     batch.cancels.push_back(&row);

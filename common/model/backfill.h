@@ -33,6 +33,9 @@ struct BackfillOptions {
   friend bool operator==(const BackfillOptions&, const BackfillOptions&) = default;
 };
 
+// Who stops a backfill that cannot run; anybody else's request is a cancel.
+inline constexpr std::string_view kBackfillBrokenActor = "scheduler";
+
 std::string ToJson(const BackfillOptions& options);                      // canonical
 Result<BackfillOptions> BackfillOptionsFromJson(std::string_view text);  // kCorrupt
 

@@ -76,9 +76,23 @@ struct ExpireDue {  // entries with expires_at <= now leave their lines or sched
   WallTime now;
   std::uint32_t max = 0;
 };
+struct Remove {  // waiting entries with one of `ids` leave their lines or schedule and are in flight
+  ShardId shard;
+  Epoch epoch;
+  // Of which lines. Given: of these, none of them kept, and with `scheduled` those due later, each id once. Empty: of kept
+  // lines, wherever they wait, each id as often as it is there.
+  std::vector<std::string> lines;
+  bool scheduled = false;
+  std::vector<JobId> ids;
+  // A long look is taken in steps of about `max` entries: as long as QueueReply::cursor is not empty, the operation is to be
+  // repeated with it, without the ids that were found (but with those of kept lines). Meanwhile entries may come and go; what
+  // waited all the time is found. REQUIRES: no other look at the same lines in between.
+  std::string cursor;
+  std::uint32_t max = 0;
+};
 }  // namespace queue_op
 using QueueOp = std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue,
-                             queue_op::Promote, queue_op::ExpireDue>;
+                             queue_op::Promote, queue_op::ExpireDue, queue_op::Remove>;
 
 struct LineCount {
   std::string line;
@@ -86,9 +100,9 @@ struct LineCount {
   friend bool operator==(const LineCount&, const LineCount&) = default;
 };
 struct QueueReply {
-  std::vector<QueueEntry> claimed;  // Claim, ExpireDue, Take; run_at and expires_at unset
+  std::vector<QueueEntry> claimed;  // Claim, ExpireDue, Take, Remove; run_at and expires_at unset
   std::vector<LineCount> promoted;  // Promote: how many entries each line gained
-  std::vector<LineCount> lost;      // ExpireDue: how many ready entries each line lost
+  std::vector<LineCount> lost;      // ExpireDue, Remove: how many ready entries each line lost
   std::optional<WallTime>
       next_due;                 // Promote, ExpireDue, Take: when the next (for Take: scheduled) entry is due, if any is left
   std::vector<LineCount> kept;  // Take: ready entries of kept lines
@@ -98,6 +112,7 @@ struct QueueReply {
   // yet. The epoch of this very Take when the store cannot know (it was emptied, restarted or replaced): then there are none.
   std::vector<JobId> in_flight{};
   Epoch unbroken_since{};
+  std::string cursor;           // Remove: where the look goes on; empty: it is over
 };
 
 // How full the store is. `max` 0: it has no limit of its own.

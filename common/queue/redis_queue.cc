@@ -11,6 +11,7 @@
 
 #include "common/base/log.h"
 #include "common/drivers/redis.h"
+#include "common/queue/redis_queue_remove.h"
 
 namespace millrace {
 namespace {
@@ -287,7 +288,6 @@ if op == 'expire' then
   for i = 1, #got do out[#out + 1] = got[i] end
   return out
 end
-return redis.error_reply('ERR unknown operation')
 )lua";
 
 struct ShardKeys {
@@ -405,6 +405,22 @@ struct ToArguments {
     out.push_back(std::to_string(ToUnixMicros(op.now)));
     out.push_back(std::to_string(op.max));
   }
+  // The cursor: stage, place, and the line.
+  void operator()(const queue_op::Remove& op) {
+    Head("remove", op.epoch);
+    out.push_back(std::to_string(op.max));
+    out.emplace_back(op.scheduled ? "1" : "0");
+    const std::string_view cursor = op.cursor;
+    const auto space = std::min(cursor.find(' '), cursor.size());
+    out.emplace_back(cursor.substr(0, std::min<std::size_t>(1, space)));
+    out.emplace_back(space == 0 ? "0" : cursor.substr(1, space - 1));
+    out.emplace_back(cursor.substr(std::min(space + 1, cursor.size())));
+    Arguments lines = op.lines;
+    std::ranges::sort(lines);  // the cursor counts on it
+    out.push_back(std::to_string(lines.size()));
+    std::ranges::move(lines, std::back_inserter(out));
+    for (const JobId& id : op.ids) out.emplace_back(id.AsBytes());
+  }
 };
 
 Result<QueueEntry> ReadEntry(std::string_view line, std::string_view raw) {
@@ -456,19 +472,38 @@ Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
   return out;
 }
 
-Result<void> ReadExpired(std::span<const redis::Reply> items, QueueReply& out) {
+// Of Expire and Remove, after their first item: what each line lost, and the entries.
+Result<void> ReadLost(std::span<const redis::Reply> items, QueueReply& out) {
   if (items.size() < 2 || items.size() % 2 != 0)
-    return Fail(ErrorCode::kCorrupt, "redis queue: expire answered {} items", items.size());
-  MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
+    return Fail(ErrorCode::kCorrupt, "redis queue: expire or remove answered {} items", items.size());
   MILLRACE_TRY_ASSIGN(const std::int64_t lines, items[1].AsInteger("expire"));
   const auto entries = 2 + 2 * static_cast<std::size_t>(lines);
-  if (lines < 0 || entries > items.size()) return Fail(ErrorCode::kCorrupt, "redis queue: expire answered {} lines", lines);
+  if (lines < 0 || entries > items.size())
+    return Fail(ErrorCode::kCorrupt, "redis queue: expire or remove answered {} lines", lines);
   MILLRACE_TRY(ReadLines(items.subspan(2, entries - 2), out.lost));
   for (std::size_t i = entries; i < items.size(); i += 2) {
     MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("expire"));
     MILLRACE_TRY_ASSIGN(const std::string_view raw, items[i + 1].AsString("expire"));
     MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(line, raw));
   }
+  return {};
+}
+
+Result<void> ReadExpired(std::span<const redis::Reply> items, QueueReply& out) {
+  MILLRACE_TRY(ReadLost(items, out));
+  MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
+  return {};
+}
+
+Result<void> ReadRemoved(std::span<const redis::Reply> items, QueueReply& out) {
+  MILLRACE_TRY(ReadLost(items, out));
+  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> cursor, items[0].AsArray("remove"));
+  if (cursor.empty()) return {};
+  if (cursor.size() != 3) return Fail(ErrorCode::kCorrupt, "redis queue: a cursor of {} parts", cursor.size());
+  MILLRACE_TRY_ASSIGN(const std::string_view stage, cursor[0].AsString("remove"));
+  MILLRACE_TRY_ASSIGN(const std::string_view at, cursor[1].AsString("remove"));
+  MILLRACE_TRY_ASSIGN(const std::string_view line, cursor[2].AsString("remove"));
+  out.cursor = fmt::format("{}{} {}", stage, at, line);
   return {};
 }
 
@@ -492,6 +527,8 @@ Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
     MILLRACE_TRY(ReadLines(items.subspan(1), out.promoted));
   } else if (std::holds_alternative<queue_op::ExpireDue>(op)) {
     MILLRACE_TRY(ReadExpired(items, out));
+  } else if (std::holds_alternative<queue_op::Remove>(op)) {
+    MILLRACE_TRY(ReadRemoved(items, out));
   }
   return out;
 }
@@ -540,7 +577,7 @@ class RedisQueueImpl final : public RedisQueue {
     connection_.reset();
     MILLRACE_TRY_ASSIGN(redis::Connection fresh, redis::Connection::Connect(endpoint_, {.clock = &clock_}, deadline));
     auto info = Inspect(fresh, deadline);
-    auto script = info ? fresh.Load(std::string{kScript}, deadline) : Result<redis::Script>(std::unexpected(info.error()));
+    auto script = info ? fresh.Load(std::string{kScript} + std::string{kRemoveScript}, deadline) : Result<redis::Script>(std::unexpected(info.error()));
     if (!script) {
       if (script.error().code == ErrorCode::kMaybeApplied)
         script.error().code = ErrorCode::kUnavailable;  // nothing was changed

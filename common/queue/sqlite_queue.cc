@@ -23,6 +23,8 @@ create index if not exists ready_expiry on ready(expires_at) where expires_at is
 create table if not exists due(shard integer not null, run_at integer not null, line blob not null, id blob not null,
                                body blob not null, expires_at integer, primary key(shard, run_at, line, id)) without rowid;
 create index if not exists due_expiry on due(shard, expires_at) where expires_at is not null;
+create index if not exists ready_id on ready(id);
+create index if not exists due_id on due(id);
 create table if not exists flight(shard integer not null, id blob not null, primary key(shard, id)) without rowid;
 create table if not exists kept(shard integer not null, id blob not null, line blob not null, body blob not null,
                                 primary key(shard, id)) without rowid;
@@ -282,21 +284,13 @@ class SqliteQueue final : public JobQueue {
   }
 
   // Ready and scheduled entries in one order; a place is (line number, seq) or (line, run_at).
-  struct Expired {
+  struct Waiting {
     QueueEntry entry;
     std::int64_t line = 0, at = 0;
     bool ready = false;
   };
-  Result<std::vector<Expired>> FindExpired(const queue_op::ExpireDue& op) {
-    std::vector<Expired> found;
-    MILLRACE_TRY_ASSIGN(
-        sqlite::Statement rows,
-        db_.Prepare("select * from (select r.expires_at e, l.name, r.id, r.body, 1, r.line, r.seq from ready r "
-                    "join line l on l.no = r.line where r.expires_at <= ?2 and l.shard = ?1 order by r.expires_at limit ?3) "
-                    "union all select * from (select expires_at e, line, id, body, 0, 0, run_at from due "
-                    "where shard = ?1 and expires_at <= ?2 order by expires_at limit ?3) order by 1, 3 limit ?3"));
-    rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
-    std::size_t bytes = 0;
+  // Rows of (anything, line, id, body, ready, line number, seq or run_at).
+  static Result<void> ReadWaiting(sqlite::Statement& rows, std::vector<Waiting>& found, std::size_t& bytes) {
     while (bytes < kClaimBytesMax) {
       MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
       if (!row) break;
@@ -308,24 +302,75 @@ class SqliteQueue final : public JobQueue {
            .ready = rows.Int64(4) != 0});
       bytes += found.back().entry.body.size();
     }
+    return {};
+  }
+  Result<std::vector<Waiting>> FindExpired(const queue_op::ExpireDue& op) {
+    std::vector<Waiting> found;
+    MILLRACE_TRY_ASSIGN(
+        sqlite::Statement rows,
+        db_.Prepare("select * from (select r.expires_at e, l.name, r.id, r.body, 1, r.line, r.seq from ready r "
+                    "join line l on l.no = r.line where r.expires_at <= ?2 and l.shard = ?1 order by r.expires_at limit ?3) "
+                    "union all select * from (select expires_at e, line, id, body, 0, 0, run_at from due "
+                    "where shard = ?1 and expires_at <= ?2 order by expires_at limit ?3) order by 1, 3 limit ?3"));
+    rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
+    std::size_t bytes = 0;
+    MILLRACE_TRY(ReadWaiting(rows, found, bytes));
     return found;
+  }
+
+  Result<void> TakeOut(ShardId shard, std::vector<Waiting>& found, QueueReply& reply) {
+    for (Waiting& waiting : found) {
+      QueueEntry& entry = waiting.entry;
+      if (waiting.ready) {
+        MILLRACE_TRY(db_.Run("delete from ready where line = ? and seq = ?", waiting.line, waiting.at));
+        Count(reply.lost, entry.line);
+      } else {
+        MILLRACE_TRY(db_.Run("delete from due where shard = ? and run_at = ? and line = ? and id = ?", shard.value(),
+                             waiting.at, Blob{entry.line}, Blob{entry.id.AsBytes()}));
+      }
+      MILLRACE_TRY(Fly(shard, entry));
+      reply.claimed.push_back(std::move(entry));
+    }
+    return {};
+  }
+
+  // By index, so a look is never long; what does not fit into one answer comes with the next.
+  Result<QueueReply> Apply(const queue_op::Remove& op) {
+    QueueReply reply;
+    std::vector<Waiting> found;
+    std::size_t bytes = 0;
+    for (const JobId& id : op.ids) {
+      if (bytes >= kClaimBytesMax) {
+        reply.cursor = "more";
+        break;
+      }
+      MILLRACE_TRY_ASSIGN(
+          sqlite::Statement rows,
+          db_.Prepare("select 0, l.name, r.id, r.body, 1, r.line, r.seq from ready r join line l on l.no = r.line "
+                      "where r.id = ?2 and l.shard = ?1 "
+                      "union all select 0, line, id, body, 0, 0, run_at from due where shard = ?1 and id = ?2"));
+      rows.BindAll(op.shard.value(), Blob{id.AsBytes()});
+      const std::size_t before = found.size();
+      MILLRACE_TRY(ReadWaiting(rows, found, bytes));
+      bool first = true;
+      const auto other = [&](const Waiting& waiting) {
+        const std::string& line = waiting.entry.line;
+        if (op.lines.empty()) return !IsKeptLine(line);
+        const bool here =
+            first && !IsKeptLine(line) && (waiting.ready ? std::ranges::find(op.lines, line) != op.lines.end() : op.scheduled);
+        first = first && !here;
+        return !here;
+      };
+      found.erase(std::remove_if(found.begin() + static_cast<std::ptrdiff_t>(before), found.end(), other), found.end());
+    }
+    MILLRACE_TRY(TakeOut(op.shard, found, reply));
+    return reply;
   }
 
   Result<QueueReply> Apply(const queue_op::ExpireDue& op) {
     QueueReply reply;
-    MILLRACE_TRY_ASSIGN(std::vector<Expired> found, FindExpired(op));
-    for (Expired& expired : found) {
-      QueueEntry& entry = expired.entry;
-      if (expired.ready) {
-        MILLRACE_TRY(db_.Run("delete from ready where line = ? and seq = ?", expired.line, expired.at));
-        Count(reply.lost, entry.line);
-      } else {
-        MILLRACE_TRY(db_.Run("delete from due where shard = ? and run_at = ? and line = ? and id = ?", op.shard.value(),
-                             expired.at, Blob{entry.line}, Blob{entry.id.AsBytes()}));
-      }
-      MILLRACE_TRY(Fly(op.shard, entry));
-      reply.claimed.push_back(std::move(entry));
-    }
+    MILLRACE_TRY_ASSIGN(std::vector<Waiting> found, FindExpired(op));
+    MILLRACE_TRY(TakeOut(op.shard, found, reply));
     MILLRACE_TRY_ASSIGN(
         const std::int64_t next,
         db_.QueryInt64("select coalesce(min(e), -1) from (select min(r.expires_at) e from ready r join line l on l.no = r.line "

@@ -465,8 +465,9 @@ void Layout(A& a, T& t) {
 
 template <class A, Of<Watch> T>
 void Layout(A& a, T& t) {
-  a.Record(2);
+  a.Record(3);
   a.Int("request", t.request);
+  a.Org("org", t.org);
   a.Id("run", t.run);
 }
 

@@ -166,8 +166,9 @@ struct SubmitRun {  // planned by the client (common/model/run_plan.h): the brok
   bool watch = false;  // send RunUpdate until it ends
   friend bool operator==(const SubmitRun&, const SubmitRun&) = default;
 };
-struct Watch {
+struct Watch {  // a run of that org; one of another is not_found
   std::uint64_t request = 0;
+  OrgId org = kDefaultOrg;
   RunId run;
   friend bool operator==(const Watch&, const Watch&) = default;
 };
@@ -255,7 +256,7 @@ struct CancelReply {
   struct Item {
     Uuid id;
     CancelEffect effect = CancelEffect::kUnknown;
-    std::string state;  // kEnded: the terminal state's name
+    std::string state;  // kEnded: the terminal state's name; kUnknown, when it is a job of a run: the run's id
     friend bool operator==(const Item&, const Item&) = default;
   };
   std::vector<Item> items;

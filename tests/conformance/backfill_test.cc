@@ -120,6 +120,38 @@ TEST_P(SchedulerTest, ABrokenBackfillDoesNotStopTheOthers) {
   auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
   for (int i = 0; i < 2; ++i) Pass(*scheduler);
   EXPECT_EQ(Generation(1).size() + Generation(2).size(), 2u);
+  const BackfillState broken = StateOf(gone.id);
+  EXPECT_TRUE(broken.ended_at) << "it does not stay open for ever";
+  ASSERT_TRUE(broken.stopped);
+  EXPECT_EQ(broken.stopped->actor, kBackfillBrokenActor);
+  EXPECT_EQ(broken.stopped->reason, "it cannot run: pipeline 'p' has no version 77");
+}
+
+TEST_P(SchedulerTest, ACancelledBackfillIsFedNoFurtherAndEndsWithItsRuns) {
+  Apply({});
+  const BackfillRow row = Create(Backfill(7, {.max_parallel = 3})).row;
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int i = 0; i < 2; ++i) Pass(*scheduler);
+  EXPECT_EQ(Generation(1).size(), 3u);
+  CancelRow stop{
+      .item = row.id.uuid, .is_run = false, .org = OrgId{77}, .actor = "cli me", .reason = "wrong range", .requested_at = now_};
+  const auto foreign = ledger_->RequestCancel(std::span{&stop, 1}, In());
+  ASSERT_FALSE(foreign);
+  EXPECT_EQ(foreign.error().code, ErrorCode::kNotFound) << "another org's";
+  EXPECT_FALSE(StateOf(row.id).stopped);
+  stop.org = row.org;
+  for (int twice = 0; twice < 2; ++twice) ASSERT_TRUE(ledger_->RequestCancel(std::span{&stop, 1}, In()));
+  ASSERT_TRUE(StateOf(row.id).stopped);
+  EXPECT_EQ(StateOf(row.id).stopped->reason, "wrong range");
+  for (int i = 0; i < 3; ++i) Pass(*scheduler);
+  EXPECT_TRUE(StateOf(row.id).fed);
+  EXPECT_FALSE(StateOf(row.id).ended_at) << "its runs go on";
+  EndRuns();
+  for (int i = 0; i < 3; ++i) Pass(*scheduler);
+  EXPECT_TRUE(StateOf(row.id).ended_at);
+  EXPECT_EQ(Generation(1).size(), 3u) << "no slot was fed after it";
+  const auto again = Create(Backfill(7, {.max_parallel = 3}));
+  EXPECT_TRUE(again.created) << "the same range may be asked for anew";
 }
 
 // A feeder dies before, in or after its transaction; runs end in between. Nothing is fed twice, nothing is left out, and there

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <deque>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <set>
 
@@ -515,6 +516,185 @@ TEST_P(JobQueueTest, ATakeKeepsTheTimesOfKeptLines) {
   ExpectDepth(0, 0, 1);
 }
 
+// As the owner does it: until the look is over.
+struct Removed {
+  std::vector<JobId> ids;
+  std::map<std::string, std::uint32_t> lost;
+  std::map<JobId, QueueEntry> entries;
+  std::size_t steps = 0;
+};
+
+class JobQueueRemoveTest : public JobQueueTest {
+ protected:
+  Removed RemoveAll(Remove op) {
+    Removed all;
+    while (true) {
+      QueueReply reply = Must(op);
+      ++all.steps;
+      for (QueueEntry& entry : reply.claimed) {
+        all.ids.push_back(entry.id);
+        if (!op.lines.empty()) std::erase(op.ids, entry.id);
+        all.entries[entry.id] = std::move(entry);
+      }
+      for (const LineCount& lost : reply.lost) all.lost[lost.line] += lost.count;
+      if (reply.cursor.empty() || all.steps > 10'000) break;
+      op.cursor = std::move(reply.cursor);
+      if (between_) between_();
+    }
+    std::ranges::sort(all.ids);
+    return all;
+  }
+  Removed RemoveAll(std::vector<JobId> ids, std::vector<std::string> lines, bool scheduled = false, std::uint32_t max = 1000) {
+    return RemoveAll(Remove{kShard, kEpoch, std::move(lines), scheduled, std::move(ids), {}, max});
+  }
+  std::function<void()> between_;  // steps of one look
+};
+
+TEST_P(JobQueueRemoveTest, NamedEntriesLeaveTheirLinesAndTheSchedule) {
+  Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2, "a", "two"), Entry(3), Entry(4, "b"), Due(5, 50), Due(6, 60, "b")}});
+  const Removed removed = RemoveAll(Ids({2, 4, 5, 99}), {"a", "b"}, true);
+  EXPECT_EQ(removed.ids, Ids({2, 4, 5}));
+  EXPECT_EQ(removed.lost, (std::map<std::string, std::uint32_t>{{"a", 1}, {"b", 1}}));
+  EXPECT_EQ(removed.entries.at(MakeId(2)), Entry(2, "a", "two"));
+  EXPECT_EQ(removed.entries.at(MakeId(5)), Entry(5)) << "run_at is unset";
+  ExpectDepth(2, 1, 3);
+  EXPECT_EQ(RemoveAll(Ids({2, 4, 5}), {"a", "b"}, true).ids, Ids({})) << "again: nothing is left to remove";
+  EXPECT_EQ(ClaimIds(10), Ids({1, 3})) << "the order of the others is kept";
+  EXPECT_EQ(ClaimIds(10, "b"), Ids({}));
+  Must(Promote{kShard, kEpoch, FromUnixMicros(100), 10});
+  EXPECT_EQ(ClaimIds(10, "b"), Ids({6}));
+  Must(Requeue{kShard, kEpoch, {Entry(2, "a", "two")}});
+  EXPECT_EQ(ClaimIds(10), Ids({2})) << "it may come back";
+  Must(Finish{kShard, kEpoch, Ids({1, 2, 3, 4, 5, 6})});
+  ExpectDepth(0, 0, 0);
+}
+
+TEST_P(JobQueueRemoveTest, WhatIsInFlightOrElsewhereStays) {
+  Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2), Entry(3, "b"), Due(4, 50), Entry(5, kKept), Expiring(Entry(6), 500),
+                Expiring(Entry(7, "b"), 500), Expiring(Due(8, 50), 500)}});
+  EXPECT_EQ(ClaimIds(1), Ids({1}));
+  EXPECT_EQ(RemoveAll(Ids({1, 3, 4, 5, 7, 8}), {"a"}).ids, Ids({})) << "in flight, another line, the schedule, a kept line";
+  EXPECT_EQ(RemoveAll(Ids({2, 6}), {}).ids, Ids({})) << "no kept line has them";
+  ExpectDepth(5, 2, 1);
+  EXPECT_EQ(CodeOf(Remove{kShard, Epoch{6}, {"a"}, true, Ids({2}), {}, 10}), ErrorCode::kStale);
+  EXPECT_EQ(RemoveAll({}, {"a"}, true).ids, Ids({}));
+}
+
+TEST_P(JobQueueRemoveTest, EntriesOfKeptLinesAreFoundWhereverTheyWait) {
+  const std::string other = kKept + "2";
+  Must(Enqueue{
+      kShard,
+      kEpoch,
+      {Entry(1, kKept, "one"), Entry(2, other, "two"), Due(3, 50, kKept), Entry(4, other),
+       Expiring(Entry(5, kKept, "five"), 500), Expiring(Due(6, 60, other), 600), Entry(7, "a"), Entry(2, kKept, "again")}});
+  const Removed removed = RemoveAll(Ids({1, 2, 3, 5, 6, 7, 8}), {});
+  EXPECT_EQ(removed.ids, Ids({1, 2, 2, 3, 5, 6})) << "2 was there twice";
+  EXPECT_EQ(removed.lost, (std::map<std::string, std::uint32_t>{{kKept, 3}, {other, 1}}));
+  EXPECT_EQ(removed.entries.at(MakeId(5)), Entry(5, kKept, "five"));
+  ExpectDepth(2, 0, 5);
+  const QueueReply stayed = Must(Take{kShard, Epoch{8}});
+  EXPECT_EQ(IdsOf(stayed), Ids({1, 2, 3, 5, 6})) << "in flight until their end is recorded";
+  EXPECT_EQ(stayed.kept, (std::vector<LineCount>{{other, 1}}));
+  Must(Finish{kShard, Epoch{8}, Ids({1, 2, 3, 5, 6})});
+  EXPECT_TRUE(Must(ExpireDue{kShard, Epoch{8}, FromUnixMicros(10'000), 10}).claimed.empty());
+  ExpectDepth(1, 0, 0);
+}
+
+TEST_P(JobQueueRemoveTest, WhatCanExpireIsRemovedWithItsTime) {
+  Must(Enqueue{
+      kShard, kEpoch, {Entry(1), Expiring(Entry(2, "a", "two"), 100), Expiring(Due(3, 50), 100), Expiring(Entry(4), 100)}});
+  const Removed removed = RemoveAll(Ids({2, 3}), {"a"}, true);
+  EXPECT_EQ(removed.ids, Ids({2, 3}));
+  EXPECT_EQ(removed.entries.at(MakeId(2)), Entry(2, "a", "two"));
+  EXPECT_EQ(removed.lost, (std::map<std::string, std::uint32_t>{{"a", 1}}));
+  ExpectDepth(2, 0, 2);
+  EXPECT_EQ(Must(Promote{kShard, kEpoch, FromUnixMicros(60), 10}).promoted, std::vector<LineCount>{});
+  EXPECT_EQ(IdsOf(Must(ExpireDue{kShard, kEpoch, FromUnixMicros(100), 10})), Ids({4}));
+  EXPECT_EQ(ClaimIds(10), Ids({1}));
+  Must(Finish{kShard, kEpoch, Ids({1, 2, 3, 4})});
+  ExpectDepth(0, 0, 0);
+}
+
+TEST_P(JobQueueRemoveTest, ALongLookGoesOnWhileTheLinesChange) {
+  std::vector<QueueEntry> many;
+  std::vector<JobId> wanted;
+  for (std::uint64_t i = 1; i <= 6000; ++i) {
+    many.push_back(i % 3 == 0 ? Due(i, static_cast<std::int64_t>(1'000'000 + i)) : Entry(i, i % 3 == 1 ? "a" : "b"));
+    if (i > 100 && i % 7 == 0) wanted.push_back(many.back().id);
+  }
+  Must(Enqueue{kShard, kEpoch, many});
+  std::uint64_t next = 10'000;
+  std::int64_t now = 1'000'000;
+  std::size_t claimed = 0;
+  between_ = [&] {  // what is not wanted comes in at both ends, and some of it is claimed
+    ++next;
+    Must(Enqueue{kShard, kEpoch, {Entry(next), Entry(next + 1'000'000, "b"), Due(next + 2'000'000, 2'000'000'000)}});
+    Must(Requeue{kShard, kEpoch, {Entry(next + 3'000'000)}});
+    claimed += ClaimIds(2).size() + ClaimIds(1, "b").size();
+    now += 40;
+    Must(Promote{kShard, kEpoch, FromUnixMicros(now), 50});
+  };
+  const Removed removed = RemoveAll(wanted, {"b", "a"}, true, 100);
+  EXPECT_EQ(removed.ids, wanted);
+  EXPECT_EQ(GetParam() == "redis", removed.steps > 10) << removed.steps << " steps";
+  EXPECT_LT(claimed, 400U) << "or it claimed what it looked for";
+  const auto depth = queue_->Depth(kShard);
+  ASSERT_TRUE(depth);
+  EXPECT_EQ(depth->in_flight, wanted.size() + claimed);
+  EXPECT_EQ(depth->ready + depth->scheduled + depth->in_flight, 6000 + 4 * (removed.steps - 1));
+}
+
+TEST_P(JobQueueRemoveTest, LargeBodiesComeInSeveralAnswers) {
+  std::vector<QueueEntry> big;
+  std::vector<JobId> ids;
+  for (std::uint64_t i = 1; i <= 40; ++i) {
+    big.push_back(Entry(i, "big", std::string(1u << 20, static_cast<char>(i))));
+    if (i % 2 == 0) big.back().expires_at = FromUnixMicros(1'000'000);
+    ids.push_back(MakeId(i));
+  }
+  Must(Enqueue{kShard, kEpoch, big});
+  const Removed removed = RemoveAll(ids, {"big"});
+  EXPECT_EQ(removed.ids, ids);
+  EXPECT_GE(removed.steps, 2U);
+  for (const QueueEntry& entry : big) EXPECT_TRUE(removed.entries.at(entry.id).body == entry.body);
+  ExpectDepth(0, 0, 40);
+}
+
+TEST_P(JobQueueRemoveTest, RandomisedAgainstAModel) {
+  SeededRandom random(20261122);
+  std::map<JobId, std::string> waiting;
+  std::uint64_t next = 0;
+  for (int step = 0; step < 400; ++step) {
+    SCOPED_TRACE(fmt::format("seed 20261122 step {}", step));
+    Enqueue op{kShard, kEpoch, {}};
+    for (std::uint64_t n = random.Below(12); n > 0; --n) {
+      QueueEntry entry = Entry(++next, random.Below(4) == 0 ? kKept : std::string(1, static_cast<char>('a' + random.Below(2))));
+      if (random.Below(3) == 0) entry.run_at = FromUnixMicros(static_cast<std::int64_t>(1000 + random.Below(50)));
+      if (random.Below(3) == 0) entry.expires_at = FromUnixMicros(static_cast<std::int64_t>(5000 + next));
+      waiting[entry.id] = entry.line;
+      op.entries.push_back(std::move(entry));
+    }
+    Must(op);
+    if (random.Below(4) == 0) Must(Promote{kShard, kEpoch, FromUnixMicros(1025), 3});
+    if (random.Below(3) == 0)
+      for (const JobId& id : ClaimIds(static_cast<std::uint32_t>(random.Below(4)))) waiting.erase(id);
+    std::vector<JobId> ids, expected;
+    for (std::uint64_t n = random.Below(10); n > 0 && next > 0; --n) ids.push_back(MakeId(1 + random.Below(next)));
+    std::ranges::sort(ids);
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    const bool kept = random.Below(3) == 0;
+    for (const JobId& id : ids)
+      if (const auto it = waiting.find(id); it != waiting.end() && IsKeptLine(it->second) == kept) expected.push_back(id);
+    for (const JobId& id : expected) waiting.erase(id);
+    const auto lines = kept ? std::vector<std::string>{} : std::vector<std::string>{"a", "b"};
+    ASSERT_EQ(RemoveAll(ids, lines, true, 1 + static_cast<std::uint32_t>(random.Below(5))).ids, expected);
+    Must(Finish{kShard, kEpoch, expected});
+    const auto depth = queue_->Depth(kShard);
+    ASSERT_TRUE(depth);
+    ASSERT_EQ(depth->ready + depth->scheduled, waiting.size());
+  }
+}
+
 TEST_P(JobQueueTest, RedisMemoryPerWaitingJob) {
   if (GetParam() != "redis") GTEST_SKIP() << "measures Redis";
   std::vector<QueueEntry> many;
@@ -543,6 +723,7 @@ TEST_P(JobQueueTest, InboxRingsOnceForManyRings) {
   EXPECT_TRUE(rung->empty());
 }
 
+INSTANTIATE_TEST_SUITE_P(All, JobQueueRemoveTest, testing::Values("sqlite", "redis"), [](const auto& p) { return p.param; });
 INSTANTIATE_TEST_SUITE_P(All, JobQueueTest, testing::Values("sqlite", "redis"), [](const auto& p) { return p.param; });
 
 }  // namespace

@@ -89,9 +89,19 @@ TEST_P(LedgerCancelTest, StatesSayWhatBecameOfEachItem) {
   EXPECT_TRUE(states->at(3).cancelling);
   EXPECT_EQ(states->at(4).run_ended, RunState::kSucceeded);
   EXPECT_FALSE(states->at(5).known) << "a job of a run is cancelled with its run";
+  EXPECT_TRUE(states->at(5).of_run) << "and the answer names it";
+  const std::vector<Uuid> twice = {items[3], items[4], items[3], items[5], items[5]};
+  const auto repeated = ledger_->States(kDefaultOrg, twice, In());
+  ASSERT_TRUE(repeated);
+  for (const std::size_t at : {0u, 2u}) {
+    ASSERT_TRUE(repeated->at(at).live.has_value()) << "as often as it is asked for";
+    EXPECT_EQ(repeated->at(at).live->spec, live);
+  }
+  EXPECT_EQ(repeated->at(3).of_run, states->at(5).of_run);
+  EXPECT_EQ(repeated->at(4).of_run, states->at(5).of_run);
   const auto foreign = ledger_->States(OrgId{77}, items, In());
   ASSERT_TRUE(foreign);
-  for (const ItemState& state : *foreign) EXPECT_FALSE(state.known) << "another org's";
+  for (const ItemState& state : *foreign) EXPECT_FALSE(state.known || state.of_run) << "another org's";
 }
 
 TEST_P(LedgerCancelTest, ARequestOfSomebodyElseShowsTheOwnerWhatItConcerns) {
@@ -113,6 +123,34 @@ TEST_P(LedgerCancelTest, ARequestOfSomebodyElseShowsTheOwnerWhatItConcerns) {
   ASSERT_EQ(outbox->jobs.size(), 1u) << "what has ended is nobody's business";
   EXPECT_EQ(outbox->jobs[0].spec.id, live.id);
   EXPECT_TRUE(outbox->jobs[0].cancelling);
+  ExpectSound();
+}
+
+TEST_P(LedgerCancelTest, WhatDoesNotExistOrIsAnotherOrgsIsRequestedByNobody) {
+  const ShardHold hold = Own();
+  const RunSpec run = Run();
+  const JobSpec of_run = Job(run.id, "a"), live = Job();
+  auto batch = BatchOf(hold);
+  batch.runs = {run};
+  batch.jobs = {of_run, live};
+  Commit(batch);
+  CancelRow foreign = Cancel(live.id.uuid, false), foreign_run = Cancel(run.id.uuid, true);
+  foreign.org = foreign_run.org = OrgId{77};
+  const std::vector<CancelRow> refused = {foreign,
+                                          foreign_run,
+                                          Cancel(ids_.Next<JobId>().uuid, false),
+                                          Cancel(of_run.id.uuid, false),
+                                          Cancel(run.id.uuid, false),
+                                          Cancel(live.id.uuid, true)};
+  for (const CancelRow& row : refused) {
+    const std::vector<CancelRow> both = {Cancel(live.id.uuid, false), row};
+    const auto done = ledger_->RequestCancel(both, In());
+    ASSERT_FALSE(done);
+    EXPECT_EQ(done.error().code, ErrorCode::kNotFound);
+  }
+  const std::vector<Uuid> items = {live.id.uuid, run.id.uuid};
+  for (const ItemState& state : *ledger_->States(kDefaultOrg, items, In()))
+    EXPECT_FALSE(state.cancelling) << "nothing was written";
   ExpectSound();
 }
 

@@ -206,6 +206,60 @@ TEST_P(LedgerJobsTest, ARunThatRepeatsAnotherComesWithItsJobs) {
   ExpectSound();
 }
 
+TEST_P(LedgerJobsTest, ARunIsRetriedOnceWhoeverAsks) {
+  const ShardHold hold = Own();
+  const RunSpec old = Run();
+  const JobSpec dead = Job(old.id, "a");
+  auto batch = BatchOf(hold);
+  batch.runs = {old};
+  batch.jobs = {dead};
+  batch.outcomes = {Outcome(dead, JobState::kDead)};
+  Commit(batch);
+  constexpr std::size_t kCallers = 4;
+  std::vector<RunSpec> runs;
+  std::vector<JobSpec> jobs;
+  for (std::size_t i = 0; i < kCallers; ++i) {
+    runs.push_back(Run());
+    jobs.push_back(Job(runs.back().id, "a"));
+  }
+  const auto retry = [&](Ledger& ledger, const RunSpec& of, const RunSpec& run, const JobSpec& job) {
+    const RunRetry why{.of = of.id, .actor = "cli me", .reason = "again", .at = FromUnixMicros(1'700'000'005'000'000)};
+    return ledger.RequeueDead({.run = run, .jobs = {job}, .actions = {}, .retry = why}, In());
+  };
+  std::vector<Result<RequeueResult>> results(kCallers, RequeueResult{});
+  std::vector<std::unique_ptr<Ledger>> ledgers;
+  for (std::size_t i = 0; i < kCallers; ++i) ledgers.push_back(Open());
+  {
+    std::vector<std::jthread> callers;
+    for (std::size_t i = 0; i < kCallers; ++i)
+      callers.emplace_back([&, i] { results[i] = retry(*ledgers[i], old, runs[i], jobs[i]); });
+  }
+  std::optional<RunId> first;
+  for (std::size_t i = 0; i < kCallers; ++i) {
+    ASSERT_TRUE(results[i]) << results[i].error().message;
+    if (!results[i]->retried_as) {
+      EXPECT_FALSE(first) << "two retries of one run";
+      first = runs[i].id;
+    }
+  }
+  ASSERT_TRUE(first);
+  for (std::size_t i = 0; i < kCallers; ++i) {
+    EXPECT_EQ(results[i]->retried_as.value_or(*first), *first);
+    EXPECT_EQ(ledger_->GetRun(kDefaultOrg, runs[i].id, In()).has_value(), runs[i].id == *first);
+    EXPECT_EQ(ledger_->GetJob(kDefaultOrg, jobs[i].id, In()).has_value(), runs[i].id == *first);
+  }
+  const auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
+  ASSERT_TRUE(outbox && outbox->runs.size() == 1u);
+  // The retry is a run of its own: it may be retried again.
+  const RunSpec* retried = &*std::ranges::find(runs, *first, &RunSpec::id);
+  const RunSpec third = Run();
+  auto again = retry(*ledger_, *retried, third, Job(third.id, "a"));
+  ASSERT_TRUE(again) << again.error().message;
+  EXPECT_FALSE(again->retried_as);
+  EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, dead.id, In())->dead_action) << "its jobs have actions of their own";
+  ExpectSound();
+}
+
 TEST_P(LedgerJobsTest, ListsJobsByFilterAndPage) {
   const ShardHold hold = Own();
   auto batch = BatchOf(hold);

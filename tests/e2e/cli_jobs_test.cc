@@ -66,6 +66,9 @@ TEST_F(CliJobs, ACommandThatKillsItsOwnProcessIsQuarantined) {
   result = Run({"job", "requeue", id});
   EXPECT_EQ(result.code, 1) << "somebody has decided";
   EXPECT_THAT(result.out, HasSubstr("somebody has acted on it before"));
+  result = Run({"job", "discard", id});
+  EXPECT_EQ(result.code, 0) << "the same again is no refusal";
+  EXPECT_THAT(result.out, HasSubstr("already discarded"));
   EXPECT_EQ(Run({"job", "requeue"}).code, 2) << "neither ids nor a filter";
   ExpectSound();
 }
@@ -128,6 +131,13 @@ TEST_F(CliJobs, ARetriedRunRepeatsOnlyWhatFailed) {
   EXPECT_EQ(ReadAll(dir_ / "onces"), "x\n") << "a command that succeeded has no receipt: it is left out";
   EXPECT_EQ(Ids({"job", "list", "--open"}), "") << "the dead job was repeated";
   EXPECT_EQ(Run({"run", "retry", again}).code, 2) << "it succeeded";
+  const auto second = RunJson({"run", "retry", id});
+  EXPECT_EQ(second.at(0).at("run"), again) << "a run is retried once, whoever asks";
+  EXPECT_EQ(second.at(0).at("already"), true);
+  const CliResult third = Run({"run", "retry", id, "-q"});
+  EXPECT_EQ(third.code, 0);
+  EXPECT_EQ(Line(third.out), again);
+  EXPECT_THAT(third.err, HasSubstr("already retried as " + again));
   engine->Signal(SIGTERM);
   EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
   EXPECT_EQ(Warehouse("select count(*) n from t"), "n\n2\n") << "append, once";

@@ -94,6 +94,50 @@ TEST_F(CliProcesses, AServiceStopsWhatItsClientsCancel) {
   ExpectSound();
 }
 
+TEST_F(CliProcesses, EachIdOfACancelListGetsItsOwnAnswer) {
+  WriteSlow("60");
+  const auto killed = Start({"run", "slow.yaml"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  killed->Signal(SIGKILL);
+  killed->Wait(std::chrono::seconds{5});
+  const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
+  const std::string nap = StageOf(RunJson({"run", "show", run}), "nap").at("job");
+  const std::string nobody = "0190f5c8-0000-7000-8000-000000000000";
+  const CliResult jobs = Run({"job", "cancel", nobody, nap, "-o", "json"});
+  EXPECT_EQ(jobs.code, 3);
+  EXPECT_THAT(jobs.err,
+              HasSubstr("job " + nap + " is a job of run " + run + "; it is cancelled with its run: millrace run cancel"));
+  const auto answers = nlohmann::json::parse(jobs.out, nullptr, false);
+  ASSERT_EQ(answers.size(), 2U) << jobs.out;
+  for (const auto& answer : answers) EXPECT_EQ(answer.at("effect"), "not_found");
+  EXPECT_EQ(Run({"run", "cancel", run}).code, 0) << "nothing of the list was recorded before";
+}
+
+TEST_F(CliProcesses, AHandBackConsumesNoAttempt) {
+  WriteSlow("30", ", retry: { max_attempts: 1 }");
+  const auto first = Start({"up", "slow.yaml"});
+  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(home_ / "broker.sock"); }));
+  ASSERT_TRUE(Eventually([&] { return Run({"run", "start", "slow", "-q"}).code == 0; }));
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
+  first->Signal(SIGTERM);
+  ASSERT_TRUE(Eventually([&] { return first->Err().find("draining") != std::string::npos; }));
+  first->Signal(SIGTERM);
+  EXPECT_EQ(first->Wait(std::chrono::seconds{10}).code, 0) << "a second signal hands back at once";
+  WriteSlow("0", ", retry: { max_attempts: 1 }");
+  const auto next = Start({"up"});
+  ASSERT_TRUE(Eventually([&] { return std::ranges::count(ReadAll(dir_ / "naps"), 'x') == 2; })) << next->Err();
+  EXPECT_EQ(Runs("failed"), 0U) << "its only attempt was not used up";
+  const auto job = RunJson({"job", "show", StageOf(RunJson({"run", "show", run}), "nap").at("job")});
+  ASSERT_FALSE(job.at("attempts").empty());
+  EXPECT_EQ(job.at("attempts").at(0).at("end"), "handed_back");
+  EXPECT_EQ(job.at("failures"), 0);
+  EXPECT_EQ(Run({"run", "cancel", run, "--wait"}).code, 0);
+  next->Signal(SIGTERM);
+  EXPECT_EQ(next->Wait(std::chrono::seconds{15}).code, 0);
+  ExpectSound();
+}
+
 TEST_F(CliProcesses, ACancelWithoutAnEngineIsKeptForTheNextOne) {
   WriteSlow("1");
   const auto killed = Start({"run", "slow.yaml"});

@@ -113,6 +113,27 @@ TEST_F(CliSchedules, ABackfillIsFedByTheSchedulerAndSurvivesItsDeath) {
   ExpectSound();
 }
 
+TEST_F(CliSchedules, ABackfillIsCancelledWithItsRuns) {
+  Apply("[sh, -c, \"echo x >> days; sleep 60\"]");
+  const auto up = Start({"up"});
+  const std::string id = Backfill({"--max-parallel", "2"}).at("backfill");
+  ASSERT_TRUE(Eventually([&] { return !ReadAll(dir_ / "days").empty(); })) << up->Err();
+  const auto cancelled = RunJson({"backfill", "cancel", id, "--running", "--reason", "wrong range"}).at(0);
+  EXPECT_GE(cancelled.at("runs_cancelled").get<int>(), 1);
+  ASSERT_TRUE(Eventually([&] { return Show(id).at("state") == "cancelled"; }, std::chrono::seconds{30})) << up->Err();
+  const auto shown = Show(id);
+  EXPECT_EQ(shown.at("reason"), "wrong range");
+  EXPECT_THAT(shown.at("stopped_by").get<std::string>(), ::testing::StartsWith("cli "));
+  EXPECT_LE(shown.at("runs").get<int>(), 2) << "nothing more was fed";
+  EXPECT_EQ(shown.at("cancelled"), shown.at("runs"));
+  EXPECT_FALSE(shown.at("ended_at").is_null());
+  EXPECT_EQ(Run({"backfill", "cancel", id}).code, 0) << "again is once";
+  EXPECT_EQ(Run({"backfill", "cancel", "01a1fc86-aaa1-71b6-be1e-5b4980682c42"}).code, 3);
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{15}).code, 0);
+  ExpectSound();
+}
+
 TEST_F(CliSchedules, FailedSlotsAreReprocessed) {
   Apply("[sh, -c, \"echo x >> tries; test $(wc -l < tries) -gt 10\"]");
   const auto up = Start({"up"});

@@ -26,8 +26,12 @@ void World::CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::P
     if (rows != ledger_.jobs.end() && rows->second.outcome)
       Violation("S3: job " + job.id.ToString() + " is granted after its outcome");
     if (job.token <= max_token_[job.id]) Violation("S4: a token does not increase");
-    CheckLimits(n, spec, job.token);
+    if (!job.fence_only) CheckLimits(n, spec, job.token);
     max_token_[job.id] = job.token;
+  }
+  if (job.fence_only) {
+    n.fences.emplace(job.id, job.token);
+    ++report_.fences;
   }
   n.granted[job.id] = {job.token, workers_[static_cast<std::size_t>(peer.front() - '0')].id};
 }
@@ -56,7 +60,7 @@ void World::CheckLimits(const Node& n, const JobSpec& spec, Token token) {
   for (const auto& [id, grant] : n.granted) {
     const JobSpec& other = SpecOf(id);
     if (id == spec.id || grant.first.epoch() != token.epoch() || other.org != spec.org || other.queue != spec.queue ||
-        n.ends_written.contains({id, grant.first}))
+        n.ends_written.contains({id, grant.first}) || n.fences.contains({id, grant.first}))
       continue;
     ++of_queue;
     if (other.options.limit_key == spec.options.limit_key) ++of_key;
@@ -165,6 +169,29 @@ void World::CheckUnique() {
   }
 }
 
+void World::CheckQueueIsEmpty() {
+  for (std::uint16_t s = 0; s < kShards; ++s) {
+    const auto depth = queue_.Depth(ShardId{s});
+    if (depth->ready + depth->scheduled + depth->in_flight > 0 && !queue_.Unnoticed(ShardId{s}))
+      Violation(fmt::format("shard {}: everything has ended, but the queue holds {} ready, {} scheduled, {} in flight", s,
+                            depth->ready, depth->scheduled, depth->in_flight));
+  }
+}
+
+void World::CheckCancelReply(const wire::CancelReply& reply) {
+  for (const auto& item : reply.items) {
+    const bool promised = item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
+    if (promised && !ledger_.cancels.contains(item.id)) Violation("a cancel is confirmed that the ledger does not have");
+    const auto job = ledger_.jobs.find(JobId{item.id});
+    if (item.effect == CancelEffect::kCancelled && (job == ledger_.jobs.end() || !job->second.outcome))
+      Violation("a job is said to be cancelled that has not ended");
+    const auto kept = kept_.find(JobId{item.id});
+    if (item.effect == CancelEffect::kUnknown && kept != kept_.end() && requests_[reply.request].sure &&
+        !MayBeLost(kept->second))
+      Violation("a job of the queue is said to be unknown");
+  }
+}
+
 void World::CheckEnd() {
   if (!report_.violations.empty()) return;
   for (const auto& [id, rows] : ledger_.jobs)
@@ -173,6 +200,10 @@ void World::CheckEnd() {
     if (!ledger_.run_outcomes.contains(id)) Violation("S1: run " + id.ToString() + " never ended");
   for (const auto& [id, job] : kept_) {
     if (job.accepted) ++report_.kept;
+    if (const auto rows = ledger_.jobs.find(id); rows != ledger_.jobs.end() && rows->second.outcome &&
+                                                 rows->second.outcome->state == JobState::kCancelled &&
+                                                 rows->second.outcome->report.token == Token{})
+      ++report_.kept_cancelled;
     if (!job.accepted || Ended(id)) continue;
     if (MayBeLost(job))
       ++report_.kept_lost;
@@ -184,6 +215,7 @@ void World::CheckEnd() {
   if (!report_.violations.empty()) return;
   for (const auto& [id, rows] : ledger_.jobs) CheckTimes(rows);
   CheckUnique();
+  CheckQueueIsEmpty();
   for (const auto& [id, run] : ledger_.run_outcomes) {
     bool all = true;
     for (const JobId& job : ledger_.jobs_of_run[id])

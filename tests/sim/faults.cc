@@ -73,6 +73,8 @@ void World::CancelSomething() {
   for (const auto& [id, run] : ledger_.runs) all.push_back({id.uuid, true, run.org, "sim", "", {}});
   for (const auto& [id, rows] : ledger_.jobs)
     if (!rows.spec.run) all.push_back({id.uuid, false, rows.spec.org, "sim", "", {}});
+  for (const auto& [id, job] : kept_)  // only the queue knows them
+    if (!ledger_.jobs.contains(id)) all.push_back({id.uuid, false, job.spec.org, "sim", "", {}});
   if (all.empty()) return;
   // The newest are the likeliest to be alive.
   const std::size_t back = random_.Below(std::min<std::size_t>(all.size(), 8));
@@ -91,7 +93,8 @@ void World::CancelSomething() {
   cancel.request = requests_.size();
   cancel.org = row.org;
   cancel.items = {{.id = row.item, .is_run = row.is_run}};
-  requests_.push_back({.message = std::move(cancel)});
+  const auto kept = kept_.find(JobId{row.item});
+  requests_.push_back({.message = std::move(cancel), .sure = kept != kept_.end() && kept->second.accepted});
   Send(requests_.size() - 1, random_.Below(kBrokers));
 }
 

@@ -38,7 +38,8 @@ class SimulationTest : public testing::Test {
 TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
   std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, expired = 0, overdue = 0,
-                conflicts = 0, failed = 0, adopted = 0, handed_over = 0, kept = 0, kept_lost = 0;
+                conflicts = 0, failed = 0, adopted = 0, handed_over = 0, kept = 0, kept_lost = 0, kept_cancelled = 0,
+                fences = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -50,6 +51,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     handed_over += report.handed_over;
     kept += report.kept;
     kept_lost += report.kept_lost;
+    kept_cancelled += report.kept_cancelled;
+    fences += report.fences;
     cancelled += report.cancelled;
     limited += report.granted_under_limits;
     expired += report.expired;
@@ -61,10 +64,11 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   }
   fmt::print(
       "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} of them handed over, {} attempts adopted, {} "
-      "cancelled, {} grants under limits, {} expired, "
-      "{} past their deadline, {} unique keys held; {} jobs of durability redis, {} lost with the queue's state\n",
+      "cancelled, {} grants under limits, {} expired, {} past their deadline, {} unique keys held; {} jobs of durability "
+      "redis, {} "
+      "lost with the queue's state, {} cancelled while they waited; {} fences\n",
       seeds, steps, jobs, runs, lost, takeovers, handed_over, adopted, cancelled, limited, expired, overdue, conflicts, kept,
-      kept_lost);
+      kept_lost, kept_cancelled, fences);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
@@ -74,6 +78,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     EXPECT_GT(kept, seeds);
     EXPECT_LT(kept_lost, kept / 4);
     EXPECT_GT(cancelled, seeds / 4);
+    EXPECT_GT(kept_cancelled, seeds / 50);
+    EXPECT_GT(fences, seeds / 4);
     EXPECT_GT(limited, seeds);
     EXPECT_GT(expired, seeds / 10);
     EXPECT_GT(overdue, seeds / 10);
@@ -93,7 +99,8 @@ TEST_F(SimulationTest, EveryMutantIsFound) {
         std::pair{Mutant::kEnqueueTwice, "a job is enqueued twice"}, std::pair{Mutant::kNoEpochFence, "a deposed owner writes"},
         std::pair{Mutant::kCancelWithoutFence, "a cancel raises no fence"},
         std::pair{Mutant::kNoLimits, "the limits of queues are forgotten"},
-        std::pair{Mutant::kAdoptOldToken, "an attempt goes on whose end is recorded"}}) {
+        std::pair{Mutant::kAdoptOldToken, "an attempt goes on whose end is recorded"},
+        std::pair{Mutant::kForgetRemovals, "what is cancelled stays in the queue"}}) {
     std::uint64_t found = 0;
     for (std::uint64_t seed = 1; seed <= 200 && found == 0; ++seed)
       if (const Report report = Simulate(seed, mutant); !report.violations.empty()) {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <queue>
 #include <set>
 #include <utility>
@@ -45,6 +46,7 @@ struct Node {  // a broker process
   std::set<std::pair<JobId, Token>> ends_written;       // attempts whose end this process sent to the ledger
   std::map<JobId, std::pair<Token, WorkerId>> granted;  // or adopted
   std::map<JobId, Epoch> adopted;                       // in which epoch of its own
+  std::set<std::pair<JobId, Token>> fences;             // of what was granted: to raise a fence only
 };
 
 struct SimWorker {  // the real Session, and what it started
@@ -59,6 +61,7 @@ struct SimWorker {  // the real Session, and what it started
 struct Request {  // of a client, sent again until it is answered
   wire::Message message;
   bool answered = false;
+  bool sure = false;  // a cancel of what was accepted before it was sent
 };
 struct KeptJob {  // of durability redis: only the queue has it until it ended or failed
   JobSpec spec;
@@ -170,7 +173,10 @@ class World {
   void CheckTimes(const MemoryLedger::JobRows& rows);
   // Of jobs that hold their key until they end no two lived at the same time.
   void CheckUnique();
+  void CheckCancelReply(const wire::CancelReply& reply);
   void CheckEnd();
+  // What has ended is not in the queue any more, wherever it waited.
+  void CheckQueueIsEmpty();
 
   const std::uint64_t seed_;
   const Mutant mutant_;

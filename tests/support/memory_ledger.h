@@ -203,7 +203,8 @@ class MemoryLedger final : public Ledger {
         if (const auto end = run_outcomes.find(run->first); end != run_outcomes.end()) states[i].run_ended = end->second.state;
       }
       if (const auto job = jobs.find(JobId{items[i]});
-          job != jobs.end() && job->second.spec.org == org && !job->second.spec.run) {
+          job != jobs.end() && job->second.spec.org == org) {
+        if ((states[i].of_run = job->second.spec.run)) continue;
         states[i].known = true;
         if (job->second.outcome)
           states[i].job_ended = job->second.outcome->state;

@@ -27,6 +27,8 @@ class MemoryQueue final : public JobQueue {
     depth.in_flight += shard.kept.size();
     return depth;
   }
+  // It came back in an earlier state, and nobody has asked it for anything since.
+  bool Unnoticed(ShardId id) { return shards_[id].taken_on != server_; }
   void Wipe() { shards_.clear(); }
   // A server that comes back with an earlier state of itself: every shard must be taken anew.
   void Save() { saved_ = shards_; }
@@ -36,6 +38,7 @@ class MemoryQueue final : public JobQueue {
   }
   std::size_t take_page = 2;             // entries in flight that one Take shows
   std::uint32_t claim_max = UINT32_MAX;  // one Claim gives no more, as the real queues do when bodies are large
+  bool forget_removals = false;          // a broken queue, for mutants: Remove finds nothing
   void set_ignore_epochs(bool ignore) { ignore_epochs_ = ignore; }  // a broken queue, for mutants
 
  private:
@@ -160,6 +163,43 @@ class MemoryQueue final : public JobQueue {
     std::erase_if(shard->scheduled, [&](const auto& e) { return look(e.second, false); });
     for (const auto& [line, count] : lost) reply.lost.push_back({.line = line, .count = count});
     reply.next_due = next;
+    return reply;
+  }
+
+  // One line, or the schedule, in each step.
+  Result<QueueReply> Apply(const queue_op::Remove& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    QueueReply reply;
+    if (forget_removals) return reply;
+    std::set<JobId> wanted(op.ids.begin(), op.ids.end());
+    const bool kept = op.lines.empty();
+    const auto look = [&](const QueueEntry& entry, bool ready) {  // true: it goes
+      if (IsKeptLine(entry.line) != kept || !wanted.contains(entry.id)) return false;
+      if (!kept) wanted.erase(entry.id);
+      QueueEntry& out = reply.claimed.emplace_back(entry);
+      out.run_at.reset();
+      out.expires_at.reset();
+      if (kept)
+        shard->kept.insert_or_assign(out.id, out);
+      else
+        shard->in_flight.insert(out.id);
+      if (ready) reply.lost.push_back({.line = entry.line, .count = 1});
+      return true;
+    };
+    if (op.cursor.empty() && (kept || op.scheduled)) {
+      std::erase_if(shard->scheduled, [&](const auto& e) { return look(e.second, false); });
+      if (!wanted.empty()) reply.cursor = " ";
+      return reply;
+    }
+    std::set<std::string> lines(op.lines.begin(), op.lines.end());
+    if (kept)
+      for (const auto& [name, entries] : shard->lines)
+        if (IsKeptLine(name)) lines.insert(name);
+    const auto line = lines.lower_bound(op.cursor.empty() ? op.cursor : op.cursor.substr(1));
+    if (line == lines.end()) return reply;
+    if (const auto found = shard->lines.find(*line); found != shard->lines.end())
+      std::erase_if(found->second, [&](const QueueEntry& e) { return look(e, true); });
+    if (std::next(line) != lines.end() && !wanted.empty()) reply.cursor = " " + *std::next(line);
     return reply;
   }
 

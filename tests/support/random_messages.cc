@@ -157,7 +157,7 @@ std::vector<Message> RandomMessages::All() {
       Adopt{List<Hello::Held>(held)},
       SubmitJobs{Number(), List<JobSpec>([this] { return MakeJobSpec(); })},
       SubmitRun{Number(), MakeRunSpec(), List<JobSpec>([this] { return MakeJobSpec(); }), Flip()},
-      Watch{Number(), RunId{MakeUuid()}},
+      Watch{Number(), OrgId{7}, RunId{MakeUuid()}},
       Status{Number()},
       Cancel{Number(), OrgId{7}, List<Cancel::Item>([this] { return Cancel::Item{MakeUuid(), Flip()}; }), Text(), Text(100)},
       SetQueue{Number(), MakeSettings(), Text()},

@@ -28,6 +28,22 @@ class DispatcherCancelTest : public testing::DispatcherTest {
     job.options.has_sink = true;
     return job;
   }
+  JobSpec Kept() {
+    JobSpec job = Job();
+    job.options.durability = Durability::kRedis;
+    return job;
+  }
+  void SetQueue(const QueueSettings& settings) {
+    Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 7, .settings = settings, .actor = "me"}});
+    Settle();
+    ASSERT_NE(Last<wire::SetQueueReply>(), nullptr);
+  }
+  void ExpectEmptyQueue() {
+    const auto depth = queue_.Depth(ShardId{0});
+    EXPECT_EQ(depth->ready, 0U);
+    EXPECT_EQ(depth->scheduled, 0U);
+    EXPECT_EQ(depth->in_flight, 0U);
+  }
   RunState EndOf(const RunSpec& run) {
     const auto it = ledger_.run_outcomes.find(run.id);
     return it == ledger_.run_outcomes.end() ? RunState::kRunning : it->second.state;
@@ -48,10 +64,178 @@ TEST_F(DispatcherCancelTest, AJobThatWaitsEndsWithItsRequestAndIsNeverGranted) {
   EXPECT_EQ(Outcome(job), JobState::kCancelled);
   EXPECT_TRUE(ledger_.cancels.contains(job.id.uuid));
   EXPECT_EQ(ledger_.cancels.at(job.id.uuid).actor, "cli me");
+  ExpectEmptyQueue();
   Hello("w", 10);
   EXPECT_TRUE(grants_.empty());
-  EXPECT_EQ(queue_.Depth(ShardId{0})->in_flight, 0U) << "its entry was claimed and finished";
-  EXPECT_EQ(queue_.Depth(ShardId{0})->ready, 0U);
+}
+
+TEST_F(DispatcherCancelTest, WhatWaitsLeavesQueueAndBudgetAtOnceAlsoWhenItIsPaused) {
+  QueueSettings settings;
+  settings.queue = "default";
+  settings.paused = true;
+  settings.max_waiting_jobs = 2;
+  SetQueue(settings);
+  JobSpec ready = Job(), later = Job(), third = Job();
+  later.run_at = clock_.WallNow() + Millis{3'600'000};
+  Submit({ready, later});
+  EXPECT_EQ(queue_.Depth(ShardId{0})->ready, 1U);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->scheduled, 1U);
+  Submit({third});
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->code, "queue_full");
+  Cancel(ready.id.uuid, false);
+  Cancel(later.id.uuid, false);
+  EXPECT_EQ(Answer(), CancelEffect::kCancelled);
+  ExpectEmptyQueue();
+  Submit({third, Job()});
+  EXPECT_EQ(ledger_.jobs.size(), 4U) << "there is room again";
+}
+
+TEST_F(DispatcherCancelTest, TheJobsOfACancelledRunLeaveTheQueue) {
+  std::vector<JobSpec> jobs{Job(), Job(), Job()};
+  jobs[1].run_at = clock_.WallNow() + Millis{3'600'000};
+  jobs[2].depends_on = {jobs[0].id};
+  const RunSpec run = SubmitRun(jobs);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->ready, 1U);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->scheduled, 1U);
+  Cancel(run.id.uuid, true);
+  EXPECT_EQ(EndOf(run), RunState::kCancelled);
+  ExpectEmptyQueue();
+}
+
+TEST_F(DispatcherCancelTest, AFenceWaitsForNoPauseNoRateAndNoLimit) {
+  QueueSettings settings;
+  settings.queue = "default";
+  settings.concurrency = 1;
+  settings.rate = {1, Millis{3'600'000}, 1};
+  SetQueue(settings);
+  Advance(Millis{3'600'000});  // the bucket of a new owner begins empty
+  Hello("w", 10);
+  const JobSpec job = Load(), other = Job();
+  Submit({job});
+  ASSERT_EQ(grants_.size(), 1U);
+  Submit({other});
+  Cancel(job.id.uuid, false);
+  settings.paused = true;
+  settings.revision = 1;
+  SetQueue(settings);
+  End(0, AttemptEnd::kCancelled);
+  ASSERT_EQ(grants_.size(), 2U) << "paused, and its token is spent";
+  EXPECT_TRUE(grants_[1].second.fence_only);
+  EXPECT_EQ(grants_[1].second.id, job.id);
+  End(1, AttemptEnd::kCancelled);
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+  EXPECT_EQ(grants_.size(), 2U) << "the other one waits for the pause";
+  EXPECT_EQ(queue_.Depth(ShardId{0})->ready, 1U);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->in_flight, 0U);
+}
+
+TEST_F(DispatcherCancelTest, AFenceThatNobodyReachesEndsItsJobDead) {
+  reach_.roots = {"/lake/here"};
+  Hello("w", 10);
+  JobSpec job = Load();
+  job.root = "/lake/here";
+  std::vector<JobSpec> jobs{job};
+  const RunSpec run = SubmitRun(jobs);
+  Cancel(run.id.uuid, true);
+  Advance(kLeaseTtl + Millis{1});  // the only worker that reaches the destination is gone
+  reach_.roots = {"/lake/there"};
+  Hello("v", 10);
+  for (int i = 0; i < 15; ++i) {
+    Beat("v", 10);
+    Advance(Millis{1000});
+  }
+  EXPECT_EQ(Outcome(jobs[0]), JobState::kDead);
+  EXPECT_EQ(ledger_.jobs.at(job.id).outcome->report.error_class, "unreachable_input");
+  EXPECT_EQ(EndOf(run), RunState::kCancelled);
+}
+
+TEST_F(DispatcherCancelTest, AJobThatOnlyTheQueueHasIsFoundById) {
+  JobSpec ready = Kept(), later = Kept(), other = Kept();
+  later.run_at = clock_.WallNow() + Millis{3'600'000};
+  Submit({ready, later, other});
+  EXPECT_TRUE(ledger_.jobs.empty());
+  for (const JobSpec& job : {ready, later}) {
+    Cancel(job.id.uuid, false);
+    EXPECT_EQ(Answer(), CancelEffect::kCancelled);
+    EXPECT_EQ(Outcome(job), JobState::kCancelled) << "its end is on the record";
+    EXPECT_EQ(ledger_.jobs.at(job.id).spec.kind, "work");
+    EXPECT_EQ(ledger_.cancels.at(job.id.uuid).reason, "wrong day");
+  }
+  EXPECT_EQ(queue_.Depth(ShardId{0})->ready, 1U);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->scheduled + queue_.Depth(ShardId{0})->in_flight, 0U);
+  Cancel(ids_.Next<JobId>().uuid, false);
+  EXPECT_EQ(Answer(), CancelEffect::kUnknown) << "looked for, and there is none";
+  Cancel(ready.id.uuid, false);
+  EXPECT_EQ(Answer(), CancelEffect::kEnded);
+  Hello("w", 10);
+  ASSERT_EQ(grants_.size(), 1U);
+  EXPECT_EQ(grants_[0].second.id, other.id);
+}
+
+TEST_F(DispatcherCancelTest, AJobOfTheQueueThatRunsIsStopped) {
+  Hello("w", 10);
+  const JobSpec job = Kept();
+  Submit({job});
+  Cancel(job.id.uuid, false);
+  EXPECT_EQ(Answer(), CancelEffect::kCancelling);
+  EXPECT_TRUE(ledger_.jobs.contains(job.id)) << "the ledger's from now on: no takeover forgets the request";
+  ASSERT_EQ(revokes_.size(), 1U);
+  End(0, AttemptEnd::kCancelled);
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+  ExpectEmptyQueue();
+}
+
+TEST_F(DispatcherCancelTest, AJobOfTheQueueWithASinkIsFenced) {
+  JobSpec job = Kept();
+  job.options.has_sink = true;
+  Submit({job});
+  Cancel(job.id.uuid, false);
+  EXPECT_EQ(Answer(), CancelEffect::kCancelling);
+  EXPECT_EQ(Outcome(job), std::nullopt) << "an attempt of a former owner could still publish";
+  ExpectEmptyQueue();
+  Hello("w", 10);
+  ASSERT_EQ(grants_.size(), 1U);
+  EXPECT_TRUE(grants_[0].second.fence_only);
+  End(0, AttemptEnd::kCancelled);
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+}
+
+TEST_F(DispatcherCancelTest, OneMessageNamesAnItemTwiceAndAJobOfARun) {
+  std::vector<JobSpec> jobs{Job()};
+  const RunSpec run = SubmitRun(jobs);
+  const JobSpec single = Job(), kept = Kept();
+  Submit({single, kept});
+  wire::Cancel cancel{.request = 6, .org = kDefaultOrg, .items = {}, .actor = "cli me", .reason = {}};
+  for (const JobId& id : {single.id, kept.id, jobs[0].id, kept.id, single.id}) cancel.items.push_back({id.uuid, false});
+  Handle(event::FromClient{.peer = "c", .message = cancel});
+  Settle();
+  const auto* reply = Last<wire::CancelReply>();
+  ASSERT_NE(reply, nullptr);
+  ASSERT_EQ(reply->items.size(), 5U);
+  for (const std::size_t i : {0U, 1U, 3U, 4U}) {
+    EXPECT_EQ(reply->items[i].id, cancel.items[i].id);
+    EXPECT_EQ(reply->items[i].effect, CancelEffect::kCancelled) << i;
+  }
+  EXPECT_EQ(reply->items[2].effect, CancelEffect::kUnknown);
+  EXPECT_EQ(reply->items[2].state, run.id.ToString()) << "it is cancelled with its run";
+  EXPECT_EQ(EndOf(run), RunState::kRunning);
+}
+
+TEST_F(DispatcherCancelTest, ARunOfAnotherOrgIsNeitherCancelledNorWatched) {
+  std::vector<JobSpec> jobs{Job()};
+  const RunSpec run = SubmitRun(jobs);
+  Handle(event::FromClient{.peer = "c", .message = wire::Watch{.request = 8, .org = OrgId{77}, .run = run.id}});
+  Handle(event::FromClient{
+      .peer = "c",
+      .message = wire::Cancel{.request = 9, .org = OrgId{77}, .items = {{run.id.uuid, true}}, .actor = {}, .reason = {}}});
+  Settle();
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->request, 8U);
+  EXPECT_EQ(Last<wire::Problem>()->code, "not_found");
+  EXPECT_EQ(Last<wire::RunUpdate>(), nullptr);
+  EXPECT_EQ(Answer(), CancelEffect::kUnknown);
+  EXPECT_TRUE(ledger_.cancels.empty());
 }
 
 TEST_F(DispatcherCancelTest, NothingIsStoppedBeforeTheRequestIsDurable) {

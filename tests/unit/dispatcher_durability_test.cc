@@ -442,25 +442,26 @@ TEST_F(DurabilityTest, LimitsHoldForBothClassesAndOverATakeover) {
   EXPECT_EQ(grants_.size(), 5U);
 }
 
-TEST_F(DurabilityTest, ACancelDoesNotFindWhatOnlyTheQueueHas) {
-  const JobSpec job = Job();
-  const auto cancel = [&] {
+TEST_F(DurabilityTest, ACancelFindsAJobBeforeAndAfterItBecameTheLedgers) {
+  const JobSpec waits = Job(), job = Job();
+  const auto cancel = [&](const JobSpec& which) {
     Handle(event::FromClient{.peer = "c",
                              .message = wire::Cancel{.request = ++request_,
                                                      .org = kDefaultOrg,
-                                                     .items = {{.id = job.id.uuid, .is_run = false}},
+                                                     .items = {{.id = which.id.uuid, .is_run = false}},
                                                      .actor = "me",
                                                      .reason = ""}});
     Settle();
     EXPECT_NE(Last<wire::CancelReply>(), nullptr);
     return Last<wire::CancelReply>()->items.at(0).effect;
   };
-  Submit({job});
-  EXPECT_EQ(cancel(), CancelEffect::kUnknown);
+  Submit({waits, job});
+  EXPECT_EQ(cancel(waits), CancelEffect::kCancelled);
   Hello(1);
   ASSERT_EQ(grants_.size(), 1U);
+  EXPECT_EQ(grants_[0].id, job.id);
   End(0, AttemptEnd::kFailed);
-  EXPECT_EQ(cancel(), CancelEffect::kCancelled) << "it is the ledger's now";
+  EXPECT_EQ(cancel(job), CancelEffect::kCancelled) << "it is the ledger's now";
   Advance(2s);
   Hello(10);
   EXPECT_EQ(grants_.size(), 1U);

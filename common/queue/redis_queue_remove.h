@@ -1,0 +1,124 @@
+// The end of the Redis queue's script (redis_queue.cc): what takes named entries out. A list is looked through in pages, so
+// that a look at millions of entries never holds up the server for long.
+#pragma once
+
+#include <string_view>
+
+namespace millrace {
+
+// Uses what the script defines before it: ARGV from 4 on are queue_op::Remove's (see ToArguments).
+inline constexpr std::string_view kRemoveScript = R"lua(
+if op == 'remove' then
+  local left, bytes, scheduled = tonumber(ARGV[4]), 0, ARGV[5] == '1'
+  local stage, at, from = ARGV[6], ARGV[7], ARGV[8]
+  local lines, ids, wanted, got, lost, order = {}, {}, {}, {}, {}, {}
+  local first_id = 10 + tonumber(ARGV[9])
+  local named = {}
+  for i = 10, first_id - 1 do
+    lines[#lines + 1] = ARGV[i]
+    named[ARGV[i]] = true
+  end
+  for i = first_id, #ARGV do
+    ids[#ids + 1] = ARGV[i]
+    wanted[ARGV[i]] = true
+  end
+  local missing, kept = #ids, #lines == 0
+  local here = EXPIRING[kept]
+  local function found(line, entry, ready)
+    local id = string.sub(entry, 1, 16)
+    got[#got + 1], got[#got + 2] = line, entry
+    fly(line, {id}, {entry})
+    bytes = bytes + #entry
+    if not kept then
+      wanted[id] = nil
+      missing = missing - 1
+    end
+    if not ready then return end
+    if not lost[line] then lost[line] = 0 order[#order + 1] = line end
+    lost[line] = lost[line] + 1
+  end
+  local function answer(cursor)
+    local out = {cursor, #order}
+    for _, line in ipairs(order) do
+      out[#out + 1] = line
+      out[#out + 1] = lost[line]
+    end
+    for i = 1, #got do out[#out + 1] = got[i] end
+    return out
+  end
+  -- Those that can expire are found by their id.
+  if stage == '' then
+    for _, id in ipairs(ids) do
+      if bytes > BYTES then return answer({'', '', ''}) end
+      local body = call('HGET', here.body, id)
+      if body then
+        local a, b = string.byte(body, 2, 3)
+        local line, where = string.sub(body, 4, 3 + a * 256 + b), string.sub(body, 1, 1)
+        if kept or (where == 'r' and named[line]) or (where == 's' and scheduled) then
+          call('HDEL', here.body, id)
+          call('ZREM', here.expiry, id)
+          call('HINCRBY', K_STUBS, kept and (where == 'r' and line or 'ks') or where, 1)
+          found(line, id .. string.sub(body, 4 + #line), where == 'r')
+        end
+      end
+    end
+    stage, at = (kept or scheduled) and 's' or 'l', '0'
+  end
+  -- The schedule before the lines: what moves between the two moves this way.
+  if stage == 's' then
+    local due = kept and K_KEPT_DUE or K_DUE
+    while missing > 0 do
+      local page = call('ZSCAN', due, at, 'COUNT', 64)
+      at = page[1]
+      for i = 1, #page[2], 2 do
+        local member = page[2][i]
+        local a, b = string.byte(member, 1, 2)
+        local n = a * 256 + b
+        local entry = string.sub(member, 3 + n)
+        if wanted[string.sub(entry, 1, 16)] and not is_ticket(entry) then
+          call('ZREM', due, member)
+          found(string.sub(member, 3, 2 + n), entry, false)
+        end
+        bytes = bytes + #member
+      end
+      left = left - #page[2] / 2
+      if at == '0' then break end
+      if left <= 0 or bytes > BYTES then return answer({'s', at, ''}) end
+    end
+    stage, at = 'l', '0'
+  end
+  -- From the end of a line to its front: what is put at either end meanwhile hides nothing.
+  if kept then
+    for _, line in ipairs(call('SMEMBERS', K_LINES)) do
+      if is_kept(line) then lines[#lines + 1] = line end
+    end
+    table.sort(lines)
+  end
+  for _, line in ipairs(lines) do
+    local key, n = tag .. ':l:' .. line, 32
+    local seen = line == from and tonumber(at) or 0
+    while missing > 0 and line >= from do
+      if left <= 0 or bytes > BYTES then return answer({'l', tostring(seen), line}) end
+      local page, marked, size = call('LRANGE', key, -seen - n, -seen - 1), 0, 0
+      for i = 1, #page do
+        local element = page[i]
+        size = size + #element
+        if wanted[string.sub(element, 1, 16)] and not is_ticket(element) then
+          call('LSET', key, i - 1 - #page - seen, '\0removed')
+          marked = marked + 1
+          found(line, element, true)
+        end
+      end
+      if marked > 0 then call('LREM', key, -marked, '\0removed') end
+      seen, left, bytes = seen + #page - marked, left - #page, bytes + size
+      if #page < n then break end
+      n = math.max(1, math.min(1000, math.floor(1048576 / math.max(1, size / #page))))
+    end
+    if lost[line] and call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
+  end
+  return answer({})
+end
+return redis.error_reply('ERR unknown operation')
+)lua";
+
+}  // namespace millrace
