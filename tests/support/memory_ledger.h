@@ -334,6 +334,7 @@ class MemoryLedger final : public Ledger {
                  .ended = {},
                  .counters = {},
                  .next_run_at = {},
+                 .results = {},
                  .cancelling = cancels.contains(run.id.uuid),
                  .cancel_reason = {}};
     if (live.cancelling) live.cancel_reason = CancelReason(cancels.at(run.id.uuid).actor, cancels.at(run.id.uuid).reason);
@@ -341,6 +342,7 @@ class MemoryLedger final : public Ledger {
       const JobRows& rows = jobs.at(id);
       live.jobs.push_back(rows.spec);
       if (rows.outcome) live.ended[id] = rows.outcome->state;
+      if (rows.outcome) live.results[id] = rows.outcome->report.result;
       if (rows.attempts.empty()) continue;
       live.counters[id] = rows.attempts.back().counters;
       live.next_run_at[id] = rows.attempts.back().next_run_at;
