@@ -195,7 +195,7 @@ using Event = std::variant<event::ShardTaken, event::ShardLost, event::LiveRunsR
 // ---- limits
 // ------------------------------------------------------------------------------------------------------------------
 inline constexpr auto kDispatcherTick = std::chrono::milliseconds{200};
-inline constexpr auto kOutboxPollInterval = std::chrono::milliseconds{2000};  // the inbox may lose a ring
+inline constexpr auto kOutboxPollInterval = std::chrono::milliseconds{2000};   // the inbox may lose a ring
 inline constexpr auto kEnqueuePollInterval = std::chrono::milliseconds{2000};  // the notification may be lost
 inline constexpr auto kMemoryPollInterval = std::chrono::milliseconds{1000};
 inline constexpr std::uint64_t kQueueMemoryPercentMax = 80;            // of Redis' maxmemory; then submits are refused

@@ -239,7 +239,7 @@ void RunCoordinator::Start(Run& run, RunEffects& out) {
   run.state = run.shown = RunState::kRunning;
   for (Job& job : run.jobs) {
     if (job.state != JobState::kBlocked || job.waiting != 0) continue;
-    Route(run, job);
+    Route(job);
     out.ready.push_back(job.spec->id);
   }
   EndIfFinished(run, out);
@@ -312,7 +312,7 @@ void RunCoordinator::TellDependents(Run& run, std::uint32_t index, RunEffects& o
       Job& job = run.jobs[d];
       if (cause.state == JobState::kSucceeded || job.spec->options.run_when == RunWhen::kAllEnded) {
         if (--job.waiting == 0 && job.state == JobState::kBlocked && run.state != RunState::kQueued) {
-          Route(run, job);
+          Route(job);
           out.ready.push_back(job.spec->id);
         }
         continue;
@@ -372,7 +372,7 @@ void RunCoordinator::CancelJob(Run& run, Job& job, RunEffects& out) {
   }
   if (job.state != JobState::kCancelled) Apply(job, fence ? JobEvent::kFenceNeeded : JobEvent::kCancelRequested);
   if (job.state == JobState::kCancelling) {
-    Route(run, job);
+    Route(job);
     out.fencing.push_back(job.spec->id);
     Show(job.spec->id);
     return;

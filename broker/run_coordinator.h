@@ -152,7 +152,7 @@ class RunCoordinator {
   void EndIfFinished(Run& run, RunEffects& out);
   // Before it is enqueued: a job with JobOptions::route_rows gets its queue from what its inputs reported. The same outcomes
   // give the same queue, so that a rebuild sends it where it was.
-  static void Route(Run& run, Job& job);
+  void Route(Job& job) const;
   static void LogEnd(const Run& run, WallTime now);
   void CancelJob(Run& run, Job& job, RunEffects& out);
   void CancelJobs(Run& run, const std::string& reason, RunEffects& out);

@@ -29,10 +29,10 @@ std::string RoutedQueue(const JobSpec& job) {
   return job.options.route_rows > 0 && (job.queue == kQueueSmall || job.queue == kQueueLarge) ? job.queue : std::string{};
 }
 
-void RunCoordinator::Route(Run& run, Job& job) {
+void RunCoordinator::Route(Job& job) const {
   const auto rows_of = [&](std::string_view stage) -> std::optional<std::int64_t> {
-    for (const Job& other : run.jobs)
-      if (other.spec->stage == stage) return RowsInResult(other.result);
+    for (const JobId& need : job.spec->depends_on)
+      if (const Job* other = Find(need); other != nullptr && other->spec->stage == stage) return RowsInResult(other->result);
     return std::nullopt;
   };
   const std::string_view queue = RouteBySize(*job.spec, rows_of);

@@ -14,8 +14,8 @@ namespace millrace::worker {
 inline constexpr int kExitTemporaryFailure = 75;  // EX_TEMPFAIL of sysexits.h
 
 // The task's program in its base_dir with `inherited`, then the task's own variables, then MILLRACE_RUN, MILLRACE_JOB,
-// MILLRACE_TOKEN, MILLRACE_STAGE, MILLRACE_PIPELINE, and MILLRACE_RESULT: the file `result_path`, where it may leave its output;
-// a later value replaces an earlier one.
+// MILLRACE_TOKEN, MILLRACE_STAGE, MILLRACE_PIPELINE, and MILLRACE_RESULT: the file `result_path`, where it may leave its
+// output; a later value replaces an earlier one.
 ChildOptions CommandChild(const CommandTask& task, Token token, std::vector<std::string> inherited,
                           const std::string& result_path, int nice);
 

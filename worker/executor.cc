@@ -154,8 +154,9 @@ Result<void> Executor::StartCommand(const wire::Grant::Job& job, Running& runnin
   if (task->command.argv.empty()) return Malformed(refusal, "the command is empty");
   MILLRACE_TRY(MakeScratch(job, running, refusal));
   running.run = task->run;
-  auto process = Process::Start(poller_, CommandChild(*task, job.token, InheritedEnv(), OutputPath(running.scratch), options_.nice),
-                                fmt::format("job {} ({})", job.id.ToString(), task->stage));
+  auto process =
+      Process::Start(poller_, CommandChild(*task, job.token, InheritedEnv(), OutputPath(running.scratch), options_.nice),
+                     fmt::format("job {} ({})", job.id.ToString(), task->stage));
   if (!process) return CannotStart(refusal, std::move(process.error()), "command_not_startable");
   running.process = std::move(*process);
   return {};

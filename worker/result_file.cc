@@ -66,8 +66,7 @@ Result<ResultFile> WriteResultFile(const std::string& lake, RunId run, JobId job
   const std::string path = lake + "/" + file.path, fresh = path + ".tmp";
   MILLRACE_TRY(WriteDurably(fresh, bytes));
   if (::rename(fresh.c_str(), path.c_str()) != 0) return Failed(path);
-  MILLRACE_TRY(SyncFolder(lake + "/" + folder));
-  MILLRACE_TRY(SyncFolder(lake + "/results"));
+  for (const std::string& parent : {lake + "/" + folder, lake + "/results", lake}) MILLRACE_TRY(SyncFolder(parent));
   return file;
 }
 
@@ -75,7 +74,7 @@ Result<void> TakeOutput(const std::string& path, const std::string& lake, RunId 
                         StageResult& result) {
   const Fd file(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
   if (file.get() < 0 && errno == ENOENT) return {};
-  struct stat about {};
+  struct stat about{};
   if (file.get() < 0 || ::fstat(file.get(), &about) != 0) return Failed(path);
   if (!S_ISREG(about.st_mode)) return Fail(ErrorCode::kInvalidArgument, "$MILLRACE_RESULT is no plain file");
   std::string bytes(std::min(static_cast<std::size_t>(about.st_size), kOutputBytesMax + 1), '\0');

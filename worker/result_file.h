@@ -1,5 +1,5 @@
-// What is too long for a result, as a file in the lake: "results/<run>/<job>-<token>". The names of the folders sort by time, so
-// that what is old can be removed by name (client/cli/retention.h).
+// What is too long for a result, as a file in the lake: "results/<run>/<job>-<token>". The names of the folders sort by time,
+// so that what is old can be removed by name (client/cli/retention.h).
 #pragma once
 
 #include <string>

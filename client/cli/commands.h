@@ -32,6 +32,7 @@ ExitCode JobList(const Options& options);
 ExitCode JobShow(const Options& options);
 ExitCode JobRequeue(const Options& options);
 ExitCode JobDiscard(const Options& options);
+ExitCode JobSubmit(const Options& options);   // commands_submit.cc
 ExitCode JobRefused(const Options& options);  // commands_result.cc
 ExitCode JobResult(const Options& options);   // commands_result.cc
 ExitCode RunRetry(const Options& options);

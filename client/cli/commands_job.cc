@@ -196,8 +196,7 @@ void PrintJob(const JobDetail& job) {
     if (!r.log_tail.empty()) fmt::print("{}{}", r.log_tail, r.log_tail.ends_with('\n') ? "" : "\n");
   }
   const Json result = ResultOf(job);
-  if (!result.is_null())
-    fmt::print("-- result\n   {}\n", result.dump(-1, ' ', false, Json::error_handler_t::replace));
+  if (!result.is_null()) fmt::print("-- result\n   {}\n", result.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 Result<ExitCode> DoShow(const Options& options) {

@@ -35,8 +35,9 @@ Result<RetentionPolicy> PolicyOf(const Options& options, const Config& config) {
     policy.bytes = *bytes;
   }
   if (policy.age == Millis{0} && policy.bytes == 0)
-    return Fail(ErrorCode::kInvalidArgument, "ledger prune: say what may go: --older-than 90d, --max-bytes 20GiB, or "
-                                             "ledger.retention in the configuration");
+    return Fail(ErrorCode::kInvalidArgument,
+                "ledger prune: say what may go: --older-than 90d, --max-bytes 20GiB, or "
+                "ledger.retention in the configuration");
   return policy;
 }
 

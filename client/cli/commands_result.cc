@@ -19,8 +19,8 @@ Result<std::string> ReadResultFile(const std::string& lake, const ResultFile& fi
   const std::string path = lake + "/" + file.path;
   std::ifstream in(path, std::ios::binary);
   if (!in)
-    return Fail(ErrorCode::kNotFound, "result file '{}' cannot be read; it goes when its run is pruned, and it is in the lake ({})",
-                path, lake);
+    return Fail(ErrorCode::kNotFound,
+                "result file '{}' cannot be read; it goes when its run is pruned, and it is in the lake ({})", path, lake);
   std::string bytes{std::istreambuf_iterator<char>(in), {}};
   if (static_cast<std::int64_t>(bytes.size()) != file.bytes || ToHex(Sha256(bytes)) != file.sha256)
     return Fail(ErrorCode::kCorrupt, "result file '{}' is not what the job wrote: {} bytes, the ledger says {} with SHA-256 {}",
@@ -37,7 +37,8 @@ Result<ExitCode> DoResult(const Options& options) {
   MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, id, context->Deadline()));
   if (!job.outcome) return Fail(ErrorCode::kNotFound, "job {}: it has not ended", options.id);
   const std::string& text = job.outcome->report.result;
-  if (text.empty()) return Fail(ErrorCode::kNotFound, "job {}: it is {} and gave nothing back", options.id, Name(job.outcome->state));
+  if (text.empty())
+    return Fail(ErrorCode::kNotFound, "job {}: it is {} and gave nothing back", options.id, Name(job.outcome->state));
   const auto result = StageResultFromJson(text);
   const std::string& lake = context->config().lake;
   if (result && result->output_file) {

@@ -294,7 +294,6 @@ bool Engine::Ended() const {
 }
 
 Result<void> Engine::Join() {
-  parts_->StopRetention();
   if (parts_->scheduler_thread.joinable()) parts_->scheduler_thread.join();
   if (parts_->worker_thread.joinable()) parts_->worker_thread.join();
   if (parts_->broker) {
@@ -303,6 +302,7 @@ Result<void> Engine::Join() {
     for (std::uint16_t i = 0; i < parts_->context.config().broker.shards; ++i) (void)parts_->local_inbox->Ring(ShardId{i});
     parts_->broker->Join();
   }
+  parts_->StopRetention();  // last: it ends the step that it is in
   return parts_->worker_result;
 }
 

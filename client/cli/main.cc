@@ -113,6 +113,12 @@ void AddJobCommands(Grammar& g) {
   requeue->add_option("--to-queue", g.options.to_queue, "Put them into this queue instead");
   requeue->add_option("--priority", g.options.priority, "New priority, 0 (most urgent) to 3");
   requeue->add_option("--max-attempts", g.options.max_attempts, "New number of attempts");
+  CLI::App* submit = g.Add(job, "submit", "Submit single jobs, or a batch with a job that runs when all have ended", JobSubmit);
+  submit->add_option("--batch", g.options.batch, "File with one job a line, as JSON ('-': stdin)");
+  submit->add_option("--then", g.options.then, "With --batch: the job, as JSON, that runs when all of them have ended");
+  submit->add_option("--kind", g.options.kind, "One job: its kind");
+  submit->add_option("--queue", g.options.queue, "One job: its queue (default: default)");
+  submit->add_option("--payload", g.options.payload, "One job: its payload");
   CLI::App* result = g.Add(job, "result", "What a job gave back: a command's output, a stage's counts", JobResult);
   result->add_option("ID", g.options.id, "Job id")->required();
   CLI::App* refused = g.Add(job, "refused", "Rows of the enqueue table that became no job, and why", JobRefused);
@@ -236,7 +242,8 @@ void AddOtherCommands(Grammar& g) {
   verify->add_option("--public-key", g.options.public_key, "Public key of the checkpoints (default: beside audit.key_file)");
   CLI::App* ledger = g.Group("ledger", "What the ledger holds, and what of it may go");
   g.Add(ledger, "list", "Weeks of finished and live work, and what they take", LedgerList);
-  CLI::App* prune = g.Add(ledger, "prune", "Remove whole weeks of finished work; the audit trail goes on verifying", LedgerPrune);
+  CLI::App* prune =
+      g.Add(ledger, "prune", "Remove whole weeks of finished work; the audit trail goes on verifying", LedgerPrune);
   prune->add_option("--older-than", g.options.older_than, "What was submitted longer ago, e.g. 90d");
   prune->add_option("--max-bytes", g.options.max_bytes, "The oldest weeks, while the others take more, e.g. 20GiB");
   prune->add_flag("--dry-run", g.options.dry_run, "Only say what would go");
@@ -248,7 +255,7 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 51> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 52> kExamples{{
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
@@ -261,6 +268,9 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 51> kExample
     {"job requeue",
      "job requeue 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --max-attempts 5\njob requeue --queue mail --since 2h --dry-run"},
     {"job discard", "job discard 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --reason 'customer is gone'"},
+    {"job submit",
+     "job submit --kind command --payload '{\"argv\": [\"echo\", \"hi\"]}'\njob submit --batch mails.ndjson --then "
+     "'{\"kind\": \"command\", \"payload\": {\"argv\": [\"echo\", \"all sent\"]}}'"},
     {"job result", "job result 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 > report.csv"},
     {"job refused", "job refused\njob refused -n 5 -o json"},
     {"check", "check shop.yaml\ncheck shop.yaml -o json"},

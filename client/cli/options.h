@@ -40,6 +40,7 @@ struct Options {
   std::string stage;
   std::string kind, error_class, since, before;    // job list, requeue, discard
   bool open = false;                               // job list
+  std::string batch, then, payload;                // job submit
   std::string queues;                              // worker
   std::string to_queue, payload_file;              // job requeue
   int priority = -1, max_attempts = 0;             // job requeue

@@ -270,8 +270,7 @@ class Loader {
       return Wrong("ledger.retention", "is below 1d (0s keeps everything)");
     MILLRACE_TRY_ASSIGN(const std::string bytes, Text("ledger.retention_bytes", "0B"));
     const auto size = ParseSize(bytes);
-    if (!size)
-      return Wrong("ledger.retention_bytes", "{}", ParseSize(Quoted("ledger.retention_bytes", bytes)).error().message);
+    if (!size) return Wrong("ledger.retention_bytes", "{}", ParseSize(Quoted("ledger.retention_bytes", bytes)).error().message);
     c.ledger.retention_bytes = *size;
     c.queue.path = c.home + "/queue.db";
     MILLRACE_TRY_ASSIGN(c.queue.prefix, Text("queue.prefix", "mr"));

@@ -302,8 +302,9 @@ class Verifier {
 
   void SayWhatIsUnproven() {
     if (unsigned_)
-      report_.unproven.emplace_back("without the public key, nobody vouches for what is said to be pruned: rows may have been "
-                                    "deleted and declared so");
+      report_.unproven.emplace_back(
+          "without the public key, nobody vouches for what is said to be pruned: rows may have been "
+          "deleted and declared so");
     if (checkpoints_ == nullptr) {
       report_.unproven.emplace_back("without checkpoints, records removed from the end of a chain cannot be noticed");
       report_.unproven.emplace_back("without checkpoints, a restored older copy of the database cannot be noticed");

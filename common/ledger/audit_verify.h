@@ -43,7 +43,7 @@ struct AuditReport {
   bool ok = false;
   std::uint64_t writers = 0, records = 0, rows = 0, checkpoints = 0;
   std::uint64_t pruned_rows = 0, pruned_records = 0;  // gone by retention, and signed for when a key was given
-  std::uint64_t unpinned_records = 0;  // after the last checkpoint of their chain
+  std::uint64_t unpinned_records = 0;                 // after the last checkpoint of their chain
   std::optional<AuditFinding> first_bad;
   std::vector<std::string> unproven;  // what this verification cannot say, in plain words
 };

@@ -9,11 +9,9 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +21,7 @@
 #include "common/base/result.h"
 #include "common/crypto/audit.h"
 #include "common/crypto/audit_source.h"
+#include "common/ledger/life_cycle.h"
 #include "common/model/job.h"
 #include "common/model/pipeline.h"
 #include "common/model/queue_settings.h"
@@ -90,46 +89,6 @@ struct Requeue {
 struct RequeueResult {
   std::vector<JobId> already_done;        // dead jobs that had an action: what was to repeat them was not written
   std::vector<UniqueConflict> conflicts;  // likewise, `job` is the new one
-};
-
-// ---- the enqueue table ---------------------------------------------------------------------------------------------------
-// Rows that anybody with the right to insert wrote inside a transaction of his own (table `enqueue`, ops/docs/enqueue.md).
-struct EnqueueTaken {
-  std::set<ShardId> shards;  // outbox rows were written for these
-  std::uint32_t accepted = 0, duplicates = 0, refused = 0;
-  bool more = false;  // there may be others
-};
-// A row that is no job and never will be: it stays in `enqueue_refused` until somebody deletes or repairs it.
-struct EnqueueRefused {
-  JobId job;
-  OrgId org = kDefaultOrg;
-  std::string queue, kind, reason;
-  WallTime refused_at{};
-};
-struct EnqueueStatus {
-  std::uint64_t waiting = 0;
-  std::vector<EnqueueRefused> refused;  // newest first
-};
-
-// ---- retention -----------------------------------------------------------------------------------------------------------
-// Runs and jobs that ended long ago go, with their attempts, outcomes, cancel requests and dead-job actions; the audit trail
-// stays provable (PrunedChain). Slots, pipelines, settings, backfills and live unique keys stay.
-struct PruneRequest {
-  WallTime before{};  // of submission. Rounded down to a week (Monday, UTC), and to the week of the oldest live run or job
-  std::string actor;
-  std::function<std::string(std::string_view)> sign;  // of SigningKey; empty: what goes is not signed for
-};
-struct PruneStep {
-  WallTime before{};        // what was submitted earlier is gone, or is going
-  std::uint64_t rows = 0;   // went in this step, of all tables
-  std::uint64_t records = 0;  // audit records, of which nothing was left
-  bool more = false;
-  std::string held_by;  // "run 0189... is live": why `before` is earlier than asked; empty when it is not
-};
-// A week of submissions as the ledger holds it, oldest first.
-struct RetainedWeek {
-  WallTime begin{};
-  std::uint64_t jobs = 0, runs = 0, bytes = 0;  // bytes: of tables and indexes, about
 };
 
 // ---- rebuild ---------------------------------------------------------------------------------------------------------------
@@ -341,13 +300,9 @@ class Ledger : public AuditSource {
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   // Unique keys are decided here as in Commit: of concurrent submits, whoever makes them, exactly one gets the key.
   virtual Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
-  // Turns rows of `enqueue` that belong to `shards` into jobs with outbox rows, the job's id being the row's: those rows and
-  // their jobs change in one transaction, so that each becomes one job however many try and crash. A row that is no job, or
-  // whose unique key is held, goes to `enqueue_refused` with the reason and holds up no other. At most kEnqueuePage rows of a
-  // call. Nothing is fenced: whoever owns the shard finds the outbox row. A ledger without the table takes nothing.
-  virtual Result<EnqueueTaken> TakeEnqueued(std::span<const ShardId> shards, MonoTime deadline);
-  // What waits and what was refused, of one org; at most `limit` refused rows.
-  virtual Result<EnqueueStatus> Enqueued(OrgId org, std::uint32_t limit, MonoTime deadline);
+  // Rows of `enqueue` of these shards become jobs, and what waits and was refused there, of one org: life_cycle.h.
+  virtual Result<EnqueueTaken> TakeEnqueued(std::span<const ShardId>, MonoTime) { return EnqueueTaken{}; }
+  virtual Result<EnqueueStatus> Enqueued(OrgId, std::uint32_t, MonoTime) { return EnqueueStatus{}; }
   // One transaction, by anybody; runs and jobs get outbox rows. A dead job gets one action for ever: of two that act on it at
   // the same time the second is told so, and its new job is not written (unless it belongs to `run`). The caller has seen that
   // the jobs are dead, which does not change.
@@ -416,11 +371,9 @@ class Ledger : public AuditSource {
   virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;
   virtual Result<std::vector<JobSummary>> ListJobs(const JobFilter& filter, MonoTime deadline) = 0;  // newest first
 
-  // Retention. Each step is one transaction, so that a caller can stop in between; call again while `more`. Two that prune at
-  // the same time: one gets kConflict and tries again. kCorrupt: a row that would go is not as it was written, or is missing;
-  // nothing goes before `audit verify` is asked.
-  virtual Result<PruneStep> PruneOldest(const PruneRequest& request, MonoTime deadline);
-  virtual Result<std::vector<RetainedWeek>> Retained(MonoTime deadline);
+  // Retention: life_cycle.h.
+  virtual Result<PruneStep> PruneOldest(const PruneRequest&, MonoTime) { return PruneStep{}; }
+  virtual Result<std::vector<RetainedWeek>> Retained(MonoTime) { return std::vector<RetainedWeek>{}; }
 
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;
@@ -431,11 +384,6 @@ class Ledger : public AuditSource {
   // Audited rows that claim a record which does not exist (inserted behind Millrace's back), at most `limit`.
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override = 0;
 };
-
-inline Result<PruneStep> Ledger::PruneOldest(const PruneRequest&, MonoTime) { return PruneStep{}; }
-inline Result<std::vector<RetainedWeek>> Ledger::Retained(MonoTime) { return std::vector<RetainedWeek>{}; }
-inline Result<EnqueueTaken> Ledger::TakeEnqueued(std::span<const ShardId>, MonoTime) { return EnqueueTaken{}; }
-inline Result<EnqueueStatus> Ledger::Enqueued(OrgId, std::uint32_t, MonoTime) { return EnqueueStatus{}; }
 
 struct LedgerOptions {
   std::string dsn;  // postgres: conninfo/URI; sqlite: absolute path

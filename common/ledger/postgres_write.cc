@@ -156,7 +156,7 @@ std::vector<Statement> PostgresStore::DropBefore(const Uuid&, WallTime before, s
     sql += fmt::format("{}${}", i > 0 ? ", " : "", i + 2);
     params.Int(expected[i]);
   }
-  return {{sql + "])", std::move(params)}};
+  return {{"set local statement_timeout = 0", {}}, {sql + "])", std::move(params)}};
 }
 
 std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const AuditRecord* record) const {

@@ -37,10 +37,10 @@ constexpr Column kJobColumns[] = {{"job", kUuid},
                                   {"run_at", kTime},
                                   {"submitted_at", kTime},
                                   {"options", kText, true}};
-constexpr Column kAttemptColumns[] = {{"job", kUuid},        {"token", kInt},        {"org", kInt},        {"ended", kInt},
-                                      {"retryable", kBool},  {"error_class", kText}, {"error", kText},     {"result", kBytes},
-                                      {"exit_code", kInt},   {"signal", kInt},       {"log_tail", kBytes}, {"worker", kText},
-                                      {"started_at", kTime}, {"finished_at", kTime}, {"deliveries", kInt}, {"failures", kInt},
+constexpr Column kAttemptColumns[] = {{"job", kUuid},        {"token", kInt},        {"org", kInt},         {"ended", kInt},
+                                      {"retryable", kBool},  {"error_class", kText}, {"error", kText},      {"result", kBytes},
+                                      {"exit_code", kInt},   {"signal", kInt},       {"log_tail", kBytes},  {"worker", kText},
+                                      {"started_at", kTime}, {"finished_at", kTime}, {"deliveries", kInt},  {"failures", kInt},
                                       {"crashes", kInt},     {"next_run_at", kTime}, {"queue", kText, true}};
 constexpr Column kOutcomeColumns[] = {
     {"job", kUuid},         {"token", kInt},   {"org", kInt},         {"ended", kInt},        {"retryable", kBool},
@@ -59,9 +59,9 @@ constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},    
                                        {"version", kInt},     {"options", kText},  {"actor", kText},    {"created_at", kTime}};
 constexpr Column kDeadActionColumns[] = {{"job", kUuid},   {"org", kInt},     {"action", kInt}, {"new_job", kUuid},
                                          {"actor", kText}, {"reason", kText}, {"at", kTime}};
-constexpr Column kPrunedColumns[] = {{"writer", kUuid},  {"number", kInt},    {"through", kInt}, {"through_hash", kBytes},
-                                     {"pruned_rows", kInt}, {"leaves", kBytes}, {"before", kTime}, {"at", kTime},
-                                     {"actor", kText},   {"signature", kBytes}};
+constexpr Column kPrunedColumns[] = {{"writer", kUuid},     {"number", kInt},     {"through", kInt}, {"through_hash", kBytes},
+                                     {"pruned_rows", kInt}, {"leaves", kBytes},   {"before", kTime}, {"at", kTime},
+                                     {"actor", kText},      {"signature", kBytes}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},
@@ -101,9 +101,7 @@ Value OptionalId(const std::optional<T>& id) {
 }
 Value OptionalTime(std::optional<WallTime> t) { return t ? Value::Of(*t) : Value{}; }
 
-Value OptionalText(std::string_view text, Arena& arena) {
-  return text.empty() ? Value{} : Value::Of(CleanText(text, arena));
-}
+Value OptionalText(std::string_view text, Arena& arena) { return text.empty() ? Value{} : Value::Of(CleanText(text, arena)); }
 
 std::string Str(const Value& value) { return std::string(value.bytes); }
 template <class T>

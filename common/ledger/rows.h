@@ -53,9 +53,8 @@ enum class Table : std::uint8_t {
 };
 inline constexpr std::size_t kTableCount = 12;
 inline constexpr std::array<Table, kTableCount> kTables = {
-    Table::kPipelineVersion, Table::kSlot,   Table::kRun,          Table::kJob,      Table::kAttempt,   Table::kOutcome,
-    Table::kRunOutcome,      Table::kCancel, Table::kQueueSetting, Table::kBackfill, Table::kDeadAction,
-    Table::kPruned};
+    Table::kPipelineVersion, Table::kSlot,   Table::kRun,          Table::kJob,      Table::kAttempt,    Table::kOutcome,
+    Table::kRunOutcome,      Table::kCancel, Table::kQueueSetting, Table::kBackfill, Table::kDeadAction, Table::kPruned};
 
 // A revision of a queue's settings.
 struct QueueSettingRow {

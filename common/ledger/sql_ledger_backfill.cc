@@ -136,7 +136,8 @@ Result<std::vector<SlotHistory>> SqlLedger::SlotHistories(OrgId org, std::string
     std::string list;
     for (std::size_t i = 0; i < kSlotHistoriesMax; ++i) list += (i > 0 ? ", $" : "$") + std::to_string(i + 4);
     return "select s.slot, s.generation, s.state, s.run, " + std::string(kRunState) +
-           " from slot s left join run_outcome o on o.run = s.run where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and s.slot in (" +
+           " from slot s left join run_outcome o on o.run = s.run where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and "
+           "s.slot in (" +
            list + ") order by s.slot, s.generation";
   }();
   Params params;
@@ -164,7 +165,7 @@ Result<std::map<RunState, std::uint64_t>> SqlLedger::BackfillRuns(const Backfill
           "select x.state, count(*) from (select " + std::string(kRunState) +
               " as state from slot s left join run_outcome o on o.run = s.run where s.org = $1 and "
               "s.pipeline = $2 and s.schedule = $3 and s.slot >= $4 and s.slot < $5 and s.generation = $6 and "
-          "s.run is not null) x group by x.state",
+              "s.run is not null) x group by x.state",
           Params().Int(row.org.value()).Text(row.pipeline).Text(row.schedule).Time(row.from).Time(row.to).Int(row.generation),
           deadline));
   std::map<RunState, std::uint64_t> counts;

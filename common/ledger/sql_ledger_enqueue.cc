@@ -54,9 +54,7 @@ Result<JobSpec> JobOf(std::span<const Value> c) {
   return j;
 }
 
-bool IsRowsOwnFault(ErrorCode code) {
-  return code == ErrorCode::kInvalidArgument || code == ErrorCode::kRejected || code == ErrorCode::kCorrupt;
-}
+bool IsRowsOwnFault(ErrorCode code) { return code == ErrorCode::kInvalidArgument || code == ErrorCode::kCorrupt; }
 
 }  // namespace
 
@@ -74,9 +72,8 @@ Result<SqlLedger::EnqueuePage> SqlLedger::ReadEnqueued(OrgId org, std::size_t li
       "enqueued_at, bytes from (select e.*, length(payload) as bytes, sum(length(payload)) over (order by job) as total from "
       "(select * from enqueue where org = $1 order by job limit $2) e) x where total - bytes < " +
       std::to_string(kEnqueueBytesMax) + " order by job";
-  MILLRACE_TRY_ASSIGN(
-      const Rows rows,
-      store_->Run(read, Params().Int(org.value()).Int(static_cast<std::int64_t>(limit)), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run(read, Params().Int(org.value()).Int(static_cast<std::int64_t>(limit)), deadline));
   EnqueuePage page;
   page.full = rows.size() == limit;
   std::size_t bytes = 0;
@@ -101,9 +98,9 @@ Result<void> SqlLedger::AcceptEnqueued(std::span<const JobSpec> jobs, EnqueuePag
     ids.push_back(job.id.uuid);
   }
   // Whatever is a job now; a row whose unique key was held is not.
-  batch.others.push_back({"delete from enqueue where job" + store_->In(1) +
-                              " and exists (select 1 from job j where j.job = enqueue.job)",
-                          Params().Ids(std::move(ids))});
+  batch.others.push_back(
+      {"delete from enqueue where job" + store_->In(1) + " and exists (select 1 from job j where j.job = enqueue.job)",
+       Params().Ids(std::move(ids))});
   if (auto written = Write(batch, deadline); !written) {
     if (!IsRowsOwnFault(written.error().code)) return written;
     if (jobs.size() == 1) {
@@ -168,8 +165,8 @@ Result<EnqueueTaken> SqlLedger::TakeEnqueued(std::span<const ShardId> shards, Mo
 
 Result<EnqueueStatus> SqlLedger::Enqueued(OrgId org, std::uint32_t limit, MonoTime deadline) {
   EnqueueStatus status;
-  MILLRACE_TRY_ASSIGN(const Rows waiting, store_->Run("select count(*) from enqueue where org = $1",
-                                                      Params().Int(org.value()), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows waiting,
+                      store_->Run("select count(*) from enqueue where org = $1", Params().Int(org.value()), deadline));
   status.waiting = static_cast<std::uint64_t>(waiting[0][0].number);
   MILLRACE_TRY_ASSIGN(const Rows rows,
                       store_->Run("select job, org, queue, kind, reason, refused_at from enqueue_refused where org = $1 "

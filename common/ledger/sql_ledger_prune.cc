@@ -5,17 +5,17 @@
 
 #include "common/ledger/sql_ledger.h"
 
-// Retention. A step looks at every row that is to go, compares it with the leaf that its audit record has, and only then lets it
-// go, in the same transaction as a new, signed PrunedChain row for each chain that loses rows. Records at the beginning of a
+// Retention. A step looks at every row that is to go, compares it with the leaf that its audit record has, and only then lets
+// it go, in the same transaction as a new, signed PrunedChain row for each chain that loses rows. Records at the beginning of a
 // chain of which no row is left go too; the chain's last record stays. See ops/docs/audit.md, Retention.
 
 namespace millrace::ledger {
 namespace {
 
 constexpr std::int64_t kPageRows = 2000;
-constexpr std::int64_t kStepRowsMax = 20'000;  // jobs, runs or outcomes of a step where rows are deleted one by one
-constexpr std::size_t kRecordsPage = 50;       // keys of one statement
-constexpr std::size_t kRecordsKeptMax = 5000;  // leaves of so many records are kept in memory
+constexpr std::int64_t kStepRowsMax = 20'000;     // jobs, runs or outcomes of a step where rows are deleted one by one
+constexpr std::size_t kRecordsPage = 50;          // keys of one statement
+constexpr std::size_t kLeafBytesMax = 64u << 20;  // leaves of records that are kept in memory
 constexpr Micros kWeek = std::chrono::hours{24 * 7};
 // 1970-01-05 was a Monday.
 constexpr Micros kFirstMonday = std::chrono::hours{24 * 4};
@@ -46,6 +46,7 @@ struct SqlLedger::Going {
   std::map<Uuid, std::map<std::int64_t, PrunedLeaves>> chains;  // writer, seq
   std::vector<std::int64_t> rows;                               // of each of kPrunedTables
   std::map<RecordKey, std::string> leaves;                      // of records that were read lately
+  std::size_t leaf_bytes = 0;                                   // of those
   std::vector<PrunedChain> certificates;
   std::vector<Statement> statements;
   std::uint64_t records = 0;
@@ -103,7 +104,7 @@ Result<void> SqlLedger::CheckAgainstRecords(const Rows& rows, Table table, Going
   const std::size_t width = DefOf(table).columns.size();
   const auto key_of = [&](std::size_t i) { return RecordKey{UuidOf(rows[i][width]), rows[i][width + 1].number}; };
   std::set<RecordKey> unknown;
-  if (going.leaves.size() > kRecordsKeptMax) going.leaves.clear();
+  if (going.leaf_bytes > kLeafBytesMax) going.leaves.clear(), going.leaf_bytes = 0;
   for (std::size_t i = 0; i < rows.size(); ++i)
     if (!going.leaves.contains(key_of(i))) unknown.insert(key_of(i));
   for (auto it = unknown.begin(); it != unknown.end();) {
@@ -111,11 +112,13 @@ Result<void> SqlLedger::CheckAgainstRecords(const Rows& rows, Table table, Going
     const std::size_t count = left >= kRecordsPage ? kRecordsPage : 1;
     Params params;
     for (std::size_t i = 0; i < count; ++i, ++it) params.Id(it->first).Int(it->second);
-    MILLRACE_TRY_ASSIGN(const Rows records, store_->Run("select writer, seq, leaves from audit_record where (writer, seq) in " +
-                                                            ValuesOf(count, 2),
-                                                        params, deadline));
-    for (std::size_t i = 0; i < records.size(); ++i)
+    MILLRACE_TRY_ASSIGN(const Rows records,
+                        store_->Run("select writer, seq, leaves from audit_record where (writer, seq) in " + ValuesOf(count, 2),
+                                    params, deadline));
+    for (std::size_t i = 0; i < records.size(); ++i) {
       going.leaves[{UuidOf(records[i][0]), records[i][1].number}] = records[i][2].bytes;
+      going.leaf_bytes += records[i][2].bytes.size();
+    }
   }
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const RecordKey key = key_of(i);
@@ -187,8 +190,8 @@ Result<void> SqlLedger::MergeChain(AuditWriterId writer, Going& going, MonoTime 
     std::copy_n(last[0][2].bytes.begin(), std::min(last[0][2].bytes.size(), sizeof(Digest)), chain.through_hash.begin());
   }
   ++chain.number;
-  MILLRACE_TRY_ASSIGN(const Rows head, store_->Run("select max(seq) from audit_record where writer = $1",
-                                                   Params().Id(writer.uuid), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows head,
+                      store_->Run("select max(seq) from audit_record where writer = $1", Params().Id(writer.uuid), deadline));
   const auto head_seq = head.empty() ? std::uint64_t{0} : static_cast<std::uint64_t>(head[0][0].number);
   while (!gone.empty() && gone.begin()->second.seq == chain.through + 1 && chain.through + 1 < head_seq) {
     MILLRACE_TRY_ASSIGN(const auto record, AuditRecords(writer, chain.through, 1, deadline));
@@ -205,9 +208,10 @@ Result<void> SqlLedger::MergeChain(AuditWriterId writer, Going& going, MonoTime 
     chain.rows += leaves.Count();
     left.push_back(leaves);
     if (!touched.contains(seq)) continue;
-    going.statements.push_back({"insert into pruned_leaf (writer, seq, bits) values ($1, $2, $3) on conflict (writer, seq) do "
-                                "update set bits = excluded.bits",
-                                Params().Id(writer.uuid).Int(seq).Bytes(leaves.bits)});
+    going.statements.push_back(
+        {"insert into pruned_leaf (writer, seq, bits) values ($1, $2, $3) on conflict (writer, seq) do "
+         "update set bits = excluded.bits",
+         Params().Id(writer.uuid).Int(seq).Bytes(leaves.bits)});
   }
   chain.leaves = DigestOf(left);
   for (const std::string table : {"pruned_leaf", "audit_record"})
@@ -270,8 +274,9 @@ Result<std::vector<RetainedWeek>> SqlLedger::Retained(MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const std::uint64_t bytes, store_->BytesOfHistory(deadline));
   std::vector<RetainedWeek> all;
   for (auto& [monday, week] : weeks) {
-    week.bytes = rows == 0 ? 0 : static_cast<std::uint64_t>(static_cast<double>(bytes) *
-                                                            static_cast<double>(week.jobs + week.runs) / static_cast<double>(rows));
+    week.bytes = rows == 0 ? 0
+                           : static_cast<std::uint64_t>(static_cast<double>(bytes) *
+                                                        static_cast<double>(week.jobs + week.runs) / static_cast<double>(rows));
     all.push_back(week);
   }
   return all;
@@ -279,8 +284,9 @@ Result<std::vector<RetainedWeek>> SqlLedger::Retained(MonoTime deadline) {
 
 Result<std::vector<PrunedChain>> SqlLedger::PrunedChains(MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select " + store_->Columns(Table::kPruned, "p") + " from pruned p where p.number = (select "
-                                  "max(x.number) from pruned x where x.writer = p.writer) order by p.writer",
+                      store_->Run("select " + store_->Columns(Table::kPruned, "p") +
+                                      " from pruned p where p.number = (select "
+                                      "max(x.number) from pruned x where x.writer = p.writer) order by p.writer",
                                   {}, deadline));
   std::vector<PrunedChain> all;
   for (std::size_t i = 0; i < rows.size(); ++i) all.push_back(PrunedChainFrom(rows[i]));

@@ -190,9 +190,9 @@ Result<std::vector<JobId>> SqlLedger::KnownJobs(std::span<const JobId> ids, Mono
   const auto [low, high] = std::ranges::minmax(asked);
   std::set<Uuid> known;
   for (const std::string table : {"outcome", "job"}) {
-    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select job from " + table + " where job >= $2 and job <= $3 and job" +
-                                                         store_->In(1),
-                                                     Params().Ids(asked).Id(low).Id(high), deadline));
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select job from " + table + " where job >= $2 and job <= $3 and job" + store_->In(1),
+                                    Params().Ids(asked).Id(low).Id(high), deadline));
     for (std::size_t i = 0; i < rows.size(); ++i) known.insert(UuidOf(rows[i][0]));
   }
   std::vector<JobId> found;

@@ -98,7 +98,7 @@ struct JobOptions {
   Durability durability = Durability::kLedger;
   bool has_sink = false;          // writes to a destination with a fence: a cancel raises it before it ends
   std::optional<JobId> retry_of;  // the dead job that this one repeats
-  std::int64_t route_rows = 0;    // a stage that reads at most so many rows goes to kQueueSmall, else to kQueueLarge; 0 = neither
+  std::int64_t route_rows = 0;  // a stage that reads at most so many rows goes to kQueueSmall, else to kQueueLarge; 0 = neither
   friend bool operator==(const JobOptions&, const JobOptions&) = default;
 };
 

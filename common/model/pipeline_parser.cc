@@ -28,7 +28,8 @@ class PipelineParser {
 
   Pipeline Parse(const YamlNode& root) {
     if (!context_.IsMapping(root, "a pipeline file")) return {};
-    context_.OnlyKeys(root, {"version", "pipeline", "description", "schedule", "params", "route_by_size", "stages"}, "a pipeline file");
+    context_.OnlyKeys(root, {"version", "pipeline", "description", "schedule", "params", "route_by_size", "stages"},
+                      "a pipeline file");
     Header(root);
     if (const YamlNode* schedule = root.Find("schedule")) Schedule(*schedule);
     if (const YamlNode* params = root.Find("params")) Params(*params);
@@ -219,7 +220,8 @@ class PipelineParser {
       const YamlNode* own = body.Find("route_by_size");
       if (own == nullptr && body.Find("queue") == nullptr && !stage.inputs.empty()) stage.route_rows = rows;
       if (own && stage.route_rows > 0 && stage.inputs.empty())
-        context_.Add(*own, "bad_value", fmt::format("stage '{}' reads no other stage: its size is not known before it runs", stage.name),
+        context_.Add(*own, "bad_value",
+                     fmt::format("stage '{}' reads no other stage: its size is not known before it runs", stage.name),
                      "leave route_by_size out");
     }
   }

@@ -126,8 +126,7 @@ void Describe(Ar& ar, T& v) {
 
 Result<std::string> CommandPayload(std::string_view json, JobId job) {
   if (const auto whole = CommandTaskFromJson(json)) {
-    if (whole->job != job)
-      return Fail(ErrorCode::kInvalidArgument, "payload: is the command of job {}", whole->job.ToString());
+    if (whole->job != job) return Fail(ErrorCode::kInvalidArgument, "payload: is the command of job {}", whole->job.ToString());
     return std::string(json);
   }
   auto given = json_codec::Read<ShortCommand>(json, "payload");

@@ -109,12 +109,12 @@ struct StageResult {
   std::int64_t input_rows = 0;  // transform: rows of all inputs together
   std::int64_t bytes_read = 0, bytes_written = 0;
   std::int64_t inserted = 0, updated = 0, unchanged = 0, deleted = 0;  // load: what happened in the target
-  bool already_applied = false;  // the receipt or manifest was there: the stored counts are reported
-  std::string manifest;          // path of the published manifest, relative to the lake
-  std::string target;            // load: what was written, for people
-  std::string plan;              // load: the publish plan that was chosen
-  std::string quarantine;        // dataset with the quarantined rows, relative to the lake; may be empty
-  std::string output;            // command: what it wrote to $MILLRACE_RESULT, text of at most kOutputInlineBytesMax
+  bool already_applied = false;           // the receipt or manifest was there: the stored counts are reported
+  std::string manifest;                   // path of the published manifest, relative to the lake
+  std::string target;                     // load: what was written, for people
+  std::string plan;                       // load: the publish plan that was chosen
+  std::string quarantine;                 // dataset with the quarantined rows, relative to the lake; may be empty
+  std::string output;                     // command: what it wrote to $MILLRACE_RESULT, text of at most kOutputInlineBytesMax
   std::optional<ResultFile> output_file;  // command: the same, when it is longer or no text
   std::optional<ResultFile> full;         // this result as it was before it was shortened to kResultBytesMax
   friend bool operator==(const StageResult&, const StageResult&) = default;

@@ -131,7 +131,8 @@ TEST_P(LedgerEnqueueTest, BadRowsAreRefusedWithTheReasonAndHoldUpNothing) {
                                      "colour", "durability", "UUIDv7", "payload: 1048577 bytes"})
     EXPECT_EQ(refused_for(why), 1) << why;
   EXPECT_EQ(refused_for("unique_key: held by job " + held.ToString()), 1);
-  EXPECT_TRUE(std::ranges::all_of(status.refused, [&](const EnqueueRefused& r) { return Now() - r.refused_at < Micros{60'000'000}; }));
+  EXPECT_TRUE(
+      std::ranges::all_of(status.refused, [&](const EnqueueRefused& r) { return Now() - r.refused_at < Micros{60'000'000}; }));
   // Repaired and put back, it is taken.
   Raw("insert into enqueue (kind, queue) select 'repaired', 'later' from enqueue_refused where kind = ''; "
       "delete from enqueue_refused where kind = ''");

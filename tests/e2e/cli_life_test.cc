@@ -1,5 +1,5 @@
-// The life of work from its beginning in somebody's transaction to its end by retention: rows that become jobs, results that are
-// too long for a row, stages that go where their size belongs, and weeks that go.
+// The life of work from its beginning in somebody's transaction to its end by retention: rows that become jobs, results that
+// are too long for a row, stages that go where their size belongs, and weeks that go.
 #include <gmock/gmock.h>
 
 #include <chrono>
@@ -73,8 +73,9 @@ TEST_F(CliLife, ARowOfTheEnqueueTableRunsAndABadOneSaysWhy) {
   {
     auto db = sqlite::Database::Open((home_ / "ledger.db").string(), {});
     ASSERT_TRUE(db) << db.error().message;
-    const auto done = db->Exec("begin; insert into enqueue (kind, payload) values ('command', cast('{\"argv\": [\"sh\", \"-c\", "
-                               "\"echo hello > $MILLRACE_RESULT\"]}' as blob)), ('command', x'7b7d'); commit");
+    const auto done = db->Exec(
+        "begin; insert into enqueue (kind, payload) values ('command', cast('{\"argv\": [\"sh\", \"-c\", "
+        "\"echo hello > $MILLRACE_RESULT\"]}' as blob)), ('command', x'7b7d'); commit");
     ASSERT_TRUE(done) << done.error().message;
   }
   const auto up = Start({"up"});
@@ -93,6 +94,48 @@ TEST_F(CliLife, ARowOfTheEnqueueTableRunsAndABadOneSaysWhy) {
   up->Signal(SIGTERM);
   EXPECT_EQ(up->Wait(std::chrono::seconds{30}).code, 0);
   ExpectSound();
+}
+
+TEST_F(CliLife, ABatchCallsBackWhenAllOfItHasEnded) {
+  const std::string dir = dir_.string();
+  Write("batch.ndjson", R"({"kind": "command", "payload": {"argv": ["sh", "-c", "echo 1 >> done"], "base_dir": ")" + dir +
+                            R"("}})"
+                            "\n\n"
+                            R"({"kind": "command", "payload": {"argv": ["false"]}, "max_attempts": 1, "queue": "other"})"
+                            "\n");
+  const std::string then =
+      R"({"kind": "command", "payload": {"argv": ["sh", "-c", "echo all $MILLRACE_RUN >> done"], "base_dir": ")" + dir +
+      R"("}})";
+  const auto up = Start({"up"});
+  CliResult submitted = Run({"job", "submit", "--batch", "batch.ndjson", "--then", then, "-q"});
+  ASSERT_EQ(submitted.code, 0) << submitted.err;
+  const std::string run = submitted.out.substr(0, submitted.out.find('\n'));
+  nlohmann::json shown;
+  for (int i = 0; i < 200; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds{100});
+    shown = RunJson({"run", "show", run});
+    if (shown.at("state") == "failed" || shown.at("state") == "succeeded") break;
+  }
+  EXPECT_EQ(shown.at("state"), "failed") << "a callback that ran does not make a batch with a dead job a success";
+  EXPECT_EQ(ReadAll(dir_ / "done"), "1\nall " + run + "\n") << "the callback last, though one of them is dead";
+  EXPECT_EQ(StageOf(shown, "2").at("state"), "dead");
+  EXPECT_EQ(StageOf(shown, "then").at("state"), "succeeded");
+
+  const CliResult one = Run({"job", "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})", "-q"});
+  EXPECT_EQ(one.code, 0) << one.err;
+  Write("bad.ndjson", "{\"kind\": \"command\", \"payload\": {\"argv\": [\"true\"]}}\n{\"colour\": 1}\n");
+  const CliResult bad = Run({"job", "submit", "--batch", "bad.ndjson"});
+  EXPECT_EQ(bad.code, 2) << bad.err;
+  EXPECT_THAT(bad.err, HasSubstr("bad.ndjson:2: unknown key 'colour'"));
+  Write("twice.ndjson", R"({"kind": "x", "options": {"unique_key": "k"}})"
+                        "\n"
+                        R"({"kind": "x", "options": {"unique_key": "k"}})"
+                        "\n");
+  const auto twice = RunJson({"job", "submit", "--batch", "twice.ndjson"});
+  EXPECT_EQ(twice[1].at("conflict_with"), twice[0].at("job")) << "a conflict is a value, not an error";
+  EXPECT_NE(Run({"job", "submit"}).code, 0);
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{30}).code, 0);
 }
 
 TEST_F(CliLife, WeeksAreListedAndOnlyThoseThatAreOverGo) {

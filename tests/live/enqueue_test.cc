@@ -118,7 +118,8 @@ TEST_F(EnqueueTest, ATransactionThatBeganEarlyAndCommitsLateIsTakenToo) {
 
 TEST_F(EnqueueTest, TenThousandRowsOfOneTransactionAndTwoBrokersThatRace) {
   constexpr int kRows = 10'000;
-  App(fmt::format("insert into millrace.enqueue (kind, payload) select 'noop', convert_to('row ' || i, 'UTF8') "
+  App(
+      fmt::format("insert into millrace.enqueue (kind, payload) select 'noop', convert_to('row ' || i, 'UTF8') "
                   "from generate_series(1, {}) i",
                   kRows));
   const MonoTime begin = clock_.Now();
@@ -136,7 +137,8 @@ TEST_F(EnqueueTest, TenThousandRowsOfOneTransactionAndTwoBrokersThatRace) {
 
 TEST_F(EnqueueTest, BrokersThatAreKilledLoseAndDoubleNothing) {
   constexpr int kRows = 4000, kKills = 12;
-  App(fmt::format("insert into millrace.enqueue (kind, payload) select 'noop', convert_to('row ' || i, 'UTF8') "
+  App(
+      fmt::format("insert into millrace.enqueue (kind, payload) select 'noop', convert_to('row ' || i, 'UTF8') "
                   "from generate_series(1, {}) i",
                   kRows));
   int progressed = 0;

@@ -7,6 +7,7 @@
 
 #include "broker/run_coordinator.h"
 #include "common/base/random.h"
+#include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
 #include "common/model/run_plan.h"
 #include "common/model/stage_task.h"
@@ -90,6 +91,23 @@ TEST_F(SizeRoutingTest, WhatTheInputsReportedDecides) {
   EXPECT_EQ(RoutedQueue(*runs.Find(id_of_.at("chosen"))->spec), "");
 }
 
+TEST_F(SizeRoutingTest, TheLimitKeyAndTheThresholdReachTheJob) {
+  const auto parsed = ParsePipeline(
+      "version: 1\npipeline: p\nstages:\n  a:\n    extract: { from: file, path: a.csv }\n    limit_key: api\n"
+      "  b:\n    transform: select * from a\n    route_by_size: true\n",
+      "p.yaml");
+  ASSERT_TRUE(parsed.pipeline);
+  const auto stored = PipelineFromJson(ToJson(*parsed.pipeline));
+  ASSERT_TRUE(stored) << stored.error().message;
+  EXPECT_EQ(*stored, *parsed.pipeline);
+  const auto plan = PlanRun(*stored, RunRequest{}, ids_);
+  ASSERT_TRUE(plan) << plan.error().message;
+  EXPECT_EQ(plan->jobs[0].options.limit_key, "api");
+  EXPECT_EQ(plan->jobs[0].options.route_rows, 0);
+  EXPECT_EQ(plan->jobs[1].options.limit_key, "");
+  EXPECT_EQ(plan->jobs[1].options.route_rows, kRouteRowsDefault);
+}
+
 TEST_F(SizeRoutingTest, ARebuildSendsItWhereItWas) {
   for (const auto& [rows, queue] : {std::pair{60, "small"}, std::pair{61, "large"}}) {
     RunCoordinator runs;
@@ -118,17 +136,20 @@ TEST_F(SizeRoutingTest, WhatIsNotKnownIsLarge) {
 }
 
 TEST_F(SizeRoutingTest, TheParserRefusesWhatHasNoMeaning) {
-  const auto code_of = [](std::string_view stage) {
-    const auto parsed = ParsePipeline(
-        "version: 1\npipeline: p\nstages:\n  a:\n    extract: { from: file, path: a.csv }\n" + std::string(stage), "p.yaml");
+  const auto code_of = [](const std::string& stage) {
+    const auto parsed =
+        ParsePipeline("version: 1\npipeline: p\nstages:\n  a:\n    extract: { from: file, path: a.csv }\n" + stage, "p.yaml");
     return parsed.diagnostics.empty() ? std::string() : parsed.diagnostics.front().message;
   };
   EXPECT_EQ(code_of("  b:\n    transform: select * from a\n    route_by_size: true\n"), "");
   EXPECT_TRUE(code_of("    route_by_size: 10\n").contains("reads no other stage"));
-  EXPECT_TRUE(code_of("  b:\n    transform: select * from a\n    route_by_size: 5\n    queue: x\n").contains("routed by its size"));
+  EXPECT_TRUE(
+      code_of("  b:\n    transform: select * from a\n    route_by_size: 5\n    queue: x\n").contains("routed by its size"));
   EXPECT_TRUE(code_of("  b:\n    transform: select * from a\n    route_by_size: 0\n").contains("must be between 1"));
   EXPECT_EQ(code_of("  b:\n    transform: select * from a\n    limit_key: warehouse-api\n"), "");
-  EXPECT_TRUE(code_of("  b:\n    transform: select * from a\n    limit_key: \"\"\n").contains("limit_key must have"));
+  EXPECT_NE(code_of("  b:\n    transform: select * from a\n    limit_key: \"\"\n"), "");
+  EXPECT_TRUE(code_of("  b:\n    transform: select * from a\n    limit_key: " + std::string(129, 'x') + "\n")
+                  .contains("limit_key must have"));
 }
 
 }  // namespace
