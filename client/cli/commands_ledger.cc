@@ -12,7 +12,7 @@ namespace {
 Result<ExitCode> DoList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "ledger"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const auto weeks, ledger->Retained(context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto weeks, WeeksFor({.age = {}, .bytes = 1}, *ledger, context->clock()));
   Table table{.columns = {"week", "runs", "jobs", "bytes"}, .rows = {}};
   for (const RetainedWeek& week : weeks)
     table.rows.push_back({ToRfc3339(week.begin).substr(0, 10), static_cast<std::int64_t>(week.runs),
@@ -45,10 +45,11 @@ Result<ExitCode> DoPrune(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "ledger"));
   MILLRACE_TRY_ASSIGN(const RetentionPolicy policy, PolicyOf(options, context->config()));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
-  MILLRACE_TRY_ASSIGN(const auto weeks, ledger->Retained(context->Deadline()));
+  MILLRACE_TRY_ASSIGN(auto weeks, WeeksFor(policy, *ledger, context->clock()));
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
   const WallTime before = PruneBefore(policy, weeks, now);
   if (options.dry_run) {
+    MILLRACE_TRY_ASSIGN(weeks, WeeksFor({.age = {}, .bytes = 1}, *ledger, context->clock()));
     Table table{.columns = {"week", "runs", "jobs", "bytes"}, .rows = {}};
     constexpr auto kWeek = std::chrono::hours{24 * 7};
     for (const RetainedWeek& week : weeks)

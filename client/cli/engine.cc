@@ -181,11 +181,10 @@ void Engine::Parts::Retain(const SigningKey& key) {
     const LedgerConfig& config = context.config().ledger;
     const std::string actor = "broker " + context.config().broker.name;
     MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kNo, actor));
-    MILLRACE_TRY_ASSIGN(const auto weeks, ledger->Retained(context.Deadline()));
+    const RetentionPolicy policy{.age = config.retention, .bytes = config.retention_bytes};
+    MILLRACE_TRY_ASSIGN(const auto weeks, WeeksFor(policy, *ledger, context.clock()));
     MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context.Deadline()));
-    PruneRequest request{.before = PruneBefore({.age = config.retention, .bytes = config.retention_bytes}, weeks, now),
-                         .actor = actor,
-                         .sign = [&](std::string_view bytes) {
+    PruneRequest request{.before = PruneBefore(policy, weeks, now), .actor = actor, .sign = [&](std::string_view bytes) {
                            const Signature s = key.Sign(bytes);
                            return std::string(s.begin(), s.end());
                          }};

@@ -9,10 +9,15 @@
 namespace millrace::cli {
 namespace {
 
-constexpr Millis kStepBudget{3'600'000};
+constexpr Millis kStepBudget{3'600'000}, kCountBudget{600'000};
 constexpr int kConflictsMax = 5;  // in a row: somebody else prunes, or submits what is old
 
 }  // namespace
+
+Result<std::vector<RetainedWeek>> WeeksFor(const RetentionPolicy& policy, Ledger& ledger, const Clock& clock) {
+  if (policy.bytes == 0) return std::vector<RetainedWeek>{};
+  return ledger.Retained(clock.Now() + kCountBudget);
+}
 
 WallTime PruneBefore(const RetentionPolicy& policy, const std::vector<RetainedWeek>& weeks, WallTime now) {
   WallTime before{};

@@ -17,6 +17,9 @@ struct RetentionPolicy {
   std::uint64_t bytes = 0;  // the oldest weeks go while the others take more; 0 = no limit
 };
 
+// The weeks of `ledger`, if the policy looks at them: counting them takes long when there is much.
+Result<std::vector<RetainedWeek>> WeeksFor(const RetentionPolicy& policy, Ledger& ledger, const Clock& clock);
+
 // What goes by that policy: everything submitted before it. The epoch when nothing goes.
 WallTime PruneBefore(const RetentionPolicy& policy, const std::vector<RetainedWeek>& weeks, WallTime now);
 

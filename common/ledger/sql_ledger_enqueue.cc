@@ -45,12 +45,12 @@ Result<JobSpec> JobOf(std::span<const Value> c) {
     return Fail(ErrorCode::kInvalidArgument, "options: run_when, has_sink and retry_of are not for single jobs of a client");
   if (j.options.durability != Durability::kLedger)
     return Fail(ErrorCode::kInvalidArgument, "options: a row of the ledger is of durability: ledger");
-  MILLRACE_TRY(wire::CheckJob(j));
   if (j.kind == kJobKindStage)
     return Fail(ErrorCode::kInvalidArgument, "kind: stages come from pipelines: start one with millrace run start");
   if (j.kind == kJobKindCommand) {
     MILLRACE_TRY_ASSIGN(j.payload, CommandPayload(j.payload, j.id));
   }
+  MILLRACE_TRY(wire::CheckJob(j));
   return j;
 }
 
