@@ -52,6 +52,7 @@ class Broker::Impl {
       if (auto other = inbox_ready.get(); started) started = std::move(other);
     }
     if (started) {
+      if (options_.make_enqueue_watch) threads_.emplace_back([this] { EnqueueThread(); });
       threads_.emplace_back([this, p = std::move(ledger)]() mutable { LedgerThread(std::move(p)); });
       started = ledger_ready.get();
     }
@@ -336,6 +337,29 @@ class Broker::Impl {
         continue;
       }
       for (const ShardId shard : *rung) Post(event::Rung{.shard = shard});
+    }
+  }
+
+  // Only wakes the ledger thread: without it the rows are found by its poll, so a failure here loses nothing.
+  void EnqueueThread() {
+    std::unique_ptr<EnqueueWatch> watch;
+    bool complained = false;
+    while (!stop_) {
+      auto waited = [&]() -> Result<bool> {
+        if (!watch) {
+          MILLRACE_TRY_ASSIGN(watch, options_.make_enqueue_watch());
+          return true;  // rows that came before
+        }
+        return watch->Wait(kInboxWait);
+      }();
+      if (!waited) {
+        if (!std::exchange(complained, true)) LogWarn("enqueue: {}: looking every 2 s meanwhile", waited.error().message);
+        watch.reset();
+        stop_bell_.TakeAll(kEnqueuePollInterval);
+        continue;
+      }
+      complained = false;
+      if (*waited) ledger_box_.Put(command::TakeEnqueued{});
     }
   }
 

@@ -3,6 +3,7 @@
 //   ledger  one Ledger: group commit, reads, ownership, audit checkpoints (LedgerPump)
 //   queue   one JobQueue: executes whatever waits as one batch
 //   inbox   one Inbox: turns rings into events
+//   enqueue one EnqueueWatch, if there is one: tells the ledger thread that rows came
 // Between them: bounded mailboxes; the loop is woken through its Transport.
 #pragma once
 
@@ -14,6 +15,7 @@
 #include "broker/ledger_pump.h"
 #include "common/base/clock.h"
 #include "common/base/random.h"
+#include "common/ledger/enqueue_watch.h"
 #include "common/ledger/ledger.h"
 #include "common/queue/job_queue.h"
 #include "common/wire/transport.h"
@@ -36,6 +38,8 @@ struct BrokerOptions {
   std::function<Result<std::unique_ptr<Ledger>>()> make_ledger;
   std::function<Result<std::unique_ptr<JobQueue>>()> make_queue;
   std::function<Result<std::unique_ptr<Inbox>>()> make_inbox;  // may be empty: then the outbox is polled
+  // Waits for rows of the ledger's enqueue table; may be empty: then the table is polled.
+  std::function<Result<std::unique_ptr<EnqueueWatch>>()> make_enqueue_watch;
   std::function<Result<std::unique_ptr<wire::Transport>>()> make_transport;
 };
 

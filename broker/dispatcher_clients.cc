@@ -5,47 +5,13 @@
 #include "broker/dispatcher.h"
 #include "common/base/failpoint.h"
 #include "common/base/log.h"
+#include "common/wire/check_job.h"
 #include "common/wire/codec.h"
 #include "common/wire/text.h"
 
 namespace millrace {
-namespace {
-
-Result<void> CheckName(std::string_view field, std::string_view value, std::size_t max) {
-  if (value.size() > max) return Fail(ErrorCode::kInvalidArgument, "{}: {} bytes, limit {}", field, value.size(), max);
-  if (!wire::IsText(value)) return Fail(ErrorCode::kInvalidArgument, "{}: is not UTF-8 text", field);
-  if (std::ranges::any_of(value, [](char c) { return static_cast<unsigned char>(c) < 0x20; }))
-    return Fail(ErrorCode::kInvalidArgument, "{}: contains a control character", field);
-  return {};
-}
-
-Result<void> CheckJob(const JobSpec& job) {
-  constexpr std::size_t kPathMax = 4096;
-  if (job.id.IsNil()) return Fail(ErrorCode::kInvalidArgument, "id: is nil");
-  if (job.kind.empty()) return Fail(ErrorCode::kInvalidArgument, "kind: is empty");
-  MILLRACE_TRY(CheckName("stage", job.stage, kNameBytesMax));
-  MILLRACE_TRY(CheckName("kind", job.kind, kNameBytesMax));
-  MILLRACE_TRY(CheckName("queue", job.queue, kNameBytesMax));
-  MILLRACE_TRY(CheckName("root", job.root, kPathMax));
-  MILLRACE_TRY(CheckName("effect", job.effect, 2 * kPathMax));
-  if (job.priority < 0 || job.priority >= kPriorityLevels)
-    return Fail(ErrorCode::kInvalidArgument, "priority: {} is not in [0, {}]", job.priority, kPriorityLevels - 1);
-  if (job.payload.size() > kPayloadBytesMax)
-    return Fail(ErrorCode::kInvalidArgument, "payload: {} bytes, limit {}", job.payload.size(), kPayloadBytesMax);
-  if (job.retry.max_attempts < 1 || job.retry.max_attempts > kMaxAttemptsMax)
-    return Fail(ErrorCode::kInvalidArgument, "max_attempts: {} is not in [1, {}]", job.retry.max_attempts, kMaxAttemptsMax);
-  if (job.retry.backoff_base.count() < 0 || job.retry.backoff_cap.count() < 0 || job.timeout.count() < 0)
-    return Fail(ErrorCode::kInvalidArgument, "backoff and timeout: a negative duration");
-  if (job.options.unique_key.empty()) return {};
-  if (job.run) return Fail(ErrorCode::kInvalidArgument, "unique_key: only a single job has one, not a job of a run");
-  if (job.options.durability != Durability::kLedger)
-    return Fail(ErrorCode::kInvalidArgument, "unique_key: needs durability: ledger, where it is decided");
-  if (job.options.unique_until == UniqueUntil::kWindow && job.options.unique_window <= Millis{0})
-    return Fail(ErrorCode::kInvalidArgument, "unique_window: {} ms is not a window", job.options.unique_window.count());
-  return {};
-}
-
-}  // namespace
+using wire::CheckJob;
+using wire::CheckName;
 
 void Dispatcher::On(event::FromClient& e) {
   if (auto* jobs = std::get_if<wire::SubmitJobs>(&e.message)) return OnSubmitJobs(e.peer, *jobs);

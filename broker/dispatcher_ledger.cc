@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "broker/dispatcher.h"
+#include "broker/size_routing.h"
 #include "common/base/check.h"
 #include "common/base/log.h"
 
@@ -37,6 +38,7 @@ OutcomeRow Dispatcher::UnrunOutcome(const JobSpec& spec, const Counters& counter
   row.state = state;
   row.counters = counters;
   row.recorded_at = wall_;
+  row.queue = RoutedQueue(spec);
   return row;
 }
 

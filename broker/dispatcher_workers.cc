@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "broker/dispatcher.h"
+#include "broker/size_routing.h"
 #include "common/base/check.h"
 #include "common/base/log.h"
 
@@ -172,7 +173,8 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
                                    .run = spec.run,
                                    .state = *verdict.terminal,
                                    .counters = verdict.counters,
-                                   .recorded_at = wall_});
+                                   .recorded_at = wall_,
+                                   .queue = RoutedQueue(spec)});
   } else {
     if (!verdict.immediate)
       ending.run_at = wall_ + BackoffDelay(spec.retry, spec.options.backoff, static_cast<int>(verdict.counters.failures),
@@ -181,7 +183,8 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
     piece.rows.attempts.push_back({.report = std::move(report),
                                    .org = spec.org,
                                    .counters = verdict.counters,
-                                   .next_run_at = ending.run_at.value_or(wall_)});
+                                   .next_run_at = ending.run_at.value_or(wall_),
+                                   .queue = RoutedQueue(spec)});
   }
   piece.endings.push_back(std::move(ending));
 }
@@ -203,6 +206,7 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
   row.org = lease.spec->org;
   row.counters = verdict.counters;
   row.next_run_at = wall_;
+  row.queue = RoutedQueue(*lease.spec);
   if (const auto worker = workers_.find(lease.worker); worker != workers_.end()) {
     row.report.worker = worker->second.name;
     worker->second.leases.erase(id);

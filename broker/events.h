@@ -70,6 +70,8 @@ struct PutQueueSettings {
   QueueSettings settings;  // revision: the one that is replaced
   std::string actor;
 };  // -> event::QueueSettingsPut
+// Rows came into the ledger's enqueue table: look now. From the thread that waits for them, not from the dispatcher.
+struct TakeEnqueued {};
 // The dispatcher dropped the shard's state (an unknown or failed queue operation): take it again with a higher epoch.
 struct TakeShardAnew {
   ShardHold dropped;
@@ -95,7 +97,7 @@ struct SendClient {
 }  // namespace command
 using LedgerCommand = std::variant<command::Commit, command::ReadLiveRuns, command::ReadLiveJobs, command::ReadOutbox,
                                    command::ReadKnown, command::ReadRun, command::ReadStates, command::ReadQueueSettings,
-                                   command::PutQueueSettings, command::TakeShardAnew, command::ReleaseShard>;
+                                   command::PutQueueSettings, command::TakeShardAnew, command::ReleaseShard, command::TakeEnqueued>;
 using Command = std::variant<LedgerCommand, command::Execute, command::SendWorker, command::SendClient>;
 
 // ---- events ----------------------------------------------------------------------------------------------------------------
@@ -202,7 +204,8 @@ using Event = std::variant<event::ShardTaken, event::ShardLost, event::YieldShar
 // ---- limits
 // ------------------------------------------------------------------------------------------------------------------
 inline constexpr auto kDispatcherTick = std::chrono::milliseconds{200};
-inline constexpr auto kOutboxPollInterval = std::chrono::milliseconds{2000};  // the inbox may lose a ring
+inline constexpr auto kOutboxPollInterval = std::chrono::milliseconds{2000};   // the inbox may lose a ring
+inline constexpr auto kEnqueuePollInterval = std::chrono::milliseconds{2000};  // the notification may be lost
 inline constexpr auto kMemoryPollInterval = std::chrono::milliseconds{1000};
 inline constexpr std::uint64_t kQueueMemoryPercentMax = 80;            // of Redis' maxmemory; then submits are refused
 inline constexpr auto kParkTimeout = std::chrono::milliseconds{3000};  // a request waits this long for its shard

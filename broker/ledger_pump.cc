@@ -82,6 +82,8 @@ void LedgerPump::Post(LedgerCommand posted) {
     // If it fails, the row says so until it is too old.
     if (auto done = ledger_.ReleaseShards(std::span{&release->hold, 1}, options_.owner, Deadline(kRenewBudget)); !done)
       LogWarn("shard {}: not released: {}", release->hold.shard.value(), done.error().message);
+  } else if (std::holds_alternative<command::TakeEnqueued>(posted)) {
+    next_enqueued_ = clock_.Now();
   } else {
     reads_.push_back(std::move(posted));
   }
@@ -94,10 +96,11 @@ MonoTime LedgerPump::Step(std::vector<Event>& out) {
   TakeFree(now, out);
   if (retry_at_ <= now) CommitSome(now, out);
   ReadSome(out);
+  if (next_enqueued_ <= now && !RenewalDue()) TakeEnqueued(now, out);
   if (RenewalDue()) return now;  // first things first: the next step renews
   if (options_.checkpoint && next_checkpoint_ <= now) Checkpoint(now);
   MonoTime next = std::min(now + kOwnershipRenewInterval, next_announce_);
-  if (!holds_.empty()) next = std::min(next, next_renew_);
+  if (!holds_.empty()) next = std::min({next, next_renew_, next_enqueued_});
   for (const auto& [shard, at] : next_take_) next = std::min(next, at);
   if (merged_ || !pieces_.empty()) next = std::min(next, retry_at_);
   if (!reads_.empty()) next = now;
@@ -359,6 +362,23 @@ bool LedgerPump::Scrub(OwnerBatch& rows) {
   for (OutcomeRow& row : rows.outcomes) scrub(row.report);
   for (RunOutcomeRow& row : rows.run_outcomes) row.reason = wire::CleanText(row.reason, kErrorMessageBytesMax);
   return changed;
+}
+
+// Only the orgs of our shards: other brokers take theirs at the same time.
+void LedgerPump::TakeEnqueued(MonoTime now, std::vector<Event>& out) {
+  next_enqueued_ = now + kEnqueuePollInterval;
+  std::vector<ShardId> shards;
+  for (const auto& [shard, epoch] : holds_) shards.push_back(shard);
+  if (shards.empty()) return;
+  const auto taken = ledger_.TakeEnqueued(shards, Deadline(kCommitBudget));
+  if (!taken) {
+    if (!std::exchange(enqueue_complained_, true)) LogWarn("enqueue: {}: trying again", taken.error().message);
+    return;
+  }
+  enqueue_complained_ = false;
+  if (taken->refused > 0) LogWarn("enqueue: {} rows are refused: see millrace job refused", taken->refused);
+  if (taken->more) next_enqueued_ = now;
+  for (const ShardId shard : taken->shards) out.emplace_back(event::Rung{.shard = shard});
 }
 
 void LedgerPump::ReadSome(std::vector<Event>& out) {

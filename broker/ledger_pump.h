@@ -59,6 +59,7 @@ class LedgerPump {
   void LookElsewhere(MonoTime now, std::vector<Event>& out);
   void TakeFree(MonoTime now, std::vector<Event>& out);
   void CommitSome(MonoTime now, std::vector<Event>& out);
+  void TakeEnqueued(MonoTime now, std::vector<Event>& out);
   void ReadSome(std::vector<Event>& out);
   void Read(LedgerCommand& command, std::vector<Event>& out);
   void Checkpoint(MonoTime now);
@@ -94,7 +95,8 @@ class LedgerPump {
   std::optional<Merged> merged_;  // being committed
   bool alone_ = false;            // pieces one by one: something among them is refused
   std::deque<LedgerCommand> reads_;
-  MonoTime next_renew_{}, renewed_{}, retry_at_{}, next_checkpoint_{};
+  MonoTime next_renew_{}, renewed_{}, retry_at_{}, next_checkpoint_{}, next_enqueued_{};
+  bool enqueue_complained_ = false;
   Millis backoff_{0};
   std::map<AuditWriterId, std::uint64_t> checkpointed_;
 };

@@ -170,6 +170,7 @@ void RunCoordinator::Restore(LiveRun live) {
       run.began = true;
     }
     if (const auto it = live.next_run_at.find(id); it != live.next_run_at.end()) job.run_at = it->second;
+    if (const auto it = live.results.find(id); it != live.results.end()) job.result = std::move(it->second);
     const auto ended = live.ended.find(id);
     if (ended == live.ended.end()) continue;
     run.began = true;
@@ -237,8 +238,11 @@ void RunCoordinator::Start(Run& run, RunEffects& out) {
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i)
     if (IsTerminal(run.jobs[i].state)) TellDependents(run, i, out);
   run.state = run.shown = RunState::kRunning;
-  for (const Job& job : run.jobs)
-    if (job.state == JobState::kBlocked && job.waiting == 0) out.ready.push_back(job.spec->id);
+  for (Job& job : run.jobs) {
+    if (job.state != JobState::kBlocked || job.waiting != 0) continue;
+    Route(job);
+    out.ready.push_back(job.spec->id);
+  }
   EndIfFinished(run, out);
 }
 
@@ -308,8 +312,10 @@ void RunCoordinator::TellDependents(Run& run, std::uint32_t index, RunEffects& o
     for (const std::uint32_t d : cause.dependents) {
       Job& job = run.jobs[d];
       if (cause.state == JobState::kSucceeded || job.spec->options.run_when == RunWhen::kAllEnded) {
-        if (--job.waiting == 0 && job.state == JobState::kBlocked && run.state != RunState::kQueued)
+        if (--job.waiting == 0 && job.state == JobState::kBlocked && run.state != RunState::kQueued) {
+          Route(job);
           out.ready.push_back(job.spec->id);
+        }
         continue;
       }
       if (job.state != JobState::kBlocked) continue;
@@ -367,6 +373,7 @@ void RunCoordinator::CancelJob(Run& run, Job& job, RunEffects& out) {
   }
   if (job.state != JobState::kCancelled) Apply(job, fence ? JobEvent::kFenceNeeded : JobEvent::kCancelRequested);
   if (job.state == JobState::kCancelling) {
+    Route(job);
     out.fencing.push_back(job.spec->id);
     Show(job.spec->id);
     return;

@@ -151,6 +151,9 @@ class RunCoordinator {
   RunEffects Ended(Run& run, std::uint32_t index, const std::string& reason);
   void TellDependents(Run& run, std::uint32_t index, RunEffects& out);
   void EndIfFinished(Run& run, RunEffects& out);
+  // Before it is enqueued: a job with JobOptions::route_rows gets its queue from what its inputs reported. The same outcomes
+  // give the same queue, so that a rebuild sends it where it was.
+  void Route(Job& job) const;
   static void LogEnd(const Run& run, WallTime now);
   void CancelJob(Run& run, Job& job, RunEffects& out);
   void CancelJobs(Run& run, const std::string& reason, RunEffects& out);

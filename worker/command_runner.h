@@ -14,8 +14,10 @@ namespace millrace::worker {
 inline constexpr int kExitTemporaryFailure = 75;  // EX_TEMPFAIL of sysexits.h
 
 // The task's program in its base_dir with `inherited`, then the task's own variables, then MILLRACE_RUN, MILLRACE_JOB,
-// MILLRACE_TOKEN, MILLRACE_STAGE and MILLRACE_PIPELINE; a later value replaces an earlier one.
-ChildOptions CommandChild(const CommandTask& task, Token token, std::vector<std::string> inherited, int nice);
+// MILLRACE_TOKEN, MILLRACE_STAGE, MILLRACE_PIPELINE, and MILLRACE_RESULT: the file `result_path`, where it may leave its
+// output; a later value replaces an earlier one.
+ChildOptions CommandChild(const CommandTask& task, Token token, std::vector<std::string> inherited,
+                          const std::string& result_path, int nice);
 
 // Fills end, retryable, error_class, error, exit_code, signal and result. Exit code 0: succeeded, with an ok StageResult of no
 // rows. 75: "temporary_failure". Another: "command_failed". A signal: crashed. All failures may be retried.

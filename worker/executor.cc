@@ -12,6 +12,7 @@
 #include "common/base/log.h"
 #include "common/wire/text.h"
 #include "worker/command_runner.h"
+#include "worker/result_file.h"
 
 namespace millrace::worker {
 namespace {
@@ -19,6 +20,8 @@ namespace {
 constexpr auto kGroupPoll = Millis{5};
 
 MonoTime Earliest(MonoTime a, const std::optional<MonoTime>& b) { return b ? std::min(a, *b) : a; }
+
+std::string OutputPath(const std::string& scratch) { return scratch + "/result"; }
 
 std::unexpected<Error> Malformed(AttemptReport& refusal, std::string_view what) {
   refusal.retryable = false;
@@ -121,14 +124,9 @@ Result<void> Executor::StartStage(const wire::Grant::Job& job, Running& running,
     }
     order.connection = *found;
   }
-  order.scratch = fmt::format("{}/{}-{}", options_.scratch_root, job.id.ToString(), job.token.value());
-  std::error_code error;
-  std::filesystem::create_directories(order.scratch, error);
-  if (error)
-    return CannotStart(refusal,
-                       {ErrorCode::kUnavailable, fmt::format("scratch folder '{}': {}", order.scratch, error.message())},
-                       "no_resources");
-  running.scratch = order.scratch;
+  MILLRACE_TRY(MakeScratch(job, running, refusal));
+  order.scratch = running.scratch;
+  running.run = order.task.run;
   auto process = pool_.Take();
   if (!process) return CannotStart(refusal, std::move(process.error()), "stage_program_unavailable");
   running.stage = true;
@@ -138,13 +136,27 @@ Result<void> Executor::StartStage(const wire::Grant::Job& job, Running& running,
   return {};
 }
 
+Result<void> Executor::MakeScratch(const wire::Grant::Job& job, Running& running, AttemptReport& refusal) const {
+  std::string scratch = fmt::format("{}/{}-{}", options_.scratch_root, job.id.ToString(), job.token.value());
+  std::error_code error;
+  std::filesystem::create_directories(scratch, error);
+  if (error)
+    return CannotStart(refusal, {ErrorCode::kUnavailable, fmt::format("scratch folder '{}': {}", scratch, error.message())},
+                       "no_resources");
+  running.scratch = std::move(scratch);
+  return {};
+}
+
 Result<void> Executor::StartCommand(const wire::Grant::Job& job, Running& running, AttemptReport& refusal) {
   const auto task = CommandTaskFromJson(job.payload);
   if (!task) return Malformed(refusal, task.error().message);
   if (task->job != job.id) return Malformed(refusal, "the payload names another job: " + task->job.ToString());
   if (task->command.argv.empty()) return Malformed(refusal, "the command is empty");
-  auto process = Process::Start(poller_, CommandChild(*task, job.token, InheritedEnv(), options_.nice),
-                                fmt::format("job {} ({})", job.id.ToString(), task->stage));
+  MILLRACE_TRY(MakeScratch(job, running, refusal));
+  running.run = task->run;
+  auto process =
+      Process::Start(poller_, CommandChild(*task, job.token, InheritedEnv(), OutputPath(running.scratch), options_.nice),
+                     fmt::format("job {} ({})", job.id.ToString(), task->stage));
   if (!process) return CannotStart(refusal, std::move(process.error()), "command_not_startable");
   running.process = std::move(*process);
   return {};
@@ -257,17 +269,9 @@ AttemptReport Executor::Report(JobId job, const Running& running) const {
     report.retryable = running.result->ok || running.result->retryable;
     report.error_class = wire::CleanText(running.result->error_class, kNameBytesMax);
     report.error = wire::CleanText(running.result->error, kErrorMessageBytesMax);
-    report.result = ToJson(*running.result);
-    if (report.result.size() > kResultBytesMax || !wire::IsText(report.result)) {
-      StageResult shortened;  // the counts are what the ledger needs; the texts are what can be long
-      shortened.ok = running.result->ok;
-      shortened.rows = running.result->rows;
-      shortened.input_rows = running.result->input_rows;
-      shortened.already_applied = running.result->already_applied;
-      report.result = ToJson(shortened);
-    }
+    report.result = ResultJson(*running.result, options_.lake, running.run, job, running.token);
   } else if (!running.stage && exit.signal == 0 && exit.code == 0) {
-    DescribeCommandEnd(exit, report);  // it was faster than the signal
+    ReportCommand(exit, job, running, report);  // it was faster than the signal
   } else if (running.killed) {
     report.end = *running.killed == KillReason::kCancelled ? AttemptEnd::kCancelled : AttemptEnd::kHandedBack;
     report.error_class = Name(*running.killed);
@@ -277,7 +281,7 @@ AttemptReport Executor::Report(JobId job, const Running& running) const {
     report.error_class = "timed_out";
     report.error = "the attempt was killed at its deadline";
   } else if (!running.stage) {
-    DescribeCommandEnd(exit, report);
+    ReportCommand(exit, job, running, report);
   } else {
     report.end = AttemptEnd::kCrashed;
     report.error_class = running.broken.empty() ? "crashed" : "bad_stage_message";
@@ -286,6 +290,24 @@ AttemptReport Executor::Report(JobId job, const Running& running) const {
                                            : fmt::format("the stage process ended with exit code {} and no result", exit.code);
   }
   return report;
+}
+
+// A command that succeeded and whose output cannot be kept has failed: who waits for the output would not get it.
+void Executor::ReportCommand(const ExitStatus& exit, JobId job, const Running& running, AttemptReport& report) const {
+  StageResult result;
+  result.ok = true;
+  DescribeCommandEnd(exit, report);
+  if (report.end != AttemptEnd::kSucceeded) return;
+  auto taken = TakeOutput(OutputPath(running.scratch), options_.lake, running.run, job, running.token, result);
+  if (taken) {
+    report.result = ResultJson(result, options_.lake, running.run, job, running.token);
+    return;
+  }
+  report.end = AttemptEnd::kFailed;
+  report.result.clear();
+  report.retryable = taken.error().code == ErrorCode::kUnavailable;
+  report.error_class = report.retryable ? "result_not_stored" : "result_too_large";
+  report.error = wire::CleanText(taken.error().message, kErrorMessageBytesMax);
 }
 
 MonoTime Executor::NextTick() const {

@@ -63,6 +63,7 @@ class Executor {
     WallTime started_at{};
     std::unique_ptr<Process> process;
     std::string scratch;
+    RunId run;
     std::optional<MonoTime> deadline;     // the attempt's
     std::optional<MonoTime> kill_at;      // SIGKILL
     std::optional<MonoTime> group_until;  // the process has ended; its group may be there until then
@@ -85,6 +86,8 @@ class Executor {
   void CheckTimes(MonoTime now, Running& running);
   void SeeOff(MonoTime now);
   AttemptReport Report(JobId job, const Running& running) const;
+  void ReportCommand(const ExitStatus& exit, JobId job, const Running& running, AttemptReport& report) const;
+  Result<void> MakeScratch(const wire::Grant::Job& job, Running& running, AttemptReport& refusal) const;
   AttemptReport Blank(JobId job, Token token) const;
 
   Options options_;

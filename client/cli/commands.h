@@ -33,7 +33,14 @@ ExitCode JobList(const Options& options);
 ExitCode JobShow(const Options& options);
 ExitCode JobRequeue(const Options& options);
 ExitCode JobDiscard(const Options& options);
+ExitCode JobSubmit(const Options& options);   // commands_submit.cc
+ExitCode JobRefused(const Options& options);  // commands_result.cc
+ExitCode JobResult(const Options& options);   // commands_result.cc
 ExitCode RunRetry(const Options& options);
+
+// What the ledger holds, and what of it may go (commands_ledger.cc).
+ExitCode LedgerList(const Options& options);
+ExitCode LedgerPrune(const Options& options);
 
 // Processes (commands_process.cc). They end with SIGTERM or SIGINT; a second signal hands running jobs back at once.
 ExitCode Up(const Options& options);

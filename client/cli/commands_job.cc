@@ -107,6 +107,18 @@ std::vector<Attempt> AttemptsOf(const JobDetail& job) {
   return all;
 }
 
+// The queue that its size sent it to, as its latest attempt says; empty when it was not routed.
+std::string RoutedTo(const JobDetail& job) {
+  if (job.outcome) return job.outcome->queue;
+  return job.attempts.empty() ? std::string{} : job.attempts.back().queue;
+}
+
+Json ResultOf(const JobDetail& job) {
+  if (!job.outcome || job.outcome->report.result.empty()) return nullptr;
+  Json result = Json::parse(job.outcome->report.result, nullptr, false);
+  return result.is_discarded() ? Json(job.outcome->report.result) : result;
+}
+
 Json JobJson(const JobDetail& job) {
   const JobSpec& s = job.spec;
   Json json{{"job", s.id.ToString()},
@@ -123,6 +135,7 @@ Json JobJson(const JobDetail& job) {
   if (s.run) json["run"] = s.run->ToString();
   json["options"] = Json::parse(ToJson(s.options), nullptr, false);
   if (json["options"].is_discarded()) json["options"] = Json::object();
+  json["routed_to"] = RoutedTo(job);
   json["payload_bytes"] = s.payload.size();
   const Counters counters = job.outcome            ? job.outcome->counters
                             : job.attempts.empty() ? Counters{}
@@ -153,6 +166,7 @@ Json JobJson(const JobDetail& job) {
                                 {"log_tail", r.log_tail},
                                 {"next_run_at", attempt.next_run_at ? Json(ToRfc3339(*attempt.next_run_at)) : Json()}});
   }
+  json["result"] = ResultOf(job);
   return json;
 }
 
@@ -160,6 +174,7 @@ void PrintJob(const JobDetail& job) {
   const JobSpec& s = job.spec;
   fmt::print("job {}  {}\n", s.id.ToString(), StateOf(job.outcome));
   fmt::print("  queue {}, priority {}, kind {}{}\n", s.queue, s.priority, s.kind, s.stage.empty() ? "" : ", stage " + s.stage);
+  if (const std::string routed = RoutedTo(job); !routed.empty()) fmt::print("  routed by size to queue {}\n", routed);
   if (s.run) fmt::print("  run {}\n", s.run->ToString());
   if (!s.effect.empty()) fmt::print("  effect {}\n", s.effect);
   if (const std::string options = ToJson(s.options); !options.empty()) fmt::print("  options {}\n", options);
@@ -180,6 +195,8 @@ void PrintJob(const JobDetail& job) {
     if (!r.error.empty()) fmt::print("   {}: {}\n", r.error_class, r.error);
     if (!r.log_tail.empty()) fmt::print("{}{}", r.log_tail, r.log_tail.ends_with('\n') ? "" : "\n");
   }
+  const Json result = ResultOf(job);
+  if (!result.is_null()) fmt::print("-- result\n   {}\n", result.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 Result<ExitCode> DoShow(const Options& options) {

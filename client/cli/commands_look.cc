@@ -206,12 +206,13 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
   const std::string dir = options.checkpoints.empty() ? context->config().audit.checkpoint_dir : options.checkpoints;
   const std::string key_path = options.public_key.empty() ? context->config().audit.key_file + ".pub" : options.public_key;
   std::optional<CheckpointSet> checkpoints;
+  AuditVerifyOptions verify;
   if (!options.checkpoints.empty() || std::filesystem::exists(dir)) {
     MILLRACE_TRY_ASSIGN(const PublicKey key, ReadPublicKey(key_path));
     MILLRACE_TRY_ASSIGN(checkpoints, ReadCheckpoints(dir, key));
+    verify.key = key;
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  AuditVerifyOptions verify;
   verify.deadline = context->clock().Now() + std::chrono::hours{24};
   MILLRACE_TRY_ASSIGN(const AuditReport report, VerifyAudit(*ledger, checkpoints ? &*checkpoints : nullptr, verify));
   if (context->format() == OutputFormat::kTable) {

@@ -64,6 +64,7 @@ ExitCode BrokerProcess(const Options& options) {
 ExitCode WorkerProcess(const Options& options) {
   Options with = WithFlag(options, "worker.name", options.name);
   if (options.concurrency != 0) with = WithFlag(with, "worker.concurrency", std::to_string(options.concurrency));
+  with = WithFlag(with, "worker.queues", options.queues);
   BlockStopSignals();
   const auto result = [&]() -> Result<ExitCode> {  // needs neither ledger nor queue: brokers and lake are enough
     MILLRACE_TRY_ASSIGN(const auto context, Context::Make(with, options.name.empty() ? "worker" : options.name));

@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <ctime>
 #include <filesystem>
+#include <mutex>
 #include <thread>
 
 #include "broker/broker.h"
+#include "client/cli/retention.h"
 #include "common/base/log.h"
 #include "common/crypto/checkpoint.h"
 #include "common/queue/redis_queue.h"
@@ -107,7 +110,10 @@ struct Engine::Parts {
   std::unique_ptr<worker::Worker> worker;
   std::unique_ptr<Ledger> scheduler_ledger;
   std::unique_ptr<scheduler::Scheduler> scheduler;
-  std::thread worker_thread, scheduler_thread;
+  std::thread worker_thread, scheduler_thread, retention_thread;
+  std::mutex retention_mutex;
+  std::condition_variable retention_stop;
+  bool retention_stopping = false;
   std::atomic<bool> worker_ended{false}, scheduler_ended{false};
   Result<void> worker_result;
   int stop_requests = 0;
@@ -121,11 +127,15 @@ struct Engine::Parts {
   Result<void> StartBroker(const std::vector<std::string>& clients, const std::vector<std::string>& workers);
   Result<void> StartWorker(std::vector<std::string> brokers);
   Result<void> StartScheduler();
+  void StartRetention(SigningKey key);
+  void Retain(const SigningKey& key);
+  void StopRetention();
 };
 
 Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients, const std::vector<std::string>& workers) {
   const AuditConfig& audit = context.config().audit;
   MILLRACE_TRY_ASSIGN(SigningKey key, SigningKey::LoadOrCreate(audit.key_file));
+  const SigningKey retention_key = key;
   MILLRACE_TRY_ASSIGN(CheckpointWriter checkpoints,
                       CheckpointWriter::Open(audit.checkpoint_dir, std::move(key), context.ids().Next<AuditWriterId>()));
   BrokerOptions options;
@@ -140,9 +150,64 @@ Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients,
   options.make_ledger = [this] { return context.OpenLedger(Context::Create::kYes, "broker " + context.config().broker.name); };
   options.make_queue = [this] { return OpenQueue(context); };
   options.make_inbox = [this]() -> Result<std::unique_ptr<Inbox>> { return OpenInbox(); };
+  if (!context.embedded())
+    options.make_enqueue_watch = [this] {
+      return OpenPostgresEnqueueWatch(context.config().ledger.dsn.Reveal(), context.clock(), context.Deadline());
+    };
   options.make_transport = [this] { return wire::MakeZmqTransport(zmq); };
   broker = std::make_unique<Broker>(std::move(options));
-  return broker->Start();
+  MILLRACE_TRY(broker->Start());
+  StartRetention(retention_key);
+  return {};
+}
+
+// With a connection of its own: what it does takes longer than the broker's ledger thread may be away.
+void Engine::Parts::StartRetention(SigningKey key) {
+  const LedgerConfig& config = context.config().ledger;
+  if (config.retention == Millis{0} && config.retention_bytes == 0) return;
+  retention_thread = std::thread([this, key = std::move(key)] {
+    std::unique_lock lock(retention_mutex);
+    while (!retention_stopping) {
+      lock.unlock();
+      Retain(key);
+      lock.lock();
+      retention_stop.wait_for(lock, kRetentionInterval, [this] { return retention_stopping; });
+    }
+  });
+}
+
+void Engine::Parts::Retain(const SigningKey& key) {
+  const auto done = [&]() -> Result<PruneTotal> {
+    const LedgerConfig& config = context.config().ledger;
+    const std::string actor = "broker " + context.config().broker.name;
+    MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kNo, actor));
+    const RetentionPolicy policy{.age = config.retention, .bytes = config.retention_bytes};
+    MILLRACE_TRY_ASSIGN(const auto weeks, WeeksFor(policy, *ledger, context.clock()));
+    MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context.Deadline()));
+    PruneRequest request{.before = PruneBefore(policy, weeks, now), .actor = actor, .sign = [&](std::string_view bytes) {
+                           const Signature s = key.Sign(bytes);
+                           return std::string(s.begin(), s.end());
+                         }};
+    return PruneHistory(*ledger, std::move(request), context.config().lake, context.clock(), [this] {
+      const std::scoped_lock lock(retention_mutex);
+      return retention_stopping;
+    });
+  }();
+  if (!done) {
+    LogWarn("retention: {}: trying again in an hour", done.error().message);
+  } else if (done->rows > 0) {
+    LogInfo("retention: {} rows of before {} are gone{}", done->rows, ToRfc3339(done->before),
+            done->held_by.empty() ? "" : "; not further: " + done->held_by);
+  }
+}
+
+void Engine::Parts::StopRetention() {
+  {
+    const std::scoped_lock lock(retention_mutex);
+    retention_stopping = true;
+  }
+  retention_stop.notify_all();
+  if (retention_thread.joinable()) retention_thread.join();
 }
 
 Result<void> Engine::Parts::StartWorker(std::vector<std::string> brokers) {
@@ -238,6 +303,7 @@ Result<void> Engine::Join() {
     for (std::uint16_t i = 0; i < parts_->context.config().broker.shards; ++i) (void)parts_->local_inbox->Ring(ShardId{i});
     parts_->broker->Join();
   }
+  parts_->StopRetention();  // last: it ends the step that it is in
   return parts_->worker_result;
 }
 

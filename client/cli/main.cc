@@ -116,6 +116,16 @@ void AddJobCommands(Grammar& g) {
   requeue->add_option("--to-queue", g.options.to_queue, "Put them into this queue instead");
   requeue->add_option("--priority", g.options.priority, "New priority, 0 (most urgent) to 3");
   requeue->add_option("--max-attempts", g.options.max_attempts, "New number of attempts");
+  CLI::App* submit = g.Add(job, "submit", "Submit single jobs, or a batch with a job that runs when all have ended", JobSubmit);
+  submit->add_option("--batch", g.options.batch, "File with one job a line, as JSON ('-': stdin)");
+  submit->add_option("--then", g.options.then, "With --batch: the job, as JSON, that runs when all of them have ended");
+  submit->add_option("--kind", g.options.kind, "One job: its kind");
+  submit->add_option("--queue", g.options.queue, "One job: its queue (default: default)");
+  submit->add_option("--payload", g.options.payload, "One job: its payload");
+  CLI::App* result = g.Add(job, "result", "What a job gave back: a command's output, a stage's counts", JobResult);
+  result->add_option("ID", g.options.id, "Job id")->required();
+  CLI::App* refused = g.Add(job, "refused", "Rows of the enqueue table that became no job, and why", JobRefused);
+  refused->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* cancel = g.Add(job, "cancel", "Stop single jobs; those of a run are stopped with their run", JobCancel);
   cancel->add_option("ID", g.options.ids, "Job ids")->required();
   cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
@@ -195,7 +205,9 @@ void AddProcessCommands(Grammar& g) {
                                             std::tuple{"scheduler", "A scheduler process", Command(SchedulerProcess)}}) {
     CLI::App* process = g.Add(&g.app, name, help, command);
     process->add_option("--name", g.options.name, "Its name in logs and records");
-    if (std::string(name) == "worker") process->add_option("--concurrency", g.options.concurrency, "Jobs at a time");
+    if (std::string(name) != "worker") continue;
+    process->add_option("--concurrency", g.options.concurrency, "Jobs at a time");
+    process->add_option("--queues", g.options.queues, "Only jobs of these queues, e.g. default,small (default: all)");
   }
   g.Add(&g.app, "status", "Shards and workers of a running broker", Status);
 }
@@ -235,6 +247,13 @@ void AddOtherCommands(Grammar& g) {
       g.Add(audit, "verify", "Find whatever was edited, deleted, inserted, reordered, cut off or recomputed", AuditVerify);
   verify->add_option("--checkpoints", g.options.checkpoints, "Folder of signed checkpoints (default: audit.checkpoint_dir)");
   verify->add_option("--public-key", g.options.public_key, "Public key of the checkpoints (default: beside audit.key_file)");
+  CLI::App* ledger = g.Group("ledger", "What the ledger holds, and what of it may go");
+  g.Add(ledger, "list", "Weeks of finished and live work, and what they take", LedgerList);
+  CLI::App* prune =
+      g.Add(ledger, "prune", "Remove whole weeks of finished work; the audit trail goes on verifying", LedgerPrune);
+  prune->add_option("--older-than", g.options.older_than, "What was submitted longer ago, e.g. 90d");
+  prune->add_option("--max-bytes", g.options.max_bytes, "The oldest weeks, while the others take more, e.g. 20GiB");
+  prune->add_flag("--dry-run", g.options.dry_run, "Only say what would go");
   CLI::App* config = g.Group("config", "The configuration");
   CLI::App* show = g.Add(config, "show", "Every setting and its value; secrets are not shown", ConfigShow);
   show->add_flag("--origin", g.options.origin, "Also where each value comes from");
@@ -243,7 +262,7 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 47> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 53> kExamples{{
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
@@ -256,11 +275,16 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 47> kExample
     {"job requeue",
      "job requeue 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --max-attempts 5\njob requeue --queue mail --since 2h --dry-run"},
     {"job discard", "job discard 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --reason 'customer is gone'"},
+    {"job submit",
+     "job submit --kind command --payload '{\"argv\": [\"echo\", \"hi\"]}'\njob submit --batch mails.ndjson --then "
+     "'{\"kind\": \"command\", \"payload\": {\"argv\": [\"echo\", \"all sent\"]}}'"},
+    {"job result", "job result 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 > report.csv"},
+    {"job refused", "job refused\njob refused -n 5 -o json"},
     {"check", "check shop.yaml\ncheck shop.yaml -o json"},
     {"plan", "plan shop.yaml\nplan shop.yaml -p since=2026-01-01"},
     {"up", "up shop.yaml\nup --home /var/lib/shop"},
     {"broker", "broker --config /etc/millrace/config.yaml --name broker-1"},
-    {"worker", "worker --name worker-1 --concurrency 8\nworker --set worker.queues=default,heavy"},
+    {"worker", "worker --name worker-1 --concurrency 8\nworker --queues default,small"},
     {"scheduler", "scheduler --name scheduler-1"},
     {"status", "status\nstatus -o json"},
     {"pipeline", "pipeline apply shop.yaml\npipeline list"},
@@ -295,6 +319,9 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 47> kExample
      "query warehouse \"select * from shop_per_country limit 10\"\nquery warehouse \"select count(*) from orders\" -o csv"},
     {"audit", "audit verify"},
     {"audit verify", "audit verify\naudit verify --checkpoints /mnt/worm/checkpoints -o json"},
+    {"ledger", "ledger list\nledger prune --older-than 90d --dry-run"},
+    {"ledger list", "ledger list\nledger list -o json"},
+    {"ledger prune", "ledger prune --older-than 90d --dry-run\nledger prune --max-bytes 20GiB"},
     {"config", "config show --origin"},
     {"config show", "config show --origin\nconfig show --set worker.concurrency=4 -o json"},
     {"doctor", "doctor\ndoctor --home /var/lib/shop"},

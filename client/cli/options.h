@@ -40,6 +40,8 @@ struct Options {
   std::string stage;
   std::string kind, error_class, since, before;    // job list, requeue, discard
   bool open = false;                               // job list
+  std::string batch, then, payload;                // job submit
+  std::string queues;                              // worker
   std::string to_queue, payload_file;              // job requeue
   int priority = -1, max_attempts = 0;             // job requeue
   std::string connection, sql;                     // query
@@ -47,6 +49,7 @@ struct Options {
   std::string base_dir;                            // pipeline apply
   std::string checkpoints;                         // audit verify
   std::string public_key;                          // audit verify
+  std::string older_than, max_bytes;               // ledger prune
   std::string name;                                // worker, broker, scheduler --name
   int concurrency = 0;                             // worker
   std::uint32_t count = 0;                         // -n
@@ -55,7 +58,7 @@ struct Options {
   bool origin = false;                             // config show
   bool transitions = false;                        // schedule next
   std::string to, schedule, reprocess = "none";    // backfill; from is its other edge
-  bool newest_first = false, dry_run = false;      // backfill; job requeue, job discard
+  bool newest_first = false, dry_run = false;      // backfill; job requeue, job discard, ledger prune
   std::uint32_t max_parallel = 1, generation = 0;  // backfill; generation 0: the next
 };
 

@@ -19,11 +19,17 @@ inline constexpr auto kOwnershipTtl = std::chrono::milliseconds{5000};  // a dea
 inline constexpr std::uint16_t kShardCountDistributed = 16;
 inline constexpr std::uint16_t kShardCountEmbedded = 1;
 
+// Retention (ops/docs/ledger.md).
+inline constexpr auto kRetentionMin = std::chrono::milliseconds{86'400'000};
+inline constexpr auto kRetentionInterval = std::chrono::milliseconds{3'600'000};  // between two looks of a broker
+
 // The wire.
 inline constexpr std::size_t kFrameBytesMax = 8u << 20;
-inline constexpr std::size_t kBatchJobsMax = 1000;         // jobs in one submit, lease or completion message
-inline constexpr std::size_t kPayloadBytesMax = 1u << 20;  // one job's payload
-inline constexpr std::size_t kResultBytesMax = 64u << 10;  // one attempt's result
+inline constexpr std::size_t kBatchJobsMax = 1000;              // jobs in one submit, lease or completion message
+inline constexpr std::size_t kPayloadBytesMax = 1u << 20;       // one job's payload
+inline constexpr std::size_t kResultBytesMax = 64u << 10;       // one attempt's result
+inline constexpr std::size_t kOutputInlineBytesMax = 8u << 10;  // a command's output; what is longer goes into a file ...
+inline constexpr std::size_t kOutputBytesMax = 16u << 20;       // ... of at most so many bytes
 inline constexpr std::size_t kLogTailBytesMax = 8u << 10;
 inline constexpr std::size_t kNameBytesMax = 128;  // queue, stage, pipeline, worker names
 inline constexpr std::size_t kErrorMessageBytesMax = 4u << 10;
@@ -36,14 +42,18 @@ inline constexpr std::uint32_t kFenceFailuresMax = 10;  // of attempts to raise 
 inline constexpr std::size_t kNoRetryClassesMax = 16;
 inline constexpr std::size_t kJobOptionsBytesMax = 4u << 10;  // as JSON
 inline constexpr std::size_t kStagesPerPipelineMax = 10'000;
+inline constexpr std::int64_t kRouteRowsDefault = 10'000;  // input of a "small" stage, at most
+inline constexpr std::int64_t kRouteRowsMax = 1'000'000'000'000;
 inline constexpr std::size_t kPipelineFileBytesMax = 4u << 20;
 inline constexpr std::size_t kPipelineDepthMax = 64;
 inline constexpr int kPriorityLevels = 4;  // 0 is the most urgent
 inline constexpr int kPriorityDefault = 2;
 
 // Broker.
-inline constexpr std::size_t kOwnerBatchRowsMax = 4000;  // rows of one ledger transaction
-inline constexpr std::size_t kClaimJobsMax = 500;        // jobs of one claim
+inline constexpr std::size_t kOwnerBatchRowsMax = 4000;    // rows of one ledger transaction
+inline constexpr std::size_t kEnqueuePage = 500;           // rows of `enqueue` of one transaction
+inline constexpr std::size_t kEnqueueBytesMax = 8u << 20;  // and their payloads, unless one row has more
+inline constexpr std::size_t kClaimJobsMax = 500;          // jobs of one claim
 inline constexpr std::size_t kWorkersMax = 10'000;
 
 // Queues (ops/docs/queue.md).

@@ -22,7 +22,9 @@ inline constexpr std::size_t kConfigFileBytesMax = 1u << 20;
 struct LedgerConfig {
   enum class Kind : std::uint8_t { kSqlite, kPostgres };
   Kind kind = Kind::kSqlite;
-  Secret dsn;  // postgres: conninfo or URI; sqlite: absolute path
+  Secret dsn;                         // postgres: conninfo or URI; sqlite: absolute path
+  Millis retention{0};                // finished runs and jobs go after it; 0 = never
+  std::uint64_t retention_bytes = 0;  // the oldest weeks go while the rest takes more; 0 = no limit
 };
 struct QueueConfig {
   enum class Kind : std::uint8_t { kSqlite, kRedis };

@@ -19,6 +19,8 @@ constexpr Key kKeys[] = {
     {"home"},
     {"lake"},
     {"ledger.dsn", false, true},
+    {"ledger.retention"},
+    {"ledger.retention_bytes"},
     {"log.format"},
     {"log.level"},
     {"queue.prefix"},

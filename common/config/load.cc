@@ -274,6 +274,13 @@ class Loader {
                           (dsn.find('=') != std::string::npos && !dsn.starts_with('/'));
     c.ledger.kind = postgres ? LedgerConfig::Kind::kPostgres : LedgerConfig::Kind::kSqlite;
     c.ledger.dsn = Secret(postgres ? std::move(dsn) : Absolute(dsn, BaseOf("ledger.dsn")));
+    MILLRACE_TRY_ASSIGN(c.ledger.retention, Duration("ledger.retention", "0s"));
+    if (c.ledger.retention > Millis{0} && c.ledger.retention < kRetentionMin)
+      return Wrong("ledger.retention", "is below 1d (0s keeps everything)");
+    MILLRACE_TRY_ASSIGN(const std::string bytes, Text("ledger.retention_bytes", "0B"));
+    const auto size = ParseSize(bytes);
+    if (!size) return Wrong("ledger.retention_bytes", "{}", ParseSize(Quoted("ledger.retention_bytes", bytes)).error().message);
+    c.ledger.retention_bytes = *size;
     c.queue.path = c.home + "/queue.db";
     MILLRACE_TRY_ASSIGN(c.queue.prefix, Text("queue.prefix", "mr"));
     if (raw_.contains("queue.redis")) {

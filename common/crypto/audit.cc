@@ -1,5 +1,7 @@
 #include "common/crypto/audit.h"
 
+#include <bit>
+
 #include <openssl/evp.h>
 
 #include <cstring>
@@ -62,6 +64,7 @@ constexpr char kTagInteger = 'I';
 constexpr char kTagNull = 'N';
 
 constexpr std::string_view kRecordDomain = "millrace audit record v1";
+constexpr std::string_view kPrunedDomain = "millrace pruned chain v1";
 
 int HexValue(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -157,6 +160,45 @@ Digest AuditRecord::Hash() const {
   AppendBigEndian(bytes, static_cast<std::uint64_t>(ToUnixMicros(at)));
   AppendText(bytes, actor);
   bytes.append(reinterpret_cast<const char*>(root.data()), root.size());
+  return Sha256(bytes);
+}
+
+std::string PrunedChain::SignedBytes() const {
+  const auto digest = [](std::string& bytes, const Digest& d) {
+    bytes.append(reinterpret_cast<const char*>(d.data()), d.size());
+  };
+  std::string bytes;
+  AppendText(bytes, kPrunedDomain);
+  bytes += writer.AsBytes();
+  AppendBigEndian(bytes, number);
+  AppendBigEndian(bytes, through);
+  digest(bytes, through_hash);
+  AppendBigEndian(bytes, rows);
+  digest(bytes, leaves);
+  AppendBigEndian(bytes, static_cast<std::uint64_t>(ToUnixMicros(before)));
+  AppendBigEndian(bytes, static_cast<std::uint64_t>(ToUnixMicros(at)));
+  AppendText(bytes, actor);
+  return bytes;
+}
+
+void PrunedLeaves::Add(std::uint32_t leaf) {
+  if (leaf / 8 >= bits.size()) bits.resize(leaf / 8 + 1, '\0');
+  bits[leaf / 8] = static_cast<char>(static_cast<unsigned char>(bits[leaf / 8]) | 1u << (leaf % 8));
+}
+
+std::uint64_t PrunedLeaves::Count() const {
+  std::uint64_t n = 0;
+  for (const char c : bits) n += static_cast<std::uint64_t>(std::popcount(static_cast<unsigned char>(c)));
+  return n;
+}
+
+Digest DigestOf(std::span<const PrunedLeaves> leaves) {
+  std::string bytes;
+  AppendText(bytes, kPrunedDomain);
+  for (const PrunedLeaves& record : leaves) {
+    AppendBigEndian(bytes, record.seq);
+    AppendText(bytes, record.bits);
+  }
   return Sha256(bytes);
 }
 

@@ -68,6 +68,33 @@ struct AuditedRow {
   Digest leaf{};            // recomputed from its columns
 };
 
+// What retention took away from a chain; the newest one of a chain counts, and says all of it. Signed with the key of the
+// checkpoints, so that somebody who can only write to the database cannot explain a missing row with one of his own.
+struct PrunedChain {
+  AuditWriterId writer;
+  std::uint64_t number = 0;   // 1, 2, 3 ... per chain
+  std::uint64_t through = 0;  // this record and those before it are gone with all their rows
+  Digest through_hash{};      // its hash: the next record continues from it
+  std::uint64_t rows = 0;     // rows of later records that are gone
+  Digest leaves{};            // DigestOf what PrunedLeaves says about those
+  WallTime before{};          // rows of runs and jobs that were submitted earlier went
+  WallTime at{};
+  std::string actor;
+  std::string signature;            // 64 bytes over SignedBytes; empty: pruned without a key
+  std::string SignedBytes() const;  // canonical
+};
+// Which rows of a record are gone: leaf i, when bit i % 8 (from the lowest) of byte i / 8 is set.
+struct PrunedLeaves {
+  std::uint64_t seq = 0;
+  std::string bits;
+  bool Has(std::uint32_t leaf) const {
+    return leaf / 8 < bits.size() && (static_cast<unsigned char>(bits[leaf / 8]) >> (leaf % 8) & 1) != 0;
+  }
+  void Add(std::uint32_t leaf);
+  std::uint64_t Count() const;
+};
+Digest DigestOf(std::span<const PrunedLeaves> leaves);  // in the order of seq; the bits without trailing zero bytes
+
 // The next record of a chain. Pure: the caller stores it in the same transaction and calls Advance when that committed.
 class AuditChain {
  public:

@@ -22,6 +22,10 @@ class AuditSource {
                                                         std::uint32_t limit, MonoTime deadline) = 0;
   // Every audited row of a record as the store holds it now, in index order.
   virtual Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) = 0;
+  // The newest of every chain from which something was pruned, and, for one chain, which rows of the records that are left, by
+  // seq. A source that prunes nothing has none.
+  virtual Result<std::vector<PrunedChain>> PrunedChains(MonoTime) { return std::vector<PrunedChain>{}; }
+  virtual Result<std::vector<PrunedLeaves>> PrunedLeavesOf(AuditWriterId, MonoTime) { return std::vector<PrunedLeaves>{}; }
   // Rows that claim a record which does not exist, at most `limit`.
   virtual Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) = 0;
 };

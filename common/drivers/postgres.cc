@@ -374,6 +374,24 @@ Result<void> PgConnection::Exec(std::string_view sql, MonoTime deadline) {
   return {};
 }
 
+Result<bool> PgConnection::WaitNotification(MonoTime deadline) {
+  struct Free {
+    void operator()(PGnotify* notify) const noexcept { PQfreemem(notify); }
+  };
+  Impl& impl = *impl_;
+  MILLRACE_TRY(impl.CheckIdle());
+  while (true) {
+    bool any = false;
+    while (const std::unique_ptr<PGnotify, Free> notify{PQnotifies(impl.get())}) any = true;
+    if (any) return true;
+    if (auto ready = impl.Poll(Impl::Wait::kRead, deadline); !ready) {
+      if (ready.error().code == ErrorCode::kTimedOut) return false;
+      return std::unexpected(std::move(ready.error()));
+    }
+    MILLRACE_TRY(impl.CheckIdle());
+  }
+}
+
 std::string PgIdentifier(std::string_view name) {
   std::string quoted = "\"";
   for (const char c : name) {

@@ -160,6 +160,9 @@ class PgConnection {
   Result<std::int64_t> EndCopy(MonoTime deadline);
   Result<void> AbortCopy(std::string_view reason, MonoTime deadline);  // the server rolls the COPY back
 
+  // After `listen channel`: waits for a notification and takes all that have come. False: none came before the deadline.
+  Result<bool> WaitNotification(MonoTime deadline);
+
   // Asks the server to stop the running statement of this connection (opens a second connection). Thread-safe.
   Result<void> Cancel();
 

@@ -42,7 +42,8 @@ struct AuditFinding {
 struct AuditReport {
   bool ok = false;
   std::uint64_t writers = 0, records = 0, rows = 0, checkpoints = 0;
-  std::uint64_t unpinned_records = 0;  // after the last checkpoint of their chain
+  std::uint64_t pruned_rows = 0, pruned_records = 0;  // gone by retention, and signed for when a key was given
+  std::uint64_t unpinned_records = 0;                 // after the last checkpoint of their chain
   std::optional<AuditFinding> first_bad;
   std::vector<std::string> unproven;  // what this verification cannot say, in plain words
 };
@@ -50,6 +51,7 @@ struct AuditReport {
 struct AuditVerifyOptions {
   std::uint32_t batch_records = 200;  // read at once; memory is bounded by it
   MonoTime deadline = MonoTime::max();
+  std::optional<PublicKey> key;  // of those who may prune: what is gone must be signed for with it. Empty: not looked at
 };
 
 // Reads everything in batches and stops at the first finding. An Error means that the source could not be read; tampering is a

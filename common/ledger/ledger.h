@@ -21,6 +21,7 @@
 #include "common/base/result.h"
 #include "common/crypto/audit.h"
 #include "common/crypto/audit_source.h"
+#include "common/ledger/life_cycle.h"
 #include "common/model/job.h"
 #include "common/model/pipeline.h"
 #include "common/model/queue_settings.h"
@@ -112,6 +113,7 @@ struct LiveRun {  // accepted, no run outcome
   std::map<JobId, Counters> counters;
   std::map<JobId, WallTime> next_run_at;
   std::map<JobId, Token> last_tokens{};  // of their latest attempt rows
+  std::map<JobId, std::string> results{};  // of succeeded jobs that a job with JobOptions::route_rows reads
   bool cancelling = false;
   std::string cancel_reason;  // "cancelled by cli root@host: wrong day"
 };
@@ -313,6 +315,9 @@ class Ledger : public AuditSource {
   virtual Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) = 0;
   // Unique keys are decided here as in Commit: of concurrent submits, whoever makes them, exactly one gets the key.
   virtual Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) = 0;
+  // Rows of `enqueue` of these shards become jobs, and what waits and was refused there, of one org: life_cycle.h.
+  virtual Result<EnqueueTaken> TakeEnqueued(std::span<const ShardId>, MonoTime) { return EnqueueTaken{}; }
+  virtual Result<EnqueueStatus> Enqueued(OrgId, std::uint32_t, MonoTime) { return EnqueueStatus{}; }
   // One transaction, by anybody; runs and jobs get outbox rows. A dead job gets one action for ever: of two that act on it at
   // the same time the second is told so, and its new job is not written (unless it belongs to `run`). A run is retried once
   // for ever: whoever comes second is told as which run, and writes nothing. The caller has seen that the jobs are dead and
@@ -386,6 +391,10 @@ class Ledger : public AuditSource {
   // kNotFound. A job of `durability: redis` that succeeded at once has an outcome only: its spec is the id, org and class.
   virtual Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) = 0;
   virtual Result<std::vector<JobSummary>> ListJobs(const JobFilter& filter, MonoTime deadline) = 0;  // newest first
+
+  // Retention: life_cycle.h.
+  virtual Result<PruneStep> PruneOldest(const PruneRequest&, MonoTime) { return PruneStep{}; }
+  virtual Result<std::vector<RetainedWeek>> Retained(MonoTime) { return std::vector<RetainedWeek>{}; }
 
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;

@@ -233,7 +233,155 @@ constexpr std::string_view kVersion6 = R"sql(
 create table broker_presence (owner uuid primary key, name text not null, renewed_at timestamptz not null);
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
+// Transactional enqueue: what applications insert inside their own transactions. See ops/docs/enqueue.md. Row-level security
+// lets nobody but the owner of the table insert or see a row, except as allow_enqueue says.
+constexpr std::string_view kVersion7 = R"sql(
+create function uuid7() returns uuid language sql volatile as
+  $$ select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing
+       substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6), 52, 1), 53, 1),
+       'hex')::uuid $$;
+create table enqueue (
+  job uuid primary key default millrace.uuid7(), org bigint not null default 1, queue text not null default 'default',
+  kind text not null, payload bytea not null default '', priority integer not null default 2,
+  max_attempts integer not null default 3, backoff_base_ms bigint not null default 1000,
+  backoff_cap_ms bigint not null default 60000, timeout_ms bigint not null default 0, run_at timestamptz,
+  options jsonb not null default '{}', enqueued_at timestamptz not null default clock_timestamp());
+create index enqueue_by_org on enqueue (org, job);
+create table enqueue_refused (like enqueue, reason text not null, refused_at timestamptz not null, primary key (job));
+create index enqueue_refused_by_org on enqueue_refused (org, job);
+create function enqueue_inserted() returns trigger language plpgsql as $$
+begin
+  perform pg_catalog.pg_notify('millrace_enqueue', '');
+  return null;
+end $$;
+create trigger enqueue_inserted after insert on enqueue for each statement execute function enqueue_inserted();
+create function enqueue_job(kind text, payload text default '', queue text default 'default', run_at timestamptz default null,
+                            priority integer default 2, max_attempts integer default 3, options jsonb default '{}',
+                            org bigint default 1) returns uuid language plpgsql as $$
+declare id uuid := millrace.uuid7();
+begin
+  insert into millrace.enqueue (job, org, queue, kind, payload, priority, max_attempts, run_at, options)
+    values (id, $8, $3, $1, convert_to($2, 'UTF8'), $5, $6, $4, $7);
+  return id;
+end $$;
+alter table enqueue enable row level security;
+alter table enqueue_refused enable row level security;
+create function allow_enqueue(role_name name, for_org bigint, kinds text[]) returns void language plpgsql as $$
+begin
+  execute format('grant usage on schema millrace to %I', role_name);
+  execute format('grant insert on millrace.enqueue to %I', role_name);
+  execute format('drop policy if exists %I on millrace.enqueue', 'enqueue_' || role_name);
+  execute format('create policy %I on millrace.enqueue for insert to %I with check (org = %L and kind = any (%L::text[]))',
+                 'enqueue_' || role_name, role_name, for_org, kinds);
+end $$;
+revoke execute on function allow_enqueue(name, bigint, text[]) from public;
+)sql";
+
+// Where a stage was routed by the size of its input; null: its job's own queue.
+constexpr std::string_view kVersion8 = R"sql(
+alter table attempt add column queue text;
+alter table outcome add column queue text;
+)sql";
+
+// Retention: attempts, runs and their outcomes in weekly partitions too (what is there stays in the default ones); what was
+// pruned from the audit chains; and how a week goes. An insert behind the back of who counts what goes is a conflict.
+constexpr std::string_view kVersion9 = R"sql(
+drop view run_status;
+drop view job_status;
+do $$
+declare t text; k text; p text;
+begin
+  foreach t in array array['attempt', 'run', 'run_outcome'] loop
+    k := case t when 'attempt' then 'job' else 'run' end;
+    p := case t when 'attempt' then 'job, token' else 'run' end;
+    execute format('alter table %I rename to %I', t, t || '_default');
+    execute format('alter index %I rename to %I', t || '_pkey', t || '_default_pkey');
+    execute format('alter index %I rename to %I', t || '_audit', t || '_default_audit');
+    execute format('create table %I (like %I including defaults) partition by range (%I)', t, t || '_default', k);
+    execute format('alter table %I attach partition %I default', t, t || '_default');
+    execute format('alter table %I add primary key (%s)', t, p);
+    execute format('create index %I on %I (audit_writer, audit_seq)', t || '_audit', t);
+  end loop;
+end $$;
+alter index run_by_org rename to run_default_by_org;
+create index run_by_org on run (org, pipeline, run);
+create view run_status as
+  select r.run, r.org, r.pipeline, r.version, r.schedule, r.slot, r.generation, r.created_at, o.finished_at,
+         case o.state when 10 then 'succeeded' when 11 then 'failed' when 12 then 'cancelled' when 13 then 'skipped'
+           else 'running' end as state, coalesce(o.reason, '') as reason
+    from run r left join run_outcome o on o.run = r.run;
+create view job_status as
+  select j.job, j.org, j.run, j.stage, j.kind, coalesce(o.queue, a.queue, j.queue) as queue, j.priority, j.submitted_at,
+         o.finished_at,
+         case o.state when 10 then 'succeeded' when 11 then 'dead' when 12 then 'cancelled' when 13 then 'expired'
+           when 14 then 'skipped' else 'live' end as state,
+         coalesce(o.error_class, '') as error_class, coalesce(o.error, '') as error, coalesce(o.worker, '') as worker,
+         coalesce(o.deliveries, a.deliveries, 0) as deliveries, coalesce(o.failures, a.failures, 0) as failures
+    from job j left join outcome o on o.job = j.job
+         left join lateral (select x.deliveries, x.failures, x.queue from attempt x where x.job = j.job
+                             order by x.token desc limit 1) a on true;
+
+create or replace function ensure_partitions(since timestamptz, weeks integer) returns integer language plpgsql as $$
+declare
+  monday timestamptz := date_trunc('week', since at time zone 'UTC') at time zone 'UTC';
+  lower_t timestamptz; upper_t timestamptz; t text; part text; made integer := 0;
+begin
+  for i in -1 .. weeks loop
+    lower_t := monday + i * interval '7 days';
+    upper_t := lower_t + interval '7 days';
+    foreach t in array array['job', 'attempt', 'outcome', 'run', 'run_outcome'] loop
+      part := t || '_' || to_char(lower_t at time zone 'UTC', 'YYYYMMDD');
+      if to_regclass('millrace.' || part) is null then
+        begin
+          execute format('create table millrace.%I partition of millrace.%I for values from (%L) to (%L)', part, t,
+                         millrace.uuid_at(lower_t), millrace.uuid_at(upper_t));
+          made := made + 1;
+        exception when check_violation then null;
+        end;
+      end if;
+    end loop;
+  end loop;
+  return made;
+end $$;
+
+create table pruned (
+  writer uuid not null, number bigint not null, through bigint not null, through_hash bytea not null, pruned_rows bigint not null,
+  leaves bytea not null, before timestamptz not null, at timestamptz not null, actor text not null, signature bytea not null,
+  audit_writer uuid not null, audit_seq bigint not null, audit_index integer not null, primary key (writer, number));
+create index pruned_audit on pruned (audit_writer, audit_seq);
+create table pruned_leaf (writer uuid not null, seq bigint not null, bits bytea not null, primary key (writer, seq));
+
+-- Weeks that are over by `upto` (a Monday, UTC) go as partitions; what older rows there are elsewhere is deleted.
+create function prune_before(upto timestamptz, expected bigint[]) returns bigint language plpgsql as $$
+declare
+  names text[] := array['run', 'job', 'attempt', 'outcome', 'run_outcome', 'cancel', 'dead_action'];
+  keys text[] := array['run', 'job', 'job', 'job', 'run', 'item', 'job'];
+  part regclass; n bigint; total bigint; gone bigint := 0;
+begin
+  for i in 1 .. array_length(names, 1) loop
+    total := 0;
+    for part in select c.oid::regclass from pg_catalog.pg_inherits h join pg_catalog.pg_class c on c.oid = h.inhrelid
+                 where h.inhparent = ('millrace.' || names[i])::regclass and c.relname ~ ('^' || names[i] || '_[0-9]{8}$')
+                   and to_date(right(c.relname, 8), 'YYYYMMDD') + 7 <= (upto at time zone 'UTC')::date loop
+      execute format('lock table %s in access exclusive mode', part);
+      execute format('select count(*) from %s', part) into n;
+      execute format('drop table %s', part);
+      total := total + n;
+    end loop;
+    execute format('delete from millrace.%I where %I < $1', names[i], keys[i]) using millrace.uuid_at(upto);
+    get diagnostics n = row_count;
+    total := total + n;
+    if total <> expected[i] then
+      raise exception 'table %: % rows would go, % were looked at', names[i], total, expected[i] using errcode = '40001';
+    end if;
+    gone := gone + total;
+  end loop;
+  return gone;
+end $$;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
+                                     kVersion6, kVersion7, kVersion8, kVersion9};
 
 }  // namespace
 

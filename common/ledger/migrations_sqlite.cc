@@ -150,7 +150,43 @@ constexpr std::string_view kVersion6 = R"sql(
 create table broker_presence (owner blob primary key, name text not null, renewed_at integer not null) strict;
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
+// Transactional enqueue: what applications insert inside transactions of their own on this file. See ops/docs/enqueue.md.
+constexpr std::string_view kVersion7 = R"sql(
+create table enqueue (
+  job blob primary key default (unhex(printf('%012x', cast(unixepoch('subsec') * 1000 as integer)) || '7' ||
+    substr(hex(randomblob(2)), 2) || '8' || substr(hex(randomblob(8)), 2))), org integer not null default 1, queue text not null default 'default', kind text not null, payload blob not null default x'',
+  priority integer not null default 2, max_attempts integer not null default 3, backoff_base_ms integer not null default 1000,
+  backoff_cap_ms integer not null default 60000, timeout_ms integer not null default 0, run_at integer, options text not null default '{}',
+  enqueued_at integer not null default (cast(unixepoch('subsec') * 1000000 as integer))) strict;
+create index enqueue_by_org on enqueue (org, job);
+create table enqueue_refused (
+  job blob primary key, org integer not null, queue text not null, kind text not null, payload blob not null,
+  priority integer not null, max_attempts integer not null, backoff_base_ms integer not null,
+  backoff_cap_ms integer not null, timeout_ms integer not null, run_at integer, options text not null,
+  enqueued_at integer not null, reason text not null, refused_at integer not null) strict;
+create index enqueue_refused_by_org on enqueue_refused (org, job);
+)sql";
+
+// Where a stage was routed by the size of its input; null: its job's own queue.
+constexpr std::string_view kVersion8 = R"sql(
+alter table attempt add column queue text;
+alter table outcome add column queue text;
+)sql";
+
+// Retention: what was pruned from the audit chains. `prune_check` holds nothing: a wrong count stops the transaction there.
+constexpr std::string_view kVersion9 = R"sql(
+create table pruned (
+  writer blob not null, number integer not null, through integer not null, through_hash blob not null,
+  pruned_rows integer not null, leaves blob not null, before integer not null, at integer not null, actor text not null,
+  signature blob not null,
+  audit_writer blob not null, audit_seq integer not null, audit_index integer not null, primary key (writer, number)) strict;
+create index pruned_audit on pruned (audit_writer, audit_seq);
+create table pruned_leaf (writer blob not null, seq integer not null, bits blob not null, primary key (writer, seq)) strict, without rowid;
+create table prune_check (as_counted integer not null check (as_counted = 1)) strict;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
+                                     kVersion6, kVersion7, kVersion8, kVersion9};
 
 }  // namespace
 

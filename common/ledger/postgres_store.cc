@@ -122,6 +122,15 @@ Result<void> PostgresStore::Transact(const std::function<Result<void>()>& body, 
   }
 }
 
+Result<std::uint64_t> PostgresStore::BytesOfHistory(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      Run("select coalesce(sum(pg_total_relation_size(t.relid)), 0)::bigint from (values ('run'), ('job'), "
+                          "('attempt'), ('outcome'), ('run_outcome'), ('cancel'), ('dead_action')) n(name), lateral "
+                          "pg_partition_tree(('millrace.' || n.name)::regclass) t",
+                          {}, deadline));
+  return static_cast<std::uint64_t>(rows[0][0].number);
+}
+
 // ---- schema
 // ------------------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,9 @@ class PostgresStore final : public SqlStore {
   std::string In(int parameter) const override { return " = any($" + std::to_string(parameter) + ")"; }
   std::string InTexts(int parameter) const override { return In(parameter); }
   std::string_view ForUpdate() const override { return " for update"; }
+  std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected) const override;
+  bool DropsWeeks() const override { return true; }
+  Result<std::uint64_t> BytesOfHistory(MonoTime deadline) override;
 
  private:
   Result<Rows> RunOnce(std::string_view sql, const Params& params, MonoTime deadline);

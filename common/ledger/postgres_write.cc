@@ -148,6 +148,17 @@ std::string PostgresStore::Columns(Table table, std::string_view alias) const {
   return list;
 }
 
+std::vector<Statement> PostgresStore::DropBefore(const Uuid&, WallTime before, std::span<const std::int64_t> expected) const {
+  std::string sql = "select prune_before($1, array[";
+  Params params;
+  params.Time(before);
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    sql += fmt::format("{}${}", i > 0 ? ", " : "", i + 2);
+    params.Int(expected[i]);
+  }
+  return {{"set local statement_timeout = 0", {}}, {sql + "])", std::move(params)}};
+}
+
 std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const AuditRecord* record) const {
   std::vector<PgStatement> all;
   all.push_back({"begin", {}});

@@ -37,16 +37,17 @@ constexpr Column kJobColumns[] = {{"job", kUuid},
                                   {"run_at", kTime},
                                   {"submitted_at", kTime},
                                   {"options", kText, true}};
-constexpr Column kAttemptColumns[] = {{"job", kUuid},        {"token", kInt},        {"org", kInt},        {"ended", kInt},
-                                      {"retryable", kBool},  {"error_class", kText}, {"error", kText},     {"result", kBytes},
-                                      {"exit_code", kInt},   {"signal", kInt},       {"log_tail", kBytes}, {"worker", kText},
-                                      {"started_at", kTime}, {"finished_at", kTime}, {"deliveries", kInt}, {"failures", kInt},
-                                      {"crashes", kInt},     {"next_run_at", kTime}};
+constexpr Column kAttemptColumns[] = {{"job", kUuid},        {"token", kInt},        {"org", kInt},         {"ended", kInt},
+                                      {"retryable", kBool},  {"error_class", kText}, {"error", kText},      {"result", kBytes},
+                                      {"exit_code", kInt},   {"signal", kInt},       {"log_tail", kBytes},  {"worker", kText},
+                                      {"started_at", kTime}, {"finished_at", kTime}, {"deliveries", kInt},  {"failures", kInt},
+                                      {"crashes", kInt},     {"next_run_at", kTime}, {"queue", kText, true}};
 constexpr Column kOutcomeColumns[] = {
     {"job", kUuid},         {"token", kInt},   {"org", kInt},         {"ended", kInt},        {"retryable", kBool},
     {"error_class", kText}, {"error", kText},  {"result", kBytes},    {"exit_code", kInt},    {"signal", kInt},
     {"log_tail", kBytes},   {"worker", kText}, {"started_at", kTime}, {"finished_at", kTime}, {"deliveries", kInt},
-    {"failures", kInt},     {"crashes", kInt}, {"run", kUuid},        {"state", kInt},        {"recorded_at", kTime}};
+    {"failures", kInt},     {"crashes", kInt}, {"run", kUuid},        {"state", kInt},        {"recorded_at", kTime},
+    {"queue", kText, true}};
 constexpr Column kRunOutcomeColumns[] = {
     {"run", kUuid}, {"org", kInt}, {"state", kInt}, {"reason", kText}, {"finished_at", kTime}};
 constexpr Column kCancelColumns[] = {{"item", kUuid},  {"is_run", kBool}, {"org", kInt},
@@ -58,6 +59,9 @@ constexpr Column kBackfillColumns[] = {{"backfill", kUuid},   {"org", kInt},    
                                        {"version", kInt},     {"options", kText},  {"actor", kText},    {"created_at", kTime}};
 constexpr Column kDeadActionColumns[] = {{"job", kUuid},   {"org", kInt},     {"action", kInt}, {"new_job", kUuid},
                                          {"actor", kText}, {"reason", kText}, {"at", kTime}};
+constexpr Column kPrunedColumns[] = {{"writer", kUuid},     {"number", kInt},     {"through", kInt}, {"through_hash", kBytes},
+                                     {"pruned_rows", kInt}, {"leaves", kBytes},   {"before", kTime}, {"at", kTime},
+                                     {"actor", kText},      {"signature", kBytes}};
 constexpr std::size_t kReportColumns = 17;  // of attempt and outcome: report, org and counters
 
 constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionColumns, 3},
@@ -70,7 +74,8 @@ constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionCo
                                          {"cancel", kCancelColumns, 1},
                                          {"queue_setting", kQueueSettingColumns, 3},
                                          {"backfill", kBackfillColumns, 1},
-                                         {"dead_action", kDeadActionColumns, 1}};
+                                         {"dead_action", kDeadActionColumns, 1},
+                                         {"pruned", kPrunedColumns, 2}};
 
 // The length of the UTF-8 sequence at the start of `s`, 0 if there is none that PostgreSQL takes.
 std::size_t SequenceLength(std::string_view s) {
@@ -96,6 +101,8 @@ Value OptionalId(const std::optional<T>& id) {
 }
 Value OptionalTime(std::optional<WallTime> t) { return t ? Value::Of(*t) : Value{}; }
 
+Value OptionalText(std::string_view text, Arena& arena) { return text.empty() ? Value{} : Value::Of(CleanText(text, arena)); }
+
 std::string Str(const Value& value) { return std::string(value.bytes); }
 template <class T>
 std::optional<T> IdFrom(const Value& value) {
@@ -105,6 +112,12 @@ std::optional<T> IdFrom(const Value& value) {
 std::optional<WallTime> TimeFrom(const Value& value) {
   if (value.null) return std::nullopt;
   return TimeOf(value);
+}
+std::string_view BytesOf(const Digest& d) { return {reinterpret_cast<const char*>(d.data()), d.size()}; }
+Digest DigestFrom(const Value& value) {  // one of the wrong size equals no digest
+  Digest d{};
+  std::copy_n(value.bytes.begin(), std::min(value.bytes.size(), d.size()), d.begin());
+  return d;
 }
 std::uint32_t U32(const Value& value) { return static_cast<std::uint32_t>(value.number); }
 
@@ -197,12 +210,13 @@ void Append(const JobSpec& j, Arena& a, std::vector<Value>& c) {
 
 void Append(const AttemptRow& r, Arena& a, std::vector<Value>& c) {
   AppendReport(r.report, r.org, r.counters, a, c);
-  c.push_back(Value::Of(r.next_run_at));
+  c.insert(c.end(), {Value::Of(r.next_run_at), OptionalText(r.queue, a)});
 }
 
 void Append(const OutcomeRow& r, Arena& a, std::vector<Value>& c) {
   AppendReport(r.report, r.org, r.counters, a, c);
-  c.insert(c.end(), {OptionalId(r.run), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.state)}), Value::Of(r.recorded_at)});
+  c.insert(c.end(), {OptionalId(r.run), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.state)}), Value::Of(r.recorded_at),
+                     OptionalText(r.queue, a)});
 }
 
 void Append(const RunOutcomeRow& r, Arena& a, std::vector<Value>& c) {
@@ -234,6 +248,13 @@ void Append(const DeadActionRow& r, Arena& a, std::vector<Value>& c) {
   c.insert(c.end(),
            {Value::Of(r.job.AsBytes()), Value::Of(r.org.value()), Value::Of(std::int64_t{static_cast<std::uint8_t>(r.action)}),
             OptionalId(r.new_job), Value::Of(CleanText(r.actor, a)), Value::Of(CleanText(r.reason, a)), Value::Of(r.at)});
+}
+
+void Append(const PrunedChain& r, Arena& a, std::vector<Value>& c) {
+  c.insert(c.end(), {Value::Of(r.writer.AsBytes()), Value::Of(static_cast<std::int64_t>(r.number)),
+                     Value::Of(static_cast<std::int64_t>(r.through)), Value::Of(BytesOf(r.through_hash)),
+                     Value::Of(static_cast<std::int64_t>(r.rows)), Value::Of(BytesOf(r.leaves)), Value::Of(r.before),
+                     Value::Of(r.at), Value::Of(CleanText(r.actor, a)), Value::Of(r.signature)});
 }
 
 PipelineVersion PipelineVersionFrom(std::span<const Value> c) {
@@ -290,7 +311,7 @@ JobSpec JobFrom(std::span<const Value> c) {
 }
 
 AttemptRow AttemptFrom(std::span<const Value> c) {
-  return {ReportFrom(c), OrgId{c[2].number}, CountersFrom(c), TimeOf(c[kReportColumns])};
+  return {ReportFrom(c), OrgId{c[2].number}, CountersFrom(c), TimeOf(c[kReportColumns]), Str(c[kReportColumns + 1])};
 }
 
 OutcomeRow OutcomeFrom(std::span<const Value> c) {
@@ -299,7 +320,8 @@ OutcomeRow OutcomeFrom(std::span<const Value> c) {
           IdFrom<RunId>(c[kReportColumns]),
           static_cast<JobState>(c[kReportColumns + 1].number),
           CountersFrom(c),
-          TimeOf(c[kReportColumns + 2])};
+          TimeOf(c[kReportColumns + 2]),
+          Str(c[kReportColumns + 3])};
 }
 
 RunOutcomeRow RunOutcomeFrom(std::span<const Value> c) {
@@ -341,6 +363,21 @@ BackfillRow BackfillFrom(std::span<const Value> c) {
 DeadActionRow DeadActionFrom(std::span<const Value> c) {
   return {JobId{UuidOf(c[0])}, OrgId{c[1].number}, static_cast<DeadAction>(c[2].number), IdFrom<JobId>(c[3]), Str(c[4]),
           Str(c[5]),           TimeOf(c[6])};
+}
+
+PrunedChain PrunedChainFrom(std::span<const Value> c) {
+  PrunedChain p;
+  p.writer = AuditWriterId{UuidOf(c[0])};
+  p.number = static_cast<std::uint64_t>(c[1].number);
+  p.through = static_cast<std::uint64_t>(c[2].number);
+  p.through_hash = DigestFrom(c[3]);
+  p.rows = static_cast<std::uint64_t>(c[4].number);
+  p.leaves = DigestFrom(c[5]);
+  p.before = TimeOf(c[6]);
+  p.at = TimeOf(c[7]);
+  p.actor = Str(c[8]);
+  p.signature = Str(c[9]);
+  return p;
 }
 
 Digest LeafOf(Table table, std::span<const Value> cells) {

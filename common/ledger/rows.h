@@ -48,12 +48,13 @@ enum class Table : std::uint8_t {
   kCancel,
   kQueueSetting,
   kBackfill,
-  kDeadAction
+  kDeadAction,
+  kPruned
 };
-inline constexpr std::size_t kTableCount = 11;
+inline constexpr std::size_t kTableCount = 12;
 inline constexpr std::array<Table, kTableCount> kTables = {
-    Table::kPipelineVersion, Table::kSlot,   Table::kRun,          Table::kJob,      Table::kAttempt,   Table::kOutcome,
-    Table::kRunOutcome,      Table::kCancel, Table::kQueueSetting, Table::kBackfill, Table::kDeadAction};
+    Table::kPipelineVersion, Table::kSlot,   Table::kRun,          Table::kJob,      Table::kAttempt,    Table::kOutcome,
+    Table::kRunOutcome,      Table::kCancel, Table::kQueueSetting, Table::kBackfill, Table::kDeadAction, Table::kPruned};
 
 // A revision of a queue's settings.
 struct QueueSettingRow {
@@ -85,6 +86,7 @@ void Append(const CancelRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const QueueSettingRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const BackfillRow& row, Arena& arena, std::vector<Value>& cells);
 void Append(const DeadActionRow& row, Arena& arena, std::vector<Value>& cells);
+void Append(const PrunedChain& row, Arena& arena, std::vector<Value>& cells);
 
 // The other way; `cells` begins with the table's columns in order.
 PipelineVersion PipelineVersionFrom(std::span<const Value> cells);
@@ -98,6 +100,7 @@ CancelRow CancelFrom(std::span<const Value> cells);
 Result<QueueSettings> QueueSettingsFrom(std::span<const Value> cells);  // kCorrupt: the stored text is no settings
 BackfillRow BackfillFrom(std::span<const Value> cells);
 DeadActionRow DeadActionFrom(std::span<const Value> cells);
+PrunedChain PrunedChainFrom(std::span<const Value> cells);
 
 // The leaf of a row: table, then every column; numbers as integers, all else as bytes.
 Digest LeafOf(Table table, std::span<const Value> cells);

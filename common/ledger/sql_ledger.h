@@ -29,6 +29,7 @@ struct Batch {
   std::vector<const QueueSettingRow*> queue_settings;
   std::vector<const BackfillRow*> backfills;
   std::vector<const DeadActionRow*> dead_actions;
+  std::vector<const PrunedChain*> pruned;
   std::vector<Uuid> unique_started;
   std::vector<Uuid> outbox_done;
   std::vector<Statement> others;
@@ -75,6 +76,8 @@ class SqlLedger final : public Ledger {
   Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
                                               MonoTime deadline) override;
   Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) override;
+  Result<EnqueueTaken> TakeEnqueued(std::span<const ShardId> shards, MonoTime deadline) override;
+  Result<EnqueueStatus> Enqueued(OrgId org, std::uint32_t limit, MonoTime deadline) override;
   Result<RequeueResult> RequeueDead(const Requeue& requeue, MonoTime deadline) override;
 
   Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
@@ -107,6 +110,11 @@ class SqlLedger final : public Ledger {
   Result<JobDetail> GetJob(OrgId org, JobId job, MonoTime deadline) override;
   Result<std::vector<JobSummary>> ListJobs(const JobFilter& filter, MonoTime deadline) override;
 
+  Result<PruneStep> PruneOldest(const PruneRequest& request, MonoTime deadline) override;
+  Result<std::vector<RetainedWeek>> Retained(MonoTime deadline) override;
+
+  Result<std::vector<PrunedChain>> PrunedChains(MonoTime deadline) override;
+  Result<std::vector<PrunedLeaves>> PrunedLeavesOf(AuditWriterId writer, MonoTime deadline) override;
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override;
   Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
                                                 std::uint32_t limit, MonoTime deadline) override;
@@ -133,12 +141,25 @@ class SqlLedger final : public Ledger {
   Result<void> AddUniqueKeys(const Batch& batch, WriteSet& set, MonoTime deadline);
   Result<bool> PruneUniqueKeys(Batch& batch, MonoTime deadline);
   Result<bool> PruneDeadActions(Batch& batch, MonoTime deadline);
+  // sql_ledger_enqueue.cc
+  struct EnqueuePage;
+  Result<EnqueuePage> ReadEnqueued(OrgId org, std::size_t limit, MonoTime deadline);
+  Result<void> AcceptEnqueued(std::span<const JobSpec> jobs, EnqueuePage& page, EnqueueTaken& taken, MonoTime deadline);
+  Result<void> RefuseEnqueued(const EnqueuePage& page, MonoTime deadline);
   // sql_ledger_rebuild.cc
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
+  Result<void> LoadRoutingResults(std::vector<LiveRun>& runs, MonoTime deadline);
   Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
   Result<std::vector<LiveRun>> RunsOf(std::vector<Uuid> ids, MonoTime deadline);
   Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
+  // sql_ledger_prune.cc
+  struct Going;
+  Result<WallTime> PruneLimit(WallTime before, std::string& held_by, MonoTime deadline);
+  Result<Uuid> EndOfStep(WallTime before, bool& more, MonoTime deadline);
+  Result<void> CollectTable(Table table, const Uuid& end, Going& going, MonoTime deadline);
+  Result<void> CheckAgainstRecords(const Rows& rows, Table table, Going& going, MonoTime deadline);
+  Result<void> MergeChain(AuditWriterId writer, Going& going, MonoTime deadline);
   // sql_ledger_read.cc
   Result<std::vector<RunSummary>> Summaries(const std::string& where, const Params& params, std::uint32_t limit,
                                             MonoTime deadline);
@@ -147,6 +168,7 @@ class SqlLedger final : public Ledger {
   std::unique_ptr<SqlStore> store_;
   LedgerOptions options_;
   AuditChain chain_;
+  OrgId enqueued_up_to_{0};  // whose rows of `enqueue` were taken last: the next in the order come first
   bool chain_loaded_ = false;
   bool chain_in_doubt_ = false;  // a commit whose outcome stayed unknown may still arrive
   std::optional<std::uint16_t> shard_count_;

@@ -9,6 +9,10 @@
 namespace millrace::ledger {
 namespace {
 
+// Of a slot's run. One that has no outcome and is not live was pruned: it is not active, and nobody repeats it unasked.
+constexpr std::string_view kRunState =
+    "coalesce(o.state, case when s.run is not null and not exists (select 1 from live_run l where l.run = s.run) then 10 end)";
+
 constexpr int kCreateRoundsMax = 8;
 
 BackfillState StateFrom(std::span<const Value> c, std::size_t at) {
@@ -136,8 +140,9 @@ Result<std::vector<SlotHistory>> SqlLedger::SlotHistories(OrgId org, std::string
   static const std::string kSql = [] {
     std::string list;
     for (std::size_t i = 0; i < kSlotHistoriesMax; ++i) list += (i > 0 ? ", $" : "$") + std::to_string(i + 4);
-    return "select s.slot, s.generation, s.state, s.run, o.state from slot s left join run_outcome o on o.run = s.run "
-           "where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and s.slot in (" +
+    return "select s.slot, s.generation, s.state, s.run, " + std::string(kRunState) +
+           " from slot s left join run_outcome o on o.run = s.run where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and "
+           "s.slot in (" +
            list + ") order by s.slot, s.generation";
   }();
   Params params;
@@ -162,9 +167,10 @@ Result<std::map<RunState, std::uint64_t>> SqlLedger::BackfillRuns(const Backfill
   MILLRACE_TRY_ASSIGN(
       const Rows rows,
       store_->Run(
-          "select o.state, count(*) from slot s left join run_outcome o on o.run = s.run where s.org = $1 and "
-          "s.pipeline = $2 and s.schedule = $3 and s.slot >= $4 and s.slot < $5 and s.generation = $6 and "
-          "s.run is not null group by o.state",
+          "select x.state, count(*) from (select " + std::string(kRunState) +
+              " as state from slot s left join run_outcome o on o.run = s.run where s.org = $1 and "
+              "s.pipeline = $2 and s.schedule = $3 and s.slot >= $4 and s.slot < $5 and s.generation = $6 and "
+              "s.run is not null) x group by x.state",
           Params().Int(row.org.value()).Text(row.pipeline).Text(row.schedule).Time(row.from).Time(row.to).Int(row.generation),
           deadline));
   std::map<RunState, std::uint64_t> counts;

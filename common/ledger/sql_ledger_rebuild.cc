@@ -103,6 +103,7 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
                                                            " from job j join attempt a on a.job = j.job where j.run" +
                                                            store_->In(1) + " order by a.job, a.token",
                                                        of_runs, deadline));
+  MILLRACE_TRY(LoadRoutingResults(all, deadline));
   for (const auto& [job, latest] : LatestOf(attempts)) {
     const auto at = run_of.find(job);
     if (at == run_of.end()) continue;
@@ -111,6 +112,29 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
     all[at->second].last_tokens[JobId{job}] = latest.token;
   }
   return all;
+}
+
+// What decides where a stage that is routed by size goes: most runs have none.
+Result<void> SqlLedger::LoadRoutingResults(std::vector<LiveRun>& runs, MonoTime deadline) {
+  std::unordered_map<Uuid, LiveRun*> wanted;
+  for (LiveRun& run : runs)
+    for (const JobSpec& job : run.jobs) {
+      if (job.options.route_rows <= 0 || run.ended.contains(job.id)) continue;
+      for (const JobId& need : job.depends_on)
+        if (const auto it = run.ended.find(need); it != run.ended.end() && it->second == JobState::kSucceeded)
+          wanted[need.uuid] = &run;
+    }
+  if (wanted.empty()) return {};
+  std::vector<Uuid> ids;
+  for (const auto& [id, run] : wanted) ids.push_back(id);
+  std::ranges::sort(ids);
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select o.job, o.result from outcome o where o.job" + store_->In(1),
+                                                   Params().Ids(std::move(ids)), deadline));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const Uuid job = UuidOf(rows[i][0]);
+    wanted.at(job)->results[JobId{job}] = rows[i][1].bytes;
+  }
+  return {};
 }
 
 Result<std::vector<LiveJob>> SqlLedger::LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,

@@ -127,6 +127,7 @@ Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
     AppendTable(Table::kQueueSetting, batch.queue_settings, set, &leaves, next);
     AppendTable(Table::kBackfill, batch.backfills, set, &leaves, next);
     AppendTable(Table::kDeadAction, batch.dead_actions, set, &leaves, next);
+    AppendTable(Table::kPruned, batch.pruned, set, &leaves, next);
     std::optional<AuditRecord> record;
     if (!leaves.empty()) record = chain_.Next(std::move(leaves), options_.clock->WallNow());
     auto applied = store_->Apply(set, record ? &*record : nullptr, deadline);

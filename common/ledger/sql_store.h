@@ -108,10 +108,21 @@ class SqlStore {
   virtual std::string In(int parameter) const = 0;                             // " = any($1)", for an Ids parameter
   virtual std::string InTexts(int parameter) const = 0;                        // the same for a Texts parameter
   virtual std::string_view ForUpdate() const = 0;
+  // The statements by which the rows of runs and jobs with ids below `end`, which is the first id of `before`, leave the
+  // tables, `expected` of each of kPrunedTables; another number fails the transaction.
+  virtual std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected) const = 0;
+  // Whether whole weeks go at once; else a step is bounded by its rows.
+  virtual bool DropsWeeks() const = 0;
+  // What the tables of kPrunedTables take, with their indexes, about.
+  virtual Result<std::uint64_t> BytesOfHistory(MonoTime deadline) = 0;
 };
 
 Result<std::unique_ptr<SqlStore>> OpenPostgresStore(const LedgerOptions& options, MonoTime deadline);
 Result<std::unique_ptr<SqlStore>> OpenSqliteStore(const LedgerOptions& options, MonoTime deadline);
+
+// What retention takes, in this order; the first column of each is the id that decides.
+inline constexpr std::array kPrunedTables = {Table::kRun,        Table::kJob,    Table::kAttempt,   Table::kOutcome,
+                                             Table::kRunOutcome, Table::kCancel, Table::kDeadAction};
 
 // "insert into job (job, org, ..., audit_writer, audit_seq, audit_index) "
 std::string InsertHead(Table table);

@@ -110,6 +110,25 @@ class SqliteStore final : public SqlStore {
     return " in (select value from json_each($" + std::to_string(parameter) + "))";
   }
   std::string_view ForUpdate() const override { return ""; }
+  std::vector<Statement> DropBefore(const Uuid& end, WallTime, std::span<const std::int64_t> expected) const override {
+    std::vector<Statement> all;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const TableDef& def = DefOf(kPrunedTables[i]);
+      const std::string name(def.name), key(def.columns[0].name);
+      all.push_back({"insert into prune_check select count(*) = $2 from " + name + " where " + key + " < $1",
+                     Params().Id(end).Int(expected[i])});
+      all.push_back({"delete from " + name + " where " + key + " < $1", Params().Id(end)});
+    }
+    all.push_back({"delete from prune_check", {}});
+    return all;
+  }
+  bool DropsWeeks() const override { return false; }
+  Result<std::uint64_t> BytesOfHistory(MonoTime deadline) override {  // of the whole file: nearly all of it is history
+    MILLRACE_TRY_ASSIGN(const Rows rows, Run("select (select page_count from pragma_page_count) - (select freelist_count from "
+                                             "pragma_freelist_count), (select page_size from pragma_page_size)",
+                                             {}, deadline));
+    return static_cast<std::uint64_t>(rows[0][0].number * rows[0][1].number);
+  }
 
  private:
   Result<Rows> RunStatement(std::string_view sql, const Params& params);

@@ -98,8 +98,13 @@ struct JobOptions {
   Durability durability = Durability::kLedger;
   bool has_sink = false;          // writes to a destination with a fence: a cancel raises it before it ends
   std::optional<JobId> retry_of;  // the dead job that this one repeats
+  std::int64_t route_rows = 0;  // a stage that reads at most so many rows goes to kQueueSmall, else to kQueueLarge; 0 = neither
   friend bool operator==(const JobOptions&, const JobOptions&) = default;
 };
+
+// Where JobOptions::route_rows sends a stage (ops/docs/queue.md).
+inline constexpr std::string_view kQueueSmall = "small";
+inline constexpr std::string_view kQueueLarge = "large";
 
 // One job as accepted: one immutable ledger row.
 struct JobSpec {
@@ -182,6 +187,7 @@ struct AttemptRow {
   OrgId org = kDefaultOrg;
   Counters counters;       // after this attempt
   WallTime next_run_at{};  // when it may start again
+  std::string queue{};     // where it was routed by size; empty: its own
   friend bool operator==(const AttemptRow&, const AttemptRow&) = default;
 };
 
@@ -194,6 +200,7 @@ struct OutcomeRow {
   JobState state = JobState::kDead;  // terminal
   Counters counters;
   WallTime recorded_at{};
+  std::string queue{};  // where it was routed by size; empty: its own, or it was never ready
   friend bool operator==(const OutcomeRow&, const OutcomeRow&) = default;
 };
 

@@ -22,6 +22,7 @@ void Describe(Ar& ar, T& v) {
   ar("durability", v.durability, d.durability);
   ar("has_sink", v.has_sink, d.has_sink);
   ar("retry_of", v.retry_of);
+  ar("route_rows", v.route_rows, d.route_rows);
 }
 
 std::string ToJson(const JobOptions& options) {
@@ -46,6 +47,8 @@ Result<JobOptions> JobOptionsFromJson(std::string_view text) {
     return Fail(ErrorCode::kInvalidArgument, "options: no_retry: {} classes, limit {}", options->no_retry.size(),
                 kNoRetryClassesMax);
   for (const std::string& error_class : options->no_retry) MILLRACE_TRY(name("no_retry", error_class));
+  if (options->route_rows < 0 || options->route_rows > kRouteRowsMax)
+    return Fail(ErrorCode::kInvalidArgument, "options: route_rows: {} is not in [0, {}]", options->route_rows, kRouteRowsMax);
   if (options->unique_window.count() < 0)
     return Fail(ErrorCode::kInvalidArgument, "options: unique_window_ms: {} is negative", options->unique_window.count());
   return options;

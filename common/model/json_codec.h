@@ -386,6 +386,8 @@ void Describe(Ar& ar, T& v) {
   ar("deadline_ms", v.deadline, d.deadline);
   ar("queue", v.queue, d.queue);
   ar("priority", v.priority, d.priority);
+  ar("limit_key", v.limit_key, d.limit_key);
+  ar("route_rows", v.route_rows, d.route_rows);
   ar("place", v.place, d.place);
   ar("sql_place", v.sql_place, d.sql_place);
 }

@@ -59,6 +59,9 @@ std::string Listed(std::span<const std::string_view> words);
 // Where a byte of a node's text stands in the file. Exact for a `|` block and for a text within one line, else the node.
 Mark MarkInText(const YamlNode& node, std::string_view text, std::size_t offset, std::size_t length);
 
+// `route_by_size: true | false | ROWS`: the rows up to which a stage is small, 0 for false. Nothing after a complaint.
+std::optional<std::int64_t> ParseRouteBySize(ParseContext& context, const YamlNode& node);
+
 // Reads one stage without regard to the others. `key` is its name. The derived fields come later.
 std::optional<StageSpec> ParseStage(ParseContext& context, const YamlNode& key, const YamlNode& body);
 

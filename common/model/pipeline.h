@@ -133,6 +133,8 @@ struct StageSpec {
   Millis deadline{0};                 // of the stage, from the run's creation; 0 = none
   std::string queue = "default";
   int priority = kPriorityDefault;
+  std::string limit_key;              // its queue's limits per key count by it; empty: they do not concern it
+  std::int64_t route_rows = 0;        // JobOptions::route_rows
   SourcePlace place;                  // of the stage's key
   SourcePlace sql_place;              // of the first line of the SQL text
   std::string_view KindName() const;  // "extract", "transform", "load", "command"

@@ -28,7 +28,8 @@ class PipelineParser {
 
   Pipeline Parse(const YamlNode& root) {
     if (!context_.IsMapping(root, "a pipeline file")) return {};
-    context_.OnlyKeys(root, {"version", "pipeline", "description", "schedule", "params", "stages"}, "a pipeline file");
+    context_.OnlyKeys(root, {"version", "pipeline", "description", "schedule", "params", "route_by_size", "stages"},
+                      "a pipeline file");
     Header(root);
     if (const YamlNode* schedule = root.Find("schedule")) Schedule(*schedule);
     if (const YamlNode* params = root.Find("params")) Params(*params);
@@ -37,6 +38,7 @@ class PipelineParser {
       if (std::holds_alternative<LoadSpec>(stage.work) || std::holds_alternative<CommandSpec>(stage.work))
         no_data_.emplace(stage.name, stage.KindName());
     for (StageSpec& stage : pipeline_.stages) Derive(stage);
+    RouteBySize(root.Find("route_by_size"));
     Sort();
     return std::move(pipeline_);
   }
@@ -208,6 +210,20 @@ class PipelineParser {
       pipeline_.stages.push_back(std::move(*stage));
     }
     known_.insert(names_.begin(), names_.end());
+  }
+
+  // The pipeline's word holds for every stage that reads others and says nothing itself: no queue and no route_by_size.
+  void RouteBySize(const YamlNode* of_pipeline) {
+    const std::int64_t rows = of_pipeline ? ParseRouteBySize(context_, *of_pipeline).value_or(0) : 0;
+    for (StageSpec& stage : pipeline_.stages) {
+      const YamlNode& body = *nodes_[stage.name].body;
+      const YamlNode* own = body.Find("route_by_size");
+      if (own == nullptr && body.Find("queue") == nullptr && !stage.inputs.empty()) stage.route_rows = rows;
+      if (own && stage.route_rows > 0 && stage.inputs.empty())
+        context_.Add(*own, "bad_value",
+                     fmt::format("stage '{}' reads no other stage: its size is not known before it runs", stage.name),
+                     "leave route_by_size out");
+    }
   }
 
   struct Nodes {

@@ -116,6 +116,8 @@ Result<RunPlan> PlanRun(const Pipeline& pipeline, const RunRequest& request, IdG
     job.timeout = stage.timeout;
     job.options.backoff = stage.backoff;
     job.options.no_retry = stage.no_retry;
+    job.options.limit_key = stage.limit_key;
+    job.options.route_rows = stage.route_rows;
     if (stage.deadline > Millis{0}) job.options.deadline = request.now + stage.deadline;
     job.submitted_at = request.now;
     if (stage.depends_on.empty()) job.run_at = request.run_at;

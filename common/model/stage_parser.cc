@@ -22,7 +22,7 @@ class StageParser {
     if (!context_.IsMapping(body_, what_)) return std::nullopt;
     context_.OnlyKeys(body_,
                       {"extract", "transform", "load", "command", "contract", "checks", "retry", "timeout", "deadline", "queue",
-                       "priority", "after"},
+                       "priority", "limit_key", "route_by_size", "after"},
                       "a stage");
     stage_.name = key_.text;
     stage_.place = {key_.line, key_.column};
@@ -289,10 +289,30 @@ class StageParser {
     if (const YamlNode* priority = Field(body_, "priority"))
       stage_.priority =
           static_cast<int>(context_.Integer(*priority, "priority", 0, kPriorityLevels - 1).value_or(kPriorityDefault));
+    if (const YamlNode* key = Field(body_, "limit_key")) LimitKey(*key);
+    if (const YamlNode* route = Field(body_, "route_by_size")) RouteBySize(*route);
     if (const YamlNode* after = Field(body_, "after")) {
       stage_.after = context_.TextList(*after, "after", true);
       Distinct(*after, stage_.after, "after");
     }
+  }
+
+  void LimitKey(const YamlNode& node) {
+    auto text = context_.Text(node, "limit_key");
+    if (!text) return;
+    const bool control = std::ranges::any_of(*text, [](char c) { return static_cast<unsigned char>(c) < 0x20; });
+    if (text->empty() || text->size() > kNameBytesMax || control)
+      return context_.Add(node, "bad_value",
+                          fmt::format("limit_key must have 1 to {} bytes and no control characters", kNameBytesMax));
+    stage_.limit_key = std::move(*text);
+  }
+
+  // Whether the stage reads anything is known when all stages are: see the pipeline's parser.
+  void RouteBySize(const YamlNode& node) {
+    stage_.route_rows = ParseRouteBySize(context_, node).value_or(0);
+    if (const YamlNode* queue = Field(body_, "queue"); queue && stage_.route_rows > 0)
+      context_.Add(*queue, "bad_value", "a stage has a queue, or is routed by its size",
+                   "leave one of queue and route_by_size out");
   }
 
   void Retry(const YamlNode& node) {
@@ -446,6 +466,12 @@ class StageParser {
 };
 
 }  // namespace
+
+std::optional<std::int64_t> ParseRouteBySize(ParseContext& context, const YamlNode& node) {
+  if (node.plain && node.text == "true") return kRouteRowsDefault;
+  if (node.plain && node.text == "false") return 0;
+  return context.Integer(node, "route_by_size (true, false, or a number of rows)", 1, kRouteRowsMax);
+}
 
 std::optional<StageSpec> ParseStage(ParseContext& context, const YamlNode& key, const YamlNode& body) {
   return StageParser(context, key, body).Parse();

@@ -107,6 +107,43 @@ Result<CommandTask> CommandTaskFromJson(std::string_view json) {
   return task;
 }
 
+namespace {
+
+struct ShortCommand {
+  CommandSpec command;
+  std::string base_dir = "/";
+};
+
+template <class Ar, json_codec::MaybeConst<ShortCommand> T>
+void Describe(Ar& ar, T& v) {
+  const ShortCommand d;
+  ar("argv", v.command.argv);
+  ar("env", v.command.env, d.command.env);
+  ar("base_dir", v.base_dir, d.base_dir);
+}
+
+}  // namespace
+
+Result<std::string> CommandPayload(std::string_view json, JobId job) {
+  if (const auto whole = CommandTaskFromJson(json)) {
+    if (whole->job != job) return Fail(ErrorCode::kInvalidArgument, "payload: is the command of job {}", whole->job.ToString());
+    return std::string(json);
+  }
+  auto given = json_codec::Read<ShortCommand>(json, "payload");
+  if (!given) return Fail(ErrorCode::kInvalidArgument, "{}", given.error().message);
+  if (given->command.argv.empty() || given->command.argv.front().empty())
+    return Fail(ErrorCode::kInvalidArgument, "payload: argv: names no program");
+  if (!given->base_dir.starts_with('/'))
+    return Fail(ErrorCode::kInvalidArgument, "payload: base_dir: '{}' is not absolute", given->base_dir);
+  CommandTask task;
+  task.stage = "command";
+  task.run = RunId{job.uuid};  // no run: what it leaves behind is filed under its own id
+  task.job = job;
+  task.command = std::move(given->command);
+  task.base_dir = std::move(given->base_dir);
+  return ToJson(task);
+}
+
 std::string ShortId(RunId run) {
   constexpr std::size_t kTimeLength = 13;  // "0193e0c5-0000": the 48 bits of a UUIDv7's time
   return run.ToString().substr(0, kTimeLength);

@@ -92,6 +92,14 @@ struct RowCounts {
   friend bool operator==(const RowCounts&, const RowCounts&) = default;
 };
 
+// A file with what is too long for a result: under the lake's root, written before the result that names it.
+struct ResultFile {
+  std::string path;  // "results/<run>/<job>-<token>", relative to the lake
+  std::int64_t bytes = 0;
+  std::string sha256;  // hex
+  friend bool operator==(const ResultFile&, const ResultFile&) = default;
+};
+
 struct StageResult {
   bool ok = false;
   std::string error_class;  // see ops/docs/errors.md; empty when ok
@@ -101,11 +109,14 @@ struct StageResult {
   std::int64_t input_rows = 0;  // transform: rows of all inputs together
   std::int64_t bytes_read = 0, bytes_written = 0;
   std::int64_t inserted = 0, updated = 0, unchanged = 0, deleted = 0;  // load: what happened in the target
-  bool already_applied = false;  // the receipt or manifest was there: the stored counts are reported
-  std::string manifest;          // path of the published manifest, relative to the lake
-  std::string target;            // load: what was written, for people
-  std::string plan;              // load: the publish plan that was chosen
-  std::string quarantine;        // dataset with the quarantined rows, relative to the lake; may be empty
+  bool already_applied = false;           // the receipt or manifest was there: the stored counts are reported
+  std::string manifest;                   // path of the published manifest, relative to the lake
+  std::string target;                     // load: what was written, for people
+  std::string plan;                       // load: the publish plan that was chosen
+  std::string quarantine;                 // dataset with the quarantined rows, relative to the lake; may be empty
+  std::string output;                     // command: what it wrote to $MILLRACE_RESULT, text of at most kOutputInlineBytesMax
+  std::optional<ResultFile> output_file;  // command: the same, when it is longer or no text
+  std::optional<ResultFile> full;         // this result as it was before it was shortened to kResultBytesMax
   friend bool operator==(const StageResult&, const StageResult&) = default;
 };
 
@@ -113,6 +124,10 @@ std::string ToJson(const StageTask& task);
 Result<StageTask> StageTaskFromJson(std::string_view json);
 std::string ToJson(const CommandTask& task);
 Result<CommandTask> CommandTaskFromJson(std::string_view json);
+// The payload of a single command job `job` from a shorter form: {"argv": ["sh", "-c", "echo hi"], "env": {...}, "base_dir":
+// "/srv"} (the last two may be left out; base_dir is absolute). A payload that has "command" is a whole task already, and is
+// given back when it is that job's. kInvalidArgument says what is wrong.
+Result<std::string> CommandPayload(std::string_view json, JobId job);
 std::string ToJson(const StageOrder& order);
 Result<StageOrder> StageOrderFromJson(std::string_view json);
 std::string ToJson(const StageResult& result);

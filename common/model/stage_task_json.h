@@ -15,6 +15,13 @@ void Describe(Ar& ar, T& v) {
   ar("deduplicated", v.deduplicated);
 }
 
+template <class Ar, json_codec::MaybeConst<ResultFile> T>
+void Describe(Ar& ar, T& v) {
+  ar("path", v.path);
+  ar("bytes", v.bytes);
+  ar("sha256", v.sha256);
+}
+
 template <class Ar, json_codec::MaybeConst<StageResult> T>
 void Describe(Ar& ar, T& v) {
   const StageResult d;
@@ -35,6 +42,9 @@ void Describe(Ar& ar, T& v) {
   ar("target", v.target, d.target);
   ar("plan", v.plan, d.plan);
   ar("quarantine", v.quarantine, d.quarantine);
+  ar("output", v.output, d.output);
+  ar("output_file", v.output_file);
+  ar("full", v.full);
 }
 
 }  // namespace millrace

@@ -362,7 +362,8 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     ASSERT_GT(clean.checkpoints, 3u);
     std::set<std::string> tables;
     for (const RowPlace& r : rows_) tables.insert(r.row.table);
-    ASSERT_EQ(tables.size(), ledger::kTableCount) << "every audited table has rows to tamper with";
+    // `pruned` explains rows that are missing: what is tampered with there shows elsewhere, in ledger_prune_test.
+    ASSERT_EQ(tables.size(), ledger::kTableCount - 1) << "every other audited table has rows to tamper with";
   }
 
   std::string Where(const AuditedRow& row) const {

@@ -355,6 +355,7 @@ class MemoryLedger final : public Ledger {
                  .counters = {},
                  .next_run_at = {},
                  .last_tokens = {},
+                 .results = {},
                  .cancelling = cancels.contains(run.id.uuid),
                  .cancel_reason = {}};
     if (live.cancelling) live.cancel_reason = CancelReason(cancels.at(run.id.uuid).actor, cancels.at(run.id.uuid).reason);
@@ -362,6 +363,7 @@ class MemoryLedger final : public Ledger {
       const JobRows& rows = jobs.at(id);
       live.jobs.push_back(rows.spec);
       if (rows.outcome) live.ended[id] = rows.outcome->state;
+      if (rows.outcome) live.results[id] = rows.outcome->report.result;
       if (rows.attempts.empty()) continue;
       live.counters[id] = rows.attempts.back().counters;
       live.next_run_at[id] = rows.attempts.back().next_run_at;

@@ -86,7 +86,7 @@ TEST(CommandRunnerTest, LaterVariablesReplaceEarlierOnes) {
   task.command.env = {{"LANG", "C"}, {"MILLRACE_TOKEN", "forged"}};
   task.base_dir = "/somewhere";
   task.stage = "s";
-  const ChildOptions child = CommandChild(task, Token{9}, {"LANG=de_DE", "PATH=/bin"}, 5);
+  const ChildOptions child = CommandChild(task, Token{9}, {"LANG=de_DE", "PATH=/bin"}, "/scratch/result", 5);
   EXPECT_THAT(child.env, Contains("LANG=C"));
   EXPECT_THAT(child.env, Not(Contains("LANG=de_DE")));
   EXPECT_THAT(child.env, Contains("MILLRACE_TOKEN=9"));

@@ -1,0 +1,17 @@
+// What a job must be to be accepted, whoever submits it: over the wire or through the ledger's enqueue table.
+#pragma once
+
+#include <string_view>
+
+#include "common/base/result.h"
+#include "common/model/job.h"
+
+namespace millrace::wire {
+
+// kInvalidArgument names the field: longer than `max` bytes, no UTF-8 text, or with a control character.
+Result<void> CheckName(std::string_view field, std::string_view value, std::size_t max);
+
+// kInvalidArgument names the field and its limit. Whether a run or dependencies are allowed is the caller's to say.
+Result<void> CheckJob(const JobSpec& job);
+
+}  // namespace millrace::wire

@@ -1,0 +1,309 @@
+// Retention: whole weeks of finished work go, what is live holds its week, and the audit trail goes on verifying and finding
+// what was tampered with. One suite for both ledgers.
+#include <algorithm>
+
+#include "common/crypto/checkpoint.h"
+#include "common/ledger/audit_verify.h"
+#include "tests/support/ledger_fixture.h"
+
+namespace millrace {
+namespace {
+
+using testing::LedgerKind;
+
+constexpr auto kWeek = std::chrono::hours{24 * 7};
+const WallTime kFirstWeek = *ParseRfc3339("2023-11-13T00:00:00Z");  // a Monday
+
+class LedgerPruneTest : public testing::LedgerTest {
+ protected:
+  // An id as a submitter made it at that time.
+  template <class T>
+  T IdAt(WallTime time) {
+    Uuid id = NewId<T>().uuid;
+    const auto ms = static_cast<std::uint64_t>(ToUnixMicros(time) / 1000);
+    for (std::size_t i = 0; i < 6; ++i) id.bytes[i] = static_cast<std::uint8_t>(ms >> (40 - 8 * i));
+    return T{id};
+  }
+  static WallTime Week(int n) { return kFirstWeek + n * kWeek; }
+  void MakePartitions() {
+    if (GetParam() == LedgerKind::kPostgres) Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  }
+  JobSpec JobAt(WallTime time, std::optional<RunId> run = std::nullopt) {
+    JobSpec job = Job(run, run ? "s" : "");
+    job.id = IdAt<JobId>(time);
+    return job;
+  }
+  // A run with two jobs, the second of which needed two attempts, and a dead single job that was discarded: all of that week.
+  void Finished(Ledger& ledger, ShardHold hold, WallTime time) {
+    RunSpec run = Run();
+    run.id = IdAt<RunId>(time);
+    const JobSpec a = JobAt(time + 1s, run.id), b = JobAt(time + 2s, run.id), single = JobAt(time + 3s);
+    auto batch = BatchOf(hold);
+    batch.runs = {run};
+    batch.jobs = {a, b, single};
+    ASSERT_TRUE(ledger.Commit(batch, In()));
+    batch = BatchOf(hold);
+    batch.attempts = {Attempt(b, 1, {1, 1, 0}), Attempt(b, 2, {2, 2, 0})};
+    batch.outcomes = {Outcome(a), Outcome(b), Outcome(single, JobState::kDead)};
+    batch.run_outcomes = {{.run = run.id, .state = RunState::kSucceeded, .reason = {}, .finished_at = time + 4s}};
+    batch.cancels = {{.item = run.id.uuid, .is_run = true, .actor = "test", .reason = {}, .requested_at = time}};
+    ASSERT_TRUE(ledger.Commit(batch, In()));
+    const DeadActionRow action{.job = single.id,
+                               .org = kDefaultOrg,
+                               .action = DeadAction::kDiscarded,
+                               .new_job = {},
+                               .actor = "test",
+                               .reason = {},
+                               .at = time + 5s};
+    ASSERT_TRUE(ledger.RequeueDead({.run = {}, .jobs = {}, .actions = {action}}, In()));
+    singles_.push_back(single);
+    runs_.push_back(run.id);
+  }
+  static constexpr std::uint64_t kRowsOfAWeek = 1 + 3 + 2 + 3 + 1 + 1 + 1;
+
+  PruneRequest Before(WallTime time) {
+    return {.before = time, .actor = "test", .sign = [this](std::string_view bytes) {
+              const Signature s = key_.Sign(bytes);
+              return std::string(s.begin(), s.end());
+            }};
+  }
+  PruneStep Prune(const PruneRequest& request) {
+    PruneStep sum;
+    do {
+      const auto step = ledger_->PruneOldest(request, In());
+      EXPECT_TRUE(step) << step.error().message;
+      if (!step) break;
+      sum.rows += step->rows;
+      sum.records += step->records;
+      sum.before = step->before;
+      sum.held_by = step->held_by;
+      sum.more = step->more;
+    } while (sum.more);
+    return sum;
+  }
+  AuditReport Verify(const CheckpointSet* checkpoints = nullptr) {
+    AuditVerifyOptions options;
+    options.key = key_.public_key();
+    const auto report = VerifyAudit(*ledger_, checkpoints, options);
+    EXPECT_TRUE(report) << report.error().message;
+    return report.value_or(AuditReport{});
+  }
+  void ExpectSound(const CheckpointSet* checkpoints = nullptr) {
+    const AuditReport report = Verify(checkpoints);
+    EXPECT_TRUE(report.ok) << (report.first_bad ? report.first_bad->explanation : "");
+  }
+  void ExpectFound(TamperKind kind, std::string_view text) {
+    const AuditReport report = Verify();
+    ASSERT_TRUE(report.first_bad);
+    EXPECT_EQ(report.first_bad->kind, kind);
+    EXPECT_TRUE(report.first_bad->explanation.contains(text)) << report.first_bad->explanation;
+  }
+  // A checkpoint of everything that is there now.
+  CheckpointSet Pinned() {
+    Checkpoint checkpoint;
+    checkpoint.log = NewId<AuditWriterId>();
+    checkpoint.sequence = 1;
+    checkpoint.at = Now();
+    checkpoint.heads = *ledger_->AuditHeads(In());
+    for (const AuditRecord& record : *ledger_->AuditRecords(std::nullopt, 0, 100'000, In()))
+      checkpoint.records.push_back(CheckpointEntry::Of(record));
+    CheckpointSet set;
+    set.Merge(checkpoint);
+    return set;
+  }
+  std::uint64_t Rows() { return Verify().rows; }
+
+  SigningKey key_ = *SigningKey::FromSeed(std::string(32, 's'));
+  std::vector<JobSpec> singles_;
+  std::vector<RunId> runs_;
+};
+
+TEST_P(LedgerPruneTest, WeeksThatAreOverGoAndTheTrailStillVerifies) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  auto other = Open();  // a chain that ends with the first week: nothing but its last record is left of it
+  Finished(*other, hold, Week(0) + 1h);
+  for (const int week : {1, 2}) Finished(*ledger_, hold, Week(week) + 1h);
+  const CheckpointSet before = Pinned();
+  ExpectSound(&before);
+  const std::uint64_t rows = Rows();
+  EXPECT_EQ(rows, 3 * kRowsOfAWeek);
+
+  EXPECT_EQ(Prune(Before(Week(1) - 1s)).rows, 0u) << "a week that is not over stays whole";
+  const PruneStep first = Prune(Before(Week(1) + 3h));
+  EXPECT_EQ(first.rows, kRowsOfAWeek);
+  EXPECT_EQ(first.before, Week(1));
+  EXPECT_EQ(first.records, 2u) << "the chain's last record stays";
+  EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, singles_[0].id, In()));
+  EXPECT_FALSE(ledger_->GetRun(kDefaultOrg, runs_[0], In()));
+  EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, singles_[1].id, In()));
+  EXPECT_TRUE(ledger_->GetRun(kDefaultOrg, runs_[1], In()));
+  ExpectSound(&before);
+  EXPECT_EQ(Verify().pruned_rows, 1u);
+  EXPECT_EQ(Verify().pruned_records, 2u);
+
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 2 * kRowsOfAWeek);
+  ExpectSound(&before);
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 0u);
+  JobFilter all;
+  EXPECT_TRUE(ledger_->ListJobs(all, In())->empty());
+  EXPECT_TRUE(ledger_->Retained(In())->empty());
+
+  // An id that was pruned may come again: it is a new job, and goes like the others.
+  const ShardHold again = hold;
+  auto batch = BatchOf(again);
+  batch.jobs = {singles_[0]};
+  EXPECT_TRUE(Commit(batch).duplicate_jobs.empty());
+  batch = BatchOf(again);
+  batch.outcomes = {Outcome(singles_[0])};
+  Commit(batch);
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 2u);
+  ExpectSound(&before);
+}
+
+TEST_P(LedgerPruneTest, WhatIsLiveHoldsItsWeekAndTheLaterOnes) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  for (const int week : {0, 1, 2}) Finished(*ledger_, hold, Week(week) + 1h);
+  const JobSpec live = JobAt(Week(1) + 2h);
+  auto batch = BatchOf(hold);
+  batch.jobs = {live};
+  Commit(batch);
+  const auto weeks = ledger_->Retained(In());
+  ASSERT_TRUE(weeks) << weeks.error().message;
+  ASSERT_EQ(weeks->size(), 3u);
+  EXPECT_EQ((*weeks)[1].begin, Week(1));
+  EXPECT_EQ((*weeks)[1].jobs, 4u);
+  EXPECT_EQ((*weeks)[1].runs, 1u);
+  EXPECT_GT((*weeks)[1].bytes, 0u);
+  const PruneStep step = Prune(Before(Week(3)));
+  EXPECT_EQ(step.before, Week(1));
+  EXPECT_EQ(step.rows, kRowsOfAWeek);
+  EXPECT_TRUE(step.held_by.contains(live.id.ToString())) << step.held_by;
+  EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, live.id, In()));
+  batch = BatchOf(hold);
+  batch.outcomes = {Outcome(live)};
+  Commit(batch);
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 2 * kRowsOfAWeek + 2);
+  // A live run holds its jobs however old their ids are.
+  RunSpec run = Run();
+  const JobSpec old = JobAt(Week(0) + 1h, run.id);
+  batch = BatchOf(hold);
+  batch.runs = {run};
+  batch.jobs = {old};
+  Commit(batch);
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 0u);
+  ExpectSound();
+}
+
+TEST_P(LedgerPruneTest, ARowThatIsNotAsItWasWrittenStopsThePrune) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  Finished(*ledger_, hold, Week(0) + 1h);
+  Raw("update outcome set worker = 'another' where state = 11");
+  const auto step = ledger_->PruneOldest(Before(Week(3)), In());
+  ASSERT_FALSE(step);
+  EXPECT_EQ(step.error().code, ErrorCode::kCorrupt);
+  EXPECT_TRUE(step.error().message.contains("outcome " + singles_[0].id.ToString())) << step.error().message;
+  EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, singles_[0].id, In())) << "nothing went";
+  ExpectFound(TamperKind::kEdit, "outcome");
+}
+
+TEST_P(LedgerPruneTest, RowsThatWereNotPrunedAreMissed) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  for (const int week : {0, 1}) Finished(*ledger_, hold, Week(week) + 1h);
+  Prune(Before(Week(1)));
+  ExpectSound();
+  Raw("delete from outcome where state = 11");
+  ExpectFound(TamperKind::kDelete, "is gone");
+}
+
+TEST_P(LedgerPruneTest, NobodyCanDeclareARowPruned) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  auto batch = BatchOf(hold);
+  batch.jobs = {JobAt(Week(0) + 1h), Job()};  // of one record
+  Commit(batch);
+  batch.outcomes = {Outcome(batch.jobs[0]), Outcome(batch.jobs[1])};
+  batch.jobs.clear();
+  Commit(batch);
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 2u);
+  ExpectSound();
+  // The list of what is gone, made longer to cover a deletion.
+  const std::string all = GetParam() == LedgerKind::kPostgres ? "'\\x03'" : "x'03'";
+  Raw("delete from job; update pruned_leaf set bits = " + all);
+  ExpectFound(TamperKind::kDelete, "differs from the rows that are listed");
+  // And the statement about it computed anew: nobody has the key.
+  const auto chains = ledger_->PrunedChains(In());
+  ASSERT_TRUE(chains && chains->size() == 1u);
+  const auto leaves = ledger_->PrunedLeavesOf(chains->front().writer, In());
+  ASSERT_TRUE(leaves);
+  const std::string digest = ToHex(DigestOf(*leaves));
+  Raw("update pruned set leaves = " + (GetParam() == LedgerKind::kPostgres ? "'\\x" + digest + "'" : "x'" + digest + "'"));
+  ExpectFound(TamperKind::kDelete, "signature that does not verify");
+  Raw(std::string("update pruned set signature = ") + (GetParam() == LedgerKind::kPostgres ? "''" : "x''"));
+  ExpectFound(TamperKind::kDelete, "is not signed");
+  const auto without_key = VerifyAudit(*ledger_, nullptr);
+  ASSERT_TRUE(without_key && without_key->first_bad) << "its own record shows the edit even without the key";
+  EXPECT_EQ(without_key->first_bad->table, "pruned");
+}
+
+TEST_P(LedgerPruneTest, ASlotKeepsItsRowAndItsPrunedRunIsNotActive) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  SlotDecision decision = Slot(0);
+  decision.run->id = IdAt<RunId>(Week(0) + 1h);
+  decision.slot.run = decision.run->id;
+  decision.jobs[0].id = IdAt<JobId>(Week(0) + 2h);
+  decision.jobs[0].run = decision.run->id;
+  FireBatch fire;
+  fire.decisions = {decision};
+  ASSERT_TRUE(ledger_->Fire(fire, In()));
+  const auto history = [&] {
+    const std::vector<WallTime> slots{decision.slot.key.slot};
+    const auto all = ledger_->SlotHistories(kDefaultOrg, "flights", "default", slots, In());
+    EXPECT_TRUE(all && all->size() == 1u);
+    return all && !all->empty() ? all->front() : SlotHistory{};
+  };
+  EXPECT_FALSE(history().run_ended) << "active";
+  auto batch = BatchOf(hold);
+  batch.outcomes = {Outcome(decision.jobs[0], JobState::kDead)};
+  batch.run_outcomes = {{.run = decision.run->id, .state = RunState::kFailed, .reason = "x", .finished_at = Now()}};
+  Commit(batch);
+  EXPECT_EQ(history().run_ended, RunState::kFailed);
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 4u);
+  EXPECT_TRUE(history().run);
+  EXPECT_EQ(history().run_ended, RunState::kSucceeded) << "not active, and no failure that somebody would repeat";
+  EXPECT_EQ(ledger_->Slots(kDefaultOrg, "flights", 10, In())->size(), 1u);
+  ExpectSound();
+}
+
+TEST_P(LedgerPruneTest, WeeksGoAsPartitions) {
+  if (GetParam() != LedgerKind::kPostgres) GTEST_SKIP() << "SQLite has no partitions: rows are deleted, 20,000 at a time";
+  MakePartitions();
+  const ShardHold hold = Own();
+  Finished(*ledger_, hold, Week(0) + 1h);
+  Finished(*ledger_, hold, Week(40) + 1h);  // of no partition: in the default ones
+  const auto count = [&](const std::string& like) {
+    auto connection = database_->Connect();
+    const auto rows = connection->QueryOnce(
+        "select count(*) from pg_inherits h join pg_class c on c.oid = h.inhrelid where c.relkind = 'r' and c.relname like '" +
+            like + "'",
+        {}, In());
+    return rows ? rows->Int(0, 0) : -1;
+  };
+  EXPECT_EQ(count("%\\_20231113"), 5) << "job, attempt, outcome, run, run_outcome";
+  EXPECT_EQ(Prune(Before(Week(1))).rows, kRowsOfAWeek);
+  EXPECT_EQ(count("%\\_20231113"), 0);
+  EXPECT_EQ(count("%\\_20231120"), 5);
+  EXPECT_EQ(Prune(Before(Week(41))).rows, kRowsOfAWeek);
+  EXPECT_EQ(count("%\\_20231120"), 0);
+  ExpectSound();
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, LedgerPruneTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),
+                         [](const auto& param) { return param.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
+
+}  // namespace
+}  // namespace millrace
