@@ -228,7 +228,12 @@ create index live_unique_by_job on live_unique (job);
 create index live_unique_by_time on live_unique (until_us);
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
+// No chain holds a record with a number below 1. Not validated: a ledger that has one must open, so that the verifier names it.
+constexpr std::string_view kVersion6 = R"sql(
+alter table audit_record add constraint audit_record_seq check (seq > 0) not valid;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
 
 }  // namespace
 

@@ -145,7 +145,17 @@ create index live_unique_by_job on live_unique (job);
 create index live_unique_by_time on live_unique (until_us);
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
+// No chain holds a record with a number below 1 (SQLite adds no check to a table that exists).
+constexpr std::string_view kVersion6 = R"sql(
+create trigger audit_record_inserted before insert on audit_record when new.seq < 1 begin
+  select raise(abort, 'the number of an audit record is below 1');
+end;
+create trigger audit_record_updated before update on audit_record when new.seq < 1 begin
+  select raise(abort, 'the number of an audit record is below 1');
+end;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
 
 }  // namespace
 

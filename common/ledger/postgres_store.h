@@ -25,6 +25,8 @@ class PostgresStore final : public SqlStore {
   std::string In(int parameter) const override { return " = any($" + std::to_string(parameter) + ")"; }
   std::string InTexts(int parameter) const override { return In(parameter); }
   std::string_view ForUpdate() const override { return " for update"; }
+  std::string Sound(Table table, std::string_view alias) const override;
+  std::string SoundRecord(std::string_view) const override { return "true"; }
 
  private:
   Result<Rows> RunOnce(std::string_view sql, const Params& params, MonoTime deadline);

@@ -108,6 +108,10 @@ class SqlStore {
   virtual std::string In(int parameter) const = 0;                             // " = any($1)", for an Ids parameter
   virtual std::string InTexts(int parameter) const = 0;                        // the same for a Texts parameter
   virtual std::string_view ForUpdate() const = 0;
+  // Conditions: every cell of a row has the type and shape that Apply writes, so that rows with equal leaves are equal. What
+  // the schema does not forbid, or forbids only until somebody changes it.
+  virtual std::string Sound(Table table, std::string_view alias) const = 0;
+  virtual std::string SoundRecord(std::string_view alias) const = 0;
 };
 
 Result<std::unique_ptr<SqlStore>> OpenPostgresStore(const LedgerOptions& options, MonoTime deadline);
