@@ -31,7 +31,7 @@ constexpr std::string_view kHeads =
     "9223372036854775807 order by r.seq desc limit 1) from w where w.writer is not null";
 
 std::optional<AuditHead> HeadOf(std::span<const Value> row) {
-  if (row[1].null) return std::nullopt;
+  if (row[1].null || row[0].bytes.size() != sizeof(Uuid)) return std::nullopt;
   return AuditHead{AuditWriterId{UuidOf(row[0])}, static_cast<std::uint64_t>(row[1].number), DigestOf(row[2].bytes)};
 }
 
