@@ -374,7 +374,8 @@ class Broker::Impl {
                      .owner_name = options_.name,
                      .shards = options_.shards,
                      .shard_count = options_.shard_count,
-                     .checkpoint = options_.checkpoint},
+                     .checkpoint = options_.checkpoint,
+                     .checkpointed = options_.checkpointed},
                     **ledger, *options_.clock);
     std::vector<Event> events;
     MonoTime next = options_.clock->Now();

@@ -31,8 +31,9 @@ struct BrokerOptions {
   std::vector<ShardId> shards;   // to own; empty = all. Several brokers share by taking what is free
   const Clock* clock = nullptr;  // both must outlive the broker
   Random* random = nullptr;
-  CheckpointHook checkpoint;  // may be empty; called on the ledger thread every 10 s and at the end
-  Millis stop_budget{3000};   // how long RequestStop waits for what is being written
+  CheckpointHook checkpoint;                          // may be empty; called on the ledger thread every 10 s and at the end
+  std::map<AuditWriterId, AuditHead> checkpointed{};  // what need not be signed again: CheckpointWriter::written
+  Millis stop_budget{3000};                           // how long RequestStop waits for what is being written
 
   // Each is called once, on the thread that will use what it makes.
   std::function<Result<std::unique_ptr<Ledger>>()> make_ledger;

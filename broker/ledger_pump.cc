@@ -24,6 +24,7 @@ constexpr Millis kTakeAnewDelay{100}, kTakeAnewDelayMax{2000};
 static_assert(kOwnershipRenewInterval + kCommitBudget + kRenewBudget + kAnnounceBudget < kOwnershipTtl);
 constexpr int kReadsPerStep = 4;
 constexpr std::uint32_t kCheckpointRecordsMax = 10'000;
+constexpr Millis kCheckpointCatchUp{1000};  // between two while there are more records than one takes
 
 template <class T>
 std::size_t MoveInto(std::vector<T>& to, std::vector<T>& from) {
@@ -52,7 +53,7 @@ std::size_t Rows(const OwnerBatch& b) {
 }  // namespace
 
 LedgerPump::LedgerPump(LedgerPumpOptions options, Ledger& ledger, const Clock& clock)
-    : options_(std::move(options)), ledger_(ledger), clock_(clock) {
+    : options_(std::move(options)), ledger_(ledger), clock_(clock), follower_(options_.checkpointed) {
   const MonoTime now = clock_.Now();
   for (const ShardId shard : options_.shards) next_take_[shard] = now;
   next_checkpoint_ = now + options_.checkpoint_interval;
@@ -442,23 +443,13 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
 
 void LedgerPump::Checkpoint(MonoTime now) {
   next_checkpoint_ = now + options_.checkpoint_interval;
-  const auto heads = ledger_.AuditHeads(Deadline(kReadBudget));
-  const auto wall = ledger_.Now(Deadline(kReadBudget));
-  if (!heads || !wall) {
-    LogWarn("audit checkpoint: {}", heads ? wall.error().message : heads.error().message);
+  const auto news = follower_.Read(ledger_, kCheckpointRecordsMax, Deadline(kReadBudget));
+  if (!news) {
+    LogWarn("audit checkpoint: {}", news.error().message);
     return;
   }
-  std::vector<AuditRecord> since;
-  for (const AuditHead& head : *heads) {
-    std::uint64_t& seen = checkpointed_[head.writer];
-    while (seen < head.seq && since.size() < kCheckpointRecordsMax) {
-      auto records = ledger_.AuditRecords(head.writer, seen, kCheckpointRecordsMax, Deadline(kReadBudget));
-      if (!records || records->empty()) break;
-      seen = records->back().seq;
-      MoveInto(since, *records);
-    }
-  }
-  options_.checkpoint(*wall, *heads, since);
+  if (!news->complete) next_checkpoint_ = now + std::min(options_.checkpoint_interval, kCheckpointCatchUp);
+  options_.checkpoint(clock_.WallNow(), *news);
 }
 
 void LedgerPump::Release() {

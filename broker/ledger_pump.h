@@ -12,20 +12,22 @@
 
 #include "broker/events.h"
 #include "common/base/clock.h"
+#include "common/ledger/audit_follow.h"
 #include "common/ledger/ledger.h"
 
 namespace millrace {
 
-// Called with the heads of all chains and the records committed since the last call. Runs on the ledger thread.
-using CheckpointHook =
-    std::function<void(WallTime now, const std::vector<AuditHead>& heads, const std::vector<AuditRecord>& since)>;
+// Called with the heads of all chains and the records since the last call, all of them checked to be chains. Runs on the ledger
+// thread. `now` is this process's clock, not the database's: who can write to the database must not say what time it is.
+using CheckpointHook = std::function<void(WallTime now, const AuditNews& news)>;
 
 struct LedgerPumpOptions {
   OwnerId owner;
   std::string owner_name;
   std::vector<ShardId> shards;  // to share with the other brokers: each takes what is free, up to its fair share
   std::uint16_t shard_count = 1;
-  CheckpointHook checkpoint;  // may be empty
+  CheckpointHook checkpoint;                          // may be empty
+  std::map<AuditWriterId, AuditHead> checkpointed{};  // heads that are signed already
   Millis checkpoint_interval{10'000};
 };
 
@@ -98,7 +100,7 @@ class LedgerPump {
   MonoTime next_renew_{}, renewed_{}, retry_at_{}, next_checkpoint_{}, next_enqueued_{};
   bool enqueue_complained_ = false;
   Millis backoff_{0};
-  std::map<AuditWriterId, std::uint64_t> checkpointed_;
+  AuditFollower follower_;
 };
 
 }  // namespace millrace

@@ -86,10 +86,9 @@ class SharedInbox final : public Inbox {
 
 // Checkpoints are written by the broker's ledger thread; a failure is said once, not every ten seconds.
 CheckpointHook MakeCheckpointHook(std::shared_ptr<CheckpointWriter> writer, const Clock& clock) {
-  return [writer, &clock, complained = false](WallTime now, const std::vector<AuditHead>& heads,
-                                              const std::vector<AuditRecord>& since) mutable {
-    auto wrote = writer->MaybeWrite(clock.Now(), now, heads, since);
-    if (wrote) wrote = writer->Flush(clock.Now(), now, heads);
+  return [writer, &clock, complained = false](WallTime now, const AuditNews& news) mutable {
+    auto wrote = writer->MaybeWrite(clock.Now(), now, news.heads, news.records, news.complete);
+    if (wrote) wrote = writer->Flush(clock.Now(), now, news.heads, news.complete);
     if (!wrote && !complained) LogError("audit checkpoint: {}", wrote.error().message);
     complained = !wrote;
   };
@@ -146,6 +145,7 @@ Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients,
   options.shard_count = context.config().broker.shards;
   options.clock = &context.clock();
   options.random = &context.random();
+  options.checkpointed = checkpoints.written();
   options.checkpoint = MakeCheckpointHook(std::make_shared<CheckpointWriter>(std::move(checkpoints)), context.clock());
   options.make_ledger = [this] { return context.OpenLedger(Context::Create::kYes, "broker " + context.config().broker.name); };
   options.make_queue = [this] { return OpenQueue(context); };

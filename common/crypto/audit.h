@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -46,10 +47,11 @@ struct AuditRecord {
   std::uint64_t seq = 0;  // 1, 2, 3 ... per writer, no gaps
   Digest previous{};      // hash of the record before it; zeros for the first
   WallTime at{};
-  std::string actor;           // "broker b1", "scheduler s1", "cli root@host"
-  std::vector<Digest> leaves;  // one per row, in row index order
-  Digest root{};               // MerkleRoot(leaves)
-  Digest Hash() const;         // over all of the above but the leaves (the root stands for them)
+  std::string actor;                    // "broker b1", "scheduler s1", "cli root@host"
+  std::vector<Digest> leaves;           // one per row, in row index order
+  Digest root{};                        // MerkleRoot(leaves)
+  std::optional<Digest> stored_hash{};  // of a record that was read: the hash that the store keeps beside it
+  Digest Hash() const;                  // over all of the above but the leaves (the root stands for them)
 };
 
 struct AuditHead {
@@ -58,14 +60,22 @@ struct AuditHead {
   Digest hash{};
 };
 
+// Nothing hashes to it: stands for a digest that is stored in no valid form.
+inline constexpr Digest kNoDigest = [] {
+  Digest digest{};
+  digest.fill(0xFF);
+  return digest;
+}();
+inline constexpr std::uint32_t kNoAuditIndex = 0xFFFF'FFFF;  // no record has so many rows
+
 // A row as the database holds it now.
 struct AuditedRow {
   std::string table;
   std::string key;  // for people: "job 0189…", "outcome 0189…"
   AuditWriterId writer;
   std::uint64_t seq = 0;
-  std::uint32_t index = 0;  // position in the record
-  Digest leaf{};            // recomputed from its columns
+  std::uint32_t index = 0;  // position in the record; kNoAuditIndex: what is stored is no position
+  Digest leaf{};            // recomputed from its columns; kNoDigest: a cell has a type or shape that is never written
 };
 
 // What retention took away from a chain; the newest one of a chain counts, and says all of it. Signed with the key of the

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "common/base/clock.h"
@@ -10,6 +12,15 @@
 #include "common/crypto/audit.h"
 
 namespace millrace {
+
+// What there was at one instant: whoever has walked every chain up to these heads and has not met as many records and rows has
+// not seen everything.
+struct AuditTotals {
+  std::vector<AuditHead> heads;  // of all chains
+  std::uint64_t records = 0;
+  std::map<std::string, std::uint64_t> rows;  // by audited table
+  std::optional<AuditHead> stray;             // one of the records that no chain can hold: a number below 1, a malformed writer
+};
 
 // Not thread-safe. Blocking; every call gives up at `deadline`.
 class AuditSource {
@@ -26,7 +37,10 @@ class AuditSource {
   // seq. A source that prunes nothing has none.
   virtual Result<std::vector<PrunedChain>> PrunedChains(MonoTime) { return std::vector<PrunedChain>{}; }
   virtual Result<std::vector<PrunedLeaves>> PrunedLeavesOf(AuditWriterId, MonoTime) { return std::vector<PrunedLeaves>{}; }
-  // Rows that claim a record which does not exist, at most `limit`.
+  
+  // Counted in one snapshot.
+  virtual Result<AuditTotals> Totals(MonoTime deadline) = 0;
+  // Rows that claim a record which does not exist or which no chain can hold, at most `limit`.
   virtual Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) = 0;
 };
 

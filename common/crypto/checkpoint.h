@@ -22,6 +22,11 @@ namespace millrace {
 inline constexpr auto kCheckpointInterval = std::chrono::seconds{10};
 inline constexpr std::size_t kCheckpointRecordsMax = 10'000;  // pending records that force a checkpoint before its time
 inline constexpr std::size_t kCheckpointLineBytesMax = 256u << 20;
+// A line without news says that the chains are as they were: a record that is older than it must have been there.
+inline constexpr auto kCheckpointQuietInterval = std::chrono::hours{1};
+// After so many bytes (or as many as the heads of all chains take) a line holds all heads again, so that the next process start
+// need not read further back. What the heads cost is thus bounded by what the news cost.
+inline constexpr std::uint64_t kCheckpointFullEveryBytes = 256u << 10;
 
 using PublicKey = std::array<std::uint8_t, 32>;
 using Signature = std::array<std::uint8_t, 64>;
@@ -55,11 +60,21 @@ struct CheckpointEntry {
 };
 
 struct Checkpoint {
+  // The last line of the file that its writer found when it started: files cannot go missing unnoticed.
+  struct Link {
+    AuditWriterId log;
+    std::uint64_t sequence = 0;
+    Digest line{};  // SHA-256 of it
+  };
+  int format = 2;              // 1: always full and complete, no link
   AuditWriterId log;           // which process start wrote it: one file each
   std::uint64_t sequence = 0;  // 1, 2, 3 ... in the file
   Digest previous{};           // SHA-256 of the line before it; zeros for the first
   WallTime at{};
-  std::vector<AuditHead> heads;          // all chains
+  bool complete = true;                  // every chain was read to its end: no older record may turn up later
+  bool full = true;                      // `heads` are those of all chains
+  std::optional<Link> continues;         // of the first line only
+  std::vector<AuditHead> heads;          // those that changed since the line before it, or all
   std::vector<CheckpointEntry> records;  // audit records since the checkpoint before it
   std::string SignedBytes() const;       // canonical; what the signature covers
 };
@@ -72,7 +87,8 @@ Result<Checkpoint> ParseCheckpointLine(std::string_view line, const PublicKey& k
 // Appends checkpoints of one process start to its own file, `<dir>/<log>.checkpoints`. Not thread-safe: owned by its caller.
 class CheckpointWriter {
  public:
-  // Makes `dir` (0700) when it is missing; the file is made at the first write. `log` is fresh for each process start.
+  // Makes `dir` (0700) when it is missing; the file is made at the first write. `log` is fresh for each process start. Goes on
+  // where the file that was written last ends, unless it is not sound (which is logged): then all heads are written anew.
   static Result<CheckpointWriter> Open(const std::string& dir, SigningKey key, AuditWriterId log,
                                        Millis interval = kCheckpointInterval);
   CheckpointWriter(CheckpointWriter&& other) noexcept;
@@ -82,11 +98,15 @@ class CheckpointWriter {
   // True when MaybeWrite would write: so that the caller reads all heads only then.
   bool Due(MonoTime now) const;
   // Keeps `new_records` and, when the interval has passed since the last checkpoint (or too many are kept), appends one signed
-  // line and fsyncs it. Returns whether it wrote; nothing new is not written. After an error the records are still kept.
-  Result<bool> MaybeWrite(MonoTime now, WallTime at, std::span<const AuditHead> heads,
-                          std::span<const AuditRecord> new_records);
+  // line and fsyncs it. Of `heads` (all chains) it writes those that are not in a line already. Returns whether it wrote;
+  // nothing new is written once in kCheckpointQuietInterval. After an error the records are still kept. `complete`: see
+  // Checkpoint.
+  Result<bool> MaybeWrite(MonoTime now, WallTime at, std::span<const AuditHead> heads, std::span<const AuditRecord> new_records,
+                          bool complete = true);
   // Writes now whatever is kept (at shutdown).
-  Result<bool> Flush(MonoTime now, WallTime at, std::span<const AuditHead> heads);
+  Result<bool> Flush(MonoTime now, WallTime at, std::span<const AuditHead> heads, bool complete = true);
+  // The heads that are in a line of this file or of those that it continues: nothing up to them need be signed again.
+  const std::map<AuditWriterId, AuditHead>& written() const { return written_; }
   const std::string& path() const { return path_; }
 
  private:
@@ -100,8 +120,11 @@ class CheckpointWriter {
   int fd_ = -1;
   std::uint64_t size_ = 0, sequence_ = 0;
   Digest previous_{};
-  std::optional<MonoTime> last_;
-  std::vector<AuditHead> last_heads_;
+  std::optional<MonoTime> last_, quiet_since_;
+  std::map<AuditWriterId, AuditHead> written_;
+  std::optional<Checkpoint::Link> continues_;
+  std::uint64_t since_full_ = 0;  // bytes
+  bool full_due_ = true;
   std::vector<CheckpointEntry> pending_;
 };
 
@@ -116,6 +139,7 @@ struct CheckpointSet {
   std::map<AuditWriterId, std::uint64_t> last_seq;  // the highest pinned seq of each chain
   std::uint64_t files = 0, checkpoints = 0;
   std::optional<WallTime> newest;
+  std::vector<WallTime> times;  // of the complete ones
   // Why the files themselves cannot be trusted: "FILE:LINE: signature does not verify". Empty when all is well.
   std::vector<std::string> problems;
   // Two checkpoints that pin different hashes for one (writer, seq).
@@ -124,6 +148,15 @@ struct CheckpointSet {
 
   void Merge(const Checkpoint& checkpoint);
 };
+
+// Where a folder's checkpoints stand: the last line of the file that was written last, and the heads of all chains then.
+struct CheckpointTail {
+  Checkpoint::Link last;
+  std::map<AuditWriterId, AuditHead> heads;
+  std::uint64_t since_full = 0;  // bytes behind the last line that holds all heads
+};
+// Reads backwards and no further than to a line with all heads. Nothing: there is no checkpoint. kCorrupt: a line is not sound.
+Result<std::optional<CheckpointTail>> ReadCheckpointTail(const std::string& dir, const PublicKey& key);
 
 // Reads every *.checkpoints file of `dir`. kNotFound: no such directory or no file in it.
 Result<CheckpointSet> ReadCheckpoints(const std::string& dir, const PublicKey& key);

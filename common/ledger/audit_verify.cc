@@ -12,7 +12,7 @@ std::uint32_t PrefixOf(const Digest& leaf) {
 }
 
 std::string Place(AuditWriterId writer, std::uint64_t seq) {
-  return fmt::format("record {} of writer {}", seq, writer.ToString());
+  return fmt::format("record {} of writer {}", static_cast<std::int64_t>(seq), writer.ToString());
 }
 
 AuditFinding OfRecord(TamperKind kind, AuditWriterId writer, std::uint64_t seq, std::string explanation) {
@@ -47,11 +47,13 @@ AuditFinding MissingRow(const AuditRecord& record, std::uint32_t index) {
 Finding CompareRows(const AuditRecord& record, const std::vector<AuditedRow>& rows, const PrunedLeaves* pruned) {
   std::map<std::uint32_t, const AuditedRow*> by_index;
   for (const AuditedRow& row : rows) {
-    const bool taken = !by_index.try_emplace(row.index, &row).second;
-    if (taken || row.index >= record.leaves.size())
-      return OfRow(TamperKind::kInsert, row,
-                   fmt::format("{} {} was not written by {}, which has {} rows", row.table, row.key,
-                               Place(record.writer, record.seq), record.leaves.size()));
+    const auto [first, fresh] = by_index.try_emplace(row.index, &row);
+    if (fresh && row.index < record.leaves.size()) continue;
+    const bool ours = !fresh && row.index < record.leaves.size() && row.leaf == record.leaves[row.index];
+    const AuditedRow& stranger = ours ? *first->second : row;  // of two in one place, the one that was not written
+    return OfRow(TamperKind::kInsert, stranger,
+                 fmt::format("{} {} was not written by {}, which has {} rows", stranger.table, stranger.key,
+                             Place(record.writer, record.seq), record.leaves.size()));
   }
   std::vector<std::uint32_t> different;
   for (std::uint32_t i = 0; i < record.leaves.size(); ++i) {
@@ -75,7 +77,10 @@ Finding CompareRows(const AuditRecord& record, const std::vector<AuditedRow>& ro
 class Verifier {
  public:
   Verifier(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options)
-      : source_(source), checkpoints_(checkpoints), options_(options) {}
+      : source_(source), checkpoints_(checkpoints), options_(options) {
+    if (checkpoints_ != nullptr) times_ = checkpoints_->times;
+    std::ranges::sort(times_);
+  }
 
   Result<AuditReport> Run() {
     MILLRACE_TRY_ASSIGN(report_.first_bad, Walk());
@@ -95,7 +100,8 @@ class Verifier {
     if (Finding bad = CheckCheckpoints()) return bad;
     MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> pruned, source_.PrunedChains(options_.deadline));
     for (const PrunedChain& chain : pruned) pruned_.emplace(chain.writer, chain);
-    MILLRACE_TRY_ASSIGN(std::vector<AuditHead> heads, source_.AuditHeads(options_.deadline));
+    MILLRACE_TRY_ASSIGN(AuditTotals totals, source_.Totals(options_.deadline));
+    std::vector<AuditHead>& heads = totals.heads;
     std::ranges::sort(heads, {}, &AuditHead::writer);
     std::set<AuditWriterId> seen;
     for (const AuditHead& head : heads) {
@@ -108,7 +114,31 @@ class Verifier {
       for (const auto& [writer, last] : checkpoints_->last_seq)
         if (!seen.contains(writer)) cut_.emplace_back(writer, 0);
     if (Finding bad = CheckCutChains()) return bad;
-    return CheckOrphans();
+    MILLRACE_TRY_ASSIGN(Finding orphan, CheckOrphans());
+    if (orphan) return orphan;
+    return CheckTotals(totals);
+  }
+
+  // Nothing can be where the walk did not look: all that there was is what was met.
+  Finding CheckTotals(const AuditTotals& totals) const {
+    if (totals.stray) {
+      const AuditHead& stray = *totals.stray;
+      return OfRecord(TamperKind::kRecordInserted, stray.writer, stray.seq,
+                      fmt::format("{} can be of no chain: it was inserted", Place(stray.writer, stray.seq)));
+    }
+    if (totals.records != report_.records)
+      return OfRecord(TamperKind::kRecordInserted, {}, 0,
+                      fmt::format("there are {} audit records, the chains have {}", totals.records, report_.records));
+    for (const auto& [table, count] : totals.rows) {
+      const auto found = rows_.find(table);
+      const std::uint64_t met = found == rows_.end() ? 0 : found->second;
+      if (count == met) continue;
+      AuditFinding finding = OfRecord(count > met ? TamperKind::kInsert : TamperKind::kDelete, {}, 0,
+                                      fmt::format("table {} has {} rows, the audit records have {} of it", table, count, met));
+      finding.table = table;
+      return finding;
+    }
+    return std::nullopt;
   }
 
   Finding CheckCheckpoints() {
@@ -166,12 +196,15 @@ class Verifier {
     Chain chain{head.writer, 0, {}};
     MILLRACE_TRY_ASSIGN(Finding no_beginning, BeginChain(chain));
     if (no_beginning) return no_beginning;
+    FindCover(head.writer);
     std::optional<AuditRecord> waiting;  // one record of look-ahead tells an exchange from a change
     while (true) {
       const std::uint64_t after = waiting ? waiting->seq : chain.seq;
       MILLRACE_TRY_ASSIGN(std::vector<AuditRecord> batch,
                           source_.AuditRecords(head.writer, after, options_.batch_records, options_.deadline));
       if (batch.empty()) break;
+      const std::uint64_t last = batch.back().seq;
+      std::erase_if(batch, [&](const AuditRecord& record) { return record.seq > head.seq; });  // newer than this look
       for (AuditRecord& record : batch) {
         if (waiting) {
           MILLRACE_TRY_ASSIGN(Finding bad, CheckRecord(chain, *waiting, &record));
@@ -179,6 +212,7 @@ class Verifier {
         }
         waiting = std::move(record);
       }
+      if (last >= head.seq) break;
     }
     if (waiting) {
       MILLRACE_TRY_ASSIGN(Finding bad, CheckRecord(chain, *waiting, nullptr));
@@ -210,9 +244,11 @@ class Verifier {
     const Digest hash = record.Hash();
     MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> rows, source_.AuditedRows(record.writer, record.seq, options_.deadline));
     report_.rows += rows.size();
+    for (const AuditedRow& row : rows) ++rows_[row.table];
     if (Finding bad = CheckPin(record, hash, rows)) return bad;
     const auto pruned = leaves_.find(record.seq);
     if (Finding bad = CompareRows(record, rows, pruned == leaves_.end() ? nullptr : &pruned->second)) return bad;
+    if (Finding bad = CheckTime(record)) return bad;
     chain.seq = record.seq;
     chain.hash = hash;
     return Finding{};
@@ -236,7 +272,36 @@ class Verifier {
     if (record.root != MerkleRoot(record.leaves))
       return OfRecord(TamperKind::kRecordEdited, record.writer, record.seq,
                       fmt::format("the root of {} is not the root of its leaves", place));
+    if (record.stored_hash && *record.stored_hash != record.Hash())
+      return OfRecord(TamperKind::kRecordEdited, record.writer, record.seq,
+                      fmt::format("{} is not as it was written: it does not have the hash that is stored with it", place));
     return std::nullopt;
+  }
+
+  // From when on each record of the chain was in a checkpoint: in the first one with a head at or behind it.
+  void FindCover(AuditWriterId writer) {
+    cover_.clear();
+    if (checkpoints_ == nullptr) return;
+    const auto begin = checkpoints_->pins.lower_bound({writer, 0});
+    for (auto pin = begin; pin != checkpoints_->pins.end() && pin->first.first == writer; ++pin)
+      cover_.emplace_back(pin->first.second, pin->second.at);
+    for (std::size_t i = cover_.size(); i-- > 1;) cover_[i - 1].second = std::min(cover_[i - 1].second, cover_[i].second);
+  }
+
+  // A checkpoint holds every record of its time: one that is older than the last checkpoint before its own was not there then.
+  Finding CheckTime(const AuditRecord& record) const {
+    if (checkpoints_ == nullptr) return std::nullopt;
+    const auto cover = std::ranges::lower_bound(cover_, record.seq, {}, &std::pair<std::uint64_t, WallTime>::first);
+    const bool covered = cover != cover_.end();
+    const auto before = covered ? std::ranges::lower_bound(times_, cover->second) : times_.end();
+    if (before == times_.begin()) return std::nullopt;
+    const WallTime previous = *std::prev(before);
+    if (record.at >= previous - options_.late_grace) return std::nullopt;
+    return OfRecord(TamperKind::kLate, record.writer, record.seq,
+                    fmt::format("{} says that it was written at {}, but the checkpoint of {} does not hold it{}: it was added "
+                                "later, or its writer's clock was wrong",
+                                Place(record.writer, record.seq), ToRfc3339(record.at), ToRfc3339(previous),
+                                covered ? ", the one of " + ToRfc3339(cover->second) + " does" : ""));
   }
 
   Finding CheckPin(const AuditRecord& record, const Digest& hash, const std::vector<AuditedRow>& rows) const {
@@ -328,6 +393,9 @@ class Verifier {
   std::map<AuditWriterId, PrunedChain> pruned_;
   std::map<std::uint64_t, PrunedLeaves> leaves_;  // of the chain that is walked, by seq
   bool unsigned_ = false;
+  std::map<std::string, std::uint64_t> rows_;                 // met, by table
+  std::vector<WallTime> times_;                               // of all checkpoints, in order
+  std::vector<std::pair<std::uint64_t, WallTime>> cover_;     // of the chain that is walked, by seq
   std::vector<std::pair<AuditWriterId, std::uint64_t>> cut_;  // chains that end before their pins, and where
 };
 
@@ -346,6 +414,8 @@ std::string_view Name(TamperKind kind) {
     case TamperKind::kRecomputed: return "recomputed";
     case TamperKind::kForked: return "forked";
     case TamperKind::kCheckpoint: return "checkpoint";
+    case TamperKind::kRecordInserted: return "record_inserted";
+    case TamperKind::kLate: return "late";
   }
   return "unknown";
 }

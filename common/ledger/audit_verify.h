@@ -16,17 +16,19 @@
 namespace millrace {
 
 enum class TamperKind : std::uint8_t {
-  kEdit,           // a row's columns changed
-  kDelete,         // a row is gone
-  kInsert,         // a row too many
-  kReorder,        // rows or records changed places
-  kRecordEdited,   // an audit record changed
-  kRecordMissing,  // a hole in a chain
-  kTruncated,      // a chain ends before what a checkpoint or its head pins, while later records exist
-  kRestored,       // the database as a whole ends before what the checkpoints pin (an older copy, or every tail cut)
-  kRecomputed,     // the chain is consistent, but not the one that was signed
-  kForked,         // two checkpoints sign different records in one place
-  kCheckpoint,     // a checkpoint file itself was changed
+  kEdit,            // a row's columns changed
+  kDelete,          // a row is gone
+  kInsert,          // a row too many
+  kReorder,         // rows or records changed places
+  kRecordEdited,    // an audit record changed
+  kRecordMissing,   // a hole in a chain
+  kTruncated,       // a chain ends before what a checkpoint or its head pins, while later records exist
+  kRestored,        // the database as a whole ends before what the checkpoints pin (an older copy, or every tail cut)
+  kRecomputed,      // the chain is consistent, but not the one that was signed
+  kForked,          // two checkpoints sign different records in one place
+  kCheckpoint,      // a checkpoint file itself was changed
+  kRecordInserted,  // a record that no chain holds
+  kLate,            // a record that claims to be older than a checkpoint which does not hold it
 };
 std::string_view Name(TamperKind kind);
 
@@ -48,14 +50,20 @@ struct AuditReport {
   std::vector<std::string> unproven;  // what this verification cannot say, in plain words
 };
 
+inline constexpr Millis kAuditLateGrace{600'000};
+
 struct AuditVerifyOptions {
   std::uint32_t batch_records = 200;  // read at once; memory is bounded by it
   MonoTime deadline = MonoTime::max();
   std::optional<PublicKey> key;  // of those who may prune: what is gone must be signed for with it. Empty: not looked at
+  // How far the clocks of the hosts that write may be apart, and how long a commit may take: a record that is older by more
+  // than a checkpoint that should hold it is a finding.
+  Millis late_grace = kAuditLateGrace;
 };
 
-// Reads everything in batches and stops at the first finding. An Error means that the source could not be read; tampering is a
-// report with ok = false. Read the checkpoints *before* calling: a live ledger may then only be ahead of them.
+// Looks at what there was at one instant and reads it in batches and stops at the first finding. An Error means that the source
+// could not be read; tampering is a report with ok = false. Read the checkpoints *before* calling: a live ledger may then only
+// be ahead of them.
 Result<AuditReport> VerifyAudit(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options = {});
 
 }  // namespace millrace

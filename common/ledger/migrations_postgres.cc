@@ -380,8 +380,13 @@ begin
 end $$;
 )sql";
 
+// No chain holds a record with a number below 1. Not validated: a ledger that has one must open, so that the verifier names it.
+constexpr std::string_view kVersion10 = R"sql(
+alter table audit_record add constraint audit_record_seq check (seq > 0) not valid;
+)sql";
+
 constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
-                                     kVersion6, kVersion7, kVersion8, kVersion9};
+                                     kVersion6, kVersion7, kVersion8, kVersion9, kVersion10};
 
 }  // namespace
 

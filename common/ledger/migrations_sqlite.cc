@@ -185,8 +185,18 @@ create table pruned_leaf (writer blob not null, seq integer not null, bits blob 
 create table prune_check (as_counted integer not null check (as_counted = 1)) strict;
 )sql";
 
+// No chain holds a record with a number below 1 (SQLite adds no check to a table that exists).
+constexpr std::string_view kVersion10 = R"sql(
+create trigger audit_record_inserted before insert on audit_record when new.seq < 1 begin
+  select raise(abort, 'the number of an audit record is below 1');
+end;
+create trigger audit_record_updated before update on audit_record when new.seq < 1 begin
+  select raise(abort, 'the number of an audit record is below 1');
+end;
+)sql";
+
 constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
-                                     kVersion6, kVersion7, kVersion8, kVersion9};
+                                     kVersion6, kVersion7, kVersion8, kVersion9, kVersion10};
 
 }  // namespace
 

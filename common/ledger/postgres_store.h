@@ -28,6 +28,8 @@ class PostgresStore final : public SqlStore {
   std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected) const override;
   bool DropsWeeks() const override { return true; }
   Result<std::uint64_t> BytesOfHistory(MonoTime deadline) override;
+  std::string Sound(Table table, std::string_view alias) const override;
+  std::string SoundRecord(std::string_view) const override { return "true"; }
 
  private:
   Result<Rows> RunOnce(std::string_view sql, const Params& params, MonoTime deadline);

@@ -159,6 +159,18 @@ std::vector<Statement> PostgresStore::DropBefore(const Uuid&, WallTime before, s
   return {{"set local statement_timeout = 0", {}}, {sql + "])", std::move(params)}};
 }
 
+// The columns' types see to the rest. A list of ids may hide nulls, dimensions and bounds from the text that Columns makes.
+std::string PostgresStore::Sound(Table table, std::string_view alias) const {
+  std::string sql = "true";
+  for (const Column& c : DefOf(table).columns)
+    if (c.type == ColumnType::kUuidList)
+      sql += fmt::format(
+          " and coalesce(array_ndims({0}), 1) = 1 and coalesce(array_lower({0}, 1), 1) = 1 and "
+          "array_to_string({0}, '', '*') = array_to_string({0}, '')",
+          fmt::format("{}.{}", alias, c.name));
+  return sql;
+}
+
 std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const AuditRecord* record) const {
   std::vector<PgStatement> all;
   all.push_back({"begin", {}});

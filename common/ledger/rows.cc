@@ -77,6 +77,15 @@ constexpr TableDef kDefs[kTableCount] = {{"pipeline_version", kPipelineVersionCo
                                          {"dead_action", kDeadActionColumns, 1},
                                          {"pruned", kPrunedColumns, 2}};
 
+// A later column's null is left out of the leaf: with two of them, or one before the end, two rows could have the same bytes.
+constexpr bool LeavesAreUnambiguous() {
+  for (const TableDef& def : kDefs)
+    for (std::size_t i = 0; i + 1 < def.columns.size(); ++i)
+      if (def.columns[i].later) return false;
+  return true;
+}
+static_assert(LeavesAreUnambiguous(), "at most the last column of an audited table may be `later`");
+
 // The length of the UTF-8 sequence at the start of `s`, 0 if there is none that PostgreSQL takes.
 std::size_t SequenceLength(std::string_view s) {
   const auto byte = [&](std::size_t i) { return static_cast<std::uint8_t>(s[i]); };

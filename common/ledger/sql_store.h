@@ -115,6 +115,10 @@ class SqlStore {
   virtual bool DropsWeeks() const = 0;
   // What the tables of kPrunedTables take, with their indexes, about.
   virtual Result<std::uint64_t> BytesOfHistory(MonoTime deadline) = 0;
+  // Conditions: every cell of a row has the type and shape that Apply writes, so that rows with equal leaves are equal. What
+  // the schema does not forbid, or forbids only until somebody changes it.
+  virtual std::string Sound(Table table, std::string_view alias) const = 0;
+  virtual std::string SoundRecord(std::string_view alias) const = 0;
 };
 
 Result<std::unique_ptr<SqlStore>> OpenPostgresStore(const LedgerOptions& options, MonoTime deadline);

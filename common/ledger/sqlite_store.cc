@@ -129,6 +129,14 @@ class SqliteStore final : public SqlStore {
                                              {}, deadline));
     return static_cast<std::uint64_t>(rows[0][0].number * rows[0][1].number);
   }
+  std::string Sound(Table table, std::string_view alias) const override;
+  std::string SoundRecord(std::string_view alias) const override {
+    return fmt::format(
+        "typeof({0}.writer) = 'blob' and length({0}.writer) = 16 and typeof({0}.seq) = 'integer' and typeof({0}.previous) = "
+        "'blob' and typeof({0}.at) = 'integer' and typeof({0}.actor) = 'text' and typeof({0}.leaves) = 'blob' and "
+        "typeof({0}.root) = 'blob' and typeof({0}.hash) = 'blob'",
+        alias);
+  }
 
  private:
   Result<Rows> RunStatement(std::string_view sql, const Params& params);
@@ -142,6 +150,18 @@ class SqliteStore final : public SqlStore {
   LedgerOptions options_;
   sqlite::Database database_;
 };
+
+// `strict` tables hold no other types, but a file can be edited. 10 and '10abc' would have the same leaf.
+std::string SqliteStore::Sound(Table table, std::string_view alias) const {
+  std::string sql = fmt::format(
+      "typeof({0}.audit_writer) = 'blob' and typeof({0}.audit_seq) = 'integer' and typeof({0}.audit_index) = 'integer'", alias);
+  for (const Column& c : DefOf(table).columns) {
+    const bool number = c.type == ColumnType::kInt || c.type == ColumnType::kBool || c.type == ColumnType::kTime;
+    const std::string_view type = number ? "integer" : c.type == ColumnType::kText ? "text" : "blob";
+    sql += fmt::format(" and typeof({}.{}) in ('null', '{}')", alias, c.name, type);
+  }
+  return sql;
+}
 
 Result<Rows> SqliteStore::RunStatement(std::string_view sql, const Params& params) {
   MILLRACE_TRY_ASSIGN(sqlite::Statement statement, database_.Prepare(Translated(sql)));

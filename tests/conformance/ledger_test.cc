@@ -533,6 +533,27 @@ TEST_P(LedgerTest, TamperingIsVisible) {
   ASSERT_EQ(orphans.size(), 1u);
   EXPECT_EQ(orphans[0].table, "run_outcome");
   EXPECT_EQ(orphans[0].seq, 77u);
+  const auto totals = *ledger_->Totals(In());
+  ASSERT_EQ(totals.heads.size(), 1u);
+  EXPECT_EQ(totals.heads[0].writer, last_writer_);
+  EXPECT_EQ(totals.heads[0].hash, record.Hash());
+  EXPECT_EQ(record.stored_hash, record.Hash());
+  EXPECT_EQ(totals.records, 1u);
+  EXPECT_EQ(totals.rows.at("job"), 1u);
+  EXPECT_EQ(totals.rows.at("run_outcome"), 1u);
+  EXPECT_EQ(totals.rows.at("run"), 0u);
+  EXPECT_FALSE(totals.stray);
+}
+
+TEST_P(LedgerTest, NoRecordHasANumberBelowOne) {
+  auto batch = BatchOf(Own());
+  batch.jobs = {Job()};
+  Commit(batch);
+  for (const char* sql : {"update audit_record set seq = 0",
+                          "insert into audit_record select writer, -5, previous, at, actor, "
+                          "leaves, root, hash from audit_record"})
+    EXPECT_FALSE(TryRaw(sql)) << sql;
+  EXPECT_FALSE(ledger_->Totals(In())->stray);
 }
 
 TEST_P(LedgerTest, TenThousandRows) {

@@ -10,6 +10,7 @@
 #include "common/base/random.h"
 #include "common/crypto/checkpoint.h"
 #include "common/drivers/sqlite.h"
+#include "common/ledger/audit_follow.h"
 #include "common/ledger/audit_verify.h"
 #include "common/ledger/ledger.h"
 #include "common/ledger/rows.h"
@@ -44,6 +45,9 @@ class Store {
   virtual std::string RandomId() const = 0;
   // An expression for another value than the one the column has.
   virtual std::string Changed(const Column& column) const = 0;
+  // What whoever owns the database can do first: the table takes anything from now on (any type too, where the database
+  // allows).
+  virtual void DropConstraints(std::string_view table) = 0;
 };
 
 class SqliteTamperStore final : public Store {
@@ -96,6 +100,13 @@ class SqliteTamperStore final : public Store {
     return "";
   }
 
+  void DropConstraints(std::string_view table) override {
+    for (const char* sql :
+         {"drop trigger if exists audit_record_inserted", "drop trigger if exists audit_record_updated",
+          "create table anything as select * from {0}", "drop table {0}", "alter table anything rename to {0}"})
+      ASSERT_TRUE(Exec(fmt::format(fmt::runtime(sql), table))) << sql;
+  }
+
  private:
   std::string Path() const { return folder_ + "/ledger.db"; }
   void Close() {
@@ -119,6 +130,7 @@ class PostgresTamperStore final : public Store {
                               In());
   }
   void Snapshot(int number) override {
+    reader_.reset();  // it knows the tables as they were
     std::string sql = fmt::format("create schema s{};", number);
     for (const auto table : kTableNames) sql += fmt::format("create table s{}.{} as table millrace.{};", number, table, table);
     const auto done = raw_->Exec(sql, In());
@@ -155,6 +167,18 @@ class PostgresTamperStore final : public Store {
       case ColumnType::kUuidList: return "array_append(" + name + ", gen_random_uuid())";
     }
     return "";
+  }
+
+  void DropConstraints(std::string_view table) override {
+    const auto dropped = Exec(fmt::format(
+        "do $$ declare c record; begin "
+        "for c in select conname from pg_constraint where conrelid = 'millrace.{0}'::regclass and contype in ('c', 'p') loop "
+        "execute format('alter table millrace.{0} drop constraint %I', c.conname); end loop; "
+        "for c in select attname from pg_attribute where attrelid = 'millrace.{0}'::regclass and attnum > 0 and attnotnull "
+        "loop "
+        "execute format('alter table millrace.{0} alter column %I drop not null', c.attname); end loop; end $$",
+        table));
+    ASSERT_TRUE(dropped) << dropped.error().message;
   }
 
  private:
@@ -426,9 +450,9 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     const RowPlace &a = AnyRow(random), &b = AnyRow(random);
     if (a.row.writer != b.row.writer || a.row.seq != b.row.seq || a.row.index == b.row.index) return {};
     const bool moved =
-        Changes(fmt::format("update {} set audit_index = -1 where {}", a.row.table, Where(a.row))) &&
+        Changes(fmt::format("update {} set audit_index = 1000000 where {}", a.row.table, Where(a.row))) &&
         Changes(fmt::format("update {} set audit_index = {} where {}", b.row.table, a.row.index, Where(b.row))) &&
-        Changes(fmt::format("update {} set audit_index = {} where {} and audit_index = -1", a.row.table, b.row.index,
+        Changes(fmt::format("update {} set audit_index = {} where {} and audit_index = 1000000", a.row.table, b.row.index,
                             Where(a.row.writer, a.row.seq)));
     if (!moved) return {};
     const RowPlace& first = a.row.index < b.row.index ? b : a;  // it stands now where the other one belongs
@@ -440,9 +464,9 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
     if (std::ranges::none_of(records_, [&](const AuditRecord& r) { return r.writer == record.writer && r.seq == second; }))
       return {};
     const std::string of = " where writer = " + store_->Id(record.writer.uuid) + " and seq = ";
-    const bool moved = Changes(fmt::format("update audit_record set seq = -1{}{}", of, first)) &&
+    const bool moved = Changes(fmt::format("update audit_record set seq = 1000000{}{}", of, first)) &&
                        Changes(fmt::format("update audit_record set seq = {}{}{}", first, of, second)) &&
-                       Changes(fmt::format("update audit_record set seq = {}{}-1", second, of));
+                       Changes(fmt::format("update audit_record set seq = {}{}1000000", second, of));
     if (!moved) return {};
     for (const ledger::Table table : ledger::kTables) {
       const auto changed =
@@ -502,6 +526,59 @@ class AuditTamperTest : public ::testing::TestWithParam<std::string> {
       EXPECT_TRUE(blind && blind->ok) << "the recomputation is complete: only a checkpoint can tell";
     }
     return Expected{{TamperKind::kRecomputed}, at.row.writer, at.row.seq, at.row.index, at.row.table};
+  }
+
+  // An audit record as somebody writes it who knows the format. No rows: its leaves stand for whatever he likes.
+  AuditRecord Forged(AuditWriterId writer, std::uint64_t seq, WallTime at, std::vector<Digest> leaves) const {
+    AuditRecord record;
+    record.writer = writer;
+    record.seq = seq;
+    record.at = at;
+    record.actor = "broker b1";
+    record.root = MerkleRoot(leaves);
+    record.leaves = std::move(leaves);
+    return record;
+  }
+  std::string Insert(const AuditRecord& r, std::string_view writer = "") const {
+    std::vector<std::uint8_t> leaves;
+    for (const Digest& leaf : r.leaves) leaves.insert(leaves.end(), leaf.begin(), leaf.end());
+    const bool sqlite = GetParam() == "sqlite";
+    const std::string at = sqlite ? std::to_string(ToUnixMicros(r.at)) : "'" + ToRfc3339(r.at) + "'";
+    return fmt::format(
+        "insert into audit_record (writer, seq, previous, at, actor, leaves, root, hash) values ({}, {}, {}, {}, "
+        "'{}', {}, {}, {})",
+        writer.empty() ? store_->Id(r.writer.uuid) : writer, static_cast<std::int64_t>(r.seq), store_->Bytes(r.previous), at,
+        r.actor, store_->Bytes(leaves), store_->Bytes(r.root), store_->Bytes(r.Hash()));
+  }
+  // A copy of some row of the table under another key, which claims a place in the trail.
+  std::string InsertCopy(std::string_view table, std::string_view writer, std::int64_t seq, std::int64_t index) const {
+    const auto of = std::ranges::find(rows_, table, [](const RowPlace& r) { return std::string_view(r.row.table); });
+    std::string names, values;
+    for (std::size_t c = 0; c < of->table->columns.size(); ++c) {
+      const Column& column = of->table->columns[c];
+      names += std::string(column.name) + ", ";
+      const bool key = c + 1 == of->table->key_columns;
+      values += !key                               ? std::string(column.name)
+                : column.type == ColumnType::kUuid ? store_->RandomId()
+                                                   : std::string(column.name) + " + 1000";
+      values += ", ";
+    }
+    return fmt::format("insert into {0} ({1}audit_writer, audit_seq, audit_index) select {2}{3}, {4}, {5} from {0} where {6}",
+                       table, names, values, writer, seq, index, Where(of->row));
+  }
+  // The report after `statements` must have a finding, without any checkpoint; everything is put back afterwards.
+  AuditFinding MustBeFound(std::vector<std::string> statements, std::string_view what) {
+    for (const std::string& sql : statements) {
+      const auto done = store_->Exec(sql);
+      EXPECT_TRUE(done) << what << ": " << (done ? "" : done.error().message) << "\n" << sql;
+      EXPECT_GT(done.value_or(0), 0) << what << ": changed nothing: " << sql;
+    }
+    AuditFinding finding;
+    const auto report = Must(VerifyAudit(store_->Reader(), nullptr));
+    EXPECT_FALSE(report.ok) << what;
+    if (report.first_bad) finding = *report.first_bad;
+    store_->Restore(snapshots_);
+    return finding;
   }
 
   using Tamper = std::optional<Expected> (AuditTamperTest::*)(Random&);
@@ -565,6 +642,141 @@ TEST_P(AuditTamperTest, EveryTamperingIsFoundAndNamed) {
   Repeat("truncate", &AuditTamperTest::CutTail, true);
   Repeat("restore", &AuditTamperTest::RestoreOlder, true);
   Repeat("recompute", &AuditTamperTest::Recompute, true);
+}
+
+// A record with a number below 1 is in no chain: what claims it was written by nobody.
+TEST_P(AuditTamperTest, RowsOfARecordBeforeTheFirstAreFound) {
+  const AuditRecord zero = Forged(records_[0].writer, 0, records_[0].at, {});
+  EXPECT_FALSE(store_->Exec(Insert(zero))) << "the schema does not take it";
+  store_->DropConstraints("audit_record");
+  store_->Snapshot(++snapshots_);
+  for (const AuditWriterId writer : {records_[0].writer, ids_.Next<AuditWriterId>()})
+    for (const std::int64_t seq : {0, -5}) {
+      const std::string record = Insert(Forged(writer, static_cast<std::uint64_t>(seq), records_[0].at, {Sha256("leaf")}));
+      EXPECT_EQ(MustBeFound({record}, "a record").kind, TamperKind::kRecordInserted);
+      for (const ledger::Table table : ledger::kTables) {
+        if (table == ledger::Table::kBackfill) continue;  // a copy would be a generation that is taken
+        const std::string name(ledger::DefOf(table).name);
+        const auto bad = MustBeFound({record, InsertCopy(name, store_->Id(writer.uuid), seq, 0)}, name);
+        EXPECT_EQ(bad.kind, TamperKind::kInsert) << name << ": " << bad.explanation;
+        EXPECT_EQ(bad.table, name);
+        EXPECT_FALSE(bad.key.empty());
+      }
+    }
+}
+
+TEST_P(AuditTamperTest, PlacesThatLookAlikeInFewerBitsAreFound) {
+  for (const ledger::Table table : ledger::kTables) store_->DropConstraints(ledger::DefOf(table).name);
+  if (GetParam() == "postgres") {
+    for (const ledger::Table table : ledger::kTables)
+      ASSERT_TRUE(store_->Exec(fmt::format("alter table {} alter column audit_index type bigint", ledger::DefOf(table).name)));
+  }
+  store_->Snapshot(++snapshots_);
+  for (const ledger::Table table : ledger::kTables) {
+    const std::string_view name = ledger::DefOf(table).name;
+    MustBeFound({fmt::format("update {} set audit_index = audit_index + 4294967296", name)}, name);
+    MustBeFound({fmt::format("update {} set audit_seq = -audit_seq", name)}, name);
+  }
+  for (const char* change : {"audit_index = audit_index - 4294967296", "audit_index = -1 - audit_index", "audit_index = null",
+                             "audit_writer = null", "audit_seq = null"})
+    MustBeFound({fmt::format("update job set {}", change)}, change);
+  const auto bad = MustBeFound({"update run set audit_index = audit_index + 4294967296"}, "run");
+  EXPECT_EQ(bad.kind, TamperKind::kInsert);
+  EXPECT_EQ(bad.table, "run");
+}
+
+// The rest of an audit record: what neither its own hash nor its rows' leaves cover.
+TEST_P(AuditTamperTest, EveryColumnOfARecordCounts) {
+  store_->DropConstraints("audit_record");
+  store_->Snapshot(++snapshots_);
+  const std::string longer = GetParam() == "sqlite" ? " = cast({} || x'00' as blob)" : " = {} || '\\x00'::bytea";
+  for (const AuditRecord& record : {records_[0], records_[1], records_.back()}) {
+    const std::string of = fmt::format(" where writer = {} and seq = {}", store_->Id(record.writer.uuid), record.seq);
+    for (const char* column : {"previous", "leaves", "root", "hash"}) {
+      MustBeFound({fmt::format("update audit_record set {}{}{}", column, fmt::format(fmt::runtime(longer), column), of)},
+                  column);
+      MustBeFound({fmt::format("update audit_record set {} = {}{}", column, store_->Bytes({}), of)}, column);
+      MustBeFound({fmt::format("update audit_record set {} = {}{}", column, store_->Bytes(Sha256("x")), of)}, column);
+    }
+    MustBeFound({"update audit_record set actor = 'somebody'" + of}, "actor");
+    MustBeFound({"insert into audit_record select * from audit_record" + of}, "a copy");
+    const auto bad = MustBeFound({Insert(Forged(record.writer, 1, record.at, {}), "null")}, "a record of nobody");
+    EXPECT_EQ(bad.kind, TamperKind::kRecordInserted) << bad.explanation;
+  }
+}
+
+// SQLite tables can be made to take any type: '10abc' reads as the number 10, and a text may hold the bytes of an id.
+TEST_P(AuditTamperTest, CellsOfAnotherTypeOrShapeAreFound) {
+  if (GetParam() == "postgres") {
+    const auto bad =
+        MustBeFound({"update job set depends_on = array_append(depends_on, null) where depends_on <> '{}'"}, "a null");
+    EXPECT_EQ(bad.kind, TamperKind::kEdit);
+    MustBeFound({"update job set depends_on = ('[5:5]={' || depends_on[1] || '}')::uuid[] where depends_on <> '{}'"}, "bounds");
+    MustBeFound({"update job set depends_on = ('{{' || depends_on[1] || '}}')::uuid[] where depends_on <> '{}'"}, "dimensions");
+    return;
+  }
+  for (const ledger::Table table : ledger::kTables) store_->DropConstraints(ledger::DefOf(table).name);
+  store_->DropConstraints("audit_record");
+  store_->Snapshot(++snapshots_);
+  for (const ledger::Table table : ledger::kTables) {
+    const ledger::TableDef& def = ledger::DefOf(table);
+    for (const Column& column : def.columns) {
+      const bool number =
+          column.type == ColumnType::kInt || column.type == ColumnType::kBool || column.type == ColumnType::kTime;
+      const std::string cast = number                             ? "{0} || 'abc'"
+                               : column.type == ColumnType::kText ? "cast({0} as blob)"
+                                                                  : "cast({0} as text)";
+      const auto some = store_->Exec(fmt::format("update {0} set {1} = {1} where {1} is not null", def.name, column.name));
+      if (!some || *some == 0) continue;
+      const auto bad = MustBeFound({fmt::format("update {0} set {1} = {2} where {1} is not null", def.name, column.name,
+                                                fmt::format(fmt::runtime(cast), column.name))},
+                                   column.name);
+      EXPECT_EQ(bad.kind, TamperKind::kEdit) << def.name << "." << column.name << ": " << bad.explanation;
+    }
+    for (const char* change : {"audit_index = audit_index || 'abc'", "audit_index = audit_index + 0.25",
+                               "audit_seq = cast(audit_seq as blob)", "audit_writer = cast(audit_writer as text)"})
+      MustBeFound({fmt::format("update {} set {}", def.name, change)}, change);
+  }
+  for (const char* change : {"seq = cast(seq as blob)", "at = at || 'abc'", "actor = cast(actor as blob)", "seq = seq + 0.25",
+                             "previous = cast(previous as text)", "writer = cast(writer as text)"})
+    MustBeFound({fmt::format("update audit_record set {}", change)}, change);
+  // A record and a row that agree on a writer that is no id.
+  const AuditRecord record = Forged(records_[0].writer, 1, records_[0].at, {Sha256("leaf")});
+  for (const char* writer : {"'a text of 16 b.'", "x'0102'", "17", "zeroblob(17)"}) {
+    const auto bad = MustBeFound({Insert(record, writer), InsertCopy("run", writer, 1, 0)}, writer);
+    EXPECT_EQ(bad.kind, TamperKind::kInsert) << bad.explanation;
+    EXPECT_EQ(bad.table, "run");
+  }
+}
+
+// A chain of a made-up writer that is sound in itself: a record that says it is of 2023, and its run. Who signs it next does
+// not make it true.
+TEST_P(AuditTamperTest, AForgedChainThatIsDatedBackIsLateBeforeAndAfterItIsSigned) {
+  const AuditWriterId writer = ids_.Next<AuditWriterId>();
+  ASSERT_TRUE(Changes(InsertCopy("run", store_->Id(writer.uuid), 1, 0)));
+  const auto rows = Must(store_->Reader().AuditedRows(writer, 1, In()));
+  ASSERT_EQ(rows.size(), 1u);
+  const AuditRecord record = Forged(writer, 1, FromUnixMicros(1'690'000'000'000'000), {rows[0].leaf});
+  ASSERT_TRUE(Changes(Insert(record)));
+  EXPECT_TRUE(Must(VerifyAudit(store_->Reader(), nullptr)).ok) << "nothing else is wrong with it";
+  auto bad = Must(VerifyAudit(store_->Reader(), &checkpoints_)).first_bad;
+  ASSERT_TRUE(bad);
+  EXPECT_EQ(bad->kind, TamperKind::kLate) << bad->explanation;
+  EXPECT_EQ(bad->writer, writer);
+
+  const SigningKey key = Must(SigningKey::FromSeed("0123456789abcdef0123456789abcdef"));
+  auto next = Must(CheckpointWriter::Open(checkpoint_dir_, key, ids_.Next<AuditWriterId>()));
+  AuditFollower follower(next.written());
+  const AuditNews news = Must(follower.Read(store_->Reader(), 1000, In()));
+  EXPECT_EQ(news.records.size(), 1u) << "what was signed before is not read again";
+  EXPECT_TRUE(news.complete);
+  EXPECT_TRUE(Must(next.MaybeWrite(TheClock().Now(), TheClock().WallNow(), news.heads, news.records, news.complete)));
+  const auto after = Must(ReadCheckpoints(checkpoint_dir_, key.public_key()));
+  EXPECT_TRUE(after.problems.empty());
+  EXPECT_EQ(after.pins.size(), checkpoints_.pins.size() + 1);
+  bad = Must(VerifyAudit(store_->Reader(), &after)).first_bad;
+  ASSERT_TRUE(bad);
+  EXPECT_EQ(bad->kind, TamperKind::kLate) << bad->explanation;
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, AuditTamperTest, ::testing::Values("sqlite", "postgres"), [](const auto& p) { return p.param; });

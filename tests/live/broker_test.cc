@@ -360,10 +360,9 @@ TEST_P(BrokerTest, TenThousandJobsAreRecordedOnceEachAndCheckpointed) {
   const PublicKey public_key = key->public_key();
   auto writer = CheckpointWriter::Open(dir_ / "checkpoints", std::move(*key), ids_.Next<AuditWriterId>());
   ASSERT_TRUE(writer) << writer.error().message;
-  checkpoint_ = [this, to = std::make_shared<CheckpointWriter>(std::move(*writer))](WallTime now, const auto& heads,
-                                                                                    const auto& since) {
-    auto wrote = to->MaybeWrite(clock_.Now(), now, heads, since);
-    if (wrote) wrote = to->Flush(clock_.Now(), now, heads);
+  checkpoint_ = [this, to = std::make_shared<CheckpointWriter>(std::move(*writer))](WallTime now, const AuditNews& news) {
+    auto wrote = to->MaybeWrite(clock_.Now(), now, news.heads, news.records, news.complete);
+    if (wrote) wrote = to->Flush(clock_.Now(), now, news.heads, news.complete);
     EXPECT_TRUE(wrote) << wrote.error().message;
   };
   StartBroker();

@@ -54,17 +54,14 @@ class LedgerTest : public ::testing::TestWithParam<LedgerKind> {
     EXPECT_TRUE(opened.has_value()) << opened.error().message;
     return std::move(*opened);
   }
-  void Raw(const std::string& sql) {  // behind the ledger's back
-    if (GetParam() == LedgerKind::kPostgres) {
-      auto connection = database_->Connect();
-      const auto done = connection->Exec("set search_path = millrace; " + sql, In());
-      ASSERT_TRUE(done.has_value()) << done.error().message;
-    } else {
-      auto db = sqlite::Database::Open(dsn_, {});
-      ASSERT_TRUE(db.has_value());
-      const auto done = db->Exec(sql);
-      ASSERT_TRUE(done.has_value()) << done.error().message;
-    }
+  Result<void> TryRaw(const std::string& sql) {  // behind the ledger's back
+    if (GetParam() == LedgerKind::kPostgres) return database_->Connect()->Exec("set search_path = millrace; " + sql, In());
+    MILLRACE_TRY_ASSIGN(auto db, sqlite::Database::Open(dsn_, {}));
+    return db.Exec(sql);
+  }
+  void Raw(const std::string& sql) {
+    const auto done = TryRaw(sql);
+    ASSERT_TRUE(done.has_value()) << done.error().message;
   }
   WallTime Now() { return *ledger_->Now(In()); }
 

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <tuple>
 
 #include "common/base/random.h"
+#include "common/ledger/audit_follow.h"
 #include "common/ledger/audit_verify.h"
 
 namespace millrace {
@@ -42,7 +44,7 @@ class FakeAuditStore final : public AuditSource {
   Result<std::vector<AuditHead>> AuditHeads(MonoTime) override {
     std::map<AuditWriterId, AuditHead> heads;
     for (const AuditRecord& r : records)
-      if (heads[r.writer].seq < r.seq) heads[r.writer] = {r.writer, r.seq, r.Hash()};
+      if (r.seq != 0 && heads[r.writer].seq < r.seq) heads[r.writer] = {r.writer, r.seq, r.Hash()};
     std::vector<AuditHead> out;
     for (const auto& [writer, head] : heads) out.push_back(head);
     return out;
@@ -63,10 +65,16 @@ class FakeAuditStore final : public AuditSource {
     std::ranges::sort(out, {}, &AuditedRow::index);
     return out;
   }
+  Result<AuditTotals> Totals(MonoTime) override {
+    AuditTotals totals{*AuditHeads({}), records.size(), {{"job", rows.size()}}, std::nullopt};
+    for (const AuditRecord& r : records)
+      if (r.seq == 0) totals.stray = AuditHead{r.writer, r.seq, kNoDigest};
+    return totals;
+  }
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime) override {
     std::vector<AuditedRow> out;
     for (const Row& r : rows)
-      if (Find(r.writer, r.seq) == nullptr && out.size() < limit)
+      if ((r.seq == 0 || Find(r.writer, r.seq) == nullptr) && out.size() < limit)
         out.push_back({"job", r.Key(), r.writer, r.seq, r.index, r.Leaf()});
     return out;
   }
@@ -189,9 +197,8 @@ TEST(AuditVerifyTest, EveryInsertedRowIsNamed) {
       case 1: row.index = 1'000; break;                    // beyond the end
       default: row.seq = 1'000 + random.Below(10); break;  // of a record that does not exist
     }
-    const bool taken = row.index < 1'000 && row.seq < 1'000;
     world.store.rows.push_back(row);
-    return {{TamperKind::kInsert}, row.writer, row.seq, taken ? std::nullopt : std::optional(row.Key()), row.index};
+    return {{TamperKind::kInsert}, row.writer, row.seq, row.Key(), row.index};
   });
 }
 
@@ -274,6 +281,201 @@ TEST(AuditVerifyTest, ForksChangedCheckpointsAndMissingRecordsAreFindings) {
   const auto report = VerifyAudit(world.store, nullptr);
   EXPECT_EQ(report->first_bad->kind, TamperKind::kRecordMissing);
   EXPECT_EQ(report->first_bad->seq, 1u);
+}
+
+TEST(AuditVerifyTest, WhatNoChainHoldsIsFound) {
+  SeededRandom random(4);
+  const World world = MakeWorld(random);
+  for (const AuditWriterId writer : {world.store.records[0].writer, Writer(99)}) {
+    FakeAuditStore store = world.store;
+    AuditRecord record;
+    record.writer = writer;
+    store.records.push_back(record);
+    EXPECT_EQ(VerifyAudit(store, nullptr)->first_bad->kind, TamperKind::kRecordInserted);
+    store.rows.push_back({999, "forged", writer, 0, 0});
+    const auto report = VerifyAudit(store, &world.checkpoints);
+    ASSERT_FALSE(report->ok);
+    EXPECT_EQ(report->first_bad->kind, TamperKind::kInsert);
+    EXPECT_EQ(report->first_bad->key, "job 999");
+  }
+}
+
+// Somebody has dropped the primary key: between two batches the copy is behind the record that it is a copy of.
+TEST(AuditVerifyTest, ACopyOfARecordIsFoundWhereverBatchesEnd) {
+  SeededRandom random(5);
+  const World world = MakeWorld(random);
+  for (std::size_t i = 0; i < world.store.records.size(); ++i)
+    for (const std::uint32_t batch : {1u, 2u, 3u, 200u}) {
+      FakeAuditStore store = world.store;
+      store.records.push_back(store.records[i]);
+      EXPECT_FALSE(VerifyAudit(store, nullptr, {.batch_records = batch})->ok) << i << " " << batch;
+    }
+}
+
+TEST(AuditVerifyTest, AStoredHashThatIsNotTheRecordsIsFound) {
+  SeededRandom random(6);
+  World world = MakeWorld(random);
+  for (AuditRecord& record : world.store.records) record.stored_hash = record.Hash();
+  ASSERT_TRUE(VerifyAudit(world.store, &world.checkpoints)->ok);
+  world.store.records[2].stored_hash = Sha256("another");
+  const auto report = VerifyAudit(world.store, nullptr);
+  ASSERT_FALSE(report->ok);
+  EXPECT_EQ(report->first_bad->kind, TamperKind::kRecordEdited);
+  EXPECT_EQ(report->first_bad->seq, world.store.records[2].seq);
+}
+
+// A ledger that is written by one process after the other, each of which signs what is new.
+class SignedWorld : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_NE(::mkdtemp(folder_.data()), nullptr);
+    dir_ = folder_ + "/checkpoints";
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  static constexpr std::int64_t kMinute = 60'000'000;
+
+  AuditRecord Add(AuditChain& chain, std::int64_t at) {
+    const Row row{++rows_, "v", chain.writer(), 0, 0};
+    AuditRecord record = chain.Next({row.Leaf()}, FromUnixMicros(at));
+    chain.Advance(record);
+    store_.records.push_back(record);
+    store_.rows.push_back(row);
+    store_.rows.back().seq = record.seq;
+    return record;
+  }
+  void Open() {
+    AuditWriterId log = Writer(0);
+    log.uuid.bytes[0] = ++logs_;
+    auto writer = CheckpointWriter::Open(dir_, key_, log);
+    ASSERT_TRUE(writer);
+    writer_.emplace(std::move(*writer));
+    follower_ = AuditFollower(writer_->written());
+  }
+  AuditNews Sign(std::int64_t at, std::uint32_t limit = 10'000) {
+    AuditNews news = *follower_.Read(store_, limit, {});
+    EXPECT_TRUE(writer_->MaybeWrite(mono_, FromUnixMicros(at), news.heads, news.records, news.complete));
+    mono_ += 10s;
+    return news;
+  }
+  CheckpointSet Checkpoints() const { return *ReadCheckpoints(dir_, key_.public_key()); }
+  std::optional<AuditFinding> Verify() {
+    const CheckpointSet set = Checkpoints();
+    return VerifyAudit(store_, &set)->first_bad;
+  }
+
+  std::string folder_ = (std::filesystem::temp_directory_path() / "millrace-signed-XXXXXX").string(), dir_;
+  const SigningKey key_ = *SigningKey::FromSeed(std::string(32, 's'));
+  FakeAuditStore store_;
+  std::optional<CheckpointWriter> writer_;
+  AuditFollower follower_;
+  MonoTime mono_{};
+  std::uint8_t logs_ = 0;
+  std::int64_t rows_ = 0;
+};
+
+TEST_F(SignedWorld, EveryRecordIsSignedOnceHoweverManyProcessesStart) {
+  std::size_t entries = 0, heads = 0;
+  for (std::uint8_t start = 0; start < 20; ++start) {
+    AuditChain chain(Writer(static_cast<std::uint8_t>(start + 1)), "broker b1");
+    Open();
+    for (int i = 0; i < 4; ++i) Add(chain, start * kMinute + i);
+    EXPECT_EQ(Sign(start * kMinute + 10).records.size(), 4u) << "only what is new is read";
+    EXPECT_EQ(Sign(start * kMinute + 20).records.size(), 0u);
+    std::ifstream in(writer_->path());
+    for (std::string line; std::getline(in, line);) {
+      const auto checkpoint = ParseCheckpointLine(line, key_.public_key());
+      ASSERT_TRUE(checkpoint);
+      entries += checkpoint->records.size();
+      heads += checkpoint->heads.size();
+    }
+  }
+  EXPECT_EQ(entries, 80u);
+  EXPECT_EQ(heads, 20u);
+  EXPECT_FALSE(Verify());
+  // The chain of a process that ended long ago is still pinned.
+  const auto cut = [&](const auto& x) { return x.writer == Writer(3) && x.seq >= 3; };
+  std::erase_if(store_.records, cut);
+  std::erase_if(store_.rows, cut);
+  const auto bad = Verify();
+  ASSERT_TRUE(bad);
+  EXPECT_EQ(bad->kind, TamperKind::kTruncated);
+  EXPECT_EQ(bad->writer, Writer(3));
+  EXPECT_EQ(bad->seq, 3u);
+}
+
+TEST_F(SignedWorld, ARecordThatSaysItIsOlderThanACheckpointWithoutItIsLate) {
+  AuditChain broker(Writer(1), "broker b1"), cli(Writer(2), "cli"), forger(Writer(3), "broker b1");
+  Open();
+  Add(broker, 1'000 * kMinute);
+  Sign(1'001 * kMinute);
+  Add(broker, 1'020 * kMinute);
+  Sign(1'021 * kMinute);
+  Add(cli, 1'012 * kMinute);  // its clock is behind, within the grace
+  ASSERT_FALSE(Verify());
+  const FakeAuditStore sound = store_;
+  Add(forger, 1'000 * kMinute);
+  auto bad = Verify();
+  ASSERT_TRUE(bad) << "before anybody signs it";
+  EXPECT_EQ(bad->kind, TamperKind::kLate);
+  EXPECT_EQ(bad->writer, Writer(3));
+  Open();
+  EXPECT_EQ(Sign(1'030 * kMinute).records.size(), 2u);
+  bad = Verify();
+  ASSERT_TRUE(bad) << "and after";
+  EXPECT_EQ(bad->kind, TamperKind::kLate);
+  EXPECT_EQ(bad->seq, 1u);
+  std::erase_if(store_.records, [](const AuditRecord& r) { return r.writer == Writer(3); });
+  std::erase_if(store_.rows, [](const Row& r) { return r.writer == Writer(3); });
+  EXPECT_EQ(Verify()->kind, TamperKind::kRestored) << "what was signed cannot be taken back";
+  store_ = sound;
+  Add(broker, 1'005 * kMinute);  // at the end of a chain that exists
+  EXPECT_EQ(Verify()->kind, TamperKind::kLate);
+}
+
+// A first checkpoint over a long history takes several lines: none of them says that it holds everything of its time.
+TEST_F(SignedWorld, RecordsThatWaitForTheirCheckpointAreNotLate) {
+  AuditChain chain(Writer(1), "broker b1"), other(Writer(2), "cli");
+  for (int i = 0; i < 10; ++i) Add(chain, i), Add(other, i);
+  Open();
+  for (int i = 0; i < 2; ++i) EXPECT_FALSE(Sign((100 + 20 * i) * kMinute, 8).complete);
+  EXPECT_FALSE(Verify());
+  EXPECT_TRUE(Sign(200 * kMinute, 8).complete);
+  EXPECT_FALSE(Verify());
+  EXPECT_EQ(Checkpoints().pins.size(), 20u);
+}
+
+TEST_F(SignedWorld, WhatDoesNotContinueAChainIsNotSigned) {
+  AuditChain chain(Writer(1), "broker b1");
+  Open();
+  Add(chain, 1);
+  Sign(2);
+  const AuditRecord good = Add(chain, 3);
+  const auto signed_after = [&](const AuditRecord& bad) {
+    store_.records.back() = bad;
+    Open();
+    const AuditNews news = *follower_.Read(store_, 100, {});
+    EXPECT_EQ(news.heads.size(), 1u);
+    return news.heads[0].seq;
+  };
+  AuditRecord bad = good;
+  bad.previous = Sha256("another");
+  EXPECT_EQ(signed_after(bad), 1u);
+  bad = good;
+  bad.root = Sha256("another");
+  EXPECT_EQ(signed_after(bad), 1u);
+  bad = good;
+  bad.stored_hash = Sha256("another");
+  EXPECT_EQ(signed_after(bad), 1u);
+  bad = good;
+  bad.seq = 3;
+  EXPECT_EQ(signed_after(bad), 1u);
+  EXPECT_EQ(signed_after(good), 2u);
+  store_.records[0].at += Micros{1};  // what was signed, computed anew: the record behind it does not continue it any more
+  store_.records[1].previous = store_.records[0].Hash();
+  EXPECT_EQ(signed_after(store_.records[1]), 1u);
+  store_.records.clear();
+  Open();
+  EXPECT_EQ(follower_.Read(store_, 100, {})->heads[0].seq, 1u);
 }
 
 }  // namespace

@@ -179,5 +179,109 @@ TEST_F(CheckpointTest, AnyChangedByteOrLineIsAProblemAndATornLastLineIsNot) {
   EXPECT_EQ(ReadCheckpoints(dir_, SigningKey::FromSeed(std::string(32, 'z'))->public_key())->problems.size(), 1u);
 }
 
+// Two lines as the first format had them, of the key of these tests.
+constexpr std::string_view kFirstFormat =
+    R"({"at_us":100,"heads":[["00000000-0000-0000-0000-000000000007",1,"357390351f6072c0610c6ec4c704e3)"
+    R"(e98bc67d80d36b70f6026fbb54eefd847b"]],"log":"00000000-0000-0000-0000-000000000009","previous":")"
+    R"(0000000000000000000000000000000000000000000000000000000000000000","records":[["00000000-0000-00)"
+    R"(00-0000-000000000007",1,"357390351f6072c0610c6ec4c704e3e98bc67d80d36b70f6026fbb54eefd847b","2d7)"
+    R"(11642a1fce436"]],"seq":1,"signature":"6068d375ac30552f4ac5b1f929f9375c54dfe63ef99a46acf75cc81d5)"
+    R"(f719a6aa9de0d5875376d5046d982713a447071d48d5de194ab0f64e9e5ed7262950308","v":1})"
+    "\n"
+    R"({"at_us":101,"heads":[["00000000-0000-0000-0000-000000000007",2,"9a222cc791326df0b25f35908cc757)"
+    R"(33515fda0087a684070482cb3780f9c7bf"]],"log":"00000000-0000-0000-0000-000000000009","previous":")"
+    R"(be05675c32671a8ab15b36ecc0e0a8d2838883899418525e0fecba49dba01ba4","records":[["00000000-0000-00)"
+    R"(00-0000-000000000007",2,"9a222cc791326df0b25f35908cc75733515fda0087a684070482cb3780f9c7bf","2d7)"
+    R"(11642a1fce436"]],"seq":2,"signature":"0461987f7ed8003127be541ccc34ff7b081d9244161cba82fd02c3897)"
+    R"(f592599f10bedb1d6ca923c4493cadca117f2476d169eb19de2aedf99e9956eec504004","v":1})"
+    "\n";
+
+TEST_F(CheckpointTest, FilesOfTheFirstFormatVerifyAndAreContinued) {
+  fs::create_directories(dir_);
+  file_ = dir_ + "/00000000-0000-0000-0000-000000000009.checkpoints";
+  Write(std::string(kFirstFormat));
+  const auto old = ReadCheckpoints(dir_, key_.public_key());
+  ASSERT_TRUE(old) << old.error().message;
+  ASSERT_TRUE(old->problems.empty()) << old->problems[0];
+  EXPECT_EQ(old->checkpoints, 2u);
+  EXPECT_EQ(old->times.size(), 2u);
+  AuditWriterId chain, log;
+  chain.uuid.bytes[15] = 7;
+  log.uuid.bytes[15] = 10;
+  EXPECT_EQ(old->last_seq.at(chain), 2u);
+  auto writer = CheckpointWriter::Open(dir_, key_, log);
+  ASSERT_TRUE(writer);
+  ASSERT_EQ(writer->written().size(), 1u);
+  EXPECT_EQ(writer->written().at(chain).seq, 2u);
+  EXPECT_EQ(writer->written().at(chain).hash, (old->pins.at({chain, 2}).hash));
+  const AuditRecord record = Record();
+  EXPECT_TRUE(*writer->MaybeWrite(MonoTime{}, FromUnixMicros(7), HeadOf(record), {&record, 1}));
+  EXPECT_TRUE(ReadCheckpoints(dir_, key_.public_key())->problems.empty());
+  Write(std::string(kFirstFormat.substr(0, kFirstFormat.find('\n') + 1)));
+  EXPECT_EQ(ReadCheckpoints(dir_, key_.public_key())->problems.size(), 1u) << "the last line of the old file is gone";
+}
+
+TEST_F(CheckpointTest, AFileContinuesTheOneBeforeItAndMissesItWhenItIsGone) {
+  AuditWriterId logs[3];
+  for (std::uint8_t i = 0; i < 3; ++i) {
+    logs[i].uuid.bytes[15] = static_cast<std::uint8_t>(i + 1);
+    auto writer = CheckpointWriter::Open(dir_, key_, logs[i]);
+    ASSERT_TRUE(writer);
+    EXPECT_EQ(writer->written().size(), i == 0 ? 0u : 1u);
+    for (int line = 0; line < 2; ++line) {
+      const AuditRecord record = Record();
+      ASSERT_TRUE(*writer->Flush(MonoTime{}, FromUnixMicros(i), HeadOf(record)));
+    }
+    EXPECT_FALSE(*writer->Flush(MonoTime{}, FromUnixMicros(i), {&writer->written().begin()->second, 1})) << "nothing new";
+    if (i > 0)
+      fs::last_write_time(writer->path(), fs::last_write_time(dir_ + "/" + logs[i - 1].ToString() + ".checkpoints") + 1s);
+  }
+  const auto tail = ReadCheckpointTail(dir_, key_.public_key());
+  ASSERT_TRUE(tail && *tail);
+  EXPECT_EQ((*tail)->last.log, logs[2]);
+  EXPECT_EQ((*tail)->last.sequence, 2u);
+  EXPECT_EQ((*tail)->heads.begin()->second.seq, 6u);
+  ASSERT_TRUE(ReadCheckpoints(dir_, key_.public_key())->problems.empty());
+
+  file_ = dir_ + "/" + logs[1].ToString() + ".checkpoints";
+  const std::string good = Text();
+  Write(good.substr(0, good.find('\n') + 1));
+  EXPECT_EQ(ReadCheckpoints(dir_, key_.public_key())->problems.size(), 1u) << "a last line that another file continues is gone";
+  EXPECT_EQ(ReadCheckpointTail(dir_, key_.public_key()).error().code, ErrorCode::kCorrupt);
+  fs::remove(file_);
+  const auto set = ReadCheckpoints(dir_, key_.public_key());
+  ASSERT_EQ(set->problems.size(), 1u) << "a file in the middle is gone";
+  EXPECT_NE(set->problems[0].find("continues line 2 of " + logs[1].ToString()), std::string::npos) << set->problems[0];
+}
+
+TEST_F(CheckpointTest, OnlyChangedHeadsAreWrittenAndAllOfThemOnceInAWhile) {
+  auto writer = CheckpointWriter::Open(dir_, key_, AuditWriterId{});
+  std::vector<AuditHead> heads;
+  for (std::uint8_t i = 0; i < 50; ++i) {
+    AuditHead& head = heads.emplace_back();
+    head.writer.uuid.bytes[15] = i;
+    head.seq = 1;
+  }
+  std::string big;
+  AuditRecord record = Record();
+  record.leaves.resize(10'000);
+  for (int line = 0; line < 6; ++line) {
+    ++heads[0].seq;
+    ASSERT_TRUE(*writer->MaybeWrite(MonoTime{line * 10s}, FromUnixMicros(line), heads, {&record, 1}, line != 5));
+  }
+  std::ifstream in(writer->path());
+  std::vector<std::size_t> written;
+  for (std::string line; std::getline(in, line);) written.push_back(ParseCheckpointLine(line, key_.public_key())->heads.size());
+  EXPECT_EQ(written, (std::vector<std::size_t>{50, 1, 1, 1, 1, 50})) << "80 kB a line, 256 kB until all heads come again";
+  const auto set = ReadCheckpoints(dir_, key_.public_key());
+  EXPECT_TRUE(set->problems.empty());
+  EXPECT_EQ(set->checkpoints, 6u);
+  EXPECT_EQ(set->times.size(), 5u) << "the last one was not complete";
+  EXPECT_EQ((*ReadCheckpointTail(dir_, key_.public_key()))->heads.size(), 50u);
+  EXPECT_FALSE(*writer->MaybeWrite(MonoTime{50s + 59min}, FromUnixMicros(8), heads, {}));
+  EXPECT_TRUE(*writer->MaybeWrite(MonoTime{50s + 60min}, FromUnixMicros(9), heads, {})) << "an hour without news is news";
+  EXPECT_FALSE(*writer->MaybeWrite(MonoTime{60s + 60min}, FromUnixMicros(9), heads, {}));
+}
+
 }  // namespace
 }  // namespace millrace
