@@ -1,0 +1,364 @@
+// The network between a part and its servers loses answers: a proxy forwards a COMMIT or a queue write, lets the server carry
+// it out, drops the reply and cuts; or it goes silent with connections open. Nothing is lost, nothing happens twice.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "broker/broker.h"
+#include "common/base/log.h"
+#include "common/drivers/redis.h"
+#include "common/queue/redis_queue.h"
+#include "common/wire/zmq_transport.h"
+#include "tests/support/load_fixture.h"
+#include "tests/support/tcp_proxy.h"
+#include "tests/support/test_postgres.h"
+
+namespace millrace {
+namespace {
+
+using testing::Silence;
+using testing::TcpProxy;
+
+// CommandComplete with the tag COMMIT, as it stands in the server's bytes.
+const std::string kCommitDone(
+    "C\0\0\0\x0b"
+    "COMMIT\0",
+    12);
+constexpr std::uint64_t kDropsLedger = 200, kDropsSink = 300, drops = 15;
+
+std::uint16_t PortOf(const std::string& dsn) {
+  const auto at = dsn.find("port=");
+  return at == std::string::npos ? std::uint16_t{5432} : static_cast<std::uint16_t>(std::atoi(dsn.c_str() + at + 5));
+}
+
+std::unique_ptr<TcpProxy> ProxyTo(std::uint16_t port) {
+  auto proxy = TcpProxy::Start({.upstream_port = port, .seed = 7});
+  EXPECT_TRUE(proxy) << proxy.error().message;
+  return proxy ? std::move(*proxy) : nullptr;
+}
+
+// A broker on PostgreSQL and Redis, each behind a proxy; a client that sends what was not answered again, with the same ids; a
+// worker that ends every job at once.
+class LostReplies : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ConfigureLog(std::getenv("MILLRACE_TEST_LOG") != nullptr ? LogLevel::kInfo : LogLevel::kOff, LogFormat::kText, "test");
+    MILLRACE_NEED_POSTGRES();
+    const char* redis = std::getenv("MILLRACE_TEST_REDIS");
+    if (redis == nullptr) {
+      if (std::getenv("CI") != nullptr) FAIL() << "MILLRACE_TEST_REDIS is not set";
+      GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: source DIR/env of tests/support/servers.sh start DIR";
+    }
+    std::string pattern = (std::filesystem::temp_directory_path() / "mr_replies_XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    dir_ = pattern;
+    database_ = std::make_unique<testing::TestDatabase>("replies");
+    redis_endpoint_ = redis;
+    prefix_ = fmt::format("mrreplies-{}-{}", getpid(), ids_.Next<RunId>().ToString());
+    postgres_proxy_ = ProxyTo(PortOf(database_->dsn()));
+    redis_proxy_ = ProxyTo(redis::ParseEndpoint(redis)->port);
+    auto ledger = OpenLedger(database_->dsn());
+    ASSERT_TRUE(ledger && (*ledger)->Migrate(In(20s)));
+    StartBroker();
+    ASSERT_TRUE(PumpUntil([this] { return recorded_.size() >= 20; }, 20s, 1)) << "nothing works before any fault";
+  }
+  void TearDown() override {
+    broker_.reset();
+    client_.reset();
+    worker_.reset();
+    transport_.reset();
+    if (!redis_endpoint_.empty()) {
+      auto connection = redis::Connection::Connect(*redis::ParseEndpoint(redis_endpoint_), {.clock = &clock_}, In(10s));
+      ASSERT_TRUE(connection) << connection.error().message;
+      const auto keys = connection->Call({"KEYS", fmt::format("{{{}:*", prefix_)}, In(10s));
+      if (keys)
+        for (const auto& key : keys->elements) (void)connection->Call({"DEL", key.text}, In(10s));
+    }
+    postgres_proxy_.reset();
+    redis_proxy_.reset();
+    database_.reset();
+    if (!dir_.empty()) std::filesystem::remove_all(dir_);
+  }
+  MonoTime In(Millis d) const { return clock_.Now() + d; }
+  Result<std::unique_ptr<Ledger>> OpenLedger(const std::string& dsn) {
+    return OpenPostgresLedger(
+        {.dsn = dsn, .clock = &clock_, .writer = ids_.Next<AuditWriterId>(), .shard_count = 1, .actor = "test"}, In(20s));
+  }
+  void StartBroker() {
+    BrokerOptions options;
+    options.owner = ids_.Next<OwnerId>();
+    options.front_endpoints = {"ipc://" + (dir_ / "front").string()};
+    options.back_endpoints = {"ipc://" + (dir_ / "back").string()};
+    options.clock = &clock_;
+    options.random = &random_;
+    options.make_ledger = [this] {
+      return OpenLedger(fmt::format("{} host=127.0.0.1 port={}", database_->dsn(), postgres_proxy_->port()));
+    };
+    options.make_queue = [this]() -> Result<std::unique_ptr<JobQueue>> {
+      MILLRACE_TRY_ASSIGN(
+          auto queue,
+          RedisQueue::Open({.endpoint = fmt::format("127.0.0.1:{}", redis_proxy_->port()), .prefix = prefix_}, In(10s)));
+      return std::unique_ptr<JobQueue>(std::move(queue));
+    };
+    options.make_transport = [this] { return wire::MakeZmqTransport(context_); };
+    const std::string front = options.front_endpoints[0], back = options.back_endpoints[0];
+    broker_ = std::make_unique<Broker>(std::move(options));
+    const auto started = broker_->Start();
+    ASSERT_TRUE(started) << started.error().message;
+    transport_ = std::move(*wire::MakeZmqTransport(context_));
+    client_ = std::move(*transport_->Connect(front));
+    worker_ = std::move(*transport_->Connect(back));
+    Hello();
+  }
+  void Send(wire::ClientSocket& socket, const wire::Message& message) {
+    const std::string frame = wire::Encode(message);
+    for (const MonoTime until = In(5s); !socket.Send(frame) && clock_.Now() < until;) transport_->Wait(Millis{1});
+  }
+  std::uint64_t Limit() const { return taken_ + 500; }
+  void Hello() {
+    taken_ = 0;
+    Send(*worker_, wire::Hello{.worker = me_,
+                               .name = "w",
+                               .queues = {},
+                               .kinds = {},
+                               .roots = {},
+                               .concurrency = 500,
+                               .credit_limit = Limit(),
+                               .held = {}});
+  }
+  void Submit() {
+    const std::uint64_t request = ++last_request_;
+    wire::SubmitJobs submit{.request = request, .jobs = {}};
+    for (int i = 0; i < 10; ++i) {
+      JobSpec job;
+      job.id = ids_.Next<JobId>();
+      job.kind = "noop";
+      job.payload = std::string(100, 'x');
+      submitted_[job.id] = clock_.Now();
+      submit.jobs.push_back(std::move(job));
+    }
+    Send(*client_, submit);
+    waiting_.emplace(request, std::pair{std::move(submit), clock_.Now()});
+  }
+  void Pump() {
+    transport_->Wait(Millis{2});
+    while (auto frame = client_->Receive()) {
+      auto message = wire::Decode(*frame);
+      ASSERT_TRUE(message);
+      if (const auto* reply = std::get_if<wire::SubmitReply>(&*message)) {
+        for (const auto& item : reply->accepted) accepted_.insert(JobId{item.id});
+        waiting_.erase(reply->request);
+      }
+      if (const auto* problem = std::get_if<wire::Problem>(&*message))
+        if (const auto it = waiting_.find(problem->request); it != waiting_.end()) it->second.second = clock_.Now() - 900ms;
+    }
+    for (auto& [request, one] : waiting_)
+      if (clock_.Now() - one.second > 1s) {
+        one.second = clock_.Now();
+        Send(*client_, one.first);
+      }
+    Work();
+    if (clock_.Now() < next_beat_) return;
+    next_beat_ = clock_.Now() + kHeartbeatInterval;
+    Send(*worker_, wire::Beat{.worker = me_, .credit_limit = Limit(), .held = {}, .progress = {}, .draining = false});
+  }
+  void Work() {
+    wire::Ended ended{.worker = me_, .credit_limit = 0, .reports = {}};
+    while (auto frame = worker_->Receive()) {
+      auto message = wire::Decode(*frame);
+      ASSERT_TRUE(message);
+      if (const auto* grant = std::get_if<wire::Grant>(&*message))
+        for (const auto& job : grant->jobs) {
+          ++taken_;
+          if (recorded_.contains(job.id)) ++after_end_;
+          Token& last = tokens_[job.id];
+          if (job.token <= last) ++token_order_;
+          last = job.token;
+          AttemptReport report;
+          report.job = job.id;
+          report.token = job.token;
+          report.end = AttemptEnd::kSucceeded;
+          ended.reports.push_back(std::move(report));
+        }
+      if (const auto* reply = std::get_if<wire::EndedReply>(&*message))
+        for (const auto& item : reply->items)
+          if (item.accepted) {
+            recorded_.insert(item.job);
+            last_recorded_ = std::max(last_recorded_, submitted_[item.job]);
+          }
+      if (const auto* beat = std::get_if<wire::BrokerBeat>(&*message); beat != nullptr && !beat->known) Hello();
+    }
+    ended.credit_limit = Limit();
+    if (!ended.reports.empty()) Send(*worker_, ended);
+  }
+  // Keeps `open` submits unanswered until `done`.
+  template <class Done>
+  bool PumpUntil(Done done, Millis budget, std::size_t open = 4) {
+    for (const MonoTime until = In(budget); clock_.Now() < until && !HasFailure();) {
+      while (waiting_.size() < open) Submit();
+      Pump();
+      if (done()) return true;
+    }
+    return done();
+  }
+  std::int64_t Count(const std::string& what) {
+    const auto connection = database_->Connect();
+    const auto rows = connection->QueryOnce("select count(*) from millrace." + what, {}, In(20s));
+    EXPECT_TRUE(rows) << rows.error().message;
+    return rows ? rows->Int(0, 0) : -1;
+  }
+  // Everything that was accepted has ended, once, and the ledger holds nothing else.
+  void ExpectNothingLostNothingTwice() {
+    ASSERT_TRUE(PumpUntil([this] { return waiting_.empty(); }, 60s, 0)) << "a submit was never answered";
+    const auto ended = [this] { return Count("outcome") == static_cast<std::int64_t>(accepted_.size()); };
+    for (const MonoTime until = In(60s); !ended() && clock_.Now() < until;) PumpUntil([] { return false; }, 200ms, 0);
+    const auto n = static_cast<std::int64_t>(accepted_.size());
+    EXPECT_EQ(Count("job"), n);
+    EXPECT_EQ(Count("outcome"), n);
+    EXPECT_EQ(Count("outcome where state = 10"), n);
+    EXPECT_EQ(Count("live_job"), 0);
+    EXPECT_EQ(Count("outcome o where not exists (select 1 from millrace.job j where j.job = o.job)"), 0);
+    EXPECT_EQ(after_end_, 0U) << "a job ran although its outcome was durable";
+    EXPECT_EQ(token_order_, 0U) << "a token did not increase";
+  }
+  // From `at` until the outcome of a job that was submitted later is durable.
+  Millis BackAfter(MonoTime at, Millis budget) {
+    EXPECT_TRUE(PumpUntil([&] { return last_recorded_ > at; }, budget)) << "not back";
+    return std::chrono::duration_cast<Millis>(clock_.Now() - at);
+  }
+
+  SystemClock clock_;
+  SystemRandom random_;
+  IdGenerator ids_{clock_, random_};
+  std::filesystem::path dir_;
+  std::unique_ptr<testing::TestDatabase> database_;
+  std::string redis_endpoint_, prefix_;
+  std::unique_ptr<TcpProxy> postgres_proxy_, redis_proxy_;
+  std::shared_ptr<wire::ZmqContext> context_ = wire::MakeZmqContext();
+  std::unique_ptr<Broker> broker_;
+  std::unique_ptr<wire::Transport> transport_;
+  std::unique_ptr<wire::ClientSocket> client_, worker_;
+  WorkerId me_ = ids_.Next<WorkerId>();
+  std::map<std::uint64_t, std::pair<wire::SubmitJobs, MonoTime>> waiting_;
+  std::set<JobId> accepted_, recorded_;
+  std::map<JobId, Token> tokens_;
+  std::uint64_t last_request_ = 0, taken_ = 0;
+  std::size_t after_end_ = 0, token_order_ = 0;
+  std::map<JobId, MonoTime> submitted_;
+  MonoTime next_beat_{}, last_recorded_{};  // last_recorded_: when the latest of the recorded jobs was submitted
+};
+
+TEST_F(LostReplies, CommitRepliesOfTheLedger) {
+  postgres_proxy_->DropReply(kCommitDone, 3, kDropsLedger);
+  EXPECT_TRUE(PumpUntil([this] { return postgres_proxy_->counts().replies_dropped >= kDropsLedger; }, 180s))
+      << postgres_proxy_->counts().replies_dropped << " replies dropped";
+  postgres_proxy_->Heal();
+  ExpectNothingLostNothingTwice();
+  fmt::print("ledger: {} COMMIT replies dropped; {} jobs accepted, {} lost, {} after their end\n",
+             postgres_proxy_->counts().replies_dropped, accepted_.size(),
+             static_cast<std::int64_t>(accepted_.size()) - Count("outcome"), after_end_);
+}
+
+TEST_F(LostReplies, QueueWritesOfRedis) {
+  const std::uint64_t drops = DropsRedis();
+  redis_proxy_->DropReplyTo("EVALSHA", 3, drops);
+  EXPECT_TRUE(PumpUntil([this] { return redis_proxy_->counts().replies_dropped >= drops; }, 240s))
+      << redis_proxy_->counts().replies_dropped << " replies dropped";
+  redis_proxy_->Heal();
+  ExpectNothingLostNothingTwice();
+  fmt::print("queue: {} replies to scripts dropped; {} jobs accepted, {} lost, {} after their end\n",
+             redis_proxy_->counts().replies_dropped, accepted_.size(),
+             static_cast<std::int64_t>(accepted_.size()) - Count("outcome"), after_end_);
+}
+
+// ops/docs/failure-modes.md, "Times": a call to the ledger is given up after 2.5 s, one to the queue after 3 s; then a new
+// connection is made, and a shard whose state is in doubt is taken anew.
+TEST_F(LostReplies, HalfOpenConnectionsAreFound) {
+  for (const auto& [name, proxy] : {std::pair{"ledger", postgres_proxy_.get()}, std::pair{"queue", redis_proxy_.get()}}) {
+    for (int i = 0; i < (Long() ? 20 : 1); ++i) {
+      PumpUntil([] { return false; }, 300ms);
+      const MonoTime at = clock_.Now();
+      proxy->Strand();
+      fmt::print("{}: connections half-open: work goes on after {} ms\n", name, BackAfter(at, 60s).count());
+    }
+  }
+  ExpectNothingLostNothingTwice();
+}
+
+TEST_F(LostReplies, SilenceInOneDirectionOrBoth) {
+  for (TcpProxy* proxy : {postgres_proxy_.get(), redis_proxy_.get()}) {
+    for (const Silence way : {Silence::kToClient, Silence::kToServer, Silence::kBoth}) {
+      if (!Long() && way == Silence::kToServer) continue;
+      PumpUntil([] { return false; }, 200ms);
+      proxy->Go(way);
+      PumpUntil([] { return false; }, 3s);
+      proxy->Heal();
+      proxy->Cut();
+      BackAfter(clock_.Now(), 60s);
+    }
+  }
+  ExpectNothingLostNothingTwice();
+}
+
+class LostSinkReplies : public testing::LoadFixture {
+ protected:
+  void SetUp() override {
+    MILLRACE_NEED_POSTGRES();
+    LoadFixture::SetUp();
+    database_ = std::make_unique<testing::TestDatabase>("sink");
+    proxy_ = ProxyTo(PortOf(database_->dsn()));
+    connection_ =
+        ConnectionSpec{"dest", "postgres", fmt::format("{} host=127.0.0.1 port={}", database_->dsn(), proxy_->port())};
+  }
+  void TearDown() override {
+    if (!database_) return;
+    LoadFixture::TearDown();
+    proxy_.reset();
+    database_.reset();
+  }
+  std::int64_t Int(const std::string& sql) {
+    const auto connection = database_->Connect();
+    const auto rows = connection->QueryOnce(sql, {}, testing::TestDatabase::In(Millis{20'000}));
+    EXPECT_TRUE(rows) << rows.error().message;
+    return rows ? rows->Int(0, 0) : -1;
+  }
+  std::unique_ptr<testing::TestDatabase> database_;
+  std::unique_ptr<TcpProxy> proxy_;
+};
+
+// Appends into a table without a key, under one effect each, tried with growing tokens until one reports success.
+TEST_F(LostSinkReplies, CommitRepliesOfTheDestination) {
+  constexpr std::int64_t kRows = 10;
+  const Manifest input = Dataset(fmt::format("select range::integer as id from range({})", kRows));
+  ASSERT_TRUE(Load(Order(LoadMode::kAppend, "s.t", "e0", 1), input).ok);
+  std::int64_t effects = 1, attempts = 0, already = 0;
+  const SystemClock clock;
+  for (const MonoTime until = clock.Now() + 200s; clock.Now() < until; ++effects) {
+    const std::uint64_t left = kDropsSink - std::min(kDropsSink, proxy_->counts().replies_dropped);
+    if (left == 0) break;
+    proxy_->DropReply(kCommitDone, 1, left);
+    for (std::uint64_t token = 1;; ++token) {
+      ASSERT_LT(token, 60U) << "an effect does not end";
+      ++attempts;
+      const StageResult result = Load(Order(LoadMode::kAppend, "s.t", fmt::format("e{}", effects), token), input);
+      if (result.ok) {
+        EXPECT_EQ(result.inserted, kRows);
+        already += result.already_applied ? 1 : 0;
+        break;
+      }
+      EXPECT_TRUE(result.retryable) << result.error_class << ": " << result.error;
+    }
+  }
+  EXPECT_EQ(proxy_->counts().replies_dropped, kDropsSink);
+  EXPECT_EQ(Int("select count(*) from s.t"), effects * kRows);
+  EXPECT_EQ(Int("select count(*) from millrace.receipt"), effects);
+  fmt::print("sink: {} COMMIT replies dropped; {} effects, {} attempts, {} found their receipt; {} rows too few\n",
+             proxy_->counts().replies_dropped, effects, attempts, already, effects * kRows - Int("select count(*) from s.t"));
+}
+
+}  // namespace
+}  // namespace millrace
