@@ -38,26 +38,6 @@ Result<void> WriteFile(const std::string& path, std::string_view text) {
   return {};
 }
 
-Result<std::string> PostgresBin() {
-  std::string best;
-  std::error_code ec;
-  for (const auto& version : fs::directory_iterator("/usr/lib/postgresql", ec)) {
-    const std::string bin = version.path() / "bin";
-    if (fs::exists(bin + "/postgres") && bin > best) best = bin;
-  }
-  if (best.empty()) return Fail(ErrorCode::kNotFound, "no PostgreSQL server. Run: ops/setup");
-  return best;
-}
-
-// PostgreSQL refuses to run as root.
-std::vector<std::string> AsPostgres(std::vector<std::string> argv) {
-  if (::geteuid() != 0) return argv;
-  std::vector<std::string> out{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL",
-                               "--"};
-  out.insert(out.end(), argv.begin(), argv.end());
-  return out;
-}
-
 std::string PipelineFile(std::string_view name, std::string_view cron, std::string_view overlap, std::string_view load) {
   constexpr std::string_view kRetry = "retry: { max_attempts: 50, backoff: 200ms, backoff_max: 1s }";
   return fmt::format(R"(version: 1
@@ -178,7 +158,7 @@ Result<void> Cluster::WaitUntilItAnswers(const Member& member) {
 }
 
 Result<void> Cluster::StartPostgres() {
-  MILLRACE_TRY_ASSIGN(const std::string bin, PostgresBin());
+  MILLRACE_TRY_ASSIGN(const std::string bin, testing::PostgresBin());
   const std::string pg = dir_ + "/pg";
   if (::geteuid() == 0) {
     const passwd* user = ::getpwnam("postgres");
@@ -186,7 +166,7 @@ Result<void> Cluster::StartPostgres() {
       return Fail(ErrorCode::kRejected, "there is no user 'postgres'");
   }
   MILLRACE_TRY_ASSIGN(const int code,
-                      testing::RunToEnd({.argv = AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres", "-A",
+                      testing::RunToEnd({.argv = testing::AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres", "-A",
                                                              "trust", "-E", "UTF8", "--no-locale"}),
                                          .env = {},
                                          .log = dir_ + "/logs/initdb.log"},
@@ -203,7 +183,7 @@ Result<void> Cluster::StartPostgres() {
   ledger_dsn_ = dsn("millrace");
   warehouse_dsn_ = dsn("warehouse");
   return Launch(Role::kPostgres, "postgres",
-                AsPostgres({bin + "/postgres", "-D", pg + "/data", "-p", std::to_string(postgres_port_), "-c",
+                testing::AsPostgres({bin + "/postgres", "-D", pg + "/data", "-p", std::to_string(postgres_port_), "-c",
                             "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + pg, "-c", "max_connections=200"}));
 }
 
