@@ -22,6 +22,7 @@
 #include "common/drivers/postgres.h"
 #include "common/drivers/redis.h"
 #include "common/drivers/sqlite.h"
+#include "common/model/stage_task.h"
 #include "tests/support/job_driver.h"
 #include "tests/support/process.h"
 #include "tests/support/volume.h"
@@ -36,9 +37,9 @@ using testing::Volume;
 
 constexpr std::uint64_t kVolumeBytes = 512u << 20;
 constexpr Millis kServerStart{60'000};
-constexpr Millis kQuiet{3'000};        // nothing has moved for so long: what is not done is lost
+constexpr Millis kQuiet{3'000};  // nothing has moved for so long: what is not done is lost
 constexpr Millis kAnswers{60'000};
-constexpr std::size_t kOpen = 4;       // submits under way
+constexpr std::size_t kOpen = 4;               // submits under way
 constexpr std::uint64_t kTakenPerRound = 400;  // what the worker takes before the loss: the rest waits in the queue
 
 std::string Env(const char* name) {
@@ -115,12 +116,11 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     ASSERT_TRUE(user != nullptr && ::chown(folder.c_str(), user->pw_uid, user->pw_gid) == 0);
     const auto bin = testing::PostgresBin();
     ASSERT_TRUE(bin) << bin.error().message;
-    const auto made = testing::RunToEnd(
-        {.argv = testing::AsPostgres(
-             {*bin + "/initdb", "-D", folder, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"}),
-         .env = {},
-         .log = dir_ + "/initdb.log"},
-        kServerStart);
+    const auto made = testing::RunToEnd({.argv = testing::AsPostgres({*bin + "/initdb", "-D", folder, "-U", "postgres", "-A",
+                                                                      "trust", "-E", "UTF8", "--no-locale"}),
+                                         .env = {},
+                                         .log = dir_ + "/initdb.log"},
+                                        kServerStart);
     ASSERT_TRUE(made && *made == 0);
     postgres_port_ = Port();
     StartPostgres();
@@ -174,15 +174,42 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     front_ = fmt::format("tcp://127.0.0.1:{}", Port());
     back_ = fmt::format("tcp://127.0.0.1:{}", Port());
     std::ofstream file(dir_ + "/millrace.yaml");
-    file << fmt::format("version: 1\nhome: {0}/home\nlog: {{ format: text }}\n"
-                        "broker: {{ listen_clients: \"{1}\", listen_workers: \"{2}\" }}\n",
-                        dir_, front_, back_);
+    file << fmt::format(
+        "version: 1\nhome: {0}/home\nlog: {{ format: text }}\n"
+        "broker: {{ listen_clients: \"{1}\", listen_workers: \"{2}\" }}\n",
+        dir_, front_, back_);
     if (embedded()) return;
     file << fmt::format("ledger: {{ dsn: \"{}\" }}\nqueue: {{ redis: \"127.0.0.1:{}\" }}\n", Dsn("millrace"), redis_port_);
   }
   void StartBroker() {
     Start(broker_, "broker",
-          {std::string(MILLRACE_BIN_DIR) + "/millrace", "--config", dir_ + "/millrace.yaml", "broker", "--name", "b"});
+          {std::string(MILLRACE_BIN_DIR) + "/millrace", "--config", dir_ + "/millrace.yaml", embedded() ? "up" : "broker"});
+  }
+  void StartDriver() {
+    driver_.emplace(wire::MakeZmqContext(), front_, embedded() ? "" : back_);
+    CommandTask task;
+    task.command.argv = {"/bin/true"};
+    task.base_dir = "/";
+    if (embedded()) driver_->SubmitJobsOf(std::string(kJobKindCommand), ToJson(task));
+  }
+  // Submits of both classes until `end`.
+  void Feed(MonoTime end) {
+    for (std::uint64_t i = 0; clock_.Now() < end && !HasFailure();) {
+      while (driver_->unanswered() < (embedded() ? 1 : kOpen))
+        driver_->Submit(++i % 2 == 0 ? Durability::kLedger : Durability::kRedis, embedded() ? 3 : 10);
+      driver_->PumpFor(embedded() ? Millis{25} : Millis{2});  // `up` starts a process per job: it could not keep up
+    }
+  }
+  // Until all that was accepted has ended, but for `lost`, or nothing ends any more.
+  void WaitForOutcomes(std::size_t lost) {
+    std::size_t before = 0;
+    for (MonoTime moved = clock_.Now(); clock_.Now() - moved < kQuiet && !HasFailure();) {
+      driver_->PumpFor(Millis{200});
+      const std::size_t now = Outcomes().size();
+      if (now + lost >= driver_->accepted().size()) return;
+      if (now != before) moved = clock_.Now();
+      before = now;
+    }
   }
 
   // How many of `class` were accepted and have no outcome, and how old (from acceptance to the loss) the oldest of those was.
@@ -244,8 +271,9 @@ TEST_P(PowerLoss, AcceptedAndLost) {
   }
   WriteConfig();
   ASSERT_NO_FATAL_FAILURE(StartBroker());
-  driver_.emplace(wire::MakeZmqContext(), front_, back_);
-  ASSERT_TRUE(driver_->PumpUntil([&] { return !driver_->recorded().empty(); }, kAnswers, 1)) << "nothing works before any fault";
+  StartDriver();
+  ASSERT_TRUE(driver_->PumpUntil([&] { return !driver_->accepted().empty(); }, kAnswers, 1))
+      << "nothing works before any fault";
   std::size_t lost_ledger = 0, lost_redis = 0, rounds_that_lost = 0;
   Millis window{0};
   std::set<JobId> known_lost;
@@ -254,8 +282,7 @@ TEST_P(PowerLoss, AcceptedAndLost) {
     // Both classes, more than the worker takes; now and then the append-only file is rewritten meanwhile.
     if (!embedded() && random.Below(3) == 0) (void)RedisSays({"BGREWRITEAOF"});
     const MonoTime loss = In(Millis{700 + static_cast<std::int64_t>(random.Below(1800))});
-    for (std::uint64_t i = 0; clock_.Now() < loss && !HasFailure(); driver_->Pump())
-      while (driver_->unanswered() < kOpen) driver_->Submit(++i % 2 == 0 ? Durability::kLedger : Durability::kRedis);
+    Feed(loss);
     const bool broker_too = embedded() || random.Below(2) == 0;
     for (Volume& volume : volumes_) ASSERT_TRUE(volume.LosePower());
     const MonoTime at = clock_.Now();
@@ -273,13 +300,7 @@ TEST_P(PowerLoss, AcceptedAndLost) {
     if (broker_too) StartBroker();
     driver_->TakeAtMost(1'000'000);
     ASSERT_TRUE(driver_->PumpUntil([&] { return driver_->AllAnswered(); }, kAnswers)) << "a submit was never answered";
-    std::size_t before = 0;
-    MonoTime moved = clock_.Now();
-    while (driver_->recorded().size() < driver_->accepted().size() - known_lost.size() && clock_.Now() - moved < kQuiet) {
-      driver_->PumpFor(Millis{50});
-      if (driver_->recorded().size() != before) moved = clock_.Now();
-      before = driver_->recorded().size();
-    }
+    WaitForOutcomes(known_lost.size());
     const std::set<JobId> done = Outcomes();
     const std::size_t lost_before = lost_ledger + lost_redis;
     lost_ledger += Count(Durability::kLedger, at, done, known_lost).lost;
@@ -290,10 +311,11 @@ TEST_P(PowerLoss, AcceptedAndLost) {
   }
   std::size_t accepted_ledger = 0;
   for (const auto& [job, told] : driver_->accepted()) accepted_ledger += told.durability == Durability::kLedger ? 1 : 0;
-  std::printf("power loss, %s: %d rounds; ledger class: %zu accepted, %zu lost; redis class: %zu accepted, %zu lost in %zu"
-              " rounds, the oldest %lld ms before\n",
-              GetParam().c_str(), rounds, accepted_ledger, lost_ledger, driver_->accepted().size() - accepted_ledger, lost_redis,
-              rounds_that_lost, static_cast<long long>(window.count()));
+  std::printf(
+      "power loss, %s: %d rounds; ledger class: %zu accepted, %zu lost; redis class: %zu accepted, %zu lost in %zu"
+      " rounds, the oldest %lld ms before\n",
+      GetParam().c_str(), rounds, accepted_ledger, lost_ledger, driver_->accepted().size() - accepted_ledger, lost_redis,
+      rounds_that_lost, static_cast<long long>(window.count()));
   EXPECT_GT(accepted_ledger, 0U);
   EXPECT_EQ(lost_ledger, 0U) << "jobs of ledger class were accepted and are lost";
   EXPECT_TRUE(lost_redis == 0 || GetParam() != "always") << "appendfsync always: every answer comes after the sync";

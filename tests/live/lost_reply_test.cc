@@ -71,7 +71,8 @@ class LostReplies : public ::testing::Test {
     auto ledger = OpenLedger(database_->dsn());
     ASSERT_TRUE(ledger && (*ledger)->Migrate(In(20s)));
     StartBroker();
-    ASSERT_TRUE(driver_->PumpUntil([this] { return driver_->recorded().size() >= 20; }, 20s, 1)) << "nothing works before any fault";
+    ASSERT_TRUE(driver_->PumpUntil([this] { return driver_->recorded().size() >= 20; }, 20s, 1))
+        << "nothing works before any fault";
   }
   void TearDown() override {
     broker_.reset();

@@ -29,21 +29,28 @@ class JobDriver {
     MonoTime accepted_at{};
   };
 
+  // An empty `back`: no worker, somebody else does the jobs.
   JobDriver(std::shared_ptr<wire::ZmqContext> context, const std::string& front, const std::string& back) {
     transport_ = std::move(*wire::MakeZmqTransport(std::move(context)));
     client_ = std::move(*transport_->Connect(front));
+    if (back.empty()) return;
     worker_ = std::move(*transport_->Connect(back));
     Hello();
   }
 
+  // What is submitted from now on: this kind with this payload. At the start "noop" with 100 bytes.
+  void SubmitJobsOf(std::string kind, std::string payload) {
+    kind_ = std::move(kind);
+    payload_ = std::move(payload);
+  }
   void Submit(Durability durability = Durability::kLedger, int jobs = 10) {
     const std::uint64_t request = ++last_request_;
     wire::SubmitJobs submit{.request = request, .jobs = {}};
     for (int i = 0; i < jobs; ++i) {
       JobSpec job;
       job.id = ids_.Next<JobId>();
-      job.kind = "noop";
-      job.payload = std::string(100, 'x');
+      job.kind = kind_;
+      job.payload = payload_;
       job.options.durability = durability;
       submitted_[job.id] = clock_.Now();
       submit.jobs.push_back(std::move(job));
@@ -67,6 +74,7 @@ class JobDriver {
         one.second = clock_.Now();
         Send(*client_, one.first);
       }
+    if (!worker_) return;
     Work();
     if (clock_.Now() < next_beat_) return;
     next_beat_ = clock_.Now() + kHeartbeatInterval;
@@ -165,6 +173,7 @@ class JobDriver {
   std::map<JobId, Told> accepted_;
   std::set<JobId> recorded_;
   std::map<JobId, Token> tokens_;
+  std::string kind_ = "noop", payload_ = std::string(100, 'x');
   std::uint64_t last_request_ = 0, taken_ = 0, total_ = 0, allowed_ = UINT64_MAX;  // taken_: since Hello
   std::size_t after_end_ = 0, token_order_ = 0;
   MonoTime next_beat_{}, newest_recorded_{};

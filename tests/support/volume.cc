@@ -30,9 +30,7 @@ constexpr int kDeviceTries = 20;  // another process may be faster to take a fre
 constexpr unsigned long kShutdown = _IOR('X', 125, std::uint32_t);
 constexpr std::uint32_t kNoLogFlush = 2;
 
-std::unexpected<Error> Errno(std::string_view what) {
-  return Fail(ErrorCode::kRejected, "{}: {}", what, std::strerror(errno));
-}
+std::unexpected<Error> Errno(std::string_view what) { return Fail(ErrorCode::kRejected, "{}: {}", what, std::strerror(errno)); }
 
 // A loop device over `file`; the descriptor keeps it, and it goes when nobody has it any more.
 Result<int> Attach(int file, std::string& name) {
@@ -83,8 +81,10 @@ Result<Volume> Volume::Make(const std::string& path, std::uint64_t bytes) {
   volume.path_ = path;
   if (made && *made == 0) {
     auto device = Attach(file, volume.device_);
-    if (device) volume.device_fd_ = *device;
-    else made = std::unexpected(device.error());
+    if (device)
+      volume.device_fd_ = *device;
+    else
+      made = std::unexpected(device.error());
   } else if (made) {
     made = Fail(ErrorCode::kRejected, "mkfs.ext4: exit code {}", *made);
   }

@@ -1,5 +1,5 @@
-// An ext4 file system of a test's own that can lose its power: what was not synced is gone, as the file system has it (contents,
-// sizes, names), and what was is there after the journal's recovery. It can also be small enough to be full.
+// An ext4 file system of a test's own that can lose its power: what was not synced is gone, as the file system has it
+// (contents, sizes, names), and what was is there after the journal's recovery. It can also be small enough to be full.
 //
 // The model: the file system's shutdown call (EXT4_IOC_SHUTDOWN without a flush of the log) stops every write between the page
 // cache and the disk at one instant; mounting again recovers the journal. A disk is assumed to keep all that it was given
