@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kTransactRoundsMax = 5;
 constexpr auto kReconnectPause = Millis{20};
-// A host that vanishes in the middle of a transaction holds its shards' rows that long: less than kOwnershipTtl, so that a
+// A process that stops in the middle of a transaction holds its shards' rows that long: less than kOwnershipTtl, so that a
 // takeover does not wait for it. Nothing here leaves a transaction idle for longer than a round trip.
 constexpr auto kIdleInTransaction = Millis{3000};
 

@@ -166,8 +166,8 @@ Result<void> Cluster::StartPostgres() {
       return Fail(ErrorCode::kRejected, "there is no user 'postgres'");
   }
   MILLRACE_TRY_ASSIGN(const int code,
-                      testing::RunToEnd({.argv = testing::AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres", "-A",
-                                                             "trust", "-E", "UTF8", "--no-locale"}),
+                      testing::RunToEnd({.argv = testing::AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres",
+                                                                      "-A", "trust", "-E", "UTF8", "--no-locale"}),
                                          .env = {},
                                          .log = dir_ + "/logs/initdb.log"},
                                         kServerStart * 2));
@@ -182,9 +182,10 @@ Result<void> Cluster::StartPostgres() {
   };
   ledger_dsn_ = dsn("millrace");
   warehouse_dsn_ = dsn("warehouse");
-  return Launch(Role::kPostgres, "postgres",
-                testing::AsPostgres({bin + "/postgres", "-D", pg + "/data", "-p", std::to_string(postgres_port_), "-c",
-                            "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + pg, "-c", "max_connections=200"}));
+  return Launch(
+      Role::kPostgres, "postgres",
+      testing::AsPostgres({bin + "/postgres", "-D", pg + "/data", "-p", std::to_string(postgres_port_), "-c",
+                           "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + pg, "-c", "max_connections=200"}));
 }
 
 Result<void> Cluster::StartRedis() {

@@ -22,10 +22,10 @@
 namespace millrace::chaos {
 namespace {
 
-constexpr int kCutsShort = 6, kCutsLong = 60;
+constexpr int kCutsShort = 5, kCutsLong = 60;
 constexpr int kLossPercent = 5;
-constexpr Millis kLossShort{5'000}, kLossLong{600'000};
-constexpr Millis kSlowShort{8'000}, kSlowLong{120'000};
+constexpr Millis kLossShort{4'000}, kLossLong{600'000};
+constexpr Millis kSlowShort{6'000}, kSlowLong{120'000};
 constexpr Millis kOneWayDelay{100};
 constexpr Millis kAfterSlow{4'000};  // so that the end has enough to count
 constexpr std::size_t kDripBytesPerMs = 64;
@@ -146,7 +146,7 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
     std::fflush(stdout);
   }
   // What the cuts cost is over when every worker's jobs have ended; what is lost from here on is lost to packet loss alone.
-  testing::SleepFor(Millis{6'000});
+  testing::SleepFor(Millis{5'000});
   const std::int64_t lost_before = AttemptsLost(observer);
   ASSERT_TRUE(lab->Lose(kLossPercent));
   testing::SleepFor(Long() ? kLossLong : kLossShort);

@@ -38,6 +38,7 @@ using testing::Volume;
 constexpr std::uint64_t kVolumeBytes = 512u << 20;
 constexpr Millis kServerStart{60'000};
 constexpr Millis kQuiet{3'000};  // nothing has moved for so long: what is not done is lost
+constexpr Millis kTakeover{15'000};
 constexpr Millis kAnswers{60'000};
 constexpr std::size_t kOpen = 4;               // submits under way
 constexpr std::uint64_t kTakenPerRound = 400;  // what the worker takes before the loss: the rest waits in the queue
@@ -75,8 +76,9 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     broker_.KillAndReap();
     redis_.KillAndReap();
     KillPostgres();
-    volumes_.clear();
     std::error_code ec;
+    if (HasFailure() && embedded()) fs::copy(dir_ + "/home", dir_ + "/kept", fs::copy_options::recursive, ec);
+    volumes_.clear();
     if (!HasFailure() && !dir_.empty()) fs::remove_all(dir_, ec);
   }
 
@@ -178,7 +180,10 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
         "version: 1\nhome: {0}/home\nlog: {{ format: text }}\n"
         "broker: {{ listen_clients: \"{1}\", listen_workers: \"{2}\" }}\n",
         dir_, front_, back_);
-    if (embedded()) return;
+    if (embedded()) {
+      front_ = "ipc://" + dir_ + "/home/broker.sock";
+      return;
+    }
     file << fmt::format("ledger: {{ dsn: \"{}\" }}\nqueue: {{ redis: \"127.0.0.1:{}\" }}\n", Dsn("millrace"), redis_port_);
   }
   void StartBroker() {
@@ -187,10 +192,14 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
   }
   void StartDriver() {
     driver_.emplace(wire::MakeZmqContext(), front_, embedded() ? "" : back_);
-    CommandTask task;
-    task.command.argv = {"/bin/true"};
-    task.base_dir = "/";
-    if (embedded()) driver_->SubmitJobsOf(std::string(kJobKindCommand), ToJson(task));
+    if (!embedded()) return;
+    driver_->SubmitJobsOf(std::string(kJobKindCommand), [](JobId job) {
+      CommandTask task;
+      task.job = job;
+      task.command.argv = {"/bin/true"};
+      task.base_dir = "/";
+      return ToJson(task);
+    });
   }
   // Submits of both classes until `end`.
   void Feed(MonoTime end) {
@@ -200,10 +209,12 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
       driver_->PumpFor(embedded() ? Millis{25} : Millis{2});  // `up` starts a process per job: it could not keep up
     }
   }
-  // Until all that was accepted has ended, but for `lost`, or nothing ends any more.
+  // Until all that was accepted has ended, but for `lost`, or nothing ends any more. The first end after a loss waits for the
+  // dead broker's ownership lease.
   void WaitForOutcomes(std::size_t lost) {
-    std::size_t before = 0;
-    for (MonoTime moved = clock_.Now(); clock_.Now() - moved < kQuiet && !HasFailure();) {
+    const std::size_t first = Outcomes().size();
+    std::size_t before = first;
+    for (MonoTime moved = clock_.Now(); clock_.Now() - moved < (before == first ? kTakeover : kQuiet) && !HasFailure();) {
       driver_->PumpFor(Millis{200});
       const std::size_t now = Outcomes().size();
       if (now + lost >= driver_->accepted().size()) return;
@@ -212,7 +223,7 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     }
   }
 
-  // How many of `class` were accepted and have no outcome, and how old (from acceptance to the loss) the oldest of those was.
+  // How many of a class were accepted and have no outcome, and how old (from acceptance to the loss) the oldest of those was.
   struct Lost {
     std::size_t accepted = 0, lost = 0;
     Millis oldest{0};

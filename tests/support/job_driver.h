@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -38,8 +39,8 @@ class JobDriver {
     Hello();
   }
 
-  // What is submitted from now on: this kind with this payload. At the start "noop" with 100 bytes.
-  void SubmitJobsOf(std::string kind, std::string payload) {
+  // What is submitted from now on. At the start "noop" with 100 bytes.
+  void SubmitJobsOf(std::string kind, std::function<std::string(JobId)> payload) {
     kind_ = std::move(kind);
     payload_ = std::move(payload);
   }
@@ -50,7 +51,7 @@ class JobDriver {
       JobSpec job;
       job.id = ids_.Next<JobId>();
       job.kind = kind_;
-      job.payload = payload_;
+      job.payload = payload_(job.id);
       job.options.durability = durability;
       submitted_[job.id] = clock_.Now();
       submit.jobs.push_back(std::move(job));
@@ -173,7 +174,8 @@ class JobDriver {
   std::map<JobId, Told> accepted_;
   std::set<JobId> recorded_;
   std::map<JobId, Token> tokens_;
-  std::string kind_ = "noop", payload_ = std::string(100, 'x');
+  std::string kind_ = "noop";
+  std::function<std::string(JobId)> payload_ = [](JobId) { return std::string(100, 'x'); };
   std::uint64_t last_request_ = 0, taken_ = 0, total_ = 0, allowed_ = UINT64_MAX;  // taken_: since Hello
   std::size_t after_end_ = 0, token_order_ = 0;
   MonoTime next_beat_{}, newest_recorded_{};

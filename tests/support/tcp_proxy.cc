@@ -143,7 +143,10 @@ class TcpProxy::Loop {
     for (Link& link : links_) link.cut = true;
   }
   void StrandAll() {
-    for (Link& link : links_) link.stranded = true;
+    for (Link& link : links_) {
+      link.stranded = true;
+      link.server = Socket();
+    }
   }
 
  private:

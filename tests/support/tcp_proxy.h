@@ -48,8 +48,8 @@ class TcpProxy {
   // Cuts a connection once the server has sent it `bytes`, in the middle of whatever that is. 0: never.
   void CutAfter(std::uint64_t bytes);
   void Go(Silence silence);
-  // The connections that are there now stay open and silent for ever, in both directions; new ones are served. As after the
-  // loss of a firewall's or a load balancer's state.
+  // The connections that are there now stay open and silent for ever to their clients; the server's ends are closed. New ones
+  // are served. As after the loss of a firewall's or a load balancer's state.
   void Strand();
   void Delay(Millis each_way);          // every byte, in both directions
   void Drip(std::size_t bytes_per_ms);  // at most so many per connection and direction; 0: no limit
