@@ -35,9 +35,10 @@ using testing::JobDriver;
 using testing::TestProcess;
 using testing::Volume;
 
-constexpr std::uint64_t kVolumeBytes = 512u << 20;
+constexpr std::uint64_t kVolumeBytes = 256u << 20;
 constexpr Millis kServerStart{60'000};
 constexpr Millis kQuiet{3'000};  // nothing has moved for so long: what is not done is lost
+constexpr Millis kFull{2'000};
 constexpr Millis kTakeover{15'000};
 constexpr Millis kAnswers{60'000};
 constexpr std::size_t kOpen = 4;               // submits under way
@@ -223,6 +224,14 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     }
   }
 
+  // Writes until there is no space left.
+  static void Fill(const std::string& path) {
+    std::ofstream file(path, std::ios::binary);
+    const std::string block(1u << 20, 'x');
+    while (file.write(block.data(), static_cast<std::streamsize>(block.size())) && file.flush()) {
+    }
+  }
+
   // How many of a class were accepted and have no outcome, and how old (from acceptance to the loss) the oldest of those was.
   struct Lost {
     std::size_t accepted = 0, lost = 0;
@@ -332,6 +341,36 @@ TEST_P(PowerLoss, AcceptedAndLost) {
   EXPECT_TRUE(lost_redis == 0 || GetParam() != "always") << "appendfsync always: every answer comes after the sync";
   EXPECT_EQ(driver_->after_end(), 0U) << "a job ran although its outcome was durable";
   EXPECT_EQ(driver_->token_order(), 0U) << "a token did not increase";
+}
+
+// The disks of PostgreSQL and Redis are full for a while: nothing is accepted that cannot be kept, and all goes on afterwards.
+TEST_P(PowerLoss, AFullDiskLosesNothing) {
+  if (embedded()) GTEST_SKIP() << "shown by SqliteDriverTest.AFullDiskAppliesNothingAndTheFileStaysSound and CliData";
+  if (!Long() && GetParam() != "everysec") GTEST_SKIP() << "MILLRACE_CHAOS=long plays both policies";
+  ASSERT_NO_FATAL_FAILURE(MakePostgres());
+  ASSERT_NO_FATAL_FAILURE(MakeRedis());
+  WriteConfig();
+  ASSERT_NO_FATAL_FAILURE(StartBroker());
+  StartDriver();
+  ASSERT_TRUE(driver_->PumpUntil([&] { return driver_->accepted().size() > 100; }, kAnswers, kOpen));
+  for (const Volume& volume : volumes_) Fill(volume.path() + "/filler");
+  Feed(In(kFull));
+  const std::size_t before = driver_->accepted().size();
+  Feed(In(kFull));
+  const std::size_t meanwhile = driver_->accepted().size() - before;
+  for (const Volume& volume : volumes_) fs::remove(volume.path() + "/filler");
+  const bool postgres_ended = !postgres_.Running(), redis_ended = !redis_.Running();
+  if (postgres_ended) StartPostgres();
+  if (redis_ended) StartRedis();
+  ASSERT_TRUE(driver_->PumpUntil([&] { return driver_->AllAnswered(); }, kAnswers)) << "a submit was never answered";
+  WaitForOutcomes(0);
+  const std::set<JobId> done = Outcomes();
+  const auto lost = std::ranges::count_if(driver_->accepted(), [&](const auto& one) { return !done.contains(one.first); });
+  std::printf("full disks, %s: %zu jobs accepted, %zu of them in the last %lld ms of it, %lld lost; PostgreSQL %s, Redis %s\n",
+              GetParam().c_str(), driver_->accepted().size(), meanwhile, static_cast<long long>(kFull.count()),
+              static_cast<long long>(lost), postgres_ended ? "had ended" : "went on", redis_ended ? "had ended" : "went on");
+  EXPECT_EQ(lost, 0) << "jobs were accepted and are lost";
+  EXPECT_EQ(driver_->after_end(), 0U) << "a job ran although its outcome was durable";
 }
 
 std::string Named(const ::testing::TestParamInfo<std::string>& info) { return info.param; }
