@@ -29,12 +29,14 @@ const std::string kCommitDone(
     "COMMIT\0",
     12);
 constexpr std::size_t kOpen = 4;  // submits under way
-constexpr std::uint64_t kDropsLedger = 200, kDropsSink = 300;
 bool Long() {
   const char* chaos = std::getenv("MILLRACE_CHAOS");
   return chaos != nullptr && std::string(chaos) == "long";
 }
 // A lost reply of the queue costs a takeover, and those are up to 2 s apart.
+// The fault catalogue's 500 in the long form; each costs a new connection or more.
+std::uint64_t DropsLedger() { return Long() ? 200 : 100; }
+std::uint64_t DropsSink() { return Long() ? 300 : 50; }
 std::uint64_t DropsRedis() { return Long() ? 100 : 6; }
 
 std::uint16_t PortOf(const std::string& dsn) {
@@ -156,8 +158,9 @@ class LostReplies : public ::testing::Test {
 };
 
 TEST_F(LostReplies, CommitRepliesOfTheLedger) {
-  postgres_proxy_->DropReply(kCommitDone, 3, kDropsLedger);
-  EXPECT_TRUE(driver_->PumpUntil([this] { return postgres_proxy_->counts().replies_dropped >= kDropsLedger; }, 180s, kOpen))
+  const std::uint64_t drops = DropsLedger();
+  postgres_proxy_->DropReply(kCommitDone, 3, drops);
+  EXPECT_TRUE(driver_->PumpUntil([&] { return postgres_proxy_->counts().replies_dropped >= drops; }, 180s, kOpen))
       << postgres_proxy_->counts().replies_dropped << " replies dropped";
   postgres_proxy_->Heal();
   ExpectNothingLostNothingTwice();
@@ -195,7 +198,7 @@ TEST_F(LostReplies, HalfOpenConnectionsAreFound) {
 TEST_F(LostReplies, SilenceInOneDirectionOrBoth) {
   for (TcpProxy* proxy : {postgres_proxy_.get(), redis_proxy_.get()}) {
     for (const Silence way : {Silence::kToClient, Silence::kToServer, Silence::kBoth}) {
-      if (!Long() && proxy == redis_proxy_.get() && way != Silence::kToClient) continue;
+      if (!Long() && (way == Silence::kBoth || (proxy == redis_proxy_.get() && way == Silence::kToServer))) continue;
       driver_->PumpFor(200ms, kOpen);
       proxy->Go(way);
       driver_->PumpFor(3s, kOpen);
@@ -238,10 +241,11 @@ TEST_F(LostSinkReplies, CommitRepliesOfTheDestination) {
   constexpr std::int64_t kRows = 10;
   const Manifest input = Dataset(fmt::format("select range::integer as id from range({})", kRows));
   ASSERT_TRUE(Load(Order(LoadMode::kAppend, "s.t", "e0", 1), input).ok);
+  const std::uint64_t drops = DropsSink();
   std::int64_t effects = 1, attempts = 0, already = 0;
   const SystemClock clock;
   for (const MonoTime until = clock.Now() + 200s; clock.Now() < until; ++effects) {
-    const std::uint64_t left = kDropsSink - std::min(kDropsSink, proxy_->counts().replies_dropped);
+    const std::uint64_t left = drops - std::min(drops, proxy_->counts().replies_dropped);
     if (left == 0) break;
     proxy_->DropReply(kCommitDone, 1, left);
     for (std::uint64_t token = 1;; ++token) {
@@ -256,7 +260,7 @@ TEST_F(LostSinkReplies, CommitRepliesOfTheDestination) {
       EXPECT_TRUE(result.retryable) << result.error_class << ": " << result.error;
     }
   }
-  EXPECT_EQ(proxy_->counts().replies_dropped, kDropsSink);
+  EXPECT_EQ(proxy_->counts().replies_dropped, drops);
   EXPECT_EQ(Int("select count(*) from s.t"), effects * kRows);
   EXPECT_EQ(Int("select count(*) from millrace.receipt"), effects);
   fmt::print("sink: {} COMMIT replies dropped; {} effects, {} attempts, {} found their receipt; {} rows too few\n",
