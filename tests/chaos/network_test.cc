@@ -22,12 +22,12 @@
 namespace millrace::chaos {
 namespace {
 
-constexpr int kCutsShort = 5, kCutsLong = 60;
+constexpr int kCutsShort = 4, kCutsLong = 60;
 constexpr int kLossPercent = 5;
 constexpr Millis kLossShort{4'000}, kLossLong{600'000};
-constexpr Millis kSlowShort{6'000}, kSlowLong{120'000};
+constexpr Millis kSlowShort{4'000}, kSlowLong{120'000};
 constexpr Millis kOneWayDelay{100};
-constexpr Millis kAfterSlow{4'000};  // so that the end has enough to count
+constexpr Millis kAfterSlow{3'000};  // so that the end has enough to count
 constexpr std::size_t kDripBytesPerMs = 64;
 constexpr Millis kDrainTimeout{300'000};
 
