@@ -27,7 +27,8 @@ constexpr int kLossPercent = 5;
 constexpr Millis kLossShort{4'000}, kLossLong{600'000};
 constexpr Millis kSlowShort{4'000}, kSlowLong{120'000};
 constexpr Millis kOneWayDelay{100};
-constexpr Millis kAfterSlow{3'000};  // so that the end has enough to count
+constexpr Millis kAcceptTimeout{60'000};
+constexpr std::size_t kAcceptedMin = 25;  // the end has enough to count
 constexpr std::size_t kDripBytesPerMs = 64;
 constexpr Millis kDrainTimeout{300'000};
 
@@ -99,9 +100,17 @@ bool WaitUntilNothingLives(Observer& observer, const Clock& clock) {
   return false;
 }
 
+// Until that many single jobs were accepted in all.
+void WaitForAccepted(const Submitter& submitter, std::size_t jobs) {
+  const SystemClock clock;
+  for (const MonoTime until = clock.Now() + kAcceptTimeout; clock.Now() < until && submitter.accepted().size() < jobs;)
+    testing::SleepFor(Millis{50});
+}
+
 // Stops what makes work, waits for all of it, checks, reports; keeps the folder of what failed.
 void Finish(Cluster& cluster, Observer& observer, Submitter& submitter, const Rounds& rounds) {
   const SystemClock clock;
+  WaitForAccepted(submitter, kAcceptedMin);
   submitter.Stop();
   const Result<void> stopped = cluster.StopSchedulers();
   EXPECT_TRUE(stopped) << stopped.error().message;
@@ -176,6 +185,7 @@ TEST(Network, ASlowNetworkLosesNoLease) {
   }
   const std::size_t accepted_before = submitter.accepted().size();
   testing::SleepFor(Long() ? kSlowLong : kSlowShort);
+  WaitForAccepted(submitter, accepted_before + 1);
   const std::size_t accepted = submitter.accepted().size() - accepted_before;
   const std::int64_t lost_after = AttemptsLost(observer);
   for (const auto& proxy : cluster->proxies()) proxy->Heal();
@@ -183,7 +193,6 @@ TEST(Network, ASlowNetworkLosesNoLease) {
               kDripBytesPerMs, accepted, static_cast<long long>(lost_after - lost_before));
   EXPECT_EQ(lost_after, lost_before) << "a lease was lost although its worker lived";
   EXPECT_GT(accepted, 0U) << "nothing was accepted over slow links";
-  testing::SleepFor(kAfterSlow);
   Finish(*cluster, observer, submitter, rounds);
 }
 

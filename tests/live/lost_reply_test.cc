@@ -195,6 +195,17 @@ TEST_F(LostReplies, HalfOpenConnectionsAreFound) {
   ExpectNothingLostNothingTwice();
 }
 
+// By default a server keeps the locks of a host that is gone for two hours.
+TEST_F(LostReplies, VanishedHostsAreFoundByTheServer) {
+  const auto connection = database_->Connect();
+  const auto set = connection->QueryOnce(
+      "select current_setting('tcp_keepalives_idle')::bigint"
+      " + current_setting('tcp_keepalives_interval')::bigint * current_setting('tcp_keepalives_count')::bigint",
+      {}, In(20s));
+  ASSERT_TRUE(set) << set.error().message;
+  EXPECT_EQ(set->Int(0, 0), 7);
+}
+
 TEST_F(LostReplies, SilenceInOneDirectionOrBoth) {
   for (TcpProxy* proxy : {postgres_proxy_.get(), redis_proxy_.get()}) {
     for (const Silence way : {Silence::kToClient, Silence::kToServer, Silence::kBoth}) {
