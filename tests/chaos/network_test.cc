@@ -28,7 +28,8 @@ constexpr Millis kLossShort{4'000}, kLossLong{600'000};
 constexpr Millis kSlowShort{4'000}, kSlowLong{120'000};
 constexpr Millis kOneWayDelay{100};
 constexpr Millis kAcceptTimeout{60'000};
-constexpr std::size_t kAcceptedMin = 25;  // the end has enough to count
+constexpr std::size_t kAcceptedMin = 25;  // the end has enough to count,
+constexpr Millis kFlowMin{12'000};        // also slots and a signed checkpoint
 constexpr std::size_t kDripBytesPerMs = 64;
 constexpr Millis kDrainTimeout{300'000};
 
@@ -108,8 +109,9 @@ void WaitForAccepted(const Submitter& submitter, std::size_t jobs) {
 }
 
 // Stops what makes work, waits for all of it, checks, reports; keeps the folder of what failed.
-void Finish(Cluster& cluster, Observer& observer, Submitter& submitter, const Rounds& rounds) {
+void Finish(Cluster& cluster, Observer& observer, Submitter& submitter, const Rounds& rounds, MonoTime began) {
   const SystemClock clock;
+  while (clock.Now() < began + kFlowMin) testing::SleepFor(Millis{100});
   WaitForAccepted(submitter, kAcceptedMin);
   submitter.Stop();
   const Result<void> stopped = cluster.StopSchedulers();
@@ -139,6 +141,7 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
   ASSERT_TRUE(cluster) << cluster.error().message;
   std::printf("cluster in %s\n", cluster->dir().c_str());
   Observer observer(cluster->ledger_dsn(), cluster->warehouse_dsn());
+  const MonoTime began = clock.Now();
   Submitter submitter(cluster->client_endpoints(), cluster->witness());
   const Rounds rounds(*cluster, observer, random);
   for (const Break& one : MakePlan(Long() ? kCutsLong : kCutsShort, random)) {
@@ -164,18 +167,20 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
   std::printf("%d %% loss on every host: %lld attempts lost their lease\n", kLossPercent,
               static_cast<long long>(lost_after - lost_before));
   EXPECT_EQ(lost_after, lost_before) << "a lease was lost although its worker lived";
-  Finish(*cluster, observer, submitter, rounds);
+  Finish(*cluster, observer, submitter, rounds, began);
 }
 
 // 200 ms from request to reply and a trickle of bytes on every link: slower, but no worker is taken for dead.
 TEST(Network, ASlowNetworkLosesNoLease) {
   std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
+  const SystemClock clock;
   SeededRandom random(Seed());
   auto cluster =
       Cluster::Start({.bin = MILLRACE_BIN_DIR, .failpoints = "", .slow_target = false, .seed = Seed() + 7, .proxied = true});
   ASSERT_TRUE(cluster) << cluster.error().message;
   std::printf("cluster in %s\n", cluster->dir().c_str());
   Observer observer(cluster->ledger_dsn(), cluster->warehouse_dsn());
+  const MonoTime began = clock.Now();
   Submitter submitter(cluster->client_endpoints(), cluster->witness());
   const Rounds rounds(*cluster, observer, random);
   const std::int64_t lost_before = AttemptsLost(observer);
@@ -193,7 +198,7 @@ TEST(Network, ASlowNetworkLosesNoLease) {
               kDripBytesPerMs, accepted, static_cast<long long>(lost_after - lost_before));
   EXPECT_EQ(lost_after, lost_before) << "a lease was lost although its worker lived";
   EXPECT_GT(accepted, 0U) << "nothing was accepted over slow links";
-  Finish(*cluster, observer, submitter, rounds);
+  Finish(*cluster, observer, submitter, rounds, began);
 }
 
 }  // namespace
