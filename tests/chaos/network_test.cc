@@ -170,7 +170,8 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
   Finish(*cluster, observer, submitter, rounds, began);
 }
 
-// 200 ms from request to reply and a trickle of bytes on every link: slower, but no worker is taken for dead.
+// 200 ms from request to reply and a trickle of bytes on every link: no worker is taken for dead, and all that was accepted ends
+// when it is over. Brokers cannot keep their shards over such links to the ledger (ops/docs/failure-modes.md).
 TEST(Network, ASlowNetworkLosesNoLease) {
   std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
   const SystemClock clock;
