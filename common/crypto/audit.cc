@@ -222,4 +222,12 @@ void AuditChain::Advance(const AuditRecord& committed) {
   head_ = committed.Hash();
 }
 
+void AuditChain::Resume(const AuditRecord& last) {
+  MILLRACE_CHECK(last.writer == writer_ && (last.seq > seq_ || (last.seq == seq_ && last.Hash() == head_)),
+                 "audit record {} of writer {} is not the end of a chain that is at {}", last.seq, last.writer.ToString(),
+                 seq_);
+  seq_ = last.seq;
+  head_ = last.Hash();
+}
+
 }  // namespace millrace

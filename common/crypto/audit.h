@@ -111,6 +111,8 @@ class AuditChain {
   AuditChain(AuditWriterId writer, std::string actor) : writer_(writer), actor_(std::move(actor)) {}
   AuditRecord Next(std::vector<Digest> leaves, WallTime at) const;
   void Advance(const AuditRecord& committed);
+  // Goes on after `last`, the writer's last record in the database. REQUIRES: it is not older than the last one advanced to.
+  void Resume(const AuditRecord& last);
   AuditWriterId writer() const { return writer_; }
 
  private:

@@ -37,7 +37,6 @@ class AuditSource {
   // seq. A source that prunes nothing has none.
   virtual Result<std::vector<PrunedChain>> PrunedChains(MonoTime) { return std::vector<PrunedChain>{}; }
   virtual Result<std::vector<PrunedLeaves>> PrunedLeavesOf(AuditWriterId, MonoTime) { return std::vector<PrunedLeaves>{}; }
-  
   // Counted in one snapshot.
   virtual Result<AuditTotals> Totals(MonoTime deadline) = 0;
   // Rows that claim a record which does not exist or which no chain can hold, at most `limit`.

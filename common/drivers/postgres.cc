@@ -148,6 +148,8 @@ Result<std::string> OptionsOf(const PgOptions& options) {
       fmt::format("-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
                   options.statement_timeout.count(), options.lock_timeout.count(), options.idle_in_transaction_timeout.count());
   text += " -c timezone=UTC -c synchronous_commit=on -c jit=off -c client_min_messages=warning";
+  // A host that vanished (no reset comes) is found by the server in 7 s and its locks go; by default that takes two hours.
+  text += " -c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=5";
   if (!options.search_path.empty()) text += " -c search_path=" + options.search_path;
   return text;
 }

@@ -11,6 +11,9 @@ namespace {
 
 constexpr int kTransactRoundsMax = 5;
 constexpr auto kReconnectPause = Millis{20};
+// A process that stops in the middle of a transaction holds its shards' rows that long: less than kOwnershipTtl, so that a
+// takeover does not wait for it. Nothing here leaves a transaction idle for longer than a round trip.
+constexpr auto kIdleInTransaction = Millis{3000};
 
 PgParams ToPg(const Params& params) {
   PgParams out;
@@ -68,6 +71,7 @@ Result<void> PostgresStore::Connect(MonoTime deadline) {
   options.dsn = options_.dsn;
   options.application_name = "millrace " + options_.actor;
   options.search_path = "millrace";
+  options.idle_in_transaction_timeout = kIdleInTransaction;
   MILLRACE_TRY_ASSIGN(connection_, PgConnection::Connect(options, *options_.clock, deadline));
   return {};
 }

@@ -97,14 +97,15 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
   return set;
 }
 
-// A writer id that was used before goes on where its chain ends.
+// A writer id that was used before goes on where its chain ends; after a commit whose outcome is not known, that may be where
+// it was before.
 Result<void> SqlLedger::LoadChain(MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select max(seq) from audit_record where writer = $1",
                                                    Params().Id(options_.writer.uuid), deadline));
   if (!rows.empty() && !rows[0][0].null) {
     const auto seq = static_cast<std::uint64_t>(rows[0][0].number);
     MILLRACE_TRY_ASSIGN(const auto last, AuditRecords(options_.writer, seq - 1, 1, deadline));
-    if (!last.empty()) chain_.Advance(last.front());
+    if (!last.empty()) chain_.Resume(last.front());
   }
   chain_loaded_ = true;
   return {};

@@ -276,6 +276,11 @@ class Checker {
       }
       Served(victim, kill.at);
     }
+    for (const Freeze& freeze : rounds_.freezes()) {
+      const auto ended = load_ended.find(freeze.effect_hash);
+      if (freeze.newer_began && ended != load_ended.end())
+        out_.work[std::string(Name(Fault::kFreeze))].push_back(std::chrono::duration_cast<Millis>(ended->second - freeze.at));
+    }
     for (const Disturbance& other : rounds_.others()) Served(std::string(Name(other.fault)), other.at);
     return {};
   }

@@ -14,6 +14,7 @@
 
 #include "common/drivers/postgres.h"
 #include "common/drivers/redis.h"
+#include "tests/chaos/network_lab.h"
 
 namespace millrace::chaos {
 namespace {
@@ -35,26 +36,6 @@ Result<void> WriteFile(const std::string& path, std::string_view text) {
   file.close();
   if (!file) return Fail(ErrorCode::kRejected, "cannot write {}", path);
   return {};
-}
-
-Result<std::string> PostgresBin() {
-  std::string best;
-  std::error_code ec;
-  for (const auto& version : fs::directory_iterator("/usr/lib/postgresql", ec)) {
-    const std::string bin = version.path() / "bin";
-    if (fs::exists(bin + "/postgres") && bin > best) best = bin;
-  }
-  if (best.empty()) return Fail(ErrorCode::kNotFound, "no PostgreSQL server. Run: ops/setup");
-  return best;
-}
-
-// PostgreSQL refuses to run as root.
-std::vector<std::string> AsPostgres(std::vector<std::string> argv) {
-  if (::geteuid() != 0) return argv;
-  std::vector<std::string> out{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL",
-                               "--"};
-  out.insert(out.end(), argv.begin(), argv.end());
-  return out;
 }
 
 std::string PipelineFile(std::string_view name, std::string_view cron, std::string_view overlap, std::string_view load) {
@@ -118,9 +99,28 @@ Result<void> Cluster::Launch(Role role, std::string name, std::vector<std::strin
   ProcessOptions options = role == Role::kPostgres || role == Role::kRedis
                                ? ProcessOptions{.argv = std::move(argv), .env = {}, .log = dir_ + "/logs/" + name + ".log"}
                                : Millrace(name, std::move(argv));
+  MILLRACE_TRY_ASSIGN(options.argv, OnHost(name, std::move(options.argv)));
   MILLRACE_TRY_ASSIGN(TestProcess process, TestProcess::Start(options));
   members_.push_back({role, std::move(name), std::move(options), std::move(process)});
   return WaitUntilItAnswers(members_.back());
+}
+
+// Ports of a host are published before it starts to listen.
+Result<std::vector<std::string>> Cluster::OnHost(const std::string& name, std::vector<std::string> argv) {
+  if (options_.lab == nullptr) return argv;
+  MILLRACE_TRY(options_.lab->AddHost(name));
+  std::vector<std::uint16_t> ports;
+  if (name == "postgres") ports = {postgres_port_};
+  if (name == "redis") ports = {redis_port_};
+  for (std::size_t i = 0; i < client_endpoints_.size(); ++i) {
+    if (name != fmt::format("broker-{}", i + 1)) continue;
+    for (const std::string& endpoint : {client_endpoints_[i], worker_endpoints_[i]})
+      ports.push_back(static_cast<std::uint16_t>(std::stoul(endpoint.substr(endpoint.rfind(':') + 1))));
+  }
+  for (const std::uint16_t port : ports) MILLRACE_TRY(options_.lab->Publish(name, port));
+  std::vector<std::string> out = options_.lab->On(name);
+  out.insert(out.end(), argv.begin(), argv.end());
+  return out;
 }
 
 Result<void> Cluster::Restart(Member& member) {
@@ -158,7 +158,7 @@ Result<void> Cluster::WaitUntilItAnswers(const Member& member) {
 }
 
 Result<void> Cluster::StartPostgres() {
-  MILLRACE_TRY_ASSIGN(const std::string bin, PostgresBin());
+  MILLRACE_TRY_ASSIGN(const std::string bin, testing::PostgresBin());
   const std::string pg = dir_ + "/pg";
   if (::geteuid() == 0) {
     const passwd* user = ::getpwnam("postgres");
@@ -166,28 +166,34 @@ Result<void> Cluster::StartPostgres() {
       return Fail(ErrorCode::kRejected, "there is no user 'postgres'");
   }
   MILLRACE_TRY_ASSIGN(const int code,
-                      testing::RunToEnd({.argv = AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres", "-A",
-                                                             "trust", "-E", "UTF8", "--no-locale"}),
+                      testing::RunToEnd({.argv = testing::AsPostgres({bin + "/initdb", "-D", pg + "/data", "-U", "postgres",
+                                                                      "-A", "trust", "-E", "UTF8", "--no-locale"}),
                                          .env = {},
                                          .log = dir_ + "/logs/initdb.log"},
                                         kServerStart * 2));
   if (code != 0) return Fail(ErrorCode::kRejected, "initdb: exit code {}, see {}/logs/initdb.log", code, dir_);
+  if (options_.lab != nullptr) {
+    std::ofstream hba(pg + "/data/pg_hba.conf", std::ios::app);
+    hba << "host all all 0.0.0.0/0 trust\n";  // inside the lab a peer has its host's address
+  }
   MILLRACE_TRY_ASSIGN(postgres_port_, testing::FreePort(options_.seed * 31));
   const auto dsn = [&](std::string_view database) {
     return fmt::format("host=127.0.0.1 port={} user=postgres dbname={}", postgres_port_, database);
   };
   ledger_dsn_ = dsn("millrace");
   warehouse_dsn_ = dsn("warehouse");
-  return Launch(Role::kPostgres, "postgres",
-                AsPostgres({bin + "/postgres", "-D", pg + "/data", "-p", std::to_string(postgres_port_), "-c",
-                            "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + pg, "-c", "max_connections=200"}));
+  return Launch(
+      Role::kPostgres, "postgres",
+      testing::AsPostgres({bin + "/postgres", "-D", pg + "/data", "-p", std::to_string(postgres_port_), "-c",
+                           "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=" + pg, "-c", "max_connections=200"}));
 }
 
 Result<void> Cluster::StartRedis() {
   MILLRACE_TRY_ASSIGN(redis_port_, testing::FreePort(options_.seed * 31 + 1000));
-  return Launch(Role::kRedis, "redis",
-                {"redis-server", "--port", std::to_string(redis_port_), "--bind", "127.0.0.1", "--dir", dir_ + "/redis",
-                 "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"});
+  return Launch(
+      Role::kRedis, "redis",
+      {"redis-server", "--port", std::to_string(redis_port_), "--bind", "127.0.0.1", "--dir", dir_ + "/redis", "--save", "",
+       "--appendonly", "yes", "--appendfsync", "everysec", "--protected-mode", options_.lab == nullptr ? "yes" : "no"});
 }
 
 Result<void> Cluster::Sql(const std::string& dsn, std::string_view sql) {
@@ -246,6 +252,29 @@ Result<void> Cluster::WriteFiles() {
     client_endpoints_.push_back(fmt::format("tcp://127.0.0.1:{}", clients));
     worker_endpoints_.push_back(fmt::format("tcp://127.0.0.1:{}", workers));
   }
+  return WriteConfig();
+}
+
+Result<std::uint16_t> Cluster::ProxyTo(std::uint16_t port) {
+  if (!options_.proxied) return port;
+  MILLRACE_TRY_ASSIGN(auto proxy, testing::TcpProxy::Start({.upstream_port = port, .seed = options_.seed}));
+  const std::uint16_t instead = proxy->port();
+  proxies_.push_back(std::move(proxy));
+  return instead;
+}
+
+Result<void> Cluster::WriteConfig() {
+  MILLRACE_TRY_ASSIGN(const std::uint16_t postgres, ProxyTo(postgres_port_));
+  MILLRACE_TRY_ASSIGN(const std::uint16_t redis, ProxyTo(redis_port_));
+  std::vector<std::string> brokers;
+  for (const std::string& endpoint : worker_endpoints_) {
+    const auto port = static_cast<std::uint16_t>(std::stoul(endpoint.substr(endpoint.rfind(':') + 1)));
+    MILLRACE_TRY_ASSIGN(const std::uint16_t instead, ProxyTo(port));
+    brokers.push_back(fmt::format("tcp://127.0.0.1:{}", instead));
+  }
+  const auto dsn = [&](std::string_view database) {
+    return fmt::format("host=127.0.0.1 port={} user=postgres dbname={}", postgres, database);
+  };
   return WriteFile(dir_ + "/millrace.yaml", fmt::format(R"(version: 1
 home: {0}/home
 lake: {0}/lake
@@ -253,14 +282,14 @@ log: {{ format: text }}
 ledger: {{ dsn: "{1}" }}
 queue: {{ redis: "127.0.0.1:{2}" }}
 broker: {{ listen_clients: "{3}", listen_workers: "{4}" }}
-worker: {{ brokers: ["{4}", "{5}"], concurrency: 8 }}
+worker: {{ brokers: ["{5}", "{6}"], concurrency: 8 }}
 scheduler: {{ lead_ttl: 2s }}
 audit: {{ checkpoint_dir: {0}/checkpoints, key_file: {0}/audit.key }}
 connections:
-  warehouse: {{ type: postgres, dsn: "{6}" }}
+  warehouse: {{ type: postgres, dsn: "{7}" }}
 )",
-                                                        dir_, ledger_dsn_, redis_port_, client_endpoints_[0],
-                                                        worker_endpoints_[0], worker_endpoints_[1], warehouse_dsn_));
+                                                        dir_, dsn("millrace"), redis, client_endpoints_[0],
+                                                        worker_endpoints_[0], brokers[0], brokers[1], dsn("warehouse")));
 }
 
 ProcessOptions Cluster::Millrace(const std::string& name, std::vector<std::string> arguments) const {

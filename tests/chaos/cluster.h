@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,8 +12,11 @@
 #include "common/base/clock.h"
 #include "common/base/result.h"
 #include "tests/support/process.h"
+#include "tests/support/tcp_proxy.h"
 
 namespace millrace::chaos {
+
+class NetworkLab;
 
 using testing::ProcessOptions;
 using testing::TestProcess;
@@ -31,6 +35,8 @@ struct ClusterOptions {
   std::string failpoints;    // MILLRACE_FAILPOINTS of every Millrace process; empty: none
   bool slow_target = false;  // the target tables' triggers make a load wait where failpoints would
   std::uint64_t seed = 1;
+  NetworkLab* lab = nullptr;  // every process is a host of its own there, by its name; must outlive the cluster
+  bool proxied = false;       // a TCP proxy before PostgreSQL, Redis and each broker's workers: Cluster::proxies
 };
 
 inline constexpr int kInputRows = 400;
@@ -63,6 +69,9 @@ class Cluster {
   const std::string& ledger_dsn() const { return ledger_dsn_; }
   const std::string& warehouse_dsn() const { return warehouse_dsn_; }
   const std::vector<std::string>& client_endpoints() const { return client_endpoints_; }
+  // PostgreSQL's (ledger and warehouse), Redis', then one per broker for its workers; empty unless `proxied`. The observer
+  // and clients do not go through them.
+  const std::vector<std::unique_ptr<testing::TcpProxy>>& proxies() const { return proxies_; }
   std::string witness() const { return dir_ + "/witness"; }
   std::string checkpoints() const { return dir_ + "/checkpoints"; }
   // From now on the folder is removed with the cluster.
@@ -76,6 +85,9 @@ class Cluster {
   Result<void> SlowCommits();
   Result<void> Sql(const std::string& dsn, std::string_view sql);
   Result<void> WriteFiles();
+  Result<void> WriteConfig();
+  Result<std::uint16_t> ProxyTo(std::uint16_t port);  // the port to use instead; the same one unless `proxied`
+  Result<std::vector<std::string>> OnHost(const std::string& name, std::vector<std::string> argv);
   Result<void> StartMembers();
   Result<void> WaitForWorkers();
   Result<void> Launch(Role role, std::string name, std::vector<std::string> argv);
@@ -88,6 +100,7 @@ class Cluster {
   std::uint16_t postgres_port_ = 0, redis_port_ = 0;
   std::string ledger_dsn_, warehouse_dsn_;
   std::vector<std::string> client_endpoints_, worker_endpoints_;
+  std::vector<std::unique_ptr<testing::TcpProxy>> proxies_;
   std::vector<Member> members_;  // in the order of starting
 };
 

@@ -4,12 +4,14 @@
 // must then fail. The Mutants tests below prove that it does.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "tests/chaos/checker.h"
@@ -22,6 +24,8 @@ namespace millrace::chaos {
 namespace {
 
 constexpr int kKillsShort = 12, kKillsLong = 50;
+constexpr int kRecoveriesEach = 25, kLeaderKills = 50;
+constexpr Millis kSlotEvery{3000};  // kAppendCron
 constexpr Millis kDrainTimeout{300'000};
 constexpr Millis kFlowTimeout{20'000};
 constexpr Millis kFlowMin{11'000};  // of work, also when the rounds are few
@@ -139,6 +143,62 @@ TEST(KillRounds, EverySlotOneRunEveryRunOneEffect) {
   EXPECT_GT(findings->stale_refused, 0) << "no frozen attempt came back to be refused";
   EXPECT_EQ(findings->lost, 0);
   EXPECT_EQ(findings->doubled, 0);
+}
+
+// How long each fault is felt: n >= 20 of each, in a shuffled order. Printed; only what is lost or doubled fails.
+TEST(KillRounds, RecoveryTimes) {
+  if (!Long()) GTEST_SKIP() << "takes a quarter of an hour: MILLRACE_CHAOS=long";
+  std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
+  SeededRandom random(Seed() + 1);
+  std::vector<Round> plan;
+  for (int i = 0; i < kRecoveriesEach; ++i) {
+    plan.push_back({.victim = Victim::kWorker, .phase = Phase::kRowsSent});
+    plan.push_back({.victim = Victim::kBroker, .phase = Phase::kRowsSent});
+    plan.push_back({.fault = Fault::kFreeze});
+    plan.push_back({.fault = Fault::kFlush});
+    plan.push_back({.fault = Fault::kPostgresCrash});
+  }
+  for (std::size_t i = plan.size(); i > 1; --i) std::swap(plan[i - 1], plan[random.Below(i)]);
+  const auto findings = Play({.seed = Seed() + 1, .mutant = "", .plan = std::move(plan)});
+  ASSERT_TRUE(findings) << findings.error().message;
+  for (const Violation& v : findings->violations) ADD_FAILURE() << v.code << ": " << v.text;
+}
+
+// The leading scheduler dies around the instant of a slot, again and again; the other one goes on. The same in virtual time, a
+// thousand times: SchedulerTest.AThousandLeadersKilledAtTheSlotEdge.
+TEST(KillRounds, LeaderKilledAtTheSlotEdge) {
+  if (!Long()) GTEST_SKIP() << "takes three minutes: MILLRACE_CHAOS=long";
+  std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
+  const SystemClock clock;
+  SeededRandom random(Seed() + 2);
+  auto cluster = Cluster::Start({.bin = MILLRACE_BIN_DIR, .failpoints = "", .slow_target = true, .seed = Seed() + 2});
+  ASSERT_TRUE(cluster) << cluster.error().message;
+  Observer observer(cluster->ledger_dsn(), cluster->warehouse_dsn());
+  Submitter submitter(cluster->client_endpoints(), cluster->witness());
+  const Rounds rounds(*cluster, observer, random);
+  for (int killed = 0; killed < kLeaderKills;) {
+    const auto into = std::chrono::duration_cast<Millis>(clock.WallNow().time_since_epoch()) % kSlotEvery;
+    testing::SleepFor(kSlotEvery - into + Millis{static_cast<std::int64_t>(random.Below(600)) - 300});
+    const auto leader = observer.LeaderName();
+    for (Member* member : cluster->OfRole(Role::kScheduler)) {
+      if (!leader || leader->find(member->name) == std::string::npos) continue;
+      member->process.Signal(SIGKILL);
+      ASSERT_TRUE(member->process.Wait(Millis{10'000}));
+      ++killed;
+      testing::SleepFor(Millis{static_cast<std::int64_t>(random.Below(1500))});
+      ASSERT_TRUE(cluster->Restart(*member));
+    }
+  }
+  const bool flows = SlotsFlow(observer, clock);
+  submitter.Stop();
+  const Result<void> stopped = cluster->StopSchedulers();
+  EXPECT_TRUE(stopped) << stopped.error().message;
+  EXPECT_TRUE(flows && Drain(observer, clock));
+  const auto findings = Check(*cluster, observer, rounds, submitter.accepted());
+  ASSERT_TRUE(findings) << findings.error().message;
+  std::printf("%d leaders killed around the edge of a slot; %s", kLeaderKills, Report(*findings, rounds).c_str());
+  for (const Violation& v : findings->violations) ADD_FAILURE() << v.code << ": " << v.text;
+  if (!HasFailure()) cluster->RemoveAtEnd();
 }
 
 // The same processes and the same checks with one defect each; the plan goes straight to where it shows.

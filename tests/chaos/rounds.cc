@@ -175,7 +175,11 @@ Result<void> Rounds::PlayFreeze() {
   if (!holder) return {};  // it was over before we looked
   ::kill(holder->stage, SIGSTOP);
   holder->worker->process.Signal(SIGSTOP);
-  Freeze freeze{.worker = holder->worker->name, .effect_hash = load->effect_hash, .token = load->token, .newer_began = false};
+  Freeze freeze{.worker = holder->worker->name,
+                .effect_hash = load->effect_hash,
+                .token = load->token,
+                .at = clock_.WallNow(),
+                .newer_began = false};
   for (const MonoTime until = clock_.Now() + kFreezeTimeout; clock_.Now() < until && !freeze.newer_began;
        testing::SleepFor(kPoll))
     freeze.newer_began = observer_.FenceToken(load->effect_hash) > load->token;

@@ -46,7 +46,8 @@ struct Kill {
 struct Freeze {
   std::string worker;
   std::string effect_hash;
-  std::int64_t token = 0;    // of the frozen attempt
+  std::int64_t token = 0;  // of the frozen attempt
+  WallTime at{};
   bool newer_began = false;  // a newer attempt raised the fence before the frozen one went on
 };
 

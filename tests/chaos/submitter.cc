@@ -17,15 +17,16 @@ constexpr Millis kAnswerTimeout{700};
 constexpr Millis kSlice{20};
 constexpr std::size_t kBatchMax = 3;
 
-// The answer to `request`: 1 accepted, 0 refused, empty: none in time.
-std::optional<bool> AwaitAnswer(wire::Transport& transport, wire::ClientSocket& socket, std::uint64_t request,
-                                const Clock& clock, const std::stop_token& stop) {
+// The answer to a batch that was sent as the requests from `first` to `request`: 1 accepted, 0 refused, empty: none in time.
+// Over a slow link the answer to an earlier sending comes after the next one.
+std::optional<bool> AwaitAnswer(wire::Transport& transport, wire::ClientSocket& socket, std::uint64_t first,
+                                std::uint64_t request, const Clock& clock, const std::stop_token& stop) {
   const MonoTime until = clock.Now() + kAnswerTimeout;
   while (clock.Now() < until && !stop.stop_requested()) {
     while (const auto frame = socket.Receive()) {
       const auto message = wire::Decode(*frame);
       if (!message) continue;
-      if (const auto* reply = std::get_if<wire::SubmitReply>(&*message); reply && reply->request == request) return true;
+      if (const auto* reply = std::get_if<wire::SubmitReply>(&*message); reply && reply->request >= first) return true;
       if (const auto* problem = std::get_if<wire::Problem>(&*message); problem && problem->request == request) return false;
     }
     transport.Wait(kSlice);
@@ -89,11 +90,12 @@ void Submitter::Run(const std::stop_token& stop) {
     const std::vector<JobSpec> batch = MakeBatch();
     const WallTime first_sent = clock_.WallNow();
     bool accepted = false;
+    const std::uint64_t first = request + 1;
     // The same ids again until somebody says yes: an answer that does not come says nothing.
     while (!accepted && !stop.stop_requested()) {
       ++request;
       const auto sent = sockets[at]->Send(wire::Encode(wire::SubmitJobs{.request = request, .jobs = batch}));
-      const auto answer = sent ? AwaitAnswer(**transport, *sockets[at], request, clock_, stop) : std::nullopt;
+      const auto answer = sent ? AwaitAnswer(**transport, *sockets[at], first, request, clock_, stop) : std::nullopt;
       accepted = answer.value_or(false);
       if (accepted) break;
       at = (at + 1) % sockets.size();

@@ -210,6 +210,26 @@ std::optional<pid_t> HolderOfPort(std::uint16_t port, const std::vector<pid_t>& 
   return std::nullopt;
 }
 
+Result<std::string> PostgresBin() {
+  std::string best;
+  std::error_code ec;
+  for (const auto& version : fs::directory_iterator("/usr/lib/postgresql", ec)) {
+    const std::string bin = version.path() / "bin";
+    if (fs::exists(bin + "/postgres") && bin > best) best = bin;
+  }
+  if (best.empty()) return Fail(ErrorCode::kNotFound, "no PostgreSQL server. Run: ops/setup");
+  return best;
+}
+
+// PostgreSQL refuses to run as root.
+std::vector<std::string> AsPostgres(std::vector<std::string> argv) {
+  if (::geteuid() != 0) return argv;
+  std::vector<std::string> out{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig", "KILL",
+                               "--"};
+  out.insert(out.end(), argv.begin(), argv.end());
+  return out;
+}
+
 void SleepFor(Millis time) { std::this_thread::sleep_for(time); }
 
 }  // namespace millrace::testing

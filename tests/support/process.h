@@ -61,6 +61,12 @@ std::vector<pid_t> ChildrenOf(pid_t parent, std::string_view name);
 // Which of `candidates` holds the IPv4 connection from local port `port`.
 std::optional<pid_t> HolderOfPort(std::uint16_t port, const std::vector<pid_t>& candidates);
 
+// The folder of the newest PostgreSQL server's programs. kNotFound: there is none.
+Result<std::string> PostgresBin();
+
+// `argv` as the user 'postgres' when this is root: PostgreSQL refuses to run as root.
+std::vector<std::string> AsPostgres(std::vector<std::string> argv);
+
 void SleepFor(Millis time);
 
 }  // namespace millrace::testing

@@ -84,6 +84,23 @@ TEST(AuditTest, ChainLinksAndHexRoundTrips) {
   EXPECT_FALSE(DigestFromHex(std::string(64, 'g')));
 }
 
+// After a commit whose outcome is not known: the record stands in the database, or the one before it still is the last.
+TEST(AuditTest, AChainResumesWhereTheDatabaseIs) {
+  AuditChain chain(AuditWriterId{}, "broker b1");
+  const AuditRecord first = chain.Next({Sha256("a")}, WallTime{});
+  chain.Advance(first);
+  const AuditRecord second = chain.Next({Sha256("b")}, WallTime{});
+  chain.Resume(first);
+  EXPECT_EQ(chain.Next({Sha256("b")}, WallTime{}).Hash(), second.Hash()) << "nothing was lost and nothing is skipped";
+  chain.Resume(second);
+  const AuditRecord third = chain.Next({Sha256("c")}, WallTime{});
+  EXPECT_EQ(third.seq, 3U);
+  EXPECT_EQ(third.previous, second.Hash());
+  AuditChain later(AuditWriterId{}, "broker b1");  // a process that takes the writer id over
+  later.Resume(second);
+  EXPECT_EQ(later.Next({Sha256("c")}, WallTime{}).Hash(), third.Hash());
+}
+
 TEST(SigningKeyTest, Rfc8032Vector1) {
   const auto seed = *DigestFromHex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60");
   const auto key = SigningKey::FromSeed({reinterpret_cast<const char*>(seed.data()), seed.size()});

@@ -1,0 +1,206 @@
+// Every process on a host of its own; links are cut one way or both, lose packets, or are slow, while scheduled runs and single
+// jobs flow; then every promise is checked from outside, as after the kills (checker.h).
+// MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "tests/chaos/checker.h"
+#include "tests/chaos/cluster.h"
+#include "tests/chaos/network_lab.h"
+#include "tests/chaos/observer.h"
+#include "tests/chaos/rounds.h"
+#include "tests/chaos/submitter.h"
+
+namespace millrace::chaos {
+namespace {
+
+constexpr int kCutsShort = 4, kCutsLong = 60;
+constexpr int kLossPercent = 5;
+constexpr Millis kLossShort{4'000}, kLossLong{600'000};
+constexpr Millis kSlowShort{4'000}, kSlowLong{120'000};
+constexpr Millis kOneWayDelay{100};
+constexpr Millis kAcceptTimeout{60'000};
+constexpr std::size_t kAcceptedMin = 25;  // the end has enough to count,
+constexpr Millis kFlowMin{12'000};        // also slots and a signed checkpoint
+constexpr std::size_t kDripBytesPerMs = 64;
+constexpr Millis kDrainTimeout{300'000};
+
+std::string Env(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+bool Long() { return Env("MILLRACE_CHAOS") == "long"; }
+std::uint64_t Seed() {
+  static const std::uint64_t seed = [] {
+    const std::string text = Env("MILLRACE_CHAOS_SEED");
+    return text.empty() ? SystemRandom().Next() % 1'000'000 : std::strtoull(text.c_str(), nullptr, 10);
+  }();
+  return seed;
+}
+
+enum class Link : std::uint8_t { kWorkerBroker, kBrokerRedis, kBrokerPostgres, kSchedulerPostgres, kWorkerPostgres };
+constexpr Link kLinks[] = {Link::kWorkerBroker, Link::kBrokerRedis, Link::kBrokerPostgres, Link::kSchedulerPostgres,
+                           Link::kWorkerPostgres};
+enum class Way : std::uint8_t { kBoth, kThere, kBack };
+constexpr std::string_view kWayNames[] = {"<->", "-->", "<--"};
+
+struct Break {
+  Link link;
+  Way way;
+  Millis time;
+};
+
+// Every link comes up equally often, and each way of a link before any of its comes again.
+std::vector<Break> MakePlan(int cuts, Random& random) {
+  std::vector<Break> plan;
+  const std::uint64_t first = random.Below(3);
+  for (int i = 0; i < cuts; ++i) {
+    const auto n = static_cast<std::size_t>(i);
+    const std::size_t lap = n / std::size(kLinks);
+    plan.push_back({.link = kLinks[n % std::size(kLinks)],
+                    .way = static_cast<Way>((first + n + lap) % 3),
+                    .time = Millis{1500 + static_cast<std::int64_t>(random.Below(Long() ? 9000 : 2500))}});
+  }
+  for (std::size_t i = plan.size(); i > 1; --i) std::swap(plan[i - 1], plan[random.Below(i)]);
+  return plan;
+}
+
+// The two hosts: the owner of the jobs or the leader where there is one, else either.
+std::pair<std::string, std::string> Ends(Link link, Observer& observer, Random& random) {
+  const auto named = [&](std::string_view role, const std::optional<std::string>& name) {
+    for (const int i : {1, 2})
+      if (const std::string host = fmt::format("{}-{}", role, i); name && name->find(host) != std::string::npos) return host;
+    return fmt::format("{}-{}", role, 1 + random.Below(2));
+  };
+  switch (link) {
+    case Link::kWorkerBroker: return {named("worker", std::nullopt), named("broker", observer.OwnerName())};
+    case Link::kBrokerRedis: return {named("broker", observer.OwnerName()), "redis"};
+    case Link::kBrokerPostgres: return {named("broker", observer.OwnerName()), "postgres"};
+    case Link::kSchedulerPostgres: return {named("scheduler", observer.LeaderName()), "postgres"};
+    case Link::kWorkerPostgres: return {named("worker", std::nullopt), "postgres"};
+  }
+  return {};
+}
+
+std::int64_t AttemptsLost(Observer& observer) {
+  const auto found = observer.Ledger("select count(*) from millrace.attempt where ended = 6");
+  return found ? found->Int(0, 0) : -1;
+}
+
+bool WaitUntilNothingLives(Observer& observer, const Clock& clock) {
+  for (const MonoTime until = clock.Now() + kDrainTimeout; clock.Now() < until; testing::SleepFor(Millis{100}))
+    if (observer.Live() == 0) return true;
+  return false;
+}
+
+// Until that many single jobs were accepted in all.
+void WaitForAccepted(const Submitter& submitter, std::size_t jobs) {
+  const SystemClock clock;
+  for (const MonoTime until = clock.Now() + kAcceptTimeout; clock.Now() < until && submitter.accepted().size() < jobs;)
+    testing::SleepFor(Millis{50});
+}
+
+// Stops what makes work, waits for all of it, checks, reports; keeps the folder of what failed.
+void Finish(Cluster& cluster, Observer& observer, Submitter& submitter, const Rounds& rounds, MonoTime began) {
+  const SystemClock clock;
+  while (clock.Now() < began + kFlowMin) testing::SleepFor(Millis{100});
+  WaitForAccepted(submitter, kAcceptedMin);
+  submitter.Stop();
+  const Result<void> stopped = cluster.StopSchedulers();
+  EXPECT_TRUE(stopped) << stopped.error().message;
+  EXPECT_TRUE(WaitUntilNothingLives(observer, clock)) << "not everything ended";
+  const auto findings = Check(cluster, observer, rounds, submitter.accepted());
+  ASSERT_TRUE(findings) << findings.error().message;
+  std::printf("%s", Report(*findings, rounds).c_str());
+  for (const Violation& v : findings->violations) ADD_FAILURE() << v.code << ": " << v.text;
+  EXPECT_EQ(findings->lost, 0);
+  EXPECT_EQ(findings->doubled, 0);
+  if (Env("MILLRACE_CHAOS_KEEP").empty() && !::testing::Test::HasFailure()) cluster.RemoveAtEnd();
+}
+
+TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
+  if (const std::string why = WhyNoNetworkLab(); !why.empty()) {
+    if (!Env("CI").empty()) FAIL() << why;
+    GTEST_SKIP() << why;
+  }
+  std::printf("MILLRACE_CHAOS_SEED=%llu MILLRACE_CHAOS=%s\n", static_cast<unsigned long long>(Seed()),
+              Long() ? "long" : "short");
+  SeededRandom random(Seed());
+  const SystemClock clock;
+  auto lab = NetworkLab::Start();
+  ASSERT_TRUE(lab) << lab.error().message;
+  auto cluster = Cluster::Start({.bin = MILLRACE_BIN_DIR, .failpoints = "", .slow_target = true, .seed = Seed(), .lab = &*lab});
+  ASSERT_TRUE(cluster) << cluster.error().message;
+  std::printf("cluster in %s\n", cluster->dir().c_str());
+  Observer observer(cluster->ledger_dsn(), cluster->warehouse_dsn());
+  const MonoTime began = clock.Now();
+  Submitter submitter(cluster->client_endpoints(), cluster->witness());
+  const Rounds rounds(*cluster, observer, random);
+  for (const Break& one : MakePlan(Long() ? kCutsLong : kCutsShort, random)) {
+    testing::SleepFor(Millis{300 + static_cast<std::int64_t>(random.Below(600))});
+    const auto [a, b] = Ends(one.link, observer, random);
+    const std::size_t before = submitter.accepted().size();
+    ASSERT_TRUE(one.way == Way::kBack || lab->Cut(a, b));
+    ASSERT_TRUE(one.way == Way::kThere || lab->Cut(b, a));
+    testing::SleepFor(one.time);
+    ASSERT_TRUE(lab->Heal());
+    std::printf("%s %s %s cut for %lld ms; %zu jobs accepted meanwhile\n", a.c_str(),
+                std::string(kWayNames[static_cast<std::size_t>(one.way)]).c_str(), b.c_str(),
+                static_cast<long long>(one.time.count()), submitter.accepted().size() - before);
+    std::fflush(stdout);
+  }
+  // What the cuts cost is over when every worker's jobs have ended; what is lost from here on is lost to packet loss alone.
+  testing::SleepFor(Millis{5'000});
+  const std::int64_t lost_before = AttemptsLost(observer);
+  ASSERT_TRUE(lab->Lose(kLossPercent));
+  testing::SleepFor(Long() ? kLossLong : kLossShort);
+  const std::int64_t lost_after = AttemptsLost(observer);
+  ASSERT_TRUE(lab->Heal());
+  std::printf("%d %% loss on every host: %lld attempts lost their lease\n", kLossPercent,
+              static_cast<long long>(lost_after - lost_before));
+  EXPECT_EQ(lost_after, lost_before) << "a lease was lost although its worker lived";
+  Finish(*cluster, observer, submitter, rounds, began);
+}
+
+// 200 ms from request to reply and a trickle of bytes on every link: no worker is taken for dead, and all that was accepted ends
+// when it is over. Brokers cannot keep their shards over such links to the ledger (ops/docs/failure-modes.md).
+TEST(Network, ASlowNetworkLosesNoLease) {
+  std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
+  const SystemClock clock;
+  SeededRandom random(Seed());
+  auto cluster =
+      Cluster::Start({.bin = MILLRACE_BIN_DIR, .failpoints = "", .slow_target = false, .seed = Seed() + 7, .proxied = true});
+  ASSERT_TRUE(cluster) << cluster.error().message;
+  std::printf("cluster in %s\n", cluster->dir().c_str());
+  Observer observer(cluster->ledger_dsn(), cluster->warehouse_dsn());
+  const MonoTime began = clock.Now();
+  Submitter submitter(cluster->client_endpoints(), cluster->witness());
+  const Rounds rounds(*cluster, observer, random);
+  const std::int64_t lost_before = AttemptsLost(observer);
+  for (const auto& proxy : cluster->proxies()) {
+    proxy->Delay(kOneWayDelay);
+    proxy->Drip(kDripBytesPerMs);
+  }
+  const std::size_t accepted_before = submitter.accepted().size();
+  testing::SleepFor(Long() ? kSlowLong : kSlowShort);
+  WaitForAccepted(submitter, accepted_before + 1);
+  const std::size_t accepted = submitter.accepted().size() - accepted_before;
+  const std::int64_t lost_after = AttemptsLost(observer);
+  for (const auto& proxy : cluster->proxies()) proxy->Heal();
+  std::printf("200 ms per round trip and %zu bytes/ms on every link: %zu jobs accepted, %lld attempts lost their lease\n",
+              kDripBytesPerMs, accepted, static_cast<long long>(lost_after - lost_before));
+  EXPECT_EQ(lost_after, lost_before) << "a lease was lost although its worker lived";
+  EXPECT_GT(accepted, 0U) << "nothing was accepted over slow links";
+  Finish(*cluster, observer, submitter, rounds, began);
+}
+
+}  // namespace
+}  // namespace millrace::chaos
