@@ -116,7 +116,9 @@ class HandlerLoop {
     if (held_.contains(job.token.value())) return;  // a repeat
     ++granted_;
     const MonoTime now = clock_.Now();
-    const auto payload = DecodePayload(job.payload);
+    const bool ours = options_.kind != kJobKindCommand;
+    const std::optional<Payload> payload =
+        ours ? DecodePayload(job.payload) : Payload{.number = score_.executed, .intended = {}};
     if (payload) {
       Handle(*payload, now);
     } else {

@@ -17,7 +17,7 @@ namespace millrace::bench {
 struct HandlerOptions {
   std::string endpoint;           // of the broker
   std::string name;               // shown in outcome rows
-  std::string kind, queue;        // the only ones it takes
+  std::string kind, queue;        // the only ones it takes; kind "command": payloads are a pipeline's and not looked at
   std::uint32_t concurrency = 1;  // jobs it holds: granted, and not yet answered as durable; at most kConcurrencyMax
   Millis sleep{0};                // how long each job takes, beside the handler itself: a timer, so no thread is held
   std::uint32_t index = 0;        // its place on the scoreboard

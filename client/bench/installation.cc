@@ -119,10 +119,11 @@ Result<OwnInstallation> OwnInstallation::Start(const OwnOptions& options) {
 
 Result<void> OwnInstallation::StartProcess(const std::string& name, std::vector<std::string> argv, int stop_signal,
                                            const std::string& user) {
-  MILLRACE_TRY_ASSIGN(
-      auto process,
-      Process::Start(
-          {.argv = std::move(argv), .log = folder_.path + "/" + name + ".log", .stop_signal = stop_signal, .user = user}));
+  MILLRACE_TRY_ASSIGN(auto process, Process::Start({.argv = std::move(argv),
+                                                    .log = folder_.path + "/" + name + ".log",
+                                                    .out = "",
+                                                    .stop_signal = stop_signal,
+                                                    .user = user}));
   at_.processes.emplace_back(name, process.pid());
   processes_.emplace_back(name, std::move(process));
   return {};
@@ -165,6 +166,7 @@ Result<void> OwnInstallation::StartPostgres() {
   MILLRACE_TRY_ASSIGN(auto initdb, Process::Start({.argv = {bin + "/initdb", "-D", data, "-U", kPostgresUser, "-A", "trust",
                                                             "-E", "UTF8", "--no-locale", "--no-sync"},
                                                    .log = log,
+                                                   .out = "",
                                                    .stop_signal = SIGTERM,
                                                    .user = user}));
   if (initdb.Wait(kServerTimeout) != 0) return Fail(ErrorCode::kUnavailable, "initdb failed: {}", LastLine(log));

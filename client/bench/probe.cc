@@ -120,6 +120,37 @@ Result<OutcomeCount> CountOutcomes(const Installation& at, JobId first, JobId la
                       .succeeded = static_cast<std::uint64_t>(rows.Int(0, 1))};
 }
 
+Result<RunOutcomeCount> CountRunOutcomes(const Installation& at, std::span<const RunId> runs) {
+  RunOutcomeCount count;
+  if (at.sqlite) {
+    MILLRACE_TRY_ASSIGN(auto ledger, sqlite::Database::Open(at.ledger, {.access = sqlite::Access::kReadOnly}));
+    for (const RunId& run : runs) {
+      MILLRACE_TRY_ASSIGN(auto statement,
+                          ledger.Prepare("select count(*), coalesce(sum(o.state = 10), 0), coalesce(sum(o.deliveries > 1), 0) "
+                                         "from job j join outcome o using (job) where j.run = ?"));
+      statement.Bind(1, sqlite::Blob{run.AsBytes()});
+      MILLRACE_TRY_ASSIGN(const bool row, statement.Step());
+      if (!row) continue;
+      count.rows += statement.Uint64(0);
+      count.succeeded += statement.Uint64(1);
+      count.repeated += statement.Uint64(2);
+    }
+    return count;
+  }
+  MILLRACE_TRY_ASSIGN(auto ledger, ConnectLedger(at));
+  std::vector<Uuid> ids;
+  for (const RunId& run : runs) ids.push_back(run.uuid);
+  PgParams params;
+  params.IdArray(ids);
+  MILLRACE_TRY_ASSIGN(
+      const auto rows,
+      ledger->QueryOnce("select count(*), count(*) filter (where o.state = 10), count(*) filter (where o.deliveries > 1) "
+                        "from millrace.job j join millrace.outcome o using (job) where j.run = any($1)",
+                        params, TheClock().Now() + kCountTimeout));
+  const auto number = [&](int column) { return static_cast<std::uint64_t>(rows.Int(0, column)); };
+  return RunOutcomeCount{.rows = number(0), .succeeded = number(1), .repeated = number(2)};
+}
+
 Result<std::vector<std::pair<std::string, std::string>>> ProbeServers(const Installation& at) {
   std::vector<std::pair<std::string, std::string>> out;
   if (at.sqlite) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +25,12 @@ struct OutcomeCount {
   std::uint64_t rows = 0, succeeded = 0;
 };
 Result<OutcomeCount> CountOutcomes(const Installation& at, JobId first, JobId last, const std::string& worker);
+
+// Outcome rows of all jobs of these runs; `repeated`: jobs that were delivered more than once.
+struct RunOutcomeCount {
+  std::uint64_t rows = 0, succeeded = 0, repeated = 0;
+};
+Result<RunOutcomeCount> CountRunOutcomes(const Installation& at, std::span<const RunId> runs);
 
 // Name and value, in order: versions of the servers and what they do for durability.
 Result<std::vector<std::pair<std::string, std::string>>> ProbeServers(const Installation& at);

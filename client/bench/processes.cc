@@ -79,6 +79,8 @@ std::map<pid_t, Stat> AllProcesses() {
   const int log = ::open(options.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   const int null = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
   if (log >= 0) ::dup2(log, 1), ::dup2(log, 2);
+  const int out = options.out.empty() ? -1 : ::open(options.out.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (out >= 0) ::dup2(out, 1);
   if (null >= 0) ::dup2(null, 0);
   sigset_t none;
   sigemptyset(&none);
@@ -169,6 +171,12 @@ std::optional<Usage> UsageOf(pid_t pid) {
       if (theirs.parent == tree[i]) tree.push_back(child);
   }
   return usage;
+}
+
+Usage OwnUsage() {
+  return {.cpu_s = 0,
+          .rss_bytes = KilobytesOf(ReadFile("/proc/self/status"), "VmHWM:"),
+          .pss_bytes = KilobytesOf(ReadFile("/proc/self/smaps_rollup"), "\nPss:")};
 }
 
 std::vector<double> CoreBusySeconds() {

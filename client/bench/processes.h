@@ -17,6 +17,7 @@ namespace millrace::bench {
 struct ProcessOptions {
   std::vector<std::string> argv;  // argv[0] is a path
   std::string log;                // stdout and stderr are appended here
+  std::string out;                // not empty: stdout goes here instead
   int stop_signal = 15;           // how it is asked to end; also sent when this process dies
   std::string user;               // runs as this user; empty: as ours
 };
@@ -51,6 +52,8 @@ struct Usage {
 };
 // Empty: no such process, or it may not be looked at.
 std::optional<Usage> UsageOf(pid_t pid);
+// Memory of this process alone; cpu_s is not filled in.
+Usage OwnUsage();
 // Seconds that each processor was busy since boot.
 std::vector<double> CoreBusySeconds();
 // Who listens on this TCP port of this host; empty: nobody, or it may not be looked at.

@@ -1,153 +1,49 @@
 #include "client/bench/queue_bench.h"
 
-#include <fmt/format.h>
-#include <sys/resource.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <thread>
 #include <utility>
 
+#include "client/bench/handler_fleet.h"
 #include "client/bench/probe.h"
-#include "client/bench/scoreboard.h"
-#include "common/base/random.h"
 
 namespace millrace::bench {
 namespace {
 
-constexpr Millis kReadyTimeout{20'000};
-constexpr Millis kStandstill{30'000};  // no job recorded for so long: what is missing will not come
+constexpr Millis kStandstill{30'000};  // no job moves for so long: what is missing will not come
 constexpr Millis kLook{2};
-
-double OwnCpuSeconds() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6; };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
-
-Latency Summary(const Histogram& h) {
-  return {.count = h.count(),
-          .p50_us = h.Quantile(0.5),
-          .p99_us = h.Quantile(0.99),
-          .p999_us = h.Quantile(0.999),
-          .max_us = h.Max()};
-}
 
 class Measurement {
  public:
-  Measurement(const Installation& at, const QueueOptions& options, Scoreboard board, std::string name, std::string path)
-      : at_(at), options_(options), board_(board), name_(std::move(name)), path_(std::move(path)) {}
+  Measurement(const Installation& at, const QueueOptions& options, std::string name, HandlerFleet fleet)
+      : at_(at), options_(options), name_(std::move(name)), fleet_(std::move(fleet)), board_(fleet_.board()), meter_(at) {}
 
   Result<QueueResult> Run() {
     SubmitOptions submit = options_.submit;
     submit.endpoint = at_.clients;
     submit.kind = submit.queue = name_;
-    if (!options_.drain) MILLRACE_TRY(StartWorkers());
     StoreSizes before;
     if (options_.drain) {
       MILLRACE_TRY_ASSIGN(before, ProbeSizes(at_));
+    } else {
+      MILLRACE_TRY(fleet_.Start(at_));
     }
-    Begin();
+    meter_.Begin(fleet_.processes());
     MILLRACE_TRY(SubmitAll(submit, submitted_));
     if (options_.drain) {
       MILLRACE_TRY_ASSIGN(const StoreSizes after, ProbeSizes(at_));
       const auto per_job = [&](std::int64_t bytes) { return static_cast<double>(bytes) / static_cast<double>(submit.jobs); };
       result_.queue_bytes_per_waiting_job = per_job(after.queue_bytes - before.queue_bytes);
       result_.ledger_bytes_per_waiting_job = per_job(after.ledger_bytes - before.ledger_bytes);
-      MILLRACE_TRY(StartWorkers());
+      MILLRACE_TRY(fleet_.Start(at_));
     }
     MILLRACE_TRY(AwaitRecorded());
-    End();
-    for (Process& worker : workers_) worker.Stop();
+    result_.costs = meter_.End(fleet_.processes(), static_cast<double>(submit.jobs));
+    fleet_.Stop();
     return Evaluate();
   }
 
  private:
-  Result<void> StartWorkers() {
-    for (std::uint32_t i = 0; i < options_.workers; ++i) {
-      MILLRACE_TRY_ASSIGN(auto process, Process::Start({.argv = {OwnProgram(),
-                                                                 "bench",
-                                                                 "handler",
-                                                                 "--endpoint",
-                                                                 at_.workers,
-                                                                 "--name",
-                                                                 fmt::format("{}-{}", name_, i + 1),
-                                                                 "--kind",
-                                                                 name_,
-                                                                 "--concurrency",
-                                                                 std::to_string(options_.concurrency),
-                                                                 "--sleep-ms",
-                                                                 std::to_string(options_.sleep.count()),
-                                                                 "--board",
-                                                                 path_,
-                                                                 "--jobs",
-                                                                 std::to_string(board_.jobs()),
-                                                                 "--handlers",
-                                                                 std::to_string(board_.handlers()),
-                                                                 "--index",
-                                                                 std::to_string(i)},
-                                                        .log = Log(),
-                                                        .stop_signal = 15,
-                                                        .user = ""}));
-      workers_.push_back(std::move(process));
-    }
-    const MonoTime give_up = clock_.Now() + kReadyTimeout;
-    for (std::uint32_t i = 0; i < options_.workers; ++i) {
-      while (Peek(board_.handler(i).ready) == 0) {
-        if (Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
-        if (!workers_[i].Running() || clock_.Now() >= give_up)
-          return Fail(ErrorCode::kUnavailable, "a handler process does not reach the broker at {}; its log is {}", at_.workers,
-                      Log());
-        std::this_thread::sleep_for(kLook);
-      }
-    }
-    return {};
-  }
-  std::string Log() const { return options_.folder + "/handlers.log"; }
-
-  std::vector<std::pair<std::string, Usage>> Usages() const {
-    std::vector<std::pair<std::string, Usage>> all;
-    for (const auto& [name, pid] : at_.processes)
-      if (const auto usage = UsageOf(pid)) all.emplace_back(name, *usage);
-    Usage handlers;
-    for (const Process& worker : workers_) {
-      const auto usage = UsageOf(worker.pid());
-      if (!usage) continue;
-      handlers.cpu_s += usage->cpu_s;
-      handlers.pss_bytes += usage->pss_bytes;
-      handlers.rss_bytes = std::max(handlers.rss_bytes, usage->rss_bytes);
-    }
-    all.emplace_back("handlers", handlers);
-    Usage client;
-    if (const auto usage = UsageOf(::getpid())) client.rss_bytes = usage->rss_bytes;
-    client.cpu_s = OwnCpuSeconds();
-    all.emplace_back("client", client);
-    return all;
-  }
-
-  void Begin() {
-    usage_before_ = Usages();
-    cores_before_ = CoreBusySeconds();
-    began_ = clock_.Now();
-  }
-  void End() {
-    const double wall = static_cast<double>((clock_.Now() - began_).count()) / 1e6;
-    result_.wall_s = wall;
-    const auto cores = CoreBusySeconds();
-    for (std::size_t i = 0; i < std::min(cores.size(), cores_before_.size()); ++i)
-      result_.core_busy.push_back(wall > 0 ? (cores[i] - cores_before_[i]) / wall : 0);
-    const auto jobs = static_cast<double>(options_.submit.jobs);
-    for (const auto& [name, after] : Usages()) {
-      double cpu = after.cpu_s;
-      for (const auto& [other, before] : usage_before_)
-        if (other == name) cpu -= before.cpu_s;  // workers that were started later began at nothing
-      result_.costs.emplace_back(name, QueueResult::Cost{.cpu_us_per_job = cpu * 1e6 / jobs,
-                                                         .rss_mb = static_cast<double>(after.rss_bytes) / 1e6,
-                                                         .pss_mb = static_cast<double>(after.pss_bytes) / 1e6});
-    }
-  }
-
   Result<void> AwaitRecorded() {
     std::uint64_t seen = 0;
     MonoTime moved = clock_.Now();
@@ -207,30 +103,31 @@ class Measurement {
 
   const Installation& at_;
   const QueueOptions& options_;
-  Scoreboard board_;
-  const std::string name_, path_;
+  const std::string name_;
+  HandlerFleet fleet_;
+  const Scoreboard& board_;
+  CostMeter meter_;
   SystemClock clock_;
-  std::vector<Process> workers_;
   SubmitResult submitted_;
-  std::vector<std::pair<std::string, Usage>> usage_before_;
-  std::vector<double> cores_before_;
-  MonoTime began_{};
   QueueResult result_;
 };
 
 }  // namespace
 
-std::string UniqueName() {
-  SystemRandom random;
-  return fmt::format("bench-{:08x}", static_cast<std::uint32_t>(random.Next()));
+Latency Summary(const Histogram& h) {
+  return {.count = h.count(),
+          .p50_us = h.Quantile(0.5),
+          .p99_us = h.Quantile(0.99),
+          .p999_us = h.Quantile(0.999),
+          .max_us = h.Max()};
 }
 
 Result<QueueResult> MeasureQueue(const Installation& at, const QueueOptions& options) {
-  const std::string name = UniqueName(), path = options.folder + "/" + name + ".board";
-  MILLRACE_TRY_ASSIGN(const Scoreboard board, Scoreboard::Open(path, options.submit.jobs, options.workers));
-  auto result = Measurement(at, options, board, name, path).Run();
-  ::unlink(path.c_str());
-  return result;
+  const std::string name = UniqueName();
+  FleetOptions fleet{
+      .name = name, .kind = name, .concurrency = options.concurrency, .sleep = options.sleep, .folder = options.folder};
+  MILLRACE_TRY_ASSIGN(auto handlers, HandlerFleet::Make(std::move(fleet), options.submit.jobs, options.workers));
+  return Measurement(at, options, name, std::move(handlers)).Run();
 }
 
 }  // namespace millrace::bench

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "client/bench/cost_meter.h"
 #include "client/bench/installation.h"
 #include "client/bench/submitter.h"
 #include "common/base/result.h"
@@ -29,21 +29,16 @@ struct Latency {
 
 struct QueueResult {
   std::string durability, form;
-  std::uint64_t jobs = 0;     // that latency and rates are about: warm-up included in counts, not in latency
-  double enqueued_per_s = 0;  // first send to last "accepted"
-  double executed_per_s = 0;  // first send (drain: first handler call) to last handler call
-  double recorded_per_s = 0;  // the same begin to the last durable outcome
-  double wall_s = 0;
+  std::uint64_t jobs = 0;           // that latency and rates are about: warm-up included in counts, not in latency
+  double enqueued_per_s = 0;        // first send to last "accepted"
+  double executed_per_s = 0;        // first send (drain: first handler call) to last handler call
+  double recorded_per_s = 0;        // the same begin to the last durable outcome
   Latency accept, pickup, outcome;  // from the intended send time
   std::uint64_t accepted = 0, executed = 0, outcomes = 0;
   std::uint64_t lost = 0;        // accepted, and never executed or without a succeeded outcome in the ledger
   std::uint64_t duplicated = 0;  // executed more than once
   std::uint64_t corrupted = 0;   // arrived with another payload
-  struct Cost {
-    double cpu_us_per_job = 0, rss_mb = 0, pss_mb = 0;
-  };
-  std::vector<std::pair<std::string, Cost>> costs;  // by process; those of this host only
-  std::vector<double> core_busy;                    // share of the measured time that each processor was busy
+  Costs costs;
   std::optional<double> queue_bytes_per_waiting_job, ledger_bytes_per_waiting_job;  // drain only
 
   bool Sound() const { return lost == 0 && duplicated == 0 && corrupted == 0; }
@@ -52,7 +47,7 @@ struct QueueResult {
 // kTimedOut: nothing moves any more (what is missing then is lost, and said in the message); kCancelled: Interrupted().
 Result<QueueResult> MeasureQueue(const Installation& at, const QueueOptions& options);
 
-// A word that no other benchmark uses: names its queue, its kind of jobs and its workers.
-std::string UniqueName();
+// The quantiles that are shown.
+Latency Summary(const Histogram& histogram);
 
 }  // namespace millrace::bench

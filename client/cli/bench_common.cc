@@ -1,5 +1,6 @@
 #include "client/cli/bench_common.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <filesystem>
@@ -14,10 +15,23 @@ using Json = nlohmann::ordered_json;
 
 constexpr Millis kRunningTimeout{3000};
 
-double Rounded(double value, double unit) { return std::round(value / unit) * unit; }
+double Rounded(double value, double unit) {
+  const double per_one = std::round(1 / unit);
+  return std::round(value * per_one) / per_one;
+}
 
 Json LatencyJson(const bench::Latency& l) {
   return {{"count", l.count}, {"p50_us", l.p50_us}, {"p99_us", l.p99_us}, {"p999_us", l.p999_us}, {"max_us", l.max_us}};
+}
+
+Json CostsJson(const bench::Costs& costs) {
+  Json processes = Json::object(), cores = Json::array();
+  for (const auto& [name, cost] : costs.processes)
+    processes[name] = {{"cpu_us_per_job", Rounded(cost.cpu_us_per_job, 0.01)},
+                       {"rss_mb", Rounded(cost.rss_mb, 0.1)},
+                       {"pss_mb", Rounded(cost.pss_mb, 0.1)}};
+  for (const double busy : costs.core_busy) cores.push_back(Rounded(busy, 0.01));
+  return {{"processes", processes}, {"core_busy", cores}};
 }
 
 Json PairsJson(const std::vector<std::pair<std::string, std::string>>& pairs) {
@@ -146,7 +160,7 @@ std::string ToJson(const bench::QueueResult& r, const std::vector<std::pair<std:
                    {"enqueued_per_s", std::llround(r.enqueued_per_s)},
                    {"executed_per_s", std::llround(r.executed_per_s)},
                    {"recorded_per_s", std::llround(r.recorded_per_s)},
-                   {"wall_s", Rounded(r.wall_s, 0.001)},
+                   {"wall_s", Rounded(r.costs.wall_s, 0.001)},
                    {"accepted", r.accepted},
                    {"executed", r.executed},
                    {"outcomes", r.outcomes},
@@ -156,17 +170,19 @@ std::string ToJson(const bench::QueueResult& r, const std::vector<std::pair<std:
                    {"accept", LatencyJson(r.accept)},
                    {"pickup", LatencyJson(r.pickup)},
                    {"outcome", LatencyJson(r.outcome)}});
-  Json processes = Json::object();
-  for (const auto& [name, cost] : r.costs)
-    processes[name] = {{"cpu_us_per_job", Rounded(cost.cpu_us_per_job, 0.01)},
-                       {"rss_mb", Rounded(cost.rss_mb, 0.1)},
-                       {"pss_mb", Rounded(cost.pss_mb, 0.1)}};
-  json["processes"] = processes;
-  json["core_busy"] = Json::array();
-  for (const double busy : r.core_busy) json["core_busy"].push_back(Rounded(busy, 0.01));
+  json.update(CostsJson(r.costs));
   const auto optional = [](const std::optional<double>& v) { return v ? Json(Rounded(*v, 0.1)) : Json(nullptr); };
   json["queue_bytes_per_waiting_job"] = optional(r.queue_bytes_per_waiting_job);
   json["ledger_bytes_per_waiting_job"] = optional(r.ledger_bytes_per_waiting_job);
+  return json.dump();
+}
+
+std::string BenchJson(const std::vector<std::pair<std::string, std::uint64_t>>& counts,
+                      const std::vector<std::pair<std::string, bench::Latency>>& latencies, const bench::Costs& costs) {
+  Json json = Json::object();
+  for (const auto& [name, value] : counts) json[name] = value;
+  for (const auto& [name, latency] : latencies) json[name] = LatencyJson(latency);
+  json.update(CostsJson(costs));
   return json.dump();
 }
 
@@ -191,13 +207,34 @@ Table LatencyTable(const std::vector<bench::QueueResult>& results) {
   return table;
 }
 
-Table CostTable(const std::vector<bench::QueueResult>& results) {
-  Table table{.columns = {"durability", "process", "cpu_us_per_job", "rss_mb", "pss_mb"}, .rows = {}};
-  for (const auto& r : results)
-    for (const auto& [name, cost] : r.costs)
+Table CostTable(const std::vector<std::pair<std::string, bench::Costs>>& costs) {
+  Table table{.columns = {"measurement", "process", "cpu_us_per_job", "rss_mb", "pss_mb"}, .rows = {}};
+  for (const auto& [label, one] : costs)
+    for (const auto& [name, cost] : one.processes)
       table.rows.push_back(
-          {r.durability, name, Rounded(cost.cpu_us_per_job, 0.1), Rounded(cost.rss_mb, 0.1), Rounded(cost.pss_mb, 0.1)});
+          {label, name, Rounded(cost.cpu_us_per_job, 0.1), Rounded(cost.rss_mb, 0.1), Rounded(cost.pss_mb, 0.1)});
   return table;
+}
+
+std::string BusiestCore(const bench::Costs& costs) {
+  const auto busiest = std::ranges::max_element(costs.core_busy);
+  return busiest == costs.core_busy.end() ? "" : fmt::format("{:.0f} %", *busiest * 100);
+}
+
+std::string ToJson(const bench::ChainResult& r, std::uint32_t stages) {
+  Json json{{"handlers", r.processes ? "processes" : "inprocess"},
+            {"stages", stages},
+            {"runs", r.runs},
+            {"runs_per_min", std::llround(r.runs_per_min)},
+            {"succeeded", r.succeeded},
+            {"outcomes", r.outcomes},
+            {"lost", r.lost},
+            {"duplicated", r.duplicated},
+            {"accept", LatencyJson(r.accept)},
+            {"ended", LatencyJson(r.ended)},
+            {"ended_p99_us_by_quarter", r.ended_p99_by_quarter}};
+  json.update(CostsJson(r.costs));
+  return json.dump();
 }
 
 Result<ExitCode> PrintBench(Context& context, const BenchTarget& target, const BenchReport& report) {
@@ -228,6 +265,18 @@ Result<ExitCode> PrintBench(Context& context, const BenchTarget& target, const B
   if (report.sound) return ExitCode::kOk;
   fmt::print(stderr, "millrace: work was lost, done twice or damaged: see the counts\n");
   return ExitCode::kWorkFailed;
+}
+
+Result<ExitCode> RunBench(const Options& options, Context& context, const BenchTarget::Needs& needs,
+                          const BenchMeasure& measure) {
+  MILLRACE_TRY_ASSIGN(BenchTarget target, BenchTarget::Make(options, context, needs));
+  auto report = measure(target);
+  if (!report) {
+    if (report.error().code != ErrorCode::kCancelled) target.KeepLogs();
+    return std::unexpected(std::move(report.error()));
+  }
+  if (!report->sound) target.KeepLogs();
+  return PrintBench(context, target, *report);
 }
 
 }  // namespace millrace::cli

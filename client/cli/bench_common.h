@@ -1,12 +1,14 @@
 // What the bench commands share: which installation, checked options, and how results are shown.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "client/bench/chain_bench.h"
 #include "client/bench/installation.h"
 #include "client/bench/queue_bench.h"
 #include "client/cli/context.h"
@@ -62,10 +64,20 @@ struct BenchReport {
 // Prints it in the context's format, with machine, versions, durability and load. kWorkFailed when it is not sound.
 Result<ExitCode> PrintBench(Context& context, const BenchTarget& target, const BenchReport& report);
 
+// Starts or finds the installation, measures, prints. A failure leaves the logs and says where they are.
+using BenchMeasure = std::function<Result<BenchReport>(BenchTarget&)>;
+Result<ExitCode> RunBench(const Options& options, Context& context, const BenchTarget::Needs& needs,
+                          const BenchMeasure& measure);
+
 // The forms of one queue measurement. `label` goes before everything else ({"workers": 4}).
 std::string ToJson(const bench::QueueResult& result, const std::vector<std::pair<std::string, std::int64_t>>& label = {});
+// An object of counts, latencies by name, and costs.
+std::string BenchJson(const std::vector<std::pair<std::string, std::uint64_t>>& counts,
+                      const std::vector<std::pair<std::string, bench::Latency>>& latencies, const bench::Costs& costs);
 std::string JsonArray(const std::vector<std::string>& items);
 Table LatencyTable(const std::vector<bench::QueueResult>& results);
-Table CostTable(const std::vector<bench::QueueResult>& results);
+std::string ToJson(const bench::ChainResult& result, std::uint32_t stages);
+Table CostTable(const std::vector<std::pair<std::string, bench::Costs>>& costs);  // each with its label
+std::string BusiestCore(const bench::Costs& costs);                               // "97 %"
 
 }  // namespace millrace::cli

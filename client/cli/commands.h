@@ -63,6 +63,9 @@ ExitCode Version(const Options& options);
 // Benchmarks (commands_bench*.cc; ops/docs/benchmarks.md). The last two are processes that they start.
 ExitCode BenchQueue(const Options& options);
 ExitCode BenchLatency(const Options& options);
+ExitCode BenchChain(const Options& options);
+ExitCode BenchCron(const Options& options);
+ExitCode BenchLoad(const Options& options);
 ExitCode BenchScale(const Options& options);
 ExitCode BenchHandler(const Options& options);
 ExitCode BenchServeBroker(const Options& options);

@@ -1,8 +1,7 @@
-// bench queue, latency, scale, and the processes that they start.
+// bench queue, latency, chain, scale, and the processes that they start.
 #include <atomic>
 #include <csignal>
 #include <cstdio>
-#include <functional>
 
 #include "client/bench/handler_worker.h"
 #include "client/cli/bench_common.h"
@@ -58,41 +57,25 @@ Table RateTable(const std::vector<bench::QueueResult>& results) {
   for (const auto& r : results) {
     const auto number = [](double v) { return static_cast<std::int64_t>(v + 0.5); };
     const auto optional = [&](const std::optional<double>& v) { return v ? Cell(number(*v)) : Cell(); };
-    double busiest = 0;
-    for (const double busy : r.core_busy) busiest = std::max(busiest, busy);
     table.rows.push_back({r.durability, r.form, static_cast<std::int64_t>(r.jobs), number(r.enqueued_per_s),
                           number(r.executed_per_s), number(r.recorded_per_s), static_cast<std::int64_t>(r.outcomes),
                           static_cast<std::int64_t>(r.lost), static_cast<std::int64_t>(r.duplicated),
                           optional(r.queue_bytes_per_waiting_job), optional(r.ledger_bytes_per_waiting_job),
-                          fmt::format("{} % of a core", number(busiest * 100))});
+                          BusiestCore(r.costs)});
   }
   return table;
-}
-
-using Measure = std::function<Result<BenchReport>(BenchTarget&)>;
-
-// Options first, then servers: a wrong option must not cost a start. A failure leaves the logs.
-Result<ExitCode> OnTarget(const Options& options, Context& context, const BenchTarget::Needs& needs, const Measure& measure) {
-  MILLRACE_TRY_ASSIGN(BenchTarget target, BenchTarget::Make(options, context, needs));
-  auto report = measure(target);
-  if (!report) {
-    if (report.error().code != ErrorCode::kCancelled) target.KeepLogs();
-    return std::unexpected(std::move(report.error()));
-  }
-  if (!report->sound) target.KeepLogs();
-  return PrintBench(context, target, *report);
 }
 
 Result<ExitCode> DoQueue(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "bench"));
   MILLRACE_TRY_ASSIGN(auto queue, QueueOptionsOf(options.bench));
   MILLRACE_TRY_ASSIGN(queue.submit.durability, BenchDurability(options.bench.durability.value_or("ledger")));
-  return OnTarget(options, *context, {}, [&](BenchTarget& target) -> Result<BenchReport> {
+  return RunBench(options, *context, {}, [&](BenchTarget& target) -> Result<BenchReport> {
     queue.folder = target.folder();
     MILLRACE_TRY_ASSIGN(const auto result, bench::MeasureQueue(target.at(), queue));
     return BenchReport{.name = "queue",
                        .results_json = JsonArray({ToJson(result)}),
-                       .tables = {RateTable({result}), LatencyTable({result}), CostTable({result})},
+                       .tables = {RateTable({result}), LatencyTable({result}), CostTable({{result.durability, result.costs}})},
                        .sound = result.Sound()};
   });
 }
@@ -113,7 +96,7 @@ Result<ExitCode> DoLatency(const Options& options) {
     MILLRACE_TRY_ASSIGN(const Durability only, BenchDurability(*flags.durability));
     classes = {only};
   }
-  return OnTarget(options, *context, {}, [&](BenchTarget& target) -> Result<BenchReport> {
+  return RunBench(options, *context, {}, [&](BenchTarget& target) -> Result<BenchReport> {
     queue.folder = target.folder();
     BenchReport report{.name = "latency", .results_json = {}, .tables = {}, .sound = true};
     std::vector<bench::QueueResult> results;
@@ -126,7 +109,9 @@ Result<ExitCode> DoLatency(const Options& options) {
       results.push_back(std::move(result));
     }
     report.results_json = JsonArray(items);
-    report.tables = {LatencyTable(results), RateTable(results), CostTable(results)};
+    std::vector<std::pair<std::string, bench::Costs>> costs;
+    for (const auto& r : results) costs.emplace_back(r.durability, r.costs);
+    report.tables = {LatencyTable(results), RateTable(results), CostTable(costs)};
     return report;
   });
 }
@@ -146,7 +131,7 @@ Result<ExitCode> DoScale(const Options& options) {
   const std::uint64_t per_worker = flags.jobs.value_or(20'000);
   MILLRACE_TRY_ASSIGN(auto queue, QueueOptionsOf(flags));
   MILLRACE_TRY_ASSIGN(queue.submit.durability, BenchDurability(flags.durability.value_or("redis")));
-  return OnTarget(options, *context, {}, [&](BenchTarget& target) -> Result<BenchReport> {
+  return RunBench(options, *context, {}, [&](BenchTarget& target) -> Result<BenchReport> {
     queue.folder = target.folder();
     BenchReport report{.name = "scale", .results_json = {}, .tables = {}, .sound = true};
     std::vector<std::string> items;
@@ -163,16 +148,56 @@ Result<ExitCode> DoScale(const Options& options) {
       items.push_back(ToJson(result, {{step_name, static_cast<std::int64_t>(step)}}));
       const double each = by_depth ? result.executed_per_s : result.executed_per_s / static_cast<double>(step);
       if (first == 0) first = each;
-      double busiest = 0;
-      for (const double busy : result.core_busy) busiest = std::max(busiest, busy);
       table.rows.push_back({static_cast<std::int64_t>(step), static_cast<std::int64_t>(result.jobs),
                             static_cast<std::int64_t>(result.executed_per_s),
                             fmt::format("{:.0f} %", first > 0 ? each / first * 100 : 0), static_cast<std::int64_t>(result.lost),
-                            static_cast<std::int64_t>(result.duplicated), fmt::format("{:.0f} % of a core", busiest * 100)});
+                            static_cast<std::int64_t>(result.duplicated), BusiestCore(result.costs)});
     }
     report.results_json = JsonArray(items);
     report.tables = {std::move(table)};
     return report;
+  });
+}
+
+Result<ExitCode> DoChain(const Options& options) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "bench"));
+  const BenchFlags& flags = options.bench;
+  bench::ChainOptions chain;
+  MILLRACE_TRY(BenchRange("--runs", flags.runs, 0, 10'000'000));
+  chain.stages = flags.stages;
+  chain.rate = flags.rate.value_or(0);
+  chain.runs = flags.runs != 0 ? flags.runs : chain.rate > 0 ? static_cast<std::uint32_t>(chain.rate * 10) + 1 : 30;
+  chain.warmup = static_cast<std::uint32_t>(flags.warmup.value_or(3));
+  chain.workers = flags.workers;
+  chain.concurrency = flags.concurrency.value_or(100);
+  MILLRACE_TRY(BenchRange("--stages", flags.stages, 1, kStagesPerPipelineMax));
+  MILLRACE_TRY(BenchRange("--warmup", chain.warmup, 0, 1'000'000));
+  MILLRACE_TRY(BenchRange("--workers", flags.workers, 1, 256));
+  MILLRACE_TRY(BenchRange("--concurrency", chain.concurrency, 1, bench::kConcurrencyMax));
+  MILLRACE_TRY_ASSIGN(chain.sleep, BenchDuration("--sleep", flags.sleep, kSleepMax));
+  if (!(chain.rate >= 0 && chain.rate <= 100'000))
+    return Fail(ErrorCode::kInvalidArgument, "--rate {}: expected 0 (one run after another) to 100000 runs per second",
+                chain.rate);
+  if (flags.handlers != "inprocess" && flags.handlers != "processes")
+    return Fail(ErrorCode::kInvalidArgument, "--handlers '{}': expected inprocess or processes", flags.handlers);
+  chain.processes = flags.handlers == "processes";
+  if (chain.processes && flags.storage == "sqlite")
+    return Fail(ErrorCode::kInvalidArgument, "--handlers processes: with --storage sqlite there is no worker; use servers");
+  const BenchTarget::Needs needs{.workers = chain.processes ? 1 : 0, .worker_concurrency = 4, .scheduler = false};
+  return RunBench(options, *context, needs, [&](BenchTarget& target) -> Result<BenchReport> {
+    chain.folder = target.folder();
+    MILLRACE_TRY_ASSIGN(const auto r, bench::MeasureChain(target.at(), chain));
+    const auto whole = [](double v) { return static_cast<std::int64_t>(v + 0.5); };
+    const auto micros = [](std::uint64_t v) { return static_cast<std::int64_t>(v); };
+    Table table{.columns = {"handlers", "stages", "runs", "runs_per_min", "p50_us", "p99_us", "max_us", "accepted_p50_us",
+                            "lost", "duplicated", "busiest_core"},
+                .rows = {{flags.handlers, std::int64_t{chain.stages}, micros(r.runs), whole(r.runs_per_min),
+                          micros(r.ended.p50_us), micros(r.ended.p99_us), micros(r.ended.max_us), micros(r.accept.p50_us),
+                          micros(r.lost), micros(r.duplicated), BusiestCore(r.costs)}}};
+    return BenchReport{.name = "chain",
+                       .results_json = JsonArray({ToJson(r, chain.stages)}),
+                       .tables = {std::move(table), CostTable({{"per stage", r.costs}})},
+                       .sound = r.Sound()};
   });
 }
 
@@ -187,7 +212,7 @@ Result<ExitCode> DoHandler(const Options& options) {
   const bench::HandlerOptions handler{.endpoint = flags.endpoint,
                                       .name = options.name,
                                       .kind = flags.kind,
-                                      .queue = flags.kind,
+                                      .queue = options.queue,
                                       .concurrency = flags.concurrency.value_or(1),
                                       .sleep = Millis{flags.sleep_ms},
                                       .index = flags.index};
@@ -208,6 +233,7 @@ Result<ExitCode> DoServeBroker(const Options& options) {
 
 ExitCode BenchQueue(const Options& options) { return Finish(DoQueue(options)); }
 ExitCode BenchLatency(const Options& options) { return Finish(DoLatency(options)); }
+ExitCode BenchChain(const Options& options) { return Finish(DoChain(options)); }
 ExitCode BenchScale(const Options& options) { return Finish(DoScale(options)); }
 ExitCode BenchHandler(const Options& options) { return Finish(DoHandler(options)); }
 ExitCode BenchServeBroker(const Options& options) { return Finish(DoServeBroker(options)); }

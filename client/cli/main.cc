@@ -244,6 +244,7 @@ void AddBenchProcesses(Grammar& g, CLI::App* bench) {
   handler->group("");
   handler->add_option("--endpoint", flags.endpoint)->required();
   handler->add_option("--name", g.options.name)->required();
+  handler->add_option("--queue", g.options.queue)->required();
   handler->add_option("--kind", flags.kind)->required();
   handler->add_option("--board", flags.board)->required();
   handler->add_option("--concurrency", flags.concurrency);
@@ -259,6 +260,7 @@ void AddBenchCommands(Grammar& g) {
   BenchFlags& flags = g.options.bench;
   CLI::App* queue = g.Add(bench, "queue", "Throughput: accepted, executed, recorded; losses; costs", BenchQueue);
   CLI::App* latency = g.Add(bench, "latency", "Pickup latency of single jobs on an idle queue, both classes", BenchLatency);
+  CLI::App* chain = g.Add(bench, "chain", "Runs of several stages, each after the one before", BenchChain);
   CLI::App* scale = g.Add(bench, "scale", "The rate by number of workers, or by depth of the queue", BenchScale);
   for (CLI::App* command : {queue, latency, scale}) {
     AddBenchTarget(command, flags);
@@ -274,6 +276,25 @@ void AddBenchCommands(Grammar& g) {
   queue->add_option("--priorities", flags.priorities, "and priorities (default 1)");
   scale->add_option("--worker-counts", flags.worker_counts, "Numbers of handler processes (default 1,2,4,8)");
   scale->add_option("--depths", flags.depths, "Instead: numbers of jobs that wait before the handlers start");
+  AddBenchTarget(chain, flags);
+  chain->add_option("--stages", flags.stages, "Stages of each run (default 40)");
+  chain->add_option("--runs", flags.runs, "Runs to measure (default 30; with --rate, ten seconds' worth)");
+  chain->add_option("--warmup", flags.warmup, "Runs before those (default 3)");
+  chain->add_option("--sleep", flags.sleep, "How long each stage takes, e.g. 10ms (default 0ms)");
+  chain->add_option("--rate", flags.rate, "Runs per second, open loop (default 0: one after another)");
+  chain->add_option("--handlers", flags.handlers, "inprocess (default), or processes: each stage a command of a worker");
+  chain->add_option("--workers", flags.workers, "Handler processes (default 1)");
+  chain->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds at a time (default 100)");
+  CLI::App* cron = g.Add(bench, "cron", "Schedules due every second: slot to run, start and outcome", BenchCron);
+  AddBenchTarget(cron, flags);
+  cron->add_option("--schedules", flags.schedules, "How many, all due every second (default 100)");
+  cron->add_option("--seconds", flags.seconds, "For so long (default 10)");
+  CLI::App* load = g.Add(bench, "load", "A CSV file, cleaned by SQL, into PostgreSQL, SQLite or Parquet", BenchLoad);
+  AddBenchTarget(load, flags);
+  load->add_option("--rows", flags.rows, "Rows of the file, ten columns (default 1000000)");
+  load->add_option("--to", flags.to, "postgres (default), sqlite or parquet");
+  load->add_option("--mode", flags.mode, "append (default) or replace");
+  load->add_option("--runs", flags.runs, "How often (default 1)");
   AddBenchProcesses(g, bench);
 }
 
@@ -294,10 +315,13 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 50> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 53> kExamples{{
     {"bench", "bench queue\nbench latency -o json"},
     {"bench queue", "bench queue --jobs 300000 --durability redis\nbench queue --rate 5000 --jobs 900000 -o json"},
     {"bench latency", "bench latency\nbench latency --durability redis --jobs 2000"},
+    {"bench chain", "bench chain --sleep 10ms\nbench chain --stages 2 --rate 500 --runs 30000"},
+    {"bench cron", "bench cron\nbench cron --schedules 1000 --seconds 30"},
+    {"bench load", "bench load --rows 5000000\nbench load --to parquet -o json"},
     {"bench scale", "bench scale --worker-counts 1,2,4,8\nbench scale --depths 1000,100000,1000000"},
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
