@@ -46,7 +46,7 @@ class ChainMeasurement {
     const std::uint32_t all = options_.warmup + options_.runs;
     while (ended_ < all) {
       MILLRACE_TRY(SendDue(all));
-      line_.Wait(kWaitMax, alarm_.fd());
+      line_.Wait(kWaitMax, options_.rate > 0 && sent_ < all ? alarm_.fd() : -1);
       MILLRACE_TRY(Receive());
       if (Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
       MILLRACE_TRY(WatchAgain());

@@ -19,7 +19,7 @@ constexpr Millis kLook{2};
 
 std::string UniqueName() {
   SystemRandom random;
-  return fmt::format("bench-{:08x}", static_cast<std::uint32_t>(random.Next()));
+  return fmt::format("bench_{:08x}", static_cast<std::uint32_t>(random.Next()));
 }
 
 Result<HandlerFleet> HandlerFleet::Make(FleetOptions options, std::uint64_t jobs, std::uint32_t workers) {

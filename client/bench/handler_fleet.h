@@ -45,7 +45,7 @@ class HandlerFleet {
   std::vector<Process> processes_;
 };
 
-// A word that no other benchmark uses.
+// A word that no other benchmark uses, fit to name queues, pipelines and tables.
 std::string UniqueName();
 
 }  // namespace millrace::bench

@@ -92,7 +92,6 @@ class HandlerLoop {
   Result<void> Take(const wire::Message& message) {
     if (const auto* grant = std::get_if<wire::Grant>(&message)) {
       for (const auto& job : grant->jobs) Start(job);
-      if (options_.sleep.count() > 0 && !running_.empty()) alarm_.Set(running_.front().first);
     } else if (const auto* reply = std::get_if<wire::EndedReply>(&message)) {
       Answered(*reply);
     } else if (const auto* revoke = std::get_if<wire::Revoke>(&message)) {
@@ -146,7 +145,8 @@ class HandlerLoop {
       running_.pop_front();
       if (const auto it = held_.find(token.value()); it != held_.end()) AddReport(token, it->second);
     }
-    if (options_.sleep.count() > 0 && !running_.empty()) alarm_.Set(running_.front().first);
+    if (options_.sleep.count() == 0) return;
+    running_.empty() ? alarm_.Clear() : alarm_.Set(running_.front().first);
   }
 
   void AddReport(Token token, Held& held) {

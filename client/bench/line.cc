@@ -53,4 +53,9 @@ void Alarm::Set(MonoTime at) {
   ::timerfd_settime(fd_, TFD_TIMER_ABSTIME, &spec, nullptr);
 }
 
+void Alarm::Clear() {
+  const itimerspec never{};
+  ::timerfd_settime(fd_, 0, &never, nullptr);
+}
+
 }  // namespace millrace::bench

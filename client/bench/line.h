@@ -39,7 +39,8 @@ class Alarm {
   Alarm(const Alarm&) = delete;
   Alarm& operator=(const Alarm&) = delete;
   int fd() const { return fd_; }
-  void Set(MonoTime at);  // the fd is readable from then on, until the next Set
+  void Set(MonoTime at);  // the fd is readable from then on, until the next Set or Clear
+  void Clear();           // it is not readable any more
 
  private:
   int fd_;

@@ -136,7 +136,8 @@ Result<ExitCode> DoScale(const Options& options) {
     BenchReport report{.name = "scale", .results_json = {}, .tables = {}, .sound = true};
     std::vector<std::string> items;
     const char* step_name = by_depth ? "depth" : "workers";
-    Table table{.columns = {step_name, "jobs", "executed_per_s", "share_of_first", "lost", "duplicated", "busiest_core"},
+    Table table{.columns = {step_name, "jobs", "executed_per_s", "recorded_per_s", "share_of_first", "lost", "duplicated",
+                            "busiest_core"},
                 .rows = {}};
     double first = 0;
     for (const std::uint64_t step : steps) {
@@ -146,10 +147,10 @@ Result<ExitCode> DoScale(const Options& options) {
       MILLRACE_TRY_ASSIGN(const auto result, bench::MeasureQueue(target.at(), queue));
       report.sound = report.sound && result.Sound();
       items.push_back(ToJson(result, {{step_name, static_cast<std::int64_t>(step)}}));
-      const double each = by_depth ? result.executed_per_s : result.executed_per_s / static_cast<double>(step);
+      const double each = by_depth ? result.recorded_per_s : result.executed_per_s / static_cast<double>(step);
       if (first == 0) first = each;
       table.rows.push_back({static_cast<std::int64_t>(step), static_cast<std::int64_t>(result.jobs),
-                            static_cast<std::int64_t>(result.executed_per_s),
+                            static_cast<std::int64_t>(result.executed_per_s), static_cast<std::int64_t>(result.recorded_per_s),
                             fmt::format("{:.0f} %", first > 0 ? each / first * 100 : 0), static_cast<std::int64_t>(result.lost),
                             static_cast<std::int64_t>(result.duplicated), BusiestCore(result.costs)});
     }

@@ -56,7 +56,7 @@ class CronMeasurement {
 
  private:
   MonoTime In(Millis timeout) const { return context_.clock().Now() + timeout; }
-  std::string PipelineName(std::uint32_t i) const { return fmt::format("{}-{}", name_, i + 1); }
+  std::string PipelineName(std::uint32_t i) const { return fmt::format("{}_{}", name_, i + 1); }
 
   Result<void> Apply() {
     for (std::uint32_t i = 0; i < flags_.schedules; ++i) {
@@ -94,7 +94,7 @@ class CronMeasurement {
 
   PgParams Range() const {
     PgParams params;
-    params.Text(name_ + "-").Time(from_).Time(to_);
+    params.Text(name_ + "_").Time(from_).Time(to_);
     return params;
   }
 

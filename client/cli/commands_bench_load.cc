@@ -190,8 +190,7 @@ Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const B
                           "client_cpu_s", "server_cpu_s", "peak_rss_mb", "lost", "duplicated"},
               .rows = {}};
   std::vector<std::string> items;
-  std::string word = bench::UniqueName();
-  word[word.find('-')] = '_';
+  const std::string word = bench::UniqueName();
   for (std::uint32_t i = 0; i < std::max(1u, flags.runs); ++i) {
     plan.table = plan.mode == "replace" ? word : fmt::format("{}_{}", word, i + 1);
     MILLRACE_TRY(WriteFiles(plan));
