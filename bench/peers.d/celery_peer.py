@@ -5,7 +5,8 @@ from common import Handler, MODE, produce
 from celery import Celery, signals
 
 app = Celery("peer", broker=f"redis://127.0.0.1:{os.environ['REDIS_PORT']}/0", backend=None)
-app.conf.update(task_ignore_result=True, worker_prefetch_multiplier=100, worker_send_task_events=False, task_send_sent_event=False)
+app.conf.update(task_ignore_result=True, worker_prefetch_multiplier=100, worker_send_task_events=False, task_send_sent_event=False,
+                worker_redirect_stdouts=False)
 handler = Handler()
 
 

@@ -48,10 +48,16 @@ class HandlerLoop {
 
  private:
   struct Held {
-    JobId job;
+    Token token;
     WallTime started_at{};
     MonoTime intended{}, reported_at{};  // reported_at 0: still running
     bool revoked = false;
+  };
+
+  struct Running {
+    MonoTime end;
+    JobId job;
+    Token token;
   };
 
   std::uint64_t Limit() const {
@@ -60,7 +66,7 @@ class HandlerLoop {
   std::vector<wire::Hello::Held> HeldJobs() const {
     std::vector<wire::Hello::Held> held;
     held.reserve(held_.size());
-    for (const auto& [token, one] : held_) held.push_back({.job = one.job, .token = Token{token}});
+    for (const auto& [job, one] : held_) held.push_back({.job = JobId{job}, .token = one.token});
     return held;
   }
   Result<void> Hello() {
@@ -83,8 +89,8 @@ class HandlerLoop {
     next_beat_ = clock_.Now() + kHeartbeatInterval;
     if (!known_) return Hello();
     const MonoTime before = clock_.Now() - kRepeatAfter;
-    for (auto& [token, one] : held_)
-      if (one.reported_at != MonoTime{} && one.reported_at < before) AddReport(Token{token}, one);
+    for (auto& [job, one] : held_)
+      if (one.reported_at != MonoTime{} && one.reported_at < before) AddReport(JobId{job}, one);
     MILLRACE_TRY(Report());
     return Beat();
   }
@@ -96,8 +102,8 @@ class HandlerLoop {
       Answered(*reply);
     } else if (const auto* revoke = std::get_if<wire::Revoke>(&message)) {
       for (const auto& item : revoke->items) {
-        const auto it = held_.find(item.token.value());
-        if (it == held_.end()) continue;
+        const auto it = held_.find(item.job.uuid);
+        if (it == held_.end() || it->second.token != item.token) continue;
         if (it->second.reported_at != MonoTime{}) continue;  // it has ended: the answer decides
         it->second.revoked = true;
       }
@@ -112,7 +118,10 @@ class HandlerLoop {
   }
 
   void Start(const wire::Grant::Job& job) {
-    if (held_.contains(job.token.value())) return;  // a repeat
+    if (const auto it = held_.find(job.id.uuid); it != held_.end()) {
+      if (job.token <= it->second.token) return;  // a repeat, or from before
+      held_.erase(it);                            // granted anew: nobody waits for the earlier attempt's report any more
+    }
     ++granted_;
     const MonoTime now = clock_.Now();
     const bool ours = options_.kind != kJobKindCommand;
@@ -123,11 +132,11 @@ class HandlerLoop {
     } else {
       Bump(score_.corrupted);
     }
-    held_.emplace(job.token.value(), Held{.job = job.id,
-                                          .started_at = clock_.WallNow(),
-                                          .intended = payload ? payload->intended : MonoTime{},
-                                          .reported_at = {}});
-    running_.emplace_back(now + options_.sleep, job.token);
+    held_.emplace(job.id.uuid, Held{.token = job.token,
+                                    .started_at = clock_.WallNow(),
+                                    .intended = payload ? payload->intended : MonoTime{},
+                                    .reported_at = {}});
+    running_.emplace_back(now + options_.sleep, job.id, job.token);
   }
 
   // The handler: all that a benchmark's job does is to be noticed.
@@ -140,20 +149,19 @@ class HandlerLoop {
   }
 
   void Finish(MonoTime now) {
-    while (!running_.empty() && running_.front().first <= now) {
-      const Token token = running_.front().second;
-      running_.pop_front();
-      if (const auto it = held_.find(token.value()); it != held_.end()) AddReport(token, it->second);
+    for (; !running_.empty() && running_.front().end <= now; running_.pop_front()) {
+      const auto it = held_.find(running_.front().job.uuid);
+      if (it != held_.end() && it->second.token == running_.front().token) AddReport(running_.front().job, it->second);
     }
     if (options_.sleep.count() == 0) return;
-    running_.empty() ? alarm_.Clear() : alarm_.Set(running_.front().first);
+    running_.empty() ? alarm_.Clear() : alarm_.Set(running_.front().end);
   }
 
-  void AddReport(Token token, Held& held) {
+  void AddReport(JobId job, Held& held) {
     held.reported_at = clock_.Now();
     AttemptReport report;
-    report.job = held.job;
-    report.token = token;
+    report.job = job;
+    report.token = held.token;
     report.end = held.revoked ? AttemptEnd::kHandedBack : AttemptEnd::kSucceeded;
     if (held.revoked) report.error_class = "revoked";
     report.worker = options_.name;
@@ -179,8 +187,8 @@ class HandlerLoop {
     const MonoTime now = clock_.Now();
     std::uint64_t recorded = 0;
     for (const auto& item : reply.items) {
-      const auto it = held_.find(item.token.value());
-      if (it == held_.end()) continue;
+      const auto it = held_.find(item.job.uuid);
+      if (it == held_.end() || it->second.token != item.token) continue;
       if (item.accepted && !it->second.revoked) {
         ++recorded;
         if (it->second.intended != MonoTime{}) score_.outcome.Add((now - it->second.intended).count());
@@ -203,9 +211,9 @@ class HandlerLoop {
   WorkerId me_;
   bool known_ = false;
   MonoTime next_beat_{};
-  std::uint64_t granted_ = 0, said_ = 0;            // grants since Hello; the limit that the broker heard last
-  std::unordered_map<std::uint64_t, Held> held_;    // by token; until the report is answered
-  std::deque<std::pair<MonoTime, Token>> running_;  // all take equally long: ordered by their end
+  std::uint64_t granted_ = 0, said_ = 0;  // grants since Hello; the limit that the broker heard last
+  std::unordered_map<Uuid, Held> held_;   // until the report is answered; a token alone is not unique across shards
+  std::deque<Running> running_;           // all take equally long: ordered by their end
   std::vector<AttemptReport> reports_;
 };
 
