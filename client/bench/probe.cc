@@ -102,22 +102,24 @@ Result<OutcomeCount> CountOutcomes(const Installation& at, JobId first, JobId la
   OutcomeCount count;
   if (at.sqlite) {
     MILLRACE_TRY_ASSIGN(auto ledger, sqlite::Database::Open(at.ledger, {.access = sqlite::Access::kReadOnly}));
-    MILLRACE_TRY_ASSIGN(auto statement, ledger.Prepare("select count(*), coalesce(sum(state = 10), 0) from outcome "
+    MILLRACE_TRY_ASSIGN(auto statement, ledger.Prepare("select count(*), coalesce(sum(state = 10), 0), "
+                                                       "coalesce(sum(deliveries > 1), 0) from outcome "
                                                        "where job between ? and ? and substr(worker, 1, ?) = ?"));
     statement.BindAll(sqlite::Blob{first.AsBytes()}, sqlite::Blob{last.AsBytes()}, worker.size(), worker);
     MILLRACE_TRY_ASSIGN(const bool row, statement.Step());
-    if (row) count = {.rows = statement.Uint64(0), .succeeded = statement.Uint64(1)};
+    if (row) count = {.rows = statement.Uint64(0), .succeeded = statement.Uint64(1), .redelivered = statement.Uint64(2)};
     return count;
   }
   MILLRACE_TRY_ASSIGN(auto ledger, ConnectLedger(at));
   PgParams params;
   params.Id(first.uuid).Id(last.uuid).Text(worker);
-  MILLRACE_TRY_ASSIGN(const auto rows,
-                      ledger->QueryOnce("select count(*), count(*) filter (where state = 10) from millrace.outcome "
-                                        "where job between $1 and $2 and starts_with(worker, $3)",
-                                        params, TheClock().Now() + kCountTimeout));
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->QueryOnce("select count(*), count(*) filter (where state = 10), "
+                                                         "count(*) filter (where deliveries > 1) from millrace.outcome "
+                                                         "where job between $1 and $2 and starts_with(worker, $3)",
+                                                         params, TheClock().Now() + kCountTimeout));
   return OutcomeCount{.rows = static_cast<std::uint64_t>(rows.Int(0, 0)),
-                      .succeeded = static_cast<std::uint64_t>(rows.Int(0, 1))};
+                      .succeeded = static_cast<std::uint64_t>(rows.Int(0, 1)),
+                      .redelivered = static_cast<std::uint64_t>(rows.Int(0, 2))};
 }
 
 Result<RunOutcomeCount> CountRunOutcomes(const Installation& at, std::span<const RunId> runs) {

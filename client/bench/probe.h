@@ -22,7 +22,7 @@ Result<StoreSizes> ProbeSizes(const Installation& at);
 
 // Outcome rows of jobs between two ids that were written for workers whose name starts with `worker`.
 struct OutcomeCount {
-  std::uint64_t rows = 0, succeeded = 0;
+  std::uint64_t rows = 0, succeeded = 0, redelivered = 0;  // redelivered: it took more than one delivery
 };
 Result<OutcomeCount> CountOutcomes(const Installation& at, JobId first, JobId last, const std::string& worker);
 

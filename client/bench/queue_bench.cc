@@ -96,6 +96,7 @@ class Measurement {
     }
     MILLRACE_TRY_ASSIGN(const OutcomeCount count, CountOutcomes(at_, submitted_.first, submitted_.last, name_));
     result_.outcomes = count.rows;
+    result_.redelivered = count.redelivered;
     const std::uint64_t unrecorded = result_.jobs - std::min(result_.jobs, count.succeeded);
     result_.lost = std::max(never, unrecorded);
     return std::move(result_);

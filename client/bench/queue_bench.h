@@ -35,9 +35,10 @@ struct QueueResult {
   double recorded_per_s = 0;        // the same begin to the last durable outcome
   Latency accept, pickup, outcome;  // from the intended send time
   std::uint64_t accepted = 0, executed = 0, outcomes = 0;
-  std::uint64_t lost = 0;        // accepted, and never executed or without a succeeded outcome in the ledger
-  std::uint64_t duplicated = 0;  // executed more than once
-  std::uint64_t corrupted = 0;   // arrived with another payload
+  std::uint64_t lost = 0;         // accepted, and never executed or without a succeeded outcome in the ledger
+  std::uint64_t duplicated = 0;   // executed more than once
+  std::uint64_t redelivered = 0;  // outcomes that took more than one delivery: a lost grant, a silent worker
+  std::uint64_t corrupted = 0;    // arrived with another payload
   Costs costs;
   std::optional<double> queue_bytes_per_waiting_job, ledger_bytes_per_waiting_job;  // drain only
 

@@ -8,10 +8,6 @@
 
 namespace millrace::bench {
 
-inline constexpr const char* kSampleColumns =
-    "order_id bigint, customer_id integer, created_at timestamp, ship_date date, qty integer, unit_price decimal(10,2), "
-    "discount decimal(6,4), country text, sku text, status text";
-
 struct SampleFile {
   std::uint64_t rows = 0, kept = 0;  // kept: those whose key is not empty, about 98 %
   std::uint64_t key_sum = 0;         // of the keys of kept rows: two loads agree when both do

@@ -166,6 +166,7 @@ std::string ToJson(const bench::QueueResult& r, const std::vector<std::pair<std:
                    {"outcomes", r.outcomes},
                    {"lost", r.lost},
                    {"duplicated", r.duplicated},
+                   {"redelivered", r.redelivered},
                    {"corrupted", r.corrupted},
                    {"accept", LatencyJson(r.accept)},
                    {"pickup", LatencyJson(r.pickup)},

@@ -25,7 +25,6 @@ struct BenchFlags {
   std::string sleep = "0ms";
   std::uint32_t orgs = 1, limit_keys = 0, priorities = 1;
   std::string worker_counts, depths;             // scale: "1,2,4,8"; "1000,100000"
-  std::uint32_t idle_workers = 0;                // scale
   std::uint32_t stages = 40, runs = 0;           // chain
   std::string handlers = "inprocess";            // chain: inprocess or processes
   std::uint32_t schedules = 100, seconds = 10;   // cron, scale
