@@ -68,4 +68,14 @@ ExitCode ConfigShow(const Options& options);
 ExitCode Doctor(const Options& options);
 ExitCode Version(const Options& options);
 
+// Benchmarks (commands_bench*.cc; ops/docs/benchmarks.md). The last two are processes that they start.
+ExitCode BenchQueue(const Options& options);
+ExitCode BenchLatency(const Options& options);
+ExitCode BenchChain(const Options& options);
+ExitCode BenchCron(const Options& options);
+ExitCode BenchLoad(const Options& options);
+ExitCode BenchScale(const Options& options);
+ExitCode BenchHandler(const Options& options);
+ExitCode BenchServeBroker(const Options& options);
+
 }  // namespace millrace::cli

@@ -238,6 +238,85 @@ void AddQueueCommands(Grammar& g) {
   set->add_option("--max-waiting-bytes", flags.max_waiting_bytes, "Payload bytes that may wait; 0 = no limit");
 }
 
+void AddBenchTarget(CLI::App* command, BenchFlags& flags) {
+  command->add_flag("--own", flags.own, "Start an installation for this, whatever the configuration names");
+  command->add_flag("--keep", flags.keep, "Leave that installation's folder (logs, data) behind");
+  command->add_option("--storage", flags.storage, "Of an own installation: servers (Redis, PostgreSQL; default) or sqlite");
+  command->add_option("--appendfsync", flags.appendfsync, "Of an own Redis: always, everysec (default) or no");
+}
+
+void AddBenchLoad(CLI::App* command, BenchFlags& flags) {
+  command->add_option("--jobs", flags.jobs, "How many jobs");
+  command->add_option("--payload", flags.payload, "Bytes of each job's payload (default 100)");
+  command->add_option("--durability", flags.durability, "ledger or redis");
+  command->add_option("--workers", flags.workers, "Handler processes (default 1)");
+  command->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds at a time");
+  command->add_option("--sleep", flags.sleep, "How long each job takes, e.g. 5ms (default 0ms)");
+  command->add_option("--batch", flags.batch, "Jobs of one submit message (default 500)");
+  command->add_option("--outstanding", flags.outstanding, "Closed loop: messages that wait for their answer (default 32)");
+}
+
+// The processes that a benchmark starts: not for people.
+void AddBenchProcesses(Grammar& g, CLI::App* bench) {
+  BenchFlags& flags = g.options.bench;
+  CLI::App* handler = g.Add(bench, "handler", "A handler process of a benchmark", BenchHandler);
+  handler->group("");
+  handler->add_option("--endpoint", flags.endpoint)->required();
+  handler->add_option("--name", g.options.name)->required();
+  handler->add_option("--queue", g.options.queue)->required();
+  handler->add_option("--kind", flags.kind)->required();
+  handler->add_option("--board", flags.board)->required();
+  handler->add_option("--concurrency", flags.concurrency);
+  handler->add_option("--sleep-ms", flags.sleep_ms);
+  handler->add_option("--jobs", flags.jobs);
+  handler->add_option("--handlers", flags.handler_count);
+  handler->add_option("--index", flags.index);
+  g.Add(bench, "serve-broker", "A broker on the embedded stores", BenchServeBroker)->group("");
+}
+
+void AddBenchCommands(Grammar& g) {
+  CLI::App* bench = g.Group("bench", "Measure this installation, or one that is started for it");
+  BenchFlags& flags = g.options.bench;
+  CLI::App* queue = g.Add(bench, "queue", "Throughput: accepted, executed, recorded; losses; costs", BenchQueue);
+  CLI::App* latency = g.Add(bench, "latency", "Pickup latency of single jobs on an idle queue, both classes", BenchLatency);
+  CLI::App* chain = g.Add(bench, "chain", "Runs of several stages, each after the one before", BenchChain);
+  CLI::App* scale = g.Add(bench, "scale", "The rate by number of workers, or by depth of the queue", BenchScale);
+  for (CLI::App* command : {queue, latency, scale}) {
+    AddBenchTarget(command, flags);
+    AddBenchLoad(command, flags);
+  }
+  for (CLI::App* command : {queue, latency}) {
+    command->add_option("--rate", flags.rate, "Jobs per second, open loop; queue: 0 (default) is a closed loop");
+    command->add_option("--warmup", flags.warmup, "Jobs at the start whose latency does not count");
+  }
+  queue->add_flag("--drain", flags.drain, "Accept everything first, then start the handlers; also bytes per waiting job");
+  queue->add_option("--orgs", flags.orgs, "Deal the jobs out to so many orgs (default 1)");
+  queue->add_option("--limit-keys", flags.limit_keys, "and limit keys (default: none)");
+  queue->add_option("--priorities", flags.priorities, "and priorities (default 1)");
+  scale->add_option("--worker-counts", flags.worker_counts, "Numbers of handler processes (default 1,2,4,8)");
+  scale->add_option("--depths", flags.depths, "Instead: numbers of jobs that wait before the handlers start");
+  AddBenchTarget(chain, flags);
+  chain->add_option("--stages", flags.stages, "Stages of each run (default 40)");
+  chain->add_option("--runs", flags.runs, "Runs to measure (default 30; with --rate, ten seconds' worth)");
+  chain->add_option("--warmup", flags.warmup, "Runs before those (default 3)");
+  chain->add_option("--sleep", flags.sleep, "How long each stage takes, e.g. 10ms (default 0ms)");
+  chain->add_option("--rate", flags.rate, "Runs per second, open loop (default 0: one after another)");
+  chain->add_option("--handlers", flags.handlers, "inprocess (default), or processes: each stage a command of a worker");
+  chain->add_option("--workers", flags.workers, "Handler processes (default 1)");
+  chain->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds at a time (default 100)");
+  CLI::App* cron = g.Add(bench, "cron", "Schedules due every second: slot to run, start and outcome", BenchCron);
+  AddBenchTarget(cron, flags);
+  cron->add_option("--schedules", flags.schedules, "How many, all due every second (default 100)");
+  cron->add_option("--seconds", flags.seconds, "For so long (default 10)");
+  CLI::App* load = g.Add(bench, "load", "A CSV file, cleaned by SQL, into PostgreSQL, SQLite or Parquet", BenchLoad);
+  AddBenchTarget(load, flags);
+  load->add_option("--rows", flags.rows, "Rows of the file, ten columns (default 1000000)");
+  load->add_option("--to", flags.to, "postgres (default), sqlite or parquet");
+  load->add_option("--mode", flags.mode, "append (default) or replace");
+  load->add_option("--runs", flags.runs, "How often (default 1)");
+  AddBenchProcesses(g, bench);
+}
+
 void AddOtherCommands(Grammar& g) {
   CLI::App* query = g.Add(&g.app, "query", "Read from a connection with SQL", Query);
   query->add_option("CONNECTION", g.options.connection, "Name of the connection, e.g. warehouse")->required();
@@ -262,7 +341,14 @@ void AddOtherCommands(Grammar& g) {
 }
 
 // Every command shows how it is used, and where its other options are.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 53> kExamples{{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExamples{{
+    {"bench", "bench queue\nbench latency -o json"},
+    {"bench queue", "bench queue --jobs 300000 --durability redis\nbench queue --rate 5000 --jobs 900000 -o json"},
+    {"bench latency", "bench latency\nbench latency --durability redis --jobs 2000"},
+    {"bench chain", "bench chain --sleep 10ms\nbench chain --stages 2 --rate 500 --runs 30000"},
+    {"bench cron", "bench cron\nbench cron --schedules 1000 --seconds 30"},
+    {"bench load", "bench load --rows 5000000\nbench load --to parquet -o json"},
+    {"bench scale", "bench scale --worker-counts 1,2,4,8\nbench scale --depths 1000,100000,1000000"},
     {"run", "run shop.yaml\nrun shop.yaml -p since=2026-01-01 -o json\nrun list --pipeline shop"},
     {"run start", "run start shop --wait\nrun start shop -p since=2026-01-01 -q"},
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
@@ -433,6 +519,7 @@ int Main(int argc, char** argv) {
   AddBackfillCommands(g);
   AddProcessCommands(g);
   AddQueueCommands(g);
+  AddBenchCommands(g);
   AddOtherCommands(g);
   AddFooters(g.app, "");
   try {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "client/cli/bench_options.h"
 #include "client/cli/output.h"
 #include "client/cli/progress.h"
 
@@ -36,6 +37,7 @@ struct Options {
   std::string pipeline;             // names
   std::string queue;                // queue show, set, pause, resume; job list, requeue, discard
   QueueFlags queue_flags;           // queue set
+  BenchFlags bench;                 // bench ...
   std::string state;
   std::string stage;
   std::string kind, error_class, since, before;    // job list, requeue, discard

@@ -1,0 +1,31 @@
+// The worker of a benchmark: one process, one thread, which takes jobs over the wire, decodes each payload, hands it to a
+// handler, and reports. It keeps the whole contract of a worker (ops/docs/wire.md): leases, credit, repeats, revokes.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "client/bench/payload.h"
+#include "client/bench/scoreboard.h"
+#include "common/base/clock.h"
+#include "common/base/result.h"
+
+namespace millrace::bench {
+
+struct HandlerOptions {
+  std::string endpoint;           // of the broker
+  std::string name;               // shown in outcome rows
+  std::string kind, queue;        // the only ones it takes; kind "command": payloads are a pipeline's and not looked at
+  std::uint32_t concurrency = 1;  // jobs it holds: granted, and not yet answered as durable; at most kConcurrencyMax
+  Millis sleep{0};                // how long each job takes, beside the handler itself: a timer, so no thread is held
+  std::uint32_t index = 0;        // its place on the scoreboard
+};
+
+inline constexpr std::uint32_t kConcurrencyMax = 10'000;  // what one heartbeat can name (ops/docs/wire.md)
+
+// Serves until `stop`; says goodbye. Errors of the socket end it; what the broker says wrong is logged.
+Result<void> ServeHandlers(const HandlerOptions& options, Scoreboard board, const std::atomic<bool>& stop);
+
+}  // namespace millrace::bench

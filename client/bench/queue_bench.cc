@@ -1,0 +1,134 @@
+#include "client/bench/queue_bench.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "client/bench/handler_fleet.h"
+#include "client/bench/probe.h"
+
+namespace millrace::bench {
+namespace {
+
+constexpr Millis kStandstill{30'000};  // no job moves for so long: what is missing will not come
+constexpr Millis kLook{2};
+
+class Measurement {
+ public:
+  Measurement(const Installation& at, const QueueOptions& options, std::string name, HandlerFleet fleet)
+      : at_(at), options_(options), name_(std::move(name)), fleet_(std::move(fleet)), board_(fleet_.board()), meter_(at) {}
+
+  Result<QueueResult> Run() {
+    SubmitOptions submit = options_.submit;
+    submit.endpoint = at_.clients;
+    submit.kind = submit.queue = name_;
+    StoreSizes before;
+    if (options_.drain) {
+      MILLRACE_TRY_ASSIGN(before, ProbeSizes(at_));
+    } else {
+      MILLRACE_TRY(fleet_.Start(at_));
+    }
+    meter_.Begin(fleet_.processes());
+    MILLRACE_TRY(SubmitAll(submit, submitted_));
+    if (options_.drain) {
+      MILLRACE_TRY_ASSIGN(const StoreSizes after, ProbeSizes(at_));
+      const auto per_job = [&](std::int64_t bytes) { return static_cast<double>(bytes) / static_cast<double>(submit.jobs); };
+      result_.queue_bytes_per_waiting_job = per_job(after.queue_bytes - before.queue_bytes);
+      result_.ledger_bytes_per_waiting_job = per_job(after.ledger_bytes - before.ledger_bytes);
+      MILLRACE_TRY(fleet_.Start(at_));
+    }
+    MILLRACE_TRY(AwaitRecorded());
+    result_.costs = meter_.End(fleet_.processes(), static_cast<double>(submit.jobs));
+    fleet_.Stop();
+    return Evaluate();
+  }
+
+ private:
+  Result<void> AwaitRecorded() {
+    std::uint64_t seen = 0;
+    MonoTime moved = clock_.Now();
+    while (board_.Recorded() < submitted_.accepted) {
+      if (Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
+      const std::uint64_t now = board_.Recorded() + board_.Executed();
+      if (now != seen) {
+        seen = now;
+        moved = clock_.Now();
+      } else if (clock_.Now() - moved > kStandstill) {
+        return {};  // counted as lost
+      }
+      std::this_thread::sleep_for(kLook);
+    }
+    return {};
+  }
+
+  Result<QueueResult> Evaluate() {
+    Histogram pickup, outcome;
+    std::int64_t first = INT64_MAX, last = 0, last_recorded = 0;
+    for (std::uint32_t i = 0; i < board_.handlers(); ++i) {
+      const HandlerScore& score = board_.handler(i);
+      pickup.Merge(score.pickup);
+      outcome.Merge(score.outcome);
+      if (score.first_us != 0) first = std::min(first, score.first_us);
+      last = std::max(last, score.last_us);
+      last_recorded = std::max(last_recorded, score.last_recorded_us);
+      result_.corrupted += Peek(score.corrupted);
+    }
+    const std::int64_t sent = submitted_.first_sent.time_since_epoch().count();
+    const std::int64_t begin = options_.drain ? first : sent;
+    const auto rate = [&](std::int64_t from, std::int64_t to) {
+      return to <= from ? 0 : static_cast<double>(options_.submit.jobs) * 1e6 / static_cast<double>(to - from);
+    };
+    result_.durability = Name(options_.submit.durability);
+    result_.form = options_.drain ? "drain" : "flow";
+    result_.jobs = options_.submit.jobs;
+    result_.enqueued_per_s = rate(sent, submitted_.last_accepted.time_since_epoch().count());
+    result_.executed_per_s = rate(begin, last);
+    result_.recorded_per_s = rate(begin, last_recorded);
+    result_.accept = Summary(submitted_.accept);
+    result_.pickup = Summary(pickup);
+    result_.outcome = Summary(outcome);
+    result_.accepted = submitted_.accepted;
+    std::uint64_t never = 0;
+    for (std::uint64_t number = 0; number < board_.jobs(); ++number) {
+      never += board_.Executions(number) == 0 ? 1U : 0U;
+      result_.executed += board_.Executions(number);
+      result_.duplicated += board_.Executions(number) > 1 ? 1U : 0U;
+    }
+    MILLRACE_TRY_ASSIGN(const OutcomeCount count, CountOutcomes(at_, submitted_.first, submitted_.last, name_));
+    result_.outcomes = count.rows;
+    result_.redelivered = count.redelivered;
+    const std::uint64_t unrecorded = result_.jobs - std::min(result_.jobs, count.succeeded);
+    result_.lost = std::max(never, unrecorded);
+    return std::move(result_);
+  }
+
+  const Installation& at_;
+  const QueueOptions& options_;
+  const std::string name_;
+  HandlerFleet fleet_;
+  const Scoreboard& board_;
+  CostMeter meter_;
+  SystemClock clock_;
+  SubmitResult submitted_;
+  QueueResult result_;
+};
+
+}  // namespace
+
+Latency Summary(const Histogram& h) {
+  return {.count = h.count(),
+          .p50_us = h.Quantile(0.5),
+          .p99_us = h.Quantile(0.99),
+          .p999_us = h.Quantile(0.999),
+          .max_us = h.Max()};
+}
+
+Result<QueueResult> MeasureQueue(const Installation& at, const QueueOptions& options) {
+  const std::string name = UniqueName();
+  FleetOptions fleet{
+      .name = name, .kind = name, .concurrency = options.concurrency, .sleep = options.sleep, .folder = options.folder};
+  MILLRACE_TRY_ASSIGN(auto handlers, HandlerFleet::Make(std::move(fleet), options.submit.jobs, options.workers));
+  return Measurement(at, options, name, std::move(handlers)).Run();
+}
+
+}  // namespace millrace::bench
