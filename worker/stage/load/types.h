@@ -78,6 +78,7 @@ struct PgColumn {
   bool not_null = false;
   PgWire wire = PgWire::kText;
   int scale = 0;           // kNumeric
+  bool identifies = false;  // part of the key: names the row in messages
   std::string expression;  // over the dataset's SELECT; its DuckDB type is the one that `wire` needs
 };
 
