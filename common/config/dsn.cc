@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <array>
+#include <iterator>
 #include <optional>
 #include <vector>
 
@@ -11,21 +11,48 @@ namespace {
 constexpr std::string_view kMask = "***";
 
 // What libpq knows, up to version 17. A word that is not among them is more likely a part of a password with a space in it.
-constexpr std::array kKeywords{
-    std::string_view("service"), std::string_view("servicefile"), std::string_view("user"), std::string_view("password"),
-    std::string_view("passfile"), std::string_view("channel_binding"), std::string_view("connect_timeout"),
-    std::string_view("dbname"), std::string_view("host"), std::string_view("hostaddr"), std::string_view("port"),
-    std::string_view("client_encoding"), std::string_view("options"), std::string_view("application_name"),
-    std::string_view("fallback_application_name"), std::string_view("keepalives"), std::string_view("keepalives_idle"),
-    std::string_view("keepalives_interval"), std::string_view("keepalives_count"), std::string_view("tcp_user_timeout"),
-    std::string_view("replication"), std::string_view("sslmode"), std::string_view("sslnegotiation"),
-    std::string_view("sslcompression"), std::string_view("sslcert"), std::string_view("sslkey"),
-    std::string_view("sslcertmode"), std::string_view("sslpassword"), std::string_view("sslrootcert"),
-    std::string_view("sslcrl"), std::string_view("sslcrldir"), std::string_view("sslsni"), std::string_view("requirepeer"),
-    std::string_view("require_auth"), std::string_view("ssl_min_protocol_version"),
-    std::string_view("ssl_max_protocol_version"), std::string_view("gssencmode"), std::string_view("krbsrvname"),
-    std::string_view("gsslib"), std::string_view("gssdelegation"), std::string_view("target_session_attrs"),
-    std::string_view("load_balance_hosts")};
+constexpr std::string_view kKeywords[] = {"service",
+                                          "servicefile",
+                                          "user",
+                                          "password",
+                                          "passfile",
+                                          "channel_binding",
+                                          "connect_timeout",
+                                          "dbname",
+                                          "host",
+                                          "hostaddr",
+                                          "port",
+                                          "client_encoding",
+                                          "options",
+                                          "application_name",
+                                          "fallback_application_name",
+                                          "keepalives",
+                                          "keepalives_idle",
+                                          "keepalives_interval",
+                                          "keepalives_count",
+                                          "tcp_user_timeout",
+                                          "replication",
+                                          "sslmode",
+                                          "sslnegotiation",
+                                          "sslcompression",
+                                          "sslcert",
+                                          "sslkey",
+                                          "sslcertmode",
+                                          "sslpassword",
+                                          "sslrootcert",
+                                          "sslcrl",
+                                          "sslcrldir",
+                                          "sslsni",
+                                          "requirepeer",
+                                          "require_auth",
+                                          "ssl_min_protocol_version",
+                                          "ssl_max_protocol_version",
+                                          "gssencmode",
+                                          "krbsrvname",
+                                          "gsslib",
+                                          "gssdelegation",
+                                          "target_session_attrs",
+                                          "load_balance_hosts"};
 
 bool IsSpace(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
 
@@ -126,7 +153,8 @@ std::string RedactTail(std::string text) {
 std::string RedactDsn(std::string_view dsn) {
   if (const auto authority = AuthorityOf(dsn)) return RedactUri(std::string(dsn), *authority);
   const auto pairs = SplitPairs(dsn);
-  if (!pairs || !std::ranges::all_of(*pairs, [](const Pair& p) { return std::ranges::find(kKeywords, p.key) != kKeywords.end(); }))
+  if (!pairs ||
+      !std::ranges::all_of(*pairs, [](const Pair& p) { return std::ranges::find(kKeywords, p.key) != std::end(kKeywords); }))
     return RedactTail(std::string(dsn));
   std::string text(dsn);
   for (auto pair = pairs->rbegin(); pair != pairs->rend(); ++pair)

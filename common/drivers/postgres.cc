@@ -169,9 +169,9 @@ std::optional<Error> RefusedValue(std::string_view message) {
     option = message.substr(at + kOption.size());
     option = option.substr(0, option.find('"'));
   }
-  return Error{ErrorCode::kInvalidArgument,
-               option.empty() ? std::string("postgres: dsn: libpq refuses one of its values")
-                              : fmt::format("postgres: dsn: libpq refuses its value for '{}'", option)};
+  return Error{ErrorCode::kInvalidArgument, option.empty()
+                                                ? std::string("postgres: dsn: libpq refuses one of its values")
+                                                : fmt::format("postgres: dsn: libpq refuses its value for '{}'", option)};
 }
 
 }  // namespace

@@ -122,8 +122,8 @@ struct PgOptions {
   std::string dsn;  // libpq conninfo or URI
   std::string application_name = "millrace";
   bool application_name_wins = false;  // true: also over one that the dsn or PGAPPNAME gives
-  std::string search_path;           // empty: the server's default
-  Millis statement_timeout{30'000};  // 0 = none
+  std::string search_path;             // empty: the server's default
+  Millis statement_timeout{30'000};    // 0 = none
   Millis lock_timeout{5'000};
   Millis idle_in_transaction_timeout{60'000};
 };

@@ -190,7 +190,8 @@ class StageParser {
           context_.Add(*t, "bad_name", fmt::format("load.table '{}' is not a table name", spec.table),
                        "write table or schema.table, with letters, digits and _");
         if (IsReserved(spec.table))
-          context_.Add(*t, "bad_name", fmt::format("load.table '{}' is a name that Millrace or SQLite keeps for itself", spec.table),
+          context_.Add(*t, "bad_name",
+                       fmt::format("load.table '{}' is a name that Millrace or SQLite keeps for itself", spec.table),
                        "choose a table that does not begin with millrace or sqlite_");
       }
   }

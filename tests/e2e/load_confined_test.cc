@@ -82,7 +82,8 @@ class LoadConfined : public ::testing::Test {
     const std::string head = R"({"result":)";
     if (run.frames.empty() || !run.frames.back().starts_with(head)) return {};
     const std::string& last = run.frames.back();
-    return StageResultFromJson(std::string_view(last).substr(head.size(), last.size() - head.size() - 1)).value_or(StageResult{});
+    return StageResultFromJson(std::string_view(last).substr(head.size(), last.size() - head.size() - 1))
+        .value_or(StageResult{});
   }
   // `body` in a child behind the wall of `order`'s load; its exit status. 90: the wall could not be built.
   static int Behind(const StageOrder& order, const std::function<int()>& body) {

@@ -263,9 +263,10 @@ TEST_F(LoadPostgres, BadValuesNameColumnAndRow) {
 TEST_F(LoadPostgres, ValuesThatTheServerRefusesNameColumnAndRow) {
   Exec("create schema a; create table a.v (id integer primary key, name varchar(4), doc json)");
   const auto load = [&](LoadMode mode, const std::string& effect, const std::string& name, const std::string& doc) {
-    return Load(Order(mode, "a.v", effect, 1),
-                Dataset("select range::integer as id, case when range = 7 then '" + name + "' else 'ok' end as name, case when range"
-                        " = 7 then '" + doc + "' else '{}' end as doc from range(10)"));
+    return Load(Order(mode, "a.v", effect, 1), Dataset("select range::integer as id, case when range = 7 then '" + name +
+                                                       "' else 'ok' end as name, case when range"
+                                                       " = 7 then '" +
+                                                       doc + "' else '{}' end as doc from range(10)"));
   };
   for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
     const StageResult r = load(mode, "e" + std::to_string(static_cast<int>(mode)), "longer", "{}");
@@ -295,8 +296,9 @@ TEST_F(LoadPostgres, StagingOfTheDeadIsDroppedAfterTenMinutesAndThatOfTheLivingI
   NEEDS_FAILPOINTS();
   const Manifest input = Dataset(kRows);
   for (const LoadMode mode : {LoadMode::kMerge, LoadMode::kReplace})
-    EXPECT_EQ(LoadInChild("load.after_staging=exit", Order(mode, "a.dead", "d" + std::to_string(static_cast<int>(mode)), 1), input),
-              137);
+    EXPECT_EQ(
+        LoadInChild("load.after_staging=exit", Order(mode, "a.dead", "d" + std::to_string(static_cast<int>(mode)), 1), input),
+        137);
   ExpectOk(Load(Order(LoadMode::kAppend, "a.other", "o1", 1), input));
   EXPECT_EQ(Int("select count(*) from millrace.staging"), 2) << "they may still be at work";
   Exec("update millrace.staging set created_at = now() - interval '11 minutes'");
@@ -310,6 +312,21 @@ TEST_F(LoadPostgres, StagingOfTheDeadIsDroppedAfterTenMinutesAndThatOfTheLivingI
   });
   ExpectOk(Load(Order(LoadMode::kMerge, "a.alive", "m", 1), input));
   EXPECT_EQ(Int(StagingLeft()), 0);
+}
+
+TEST_F(LoadPostgres, ABatchThatShrinksAfterItWasCountedIsNotCommitted) {
+  NEEDS_FAILPOINTS();
+  for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
+    const Manifest input = Dataset(kRows), other = Dataset(std::string(kRows) + " where range < 60");
+    SetFailpointHook("load.after_fence", [&] {
+      SetFailpointHook("load.after_fence", nullptr);
+      std::filesystem::rename(dir_ + "/" + other.files.front().path, dir_ + "/" + input.files.front().path);
+    });
+    const StageResult r = Load(Order(mode, "a.t", "e" + std::to_string(static_cast<int>(mode)), 1), input);
+    EXPECT_EQ(r.error_class, "internal_error") << r.error;
+    EXPECT_EQ(Int("select count(*) from pg_class where relname = 't'"), 0);
+    EXPECT_EQ(Int(StagingLeft()) + Receipts(), 0);
+  }
 }
 
 TEST_F(LoadPostgres, StagingThatCannotBeDroppedStaysNamed) {
@@ -328,12 +345,13 @@ TEST_F(LoadPostgres, StagingThatCannotBeDroppedStaysNamed) {
 }
 
 TEST_F(LoadPostgres, APartitionedTableIsMergedIntoAndCounted) {
-  Exec("create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); create schema a;"
-       " create table a.p (id integer, name text, price numeric(10,2), primary key (id)) partition by range (id);"
-       " create table a.p1 partition of a.p for values from (0) to (50);"
-       " create table a.p2 partition of a.p for values from (50) to (1000);"
-       " create table a.c (id text collate ci, n integer, region integer, primary key (id, region)) partition by list (region);"
-       " create table a.c1 partition of a.c for values in (1)");
+  Exec(
+      "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); create schema a;"
+      " create table a.p (id integer, name text, price numeric(10,2), primary key (id)) partition by range (id);"
+      " create table a.p1 partition of a.p for values from (0) to (50);"
+      " create table a.p2 partition of a.p for values from (50) to (1000);"
+      " create table a.c (id text collate ci, n integer, region integer, primary key (id, region)) partition by list (region);"
+      " create table a.c1 partition of a.c for values in (1)");
   const StageResult first = Load(Order(LoadMode::kMerge, "a.p", "e1", 1), Dataset(kRows));
   ExpectOk(first);
   EXPECT_EQ(first.inserted, 100);
@@ -356,13 +374,28 @@ TEST_F(LoadPostgres, APartitionedTableIsMergedIntoAndCounted) {
   EXPECT_EQ(Int("select count(*) from a.c where n = 2"), 2);
 }
 
+TEST_F(LoadPostgres, RowsThatATriggerDropsAreNotCounted) {
+  Exec(
+      "create schema a; create table a.t (id integer primary key, name text, price numeric(10,2));"
+      " create function a.drops() returns trigger language plpgsql as 'begin if new.id = 7 then return null; end if; return "
+      "new; end';"
+      " create trigger drops before insert on a.t for each row execute function a.drops()");
+  for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
+    const StageResult r = Load(Order(mode, "a.t", "e" + std::to_string(static_cast<int>(mode)), 1), Dataset(kRows));
+    EXPECT_EQ(r.error_class, "data_rejected") << r.error;
+    EXPECT_EQ(Int("select count(*) from a.t"), 0);
+  }
+  ExpectOk(Load(Order(LoadMode::kMerge, "a.t", "ok", 1), Dataset(std::string(kRows) + " where range < 7")));
+}
+
 TEST_F(LoadPostgres, ADsnWithItsOwnApplicationNameCannotHideAnOlderAttempt) {
   NEEDS_FAILPOINTS();
   connection_->dsn += " application_name=mine";
   std::string seen;
   SetFailpointHook("load.after_fence", [&] {
-    seen = Text("select application_name from pg_stat_activity where datname = current_database()"
-                " and application_name like 'millrace load%'");
+    seen = Text(
+        "select application_name from pg_stat_activity where datname = current_database()"
+        " and application_name like 'millrace load%'");
   });
   const StageResult r = Load(Order(LoadMode::kAppend, "a.t", "e1", 7), Dataset(kRows));
   SetFailpointHook("load.after_fence", nullptr);
@@ -385,10 +418,12 @@ TEST_F(LoadPostgres, ADsnThatCannotBeRightIsRefusedWithoutItsText) {
 TEST_F(LoadPostgres, TheFilesOfAConnectionAreKnownBeforeTheWall) {
   ::setenv("HOME", dir_.c_str(), 1);
   std::ofstream(dir_ + "/.pg_service.conf") << "[s]\nhost=h\nsslkey=/keys/s.key\n";
-  EXPECT_THAT(PgFilesOf("host=h sslcert=/c.crt"), ::testing::AllOf(::testing::Contains(dir_ + "/.pgpass"), ::testing::Contains("/c.crt"),
-                                                              ::testing::Contains(dir_ + "/.postgresql/root.crt")));
-  EXPECT_THAT(PgFilesOf("service=s passfile=/p"), ::testing::AllOf(::testing::Contains("/keys/s.key"), ::testing::Contains("/p"),
-                                                              ::testing::Contains(dir_ + "/.pg_service.conf")));
+  EXPECT_THAT(PgFilesOf("host=h sslcert=/c.crt"),
+              ::testing::AllOf(::testing::Contains(dir_ + "/.pgpass"), ::testing::Contains("/c.crt"),
+                               ::testing::Contains(dir_ + "/.postgresql/root.crt")));
+  EXPECT_THAT(PgFilesOf("service=s passfile=/p"),
+              ::testing::AllOf(::testing::Contains("/keys/s.key"), ::testing::Contains("/p"),
+                               ::testing::Contains(dir_ + "/.pg_service.conf")));
 }
 
 TEST_F(LoadPostgres, ViolatedConstraintsAreTheDatasFault) {

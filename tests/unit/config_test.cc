@@ -209,7 +209,8 @@ TEST(ConfigTest, APasswordNobodyCanTellTheEndOfIsNotShown) {
       {"host=h password='secret", "host=h password=***"},
       {"postgres://u:p%40ss/secret@host/db", "postgres://***"},
       {"postgres://u:p@secret@host/db", "postgres://***"},
-      {"postgres://u:secret@host:5432/db?password=secret pw&sslmode=require", "postgres://u:***@host:5432/db?password=***&sslmode=require"},
+      {"postgres://u:secret@host:5432/db?password=secret pw&sslmode=require",
+       "postgres://u:***@host:5432/db?password=***&sslmode=require"},
       {"postgres://u@host/db", "postgres://u@host/db"},
       {"/home/x/ledger.db", "/home/x/ledger.db"},
   };

@@ -178,8 +178,9 @@ TEST_F(LoadSqlite, RowsThatTheTableDropsAreNotCounted) {
   EXPECT_NE(ignored.error.find("(id=1, name=a)"), std::string::npos) << ignored.error;
   EXPECT_EQ(Int("select count(*) from ig"), 1);
 
-  Exec("create table tr (id integer primary key, name text);"
-       " create trigger no_two before insert on tr when new.id = 2 begin select raise(ignore); end");
+  Exec(
+      "create table tr (id integer primary key, name text);"
+      " create trigger no_two before insert on tr when new.id = 2 begin select raise(ignore); end");
   EXPECT_EQ(Load(Order(LoadMode::kReplace, "tr", "e2", 1), two).error_class, "data_rejected");
   const StageResult merged = Load(Order(LoadMode::kMerge, "tr", "e3", 1), two);
   EXPECT_EQ(merged.error_class, "data_rejected") << merged.error;
@@ -266,6 +267,19 @@ TEST_F(LoadSqlite, ZombiesAreStaleAndKillsLeaveOneEffect) {
   }
 }
 
+TEST_F(LoadSqlite, ABatchThatShrinksAfterItWasCountedIsNotCommitted) {
+  const Manifest input = Dataset(kRows), other = Dataset(std::string(kRows) + " where range < 60");
+  SetFailpointHook("load.after_fence", [&] {
+    SetFailpointHook("load.after_fence", nullptr);
+    std::filesystem::rename(dir_ + "/" + other.files.front().path, dir_ + "/" + input.files.front().path);
+  });
+  const StageResult r = Load(Order(LoadMode::kAppend, "t", "e", 1), input);
+  EXPECT_EQ(r.error_class, "internal_error") << r.error;
+  EXPECT_NE(r.error.find("read 100, loaded 60"), std::string::npos) << r.error;
+  EXPECT_EQ(Int("select count(*) from millrace_receipt"), 0);
+  EXPECT_EQ(Int("select count(*) from sqlite_master where name = 't'"), 0);
+}
+
 TEST_F(LoadSqlite, ACancelFencesWhatStillRuns) {
   const Manifest input = Dataset(kRows);
   StageResult fence;
@@ -324,6 +338,16 @@ TEST_F(LoadFiles, ACancelFencesWhatComesLater) {
 }
 
 #if defined(MILLRACE_FAILPOINTS)
+TEST_F(LoadFiles, ABatchThatShrinksAfterItWasCountedIsNotPublished) {
+  const Manifest input = Dataset(kRows), other = Dataset(std::string(kRows) + " where range < 60");
+  SetFailpointHook("load.after_fence", [&] {
+    SetFailpointHook("load.after_fence", nullptr);
+    std::filesystem::rename(dir_ + "/" + other.files.front().path, dir_ + "/" + input.files.front().path);
+  });
+  EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, "out.csv", "e", 1), input).error_class, "internal_error");
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/out.csv"));
+}
+
 TEST_F(LoadFiles, KillsLeaveOneEffectAndAreRolledForward) {
   const Manifest input = Dataset(kRows);
   int n = 0;

@@ -82,7 +82,8 @@ Result<void> RestrictFiles(const ConfineOptions& options) {
     MILLRACE_TRY(AllowPath(ruleset.get(), path, handled & ~kNever & ~kIoctl, Missing::kError));
   }
   for (const auto& path : options.write_files)
-    MILLRACE_TRY(AllowPath(ruleset.get(), path, handled & (kReadFile | LANDLOCK_ACCESS_FS_WRITE_FILE | kTruncate), Missing::kError));
+    MILLRACE_TRY(
+        AllowPath(ruleset.get(), path, handled & (kReadFile | LANDLOCK_ACCESS_FS_WRITE_FILE | kTruncate), Missing::kError));
   constexpr std::uint64_t kNames = LANDLOCK_ACCESS_FS_READ_DIR | LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_MAKE_DIR |
                                    LANDLOCK_ACCESS_FS_REMOVE_FILE | kRefer;
   for (const auto& path : options.name_directories)

@@ -138,8 +138,8 @@ bool WritesOverItsSource(const StageOrder& order, const LoadSpec& spec, const Ma
   const std::filesystem::path target = load::FileTarget(order, spec);
   std::error_code ignored;
   return std::ranges::any_of(input.files, [&](const DatasetFile& file) {
-    return file.referenced &&
-           (target == std::filesystem::path(file.path).lexically_normal() || std::filesystem::equivalent(target, file.path, ignored));
+    return file.referenced && (target == std::filesystem::path(file.path).lexically_normal() ||
+                               std::filesystem::equivalent(target, file.path, ignored));
   });
 }
 

@@ -344,7 +344,8 @@ Result<CopyTotals> CopyRows(duck::Connection& source, std::string_view select_sq
   if (auto failed = pool.End(!totals)) return std::unexpected(std::move(*failed));
   if (!totals) return totals;
   if (pool.copied_rows() != totals->rows)
-    return Fail(ErrorCode::kCorrupt, "{} rows were sent, the destination counted {}", totals->rows, pool.copied_rows());
+    return Fail(ErrorCode::kInvalidArgument, "{} rows were sent, the destination took {}: a trigger of the table dropped some",
+                totals->rows, pool.copied_rows());
   return totals;
 }
 

@@ -139,15 +139,14 @@ Outcome<std::optional<Receipt>> PgFence::Raise() {
 // Of older attempts of this effect, of attempts that were overtaken, and of whoever is gone: <kind>_<hash>_<token> names the
 // session (OptionsOf) that would still be at work. At random, so that tables that cannot be dropped do not hide the others.
 Outcome<void> PgFence::DropOrphans() {
-  MILLRACE_TRY_ASSIGN(
-      PgResult orphans,
-      Query("select s.name from millrace.staging s where (s.effect = $1 and s.token <= $2)"
-            " or exists (select 1 from millrace.fence f where f.effect = s.effect and f.token > s.token)"
-            " or (s.created_at < now() - interval '10 minutes' and not exists (select 1 from pg_stat_activity a"
-            "     where a.datname = current_database() and a.application_name = 'millrace load '"
-            "           || split_part(s.name, '_', 2) || ' ' || split_part(s.name, '_', 3)))"
-            " order by random() limit 100",
-            PgParams{}.Text(job_.order.task.effect).Int(token())));
+  MILLRACE_TRY_ASSIGN(PgResult orphans,
+                      Query("select s.name from millrace.staging s where (s.effect = $1 and s.token <= $2)"
+                            " or exists (select 1 from millrace.fence f where f.effect = s.effect and f.token > s.token)"
+                            " or (s.created_at < now() - interval '10 minutes' and not exists (select 1 from pg_stat_activity a"
+                            "     where a.datname = current_database() and a.application_name = 'millrace load '"
+                            "           || split_part(s.name, '_', 2) || ' ' || split_part(s.name, '_', 3)))"
+                            " order by random() limit 100",
+                            PgParams{}.Text(job_.order.task.effect).Int(token())));
   for (int i = 0; i < orphans.rows(); ++i) {
     DropStaging(orphans.Text(i, 0), "500ms");  // a frozen attempt may still hold its table: then the next load tries again
     if (connection_->in_transaction()) MILLRACE_TRY(Exec("rollback"));

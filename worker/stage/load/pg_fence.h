@@ -31,7 +31,8 @@ class PgFence {
   // must be published), locks the target's row.
   Outcome<std::optional<Receipt>> LockTarget();
   // Forgets the staging table (already dropped or renamed in this transaction), writes the receipt, moves the target's
-  // version, commits. A receipt that does not add up is refused (internal_error). If the answer to COMMIT is lost, finds out on a new connection. The receipt's rows are the caller's.
+  // version, commits. A receipt that does not add up is refused (internal_error). If the answer to COMMIT is lost, finds out on
+  // a new connection. The receipt's rows are the caller's.
   Outcome<Receipt> Finish(const Receipt& receipt);
 
   // Every statement with a generous deadline.

@@ -271,20 +271,39 @@ class PgLoad {
     return Merged{merged.Int(0, 0), merged.Int(0, 1)};
   }
 
-  // A row that went through a partitioned table has no xmax to tell new from old: the keys that are there are counted before,
-  // while nobody else can write.
-  Outcome<Merged> UpsertPartitioned(std::string_view staging) {
+  // Over t (the target) and s (the staging, whose texts have the default collation).
+  std::string SameKey() const {
     std::string same;
     for (const std::string& k : job_.spec.key) {
       const auto found =
           std::find_if(target_.columns.begin(), target_.columns.end(), [&](const PgTarget::Column& c) { return c.name == k; });
-      const std::string collate = found == target_.columns.end() || found->collation.empty() ? "" : " collate " + found->collation;
+      const std::string collate =
+          found == target_.columns.end() || found->collation.empty() ? "" : " collate " + found->collation;
       same += fmt::format("{}t.{} = s.{}{}", same.empty() ? "" : " and ", PgIdentifier(k), PgIdentifier(k), collate);
     }
+    return same;
+  }
+
+  // A trigger that returns null before a row drops it without an error.
+  Outcome<void> RefuseDropped(std::string_view staging) {
+    MILLRACE_TRY_ASSIGN(PgResult triggers, fence_.Query("select 1 from pg_trigger where tgrelid = $1::oid and not tgisinternal"
+                                                        " and tgtype & 3 = 3 and tgenabled <> 'D' limit 1",
+                                                        PgParams{}.Int(target_.oid)));
+    if (triggers.rows() == 0) return {};
+    MILLRACE_TRY_ASSIGN(PgResult dropped,
+                        fence_.Query(fmt::format("select count(*) from {} s where not exists (select 1 from {} t where {})",
+                                                 staging, target_.Quoted(), SameKey())));
+    if (dropped.Int(0, 0) == 0) return {};
+    return Refuse("data_rejected", fmt::format("triggers of the table dropped {} rows", dropped.Int(0, 0)));
+  }
+
+  // A row that went through a partitioned table has no xmax to tell new from old: the keys that are there are counted before,
+  // while nobody else can write.
+  Outcome<Merged> UpsertPartitioned(std::string_view staging) {
     MILLRACE_TRY(fence_.Exec(fmt::format("lock table {} in share row exclusive mode", target_.Quoted())));
     MILLRACE_TRY_ASSIGN(PgResult counts, fence_.Query(fmt::format("select count(*), count(*) filter (where exists (select 1"
                                                                   " from {} t where {})) from {} s",
-                                                                  target_.Quoted(), same, staging)));
+                                                                  target_.Quoted(), SameKey(), staging)));
     MILLRACE_TRY_ASSIGN(PgResult merged, fence_.Query(MergeSql(staging, "", "")));
     const std::int64_t fresh = counts.Int(0, 0) - counts.Int(0, 1);
     return Merged{fresh, merged.affected() - fresh};
@@ -311,6 +330,7 @@ class PgLoad {
     if (!merged && fence_.connection().last_sqlstate() == "21000")  // keys that only the destination's collation makes equal
       return Refuse("duplicate_key_in_batch", "the destination finds equal keys in the batch: " + merged.error().message);
     if (!merged) return std::unexpected(std::move(merged.error()));
+    if (target_.exists) MILLRACE_TRY(RefuseDropped(staging));
     MILLRACE_TRY(fence_.Exec("drop table " + staging));
     Receipt receipt = job_.NewReceipt(target_.exists ? "merge: unlogged staging, insert on conflict update"
                                                      : "merge: create table, unlogged staging, insert on conflict update");

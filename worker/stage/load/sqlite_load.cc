@@ -144,8 +144,9 @@ class SqliteLoad {
   Outcome<void> ClaimName() {
     MILLRACE_TRY(
         db_.Run("insert into millrace_target (target, table_name) values (?, ?) on conflict do nothing", job_.target, table_));
-    MILLRACE_TRY_ASSIGN(sqlite::Statement s, db_.Prepare("select target from millrace_target where table_name = ? collate nocase"
-                                                         " order by rowid limit 1"));
+    MILLRACE_TRY_ASSIGN(sqlite::Statement s,
+                        db_.Prepare("select target from millrace_target where table_name = ? collate nocase"
+                                    " order by rowid limit 1"));
     s.BindAll(table_);
     MILLRACE_TRY_ASSIGN(const bool row, s.Step());
     if (!row || s.View(0) != job_.target)
@@ -210,9 +211,10 @@ class SqliteLoad {
 
   Outcome<void> PrepareMerge() {
     if (existing_.may_replace)
-      return Refuse("invalid_target", fmt::format("a constraint of {} says ON CONFLICT REPLACE: a merge would delete rows that it"
-                                                  " could not count",
-                                                  quoted_));
+      return Refuse("invalid_target",
+                    fmt::format("a constraint of {} says ON CONFLICT REPLACE: a merge would delete rows that it"
+                                " could not count",
+                                quoted_));
     MILLRACE_TRY_ASSIGN(const std::vector<SqliteKeyIndex> indexes, FindKeyIndexes(db_, table_, job_.spec.key));
     if (indexes.empty()) return MissingUniqueIndex();
     for (const SqliteKeyIndex& index : indexes)
@@ -345,9 +347,9 @@ class SqliteLoad {
       for (const std::size_t i : seen.columns) MILLRACE_TRY(Bind(stream, row, i, insert, ++at));
       const auto done = insert.Run();
       if (!done && done.error().code == ErrorCode::kConflict)
-        return Refuse("duplicate_key_in_batch",
-                      fmt::format("the batch has another row whose key the table's collation finds equal: {}",
-                                  NameOf(stream, row)));
+        return Refuse(
+            "duplicate_key_in_batch",
+            fmt::format("the batch has another row whose key the table's collation finds equal: {}", NameOf(stream, row)));
       MILLRACE_TRY(done);
     }
     return {};
@@ -366,8 +368,8 @@ class SqliteLoad {
       MILLRACE_TRY_ASSIGN(const bool there, find.Step());
       if (there) return {};
     }
-    return Refuse("data_rejected", fmt::format("a constraint with ON CONFLICT IGNORE, or a trigger, dropped the row {}",
-                                               NameOf(stream, row)));
+    return Refuse("data_rejected",
+                  fmt::format("a constraint with ON CONFLICT IGNORE, or a trigger, dropped the row {}", NameOf(stream, row)));
   }
 
   Outcome<std::int64_t> CountRows() {

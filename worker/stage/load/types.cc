@@ -350,7 +350,7 @@ Result<SqliteColumn> PlanSqliteColumn(const ColumnSpec& column) {
     case DuckKind::kUsmallint:
     case DuckKind::kUinteger: as("INTEGER", Bind::kInteger, fmt::format("cast({} as bigint)", name)); break;
     case DuckKind::kFloat:
-    case DuckKind::kDouble: 
+    case DuckKind::kDouble:
       as("REAL", Bind::kReal,
          fmt::format("case when isnan({0}) then error({1}) else cast({0} as double) end", name,
                      QuoteText("column '" + column.name + "': NaN cannot be stored, SQLite would make it null")));
