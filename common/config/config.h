@@ -114,7 +114,11 @@ Result<RawConfig> ParseConfigFile(std::string_view name, std::string_view text, 
 // Strict: digits and one unit, nothing else. ms, s, m, h, d / B, KiB, MiB, GiB, TiB. Errors quote the text.
 Result<Millis> ParseDuration(std::string_view text);
 Result<std::uint64_t> ParseSize(std::string_view text);
-// A DSN without its password, for people: URI user info and `password=` values become ***.
+// A DSN without its password, for people: URI user info and `password=` values become ***. Where it is in doubt which part is
+// the password (an '@' too many, a word without '='), everything from where it begins. Thread-safe.
 std::string RedactDsn(std::string_view dsn);
+// Refuses (kInvalidArgument) what libpq would take apart in another way than it was meant: a password whose special characters
+// are not percent-encoded, or with a space and no quotes. The message has no part of the text. Thread-safe.
+Result<void> CheckPostgresDsn(std::string_view dsn);
 
 }  // namespace millrace

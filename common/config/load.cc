@@ -203,6 +203,10 @@ class Loader {
       return Wrong(key, "has a control character in it");
     return text;
   }
+  Result<void> CheckPostgres(const std::string& key, const std::string& dsn) const {
+    if (const auto checked = CheckPostgresDsn(dsn); !checked) return Wrong(key, "{}", checked.error().message);
+    return {};
+  }
   std::string BaseOf(const std::string& key) const {
     const auto raw = raw_.find(key);
     return raw == raw_.end() ? in_.working_dir : raw->second.base_dir;
@@ -272,6 +276,7 @@ class Loader {
     MILLRACE_TRY_ASSIGN(std::string dsn, Text("ledger.dsn", c.home + "/ledger.db"));
     const bool postgres = dsn.starts_with("postgres://") || dsn.starts_with("postgresql://") ||
                           (dsn.find('=') != std::string::npos && !dsn.starts_with('/'));
+    if (postgres) MILLRACE_TRY(CheckPostgres("ledger.dsn", dsn));
     c.ledger.kind = postgres ? LedgerConfig::Kind::kPostgres : LedgerConfig::Kind::kSqlite;
     c.ledger.dsn = Secret(postgres ? std::move(dsn) : Absolute(dsn, BaseOf("ledger.dsn")));
     MILLRACE_TRY_ASSIGN(c.ledger.retention, Duration("ledger.retention", "0s"));
@@ -375,6 +380,7 @@ class Loader {
       if (!raw_.contains(dsn_key) && !(sqlite && name == "warehouse"))
         return Wrong(type_key, "connection '{}' has no dsn; set {}", name, dsn_key);
       MILLRACE_TRY_ASSIGN(std::string dsn, Text(dsn_key, out_.config.home + "/" + name + ".db"));
+      if (!sqlite) MILLRACE_TRY(CheckPostgres(dsn_key, dsn));
       connection.dsn = Secret(sqlite ? Absolute(dsn, BaseOf(dsn_key)) : std::move(dsn));
       out_.config.connections.emplace(name, std::move(connection));
     }

@@ -39,44 +39,4 @@ Result<std::uint64_t> ParseSize(std::string_view text) {
   return *bytes;
 }
 
-std::string RedactDsn(std::string_view dsn) {
-  std::string text(dsn);
-  if (const std::size_t scheme = text.find("://"); scheme != std::string::npos) {
-    const std::size_t start = scheme + 3;
-    const std::size_t end = std::min(text.find_first_of("/?", start), text.size());
-    if (const std::size_t at = text.rfind('@', end); at != std::string::npos && at > start && at < end) {
-      const std::size_t colon = text.find(':', start);
-      if (colon < at) text.replace(colon + 1, at - colon - 1, "***");
-    } else if (text.find('@', end) != std::string::npos) {
-      return text.substr(0, start) + "***";  // a password with a slash in it: no way to tell where it ends
-    }
-  }
-  // USER:PASSWORD@HOST without its scheme: a mistake, and a secret all the same.
-  if (const std::size_t at = text.rfind('@');
-      text.find("://") == std::string::npos && text.find('=') == std::string::npos && at != std::string::npos)
-    text.replace(0, at, "***");
-  for (std::size_t at = 0; (at = text.find("password", at)) != std::string::npos;) {
-    std::size_t value = at + 8;
-    while (value < text.size() && text[value] == ' ') ++value;
-    if (value >= text.size() || text[value] != '=') {
-      at = value;
-      continue;
-    }
-    ++value;
-    while (value < text.size() && text[value] == ' ') ++value;
-    std::size_t end = value;
-    if (end < text.size() && text[end] == '\'') {
-      for (++end; end < text.size() && text[end] != '\''; ++end)
-        if (text[end] == '\\') ++end;
-      end = std::min(end + 1, text.size());
-    } else {
-      while (end < text.size() && text[end] != ' ' && text[end] != '&') end += text[end] == '\\' ? 2u : 1u;
-      end = std::min(end, text.size());
-    }
-    text.replace(value, end - value, "***");
-    at = value + 3;
-  }
-  return text;
-}
-
 }  // namespace millrace

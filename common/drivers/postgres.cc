@@ -33,6 +33,21 @@ std::string_view Field(const PGresult* result, int code) {
   return text == nullptr ? std::string_view{} : std::string_view{text};
 }
 
+// "COPY t, line 3, column name" -> "name". The line counts what one of several connections sent: it says nothing to people.
+std::string CopyColumn(std::string_view context) {
+  constexpr std::string_view kCopy = "COPY ", kColumn = ", column ";
+  for (std::size_t at = 0; at < context.size();) {
+    const std::size_t end = std::min(context.find('\n', at), context.size());
+    const std::string_view line = context.substr(at, end - at);
+    at = end + 1;
+    const std::size_t column = line.find(kColumn);
+    if (!line.starts_with(kCopy) || column == std::string_view::npos) continue;
+    const std::string_view name = line.substr(column + kColumn.size());
+    return OneLine(name.substr(0, name.find(": ")));  // in text form the value follows
+  }
+  return "";
+}
+
 ErrorCode ClassifyConnectFailure(std::string_view message) {
   for (const std::string_view refused : {"authentication failed", "no password supplied", "does not exist", "pg_hba.conf",
                                          "is not permitted to log in", "permission denied for database"})
@@ -112,6 +127,8 @@ Error PgConnection::Impl::ErrorOf(const PGresult* result) {
   std::string message = OneLine(Field(result, PG_DIAG_MESSAGE_PRIMARY));
   if (message.empty()) message = OneLine(PQresultErrorMessage(result));
   if (const auto detail = Field(result, PG_DIAG_MESSAGE_DETAIL); !detail.empty()) message += ": " + OneLine(detail);
+  if (const auto column = CopyColumn(Field(result, PG_DIAG_CONTEXT)); !column.empty())
+    message += fmt::format(", column '{}'", column);
   if (state == "53100") message = "the server's disk is full: " + message;
   if (!state.empty() && state != "MR001") message += fmt::format(" (SQLSTATE {})", state);
   return {ClassifySqlState(state, true), state == "MR001" ? message : "postgres: " + message};
@@ -131,19 +148,10 @@ PgConnection::~PgConnection() = default;
 
 namespace {
 
-struct ConninfoFree {
-  void operator()(PQconninfoOption* options) const noexcept { PQconninfoFree(options); }
-};
-
 // The user's own `options` come first, so that ours do not wipe them out.
-Result<std::string> OptionsOf(const PgOptions& options) {
-  char* message = nullptr;
-  const std::unique_ptr<PQconninfoOption, ConninfoFree> parsed(PQconninfoParse(options.dsn.c_str(), &message));
-  if (message != nullptr) PQfreemem(message);  // may quote a part of the dsn, and with it a password
-  if (!parsed) return Fail(ErrorCode::kInvalidArgument, "dsn: neither a libpq conninfo string nor a postgresql:// URI");
+std::string SettingsOf(const PgOptions& options, const PgConninfo& dsn) {
   std::string text;
-  for (const PQconninfoOption* o = parsed.get(); o->keyword != nullptr; ++o)
-    if (std::strcmp(o->keyword, "options") == 0 && o->val != nullptr) text = std::string(o->val) + " ";
+  if (const auto own = dsn.Value("options")) text = *own + " ";
   text +=
       fmt::format("-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
                   options.statement_timeout.count(), options.lock_timeout.count(), options.idle_in_transaction_timeout.count());
@@ -154,11 +162,29 @@ Result<std::string> OptionsOf(const PgOptions& options) {
   return text;
 }
 
+// libpq refuses a value with 'invalid ... value: "..."' before it looks for a server. The value may be part of a password.
+std::optional<Error> RefusedValue(std::string_view message) {
+  constexpr std::string_view kOption = "for connection option \"";
+  if (!message.starts_with("invalid ") && message.find(kOption) == std::string_view::npos) return std::nullopt;
+  std::string_view option;
+  if (const auto at = message.find(kOption); at != std::string_view::npos) {
+    option = message.substr(at + kOption.size());
+    option = option.substr(0, option.find('"'));
+  }
+  return Error{ErrorCode::kInvalidArgument, option.empty()
+                                                ? std::string("postgres: dsn: libpq refuses one of its values")
+                                                : fmt::format("postgres: dsn: libpq refuses its value for '{}'", option)};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<PgConnection>> PgConnection::Connect(const PgOptions& options, const Clock& clock, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const std::string settings, OptionsOf(options));
-  const char* const keys[] = {"dbname", "fallback_application_name", "options", "tcp_user_timeout", "client_encoding", nullptr};
+  MILLRACE_TRY_ASSIGN(const PgConninfo dsn, PgConninfo::Parse(options.dsn));
+  MILLRACE_TRY(dsn.Check());
+  const std::string settings = SettingsOf(options, dsn);
+  // What comes after dbname wins over what the dsn says.
+  const char* const name_key = options.application_name_wins ? "application_name" : "fallback_application_name";
+  const char* const keys[] = {"dbname", name_key, "options", "tcp_user_timeout", "client_encoding", nullptr};
   const char* const values[] = {
       options.dsn.c_str(), options.application_name.c_str(), settings.c_str(), "10000", "UTF8", nullptr};
   auto impl = std::make_unique<Impl>();
@@ -171,6 +197,7 @@ Result<std::unique_ptr<PgConnection>> PgConnection::Connect(const PgOptions& opt
   while (state != PGRES_POLLING_OK) {
     if (state == PGRES_POLLING_FAILED) {
       const std::string message = OneLine(PQerrorMessage(c));
+      if (auto refused = RefusedValue(message)) return std::unexpected(std::move(*refused));
       return Fail(ClassifyConnectFailure(message), "postgres: {}", message);
     }
     const auto wait = state == PGRES_POLLING_READING ? Impl::Wait::kRead : Impl::Wait::kWrite;

@@ -121,8 +121,9 @@ class PgResult {
 struct PgOptions {
   std::string dsn;  // libpq conninfo or URI
   std::string application_name = "millrace";
-  std::string search_path;           // empty: the server's default
-  Millis statement_timeout{30'000};  // 0 = none
+  bool application_name_wins = false;  // true: also over one that the dsn or PGAPPNAME gives
+  std::string search_path;             // empty: the server's default
+  Millis statement_timeout{30'000};    // 0 = none
   Millis lock_timeout{5'000};
   Millis idle_in_transaction_timeout{60'000};
 };
@@ -133,7 +134,8 @@ ErrorCode ClassifySqlState(std::string_view state, bool sent);
 class PgConnection {
  public:
   // kUnavailable (refused, starting up, unknown host), kRejected (password, database, role), kInvalidArgument (dsn),
-  // kTimedOut. Messages name host, port and database, never a password.
+  // kTimedOut. Messages name host, port and database, never a password; of a dsn that cannot be right they name the wrong
+  // part and repeat nothing, since what was taken for a port may be half a password.
   static Result<std::unique_ptr<PgConnection>> Connect(const PgOptions& options, const Clock& clock, MonoTime deadline);
   ~PgConnection();
   PgConnection(const PgConnection&) = delete;
@@ -178,6 +180,10 @@ class PgConnection {
   std::unique_ptr<Impl> impl_;
   std::size_t failed_statement_ = 0;
 };
+
+// The files that connecting with `dsn` may read: password file, client certificate and key, root certificates, revocation
+// list, service file and what that names; whether or not they exist. Looks at the same environment as libpq. Thread-safe.
+std::vector<std::string> PgFilesOf(const std::string& dsn);
 
 // "name" with quotes doubled, for identifiers in generated SQL; 'text' likewise for literals (standard_conforming_strings).
 std::string PgIdentifier(std::string_view name);

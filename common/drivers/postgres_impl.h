@@ -22,6 +22,19 @@ struct PgConnFree {
   void operator()(PGconn* connection) const noexcept { PQfinish(connection); }
 };
 
+// A dsn taken apart. No message of it repeats any of its text.
+class PgConninfo {
+ public:
+  static Result<PgConninfo> Parse(const std::string& dsn);  // kInvalidArgument
+  std::optional<std::string> Value(std::string_view keyword) const;
+  // kInvalidArgument: a part that cannot be what libpq takes it for, as when a password was not percent-encoded.
+  Result<void> Check() const;
+
+ private:
+  bool is_uri_ = false;
+  std::unordered_map<std::string, std::string> values_;
+};
+
 struct PgResult::Impl {
   PgResultHandle result;
 };

@@ -1,8 +1,10 @@
 #include "common/model/pipeline_parser.h"
 
 #include <fmt/format.h>
+#include <fnmatch.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <functional>
 #include <queue>
 #include <set>
@@ -246,6 +248,7 @@ class PipelineParser {
       if (const auto it = no_data_.find(load->from); it != no_data_.end())
         context_.Add(from, "no_data", NoData(load->from, it->second), "name an extract or a transform");
     }
+    if (const auto* load = std::get_if<LoadSpec>(&stage.work); load && load->to == "file") KeepOffSources(*load, body);
     if (const auto* transform = std::get_if<TransformSpec>(&stage.work); transform && !transform->sql.empty())
       DeriveFromSql(stage, transform->sql);
     for (const std::string& input : stage.inputs) stage.depends_on.push_back(input);
@@ -256,6 +259,22 @@ class PipelineParser {
     std::ranges::sort(stage.depends_on);
     const auto repeated = std::ranges::unique(stage.depends_on);
     stage.depends_on.erase(repeated.begin(), repeated.end());
+  }
+
+  // A file that this pipeline writes must not be one that it reads: the next run would read its own result, or find the source
+  // changed. Relative and absolute paths are not compared here; the load itself knows both.
+  void KeepOffSources(const LoadSpec& load, const YamlNode& body) {
+    if (load.path.empty()) return;
+    const auto plain = [](const std::string& path) { return std::filesystem::path(path).lexically_normal().string(); };
+    for (const StageSpec& stage : pipeline_.stages) {
+      const auto* extract = std::get_if<ExtractSpec>(&stage.work);
+      if (!extract) continue;
+      for (const std::string& pattern : extract->paths)
+        if (::fnmatch(plain(pattern).c_str(), plain(load.path).c_str(), FNM_PATHNAME) == 0)
+          context_.Add(*body.Find("load")->Find("path"), "bad_value",
+                       fmt::format("load.path is a file that stage '{}' extracts ({})", stage.name, pattern),
+                       "write to another path");
+    }
   }
 
   static std::string NoData(std::string_view name, std::string_view kind) {

@@ -189,7 +189,18 @@ class StageParser {
         if (!TableName(spec.table))
           context_.Add(*t, "bad_name", fmt::format("load.table '{}' is not a table name", spec.table),
                        "write table or schema.table, with letters, digits and _");
+        if (IsReserved(spec.table))
+          context_.Add(*t, "bad_name",
+                       fmt::format("load.table '{}' is a name that Millrace or SQLite keeps for itself", spec.table),
+                       "choose a table that does not begin with millrace or sqlite_");
       }
+  }
+
+  // Schema millrace in PostgreSQL; in SQLite, where case does not count and a dot becomes _, tables millrace_... and sqlite_...
+  static bool IsReserved(std::string_view table) {
+    std::string name;
+    for (const char c : table) name += c == '.' ? '_' : c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+    return name.starts_with("millrace_") || name.starts_with("sqlite_");
   }
 
   static bool TableName(std::string_view s) {

@@ -1,5 +1,6 @@
 // Loads into PostgreSQL: exactly once under retries, zombies, kills at every failpoint and a lost COMMIT answer.
 #include <arpa/inet.h>
+#include <gmock/gmock.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -8,6 +9,7 @@
 #include <barrier>
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <thread>
 
 #include "common/drivers/postgres.h"
@@ -248,10 +250,180 @@ TEST_F(LoadPostgres, BadValuesNameColumnAndRow) {
       Load(Order(LoadMode::kAppend, "a.b", "e1", 1),
            Dataset("select case when range = 7 then date 'infinity' else date '2020-01-01' end as d from range(10)"));
   EXPECT_EQ(date.error_class, "data_rejected");
-  EXPECT_NE(date.error.find("column 'd', row 8"), std::string::npos) << date.error;
+  EXPECT_NE(date.error.find("column 'd': the date is infinite"), std::string::npos) << date.error;
+  const StageResult keyed =
+      Load(Order(LoadMode::kMerge, "a.k", "e3", 1),
+           Dataset("select range as x, range * 2 as id, case when range = 7 then date 'infinity' end as d from range(10)"));
+  EXPECT_NE(keyed.error.find("in the row (id=14)"), std::string::npos) << keyed.error;
   const StageResult nul = Load(Order(LoadMode::kAppend, "a.b", "e2", 1), Dataset("select 'a' || chr(0) || 'b' as t"));
   EXPECT_NE(nul.error.find("zero byte"), std::string::npos) << nul.error;
   EXPECT_EQ(Int("select count(*) from pg_class where relname = 'b'"), 0);
+}
+
+TEST_F(LoadPostgres, ValuesThatTheServerRefusesNameColumnAndRow) {
+  Exec("create schema a; create table a.v (id integer primary key, name varchar(4), doc json)");
+  const auto load = [&](LoadMode mode, const std::string& effect, const std::string& name, const std::string& doc) {
+    return Load(Order(mode, "a.v", effect, 1), Dataset("select range::integer as id, case when range = 7 then '" + name +
+                                                       "' else 'ok' end as name, case when range"
+                                                       " = 7 then '" +
+                                                       doc + "' else '{}' end as doc from range(10)"));
+  };
+  for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
+    const StageResult r = load(mode, "e" + std::to_string(static_cast<int>(mode)), "longer", "{}");
+    EXPECT_EQ(r.error_class, "data_rejected") << r.error;
+    EXPECT_NE(r.error.find("column 'name', in the row (id=7"), std::string::npos) << r.error;
+  }
+  const StageResult json = load(LoadMode::kAppend, "j", "n", "{");
+  EXPECT_NE(json.error.find("column 'doc', in the row (id=7"), std::string::npos) << json.error;
+  EXPECT_EQ(Int("select count(*) from a.v"), 0);
+}
+
+std::string StagingLeft() {
+  return "select (select count(*) from millrace.staging) + (select count(*) from pg_class c join pg_namespace n on n.oid ="
+         " c.relnamespace where nspname = 'millrace' and relkind = 'r' and (relname like 'stg%' or relname like 'new%'))";
+}
+
+TEST_F(LoadPostgres, AFailedLoadLeavesNoStaging) {
+  Exec("create schema a; create table a.m (id integer primary key, name text check (name <> 'n7'), price numeric(10,2))");
+  for (const LoadMode mode : {LoadMode::kMerge, LoadMode::kReplace}) {
+    const StageResult r = Load(Order(mode, "a.m", "e" + std::to_string(static_cast<int>(mode)), 1), Dataset(kRows));
+    EXPECT_EQ(r.error_class, "data_rejected") << r.error;
+    EXPECT_EQ(Int(StagingLeft()), 0);
+  }
+}
+
+TEST_F(LoadPostgres, StagingOfTheDeadIsDroppedAfterTenMinutesAndThatOfTheLivingIsNot) {
+  NEEDS_FAILPOINTS();
+  const Manifest input = Dataset(kRows);
+  for (const LoadMode mode : {LoadMode::kMerge, LoadMode::kReplace})
+    EXPECT_EQ(
+        LoadInChild("load.after_staging=exit", Order(mode, "a.dead", "d" + std::to_string(static_cast<int>(mode)), 1), input),
+        137);
+  ExpectOk(Load(Order(LoadMode::kAppend, "a.other", "o1", 1), input));
+  EXPECT_EQ(Int("select count(*) from millrace.staging"), 2) << "they may still be at work";
+  Exec("update millrace.staging set created_at = now() - interval '11 minutes'");
+  SetFailpointHook("load.after_staging", [&] {  // this one is alive, however old it says it is
+    SetFailpointHook("load.after_staging", nullptr);
+    Exec("update millrace.staging set created_at = now() - interval '11 minutes'");
+    auto engine = OpenEngine();
+    ASSERT_TRUE(engine);
+    ExpectOk(RunLoad(Order(LoadMode::kAppend, "a.other", "o2", 1), input, engine->connection, {}));
+    EXPECT_EQ(Int("select count(*) from millrace.staging"), 1);
+  });
+  ExpectOk(Load(Order(LoadMode::kMerge, "a.alive", "m", 1), input));
+  EXPECT_EQ(Int(StagingLeft()), 0);
+}
+
+TEST_F(LoadPostgres, ABatchThatShrinksAfterItWasCountedIsNotCommitted) {
+  NEEDS_FAILPOINTS();
+  for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
+    const Manifest input = Dataset(kRows), other = Dataset(std::string(kRows) + " where range < 60");
+    SetFailpointHook("load.after_fence", [&] {
+      SetFailpointHook("load.after_fence", nullptr);
+      std::filesystem::rename(dir_ + "/" + other.files.front().path, dir_ + "/" + input.files.front().path);
+    });
+    const StageResult r = Load(Order(mode, "a.t", "e" + std::to_string(static_cast<int>(mode)), 1), input);
+    EXPECT_EQ(r.error_class, "internal_error") << r.error;
+    EXPECT_EQ(Int("select count(*) from pg_class where relname = 't'"), 0);
+    EXPECT_EQ(Int(StagingLeft()) + Receipts(), 0);
+  }
+}
+
+TEST_F(LoadPostgres, StagingThatCannotBeDroppedStaysNamed) {
+  NEEDS_FAILPOINTS();
+  const Manifest input = Dataset(kRows);
+  EXPECT_EQ(LoadInChild("load.after_staging=exit", Order(LoadMode::kMerge, "a.m", "e", 1), input), 137);
+  const std::string name = Text("select name from millrace.staging");
+  auto frozen = Open(dsn_);
+  ASSERT_TRUE(frozen->Exec("begin; lock table millrace." + name + " in access share mode", Soon()));
+  ExpectOk(Load(Order(LoadMode::kMerge, "a.m", "e", 2), input));
+  EXPECT_EQ(Text("select name from millrace.staging"), name);
+  ASSERT_TRUE(frozen->Exec("rollback", Soon()));
+  Exec("update millrace.staging set created_at = now() - interval '11 minutes'");
+  ExpectOk(Load(Order(LoadMode::kAppend, "a.other", "o", 1), input));
+  EXPECT_EQ(Int(StagingLeft()), 0);
+}
+
+TEST_F(LoadPostgres, APartitionedTableIsMergedIntoAndCounted) {
+  Exec(
+      "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); create schema a;"
+      " create table a.p (id integer, name text, price numeric(10,2), primary key (id)) partition by range (id);"
+      " create table a.p1 partition of a.p for values from (0) to (50);"
+      " create table a.p2 partition of a.p for values from (50) to (1000);"
+      " create table a.c (id text collate ci, n integer, region integer, primary key (id, region)) partition by list (region);"
+      " create table a.c1 partition of a.c for values in (1)");
+  const StageResult first = Load(Order(LoadMode::kMerge, "a.p", "e1", 1), Dataset(kRows));
+  ExpectOk(first);
+  EXPECT_EQ(first.inserted, 100);
+  const StageResult mixed =
+      Load(Order(LoadMode::kMerge, "a.p", "e2", 1),
+           Dataset("select range::integer as id, case when range < 95 then 'x' else 'n' || range end as name,"
+                   " (range * 1.5)::decimal(10,2) as price from range(90, 105)"));
+  ExpectOk(mixed);
+  EXPECT_EQ(mixed.inserted, 5);
+  EXPECT_EQ(mixed.updated, 5);
+  EXPECT_EQ(mixed.unchanged, 5);
+  EXPECT_EQ(Int("select count(*) from a.p2"), 55);
+  for (const auto& [effect, rows] : {std::pair{"c1", "('A', 1, 1)"}, std::pair{"c2", "('a', 2, 1), ('b', 2, 1)"}}) {
+    StageOrder order = Order(LoadMode::kMerge, "a.c", effect, 1);
+    Spec(order).key = {"id", "region"};
+    const StageResult r = Load(order, Dataset(std::string("select * from (values ") + rows + ") t(id, n, region)"));
+    ExpectOk(r);
+    EXPECT_EQ(r.inserted, 1);
+  }
+  EXPECT_EQ(Int("select count(*) from a.c where n = 2"), 2);
+}
+
+TEST_F(LoadPostgres, RowsThatATriggerDropsAreNotCounted) {
+  Exec(
+      "create schema a; create table a.t (id integer primary key, name text, price numeric(10,2));"
+      " create function a.drops() returns trigger language plpgsql as 'begin if new.id = 7 then return null; end if; return "
+      "new; end';"
+      " create trigger drops before insert on a.t for each row execute function a.drops()");
+  for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
+    const StageResult r = Load(Order(mode, "a.t", "e" + std::to_string(static_cast<int>(mode)), 1), Dataset(kRows));
+    EXPECT_EQ(r.error_class, "data_rejected") << r.error;
+    EXPECT_EQ(Int("select count(*) from a.t"), 0);
+  }
+  ExpectOk(Load(Order(LoadMode::kMerge, "a.t", "ok", 1), Dataset(std::string(kRows) + " where range < 7")));
+}
+
+TEST_F(LoadPostgres, ADsnWithItsOwnApplicationNameCannotHideAnOlderAttempt) {
+  NEEDS_FAILPOINTS();
+  connection_->dsn += " application_name=mine";
+  std::string seen;
+  SetFailpointHook("load.after_fence", [&] {
+    seen = Text(
+        "select application_name from pg_stat_activity where datname = current_database()"
+        " and application_name like 'millrace load%'");
+  });
+  const StageResult r = Load(Order(LoadMode::kAppend, "a.t", "e1", 7), Dataset(kRows));
+  SetFailpointHook("load.after_fence", nullptr);
+  ExpectOk(r);
+  EXPECT_TRUE(seen.starts_with("millrace load ") && seen.ends_with(" 7")) << seen;
+}
+
+TEST_F(LoadPostgres, ADsnThatCannotBeRightIsRefusedWithoutItsText) {
+  for (const char* dsn : {"postgres://postgres:p%40ss/w0rd@host/db", "postgres://u:p@w0rd@host/db", "host=h password=my w0rd",
+                          "host=h port=w0rd dbname=d", "host=h password=p sslmode=w0rd"}) {
+    StageOrder order = Order(LoadMode::kAppend, "a.t", "e1", 1);
+    order.connection->dsn = dsn;
+    const StageResult r = Load(order, Dataset(kRows));
+    EXPECT_EQ(r.error_class, "invalid_target") << r.error;
+    EXPECT_NE(r.error.find("dsn"), std::string::npos) << r.error;
+    for (const char* part : {"p@ss", "p%40ss", "w0rd"}) EXPECT_EQ(r.error.find(part), std::string::npos) << r.error;
+  }
+}
+
+TEST_F(LoadPostgres, TheFilesOfAConnectionAreKnownBeforeTheWall) {
+  ::setenv("HOME", dir_.c_str(), 1);
+  std::ofstream(dir_ + "/.pg_service.conf") << "[s]\nhost=h\nsslkey=/keys/s.key\n";
+  EXPECT_THAT(PgFilesOf("host=h sslcert=/c.crt"),
+              ::testing::AllOf(::testing::Contains(dir_ + "/.pgpass"), ::testing::Contains("/c.crt"),
+                               ::testing::Contains(dir_ + "/.postgresql/root.crt")));
+  EXPECT_THAT(PgFilesOf("service=s passfile=/p"),
+              ::testing::AllOf(::testing::Contains("/keys/s.key"), ::testing::Contains("/p"),
+                               ::testing::Contains(dir_ + "/.pg_service.conf")));
 }
 
 TEST_F(LoadPostgres, ViolatedConstraintsAreTheDatasFault) {

@@ -228,14 +228,50 @@ TEST_F(ConfigFilesTest, ProjectBeatsUserBeatsSystem) {
   EXPECT_NE(missing.error().message.find("nowhere.yaml"), std::string::npos);
 }
 
+TEST(ConfigTest, APasswordNobodyCanTellTheEndOfIsNotShown) {
+  const struct {
+    const char *dsn, *shown;
+  } kTable[] = {
+      {"host=h password=my secretpw", "host=h password=***"},
+      {"host=h password=my secret=pw", "host=h password=***"},
+      {"host=h password = 'my secretpw' dbname=d", "host=h password = *** dbname=d"},
+      {"host=h password=a\\ secretpw sslpassword=secret port=1", "host=h password=*** sslpassword=*** port=1"},
+      {"host=h password='secret", "host=h password=***"},
+      {"postgres://u:p%40ss/secret@host/db", "postgres://***"},
+      {"postgres://u:p@secret@host/db", "postgres://***"},
+      {"postgres://u:secret@host:5432/db?password=secret pw&sslmode=require",
+       "postgres://u:***@host:5432/db?password=***&sslmode=require"},
+      {"postgres://u@host/db", "postgres://u@host/db"},
+      {"/home/x/ledger.db", "/home/x/ledger.db"},
+  };
+  for (const auto& [dsn, shown] : kTable) EXPECT_EQ(RedactDsn(dsn), shown);
+}
+
+TEST(ConfigTest, ADsnThatLibpqWouldTakeApartWronglyIsRefused) {
+  for (const char* dsn : {"host=h password=my w0rd", "host=h password='w0rd", "postgres://u:p%40ss/w0rd@host/db",
+                          "postgres://u:p@w0rd@host/db", "postgres://host:w0rd/db", "postgres://a,b:w0rd,c/db"}) {
+    for (const char* key : {"ledger.dsn", "connections.dw.dsn"}) {
+      ConfigInputs in = Inputs();
+      in.flags = {{"connections.dw.type", "postgres"}, {"connections.dw.dsn", "host=h"}, {key, dsn}};
+      const auto loaded = LoadConfig(in);
+      ASSERT_FALSE(loaded) << dsn;
+      EXPECT_NE(loaded.error().message.find(key), std::string::npos) << loaded.error().message;
+      EXPECT_EQ(loaded.error().message.find("w0rd"), std::string::npos) << loaded.error().message;
+    }
+  }
+  for (const char* dsn : {"host=h password='my w0rd' dbname=d", "postgres://u:p%40ss@host,[::1]:5433/db?sslmode=require",
+                          "postgresql:///db?host=/run/x&user=a@b", "  host = h\tport=1 "})
+    EXPECT_TRUE(CheckPostgresDsn(dsn)) << dsn;
+}
+
 TEST_F(ConfigFilesTest, FileReferencesAreReadWithoutTheirLastNewline) {
   Write("work/millrace.yaml",
         "version: 1\nledger: {dsn: \"host=db password=${file:secrets/pw}\"}\nworker: {name: \"${env:A}-${env:B}\"}\n");
-  Write("work/secrets/pw", "p4 ss\r\n\n");
+  Write("work/secrets/pw", "p4ss\r\n\n");
   in_.env["A"] = "x";
   in_.env["B"] = "";
   const LoadedConfig c = Must();
-  EXPECT_EQ(c.config.ledger.dsn.Reveal(), "host=db password=p4 ss");
+  EXPECT_EQ(c.config.ledger.dsn.Reveal(), "host=db password=p4ss");
   EXPECT_EQ(c.config.worker.name, "x-");
   EXPECT_EQ(ShownOf(c, "worker.name"), "${env:A}-${env:B} | millrace.yaml:3:10");
   for (const ConfigValue& value : c.values) EXPECT_EQ(value.shown.find("p4"), std::string::npos) << value.key;

@@ -5,7 +5,10 @@
 
 #include "common/drivers/sqlite.h"
 #include "tests/support/load_fixture.h"
+#include "worker/stage/load/fence.h"
+#include "worker/stage/load/file_lock.h"
 #include "worker/stage/load/pg_binary.h"
+#include "worker/stage/load/scrub.h"
 #include "worker/stage/load/types.h"
 
 namespace millrace {
@@ -131,6 +134,111 @@ TEST_F(LoadSqlite, RefusalsChangeNothing) {
   EXPECT_EQ(Int("select count(*) from millrace_receipt"), 1);
 }
 
+TEST_F(LoadSqlite, KeysThatOnlyTheCollationMakesEqualAreRefused) {
+  const auto people = [](const std::string& rows) { return "select * from (values " + rows + ") t(email, n)"; };
+  const auto merge = [&](const std::string& effect, const std::string& rows) {
+    StageOrder order = Order(LoadMode::kMerge, "people", effect, 1);
+    Spec(order).key = {"email"};
+    return Load(order, Dataset(people(rows)));
+  };
+  Exec("create table people (email text collate nocase primary key, n integer)");
+  const StageResult equal = merge("e1", "('A@x', 1), ('a@x', 2)");
+  EXPECT_EQ(equal.error_class, "duplicate_key_in_batch") << equal.error;
+  EXPECT_NE(equal.error.find("email="), std::string::npos) << equal.error;
+  EXPECT_EQ(Int("select count(*) from people"), 0);
+  ExpectOk(merge("e2", "('A@x', 1), ('b@x', 2)"));
+  const StageResult updated = merge("e3", "('a@X', 5), ('c@x', 2)");
+  ExpectOk(updated);
+  EXPECT_EQ(updated.inserted, 1);
+  EXPECT_EQ(updated.updated, 1);
+  EXPECT_EQ(Int("select n from people where email = 'a@x'"), 5);
+  Exec("drop table people; create table people (email text, n integer); create unique index i on people (email collate rtrim)");
+  EXPECT_EQ(merge("e4", "('a', 1), ('a ', 2)").error_class, "duplicate_key_in_batch");
+  EXPECT_EQ(Int("select count(*) from people"), 0);
+}
+
+TEST_F(LoadSqlite, NanIsRefusedRatherThanStoredAsNull) {
+  for (const char* type : {"double", "float"}) {
+    const StageResult r = Load(Order(LoadMode::kAppend, "f", std::string("e") + type, 1),
+                               Dataset(std::string("select 1 as id, 'nan'::") + type + " as ratio"));
+    EXPECT_EQ(r.error_class, "data_rejected");
+    EXPECT_NE(r.error.find("column 'ratio': NaN"), std::string::npos) << r.error;
+  }
+  StageOrder keyed = Order(LoadMode::kMerge, "k", "e3", 1);
+  EXPECT_EQ(Load(keyed, Dataset("select 'nan'::double as id, 1 as n")).error_class, "data_rejected");
+  ExpectOk(Load(Order(LoadMode::kAppend, "f", "e4", 1), Dataset("select 1 as id, 'infinity'::double as ratio")));
+  EXPECT_EQ(Int("select count(*) from f where ratio > 1e308"), 1);
+}
+
+TEST_F(LoadSqlite, RowsThatTheTableDropsAreNotCounted) {
+  const Manifest two = Dataset("select * from (values (1, 'a'), (2, 'b')) t(id, name)");
+  Exec("create table ig (id integer primary key on conflict ignore, name text); insert into ig values (1, 'old')");
+  const StageResult ignored = Load(Order(LoadMode::kAppend, "ig", "e1", 1), two);
+  EXPECT_EQ(ignored.error_class, "data_rejected") << ignored.error;
+  EXPECT_NE(ignored.error.find("(id=1, name=a)"), std::string::npos) << ignored.error;
+  EXPECT_EQ(Int("select count(*) from ig"), 1);
+
+  Exec(
+      "create table tr (id integer primary key, name text);"
+      " create trigger no_two before insert on tr when new.id = 2 begin select raise(ignore); end");
+  EXPECT_EQ(Load(Order(LoadMode::kReplace, "tr", "e2", 1), two).error_class, "data_rejected");
+  const StageResult merged = Load(Order(LoadMode::kMerge, "tr", "e3", 1), two);
+  EXPECT_EQ(merged.error_class, "data_rejected") << merged.error;
+  EXPECT_NE(merged.error.find("(id=2)"), std::string::npos) << merged.error;
+  EXPECT_EQ(Int("select count(*) from tr"), 0);
+  Exec("drop trigger no_two");
+  ExpectOk(Load(Order(LoadMode::kMerge, "tr", "e4", 1), two));
+  Exec("create trigger watches after insert on tr begin select 1; end");
+  const StageResult same = Load(Order(LoadMode::kMerge, "tr", "e5", 1), two);
+  ExpectOk(same);
+  EXPECT_EQ(same.unchanged, 2);
+
+  Exec("create table rep (id integer primary key, name text unique on  conflict\n replace); insert into rep values (9, 'a')");
+  EXPECT_EQ(Load(Order(LoadMode::kAppend, "rep", "e6", 1), two).error_class, "data_rejected");
+  EXPECT_EQ(Load(Order(LoadMode::kMerge, "rep", "e7", 1), two).error_class, "invalid_target");
+  EXPECT_EQ(Int("select count(*) from rep where id = 9"), 1);
+  ExpectOk(Load(Order(LoadMode::kAppend, "rep", "e8", 1), Dataset("select 3 as id, 'c' as name")));
+  Exec("create view vw as select id, name from tr; create trigger ins instead of insert on vw begin select 1; end");
+  EXPECT_EQ(Load(Order(LoadMode::kAppend, "vw", "e9", 1), two).error_class, "invalid_target");
+}
+
+TEST_F(LoadSqlite, NamesAreTheSameInAnyCase) {
+  const Manifest fences = Dataset("select 'x' as effect, 1::bigint as token");
+  ExpectOk(Load(Order(LoadMode::kAppend, "t", "e1", 1), Dataset(kRows)));
+  for (const char* table : {"Millrace_Fence", "millrace_receipt", "MILLRACE.Target", "SQLite_master"}) {
+    const StageResult r = Load(Order(LoadMode::kReplace, table, "e2", 1), fences);
+    EXPECT_EQ(r.error_class, "invalid_target") << table << ": " << r.error;
+  }
+  EXPECT_EQ(Int("select count(*) from millrace_fence"), 1);
+  ExpectOk(Load(Order(LoadMode::kAppend, "sales", "e3", 1), Dataset(kRows)));
+  const StageResult other = Load(Order(LoadMode::kReplace, "Sales", "e4", 1), Dataset(kRows));
+  EXPECT_EQ(other.error_class, "invalid_target") << other.error;
+  ExpectOk(Load(Order(LoadMode::kAppend, "sales", "e5", 1), Dataset(kRows)));
+  EXPECT_EQ(Int("select count(*) from sales"), 200);
+}
+
+// What is in the manifest and what is in the files must be what is counted; a receipt that does not add up is no receipt.
+TEST(LoadReceipt, MustAddUp) {
+  load::Receipt receipt;
+  receipt.rows.read = 10;
+  receipt.rows.loaded = 9;
+  EXPECT_EQ(load::RequireBalance(receipt).error().error_class, "internal_error");
+  receipt.rows.deduplicated = 1;
+  EXPECT_TRUE(load::RequireBalance(receipt));
+}
+
+TEST_F(LoadSqlite, AReceiptCountsMoreThanAFailingCheck) {
+  StageOrder order = Order(LoadMode::kAppend, "t", "e1", 1);
+  ExpectOk(Load(order, Dataset(kRows)));
+  CheckSpec check;
+  check.expression = "id < 0";
+  order.task.stage.checks.push_back(check);
+  EXPECT_TRUE(Load(order, Dataset(kRows)).already_applied);
+  order.task.effect = "e2";
+  EXPECT_EQ(Load(order, Dataset(kRows)).error_class, "check_failed");
+  EXPECT_EQ(Int("select count(*) from millrace_fence"), 2) << "older attempts are fenced off all the same";
+}
+
 #if defined(MILLRACE_FAILPOINTS)
 TEST_F(LoadSqlite, ZombiesAreStaleAndKillsLeaveOneEffect) {
   const Manifest input = Dataset(kRows);
@@ -157,6 +265,19 @@ TEST_F(LoadSqlite, ZombiesAreStaleAndKillsLeaveOneEffect) {
     EXPECT_EQ(r.already_applied, std::string(point) == "load.after_commit");
     EXPECT_EQ(Int("select count(*) from t"), 200 + 100 * n);
   }
+}
+
+TEST_F(LoadSqlite, ABatchThatShrinksAfterItWasCountedIsNotCommitted) {
+  const Manifest input = Dataset(kRows), other = Dataset(std::string(kRows) + " where range < 60");
+  SetFailpointHook("load.after_fence", [&] {
+    SetFailpointHook("load.after_fence", nullptr);
+    std::filesystem::rename(dir_ + "/" + other.files.front().path, dir_ + "/" + input.files.front().path);
+  });
+  const StageResult r = Load(Order(LoadMode::kAppend, "t", "e", 1), input);
+  EXPECT_EQ(r.error_class, "internal_error") << r.error;
+  EXPECT_NE(r.error.find("read 100, loaded 60"), std::string::npos) << r.error;
+  EXPECT_EQ(Int("select count(*) from millrace_receipt"), 0);
+  EXPECT_EQ(Int("select count(*) from sqlite_master where name = 't'"), 0);
 }
 
 TEST_F(LoadSqlite, ACancelFencesWhatStillRuns) {
@@ -217,6 +338,16 @@ TEST_F(LoadFiles, ACancelFencesWhatComesLater) {
 }
 
 #if defined(MILLRACE_FAILPOINTS)
+TEST_F(LoadFiles, ABatchThatShrinksAfterItWasCountedIsNotPublished) {
+  const Manifest input = Dataset(kRows), other = Dataset(std::string(kRows) + " where range < 60");
+  SetFailpointHook("load.after_fence", [&] {
+    SetFailpointHook("load.after_fence", nullptr);
+    std::filesystem::rename(dir_ + "/" + other.files.front().path, dir_ + "/" + input.files.front().path);
+  });
+  EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, "out.csv", "e", 1), input).error_class, "internal_error");
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/out.csv"));
+}
+
 TEST_F(LoadFiles, KillsLeaveOneEffectAndAreRolledForward) {
   const Manifest input = Dataset(kRows);
   int n = 0;
@@ -239,11 +370,68 @@ TEST_F(LoadFiles, KillsLeaveOneEffectAndAreRolledForward) {
   ExpectOk(second);
   EXPECT_EQ(Count("p.parquet/*.parquet"), 100 * (n + 1));
   int data = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(dir_ + "/p.parquet.millrace"))
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_ + "/p.parquet.millrace"))
     data += entry.path().extension() == ".data";
   EXPECT_EQ(data, 0);
 }
 #endif
+
+TEST_F(LoadFiles, AFrozenHolderOfTheLockIsWaitedForOnlySoLong) {
+  const std::string path = dir_ + "/lock";
+  {
+    const auto held = load::FileLock::Take(path, Millis{0});
+    ASSERT_TRUE(held);
+    const auto second = load::FileLock::Take(path, Millis{20});
+    ASSERT_FALSE(second);
+    EXPECT_EQ(second.error().error_class, "destination_conflict");
+    EXPECT_TRUE(second.error().retryable);
+  }
+  EXPECT_TRUE(load::FileLock::Take(path, Millis{0}));
+}
+
+TEST_F(LoadFiles, DataLeftBesideTheReceiptsByAnOlderVersionIsPublished) {
+  const Manifest input = Dataset(kRows);
+  ExpectOk(Load(FileOrder(LoadMode::kReplace, "out.csv", "e1", 1), input));
+  const std::string side = dir_ + "/out.csv.millrace";
+  std::string receipt;
+  for (const auto& entry : std::filesystem::directory_iterator(side))
+    if (entry.path().extension() == ".json") receipt = entry.path().stem().string();
+  std::filesystem::rename(dir_ + "/out.csv", side + "/" + receipt + "-1.data");
+  std::filesystem::remove_all(side + "/pending");
+  EXPECT_TRUE(Load(FileOrder(LoadMode::kReplace, "out.csv", "e1", 2), input).already_applied);
+  EXPECT_EQ(Count("out.csv"), 100);
+}
+
+TEST_F(LoadFiles, ASourceIsNotWrittenOver) {
+  Manifest input = Dataset(kRows);
+  input.files.front().referenced = true;
+  input.files.front().path = dir_ + "/" + input.files.front().path;
+  std::filesystem::create_symlink(input.files.front().path, dir_ + "/link.parquet");
+  for (const std::string path : {"x/../d1.parquet", "link.parquet"})
+    EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, path, "e", 1), input).error_class, "invalid_target") << path;
+  ExpectOk(Load(FileOrder(LoadMode::kReplace, "d2.parquet", "e", 1), input));
+}
+
+TEST(LoadScrub, HidesEveryFormAndPieceOfAPassword) {
+  const struct {
+    const char *dsn, *text;
+  } kTable[] = {
+      {"postgres://u:p%40ss/w0rd@host/db", "invalid integer value \"p@ss\" for connection option \"port\""},
+      {"postgres://u:p%40ss/w0rd@host/db", "database \"w0rd@host/db\" does not exist"},
+      {"postgres://u:hunter2@h/db", "user u with hunter2"},
+      {"postgres://h/db?user=u&password=hun%74er2", "sent hunter2 and hun%74er2"},
+      {"host=h password='hun ter2' dbname=d", "sent hun ter2"},
+      {"host=h password = hun\\ ter2", "sent hun ter2"},
+      {"host=h password=hunter2", "dsn host=h password=hunter2"},
+  };
+  for (const auto& [dsn, text] : kTable) {
+    const std::string scrubbed = load::Scrubbed(text, dsn);
+    EXPECT_NE(scrubbed.find("***"), std::string::npos) << scrubbed;
+    for (const char* part : {"p@ss", "w0rd", "hunter2", "hun%74er2", "ter2"})
+      EXPECT_EQ(scrubbed.find(part), std::string::npos) << scrubbed;
+  }
+  EXPECT_EQ(load::Scrubbed("host h, database d", "host=h dbname=d password=zzzz"), "host h, database d");
+}
 
 std::string Hex(std::string_view bytes) {
   std::string out;

@@ -81,6 +81,13 @@ Result<void> RestrictFiles(const ConfineOptions& options) {
   for (const auto& path : options.write_directories) {
     MILLRACE_TRY(AllowPath(ruleset.get(), path, handled & ~kNever & ~kIoctl, Missing::kError));
   }
+  for (const auto& path : options.write_files)
+    MILLRACE_TRY(
+        AllowPath(ruleset.get(), path, handled & (kReadFile | LANDLOCK_ACCESS_FS_WRITE_FILE | kTruncate), Missing::kError));
+  constexpr std::uint64_t kNames = LANDLOCK_ACCESS_FS_READ_DIR | LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_MAKE_DIR |
+                                   LANDLOCK_ACCESS_FS_REMOVE_FILE | kRefer;
+  for (const auto& path : options.name_directories)
+    MILLRACE_TRY(AllowPath(ruleset.get(), path, handled & kNames, Missing::kError));
   if (::syscall(SYS_landlock_restrict_self, ruleset.get(), 0) != 0) return CannotConfine("Landlock", errno);
   return {};
 }

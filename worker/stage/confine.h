@@ -13,6 +13,8 @@ struct ConfineOptions {
   std::vector<std::string> read_files;         // files that may be read; missing ones are skipped
   std::vector<std::string> read_directories;   // and everything below
   std::vector<std::string> write_directories;  // read, write, create, rename and remove below; must exist
+  std::vector<std::string> write_files;        // files that may be read and written, not made or removed; must exist
+  std::vector<std::string> name_directories;   // names below may be made, replaced and removed, not read or written; must exist
   bool network = false;                        // true: keep the network of the worker
   std::uint64_t memory_bytes_max = 0;          // 0 = no limit; the address space limit lies above it (see AddressSpaceLimit)
   int threads = 1;

@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <filesystem>
 #include <mutex>
 #include <stop_token>
 #include <thread>
@@ -24,31 +23,18 @@ namespace {
 // The engine's own limit lies below the process's, so that it fails with a message before the allocator does.
 std::uint64_t EngineMemory(std::uint64_t bytes) { return bytes / 5 * 4; }
 
-std::string AbsolutePath(const std::string& base_dir, const std::string& path) {
-  const std::filesystem::path full = path.starts_with('/') ? path : base_dir + "/" + path;
-  return full.lexically_normal().string();
-}
-
 struct Prepared {
   std::vector<Manifest> inputs;
   std::vector<std::string> readable;  // files, for the engine and the kernel
   std::vector<std::string> read_folders;
-  std::vector<std::string> writable;  // folders
-  bool network = false;
+  std::vector<std::string> writable;  // folders, for both
+  LoadReach load;                     // of a load
 };
 
-Result<void> PrepareLoad(const StageOrder& order, Prepared* out) {
-  const auto& spec = std::get<LoadSpec>(order.task.stage.work);
-  if (!order.connection) {
-    const std::string folder = ParentOf(AbsolutePath(order.task.base_dir, spec.path));
-    MILLRACE_TRY(EnsureDirectory(folder));
-    out->writable.push_back(folder);
-  } else if (order.connection->type == "sqlite") {
-    out->writable.push_back(ParentOf(order.connection->dsn));
-  } else {
-    out->network = true;  // and what a resolver, TLS and a unix socket need
-    out->read_folders.insert(out->read_folders.end(), {"/etc", "/usr", "/lib", "/lib64", "/run", "/var/run"});
-  }
+StageOutcome<void> PrepareLoad(const StageOrder& order, Prepared* out) {
+  MILLRACE_TRY_ASSIGN(out->load, ReachOfLoad(order));
+  const LoadReach& reach = out->load;
+  out->writable.insert(out->writable.end(), reach.engine_folders.begin(), reach.engine_folders.end());
   return {};
 }
 
@@ -77,10 +63,16 @@ StageOutcome<Prepared> Prepare(const StageOrder& order) {
 }
 
 StageOutcome<void> Wall(const StageOrder& order, const Prepared& prepared) {
-  const ConfineOptions options{.read_files = prepared.readable,
-                               .read_directories = prepared.read_folders,
+  const LoadReach& load = prepared.load;
+  std::vector<std::string> files = prepared.readable, folders = prepared.read_folders;
+  files.insert(files.end(), load.read_files.begin(), load.read_files.end());
+  folders.insert(folders.end(), load.read_folders.begin(), load.read_folders.end());
+  const ConfineOptions options{.read_files = std::move(files),
+                               .read_directories = std::move(folders),
                                .write_directories = prepared.writable,
-                               .network = prepared.network,
+                               .write_files = load.write_files,
+                               .name_directories = load.name_folders,
+                               .network = load.network,
                                .memory_bytes_max = order.memory_bytes_max,
                                .threads = order.threads};
   const auto done = order.sandbox ? Confine(options) : LimitResources(options);

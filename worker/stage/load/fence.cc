@@ -58,6 +58,12 @@ std::unexpected<Failure> Refuse(std::string_view error_class, std::string messag
 
 std::unexpected<Failure> Fenced() { return Refuse(kFencedErrorClass, "cancelled: no earlier attempt can publish any more"); }
 
+Outcome<void> RequireBalance(const Receipt& r) {
+  if (r.rows.Balanced()) return {};
+  return Refuse("internal_error", fmt::format("rows do not add up: read {}, loaded {}, deduplicated {}; nothing was committed",
+                                              r.rows.read, r.rows.loaded, r.rows.deduplicated));
+}
+
 Receipt LoadJob::NewReceipt(std::string plan) const {
   Receipt receipt;
   receipt.effect = order.task.effect;

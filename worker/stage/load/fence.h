@@ -54,6 +54,9 @@ struct LoadJob {
   std::string hash;                 // first 16 hex of the SHA-256 of the effect
   std::string checksum;
   ProgressFn progress;
+  // What the batch's checks found, before the destination was opened; to be returned once the receipt is known to be absent.
+  // Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable.
+  Outcome<void> checked{};
 
   Receipt NewReceipt(std::string plan) const;
 };
@@ -62,6 +65,9 @@ std::string_view ModeName(LoadMode mode);
 std::string Sha256Hex(std::string_view bytes);
 std::string ReceiptToJson(const Receipt& receipt);
 Result<Receipt> ReceiptFromJson(std::string_view json);  // kCorrupt
+
+// Class internal_error: what was read is not what was loaded and deduplicated (S9). No sink commits such a receipt.
+Outcome<void> RequireBalance(const Receipt& receipt);
 
 // What a fence_only order ends with when no receipt is there: class kFencedErrorClass.
 std::unexpected<Failure> Fenced();

@@ -1,6 +1,5 @@
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +12,7 @@
 #include <utility>
 
 #include "common/base/failpoint.h"
+#include "worker/stage/load/file_lock.h"
 #include "worker/stage/load/sinks.h"
 #include "worker/stage/load/types.h"
 
@@ -20,6 +20,8 @@ namespace millrace::load {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr Millis kLockPatience{30'000};  // publishing takes milliseconds: whoever holds it longer is frozen
 
 class Fd {
  public:
@@ -81,14 +83,13 @@ Outcome<std::string> ReadFile(const fs::path& path) {
   return out.str();
 }
 
-// `<path>.millrace/` holds the lock, one fence file and one receipt per effect, and data not yet published.
+// `<path>.millrace/` holds the lock, one fence file and one receipt per effect; `pending/` in it the data not yet published.
 class FileLoad {
  public:
   FileLoad(LoadJob& job, duck::Connection& source) : job_(job), source_(source) {
-    fs::path path(job.spec.path);
-    final_ = path.is_absolute() ? path : fs::path(job.order.task.base_dir) / path;
-    final_ = final_.lexically_normal();
-    side_ = final_.string() + ".millrace";
+    final_ = FileTarget(job.order, job.spec);
+    side_ = FileSide(final_);
+    pending_ = side_ / "pending";
     extension_ = final_.extension().string();
   }
 
@@ -97,36 +98,30 @@ class FileLoad {
     if (extension_ != ".parquet" && extension_ != ".csv")
       return Refuse("invalid_target", fmt::format("path '{}' does not end in .parquet or .csv", job_.spec.path));
     std::error_code error;
-    fs::create_directories(side_, error);
+    const bool first = fs::create_directories(pending_, error);
     if (error) {
       errno = error.value();
-      return std::unexpected(IoFailure("create directory", side_));
+      return std::unexpected(IoFailure("create directory", pending_));
     }
+    if (first) AdoptOlderData();
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, Raise());
     if (stored) return Loaded{std::move(*stored), true};
     if (job_.order.fence_only) return Fenced();
     MILLRACE_FAILPOINT("load.after_fence");
-    MILLRACE_TRY(CheckBatch(job_, source_));
+    MILLRACE_TRY(job_.checked);
     MILLRACE_TRY_ASSIGN(Receipt receipt, WriteData());
     MILLRACE_FAILPOINT("load.after_staging");
     return Publish(std::move(receipt));
   }
 
  private:
-  fs::path DataPath(std::uint64_t token) const { return side_ / fmt::format("{}-{}.data", job_.hash, token); }
+  fs::path DataPath(std::uint64_t token) const { return pending_ / fmt::format("{}-{}.data", job_.hash, token); }
   fs::path FencePath() const { return side_ / (job_.hash + ".fence"); }
   fs::path ReceiptPath() const { return side_ / (job_.hash + ".json"); }
   std::uint64_t token() const { return job_.order.token.value(); }
   bool appends() const { return job_.spec.mode == LoadMode::kAppend; }
 
-  Outcome<std::unique_ptr<Fd>> Lock() const {
-    const fs::path path = side_ / "lock";
-    auto fd = std::make_unique<Fd>(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-    if (fd->get() < 0) return std::unexpected(IoFailure("open", path));
-    while (::flock(fd->get(), LOCK_EX) != 0)
-      if (errno != EINTR) return std::unexpected(IoFailure("lock", path));
-    return fd;
-  }
+  Outcome<FileLock> Lock() const { return FileLock::Take(side_ / "lock", kLockPatience); }
 
   Outcome<std::uint64_t> FenceToken() const {
     if (!fs::exists(FencePath())) return std::uint64_t{0};
@@ -145,7 +140,7 @@ class FileLoad {
 
   // The receipt is the publication; moving the data to where people look for it is redone by whoever comes next.
   Outcome<void> RollForward() const {
-    for (const fs::directory_entry& entry : fs::directory_iterator(side_)) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(pending_)) {  // never grows with the effects there were
       const std::string name = entry.path().filename().string();
       if (!name.ends_with(".data") || name.size() < 18) continue;
       const fs::path receipt_path = side_ / (name.substr(0, 16) + ".json");
@@ -170,11 +165,11 @@ class FileLoad {
     }
     if (::rename(data.c_str(), into.c_str()) != 0) return std::unexpected(IoFailure("rename to", into));
     MILLRACE_TRY(SyncPath(into.parent_path(), O_RDONLY | O_DIRECTORY));
-    return SyncPath(side_, O_RDONLY | O_DIRECTORY);
+    return SyncPath(pending_, O_RDONLY | O_DIRECTORY);
   }
 
   Outcome<std::optional<Receipt>> Raise() {
-    MILLRACE_TRY_ASSIGN(const std::unique_ptr<Fd> lock, Lock());
+    MILLRACE_TRY_ASSIGN(const FileLock lock, Lock());
     MILLRACE_TRY_ASSIGN(const std::uint64_t seen, FenceToken());
     if (seen > token()) return std::unexpected(Stale(job_, seen));
     if (seen < token()) MILLRACE_TRY(WriteFile(FencePath(), std::to_string(token()) + "\n", 0));
@@ -184,8 +179,15 @@ class FileLoad {
     return receipt;
   }
 
+  // Before there was pending/, data lay beside the receipts.
+  void AdoptOlderData() const {
+    std::error_code ignored;
+    for (const fs::directory_entry& entry : fs::directory_iterator(side_, ignored))
+      if (entry.path().extension() == ".data") fs::rename(entry.path(), pending_ / entry.path().filename(), ignored);
+  }
+
   void DropOlderData() const {
-    for (const fs::directory_entry& entry : fs::directory_iterator(side_)) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(pending_)) {
       const std::string name = entry.path().filename().string();
       if (name.starts_with(job_.hash + "-") && name.ends_with(".data") && entry.path() != DataPath(token()))
         ::unlink(entry.path().c_str());
@@ -216,7 +218,7 @@ class FileLoad {
   }
 
   Outcome<Loaded> Publish(Receipt receipt) {
-    MILLRACE_TRY_ASSIGN(const std::unique_ptr<Fd> lock, Lock());
+    MILLRACE_TRY_ASSIGN(const FileLock lock, Lock());
     MILLRACE_TRY_ASSIGN(const std::uint64_t seen, FenceToken());
     if (seen != token()) {
       ::unlink(DataPath(token()).c_str());
@@ -229,6 +231,7 @@ class FileLoad {
     if (appends() && fs::exists(final_) && !fs::is_directory(final_))
       return Refuse("invalid_target", final_.string() + " is a file; mode append needs a directory of files there");
     MILLRACE_TRY(RollForward());  // an older effect that stopped between its receipt and its rename comes first
+    MILLRACE_TRY(RequireBalance(receipt));
     MILLRACE_FAILPOINT("load.before_commit");
     MILLRACE_TRY(WriteFile(ReceiptPath(), ReceiptToJson(receipt), RENAME_NOREPLACE));
     MILLRACE_FAILPOINT("load.after_commit");
@@ -238,11 +241,17 @@ class FileLoad {
 
   LoadJob& job_;
   duck::Connection& source_;
-  fs::path final_, side_;
+  fs::path final_, side_, pending_;
   std::string extension_;
 };
 
 }  // namespace
+
+fs::path FileTarget(const StageOrder& order, const LoadSpec& spec) {
+  const fs::path path(spec.path);
+  return (path.is_absolute() ? path : fs::path(order.task.base_dir) / path).lexically_normal();
+}
+fs::path FileSide(const fs::path& target) { return target.string() + ".millrace"; }
 
 Outcome<Loaded> LoadIntoFiles(LoadJob& job, duck::Connection& source) try {
   return FileLoad(job, source).Run();

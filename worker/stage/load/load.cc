@@ -1,11 +1,13 @@
 #include "worker/stage/load/load.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "common/base/clock.h"
 #include "worker/stage/check/checks.h"
 #include "worker/stage/input_sql.h"
+#include "worker/stage/load/scrub.h"
 #include "worker/stage/load/sinks.h"
 #include "worker/stage/load/types.h"
 
@@ -36,29 +38,17 @@ Outcome<void> AddProvenance(LoadJob& job) {
   return {};
 }
 
-// The text a driver's error may carry must never contain the connection's secret.
-std::string Scrubbed(std::string text, std::string_view dsn) {
-  const auto hide = [&](std::string_view secret) {
-    if (secret.size() < 3) return;
-    for (auto at = text.find(secret); at != std::string::npos; at = text.find(secret, at + 3))
-      text.replace(at, secret.size(), "***");
-  };
-  hide(dsn);
-  if (const auto at = dsn.find("password="); at != std::string_view::npos) {
-    std::string_view rest = dsn.substr(at + 9);
-    if (rest.starts_with('\''))
-      rest = rest.substr(1, rest.find('\'', 1) - 1);
-    else
-      rest = rest.substr(0, rest.find_first_of(" &"));
-    hide(rest);
-  }
-  if (const auto scheme = dsn.find("://"); scheme != std::string_view::npos) {
-    const std::string_view authority = dsn.substr(scheme + 3, dsn.find('/', scheme + 3) - scheme - 3);
-    const auto at = authority.rfind('@');
-    const auto colon = authority.find(':');
-    if (at != std::string_view::npos && colon < at) hide(authority.substr(colon + 1, at - colon - 1));
-  }
-  return text;
+// Counts the dataset's rows into job.rows and runs the stage's checks.
+Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source) {
+  auto count = source.Query(fmt::format("select count(*) from ({}) as dataset", job.dataset_sql));
+  if (!count) return std::unexpected(Failure("source_unreadable", std::move(count.error().message), false));
+  job.rows = count->Int();
+  if (job.rows == 0 && job.spec.mode == LoadMode::kReplace && !job.spec.allow_empty)
+    return Refuse("empty_input", "the dataset has no rows, and replacing a target by nothing needs allow_empty: true");
+  if (job.order.task.stage.checks.empty()) return {};
+  auto checked = RunChecks(source, job.dataset_sql, job.order.task.stage.checks);
+  if (!checked) return Refuse("check_failed", std::move(checked.error().message));
+  return {};
 }
 
 Outcome<Loaded> Dispatch(LoadJob& job, duck::Connection& source) {
@@ -69,6 +59,8 @@ Outcome<Loaded> Dispatch(LoadJob& job, duck::Connection& source) {
     if (job.spec.provenance) MILLRACE_TRY(AddProvenance(job));
   }
   if (job.spec.mode == LoadMode::kMerge && job.spec.key.empty()) return Refuse("invalid_target", "mode merge needs a key");
+  // The stage's own SQL runs before a destination is open. What it finds counts only where no receipt is.
+  if (!job.order.fence_only) job.checked = CheckBatch(job, source);
   if (job.spec.to == "file") return LoadIntoFiles(job, source);
   if (!job.order.connection)
     return Refuse("invalid_target", fmt::format("connection '{}' is not defined on this worker", job.spec.to));
@@ -89,18 +81,6 @@ std::string KeyList(const LoadJob& job, std::string_view between, std::string_vi
 }
 
 }  // namespace
-
-Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source) {
-  auto count = source.Query(fmt::format("select count(*) from ({}) as dataset", job.dataset_sql));
-  if (!count) return std::unexpected(Failure("source_unreadable", std::move(count.error().message), false));
-  job.rows = count->Int();
-  if (job.rows == 0 && job.spec.mode == LoadMode::kReplace && !job.spec.allow_empty)
-    return Refuse("empty_input", "the dataset has no rows, and replacing a target by nothing needs allow_empty: true");
-  if (job.order.task.stage.checks.empty()) return {};
-  auto checked = RunChecks(source, job.dataset_sql, job.order.task.stage.checks);
-  if (!checked) return Refuse("check_failed", std::move(checked.error().message));
-  return {};
-}
 
 Outcome<BatchKeys> CheckKeys(const LoadJob& job, duck::Connection& source, const std::string& cast_sql) {
   for (const std::string& key : job.spec.key)
@@ -152,6 +132,17 @@ StageResult InvalidTarget(const StageOrder& order) {
   return failed;
 }
 
+// A load that would write over what the next run reads.
+bool WritesOverItsSource(const StageOrder& order, const LoadSpec& spec, const Manifest& input) {
+  if (spec.to != "file") return false;
+  const std::filesystem::path target = load::FileTarget(order, spec);
+  std::error_code ignored;
+  return std::ranges::any_of(input.files, [&](const DatasetFile& file) {
+    return file.referenced && (target == std::filesystem::path(file.path).lexically_normal() ||
+                               std::filesystem::equivalent(target, file.path, ignored));
+  });
+}
+
 StageResult Finished(load::LoadJob& job, duck::Connection& connection) {
   const auto loaded = load::Dispatch(job, connection);
   if (loaded) return load::ToResult(loaded->receipt, loaded->already_applied);
@@ -178,6 +169,8 @@ StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connec
   const auto* spec = std::get_if<LoadSpec>(&order.task.stage.work);
   if (spec == nullptr) return InvalidTarget(order);
   load::LoadJob job = MakeJob(order, *spec, input, progress);
+  if (WritesOverItsSource(order, *spec, input))
+    return load::ToResult(job, load::Failure("invalid_target", "the path is a file that this pipeline extracts", false));
   auto sql = InputSql(input, order.lake);
   if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
   job.dataset_sql = std::move(*sql);

@@ -1,5 +1,6 @@
 #include "worker/stage/load/pg_copy.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
@@ -91,6 +92,23 @@ bool EncodeValue(const Cell& cell, std::size_t row, PgBinaryBuffer& out) {
     }
   }
   return false;
+}
+
+// Numbers, texts and truth values: what keys are made of.
+void AddTo(RowLabel& label, std::size_t at, const Cell& cell, std::size_t row) {
+  const duck::ChunkColumn& c = cell.column;
+  if (c.IsNull(row)) return label.Add(at, "null");
+  switch (cell.wire) {
+    case PgWire::kBool: return label.Add(at, c.Values<bool>()[row] ? "true" : "false");
+    case PgWire::kInt2: return label.Add(at, fmt::format("{}", c.Values<std::int16_t>()[row]));
+    case PgWire::kInt4: return label.Add(at, fmt::format("{}", c.Values<std::int32_t>()[row]));
+    case PgWire::kInt8: return label.Add(at, fmt::format("{}", c.Values<std::int64_t>()[row]));
+    case PgWire::kFloat4: return label.Add(at, fmt::format("{}", c.Values<float>()[row]));
+    case PgWire::kFloat8: return label.Add(at, fmt::format("{}", c.Values<double>()[row]));
+    case PgWire::kText:
+    case PgWire::kJsonb: return label.Add(at, c.Text(row));
+    default: return;
+  }
 }
 
 std::string_view WhyNot(PgWire wire) {
@@ -256,7 +274,7 @@ Result<CopyTotals> Pump(duck::RowStream& stream, const std::vector<PgColumn>& co
   while (true) {
     MILLRACE_TRY_ASSIGN(const std::size_t rows, NextChunk(stream));
     if (rows == 0) break;
-    MILLRACE_TRY(EncodeChunk(stream, rows, totals.rows, columns, *buffer));
+    MILLRACE_TRY(EncodeChunk(stream, rows, columns, *buffer));
     totals.rows += static_cast<std::int64_t>(rows);
     if (buffer->size() >= kCopyFlushBytes) {
       MILLRACE_TRY(flush());
@@ -270,8 +288,22 @@ Result<CopyTotals> Pump(duck::RowStream& stream, const std::vector<PgColumn>& co
 
 }  // namespace
 
-Result<void> EncodeChunk(const duck::RowStream& stream, std::size_t rows, std::int64_t first_row,
-                         const std::vector<PgColumn>& columns, PgBinaryBuffer& buffer) {
+RowLabel::RowLabel(const std::vector<PgColumn>& columns) : columns_(columns) {
+  keyed_ = std::any_of(columns.begin(), columns.end(), [](const PgColumn& c) { return c.identifies; });
+}
+
+void RowLabel::Add(std::size_t column, std::string_view value) {
+  constexpr int kShownMax = 3;
+  constexpr std::size_t kBytesShownMax = 40;
+  if (keyed_ ? !columns_[column].identifies : shown_ == kShownMax) return;
+  ++shown_;
+  text_ += fmt::format("{}{}=", text_.empty() ? "" : ", ", columns_[column].name);
+  for (const char c : value.substr(0, kBytesShownMax)) text_ += static_cast<unsigned char>(c) < ' ' ? ' ' : c;
+  if (value.size() > kBytesShownMax) text_ += "...";
+}
+
+Result<void> EncodeChunk(const duck::RowStream& stream, std::size_t rows, const std::vector<PgColumn>& columns,
+                         PgBinaryBuffer& buffer) {
   std::vector<Cell> cells;
   cells.reserve(columns.size());
   for (std::size_t i = 0; i < columns.size(); ++i)
@@ -283,8 +315,10 @@ Result<void> EncodeChunk(const duck::RowStream& stream, std::size_t rows, std::i
       if (cells[i].column.IsNull(row)) {
         buffer.Null();
       } else if (!EncodeValue(cells[i], row, buffer)) [[unlikely]] {
-        return Fail(ErrorCode::kInvalidArgument, "column '{}', row {}: {}", columns[i].name,
-                    first_row + static_cast<std::int64_t>(row) + 1, WhyNot(columns[i].wire));
+        RowLabel label(columns);
+        for (std::size_t k = 0; k < cells.size(); ++k) AddTo(label, k, cells[k], row);
+        return Fail(ErrorCode::kInvalidArgument, "column '{}': {}{}{}", columns[i].name, WhyNot(columns[i].wire),
+                    label.text() == "()" ? "" : ", in the row ", label.text() == "()" ? "" : label.text());
       }
     }
   }
@@ -310,7 +344,8 @@ Result<CopyTotals> CopyRows(duck::Connection& source, std::string_view select_sq
   if (auto failed = pool.End(!totals)) return std::unexpected(std::move(*failed));
   if (!totals) return totals;
   if (pool.copied_rows() != totals->rows)
-    return Fail(ErrorCode::kCorrupt, "{} rows were sent, the destination counted {}", totals->rows, pool.copied_rows());
+    return Fail(ErrorCode::kInvalidArgument, "{} rows were sent, the destination took {}: a trigger of the table dropped some",
+                totals->rows, pool.copied_rows());
   return totals;
 }
 

@@ -16,11 +16,24 @@
 
 namespace millrace::load {
 
-// Encodes the current chunk of `stream`, whose columns are those of `columns`, in order. `first_row` is the number of rows
-// before it, for messages.
+// What a message calls a row by: its key, or else its first columns. Rows have no numbers: DuckDB sends them in any order.
+class RowLabel {
+ public:
+  explicit RowLabel(const std::vector<PgColumn>& columns);  // which must outlive it
+  void Add(std::size_t column, std::string_view value);     // in order; columns that are not shown are ignored
+  std::string text() const { return "(" + text_ + ")"; }    // "(id=7, name=ann)"
+
+ private:
+  const std::vector<PgColumn>& columns_;
+  bool keyed_ = false;
+  int shown_ = 0;
+  std::string text_;
+};
+
+// Encodes the current chunk of `stream`, whose columns are those of `columns`, in order.
 // kInvalidArgument names column and row: an infinite or too large date or timestamp, a zero byte in a text.
-Result<void> EncodeChunk(const duck::RowStream& stream, std::size_t rows, std::int64_t first_row,
-                         const std::vector<PgColumn>& columns, PgBinaryBuffer& buffer);
+Result<void> EncodeChunk(const duck::RowStream& stream, std::size_t rows, const std::vector<PgColumn>& columns,
+                         PgBinaryBuffer& buffer);
 
 struct CopyTotals {
   std::int64_t rows = 0, bytes = 0;

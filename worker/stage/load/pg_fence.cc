@@ -46,6 +46,7 @@ PgOptions OptionsOf(const LoadJob& job) {
   options.dsn = job.order.connection->dsn;
   // pg_stat_activity shows whose session it is, and a newer attempt can end a frozen older one.
   options.application_name = fmt::format("millrace load {} {}", job.hash, job.order.token.value());
+  options.application_name_wins = true;
   options.search_path = "pg_catalog,pg_temp";  // every other name in our SQL is qualified
   options.statement_timeout = Millis{0};
   options.lock_timeout = kLockTimeout;
@@ -70,6 +71,8 @@ Outcome<void> PgFence::Exec(std::string_view sql) {
 
 Outcome<std::unique_ptr<PgConnection>> PgFence::Connect() const {
   auto connection = PgConnection::Connect(OptionsOf(job_), clock_, clock_.Now() + kConnectDeadline);
+  if (!connection && connection.error().code == ErrorCode::kInvalidArgument)  // the dsn's fault, not the data's
+    return Refuse("invalid_target", std::move(connection.error().message));
   if (!connection) return std::unexpected(Failure(std::move(connection.error())));
   return std::move(*connection);
 }
@@ -133,24 +136,41 @@ Outcome<std::optional<Receipt>> PgFence::Raise() {
   return receipt;
 }
 
+// Of older attempts of this effect, of attempts that were overtaken, and of whoever is gone: <kind>_<hash>_<token> names the
+// session (OptionsOf) that would still be at work. At random, so that tables that cannot be dropped do not hide the others.
 Outcome<void> PgFence::DropOrphans() {
   MILLRACE_TRY_ASSIGN(PgResult orphans,
                       Query("select s.name from millrace.staging s where (s.effect = $1 and s.token <= $2)"
                             " or exists (select 1 from millrace.fence f where f.effect = s.effect and f.token > s.token)"
-                            " or exists (select 1 from millrace.receipt r where r.effect = s.effect"
-                            "            and s.created_at < now() - interval '10 minutes') order by s.name limit 100",
+                            " or (s.created_at < now() - interval '10 minutes' and not exists (select 1 from pg_stat_activity a"
+                            "     where a.datname = current_database() and a.application_name = 'millrace load '"
+                            "           || split_part(s.name, '_', 2) || ' ' || split_part(s.name, '_', 3)))"
+                            " order by random() limit 100",
                             PgParams{}.Text(job_.order.task.effect).Int(token())));
   for (int i = 0; i < orphans.rows(); ++i) {
-    const std::string name = orphans.Text(i, 0);
-    // A frozen attempt may still hold its table: then the next load tries again.
-    (void)Exec(
-        fmt::format("begin; set local lock_timeout = '500ms'; drop table if exists millrace.{};"
-                    " delete from millrace.staging where name = {}; commit",
-                    PgIdentifier(name), PgLiteral(name)));
+    DropStaging(orphans.Text(i, 0), "500ms");  // a frozen attempt may still hold its table: then the next load tries again
     if (connection_->in_transaction()) MILLRACE_TRY(Exec("rollback"));
-    if (connection_->broken()) return Refuse("destination_unavailable", "the connection was lost");
+    if (connection_->broken()) return std::unexpected(Failure("destination_unavailable", "the connection was lost", true));
   }
   return {};
+}
+
+void PgFence::DropStaging(const std::string& name, std::string_view lock_timeout) {
+  (void)Exec(
+      fmt::format("begin; set local lock_timeout = '{}'; drop table if exists millrace.{};"
+                  " delete from millrace.staging where name = {}; commit",
+                  lock_timeout, PgIdentifier(name), PgLiteral(name)));
+}
+
+void PgFence::DropOwnStaging() {
+  if (staging_.empty()) return;
+  if (connection_->broken()) {
+    auto connection = Connect();
+    if (!connection) return;
+    connection_ = std::move(*connection);
+  }
+  if (connection_->in_transaction() && !Exec("rollback")) return;
+  DropStaging(staging_, "5s");
 }
 
 Outcome<std::string> PgFence::NewStaging(std::string_view kind, std::string_view ddl_after_name, bool unlogged) {
@@ -160,6 +180,7 @@ Outcome<std::string> PgFence::NewStaging(std::string_view kind, std::string_view
       "begin; insert into millrace.staging (name, effect, token) values ({}, {}, {});"
       " create {} table {} {}; commit",
       PgLiteral(name), PgLiteral(job_.order.task.effect), token(), unlogged ? "unlogged" : "", quoted, ddl_after_name)));
+  staging_ = name;
   return quoted;
 }
 
@@ -232,7 +253,9 @@ Outcome<void> PgFence::WriteReceipt(const Receipt& r, std::int64_t version) {
 }
 
 Outcome<Receipt> PgFence::Finish(const Receipt& r) {
-  MILLRACE_TRY(Query("delete from millrace.staging where effect = $1 and token <= $2", PgParams{}.Text(r.effect).Int(token())));
+  MILLRACE_TRY(RequireBalance(r));
+  // Mine alone: where the table of an older attempt could not be dropped, its row is what names it.
+  MILLRACE_TRY(Query("delete from millrace.staging where effect = $1 and token = $2", PgParams{}.Text(r.effect).Int(token())));
   MILLRACE_TRY_ASSIGN(PgResult version,
                       Query("update millrace.target set version = version + 1, last_effect = $2, updated_at = now()"
                             " where target = $1 returning version",
@@ -247,6 +270,7 @@ Outcome<Receipt> PgFence::Finish(const Receipt& r) {
     if (refused) return std::unexpected(Failure(std::move(committed.error())));
     return Resolve(r, committed.error());
   }
+  staging_.clear();
   MILLRACE_FAILPOINT("load.after_commit");
   return r;
 }
@@ -270,7 +294,10 @@ Outcome<Receipt> PgFence::Resolve(const Receipt& receipt, const Error& lost) {
         auto found = FindReceipt();
         if (found) {
           (void)Exec("rollback");
-          if (*found) return std::move(**found);
+          if (*found) {
+            staging_.clear();
+            return std::move(**found);
+          }
           return std::unexpected(Failure("destination_unavailable",
                                          "the connection was lost at COMMIT and nothing was applied: " + lost.message, true));
         }

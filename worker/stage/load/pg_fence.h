@@ -31,7 +31,8 @@ class PgFence {
   // must be published), locks the target's row.
   Outcome<std::optional<Receipt>> LockTarget();
   // Forgets the staging table (already dropped or renamed in this transaction), writes the receipt, moves the target's
-  // version, commits. If the answer to COMMIT is lost, finds out on a new connection. The receipt's rows are the caller's.
+  // version, commits. A receipt that does not add up is refused (internal_error). If the answer to COMMIT is lost, finds out on
+  // a new connection. The receipt's rows are the caller's.
   Outcome<Receipt> Finish(const Receipt& receipt);
 
   // Every statement with a generous deadline.
@@ -43,6 +44,10 @@ class PgFence {
   PgConnection& connection() { return *connection_; }
   const Clock& clock() const { return clock_; }
 
+  // To be called when the load has ended: drops this attempt's staging table if nothing was published from it. Rolls back an
+  // open transaction first. Best effort: what remains is an orphan.
+  void DropOwnStaging();
+
   // `failure`, unless a newer attempt has raised the fence in the meantime: then that is why. Rolls back.
   Failure Explain(Failure failure);
 
@@ -52,6 +57,7 @@ class PgFence {
   Outcome<void> CreateTables();
   Outcome<std::uint64_t> RaiseOnce();
   Outcome<void> DropOrphans();
+  void DropStaging(const std::string& name, std::string_view lock_timeout);
   Outcome<std::optional<Receipt>> FindReceipt();
   Outcome<void> WriteReceipt(const Receipt& receipt, std::int64_t version);
   Outcome<Receipt> Resolve(const Receipt& receipt, const Error& lost);
@@ -61,6 +67,7 @@ class PgFence {
   const LoadJob& job_;
   const Clock& clock_;
   std::unique_ptr<PgConnection> connection_;
+  std::string staging_;  // the table that NewStaging made, until it is published
 };
 
 }  // namespace millrace::load

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::int64_t kParallelRowsMin = 200'000;  // below, a second connection costs more than it saves
 constexpr int kParallelMax = 4;
+constexpr std::string_view kStateMark = " (SQLSTATE ";  // what the driver ends its messages with
 
 class PgLoad {
  public:
@@ -21,11 +22,12 @@ class PgLoad {
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.Raise());
     if (stored) return Loaded{std::move(*stored), true};
     if (job_.order.fence_only) return Fenced();
-    MILLRACE_TRY(CheckBatch(job_, source_));
+    MILLRACE_TRY(job_.checked);
     MILLRACE_TRY_ASSIGN(target_, DescribeTarget(fence_, job_.spec.table));
     MILLRACE_TRY_ASSIGN(columns_, PlanColumns(target_, job_.columns));
     std::vector<std::string> names, expressions;
-    for (const PgColumn& c : columns_) {
+    for (PgColumn& c : columns_) {
+      c.identifies = std::find(job_.spec.key.begin(), job_.spec.key.end(), c.name) != job_.spec.key.end();
       names.push_back(c.name);
       expressions.push_back(c.expression);
     }
@@ -45,8 +47,31 @@ class PgLoad {
 
   Outcome<CopyTotals> Copy(std::string_view table, const std::vector<PgConnection*>& targets) {
     auto totals = CopyRows(source_, select_, columns_, targets, CopySql(table), fence_.clock(), job_.progress);
-    if (!totals) return std::unexpected(Failure(std::move(totals.error())));
+    if (!totals) return std::unexpected(NameTheRow(Failure(std::move(totals.error()))));
     return *totals;
+  }
+
+  // The server says which column; which row can be found again where its rule is known.
+  Failure NameTheRow(Failure failure) {
+    for (const PgColumn& c : columns_) {
+      if (failure.message.find(fmt::format(", column '{}'{}", c.name, kStateMark)) == std::string::npos) continue;
+      const std::string name = duck::QuoteName(c.name);
+      std::string wrong;
+      if (constexpr std::string_view kVarchar = "character varying("; c.pg_type.starts_with(kVarchar))
+        wrong = fmt::format("length(rtrim({}, ' ')) > {}", name, std::atoi(c.pg_type.c_str() + kVarchar.size()));
+      else if (c.pg_type == "json" || c.pg_type == "jsonb")
+        wrong = fmt::format("not json_valid({})", name);
+      if (wrong.empty()) return failure;
+      auto row = source_.Query(fmt::format("select * from ({}) where {} limit 1", select_, wrong));
+      if (row && !row->rows.empty()) failure.message.insert(failure.message.rfind(kStateMark), ", in the row " + LabelOf(*row));
+      return failure;
+    }
+    return failure;
+  }
+  std::string LabelOf(const duck::Table& row) const {
+    RowLabel label(columns_);
+    for (std::size_t i = 0; i < columns_.size(); ++i) label.Add(i, row.rows[0][i].value_or("null"));
+    return label.text();
   }
 
   // Inside the publish transaction.
@@ -216,7 +241,9 @@ class PgLoad {
   }
 
   // "insert ... on conflict", counting what it did: xmax is 0 only in a row version that is new.
-  std::string MergeSql(std::string_view staging) const {
+  static constexpr std::string_view kCountFresh =
+      " returning xmax = 0 as fresh) select count(*) filter (where fresh), count(*) filter (where not fresh) from done";
+  std::string MergeSql(std::string_view staging, std::string_view before, std::string_view after) const {
     std::string key, set, old_values, new_values;
     for (const std::string& k : job_.spec.key) key += (key.empty() ? "" : ", ") + PgIdentifier(k);
     for (const PgColumn& c : columns_) {
@@ -230,10 +257,56 @@ class PgLoad {
     const std::string list = ColumnList(columns_);
     const std::string action =
         set.empty() ? "nothing" : fmt::format("update set {} where ({}) is distinct from ({})", set, old_values, new_values);
-    return fmt::format(
-        "with done as (insert into {} as t ({}) select {} from {} on conflict ({}) do {} returning xmax = 0 as fresh)"
-        " select count(*) filter (where fresh), count(*) filter (where not fresh) from done",
-        target_.Quoted(), list, list, staging, key, action);
+    return fmt::format("{}insert into {} as t ({}) select {} from {} on conflict ({}) do {}{}", before, target_.Quoted(), list,
+                       list, staging, key, action, after);
+  }
+
+  struct Merged {
+    std::int64_t inserted = 0, updated = 0;
+  };
+
+  Outcome<Merged> Upsert(std::string_view staging) {
+    if (target_.kind == 'p') return UpsertPartitioned(staging);
+    MILLRACE_TRY_ASSIGN(PgResult merged, fence_.Query(MergeSql(staging, "with done as (", kCountFresh)));
+    return Merged{merged.Int(0, 0), merged.Int(0, 1)};
+  }
+
+  // Over t (the target) and s (the staging, whose texts have the default collation).
+  std::string SameKey() const {
+    std::string same;
+    for (const std::string& k : job_.spec.key) {
+      const auto found =
+          std::find_if(target_.columns.begin(), target_.columns.end(), [&](const PgTarget::Column& c) { return c.name == k; });
+      const std::string collate =
+          found == target_.columns.end() || found->collation.empty() ? "" : " collate " + found->collation;
+      same += fmt::format("{}t.{} = s.{}{}", same.empty() ? "" : " and ", PgIdentifier(k), PgIdentifier(k), collate);
+    }
+    return same;
+  }
+
+  // A trigger that returns null before a row drops it without an error.
+  Outcome<void> RefuseDropped(std::string_view staging) {
+    MILLRACE_TRY_ASSIGN(PgResult triggers, fence_.Query("select 1 from pg_trigger where tgrelid = $1::oid and not tgisinternal"
+                                                        " and tgtype & 3 = 3 and tgenabled <> 'D' limit 1",
+                                                        PgParams{}.Int(target_.oid)));
+    if (triggers.rows() == 0) return {};
+    MILLRACE_TRY_ASSIGN(PgResult dropped,
+                        fence_.Query(fmt::format("select count(*) from {} s where not exists (select 1 from {} t where {})",
+                                                 staging, target_.Quoted(), SameKey())));
+    if (dropped.Int(0, 0) == 0) return {};
+    return Refuse("data_rejected", fmt::format("triggers of the table dropped {} rows", dropped.Int(0, 0)));
+  }
+
+  // A row that went through a partitioned table has no xmax to tell new from old: the keys that are there are counted before,
+  // while nobody else can write.
+  Outcome<Merged> UpsertPartitioned(std::string_view staging) {
+    MILLRACE_TRY(fence_.Exec(fmt::format("lock table {} in share row exclusive mode", target_.Quoted())));
+    MILLRACE_TRY_ASSIGN(PgResult counts, fence_.Query(fmt::format("select count(*), count(*) filter (where exists (select 1"
+                                                                  " from {} t where {})) from {} s",
+                                                                  target_.Quoted(), SameKey(), staging)));
+    MILLRACE_TRY_ASSIGN(PgResult merged, fence_.Query(MergeSql(staging, "", "")));
+    const std::int64_t fresh = counts.Int(0, 0) - counts.Int(0, 1);
+    return Merged{fresh, merged.affected() - fresh};
   }
 
   Outcome<Loaded> Merge() {
@@ -253,15 +326,16 @@ class PgLoad {
         return std::unexpected(Failure("destination_conflict", "the table was created by someone else meanwhile", true));
       MILLRACE_TRY(CreateTarget(job_.spec.key));
     }
-    auto merged = fence_.Query(MergeSql(staging));
+    auto merged = Upsert(staging);
     if (!merged && fence_.connection().last_sqlstate() == "21000")  // keys that only the destination's collation makes equal
       return Refuse("duplicate_key_in_batch", "the destination finds equal keys in the batch: " + merged.error().message);
     if (!merged) return std::unexpected(std::move(merged.error()));
+    if (target_.exists) MILLRACE_TRY(RefuseDropped(staging));
     MILLRACE_TRY(fence_.Exec("drop table " + staging));
     Receipt receipt = job_.NewReceipt(target_.exists ? "merge: unlogged staging, insert on conflict update"
                                                      : "merge: create table, unlogged staging, insert on conflict update");
-    receipt.inserted = merged->Int(0, 0);
-    receipt.updated = merged->Int(0, 1);
+    receipt.inserted = merged->inserted;
+    receipt.updated = merged->updated;
     receipt.unchanged = totals.rows - receipt.inserted - receipt.updated;
     receipt.rows.loaded = totals.rows;
     receipt.rows.deduplicated = keys.deduplicated;
@@ -279,9 +353,8 @@ class PgLoad {
 
 // The driver ends its messages with the state; last_sqlstate() may by now be that of a ROLLBACK or of another connection.
 Failure WithState(Failure failure) {
-  constexpr std::string_view kMark = "(SQLSTATE ";
-  const auto mark = failure.message.rfind(kMark);
-  const std::string state = mark == std::string::npos ? "" : failure.message.substr(mark + kMark.size(), 5);
+  const auto mark = failure.message.rfind(kStateMark);
+  const std::string state = mark == std::string::npos ? "" : failure.message.substr(mark + kStateMark.size(), 5);
   if (state == "53100" || state == "53200" || state == "53300") {  // disk, memory, connections
     failure.error_class = state == "53100" ? "destination_full" : "destination_unavailable";
     failure.retryable = true;
@@ -299,8 +372,9 @@ Failure WithState(Failure failure) {
 Outcome<Loaded> LoadIntoPostgres(LoadJob& job, duck::Connection& source, const Clock& clock) {
   MILLRACE_TRY_ASSIGN(std::unique_ptr<PgFence> fence, PgFence::Open(job, clock));
   auto loaded = PgLoad(job, source, *fence).Run();
-  if (loaded) return loaded;
-  return std::unexpected(fence->Explain(WithState(std::move(loaded.error()))));
+  if (!loaded) loaded = std::unexpected(fence->Explain(WithState(std::move(loaded.error()))));
+  fence->DropOwnStaging();
+  return loaded;
 }
 
 }  // namespace millrace::load

@@ -16,7 +16,9 @@ Outcome<std::vector<std::string>> TextColumn(PgFence& fence, std::string_view sq
 
 constexpr std::string_view kColumnsSql = R"sql(
 select a.attname::text, format_type(a.atttypid, a.atttypmod)::text, a.attnotnull,
-       (a.atthasdef or a.attidentity <> '') as has_default, a.attgenerated <> '' as generated
+       (a.atthasdef or a.attidentity <> '') as has_default, a.attgenerated <> '' as generated,
+       (select quote_ident(n.nspname) || '.' || quote_ident(c.collname) from pg_collation c join pg_namespace n on n.oid = c.collnamespace
+        where c.oid = a.attcollation and c.oid <> (select typcollation from pg_type where oid = a.atttypid)) as collation
 from pg_attribute a where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped order by a.attnum)sql";
 
 constexpr std::string_view kUniqueSql = R"sql(
@@ -207,8 +209,8 @@ Outcome<PgTarget> DescribeTarget(PgFence& fence, std::string_view name) {
     return Refuse("invalid_target", fmt::format("{} is not a table (relkind {})", name, target.kind));
   MILLRACE_TRY_ASSIGN(PgResult columns, fence.Query(kColumnsSql, PgParams{}.Int(target.oid)));
   for (int i = 0; i < columns.rows(); ++i)
-    target.columns.push_back(
-        {columns.Text(i, 0), columns.Text(i, 1), columns.Bool(i, 2), columns.Bool(i, 3), columns.Bool(i, 4)});
+    target.columns.push_back({columns.Text(i, 0), columns.Text(i, 1), columns.Bool(i, 2), columns.Bool(i, 3),
+                              columns.Bool(i, 4), columns.IsNull(i, 5) ? "" : columns.Text(i, 5)});
   MILLRACE_TRY_ASSIGN(PgResult unique, fence.Query(kUniqueSql, PgParams{}.Int(target.oid)));
   for (int i = 0; i < unique.rows(); ++i) {
     target.unique_keys.push_back(unique.TextArray(i, 1));

@@ -19,6 +19,7 @@ struct PgTarget {
   struct Column {
     std::string name, type;  // format_type's spelling
     bool not_null = false, has_default = false, generated = false;
+    std::string collation;  // quoted and qualified, where it is not the type's own
   };
   std::vector<Column> columns;
   std::vector<std::vector<std::string>> unique_keys;  // of valid, total, immediate unique indexes; each sorted

@@ -1,6 +1,7 @@
 // The destinations. Each runs the whole protocol of ops/docs/loads.md; a Failure has changed nothing in the target.
 #pragma once
 
+#include <filesystem>
 #include <string>
 
 #include "common/base/clock.h"
@@ -14,13 +15,15 @@ struct Loaded {
   bool already_applied = false;
 };
 
+inline constexpr Millis kSqlitePatience{30'000};  // how long a load waits for other writers of a SQLite database
+
 Outcome<Loaded> LoadIntoPostgres(LoadJob& job, duck::Connection& source, const Clock& clock);
 Outcome<Loaded> LoadIntoSqlite(LoadJob& job, duck::Connection& source);
 Outcome<Loaded> LoadIntoFiles(LoadJob& job, duck::Connection& source);
 
-// To be called once the receipt is known to be absent: counts the dataset's rows into job.rows and runs the stage's checks.
-// Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable.
-Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source);
+// Where a load to a file puts it, and the folder beside it that holds lock, fences, receipts and data not yet published.
+std::filesystem::path FileTarget(const StageOrder& order, const LoadSpec& spec);
+std::filesystem::path FileSide(const std::filesystem::path& target);
 
 // What merge needs to know about the batch before a byte is sent.
 struct BatchKeys {

@@ -1,12 +1,11 @@
 #include <algorithm>
-#include <cstring>
-#include <map>
 #include <memory>
 #include <utility>
 
 #include "common/base/failpoint.h"
 #include "common/drivers/sqlite.h"
 #include "worker/stage/load/sinks.h"
+#include "worker/stage/load/sqlite_table.h"
 #include "worker/stage/load/types.h"
 #include "worker/stage/stage_context.h"
 
@@ -38,17 +37,17 @@ class SqliteLoad {
 
   Outcome<Loaded> Run() {
     if (table_.empty() || table_.find('\0') != std::string::npos) return Refuse("invalid_target", "the table has no name");
-    if (table_.starts_with("millrace_") || table_.starts_with("sqlite_"))
+    if (const std::string lower = LowerCase(table_); lower.starts_with("millrace_") || lower.starts_with("sqlite_"))
       return Refuse("invalid_target", fmt::format("table names beginning with millrace_ or sqlite_ are taken: {}", table_));
     // The fence holds off other processes of this machine, which do not survive a power loss either: it need not be on the
     // disk before the publish is, and that one takes it along.
-    MILLRACE_TRY(db_.Exec("pragma synchronous = normal"));
+    MILLRACE_TRY(db_.Exec("pragma temp_store = memory; pragma synchronous = normal"));  // a confined stage has no /tmp
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, Raise());
     MILLRACE_TRY(db_.Exec("pragma synchronous = full"));
     if (stored) return Loaded{std::move(*stored), true};
     if (job_.order.fence_only) return Fenced();
     MILLRACE_FAILPOINT("load.after_fence");
-    MILLRACE_TRY(CheckBatch(job_, source_));
+    MILLRACE_TRY(job_.checked);
     std::vector<std::string> names, expressions;
     for (const ColumnSpec& c : job_.columns) {
       auto planned = PlanSqliteColumn(c);
@@ -141,11 +140,13 @@ class SqliteLoad {
     return Loaded{std::move(receipt), false};
   }
 
-  // "a.b" and "a_b" would be one table: the first to come owns the name.
+  // "a.b", "a_b" and "A_B" would be one table: the first to come owns the name.
   Outcome<void> ClaimName() {
     MILLRACE_TRY(
         db_.Run("insert into millrace_target (target, table_name) values (?, ?) on conflict do nothing", job_.target, table_));
-    MILLRACE_TRY_ASSIGN(sqlite::Statement s, db_.Prepare("select target from millrace_target where table_name = ?"));
+    MILLRACE_TRY_ASSIGN(sqlite::Statement s,
+                        db_.Prepare("select target from millrace_target where table_name = ? collate nocase"
+                                    " order by rowid limit 1"));
     s.BindAll(table_);
     MILLRACE_TRY_ASSIGN(const bool row, s.Step());
     if (!row || s.View(0) != job_.target)
@@ -155,28 +156,12 @@ class SqliteLoad {
     return {};
   }
 
-  struct Existing {
-    std::string type;
-    bool must_have_value = false;
-    bool generated = false;
-  };
-
   Outcome<void> PrepareTarget() {
-    std::map<std::string, Existing> existing;
-    {
-      MILLRACE_TRY_ASSIGN(sqlite::Statement s,
-                          db_.Prepare("select name, type, \"notnull\" and dflt_value is null and pk = 0, hidden"
-                                      " from pragma_table_xinfo(?)"));
-      s.BindAll(table_);
-      while (true) {
-        MILLRACE_TRY_ASSIGN(const bool row, s.Step());
-        if (!row) break;
-        existing[s.String(0)] = {s.String(1), s.Int64(2) != 0, s.Int64(3) != 0};
-      }
-    }
-    if (existing.empty()) return CreateTarget();
-    MILLRACE_TRY(CompareSchema(existing));
-    if (job_.spec.mode == LoadMode::kMerge) return RequireUniqueKey();
+    MILLRACE_TRY_ASSIGN(existing_, DescribeSqliteTable(db_, table_));
+    if (!existing_.exists) return CreateTarget();
+    if (existing_.is_view) return Refuse("invalid_target", fmt::format("{} is a view, not a table", table_));
+    MILLRACE_TRY(CompareSchema());
+    if (job_.spec.mode == LoadMode::kMerge) return PrepareMerge();
     if (job_.spec.mode == LoadMode::kReplace) return RefuseReferenced();
     return {};
   }
@@ -195,18 +180,6 @@ class SqliteLoad {
     return {};
   }
 
-  // SQLite's affinity rules (datatype3.html, 3.1): the order matters.
-  static char Affinity(std::string type) {
-    std::transform(type.begin(), type.end(), type.begin(),
-                   [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
-    const auto has = [&](std::string_view part) { return type.find(part) != std::string::npos; };
-    if (has("INT")) return 'i';
-    if (has("CHAR") || has("CLOB") || has("TEXT")) return 't';
-    if (type.empty() || has("BLOB") || type == "ANY") return 'b';
-    if (has("REAL") || has("FLOA") || has("DOUB")) return 'r';
-    return 'n';
-  }
-
   static bool Fits(char from, char into) {
     if (into == 'b' || from == into) return true;
     if (from == 'i' || from == 'n') return into == 'n' || into == 'i';
@@ -214,7 +187,8 @@ class SqliteLoad {
     return false;  // text and blobs would be turned into numbers where they look like some
   }
 
-  Outcome<void> CompareSchema(const std::map<std::string, Existing>& existing) {
+  Outcome<void> CompareSchema() {
+    const auto& existing = existing_.columns;
     std::string diff;
     const auto complain = [&](const std::string& line) { diff += (diff.empty() ? "" : "; ") + line; };
     for (std::size_t i = 0; i < columns_.size(); ++i) {
@@ -223,7 +197,7 @@ class SqliteLoad {
         complain(fmt::format("{}: {} in the dataset, missing in the table", columns_[i].name, job_.columns[i].type));
       else if (found->second.generated)
         complain(fmt::format("{}: generated in the table", columns_[i].name));
-      else if (!Fits(Affinity(columns_[i].declared), Affinity(found->second.type)))
+      else if (!Fits(SqliteAffinity(columns_[i].declared), SqliteAffinity(found->second.type)))
         complain(
             fmt::format("{}: {} in the dataset, {} in the table", columns_[i].name, job_.columns[i].type, found->second.type));
     }
@@ -235,24 +209,49 @@ class SqliteLoad {
     return {};
   }
 
-  Outcome<void> RequireUniqueKey() {
-    std::vector<std::string> key = job_.spec.key;
-    std::sort(key.begin(), key.end());
-    MILLRACE_TRY_ASSIGN(sqlite::Statement s,
-                        db_.Prepare("select l.name, i.name from pragma_index_list(?1) l, pragma_index_info(l.name) i"
-                                    " where l.\"unique\" and not l.partial"
-                                    " union all select '', name from pragma_table_info(?1) where pk > 0"));
-    s.BindAll(table_);
-    std::map<std::string, std::vector<std::string>> indexes;
-    while (true) {
-      MILLRACE_TRY_ASSIGN(const bool row, s.Step());
-      if (!row) break;
-      indexes[s.String(0)].push_back(s.String(1));
+  Outcome<void> PrepareMerge() {
+    if (existing_.may_replace)
+      return Refuse("invalid_target",
+                    fmt::format("a constraint of {} says ON CONFLICT REPLACE: a merge would delete rows that it"
+                                " could not count",
+                                quoted_));
+    MILLRACE_TRY_ASSIGN(const std::vector<SqliteKeyIndex> indexes, FindKeyIndexes(db_, table_, job_.spec.key));
+    if (indexes.empty()) return MissingUniqueIndex();
+    for (const SqliteKeyIndex& index : indexes)
+      if (!index.IsBinary()) MILLRACE_TRY(CreateSeen(index));
+    return {};
+  }
+
+  // The batch's keys differ byte by byte; whether they do for the table's collation, a temporary table of them finds out.
+  Outcome<void> CreateSeen(const SqliteKeyIndex& index) {
+    Seen seen;
+    std::string columns, names, marks;
+    for (const SqliteKeyIndex::Part& part : index.parts) {
+      const auto at = std::ranges::find(columns_, part.column, &SqliteColumn::name) - columns_.begin();
+      seen.columns.push_back(static_cast<std::size_t>(at));
+      columns += fmt::format("{} {} collate {}, ", duck::QuoteName(part.column),
+                             TypeOf(SqliteAffinity(existing_.columns.at(part.column).type)), duck::QuoteName(part.collation));
+      names += (names.empty() ? "" : ", ") + duck::QuoteName(part.column);
+      marks += marks.empty() ? "?" : ", ?";
     }
-    for (auto& [name, columns] : indexes) {
-      std::sort(columns.begin(), columns.end());
-      if (columns == key) return {};
+    const std::string table = fmt::format("temp.millrace_seen_{}", seen_.size());
+    MILLRACE_TRY(db_.Exec(fmt::format("create table {} ({}unique ({}))", table, columns, names)));
+    seen.insert_sql = fmt::format("insert into {} values ({})", table, marks);
+    seen_.push_back(std::move(seen));
+    return {};
+  }
+
+  static std::string_view TypeOf(char affinity) {
+    switch (affinity) {
+      case 'i': return "integer";
+      case 't': return "text";
+      case 'r': return "real";
+      case 'n': return "numeric";
+      default: return "blob";
     }
+  }
+
+  Outcome<void> MissingUniqueIndex() const {
     std::string list;
     for (const std::string& k : job_.spec.key) list += (list.empty() ? "" : ", ") + duck::QuoteName(k);
     return Refuse("missing_unique_index",
@@ -289,39 +288,88 @@ class SqliteLoad {
     return sql + (set.empty() ? "nothing" : fmt::format("update set {} where {}", set, differs));
   }
 
-  Outcome<void> BindRow(const duck::RowStream& stream, std::size_t row, sqlite::Statement& insert, std::int64_t& bytes) const {
+  // The bytes that were bound.
+  Outcome<std::int64_t> Bind(const duck::RowStream& stream, std::size_t row, std::size_t i, sqlite::Statement& into,
+                             int at) const {
     using Bind = SqliteColumn::Bind;
+    const duck::ChunkColumn column = stream.Column(i);
+    if (column.IsNull(row)) {
+      into.Bind(at, nullptr);
+      return 0;
+    }
+    switch (columns_[i].bind) {
+      case Bind::kInteger: into.Bind(at, column.Values<std::int64_t>()[row]); return 8;
+      case Bind::kReal: into.Bind(at, column.Values<double>()[row]); return 8;
+      case Bind::kBlob: into.Bind(at, sqlite::Blob{column.Text(row)}); break;
+      case Bind::kText:
+        if (column.Text(row).find('\0') != std::string_view::npos)
+          return Refuse("data_rejected", fmt::format("column '{}': a text contains a zero byte", columns_[i].name));
+        into.Bind(at, column.Text(row));
+        break;
+    }
+    return static_cast<std::int64_t>(column.Text(row).size());
+  }
+
+  Outcome<void> BindRow(const duck::RowStream& stream, std::size_t row, sqlite::Statement& into, std::int64_t& bytes) const {
     for (std::size_t i = 0; i < columns_.size(); ++i) {
-      const duck::ChunkColumn column = stream.Column(i);
-      const int at = static_cast<int>(i) + 1;
-      if (column.IsNull(row)) {
-        insert.Bind(at, nullptr);
-        continue;
-      }
-      switch (columns_[i].bind) {
-        case Bind::kInteger:
-          insert.Bind(at, column.Values<std::int64_t>()[row]);
-          bytes += 8;
-          break;
-        case Bind::kReal:
-          insert.Bind(at, column.Values<double>()[row]);
-          bytes += 8;
-          break;
-        case Bind::kBlob:
-          insert.Bind(at, sqlite::Blob{column.Text(row)});
-          bytes += static_cast<std::int64_t>(column.Text(row).size());
-          break;
-        case Bind::kText: {
-          const std::string_view text = column.Text(row);
-          if (text.find('\0') != std::string_view::npos)
-            return Refuse("data_rejected", fmt::format("column '{}': a text contains a zero byte", columns_[i].name));
-          insert.Bind(at, text);
-          bytes += static_cast<std::int64_t>(text.size());
-          break;
-        }
-      }
+      MILLRACE_TRY_ASSIGN(const std::int64_t bound, Bind(stream, row, i, into, static_cast<int>(i) + 1));
+      bytes += bound;
     }
     return {};
+  }
+
+  // "(id=7, name=ann)": the key, or else the first columns.
+  std::string NameOf(const duck::RowStream& stream, std::size_t row) const {
+    constexpr std::size_t kShownMax = 3, kBytesShownMax = 40;
+    std::string out;
+    std::size_t shown = 0;
+    for (std::size_t i = 0; i < columns_.size() && shown < kShownMax; ++i) {
+      const std::vector<std::string>& key = job_.spec.key;
+      if (!key.empty() && std::ranges::find(key, columns_[i].name) == key.end()) continue;
+      const duck::ChunkColumn column = stream.Column(i);
+      std::string value = "null";
+      using Bind = SqliteColumn::Bind;
+      if (columns_[i].bind == Bind::kBlob) continue;
+      if (!column.IsNull(row)) {
+        if (columns_[i].bind == Bind::kInteger) value = fmt::format("{}", column.Values<std::int64_t>()[row]);
+        if (columns_[i].bind == Bind::kReal) value = fmt::format("{}", column.Values<double>()[row]);
+        if (columns_[i].bind == Bind::kText) value = std::string(column.Text(row).substr(0, kBytesShownMax));
+      }
+      out += fmt::format("{}{}={}", shown++ == 0 ? "" : ", ", columns_[i].name, value);
+    }
+    return "(" + out + ")";
+  }
+
+  Outcome<void> RefuseSeen(const duck::RowStream& stream, std::size_t row) {
+    for (const Seen& seen : seen_) {
+      MILLRACE_TRY_ASSIGN(sqlite::Statement insert, db_.Prepare(seen.insert_sql));
+      int at = 0;
+      for (const std::size_t i : seen.columns) MILLRACE_TRY(Bind(stream, row, i, insert, ++at));
+      const auto done = insert.Run();
+      if (!done && done.error().code == ErrorCode::kConflict)
+        return Refuse(
+            "duplicate_key_in_batch",
+            fmt::format("the batch has another row whose key the table's collation finds equal: {}", NameOf(stream, row)));
+      MILLRACE_TRY(done);
+    }
+    return {};
+  }
+
+  // A row that changed nothing is there already, or it was dropped.
+  Outcome<void> RequireStored(const duck::RowStream& stream, std::size_t row) {
+    if (job_.spec.mode == LoadMode::kMerge && !existing_.may_ignore) return {};
+    if (job_.spec.mode == LoadMode::kMerge) {
+      std::string same;
+      for (const SqliteColumn& c : columns_)
+        same += fmt::format("{}{} is ?", same.empty() ? "" : " and ", duck::QuoteName(c.name));
+      MILLRACE_TRY_ASSIGN(sqlite::Statement find, db_.Prepare(fmt::format("select 1 from {} where {}", quoted_, same)));
+      std::int64_t ignored = 0;
+      MILLRACE_TRY(BindRow(stream, row, find, ignored));
+      MILLRACE_TRY_ASSIGN(const bool there, find.Step());
+      if (there) return {};
+    }
+    return Refuse("data_rejected",
+                  fmt::format("a constraint with ON CONFLICT IGNORE, or a trigger, dropped the row {}", NameOf(stream, row)));
   }
 
   Outcome<std::int64_t> CountRows() {
@@ -335,8 +383,9 @@ class SqliteLoad {
       MILLRACE_TRY_ASSIGN(receipt.deleted, CountRows());
       MILLRACE_TRY(db_.Exec("delete from " + quoted_));
     }
+    const bool counts = job_.spec.mode == LoadMode::kMerge || existing_.may_replace;
     std::int64_t before = 0;
-    if (job_.spec.mode == LoadMode::kMerge) {
+    if (counts) {
       MILLRACE_TRY_ASSIGN(before, CountRows());
     }
     std::int64_t sent = 0, changed = 0;
@@ -348,17 +397,27 @@ class SqliteLoad {
       if (!rows) return Refuse("data_rejected", std::move(rows.error().message));
       if (*rows == 0) break;
       for (std::size_t row = 0; row < *rows; ++row) {
+        MILLRACE_TRY(RefuseSeen(*stream, row));
         MILLRACE_TRY(BindRow(*stream, row, insert, receipt.bytes));
         MILLRACE_TRY(insert.Run());
-        changed += db_.Changes();
+        const std::int64_t stored = db_.Changes();
+        if (stored == 0) MILLRACE_TRY(RequireStored(*stream, row));
+        changed += stored;
         if (++sent % kProgressRows == 0 && job_.progress) job_.progress(sent, receipt.bytes);
       }
       MILLRACE_FAILPOINT("load.mid_copy");
     }
     if (job_.progress) job_.progress(sent, receipt.bytes);
     receipt.inserted = sent;
+    std::int64_t after = 0;
+    if (counts) {
+      MILLRACE_TRY_ASSIGN(after, CountRows());
+    }
+    if (existing_.may_replace && after - before != sent)
+      return Refuse("data_rejected", fmt::format("{} rows were inserted, the table grew by {}: its ON CONFLICT REPLACE deletes"
+                                                 " rows that have an equal key",
+                                                 sent, after - before));
     if (job_.spec.mode == LoadMode::kMerge) {
-      MILLRACE_TRY_ASSIGN(const std::int64_t after, CountRows());
       receipt.inserted = after - before;
       receipt.updated = changed - receipt.inserted;
       receipt.unchanged = sent - changed;
@@ -368,6 +427,7 @@ class SqliteLoad {
   }
 
   Outcome<void> WriteReceipt(const Receipt& r) {
+    MILLRACE_TRY(RequireBalance(r));
     MILLRACE_TRY(
         db_.Run("update millrace_target set version = version + 1, last_effect = ?2,"
                 " updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') where target = ?1",
@@ -386,6 +446,12 @@ class SqliteLoad {
   sqlite::Database& db_;
   std::string table_, quoted_, select_;
   std::vector<SqliteColumn> columns_;
+  SqliteTable existing_;  // as it was before this load
+  struct Seen {           // a temporary table of the keys of this batch
+    std::vector<std::size_t> columns;
+    std::string insert_sql;
+  };
+  std::vector<Seen> seen_;
   bool created_ = false;
 };
 
@@ -393,14 +459,17 @@ class SqliteLoad {
 
 Outcome<Loaded> LoadIntoSqlite(LoadJob& job, duck::Connection& source) {
   sqlite::Options options;
-  options.busy_timeout = Millis{30'000};
+  options.busy_timeout = kSqlitePatience;
   options.synchronous = sqlite::Synchronous::kFull;
   MILLRACE_TRY_ASSIGN(sqlite::Database opened, sqlite::Database::Open(job.order.connection->dsn, options));
   auto db = std::make_shared<sqlite::Database>(std::move(opened));
   auto loaded = SqliteLoad(job, source, *db).Run();
-  // The last connection's close writes the log back into the file and syncs both: nobody waits for that. The receipt is
-  // durable.
-  AfterResult([db]() mutable { db.reset(); });
+  // Writing the log back into the file and syncing both takes long: nobody waits for that, the receipt is durable. A confined
+  // process cannot remove the log; one that is left empty says nothing to whoever finds it.
+  AfterResult([db]() mutable {
+    (void)db->Exec("pragma busy_timeout = 0; pragma wal_checkpoint(truncate)");
+    db.reset();
+  });
   return loaded;
 }
 

@@ -350,7 +350,11 @@ Result<SqliteColumn> PlanSqliteColumn(const ColumnSpec& column) {
     case DuckKind::kUsmallint:
     case DuckKind::kUinteger: as("INTEGER", Bind::kInteger, fmt::format("cast({} as bigint)", name)); break;
     case DuckKind::kFloat:
-    case DuckKind::kDouble: as("REAL", Bind::kReal, fmt::format("cast({} as double)", name)); break;
+    case DuckKind::kDouble:
+      as("REAL", Bind::kReal,
+         fmt::format("case when isnan({0}) then error({1}) else cast({0} as double) end", name,
+                     QuoteText("column '" + column.name + "': NaN cannot be stored, SQLite would make it null")));
+      break;
     case DuckKind::kDecimal:
       as(type->precision <= 15 ? "NUMERIC" : "TEXT", Bind::kText,
          fmt::format("cast(cast({} as decimal({},{})) as varchar)", name, type->precision, type->scale));

@@ -77,8 +77,9 @@ struct PgColumn {
   std::string pg_type;  // as in CREATE TABLE
   bool not_null = false;
   PgWire wire = PgWire::kText;
-  int scale = 0;           // kNumeric
-  std::string expression;  // over the dataset's SELECT; its DuckDB type is the one that `wire` needs
+  int scale = 0;            // kNumeric
+  bool identifies = false;  // part of the key: names the row in messages
+  std::string expression;   // over the dataset's SELECT; its DuckDB type is the one that `wire` needs
 };
 
 // The type a new table gets.
