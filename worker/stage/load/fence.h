@@ -12,6 +12,7 @@
 #include "common/base/result.h"
 #include "common/model/lake.h"
 #include "common/model/stage_task.h"
+#include "worker/stage/input_sql.h"
 #include "worker/stage/stage_context.h"
 
 namespace millrace::load {
@@ -54,6 +55,8 @@ struct LoadJob {
   std::string hash;                 // first 16 hex of the SHA-256 of the effect
   std::string checksum;
   ProgressFn progress;
+  const Manifest* input = nullptr;  // what is loaded; null: a fence_only order
+  SourceWatch sources{};            // the referenced files, from before the first of them is read
 
   Receipt NewReceipt(std::string plan) const;
 };

@@ -230,6 +230,7 @@ class FileLoad {
       return Refuse("invalid_target", final_.string() + " is a file; mode append needs a directory of files there");
     MILLRACE_TRY(RollForward());  // an older effect that stopped between its receipt and its rename comes first
     MILLRACE_FAILPOINT("load.before_commit");
+    MILLRACE_TRY(BeforeCommit(job_, receipt));
     MILLRACE_TRY(WriteFile(ReceiptPath(), ReceiptToJson(receipt), RENAME_NOREPLACE));
     MILLRACE_FAILPOINT("load.after_commit");
     MILLRACE_TRY(RollForward());

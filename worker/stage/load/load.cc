@@ -91,14 +91,29 @@ std::string KeyList(const LoadJob& job, std::string_view between, std::string_vi
 }  // namespace
 
 Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source) {
+  if (auto same = VerifySources(*job.input); !same) return Refuse("source_changed", std::move(same.error().message));
   auto count = source.Query(fmt::format("select count(*) from ({}) as dataset", job.dataset_sql));
   if (!count) return std::unexpected(Failure("source_unreadable", std::move(count.error().message), false));
   job.rows = count->Int();
+  if (job.rows != job.input->rows.loaded)
+    return Refuse("source_changed", fmt::format("the dataset of stage '{}' has {} rows and was published with {}",
+                                                job.input->stage, job.rows, job.input->rows.loaded));
   if (job.rows == 0 && job.spec.mode == LoadMode::kReplace && !job.spec.allow_empty)
     return Refuse("empty_input", "the dataset has no rows, and replacing a target by nothing needs allow_empty: true");
   if (job.order.task.stage.checks.empty()) return {};
   auto checked = RunChecks(source, job.dataset_sql, job.order.task.stage.checks);
   if (!checked) return Refuse("check_failed", std::move(checked.error().message));
+  return {};
+}
+
+Outcome<void> BeforeCommit(const LoadJob& job, const Receipt& receipt) {
+  const RowCounts& rows = receipt.rows;
+  if (!rows.Balanced())
+    return Refuse("internal_error",
+                  fmt::format("rows do not add up: read {}, loaded {}, deduplicated {}; nothing was committed", rows.read,
+                              rows.loaded, rows.deduplicated));
+  if (auto same = job.sources.Untouched(); !same)
+    return std::unexpected(Failure("source_changed", std::move(same.error().message), true));
   return {};
 }
 
@@ -169,7 +184,9 @@ load::LoadJob MakeJob(const StageOrder& order, const LoadSpec& spec, const Manif
           spec.to == "file" ? spec.path : spec.table,
           load::Sha256Hex(order.task.effect).substr(0, 16),
           load::InputChecksum(input),
-          progress};
+          progress,
+          order.fence_only ? nullptr : &input,
+          {}};
 }
 
 }  // namespace
@@ -181,6 +198,9 @@ StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connec
   auto sql = InputSql(input, order.lake);
   if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
   job.dataset_sql = std::move(*sql);
+  auto sources = SourceWatch::Start({input});
+  if (!sources) return load::ToResult(job, load::Failure("source_changed", std::move(sources.error().message), false));
+  job.sources = std::move(*sources);
   return Finished(job, connection);
 }
 

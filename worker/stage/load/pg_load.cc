@@ -62,6 +62,7 @@ class PgLoad {
   }
 
   Outcome<Loaded> Publish(const Receipt& receipt) {
+    MILLRACE_TRY(BeforeCommit(job_, receipt));
     MILLRACE_TRY_ASSIGN(Receipt written, fence_.Finish(receipt));
     return Loaded{std::move(written), false};
   }

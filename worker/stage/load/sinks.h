@@ -19,8 +19,12 @@ Outcome<Loaded> LoadIntoSqlite(LoadJob& job, duck::Connection& source);
 Outcome<Loaded> LoadIntoFiles(LoadJob& job, duck::Connection& source);
 
 // To be called once the receipt is known to be absent: counts the dataset's rows into job.rows and runs the stage's checks.
-// Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable.
+// Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable, source_changed.
 Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source);
+
+// To be called after the last row was read and before the receipt is committed: the rows must add up, and nobody may have
+// touched a source file meanwhile. Classes: internal_error, source_changed (retryable).
+Outcome<void> BeforeCommit(const LoadJob& job, const Receipt& receipt);
 
 // What merge needs to know about the batch before a byte is sent.
 struct BatchKeys {
