@@ -8,6 +8,7 @@
 #include <string>
 
 #include "common/model/pipeline_json.h"
+#include "common/model/pipeline_parser.h"
 #include "tests/support/stage_fixture.h"
 
 namespace millrace {
@@ -116,6 +117,38 @@ TEST_F(SourceTruthTest, ASourceThatChangesWhileItIsReadPublishesNothing) {
   EXPECT_EQ(CountFiles("t", "manifests"), 0);
 }
 
+TEST_F(SourceTruthTest, ASourceThatChangesWhileItIsLoadedCommitsNothing) {
+  Write("a.csv", Numbers(1000));
+  ASSERT_TRUE(Run(Extract("a", "a.csv")).ok);
+  StageOrder order = Order("l");
+  order.task.stage.work = LoadSpec{.from = "a", .to = "file", .path = (root_ / "out.csv").string(), .mode = LoadMode::kReplace};
+  order.task.inputs = {{.stage = "a", .effect = Effect("a", "r1")}};
+  {
+    stagetest::StageProcess process(kBinary, {}, {"MILLRACE_FAILPOINTS=load.after_staging=sleep(2500)"});
+    ASSERT_TRUE(process.Receive());
+    process.Send(ToJson(order));
+    for (int i = 0; i < 1000 && !fs::exists(root_ / "out.csv.millrace"); ++i) ::usleep(5'000);
+    ::usleep(800'000);
+    Write("a.csv", Numbers(999) + "9\n");
+    const StageResult result = ResultOf(process.Finish());
+    EXPECT_EQ(result.error_class, "source_changed") << result.error;
+    EXPECT_TRUE(result.retryable);
+    EXPECT_FALSE(fs::exists(root_ / "out.csv"));
+  }
+  order.token = Token{++token_};
+  const StageResult again = Run(order);
+  EXPECT_EQ(again.error_class, "source_changed") << "it is another file for good: " << again.error;
+  EXPECT_FALSE(again.retryable);
+  Write("a.csv", Numbers(1000));
+  order.token = Token{++token_};
+  const StageResult back = Run(order);
+  ASSERT_TRUE(back.ok) << back.error;
+  EXPECT_EQ(back.rows.loaded, 1000);
+  Write("a.csv", "gone");
+  order.token = Token{++token_};
+  EXPECT_TRUE(Run(order).already_applied) << "what is loaded needs its source no more";
+}
+
 TEST_F(SourceTruthTest, AnOffsetOrATimeOfDayIsNotDropped) {
   const std::string rows =
       "id,t\n1,2026-01-01 10:00:00+02:00\n2,2026-01-01T10:00:00-05:00\n3,2026-01-01 10:00:00\n"
@@ -127,7 +160,8 @@ TEST_F(SourceTruthTest, AnOffsetOrATimeOfDayIsNotDropped) {
               AllOf(HasSubstr("a.csv:2"), HasSubstr("'t'"), HasSubstr("declare timestamptz"), HasSubstr("2 such")));
   const StageResult kept = Run(Declared("k", "a.csv", {{.name = "t", .type = "timestamptz"}}));
   ASSERT_TRUE(kept.ok) << kept.error;
-  EXPECT_THAT(Rows("k", "id"), AllOf(HasSubstr("1,2026-01-01 08:00:00"), HasSubstr("2,2026-01-01 15:00:00")));
+  ASSERT_TRUE(Run(Transform("u", "select id, epoch(t)::bigint as s from k where id < 4", {"k"})).ok);
+  EXPECT_EQ(Rows("u", "id"), "1,1767254400\n2,1767279600\n3,1767261600\n");
 
   StageOrder aside = Declared("q", "a.csv", {{.name = "t", .type = "timestamp"}});
   aside.task.stage.contract =
@@ -191,7 +225,8 @@ TEST_F(SourceTruthTest, JsonScalarsAreTypedAndNestedValuesStayJson) {
         "{\"i\":2,\"f\":2,\"b\":false,\"s\":\"y\",\"d\":\"2026-01-02\",\"u\":\"b\",\"o\":null,\"l\":[],\"m\":\"z\",\"w\":1}\n");
   const StageResult result = Run(Extract("a", "a.ndjson"));
   ASSERT_TRUE(result.ok) << result.error;
-  EXPECT_EQ(Types("a"), "i bigint, f double, b boolean, s varchar, d date, u varchar, o json, l json, m json, w decimal(38,0)");
+  EXPECT_EQ(Types("a"),
+            "i bigint, f double, b boolean, s varchar, d date, u varchar, o json, l json, m varchar, w decimal(38,0)");
   EXPECT_THAT(Rows("a", "i"), HasSubstr("123456789012345678901\n"));
 }
 
@@ -242,6 +277,12 @@ TEST_F(SourceTruthTest, TwoStarsReachEveryDepth) {
   EXPECT_EQ(Rows("b", "f"), "3\n");
   const StageResult part = Run(Extract("c", "data/**.csv"));
   EXPECT_THAT(part.error, HasSubstr("'**' stands alone"));
+  const ParseResult parsed =
+      ParsePipeline("version: 1\npipeline: p\nstages:\n  a:\n    extract: { from: file, path: data/**.csv }\n", "p.yaml");
+  ASSERT_EQ(parsed.diagnostics.size(), 1u);
+  EXPECT_EQ(parsed.diagnostics.front().place.line, 5);
+  EXPECT_EQ(parsed.diagnostics.front().code, "bad_value");
+  EXPECT_THAT(parsed.diagnostics.front().help, HasSubstr("data/**/*.csv"));
   const StageResult none = Run(Extract("d", "nowhere/*.csv"));
   EXPECT_EQ(none.error_class, "missing_file") << none.error;
   EXPECT_THAT(none.error, HasSubstr("no file matches 'nowhere/*.csv'"));

@@ -17,7 +17,7 @@ StageOutcome<void> RefuseEqualNames(duck::Connection& connection, const std::str
                                     const std::map<std::string, std::string>& options, const std::vector<ColumnSpec>& columns);
 
 // Sniffed types of JSON columns as they are pinned: numbers and booleans keep theirs, texts that are dates or timestamps in ISO
-// form without exception too, other texts are varchar, and what is nested or mixed stays json.
+// form without exception too, other texts and mixed values are varchar, and what is nested is json.
 StageOutcome<void> PlainJsonTypes(duck::Connection& connection, const std::string& path, FileFormat format,
                                   std::vector<ColumnSpec>* columns);
 
