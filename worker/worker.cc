@@ -16,6 +16,7 @@
 #include "worker/executor.h"
 #include "worker/poller.h"
 #include "worker/process_pool.h"
+#include "worker/scratch.h"
 #include "worker/session.h"
 
 namespace millrace::worker {
@@ -260,10 +261,13 @@ Result<void> Worker::Run() {
   MILLRACE_TRY_ASSIGN(auto poller, Poller::Make());
   std::error_code error;
   std::string scratch = options_.scratch_root;
+  std::optional<ScratchFolder> own_scratch;
   if (scratch.empty()) {
     const auto temporary = std::filesystem::temp_directory_path(error);
     if (error) return Fail(ErrorCode::kUnavailable, "temporary folder: {}", error.message());
-    scratch = temporary / fmt::format("millrace-{}", options_.id.ToString());
+    MILLRACE_TRY_ASSIGN(ScratchFolder made, ScratchFolder::Make(temporary, options_.id.ToString()));
+    own_scratch.emplace(std::move(made));
+    scratch = own_scratch->path();
   }
   {
     const SigpipeBlocked blocked;
@@ -272,7 +276,6 @@ Result<void> Worker::Run() {
     LogInfo("worker '{}' ({}) starts: concurrency {}", options_.name, options_.id.ToString(), options_.concurrency);
     loop.Run();
   }
-  if (options_.scratch_root.empty()) std::filesystem::remove(scratch, error);  // empty by now; if it is not, it stays
   LogInfo("worker '{}' has drained", options_.name);
   return {};
 }

@@ -64,8 +64,7 @@ class StageParser {
     context_.OnlyKeys(node, {"from", "path", "format", "columns", "options", "copy", "allow_empty"}, "extract");
     if (const YamlNode* from = context_.Need(node, key, "from", "extract"))
       if (auto word = context_.OneOf(*from, "extract.from", {"file"})) spec.from = *word;
-    if (const YamlNode* path = context_.Need(node, key, "path", "extract"))
-      spec.paths = context_.TextList(*path, "extract.path", true);
+    if (const YamlNode* path = context_.Need(node, key, "path", "extract")) spec.paths = Paths(*path);
     if (const YamlNode* format = Field(node, "format"))
       if (auto word = context_.OneOf(*format, "extract.format", {"auto", "csv", "tsv", "ndjson", "json", "parquet"}))
         spec.format = *ParseFileFormat(*word);
@@ -74,6 +73,20 @@ class StageParser {
     if (const YamlNode* copy = Field(node, "copy")) spec.copy = context_.Bool(*copy, "extract.copy").value_or(false);
     if (const YamlNode* empty = Field(node, "allow_empty"))
       spec.allow_empty = context_.Bool(*empty, "extract.allow_empty").value_or(false);
+  }
+
+  std::vector<std::string> Paths(const YamlNode& node) {
+    std::vector<std::string> paths = context_.TextList(node, "extract.path", true);
+    for (const std::string& path : paths) {
+      for (std::size_t at = path.find("**"); at != std::string::npos; at = path.find("**", at + 2)) {
+        const bool alone = (at == 0 || path[at - 1] == '/') && (at + 2 == path.size() || path[at + 2] == '/');
+        if (alone) continue;
+        context_.Add(node, "bad_value", fmt::format("extract.path: '{}': '**' stands alone between slashes", path),
+                     "write data/**/*.csv for files at any depth, data/*.csv for one folder");
+        break;
+      }
+    }
+    return paths;
   }
 
   std::vector<ColumnSpec> Columns(const YamlNode& node, std::string_view what) {

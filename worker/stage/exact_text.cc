@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "common/drivers/duckdb.h"
+
 namespace millrace {
 namespace {
 
@@ -29,15 +31,58 @@ bool IsDecimalType(std::string_view type) { return type.starts_with("decimal(") 
 
 bool IsExactType(std::string_view type) { return IsInteger(type) || IsDecimalType(type); }
 
+bool IsTemporalType(std::string_view type) {
+  constexpr std::array<std::string_view, 6> kTypes = {"date",        "time",         "timestamp",
+                                                      "timestamp_s", "timestamp_ms", "timestamp_ns"};
+  return std::find(kTypes.begin(), kTypes.end(), type) != kTypes.end();
+}
+
+namespace {
+// An offset of zero says UTC, which is what a timestamp is; nothing is lost with it. A sign right behind a time is an offset.
+std::string TimeLosesSql(std::string_view text_sql, std::string_view type) {
+  if (type == "date") {
+    return fmt::format(
+        "coalesce(contains({0}, ':') AND NOT regexp_full_match({0}, '.*[T ]\\s*0?0:00(:00([.]0*)?)?\\s*(Z|z)?\\s*'), false)",
+        text_sql);
+  }
+  return fmt::format(
+      "coalesce(contains({0}, ':') AND regexp_matches({0}, ':[0-9]{{2}}([.,][0-9]*)?\\s*[+-][0-9]{{1,2}}(:?[0-9]{{2}})*\\s*$') "
+      "AND NOT regexp_matches({0}, '[+-]0{{1,2}}(:?00)*\\s*$'), false)",
+      text_sql);
+}
+}  // namespace
+
 // Only a fraction or an exponent can be rounded; the cheap test comes first because every value passes it. Doubles hold 15
 // digits exactly.
-std::string TextRoundsSql(std::string_view text_sql, std::string_view type) {
+std::string TextLosesSql(std::string_view text_sql, std::string_view type) {
+  if (IsTemporalType(type)) return TimeLosesSql(text_sql, type);
   const std::string fraction = IsDecimalType(type) ? fmt::format("[0-9]{{0,{}}}0*", Scale(type)) : "0*";
   return fmt::format(
       "CASE WHEN contains({0}, '.') OR contains({0}, 'e') OR contains({0}, 'E') THEN NOT coalesce(regexp_full_match({0}, "
       "'\\s*[+-]?[0-9]*([.]{1})?\\s*') OR (length({0}) <= 15 AND TRY_CAST({0} AS DOUBLE) = CAST(TRY_CAST({0} AS {2}) AS "
       "DOUBLE)), false) ELSE false END",
       text_sql, fraction, type);
+}
+
+std::string WideIntegerSql(std::string_view text_sql) {
+  return fmt::format(
+      "CASE WHEN length({0}) > 15 AND regexp_full_match({0}, '\\s*[+-]?[0-9]{{16,}}\\s*') THEN coalesce(TRY_CAST(TRY_CAST({0} "
+      "AS DOUBLE) AS HUGEINT) <> TRY_CAST({0} AS HUGEINT), true) ELSE false END",
+      text_sql);
+}
+
+std::string LossAdvice(std::string_view type) {
+  if (type == "double") return " (declare decimal(38,0) or text to keep every digit)";
+  if (type == "date") return " (declare timestamp to keep the time of day)";
+  if (type == "time") return " (declare text to keep its UTC offset)";
+  return IsTemporalType(type) ? " (declare timestamptz to keep its UTC offset)" : "";
+}
+
+std::string RowJson(const std::vector<ColumnSpec>& columns) {
+  std::string fields;
+  for (const auto& c : columns)
+    fields += fmt::format("{}{}: {}", fields.empty() ? "" : ", ", duck::QuoteText(c.name), duck::QuoteName(c.name));
+  return fmt::format("CAST(to_json({{{}}}) AS VARCHAR)", fields);
 }
 
 }  // namespace millrace

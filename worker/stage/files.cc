@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fnmatch.h>
 #include <glob.h>
 #include <openssl/evp.h>
 #include <sys/stat.h>
@@ -72,10 +73,93 @@ std::string GlobFolder(std::string_view base_dir, std::string_view pattern) {
   return fixed.substr(0, std::max<std::size_t>(1, fixed.rfind('/')));
 }
 
+namespace {
+
+// Patterns with a component `**`, which glob(3) takes for `*`.
+class RecursiveGlob {
+ public:
+  explicit RecursiveGlob(const std::string& pattern) {
+    for (std::size_t at = 1; at <= pattern.size();) {
+      const std::size_t end = std::min(pattern.find('/', at), pattern.size());
+      if (end > at) parts_.push_back(pattern.substr(at, end - at));
+      at = end + 1;
+    }
+  }
+
+  Result<std::vector<std::string>> Run() {
+    MILLRACE_TRY(Walk("", 0));
+    std::sort(found_.begin(), found_.end());  // `a/**/**/x` reaches a file in several ways
+    found_.erase(std::unique(found_.begin(), found_.end()), found_.end());
+    return std::move(found_);
+  }
+
+ private:
+  Result<void> Walk(const std::string& folder, std::size_t part) {
+    if (part == parts_.size()) return {};
+    const std::string& pattern = parts_[part];
+    const bool last = part + 1 == parts_.size();
+    if (pattern.find_first_of("*?[") == std::string::npos) return Take(folder + "/" + pattern, part, last);
+    const bool any_depth = pattern == "**";
+    if (any_depth && !last) MILLRACE_TRY(Walk(folder, part + 1));  // no folder at all
+    MILLRACE_TRY_ASSIGN(const std::vector<std::string> names, List(folder));
+    for (const std::string& name : names) {
+      const std::string path = folder + "/" + name;
+      if (!any_depth) {
+        if (::fnmatch(pattern.c_str(), name.c_str(), FNM_PERIOD) == 0) MILLRACE_TRY(Take(path, part, last));
+        continue;
+      }
+      if (name.starts_with('.')) continue;
+      struct stat status{};
+      if (::lstat(path.c_str(), &status) != 0) continue;  // gone meanwhile
+      if (S_ISDIR(status.st_mode)) {
+        MILLRACE_TRY(Walk(path, part));
+      } else if (last) {
+        MILLRACE_TRY(Take(path, part, last));
+      }
+    }
+    return {};
+  }
+
+  Result<void> Take(const std::string& path, std::size_t part, bool last) {
+    struct stat status{};
+    if (::stat(path.c_str(), &status) != 0) return {};
+    if (last && S_ISREG(status.st_mode)) found_.push_back(path);
+    return !last && S_ISDIR(status.st_mode) ? Walk(path, part + 1) : Result<void>();
+  }
+
+  Result<std::vector<std::string>> List(const std::string& folder) {
+    if (++folders_ > kGlobFoldersMax)
+      return Fail(ErrorCode::kLimit, "'**' leads through more than {} folders", kGlobFoldersMax);
+    std::vector<std::string> names;
+    std::error_code error;
+    std::filesystem::directory_iterator entries(folder.empty() ? "/" : folder, error);
+    for (const std::filesystem::directory_iterator end; !error && entries != end; entries.increment(error))
+      names.push_back(entries->path().filename().string());
+    if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory)
+      return Fail(ErrorCode::kUnavailable, "cannot list {}: {}", folder, error.message());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  std::vector<std::string> parts_, found_;
+  int folders_ = 0;
+};
+
+int StopUnlessMissing(const char*, int code) { return code == ENOENT || code == ENOTDIR ? 0 : 1; }
+
+}  // namespace
+
 Result<std::vector<std::string>> ExpandGlob(std::string_view base_dir, std::string_view pattern) {
   const std::string full = Absolute(base_dir, pattern);
+  bool recursive = false;
+  for (std::size_t at = full.find("**"); at != std::string::npos; at = full.find("**", at + 2)) {
+    recursive = true;
+    if (full[at - 1] != '/' || (at + 2 < full.size() && full[at + 2] != '/'))
+      return Fail(ErrorCode::kInvalidArgument, "path '{}': '**' stands alone between slashes, as in data/**/*.csv", pattern);
+  }
+  if (recursive) return RecursiveGlob(full).Run();
   glob_t found{};
-  const int code = ::glob(full.c_str(), GLOB_ERR, nullptr, &found);
+  const int code = ::glob(full.c_str(), 0, StopUnlessMissing, &found);
   std::vector<std::string> paths;
   for (std::size_t i = 0; code == 0 && i < found.gl_pathc; ++i) {
     struct stat status{};
@@ -92,10 +176,12 @@ Result<FileStamp> StampFile(const std::string& path) {
   MILLRACE_TRY_ASSIGN(const int fd, OpenRegular(path, &status));
   ::close(fd);
   return FileStamp{.bytes = status.st_size,
-                   .mtime_us = std::int64_t{status.st_mtim.tv_sec} * 1'000'000 + status.st_mtim.tv_nsec / 1000};
+                   .mtime_us = std::int64_t{status.st_mtim.tv_sec} * 1'000'000 + status.st_mtim.tv_nsec / 1000,
+                   .changed_ns = std::int64_t{status.st_ctim.tv_sec} * 1'000'000'000 + status.st_ctim.tv_nsec,
+                   .inode = status.st_ino};
 }
 
-Result<std::string> Sha256OfFile(const std::string& path) {
+Result<std::string> Sha256OfFile(const std::string& path, const std::function<Result<void>(std::string_view)>& also) {
   struct stat status{};
   MILLRACE_TRY_ASSIGN(const int raw_fd, OpenRegular(path, &status));
   const OwnedFd fd(raw_fd);
@@ -110,6 +196,7 @@ Result<std::string> Sha256OfFile(const std::string& path) {
     if (got < 0) return SystemError("read", path, errno);
     if (got == 0) break;
     EVP_DigestUpdate(context.get(), buffer.data(), static_cast<std::size_t>(got));
+    if (also) MILLRACE_TRY(also({buffer.data(), static_cast<std::size_t>(got)}));
   }
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
   unsigned int size = 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <string>
 #include <string_view>
@@ -14,10 +15,16 @@ namespace millrace {
 struct FileStamp {
   std::int64_t bytes = 0;
   std::int64_t mtime_us = 0;
+  std::int64_t changed_ns = 0;  // ctime: no program can set it back
+  std::uint64_t inode = 0;
+  friend bool operator==(const FileStamp&, const FileStamp&) = default;
 };
 
 // Regular files that match a glob (absolute, or relative to `base_dir`), sorted by path. Directories, FIFOs and devices do
-// not match. kUnavailable: a folder cannot be read.
+// not match. A component `**` stands for any number of folders; links to folders and hidden folders are not followed there. A
+// folder that does not exist matches nothing. kUnavailable: a folder cannot be read. kInvalidArgument: `**` is only a part of a
+// component. kLimit: `**` leads through more than kGlobFoldersMax folders.
+inline constexpr int kGlobFoldersMax = 100'000;
 Result<std::vector<std::string>> ExpandGlob(std::string_view base_dir, std::string_view pattern);
 
 // The longest folder in front of the first glob character, absolute.
@@ -26,8 +33,8 @@ std::string GlobFolder(std::string_view base_dir, std::string_view pattern);
 // kNotFound: gone. kRejected: not a regular file, or not readable. Never blocks on a FIFO.
 Result<FileStamp> StampFile(const std::string& path);
 
-// Lower-case hex. Errors as StampFile.
-Result<std::string> Sha256OfFile(const std::string& path);
+// Lower-case hex. Errors as StampFile. Every byte is shown to `also`, in order, whose error ends it.
+Result<std::string> Sha256OfFile(const std::string& path, const std::function<Result<void>(std::string_view)>& also = {});
 
 // kUnavailable: the system refused; the message names the path.
 Result<void> EnsureDirectory(const std::string& path);

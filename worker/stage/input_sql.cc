@@ -48,6 +48,34 @@ Result<void> VerifySources(const Manifest& manifest) {
   return {};
 }
 
+Result<SourceWatch> SourceWatch::Start(const std::vector<std::string>& paths) {
+  SourceWatch watch;
+  for (const auto& path : paths) {
+    MILLRACE_TRY_ASSIGN(const FileStamp stamp, StampFile(path));
+    watch.files_.push_back({path, stamp});
+  }
+  return watch;
+}
+
+Result<SourceWatch> SourceWatch::Start(const std::vector<Manifest>& manifests) {
+  std::vector<std::string> paths;
+  for (const auto& manifest : manifests)
+    for (const auto& file : manifest.files)
+      if (file.referenced) paths.push_back(file.path);
+  auto watch = Start(paths);
+  if (!watch) return Fail(ErrorCode::kConflict, "a source has changed since it was extracted: {}", watch.error().message);
+  return watch;
+}
+
+Result<void> SourceWatch::Untouched() const {
+  for (const auto& [path, before] : files_) {
+    const auto now = StampFile(path);
+    if (!now) return Fail(ErrorCode::kConflict, "{} changed while it was read: {}", path, now.error().message);
+    if (*now != before) return Fail(ErrorCode::kConflict, "{} changed while it was read", path);
+  }
+  return {};
+}
+
 std::vector<std::string> InputPaths(const Manifest& manifest, std::string_view lake) {
   std::vector<std::string> paths;
   for (const auto& file : manifest.files) paths.push_back(PathOf(file, lake));

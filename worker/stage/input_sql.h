@@ -10,6 +10,7 @@
 #include "common/base/result.h"
 #include "common/model/lake.h"
 #include "common/model/stage_task.h"
+#include "worker/stage/files.h"
 
 namespace millrace {
 
@@ -20,6 +21,26 @@ Result<Manifest> LoadManifest(std::string_view lake, OrgId org, std::string_view
 // Every referenced file must still be a regular file of the recorded size and mtime; if only the mtime differs, its SHA-256
 // decides. kConflict names the first file that changed or is gone (error class "source_changed").
 Result<void> VerifySources(const Manifest& manifest);
+
+// Remembers source files as they are before they are read, to be asked before what was read of them counts. Files that were
+// replaced or written to meanwhile may have given rows of neither version.
+class SourceWatch {
+ public:
+  SourceWatch() = default;  // of no files
+  // Errors as StampFile. Verify digests after this, not before.
+  static Result<SourceWatch> Start(const std::vector<std::string>& paths);
+  static Result<SourceWatch> Start(const std::vector<Manifest>& manifests);  // their referenced files
+  // kConflict names the first file that was touched since Start.
+  Result<void> Untouched() const;
+  const FileStamp& stamp(std::size_t index) const { return files_[index].stamp; }  // in the order of `paths`
+
+ private:
+  struct File {
+    std::string path;
+    FileStamp stamp;
+  };
+  std::vector<File> files_;
+};
 
 // One SELECT over the manifest's files, columns in the pinned order with the pinned types. No files -> a SELECT of no rows.
 Result<std::string> InputSql(const Manifest& manifest, std::string_view lake);

@@ -4,10 +4,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
+#include <filesystem>
 
 #include "common/base/failpoint.h"
 #include "worker/stage/check/checks.h"
 #include "worker/stage/check/contract.h"
+#include "worker/stage/exact_text.h"
 #include "worker/stage/files.h"
 #include "worker/stage/input_sql.h"
 
@@ -28,6 +31,30 @@ StageFailure SqlFailure(std::string_view error_class, const duck::Connection& co
   if (sql.type == "Permission") return {"permission_denied", std::move(error.message)};
   if (sql.type == "IO") return {"io_error", std::move(error.message), true};
   return {error_class, std::move(error.message)};
+}
+
+Result<void> RequireLakeTypes(const std::vector<ColumnSpec>& columns) {
+  for (const auto& c : columns) {
+    std::string type;  // without the names of a struct's fields
+    bool quoted = false;
+    for (const char ch : c.type) {
+      if (ch == '"') quoted = !quoted;
+      if (!quoted) type += ch;
+    }
+    const auto has = [&](std::string_view word) { return type.find(word) != std::string::npos; };
+    if (has("interval"))
+      return Fail(ErrorCode::kInvalidArgument,
+                  "column '{}': the lake does not keep an interval exactly; cast it, for example to text or to seconds with "
+                  "epoch()",
+                  c.name);
+    if (has("time with time zone"))
+      return Fail(ErrorCode::kInvalidArgument,
+                  "column '{}': the lake does not keep the offset of a timetz; cast it to text or time", c.name);
+    if (has("hugeint") && type != "hugeint" && type != "uhugeint")
+      return Fail(ErrorCode::kInvalidArgument,
+                  "column '{}': the lake does not keep a hugeint inside {}; cast it to decimal(38,0)", c.name, c.type);
+  }
+  return {};
 }
 
 std::string PublishSql(std::string_view sql, const std::vector<ColumnSpec>& columns) {
@@ -66,9 +93,29 @@ StageOutcome<std::optional<StageResult>> LakeWriter::FindPublished() const {
     if (manifest.error().code == ErrorCode::kNotFound) return std::nullopt;
     return std::unexpected(StageFailure(std::move(manifest.error())));
   }
+  SweepLost(manifest->token);
   StageResult result = std::move(manifest->result);
   result.already_applied = true;
   return result;
+}
+
+// An attempt with a lower token can publish no more once a manifest is there, so that nobody reads or finishes what it wrote.
+void LakeWriter::SweepLost(Token published) const {
+  const StageTask& task = order_.task;
+  std::string prefix =
+      std::filesystem::path(ManifestPath(task.org, task.pipeline, task.stage.name, task.effect)).stem().string() + "-";
+  AfterResult(
+      [folder = Folder(order_) + "/data", prefix = std::move(prefix), own = order_.token.value(), won = published.value()] {
+        std::error_code error;
+        std::filesystem::directory_iterator entries(folder, error);
+        for (const std::filesystem::directory_iterator end; !error && entries != end; entries.increment(error)) {
+          const std::string name = entries->path().filename().string();
+          if (!name.starts_with(prefix)) continue;
+          std::uint64_t token = 0;
+          const auto read = std::from_chars(name.data() + prefix.size(), name.data() + name.size(), token);
+          if (read.ec == std::errc{} && token < own && token != won) ::unlink(entries->path().c_str());
+        }
+      });
 }
 
 StageOutcome<LakeWriter::Written> LakeWriter::Copy(std::string_view sql, const std::vector<BoundParam>& params,
@@ -108,8 +155,8 @@ StageOutcome<void> LakeWriter::ApplyContract(Written* data, Manifest* manifest, 
                                    ? ""
                                    : fmt::format(
                                          "SELECT {} AS reason, CAST(NULL AS VARCHAR) AS source, CAST(NULL AS BIGINT) AS line, "
-                                         "CAST(to_json(r) AS VARCHAR) AS row FROM ({}) r WHERE {} IS NOT NULL",
-                                         plan.violation, raw, plan.violation);
+                                         "{} AS row FROM ({}) WHERE {} IS NOT NULL",
+                                         plan.violation, RowJson(manifest->columns), raw, plan.violation);
   if (violations > 0 && contract->on_violation == OnViolation::kFail) {
     MILLRACE_TRY_ASSIGN(const duck::Table rows,
                         connection_.Query(fmt::format("SELECT reason, row FROM ({}) LIMIT {}", bad_rows, kViolationsShown)));
@@ -143,6 +190,8 @@ StageOutcome<StageResult> LakeWriter::WriteAndPublish(std::string_view sql, cons
                                                       std::string_view layer, StageResult result, const RejectSource& rejects) {
   auto columns = connection_.Describe(sql, params);
   if (!columns) return std::unexpected(SqlFailure("sql_error", connection_, std::move(columns.error())));
+  if (auto kept = RequireLakeTypes(*columns); !kept)
+    return std::unexpected(StageFailure("unsupported_type", kept.error().message));
   MILLRACE_TRY_ASSIGN(Written data, Copy(PublishSql(sql, *columns), params, ""));
   MILLRACE_FAILPOINT("stage.data_written");
   Manifest manifest;
@@ -170,14 +219,22 @@ StageOutcome<StageResult> LakeWriter::WriteAndPublish(std::string_view sql, cons
   return Publish(std::move(manifest), std::move(result));
 }
 
-StageOutcome<StageResult> LakeWriter::Publish(Manifest manifest, StageResult result) {
-  const StageTask& task = order_.task;
-  result.ok = true;
+StageOutcome<void> LakeWriter::RequireWhole(const StageResult& result) const {
   if (!result.rows.Balanced()) {
     return std::unexpected(StageFailure(
         "internal_error", fmt::format("rows do not add up: read {}, loaded {}, filtered {}, quarantined {}", result.rows.read,
                                       result.rows.loaded, result.rows.filtered, result.rows.quarantined)));
   }
+  if (sources_ == nullptr) return {};
+  if (auto same = sources_->Untouched(); !same)
+    return std::unexpected(StageFailure("source_changed", same.error().message, true));
+  return {};
+}
+
+StageOutcome<StageResult> LakeWriter::Publish(Manifest manifest, StageResult result) {
+  const StageTask& task = order_.task;
+  result.ok = true;
+  MILLRACE_TRY(RequireWhole(result));
   manifest.effect = task.effect;
   manifest.token = order_.token;
   manifest.run = task.run;
@@ -188,7 +245,10 @@ StageOutcome<StageResult> LakeWriter::Publish(Manifest manifest, StageResult res
   MILLRACE_FAILPOINT("stage.before_publish");
   const auto published =
       PublishFile(Absolute(result.manifest), ToJson(manifest), fmt::format("{}", order_.token.value()), &syncs_);
-  if (published) return result;
+  if (published) {
+    SweepLost(order_.token);
+    return result;
+  }
   keep_.clear();
   if (published.error().code != ErrorCode::kConflict) return std::unexpected(StageFailure(published.error()));
   MILLRACE_TRY_ASSIGN(auto stored, FindPublished());

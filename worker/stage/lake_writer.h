@@ -11,9 +11,14 @@
 #include "common/model/lake.h"
 #include "common/model/stage_task.h"
 #include "worker/stage/files.h"
+#include "worker/stage/input_sql.h"
 #include "worker/stage/stage_context.h"
 
 namespace millrace {
+
+// Parquet would cut the microseconds of an interval, drop the offset of a time with time zone, and round a hugeint inside a
+// list, map or struct. kInvalidArgument names the first such column and what to cast it to.
+Result<void> RequireLakeTypes(const std::vector<ColumnSpec>& columns);
 
 // `sql` with columns that Parquet would change (hugeint) cast to decimal(38,0). `columns` are those of `sql`.
 std::string PublishSql(std::string_view sql, const std::vector<ColumnSpec>& columns);
@@ -36,7 +41,12 @@ class LakeWriter {
   // The dataset's folder, absolute.
   static std::string Folder(const StageOrder& order);
 
-  // What an earlier attempt published under this effect, with already_applied set; nullopt if none did.
+  // Asked just before the manifest is published: class source_changed, retryable, when a file was touched. REQUIRES: outlives
+  // this.
+  void BeforePublish(const SourceWatch* sources) { sources_ = sources; }
+
+  // What an earlier attempt published under this effect, with already_applied set; nullopt if none did. What attempts before
+  // this one left behind is then removed, after the result has been reported.
   StageOutcome<std::optional<StageResult>> FindPublished() const;
 
   // Runs `sql` once into Parquet, applies contract and checks of the stage, publishes. `result` carries input_rows and
@@ -53,10 +63,13 @@ class LakeWriter {
   };
   StageOutcome<Written> Copy(std::string_view sql, const std::vector<BoundParam>& params, std::string_view suffix);
   StageOutcome<void> ApplyContract(Written* data, Manifest* manifest, StageResult* result, const RejectSource& rejects);
+  StageOutcome<void> RequireWhole(const StageResult& result) const;
+  void SweepLost(Token published) const;
   std::string Absolute(std::string_view relative) const;
 
   const StageOrder& order_;
   duck::Connection& connection_;
+  const SourceWatch* sources_ = nullptr;
   std::vector<std::string> own_files_;  // relative
   std::vector<std::string> keep_;       // those of a published manifest
   ParallelSync syncs_;                  // what must be durable before the manifest is there

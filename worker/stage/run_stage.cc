@@ -135,8 +135,6 @@ StageOutcome<StageResult> Dispatch(const StageOrder& order, duck::Connection& co
   if (std::holds_alternative<ExtractSpec>(task.stage.work)) return RunExtract(order, sources, connection, progress);
   if (std::holds_alternative<TransformSpec>(task.stage.work)) return RunTransform(order, prepared.inputs, connection);
   if (prepared.inputs.size() != 1) return std::unexpected(StageFailure("invalid_stage", "a load has exactly one input"));
-  if (auto same = VerifySources(prepared.inputs.front()); !same)
-    return std::unexpected(StageFailure("source_changed", same.error().message));
   return RunLoad(order, prepared.inputs.front(), connection, progress);
 }
 

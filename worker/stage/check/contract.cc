@@ -43,11 +43,14 @@ Result<ContractPlan> PlanContract(duck::Connection& connection, const std::vecto
     const std::string cast = fmt::format("TRY_CAST({} AS {})", name, type);
     const bool text = found->type == "varchar" || found->type == "json";
     const std::string value = found->type == "json" ? fmt::format("({} ->> '$')", name) : name;
-    const std::string rounds = text && IsExactType(type) ? " OR " + TextRoundsSql(value, type) : "";
-    const std::string lossy = text ? fmt::format("({} IS NULL{})", cast, rounds)
-                                   : fmt::format("TRY_CAST({} AS {}) IS DISTINCT FROM {}", cast, found->type, name);
-    cases += fmt::format(" WHEN {} IS NOT NULL AND {} THEN {} || CAST({} AS VARCHAR)", name, lossy,
-                         duck::QuoteText(fmt::format("{} is not a {}: ", wanted.name, type)), name);
+    const std::string prefix = duck::QuoteText(fmt::format("{} is not a {}: ", wanted.name, type));
+    const std::string unfit =
+        text ? fmt::format("{} IS NULL", cast) : fmt::format("TRY_CAST({} AS {}) IS DISTINCT FROM {}", cast, found->type, name);
+    cases += fmt::format(" WHEN {} IS NOT NULL AND {} THEN {} || CAST({} AS VARCHAR)", name, unfit, prefix, name);
+    if (text && (IsExactType(type) || IsTemporalType(type))) {
+      cases += fmt::format(" WHEN {} THEN {} || CAST({} AS VARCHAR) || {}", TextLosesSql(value, type), prefix, name,
+                           duck::QuoteText(LossAdvice(type)));
+    }
   }
   if (!cases.empty()) plan.violation = fmt::format("CASE{} END", cases);
   for (std::size_t i = 0; i < actual.size(); ++i) {

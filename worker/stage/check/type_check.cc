@@ -239,6 +239,7 @@ class Checker {
     auto schema = ResolveSchema(connection_, files, spec, pinned);
     if (!schema && !sources) return;  // without a file its format may be unknown
     if (!schema) return AddSourceError(stage, files, pinned, schema.error());
+    if ((spec.copy || stage.contract) && !KeptByLake(stage, schema->columns, {.path = {"extract"}})) return;
     sniffed_[stage.name] = std::move(schema->columns);
   }
 
@@ -255,7 +256,14 @@ class Checker {
     }
     auto published = connection_.Describe(PublishSql(spec.sql, *columns), request_.params);
     if (!published) return AddSqlError(stage, spec.sql, published.error());
+    if (!KeptByLake(stage, *columns, {.path = {"transform"}})) return;
     Finish(stage, std::move(*published));
+  }
+
+  bool KeptByLake(const StageSpec& stage, const std::vector<ColumnSpec>& columns, StagePart part) {
+    const auto kept = RequireLakeTypes(columns);
+    if (!kept) Add(stage, "unsupported_type", kept.error().message, {}, std::move(part));
+    return kept.has_value();
   }
 
   void CheckLoad(const StageSpec& stage) {

@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "worker/stage/extract/packed.h"
+
 namespace millrace {
 namespace {
 
@@ -78,8 +80,9 @@ class Records {
     }
     return 0;
   }
-  std::size_t line() const { return record_line_; }  // where the last record began
-  bool open_quote() const { return open_quote_; }    // the text ended inside it
+  std::size_t line() const { return record_line_; }       // where the last record began
+  std::size_t bytes() const { return at_ - record_at_; }  // of the last record, with its end of line
+  bool open_quote() const { return open_quote_; }         // the text ended inside it
 
  private:
   void Take() {
@@ -105,6 +108,7 @@ class Records {
   }
   std::size_t Record() {
     record_line_ = line_;
+    record_at_ = at_;
     std::size_t fields = 1;
     bool start = true;
     while (at_ < text_.size()) {
@@ -129,7 +133,7 @@ class Records {
   std::string_view text_;
   std::string delimiter_, comment_;
   char quote_ = '"', escape_ = '"';
-  std::size_t at_ = 0, line_ = 1, record_line_ = 1;
+  std::size_t at_ = 0, line_ = 1, record_line_ = 1, record_at_ = 0;
   bool open_quote_ = false;
 };
 
@@ -160,30 +164,59 @@ std::optional<CsvProblem> FindCsvProblem(const std::string& path, FileFormat for
   Records records(text, format, options);
   const std::size_t expected = records.Next();
   const std::size_t first_line = records.line();
-  while (!records.open_quote()) {
-    const std::size_t fields = records.Next();
-    if (fields == 0) return std::nullopt;
-    if (records.open_quote()) break;
-    if (fields == expected) continue;
-    if (bytes.size() == kDiagnosedBytesMax && fields < expected) return std::nullopt;  // perhaps cut off
-    return CsvProblem{CsvProblem::Kind::kFields,
-                      fmt::format("{}:{}: {} {} where line {} has {}; {}", name, records.line(), fields,
-                                  fields == 1 ? "field" : "fields", first_line, expected, kSetAside)};
+  const bool cut = bytes.size() == kDiagnosedBytesMax;
+  std::optional<CsvProblem> ragged;
+  for (std::size_t fields = expected; fields > 0 && !records.open_quote(); fields = records.Next()) {
+    if (records.bytes() > kRecordBytesMax)
+      return CsvProblem{CsvProblem::Kind::kTooLong,
+                        fmt::format("{}:{}: the line is longer than {} bytes", name, records.line(), kRecordBytesMax)};
+    if (fields == expected || ragged) continue;
+    if (cut && fields < expected) break;  // perhaps the end of what was looked at
+    ragged =
+        CsvProblem{CsvProblem::Kind::kFields, fmt::format("{}:{}: {} {} where line {} has {}; {}", name, records.line(), fields,
+                                                          fields == 1 ? "field" : "fields", first_line, expected, kSetAside)};
   }
-  if (bytes.size() == kDiagnosedBytesMax) return std::nullopt;
+  // An open quote comes first: it swallows lines, so that the engine cannot set any aside.
+  if (!records.open_quote() || cut) return ragged;
   return CsvProblem{CsvProblem::Kind::kQuote,
                     fmt::format("{}:{}: a quote is never closed; {}", name, records.line(),
                                 "mend the line, or set options: { quote: \"\" } if quotes mean nothing in this file")};
 }
 
+namespace {
+
+// Values as long as a line would bury what the message says.
+std::string WithShortQuotes(const std::string& message) {
+  constexpr std::size_t kShown = 60;
+  std::string out;
+  for (std::size_t at = 0; at < message.size();) {
+    // A text in quotes, or what the engine shows without any: a run without a space.
+    const char quote = message[at] == '"' || message[at] == '\'' ? message[at] : ' ';
+    const std::size_t end =
+        std::min(message.find_first_of(quote == ' ' ? " \n\"'" : std::string(1, quote), at + 1), message.size());
+    std::string part = message.substr(at, end - at);
+    if (part.size() > kShown + 1) {
+      std::size_t keep = kShown + 1;
+      while ((static_cast<unsigned char>(part[keep]) & 0xC0U) == 0x80U) --keep;
+      part = part.substr(0, keep) + "...";
+    }
+    out += part;
+    at = end;
+    if (quote != ' ' && at < message.size()) out += message[at++];
+  }
+  return out;
+}
+
+}  // namespace
+
 std::string WithoutEngineAdvice(std::string message) {
   std::size_t end = message.size();
-  for (const std::string_view advice :
-       {"Possible fixes", "Possible Solution", "Possible solution", "The search space used was"})
+  for (const std::string_view advice : {"Possible fixes", "Possible Solution", "Possible solution", "The search space used was",
+                                        "Try setting", "Try increasing"})
     end = std::min(end, message.find(advice));
   message.resize(end);
   while (message.ends_with(' ') || message.ends_with('\n')) message.pop_back();
-  return message;
+  return WithShortQuotes(message);
 }
 
 std::optional<char> OtherDelimiter(std::string_view only_column, char delimiter) {

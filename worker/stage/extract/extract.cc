@@ -9,7 +9,10 @@
 #include "worker/stage/check/checks.h"
 #include "worker/stage/check/contract.h"
 #include "worker/stage/extract/csv_diagnosis.h"
+#include "worker/stage/extract/declared_casts.h"
+#include "worker/stage/extract/json_columns.h"
 #include "worker/stage/extract/lossless.h"
+#include "worker/stage/extract/packed.h"
 #include "worker/stage/extract/sources.h"
 #include "worker/stage/files.h"
 #include "worker/stage/input_sql.h"
@@ -36,6 +39,7 @@ StageOutcome<void> FailOnRejects(duck::Connection& connection, const ReaderOptio
   std::string reason = first.Text(3);
   if (const std::size_t at = reason.find("Could not convert"); at != std::string::npos) reason = reason.substr(at);
   const std::string count = first.Int(4) == 1 ? "" : fmt::format(" ({} such errors in all)", first.Int(4));
+  reason = WithoutEngineAdvice(std::move(reason));
   if (reason.starts_with("Expected Number of Columns") || reason.contains("quote")) {  // about the line, not a value
     if (const auto problem = FindCsvProblem(first.Text(0), reader.format, reader.options))
       return std::unexpected(StageFailure("source_malformed", problem->message + count));
@@ -61,7 +65,8 @@ std::string JsonColumnAtFault(duck::Connection& connection, const std::vector<st
 // Header names (csv), or names and types (parquet, json) of one file.
 Result<std::vector<ColumnSpec>> ColumnsOfFile(duck::Connection& connection, const std::string& path, FileFormat format,
                                               const std::map<std::string, std::string>& options) {
-  const ReaderOptions reader{.format = format, .options = options, .all_text = IsCsv(format), .skip_bad_rows = IsCsv(format)};
+  const ReaderOptions reader{
+      .format = format, .options = options, .all_text = format != FileFormat::kParquet, .skip_bad_rows = IsCsv(format)};
   return connection.Describe(fmt::format("SELECT * FROM {}", ReaderCall({path}, reader)));
 }
 
@@ -123,6 +128,7 @@ StageOutcome<void> CompareFiles(duck::Connection& connection, const SourceFiles&
     auto columns = ColumnsOfFile(connection, path, sources.format, schema.read_options);
     if (!columns)
       return std::unexpected(Malformed(connection, path, sources.format, schema.read_options, std::move(columns.error())));
+    MILLRACE_TRY(RefuseEqualNames(connection, path, sources.format, schema.read_options, *columns));
     // An array or line file without a value for a column is not a drift: only what is new is.
     if (IsJson(sources.format)) {
       for (const auto& c : pinned) {
@@ -180,30 +186,87 @@ StageOutcome<Scan> ScanAll(duck::Connection& connection, const SourceFiles& sour
   return Scan{.rows = table->Int()};
 }
 
-StageOutcome<std::vector<DatasetFile>> DescribeFiles(duck::Connection& connection, const SourceFiles& sources,
-                                                     std::int64_t rows, const ProgressFn& progress) {
+// Reads every byte once: for the digest, and to find a packed file that is cut or damaged.
+StageOutcome<std::vector<DatasetFile>> DescribeFiles(const SourceFiles& sources, const SourceWatch& watch,
+                                                     const ProgressFn& progress) {
   std::vector<DatasetFile> files;
   std::int64_t bytes = 0;
-  for (const auto& path : sources.paths) {
+  for (std::size_t i = 0; i < sources.paths.size(); ++i) {
     DatasetFile file;
-    file.path = path;
+    file.path = sources.paths[i];
     file.referenced = true;
     file.format = sources.format;
-    file.rows = sources.paths.size() == 1 ? rows : -1;
-    MILLRACE_TRY_ASSIGN(const FileStamp before, StampFile(path));
-    MILLRACE_TRY_ASSIGN(file.sha256, Sha256OfFile(path));
-    file.bytes = before.bytes;
-    file.mtime_us = before.mtime_us;
-    if (sources.format == FileFormat::kParquet) {
-      MILLRACE_TRY_ASSIGN(const duck::Table count,
-                          connection.Query(fmt::format("SELECT count(*) FROM read_parquet({})", duck::QuoteText(path))));
-      file.rows = count.Int();
+    file.rows = -1;
+    const auto content = WatchBytes(file.path, sources.format);
+    const auto feed = [&](std::string_view part) { return content->Feed(part); };
+    auto digest = content ? Sha256OfFile(file.path, feed) : Sha256OfFile(file.path);
+    if (digest && content) {
+      if (auto whole = content->Finish(); !whole) digest = std::unexpected(std::move(whole.error()));
     }
+    if (!digest && digest.error().code == ErrorCode::kCorrupt)
+      return std::unexpected(StageFailure("source_malformed", std::move(digest.error().message)));
+    MILLRACE_TRY_ASSIGN(file.sha256, std::move(digest));
+    file.bytes = watch.stamp(i).bytes;
+    file.mtime_us = watch.stamp(i).mtime_us;
     bytes += file.bytes;
-    progress(rows, bytes);
+    progress(-1, bytes);
     files.push_back(std::move(file));
   }
   return files;
+}
+
+StageOutcome<void> CountParquetRows(duck::Connection& connection, std::vector<DatasetFile>* files) {
+  for (auto& file : *files) {
+    MILLRACE_TRY_ASSIGN(const duck::Table count,
+                        connection.Query(fmt::format("SELECT count(*) FROM read_parquet({})", duck::QuoteText(file.path))));
+    file.rows = count.Int();
+  }
+  return {};
+}
+
+std::vector<std::string> Guessed(const ExtractSpec& spec, const std::vector<ColumnSpec>& columns) {
+  std::vector<std::string> names;
+  for (const auto& c : columns) {
+    const auto declared = [&](const ColumnSpec& d) { return d.name == c.name && !d.type.empty(); };
+    if (std::none_of(spec.columns.begin(), spec.columns.end(), declared)) names.push_back(c.name);
+  }
+  return names;
+}
+
+// The rows of the sources as SQL, and those that are no rows of the declared types.
+struct Proven {
+  std::int64_t rows = 0;
+  std::string rows_sql, rejects_sql;
+};
+
+// Every value fits its type, or the first that does not is the error.
+StageOutcome<Proven> ProveAll(duck::Connection& connection, const SourceFiles& sources, const ReaderOptions& reader,
+                              const DeclaredCasts& casts) {
+  MILLRACE_TRY(FailOnLossyCasts(connection, sources.paths, casts));
+  MILLRACE_TRY_ASSIGN(const Scan scan, ScanAll(connection, sources, reader));
+  return Proven{.rows = scan.rows, .rows_sql = ReaderSelect(sources.paths, reader), .rejects_sql = {}};
+}
+
+// Every value fits its type, or its row is among the rejects.
+StageOutcome<Proven> SplitAll(duck::Connection& connection, const SourceFiles& sources, const ReaderOptions& reader,
+                              const DeclaredCasts& casts, const std::vector<ColumnSpec>& of_files) {
+  Proven out{.rows = 0,
+             .rows_sql = ReaderSelect(sources.paths, reader),
+             .rejects_sql = reader.store_rejects ? std::string(kRejectsSql) : ""};
+  MILLRACE_TRY_ASSIGN(const std::vector<std::string> rounding, ColumnsThatRound(connection, sources.paths, reader));
+  if (!rounding.empty() || !casts.none) {
+    ExactRows exact =
+        casts.none ? SplitRounding(sources.paths, reader, rounding) : SplitLossyCasts(sources.paths, of_files, casts);
+    out.rows_sql = std::move(exact.kept);
+    out.rejects_sql += (out.rejects_sql.empty() ? "" : " UNION ALL ") + exact.rejects;
+  }
+  ReaderOptions readable = reader;
+  readable.store_rejects = false;
+  readable.skip_bad_rows = true;
+  const std::string all = casts.none ? ReaderSelect(sources.paths, readable) : ReaderSelect(sources.paths, {});
+  MILLRACE_TRY_ASSIGN(const duck::Table count, connection.Query(fmt::format("SELECT count(*) FROM ({})", all)));
+  out.rows = count.Int();
+  return out;
 }
 
 StageOutcome<void> PinSchema(const StageOrder& order, const std::string& path, const PinnedSchema& schema) {
@@ -261,6 +324,8 @@ StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const Sourc
   }
   if (!columns) return std::unexpected(Malformed(connection, first, sources.format, spec.options, std::move(columns.error())));
   schema.columns = std::move(*columns);
+  MILLRACE_TRY(RefuseEqualNames(connection, first, sources.format, spec.options, schema.columns));
+  if (IsJson(sources.format)) MILLRACE_TRY(PlainJsonTypes(connection, first, sources.format, &schema.columns));
   for (auto& c : schema.columns) {
     if (c.type == "\"null\"" || c.type == "unknown") c.type = "varchar";  // a column without a single value
   }
@@ -273,6 +338,9 @@ StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const Sourc
     if (sniffed && !sniffed->Text(1).empty()) schema.read_options.try_emplace("timestampformat", sniffed->Text(1));
   }
   MILLRACE_TRY(ApplyDeclared(connection, spec, &schema));
+  if (sources.format == FileFormat::kParquet) return schema;
+  reader.options = schema.read_options;
+  MILLRACE_TRY(KeepWideIntegers(connection, first, reader, Guessed(spec, schema.columns), &schema.columns));
   return schema;
 }
 
@@ -290,6 +358,9 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   const StageTask& task = order.task;
   const auto& spec = std::get<ExtractSpec>(task.stage.work);
   const std::string pinned_path = fmt::format("{}/{}", order.lake, PinnedSchemaPath(task.org, task.pipeline, task.stage.name));
+  MILLRACE_TRY_ASSIGN(const SourceWatch watch, SourceWatch::Start(sources.paths));
+  Manifest manifest;
+  MILLRACE_TRY_ASSIGN(manifest.files, DescribeFiles(sources, watch, progress));
   MILLRACE_TRY_ASSIGN(const auto pinned, ReadPinnedSchema(pinned_path));
   MILLRACE_TRY_ASSIGN(const PinnedSchema schema, ResolveSchema(connection, sources, spec, pinned_path));
   // A declared type may differ from a Parquet file's own: it is cast. Files are compared with what was pinned of them.
@@ -298,65 +369,44 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
     MILLRACE_TRY_ASSIGN(of_files, ColumnsOfFile(connection, sources.paths.front(), sources.format, {}));
   }
   MILLRACE_TRY(CompareFiles(connection, sources, schema, of_files, pinned_path));
-  const bool quarantine = task.stage.contract && task.stage.contract->on_violation != OnViolation::kFail;
+  DeclaredCasts casts;
+  if (sources.format == FileFormat::kParquet) {
+    MILLRACE_TRY(CountParquetRows(connection, &manifest.files));
+    MILLRACE_TRY_ASSIGN(casts, PlanCasts(connection, of_files, schema.columns));
+  }
   ReaderOptions reader{.format = sources.format,
                        .columns = schema.columns,
                        .options = schema.read_options,
-                       .store_rejects = IsCsv(sources.format)};
-  LakeWriter writer(order, connection);
-  const PinnedSchema to_pin{.columns = of_files, .read_options = schema.read_options};
-  StageResult result;
-  MILLRACE_TRY_ASSIGN(std::vector<DatasetFile> files, DescribeFiles(connection, sources, -1, progress));
-  for (const auto& file : files) result.bytes_read += file.bytes;
-  Manifest manifest;
-  manifest.layer = "bronze";
-  manifest.columns = schema.columns;
-  manifest.files = std::move(files);
-  manifest.read_options = schema.read_options;
-  std::int64_t rows = 0;
-  std::string rows_sql = ReaderSelect(sources.paths, reader);
-  std::string rejects_sql = quarantine && reader.store_rejects ? std::string(kRejectsSql) : "";
-  if (!quarantine) {
-    MILLRACE_TRY_ASSIGN(const Scan scan, ScanAll(connection, sources, reader));
-    rows = scan.rows;
-  } else {
-    MILLRACE_TRY_ASSIGN(const std::int64_t rounding, CountRounding(connection, sources.paths, reader));
-    if (rounding > 0) {
-      const ExactRows exact = SplitRounding(sources.paths, reader);
-      rows_sql = exact.kept;
-      rejects_sql += (rejects_sql.empty() ? "" : " UNION ALL ") + exact.rejects;
-    }
-    MILLRACE_TRY_ASSIGN(
-        const duck::Table count,
-        connection.Query(fmt::format("SELECT count(*) FROM ({})", ReaderSelect(sources.paths, {.format = reader.format,
-                                                                                               .columns = reader.columns,
-                                                                                               .options = reader.options,
-                                                                                               .skip_bad_rows = true}))));
-    rows = count.Int();
-  }
-  if (rows == 0 && !spec.allow_empty) {
+                       .store_rejects = IsCsv(sources.format),
+                       .guessed_doubles = Guessed(spec, schema.columns)};
+  const bool quarantine = task.stage.contract && task.stage.contract->on_violation != OnViolation::kFail;
+  MILLRACE_TRY_ASSIGN(Proven proven, quarantine ? SplitAll(connection, sources, reader, casts, of_files)
+                                                : ProveAll(connection, sources, reader, casts));
+  if (proven.rows == 0 && !spec.allow_empty) {
     return std::unexpected(StageFailure(
         "empty_extract", fmt::format("{} has no rows; set allow_empty: true if that is right", Shown(sources.paths.front()))));
   }
+  const PinnedSchema to_pin{.columns = of_files, .read_options = schema.read_options};
   if (!pinned) MILLRACE_TRY(PinSchema(order, pinned_path, to_pin));
-  if (spec.copy || task.stage.contract) {
-    result.input_rows = rows;
-    auto done = writer.WriteAndPublish(rows_sql, {}, "bronze", std::move(result), {.quarantine_sql = rejects_sql});
-    if (auto same = VerifySources(manifest); !same)
-      return std::unexpected(StageFailure("source_changed", same.error().message, true));
-    return done;
-  }
-  result.rows = {.read = rows, .loaded = rows};
-  result.input_rows = rows;
-  if (manifest.files.size() == 1) manifest.files.front().rows = rows;
+  LakeWriter writer(order, connection);
+  writer.BeforePublish(&watch);
+  StageResult result;
+  for (const auto& file : manifest.files) result.bytes_read += file.bytes;
+  result.input_rows = proven.rows;
+  if (spec.copy || task.stage.contract)
+    return writer.WriteAndPublish(proven.rows_sql, {}, "bronze", std::move(result),
+                                  {.quarantine_sql = std::move(proven.rejects_sql)});
+  manifest.layer = "bronze";
+  manifest.columns = schema.columns;
+  manifest.read_options = schema.read_options;
+  result.rows = {.read = proven.rows, .loaded = proven.rows};
+  if (manifest.files.size() == 1) manifest.files.front().rows = proven.rows;
   MILLRACE_TRY_ASSIGN(const std::string published, InputSql(manifest, order.lake));
   if (auto held = RunChecks(connection, published, task.stage.checks); !held) {
     return std::unexpected(
         StageFailure(held.error().code == ErrorCode::kConflict ? "check_failed" : "invalid_check", held.error().message));
   }
-  if (auto same = VerifySources(manifest); !same)
-    return std::unexpected(StageFailure("source_changed", same.error().message, true));
-  progress(rows, result.bytes_read);
+  progress(proven.rows, result.bytes_read);
   return writer.Publish(std::move(manifest), std::move(result));
 }
 

@@ -47,33 +47,72 @@ bool IsNestedExact(std::string_view type) {
   return nested && LooseType(type) != type;
 }
 
-// Whether reading text or JSON as this type can round.
-bool IsChecked(std::string_view type) { return IsExactType(type) || IsNestedExact(type); }
+bool IsNamed(const std::vector<std::string>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
 
-ReaderOptions AsText(ReaderOptions reader) {
+// Whether reading text or JSON as this type can lose something.
+bool IsChecked(const ColumnSpec& c, const ReaderOptions& reader) {
+  return IsExactType(c.type) || IsTemporalType(c.type) || IsNestedExact(c.type) ||
+         (c.type == "double" && IsNamed(reader.guessed_doubles, c.name));
+}
+
+std::vector<std::string> CheckedColumns(const ReaderOptions& reader) {
+  std::vector<std::string> names;
+  for (const auto& c : reader.columns)
+    if (IsChecked(c, reader)) names.push_back(c.name);
+  return names;
+}
+
+ReaderOptions AsText(ReaderOptions reader, const std::vector<std::string>& names) {
   for (auto& c : reader.columns) {
-    if (IsChecked(c.type)) c.type = IsNestedExact(c.type) && IsJson(reader.format) ? "json" : "varchar";
+    if (IsNamed(names, c.name)) c.type = IsNestedExact(c.type) && IsJson(reader.format) ? "json" : "varchar";
   }
   reader.store_rejects = false;
   return reader;
 }
 
+std::string Option(const ReaderOptions& reader, const std::string& name) {
+  const auto found = reader.options.find(name);
+  return IsCsv(reader.format) && found != reader.options.end() ? found->second : "";
+}
+
 // The text as SQL casts it: with a point.
 std::string Number(const ColumnSpec& c, const ReaderOptions& reader) {
   const std::string name = duck::QuoteName(c.name);
-  return IsDecimalType(c.type) && CommaDecimals(reader) ? fmt::format("replace({}, ',', '.')", name) : name;
+  return (IsDecimalType(c.type) || c.type == "double") && CommaDecimals(reader) ? fmt::format("replace({}, ',', '.')", name)
+                                                                                : name;
+}
+
+// The text as the reader reads it; null where it cannot.
+std::string ParsedSql(const ColumnSpec& c, const ReaderOptions& reader) {
+  const bool stamp = c.type.starts_with("timestamp");
+  const std::string format = c.type == "date" ? Option(reader, "dateformat") : stamp ? Option(reader, "timestampformat") : "";
+  if (format.empty()) return fmt::format("TRY_CAST({} AS {})", Number(c, reader), c.type);
+  return fmt::format("TRY_CAST(try_strptime({}, {}) AS {})", duck::QuoteName(c.name), duck::QuoteText(format), c.type);
 }
 
 std::string RoundsSql(const ColumnSpec& c, const ReaderOptions& reader) {
-  if (!IsNestedExact(c.type)) return TextRoundsSql(Number(c, reader), c.type);
+  if (c.type == "double") return WideIntegerSql(duck::QuoteName(c.name));
+  // With a format that has the offset, the reader adds it: the instant is kept.
+  if (c.type.starts_with("timestamp") && Option(reader, "timestampformat").find("%z") != std::string::npos) return "false";
+  if (!IsNestedExact(c.type)) return TextLosesSql(Number(c, reader), c.type);
   return fmt::format(
       "(TRY_CAST({0} AS {1}) IS NOT NULL AND CAST(TRY_CAST({0} AS {1}) AS {2}) IS DISTINCT FROM TRY_CAST({0} AS {2}))",
       duck::QuoteName(c.name), c.type, LooseType(c.type));
 }
 
 std::string UnfitSql(const ColumnSpec& c, const ReaderOptions& reader) {
-  const std::string number = Number(c, reader);
-  return fmt::format("({0} IS NOT NULL AND TRY_CAST({0} AS {1}) IS NULL) OR {2}", number, c.type, RoundsSql(c, reader));
+  return fmt::format("({} IS NOT NULL AND {} IS NULL) OR {}", duck::QuoteName(c.name), ParsedSql(c, reader),
+                     RoundsSql(c, reader));
+}
+
+constexpr std::size_t kTextBytesShown = 60;
+std::string Cut(std::string text) {
+  if (text.size() <= kTextBytesShown) return text;
+  std::size_t end = kTextBytesShown;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;
+  return text.substr(0, end) + "...";
 }
 
 // The line of the first row whose `column` holds `value`, when reading that column as `type` fails for it. 0: it does not.
@@ -107,7 +146,7 @@ StageOutcome<void> FailWith(duck::Connection& connection, const std::vector<std:
         const duck::Table first,
         connection.Query(fmt::format("SELECT {0}, \"record number\" FROM (SELECT {0}, row_number() OVER () AS \"record "
                                      "number\" FROM ({1})) WHERE {2} LIMIT 1",
-                                     name, ReaderSelect({path}, AsText(reader)), RoundsSql(column, reader))));
+                                     name, ReaderSelect({path}, AsText(reader, {column.name})), RoundsSql(column, reader))));
     if (first.rows.empty()) continue;
     std::string place = std::filesystem::path(path).filename().string();
     if (IsJson(reader.format)) {
@@ -116,8 +155,9 @@ StageOutcome<void> FailWith(duck::Connection& connection, const std::vector<std:
       place += fmt::format(":{}", line);
     }
     return std::unexpected(StageFailure(
-        "bad_value", fmt::format("{}: column '{}': '{}' does not fit {} without rounding{}", place, column.name, first.Text(0),
-                                 column.type, count == 1 ? "" : fmt::format(" ({} such values in all)", count))));
+        "bad_value", fmt::format("{}: column '{}': '{}' does not fit {} without {}{}{}", place, column.name, Cut(first.Text(0)),
+                                 column.type, IsTemporalType(column.type) ? "loss" : "rounding", LossAdvice(column.type),
+                                 count == 1 ? "" : fmt::format(" ({} such values in all)", count))));
   }
   return std::unexpected(
       StageFailure("source_changed", fmt::format("column '{}' changed while it was read", column.name), true));
@@ -127,7 +167,7 @@ StageOutcome<void> FailWith(duck::Connection& connection, const std::vector<std:
 
 bool CanRound(const ReaderOptions& reader) {
   return reader.format != FileFormat::kParquet &&
-         std::any_of(reader.columns.begin(), reader.columns.end(), [](const ColumnSpec& c) { return IsChecked(c.type); });
+         std::any_of(reader.columns.begin(), reader.columns.end(), [&](const ColumnSpec& c) { return IsChecked(c, reader); });
 }
 
 StageOutcome<void> FailOnRounding(duck::Connection& connection, const std::vector<std::string>& paths,
@@ -135,58 +175,102 @@ StageOutcome<void> FailOnRounding(duck::Connection& connection, const std::vecto
   if (!CanRound(reader)) return {};
   std::string counts;
   for (const auto& c : reader.columns) {
-    if (IsChecked(c.type)) counts += fmt::format("{}count_if({})", counts.empty() ? "" : ", ", RoundsSql(c, reader));
+    if (IsChecked(c, reader)) counts += fmt::format("{}count_if({})", counts.empty() ? "" : ", ", RoundsSql(c, reader));
   }
   MILLRACE_TRY_ASSIGN(const duck::Table table,
-                      connection.Query(fmt::format("SELECT {} FROM ({})", counts, ReaderSelect(paths, AsText(reader)))));
+                      connection.Query(fmt::format("SELECT {} FROM ({})", counts,
+                                                   ReaderSelect(paths, AsText(reader, CheckedColumns(reader))))));
   std::size_t at = 0;
   for (const auto& c : reader.columns) {
-    if (!IsChecked(c.type)) continue;
+    if (!IsChecked(c, reader)) continue;
     if (const std::int64_t count = table.Int(at++); count > 0) return FailWith(connection, paths, reader, c, count);
   }
   return {};
 }
 
-StageOutcome<std::int64_t> CountRounding(duck::Connection& connection, const std::vector<std::string>& paths,
-                                         const ReaderOptions& reader) {
-  if (!CanRound(reader)) return std::int64_t{0};
-  std::string any;
+StageOutcome<std::vector<std::string>> ColumnsThatRound(duck::Connection& connection, const std::vector<std::string>& paths,
+                                                        const ReaderOptions& reader) {
+  std::vector<std::string> found;
+  if (!CanRound(reader)) return found;
+  const std::vector<std::string> checked = CheckedColumns(reader);
+  std::string counts;
   for (const auto& c : reader.columns) {
-    if (!IsChecked(c.type)) continue;
-    any += fmt::format("{}({})", any.empty() ? "" : " OR ", IsJson(reader.format) ? UnfitSql(c, reader) : RoundsSql(c, reader));
+    if (!IsChecked(c, reader)) continue;
+    counts += fmt::format("{}count_if({})", counts.empty() ? "" : ", ",
+                          IsJson(reader.format) ? UnfitSql(c, reader) : RoundsSql(c, reader));
   }
-  ReaderOptions text = AsText(reader);
+  ReaderOptions text = AsText(reader, checked);
   text.skip_bad_rows = true;
   MILLRACE_TRY_ASSIGN(const duck::Table table,
-                      connection.Query(fmt::format("SELECT count_if({}) FROM ({})", any, ReaderSelect(paths, text))));
-  return table.Int();
+                      connection.Query(fmt::format("SELECT {} FROM ({})", counts, ReaderSelect(paths, text))));
+  for (std::size_t i = 0; i < checked.size(); ++i)
+    if (table.Int(i) > 0) found.push_back(checked[i]);
+  return found;
 }
 
-ExactRows SplitRounding(const std::vector<std::string>& paths, const ReaderOptions& reader) {
-  std::string list, reasons, row;
+ExactRows SplitRounding(const std::vector<std::string>& paths, const ReaderOptions& reader,
+                        const std::vector<std::string>& columns) {
+  std::string list, reasons;
   for (const auto& c : reader.columns) {
     const std::string name = duck::QuoteName(c.name);
-    row += fmt::format("{}{}: {}", row.empty() ? "" : ", ", duck::QuoteText(c.name), name);
     list += list.empty() ? "" : ", ";
-    list += IsChecked(c.type) ? fmt::format("CAST({} AS {}) AS {}", Number(c, reader), c.type, name) : name;
-    if (!IsChecked(c.type)) continue;
-    reasons +=
-        fmt::format(" WHEN {} THEN {} || {}", UnfitSql(c, reader),
-                    duck::QuoteText(fmt::format("{} is not a {}: ", c.name, c.type)), fmt::format("CAST({} AS VARCHAR)", name));
+    list += IsNamed(columns, c.name) ? fmt::format("{} AS {}", ParsedSql(c, reader), name) : name;
+    if (!IsNamed(columns, c.name)) continue;
+    reasons += fmt::format(" WHEN {} THEN {} || CAST({} AS VARCHAR) || CASE WHEN {} THEN {} ELSE '' END", UnfitSql(c, reader),
+                           duck::QuoteText(fmt::format("{} is not a {}: ", c.name, c.type)), name, RoundsSql(c, reader),
+                           duck::QuoteText(LossAdvice(c.type)));
   }
-  const std::string reason = fmt::format("CASE{} END", reasons);
-  ReaderOptions kept = AsText(reader);
+  const std::string reason = fmt::format("CASE{} END", reasons), row = RowJson(reader.columns);
+  ReaderOptions kept = AsText(reader, columns);
   kept.store_rejects = reader.store_rejects;
-  ReaderOptions bad = AsText(reader);
+  ReaderOptions bad = AsText(reader, columns);
   bad.skip_bad_rows = true;
   bad.source_column = kSourceColumn;
   // The row in the WHERE makes the scan convert every column, also when rows are only counted: a row that the reader rejects is
   // then no row here either.
   return {.kept = fmt::format("SELECT {} FROM ({}) WHERE {} IS NULL", list, ReaderSelect(paths, kept), reason),
-          .rejects = fmt::format(
-              "SELECT {0} AS reason, {2} AS source, CAST(NULL AS BIGINT) AS line, CAST(to_json({{{3}}}) AS VARCHAR) "
-              "AS row FROM ({1}) WHERE {0} IS NOT NULL AND to_json({{{3}}}) IS NOT NULL",
-              reason, ReaderSelect(paths, bad), kSourceColumn, row)};
+          .rejects = fmt::format("SELECT {0} AS reason, {2} AS source, CAST(NULL AS BIGINT) AS line, {3} AS row FROM ({1}) "
+                                 "WHERE {0} IS NOT NULL AND {3} IS NOT NULL",
+                                 reason, ReaderSelect(paths, bad), kSourceColumn, row)};
+}
+
+StageOutcome<void> KeepWideIntegers(duck::Connection& connection, const std::string& path, const ReaderOptions& reader,
+                                    const std::vector<std::string>& guessed, std::vector<ColumnSpec>* columns) {
+  constexpr const char* kWide = "decimal(38,0)";
+  std::string counts;
+  ReaderOptions text = reader;
+  text.columns = *columns;
+  text.store_rejects = false;
+  text.skip_bad_rows = true;
+  std::vector<ColumnSpec*> doubtful;
+  for (std::size_t i = 0; i < columns->size(); ++i) {
+    ColumnSpec& c = (*columns)[i];
+    text.columns[i].type = IsJson(reader.format) ? "json" : "varchar";
+    if (!IsNamed(guessed, c.name) || (c.type != "double" && !(c.type == "bigint" && IsJson(reader.format)))) continue;
+    const std::string name = duck::QuoteName(c.name);
+    const std::string value = IsJson(reader.format) ? fmt::format("({} ->> '$')", name) : name;
+    const std::string unfit = fmt::format("TRY_CAST({} AS BIGINT) IS NULL", value);
+    counts += fmt::format("{}count_if({} IS NOT NULL AND {}), count_if({} IS NOT NULL AND (TRY_CAST({} AS {}) IS NULL OR {}))",
+                          counts.empty() ? "" : ", ", value, c.type == "double" ? WideIntegerSql(value) : unfit, value, value,
+                          kWide, TextLosesSql(value, kWide));
+    doubtful.push_back(&c);
+  }
+  if (doubtful.empty()) return {};
+  const auto answer = connection.Query(fmt::format("SELECT {} FROM ({})", counts, ReaderSelect({path}, text)));
+  if (!answer) return {};  // the scan finds what is wrong with the file, and proves the doubles again
+  const duck::Table& table = *answer;
+  for (std::size_t i = 0; i < doubtful.size(); ++i) {
+    if (table.Int(2 * i) == 0) continue;
+    ColumnSpec& c = *doubtful[i];
+    if (table.Int(2 * i + 1) > 0)
+      return std::unexpected(
+          StageFailure("source_malformed",
+                       fmt::format("{}: column '{}' has whole numbers that a double would not keep exactly, beside other "
+                                   "numbers; declare columns: {{ {}: text }}, or {{ {}: double }} if that is exact enough",
+                                   std::filesystem::path(path).filename().string(), c.name, c.name, c.name)));
+    c.type = kWide;
+  }
+  return {};
 }
 
 }  // namespace millrace

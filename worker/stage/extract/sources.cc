@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/drivers/duckdb.h"
+#include "worker/stage/extract/packed.h"
 
 namespace millrace {
 namespace {
@@ -104,10 +105,10 @@ std::string ReaderCall(const std::vector<std::string>& paths, const ReaderOption
   const std::string source = o.source_column.empty() ? "" : fmt::format(", filename = {}", QuoteText(o.source_column));
   if (o.format == FileFormat::kParquet) return fmt::format("read_parquet([{}], hive_partitioning = false{})", list, source);
   if (IsJson(o.format)) {
-    const std::string columns =
-        o.columns.empty() ? "sample_size = -1, maximum_depth = 1" : "columns = " + ColumnMap(o.columns, o.all_text);
-    return fmt::format("read_json([{}], format = '{}', {}, hive_partitioning = false{})", list,
-                       o.format == FileFormat::kJson ? "array" : "newline_delimited", columns, source);
+    const std::string columns = o.columns.empty() ? fmt::format("sample_size = -1, maximum_depth = {}", o.all_text ? 1 : 2)
+                                                  : "columns = " + ColumnMap(o.columns, o.all_text);
+    return fmt::format("read_json([{}], format = '{}', {}, maximum_object_size = {}, hive_partitioning = false{})", list,
+                       o.format == FileFormat::kJson ? "array" : "newline_delimited", columns, kRecordBytesMax, source);
   }
   std::string arguments = CsvArguments(o.format, o.options);
   if (o.columns.empty()) {
@@ -115,6 +116,8 @@ std::string ReaderCall(const std::vector<std::string>& paths, const ReaderOption
   } else {
     arguments += ", auto_detect = false, columns = " + ColumnMap(o.columns, o.all_text);
   }
+  // A line must fit the buffer, which is of the engine's own default size; left alone it would grow with the line.
+  arguments += fmt::format(", max_line_size = {}, buffer_size = {}", kRecordBytesMax, 2 * kRecordBytesMax);
   if (o.store_rejects) arguments += fmt::format(", store_rejects = true, rejects_limit = {}", o.rejects_limit);
   if (o.skip_bad_rows && !o.store_rejects) arguments += ", ignore_errors = true";
   return fmt::format("read_csv([{}]{}, hive_partitioning = false{})", list, arguments, source);

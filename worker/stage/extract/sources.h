@@ -20,11 +20,12 @@ struct ReaderOptions {
   FileFormat format = FileFormat::kParquet;
   std::vector<ColumnSpec> columns{};  // types by name; empty: let the engine guess over the whole file
   std::map<std::string, std::string>
-      options{};                // csv: delimiter, header, quote, escape, null, skip, dateformat, timestampformat
-  bool all_text = false;        // every column as text
-  bool store_rejects = false;   // csv: bad rows go to reject_errors
-  int rejects_limit = 0;        // csv, of each file: rows kept in reject_errors; 0: all
-  bool skip_bad_rows = false;   // csv: bad rows are left out
+      options{};                               // csv: delimiter, header, quote, escape, null, skip, dateformat, timestampformat
+  bool all_text = false;                       // every column as text
+  bool store_rejects = false;                  // csv: bad rows go to reject_errors
+  int rejects_limit = 0;                       // csv, of each file: rows kept in reject_errors; 0: all
+  bool skip_bad_rows = false;                  // csv: bad rows are left out
+  std::vector<std::string> guessed_doubles{};  // columns that nobody declared a double: whole numbers must stay exact in them
   std::string source_column{};  // a last column of this name with the path of the row's file; empty: none. A plain name
 };
 

@@ -12,6 +12,7 @@
 #include "common/base/result.h"
 #include "common/model/lake.h"
 #include "common/model/stage_task.h"
+#include "worker/stage/input_sql.h"
 #include "worker/stage/stage_context.h"
 
 namespace millrace::load {
@@ -55,8 +56,10 @@ struct LoadJob {
   std::string checksum;
   ProgressFn progress;
   // What the batch's checks found, before the destination was opened; to be returned once the receipt is known to be absent.
-  // Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable.
+  // Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable, source_changed.
   Outcome<void> checked{};
+  const Manifest* input = nullptr;  // what is loaded; null: a fence_only order
+  SourceWatch sources{};            // the referenced files, from before the first of them is read
 
   Receipt NewReceipt(std::string plan) const;
 };

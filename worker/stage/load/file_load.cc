@@ -233,6 +233,7 @@ class FileLoad {
     MILLRACE_TRY(RollForward());  // an older effect that stopped between its receipt and its rename comes first
     MILLRACE_TRY(RequireBalance(receipt));
     MILLRACE_FAILPOINT("load.before_commit");
+    MILLRACE_TRY(RequireUntouchedSources(job_));
     MILLRACE_TRY(WriteFile(ReceiptPath(), ReceiptToJson(receipt), RENAME_NOREPLACE));
     MILLRACE_FAILPOINT("load.after_commit");
     MILLRACE_TRY(RollForward());

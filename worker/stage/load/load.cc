@@ -40,9 +40,13 @@ Outcome<void> AddProvenance(LoadJob& job) {
 
 // Counts the dataset's rows into job.rows and runs the stage's checks.
 Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source) {
+  if (auto same = VerifySources(*job.input); !same) return Refuse("source_changed", std::move(same.error().message));
   auto count = source.Query(fmt::format("select count(*) from ({}) as dataset", job.dataset_sql));
   if (!count) return std::unexpected(Failure("source_unreadable", std::move(count.error().message), false));
   job.rows = count->Int();
+  if (job.rows != job.input->rows.loaded)
+    return Refuse("source_changed", fmt::format("the dataset of stage '{}' has {} rows and was published with {}",
+                                                job.input->stage, job.rows, job.input->rows.loaded));
   if (job.rows == 0 && job.spec.mode == LoadMode::kReplace && !job.spec.allow_empty)
     return Refuse("empty_input", "the dataset has no rows, and replacing a target by nothing needs allow_empty: true");
   if (job.order.task.stage.checks.empty()) return {};
@@ -81,6 +85,12 @@ std::string KeyList(const LoadJob& job, std::string_view between, std::string_vi
 }
 
 }  // namespace
+
+Outcome<void> RequireUntouchedSources(const LoadJob& job) {
+  if (auto same = job.sources.Untouched(); !same)
+    return std::unexpected(Failure("source_changed", std::move(same.error().message), true));
+  return {};
+}
 
 Outcome<BatchKeys> CheckKeys(const LoadJob& job, duck::Connection& source, const std::string& cast_sql) {
   for (const std::string& key : job.spec.key)
@@ -160,7 +170,10 @@ load::LoadJob MakeJob(const StageOrder& order, const LoadSpec& spec, const Manif
           spec.to == "file" ? spec.path : spec.table,
           load::Sha256Hex(order.task.effect).substr(0, 16),
           load::InputChecksum(input),
-          progress};
+          progress,
+          {},
+          order.fence_only ? nullptr : &input,
+          {}};
 }
 
 }  // namespace
@@ -174,6 +187,9 @@ StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connec
   auto sql = InputSql(input, order.lake);
   if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
   job.dataset_sql = std::move(*sql);
+  auto sources = SourceWatch::Start({input});
+  if (!sources) return load::ToResult(job, load::Failure("source_changed", std::move(sources.error().message), false));
+  job.sources = std::move(*sources);
   return Finished(job, connection);
 }
 

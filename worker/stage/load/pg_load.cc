@@ -87,6 +87,7 @@ class PgLoad {
   }
 
   Outcome<Loaded> Publish(const Receipt& receipt) {
+    MILLRACE_TRY(RequireUntouchedSources(job_));
     MILLRACE_TRY_ASSIGN(Receipt written, fence_.Finish(receipt));
     return Loaded{std::move(written), false};
   }

@@ -133,6 +133,7 @@ class SqliteLoad {
                                job_.spec.mode == LoadMode::kMerge                  ? "upsert"
                                : job_.spec.mode == LoadMode::kReplace && !created_ ? "delete and insert"
                                                                                    : "insert");
+    MILLRACE_TRY(RequireUntouchedSources(job_));
     MILLRACE_TRY(WriteReceipt(receipt));
     MILLRACE_FAILPOINT("load.before_commit");
     MILLRACE_TRY(transaction.Commit());

@@ -11,6 +11,8 @@ StageOutcome<StageResult> RunTransform(const StageOrder& order, const std::vecto
                                        duck::Connection& connection) {
   const auto& spec = std::get<TransformSpec>(order.task.stage.work);
   StageResult result;
+  const auto watch = SourceWatch::Start(inputs);
+  if (!watch) return std::unexpected(StageFailure("source_changed", watch.error().message));
   for (const auto& input : inputs) {
     if (auto same = VerifySources(input); !same) return std::unexpected(StageFailure("source_changed", same.error().message));
     MILLRACE_TRY_ASSIGN(const std::string sql, InputSql(input, order.lake));
@@ -23,6 +25,7 @@ StageOutcome<StageResult> RunTransform(const StageOrder& order, const std::vecto
     return std::unexpected(SqlFailure("sql_error", connection, std::move(select.error())));
   }
   LakeWriter writer(order, connection);
+  writer.BeforePublish(&*watch);
   auto done = writer.WriteAndPublish(spec.sql, order.task.params, "silver", std::move(result));
   if (!done && done.error().error_class == "io_error") {
     // A source that was replaced while it was read looks like a broken file; say what it is.

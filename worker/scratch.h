@@ -1,0 +1,33 @@
+// A worker's folder for the scratch of its stages: found again, and removed, by the next worker when its own was killed.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+#include "common/base/result.h"
+
+namespace millrace::worker {
+
+// `<parent>/millrace-<id>` with a file `lock` in it that is locked as long as this lives; whoever can take the lock of such a
+// folder knows that its worker is dead. Not thread-safe.
+class ScratchFolder {
+ public:
+  // Removes the folders of dead workers of this user in `parent`, then makes its own. kUnavailable: cannot.
+  static Result<ScratchFolder> Make(const std::filesystem::path& parent, std::string_view id);
+  ScratchFolder(ScratchFolder&& other) noexcept;
+  ScratchFolder& operator=(ScratchFolder&&) = delete;
+  ~ScratchFolder();  // removes the lock, and the folder if it is empty by then; if it is not, it stays for the next worker
+
+  const std::string& path() const { return path_; }
+
+  // How many folders were removed.
+  static int SweepDead(const std::filesystem::path& parent);
+
+ private:
+  ScratchFolder(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
+  std::string path_;
+  int fd_;
+};
+
+}  // namespace millrace::worker
