@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <sys/mount.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "common/drivers/sqlite.h"
@@ -388,6 +389,23 @@ TEST_F(CliProcesses, AnEditInTheLedgerIsFoundAndNamed) {
   EXPECT_EQ(Run({"audit", "verify"}).code, 0) << "put back";
   Sql("delete from outcome where job = (select max(job) from outcome)");
   EXPECT_EQ(Run({"audit", "verify"}).code, 1);
+}
+
+TEST_F(CliProcesses, EachRunSignsOnlyWhatIsNewAndAMissingFileIsNoticed) {
+  WritePipeline("p", "  c: { command: [\"true\"] }\n");
+  for (int i = 0; i < 5; ++i) ASSERT_EQ(Run({"run", "p.yaml", "-q"}).code, 0);
+  std::vector<std::filesystem::path> files;
+  for (const auto& file : std::filesystem::directory_iterator(home_ / "checkpoints")) files.push_back(file.path());
+  ASSERT_EQ(files.size(), 5u);
+  std::size_t entries = 0;
+  for (const auto& path : files) {
+    std::ifstream in(path);
+    for (std::string line; std::getline(in, line);) entries += nlohmann::json::parse(line).at("records").size();
+  }
+  EXPECT_EQ(entries, RunJson({"audit", "verify"}).at("records").get<std::size_t>());
+  std::ranges::sort(files);
+  std::filesystem::remove(files[2]);
+  EXPECT_EQ(RunJson({"audit", "verify"}, 1).at("first_bad").at("kind"), "checkpoint");
 }
 
 TEST_F(CliProcesses, ProgressGoesToStderrOneLineAStep) {
