@@ -105,8 +105,9 @@ class LedgerPruneTest : public testing::LedgerTest {
     checkpoint.sequence = 1;
     checkpoint.at = Now();
     checkpoint.heads = *ledger_->AuditHeads(In());
-    for (const AuditRecord& record : *ledger_->AuditRecords(std::nullopt, 0, 100'000, In()))
-      checkpoint.records.push_back(CheckpointEntry::Of(record));
+    const auto records = ledger_->AuditRecords(std::nullopt, 0, 100'000, In());
+    EXPECT_TRUE(records) << records.error().message;
+    for (const AuditRecord& record : *records) checkpoint.records.push_back(CheckpointEntry::Of(record));
     CheckpointSet set;
     set.Merge(checkpoint);
     return set;
