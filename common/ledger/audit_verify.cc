@@ -361,7 +361,7 @@ class Verifier {
     if (orphans.empty()) return Finding{};
     const AuditedRow& row = orphans.front();
     return Finding{OfRow(TamperKind::kInsert, row,
-                         fmt::format("{} {} claims {}, which does not exist: the row was inserted, or the record removed",
+                         fmt::format("{} {} claims {}, which no chain holds: the row was inserted, or the record removed",
                                      row.table, row.key, Place(row.writer, row.seq)))};
   }
 
