@@ -268,16 +268,18 @@ TEST_F(LoadSqlite, ZombiesAreStaleAndKillsLeaveOneEffect) {
 }
 
 TEST_F(LoadSqlite, ABatchThatShrinksAfterItWasCountedIsNotCommitted) {
-  const Manifest input = Dataset(kRows), other = Dataset(std::string(kRows) + " where range < 60");
-  SetFailpointHook("load.after_fence", [&] {
-    SetFailpointHook("load.after_fence", nullptr);
-    std::filesystem::rename(dir_ + "/" + other.files.front().path, dir_ + "/" + input.files.front().path);
-  });
-  const StageResult r = Load(Order(LoadMode::kAppend, "t", "e", 1), input);
-  EXPECT_EQ(r.error_class, "internal_error") << r.error;
-  EXPECT_NE(r.error.find("read 100, loaded 60"), std::string::npos) << r.error;
-  EXPECT_EQ(Int("select count(*) from millrace_receipt"), 0);
-  EXPECT_EQ(Int("select count(*) from sqlite_master where name = 't'"), 0);
+  for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
+    const Manifest input = Dataset(kRows), other = Dataset(std::string(kRows) + " where range < 60");
+    SetFailpointHook("load.after_fence", [&] {
+      SetFailpointHook("load.after_fence", nullptr);
+      std::filesystem::rename(dir_ + "/" + other.files.front().path, dir_ + "/" + input.files.front().path);
+    });
+    const StageResult r = Load(Order(mode, "t", "e", 1), input);
+    EXPECT_EQ(r.error_class, "internal_error") << r.error;
+    EXPECT_NE(r.error.find("read 100, loaded 60"), std::string::npos) << r.error;
+    EXPECT_EQ(Int("select count(*) from millrace_receipt"), 0);
+    EXPECT_EQ(Int("select count(*) from sqlite_master where name = 't'"), 0);
+  }
 }
 
 TEST_F(LoadSqlite, ACancelFencesWhatStillRuns) {

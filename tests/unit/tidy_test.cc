@@ -60,9 +60,10 @@ TEST(TidyTest, OnlyTheNamedFilesMakeTheseCalls) {
   const std::vector<Ban> bans{
       {"steady_clock::now", {"common/base/clock."}, "a Clock"},
       {"system_clock::now", {"common/base/clock."}, "a Clock"},
-      // Reconnecting after a lost COMMIT answer: threads that do nothing but block on their connection, within a deadline.
+      // Reconnecting after a lost COMMIT answer, waiting for a file's lock: threads that do nothing else, within a deadline.
       {"sleep_for",
-       {"common/base/failpoint.cc", "common/ledger/postgres_store.cc", "worker/stage/load/pg_fence.cc"},
+       {"common/base/failpoint.cc", "common/ledger/postgres_store.cc", "worker/stage/load/pg_fence.cc",
+        "worker/stage/load/file_lock.cc"},
        "a wait that can be interrupted, with a deadline"},
       {"std::random_device", {}, "Random"},
       {"mt19937", {"common/base/random.", "common/base/failpoint.cc"}, "Random"},

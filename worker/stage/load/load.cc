@@ -102,14 +102,15 @@ Outcome<BatchKeys> CheckKeys(const LoadJob& job, duck::Connection& source, const
     if (!table) return std::unexpected(Failure("data_rejected", std::move(table.error().message), false));
     return std::move(*table);
   };
-  MILLRACE_TRY_ASSIGN(const duck::Table nulls, ask(fmt::format("select count(*) from ({}) where {} is null", cast_sql,
-                                                               KeyList(job, " is null or ", ""))));
+  MILLRACE_TRY_ASSIGN(const duck::Table nulls, ask(fmt::format("select count(*) filter (where {} is null), count(*) from ({})",
+                                                               KeyList(job, " is null or ", ""), cast_sql)));
   if (nulls.Int() != 0)
     return Refuse("null_key", fmt::format("{} rows have a null in the key ({})", nulls.Int(), fmt::join(job.spec.key, ", ")));
-  BatchKeys out{job.rows, 0, cast_sql};
+  const std::int64_t rows = nulls.Int(1);  // not job.rows: rows that are missing now are not further copies of others
+  BatchKeys out{rows, 0, cast_sql};
   MILLRACE_TRY_ASSIGN(const duck::Table distinct,
                       ask(fmt::format("select count(*) from (select distinct {} from ({}))", keys, cast_sql)));
-  if (distinct.Int() == job.rows) return out;
+  if (distinct.Int() == rows) return out;
   MILLRACE_TRY_ASSIGN(const duck::Table differing,
                       ask(fmt::format("select {}, count(*) from (select distinct * from ({})) group by {} having count(*) > 1"
                                       " order by {} limit {}",
@@ -127,7 +128,7 @@ Outcome<BatchKeys> CheckKeys(const LoadJob& job, duck::Connection& source, const
   }
   out.select_sql = fmt::format("select distinct * from ({})", cast_sql);
   out.rows = distinct.Int();
-  out.deduplicated = job.rows - out.rows;
+  out.deduplicated = rows - out.rows;
   return out;
 }
 
