@@ -144,7 +144,7 @@ TEST_F(SourceTruthTest, ASourceThatChangesWhileItIsLoadedCommitsNothing) {
   const StageResult back = Run(order);
   ASSERT_TRUE(back.ok) << back.error;
   EXPECT_EQ(back.rows.loaded, 1000);
-  Write("a.csv", "gone");
+  fs::remove(Src("a.csv"));
   order.token = Token{++token_};
   EXPECT_TRUE(Run(order).already_applied) << "what is loaded needs its source no more";
 }
@@ -368,6 +368,8 @@ TEST_F(SourceTruthTest, CsvMistakesAreNamedInTheOrderTheyMatter) {
   EXPECT_THAT(value.error, HasSubstr("v.csv:3"));
   EXPECT_LT(value.error.size(), 300u) << value.error;
 
+  Write("w.csv", "id,t\n1,\"isn't " + std::string(200, 'y') + "\"\n2,b\n");
+  EXPECT_TRUE(Run(Extract("w", "w.csv")).ok);
   Write("m.ndjson", "{\"a\":1}\n{\"a\":\"x\"}\n");
   const StageResult json = Run(Declared("m", "m.ndjson", {{.name = "a", .type = "bigint"}}));
   EXPECT_EQ(json.error_class, "bad_value");

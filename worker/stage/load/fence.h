@@ -56,7 +56,7 @@ struct LoadJob {
   std::string checksum;
   ProgressFn progress;
   const Manifest* input = nullptr;  // what is loaded; null: a fence_only order
-  SourceWatch sources{};            // the referenced files, from before the first of them is read
+  SourceWatch sources{};            // the referenced files, watched since CheckBatch
 
   Receipt NewReceipt(std::string plan) const;
 };

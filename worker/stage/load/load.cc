@@ -91,6 +91,9 @@ std::string KeyList(const LoadJob& job, std::string_view between, std::string_vi
 }  // namespace
 
 Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source) {
+  auto sources = SourceWatch::Start({*job.input});
+  if (!sources) return Refuse("source_changed", std::move(sources.error().message));
+  job.sources = std::move(*sources);
   if (auto same = VerifySources(*job.input); !same) return Refuse("source_changed", std::move(same.error().message));
   auto count = source.Query(fmt::format("select count(*) from ({}) as dataset", job.dataset_sql));
   if (!count) return std::unexpected(Failure("source_unreadable", std::move(count.error().message), false));
@@ -198,9 +201,6 @@ StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connec
   auto sql = InputSql(input, order.lake);
   if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
   job.dataset_sql = std::move(*sql);
-  auto sources = SourceWatch::Start({input});
-  if (!sources) return load::ToResult(job, load::Failure("source_changed", std::move(sources.error().message), false));
-  job.sources = std::move(*sources);
   return Finished(job, connection);
 }
 

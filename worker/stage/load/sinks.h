@@ -18,7 +18,8 @@ Outcome<Loaded> LoadIntoPostgres(LoadJob& job, duck::Connection& source, const C
 Outcome<Loaded> LoadIntoSqlite(LoadJob& job, duck::Connection& source);
 Outcome<Loaded> LoadIntoFiles(LoadJob& job, duck::Connection& source);
 
-// To be called once the receipt is known to be absent: counts the dataset's rows into job.rows and runs the stage's checks.
+// To be called once the receipt is known to be absent: begins to watch the sources, counts the dataset's rows into
+// job.rows and runs the stage's checks.
 // Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable, source_changed.
 Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source);
 
