@@ -10,6 +10,7 @@
 #include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
 #include "tests/support/stage_fixture.h"
+#include "worker/stage/extract/csv_diagnosis.h"
 
 namespace millrace {
 namespace {
@@ -144,7 +145,7 @@ TEST_F(SourceTruthTest, ASourceThatChangesWhileItIsLoadedCommitsNothing) {
   const StageResult back = Run(order);
   ASSERT_TRUE(back.ok) << back.error;
   EXPECT_EQ(back.rows.loaded, 1000);
-  Write("a.csv", "gone");
+  fs::remove(Src("a.csv"));
   order.token = Token{++token_};
   EXPECT_TRUE(Run(order).already_applied) << "what is loaded needs its source no more";
 }
@@ -367,6 +368,11 @@ TEST_F(SourceTruthTest, CsvMistakesAreNamedInTheOrderTheyMatter) {
   const StageResult value = Run(Declared("v", "v.csv", {{.name = "n", .type = "bigint"}}));
   EXPECT_THAT(value.error, HasSubstr("v.csv:3"));
   EXPECT_LT(value.error.size(), 300u) << value.error;
+
+  EXPECT_EQ(WithoutEngineAdvice("it isn't a number, which the column's type asks for, says the engine of the text \"" +
+                                std::string(200, 'y') + "\" here. Try setting 'auto_detect' to true"),
+            "it isn't a number, which the column's type asks for, says the engine of the text \"" + std::string(60, 'y') +
+                "...\" here.");
 
   Write("m.ndjson", "{\"a\":1}\n{\"a\":\"x\"}\n");
   const StageResult json = Run(Declared("m", "m.ndjson", {{.name = "a", .type = "bigint"}}));

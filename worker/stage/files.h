@@ -20,11 +20,13 @@ struct FileStamp {
   friend bool operator==(const FileStamp&, const FileStamp&) = default;
 };
 
+// Folders that one pattern with `**` may lead through.
+inline constexpr int kGlobFoldersMax = 100'000;
+
 // Regular files that match a glob (absolute, or relative to `base_dir`), sorted by path. Directories, FIFOs and devices do
 // not match. A component `**` stands for any number of folders; links to folders and hidden folders are not followed there. A
 // folder that does not exist matches nothing. kUnavailable: a folder cannot be read. kInvalidArgument: `**` is only a part of a
 // component. kLimit: `**` leads through more than kGlobFoldersMax folders.
-inline constexpr int kGlobFoldersMax = 100'000;
 Result<std::vector<std::string>> ExpandGlob(std::string_view base_dir, std::string_view pattern);
 
 // The longest folder in front of the first glob character, absolute.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
@@ -190,8 +191,9 @@ std::string WithShortQuotes(const std::string& message) {
   constexpr std::size_t kShown = 60;
   std::string out;
   for (std::size_t at = 0; at < message.size();) {
-    // A text in quotes, or what the engine shows without any: a run without a space.
-    const char quote = message[at] == '"' || message[at] == '\'' ? message[at] : ' ';
+    // A text in quotes, or what the engine shows without any: a run without a space. In "isn't" there is no quote.
+    const bool in_word = at > 0 && std::isalnum(static_cast<unsigned char>(message[at - 1])) != 0;
+    const char quote = (message[at] == '"' || message[at] == '\'') && !in_word ? message[at] : ' ';
     const std::size_t end =
         std::min(message.find_first_of(quote == ' ' ? " \n\"'" : std::string(1, quote), at + 1), message.size());
     std::string part = message.substr(at, end - at);

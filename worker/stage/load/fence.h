@@ -59,7 +59,7 @@ struct LoadJob {
   // Classes: empty_input (replace by no rows without allow_empty), check_failed, source_unreadable, source_changed.
   Outcome<void> checked{};
   const Manifest* input = nullptr;  // what is loaded; null: a fence_only order
-  SourceWatch sources{};            // the referenced files, from before the first of them is read
+  SourceWatch sources{};            // the referenced files, watched since CheckBatch
 
   Receipt NewReceipt(std::string plan) const;
 };

@@ -38,8 +38,11 @@ Outcome<void> AddProvenance(LoadJob& job) {
   return {};
 }
 
-// Counts the dataset's rows into job.rows and runs the stage's checks.
+// Begins to watch the sources, counts the dataset's rows into job.rows and runs the stage's checks.
 Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source) {
+  auto sources = SourceWatch::Start({*job.input});
+  if (!sources) return Refuse("source_changed", std::move(sources.error().message));
+  job.sources = std::move(*sources);
   if (auto same = VerifySources(*job.input); !same) return Refuse("source_changed", std::move(same.error().message));
   auto count = source.Query(fmt::format("select count(*) from ({}) as dataset", job.dataset_sql));
   if (!count) return std::unexpected(Failure("source_unreadable", std::move(count.error().message), false));
@@ -188,9 +191,6 @@ StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connec
   auto sql = InputSql(input, order.lake);
   if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
   job.dataset_sql = std::move(*sql);
-  auto sources = SourceWatch::Start({input});
-  if (!sources) return load::ToResult(job, load::Failure("source_changed", std::move(sources.error().message), false));
-  job.sources = std::move(*sources);
   return Finished(job, connection);
 }
 
