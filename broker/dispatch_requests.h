@@ -3,12 +3,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "broker/entry_codec.h"
+#include "broker/events.h"
 #include "broker/lines.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
@@ -42,4 +45,44 @@ struct ClaimPlan {
   std::vector<std::pair<WorkerId, std::uint32_t>> split;
 };
 
+namespace dispatch {
+
+struct Submit {  // one request of a client, which may touch several shards
+  wire::PeerId peer;
+  std::uint64_t request = 0;
+  std::size_t pieces = 0;  // still to be committed
+  bool failed = false;
+  bool run = false, watch = false;
+  OrgId org;  // of the run
+  std::vector<wire::SubmitReply::Item> items;
+};
+
+struct Ending {
+  JobId job;
+  Token token;
+  AttemptVerdict verdict;
+  std::optional<WallTime> run_at;
+};
+
+struct Check {                     // entries of kept lines that wait for what the ledger says of them
+  std::vector<QueueEntry> stayed;  // found in flight by Take
+  std::vector<JobEntry> expired;   // taken out by ExpireDue
+  std::vector<JobEntry> claimed;
+  LineKey key;                                            // of the claim
+  std::vector<std::pair<WorkerId, std::uint32_t>> split;  // of the claim; reserved
+};
+
+struct Op {
+  QueueOpId id;
+  ShardHold hold;
+  enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire, kRemove } kind = Kind::kPlain;
+  std::string line;
+  LineKey key;                                            // kClaim; kRemove: its durability
+  std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
+  std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
+  std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
+  std::size_t accept_rows = 0, accept_bytes = 0;
+};
+
+}  // namespace dispatch
 }  // namespace millrace

@@ -106,21 +106,8 @@ class Dispatcher {
     bool presumed = false;  // a former owner's attempt that may run: no worker has said so yet
     Token last_token{};     // presumed: of the job's latest attempt row
   };
-  struct Submit {  // one request of a client, which may touch several shards
-    wire::PeerId peer;
-    std::uint64_t request = 0;
-    std::size_t pieces = 0;  // still to be committed
-    bool failed = false;
-    bool run = false, watch = false;
-    OrgId org;  // of the run
-    std::vector<wire::SubmitReply::Item> items;
-  };
-  struct Ending {
-    JobId job;
-    Token token;
-    AttemptVerdict verdict;
-    std::optional<WallTime> run_at;
-  };
+  using Submit = dispatch::Submit;
+  using Ending = dispatch::Ending;
   struct Piece {
     ShardHold hold;
     OwnerBatch rows;  // moved into the command when it is sealed
@@ -143,13 +130,7 @@ class Dispatcher {
     std::size_t accept_rows = 0, accept_bytes = 0;
     std::size_t bytes = 0;  // in rows, about
   };
-  struct Check {                     // entries of kept lines that wait for what the ledger says of them
-    std::vector<QueueEntry> stayed;  // found in flight by Take
-    std::vector<JobEntry> expired;   // taken out by ExpireDue
-    std::vector<JobEntry> claimed;
-    LineKey key;                                            // of the claim
-    std::vector<std::pair<WorkerId, std::uint32_t>> split;  // of the claim; reserved
-  };
+  using Check = dispatch::Check;
   struct Shard {
     ShardHold hold;
     Phase phase = Phase::kUnknown;
@@ -193,17 +174,7 @@ class Dispatcher {
     MonoTime adopt_until{};                      // then they are lost
     RecentIds recent{2 * (kFreshIdAge + kFreshIdAhead)};
   };
-  struct Op {
-    QueueOpId id;
-    ShardHold hold;
-    enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire, kRemove } kind = Kind::kPlain;
-    std::string line;
-    LineKey key;                                            // kClaim; kRemove: its durability
-    std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
-    std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
-    std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
-    std::size_t accept_rows = 0, accept_bytes = 0;
-  };
+  using Op = dispatch::Op;
 
   // Shards: dispatcher_shards.cc
   void On(event::ShardTaken& e);

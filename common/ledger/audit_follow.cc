@@ -22,9 +22,10 @@ void AuditFollower::Break(AuditWriterId writer, std::string why) {
 
 // False: there is more to be read.
 bool AuditFollower::Follow(AuditSource& source, const AuditHead& head, std::uint32_t limit, MonoTime deadline,
-                           AuditNews& news) {
+                           const std::map<AuditWriterId, AuditHead>& pruned, AuditNews& news) {
   AuditHead last{head.writer, 0, {}};
   if (const auto known = known_.find(head.writer); known != known_.end()) last = known->second;
+  if (const auto gone = pruned.find(head.writer); gone != pruned.end() && gone->second.seq > last.seq) last = gone->second;
   if (head.seq < last.seq) Break(head.writer, fmt::format("its chain ends at record {}, {} was signed", head.seq, last.seq));
   if (head.seq == last.seq && head.hash != last.hash) Break(head.writer, fmt::format("record {} is another one", head.seq));
   while (last.seq < head.seq && !broken_.contains(head.writer)) {
@@ -51,11 +52,15 @@ bool AuditFollower::Follow(AuditSource& source, const AuditHead& head, std::uint
 
 Result<AuditNews> AuditFollower::Read(AuditSource& source, std::uint32_t limit, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const std::vector<AuditHead> heads, source.AuditHeads(deadline));
+  // Read after the heads: what goes meanwhile is read of no more.
+  MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> chains, source.PrunedChains(deadline));
+  std::map<AuditWriterId, AuditHead> pruned;
+  for (const PrunedChain& chain : chains) pruned[chain.writer] = {chain.writer, chain.through, chain.through_hash};
   AuditNews news;
   std::set<AuditWriterId> present;
   for (const AuditHead& head : heads) {
     present.insert(head.writer);
-    if (!broken_.contains(head.writer) && !Follow(source, head, limit, deadline, news)) news.complete = false;
+    if (!broken_.contains(head.writer) && !Follow(source, head, limit, deadline, pruned, news)) news.complete = false;
   }
   std::size_t gone = 0;
   for (const auto& [writer, head] : known_) {

@@ -20,8 +20,9 @@ struct AuditNews {
 };
 
 // Keeps the end of every chain. A record that does not continue its chain, or whose root or stored hash is wrong, is never in
-// the news, nor is anything behind it in the same chain: the break is logged, and stays for as long as the follower lives. It
-// does not compare rows with leaves, which is what VerifyAudit does. Not thread-safe.
+// the news, nor is anything behind it in the same chain: the break is logged, and stays for as long as the follower lives. A
+// pruned chain goes on behind what is gone (whether its certificate is signed, VerifyAudit looks). It does not compare rows
+// with leaves, which is what VerifyAudit does. Not thread-safe.
 class AuditFollower {
  public:
   // `signed_before`: the heads of checkpoints that were written earlier; what lies before them is not read again.
@@ -31,7 +32,8 @@ class AuditFollower {
   Result<AuditNews> Read(AuditSource& source, std::uint32_t limit, MonoTime deadline);
 
  private:
-  bool Follow(AuditSource& source, const AuditHead& head, std::uint32_t limit, MonoTime deadline, AuditNews& news);
+  bool Follow(AuditSource& source, const AuditHead& head, std::uint32_t limit, MonoTime deadline,
+              const std::map<AuditWriterId, AuditHead>& pruned, AuditNews& news);
   void Break(AuditWriterId writer, std::string why);
 
   std::map<AuditWriterId, AuditHead> known_;

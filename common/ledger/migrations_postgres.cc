@@ -368,7 +368,10 @@ begin
       execute format('drop table %s', part);
       total := total + n;
     end loop;
-    execute format('delete from millrace.%I where %I < $1', names[i], keys[i]) using millrace.uuid_at(upto);
+    -- the request to stop a backfill stays, or the backfill would go on
+    execute format('delete from millrace.%I where %I < $1', names[i], keys[i]) ||
+      case names[i] when 'cancel' then ' and not exists (select 1 from millrace.backfill b where b.backfill = item)' else '' end
+      using millrace.uuid_at(upto);
     get diagnostics n = row_count;
     total := total + n;
     if total <> expected[i] then

@@ -147,7 +147,7 @@ Result<void> SqlLedger::CollectTable(Table table, const Uuid& end, Going& going,
   const bool two = def.key_columns == 2;  // attempt: job, token
   const std::string key = KeyOf(def), second = two ? "t." + std::string(def.columns[1].name) : "0";
   const std::string sql = "select " + store_->Columns(table, "t") + ", t.audit_writer, t.audit_seq, t.audit_index from " +
-                          std::string(def.name) + " t where " + key + " < $1 and " +
+                          std::string(def.name) + " t where " + key + " < $1" + std::string(GoesOf(table)) + " and " +
                           (two ? "(" + key + ", " + second + ") > ($2, $3)" : key + " > $2") + " order by " + key +
                           (two ? ", " + second : "") + " limit " + std::to_string(kPageRows);
   Uuid after;

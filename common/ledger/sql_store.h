@@ -127,6 +127,10 @@ Result<std::unique_ptr<SqlStore>> OpenSqliteStore(const LedgerOptions& options, 
 // What retention takes, in this order; the first column of each is the id that decides.
 inline constexpr std::array kPrunedTables = {Table::kRun,        Table::kJob,    Table::kAttempt,   Table::kOutcome,
                                              Table::kRunOutcome, Table::kCancel, Table::kDeadAction};
+// A condition: what goes of such a table when it is old. The request to stop a backfill stays, or the backfill would go on.
+inline std::string_view GoesOf(Table table) {
+  return table == Table::kCancel ? " and not exists (select 1 from backfill b where b.backfill = item)" : "";
+}
 
 // "insert into job (job, org, ..., audit_writer, audit_seq, audit_index) "
 std::string InsertHead(Table table);

@@ -114,10 +114,9 @@ class SqliteStore final : public SqlStore {
     std::vector<Statement> all;
     for (std::size_t i = 0; i < expected.size(); ++i) {
       const TableDef& def = DefOf(kPrunedTables[i]);
-      const std::string name(def.name), key(def.columns[0].name);
-      all.push_back({"insert into prune_check select count(*) = $2 from " + name + " where " + key + " < $1",
-                     Params().Id(end).Int(expected[i])});
-      all.push_back({"delete from " + name + " where " + key + " < $1", Params().Id(end)});
+      const std::string rows = fmt::format("{} where {} < $1{}", def.name, def.columns[0].name, GoesOf(kPrunedTables[i]));
+      all.push_back({"insert into prune_check select count(*) = $2 from " + rows, Params().Id(end).Int(expected[i])});
+      all.push_back({"delete from " + rows, Params().Id(end)});
     }
     all.push_back({"delete from prune_check", {}});
     return all;
