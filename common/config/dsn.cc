@@ -151,6 +151,10 @@ std::string RedactTail(std::string text) {
 }  // namespace
 
 std::string RedactDsn(std::string_view dsn) {
+  // USER:PASSWORD@HOST without its scheme: a mistake, and a secret all the same.
+  if (const std::size_t at = dsn.rfind('@');
+      at != std::string_view::npos && dsn.find("://") == std::string_view::npos && dsn.find('=') == std::string_view::npos)
+    return std::string(kMask) + std::string(dsn.substr(at));
   if (const auto authority = AuthorityOf(dsn)) return RedactUri(std::string(dsn), *authority);
   const auto pairs = SplitPairs(dsn);
   if (!pairs ||

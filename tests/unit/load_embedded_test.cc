@@ -5,6 +5,7 @@
 
 #include "common/drivers/sqlite.h"
 #include "tests/support/load_fixture.h"
+#include "worker/stage/files.h"
 #include "worker/stage/load/fence.h"
 #include "worker/stage/load/file_lock.h"
 #include "worker/stage/load/pg_binary.h"
@@ -408,6 +409,7 @@ TEST_F(LoadFiles, ASourceIsNotWrittenOver) {
   Manifest input = Dataset(kRows);
   input.files.front().referenced = true;
   input.files.front().path = dir_ + "/" + input.files.front().path;
+  input.files.front().mtime_us = StampFile(input.files.front().path)->mtime_us;
   std::filesystem::create_symlink(input.files.front().path, dir_ + "/link.parquet");
   for (const std::string path : {"x/../d1.parquet", "link.parquet"})
     EXPECT_EQ(Load(FileOrder(LoadMode::kReplace, path, "e", 1), input).error_class, "invalid_target") << path;
