@@ -73,7 +73,7 @@ Result<Checkpoint> FromJson(const Json& json) {
     checkpoint.complete = json.at("complete").get<bool>();
     checkpoint.full = json.at("full").get<bool>();
     if (const Json& link = json.at("continues"); !link.is_null()) {
-      Checkpoint::Link& to = checkpoint.continues.emplace();
+      CheckpointLink& to = checkpoint.continues.emplace();
       MILLRACE_TRY_ASSIGN(to.log, AuditWriterId::Parse(link.at(0).get<std::string>()));
       to.sequence = link.at(1).get<std::uint64_t>();
       MILLRACE_TRY_ASSIGN(to.line, DigestFromHex(link.at(2).get<std::string>()));
@@ -328,7 +328,7 @@ namespace {
 // Which lines there are, and which ones others continue.
 struct Links {
   std::map<std::pair<AuditWriterId, std::uint64_t>, Digest> lines;
-  std::vector<std::pair<std::string, Checkpoint::Link>> wanted;  // by which file
+  std::vector<std::pair<std::string, CheckpointLink>> wanted;  // by which file
 };
 
 void ReadFile(const std::filesystem::path& path, const PublicKey& key, CheckpointSet& set, Links& links) {
@@ -425,10 +425,10 @@ Result<std::optional<CheckpointTail>> ReadCheckpointTail(const std::string& dir,
   if (!newest) return std::optional<CheckpointTail>{};
   std::optional<CheckpointTail> tail;
   std::string path = newest->string();
-  std::optional<Checkpoint::Link> wanted;  // the line to go on with; none: the last one
+  std::optional<CheckpointLink> wanted;  // the line to go on with; none: the last one
   while (true) {
     BackwardReader reader(path);
-    std::optional<Checkpoint::Link> before;
+    std::optional<CheckpointLink> before;
     std::optional<Digest> expected;
     while (const auto line = reader.Next()) {
       auto checkpoint = ParseCheckpointLine(*line, key);

@@ -59,24 +59,24 @@ struct CheckpointEntry {
   static CheckpointEntry Of(const AuditRecord& record);
 };
 
+// The last line of the file that a checkpoint's writer found when it started: files cannot go missing unnoticed.
+struct CheckpointLink {
+  AuditWriterId log;
+  std::uint64_t sequence = 0;
+  Digest line{};  // SHA-256 of it
+};
 struct Checkpoint {
-  // The last line of the file that its writer found when it started: files cannot go missing unnoticed.
-  struct Link {
-    AuditWriterId log;
-    std::uint64_t sequence = 0;
-    Digest line{};  // SHA-256 of it
-  };
   int format = 2;              // 1: always full and complete, no link
   AuditWriterId log;           // which process start wrote it: one file each
   std::uint64_t sequence = 0;  // 1, 2, 3 ... in the file
   Digest previous{};           // SHA-256 of the line before it; zeros for the first
   WallTime at{};
-  bool complete = true;                  // every chain was read to its end: no older record may turn up later
-  bool full = true;                      // `heads` are those of all chains
-  std::optional<Link> continues;         // of the first line only
-  std::vector<AuditHead> heads;          // those that changed since the line before it, or all
-  std::vector<CheckpointEntry> records;  // audit records since the checkpoint before it
-  std::string SignedBytes() const;       // canonical; what the signature covers
+  bool complete = true;                     // every chain was read to its end: no older record may turn up later
+  bool full = true;                         // `heads` are those of all chains
+  std::optional<CheckpointLink> continues;  // of the first line only
+  std::vector<AuditHead> heads;             // those that changed since the line before it, or all
+  std::vector<CheckpointEntry> records;     // audit records since the checkpoint before it
+  std::string SignedBytes() const;          // canonical; what the signature covers
 };
 
 // One line without its newline, and back. ParseCheckpointLine checks the form and, with `key`, the signature: kCorrupt for
@@ -122,7 +122,7 @@ class CheckpointWriter {
   Digest previous_{};
   std::optional<MonoTime> last_, quiet_since_;
   std::map<AuditWriterId, AuditHead> written_;
-  std::optional<Checkpoint::Link> continues_;
+  std::optional<CheckpointLink> continues_;
   std::uint64_t since_full_ = 0;  // bytes
   bool full_due_ = true;
   std::vector<CheckpointEntry> pending_;
@@ -151,7 +151,7 @@ struct CheckpointSet {
 
 // Where a folder's checkpoints stand: the last line of the file that was written last, and the heads of all chains then.
 struct CheckpointTail {
-  Checkpoint::Link last;
+  CheckpointLink last;
   std::map<AuditWriterId, AuditHead> heads;
   std::uint64_t since_full = 0;  // bytes behind the last line that holds all heads
 };

@@ -409,6 +409,7 @@ TEST_F(CliFiles, ListingsAreWellFormedInEveryFormatAndStdoutHasOnlyData) {
                 "  raw: { extract: { from: file, path: b.csv } }\n  l: { load: { from: raw, to: warehouse, table: x } }\n"
                 "  c: { command: [sh, -c, \"echo hello >&2\"] }\n",
                 "schedule: { cron: \"15 6 * * *\" }\n");
+  ASSERT_EQ(Run({"pipeline", "apply", "p.yaml"}).code, 0);
   const auto run = RunJson({"run", "p.yaml"});
   const std::string id = run.at("run");
   EXPECT_EQ(run.at("state"), "succeeded");
