@@ -747,8 +747,6 @@ Result<T> DecodeSpec(std::string_view bytes, std::string_view what) {
   return spec;
 }
 
-constexpr std::size_t kRecordBytes = 160;  // more than the scalars and length bytes of any record here
-
 }  // namespace
 
 std::string Encode(const Message& message) {

@@ -3,6 +3,9 @@
 
 namespace millrace::wire {
 namespace {
+
+constexpr std::size_t kRecordBytes = 160;  // more than the scalars and length bytes of any record here
+
 std::size_t SizeBound(const JobOptions& options) {
   static const JobOptions kDefaults;
   return options == kDefaults ? 0 : kJobOptionsBytesMax;
