@@ -34,6 +34,7 @@
 #include "broker/lines.h"
 #include "broker/queue_budgets.h"
 #include "broker/recent_ids.h"
+#include "broker/recent_tokens.h"
 #include "broker/removals.h"
 #include "broker/run_coordinator.h"
 #include "common/base/random.h"
@@ -207,7 +208,6 @@ class Dispatcher {
   void OnOrphans(const wire::PeerId& peer, const wire::Orphans& m);
   bool MayAdopt(const Lease& lease, Token token) const;
   void AdoptLease(Lease& lease, Worker& worker, Token token);
-  void RememberLost(JobId job, Token token);
 
   // Jobs that only the queue has: dispatcher_durability.cc
   void On(event::KnownRead& e);
@@ -255,7 +255,6 @@ class Dispatcher {
   void Lose(JobId job, const std::string& why);
   void LoseWorker(WorkerId worker, const std::string& why);
   void Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
-  void RememberEnded(JobId job, Token token);
   void Plan();
   bool PlanFor(Worker& worker, std::uint64_t budget, std::size_t hungry);
   void Reply(const wire::PeerId& peer, wire::EndedReply::Item item);
@@ -364,10 +363,7 @@ class Dispatcher {
   WorkerId plan_from_;        // round robin over workers
   MonoTime workers_since_{};  // when the first of those that are connected came
   MonoTime next_reach_look_{};
-  std::unordered_map<JobId, Token> recently_ended_;
-  std::deque<JobId> recently_ended_order_;
-  std::unordered_map<JobId, Token> recently_lost_;
-  std::deque<JobId> recently_lost_order_;
+  RecentTokens recently_ended_, recently_lost_, handed_over_;
   std::uint64_t adopted_ = 0;
   bool left_ = false;  // stopping: the workers were told
 

@@ -30,8 +30,8 @@ void Dispatcher::On(event::StatesRead& e) {
   CancelRequest& request = it->second;
   Shard& shard = *Current(e.hold);
   if (request.peer.empty()) {  // see CancelDurable
-    if (!e.states) return TakeAnew(shard, "a cancelled job: " + e.states.error().message);
     cancel_requests_.erase(it);
+    if (!e.states) return TakeAnew(shard, "a cancelled job: " + e.states.error().message);
     for (const ItemState& state : *e.states)
       if (state.live) CancelStored(shard, *state.live);
     return;
@@ -258,6 +258,11 @@ void Dispatcher::GrantFences() {
       if (worker.Credit() > 0) takers.push_back(&worker);
     if (takers.empty()) return;
     for (const JobId& id : shard.fences.Due(wall_)) {
+      if (leases_.contains(id)) {  // it runs after all: its end asks for the fence again
+        shard.fences.Erase(id);
+        StopAttempt(id);
+        continue;
+      }
       const LineKey& key = shard.fences.At(id).key;
       Worker* best = nullptr;
       for (Worker* worker : takers)

@@ -45,6 +45,8 @@ void Dispatcher::LeaveLease(const Shard& shard, const Lease& lease) {
   if (worker == workers_.end()) return;
   // Of kept jobs and of those that are being cancelled nobody knows enough: they start again.
   const bool goes_on = !lease.kept && !lease.fence && !lease.lost && !Cancelling(shard, *lease.spec);
+  // What the worker has sent meanwhile must not make it stop, nor forget, what the next owner may adopt.
+  if (goes_on) handed_over_.Remember(lease.spec->id, lease.token);
   RevokeLater(
       worker->second.peer,
       {.job = lease.spec->id, .token = lease.token, .reason = goes_on ? std::string(wire::kHandedOver) : "owner_changed"});
@@ -78,7 +80,7 @@ bool Dispatcher::Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, cons
                          std::optional<WallTime> run_at) {
   const JobId id = spec->id;
   const auto delivered = shard.delivered.find(id);
-  if (delivered == shard.delivered.end() || (run_at && *run_at > wall_)) return false;
+  if (delivered == shard.delivered.end() || (run_at && *run_at > wall_ + kAdoptionSkew)) return false;
   if (spec->run) {
     shard.runs.Apply(*shard.runs.Find(id), JobEvent::kLeased);
     shard.runs.Show(id);
@@ -96,7 +98,7 @@ bool Dispatcher::Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, cons
                                             .last_token = delivered->second})
                          .second;
   MILLRACE_CHECK(first, "job {}: presumed to run beside a lease", id.ToString());
-  lines_.Running(shard.hold.shard, LineKey::Of(*spec), now_);
+  if (!shard.yield_by) lines_.Running(shard.hold.shard, LineKey::Of(*spec), now_);
   shard.delivered.erase(delivered);
   shard.presumed.insert(id);
   return true;
@@ -133,18 +135,14 @@ void Dispatcher::OnOrphans(const wire::PeerId& peer, const wire::Orphans& m) {
   Worker& worker = it->second;
   worker.peer = peer;
   worker.heard = now_;
-  const auto recent = [](const auto& map, const JobId& job) {
-    const auto found = map.find(job);
-    return found == map.end() ? Token{} : found->second;
-  };
   for (const auto& [job, token] : m.items) {
     const auto found = leases_.find(job);
     if (found == leases_.end()) {
       // Of another shard, or of one that is being rebuilt, unless we saw it end.
-      if (recent(recently_ended_, job) == token)
+      if (recently_ended_.Of(job) == token)
         Reply(peer, {.job = job, .token = token, .accepted = true, .reason = {}});
-      else if (token <= std::max(recent(recently_ended_, job), recent(recently_lost_, job)))
-        RevokeLater(peer, {.job = job, .token = token, .reason = "no_lease"});
+      else if (token <= std::max(recently_ended_.Of(job), recently_lost_.Of(job)))
+        RevokeLater(peer, {.job = job, .token = token, .reason = std::string(wire::kNoLease)});
       continue;
     }
     Lease& lease = found->second;
@@ -155,7 +153,7 @@ void Dispatcher::OnOrphans(const wire::PeerId& peer, const wire::Orphans& m) {
       lease.listed = true;
       lease.missed = 0;
     } else {
-      if (token <= lease.token) RevokeLater(peer, {.job = job, .token = token, .reason = "no_lease"});
+      if (token <= lease.token) RevokeLater(peer, {.job = job, .token = token, .reason = std::string(wire::kNoLease)});
       continue;
     }
     adopts_[peer].items.push_back({.job = job, .token = token});
@@ -189,13 +187,6 @@ void Dispatcher::AdoptLease(Lease& lease, Worker& worker, Token token) {
   }
   ++adopted_;
   if (Cancelling(shard, spec)) StopAttempt(spec.id);
-}
-
-void Dispatcher::RememberLost(JobId job, Token token) {
-  if (recently_lost_.insert_or_assign(job, token).second) recently_lost_order_.push_back(job);
-  if (recently_lost_order_.size() <= kRecentlyEndedMax) return;
-  recently_lost_.erase(recently_lost_order_.front());
-  recently_lost_order_.pop_front();
 }
 
 }  // namespace millrace

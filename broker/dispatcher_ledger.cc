@@ -190,9 +190,9 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
   leases_.erase(it);
   EndLease(lease);
   if (lease.lost)
-    RememberLost(ending.job, ending.token);
+    recently_lost_.Remember(ending.job, ending.token);
   else
-    RememberEnded(ending.job, ending.token);
+    recently_ended_.Remember(ending.job, ending.token);
   if (const auto worker = workers_.find(lease.worker); worker != workers_.end() && !lease.lost)
     Reply(worker->second.peer, {.job = ending.job, .token = ending.token, .accepted = true, .reason = {}});
   if (ending.verdict.terminal) {

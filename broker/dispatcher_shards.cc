@@ -65,7 +65,8 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
   }
   for (auto it = cancel_requests_.begin(); it != cancel_requests_.end();) {
     if (it->second.hold.shard == id) {
-      Problem(it->second.peer, it->second.message.request, "unavailable", "the shard is being taken over: ask again");
+      if (!it->second.peer.empty())  // our own questions have none
+        Problem(it->second.peer, it->second.message.request, "unavailable", "the shard is being taken over: ask again");
       it = cancel_requests_.erase(it);
     } else {
       ++it;
@@ -117,14 +118,18 @@ void Dispatcher::On(event::LiveJobsRead& e) {
   for (const LiveJob& job : e.jobs) {
     after = job.spec.id;
     if (!shard->restored_jobs.insert(job.spec.id).second) continue;
+    const auto run_at = job.next_run_at ? job.next_run_at : job.spec.run_at;
+    bool presumed = false;
+    if (const auto delivered = shard->delivered.find(job.spec.id); delivered != shard->delivered.end()) {
+      delivered->second = job.last_token;
+      presumed = Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters, run_at);
+    }
+    // What may still run is stopped when its worker speaks up, and is cancelled only then, or when nobody does.
+    if (presumed && job.cancelling) shard->cancelling.insert(job.spec.id);
+    if (presumed) continue;
     if (job.cancelling) {
       CancelStored(*shard, job);
       continue;
-    }
-    const auto run_at = job.next_run_at ? job.next_run_at : job.spec.run_at;
-    if (const auto delivered = shard->delivered.find(job.spec.id); delivered != shard->delivered.end()) {
-      delivered->second = job.last_token;
-      if (Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters, run_at)) continue;
     }
     Enqueue(*shard, job.spec, job.counters, run_at, false);
   }

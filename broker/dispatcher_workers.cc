@@ -107,9 +107,10 @@ void Dispatcher::Held(Worker& worker, const std::vector<wire::Hello::Held>& held
       if (Cancelling(shards_.at(it->second.shard), *it->second.spec)) StopAttempt(job);
       continue;
     }
-    const auto ended = recently_ended_.find(job);
-    if (ended != recently_ended_.end() && ended->second == token) continue;  // the answer to its report is on the way
-    RevokeLater(worker.peer, {.job = job, .token = token, .reason = "no_lease"});
+    if (recently_ended_.Of(job) == token) continue;  // the answer to its report is on the way
+    const bool elsewhere = handed_over_.Of(job) == token;
+    RevokeLater(worker.peer,
+                {.job = job, .token = token, .reason = std::string(elsewhere ? wire::kHandedOver : wire::kNoLease)});
   }
   std::vector<JobId> lost;
   for (const JobId& job : worker.leases) {
@@ -138,9 +139,14 @@ void Dispatcher::OnEnded(const wire::PeerId& peer, wire::Ended& m) {
       EndAttempt(it->second, report);
       continue;
     }
-    const auto ended = recently_ended_.find(report.job);
-    const bool known = ended != recently_ended_.end() && ended->second == report.token;
-    Reply(peer, {.job = report.job, .token = report.token, .accepted = known, .reason = known ? "" : "stale_token"});
+    const bool known = recently_ended_.Of(report.job) == report.token;
+    const bool elsewhere = handed_over_.Of(report.job) == report.token;
+    Reply(peer, {.job = report.job,
+                 .token = report.token,
+                 .accepted = known,
+                 .reason = known       ? ""
+                           : elsewhere ? std::string(wire::kNotOwner)
+                                       : "stale_token"});
   }
 }
 
@@ -277,13 +283,6 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
                                             .kept = kept})
                          .second;
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
-}
-
-void Dispatcher::RememberEnded(JobId job, Token token) {
-  if (recently_ended_.insert_or_assign(job, token).second) recently_ended_order_.push_back(job);
-  if (recently_ended_order_.size() <= kRecentlyEndedMax) return;
-  recently_ended_.erase(recently_ended_order_.front());
-  recently_ended_order_.pop_front();
 }
 
 // First the idle slots of all workers, then what they take ahead; in each round every worker gets its share, so that few jobs

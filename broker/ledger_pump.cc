@@ -336,7 +336,8 @@ void LedgerPump::Refused(const Error& error, std::vector<Event>& out) {
   }
   Split();
   command::Commit& piece = pieces_.front();
-  const bool submit = piece.rows.attempts.empty() && piece.rows.outcomes.empty();  // progress may carry jobs too
+  // Progress may carry jobs too.
+  const bool submit = piece.rows.attempts.empty() && piece.rows.outcomes.empty() && piece.rows.cancels.empty();
   if (submit && (!piece.rows.jobs.empty() || !piece.rows.runs.empty())) {
     LogWarn("ledger: a submit is refused: {}", error.message);
     out.emplace_back(event::CommitRefused{.piece = piece.piece, .rows = std::move(piece.rows), .error = error});

@@ -7,9 +7,7 @@
 #include "common/wire/codec.h"
 
 namespace millrace::worker {
-namespace {
-constexpr std::string_view kNotOwner = "not_owner";
-}  // namespace
+namespace {}  // namespace
 
 std::string_view Name(KillReason reason) {
   switch (reason) {
@@ -134,13 +132,16 @@ void Session::OnEndedReply(MonoTime now, std::size_t broker, const wire::EndedRe
     const auto it = attempts_.find(item.job);
     if (it == attempts_.end() || it->second.token != item.token || it->second.phase != Phase::kEnded) continue;
     Attempt& attempt = it->second;
-    if (item.accepted || item.reason != kNotOwner) {
+    if (item.accepted || item.reason != wire::kNotOwner) {
       if (!item.accepted) LogInfo("job {}: report refused: {}", item.job.ToString(), item.reason);
       attempts_.erase(it);
       continue;
     }
+    if (attempt.broker == broker) {  // whoever owns its shard next may adopt it, and then wants the report
+      Orphan(now, item.job, attempt);
+      continue;
+    }
     attempt.refused_by.insert(broker);
-    if (attempt.broker == broker) attempt.broker = kNoBroker;
     if (attempt.refused_by.size() == brokers_.size() && now - attempt.since > options_.orphan_report_ttl) {
       LogWarn("job {}: no broker owns it; its report is dropped", item.job.ToString());
       attempts_.erase(it);
@@ -207,6 +208,8 @@ void Session::OnRevoke(MonoTime now, std::size_t broker, const wire::Revoke& rev
       if (it->second.broker == broker) Orphan(now, item.job, it->second);
       continue;
     }
+    // A former owner, which does not know that another one adopted it.
+    if (item.reason == wire::kNoLease && !it->second.orphan_since && it->second.broker != broker) continue;
     if (it->second.phase == Phase::kEnded && it->second.orphan_since) {  // nobody will want its report
       attempts_.erase(it);
       continue;

@@ -70,7 +70,7 @@ Result<std::unique_ptr<Ledger>> Context::OpenLedger(Create create, std::string_v
   auto ledger = embedded() ? OpenSqliteLedger(options, Deadline()) : OpenPostgresLedger(options, Deadline());
   if (!ledger) return std::unexpected(LedgerError(std::move(ledger.error()), embedded(), config().home));
   if (create == Create::kYes) {
-    if (auto migrated = (*ledger)->Migrate(Deadline()); !migrated)
+    if (auto migrated = (*ledger)->Migrate(clock_.Now() + kMigrateTimeout); !migrated)
       return std::unexpected(LedgerError(std::move(migrated.error()), embedded(), config().home));
   }
   return std::move(*ledger);

@@ -18,6 +18,7 @@
 namespace millrace::cli {
 
 inline constexpr Millis kLedgerCallTimeout{15'000};
+inline constexpr Millis kMigrateTimeout{600'000};  // a long history is read once
 
 class Context {
  public:

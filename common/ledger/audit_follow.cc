@@ -20,6 +20,20 @@ void AuditFollower::Break(AuditWriterId writer, std::string why) {
            writer.ToString(), why);
 }
 
+namespace {
+
+// The end of what was pruned of a chain, when that is further than `last`: a prune may come between two looks.
+std::optional<AuditHead> PrunedMeanwhile(AuditSource& source, const AuditHead& last, MonoTime deadline) {
+  const auto chains = source.PrunedChains(deadline);
+  if (!chains) return std::nullopt;
+  for (const PrunedChain& chain : *chains)
+    if (chain.writer == last.writer && chain.through > last.seq)
+      return AuditHead{chain.writer, chain.through, chain.through_hash};
+  return std::nullopt;
+}
+
+}  // namespace
+
 // False: there is more to be read.
 bool AuditFollower::Follow(AuditSource& source, const AuditHead& head, std::uint32_t limit, MonoTime deadline,
                            const std::map<AuditWriterId, AuditHead>& pruned, AuditNews& news) {
@@ -39,6 +53,11 @@ bool AuditFollower::Follow(AuditSource& source, const AuditHead& head, std::uint
     if (records->empty()) return false;
     for (AuditRecord& record : *records) {
       if (std::string why = WhyNotNext(last, record); !why.empty()) {
+        if (const auto through = PrunedMeanwhile(source, last, deadline)) {
+          last = *through;
+          known_[head.writer] = last;
+          break;
+        }
         Break(head.writer, std::move(why));
         break;
       }

@@ -324,14 +324,18 @@ create view job_status as
 create or replace function ensure_partitions(since timestamptz, weeks integer) returns integer language plpgsql as $$
 declare
   monday timestamptz := date_trunc('week', since at time zone 'UTC') at time zone 'UTC';
-  lower_t timestamptz; upper_t timestamptz; t text; part text; made integer := 0;
+  lower_t timestamptz; upper_t timestamptz; t text; part text; made integer := 0; taken boolean;
 begin
   for i in -1 .. weeks loop
     lower_t := monday + i * interval '7 days';
     upper_t := lower_t + interval '7 days';
     foreach t in array array['job', 'attempt', 'outcome', 'run', 'run_outcome'] loop
       part := t || '_' || to_char(lower_t at time zone 'UTC', 'YYYYMMDD');
-      if to_regclass('millrace.' || part) is null then
+      -- a week with rows in the default partition stays there; the index says so, before the whole of it is read
+      execute format('select exists (select 1 from millrace.%I where %I >= %L and %I < %L)', t || '_default',
+                     case when t in ('run', 'run_outcome') then 'run' else 'job' end, millrace.uuid_at(lower_t),
+                     case when t in ('run', 'run_outcome') then 'run' else 'job' end, millrace.uuid_at(upper_t)) into taken;
+      if not taken and to_regclass('millrace.' || part) is null then
         begin
           execute format('create table millrace.%I partition of millrace.%I for values from (%L) to (%L)', part, t,
                          millrace.uuid_at(lower_t), millrace.uuid_at(upper_t));
@@ -356,28 +360,33 @@ create function prune_before(upto timestamptz, expected bigint[]) returns bigint
 declare
   names text[] := array['run', 'job', 'attempt', 'outcome', 'run_outcome', 'cancel', 'dead_action'];
   keys text[] := array['run', 'job', 'job', 'job', 'run', 'item', 'job'];
-  part regclass; n bigint; total bigint; gone bigint := 0;
+  part regclass; n bigint; totals bigint[] := array[]::bigint[]; gone bigint := 0;
 begin
+  -- row by row first: dropping a partition locks its parent until the end
   for i in 1 .. array_length(names, 1) loop
-    total := 0;
+    -- the request to stop a backfill stays, or the backfill would go on
+    execute format('delete from millrace.%I where %I < $1', names[i] ||
+                     case when i <= 5 then '_default' else '' end, keys[i]) ||
+      case names[i] when 'cancel' then ' and not exists (select 1 from millrace.backfill b where b.backfill = item)' else '' end
+      using millrace.uuid_at(upto);
+    get diagnostics n = row_count;
+    totals := totals || n;
+  end loop;
+  for i in 1 .. 5 loop
     for part in select c.oid::regclass from pg_catalog.pg_inherits h join pg_catalog.pg_class c on c.oid = h.inhrelid
                  where h.inhparent = ('millrace.' || names[i])::regclass and c.relname ~ ('^' || names[i] || '_[0-9]{8}$')
                    and to_date(right(c.relname, 8), 'YYYYMMDD') + 7 <= (upto at time zone 'UTC')::date loop
       execute format('lock table %s in access exclusive mode', part);
       execute format('select count(*) from %s', part) into n;
       execute format('drop table %s', part);
-      total := total + n;
+      totals[i] := totals[i] + n;
     end loop;
-    -- the request to stop a backfill stays, or the backfill would go on
-    execute format('delete from millrace.%I where %I < $1', names[i], keys[i]) ||
-      case names[i] when 'cancel' then ' and not exists (select 1 from millrace.backfill b where b.backfill = item)' else '' end
-      using millrace.uuid_at(upto);
-    get diagnostics n = row_count;
-    total := total + n;
-    if total <> expected[i] then
-      raise exception 'table %: % rows would go, % were looked at', names[i], total, expected[i] using errcode = '40001';
+  end loop;
+  for i in 1 .. array_length(names, 1) loop
+    if totals[i] <> expected[i] then
+      raise exception 'table %: % rows would go, % were looked at', names[i], totals[i], expected[i] using errcode = '40001';
     end if;
-    gone := gone + total;
+    gone := gone + totals[i];
   end loop;
   return gone;
 end $$;

@@ -82,7 +82,8 @@ Result<Uuid> SqlLedger::EndOfStep(WallTime before, bool& more, MonoTime deadline
   for (const Table table : kPrunedTables) {
     const TableDef& def = DefOf(table);
     const std::string key(def.columns[0].name), name(def.name);
-    const std::string from = "select " + key + " from " + name + " where " + key + " < $1 order by " + key + " limit 1";
+    const std::string from = "select " + key + " from " + name + " where " + key + " < $1" + std::string(GoesOf(table)) +
+                             " order by " + key + " limit 1";
     MILLRACE_TRY_ASSIGN(const Rows first, store_->Run(from, Params().Id(limit), deadline));
     if (first.empty()) continue;
     const Uuid id = UuidOf(first[0][0]);

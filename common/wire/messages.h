@@ -134,7 +134,9 @@ struct EndedReply {  // sent when the outcome is durable (or refused for good)
 };
 // The reason of a Revoke that does not stop anything: the attempts are orphans from now on, another broker will adopt them.
 inline constexpr std::string_view kHandedOver = "handed_over";
-struct Revoke {  // stop these attempts: they hold no lease (any more)
+inline constexpr std::string_view kNoLease = "no_lease";    // the broker has no such lease: nobody wants the attempt
+inline constexpr std::string_view kNotOwner = "not_owner";  // EndedReply: another broker may want the report
+struct Revoke {                                             // stop these attempts: they hold no lease (any more)
   struct Item {
     JobId job;
     Token token;

@@ -4,6 +4,7 @@
 
 #include "common/crypto/checkpoint.h"
 #include "common/ledger/audit_verify.h"
+#include "common/model/backfill.h"
 #include "tests/support/ledger_fixture.h"
 
 namespace millrace {
@@ -277,6 +278,39 @@ TEST_P(LedgerPruneTest, ASlotKeepsItsRowAndItsPrunedRunIsNotActive) {
   EXPECT_TRUE(history().run);
   EXPECT_EQ(history().run_ended, RunState::kSucceeded) << "not active, and no failure that somebody would repeat";
   EXPECT_EQ(ledger_->Slots(kDefaultOrg, "flights", 10, In())->size(), 1u);
+  ExpectSound();
+}
+
+TEST_P(LedgerPruneTest, TheRequestToStopABackfillStaysAndHoldsUpNothing) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  BackfillRow backfill;
+  backfill.id = IdAt<BackfillId>(Week(0) + 1h);
+  backfill.pipeline = "flights";
+  backfill.schedule = "default";
+  backfill.from = Week(-1);
+  backfill.to = backfill.until = backfill.created_at = Week(0);
+  backfill.generation = 1;
+  backfill.version = 1;
+  backfill.options = ToJson(BackfillOptions{});
+  backfill.actor = "test";
+  ASSERT_TRUE(ledger_->CreateBackfill(backfill, In()));
+  const CancelRow stop{.item = backfill.id.uuid,
+                       .is_run = false,
+                       .org = kDefaultOrg,
+                       .actor = "test",
+                       .reason = "wrong range",
+                       .requested_at = Week(0) + 2h};
+  ASSERT_TRUE(ledger_->RequestCancel(std::span{&stop, 1}, In()));
+  for (const int week : {1, 2}) Finished(*ledger_, hold, Week(week) + 1h);
+
+  const PruneStep all = Prune(Before(Week(3)));
+  EXPECT_EQ(all.rows, 2 * kRowsOfAWeek);
+  EXPECT_FALSE(all.more);
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 0u);
+  const auto backfills = ledger_->Backfills({}, In());
+  ASSERT_TRUE(backfills && backfills->size() == 1u);
+  EXPECT_TRUE((*backfills)[0].stopped) << "it would go on";
   ExpectSound();
 }
 

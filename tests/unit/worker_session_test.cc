@@ -401,7 +401,13 @@ TEST_F(SessionTest, AReportFindsTheNewOwner) {
   EXPECT_FALSE(session_->Settled());
   Hear(wire::BrokerBeat{true}, 1);
   Tick(1000ms);
+  EXPECT_EQ(Sent<wire::Orphans>(1).size(), 1u);
+  EXPECT_THAT(Sent<wire::Ended>(1), IsEmpty()) << "a report that nobody adopted would be refused";
+  Hear(wire::Adopt{{{Job(1), Token{10}}}}, 1);
+  Tick(1000ms);
   EXPECT_EQ(Sent<wire::Ended>(1).size(), 1u);
+  Hear(wire::Revoke{{{Job(1), Token{10}, "no_lease"}}}, 0);  // the former owner knows nothing of that
+  EXPECT_FALSE(session_->Settled());
   Answer(1, 10, true, "", 1);
   EXPECT_TRUE(session_->Settled());
 }
