@@ -9,6 +9,7 @@
 
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
+#include "client/cli/find_run.h"
 #include "client/cli/repeat.h"
 #include "common/model/job_options.h"
 
@@ -341,8 +342,9 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
 
 Result<ExitCode> DoRetry(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
-  MILLRACE_TRY_ASSIGN(const RunId id, RunId::Parse(options.id));
+  MILLRACE_TRY(CheckRunName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
+  MILLRACE_TRY_ASSIGN(const RunId id, FindRun(*ledger, options.id, "", context->Deadline()));
   MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger->GetRun(kDefaultOrg, id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const Requeue again,
                       RepeatRun(failed, Actor(), options.reason, context->clock().WallNow(), context->ids()));

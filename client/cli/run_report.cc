@@ -1,6 +1,7 @@
 #include "client/cli/run_report.h"
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "client/cli/find_run.h"
@@ -42,6 +43,14 @@ Result<StageReport> MakeStageReport(const JobDetail& job) {
     if (auto result = StageResultFromJson(outcome.report.result)) report.result = std::move(*result);
   }
   return report;
+}
+
+// The ledger knows ends only: a job that nothing holds back any more waits or runs.
+bool NothingHoldsBack(const JobDetail& job, const std::map<JobId, JobState>& ended) {
+  return std::ranges::all_of(job.spec.depends_on, [&](const JobId& need) {
+    const auto end = ended.find(need);
+    return end != ended.end() && (end->second == JobState::kSucceeded || job.spec.options.run_when == RunWhen::kAllEnded);
+  });
 }
 
 Cell MaybeCount(const std::optional<StageResult>& result, std::int64_t RowCounts::* member) {
@@ -87,9 +96,13 @@ Result<RunReport> MakeRunReport(const RunDetail& detail) {
   report.reason = detail.summary.reason;
   report.created_at = detail.summary.spec.created_at;
   report.finished_at = detail.summary.finished_at;
+  std::map<JobId, JobState> ended;
+  for (const JobDetail& job : detail.jobs)
+    if (job.outcome) ended.emplace(job.spec.id, job.outcome->state);
   for (const JobDetail& job : detail.jobs) {
     auto stage = MakeStageReport(job);
     if (!stage) return Prefixed(std::move(stage.error()), "run {}: job {}", report.run, job.spec.id.ToString());
+    if (stage->state == JobState::kBlocked && NothingHoldsBack(job, ended)) stage->state = JobState::kReady;
     report.stages.push_back(std::move(*stage));
   }
   return report;

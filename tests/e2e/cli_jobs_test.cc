@@ -120,7 +120,7 @@ TEST_F(CliJobs, ARetriedRunRepeatsOnlyWhatFailed) {
   EXPECT_EQ(StageOf(failed, "last").at("state"), "skipped");
   const auto engine = Start({"up", "--log-level", "warn"});
   Write("open", "");
-  const std::string again = Line(Ids({"run", "retry", id}));
+  const std::string again = Line(Ids({"run", "retry", "last"}));
   ASSERT_NE(again, "");
   EXPECT_TRUE(Eventually([&] { return Ended(again); }));
   const auto run = RunJson({"run", "show", again});
