@@ -1,4 +1,5 @@
 #include <libfyaml.h>
+#include <algorithm>
 
 #include <memory>
 #include <set>
@@ -20,6 +21,27 @@ struct DiagFree {
   void operator()(fy_diag* diag) const noexcept { fy_diag_destroy(diag); }
 };
 
+// Of bytes that are not UTF-8 libfyaml may never come back, at a byte order mark in the text it gives up the process.
+bool IsPlainUtf8(std::string_view text) {
+  const auto continues = [&](std::size_t from, std::size_t count) {
+    if (text.size() - from < count + 1) return false;
+    return std::ranges::all_of(text.substr(from + 1, count),
+                               [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; });
+  };
+  for (std::size_t i = 0; i < text.size();) {
+    const auto c = static_cast<unsigned char>(text[i]);
+    const std::size_t more = c < 0x80                ? 0
+                             : c >= 0xC2 && c < 0xE0 ? 1
+                             : c >= 0xE0 && c < 0xF0 ? 2
+                             : c >= 0xF0 && c < 0xF5 ? 3
+                                                     : 4;
+    if (more == 4 || !continues(i, more)) return false;
+    if (i > 0 && text.substr(i, 3) == "\xEF\xBB\xBF") return false;
+    i += more + 1;
+  }
+  return true;
+}
+
 class Reader {
  public:
   Reader(std::string_view name, std::string base_dir) : name_(name), base_dir_(std::move(base_dir)) {}
@@ -28,6 +50,8 @@ class Reader {
     if (text.size() > kConfigFileBytesMax)
       return Fail(ErrorCode::kLimit, "{}: {} bytes, limit {}", name_, text.size(), kConfigFileBytesMax);
     if (text.find('\0') != std::string_view::npos) return Fail(ErrorCode::kInvalidArgument, "{}: has a NUL byte", name_);
+    if (!IsPlainUtf8(text))
+      return Fail(ErrorCode::kInvalidArgument, "{}: is not UTF-8, or has a byte order mark inside: save it as UTF-8", name_);
     fy_diag_cfg diag_config;
     fy_diag_cfg_default(&diag_config);
     diag_config.fp = nullptr;

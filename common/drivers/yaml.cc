@@ -68,6 +68,8 @@ std::optional<YamlComplaint> BadBytes(std::string_view source) {
                            "invalid_character",
                            fmt::format("control character 0x{:02x} is not allowed", static_cast<unsigned char>(c)),
                            ""};
+    if (i > 0 && source.substr(i, 3) == "\xEF\xBB\xBF")  // libfyaml gives up the whole process at it
+      return YamlComplaint{line, column, 1, "invalid_character", "a byte order mark (U+FEFF) in the text", "delete it"};
     i += n;
     ++column;
     if (c == '\n') ++line, column = 1;
