@@ -243,7 +243,9 @@ class PipelineParser {
   void Derive(StageSpec& stage) {
     const YamlNode& body = *nodes_[stage.name].body;
     if (const auto* load = std::get_if<LoadSpec>(&stage.work); load && !load->from.empty()) {
-      const YamlNode& from = *body.Find("load")->Find("from");
+      const YamlNode* block = body.Find("load");
+      if (block == nullptr || block->Find("from") == nullptr) return;  // of a stage named twice: complained of already
+      const YamlNode& from = *block->Find("from");
       if (Known(load->from, from, "load.from")) stage.inputs.push_back(load->from);
       if (const auto it = no_data_.find(load->from); it != no_data_.end())
         context_.Add(from, "no_data", NoData(load->from, it->second), "name an extract or a transform");
