@@ -18,6 +18,7 @@
 #include "tests/chaos/cluster.h"
 #include "tests/chaos/observer.h"
 #include "tests/chaos/rounds.h"
+#include "tests/chaos/settings.h"
 #include "tests/chaos/submitter.h"
 
 namespace millrace::chaos {
@@ -40,10 +41,6 @@ constexpr Millis kFlowMin{11'000};  // of work, also when the rounds are few
 constexpr std::string_view kWindows =
     "load.after_fence=sleep(150),load.after_staging=sleep(500),load.before_commit=sleep(250),load.after_commit=sleep(500)";
 
-std::string Env(const char* name, std::string fallback) {
-  const char* value = std::getenv(name);
-  return value == nullptr || *value == '\0' ? std::move(fallback) : std::string(value);
-}
 // MILLRACE_CHAOS_FAILPOINTS=off: as in a build without them.
 bool HaveFailpoints() {
 #if defined(MILLRACE_FAILPOINTS) && MILLRACE_FAILPOINTS
@@ -52,15 +49,6 @@ bool HaveFailpoints() {
   return false;
 #endif
 }
-bool Long() { return Env("MILLRACE_CHAOS", "short") == "long"; }
-std::uint64_t Seed() {
-  static const std::uint64_t seed = [] {
-    const std::string text = Env("MILLRACE_CHAOS_SEED", "");
-    return text.empty() ? SystemRandom().Next() % 1'000'000 : std::strtoull(text.c_str(), nullptr, 10);
-  }();
-  return seed;
-}
-
 std::vector<Phase> Phases() {
   std::vector<Phase> phases{Phase::kRowsSent, Phase::kReceipt, Phase::kCommitting};
   if (HaveFailpoints()) phases.push_back(Phase::kCommitted);

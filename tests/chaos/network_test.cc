@@ -17,6 +17,7 @@
 #include "tests/chaos/network_lab.h"
 #include "tests/chaos/observer.h"
 #include "tests/chaos/rounds.h"
+#include "tests/chaos/settings.h"
 #include "tests/chaos/submitter.h"
 
 namespace millrace::chaos {
@@ -32,19 +33,6 @@ constexpr std::size_t kAcceptedMin = 25;  // the end has enough to count,
 constexpr Millis kFlowMin{12'000};        // also slots and a signed checkpoint
 constexpr std::size_t kDripBytesPerMs = 64;
 constexpr Millis kDrainTimeout{300'000};
-
-std::string Env(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-bool Long() { return Env("MILLRACE_CHAOS") == "long"; }
-std::uint64_t Seed() {
-  static const std::uint64_t seed = [] {
-    const std::string text = Env("MILLRACE_CHAOS_SEED");
-    return text.empty() ? SystemRandom().Next() % 1'000'000 : std::strtoull(text.c_str(), nullptr, 10);
-  }();
-  return seed;
-}
 
 enum class Link : std::uint8_t { kWorkerBroker, kBrokerRedis, kBrokerPostgres, kSchedulerPostgres, kWorkerPostgres };
 constexpr Link kLinks[] = {Link::kWorkerBroker, Link::kBrokerRedis, Link::kBrokerPostgres, Link::kSchedulerPostgres,
@@ -170,8 +158,8 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
   Finish(*cluster, observer, submitter, rounds, began);
 }
 
-// 200 ms from request to reply and a trickle of bytes on every link: no worker is taken for dead, and all that was accepted ends
-// when it is over. Brokers cannot keep their shards over such links to the ledger (ops/docs/failure-modes.md).
+// 200 ms from request to reply and a trickle of bytes on every link: no worker is taken for dead, and all that was accepted
+// ends when it is over. Brokers cannot keep their shards over such links to the ledger (ops/docs/failure-modes.md).
 TEST(Network, ASlowNetworkLosesNoLease) {
   std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
   const SystemClock clock;

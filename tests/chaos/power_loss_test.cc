@@ -24,6 +24,7 @@
 #include "common/drivers/redis.h"
 #include "common/drivers/sqlite.h"
 #include "common/model/stage_task.h"
+#include "tests/chaos/settings.h"
 #include "tests/support/job_driver.h"
 #include "tests/support/process.h"
 #include "tests/support/volume.h"
@@ -44,19 +45,6 @@ constexpr Millis kTakeover{15'000};
 constexpr Millis kAnswers{60'000};
 constexpr std::size_t kOpen = 4;               // submits under way
 constexpr std::uint64_t kTakenPerRound = 400;  // what the worker takes before the loss: the rest waits in the queue
-
-std::string Env(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-bool Long() { return Env("MILLRACE_CHAOS") == "long"; }
-std::uint64_t Seed() {
-  static const std::uint64_t seed = [] {
-    const std::string text = Env("MILLRACE_CHAOS_SEED");
-    return text.empty() ? SystemRandom().Next() % 1'000'000 : std::strtoull(text.c_str(), nullptr, 10);
-  }();
-  return seed;
-}
 
 class PowerLoss : public ::testing::TestWithParam<std::string> {
  protected:
