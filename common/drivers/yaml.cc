@@ -47,7 +47,16 @@ int CodePoints(std::string_view text) {
   return static_cast<int>(std::ranges::count_if(text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
-// What libfyaml would report less clearly, or let through.
+// Bytes a text file may hold though YAML does not: the controls U+0080 .. U+009F but for the line end U+0085, and the two
+// numbers that are no characters.
+bool IsPrintable(std::string_view sequence) {
+  if (sequence.size() == 2 && sequence[0] == '\xC2')
+    return static_cast<unsigned char>(sequence[1]) >= 0xA0 || sequence[1] == '\x85';
+  return sequence != "\xEF\xBF\xBE" && sequence != "\xEF\xBF\xBF";
+}
+
+// What libfyaml would report less clearly, or let through, or does not survive: it never comes back from some directives, and
+// gives up the whole process at a byte order mark in the text.
 std::optional<YamlComplaint> BadBytes(std::string_view source) {
   int line = 1, column = 1;
   for (std::size_t i = 0; i < source.size();) {
@@ -68,8 +77,13 @@ std::optional<YamlComplaint> BadBytes(std::string_view source) {
                            "invalid_character",
                            fmt::format("control character 0x{:02x} is not allowed", static_cast<unsigned char>(c)),
                            ""};
-    if (i > 0 && source.substr(i, 3) == "\xEF\xBB\xBF")  // libfyaml gives up the whole process at it
+    if (i > 0 && source.substr(i, 3) == "\xEF\xBB\xBF")
       return YamlComplaint{line, column, 1, "invalid_character", "a byte order mark (U+FEFF) in the text", "delete it"};
+    if (!IsPrintable(source.substr(i, n)))
+      return YamlComplaint{line, column, 1, "invalid_character", "a character that cannot be printed", "delete it"};
+    if (column == 1 && c == '%')
+      return YamlComplaint{
+          line, 1, 1, "yaml_directive", "directives (%YAML, %TAG) are not allowed", "delete the line, or indent it"};
     i += n;
     ++column;
     if (c == '\n') ++line, column = 1;
@@ -178,6 +192,8 @@ class TreeBuilder {
     node.literal = style == FYSS_LITERAL;
     if (node.literal || style == FYSS_FOLDED) {
       MoveToBlockText(node);
+      if (!IsItsText(node))
+        return Stop(node, "yaml_syntax", "not valid YAML: the text of a block must be indented deeper than its key", "");
     } else if (token) {
       const fy_mark* start = fy_token_start_mark(token);
       const fy_mark* end = fy_token_end_mark(token);
@@ -204,6 +220,21 @@ class TreeBuilder {
       node.length = std::max(1, CodePoints(lines_[i].substr(text_at)));
       return;
     }
+  }
+
+  // libfyaml takes text that is no deeper than its key, and then hands out bytes that are not in the file.
+  bool IsItsText(const YamlNode& block) const {
+    const auto blank = [](char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; };
+    if (std::ranges::all_of(block.text, blank)) return true;
+    if (!open_.empty() && !open_.back().node.keys.empty() && block.column <= open_.back().node.keys.back().column) return false;
+    const char* at = lines_[static_cast<std::size_t>(block.line) - 1].data();
+    const char* const end = source_.data() + source_.size();
+    for (const char c : block.text) {
+      if (blank(c)) continue;
+      while (at != end && blank(*at)) ++at;
+      if (at == end || *at++ != c) return false;
+    }
+    return true;
   }
 
   void Begin(fy_event& event, YamlNode::Kind kind) {

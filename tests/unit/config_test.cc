@@ -155,12 +155,17 @@ TEST(ConfigTest, FilesAreStrictAndErrorsSayWhere) {
   } kTable[] = {
       {"version: 1\nlogg: {level: info}\n", "f:2:1: unknown key 'logg'; did you mean 'log'?"},
       {"version: 1\nlog:\n  levle: info\n", "f:3:3: unknown key 'log.levle'; did you mean 'log.level'?"},
-      {"version: 1\nlake: a\nlake: b\n", "f:3:1: duplicate key 'lake'"},
+      {"version: 1\nlake: a\nlake: b\n", "f:3:1: duplicate key 'lake'; it is already given in line 2"},
       {"version: 1\nlake: [a]\n", "f:2:1: 'lake' must be a single value"},
       {"version: 1\nworker:\n  queues: a\n", "f:3:3: 'worker.queues' must be a list"},
       {"version: 2\n", "f:1:1: version must be 1"},
-      {"lake: a\n", "f:1:1: the first key must be 'version: 1'"},
+      {"lake: a\n", "f:1:1: the key 'version: 1' is missing"},
       {"", "f:1:1: the file is empty; it needs 'version: 1'"},
+      {"# nothing\n", "f:1:1: the file is empty; it needs 'version: 1'"},
+      {"version: 1\nlake: *a\n", "f:2:8: aliases (*name) are not allowed; write the value out"},
+      {"version: 1\nlake: \"\xff\"\n", "f:2:8: byte 0xff is not UTF-8; save the file as UTF-8"},
+      {"version: 1\n---\nlake: a\n", "f:2:1: a second document starts here; keep one document per file"},
+      {"version: 1\nworker:\n", "f:2:1: 'worker' is a section and has no keys"},
   };
   for (const auto& [text, message] : kTable) {
     const auto raw = ParseConfigFile("f", text, "/");

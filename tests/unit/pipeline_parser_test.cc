@@ -210,6 +210,10 @@ TEST(PipelineParser, RefusesEachMistakeAtItsPlace) {
       {head + "schedule: { cron: \"@daily\", catchup: all(0) }\nstages:\n" + a, "3:38:bad_value"},
       {WithStages("  b: { command: [\"\xff\"] }\n"), "4:19:invalid_utf8"},
       {WithStages(std::string("  b: \0\n", 7)), "4:6:invalid_character"},
+      {WithStages("  b: \xc2\x9a\n"), "4:6:invalid_character"},
+      {WithStages("  b:\n    transform: |\n    select 1\n      from t\n"), "6:5:yaml_syntax"},
+      {"%YAML 1.1\n---\n" + WithStages(a), "1:1:yaml_directive"},
+      {"%o %opassword \xdc\x89\n", "1:1:yaml_directive"},
       {"a: [", "1:5:yaml_syntax"},
   };
   for (const Case& c : cases) EXPECT_EQ(Codes(c.source), c.codes) << c.source << Rendered(c.source);
