@@ -227,7 +227,9 @@ class TreeBuilder {
     const auto blank = [](char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; };
     if (std::ranges::all_of(block.text, blank)) return true;
     if (!open_.empty() && !open_.back().node.keys.empty() && block.column <= open_.back().node.keys.back().column) return false;
-    const char* at = lines_[static_cast<std::size_t>(block.line) - 1].data();
+    const auto line = static_cast<std::size_t>(block.line) - 1;
+    if (line >= lines_.size()) return false;
+    const char* at = lines_[line].data();
     const char* const end = source_.data() + source_.size();
     for (const char c : block.text) {
       if (blank(c)) continue;
