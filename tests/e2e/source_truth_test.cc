@@ -205,6 +205,22 @@ TEST_F(SourceTruthTest, OwnDateFormatsAreSetAsideWithTheSameParser) {
   EXPECT_EQ(Rows("a", "id"), "1,2025-12-31,1\n");
 }
 
+TEST_F(SourceTruthTest, DatesOfOtherFormsAreGuessedAlsoWhenEveryColumnIsDeclared) {
+  const std::vector<ColumnSpec> types{
+      {.name = "id", .type = "bigint"}, {.name = "d", .type = "date"}, {.name = "t", .type = "timestamp"}};
+  Write("a.csv", "id,d,t\n1,31/12/2025,2025-12-31 10:00:00\n2,01/02/2026,\n");
+  Write("b.csv", "id,d,t\n1,2025-12-31,2025-12-31T10:00\n2,2026-02-01,\n");
+  Write("c.csv", "id,d,t\n1,05-02-03,\n");
+  const std::string rows = "1,2025-12-31,2025-12-31 10:00:00\n2,2026-02-01,null\n";
+  for (const std::string name : {"a", "b"}) {
+    const StageResult result = Run(Declared(name, name + ".csv", types));
+    ASSERT_TRUE(result.ok) << result.error;
+    EXPECT_EQ(Rows(name, "id"), rows);
+  }
+  const StageResult short_year = Run(Declared("c", "c.csv", types));
+  EXPECT_NE(Rows("c", "id"), "1,0005-02-03,null\n") << short_year.error;
+}
+
 TEST_F(SourceTruthTest, JsonKeysThatDifferInCaseAreNamed) {
   Write("a.ndjson", "{\"a\":1,\"A\":2}\n");
   const StageResult both = Run(Extract("a", "a.ndjson"));

@@ -56,16 +56,20 @@ std::string TimeLosesSql(std::string_view text_sql, std::string_view type) {
 }
 }  // namespace
 
-// Only a fraction or an exponent can be rounded; the cheap test comes first because every value passes it. Doubles hold 15
-// digits exactly.
+// Only an exponent or more digits of a fraction than the type holds can be rounded; the cheap test comes first because every
+// value passes it. Doubles hold 15 digits exactly.
 std::string TextLosesSql(std::string_view text_sql, std::string_view type) {
   if (IsTemporalType(type)) return TimeLosesSql(text_sql, type);
-  const std::string fraction = IsDecimalType(type) ? fmt::format("[0-9]{{0,{}}}0*", Scale(type)) : "0*";
+  const bool decimal = IsDecimalType(type);
+  const std::string fraction = decimal ? fmt::format("[0-9]{{0,{}}}0*", Scale(type)) : "0*";
+  const std::string suspect =
+      decimal ? fmt::format("instr({0}, '.') > 0 AND length({0}) - instr({0}, '.') > {1}", text_sql, Scale(type))
+              : fmt::format("contains({}, '.')", text_sql);
   return fmt::format(
-      "CASE WHEN contains({0}, '.') OR contains({0}, 'e') OR contains({0}, 'E') THEN NOT coalesce(regexp_full_match({0}, "
+      "CASE WHEN ({3}) OR contains({0}, 'e') OR contains({0}, 'E') THEN NOT coalesce(regexp_full_match({0}, "
       "'\\s*[+-]?[0-9]*([.]{1})?\\s*') OR (length({0}) <= 15 AND TRY_CAST({0} AS DOUBLE) = CAST(TRY_CAST({0} AS {2}) AS "
       "DOUBLE)), false) ELSE false END",
-      text_sql, fraction, type);
+      text_sql, fraction, type, suspect);
 }
 
 std::string WideIntegerSql(std::string_view text_sql) {

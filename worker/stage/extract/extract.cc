@@ -281,6 +281,23 @@ StageOutcome<void> PinSchema(const StageOrder& order, const std::string& path, c
   return {};
 }
 
+// The schema of a text file of which every column is declared, so that nothing has to be guessed but the form of dates: absent
+// when it must be sniffed after all.
+StageOutcome<std::optional<PinnedSchema>> DeclaredSchema(duck::Connection& connection, const SourceFiles& sources,
+                                                         const ExtractSpec& spec) {
+  if (!IsCsv(sources.format) || !HasHeader(spec.options)) return std::nullopt;
+  auto names = ColumnsOfFile(connection, sources.paths.front(), sources.format, spec.options);
+  if (!names) return std::nullopt;
+  PinnedSchema schema{.columns = std::move(*names), .read_options = spec.options};
+  if (!Guessed(spec, schema.columns).empty()) return std::nullopt;
+  MILLRACE_TRY(RefuseEqualNames(connection, sources.paths.front(), sources.format, spec.options, schema.columns));
+  MILLRACE_TRY(ApplyDeclared(connection, spec, &schema));
+  ReaderOptions reader{.format = sources.format, .columns = schema.columns, .options = spec.options, .skip_bad_rows = true};
+  MILLRACE_TRY_ASSIGN(const bool plain, HoldsOnlyIsoDates(connection, {sources.paths.front()}, reader));
+  if (!plain) return std::nullopt;
+  return schema;
+}
+
 }  // namespace
 
 StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view base_dir) {
@@ -308,6 +325,8 @@ StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view 
 }
 
 StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec) {
+  MILLRACE_TRY_ASSIGN(auto declared, DeclaredSchema(connection, sources, spec));
+  if (declared) return std::move(*declared);
   PinnedSchema schema{.columns = {}, .read_options = spec.options};
   ReaderOptions reader{.format = sources.format, .options = spec.options};
   const std::string& first = sources.paths.front();

@@ -234,6 +234,23 @@ ExactRows SplitRounding(const std::vector<std::string>& paths, const ReaderOptio
                                  reason, ReaderSelect(paths, bad), kSourceColumn, row)};
 }
 
+StageOutcome<bool> HoldsOnlyIsoDates(duck::Connection& connection, const std::vector<std::string>& paths,
+                                     const ReaderOptions& reader) {
+  std::string counts;
+  std::vector<std::string> names;
+  for (const auto& c : reader.columns) {
+    const bool stamp = c.type.starts_with("timestamp");
+    if ((!stamp && c.type != "date") || !Option(reader, stamp ? "timestampformat" : "dateformat").empty()) continue;
+    const std::string name = duck::QuoteName(c.name);
+    counts += fmt::format("{}count_if({} IS NOT NULL AND NOT (TRY_CAST({} AS {}) IS NOT NULL AND {} LIKE '____-%'))",
+                          counts.empty() ? "" : " + ", name, name, c.type, name);
+    names.push_back(c.name);
+  }
+  if (names.empty()) return true;
+  const auto table = connection.Query(fmt::format("SELECT {} FROM ({})", counts, ReaderSelect(paths, AsText(reader, names))));
+  return table && table->Int() == 0;  // what is wrong with the file is the sniffer's to find
+}
+
 StageOutcome<void> KeepWideIntegers(duck::Connection& connection, const std::string& path, const ReaderOptions& reader,
                                     const std::vector<std::string>& guessed, std::vector<ColumnSpec>* columns) {
   constexpr const char* kWide = "decimal(38,0)";

@@ -36,6 +36,11 @@ struct ExactRows {
 ExactRows SplitRounding(const std::vector<std::string>& paths, const ReaderOptions& reader,
                         const std::vector<std::string>& columns);
 
+// Whether every value of the date and timestamp columns without a format of their own is in ISO form (a year of four digits
+// first), which no guess of a format would read otherwise. One scan of those columns; rows that are no CSV rows are left out.
+StageOutcome<bool> HoldsOnlyIsoDates(duck::Connection& connection, const std::vector<std::string>& paths,
+                                     const ReaderOptions& reader);
+
 // Gives the columns of `schema` that were guessed as double or bigint, and hold whole numbers that would not stay exact, the
 // type decimal(38,0). Class source_malformed, with the declaration that is needed, when they do not fit that either. `guessed`:
 // the columns whose type nobody declared.
