@@ -100,47 +100,63 @@ Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadli
   return Fail(ErrorCode::kTimedOut, "the broker did not answer");
 }
 
-Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline) {
+Result<wire::Message> BrokerClient::Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline) {
   while (true) {
     const std::uint64_t request = next_request_++;
-    Result<void> sent = Send(wire::SubmitRun{request, plan.run, plan.jobs, watch}, deadline);
-    Error error{ErrorCode::kUnavailable, {}};
-    if (sent) {
-      auto reply = Await(request, std::min(deadline, clock_->Now() + kAnswerTimeout));
-      if (reply) {
-        if (std::holds_alternative<wire::SubmitReply>(*reply)) return {};
-        error = std::holds_alternative<wire::Problem>(*reply) ? ToError(std::get<wire::Problem>(*reply))
-                                                              : Error{ErrorCode::kCorrupt, "unexpected answer to a submit"};
-        if (IsNotOwner(error)) return std::unexpected(std::move(error));  // the ledger finds the owner
-      } else {
-        error = std::move(reply.error());
-      }
-    } else {
-      error = std::move(sent.error());
-    }
-    if (!WorthRepeating(error.code) || clock_->Now() >= deadline) return std::unexpected(std::move(error));
-    transport_->Wait(kWaitSlice);
-  }
-}
-
-Result<std::vector<wire::CancelReply::Item>> BrokerClient::Cancel(wire::Cancel cancel, MonoTime deadline) {
-  while (true) {
-    cancel.request = next_request_++;
     Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");
-    if (auto sent = Send(cancel, deadline); sent) {
-      reply = Await(cancel.request, std::min(deadline, clock_->Now() + kAnswerTimeout));
+    if (auto sent = Send(make(request), deadline); sent) {
+      reply = Await(request, std::min(deadline, clock_->Now() + kAnswerTimeout));
     } else {
       reply = std::unexpected(std::move(sent.error()));
     }
     if (reply) {
-      if (auto* done = std::get_if<wire::CancelReply>(&*reply)) return std::move(done->items);
       const auto* problem = std::get_if<wire::Problem>(&*reply);
-      reply = std::unexpected(problem ? ToError(*problem) : Error{ErrorCode::kCorrupt, "unexpected answer to a cancel"});
+      if (problem == nullptr) return reply;
+      reply = std::unexpected(ToError(*problem));
     }
-    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= deadline)
-      return std::unexpected(std::move(reply.error()));
+    // Another owner is found through the ledger.
+    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= deadline) return reply;
     transport_->Wait(kWaitSlice);
   }
+}
+
+Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(
+      const wire::Message reply,
+      Repeat([&](std::uint64_t request) -> wire::Message { return wire::SubmitRun{request, plan.run, plan.jobs, watch}; },
+             deadline));
+  if (std::holds_alternative<wire::SubmitReply>(reply)) return {};
+  return Fail(ErrorCode::kCorrupt, "unexpected answer to a submit");
+}
+
+Result<std::vector<wire::SubmitReply::Item>> BrokerClient::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) {
+  std::vector<wire::SubmitReply::Item> all;
+  for (std::size_t at = 0; at < jobs.size();) {
+    std::size_t bytes = 0, end = at;
+    while (end < jobs.size() && end - at < kBatchJobsMax && (end == at || bytes + wire::SizeBound(jobs[end]) <= kFrameBytesMax))
+      bytes += wire::SizeBound(jobs[end++]);
+    const std::vector<JobSpec> page(jobs.begin() + static_cast<std::ptrdiff_t>(at),
+                                    jobs.begin() + static_cast<std::ptrdiff_t>(end));
+    MILLRACE_TRY_ASSIGN(
+        wire::Message reply,
+        Repeat([&](std::uint64_t request) -> wire::Message { return wire::SubmitJobs{request, page}; }, deadline));
+    auto* accepted = std::get_if<wire::SubmitReply>(&reply);
+    if (accepted == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a submit");
+    std::ranges::move(accepted->accepted, std::back_inserter(all));
+    at = end;
+  }
+  return all;
+}
+
+Result<std::vector<wire::CancelReply::Item>> BrokerClient::Cancel(wire::Cancel cancel, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(wire::Message reply, Repeat(
+                                               [&](std::uint64_t request) -> wire::Message {
+                                                 cancel.request = request;
+                                                 return cancel;
+                                               },
+                                               deadline));
+  if (auto* done = std::get_if<wire::CancelReply>(&reply)) return std::move(done->items);
+  return Fail(ErrorCode::kCorrupt, "unexpected answer to a cancel");
 }
 
 bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
@@ -149,7 +165,9 @@ bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
   return bytes <= kFrameBytesMax;
 }
 
-Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) { return Send(wire::Watch{next_request_++, kDefaultOrg, run}, deadline); }
+Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) {
+  return Send(wire::Watch{next_request_++, kDefaultOrg, run}, deadline);
+}
 
 Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                              const std::function<void(const wire::RunUpdate&)>& on_update,

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "common/base/clock.h"
@@ -26,6 +27,10 @@ class BrokerClient {
   // Returns when the ledger has the run ("accepted"). The same ids may be submitted again: that is how an unknown outcome is
   // resolved, and it is done here until `deadline`, unless IsNotOwner. kTimedOut: no broker answered.
   Result<void> SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline);
+
+  // The same for single jobs, in as many messages as they need: an answer for each, in their order. kLimit: a queue is full,
+  // and nothing of the message that did not fit was accepted.
+  Result<std::vector<wire::SubmitReply::Item>> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline);
 
   // Whether SubmitRun can carry the plan in one message. What is larger goes into the ledger (Ledger::SubmitRun), where the
   // broker finds it.
@@ -52,6 +57,9 @@ class BrokerClient {
       : transport_(&transport), socket_(std::move(socket)), clock_(&clock) {}
   // Waits for the connection, at most until `deadline`: a socket that has just been made has none yet.
   Result<void> Send(const wire::Message& message, MonoTime deadline);
+  // Sends what `make` gives until an answer comes that is not worth asking again for, or `deadline`: for requests that are
+  // idempotent by their ids.
+  Result<wire::Message> Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline);
   // Waits for the answer to `request`; updates that come first are kept for Follow.
   Result<wire::Message> Await(std::uint64_t request, MonoTime deadline);
 

@@ -12,6 +12,7 @@
 #include "client/cli/find_run.h"
 #include "client/cli/repeat.h"
 #include "common/model/job_options.h"
+#include "common/model/stage_task.h"
 
 namespace millrace::cli {
 namespace {
@@ -251,7 +252,8 @@ Result<std::vector<JobId>> Meant(const Options& options, Ledger& ledger, Context
 
 Result<void> Edit(JobSpec& job, const Options& options) {
   if (!options.payload_file.empty()) {
-    if (job.kind == kJobKindStage || job.kind == kJobKindCommand)
+    const bool command = job.kind == kJobKindCommand;
+    if (job.kind == kJobKindStage || (command && !job.stage.empty()))
       return Fail(ErrorCode::kInvalidArgument, "--payload: a {} job's payload comes from its pipeline: change the file instead",
                   job.kind);
     std::ifstream in(options.payload_file, std::ios::binary);
@@ -259,6 +261,11 @@ Result<void> Edit(JobSpec& job, const Options& options) {
     job.payload.assign(std::istreambuf_iterator<char>(in), {});
     if (job.payload.size() > kPayloadBytesMax)
       return Fail(ErrorCode::kInvalidArgument, "--payload: {} bytes, limit {}", job.payload.size(), kPayloadBytesMax);
+    if (command) {
+      auto payload = CommandPayload(job.payload, job.id);
+      if (!payload) return Prefixed(std::move(payload.error()), "--payload");
+      job.payload = std::move(*payload);
+    }
   }
   if (!options.to_queue.empty()) job.queue = options.to_queue;
   if (options.priority >= kPriorityLevels)

@@ -13,6 +13,7 @@
 #include "client/cli/pipeline_file.h"
 #include "client/cli/progress.h"
 #include "client/cli/run_report.h"
+#include "client/cli/submit_plan.h"
 #include "common/base/suggest.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
@@ -34,23 +35,12 @@ ProgressStyle StyleOf(const Options& options) {
   return options.no_progress || options.quiet ? ProgressStyle::kNone : ProgressStyle::kAuto;
 }
 
-// Through the broker, or through the ledger when it is too large for a message, or when this broker does not serve its shard:
-// the one that does finds it there within seconds.
-Result<void> Submit(BrokerClient& client, Ledger& ledger, const RunPlan& plan, bool watch, MonoTime deadline) {
-  if (BrokerClient::FitsOneMessage(plan)) {
-    auto submitted = client.SubmitRun(plan, watch, deadline);
-    if (submitted || !BrokerClient::IsNotOwner(submitted.error())) return submitted;
-  }
-  MILLRACE_TRY(ledger.SubmitRun(plan.run, plan.jobs, deadline));
-  return watch ? client.Watch(plan.run.id, deadline) : Result<void>{};
-}
-
 // Submits and follows to the end. kCancelled: a stop signal came; the run goes on wherever it runs. When the broker has nothing
 // to say (another one serves the run, now or since a while), the ledger tells the end. `engine`: the embedded form's; it ends
 // early when a part of it fails.
 Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, Ledger& ledger, const RunPlan& plan, const Options& options,
                                         const Clock& clock, const Engine* engine = nullptr) {
-  MILLRACE_TRY(Submit(client, ledger, plan, true, clock.Now() + kSubmitTimeout));
+  MILLRACE_TRY(SubmitPlan(client, ledger, plan, true, clock.Now() + kSubmitTimeout));
   ProgressView progress(StyleOf(options), clock);
   std::atomic<bool> stop{false};
   MonoTime next_look = clock.Now() + kLedgerLook;
@@ -199,7 +189,7 @@ Result<ExitCode> DoRunStart(const Options& options) {
                 context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
   BrokerClient client = std::move(*connected);
   if (!options.wait) {
-    if (auto submitted = Submit(client, *ledger, plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
+    if (auto submitted = SubmitPlan(client, *ledger, plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
       return Prefixed(std::move(submitted.error()), "broker at {}", endpoint);
     if (options.quiet) {
       fmt::print("{}\n", plan.run.id.ToString());

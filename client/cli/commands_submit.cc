@@ -2,14 +2,18 @@
 #include <algorithm>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
+#include "client/cli/engine.h"
+#include "client/cli/submit_plan.h"
 #include "common/base/limits.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 #include "common/wire/check_job.h"
+#include "common/wire/zmq_transport.h"
 
 namespace millrace::cli {
 namespace {
@@ -18,6 +22,10 @@ using Json = nlohmann::json;
 
 constexpr std::size_t kLineBytesMax = 2 * kPayloadBytesMax;
 constexpr std::size_t kSinglesMax = 100'000;
+constexpr Millis kBrokerAnswers{3000};
+constexpr Millis kSubmitTimeout{30'000};
+constexpr Millis kEndsPoll{100};
+constexpr auto kWaitMax = std::chrono::hours{24};
 
 // A text is the payload; anything else is the payload as JSON.
 std::string PayloadOf(const Json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
@@ -75,8 +83,8 @@ Result<JobSpec> JobOf(const std::string& text, Context& context, std::optional<R
       job.payload = ToJson(task);
     }
   }
-  if (job.options.durability != Durability::kLedger)
-    return Fail(ErrorCode::kInvalidArgument, "options: durability: what is written into the ledger is of its class");
+  if (run && job.options.durability != Durability::kLedger)
+    return Fail(ErrorCode::kInvalidArgument, "options: durability: jobs of a batch with --then are of the ledger's class");
   MILLRACE_TRY(wire::CheckJob(job));
   return job;
 }
@@ -105,28 +113,131 @@ Result<std::vector<JobSpec>> ReadBatch(const std::string& name, Context& context
   return jobs;
 }
 
+// The broker of this installation, if one answers.
+class Door {
+ public:
+  static Result<Door> Open(Context& context) {
+    Door door;
+    MILLRACE_TRY_ASSIGN(door.transport_, wire::MakeZmqTransport(wire::MakeZmqContext()));
+    auto client = BrokerClient::Connect(*door.transport_, context.ClientEndpoint(), context.clock());
+    if (client && client->Status(context.clock().Now() + kBrokerAnswers)) door.client_.emplace(std::move(*client));
+    return door;
+  }
+  BrokerClient* client() { return client_ ? &*client_ : nullptr; }
+  wire::Transport& transport() { return *transport_; }
+
+ private:
+  std::unique_ptr<wire::Transport> transport_;
+  std::optional<BrokerClient> client_;
+};
+
+// Waits until all of them have ended, and returns how.
+Result<std::vector<std::string>> AwaitEnds(Context& context, Ledger& ledger, Door& door, const std::vector<Uuid>& ids) {
+  BlockStopSignals();
+  std::vector<std::string> ends(ids.size());
+  std::vector<std::size_t> open(ids.size());
+  std::ranges::generate(open, [i = std::size_t{0}]() mutable { return i++; });
+  const MonoTime deadline = context.clock().Now() + kWaitMax;
+  while (true) {
+    std::vector<Uuid> asked;
+    for (const std::size_t i : open) asked.push_back(ids[i]);
+    MILLRACE_TRY_ASSIGN(const auto states, ledger.States(kDefaultOrg, asked, context.Deadline()));
+    std::vector<std::size_t> still;
+    for (std::size_t k = 0; k < open.size(); ++k) {
+      if (states[k].job_ended) ends[open[k]] = Name(*states[k].job_ended);
+      if (states[k].run_ended) ends[open[k]] = Name(*states[k].run_ended);
+      if (ends[open[k]].empty()) still.push_back(open[k]);
+    }
+    open = std::move(still);
+    if (open.empty()) return ends;
+    if (StopSignalPending()) return Fail(ErrorCode::kCancelled, "interrupted; what was submitted goes on");
+    if (context.clock().Now() >= deadline) return Fail(ErrorCode::kTimedOut, "{} of them have not ended", open.size());
+    door.transport().Wait(kEndsPoll);
+  }
+}
+
+ExitCode CodeOf(const std::vector<std::string>& ends) {
+  return std::ranges::all_of(ends, [](const std::string& end) { return end == Name(JobState::kSucceeded); })
+             ? ExitCode::kOk
+             : ExitCode::kWorkFailed;
+}
+
 Result<ExitCode> SubmitBatch(const Options& options, Context& context) {
-  RunSpec run;
-  run.id = context.ids().Next<RunId>();
-  run.overlap = "allow";
-  run.created_at = context.clock().WallNow();
-  MILLRACE_TRY_ASSIGN(std::vector<JobSpec> jobs, ReadBatch(options.batch, context, run.id));
-  auto then = JobOf(options.then, context, run.id);
+  RunPlan plan;
+  plan.run.id = context.ids().Next<RunId>();
+  plan.run.overlap = "allow";
+  plan.run.created_at = context.clock().WallNow();
+  MILLRACE_TRY_ASSIGN(plan.jobs, ReadBatch(options.batch, context, plan.run.id));
+  auto then = JobOf(options.then, context, plan.run.id);
   if (!then) return Prefixed(std::move(then.error()), "--then");
   then->stage = "then";
   then->options.run_when = RunWhen::kAllEnded;
-  for (const JobSpec& job : jobs) then->depends_on.push_back(job.id);
-  jobs.push_back(std::move(*then));
+  for (const JobSpec& job : plan.jobs) then->depends_on.push_back(job.id);
+  plan.jobs.push_back(std::move(*then));
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
-  MILLRACE_TRY(ledger->SubmitRun(run, jobs, context.Deadline()));
-  if (options.quiet) {
-    fmt::print("{}\n", run.id.ToString());
-    return ExitCode::kOk;
+  MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
+  if (door.client() != nullptr) {
+    MILLRACE_TRY(SubmitPlan(*door.client(), *ledger, plan, false, context.clock().Now() + kSubmitTimeout));
+  } else {
+    MILLRACE_TRY(ledger->SubmitRun(plan.run, plan.jobs, context.Deadline()));
   }
-  Table table{.columns = {"run", "jobs", "then"}, .rows = {}};
-  table.rows.push_back({run.id.ToString(), static_cast<std::int64_t>(jobs.size() - 1), jobs.back().id.ToString()});
+  std::vector<std::string> ends;
+  if (options.wait) {
+    MILLRACE_TRY_ASSIGN(ends, AwaitEnds(context, *ledger, door, {plan.run.id.uuid}));
+  }
+  if (options.quiet) {
+    fmt::print("{}\n", plan.run.id.ToString());
+    return CodeOf(ends);
+  }
+  Table table{.columns = {"run", "jobs", "then", "state"}, .rows = {}};
+  table.rows.push_back({plan.run.id.ToString(), static_cast<std::int64_t>(plan.jobs.size() - 1), plan.jobs.back().id.ToString(),
+                        ends.empty() ? Cell{} : Cell{ends.front()}});
   Print(table, context.format());
-  return ExitCode::kOk;
+  return CodeOf(ends);
+}
+
+// One job, from the options of the command line.
+Result<JobSpec> SingleJob(const Options& options, Context& context) {
+  Json json{{"kind", options.kind}, {"payload", options.payload}};
+  if (!options.queue.empty()) json["queue"] = options.queue;
+  if (!options.run_at.empty()) json["run_at"] = options.run_at;
+  if (options.priority >= 0) json["priority"] = options.priority;
+  if (options.max_attempts != 0) json["max_attempts"] = options.max_attempts;
+  if (!options.timeout.empty()) {
+    MILLRACE_TRY_ASSIGN(const Millis timeout, ParseDuration(options.timeout));
+    json["timeout_ms"] = timeout.count();
+  }
+  if (!options.job_options.empty()) {
+    json["options"] = Json::parse(options.job_options, nullptr, false);
+    if (!json["options"].is_object())
+      return Fail(ErrorCode::kInvalidArgument, "--options: '{}' is no JSON object", options.job_options);
+  }
+  return JobOf(json.dump(-1, ' ', false, Json::error_handler_t::replace), context, std::nullopt);
+}
+
+// The holder of its unique key, for each job that was not taken. A broker that answers takes them at once; what it does not
+// serve, and everything when none answers, goes into the ledger, where its owner finds it within seconds.
+Result<std::map<JobId, std::string>> SendSingles(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs) {
+  std::map<JobId, std::string> conflicts;
+  if (door.client() != nullptr) {
+    auto accepted = door.client()->SubmitJobs(jobs, context.clock().Now() + kSubmitTimeout);
+    if (accepted) {
+      for (const auto& item : *accepted)
+        if (!item.conflict_with.IsNil()) conflicts.emplace(JobId{item.id}, item.conflict_with.ToString());
+      return conflicts;
+    }
+    if (!BrokerClient::IsNotOwner(accepted.error())) return std::unexpected(std::move(accepted.error()));
+  }
+  if (std::ranges::any_of(jobs, [](const JobSpec& job) { return job.options.durability != Durability::kLedger; }))
+    return Fail(ErrorCode::kUnavailable,
+                "durability: redis: no broker that serves it answers at {}, and the ledger does not take it",
+                context.ClientEndpoint());
+  for (std::size_t at = 0; at < jobs.size(); at += kBatchJobsMax) {
+    const auto page = jobs.subspan(at, std::min(kBatchJobsMax, jobs.size() - at));
+    MILLRACE_TRY_ASSIGN(const SubmitJobsResult result, ledger.SubmitJobs(page, context.Deadline()));
+    for (const UniqueConflict& conflict : result.conflicts) conflicts.emplace(conflict.job, conflict.holder.ToString());
+  }
+  return conflicts;
 }
 
 Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
@@ -134,25 +245,32 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   if (!options.batch.empty()) {
     MILLRACE_TRY_ASSIGN(jobs, ReadBatch(options.batch, context, std::nullopt));
   } else {
-    Json json{{"kind", options.kind}, {"payload", options.payload}};
-    if (!options.queue.empty()) json["queue"] = options.queue;
-    MILLRACE_TRY_ASSIGN(JobSpec job, JobOf(json.dump(-1, ' ', false, Json::error_handler_t::replace), context, std::nullopt));
+    MILLRACE_TRY_ASSIGN(JobSpec job, SingleJob(options, context));
     jobs.push_back(std::move(job));
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
-  Table table{.columns = {"job", "queue", "kind", "conflict_with"}, .rows = {}};
-  for (std::size_t at = 0; at < jobs.size(); at += kBatchJobsMax) {
-    const auto page = std::span(jobs).subspan(at, std::min(kBatchJobsMax, jobs.size() - at));
-    MILLRACE_TRY_ASSIGN(const SubmitJobsResult result, ledger->SubmitJobs(page, context.Deadline()));
-    for (const JobSpec& job : page) {
-      const auto held = std::ranges::find(result.conflicts, job.id, &UniqueConflict::job);
-      const bool conflict = held != result.conflicts.end();
-      if (options.quiet && !conflict) fmt::print("{}\n", job.id.ToString());
-      table.rows.push_back({job.id.ToString(), job.queue, job.kind, conflict ? Cell{held->holder.ToString()} : Cell{}});
-    }
+  MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
+  MILLRACE_TRY_ASSIGN(const auto conflicts, SendSingles(context, *ledger, door, jobs));
+  std::vector<Uuid> taken;
+  for (const JobSpec& job : jobs)
+    if (!conflicts.contains(job.id)) taken.push_back(job.id.uuid);
+  if (options.quiet)
+    for (const Uuid& id : taken) fmt::print("{}\n", id.ToString());
+  std::vector<std::string> ends;
+  if (options.wait && !taken.empty()) {
+    MILLRACE_TRY_ASSIGN(ends, AwaitEnds(context, *ledger, door, taken));
   }
-  if (!options.quiet) Print(table, context.format());
-  return ExitCode::kOk;
+  if (options.quiet) return CodeOf(ends);
+  Table table{.columns = {"job", "queue", "kind", "state", "conflict_with"}, .rows = {}};
+  std::size_t next_end = 0;
+  for (const JobSpec& job : jobs) {
+    const auto held = conflicts.find(job.id);
+    const bool conflict = held != conflicts.end();
+    table.rows.push_back({job.id.ToString(), job.queue, job.kind, conflict || ends.empty() ? Cell{} : Cell{ends[next_end++]},
+                          conflict ? Cell{held->second} : Cell{}});
+  }
+  Print(table, context.format());
+  return CodeOf(ends);
 }
 
 Result<ExitCode> DoSubmit(const Options& options) {

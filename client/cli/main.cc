@@ -122,6 +122,12 @@ void AddJobCommands(Grammar& g) {
   submit->add_option("--kind", g.options.kind, "One job: its kind");
   submit->add_option("--queue", g.options.queue, "One job: its queue (default: default)");
   submit->add_option("--payload", g.options.payload, "One job: its payload");
+  submit->add_option("--priority", g.options.priority, "One job: 0 (most urgent) to 3 (default: 2)");
+  submit->add_option("--run-at", g.options.run_at, "One job: not before, e.g. 2026-12-24T18:00:00Z");
+  submit->add_option("--max-attempts", g.options.max_attempts, "One job: attempts that may fail (default: 3)");
+  submit->add_option("--timeout", g.options.timeout, "One job: of one attempt, e.g. 90s");
+  submit->add_option("--options", g.options.job_options, "One job: as JSON: unique_key, limit_key, durability, no_retry ...");
+  submit->add_flag("--wait", g.options.wait, "Wait until all have ended; exit code 1 if one did not succeed");
   CLI::App* result = g.Add(job, "result", "What a job gave back: a command's output, a stage's counts", JobResult);
   result->add_option("ID", g.options.id, "Job id")->required();
   CLI::App* refused = g.Add(job, "refused", "Rows of the enqueue table that became no job, and why", JobRefused);
@@ -362,7 +368,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExample
      "job requeue 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --max-attempts 5\njob requeue --queue mail --since 2h --dry-run"},
     {"job discard", "job discard 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --reason 'customer is gone'"},
     {"job submit",
-     "job submit --kind command --payload '{\"argv\": [\"echo\", \"hi\"]}'\njob submit --batch mails.ndjson --then "
+     "job submit --kind command --payload '{\"argv\": [\"echo\", \"hi\"]}' --wait\njob submit --batch mails.ndjson --then "
      "'{\"kind\": \"command\", \"payload\": {\"argv\": [\"echo\", \"all sent\"]}}'"},
     {"job result", "job result 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 > report.csv"},
     {"job refused", "job refused\njob refused -n 5 -o json"},

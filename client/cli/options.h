@@ -43,9 +43,10 @@ struct Options {
   std::string kind, error_class, since, before;    // job list, requeue, discard
   bool open = false;                               // job list
   std::string batch, then, payload;                // job submit
+  std::string run_at, timeout, job_options;        // job submit
   std::string queues;                              // worker
   std::string to_queue, payload_file;              // job requeue
-  int priority = -1, max_attempts = 0;             // job requeue
+  int priority = -1, max_attempts = 0;             // job requeue, job submit
   std::string connection, sql;                     // query
   std::string cron, timezone, dst = "once", from;  // schedule next, pipeline apply
   std::string base_dir;                            // pipeline apply
@@ -56,7 +57,7 @@ struct Options {
   int concurrency = 0;                             // worker
   std::uint32_t count = 0;                         // -n
   bool running = false;                            // backfill cancel
-  bool wait = false;                               // run start, run cancel
+  bool wait = false;                               // run start, run cancel, job submit
   bool origin = false;                             // config show
   bool transitions = false;                        // schedule next
   std::string to, schedule, reprocess = "none";    // backfill; from is its other edge

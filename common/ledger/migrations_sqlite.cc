@@ -1,5 +1,10 @@
 #include "common/ledger/migrations.h"
 
+#include <fmt/format.h>
+
+#include <iterator>
+#include <string>
+
 namespace millrace::ledger {
 namespace {
 
@@ -150,14 +155,23 @@ constexpr std::string_view kVersion6 = R"sql(
 create table broker_presence (owner blob primary key, name text not null, renewed_at integer not null) strict;
 )sql";
 
-// Transactional enqueue: what applications insert inside transactions of their own on this file. See ops/docs/enqueue.md.
+// Transactional enqueue: what applications insert inside transactions of their own on this file. See ops/docs/enqueue.md. Their
+// SQLite may be an old one (no unhex, no unixepoch('subsec')), so the bytes of an id are made one by one: @ is the table of
+// all.
 constexpr std::string_view kVersion7 = R"sql(
 create table enqueue (
-  job blob primary key default (unhex(printf('%012x', cast(unixepoch('subsec') * 1000 as integer)) || '7' ||
-    substr(hex(randomblob(2)), 2) || '8' || substr(hex(randomblob(8)), 2))), org integer not null default 1, queue text not null default 'default', kind text not null, payload blob not null default x'',
+  job blob primary key default (cast(
+    substr(@, ((cast((julianday('now') - 2440587.5) * 86400000 as integer) >> 40) & 255) + 1, 1) ||
+    substr(@, ((cast((julianday('now') - 2440587.5) * 86400000 as integer) >> 32) & 255) + 1, 1) ||
+    substr(@, ((cast((julianday('now') - 2440587.5) * 86400000 as integer) >> 24) & 255) + 1, 1) ||
+    substr(@, ((cast((julianday('now') - 2440587.5) * 86400000 as integer) >> 16) & 255) + 1, 1) ||
+    substr(@, ((cast((julianday('now') - 2440587.5) * 86400000 as integer) >> 8) & 255) + 1, 1) ||
+    substr(@, (cast((julianday('now') - 2440587.5) * 86400000 as integer) & 255) + 1, 1) ||
+    substr(@, 112 + (random() & 15) + 1, 1) || randomblob(1) || substr(@, 128 + (random() & 63) + 1, 1) || randomblob(7) as blob)),
+  org integer not null default 1, queue text not null default 'default', kind text not null, payload blob not null default x'',
   priority integer not null default 2, max_attempts integer not null default 3, backoff_base_ms integer not null default 1000,
   backoff_cap_ms integer not null default 60000, timeout_ms integer not null default 0, run_at integer, options text not null default '{}',
-  enqueued_at integer not null default (cast(unixepoch('subsec') * 1000000 as integer))) strict;
+  enqueued_at integer not null default (cast((julianday('now') - 2440587.5) * 86400000000 as integer))) strict;
 create index enqueue_by_org on enqueue (org, job);
 create table enqueue_refused (
   job blob primary key, org integer not null, queue text not null, kind text not null, payload blob not null,
@@ -195,11 +209,23 @@ create trigger audit_record_updated before update on audit_record when new.seq <
 end;
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
-                                     kVersion6, kVersion7, kVersion8, kVersion9, kVersion10};
+// `template_sql` with a blob literal of all 256 bytes for each @.
+std::string WithAllBytes(std::string_view template_sql) {
+  std::string all = "x'";
+  for (int byte = 0; byte < 256; ++byte) fmt::format_to(std::back_inserter(all), "{:02x}", byte);
+  all += "'";
+  std::string sql;
+  for (const char c : template_sql) c == '@' ? sql += all : sql += c;
+  return sql;
+}
 
 }  // namespace
 
-std::span<const std::string_view> SqliteMigrations() { return kAll; }
+std::span<const std::string_view> SqliteMigrations() {
+  static const std::string version7 = WithAllBytes(kVersion7);
+  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
+                                         kVersion6, version7,  kVersion8, kVersion9, kVersion10};
+  return all;
+}
 
 }  // namespace millrace::ledger
