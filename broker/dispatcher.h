@@ -37,6 +37,7 @@
 #include "broker/recent_tokens.h"
 #include "broker/removals.h"
 #include "broker/run_coordinator.h"
+#include "common/base/id_map.h"
 #include "common/base/random.h"
 
 namespace millrace {
@@ -81,7 +82,7 @@ class Dispatcher {
     std::uint64_t credit_limit = 0;  // as the worker counts
     std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
     std::uint32_t reserved = 0;      // promised to claims that are under way
-    std::unordered_set<JobId> leases;
+    IdSet<JobId> leases;
     MonoTime heard{};
     std::uint64_t beats = 0;
     bool draining = false, unreachable = false;
@@ -358,7 +359,7 @@ class Dispatcher {
   std::map<ShardId, Shard> shards_;
   LineIndex lines_;
   LineMemo line_memo_;
-  std::unordered_map<JobId, Lease> leases_;
+  IdMap<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;
   WorkerId plan_from_;        // round robin over workers
   MonoTime workers_since_{};  // when the first of those that are connected came

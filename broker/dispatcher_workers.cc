@@ -272,15 +272,15 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
                            .delivery = counters.deliveries + 1,
                            .fence_only = fence});
   const bool first = leases_
-                         .emplace(id, Lease{.shard = shard.hold.shard,
-                                            .spec = std::move(spec),
-                                            .counters = counters,
-                                            .token = token,
-                                            .worker = worker.id,
-                                            .counted_at = now_,
-                                            .fence = fence,
-                                            .cut = cut,
-                                            .kept = kept})
+                         .try_emplace(id, Lease{.shard = shard.hold.shard,
+                                                .spec = std::move(spec),
+                                                .counters = counters,
+                                                .token = token,
+                                                .worker = worker.id,
+                                                .counted_at = now_,
+                                                .fence = fence,
+                                                .cut = cut,
+                                                .kept = kept})
                          .second;
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
 }
