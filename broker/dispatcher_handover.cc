@@ -177,7 +177,7 @@ void Dispatcher::AdoptLease(Lease& lease, Worker& worker, Token token) {
   lease.listed = true;
   lease.counted_at = now_;
   TimeoutOf(spec, false, lease.cut);
-  worker.leases.insert(spec.id);
+  worker.Hold(lease);
   // Whether the owner before wrote it is not known.
   if (!spec.options.unique_key.empty() && spec.options.unique_until == UniqueUntil::kStarted && lease.counters.deliveries == 0)
     OpenPiece(shard, shard.progress_piece).rows.unique_started.push_back(spec.id);

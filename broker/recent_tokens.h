@@ -13,11 +13,18 @@ namespace millrace {
 class RecentTokens {
  public:
   void Remember(JobId job, Token token) {
-    if (!tokens_.insert_or_assign(job, token).second) return;
-    if (order_.size() < kRecentlyEndedMax) return order_.push_back(job);
-    tokens_.erase(order_[oldest_]);
-    order_[oldest_] = job;
-    oldest_ = (oldest_ + 1) % kRecentlyEndedMax;
+    if (const auto known = tokens_.find(job); known != tokens_.end()) {
+      known->second = token;
+      return;
+    }
+    if (order_.size() < kRecentlyEndedMax) {
+      order_.push_back(job);
+    } else {
+      tokens_.erase(order_[oldest_]);
+      order_[oldest_] = job;
+      oldest_ = (oldest_ + 1) % kRecentlyEndedMax;
+    }
+    tokens_.try_emplace(job, token);
   }
   // Token{}: none is known.
   Token Of(JobId job) const {

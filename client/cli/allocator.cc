@@ -5,9 +5,11 @@
 
 #include <cstddef>
 
-// jemalloc reads this before main. One arena per core is enough for a handful of threads and keeps memory together; what is
-// free is given back after a second by a thread of jemalloc's own, also while nothing is allocated.
-extern "C" const char* malloc_conf = "narenas:4,background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0";
+// jemalloc reads this before main. Few arenas are enough for a handful of threads and keep memory together; what is free is
+// given back after a second by one thread of jemalloc's own, also while nothing is allocated.
+extern "C" {
+const char* malloc_conf = "narenas:4,background_thread:true,max_background_threads:1,dirty_decay_ms:1000,muzzy_decay_ms:0";
+}
 #endif
 
 namespace millrace::cli {

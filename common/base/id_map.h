@@ -1,11 +1,9 @@
-// Hash map and hash set of things that are made and ended for every job, by UUID ids. Against the standard ones: no
-// allocation per element once they have grown, and a look touches one or two cache lines instead of a chain of nodes. They do
-// not shrink. Not thread-safe.
+// A hash map of things that are made and ended for every job, by UUID ids. Against the standard one: no allocation per element
+// once it has grown, and a look touches two cache lines instead of a chain of nodes. It does not shrink. Not thread-safe.
 #pragma once
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -20,24 +18,6 @@
 #include "common/base/check.h"
 
 namespace millrace {
-namespace id_map_detail {
-
-// Open addressing with linear probing, at most half full. A cell is 0 when it is free. `home_of(cell)` is where its probe
-// begins; whoever erases moves back what follows, so that there are no tombstones.
-template <class Cell, class HomeFn>
-void EraseCell(std::vector<Cell>& cells, std::size_t at, HomeFn home_of) {
-  const std::size_t mask = cells.size() - 1;
-  for (std::size_t next = (at + 1) & mask; !(cells[next] == Cell{}); next = (next + 1) & mask) {
-    const std::size_t home = home_of(cells[next]) & mask;
-    if (((next - home) & mask) < ((next - at) & mask)) continue;  // it would stand before its home
-    cells[at] = cells[next];
-    at = next;
-  }
-  cells[at] = Cell{};
-}
-
-}  // namespace id_map_detail
-
 // References to values stay valid until the value is erased. Iteration is in no useful order; erasing what an iterator stands
 // on leaves the others valid.
 template <class Key, class Value>
@@ -99,6 +79,21 @@ class IdMap {
   }
   const Value& at(const Key& key) const { return const_cast<IdMap*>(this)->at(key); }
 
+  // For a loop over many ids that looks each of them up: call it before item `i`, and memory is not waited for.
+  template <class Items, class KeyOf>
+  void PrefetchAhead(const Items& items, std::size_t i, KeyOf key_of) const {
+    constexpr std::size_t kCellsAhead = 16, kValuesAhead = 8;
+    if (cells_.empty()) return;
+    const std::size_t mask = cells_.size() - 1;
+    const auto hash = [&](std::size_t at) { return std::hash<Key>{}(std::invoke(key_of, items[at])); };
+    if (i + kCellsAhead < items.size()) __builtin_prefetch(&cells_[hash(i + kCellsAhead) & mask]);
+    if (i + kValuesAhead >= items.size()) return;
+    const Cell cell = cells_[hash(i + kValuesAhead) & mask];
+    if (cell == 0) return;
+    const char* value = reinterpret_cast<const char*>(&SlotAt(SlotOf(cell)));
+    for (std::size_t at = 0; at < sizeof(Slot); at += 64) __builtin_prefetch(value + at);
+  }
+
   // As std::unordered_map's: makes nothing when the key is there.
   template <class... Args>
   std::pair<iterator, bool> try_emplace(const Key& key, Args&&... args) {
@@ -108,7 +103,7 @@ class IdMap {
     const std::uint32_t slot = FreeSlot();
     SlotAt(slot).emplace(std::piecewise_construct, std::forward_as_tuple(key),
                          std::forward_as_tuple(std::forward<Args>(args)...));
-    Place(hash, slot);
+    Place(hash << 32 | (slot + 1));
     ++size_;
     return {iterator{this, slot}, true};
   }
@@ -117,14 +112,20 @@ class IdMap {
     if (!made.second) made.first->second = std::move(value);  // NOLINT(bugprone-use-after-move): try_emplace left it
     return made;
   }
-  // Returns the iterator behind it.
-  iterator erase(iterator at) {
-    const std::size_t cell = Find(at->first, std::hash<Key>{}(at->first));
-    id_map_detail::EraseCell(cells_, cell, [this](Cell c) { return std::hash<Key>{}(SlotAt(SlotOf(c))->first); });
+  // No other iterator is made invalid; nor is there a next one, which would have to be looked for.
+  void erase(iterator at) {
+    const std::size_t mask = cells_.size() - 1;
+    std::size_t hole = Find(at->first, std::hash<Key>{}(at->first));
+    // What stands behind it moves up as far as its home allows, so that there are no tombstones.
+    for (std::size_t next = (hole + 1) & mask; cells_[next] != 0; next = (next + 1) & mask) {
+      if (((next - HashOf(cells_[next])) & mask) < ((next - hole) & mask)) continue;
+      cells_[hole] = cells_[next];
+      hole = next;
+    }
+    cells_[hole] = 0;
     SlotAt(at.slot_).reset();
     free_.push_back(at.slot_);
     --size_;
-    return {this, UsedFrom(at.slot_ + 1)};
   }
   std::size_t erase(const Key& key) {
     const iterator found = find(key);
@@ -138,9 +139,11 @@ class IdMap {
   static constexpr std::size_t kChunk = 64;
   using Slot = std::optional<value_type>;
   using Chunk = std::array<Slot, kChunk>;
-  using Cell = std::uint64_t;  // the upper half of the hash, and the slot + 1
+  using Cell =
+      std::uint64_t;  // the lower half of the hash, and the slot + 1: the probe begins there, and no key is looked at in vain
 
   static std::uint32_t SlotOf(Cell cell) { return static_cast<std::uint32_t>(cell) - 1; }
+  static std::size_t HashOf(Cell cell) { return cell >> 32; }
   Slot& SlotAt(std::uint32_t slot) { return (*chunks_[slot / kChunk])[slot % kChunk]; }
   const Slot& SlotAt(std::uint32_t slot) const { return (*chunks_[slot / kChunk])[slot % kChunk]; }
   std::uint32_t UsedFrom(std::uint32_t slot) const {
@@ -151,19 +154,18 @@ class IdMap {
     if (cells_.empty()) return kNone;
     const std::size_t mask = cells_.size() - 1;
     for (std::size_t at = hash & mask; cells_[at] != 0; at = (at + 1) & mask)
-      if (cells_[at] >> 32 == hash >> 32 && SlotAt(SlotOf(cells_[at]))->first == key) return at;
+      if (HashOf(cells_[at]) == (hash & UINT32_MAX) && SlotAt(SlotOf(cells_[at]))->first == key) return at;
     return kNone;
   }
-  void Place(std::size_t hash, std::uint32_t slot) {
+  void Place(Cell cell) {
     const std::size_t mask = cells_.size() - 1;
-    std::size_t at = hash & mask;
+    std::size_t at = HashOf(cell) & mask;
     while (cells_[at] != 0) at = (at + 1) & mask;
-    cells_[at] = (hash >> 32 << 32) | (slot + 1);
+    cells_[at] = cell;
   }
   void Grow() {
-    cells_.assign(std::max<std::size_t>(64, 2 * cells_.size()), 0);
-    for (std::uint32_t slot = UsedFrom(0); slot < made_; slot = UsedFrom(slot + 1))
-      Place(std::hash<Key>{}(SlotAt(slot)->first), slot);
+    for (const Cell cell : std::exchange(cells_, std::vector<Cell>(std::max<std::size_t>(64, 2 * cells_.size()))))
+      if (cell != 0) Place(cell);
   }
   std::uint32_t FreeSlot() {
     if (!free_.empty()) {
@@ -175,84 +177,10 @@ class IdMap {
     return made_++;
   }
 
-  std::vector<Cell> cells_;  // a power of two of them
+  std::vector<Cell> cells_;  // a power of two of them, at most half of them used; 0 = free
   std::vector<std::unique_ptr<Chunk>> chunks_;
   std::vector<std::uint32_t> free_;
   std::uint32_t made_ = 0;  // slots there are, used or free
-  std::size_t size_ = 0;
-};
-
-// A set of ids none of which is nil. Any change makes iterators invalid.
-template <class Key>
-class IdSet {
- public:
-  class const_iterator {
-   public:
-    using iterator_category = std::forward_iterator_tag;
-    using value_type = Key;
-    using difference_type = std::ptrdiff_t;
-    using reference = const Key&;
-    using pointer = const Key*;
-
-    const_iterator() = default;
-    const_iterator(const Key* at, const Key* end) : at_(at), end_(end) { Skip(); }
-    reference operator*() const { return *at_; }
-    pointer operator->() const { return at_; }
-    const_iterator& operator++() {
-      ++at_;
-      Skip();
-      return *this;
-    }
-    const_iterator operator++(int) { return std::exchange(*this, std::next(*this)); }
-    friend bool operator==(const const_iterator& a, const const_iterator& b) { return a.at_ == b.at_; }
-
-   private:
-    void Skip() {
-      while (at_ != end_ && *at_ == Key{}) ++at_;
-    }
-    const Key* at_ = nullptr;
-    const Key* end_ = nullptr;
-  };
-
-  const_iterator begin() const { return {cells_.data(), cells_.data() + cells_.size()}; }
-  const_iterator end() const { return {cells_.data() + cells_.size(), cells_.data() + cells_.size()}; }
-  std::size_t size() const { return size_; }
-  bool empty() const { return size_ == 0; }
-
-  bool contains(const Key& key) const { return !cells_.empty() && cells_[Find(key)] == key; }
-  // Whether it is new.
-  bool insert(const Key& key) {
-    MILLRACE_CHECK(!(key == Key{}), "a set of ids does not take a nil one");
-    if (2 * (size_ + 1) > cells_.size()) Grow();
-    const std::size_t at = Find(key);
-    if (cells_[at] == key) return false;
-    cells_[at] = key;
-    ++size_;
-    return true;
-  }
-  std::size_t erase(const Key& key) {
-    if (cells_.empty()) return 0;
-    const std::size_t at = Find(key);
-    if (!(cells_[at] == key)) return 0;
-    id_map_detail::EraseCell(cells_, at, std::hash<Key>{});
-    --size_;
-    return 1;
-  }
-
- private:
-  std::size_t Find(const Key& key) const {  // where it is, or would be
-    const std::size_t mask = cells_.size() - 1;
-    std::size_t at = std::hash<Key>{}(key)&mask;
-    while (!(cells_[at] == Key{}) && !(cells_[at] == key)) at = (at + 1) & mask;
-    return at;
-  }
-  void Grow() {
-    const std::vector<Key> old = std::exchange(cells_, std::vector<Key>(std::max<std::size_t>(16, 2 * cells_.size())));
-    for (const Key& key : old)
-      if (!(key == Key{})) cells_[Find(key)] = key;
-  }
-
-  std::vector<Key> cells_;  // a power of two of them
   std::size_t size_ = 0;
 };
 

@@ -1,13 +1,13 @@
-// Which entries of kept lines the Redis queue has in flight, as far as this process claimed them. What was claimed as a block
-// lies in Redis as one value; this says which block an id is in, so that its end takes a mark instead of a field of its own.
-// Not thread-safe.
+// Which entries of a shard's kept lines are in flight, as far as this process claimed them since it took the shard. What was
+// claimed as a block lies in Redis as one value; this says which block an id is in, so that its end takes a mark instead of a
+// field of its own. Not thread-safe.
 #pragma once
 
 #include <fmt/format.h>
 
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -35,24 +35,28 @@ class RedisFlight {
     const auto [at, fresh] = places_.try_emplace(id);
     if (!fresh) Leave(at->second);  // it was put in twice: its own field stands for both
   }
-  void ClaimedBlock(ShardId shard, const std::string& name, const std::vector<JobId>& ids) {
-    Block& block = blocks_[name];
-    block = {.shard = shard, .marks = std::string(ids.size(), '.'), .left = ids.size()};
+  void ClaimedBlock(const std::string& name, const std::vector<JobId>& ids) {
+    const auto block = blocks_.insert_or_assign(name, Block{.marks = std::string(ids.size(), '.'), .left = ids.size()}).first;
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      Place place{.block = &block, .name = &blocks_.find(name)->first, .position = i};
+      places_.PrefetchAhead(ids, i, std::identity{});
+      Place place{.block = &block->second, .name = &block->first, .position = i};
       if (!places_.try_emplace(ids[i], place).second) Leave(place);  // put in twice: its other entry stands for both
     }
   }
-  void Land(JobId id, Landing& landing) {
-    const auto at = places_.find(id);
-    if (at == places_.end() || at->second.block == nullptr)
-      landing.ids.emplace_back(id.AsBytes());
-    else
-      Leave(at->second);
-    if (at != places_.end()) places_.erase(at);
-  }
-  // After the last Land of an operation.
-  void Finish(Landing& landing) {
+  // The ids of `items` leave the flight, all of one operation.
+  template <class Items, class IdOf>
+  Landing Land(const Items& items, IdOf id_of) {
+    Landing landing;
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      places_.PrefetchAhead(items, i, id_of);
+      const JobId& id = std::invoke(id_of, items[i]);
+      const auto at = places_.find(id);
+      if (at == places_.end() || at->second.block == nullptr)
+        landing.ids.emplace_back(id.AsBytes());
+      else
+        Leave(at->second);
+      if (at != places_.end()) places_.erase(at);
+    }
     for (const std::string& name : std::exchange(changed_, {})) {
       const auto block = blocks_.find(name);
       block->second.changed = false;
@@ -65,20 +69,11 @@ class RedisFlight {
         blocks_.erase(block);
       }
     }
-  }
-  // The shard was taken: what is in flight comes back entry by entry.
-  void Forget(ShardId shard) {
-    for (auto at = places_.begin(); at != places_.end();) {
-      const Block* block = at->second.block;
-      at = block != nullptr && block->shard == shard ? places_.erase(at) : std::next(at);
-    }
-    std::erase_if(changed_, [&](const std::string& name) { return blocks_.at(name).shard == shard; });
-    std::erase_if(blocks_, [&](const auto& block) { return block.second.shard == shard; });
+    return landing;
   }
 
  private:
   struct Block {
-    ShardId shard;
     std::string marks;
     std::size_t left = 0;
     bool changed = false;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -510,8 +511,8 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
   std::map<std::string_view, std::vector<const QueueEntry*>> lines;
   Arguments due, kept_due, bodies, expiry, kept_bodies, kept_expiry;
   RedisFlight::Landing gone;
+  if (back) gone = flight.Land(entries, &QueueEntry::id);
   for (const QueueEntry& entry : entries) {
-    if (back) flight.Land(entry.id, gone);
     if (entry.expires_at) {
       const bool kept = IsKeptLine(entry.line);
       Arguments &into = kept ? kept_bodies : bodies, &times = kept ? kept_expiry : expiry;
@@ -528,7 +529,6 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
       lines[entry.line].push_back(&entry);
     }
   }
-  if (back) flight.Finish(gone);
   arguments.push_back(std::to_string(lines.size()));
   for (Arguments* list :
        {&gone.ids, &gone.over, &gone.marks, &due, &kept_due, &bodies, &expiry, &kept_bodies, &kept_expiry})
@@ -561,9 +561,7 @@ struct ToArguments {
   }
   void operator()(const queue_op::Finish& op) {
     Head("finish", op.epoch);
-    RedisFlight::Landing gone;
-    for (const JobId& id : op.ids) flight.Land(id, gone);
-    flight.Finish(gone);
+    RedisFlight::Landing gone = flight.Land(op.ids, std::identity{});
     for (Arguments* list : {&gone.ids, &gone.over, &gone.marks}) AddList(out, *list);
   }
   void operator()(const queue_op::Promote& op) {
@@ -621,7 +619,7 @@ Result<void> ReadKeptClaim(const queue_op::Claim& op, std::span<const redis::Rep
       raw.remove_prefix(2 + size);
     }
     if (ids.empty()) return Fail(ErrorCode::kCorrupt, "redis queue: an empty block");
-    flight.ClaimedBlock(op.shard, RedisFlight::EpochName(op.epoch) + RedisFlight::NumberName(number++), ids);
+    flight.ClaimedBlock(RedisFlight::EpochName(op.epoch) + RedisFlight::NumberName(number++), ids);
   }
   return {};
 }
@@ -800,13 +798,12 @@ class RedisQueueImpl final : public RedisQueue {
     std::vector<std::uint64_t> first_blocks;
     std::set<ShardId> taken_now;
     for (std::size_t i = 0; i < ops.size(); ++i) {
-      const ShardId shard = std::visit([](const auto& op) { return op.shard; }, ops[i]);
+      const ShardId shard = ShardIn(ops[i]);
       if (std::holds_alternative<queue_op::Take>(ops[i])) taken_now.insert(shard);
       if (Result<void> allowed = Check(ops[i], shard, taken_now.contains(shard)); !allowed) {
         results[i] = std::unexpected(std::move(allowed.error()));
         continue;
       }
-      if (std::holds_alternative<queue_op::Take>(ops[i])) flight_.Forget(shard);
       AppendOp(ops[i], shard);
       sent.push_back(i);
       first_blocks.push_back(next_block_);
@@ -819,8 +816,11 @@ class RedisQueueImpl final : public RedisQueue {
       if (!replies[k])
         results[i] = std::unexpected(std::move(replies[k].error()));
       else
-        results[i] = ReadReply(ops[i], *replies[k], first_blocks[k], flight_);
-      if (const auto* take = std::get_if<queue_op::Take>(&ops[i]); take && results[i]) taken_on_[take->shard] = info_.run_id;
+        results[i] = ReadReply(ops[i], *replies[k], first_blocks[k], flights_[ShardIn(ops[i])]);
+      if (const auto* take = std::get_if<queue_op::Take>(&ops[i]); take && results[i]) {
+        taken_on_[take->shard] = info_.run_id;
+        flights_.erase(take->shard);  // what is in flight comes back entry by entry
+      }
     }
     return results;
   }
@@ -852,6 +852,9 @@ class RedisQueueImpl final : public RedisQueue {
   }
 
  private:
+  static ShardId ShardIn(const QueueOp& any) {
+    return std::visit([](const auto& op) { return op.shard; }, any);
+  }
   Result<void> Check(const QueueOp& op, ShardId shard, bool taken_now) const {
     const auto taken = taken_on_.find(shard);
     if (!taken_now && taken != taken_on_.end() && taken->second != info_.run_id)
@@ -864,7 +867,7 @@ class RedisQueueImpl final : public RedisQueue {
 
   void AppendOp(const QueueOp& op, ShardId shard) {
     Arguments arguments(3);
-    std::visit(ToArguments{arguments, info_.run_id, flight_, next_block_}, op);
+    std::visit(ToArguments{arguments, info_.run_id, flights_[shard], next_block_}, op);
     AppendRaw(shard, std::move(arguments));
   }
 
@@ -885,7 +888,7 @@ class RedisQueueImpl final : public RedisQueue {
   redis::Script script_;
   RedisServerInfo info_;
   std::map<ShardId, std::string> taken_on_;  // the server's run_id when this object took the shard
-  RedisFlight flight_;
+  std::map<ShardId, RedisFlight> flights_;
   std::uint64_t next_block_ = 0;
 };
 

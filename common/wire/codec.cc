@@ -1,6 +1,8 @@
 #include "common/wire/codec.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <concepts>
 #include <cstring>
 #include <limits>
@@ -18,13 +20,29 @@ namespace {
 
 // Each record is listed once, in a Layout function below; Writer and Reader both walk that list, so they cannot disagree.
 
+// Collects what msgpack hands over a few bytes at a time; all of it is in `out` when this ends.
 class Buffer {
  public:
   explicit Buffer(std::string& out) : out_(out) {}
-  void write(const char* data, std::size_t size) { out_.append(data, size); }  // msgpack's name for it
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { Spill(); }
+  // msgpack's name for it. Inlined, because its size is a constant nearly everywhere.
+  [[gnu::always_inline]] void write(const char* data, std::size_t size) {
+    if (size > chunk_.size() - used_) return WriteThrough(data, size);
+    std::memcpy(chunk_.data() + used_, data, size);
+    used_ += size;
+  }
 
  private:
+  void Spill() { out_.append(chunk_.data(), std::exchange(used_, 0)); }
+  void WriteThrough(const char* data, std::size_t size) {
+    Spill();
+    out_.append(data, size);
+  }
   std::string& out_;
+  std::array<char, 1024> chunk_;
+  std::size_t used_ = 0;
 };
 using Packer = msgpack::packer<Buffer>;
 
@@ -130,22 +148,22 @@ class Input {
       case 0xC0: return Number(out, Value::Type::kNil, 0);
       case 0xC2:
       case 0xC3: return Number(out, Value::Type::kBool, head & 1U);
-      case 0xC4:
-      case 0xC5:
-      case 0xC6: return Fixed(1U << (head - 0xC4U), n) && Sized(out, Value::Type::kBin, n);
-      case 0xCC:
-      case 0xCD:
-      case 0xCE:
-      case 0xCF: return Fixed(1U << (head - 0xCCU), n) && Number(out, Value::Type::kPositive, n);
-      case 0xD0:
-      case 0xD1:
-      case 0xD2:
-      case 0xD3: return Fixed(1U << (head - 0xD0U), n) && Signed(out, n, 64 - (8U << (head - 0xD0U)));
-      case 0xD9:
-      case 0xDA:
-      case 0xDB: return Fixed(1U << (head - 0xD9U), n) && Sized(out, Value::Type::kStr, n);
-      case 0xDC:
-      case 0xDD: return Fixed(2U << (head - 0xDCU), n) && Array(out, n);
+      case 0xC4: return Fixed<std::uint8_t>(n) && Sized(out, Value::Type::kBin, n);
+      case 0xC5: return Fixed<std::uint16_t>(n) && Sized(out, Value::Type::kBin, n);
+      case 0xC6: return Fixed<std::uint32_t>(n) && Sized(out, Value::Type::kBin, n);
+      case 0xCC: return Fixed<std::uint8_t>(n) && Number(out, Value::Type::kPositive, n);
+      case 0xCD: return Fixed<std::uint16_t>(n) && Number(out, Value::Type::kPositive, n);
+      case 0xCE: return Fixed<std::uint32_t>(n) && Number(out, Value::Type::kPositive, n);
+      case 0xCF: return Fixed<std::uint64_t>(n) && Number(out, Value::Type::kPositive, n);
+      case 0xD0: return Fixed<std::uint8_t>(n) && Signed(out, static_cast<std::int8_t>(n));
+      case 0xD1: return Fixed<std::uint16_t>(n) && Signed(out, static_cast<std::int16_t>(n));
+      case 0xD2: return Fixed<std::uint32_t>(n) && Signed(out, static_cast<std::int32_t>(n));
+      case 0xD3: return Fixed<std::uint64_t>(n) && Signed(out, static_cast<std::int64_t>(n));
+      case 0xD9: return Fixed<std::uint8_t>(n) && Sized(out, Value::Type::kStr, n);
+      case 0xDA: return Fixed<std::uint16_t>(n) && Sized(out, Value::Type::kStr, n);
+      case 0xDB: return Fixed<std::uint32_t>(n) && Sized(out, Value::Type::kStr, n);
+      case 0xDC: return Fixed<std::uint16_t>(n) && Array(out, n);
+      case 0xDD: return Fixed<std::uint32_t>(n) && Array(out, n);
       case 0xC7:
       case 0xC8:
       case 0xC9:
@@ -161,18 +179,21 @@ class Input {
     error = fmt::format("not a msgpack body within limits: {}", why);
     return false;
   }
-  bool Fixed(std::size_t bytes, std::uint64_t& out) {  // big-endian
-    if (rest_.size() < bytes) return Malformed("it ends too early");
-    for (std::size_t i = 0; i < bytes; ++i) out = out << 8 | static_cast<std::uint8_t>(rest_[i]);
-    rest_.remove_prefix(bytes);
+  template <class T>
+  bool Fixed(std::uint64_t& out) {  // big-endian
+    T value = 0;
+    if (rest_.size() < sizeof value) return Malformed("it ends too early");
+    std::memcpy(&value, rest_.data(), sizeof value);
+    if constexpr (std::endian::native == std::endian::little) value = std::byteswap(value);
+    rest_.remove_prefix(sizeof value);
+    out = value;
     return true;
   }
   static bool Number(Value& out, Value::Type type, std::uint64_t number) {
     out = {.type = type, .number = number, .bytes = {}};
     return true;
   }
-  static bool Signed(Value& out, std::uint64_t n, unsigned unused_bits) {
-    const auto value = static_cast<std::int64_t>(n << unused_bits) >> unused_bits;
+  static bool Signed(Value& out, std::int64_t value) {
     return Number(out, value < 0 ? Value::Type::kNegative : Value::Type::kPositive, static_cast<std::uint64_t>(value));
   }
   bool Array(Value& out, std::uint64_t items) {
@@ -205,7 +226,7 @@ class Reader {
   }
   void Name(std::string_view field, std::string& out, std::size_t bytes_max) {
     std::string_view s;
-    if (Str(field, s, bytes_max)) out.assign(s);
+    if (Str(field, s, bytes_max) && !(s.empty() && out.empty())) out.assign(s);
   }
   void Text(std::string_view field, std::string& out, std::size_t bytes_max) { Name(field, out, bytes_max); }
   void Bytes(std::string_view field, std::string& out, std::size_t bytes_max) {

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <memory>
-#include <set>
 #include <unordered_map>
 
 #include "broker/recent_tokens.h"
@@ -59,18 +58,14 @@ TEST(IdMapTest, IsWhatAStandardMapIs) {
 TEST(IdMapTest, ProbesOverTheEndAreFoundAndClosed) {
   for (std::size_t gone = 0; gone < 12; ++gone) {
     IdMap<JobId, std::size_t> map;
-    IdSet<JobId> set;
     std::vector<JobId> ids;
     for (std::uint8_t n = 0; n < 12; ++n) ids.push_back(Colliding(n));
     for (std::size_t i = 0; i < ids.size(); ++i) {
       map.try_emplace(ids[i], i);
-      set.insert(ids[i]);
     }
     EXPECT_EQ(map.erase(ids[gone]), 1u);
-    EXPECT_EQ(set.erase(ids[gone]), 1u);
     for (std::size_t i = 0; i < ids.size(); ++i) {
       EXPECT_EQ(map.contains(ids[i]), i != gone) << gone << " " << i;
-      EXPECT_EQ(set.contains(ids[i]), i != gone) << gone << " " << i;
     }
   }
 }
@@ -83,32 +78,13 @@ TEST(IdMapTest, ReferencesStayAndErasingWhileIteratingVisitsTheRest) {
   for (int i = 0; i < 5000; ++i) map.try_emplace(ids.Next(), std::make_unique<int>(i));
   EXPECT_EQ(&kept, &map.at(first));
   int visited = 0;
-  for (auto it = map.begin(); it != map.end(); ++visited)
-    it = *it->second % 2 == 0 && it->first != first ? map.erase(it) : std::next(it);
+  for (auto next = map.begin(); next != map.end(); ++visited) {
+    const auto it = next++;
+    if (*it->second % 2 == 0 && it->first != first) map.erase(it);
+  }
   EXPECT_EQ(visited, 5001);
   EXPECT_EQ(map.size(), 2501u);
   EXPECT_EQ(*kept, 42);
-}
-
-TEST(IdSetTest, IsWhatAStandardSetIs) {
-  Ids ids;
-  SeededRandom random(5);
-  IdSet<JobId> set;
-  std::set<JobId> model;
-  std::vector<JobId> known;
-  EXPECT_FALSE(set.contains(ids.Next()));
-  EXPECT_EQ(set.erase(ids.Next()), 0u);
-  for (int step = 0; step < 40'000; ++step) {
-    const JobId id = known.empty() || random.Below(2) == 0 ? ids.Next() : known[random.Below(known.size())];
-    known.push_back(id);
-    if (random.Below(2) == 0)
-      EXPECT_EQ(set.insert(id), model.insert(id).second);
-    else
-      EXPECT_EQ(set.erase(id), model.erase(id));
-    ASSERT_EQ(set.size(), model.size());
-    ASSERT_EQ(set.contains(id), model.contains(id));
-  }
-  EXPECT_EQ(std::set<JobId>(set.begin(), set.end()), model);
 }
 
 TEST(RecentTokensTest, ForgetsTheOldest) {
