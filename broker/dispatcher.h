@@ -37,6 +37,7 @@
 #include "broker/recent_tokens.h"
 #include "broker/removals.h"
 #include "broker/run_coordinator.h"
+#include "common/base/id_map.h"
 #include "common/base/random.h"
 
 namespace millrace {
@@ -71,6 +72,7 @@ class Dispatcher {
 
  private:
   enum class Phase : std::uint8_t { kUnknown, kElsewhere, kTaking, kReadingRuns, kReadingJobs, kReady };
+  struct Lease;
   struct Worker {
     WorkerId id;
     wire::PeerId peer;
@@ -81,12 +83,14 @@ class Dispatcher {
     std::uint64_t credit_limit = 0;  // as the worker counts
     std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
     std::uint32_t reserved = 0;      // promised to claims that are under way
-    std::unordered_set<JobId> leases;
+    std::vector<Lease*> leases;      // that are not ending; Hold and Drop alone change it
     MonoTime heard{};
     std::uint64_t beats = 0;
     bool draining = false, unreachable = false;
     std::vector<wire::Grant::Job> grants;  // of this flush
     std::uint64_t Credit() const;
+    void Hold(Lease& lease);
+    void Drop(Lease& lease);  // nothing, when it does not hold it
   };
   struct Lease {
     ShardId shard;
@@ -106,6 +110,8 @@ class Dispatcher {
     bool lost = false;      // ending, because its worker is gone
     bool presumed = false;  // a former owner's attempt that may run: no worker has said so yet
     Token last_token{};     // presumed: of the job's latest attempt row
+    static constexpr std::uint32_t kNowhere = UINT32_MAX;
+    std::uint32_t place = kNowhere;  // in its worker's leases
   };
   using Submit = dispatch::Submit;
   using Ending = dispatch::Ending;
@@ -357,8 +363,8 @@ class Dispatcher {
 
   std::map<ShardId, Shard> shards_;
   LineIndex lines_;
-  LineMemo line_memo_;
-  std::unordered_map<JobId, Lease> leases_;
+  LineMemo line_memo_, ended_memo_;
+  IdMap<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;
   WorkerId plan_from_;        // round robin over workers
   MonoTime workers_since_{};  // when the first of those that are connected came

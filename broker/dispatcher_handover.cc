@@ -86,16 +86,16 @@ bool Dispatcher::Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, cons
     shard.runs.Show(id);
   }
   const bool first = leases_
-                         .emplace(id, Lease{.shard = shard.hold.shard,
-                                            .spec = spec,
-                                            .counters = counters,
-                                            // Above all that may run, below all that will: its end stands for theirs.
-                                            .token = Token::Make(shard.hold.epoch, ++shard.dispatches),
-                                            .worker = WorkerId{},
-                                            .counted_at = now_,
-                                            .counted = true,
-                                            .presumed = true,
-                                            .last_token = delivered->second})
+                         .try_emplace(id, Lease{.shard = shard.hold.shard,
+                                                .spec = spec,
+                                                .counters = counters,
+                                                // Above all that may run, below all that will: its end stands for theirs.
+                                                .token = Token::Make(shard.hold.epoch, ++shard.dispatches),
+                                                .worker = WorkerId{},
+                                                .counted_at = now_,
+                                                .counted = true,
+                                                .presumed = true,
+                                                .last_token = delivered->second})
                          .second;
   MILLRACE_CHECK(first, "job {}: presumed to run beside a lease", id.ToString());
   if (!shard.yield_by) lines_.Running(shard.hold.shard, LineKey::Of(*spec), now_);
@@ -177,7 +177,7 @@ void Dispatcher::AdoptLease(Lease& lease, Worker& worker, Token token) {
   lease.listed = true;
   lease.counted_at = now_;
   TimeoutOf(spec, false, lease.cut);
-  worker.leases.insert(spec.id);
+  worker.Hold(lease);
   // Whether the owner before wrote it is not known.
   if (!spec.options.unique_key.empty() && spec.options.unique_until == UniqueUntil::kStarted && lease.counters.deliveries == 0)
     OpenPiece(shard, shard.progress_piece).rows.unique_started.push_back(spec.id);

@@ -161,7 +161,10 @@ void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
   }
   for (const Piece::Cancel& cancel : piece.cancels)
     CancelDurable(*shard, cancel);  // before the endings: what failed is not retried
-  for (const Ending& ending : piece.endings) EndingDurable(*shard, ending);
+  for (std::size_t i = 0; i < piece.endings.size(); ++i) {
+    leases_.PrefetchAhead(piece.endings, i, &Ending::job);
+    EndingDurable(*shard, piece.endings[i]);
+  }
   for (const auto& [spec, counters] : piece.lost) {
     shard->settling.erase(spec->id);
     Enqueue(*shard, *spec, counters, std::nullopt, true);

@@ -42,17 +42,15 @@ void Dispatcher::On(event::ShardLost& e) {
 // Everything of the hold is forgotten; the ledger has what matters.
 void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
   const ShardId id = shard.hold.shard;
-  for (auto it = leases_.begin(); it != leases_.end();) {
-    if (it->second.shard != id) {
-      ++it;
-      continue;
-    }
+  for (auto next = leases_.begin(); next != leases_.end();) {
+    const auto it = next++;
+    if (it->second.shard != id) continue;
     if (const auto w = workers_.find(it->second.worker); w != workers_.end()) {
-      w->second.leases.erase(it->first);
+      w->second.Drop(it->second);
       std::erase_if(w->second.grants, [&](const auto& grant) { return grant.id == it->first; });
       LeaveLease(shard, it->second);
     }
-    it = leases_.erase(it);
+    leases_.erase(it);
   }
   for (auto it = pieces_.begin(); it != pieces_.end();) {
     if (it->second.hold.shard != id) {

@@ -22,6 +22,20 @@ std::uint64_t Dispatcher::Worker::Credit() const {
   return credit_limit > used ? credit_limit - used : 0;
 }
 
+void Dispatcher::Worker::Hold(Lease& lease) {
+  if (lease.place != Lease::kNowhere) return;
+  lease.place = static_cast<std::uint32_t>(leases.size());
+  leases.push_back(&lease);
+}
+
+void Dispatcher::Worker::Drop(Lease& lease) {
+  if (lease.place == Lease::kNowhere) return;
+  leases.back()->place = lease.place;
+  leases[lease.place] = leases.back();
+  leases.pop_back();
+  lease.place = Lease::kNowhere;
+}
+
 void Dispatcher::On(event::FromWorker& e) {
   if (auto* hello = std::get_if<wire::Hello>(&e.message)) return OnHello(e.peer, *hello);
   if (auto* beat = std::get_if<wire::Beat>(&e.message)) return OnBeat(e.peer, *beat);
@@ -62,8 +76,8 @@ void Dispatcher::OnHello(const wire::PeerId& peer, wire::Hello& m) {
                                                   .lease_ms = static_cast<std::uint32_t>(kLeaseTtl.count())}});
   Held(worker, m.held);
   // The worker counts grants from this Hello on; those that were under way when it said it are among them.
-  worker.granted = static_cast<std::uint64_t>(
-      std::ranges::count_if(worker.leases, [&](const JobId& job) { return !leases_.at(job).listed; }));
+  worker.granted =
+      static_cast<std::uint64_t>(std::ranges::count_if(worker.leases, [](const Lease* lease) { return !lease->listed; }));
   plan_needed_ = true;
 }
 
@@ -113,11 +127,10 @@ void Dispatcher::Held(Worker& worker, const std::vector<wire::Hello::Held>& held
                 {.job = job, .token = token, .reason = std::string(elsewhere ? wire::kHandedOver : wire::kNoLease)});
   }
   std::vector<JobId> lost;
-  for (const JobId& job : worker.leases) {
-    Lease& lease = leases_.at(job);
-    if (lease.beat == worker.beats || now_ - lease.counted_at < kBeatSpacingMin) continue;
-    lease.counted_at = now_;
-    if (++lease.missed >= kBeatsMissedMax) lost.push_back(job);
+  for (Lease* lease : worker.leases) {
+    if (lease->beat == worker.beats || now_ - lease->counted_at < kBeatSpacingMin) continue;
+    lease->counted_at = now_;
+    if (++lease->missed >= kBeatsMissedMax) lost.push_back(lease->spec->id);
   }
   std::ranges::sort(lost);
   for (const JobId& job : lost) Lose(job, "the worker does not run it: the grant was lost on the way");
@@ -131,7 +144,9 @@ void Dispatcher::OnEnded(const wire::PeerId& peer, wire::Ended& m) {
     session->second.credit_limit = std::max(session->second.credit_limit, m.credit_limit);
     plan_needed_ = true;
   }
-  for (AttemptReport& report : m.reports) {
+  for (std::size_t i = 0; i < m.reports.size(); ++i) {
+    leases_.PrefetchAhead(m.reports, i, &AttemptReport::job);
+    AttemptReport& report = m.reports[i];
     const auto it = leases_.find(report.job);
     const bool live = it != leases_.end() && it->second.token == report.token && it->second.worker == m.worker;
     if (live && it->second.ending) continue;  // a repeated report: answered when the first one is durable
@@ -160,7 +175,7 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   if (!cancelling) JudgeTime(lease, report, verdict);
   lease.ending = true;
   Worker& worker = workers_.at(lease.worker);
-  worker.leases.erase(spec.id);
+  worker.Drop(lease);
   if (report.worker.empty()) report.worker = worker.name;
   Piece& piece = OpenPiece(shard, shard.progress_piece);
   piece.bytes += report.result.size() + report.log_tail.size();
@@ -215,7 +230,7 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
   row.queue = RoutedQueue(*lease.spec);
   if (const auto worker = workers_.find(lease.worker); worker != workers_.end()) {
     row.report.worker = worker->second.name;
-    worker->second.leases.erase(id);
+    worker->second.Drop(lease);
     if (!lease.listed && worker->second.granted > 0) --worker->second.granted;  // it never took this one
   }
   Piece& piece = OpenPiece(shard, shard.progress_piece);
@@ -235,7 +250,8 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
 void Dispatcher::LoseWorker(WorkerId id, const std::string& why) {
   const auto it = workers_.find(id);
   if (it == workers_.end()) return;
-  std::vector<JobId> lost(it->second.leases.begin(), it->second.leases.end());
+  std::vector<JobId> lost;
+  for (const Lease* lease : it->second.leases) lost.push_back(lease->spec->id);
   std::ranges::sort(lost, std::greater{});  // each goes to the front of its line: the oldest last
   LogInfo("worker {}: gone ({}), {} jobs start elsewhere", it->second.name, why, lost.size());
   for (const JobId& job : lost) Lose(job, why);
@@ -263,7 +279,6 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
   bool cut = false;
   const std::uint32_t timeout_ms = TimeoutOf(*spec, fence, cut);
   ++worker.granted;
-  worker.leases.insert(id);
   worker.grants.push_back({.id = id,
                            .token = token,
                            .kind = spec->kind,
@@ -271,18 +286,17 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
                            .timeout_ms = timeout_ms,
                            .delivery = counters.deliveries + 1,
                            .fence_only = fence});
-  const bool first = leases_
-                         .emplace(id, Lease{.shard = shard.hold.shard,
-                                            .spec = std::move(spec),
-                                            .counters = counters,
-                                            .token = token,
-                                            .worker = worker.id,
-                                            .counted_at = now_,
-                                            .fence = fence,
-                                            .cut = cut,
-                                            .kept = kept})
-                         .second;
+  const auto [lease, first] = leases_.try_emplace(id, Lease{.shard = shard.hold.shard,
+                                                            .spec = std::move(spec),
+                                                            .counters = counters,
+                                                            .token = token,
+                                                            .worker = worker.id,
+                                                            .counted_at = now_,
+                                                            .fence = fence,
+                                                            .cut = cut,
+                                                            .kept = kept});
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
+  worker.Hold(lease->second);
 }
 
 // First the idle slots of all workers, then what they take ahead; in each round every worker gets its share, so that few jobs

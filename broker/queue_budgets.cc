@@ -7,9 +7,7 @@ namespace {
 
 using Key = std::pair<OrgId, std::string>;
 
-void Sub(QueueBudgets::Amounts& from, const Key& key, QueueBudgets::Amount less) {
-  const auto it = from.find(key);
-  if (it == from.end()) return;
+void Sub(QueueBudgets::Amounts& from, QueueBudgets::Amounts::iterator it, QueueBudgets::Amount less) {
   it->second.jobs -= std::min(it->second.jobs, less.jobs);
   it->second.bytes -= std::min(it->second.bytes, less.bytes);
   if (it->second.jobs == 0) from.erase(it);
@@ -32,15 +30,16 @@ void QueueBudgets::Limit(const QueueSettings& settings) {
 }
 
 void QueueBudgets::Enqueued(OrgId org, const std::string& queue, std::size_t bytes, std::uint64_t jobs) {
-  Amount& amount = in_queue_[{org, queue}];
-  amount.jobs += jobs;
-  amount.bytes += bytes;
+  auto at = in_queue_.find(std::pair{org, std::string_view(queue)});
+  if (at == in_queue_.end()) at = in_queue_.try_emplace({org, queue}).first;
+  at->second.jobs += jobs;
+  at->second.bytes += bytes;
 }
 
 void QueueBudgets::Claimed(OrgId org, const std::string& queue, std::optional<std::size_t> bytes) {
-  const auto it = in_queue_.find({org, queue});
+  const auto it = in_queue_.find(std::pair{org, std::string_view(queue)});
   if (it == in_queue_.end()) return;
-  Sub(in_queue_, it->first, {.jobs = 1, .bytes = bytes.value_or(it->second.bytes / it->second.jobs)});
+  Sub(in_queue_, it, {.jobs = 1, .bytes = bytes.value_or(it->second.bytes / it->second.jobs)});
 }
 
 void QueueBudgets::Accepting(const JobSpec& job, Amounts& piece) {
@@ -52,7 +51,8 @@ void QueueBudgets::Accepting(const JobSpec& job, Amounts& piece) {
 }
 
 void QueueBudgets::Accepted(const Amounts& piece) {
-  for (const auto& [key, amount] : piece) Sub(accepting_, key, amount);
+  for (const auto& [key, amount] : piece)
+    if (const auto it = accepting_.find(key); it != accepting_.end()) Sub(accepting_, it, amount);
 }
 
 QueueBudgets::Amount QueueBudgets::Waiting(OrgId org, const std::string& queue) const {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "common/base/ids.h"
@@ -20,7 +21,14 @@ class QueueBudgets {
   struct Amount {
     std::uint64_t jobs = 0, bytes = 0;
   };
-  using Amounts = std::map<std::pair<OrgId, std::string>, Amount>;
+  struct Less {  // also by a name that is not a string of its own
+    using is_transparent = void;
+    template <class A, class B>
+    bool operator()(const A& a, const B& b) const {
+      return a.first != b.first ? a.first < b.first : std::string_view(a.second) < std::string_view(b.second);
+    }
+  };
+  using Amounts = std::map<std::pair<OrgId, std::string>, Amount, Less>;
 
   void Limit(const QueueSettings& settings);
   bool Limited() const { return !limits_.empty(); }

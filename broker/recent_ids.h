@@ -24,19 +24,28 @@ class RecentIds {
       newer_ = Set{};
       turn_ = now + period_;
     }
-    std::uint64_t key = 0;
-    std::memcpy(&key, id.bytes.data() + 8, sizeof key);  // the random half
-    key = (key ^ (key >> 29)) * 0x9e3779b97f4a7c15ULL | 1;
+    const std::uint64_t key = KeyOf(id);
     return older_.Has(key) || !newer_.Add(key);
+  }
+  // For a batch: Seen of each does not wait for memory then.
+  void Prefetch(const Uuid& id) const {
+    for (const Set* set : {&older_, &newer_})
+      if (!set->slots.empty()) __builtin_prefetch(&set->slots[set->Home(KeyOf(id))]);
   }
 
  private:
+  static std::uint64_t KeyOf(const Uuid& id) {
+    std::uint64_t key = 0;
+    std::memcpy(&key, id.bytes.data() + 8, sizeof key);  // the random half
+    return (key ^ (key >> 29)) * 0x9e3779b97f4a7c15ULL | 1;
+  }
   struct Set {
     std::vector<std::uint64_t> slots;  // 0 = free; a power of two of them, at most half full
     std::size_t used = 0;
+    std::size_t Home(std::uint64_t key) const { return (key >> 20) & (slots.size() - 1); }
     std::size_t Find(std::uint64_t key) const {
       const std::size_t mask = slots.size() - 1;
-      std::size_t at = (key >> 20) & mask;
+      std::size_t at = Home(key);
       while (slots[at] != 0 && slots[at] != key) at = (at + 1) & mask;
       return at;
     }

@@ -1,10 +1,11 @@
 // The newest token of each of the last kRecentlyEndedMax jobs that were told to it. Not thread-safe.
 #pragma once
 
-#include <deque>
-#include <unordered_map>
+#include <cstddef>
+#include <vector>
 
 #include "broker/events.h"
+#include "common/base/id_map.h"
 #include "common/base/ids.h"
 
 namespace millrace {
@@ -12,10 +13,18 @@ namespace millrace {
 class RecentTokens {
  public:
   void Remember(JobId job, Token token) {
-    if (tokens_.insert_or_assign(job, token).second) order_.push_back(job);
-    if (order_.size() <= kRecentlyEndedMax) return;
-    tokens_.erase(order_.front());
-    order_.pop_front();
+    if (const auto known = tokens_.find(job); known != tokens_.end()) {
+      known->second = token;
+      return;
+    }
+    if (order_.size() < kRecentlyEndedMax) {
+      order_.push_back(job);
+    } else {
+      tokens_.erase(order_[oldest_]);
+      order_[oldest_] = job;
+      oldest_ = (oldest_ + 1) % kRecentlyEndedMax;
+    }
+    tokens_.try_emplace(job, token);
   }
   // Token{}: none is known.
   Token Of(JobId job) const {
@@ -24,8 +33,9 @@ class RecentTokens {
   }
 
  private:
-  std::unordered_map<JobId, Token> tokens_;
-  std::deque<JobId> order_;
+  IdMap<JobId, Token> tokens_;
+  std::vector<JobId> order_;  // a ring, once it is full
+  std::size_t oldest_ = 0;
 };
 
 }  // namespace millrace

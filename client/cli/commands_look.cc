@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "client/cli/allocator.h"
 #include "client/cli/broker_client.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
@@ -346,6 +347,7 @@ ExitCode Version(const Options& options) {
   table.rows.push_back({std::string("sqlite"), std::string(sqlite::LibraryVersion())});
   table.rows.push_back({std::string("zeromq"), fmt::format("{}.{}.{}", major, minor, patch)});
   table.rows.push_back({std::string("libsodium"), std::string(sodium_version_string())});
+  table.rows.push_back({std::string("allocator"), AllocatorVersion()});
   table.rows.push_back({std::string("compiler"), std::string(__VERSION__)});
   Print(table, *format);
   return ExitCode::kOk;

@@ -1,9 +1,8 @@
 #include "common/crypto/audit.h"
 
-#include <bit>
-
 #include <openssl/evp.h>
 
+#include <bit>
 #include <cstring>
 #include <memory>
 
@@ -49,7 +48,8 @@ constexpr std::uint8_t kLeafPrefix = 0x00;
 constexpr std::uint8_t kNodePrefix = 0x01;
 
 void AppendBigEndian(std::string& out, std::uint64_t value) {
-  for (int shift = 56; shift >= 0; shift -= 8) out += static_cast<char>(static_cast<std::uint8_t>(value >> shift));
+  if constexpr (std::endian::native == std::endian::little) value = __builtin_bswap64(value);
+  out.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
 void AppendText(std::string& out, std::string_view text) {

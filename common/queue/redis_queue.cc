@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -11,6 +12,7 @@
 
 #include "common/base/log.h"
 #include "common/drivers/redis.h"
+#include "common/queue/redis_flight.h"
 #include "common/queue/redis_queue_remove.h"
 
 namespace millrace {
@@ -21,6 +23,13 @@ constexpr std::size_t kIdBytes = 16;
 // In a line or the schedule, an entry that can expire is its id and this word; the rest of it is in the shard's hash of bodies.
 // Expiring takes it out of there, in constant time: what is left in the line is a stub that a claim passes over.
 constexpr std::string_view kTicket{"\0ticket", 7};
+// Entries of kept lines that are put in together are one element of their line: a block (see the script). They are claimed as one
+// and lie in flight as one, which costs Redis a fraction of what as many elements do. A claim of a part splits it: small
+// ones are not worth it.
+constexpr std::size_t kBlockEntriesMin = 8, kBlockEntriesMax = 128;
+constexpr std::size_t kBlockBytesMax = 48u << 10, kBlockEntryBytesMax = 8u << 10;
+constexpr std::string_view kBlockMark{"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"};
+static_assert(kBlockMark.size() == kIdBytes);
 
 // One script for all operations: a lost script cache then fails a suffix of the pipeline and order is kept. Lua's unpack is
 // limited, so variadic commands go in chunks of 5000; replies and pops are bounded by bytes, so that big bodies cannot block.
@@ -31,7 +40,37 @@ local K_KEPT_DUE, K_KEPT, K_SERVER, K_STUBS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 -- Of entries that can expire, those of kept lines apart: an id may be in both, and Take keeps them.
 local EXPIRING = {[false] = {body = KEYS[9], expiry = KEYS[10]}, [true] = {body = KEYS[11], expiry = KEYS[12]}}
 local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 1000, 30, '\0ticket'
+local BLOCK = string.rep('\255', 16)
 local call = redis.call
+local at = 4
+local function take()
+  local n = tonumber(ARGV[at])
+  local list = {}
+  for i = 1, n do list[i] = ARGV[at + i] end
+  at = at + n + 1
+  return list
+end
+local function is_kept(line) return string.byte(line) == MARK end
+-- A block is one element of a kept line that is many entries: BLOCK, how many (2 bytes), and each after its length (2 bytes).
+local function is_block(element) return string.byte(element) == 255 and string.sub(element, 1, 16) == BLOCK end
+local function block_head(n) return BLOCK .. string.char(math.floor(n / 256), n % 256) end
+local function number_at(bytes, i)
+  local a, b = string.byte(bytes, i, i + 1)
+  return a * 256 + b
+end
+local function entries_of(block)
+  local list, i = {}, 19
+  for k = 1, number_at(block, 17) do
+    local n = number_at(block, i)
+    list[k] = string.sub(block, i + 2, i + 1 + n)
+    i = i + 2 + n
+  end
+  return list
+end
+-- How many entries the blocks of a line hold beyond one each, so that a line can be counted.
+local function extra(line, n)
+  if n ~= 0 and call('HINCRBY', K_STUBS, 'b' .. line, n) == 0 then call('HDEL', K_STUBS, 'b' .. line) end
+end
 local function each(command, key, list)
   for i = 1, #list, CHUNK do call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
 end
@@ -42,11 +81,21 @@ if op == 'depth' then
   local stubs, all = call('HGETALL', K_STUBS), {}
   for i = 1, #stubs, 2 do
     local where = (stubs[i] == 's' or stubs[i] == 'ks') and 's' or 'r'
-    all[where] = (all[where] or 0) + tonumber(stubs[i + 1])
+    local n = tonumber(stubs[i + 1])
+    if string.sub(stubs[i], 1, 1) == 'b' then n = -n end
+    all[where] = (all[where] or 0) + n
   end
-  local due = call('ZCARD', K_DUE) + call('ZCARD', K_KEPT_DUE)
-  return {math.max(0, ready - (all.r or 0)), math.max(0, due - (all.s or 0)),
-          call('SCARD', K_FLIGHT) + call('HLEN', K_KEPT)}
+  local due, flying = call('ZCARD', K_DUE) + call('ZCARD', K_KEPT_DUE), call('SCARD', K_FLIGHT)
+  for _, field in ipairs(call('HKEYS', K_KEPT)) do
+    if #field == 16 then
+      flying = flying + 1
+    elseif string.sub(field, 1, 1) == 'B' then
+      local block = call('HGET', K_KEPT, field)
+      local landed = string.gsub(call('HGET', K_KEPT, 'D' .. string.sub(field, 2)) or '', '%.', '')
+      flying = flying + number_at(block, 19 + number_at(block, 1)) - #landed
+    end
+  end
+  return {math.max(0, ready - (all.r or 0)), math.max(0, due - (all.s or 0)), flying}
 end
 local stored = call('GET', K_EPOCH)
 if op == 'take' then
@@ -64,9 +113,9 @@ if op == 'take' then
   call('HDEL', K_STUBS, 'r', 's')
   for _, line in ipairs(call('SMEMBERS', K_LINES)) do
     local key = tag .. ':l:' .. line
-    local ready = string.byte(line) == MARK and call('LLEN', key) or 0
+    local ready = is_kept(line) and call('LLEN', key) or 0
     if ready > 0 then
-      ready = ready - (tonumber(call('HGET', K_STUBS, line)) or 0)
+      ready = ready - (tonumber(call('HGET', K_STUBS, line)) or 0) + (tonumber(call('HGET', K_STUBS, 'b' .. line)) or 0)
       if ready > 0 then
         out[#out + 1] = line
         out[#out + 1] = ready
@@ -79,11 +128,34 @@ if op == 'take' then
   each('HDEL', K_STUBS, gone)
   for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
   each('SREM', K_LINES, gone)
-  local page, bytes = {}, 0
-  for _, id in ipairs(call('HRANDFIELD', K_KEPT, PAGE)) do
-    page[#page + 1] = call('HGET', K_KEPT, id)
-    bytes = bytes + #page[#page]
-    if bytes > BYTES then break end
+  local page, shown, bytes = {}, {}, 0
+  local function show(id, entry)
+    if shown[id] then return end
+    shown[id] = true
+    page[#page + 1] = entry
+    bytes = bytes + #entry
+  end
+  for _, field in ipairs(call('HRANDFIELD', K_KEPT, PAGE)) do
+    if #page >= PAGE or bytes > BYTES then break end
+    if #field == 16 then
+      show(field, call('HGET', K_KEPT, field))
+    else  -- what is left of a block gets fields of its own
+      local name = string.sub(field, 2)
+      local block, landed = call('HGET', K_KEPT, 'B' .. name), call('HGET', K_KEPT, 'D' .. name) or ''
+      if block then
+        local n = 2 + number_at(block, 1)
+        local head, entries = string.sub(block, 1, n), entries_of(string.sub(block, n + 1))
+        if #page > 0 and #page + #entries > PAGE then break end
+        for i, entry in ipairs(entries) do
+          local id = string.sub(entry, 1, 16)
+          if string.sub(landed, i, i) ~= 'x' then
+            call('HSET', K_KEPT, id, head .. entry)
+            show(id, head .. entry)
+          end
+        end
+      end
+      call('HDEL', K_KEPT, 'B' .. name, 'D' .. name)
+    end
   end
   local due = call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or ''
   return {due, old, out, page, tonumber(since), call('SMEMBERS', K_FLIGHT)}
@@ -101,10 +173,17 @@ local function landed(ids)
   if call('EXISTS', K_FLIGHT) == 1 then each('SREM', K_FLIGHT, ids) end
   if call('EXISTS', K_KEPT) == 1 then each('HDEL', K_KEPT, ids) end
 end
-local function is_kept(line) return string.byte(line) == MARK end
+-- Of blocks in flight: those that are over, and what has left the others. Out of memory, Redis refuses a script's first write
+-- when it is one that may need memory: so it is never the HSET.
+local function settled(over, marks)
+  if #marks > 0 then call('HDEL', K_KEPT, marks[1]) end
+  each('HDEL', K_KEPT, over)
+  each('HSET', K_KEPT, marks)
+end
+local function flight_head(line) return string.char(math.floor(#line / 256), #line % 256) .. line end
 local function fly(line, ids, entries)
   if not is_kept(line) then return each('SADD', K_FLIGHT, ids) end
-  local head, fields = string.char(math.floor(#line / 256), #line % 256) .. line, {}
+  local head, fields = flight_head(line), {}
   for i = 1, #ids do
     fields[2 * i - 1] = ids[i]
     fields[2 * i] = head .. entries[i]
@@ -116,26 +195,21 @@ local function stubs_gone(where, n)
   if n > 0 and call('HINCRBY', K_STUBS, where, -n) <= 0 then call('HDEL', K_STUBS, where) end
 end
 if op == 'put' or op == 'back' then
-  local at = 5
-  local function take()
-    local n = tonumber(ARGV[at])
-    local list = {}
-    for i = 1, n do list[i] = ARGV[at + i] end
-    at = at + n + 1
-    return list
-  end
   local lines = tonumber(ARGV[4])
-  local gone = take()
+  at = 5
+  local gone, over, marks = take(), take(), take()
   local due, kept_due = take(), take()
   local bodies, expiry, kept_bodies, kept_expiry = take(), take(), take(), take()
   for _ = 1, lines do
-    local line = ARGV[at]
-    at = at + 1
+    local line, more = ARGV[at], tonumber(ARGV[at + 1])
+    at = at + 2
     push(op == 'put' and 'RPUSH' or 'LPUSH', line, take())
+    extra(line, more)
   end
   each('ZADD', K_DUE, due)
   each('ZADD', K_KEPT_DUE, kept_due)
   landed(gone)
+  settled(over, marks)
   each('HSET', EXPIRING[false].body, bodies)
   each('ZADD', EXPIRING[false].expiry, expiry)
   each('HSET', EXPIRING[true].body, kept_bodies)
@@ -150,11 +224,49 @@ if op == 'claim' then
   local key = tag .. ':l:' .. line
   local front = call('LINDEX', key, 0)
   if not front or want == 0 then return {} end
-  local got, ids, tickets, taken, bytes, stubs = {}, {}, {}, {}, 0, 0
-  while #got < want and bytes < BYTES do
-    local n = math.min(want - #got, math.max(1, math.floor((BYTES - bytes) / #front)))
-    local popped = call('LPOP', key, n)
-    if not popped then break end
+  -- What a line with blocks has is looked at before it is taken out.
+  local blocks, next_block = is_kept(line) and call('HEXISTS', K_STUBS, 'b' .. line) == 1, tonumber(ARGV[7])
+  local function take_block(block, most)
+    local n, all = number_at(block, 17), number_at(block, 17)
+    call('LPOP', key)
+    if n > most then
+      local i = 19
+      for _ = 1, most do i = i + 2 + number_at(block, i) end
+      local rest = string.sub(block, i)
+      n, block = most, block_head(most) .. string.sub(block, 19, i - 1)
+      rest = block_head(all - n) .. rest
+      -- Not again and again for a few entries each.
+      if 4 * n >= all - n then
+        call('LPUSH', key, rest)
+        extra(line, -n)
+      else
+        local entries = entries_of(rest)
+        for k = #entries, 1, -1 do call('LPUSH', key, entries[k]) end
+        extra(line, 1 - all)
+      end
+    else
+      extra(line, 1 - n)
+    end
+    call('HSET', K_KEPT, 'B' .. ARGV[6] .. string.format('%012d', next_block), flight_head(line) .. block)
+    next_block = next_block + 1
+    return block, n
+  end
+  local got, count, ids, flown, tickets, taken, bytes, stubs = {}, 0, {}, {}, {}, {}, 0, 0
+  while count < want and bytes < BYTES do
+    local popped = {}
+    if blocks then
+      front = call('LINDEX', key, 0)
+      if not front or (count > 0 and bytes + #front > BYTES) then break end
+    end
+    if blocks and is_block(front) then
+      local block, n = take_block(front, want - count)
+      got[#got + 1] = block
+      count, bytes = count + n, bytes + #block
+    else
+      local n = blocks and 1 or math.min(want - count, math.max(1, math.floor((BYTES - bytes) / #front)))
+      popped = call('LPOP', key, n)
+      if not popped then break end
+    end
     for i = 1, #popped do
       local element, id = popped[i], string.sub(popped[i], 1, 16)
       local body = element
@@ -170,20 +282,20 @@ if op == 'claim' then
         end
       end
       if body then
-        if #got > 0 and bytes + #body > BYTES then
+        if count > 0 and bytes + #body > BYTES then
           taken[id] = nil
           for k = #popped, i, -1 do call('LPUSH', key, popped[k]) end
           bytes = BYTES
           break
         end
-        bytes = bytes + #body
-        got[#got + 1], ids[#ids + 1] = body, id
+        count, bytes = count + 1, bytes + #body
+        got[#got + 1], flown[#flown + 1], ids[#ids + 1] = body, body, id
         if is_ticket(element) then tickets[#tickets + 1] = id end
       end
     end
-    if #got > 0 and stubs > 20000 then break end
+    if count > 0 and stubs > 20000 then break end
   end
-  fly(line, ids, got)
+  fly(line, ids, flown)
   each('HDEL', here.body, tickets)
   each('ZREM', here.expiry, tickets)
   stubs_gone(is_kept(line) and line or 'r', stubs)
@@ -191,9 +303,8 @@ if op == 'claim' then
   return got
 end
 if op == 'finish' then
-  local ids = {}
-  for i = 4, #ARGV do ids[i - 3] = ARGV[i] end
-  landed(ids)
+  landed(take())
+  settled(take(), take())
   return {}
 end
 if op == 'promote' then
@@ -271,7 +382,8 @@ if op == 'expire' then
   for _, line in ipairs(order) do
     local key = tag .. ':l:' .. line
     local stubs, bodies = 0, EXPIRING[is_kept(line)].body
-    for _, element in ipairs(call('LRANGE', key, 0, 999)) do
+    local front = call('LINDEX', key, 0)
+    for _, element in ipairs(front and is_ticket(front) and call('LRANGE', key, 0, 999) or {}) do
       if not is_ticket(element) or call('HEXISTS', bodies, string.sub(element, 1, 16)) == 1 then break end
       stubs = stubs + 1
     end
@@ -334,6 +446,8 @@ Result<void> Validate(std::span<const QueueEntry> entries) {
       return Fail(ErrorCode::kInvalidArgument, "job {}: run_at is out of range", entry.id.ToString());
     if (entry.expires_at && std::abs(ToUnixMicros(*entry.expires_at)) > kScoreMax)
       return Fail(ErrorCode::kInvalidArgument, "job {}: expires_at is out of range", entry.id.ToString());
+    if (entry.id.AsBytes() == kBlockMark)
+      return Fail(ErrorCode::kInvalidArgument, "job {}: an id that the queue keeps for itself", entry.id.ToString());
     if (entry.body == kTicket)
       return Fail(ErrorCode::kInvalidArgument, "job {}: its body is a word that the queue keeps for itself",
                   entry.id.ToString());
@@ -343,11 +457,62 @@ Result<void> Validate(std::span<const QueueEntry> entries) {
 
 using Arguments = std::vector<std::string>;
 
-void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back) {
-  std::map<std::string_view, Arguments> lines;
-  Arguments due, kept_due, gone, bodies, expiry, kept_bodies, kept_expiry;
+void AddList(Arguments& arguments, Arguments& list) {
+  arguments.push_back(std::to_string(list.size()));
+  std::ranges::move(list, std::back_inserter(arguments));
+}
+
+void AppendShort(std::string& out, std::size_t n) {
+  out += static_cast<char>(n >> 8);
+  out += static_cast<char>(n & 0xff);
+}
+
+// The elements of one line, in order.
+struct LineElements {
+  Arguments elements;
+  std::size_t extra = 0;  // entries beyond one per element
+};
+
+void AddBlock(LineElements& to, std::span<const QueueEntry* const> entries, std::size_t bytes) {
+  std::string block;
+  block.reserve(kIdBytes + 2 + bytes);
+  block = kBlockMark;
+  AppendShort(block, entries.size());
+  for (const QueueEntry* entry : entries) {
+    AppendShort(block, kIdBytes + entry->body.size());
+    block.append(entry->id.AsBytes()).append(entry->body);
+  }
+  to.elements.push_back(std::move(block));
+  to.extra += entries.size() - 1;
+}
+
+void AddElements(LineElements& to, std::span<const QueueEntry* const> entries, bool kept) {
+  std::size_t begin = 0, bytes = 0;
+  const auto close = [&](std::size_t end) {
+    if (end - begin >= kBlockEntriesMin)
+      AddBlock(to, entries.subspan(begin, end - begin), bytes);
+    else
+      for (; begin < end; ++begin) to.elements.push_back(PackReady(*entries[begin]));
+    begin = end;
+    bytes = 0;
+  };
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const QueueEntry& entry = *entries[i];
+    const std::size_t size = 2 + kIdBytes + entry.body.size();
+    const bool blockable = kept && !entry.expires_at && size <= kBlockEntryBytesMax;
+    if (!blockable || i - begin == kBlockEntriesMax || bytes + size > kBlockBytesMax) close(i);
+    bytes += size;
+    if (!blockable) close(i + 1);
+  }
+  close(entries.size());
+}
+
+void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back, RedisFlight& flight) {
+  std::map<std::string_view, std::vector<const QueueEntry*>> lines;
+  Arguments due, kept_due, bodies, expiry, kept_bodies, kept_expiry;
+  RedisFlight::Landing gone;
+  if (back) gone = flight.Land(entries, &QueueEntry::id);
   for (const QueueEntry& entry : entries) {
-    if (back) gone.emplace_back(entry.id.AsBytes());
     if (entry.expires_at) {
       const bool kept = IsKeptLine(entry.line);
       Arguments &into = kept ? kept_bodies : bodies, &times = kept ? kept_expiry : expiry;
@@ -361,39 +526,43 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
       to.push_back(std::to_string(ToUnixMicros(*entry.run_at)));
       to.push_back(PackDue(entry));
     } else {
-      lines[entry.line].push_back(PackReady(entry));
+      lines[entry.line].push_back(&entry);
     }
   }
-  const auto add = [&](Arguments& list) {
-    arguments.push_back(std::to_string(list.size()));
-    std::ranges::move(list, std::back_inserter(arguments));
-  };
   arguments.push_back(std::to_string(lines.size()));
-  add(gone);
-  add(due);
-  for (Arguments* list : {&kept_due, &bodies, &expiry, &kept_bodies, &kept_expiry}) add(*list);
-  for (auto& [line, list] : lines) {
-    if (back) std::ranges::reverse(list);  // LPUSH turns them round again: the first given is the next claimed
+  for (Arguments* list :
+       {&gone.ids, &gone.over, &gone.marks, &due, &kept_due, &bodies, &expiry, &kept_bodies, &kept_expiry})
+    AddList(arguments, *list);
+  for (auto& [line, of_line] : lines) {
+    LineElements elements;
+    AddElements(elements, of_line, !back && IsKeptLine(line));
+    if (back) std::ranges::reverse(elements.elements);  // LPUSH turns them round again: the first given is the next claimed
     arguments.emplace_back(line);
-    add(list);
+    arguments.push_back(std::to_string(elements.extra));
+    AddList(arguments, elements.elements);
   }
 }
 
 struct ToArguments {
   Arguments& out;
   std::string_view server;  // its run_id
+  RedisFlight& flight;
+  std::uint64_t next_block;
   void Head(std::string_view op, Epoch epoch) { out[0] = op, out[1] = std::to_string(epoch.value()); }
   void operator()(const queue_op::Take& op) { Head("take", op.epoch), out.emplace_back(server); }
-  void operator()(const queue_op::Enqueue& op) { Head("put", op.epoch), AddPut(out, op.entries, false); }
-  void operator()(const queue_op::Requeue& op) { Head("back", op.epoch), AddPut(out, op.entries, true); }
+  void operator()(const queue_op::Enqueue& op) { Head("put", op.epoch), AddPut(out, op.entries, false, flight); }
+  void operator()(const queue_op::Requeue& op) { Head("back", op.epoch), AddPut(out, op.entries, true, flight); }
   void operator()(const queue_op::Claim& op) {
     Head("claim", op.epoch);
     out.push_back(op.line);
     out.push_back(std::to_string(op.max));
+    out.push_back(RedisFlight::EpochName(op.epoch));
+    out.push_back(std::to_string(next_block));
   }
   void operator()(const queue_op::Finish& op) {
     Head("finish", op.epoch);
-    for (const JobId& id : op.ids) out.emplace_back(id.AsBytes());
+    RedisFlight::Landing gone = flight.Land(op.ids, std::identity{});
+    for (Arguments* list : {&gone.ids, &gone.over, &gone.marks}) AddList(out, *list);
   }
   void operator()(const queue_op::Promote& op) {
     Head("promote", op.epoch);
@@ -428,6 +597,31 @@ Result<QueueEntry> ReadEntry(std::string_view line, std::string_view raw) {
   MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw.substr(0, kIdBytes)));
   return QueueEntry{
       .id = JobId{id}, .line = std::string{line}, .body = std::string{raw.substr(kIdBytes)}, .run_at = {}, .expires_at = {}};
+}
+
+// What a claim of a kept line got: entries, and blocks of them, named from `number` on.
+Result<void> ReadKeptClaim(const queue_op::Claim& op, std::span<const redis::Reply> items, std::uint64_t number,
+                           RedisFlight& flight, std::vector<QueueEntry>& out) {
+  for (const redis::Reply& item : items) {
+    MILLRACE_TRY_ASSIGN(std::string_view raw, item.AsString("claim"));
+    if (!raw.starts_with(kBlockMark)) {
+      MILLRACE_TRY_ASSIGN(out.emplace_back(), ReadEntry(op.line, raw));
+      flight.Claimed(out.back().id);
+      continue;
+    }
+    std::vector<JobId> ids;
+    for (raw.remove_prefix(std::min(raw.size(), kIdBytes + 2)); !raw.empty();) {
+      const std::size_t size =
+          raw.size() < 2 ? 0 : static_cast<unsigned char>(raw[0]) * 256U + static_cast<unsigned char>(raw[1]);
+      if (size == 0 || raw.size() - 2 < size) return Fail(ErrorCode::kCorrupt, "redis queue: a block that is cut off");
+      MILLRACE_TRY_ASSIGN(out.emplace_back(), ReadEntry(op.line, raw.substr(2, size)));
+      ids.push_back(out.back().id);
+      raw.remove_prefix(2 + size);
+    }
+    if (ids.empty()) return Fail(ErrorCode::kCorrupt, "redis queue: an empty block");
+    flight.ClaimedBlock(RedisFlight::EpochName(op.epoch) + RedisFlight::NumberName(number++), ids);
+  }
+  return {};
 }
 
 Result<std::optional<WallTime>> ReadDue(const redis::Reply& reply) {
@@ -507,7 +701,7 @@ Result<void> ReadRemoved(std::span<const redis::Reply> items, QueueReply& out) {
   return {};
 }
 
-Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
+Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply, std::uint64_t first_block, RedisFlight& flight) {
   if (reply.kind == redis::Reply::Kind::kError) {
     if (reply.text.starts_with("WIPED")) return Fail(ErrorCode::kWiped, "redis queue: the shard has no epoch: take it anew");
     if (reply.text.starts_with("STALE"))
@@ -517,6 +711,11 @@ Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply) {
   if (std::holds_alternative<queue_op::Take>(op)) return ReadTake(items);
   QueueReply out;
   if (const auto* claim = std::get_if<queue_op::Claim>(&op)) {
+    if (IsKeptLine(claim->line)) {
+      MILLRACE_TRY(ReadKeptClaim(*claim, items, first_block, flight, out.claimed));
+      return out;
+    }
+    out.claimed.reserve(items.size());
     for (const redis::Reply& item : items) {
       MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("claim"));
       MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(claim->line, raw));
@@ -596,9 +795,10 @@ class RedisQueueImpl final : public RedisQueue {
     if (const Result<void> ready = Connect(deadline); !ready) return {ops.size(), std::unexpected(ready.error())};
     std::vector<Result<QueueReply>> results(ops.size(), QueueReply{});
     std::vector<std::size_t> sent;
+    std::vector<std::uint64_t> first_blocks;
     std::set<ShardId> taken_now;
     for (std::size_t i = 0; i < ops.size(); ++i) {
-      const ShardId shard = std::visit([](const auto& op) { return op.shard; }, ops[i]);
+      const ShardId shard = ShardIn(ops[i]);
       if (std::holds_alternative<queue_op::Take>(ops[i])) taken_now.insert(shard);
       if (Result<void> allowed = Check(ops[i], shard, taken_now.contains(shard)); !allowed) {
         results[i] = std::unexpected(std::move(allowed.error()));
@@ -606,6 +806,8 @@ class RedisQueueImpl final : public RedisQueue {
       }
       AppendOp(ops[i], shard);
       sent.push_back(i);
+      first_blocks.push_back(next_block_);
+      if (const auto* claim = std::get_if<queue_op::Claim>(&ops[i])) next_block_ += claim->max;
     }
     if (sent.empty()) return results;
     std::vector<Result<redis::Reply>> replies = connection_->Flush(deadline);
@@ -614,8 +816,11 @@ class RedisQueueImpl final : public RedisQueue {
       if (!replies[k])
         results[i] = std::unexpected(std::move(replies[k].error()));
       else
-        results[i] = ReadReply(ops[i], *replies[k]);
-      if (const auto* take = std::get_if<queue_op::Take>(&ops[i]); take && results[i]) taken_on_[take->shard] = info_.run_id;
+        results[i] = ReadReply(ops[i], *replies[k], first_blocks[k], flights_[ShardIn(ops[i])]);
+      if (const auto* take = std::get_if<queue_op::Take>(&ops[i]); take && results[i]) {
+        taken_on_[take->shard] = info_.run_id;
+        flights_.erase(take->shard);  // what is in flight comes back entry by entry
+      }
     }
     return results;
   }
@@ -647,6 +852,9 @@ class RedisQueueImpl final : public RedisQueue {
   }
 
  private:
+  static ShardId ShardIn(const QueueOp& any) {
+    return std::visit([](const auto& op) { return op.shard; }, any);
+  }
   Result<void> Check(const QueueOp& op, ShardId shard, bool taken_now) const {
     const auto taken = taken_on_.find(shard);
     if (!taken_now && taken != taken_on_.end() && taken->second != info_.run_id)
@@ -659,7 +867,7 @@ class RedisQueueImpl final : public RedisQueue {
 
   void AppendOp(const QueueOp& op, ShardId shard) {
     Arguments arguments(3);
-    std::visit(ToArguments{arguments, info_.run_id}, op);
+    std::visit(ToArguments{arguments, info_.run_id, flights_[shard], next_block_}, op);
     AppendRaw(shard, std::move(arguments));
   }
 
@@ -680,6 +888,8 @@ class RedisQueueImpl final : public RedisQueue {
   redis::Script script_;
   RedisServerInfo info_;
   std::map<ShardId, std::string> taken_on_;  // the server's run_id when this object took the shard
+  std::map<ShardId, RedisFlight> flights_;
+  std::uint64_t next_block_ = 0;
 };
 
 class RedisInbox final : public Inbox {

@@ -103,7 +103,25 @@ if op == 'remove' then
       for i = 1, #page do
         local element = page[i]
         size = size + #element
-        if wanted[string.sub(element, 1, 16)] and not is_ticket(element) then
+        if kept and is_block(element) then
+          local entries, stay = entries_of(element), {}
+          for _, entry in ipairs(entries) do
+            if wanted[string.sub(entry, 1, 16)] then
+              found(line, entry, true)
+            else
+              stay[#stay + 1] = string.char(math.floor(#entry / 256), #entry % 256) .. entry
+            end
+          end
+          left = left - #entries + 1
+          if #stay == 0 then
+            call('LSET', key, i - 1 - #page - seen, '\0removed')
+            marked = marked + 1
+            extra(line, 1 - #entries)
+          elseif #stay < #entries then
+            call('LSET', key, i - 1 - #page - seen, block_head(#stay) .. table.concat(stay))
+            extra(line, #stay - #entries)
+          end
+        elseif wanted[string.sub(element, 1, 16)] and not is_ticket(element) then
           call('LSET', key, i - 1 - #page - seen, '\0removed')
           marked = marked + 1
           found(line, element, true)

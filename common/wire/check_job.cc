@@ -18,6 +18,8 @@ Result<void> CheckName(std::string_view field, std::string_view value, std::size
 Result<void> CheckJob(const JobSpec& job) {
   constexpr std::size_t kPathMax = 4096;
   if (job.id.IsNil()) return Fail(ErrorCode::kInvalidArgument, "id: is nil");
+  if (std::ranges::all_of(job.id.uuid.bytes, [](std::uint8_t byte) { return byte == 0xff; }))
+    return Fail(ErrorCode::kInvalidArgument, "id: is all ones");  // the queue keeps it for itself
   if (job.kind.empty()) return Fail(ErrorCode::kInvalidArgument, "kind: is empty");
   MILLRACE_TRY(CheckName("stage", job.stage, kNameBytesMax));
   MILLRACE_TRY(CheckName("kind", job.kind, kNameBytesMax));

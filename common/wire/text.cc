@@ -1,6 +1,7 @@
 #include "common/wire/text.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace millrace::wire {
 namespace {
@@ -40,7 +41,14 @@ constexpr bool IsContinuation(char c) { return (static_cast<std::uint8_t>(c) & 0
 }  // namespace
 
 bool IsText(std::string_view bytes) {
-  for (std::size_t i = 0; i < bytes.size();) {
+  std::size_t i = 0;
+  // Eight bytes at a time, as long as they are ASCII without NUL: with the high bit of any byte that is neither.
+  constexpr std::uint64_t kOnes = 0x0101010101010101, kHighs = 0x8080808080808080;
+  for (std::uint64_t word = 0; i + sizeof word <= bytes.size(); i += sizeof word) {
+    std::memcpy(&word, bytes.data() + i, sizeof word);
+    if (((word | (word - kOnes)) & kHighs) != 0) break;
+  }
+  while (i < bytes.size()) {
     const std::size_t length = SequenceLength(bytes, i);
     if (length == 0) return false;
     i += length;

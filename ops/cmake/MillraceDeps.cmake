@@ -38,6 +38,7 @@ millrace_pkg(ssl libssl)
 millrace_pkg(zstd libzstd)
 millrace_pkg(zlib zlib)
 millrace_pkg(re2 re2)
+millrace_pkg(jemalloc jemalloc)
 
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <ranges>
 #include <set>
 
 #include "common/base/random.h"
@@ -570,7 +571,9 @@ TEST_P(JobQueueRemoveTest, NamedEntriesLeaveTheirLinesAndTheSchedule) {
 }
 
 TEST_P(JobQueueRemoveTest, WhatIsInFlightOrElsewhereStays) {
-  Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2), Entry(3, "b"), Due(4, 50), Entry(5, kKept), Expiring(Entry(6), 500),
+  Must(Enqueue{kShard,
+               kEpoch,
+               {Entry(1), Entry(2), Entry(3, "b"), Due(4, 50), Entry(5, kKept), Expiring(Entry(6), 500),
                 Expiring(Entry(7, "b"), 500), Expiring(Due(8, 50), 500)}});
   EXPECT_EQ(ClaimIds(1), Ids({1}));
   EXPECT_EQ(RemoveAll(Ids({1, 3, 4, 5, 7, 8}), {"a"}).ids, Ids({})) << "in flight, another line, the schedule, a kept line";
@@ -693,6 +696,117 @@ TEST_P(JobQueueRemoveTest, RandomisedAgainstAModel) {
     ASSERT_TRUE(depth);
     ASSERT_EQ(depth->ready + depth->scheduled, waiting.size());
   }
+}
+
+// Kept lines in batches of any size, claimed, settled and taken over in parts: what a store packs together must not show.
+TEST_P(JobQueueRemoveTest, BatchesOfKeptLinesAgainstAModel) {
+  SeededRandom random(20261122);
+  std::map<std::string, std::deque<QueueEntry>> ready{{kKept, {}}, {kKept + "2", {}}};
+  std::map<JobId, QueueEntry> flight;
+  std::uint64_t next = 0;
+  Epoch epoch = kEpoch;
+  const auto take_some = [&](std::uint64_t most) {
+    std::vector<QueueEntry> some;
+    for (std::uint64_t n = 1 + random.Below(most); n > 0 && !flight.empty(); --n) {
+      const auto at = std::next(flight.begin(), static_cast<std::ptrdiff_t>(random.Below(flight.size())));
+      some.push_back(at->second);
+      flight.erase(at);
+    }
+    return some;
+  };
+  const auto settle = [&](const std::vector<QueueEntry>& some) {
+    Finish finish{kShard, epoch, {}};
+    Requeue back{kShard, epoch, {}};
+    for (const QueueEntry& entry : some) {
+      if (random.Below(2) == 0)
+        finish.ids.push_back(entry.id);
+      else
+        back.entries.push_back(entry);
+    }
+    Must(finish);
+    Must(back);
+    for (const QueueEntry& entry : std::views::reverse(back.entries)) ready[entry.line].push_front(entry);
+  };
+  for (int step = 0; step < 600; ++step) {
+    SCOPED_TRACE(fmt::format("seed 20261122 step {}", step));
+    const std::string line = random.Below(3) == 0 ? kKept + "2" : kKept;
+    switch (random.Below(8)) {
+      case 0:
+      case 1: {
+        Enqueue op{kShard, epoch, {}};
+        for (std::uint64_t n = random.Below(2) == 0 ? random.Below(10) : random.Below(400); n > 0; --n) {
+          op.entries.push_back(Entry(++next, line, std::string(random.Below(40) == 0 ? 20'000 : random.Below(200), 'x')));
+          if (random.Below(100) == 0) op.entries.back() = Expiring(op.entries.back(), 1'000'000);
+        }
+        Must(op);
+        for (QueueEntry& entry : op.entries) ready[line].push_back(std::move(entry));
+        break;
+      }
+      case 2:
+      case 3:
+      case 4: {
+        const auto max = static_cast<std::uint32_t>(1 + random.Below(random.Below(2) == 0 ? 20 : 300));
+        const auto got = Must(Claim{kShard, epoch, line, max}).claimed;
+        ASSERT_EQ(got.size(), std::min<std::size_t>(max, ready[line].size()));
+        for (const QueueEntry& entry : got) {
+          QueueEntry expected = ready[line].front();
+          expected.expires_at.reset();
+          ASSERT_EQ(entry, expected);
+          ready[line].pop_front();
+          flight[entry.id] = entry;
+        }
+        break;
+      }
+      case 5:
+      case 6: settle(take_some(random.Below(3) == 0 ? 3 : 400)); break;
+      default: {
+        std::vector<JobId> ids;
+        for (std::uint64_t n = random.Below(20); n > 0 && !ready[line].empty(); --n)
+          ids.push_back(ready[line][random.Below(ready[line].size())].id);
+        std::ranges::sort(ids);
+        ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+        const Removed removed =
+            RemoveAll(Remove{kShard, epoch, {}, false, ids, {}, 1 + static_cast<std::uint32_t>(random.Below(500))});
+        ASSERT_EQ(removed.ids, ids);
+        for (const auto& [id, entry] : removed.entries) flight[id] = entry;
+        std::erase_if(ready[line], [&](const QueueEntry& entry) { return removed.entries.contains(entry.id); });
+      }
+    }
+    if (step % 20 == 0) ExpectDepth(ready[kKept].size() + ready[kKept + "2"].size(), 0, flight.size());
+    if (step % 150 != 149) continue;
+    epoch = Epoch{epoch.value() + 1};
+    QueueReply taken = Must(Take{kShard, epoch});
+    std::map<std::string, std::uint32_t> counts, expected;
+    for (const LineCount& count : taken.kept) counts[count.line] = count.count;
+    for (const auto& [name, entries] : ready)
+      if (!entries.empty()) expected[name] = static_cast<std::uint32_t>(entries.size());
+    ASSERT_EQ(counts, expected);
+    for (; !taken.claimed.empty(); taken = Must(Take{kShard, epoch})) {
+      EXPECT_LE(taken.claimed.size(), 1000u);
+      for (const QueueEntry& entry : taken.claimed) {
+        ASSERT_EQ(entry, flight.at(entry.id));
+        flight.erase(entry.id);
+      }
+      settle(taken.claimed);
+    }
+    ASSERT_TRUE(flight.empty());
+  }
+  EXPECT_GT(next, 10'000u);
+}
+
+TEST_P(JobQueueTest, AnIdThatWasPutInTwiceLeavesTheFlightOnce) {
+  std::vector<QueueEntry> batch, again;
+  for (std::uint64_t i = 1; i <= 40; ++i) batch.push_back(Entry(i, kKept));
+  again.assign(batch.begin() + 5, batch.begin() + 25);
+  for (const auto& entries : {batch, again, std::vector{batch[30]}, batch}) Must(Enqueue{kShard, kEpoch, entries});
+  ExpectDepth(101, 0, 0);
+  EXPECT_EQ(ClaimIds(101, kKept).size(), 101u);
+  std::vector<JobId> ids;
+  for (const QueueEntry& entry : batch) ids.push_back(entry.id);
+  Must(Finish{kShard, kEpoch, {ids.begin(), ids.begin() + 20}});
+  Must(Finish{kShard, kEpoch, {ids.begin() + 20, ids.end()}});
+  EXPECT_TRUE(Must(Take{kShard, Epoch{8}}).claimed.empty());
+  ExpectDepth(0, 0, 0);
 }
 
 TEST_P(JobQueueTest, RedisMemoryPerWaitingJob) {

@@ -121,8 +121,9 @@ TEST(WireCodecTest, BombsFailAtOnce) {
     const std::string error = ErrorOf(Body(Kind::kGrant, bomb));
     EXPECT_NE(error.find("grant: not a msgpack body within limits"), std::string::npos) << error;
   }
-  const std::string deep(static_cast<std::size_t>(kDepthMax) + 1, '\x91');
-  EXPECT_NE(ErrorOf(Body(Kind::kGrant, deep + "\x90")).find("within limits"), std::string::npos);
+  // Only arrays that the layout has are entered.
+  const std::string deep(kFrameBytesMax - kHeaderBytes, '\x91');
+  EXPECT_EQ(ErrorOf(Body(Kind::kGrant, deep)), "grant: jobs[0].record has 1 fields, expected 7");
   // As many containers as a frame holds: refused by count or depth, in memory of the frame's order.
   std::string wide(kFrameBytesMax - kHeaderBytes, '\x90');
   wide[0] = '\xDC', wide[1] = '\x27', wide[2] = '\x10';
