@@ -78,7 +78,7 @@ Result<Cluster> Cluster::Start(const ClusterOptions& options) {
   if (::mkdtemp(pattern.data()) == nullptr) return Fail(ErrorCode::kRejected, "cannot make a temporary folder");
   cluster.dir_ = pattern;
   ::chmod(cluster.dir_.c_str(), 0755);
-  for (const char* sub : {"logs", "pg", "redis", "files", "lake"}) fs::create_directory(cluster.dir_ + "/" + sub);
+  for (const char* sub : {"logs", "pg", "redis", "files", "lake", "history"}) fs::create_directory(cluster.dir_ + "/" + sub);
   MILLRACE_TRY(cluster.StartPostgres());
   MILLRACE_TRY(cluster.StartRedis());
   MILLRACE_TRY(cluster.CreateTargets());
@@ -296,6 +296,7 @@ ProcessOptions Cluster::Millrace(const std::string& name, std::vector<std::strin
   std::vector<std::string> argv{options_.bin + "/millrace", "--config", dir_ + "/millrace.yaml"};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
   ProcessOptions options{.argv = std::move(argv), .env = {}, .log = fmt::format("{}/logs/{}.log", dir_, name)};
+  options.env.emplace_back("MILLRACE_HISTORY", history());
   if (!options_.failpoints.empty()) {
     options.env.emplace_back("MILLRACE_FAILPOINTS", options_.failpoints);
     options.env.emplace_back("MILLRACE_FAILPOINT_SEED", std::to_string(options_.seed));
@@ -376,7 +377,7 @@ Result<void> Cluster::StopSchedulers() {
 
 Result<int> Cluster::Run(std::vector<std::string> arguments, Millis timeout) {
   ProcessOptions options = Millrace("cli", std::move(arguments));
-  options.env.clear();
+  std::erase_if(options.env, [](const auto& entry) { return entry.first != "MILLRACE_HISTORY"; });
   return testing::RunToEnd(options, timeout);
 }
 

@@ -69,11 +69,14 @@ class Cluster {
   const std::string& ledger_dsn() const { return ledger_dsn_; }
   const std::string& warehouse_dsn() const { return warehouse_dsn_; }
   const std::vector<std::string>& client_endpoints() const { return client_endpoints_; }
+  const std::vector<std::string>& worker_endpoints() const { return worker_endpoints_; }
   // PostgreSQL's (ledger and warehouse), Redis', then one per broker for its workers; empty unless `proxied`. The observer
   // and clients do not go through them.
   const std::vector<std::unique_ptr<testing::TcpProxy>>& proxies() const { return proxies_; }
   std::string witness() const { return dir_ + "/witness"; }
   std::string checkpoints() const { return dir_ + "/checkpoints"; }
+  std::string public_key() const { return dir_ + "/audit.key.pub"; }
+  std::string history() const { return dir_ + "/history"; }  // of every Millrace process: MILLRACE_HISTORY
   // From now on the folder is removed with the cluster.
   void RemoveAtEnd() { keep_ = false; }
 

@@ -15,6 +15,7 @@ constexpr Millis kPhaseTimeout{20'000};  // a broker's successor needs up to kOw
 constexpr Millis kFreezeTimeout{15'000};
 constexpr int kFreezeTries = 3;
 constexpr Millis kWakeTimeout{8'000};
+constexpr Millis kTakeoverTimeout{20'000};
 constexpr Millis kPoll{15};
 constexpr std::string_view kStageProgram = "millrace-stage";
 
@@ -40,6 +41,7 @@ std::string_view Name(Fault fault) {
   switch (fault) {
     case Fault::kKill: return "kill";
     case Fault::kFreeze: return "freeze";
+    case Fault::kFreezeBroker: return "broker frozen";
     case Fault::kFlush: return "FLUSHALL";
     case Fault::kPostgresCrash: return "PostgreSQL crash";
   }
@@ -65,6 +67,7 @@ std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random&
     left.pop_back();
     if (i % 6 == 1) plan.push_back({.fault = Fault::kFlush, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kRowsSent});
     if (i % 6 == 3) plan.push_back({.fault = Fault::kFreeze});
+    if (i % 12 == 9) plan.push_back({.fault = Fault::kFreezeBroker});
     if (i % 12 == 6)
       plan.push_back({.fault = Fault::kPostgresCrash, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kReceipt});
   }
@@ -80,6 +83,7 @@ Result<void> Rounds::Play(const Round& round) {
   switch (round.fault) {
     case Fault::kKill: return PlayKill(round);
     case Fault::kFreeze: return PlayFreezes();
+    case Fault::kFreezeBroker: return PlayFreezeBroker();
     case Fault::kFlush: return PlayFlush(round);
     case Fault::kPostgresCrash: return PlayPostgresCrash(round);
   }
@@ -201,6 +205,25 @@ Result<void> Rounds::PlayFreezes() {
     MILLRACE_TRY(PlayFreeze());
     if (!freezes_.empty() && freezes_.back().newer_began) break;
   }
+  return {};
+}
+
+// The broker that owns the jobs stops; another one takes them; then the first one goes on as if nothing had happened, with all
+// that its sockets have collected meanwhile.
+Result<void> Rounds::PlayFreezeBroker() {
+  const auto before = observer_.OwnerName();
+  Member* frozen = Choose(Victim::kBroker, std::nullopt);
+  for (Member* broker : cluster_.OfRole(Role::kBroker))
+    if (before && before->find(broker->name) != std::string::npos) frozen = broker;
+  frozen->process.Signal(SIGSTOP);
+  others_.push_back({Fault::kFreezeBroker, clock_.WallNow()});
+  const auto taken = [&] {
+    const auto owner = observer_.OwnerName();
+    return owner && owner != before;
+  };
+  for (const MonoTime until = clock_.Now() + kTakeoverTimeout; clock_.Now() < until && !taken();) testing::SleepFor(kPoll);
+  testing::SleepFor(Between(Millis{300}, Millis{1500}));
+  frozen->process.Signal(SIGCONT);
   return {};
 }
 

@@ -4,11 +4,11 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "common/base/clock.h"
 #include "common/base/result.h"
 
 namespace millrace::checker {
@@ -31,8 +31,11 @@ struct Inputs {
   bool skip_audit = false;
   bool ended = false;             // nothing may still be open
   bool contiguous_slots = false;  // every instant of each schedule between its first and its last slot is a slot that fired
-  std::optional<std::int64_t> queue_emptied_at;  // micros: jobs of class redis that were accepted before may be lost
+  std::vector<std::int64_t> queue_emptied_at;  // micros: jobs of class redis accepted in the kQueueWaitMax before may be lost
 };
+
+// A job that was accepted so long before the queue was emptied had left it, or should have.
+inline constexpr Millis kQueueWaitMax{60'000};
 
 inline constexpr std::size_t kInvariants = 10;  // S1 .. S10
 

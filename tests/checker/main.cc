@@ -20,7 +20,7 @@ int main(int argc, char** argv) {
   app.add_flag("--no-audit", in.skip_audit, "the audit trail is not as its writers left it, on purpose");
   app.add_flag("--ended", in.ended, "nothing may still be open");
   app.add_flag("--contiguous-slots", in.contiguous_slots, "every instant of every schedule is a slot that fired");
-  app.add_option("--queue-emptied-at", in.queue_emptied_at, "micros since 1970: jobs of class redis from before may be lost");
+  app.add_option("--queue-emptied-at", in.queue_emptied_at, "micros since 1970, once or more: jobs of class redis accepted in the minute before may be lost");
   CLI11_PARSE(app, argc, argv);
   for (const std::string& target : targets) {
     const auto equals = target.find('=');

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "common/base/history.h"
+
 namespace millrace::testing {
 
 struct HistoryVerdict {
@@ -45,6 +47,12 @@ inline HistoryVerdict RunHistoryCheck(std::vector<std::string> arguments, const 
   return verdict;
 }
 
+// From now on this process writes its history to `folder`, which is made.
+inline void BeginHistory(const std::filesystem::path& folder) {
+  std::filesystem::create_directories(folder);
+  history::SetFolder(folder.string());
+}
+
 // A failure of the test unless all that can be verified holds. `history`: the folder that the processes wrote to, may be
 // missing. `more`: further arguments of the program.
 inline void ExpectHistoryHolds(const std::string& ledger, const std::filesystem::path& history,
@@ -55,6 +63,13 @@ inline void ExpectHistoryHolds(const std::string& ledger, const std::filesystem:
   const std::filesystem::path scratch = std::filesystem::exists(history) ? history : std::filesystem::temp_directory_path();
   const HistoryVerdict verdict = RunHistoryCheck(std::move(arguments), scratch);
   EXPECT_EQ(verdict.code, 0) << verdict.text;
+}
+
+// The end of BeginHistory: what this process and those that it started have written is checked.
+inline void EndHistory(const std::string& ledger, const std::filesystem::path& history,
+                       const std::vector<std::string>& more = {}) {
+  history::SetFolder("");
+  ExpectHistoryHolds(ledger, history, more);
 }
 
 }  // namespace millrace::testing
