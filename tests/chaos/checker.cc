@@ -11,7 +11,10 @@
 namespace millrace::chaos {
 namespace {
 
-constexpr Millis kOnItsWay{1000};  // an answer that was given before the queue was emptied may take so long
+// What ops/docs/durability.md says that class redis may lose, by when a job was accepted.
+constexpr Millis kOnItsWay{1000};      // an answer that was given before a fault may take so long
+constexpr Millis kQueueWait{60'000};   // a job that was accepted so long before the queue was emptied had left it, or should have
+constexpr Millis kNotWritten{3'000};   // appendfsync everysec: what Redis had answered and not written when it was killed
 
 class Checker {
  public:
@@ -65,9 +68,6 @@ class Checker {
                             ToUnixMicros(told.accepted_at))
              << '\n';
     }
-    std::vector<std::int64_t> emptied_at;
-    for (const Disturbance& other : rounds_.others())
-      if (other.fault == Fault::kFlush) emptied_at.push_back(ToUnixMicros(other.at + kOnItsWay));
     const checker::Inputs inputs{.ledger = cluster_.ledger_dsn(),
                                  .history = cluster_.history(),
                                  .accepted = accepted,
@@ -78,13 +78,25 @@ class Checker {
                                  .public_key = cluster_.public_key(),
                                  .ended = true,
                                  .contiguous_slots = true,
-                                 .queue_emptied_at = emptied_at};
+                                 .redis_may_lose = RedisWindows()};
     MILLRACE_TRY_ASSIGN(out_.report, checker::Check(inputs));
     for (const checker::Violation& v : out_.report.violations) out_.violations.push_back({v.code, v.text});
     for (std::size_t i = 0; i < checker::kInvariants; ++i)
       if (out_.report.looked_at[i] == 0) Add("harness", "nothing was there to verify S{} on", i + 1);
     if (accepted_.size() < 20) Add("harness", "only {} jobs were accepted", accepted_.size());
     return {};
+  }
+
+  std::vector<checker::Window> RedisWindows() const {
+    std::vector<checker::Window> windows;
+    const auto add = [&](WallTime from, WallTime to) { windows.push_back({ToUnixMicros(from), ToUnixMicros(to + kOnItsWay)}); };
+    for (const Disturbance& other : rounds_.others()) {
+      if (other.fault == Fault::kFlush) add(other.at - kQueueWait, other.at);
+      if (other.fault == Fault::kOlderRedis) add(other.since, other.at);
+    }
+    for (const Kill& kill : rounds_.kills())
+      if (kill.victim == Victim::kRedis) add(kill.at - kNotWritten, kill.at);
+    return windows;
   }
 
   // Every fault here is one that work survives.

@@ -99,6 +99,11 @@ Result<void> Cluster::Launch(Role role, std::string name, std::vector<std::strin
   ProcessOptions options = role == Role::kPostgres || role == Role::kRedis
                                ? ProcessOptions{.argv = std::move(argv), .env = {}, .log = dir_ + "/logs/" + name + ".log"}
                                : Millrace(name, std::move(argv));
+  if (options_.shimmed) {
+    MILLRACE_TRY_ASSIGN(auto shim, testing::ShimControl::Make(dir_ + "/shim-" + name));
+    for (auto& entry : shim.Env()) options.env.push_back(std::move(entry));
+    shims_.emplace(name, std::move(shim));
+  }
   MILLRACE_TRY_ASSIGN(options.argv, OnHost(name, std::move(options.argv)));
   MILLRACE_TRY_ASSIGN(TestProcess process, TestProcess::Start(options));
   members_.push_back({role, std::move(name), std::move(options), std::move(process)});
@@ -259,6 +264,7 @@ Result<std::uint16_t> Cluster::ProxyTo(std::uint16_t port) {
   if (!options_.proxied) return port;
   MILLRACE_TRY_ASSIGN(auto proxy, testing::TcpProxy::Start({.upstream_port = port, .seed = options_.seed}));
   const std::uint16_t instead = proxy->port();
+  if (options_.lab != nullptr) MILLRACE_TRY(options_.lab->PublishOwn(instead));
   proxies_.push_back(std::move(proxy));
   return instead;
 }

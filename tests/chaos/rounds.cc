@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "common/base/limits.h"
@@ -43,6 +44,7 @@ std::string_view Name(Fault fault) {
     case Fault::kFreeze: return "freeze";
     case Fault::kFreezeBroker: return "broker frozen";
     case Fault::kFlush: return "FLUSHALL";
+    case Fault::kOlderRedis: return "older Redis";
     case Fault::kPostgresCrash: return "PostgreSQL crash";
   }
   return "?";
@@ -85,6 +87,7 @@ Result<void> Rounds::Play(const Round& round) {
     case Fault::kFreeze: return PlayFreezes();
     case Fault::kFreezeBroker: return PlayFreezeBroker();
     case Fault::kFlush: return PlayFlush(round);
+    case Fault::kOlderRedis: return PlayOlderRedis();
     case Fault::kPostgresCrash: return PlayPostgresCrash(round);
   }
   return {};
@@ -216,7 +219,7 @@ Result<void> Rounds::PlayFreezeBroker() {
   for (Member* broker : cluster_.OfRole(Role::kBroker))
     if (before && before->find(broker->name) != std::string::npos) frozen = broker;
   frozen->process.Signal(SIGSTOP);
-  others_.push_back({Fault::kFreezeBroker, clock_.WallNow()});
+  others_.push_back({.fault = Fault::kFreezeBroker, .at = clock_.WallNow()});
   const auto taken = [&] {
     const auto owner = observer_.OwnerName();
     return owner && owner != before;
@@ -229,14 +232,35 @@ Result<void> Rounds::PlayFreezeBroker() {
 
 Result<void> Rounds::PlayFlush(const Round& round) {
   (void)WaitFor(round);
-  others_.push_back({Fault::kFlush, clock_.WallNow()});
+  others_.push_back({.fault = Fault::kFlush, .at = clock_.WallNow()});
   return cluster_.FlushRedis();
+}
+
+// Redis' files as they are, taken while it runs: a torn last command is what a snapshot of a disk would show too. Work goes on
+// for some seconds; then Redis dies and comes back with them.
+Result<void> Rounds::PlayOlderRedis() {
+  namespace fs = std::filesystem;
+  Member* server = cluster_.OfRole(Role::kRedis).front();
+  const std::string folder = cluster_.dir() + "/redis", copy = cluster_.dir() + "/redis.older";
+  std::error_code ec;
+  fs::remove_all(copy, ec);
+  const WallTime since = clock_.WallNow();
+  fs::copy(folder, copy, fs::copy_options::recursive, ec);
+  if (ec) return Fail(ErrorCode::kRejected, "copy of {}: {}", folder, ec.message());
+  testing::SleepFor(Between(Millis{1500}, Millis{4000}));
+  server->process.Signal(SIGKILL);
+  if (!server->process.Wait(Millis{10'000})) return Fail(ErrorCode::kTimedOut, "Redis did not die of SIGKILL");
+  others_.push_back({.fault = Fault::kOlderRedis, .at = clock_.WallNow(), .since = since});
+  fs::remove_all(folder, ec);
+  fs::rename(copy, folder, ec);
+  if (ec) return Fail(ErrorCode::kRejected, "{}: {}", folder, ec.message());
+  return cluster_.Restart(*server);
 }
 
 Result<void> Rounds::PlayPostgresCrash(const Round& round) {
   (void)WaitFor(round);
   Member* server = cluster_.OfRole(Role::kPostgres).front();
-  others_.push_back({Fault::kPostgresCrash, clock_.WallNow()});
+  others_.push_back({.fault = Fault::kPostgresCrash, .at = clock_.WallNow()});
   server->process.Signal(SIGQUIT);
   if (!server->process.Wait(Millis{20'000})) return Fail(ErrorCode::kTimedOut, "PostgreSQL did not end after SIGQUIT");
   testing::SleepFor(Between(Millis{100}, Millis{800}));

@@ -24,6 +24,7 @@ enum class Fault : std::uint8_t {
   kKill,           // kill -9 of the victim; all but a stage process are started again after a moment
   kFreeze,         // SIGSTOP of a worker and its load until a newer attempt has begun
   kFlush,          // FLUSHALL of Redis
+  kOlderRedis,     // kill -9 of Redis, restart with the files of some seconds before
   kFreezeBroker,   // SIGSTOP of the broker that owns the jobs until another one owns them, and it goes on
   kPostgresCrash,  // immediate shutdown (no checkpoint, sessions cut) of the server that holds ledger and warehouse, restart
 };
@@ -56,6 +57,7 @@ struct Freeze {
 struct Disturbance {
   Fault fault = Fault::kFlush;
   WallTime at{};
+  WallTime since{};  // kOlderRedis: when the files were copied
 };
 
 // `kills` rounds that kill; every victim comes up equally often, in an order drawn from `random`, and most wait for a
@@ -90,6 +92,7 @@ class Rounds {
   Result<void> PlayFreezes();
   Result<void> PlayFreezeBroker();
   Result<void> PlayFlush(const Round& round);
+  Result<void> PlayOlderRedis();
   Result<void> PlayPostgresCrash(const Round& round);
   Millis Between(Millis low, Millis high);
 

@@ -8,7 +8,6 @@
 #include <string_view>
 #include <vector>
 
-#include "common/base/clock.h"
 #include "common/base/result.h"
 
 namespace millrace::checker {
@@ -17,6 +16,10 @@ namespace millrace::checker {
 struct AppendTarget {
   std::string table;  // qualified; both this and the column names stand in SQL as they are
   std::int64_t rows_per_effect = 0;
+};
+
+struct Window {  // micros since 1970, both ends in it
+  std::int64_t from = 0, to = 0;
 };
 
 struct Inputs {
@@ -31,11 +34,8 @@ struct Inputs {
   bool skip_audit = false;
   bool ended = false;             // nothing may still be open
   bool contiguous_slots = false;  // every instant of each schedule between its first and its last slot is a slot that fired
-  std::vector<std::int64_t> queue_emptied_at;  // micros: jobs of class redis accepted in the kQueueWaitMax before may be lost
+  std::vector<Window> redis_may_lose;  // jobs of class redis that were accepted in one of these
 };
-
-// A job that was accepted so long before the queue was emptied had left it, or should have.
-inline constexpr Millis kQueueWaitMax{60'000};
 
 inline constexpr std::size_t kInvariants = 10;  // S1 .. S10
 

@@ -2,6 +2,8 @@
 // could not be read.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <string>
+#include <vector>
 
 #include "tests/checker/check.h"
 
@@ -20,11 +22,20 @@ int main(int argc, char** argv) {
   app.add_flag("--no-audit", in.skip_audit, "the audit trail is not as its writers left it, on purpose");
   app.add_flag("--ended", in.ended, "nothing may still be open");
   app.add_flag("--contiguous-slots", in.contiguous_slots, "every instant of every schedule is a slot that fired");
-  app.add_option("--queue-emptied-at", in.queue_emptied_at, "micros since 1970, once or more: jobs of class redis accepted in the minute before may be lost");
+  std::vector<std::string> windows;
+  app.add_option("--redis-may-lose", windows, "FROM:TO, micros since 1970: jobs of class redis accepted then may be lost");
   CLI11_PARSE(app, argc, argv);
   for (const std::string& target : targets) {
     const auto equals = target.find('=');
     in.targets.push_back({target.substr(0, equals), equals == std::string::npos ? 0 : std::stoll(target.substr(equals + 1))});
+  }
+  for (const std::string& window : windows) {
+    const auto colon = window.find(':');
+    if (colon == std::string::npos) {
+      std::fprintf(stderr, "millrace-history-check: --redis-may-lose: '%s' is not FROM:TO\n", window.c_str());
+      return 2;
+    }
+    in.redis_may_lose.push_back({std::stoll(window.substr(0, colon)), std::stoll(window.substr(colon + 1))});
   }
   const auto report = millrace::checker::Check(in);
   if (!report) {

@@ -136,12 +136,12 @@ TEST_P(HistoryCheckTest, OneAcceptedJobDropped) {
   ExpectCaught("S1", "lost");
 }
 
-TEST_P(HistoryCheckTest, AJobOfClassRedisIsLostUnlessTheQueueWasEmptiedLater) {
+TEST_P(HistoryCheckTest, AJobOfClassRedisIsLostOutsideItsWindow) {
   Append("accepted", fmt::format(R"({{"job": "{}", "class": "redis", "at": 1000}})", NewId<JobId>().ToString()));
   ExpectCaught("S1", "lost");
-  EXPECT_EQ(Check({"--queue-emptied-at", "999", "--queue-emptied-at", "1001"}).code, 0);
-  ExpectCaught("S1", "lost", {"--queue-emptied-at", "999"});
-  ExpectCaught("S1", "lost", {"--queue-emptied-at", "60001001"});
+  EXPECT_EQ(Check({"--redis-may-lose", "1:2", "--redis-may-lose", "999:1001"}).code, 0);
+  ExpectCaught("S1", "lost", {"--redis-may-lose", "1:999"});
+  ExpectCaught("S1", "lost", {"--redis-may-lose", "1001:2000"});
 }
 
 TEST_P(HistoryCheckTest, AJobThatNoRebuildWouldFind) {
