@@ -11,6 +11,7 @@
 #include "broker/dispatcher.h"
 #include "broker/mailbox.h"
 #include "common/base/log.h"
+#include "common/wire/history.h"
 
 namespace millrace {
 namespace {
@@ -191,6 +192,7 @@ class Broker::Impl {
         if (!received) break;
         auto message = wire::Decode(received->frame);
         const wire::PeerId peer = Tagged(i, received->peer);
+        if (message) wire::RecordMessage(who_, *message);
         if (!message) {
           LogWarn("a {} sent a frame that is no message: {}", worker ? "worker" : "client", message.error().message);
           if (!worker)
@@ -219,6 +221,7 @@ class Broker::Impl {
   }
 
   void Send(const wire::PeerId& peer, const wire::Message& message, Dispatcher& dispatcher) {
+    wire::RecordMessage(who_, message);
     std::string frame = wire::Encode(message);
     if (const auto it = unsent_.find(peer); it != unsent_.end()) {
       if (it->second.frames.size() < kUnsentPerPeerMax && it->second.bytes + frame.size() <= kUnsentBytesMax) {
@@ -392,6 +395,7 @@ class Broker::Impl {
   }
 
   BrokerOptions options_;
+  const std::string who_ = "broker:" + options_.owner.ToString();  // in the history
   Mailbox<Event> events_;
   Mailbox<LedgerCommand> ledger_box_;
   Mailbox<command::Execute> queue_box_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/base/failpoint.h"
 #include "common/base/log.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
@@ -134,6 +135,9 @@ Result<bool> Scheduler::Decide(ScheduleBook::Entry& entry, bool busy, WallTime n
         decision.run = std::move(planned->run);
         decision.jobs = std::move(planned->jobs);
         herd.shards.insert(ShardOf(row.org, options_.shard_count));
+        if (MILLRACE_MUTANT("mutant.double_slot"))
+          if (const auto twin = PlanRun(version->second.pipeline, request, ids_))
+            MILLRACE_TRY(ledger_.SubmitRun(twin->run, twin->jobs, clock_.Now() + kLedgerDeadline));
       } else {  // e.g. a required parameter: a schedule cannot give it, and silence would hide it
         decision.slot.state = scheduler::Name(SlotFate::kSkipped);
         decision.slot.reason = planned.error().message;

@@ -48,6 +48,7 @@ std::vector<std::string> InheritedEnv() {
 #if defined(MILLRACE_FAILPOINTS) && MILLRACE_FAILPOINTS
            "MILLRACE_FAILPOINTS",
            "MILLRACE_FAILPOINT_SEED",
+           "MILLRACE_HISTORY",
 #endif
        }) {
     if (const char* value = std::getenv(name)) env.push_back(fmt::format("{}={}", name, value));

@@ -13,6 +13,7 @@
 #include "common/base/log.h"
 #include "common/model/stage_task.h"
 #include "common/wire/codec.h"
+#include "common/wire/history.h"
 #include "worker/executor.h"
 #include "worker/poller.h"
 #include "worker/process_pool.h"
@@ -145,6 +146,7 @@ class Worker::Loop {
         if (!frame) break;
         const auto message = wire::Decode(*frame);
         if (message) {
+          wire::RecordMessage(who_, *message);
           session_.OnMessage(clock_.Now(), i, *message);
         } else {
           LogWarn("broker {}: {}", options_.brokers[i], message.error().message);
@@ -188,6 +190,7 @@ class Worker::Loop {
     do {
       for (Session::Command& command : session_.TakeCommands(now)) {
         if (auto* send = std::get_if<Session::Send>(&command)) {
+          wire::RecordMessage(who_, send->message);
           // What cannot be sent now is lost, as on any network: hello, beat and ended are all repeated.
           const auto sent = sockets_[send->broker]->Send(wire::Encode(send->message));
           if (!sent) session_.OnNotSent(now, send->broker);
@@ -241,6 +244,7 @@ class Worker::Loop {
 
   Worker& worker_;
   const WorkerOptions& options_;
+  const std::string who_ = "worker:" + options_.id.ToString();  // in the history
   const Clock& clock_;
   std::unique_ptr<Poller> poller_;
   ProcessPool pool_;

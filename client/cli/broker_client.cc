@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "common/wire/codec.h"
+#include "common/wire/history.h"
 
 namespace millrace::cli {
 namespace {
@@ -21,6 +22,7 @@ constexpr Millis kConnectSlice{5};      // between looks at a connection that is
 constexpr Millis kWatchInterval{5000};  // a watch is renewed this often, in case the broker restarted
 constexpr std::size_t kPendingUpdatesMax = 1000;
 constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
+constexpr std::string_view kWho = "client";      // in the history
 
 Error ToError(const wire::Problem& problem) {
   for (const ErrorCode code :
@@ -77,6 +79,7 @@ bool BrokerClient::IsNotOwner(const Error& error) {
 }
 
 Result<void> BrokerClient::Send(const wire::Message& message, MonoTime deadline) {
+  wire::RecordMessage(kWho, message);
   const std::string frame = wire::Encode(message);
   while (true) {
     auto sent = socket_->Send(frame);
@@ -89,6 +92,7 @@ Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadli
   while (clock_->Now() < deadline) {
     while (auto frame = socket_->Receive()) {
       MILLRACE_TRY_ASSIGN(wire::Message message, wire::Decode(*frame));
+      wire::RecordMessage(kWho, message);
       if (auto* update = std::get_if<wire::RunUpdate>(&message)) {
         if (pending_updates_.size() < kPendingUpdatesMax) pending_updates_.push_back(std::move(*update));
         continue;
@@ -185,6 +189,7 @@ Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const
     if (now >= deadline) return Fail(ErrorCode::kTimedOut, "run {} has not ended", run.ToString());
     while (auto frame = socket_->Receive()) {
       MILLRACE_TRY_ASSIGN(wire::Message message, wire::Decode(*frame));
+      wire::RecordMessage(kWho, message);
       if (auto* update = std::get_if<wire::RunUpdate>(&message); update != nullptr && take(*update)) return std::move(*update);
     }
     if (now >= renew_watch) {

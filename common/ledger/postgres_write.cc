@@ -1,4 +1,5 @@
 #include "common/base/check.h"
+#include "common/base/failpoint.h"
 #include "common/ledger/postgres_store.h"
 
 // A whole transaction as one pipeline: what is sent in one flush and answered in one round trip.
@@ -175,7 +176,7 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
   std::vector<PgStatement> all;
   all.push_back({"begin", {}});
   all.push_back({"select begin_write($1, $2)", PgParams().Id(options_.writer.uuid).Int(*session_)});
-  if (set.owner) {
+  if (set.owner && !MILLRACE_MUTANT("mutant.no_epoch")) {
     std::vector<std::int64_t> shards, epochs;
     for (const ShardHold& hold : set.holds) {
       shards.push_back(hold.shard.value());

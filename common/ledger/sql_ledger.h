@@ -129,7 +129,9 @@ class SqlLedger final : public Ledger {
   // sql_ledger_write.cc
   Result<std::uint16_t> ShardCount(MonoTime deadline);  // the stored one
   Result<void> CheckShardCount(std::uint16_t given, MonoTime deadline);
+  // Every change goes through here: Apply, recorded in the history.
   Result<void> Write(Batch& batch, MonoTime deadline);
+  Result<void> WriteRows(Batch& batch, MonoTime deadline);
   Result<void> LoadChain(MonoTime deadline);  // goes on where the stored chain ends
   Result<WriteSet> Build(const Batch& batch, MonoTime deadline);
   Result<bool> Prune(Batch& batch, MonoTime deadline);  // false: nothing was there to be taken out

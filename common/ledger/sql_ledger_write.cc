@@ -111,7 +111,7 @@ Result<void> SqlLedger::LoadChain(MonoTime deadline) {
   return {};
 }
 
-Result<void> SqlLedger::Write(Batch& batch, MonoTime deadline) {
+Result<void> SqlLedger::WriteRows(Batch& batch, MonoTime deadline) {
   if (!chain_loaded_) MILLRACE_TRY(LoadChain(deadline));
   for (int round = 0; round < kRoundsMax; ++round) {
     MILLRACE_TRY_ASSIGN(WriteSet set, Build(batch, deadline));

@@ -1,4 +1,4 @@
-// After the rounds: what must hold, by plain SQL and the witness file.
+// After the rounds: what must hold, by the history checker (tests/checker), and what belongs to the rounds alone.
 #pragma once
 
 #include <cstdint>
@@ -13,19 +13,20 @@
 #include "tests/chaos/observer.h"
 #include "tests/chaos/rounds.h"
 #include "tests/chaos/submitter.h"
+#include "tests/checker/check.h"
 
 namespace millrace::chaos {
 
 struct Violation {
-  std::string code;  // lost, doubled, stale_accepted, receipt, slot, run_failed, counts, token_order, audit, harness
+  std::string code;  // those of tests/checker/check.h; run_failed, harness
   std::string text;
 };
 
 struct Findings {
   std::vector<Violation> violations;
   // Counts.
-  std::int64_t slots = 0, runs = 0, runs_succeeded = 0, jobs_accepted = 0, jobs_done = 0, attempts_lost = 0;
-  std::int64_t effects = 0, effect_rows = 0, lost = 0, doubled = 0, stale_refused = 0;
+  checker::Report report;
+  std::int64_t runs_succeeded = 0, attempts_lost = 0, lost = 0, doubled = 0, stale_refused = 0;
   std::int64_t in_window = 0;                               // kills between a load's first row and its recorded outcome
   std::map<std::string, std::map<std::string, int>> kills;  // victim -> phase -> how many
   std::map<std::string, std::vector<Millis>> service;       // victim -> kill until a job submitted after it has ended

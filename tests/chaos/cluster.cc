@@ -78,7 +78,7 @@ Result<Cluster> Cluster::Start(const ClusterOptions& options) {
   if (::mkdtemp(pattern.data()) == nullptr) return Fail(ErrorCode::kRejected, "cannot make a temporary folder");
   cluster.dir_ = pattern;
   ::chmod(cluster.dir_.c_str(), 0755);
-  for (const char* sub : {"logs", "pg", "redis", "files", "lake"}) fs::create_directory(cluster.dir_ + "/" + sub);
+  for (const char* sub : {"logs", "pg", "redis", "files", "lake", "history"}) fs::create_directory(cluster.dir_ + "/" + sub);
   MILLRACE_TRY(cluster.StartPostgres());
   MILLRACE_TRY(cluster.StartRedis());
   MILLRACE_TRY(cluster.CreateTargets());
@@ -99,6 +99,11 @@ Result<void> Cluster::Launch(Role role, std::string name, std::vector<std::strin
   ProcessOptions options = role == Role::kPostgres || role == Role::kRedis
                                ? ProcessOptions{.argv = std::move(argv), .env = {}, .log = dir_ + "/logs/" + name + ".log"}
                                : Millrace(name, std::move(argv));
+  if (options_.shimmed) {
+    MILLRACE_TRY_ASSIGN(auto shim, testing::ShimControl::Make(dir_ + "/shim-" + name));
+    for (auto& entry : shim.Env()) options.env.push_back(std::move(entry));
+    shims_.emplace(name, std::move(shim));
+  }
   MILLRACE_TRY_ASSIGN(options.argv, OnHost(name, std::move(options.argv)));
   MILLRACE_TRY_ASSIGN(TestProcess process, TestProcess::Start(options));
   members_.push_back({role, std::move(name), std::move(options), std::move(process)});
@@ -259,6 +264,7 @@ Result<std::uint16_t> Cluster::ProxyTo(std::uint16_t port) {
   if (!options_.proxied) return port;
   MILLRACE_TRY_ASSIGN(auto proxy, testing::TcpProxy::Start({.upstream_port = port, .seed = options_.seed}));
   const std::uint16_t instead = proxy->port();
+  if (options_.lab != nullptr) MILLRACE_TRY(options_.lab->PublishOwn(instead));
   proxies_.push_back(std::move(proxy));
   return instead;
 }
@@ -296,6 +302,7 @@ ProcessOptions Cluster::Millrace(const std::string& name, std::vector<std::strin
   std::vector<std::string> argv{options_.bin + "/millrace", "--config", dir_ + "/millrace.yaml"};
   argv.insert(argv.end(), arguments.begin(), arguments.end());
   ProcessOptions options{.argv = std::move(argv), .env = {}, .log = fmt::format("{}/logs/{}.log", dir_, name)};
+  options.env.emplace_back("MILLRACE_HISTORY", history());
   if (!options_.failpoints.empty()) {
     options.env.emplace_back("MILLRACE_FAILPOINTS", options_.failpoints);
     options.env.emplace_back("MILLRACE_FAILPOINT_SEED", std::to_string(options_.seed));
@@ -376,7 +383,7 @@ Result<void> Cluster::StopSchedulers() {
 
 Result<int> Cluster::Run(std::vector<std::string> arguments, Millis timeout) {
   ProcessOptions options = Millrace("cli", std::move(arguments));
-  options.env.clear();
+  std::erase_if(options.env, [](const auto& entry) { return entry.first != "MILLRACE_HISTORY"; });
   return testing::RunToEnd(options, timeout);
 }
 

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/result.h"
+#include "tests/support/fault_shim.h"
 #include "tests/support/process.h"
 #include "tests/support/tcp_proxy.h"
 
@@ -36,6 +38,7 @@ struct ClusterOptions {
   bool slow_target = false;  // the target tables' triggers make a load wait where failpoints would
   std::uint64_t seed = 1;
   NetworkLab* lab = nullptr;  // every process is a host of its own there, by its name; must outlive the cluster
+  bool shimmed = false;       // Cluster::shim of every process but stages
   bool proxied = false;       // a TCP proxy before PostgreSQL, Redis and each broker's workers: Cluster::proxies
 };
 
@@ -69,11 +72,16 @@ class Cluster {
   const std::string& ledger_dsn() const { return ledger_dsn_; }
   const std::string& warehouse_dsn() const { return warehouse_dsn_; }
   const std::vector<std::string>& client_endpoints() const { return client_endpoints_; }
+  const std::vector<std::string>& worker_endpoints() const { return worker_endpoints_; }
   // PostgreSQL's (ledger and warehouse), Redis', then one per broker for its workers; empty unless `proxied`. The observer
   // and clients do not go through them.
   const std::vector<std::unique_ptr<testing::TcpProxy>>& proxies() const { return proxies_; }
+  // Of a member, by its name; only if `shimmed`.
+  testing::ShimControl& shim(const std::string& member) { return shims_.at(member); }
   std::string witness() const { return dir_ + "/witness"; }
   std::string checkpoints() const { return dir_ + "/checkpoints"; }
+  std::string public_key() const { return dir_ + "/audit.key.pub"; }
+  std::string history() const { return dir_ + "/history"; }  // of every Millrace process: MILLRACE_HISTORY
   // From now on the folder is removed with the cluster.
   void RemoveAtEnd() { keep_ = false; }
 
@@ -101,6 +109,7 @@ class Cluster {
   std::string ledger_dsn_, warehouse_dsn_;
   std::vector<std::string> client_endpoints_, worker_endpoints_;
   std::vector<std::unique_ptr<testing::TcpProxy>> proxies_;
+  std::map<std::string, testing::ShimControl> shims_;
   std::vector<Member> members_;  // in the order of starting
 };
 

@@ -1,6 +1,6 @@
 // Kill -9 of a random process, again and again, while scheduled runs and single jobs flow; then every promise is checked from
 // outside. MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder.
-// MILLRACE_CHAOS_MUTANT=no_fence|no_receipt|drop_accepted puts one deliberate defect into the processes: the same command
+// MILLRACE_CHAOS_MUTANT=no_fence|no_receipt|no_epoch|drop_accepted|double_slot puts one deliberate defect into the processes: the same command
 // must then fail. The Mutants tests below prove that it does.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -57,7 +57,7 @@ std::vector<Phase> Phases() {
 
 std::string MutantFailpoint(const std::string& mutant) {
   if (mutant.empty()) return "";
-  return fmt::format(",mutant.{}=error{}", mutant, mutant == "drop_accepted" ? "(1,1)" : "");
+  return fmt::format(",mutant.{}=error{}", mutant, mutant == "drop_accepted" || mutant == "double_slot" ? "(1,1)" : "");
 }
 
 // Slots appear up to now, so that "between the first and the last" says something about the end too.
@@ -207,6 +207,16 @@ TEST(Mutants, NoReceiptIsCaught) {
                {{.victim = Victim::kStage, .phase = Phase::kCommitted, .append = true},
                 {.victim = Victim::kWorker, .phase = Phase::kCommitted, .append = true}},
                "doubled");
+}
+
+TEST(Mutants, NoEpochIsCaught) {
+  MILLRACE_NEED_FAILPOINTS();
+  ExpectCaught("no_epoch", {{.fault = Fault::kFreezeBroker}, {.fault = Fault::kFreezeBroker}}, "stale_accepted");
+}
+
+TEST(Mutants, DoubledSlotIsCaught) {
+  MILLRACE_NEED_FAILPOINTS();
+  ExpectCaught("double_slot", {{.victim = Victim::kScheduler, .phase = Phase::kNone}}, "slot");
 }
 
 TEST(Mutants, DroppedAcceptedJobIsCaught) {

@@ -91,7 +91,7 @@ Result<void> NetworkLab::AddHost(const std::string& name) {
   std::string rules(kTable);
   for (const Port& port : ports_)
     rules += fmt::format("; add rule ip lab out ip daddr 127.0.0.1 tcp dport {0} dnat to {1}:{0}", port.port,
-                         hosts_.at(port.host).address);
+                         AddressOf(port.host));
   return Nft(name, rules);
 }
 
@@ -106,6 +106,22 @@ Result<void> NetworkLab::Publish(const std::string& host, std::uint16_t port) {
   MILLRACE_TRY(Nft("", out));
   for (const auto& [name, other] : hosts_)
     if (name != host) MILLRACE_TRY(Nft(name, out));
+  return {};
+}
+
+// An empty host is this process's own namespace, at the bridge's address.
+std::string NetworkLab::AddressOf(const std::string& host) const {
+  const auto it = hosts_.find(host);
+  return it == hosts_.end() ? std::string(kNetwork) + "1" : it->second.address;
+}
+
+Result<void> NetworkLab::PublishOwn(std::uint16_t port) {
+  ports_.push_back({"", port});
+  MILLRACE_TRY(
+      Nft("", fmt::format("add rule ip lab in ip daddr {} tcp dport {} dnat to 127.0.0.1:{}", AddressOf(""), port, port)));
+  for (const auto& [name, host] : hosts_)
+    MILLRACE_TRY(
+        Nft(name, fmt::format("add rule ip lab out ip daddr 127.0.0.1 tcp dport {0} dnat to {1}:{0}", port, AddressOf(""))));
   return {};
 }
 

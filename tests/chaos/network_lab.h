@@ -31,6 +31,8 @@ class NetworkLab {
   Result<void> AddHost(const std::string& name);
   // 127.0.0.1:port of all others, and of this process, is that of `host` from now on.
   Result<void> Publish(const std::string& host, std::uint16_t port);
+  // The same for a port of this process.
+  Result<void> PublishOwn(std::uint16_t port);
   // What to put before a command that is to run on `host`.
   std::vector<std::string> On(const std::string& host) const;
 
@@ -51,6 +53,7 @@ class NetworkLab {
   };
   NetworkLab() = default;
   Result<void> Nft(const std::string& host, const std::string& rules);
+  std::string AddressOf(const std::string& host) const;
 
   std::map<std::string, Host> hosts_;
   std::vector<Port> ports_;

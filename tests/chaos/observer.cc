@@ -45,7 +45,14 @@ std::string_view Name(Phase phase) {
 Observer::Observer(std::string ledger_dsn, std::string warehouse_dsn)
     : ledger_{std::move(ledger_dsn), nullptr}, warehouse_{std::move(warehouse_dsn), nullptr} {}
 
+// Once more when the server went away since the last look: nothing here changes anything.
 Result<PgResult> Observer::Ask(Database& database, std::string_view sql, const PgParams& params) {
+  auto found = AskOnce(database, sql, params);
+  if (!found && database.connection && database.connection->broken()) return AskOnce(database, sql, params);
+  return found;
+}
+
+Result<PgResult> Observer::AskOnce(Database& database, std::string_view sql, const PgParams& params) {
   const MonoTime deadline = clock_.Now() + kAskTimeout;
   if (!database.connection || database.connection->broken()) {
     PgOptions options;

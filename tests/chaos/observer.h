@@ -50,6 +50,7 @@ class Observer {
     std::unique_ptr<PgConnection> connection;
   };
   Result<PgResult> Ask(Database& database, std::string_view sql, const PgParams& params = {});
+  Result<PgResult> AskOnce(Database& database, std::string_view sql, const PgParams& params);
 
   SystemClock clock_;
   Database ledger_, warehouse_;

@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "common/base/limits.h"
@@ -15,6 +16,7 @@ constexpr Millis kPhaseTimeout{20'000};  // a broker's successor needs up to kOw
 constexpr Millis kFreezeTimeout{15'000};
 constexpr int kFreezeTries = 3;
 constexpr Millis kWakeTimeout{8'000};
+constexpr Millis kTakeoverTimeout{20'000};
 constexpr Millis kPoll{15};
 constexpr std::string_view kStageProgram = "millrace-stage";
 
@@ -40,7 +42,9 @@ std::string_view Name(Fault fault) {
   switch (fault) {
     case Fault::kKill: return "kill";
     case Fault::kFreeze: return "freeze";
+    case Fault::kFreezeBroker: return "broker frozen";
     case Fault::kFlush: return "FLUSHALL";
+    case Fault::kOlderRedis: return "older Redis";
     case Fault::kPostgresCrash: return "PostgreSQL crash";
   }
   return "?";
@@ -65,6 +69,7 @@ std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random&
     left.pop_back();
     if (i % 6 == 1) plan.push_back({.fault = Fault::kFlush, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kRowsSent});
     if (i % 6 == 3) plan.push_back({.fault = Fault::kFreeze});
+    if (i % 12 == 9) plan.push_back({.fault = Fault::kFreezeBroker});
     if (i % 12 == 6)
       plan.push_back({.fault = Fault::kPostgresCrash, .phase = random.Below(2) == 0 ? Phase::kNone : Phase::kReceipt});
   }
@@ -80,7 +85,9 @@ Result<void> Rounds::Play(const Round& round) {
   switch (round.fault) {
     case Fault::kKill: return PlayKill(round);
     case Fault::kFreeze: return PlayFreezes();
+    case Fault::kFreezeBroker: return PlayFreezeBroker();
     case Fault::kFlush: return PlayFlush(round);
+    case Fault::kOlderRedis: return PlayOlderRedis();
     case Fault::kPostgresCrash: return PlayPostgresCrash(round);
   }
   return {};
@@ -204,16 +211,56 @@ Result<void> Rounds::PlayFreezes() {
   return {};
 }
 
+// The broker that owns the jobs stops; another one takes them; then the first one goes on as if nothing had happened, with all
+// that its sockets have collected meanwhile.
+Result<void> Rounds::PlayFreezeBroker() {
+  const auto before = observer_.OwnerName();
+  Member* frozen = Choose(Victim::kBroker, std::nullopt);
+  for (Member* broker : cluster_.OfRole(Role::kBroker))
+    if (before && before->find(broker->name) != std::string::npos) frozen = broker;
+  frozen->process.Signal(SIGSTOP);
+  others_.push_back({.fault = Fault::kFreezeBroker, .at = clock_.WallNow()});
+  const auto taken = [&] {
+    const auto owner = observer_.OwnerName();
+    return owner && owner != before;
+  };
+  for (const MonoTime until = clock_.Now() + kTakeoverTimeout; clock_.Now() < until && !taken();) testing::SleepFor(kPoll);
+  testing::SleepFor(Between(Millis{300}, Millis{1500}));
+  frozen->process.Signal(SIGCONT);
+  return {};
+}
+
 Result<void> Rounds::PlayFlush(const Round& round) {
   (void)WaitFor(round);
-  others_.push_back({Fault::kFlush, clock_.WallNow()});
+  others_.push_back({.fault = Fault::kFlush, .at = clock_.WallNow()});
   return cluster_.FlushRedis();
+}
+
+// Redis' files as they are, taken while it runs: a torn last command is what a snapshot of a disk would show too. Work goes on
+// for some seconds; then Redis dies and comes back with them.
+Result<void> Rounds::PlayOlderRedis() {
+  namespace fs = std::filesystem;
+  Member* server = cluster_.OfRole(Role::kRedis).front();
+  const std::string folder = cluster_.dir() + "/redis", copy = cluster_.dir() + "/redis.older";
+  std::error_code ec;
+  fs::remove_all(copy, ec);
+  const WallTime since = clock_.WallNow();
+  fs::copy(folder, copy, fs::copy_options::recursive, ec);
+  if (ec) return Fail(ErrorCode::kRejected, "copy of {}: {}", folder, ec.message());
+  testing::SleepFor(Between(Millis{1500}, Millis{4000}));
+  server->process.Signal(SIGKILL);
+  if (!server->process.Wait(Millis{10'000})) return Fail(ErrorCode::kTimedOut, "Redis did not die of SIGKILL");
+  others_.push_back({.fault = Fault::kOlderRedis, .at = clock_.WallNow(), .since = since});
+  fs::remove_all(folder, ec);
+  fs::rename(copy, folder, ec);
+  if (ec) return Fail(ErrorCode::kRejected, "{}: {}", folder, ec.message());
+  return cluster_.Restart(*server);
 }
 
 Result<void> Rounds::PlayPostgresCrash(const Round& round) {
   (void)WaitFor(round);
   Member* server = cluster_.OfRole(Role::kPostgres).front();
-  others_.push_back({Fault::kPostgresCrash, clock_.WallNow()});
+  others_.push_back({.fault = Fault::kPostgresCrash, .at = clock_.WallNow()});
   server->process.Signal(SIGQUIT);
   if (!server->process.Wait(Millis{20'000})) return Fail(ErrorCode::kTimedOut, "PostgreSQL did not end after SIGQUIT");
   testing::SleepFor(Between(Millis{100}, Millis{800}));

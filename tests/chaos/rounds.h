@@ -24,6 +24,8 @@ enum class Fault : std::uint8_t {
   kKill,           // kill -9 of the victim; all but a stage process are started again after a moment
   kFreeze,         // SIGSTOP of a worker and its load until a newer attempt has begun
   kFlush,          // FLUSHALL of Redis
+  kOlderRedis,     // kill -9 of Redis, restart with the files of some seconds before
+  kFreezeBroker,   // SIGSTOP of the broker that owns the jobs until another one owns them, and it goes on
   kPostgresCrash,  // immediate shutdown (no checkpoint, sessions cut) of the server that holds ledger and warehouse, restart
 };
 std::string_view Name(Fault fault);
@@ -55,10 +57,12 @@ struct Freeze {
 struct Disturbance {
   Fault fault = Fault::kFlush;
   WallTime at{};
+  WallTime since{};  // kOlderRedis: when the files were copied
 };
 
 // `kills` rounds that kill; every victim comes up equally often, in an order drawn from `random`, and most wait for a
-// load between its first row and its outcome. Among each twelve: two freezes, two flushes, one crash of PostgreSQL.
+// load between its first row and its outcome. Among each twelve: two freezes, two flushes, one crash of PostgreSQL, one freeze of
+// a broker.
 // `phases`: those that loads can be hit in here.
 std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random& random);
 
@@ -86,7 +90,9 @@ class Rounds {
   Result<void> PlayKill(const Round& round);
   Result<void> PlayFreeze();
   Result<void> PlayFreezes();
+  Result<void> PlayFreezeBroker();
   Result<void> PlayFlush(const Round& round);
+  Result<void> PlayOlderRedis();
   Result<void> PlayPostgresCrash(const Round& round);
   Millis Between(Millis low, Millis high);
 

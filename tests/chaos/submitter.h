@@ -19,6 +19,7 @@ namespace millrace::chaos {
 struct Accepted {
   WallTime submitted_at{};  // when it was sent for the first time
   WallTime accepted_at{};   // when a broker said that it has it
+  bool redis = false;       // its durability class
 };
 
 // Thread-safe. The thread starts with the constructor.

@@ -21,6 +21,7 @@
 #include "common/queue/redis_queue.h"
 #include "common/queue/sqlite_queue.h"
 #include "common/wire/zmq_transport.h"
+#include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -62,6 +63,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
     std::string pattern = (std::filesystem::temp_directory_path() / "mr_broker_XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
+    testing::BeginHistory(dir_ / "history");
     if (GetParam() == Backend::kPostgresRedis) {
       MILLRACE_NEED_POSTGRES();
       const char* redis = std::getenv("MILLRACE_TEST_REDIS");
@@ -96,6 +98,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
                                          "stubs", "kept_body", "kept_expiry", "inbox"})
         EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:0}}:{}", redis_.prefix, key)}, In()));
     }
+    if (!dir_.empty()) testing::EndHistory(database_ ? database_->dsn() : (dir_ / "ledger.db").string(), dir_ / "history");
     std::filesystem::remove_all(dir_);
   }
 

@@ -13,6 +13,7 @@
 #include "common/base/log.h"
 #include "common/queue/redis_queue.h"
 #include "common/wire/zmq_transport.h"
+#include "tests/support/history_check.h"
 #include "tests/support/redis_server.h"
 
 namespace millrace {
@@ -35,12 +36,14 @@ class DurabilityLiveTest : public ::testing::TestWithParam<std::string> {
     std::string pattern = (std::filesystem::temp_directory_path() / "mr_durability_XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
+    testing::BeginHistory(dir_ / "history");
   }
   void TearDown() override {
     broker_.reset();
     client_.reset();
     worker_.reset();
     transport_.reset();
+    if (std::filesystem::exists(dir_ / "ledger.db")) testing::EndHistory(dir_ / "ledger.db", dir_ / "history");
     std::filesystem::remove_all(dir_);
   }
   MonoTime In(Millis d) const { return clock_.Now() + d; }

@@ -16,6 +16,7 @@
 #include "common/ledger/audit_verify.h"
 #include "common/queue/sqlite_queue.h"
 #include "common/wire/zmq_transport.h"
+#include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 
 namespace millrace {
@@ -29,6 +30,7 @@ class EnqueueTest : public ::testing::Test {
     std::string pattern = (std::filesystem::temp_directory_path() / "mr_enqueue_XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
+    testing::BeginHistory(dir_ / "history");
     database_ = std::make_unique<testing::TestDatabase>("enqueue");
     ledger_ = Open("test");
     const auto migrated = ledger_->Migrate(In());
@@ -38,7 +40,9 @@ class EnqueueTest : public ::testing::Test {
   void TearDown() override {
     app_.reset();
     ledger_.reset();
-    if (!dir_.empty()) std::filesystem::remove_all(dir_);
+    if (dir_.empty()) return;
+    testing::EndHistory(database_->dsn(), dir_ / "history");
+    std::filesystem::remove_all(dir_);
   }
   MonoTime In() const { return clock_.Now() + 30s; }
   std::unique_ptr<Ledger> Open(std::string actor) {

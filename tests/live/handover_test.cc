@@ -22,6 +22,7 @@
 #include "common/model/stage_task.h"
 #include "common/queue/redis_queue.h"
 #include "common/wire/zmq_transport.h"
+#include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 #include "worker/worker.h"
 
@@ -46,6 +47,7 @@ class HandoverLiveTest : public ::testing::Test {
     std::string pattern = (std::filesystem::temp_directory_path() / "mr_handover_XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
+    testing::BeginHistory(dir_ / "history");
     redis_.endpoint = fmt::format("redis://{}/0", redis);
     redis_.prefix = fmt::format("mrhandover-{}", getpid());
     database_ = std::make_unique<testing::TestDatabase>("handover");
@@ -66,7 +68,9 @@ class HandoverLiveTest : public ::testing::Test {
                                            "stubs", "kept_body", "kept_expiry", "inbox"})
           EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:{}}}:{}", redis_.prefix, s, key)}, In()));
     }
-    if (!dir_.empty()) std::filesystem::remove_all(dir_);
+    if (dir_.empty()) return;
+    testing::EndHistory(database_->dsn(), dir_ / "history");
+    std::filesystem::remove_all(dir_);
   }
 
   MonoTime In(Millis wait = Millis{20'000}) const { return clock_.Now() + wait; }

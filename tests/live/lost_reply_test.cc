@@ -12,6 +12,7 @@
 #include "common/drivers/redis.h"
 #include "common/queue/redis_queue.h"
 #include "common/wire/zmq_transport.h"
+#include "tests/support/history_check.h"
 #include "tests/support/job_driver.h"
 #include "tests/support/load_fixture.h"
 #include "tests/support/tcp_proxy.h"
@@ -65,6 +66,7 @@ class LostReplies : public ::testing::Test {
     std::string pattern = (std::filesystem::temp_directory_path() / "mr_replies_XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
+    testing::BeginHistory(dir_ / "history");
     database_ = std::make_unique<testing::TestDatabase>("replies");
     redis_endpoint_ = redis;
     prefix_ = fmt::format("mrreplies-{}-{}", getpid(), ids_.Next<RunId>().ToString());
@@ -88,6 +90,7 @@ class LostReplies : public ::testing::Test {
     }
     postgres_proxy_.reset();
     redis_proxy_.reset();
+    if (!dir_.empty()) testing::EndHistory(database_->dsn(), dir_ / "history");
     database_.reset();
     if (!dir_.empty()) std::filesystem::remove_all(dir_);
   }

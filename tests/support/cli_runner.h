@@ -26,6 +26,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/history_check.h"
+
 namespace millrace::testing {
 
 struct CliResult {
@@ -138,10 +140,17 @@ class CliTest : public ::testing::Test {
     dir_ =
         std::filesystem::temp_directory_path() / ("millrace-cli-" + std::to_string(::getpid()) + "-" + std::to_string(next++));
     std::filesystem::create_directories(dir_ / ".capture");
+    std::filesystem::create_directories(dir_ / ".history");
     home_ = dir_ / "home";
   }
+  // What the commands did, faults or none, is checked against the home's ledger and warehouse.
   ~CliTest() override {
     std::error_code ec;
+    if (check_history_ && std::filesystem::exists(home_ / "ledger.db", ec)) {
+      std::vector<std::string> more;
+      if (std::filesystem::exists(home_ / "warehouse.db", ec)) more = {"--destination", (home_ / "warehouse.db").string()};
+      ExpectHistoryHolds((home_ / "ledger.db").string(), dir_ / ".history", more);
+    }
     std::filesystem::remove_all(dir_, ec);
   }
 
@@ -157,8 +166,10 @@ class CliTest : public ::testing::Test {
 
   std::unique_ptr<CliProcess> Start(std::vector<std::string> args, const CliOptions& options = {}) {
     if (!HasHome(args)) args.insert(args.end(), {"--home", home_.string()});
+    auto env = options.env;
+    env.emplace_back("MILLRACE_HISTORY", (dir_ / ".history").string());
     return std::make_unique<CliProcess>(args, options.cwd.empty() ? dir_ : options.cwd,
-                                        dir_ / ".capture" / std::to_string(commands_++), options.env);
+                                        dir_ / ".capture" / std::to_string(commands_++), env);
   }
   CliResult Run(const std::vector<std::string>& args, const CliOptions& options = {}) {
     return Start(args, options)->Wait(std::chrono::seconds{60});
@@ -257,6 +268,7 @@ class CliTest : public ::testing::Test {
   }
 
   std::filesystem::path dir_, home_;
+  bool check_history_ = true;  // false: the test leaves a ledger behind that is not as its writers left it
 
  private:
   static bool HasHome(const std::vector<std::string>& args) {

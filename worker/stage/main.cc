@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "common/base/clock.h"
+#include "common/base/history.h"
 #include "common/drivers/duckdb.h"
 #include "common/model/stage_task.h"
 #include "worker/stage/check/type_check.h"
@@ -44,6 +45,7 @@ bool OrderWaits() {
 
 // One order in, its result out.
 [[noreturn]] void Serve(duck::Connection& connection) {
+  (void)history::On();  // its file is out of reach once the stage is confined
   if (auto ready = WriteFrame(kOut, R"({"ready":true})"); !ready) Leave(Complain(ready.error()));
   const auto frame = ReadFrame(STDIN_FILENO);
   if (!frame) Leave(Complain(frame.error()));

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/base/clock.h"
+#include "common/base/history.h"
 #include "worker/stage/check/checks.h"
 #include "worker/stage/input_sql.h"
 #include "worker/stage/load/scrub.h"
@@ -157,8 +158,20 @@ bool WritesOverItsSource(const StageOrder& order, const LoadSpec& spec, const Ma
   });
 }
 
+void Record(const load::LoadJob& job, history::Type type, bool again) {
+  if (!history::On()) return;
+  history::Write("stage", "load", type,
+                 fmt::format(R"("job":"{}","token":{},"effect":{},"again":{})", job.order.task.job.ToString(),
+                             job.order.token.value(), history::Quoted(job.order.task.effect), again));
+}
+
 StageResult Finished(load::LoadJob& job, duck::Connection& connection) {
+  Record(job, history::Type::kInvoke, false);
   const auto loaded = load::Dispatch(job, connection);
+  // A refusal is an answer of the destination; when it could not be reached, nobody knows.
+  const bool unknown = !loaded && loaded.error().error_class == "destination_unavailable";
+  Record(job, loaded ? history::Type::kOk : unknown ? history::Type::kUnknown : history::Type::kFail,
+         loaded && loaded->already_applied);
   if (loaded) return load::ToResult(loaded->receipt, loaded->already_applied);
   StageResult failed = load::ToResult(job, loaded.error());
   if (job.order.connection) failed.error = load::Scrubbed(std::move(failed.error), job.order.connection->dsn);

@@ -1,0 +1,299 @@
+// Faults that are not kills, one at a time, on real processes while scheduled runs and single jobs flow; then every promise is
+// checked from outside, as after the kills (checker.h): clocks that step, fsyncs that fail, a network that is slow and loses
+// packets at once, a Redis that comes back with older files.
+// MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/model/stage_task.h"
+#include "tests/chaos/bulk.h"
+#include "tests/chaos/checker.h"
+#include "tests/chaos/cluster.h"
+#include "tests/chaos/network_lab.h"
+#include "tests/chaos/observer.h"
+#include "tests/chaos/rounds.h"
+#include "tests/chaos/settings.h"
+#include "tests/chaos/submitter.h"
+#include "tests/support/history_check.h"
+#include "tests/support/job_driver.h"
+
+namespace millrace::chaos {
+namespace {
+
+constexpr Millis kDrainTimeout{180'000}, kAcceptTimeout{60'000};
+constexpr Millis kSettle{3'000};
+constexpr std::size_t kAcceptedMin = 25;
+constexpr std::size_t kBulkJobs = 4'000, kBulkPerSecond = 250;
+
+// A cluster with something flowing through it, and the end of every test here.
+class Faults : public ::testing::Test {
+ protected:
+  void Begin(ClusterOptions options) {
+    std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
+    options.bin = MILLRACE_BIN_DIR;
+    options.seed = Seed() + 11;
+    auto cluster = Cluster::Start(options);
+    ASSERT_TRUE(cluster) << cluster.error().message;
+    cluster_.emplace(std::move(*cluster));
+    std::printf("cluster in %s\n", cluster_->dir().c_str());
+    std::fflush(stdout);
+    observer_.emplace(cluster_->ledger_dsn(), cluster_->warehouse_dsn());
+    rounds_.emplace(*cluster_, *observer_, random_);
+    submitter_.emplace(cluster_->client_endpoints(), cluster_->witness());
+  }
+  void BeginBulk() {
+    bulk_.emplace(BulkOptions{.client_endpoints = cluster_->client_endpoints(),
+                              .worker_endpoints = cluster_->worker_endpoints(),
+                              .witness = cluster_->witness(),
+                              .seed = Seed(),
+                              .jobs = kBulkJobs,
+                              .per_second = kBulkPerSecond});
+  }
+  template <class So>
+  bool WaitFor(So so, Millis timeout) {
+    for (const MonoTime until = clock_.Now() + timeout; clock_.Now() < until; testing::SleepFor(Millis{50}))
+      if (so()) return true;
+    return so();
+  }
+  std::int64_t Ask(const std::string& sql) {
+    const auto found = observer_->Ledger(sql);
+    return found && found->rows() == 1 ? found->Int(0, 0) : -1;
+  }
+  std::int64_t AttemptsLost() { return Ask("select count(*) from millrace.attempt where ended = 6"); }
+  bool WaitForAccepted(std::size_t more) {
+    const std::size_t before = submitter_->accepted().size();
+    return WaitFor([&] { return submitter_->accepted().size() >= before + more; }, kAcceptTimeout);
+  }
+  std::string OwningBroker() {
+    const auto owner = observer_->OwnerName();
+    return owner && owner->find("broker-2") != std::string::npos ? "broker-2" : "broker-1";
+  }
+
+  // Stops what makes work, waits for all of it, checks, reports; keeps the folder of what failed.
+  void End() {
+    if (HasFailure()) return;  // what is said already would only be said again, minutes later
+    EXPECT_TRUE(WaitFor([&] { return submitter_->accepted().size() >= kAcceptedMin; }, kAcceptTimeout));
+    EXPECT_TRUE(WaitFor([&] { return Ask("select count(distinct pipeline) from millrace.slot where state = 'fired'") == 2; },
+                        kAcceptTimeout));
+    if (bulk_) {
+      EXPECT_TRUE(WaitFor([&] { return bulk_->accepted_count() >= kBulkJobs && bulk_->AllAnswered(); }, kDrainTimeout));
+    }
+    submitter_->Stop();
+    const auto stopped = cluster_->StopSchedulers();
+    EXPECT_TRUE(stopped) << stopped.error().message;
+    EXPECT_TRUE(WaitFor([&] { return observer_->Live() == 0; }, kDrainTimeout)) << "not everything ended";
+    auto accepted = submitter_->accepted();
+    if (bulk_) {
+      std::int64_t before = -1;  // of class redis: in the ledger only when they have ended
+      EXPECT_TRUE(WaitFor(
+          [&] {
+            testing::SleepFor(kSettle);
+            const std::int64_t now = Ask("select count(*) from millrace.outcome");
+            return now >= 0 && std::exchange(before, now) == now;
+          },
+          kDrainTimeout));
+      bulk_->Stop();
+      accepted.merge(bulk_->accepted());
+    }
+    const auto findings = Check(*cluster_, *observer_, *rounds_, accepted);
+    ASSERT_TRUE(findings) << findings.error().message;
+    std::printf("%s", Report(*findings, *rounds_).c_str());
+    std::map<std::string, int> shown;
+    for (const Violation& v : findings->violations)
+      if (++shown[v.code] <= 5) ADD_FAILURE() << v.code << ": " << v.text;
+    if (Env("MILLRACE_CHAOS_KEEP").empty() && !HasFailure()) cluster_->RemoveAtEnd();
+  }
+
+  SystemClock clock_;
+  SeededRandom random_{Seed()};
+  std::optional<Cluster> cluster_;
+  std::optional<Observer> observer_;
+  std::optional<Rounds> rounds_;
+  std::optional<Bulk> bulk_;
+  std::optional<Submitter> submitter_;  // last: it ends first
+};
+
+// Wall clocks of brokers, workers and schedulers step by minutes, forth and back, and PostgreSQL's, the ledger's, by seconds:
+// no lease is lost, no slot is missed or fires twice. Monotonic clocks are not touched, as on a real machine.
+TEST_F(Faults, ClocksThatStep) {
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true}));
+  ASSERT_TRUE(WaitForAccepted(5));
+  const std::int64_t lost_before = AttemptsLost();
+  const std::vector<std::string> members{OwningBroker(), "scheduler-1", "worker-1", "scheduler-2", "worker-2"};
+  for (const Millis step : {Millis{300'000}, Millis{-300'000}}) {
+    for (const std::string& member : members) {
+      cluster_->shim(member).StepClockTo(step);
+      testing::SleepFor(Millis{Long() ? 5'000 : 700});
+      EXPECT_TRUE(WaitForAccepted(2)) << member << " stepped by " << step.count() << " ms: nothing is accepted any more";
+    }
+  }
+  for (const Millis step : {Millis{20'000}, Millis{0}, Millis{-20'000}, Millis{0}}) {
+    cluster_->shim("postgres").StepClockTo(step);
+    testing::SleepFor(Millis{Long() ? 8'000 : 1'500});
+    EXPECT_TRUE(WaitForAccepted(2)) << "the ledger's clock stepped to " << step.count() << " ms: nothing is accepted any more";
+  }
+  for (const std::string& member : members) cluster_->shim(member).StepClockTo(Millis{0});
+  EXPECT_EQ(AttemptsLost(), lost_before) << "a lease was lost although its worker lived";
+  // The watermark never goes back: after a step back, the next slot waits for the clock.
+  const std::int64_t slots = Ask("select count(*) from millrace.slot");
+  EXPECT_TRUE(WaitFor([&] { return Ask("select count(*) from millrace.slot") > slots; }, kAcceptTimeout)) << "no slot fires";
+  End();
+}
+
+// fsync answers EIO. Redis under everysec refuses every write from then on, also when its disk works again, until it is started
+// again; PostgreSQL ends its sessions, cannot recover either and shuts down. What was accepted is there.
+TEST_F(Faults, FsyncsOfTheServersFail) {
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true}));
+  BeginBulk();
+  ASSERT_TRUE(WaitForAccepted(5));
+  auto& redis = cluster_->shim("redis");
+  redis.FailFsyncs(true);
+  EXPECT_TRUE(WaitFor([&] { return redis.fsyncs_failed() > 0; }, kAcceptTimeout)) << "nothing was synced meanwhile";
+  testing::SleepFor(Millis{Long() ? 12'000 : 3'000});
+  redis.FailFsyncs(false);
+  EXPECT_TRUE(cluster_->OfRole(Role::kRedis).front()->process.Running()) << "under everysec it goes on";
+  const auto restarted_redis = rounds_->Play({.victim = Victim::kRedis});
+  ASSERT_TRUE(restarted_redis) << restarted_redis.error().message;
+  EXPECT_TRUE(WaitForAccepted(5)) << "nothing is accepted after Redis was started again";
+  auto& postgres = cluster_->shim("postgres");
+  Member* server = cluster_->OfRole(Role::kPostgres).front();
+  postgres.FailFsyncs(true);
+  EXPECT_TRUE(WaitFor([&] { return !server->process.Running(); }, kAcceptTimeout)) << "it goes on although nothing can be synced";
+  postgres.FailFsyncs(false);
+  std::printf("fsync failed %lld times in Redis, %lld times in PostgreSQL\n", static_cast<long long>(redis.fsyncs_failed()),
+              static_cast<long long>(postgres.fsyncs_failed()));
+  const auto restarted = cluster_->Restart(*server);
+  ASSERT_TRUE(restarted) << restarted.error().message;
+  EXPECT_TRUE(WaitForAccepted(5)) << "nothing is accepted after PostgreSQL's disk works again";
+  End();
+}
+
+// 5 % of the packets lost and 200 ms per round trip at once: no worker is taken for dead, and all that was accepted ends when
+// it is over.
+TEST_F(Faults, ASlowNetworkThatLosesPackets) {
+  if (const std::string why = WhyNoNetworkLab(); !why.empty()) {
+    if (!Env("CI").empty()) FAIL() << why;
+    GTEST_SKIP() << why;
+  }
+  auto lab = NetworkLab::Start();
+  ASSERT_TRUE(lab) << lab.error().message;
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = false, .lab = &*lab, .proxied = true}));
+  ASSERT_TRUE(WaitForAccepted(5));
+  const std::int64_t lost_before = AttemptsLost();
+  for (const auto& proxy : cluster_->proxies()) proxy->Delay(Millis{100});
+  ASSERT_TRUE(lab->Lose(5));
+  testing::SleepFor(Millis{Long() ? 60'000 : 8'000});
+  const std::int64_t lost_after = AttemptsLost();
+  ASSERT_TRUE(lab->Heal());
+  for (const auto& proxy : cluster_->proxies()) proxy->Heal();
+  EXPECT_EQ(lost_after, lost_before) << "a lease was lost although its worker lived";
+  EXPECT_TRUE(WaitForAccepted(5)) << "nothing is accepted after it";
+  End();
+  submitter_.reset();
+  cluster_.reset();  // before the lab
+}
+
+// Redis comes back with the files of some seconds before, again and again: nothing of ledger class is lost, of class redis at
+// most what was accepted since; nothing happens twice.
+TEST_F(Faults, RedisComesBackOlder) {
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
+  BeginBulk();
+  ASSERT_TRUE(WaitForAccepted(5));
+  for (int i = 0; i < (Long() ? 12 : 2); ++i) {
+    const auto played = rounds_->Play({.fault = Fault::kOlderRedis});
+    ASSERT_TRUE(played) << played.error().message;
+    EXPECT_TRUE(WaitForAccepted(3)) << "nothing is accepted with an older Redis";
+  }
+  End();
+}
+
+// The embedded home: everything in SQLite. While its fsyncs fail nothing is accepted; afterwards all that was is there.
+TEST(EmbeddedFaults, FsyncsOfTheHomeFail) {
+  namespace fs = std::filesystem;
+  const SystemClock clock;
+  std::string pattern = fs::temp_directory_path() / "millrace-eio-XXXXXX";
+  ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+  const std::string dir = pattern;
+  fs::create_directory(dir + "/history");
+  std::ofstream(dir + "/millrace.yaml") << fmt::format("version: 1\nhome: {0}/home\nlog: {{ format: text }}\n", dir);
+  auto shim = testing::ShimControl::Make(dir + "/shim");
+  ASSERT_TRUE(shim) << shim.error().message;
+  testing::ProcessOptions options{
+      .argv = {std::string(MILLRACE_BIN_DIR) + "/millrace", "--config", dir + "/millrace.yaml", "up"},
+      .env = shim->Env(),
+      .log = dir + "/up.log"};
+  options.env.emplace_back("MILLRACE_HISTORY", dir + "/history");
+  auto up = testing::TestProcess::Start(options);
+  ASSERT_TRUE(up) << up.error().message;
+  testing::JobDriver driver(wire::MakeZmqContext(), "ipc://" + dir + "/home/broker.sock", "");
+  driver.SubmitJobsOf(std::string(kJobKindCommand), [](JobId job) {
+    CommandTask task;
+    task.job = job;
+    task.command.argv = {"/bin/true"};
+    task.base_dir = "/";
+    return ToJson(task);
+  });
+  const auto feed = [&](Millis time) {
+    for (const MonoTime until = clock.Now() + time; clock.Now() < until && !::testing::Test::HasFailure();) {
+      if (driver.unanswered() == 0) driver.Submit(Durability::kLedger, 3);
+      driver.PumpFor(Millis{25});
+    }
+  };
+  ASSERT_TRUE(driver.PumpUntil([&] { return driver.accepted().size() > 20; }, Millis{60'000}, 1));
+  for (int round = 0; round < (Long() ? 8 : 2); ++round) {
+    shim->FailFsyncs(true);
+    testing::SleepFor(Millis{200});  // what was under way
+    driver.PumpFor(Millis{200});
+    const std::size_t before = driver.accepted().size();
+    feed(Millis{2'500});
+    const std::size_t meanwhile = driver.accepted().size() - before;
+    // The power fails before anything could be repaired: only what was synced would have been there. Here the page cache stays,
+    // so that a kill is the most that can be shown.
+    if (round % 2 == 1) up->KillAndReap();
+    shim->FailFsyncs(false);
+    const bool running = up->Running();
+    std::printf("round %d: %lld fsyncs failed, %zu jobs accepted meanwhile, the process %s\n", round,
+                static_cast<long long>(shim->fsyncs_failed()), meanwhile, running ? "went on" : "was started again");
+    EXPECT_EQ(meanwhile, 0U) << "accepted although nothing could be synced";
+    if (!running) {
+      up = testing::TestProcess::Start(options);
+      ASSERT_TRUE(up) << up.error().message;
+    }
+    const std::size_t now = driver.accepted().size();
+    EXPECT_TRUE(driver.PumpUntil([&] { return driver.accepted().size() > now + 10; }, Millis{60'000}, 1))
+        << "nothing is accepted after the disk works again";
+  }
+  EXPECT_GT(shim->fsyncs_failed(), 0);
+  ASSERT_TRUE(driver.PumpUntil([&] { return driver.AllAnswered(); }, Millis{60'000}));
+  {
+    std::ofstream list(dir + "/accepted");
+    for (const auto& [job, told] : driver.accepted())
+      list << fmt::format(R"({{"job": "{}", "class": "ledger", "at": 0}})", job.ToString()) << '\n';
+  }
+  testing::HistoryVerdict verdict;
+  for (const MonoTime until = clock.Now() + Millis{120'000}; clock.Now() < until; driver.PumpFor(Millis{500})) {
+    verdict = testing::RunHistoryCheck({"--ledger", dir + "/home/ledger.db", "--history", dir + "/history", "--accepted",
+                                        dir + "/accepted", "--checkpoints", dir + "/home/checkpoints", "--public-key",
+                                        dir + "/home/audit.key.pub", "--ended"},
+                                       dir);
+    if (verdict.code == 0) break;
+  }
+  std::printf("%s", verdict.text.c_str());
+  EXPECT_EQ(verdict.code, 0) << verdict.text;
+  up->KillAndReap();
+  if (!::testing::Test::HasFailure()) fs::remove_all(dir);
+}
+
+}  // namespace
+}  // namespace millrace::chaos

@@ -1,0 +1,173 @@
+// What the processes say they did, against the ledger and against each other. Their words prove nothing good: a job is done
+// because the ledger and the witness say so. But what they say must not contradict that.
+#include <algorithm>
+#include <tuple>
+
+#include "tests/checker/checker.h"
+
+namespace millrace::checker {
+namespace {
+
+using history::Type;
+
+constexpr std::int64_t kLater = 1'000'000;  // micros: what a broker wrote so long after is certainly not before
+
+std::uint64_t EpochOf(std::uint64_t token) { return token >> 32; }
+
+}  // namespace
+
+const Operation* Checker::InvokeOf(const Operation& ok) const {
+  const auto found = invokes_.find({ok.file, ok.who, ok.number});
+  return found == invokes_.end() ? nullptr : found->second;
+}
+
+// "submit ok", at the client or at the broker, is a promise.
+void Checker::ReadTold() {
+  std::map<Uuid, bool> redis;
+  for (const Operation& o : history_.operations) {
+    if (o.op == "write" && o.type == Type::kInvoke) invokes_[{o.file, o.who, o.number}] = &o;
+    if (o.op != "submit") continue;
+    for (const Item& item : o.items) {
+      if (o.type == Type::kInvoke) redis[item.id] = item.word == "redis";
+      if (o.type == Type::kOk && !told_.contains(item.id))
+        told_[item.id] = {.redis = redis[item.id], .at = std::nullopt, .is_run = facts_.runs.contains(item.id)};
+    }
+  }
+}
+
+void Checker::Writes() {
+  for (const Operation& o : history_.operations)
+    if (o.op == "write" && o.type == Type::kOk) WrittenRows(o);
+}
+
+// "write ok" names the rows that went in: they are there, and as they were.
+void Checker::WrittenRows(const Operation& ok) {
+  if (facts_.pruned) return;
+  for (const Item& job : ok.jobs)
+    if (!facts_.jobs.contains(job.id)) Add(1, "lost", "job {} was written and is gone", job.id.ToString());
+  for (const Item& run : ok.runs)
+    if (!facts_.runs.contains(run.id)) Add(1, "lost", "run {} was written and is gone", run.id.ToString());
+  for (const Item& attempt : ok.attempts)
+    if (!attempts_.contains({attempt.id, static_cast<std::int64_t>(attempt.token)}))
+      Add(3, "terminal", "attempt {} of job {} was written and is gone", attempt.token, attempt.id.ToString());
+  for (const Item& outcome : ok.outcomes) {
+    Looked(3);
+    const auto stored = facts_.outcomes.find(outcome.id);
+    if (stored == facts_.outcomes.end())
+      Add(3, "terminal", "the outcome of job {} was written and is gone", outcome.id.ToString());
+    else if (static_cast<std::uint64_t>(stored->second.token) != outcome.token)
+      Add(3, "terminal", "job {} ended with token {}, now its outcome has token {}", outcome.id.ToString(), outcome.token,
+          stored->second.token);
+  }
+}
+
+// S4 of owners: once a shard has been taken with a higher epoch, nothing is written under a lower one.
+void Checker::Epochs() {
+  std::map<std::uint64_t, std::map<std::uint64_t, std::int64_t>> taken;  // shard -> epoch -> since when
+  for (const Operation& o : history_.operations)
+    if (o.op == "own")
+      for (const Hold& hold : o.holds) taken[hold.shard].emplace(hold.epoch, o.at);
+  for (const Operation& o : history_.operations) {
+    const Operation* invoke = o.op == "write" && o.type == Type::kOk ? InvokeOf(o) : nullptr;
+    if (invoke == nullptr) continue;
+    for (const Hold& hold : invoke->holds) {
+      Looked(4);
+      const auto& epochs = taken[hold.shard];
+      const auto next = epochs.upper_bound(hold.epoch);
+      if (next != epochs.end() && next->second < invoke->at)
+        Add(4, "stale_accepted", "shard {}: {} wrote under epoch {}, {} ms after epoch {} had begun", hold.shard, o.who, hold.epoch,
+            (invoke->at - next->second) / 1000, next->first);
+    }
+  }
+}
+
+// S4 of attempts: a broker's tokens of a job increase, no token is given twice, and an outcome is not of an attempt that had
+// been overtaken when it was written.
+void Checker::Grants() {
+  std::map<std::pair<std::string, Uuid>, std::uint64_t> last;
+  std::set<std::pair<Uuid, std::uint64_t>> given;
+  std::map<Uuid, std::vector<std::pair<std::int64_t, std::uint64_t>>> grants;  // when, token
+  for (const Operation& o : history_.operations) {
+    if (o.op != "grant" || !o.By("broker:")) continue;
+    for (const Item& item : o.items) {
+      Looked(4);
+      std::uint64_t& before = last[{o.who, item.id}];
+      if (item.token <= before)
+        Add(4, "token_order", "job {}: token {} was granted after {}", item.id.ToString(), item.token, before);
+      before = std::max(before, item.token);
+      if (!given.emplace(item.id, item.token).second)
+        Add(7, "two_leases", "job {}: token {} was granted twice", item.id.ToString(), item.token);
+      grants[item.id].emplace_back(o.at, item.token);
+    }
+  }
+  for (const Operation& o : history_.operations) {
+    const Operation* invoke = o.op == "write" && o.type == Type::kOk ? InvokeOf(o) : nullptr;
+    if (invoke == nullptr) continue;
+    for (const Item& outcome : o.outcomes) {
+      if (outcome.token == 0) continue;
+      for (const auto& [at, token] : grants[outcome.id])
+        if (at < invoke->at && token > outcome.token)
+          Add(4, "stale_accepted", "job {}: token {} ended it after token {} had been granted", outcome.id.ToString(),
+              outcome.token, token);
+    }
+  }
+}
+
+// S7: of two grants of a job by one owner under one epoch, the first has an end, unless the owner died before it could write it.
+void Checker::Leases() {
+  std::set<std::pair<Uuid, std::uint64_t>> ended;
+  std::map<std::pair<std::size_t, std::uint64_t>, std::int64_t> wrote_until;  // file, epoch -> latest write
+  for (const Operation& o : history_.operations) {
+    if (o.op == "end" || o.op == "write")
+      for (const auto* list : {&o.items, &o.attempts, &o.outcomes})
+        for (const Item& item : *list) ended.emplace(item.id, item.token);
+    if (o.op == "write" && o.type == Type::kOk)
+      if (const Operation* invoke = InvokeOf(o))
+        for (const Hold& hold : invoke->holds) wrote_until[{o.file, hold.epoch}] = invoke->at;
+  }
+  struct Lease {
+    std::uint64_t token = 0;
+  };
+  std::map<std::pair<std::string, Uuid>, Lease> leases;
+  for (const Operation& o : history_.operations) {
+    if (o.op != "grant" || !o.By("broker:")) continue;
+    for (const Item& item : o.items) {
+      Looked(7);
+      Lease& lease = leases[{o.who, item.id}];
+      const bool same_epoch = lease.token != 0 && EpochOf(lease.token) == EpochOf(item.token);
+      const auto until = wrote_until.find({o.file, EpochOf(item.token)});
+      if (same_epoch && !ended.contains({item.id, lease.token}) && until != wrote_until.end() && until->second > o.at + kLater)
+        Add(7, "two_leases", "job {}: token {} was granted while token {} had no end", item.id.ToString(), item.token,
+            lease.token);
+      lease.token = item.token;
+    }
+  }
+}
+
+// S1 and S3 of what workers were told: an end that was accepted is durable.
+void Checker::Ends() {
+  if (facts_.pruned) return;
+  for (const Operation& o : history_.operations) {
+    if (o.op != "end" || o.type != Type::kOk || !o.By("broker:")) continue;
+    for (const Item& item : o.items) {
+      Looked(3);
+      const auto outcome = facts_.outcomes.find(item.id);
+      if (outcome == facts_.outcomes.end() && !attempts_.contains({item.id, static_cast<std::int64_t>(item.token)}))
+        Add(1, "lost", "job {}: the end of token {} was accepted and is not in the ledger", item.id.ToString(), item.token);
+    }
+  }
+}
+
+// S2 of loads: one attempt per effect wrote, every other one found the receipt.
+void Checker::Loads() {
+  std::map<std::string, std::uint64_t> wrote;
+  for (const Operation& o : history_.operations) {
+    if (o.op != "load" || o.type != Type::kOk || o.again || o.effect.empty()) continue;
+    Looked(2);
+    const auto [first, fresh] = wrote.emplace(o.effect, o.items.front().token);
+    if (!fresh)
+      Add(2, "doubled", "effect {}: tokens {} and {} both wrote it", o.effect, first->second, o.items.front().token);
+  }
+}
+
+}  // namespace millrace::checker

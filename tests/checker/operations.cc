@@ -1,0 +1,90 @@
+#include "tests/checker/operations.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+namespace millrace::checker {
+namespace {
+
+using Json = nlohmann::json;
+
+history::Type TypeOf(const std::string& name) {
+  if (name == "ok") return history::Type::kOk;
+  if (name == "fail") return history::Type::kFail;
+  return name == "unknown" ? history::Type::kUnknown : history::Type::kInvoke;
+}
+
+// "id", ["id", token], ["id", "word"] or ["id", token, "word"].
+std::vector<Item> ItemsOf(const Json& line, const char* name) {
+  std::vector<Item> items;
+  const auto list = line.find(name);
+  if (list == line.end()) return items;
+  for (const Json& entry : *list) {
+    Item item{.id = Uuid::Parse((entry.is_array() ? entry.at(0) : entry).get<std::string>()).value_or(Uuid{})};
+    for (std::size_t i = 1; entry.is_array() && i < entry.size(); ++i) {
+      if (entry[i].is_number()) item.token = entry[i].get<std::uint64_t>();
+      if (entry[i].is_string()) item.word = entry[i].get<std::string>();
+    }
+    items.push_back(std::move(item));
+  }
+  return items;
+}
+
+Operation OperationOf(const Json& line, std::size_t file) {
+  Operation o;
+  o.file = file;
+  o.at = line.at("m").get<std::int64_t>();
+  o.who = line.at("who").get<std::string>();
+  o.op = line.at("op").get<std::string>();
+  o.type = TypeOf(line.at("type").get<std::string>());
+  o.number = line.contains("request") ? line["request"].get<std::uint64_t>() : line.value("n", std::uint64_t{0});
+  if (o.op == "write") {
+    o.runs = ItemsOf(line, "runs");
+    o.jobs = ItemsOf(line, "jobs");
+    o.attempts = ItemsOf(line, "attempts");
+    o.outcomes = ItemsOf(line, "outcomes");
+    for (const Json& hold : line.value("holds", Json::array()))
+      o.holds.push_back({hold.at(0).get<std::uint64_t>(), hold.at(1).get<std::uint64_t>()});
+  } else if (o.op == "own") {
+    o.holds.push_back({line.at("shard").get<std::uint64_t>(), line.at("epoch").get<std::uint64_t>()});
+  } else if (o.op == "load") {
+    o.items.push_back({.id = Uuid::Parse(line.at("job").get<std::string>()).value_or(Uuid{}),
+                       .token = line.at("token").get<std::uint64_t>()});
+    o.effect = line.at("effect").get<std::string>();
+    o.again = line.value("again", false);
+  } else {
+    o.items = ItemsOf(line, line.contains("items") ? "items" : "jobs");
+  }
+  return o;
+}
+
+}  // namespace
+
+Result<History> ReadHistory(const std::string& folder) {
+  History history;
+  std::error_code ec;
+  std::vector<std::filesystem::path> paths;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ec))
+    if (entry.path().extension() == ".jsonl") paths.push_back(entry.path());
+  if (ec) return Fail(ErrorCode::kNotFound, "{}: {}", folder, ec.message());
+  std::ranges::sort(paths);
+  for (const auto& path : paths) {
+    std::ifstream in(path);
+    for (std::string text; std::getline(in, text);) {
+      const Json line = Json::parse(text, nullptr, false);
+      try {
+        history.operations.push_back(OperationOf(line, history.files));
+      } catch (const Json::exception&) {
+        ++history.torn;
+      }
+    }
+    ++history.files;
+  }
+  std::ranges::stable_sort(history.operations, {}, &Operation::at);
+  return history;
+}
+
+}  // namespace millrace::checker

@@ -1,0 +1,345 @@
+// The history checker itself: over a sound world it finds nothing, and every kind of defect, one at a time, makes it fail with
+// the finding that belongs to it. The program, not the library.
+#include <fmt/format.h>
+
+#include <fstream>
+#include <functional>
+
+#include "common/base/failpoint.h"
+#include "common/base/history.h"
+#include "tests/support/history_check.h"
+#include "tests/support/ledger_fixture.h"
+
+namespace millrace {
+namespace {
+
+using testing::HistoryVerdict;
+using testing::LedgerKind;
+
+constexpr int kRows = 3;  // per effect in the append-only target
+
+class HistoryCheckTest : public testing::LedgerTest {
+ protected:
+  void SetUp() override {
+    LedgerTest::SetUp();
+    if (IsSkipped()) return;
+    char folder[] = "/tmp/millrace_history_XXXXXX";
+    ASSERT_NE(mkdtemp(folder), nullptr);
+    dir_ = folder;
+    std::filesystem::create_directory(dir_ + "/history");
+    history::SetFolder(dir_ + "/history");
+    MakeWorld();
+  }
+  void TearDown() override {
+    ASSERT_TRUE(ConfigureFailpoints("", 1));
+    history::SetFolder("");
+    std::filesystem::remove_all(dir_);
+    LedgerTest::TearDown();
+  }
+
+  OutcomeRow Ended(const JobSpec& job, std::uint32_t counter, const std::string& result) {
+    OutcomeRow row = Outcome(job);
+    row.report.token = Token::Make(hold_.epoch, counter);
+    row.report.result = result;
+    return row;
+  }
+  void Append(const std::string& file, const std::string& line) { std::ofstream(dir_ + "/" + file, std::ios::app) << line << '\n'; }
+  void Destination(const std::string& sql) {
+    auto db = sqlite::Database::Open(dir_ + "/destination.db", {});
+    ASSERT_TRUE(db) << db.error().message;
+    const auto done = db->Exec(sql);
+    ASSERT_TRUE(done) << done.error().message;
+  }
+  void AcceptedAndSeen(const JobSpec& job, Token token) {
+    Append("accepted", fmt::format(R"({{"job": "{}", "class": "ledger", "at": 1700000000000000}})", job.id.ToString()));
+    Append("witness", fmt::format("{} {}", job.id.ToString(), token.value()));
+  }
+
+  // A fired slot whose run extracted, loaded kRows rows and succeeded; two single jobs, one of them at its second attempt.
+  void MakeWorld() {
+    hold_ = Own();
+    const SlotDecision slot = Slot(0);
+    run_ = *slot.slot.run;
+    ASSERT_TRUE(ledger_->Fire({.decisions = {slot}, .watermarks = {}, .steps = {}, .now = Now()}, In()));
+    extract_ = slot.jobs.front();
+    load_ = Job(run_, "load");
+    load_.kind = extract_.kind = "stage";
+    load_.effect = kEffect;
+    load_.depends_on = {extract_.id};
+    retried_ = Job();
+    single_ = Job();
+    OwnerBatch batch = BatchOf(hold_);
+    batch.jobs = {load_, retried_, single_};
+    AttemptRow lost = Attempt(retried_, 3, {.deliveries = 1, .failures = 0, .crashes = 0});
+    lost.report.token = Token::Make(hold_.epoch, 3);
+    lost.report.end = AttemptEnd::kLost;
+    batch.attempts = {lost};
+    batch.outcomes = {Ended(extract_, 1, R"({"ok": true, "rows": {"read": 4, "loaded": 3, "filtered": 1}})"),
+                      Ended(load_, 2, R"({"ok": true, "target": "wh", "rows": {"read": 3, "loaded": 3}})"),
+                      Ended(retried_, 4, ""), Ended(single_, 5, "")};
+    batch.run_outcomes = {{.run = run_, .org = kDefaultOrg, .state = RunState::kSucceeded, .reason = "", .finished_at = Now()}};
+    Commit(batch);
+    AcceptedAndSeen(retried_, Token::Make(hold_.epoch, 4));
+    AcceptedAndSeen(single_, Token::Make(hold_.epoch, 5));
+    Append("witness", fmt::format("{} {}", retried_.id.ToString(), lost.report.token.value()));  // before it was lost
+    token_ = static_cast<std::int64_t>(Token::Make(hold_.epoch, 2).value());
+    Destination(fmt::format(
+        "create table millrace_fence (effect text primary key, token integer not null, raised_at text not null);"
+        "create table millrace_receipt (effect text primary key, token integer not null, target text not null,"
+        " rows_loaded integer not null, published_at text not null);"
+        "create table wh (id integer, _millrace_effect text, _millrace_token integer);"
+        "insert into millrace_fence values ('{0}', {1}, '2026-01-01T00:00:00');"
+        "insert into millrace_receipt values ('{0}', {1}, 'warehouse:wh', {2}, '2026-01-01T00:00:01');"
+        "insert into wh values (1, '{0}', {1}), (2, '{0}', {1}), (3, '{0}', {1})",
+        kEffect, token_, kRows));
+  }
+
+  HistoryVerdict Check(const std::vector<std::string>& more = {}) {
+    std::vector<std::string> arguments{"--ledger",      dsn_,
+                                       "--history",     dir_ + "/history",
+                                       "--accepted",    dir_ + "/accepted",
+                                       "--witness",     dir_ + "/witness",
+                                       "--destination", dir_ + "/destination.db",
+                                       "--target",      fmt::format("wh={}", kRows),
+                                       "--ended"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return testing::RunHistoryCheck(arguments, dir_);
+  }
+  void ExpectCaught(const std::string& invariant, const std::string& code, const std::vector<std::string>& more = {}) {
+    const HistoryVerdict verdict = Check(more);
+    EXPECT_EQ(verdict.code, 1) << verdict.text;
+    EXPECT_NE(verdict.text.find(fmt::format("VIOLATION {} {}: ", invariant, code)), std::string::npos) << verdict.text;
+  }
+
+  static constexpr const char* kEffect = "1/flights/load/wh/slot/-#0";
+  std::string dir_;
+  ShardHold hold_;
+  RunId run_;
+  JobSpec extract_, load_, retried_, single_;
+  std::int64_t token_ = 0;  // of the load
+};
+
+TEST_P(HistoryCheckTest, ASoundWorldHolds) {
+  const HistoryVerdict verdict = Check();
+  EXPECT_EQ(verdict.code, 0) << verdict.text;
+  EXPECT_NE(verdict.text.find("accepted 4, done 4, open 0, lost 0, doubled 0, stale accepted 0"), std::string::npos)
+      << verdict.text;
+}
+
+TEST_P(HistoryCheckTest, WhatCannotBeReadIsNoVerdict) {
+  std::filesystem::remove(dir_ + "/accepted");
+  EXPECT_EQ(Check().code, 2);
+}
+
+TEST_P(HistoryCheckTest, OneAcceptedJobDropped) {
+  Append("accepted", fmt::format(R"({{"job": "{}", "class": "ledger", "at": 1}})", NewId<JobId>().ToString()));
+  ExpectCaught("S1", "lost");
+}
+
+TEST_P(HistoryCheckTest, AJobOfClassRedisIsLostOutsideItsWindow) {
+  Append("accepted", fmt::format(R"({{"job": "{}", "class": "redis", "at": 1000}})", NewId<JobId>().ToString()));
+  ExpectCaught("S1", "lost");
+  EXPECT_EQ(Check({"--redis-may-lose", "1:2", "--redis-may-lose", "999:1001"}).code, 0);
+  ExpectCaught("S1", "lost", {"--redis-may-lose", "1:999"});
+  ExpectCaught("S1", "lost", {"--redis-may-lose", "1001:2000"});
+}
+
+TEST_P(HistoryCheckTest, AJobThatNoRebuildWouldFind) {
+  const JobSpec waiting = Job();
+  OwnerBatch batch = BatchOf(hold_);
+  batch.jobs = {waiting};
+  Commit(batch);
+  const std::vector<std::string> open{"--ledger", dsn_, "--history", dir_ + "/history"};
+  EXPECT_EQ(testing::RunHistoryCheck(open, dir_).code, 0) << "open, but there";
+  Raw("delete from live_job");
+  const HistoryVerdict verdict = testing::RunHistoryCheck(open, dir_);
+  EXPECT_EQ(verdict.code, 1) << verdict.text;
+}
+
+TEST_P(HistoryCheckTest, ReceiptRemoved) {
+  Destination(fmt::format("delete from millrace_receipt; insert into wh select id, _millrace_effect, {} from wh", token_ + 1));
+  ExpectCaught("S2", "doubled");
+}
+
+TEST_P(HistoryCheckTest, TwoLoadsOfOneEffectWrote) {
+  const JobSpec again = [&] {
+    JobSpec job = Job(run_, "load");
+    job.kind = "stage";
+    job.effect = kEffect;
+    return job;
+  }();
+  OwnerBatch batch = BatchOf(hold_);
+  batch.jobs = {again};
+  batch.outcomes = {Ended(again, 9, R"({"ok": true, "target": "wh", "rows": {"read": 3, "loaded": 3}})")};
+  Commit(batch);
+  ExpectCaught("S2", "doubled");
+}
+
+TEST_P(HistoryCheckTest, OneAttemptDidItsWorkTwice) {
+  Append("witness", fmt::format("{} {}", single_.id.ToString(), Token::Make(hold_.epoch, 5).value()));
+  ExpectCaught("S2", "doubled");
+}
+
+TEST_P(HistoryCheckTest, AnOutcomeChanged) {
+  Raw("update outcome set token = token + 100 where deliveries = 4 and run is null");
+  ExpectCaught("S3", "terminal", {"--no-audit"});
+}
+
+TEST_P(HistoryCheckTest, FenceRemoved) {
+  Destination("update millrace_fence set token = token + 1, raised_at = '2026-01-01T00:00:00.500'");
+  ExpectCaught("S4", "stale_accepted");
+}
+
+// The real ledger with its epoch check removed, and a broker that was deposed and does not know it.
+TEST_P(HistoryCheckTest, EpochCheckRemoved) {
+#if defined(MILLRACE_FAILPOINTS) && MILLRACE_FAILPOINTS
+  ASSERT_TRUE(ledger_->ReleaseShards({{hold_}}, owner_, In()));
+  ASSERT_TRUE(ledger_->TakeShard(hold_.shard, NewId<OwnerId>(), "b2", In()));
+  OwnerBatch batch = BatchOf(hold_);
+  const JobSpec late = Job();
+  batch.jobs = {late};
+  batch.outcomes = {Ended(late, 20, "")};
+  ASSERT_EQ(ledger_->Commit(batch, In()).error().code, ErrorCode::kStale);
+  EXPECT_EQ(Check().code, 0) << "it was refused";
+  ASSERT_TRUE(ConfigureFailpoints("mutant.no_epoch=error", 1));
+  ASSERT_TRUE(ledger_->Commit(batch, In()));
+  ExpectCaught("S4", "stale_accepted");
+#else
+  GTEST_SKIP() << "this build has no failpoints";
+#endif
+}
+
+TEST_P(HistoryCheckTest, AnOldTokenEndedAJob) {
+  const auto line = [&](std::int64_t at, const std::string& rest) {
+    Append("history/7-7.jsonl", fmt::format(R"({{"m":{},"t":1,"pid":7,"who":{}}})", at, rest));
+  };
+  const auto grant = [&](std::int64_t at, std::uint32_t counter) {
+    line(at, fmt::format(R"("broker:b","op":"grant","type":"invoke","jobs":[["{}",{}]])", single_.id.ToString(),
+                         Token::Make(hold_.epoch, counter).value()));
+  };
+  const auto write = [&](std::int64_t at, const char* type) {
+    line(at, fmt::format(R"("ledger:b","op":"write","type":"{}","n":1,"outcomes":[["{}",{},"succeeded"]])", type,
+                         single_.id.ToString(), Token::Make(hold_.epoch, 5).value()));
+  };
+  grant(10, 5);
+  write(20, "invoke");
+  write(21, "ok");
+  EXPECT_EQ(Check().code, 0);
+  grant(15, 6);
+  ExpectCaught("S4", "stale_accepted");
+}
+
+TEST_P(HistoryCheckTest, ATokenRanAfterItsJobHadEnded) {
+  Append("witness", fmt::format("{} {}", single_.id.ToString(), Token::Make(hold_.epoch, 6).value()));
+  ExpectCaught("S4", "token_order");
+}
+
+TEST_P(HistoryCheckTest, ARowOfAnotherOrg) {
+  Raw("update attempt set org = 2");
+  ExpectCaught("S5", "org", {"--no-audit"});
+}
+
+TEST_P(HistoryCheckTest, ARowThatWasEdited) {
+  Raw("update attempt set log_tail = result");
+  ExpectCaught("S6", "audit");
+}
+
+TEST_P(HistoryCheckTest, TwoLeasesOfOneJob) {
+  const auto line = [&](std::int64_t at, const std::string& rest) {
+    Append("history/7-7.jsonl", fmt::format(R"({{"m":{},"t":1,"pid":7,"who":{}}})", at, rest));
+  };
+  const std::string job = retried_.id.ToString();
+  for (const std::uint32_t counter : {1u, 2u})
+    line(counter, fmt::format(R"("broker:b","op":"grant","type":"invoke","jobs":[["{}",{}]])", job,
+                              Token::Make(hold_.epoch, counter).value()));
+  EXPECT_EQ(Check().code, 0) << "the broker may have died before it could write what ended the first one";
+  for (const char* type : {"invoke", "ok"})
+    line(9'000'000, fmt::format(R"("ledger:b","op":"write","type":"{}","n":1,"holds":[[{},{}]])", type, hold_.shard.value(),
+                                hold_.epoch.value()));
+  ExpectCaught("S7", "two_leases");
+}
+
+TEST_P(HistoryCheckTest, OneSlotDoubled) {
+  RunSpec twin = Run();
+  twin.schedule = "default";
+  twin.slot = Slot(0).slot.key.slot;
+  ASSERT_TRUE(ledger_->SubmitRun(twin, {}, In()));
+  ExpectCaught("S8", "slot");
+}
+
+TEST_P(HistoryCheckTest, RowsThatVanishedBetweenReadAndLoaded) {
+  const JobSpec leaky = [&] {
+    JobSpec job = Job(run_, "leaky");
+    job.kind = "stage";
+    return job;
+  }();
+  OwnerBatch batch = BatchOf(hold_);
+  batch.jobs = {leaky};
+  batch.outcomes = {Ended(leaky, 11, R"({"ok": true, "rows": {"read": 4, "loaded": 3}})")};
+  Commit(batch);
+  ExpectCaught("S9", "counts");
+}
+
+TEST_P(HistoryCheckTest, AnEmptyReplaceThatSucceeded) {
+  JobSpec empty = Job(run_, "empty");
+  empty.kind = "stage";
+  empty.payload = R"({"stage": {"load": {"from": "x", "to": "warehouse", "mode": "replace"}}})";
+  OwnerBatch batch = BatchOf(hold_);
+  batch.jobs = {empty};
+  batch.outcomes = {Ended(empty, 12, R"({"ok": true, "rows": {"read": 0, "loaded": 0}})")};
+  Commit(batch);
+  ExpectCaught("S10", "truncated");
+}
+
+TEST_P(HistoryCheckTest, ALoadAfterAFailedExtract) {
+  JobSpec failed = Job(run_, "failed"), after = Job(run_, "after");
+  after.depends_on = {failed.id};
+  OwnerBatch batch = BatchOf(hold_);
+  batch.jobs = {failed, after};
+  batch.outcomes = {Outcome(failed, JobState::kDead), Ended(after, 13, "")};
+  Commit(batch);
+  ExpectCaught("S10", "truncated");
+}
+
+// The other ledger is read by other SQL; what is made of it is the same code. One world, defect upon defect.
+class HistoryCheckPostgresTest : public HistoryCheckTest {};
+TEST_P(HistoryCheckPostgresTest, SoundThenNot) {
+  HistoryVerdict verdict = Check();
+  ASSERT_EQ(verdict.code, 0) << verdict.text;
+  EXPECT_NE(verdict.text.find("accepted 4, done 4, open 0, lost 0, doubled 0, stale accepted 0"), std::string::npos)
+      << verdict.text;
+  Append("accepted", fmt::format(R"({{"job": "{}", "class": "ledger", "at": 1}})", NewId<JobId>().ToString()));
+  ExpectCaught("S1", "lost");
+  Raw("update outcome set token = token + 100 where deliveries = 4 and run is null");
+  ExpectCaught("S3", "terminal");
+  ExpectCaught("S6", "audit");
+  RunSpec twin = Run();
+  twin.schedule = "default";
+  twin.slot = Slot(0).slot.key.slot;
+  ASSERT_TRUE(ledger_->SubmitRun(twin, {}, In()));
+  ExpectCaught("S8", "slot");
+  JobSpec failed = Job(run_, "failed"), after = Job(run_, "after");
+  after.depends_on = {failed.id};
+  OwnerBatch batch = BatchOf(hold_);
+  batch.jobs = {failed, after};
+  batch.outcomes = {Outcome(failed, JobState::kDead), Ended(after, 13, "")};
+  Commit(batch);
+  ExpectCaught("S10", "truncated");
+#if defined(MILLRACE_FAILPOINTS) && MILLRACE_FAILPOINTS
+  ASSERT_TRUE(ledger_->ReleaseShards({{hold_}}, owner_, In()));
+  ASSERT_TRUE(ledger_->TakeShard(hold_.shard, NewId<OwnerId>(), "b2", In()));
+  batch = BatchOf(hold_);
+  batch.jobs = {Job()};
+  ASSERT_EQ(ledger_->Commit(batch, In()).error().code, ErrorCode::kStale);
+  EXPECT_EQ(Check().text.find("stale_accepted:"), std::string::npos) << "it was refused";
+  ASSERT_TRUE(ConfigureFailpoints("mutant.no_epoch=error", 1));
+  ASSERT_TRUE(ledger_->Commit(batch, In()));
+  ExpectCaught("S4", "stale_accepted");
+#endif
+}
+
+INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckTest, ::testing::Values(LedgerKind::kSqlite));
+INSTANTIATE_TEST_SUITE_P(Postgres, HistoryCheckPostgresTest, ::testing::Values(LedgerKind::kPostgres));
+
+}  // namespace
+}  // namespace millrace
