@@ -293,17 +293,23 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   QueueEntry due = Entry(4);
   due.run_at = FromUnixMicros(10);
   Must(*queue, Enqueue{kShard, Epoch{7}, {Entry(1), Entry(2), Entry(3), due}});
+  const std::string kept_line = std::string(1, kKeptLineMark) + "k";
+  Enqueue kept{kShard, Epoch{7}, {}};  // one block
+  for (std::uint64_t n = 10; n < 30; ++n) kept.entries.push_back(Entry(n)), kept.entries.back().line = kept_line;
+  Must(*queue, kept);
   EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "1000"}), "OK");
   const Error refused = ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(5)}});
   EXPECT_EQ(refused.code, ErrorCode::kUnavailable);
   EXPECT_NE(refused.message.find("OOM command not allowed"), std::string::npos) << refused.message;
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, "a", 2}).claimed, (std::vector{Entry(1), Entry(2)}));
   Must(*queue, Finish{kShard, Epoch{7}, {MakeId(1)}});
+  EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, kept_line, 12}).claimed.size(), 12u);
+  Must(*queue, Finish{kShard, Epoch{7}, {MakeId(10), MakeId(11), MakeId(20)}});
   EXPECT_EQ(ErrorOf(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}}).code, ErrorCode::kUnavailable);
   EXPECT_EQ(ErrorOf(*queue, Take{kShard, Epoch{8}}).code, ErrorCode::kUnavailable);
   EXPECT_EQ(Must(*queue, Promote{kShard, Epoch{7}, FromUnixMicros(10), 5}).promoted, (std::vector<LineCount>{{"a", 1}}));
   auto depth = *queue->Depth(kShard);
-  EXPECT_EQ(std::tuple(depth.ready, depth.scheduled, depth.in_flight), std::tuple(2u, 0u, 1u))
+  EXPECT_EQ(std::tuple(depth.ready, depth.scheduled, depth.in_flight), std::tuple(2u + 8u, 0u, 1u + 9u))
       << "a refused operation did half of its work";
   EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
   Must(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}});
