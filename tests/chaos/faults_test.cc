@@ -1,7 +1,8 @@
 // Faults that are not kills, one at a time, on real processes while scheduled runs and single jobs flow; then every promise is
 // checked from outside, as after the kills (checker.h): clocks that step, fsyncs that fail, a network that is slow and loses
 // packets at once, a Redis that comes back with older files.
-// MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder.
+// MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form
+// plays one of the tests with a cluster, which the seed chooses; all that a --gtest_filter names.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -35,6 +36,13 @@ constexpr Millis kDrainTimeout{180'000}, kAcceptTimeout{60'000};
 constexpr Millis kSettle{3'000};
 constexpr std::size_t kAcceptedMin = 25;
 constexpr std::size_t kBulkJobs = 4'000, kBulkPerSecond = 250;
+
+constexpr std::uint64_t kClusterTests = 4;
+#define MILLRACE_LONG_OR_CHOSEN(number)                                                                          \
+  do {                                                                                                           \
+    if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kClusterTests != (number))                          \
+      GTEST_SKIP() << "the seed chose another one for the short form: MILLRACE_CHAOS=long plays all of them";    \
+  } while (false)
 
 // A cluster with something flowing through it, and the end of every test here.
 class Faults : public ::testing::Test {
@@ -127,6 +135,7 @@ class Faults : public ::testing::Test {
 // Wall clocks of brokers, workers and schedulers step by minutes, forth and back, and PostgreSQL's, the ledger's, by seconds:
 // no lease is lost, no slot is missed or fires twice. Monotonic clocks are not touched, as on a real machine.
 TEST_F(Faults, ClocksThatStep) {
+  MILLRACE_LONG_OR_CHOSEN(0);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true}));
   ASSERT_TRUE(WaitForAccepted(5));
   const std::int64_t lost_before = AttemptsLost();
@@ -154,6 +163,7 @@ TEST_F(Faults, ClocksThatStep) {
 // fsync answers EIO. Redis under everysec refuses every write from then on, also when its disk works again, until it is started
 // again; PostgreSQL ends its sessions, cannot recover either and shuts down. What was accepted is there.
 TEST_F(Faults, FsyncsOfTheServersFail) {
+  MILLRACE_LONG_OR_CHOSEN(1);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true}));
   BeginBulk();
   ASSERT_TRUE(WaitForAccepted(5));
@@ -182,6 +192,7 @@ TEST_F(Faults, FsyncsOfTheServersFail) {
 // 5 % of the packets lost and 200 ms per round trip at once: no worker is taken for dead, and all that was accepted ends when
 // it is over.
 TEST_F(Faults, ASlowNetworkThatLosesPackets) {
+  MILLRACE_LONG_OR_CHOSEN(2);
   if (const std::string why = WhyNoNetworkLab(); !why.empty()) {
     if (!Env("CI").empty()) FAIL() << why;
     GTEST_SKIP() << why;
@@ -207,6 +218,7 @@ TEST_F(Faults, ASlowNetworkThatLosesPackets) {
 // Redis comes back with the files of some seconds before, again and again: nothing of ledger class is lost, of class redis at
 // most what was accepted since; nothing happens twice.
 TEST_F(Faults, RedisComesBackOlder) {
+  MILLRACE_LONG_OR_CHOSEN(3);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
   BeginBulk();
   ASSERT_TRUE(WaitForAccepted(5));

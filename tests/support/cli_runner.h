@@ -140,16 +140,16 @@ class CliTest : public ::testing::Test {
     dir_ =
         std::filesystem::temp_directory_path() / ("millrace-cli-" + std::to_string(::getpid()) + "-" + std::to_string(next++));
     std::filesystem::create_directories(dir_ / ".capture");
-    std::filesystem::create_directories(dir_ / ".history");
     home_ = dir_ / "home";
   }
-  // What the commands did, faults or none, is checked against the home's ledger and warehouse.
+  // What the commands did, faults or none, is checked against each home's ledger and warehouse.
   ~CliTest() override {
     std::error_code ec;
-    if (check_history_ && std::filesystem::exists(home_ / "ledger.db", ec)) {
+    for (const auto& [home, history] : histories_) {
+      if (!check_history_ || !std::filesystem::exists(home / "ledger.db", ec)) continue;
       std::vector<std::string> more;
-      if (std::filesystem::exists(home_ / "warehouse.db", ec)) more = {"--destination", (home_ / "warehouse.db").string()};
-      ExpectHistoryHolds((home_ / "ledger.db").string(), dir_ / ".history", more);
+      if (std::filesystem::exists(home / "warehouse.db", ec)) more = {"--destination", (home / "warehouse.db").string()};
+      ExpectHistoryHolds((home / "ledger.db").string(), history, more);
     }
     std::filesystem::remove_all(dir_, ec);
   }
@@ -165,11 +165,11 @@ class CliTest : public ::testing::Test {
   }
 
   std::unique_ptr<CliProcess> Start(std::vector<std::string> args, const CliOptions& options = {}) {
-    if (!HasHome(args)) args.insert(args.end(), {"--home", home_.string()});
+    if (HomeOf(args).empty()) args.insert(args.end(), {"--home", home_.string()});
+    const std::filesystem::path cwd = options.cwd.empty() ? dir_ : options.cwd;
     auto env = options.env;
-    env.emplace_back("MILLRACE_HISTORY", (dir_ / ".history").string());
-    return std::make_unique<CliProcess>(args, options.cwd.empty() ? dir_ : options.cwd,
-                                        dir_ / ".capture" / std::to_string(commands_++), env);
+    env.emplace_back("MILLRACE_HISTORY", HistoryOf((cwd / HomeOf(args)).lexically_normal()).string());
+    return std::make_unique<CliProcess>(args, cwd, dir_ / ".capture" / std::to_string(commands_++), env);
   }
   CliResult Run(const std::vector<std::string>& args, const CliOptions& options = {}) {
     return Start(args, options)->Wait(std::chrono::seconds{60});
@@ -271,11 +271,24 @@ class CliTest : public ::testing::Test {
   bool check_history_ = true;  // false: the test leaves a ledger behind that is not as its writers left it
 
  private:
-  static bool HasHome(const std::vector<std::string>& args) {
-    for (const auto& arg : args)
-      if (arg == "--home" || arg.starts_with("--home=")) return true;
-    return false;
+  // The folder that --home names; empty: none is named.
+  static std::string HomeOf(const std::vector<std::string>& args) {
+    constexpr std::string_view kHome = "--home=";
+    for (std::size_t i = 0; i < args.size(); ++i) {
+      if (args[i].starts_with(kHome)) return args[i].substr(kHome.size());
+      if (args[i] == "--home" && i + 1 < args.size()) return args[i + 1];
+    }
+    return {};
   }
+  // Where the history of `home` is written.
+  std::filesystem::path HistoryOf(const std::filesystem::path& home) {
+    auto& folder = histories_[home];
+    // A home that has no ledger, any more, begins anew.
+    if (!std::filesystem::exists(home / "ledger.db")) folder = dir_ / ".history" / std::to_string(commands_);
+    std::filesystem::create_directories(folder);
+    return folder;
+  }
+  std::map<std::filesystem::path, std::filesystem::path> histories_;  // of each home
   int commands_ = 0;
 };
 
