@@ -23,6 +23,7 @@ constexpr Millis kSurplusPatience = kOwnershipTtl + Millis{1000};
 constexpr Millis kTakeAnewDelay{100}, kTakeAnewDelayMax{2000};
 static_assert(kOwnershipRenewInterval + kCommitBudget + kRenewBudget + kAnnounceBudget < kOwnershipTtl);
 constexpr int kReadsPerStep = 4;
+constexpr Millis kReadsTime{50};  // a ledger that is far away answers one; then commits that wait meanwhile have their turn
 constexpr std::uint32_t kCheckpointRecordsMax = 10'000;
 constexpr Millis kCheckpointCatchUp{1000};  // between two while there are more records than one takes
 
@@ -177,6 +178,7 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
   if (holds_.size() >= share_) LookElsewhere(now, out);
   for (auto& [shard, at] : next_take_) {
     if (at > now || holds_.contains(shard) || holds_.size() >= share_) continue;
+    if (RenewalDue()) break;  // many shards of a ledger that is far away: those that are ours come first
     const auto epoch = ledger_.TakeShard(shard, options_.owner, options_.owner_name, Deadline(kRenewBudget));
     if (epoch) {
       if (holds_.empty()) {
@@ -384,7 +386,9 @@ void LedgerPump::TakeEnqueued(MonoTime now, std::vector<Event>& out) {
 }
 
 void LedgerPump::ReadSome(std::vector<Event>& out) {
+  const MonoTime until = clock_.Now() + kReadsTime;
   for (int i = 0; i < kReadsPerStep && !reads_.empty() && !RenewalDue(); ++i) {
+    if (i > 0 && clock_.Now() >= until) break;
     LedgerCommand read = std::move(reads_.front());
     reads_.pop_front();
     Read(read, out);

@@ -195,8 +195,20 @@ create trigger audit_record_updated before update on audit_record when new.seq <
 end;
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
-                                     kVersion6, kVersion7, kVersion8, kVersion9, kVersion10};
+// Live jobs and outbox rows are asked for by shard, always: one tree each.
+constexpr std::string_view kVersion11 = R"sql(
+create table live_job_new (job blob not null, org integer not null, shard integer not null, primary key (shard, job)) strict, without rowid;
+insert into live_job_new (job, org, shard) select job, org, shard from live_job;
+drop table live_job;
+alter table live_job_new rename to live_job;
+create table outbox_new (item blob not null, org integer not null, shard integer not null, is_run integer not null, primary key (shard, item)) strict, without rowid;
+insert into outbox_new (item, org, shard, is_run) select item, org, shard, is_run from outbox;
+drop table outbox;
+alter table outbox_new rename to outbox;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4,  kVersion5, kVersion6,
+                                     kVersion7, kVersion8, kVersion9, kVersion10, kVersion11};
 
 }  // namespace
 

@@ -227,10 +227,11 @@ Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid
     state.known = true;
     state.job_ended = static_cast<JobState>(ended[i][1].number);
   }
+  MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
   MILLRACE_TRY_ASSIGN(const Rows live, store_->Run("select " + store_->Columns(Table::kJob, "j") +
                                                        " from live_job l join job j on j.job = l.job where l.job" +
-                                                       store_->In(1) + " and l.org = $2",
-                                                   ids, deadline));
+                                                       store_->In(1) + " and l.org = $2 and l.shard = $3",
+                                                   Params(ids).Int(ShardOf(org, shards).value()), deadline));
   MILLRACE_TRY_ASSIGN(std::vector<LiveJob> jobs, LoadJobs(live, deadline));
   for (LiveJob& job : jobs) {
     ItemState& state = states[place.at(job.spec.id.uuid)];
