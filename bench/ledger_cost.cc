@@ -85,8 +85,7 @@ class Measure {
     return PgConnection::Connect(options, clock_, In());
   }
   Result<void> Open() {
-    LedgerOptions options{
-        .dsn = {}, .clock = &clock_, .writer = ids_.Next<AuditWriterId>(), .shard_count = 1, .actor = "cost"};
+    LedgerOptions options{.dsn = {}, .clock = &clock_, .writer = ids_.Next<AuditWriterId>(), .shard_count = 1, .actor = "cost"};
     name_ = fmt::format("mr_cost_{}", getpid());
     if (postgres_) {
       if (std::getenv("MILLRACE_TEST_POSTGRES") == nullptr)

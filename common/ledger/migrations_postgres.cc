@@ -397,7 +397,8 @@ constexpr std::string_view kVersion10 = R"sql(
 alter table audit_record add constraint audit_record_seq check (seq > 0) not valid;
 )sql";
 
-// Live jobs and outbox rows are asked for by shard, always: one index each, which an accepted job fills and an ended one empties.
+// Live jobs and outbox rows are asked for by shard, always: one index each, which an accepted job fills and an ended one
+// empties.
 constexpr std::string_view kVersion11 = R"sql(
 drop index live_job_by_shard;
 alter table live_job drop constraint live_job_pkey;

@@ -8,8 +8,8 @@
 namespace millrace::ledger {
 namespace {
 
-// By ids of one shard: one probe of the index per id, in every plan. With `= any` a plan that was made while the table was small
-// reads all of the shard, each time.
+// By ids of one shard: one probe of the index per id, in every plan. With `= any` a plan that was made while the table was
+// small reads all of the shard, each time.
 constexpr std::string_view kDeleteLiveJobs =
     "delete from live_job where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
     "(select x.ctid from live_job x where x.shard = $1 and x.job = u.id limit 1) l))";
@@ -146,8 +146,7 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
     all.push_back({kDeleteLiveJobs, PgParams().Int(shard.value()).IdArray(ids)});
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
-  if (!set.outbox_done.empty())
-    all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
+  if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
   if (!set.others.empty()) all.push_back({"set local plan_cache_mode = auto", {}});  // see begin_write
   for (const Statement& s : set.others) all.push_back({s.sql, ToPg(s.params)});
   if (record != nullptr)

@@ -67,6 +67,7 @@ class SqlLedger final : public Ledger {
   Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
                                         std::uint32_t limit, MonoTime deadline) override;
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) override;
+  Result<std::vector<ShardContents>> Contents(MonoTime deadline) override;
   Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime deadline) override;
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) override;
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) override;

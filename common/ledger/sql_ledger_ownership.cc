@@ -1,8 +1,8 @@
 #include "common/base/log.h"
 #include "common/ledger/sql_ledger.h"
 
-// A PostgreSQL ledger may be far away: there each of these is one statement, a function that the migrations make. The SQLite one
-// is a call away, and takes the steps one by one.
+// A PostgreSQL ledger may be far away: there each of these is one statement, a function that the migrations make. The SQLite
+// one is a call away, and takes the steps one by one.
 
 namespace millrace::ledger {
 namespace {
@@ -65,8 +65,7 @@ Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_vie
       // A renewal that lies far ahead was made before the ledger's clock was set back: it says nothing about now.
       const auto age = now - TimeOf(renewal[0][0]);
       if (age < kOwnershipTtl && age > -kOwnershipTtl)
-        return std::unexpected(
-            OwnedBy(shard, row[0][1].bytes, UuidOf(row[0][0]), std::chrono::floor<Millis>(age).count()));
+        return std::unexpected(OwnedBy(shard, row[0][1].bytes, UuidOf(row[0][0]), std::chrono::floor<Millis>(age).count()));
     }
     const std::int64_t epoch = row[0][2].number + 1;
     Arena arena;
@@ -184,10 +183,9 @@ Result<Ledger::Leadership> SqlLedger::TryLead(OwnerId candidate, std::string_vie
   Leadership answer;
   if (store_->HasFunctions()) {
     Arena arena;
-    MILLRACE_TRY_ASSIGN(
-        const Rows rows,
-        store_->Run("select leads, term, holder_name from try_lead($1, $2, $3)",
-                    Params().Id(candidate.uuid).Text(CleanText(name, arena)).Int(ttl.count()), deadline));
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select leads, term, holder_name from try_lead($1, $2, $3)",
+                                    Params().Id(candidate.uuid).Text(CleanText(name, arena)).Int(ttl.count()), deadline));
     return Leadership{rows[0][0].number != 0, static_cast<std::uint64_t>(rows[0][1].number), std::string(rows[0][2].bytes)};
   }
   const auto body = [&]() -> Result<void> {

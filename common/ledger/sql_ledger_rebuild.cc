@@ -275,4 +275,21 @@ Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_
   return outbox;
 }
 
+Result<std::vector<ShardContents>> SqlLedger::Contents(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(
+      const Rows rows,
+      store_->Run("select s.shard, exists (select 1 from live_run x where x.shard = s.shard), exists (select 1 from live_job x "
+                  "where x.shard = s.shard), exists (select 1 from outbox x where x.shard = s.shard), exists (select 1 from "
+                  "queue_setting x where x.shard = s.shard) from shard_owner s",
+                  {}, deadline));
+  std::vector<ShardContents> all;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    all.push_back({.shard = ShardId{static_cast<std::uint16_t>(rows[i][0].number)},
+                   .live_runs = rows[i][1].number != 0,
+                   .live_jobs = rows[i][2].number != 0,
+                   .outbox = rows[i][3].number != 0,
+                   .queue_settings = rows[i][4].number != 0});
+  return all;
+}
+
 }  // namespace millrace::ledger

@@ -264,7 +264,8 @@ Result<void> SqliteStore::InsertItems(std::string_view sql, const std::vector<It
 }
 
 Result<void> SqliteStore::DeleteOutbox(const Item& item) {
-  return database_.Run("delete from outbox where shard = ?1 and item = ?2", item.shard.value(), sqlite::Blob{item.id.AsBytes()});
+  return database_.Run("delete from outbox where shard = ?1 and item = ?2", item.shard.value(),
+                       sqlite::Blob{item.id.AsBytes()});
 }
 
 Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {

@@ -71,8 +71,8 @@ class RemoteLedger : public ::testing::Test {
   std::unique_ptr<TcpProxy> proxy_;
 };
 
-// An owner whose transaction of many megabytes is stopped on its way: the server has its beginning, with the lock of the shard's
-// row, and waits for the rest. His renewal is overdue.
+// An owner whose transaction of many megabytes is stopped on its way: the server has its beginning, with the lock of the
+// shard's row, and waits for the rest. His renewal is overdue.
 class StoppedOwner : public RemoteLedger {
  protected:
   void SetUp() override {
@@ -147,7 +147,8 @@ TEST_F(StoppedOwner, HisSessionIsEndedAndHisShardTaken) {
 // The server does not let everybody end a session; then the message says whose it is.
 TEST_F(StoppedOwner, WhoMayNotEndHisSessionIsTold) {
   const std::string role = fmt::format("mr_remote_{}", getpid());
-  Sql(fmt::format("drop role if exists {0}; create role {0} login; grant usage on schema millrace to {0}; "
+  Sql(
+      fmt::format("drop role if exists {0}; create role {0} login; grant usage on schema millrace to {0}; "
                   "grant select, insert, update, delete on all tables in schema millrace to {0}",
                   role));
   {
