@@ -406,6 +406,7 @@ alter table live_job add primary key (shard, job);
 drop index outbox_by_shard;
 alter table outbox drop constraint outbox_pkey;
 alter table outbox add primary key (shard, item);
+alter table schedule set (fillfactor = 50);  -- watermarks of a herd move at once, within their pages
 alter table audit_record alter column leaves set storage external;  -- hashes: trying to compress them is in vain
 
 -- What a writer's transactions do is planned once per connection, perhaps while tables are empty: the plans are those for full
