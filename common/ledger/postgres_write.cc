@@ -147,7 +147,10 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
   if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
-  if (!set.others.empty()) all.push_back({"set local plan_cache_mode = auto", {}});  // see begin_write
+  if (!set.others.empty()) {  // begin_write's choices are for the statements above
+    all.push_back({"set local plan_cache_mode to default", {}});
+    all.push_back({"set local enable_seqscan to default", {}});
+  }
   for (const Statement& s : set.others) all.push_back({s.sql, ToPg(s.params)});
   if (record != nullptr)
     all.push_back(
