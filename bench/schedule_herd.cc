@@ -164,8 +164,10 @@ void DropKeys(const World& world) {
   auto connection = redis::Connection::Connect(*endpoint, {}, world.In(20s));
   if (!connection) return;
   const auto keys = connection->Call({"KEYS", "{" + world.name + ":*"}, world.In(20s));
-  if (!keys || !keys->AsArray("keys")) return;
-  for (const auto& key : *keys->AsArray("keys"))
+  if (!keys) return;
+  const auto names = keys->AsArray("keys");
+  if (!names) return;
+  for (const auto& key : *names)
     if (const auto name = key.AsString("key")) (void)connection->Call({"UNLINK", *name}, world.In(20s));
 }
 

@@ -23,6 +23,7 @@ constexpr Millis kSurplusPatience = kOwnershipTtl + Millis{1000};
 constexpr Millis kTakeAnewDelay{100}, kTakeAnewDelayMax{2000};
 static_assert(kOwnershipRenewInterval + kCommitBudget + kRenewBudget + kAnnounceBudget < kOwnershipTtl);
 constexpr int kReadsPerStep = 4;
+constexpr Millis kReadsTime{50};  // a ledger that is far away answers one; then commits that wait meanwhile have their turn
 constexpr std::uint32_t kCheckpointRecordsMax = 10'000;
 constexpr Millis kCheckpointCatchUp{1000};  // between two while there are more records than one takes
 
@@ -87,6 +88,7 @@ void LedgerPump::Post(LedgerCommand posted) {
     next_enqueued_ = clock_.Now();
   } else {
     reads_.push_back(std::move(posted));
+    ++reads_posted_;
   }
 }
 
@@ -177,6 +179,7 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
   if (holds_.size() >= share_) LookElsewhere(now, out);
   for (auto& [shard, at] : next_take_) {
     if (at > now || holds_.contains(shard) || holds_.size() >= share_) continue;
+    if (RenewalDue()) break;  // many shards of a ledger that is far away: those that are ours come first
     const auto epoch = ledger_.TakeShard(shard, options_.owner, options_.owner_name, Deadline(kRenewBudget));
     if (epoch) {
       if (holds_.empty()) {
@@ -384,11 +387,58 @@ void LedgerPump::TakeEnqueued(MonoTime now, std::vector<Event>& out) {
 }
 
 void LedgerPump::ReadSome(std::vector<Event>& out) {
-  for (int i = 0; i < kReadsPerStep && !reads_.empty() && !RenewalDue(); ++i) {
+  const MonoTime until = clock_.Now() + kReadsTime;
+  LookAtContents();
+  for (int i = 0; i < kReadsPerStep && !reads_.empty() && !RenewalDue();) {
     LedgerCommand read = std::move(reads_.front());
+    const bool covered = reads_posted_ - reads_.size() < contents_for_;
     reads_.pop_front();
+    if (covered && ReadNothing(read, out)) continue;
     Read(read, out);
+    if (++i < kReadsPerStep && clock_.Now() >= until) break;
   }
+}
+
+// Several reads of what is mostly empty wait, as after a takeover of many shards and at each poll of their outboxes: one
+// question for all of them. What it says holds for reads that were posted before it was asked.
+void LedgerPump::LookAtContents() {
+  const auto is_new = [&](std::size_t at) { return reads_posted_ - reads_.size() + at >= contents_for_; };
+  std::size_t open = 0;
+  for (std::size_t at = 0; at < reads_.size() && open < 2; ++at)
+    if (is_new(at) &&
+        (std::holds_alternative<command::ReadLiveRuns>(reads_[at]) ||
+         std::holds_alternative<command::ReadLiveJobs>(reads_[at]) || std::holds_alternative<command::ReadOutbox>(reads_[at]) ||
+         std::holds_alternative<command::ReadQueueSettings>(reads_[at])))
+      ++open;
+  if (open < 2) return;
+  const auto found = ledger_.Contents(Deadline(kReadBudget));
+  if (!found) return;  // the reads will say why
+  contents_.clear();
+  for (const ShardContents& one : *found) contents_.emplace(one.shard, one);
+  contents_for_ = reads_posted_;
+}
+
+// True: the read is answered, nothing is there.
+bool LedgerPump::ReadNothing(const LedgerCommand& posted, std::vector<Event>& out) {
+  const auto none = [&](const ShardHold& hold, bool ShardContents::* kind) {
+    const auto it = contents_.find(hold.shard);
+    return it != contents_.end() && !(it->second.*kind) && Holds(hold);
+  };
+  if (const auto* runs = std::get_if<command::ReadLiveRuns>(&posted); runs && none(runs->hold, &ShardContents::live_runs)) {
+    out.emplace_back(event::LiveRunsRead{.hold = runs->hold, .runs = {}, .last = true});
+  } else if (const auto* jobs = std::get_if<command::ReadLiveJobs>(&posted);
+             jobs && none(jobs->hold, &ShardContents::live_jobs)) {
+    out.emplace_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = {}, .last = true});
+  } else if (const auto* outbox = std::get_if<command::ReadOutbox>(&posted);
+             outbox && none(outbox->hold, &ShardContents::outbox)) {
+    out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = false});
+  } else if (const auto* queues = std::get_if<command::ReadQueueSettings>(&posted);
+             queues && none(queues->hold, &ShardContents::queue_settings)) {
+    out.push_back(event::QueueSettingsRead{.hold = queues->hold, .settings = {}, .failed = false});
+  } else {
+    return false;
+  }
+  return true;
 }
 
 void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {

@@ -64,6 +64,8 @@ class LedgerPump {
   void TakeEnqueued(MonoTime now, std::vector<Event>& out);
   void ReadSome(std::vector<Event>& out);
   void Read(LedgerCommand& command, std::vector<Event>& out);
+  void LookAtContents();
+  bool ReadNothing(const LedgerCommand& command, std::vector<Event>& out);
   void Checkpoint(MonoTime now);
   void Merge();
   bool RenewalDue() const { return !holds_.empty() && next_renew_ <= clock_.Now(); }
@@ -97,6 +99,9 @@ class LedgerPump {
   std::optional<Merged> merged_;  // being committed
   bool alone_ = false;            // pieces one by one: something among them is refused
   std::deque<LedgerCommand> reads_;
+  std::uint64_t reads_posted_ = 0;             // ever
+  std::map<ShardId, ShardContents> contents_;  // as it was after ...
+  std::uint64_t contents_for_ = 0;             // ... the first so many reads had been posted
   MonoTime next_renew_{}, renewed_{}, retry_at_{}, next_checkpoint_{}, next_enqueued_{};
   bool enqueue_complained_ = false;
   Millis backoff_{0};

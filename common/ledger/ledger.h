@@ -42,6 +42,11 @@ struct ShardStatus {
   Epoch epoch;
   WallTime renewed_at{};
 };
+// What a shard's owner need not read: false = there is no such row.
+struct ShardContents {
+  ShardId shard;
+  bool live_runs = true, live_jobs = true, outbox = true, queue_settings = true;
+};
 
 // ---- the owner's one transaction -----------------------------------------------------------------------------------------
 // Everything a broker's ledger thread drained, committed together (group commit). Every shard it touches is in `holds`; each
@@ -206,6 +211,8 @@ class Ledger : public AuditSource {
     bool more = false;
   };
   virtual Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) = 0;
+  // One answer for all shards, instead of a read of each that finds nothing. A shard that is not named may hold anything.
+  virtual Result<std::vector<ShardContents>> Contents(MonoTime) { return std::vector<ShardContents>{}; }
   // Those of `ids` that the ledger has a job or an outcome of, in id order: what an owner asks about jobs of `durability:
   // redis` that the queue may hold although they have ended or have become the ledger's.
   virtual Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime deadline) = 0;

@@ -397,8 +397,149 @@ constexpr std::string_view kVersion10 = R"sql(
 alter table audit_record add constraint audit_record_seq check (seq > 0) not valid;
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
-                                     kVersion6, kVersion7, kVersion8, kVersion9, kVersion10};
+// Live jobs and outbox rows are asked for by shard, always: one index each, which an accepted job fills and an ended one
+// empties.
+constexpr std::string_view kVersion11 = R"sql(
+drop index live_job_by_shard;
+alter table live_job drop constraint live_job_pkey;
+alter table live_job add primary key (shard, job);
+drop index outbox_by_shard;
+alter table outbox drop constraint outbox_pkey;
+alter table outbox add primary key (shard, item);
+alter table schedule set (fillfactor = 50);  -- watermarks of a herd move at once, within their pages
+alter table audit_record alter column leaves set storage external;  -- hashes: trying to compress them is in vain
+
+-- What a writer's transactions do is planned once per connection, perhaps while tables are empty: the plans are those for full
+-- ones.
+create or replace function begin_write(w uuid, s bigint) returns void language plpgsql as $$
+begin
+  perform pg_advisory_xact_lock(millrace.writer_lock(w));
+  perform 1 from millrace.ledger_writer l where l.writer = w and l.session = s;
+  if not found then
+    raise exception 'another connection has taken over the audit writer %', w using errcode = 'MR002';
+  end if;
+  perform set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true);
+end $$;
+)sql";
+
+// Ownership in one statement each: a ledger may be 200 ms away, and no lock is held while an answer travels. An owner's renewal
+// says which session is his. When he is overdue, that session may hold the shard's row in a transaction that will never end (a
+// process that was stopped while it sent one): whoever takes the shard ends the session first.
+constexpr std::string_view kVersion12 = R"sql(
+alter table shard_renewal add column pid integer, add column session_start timestamptz;
+
+create function session_start() returns timestamptz language sql as
+  $$ select a.backend_start from pg_catalog.pg_stat_get_activity(pg_backend_pid()) a $$;
+-- Empty: there is no such session any more, or it was told to end.
+create function end_session(of_pid integer, started timestamptz) returns text language plpgsql as $$
+declare seen timestamptz;
+begin
+  select a.backend_start into seen from pg_catalog.pg_stat_get_activity(of_pid) a;
+  if not found or seen <> started then return ''; end if;
+  begin
+    perform pg_terminate_backend(of_pid);
+    return '';
+  exception when insufficient_privilege then
+    return format('its session, pid %s, cannot be ended by %s: %s', of_pid, current_user, sqlerrm);
+  end;
+end $$;
+
+-- One row. taken: the new epoch; else the present owner and, when he is overdue, what keeps his shard. age_ms: of his renewal.
+create function take_shard(which bigint, who uuid, who_name text, ttl_ms bigint)
+  returns table (taken bigint, owner uuid, owner_name text, age_ms bigint, kept_by text) language plpgsql as $$
+#variable_conflict use_column
+declare o record; r record; ttl interval := ttl_ms * interval '1 millisecond'; note text := '';
+begin
+  insert into millrace.shard_owner (shard, owner, owner_name, epoch) values (which, null, '', 0) on conflict (shard) do nothing;
+  for step in 1 .. 2 loop
+    -- First without a lock: nobody waits for the transactions of an owner who renews in time.
+    if step = 2 then
+      begin
+        perform set_config('lock_timeout', '500ms', true);
+        perform 1 from millrace.shard_owner s where s.shard = which for update;
+        perform 1 from millrace.shard_renewal s where s.shard = which for update;
+      exception when lock_not_available then
+        return query select null::bigint, o.owner, o.owner_name, floor(extract(epoch from clock_timestamp() - r.renewed_at) * 1000)::bigint,
+          case when note = '' then 'a transaction that is under way holds its row' else note end;
+        return;
+      end;
+    end if;
+    select * into o from millrace.shard_owner s where s.shard = which;
+    select * into r from millrace.shard_renewal s where s.shard = which;
+    if o.owner <> who and r.renewed_at is not null then
+      -- A renewal that lies far ahead was made before the ledger's clock was set back: it says nothing about now.
+      if clock_timestamp() - r.renewed_at < ttl and clock_timestamp() - r.renewed_at > -ttl then
+        return query select null::bigint, o.owner, o.owner_name,
+          floor(extract(epoch from clock_timestamp() - r.renewed_at) * 1000)::bigint, '';
+        return;
+      end if;
+    end if;
+    if step = 1 and o.owner is not null and r.pid <> pg_backend_pid() then
+      note := millrace.end_session(r.pid, r.session_start);
+    end if;
+  end loop;
+  update millrace.shard_owner s set owner = who, owner_name = who_name, epoch = s.epoch + 1 where s.shard = which
+    returning s.epoch into o.epoch;
+  insert into millrace.shard_renewal as s (shard, owner, epoch, renewed_at, pid, session_start)
+    values (which, who, o.epoch, clock_timestamp(), pg_backend_pid(), millrace.session_start())
+    on conflict (shard) do update set owner = excluded.owner, epoch = excluded.epoch, renewed_at = excluded.renewed_at,
+      pid = excluded.pid, session_start = excluded.session_start;
+  return query select o.epoch, who, who_name, 0::bigint, '';
+end $$;
+
+create function renew_shards(shards bigint[], epochs bigint[], who uuid) returns void language plpgsql as $$
+declare stale record; started timestamptz := millrace.session_start();
+begin
+  with done as (
+    update millrace.shard_renewal r set renewed_at = clock_timestamp(), pid = pg_backend_pid(), session_start = started
+      from unnest(shards, epochs) as h(shard, epoch)
+      join millrace.shard_owner o on o.shard = h.shard and o.owner = who and o.epoch = h.epoch
+      where r.shard = h.shard and r.owner = who and r.epoch = h.epoch returning r.shard)
+  select h.shard, h.epoch into stale from unnest(shards, epochs) as h(shard, epoch)
+    where h.shard not in (select d.shard from done d) order by h.shard limit 1;
+  if found then
+    raise exception 'shard %: epoch % of this owner is stale, somebody took the shard', stale.shard, stale.epoch
+      using errcode = 'MR001';
+  end if;
+end $$;
+
+create function announce_broker(who uuid, who_name text, leaving boolean, ttl_ms bigint, kept_ms bigint)
+  returns setof uuid language plpgsql as $$
+declare now_t timestamptz := clock_timestamp(); ttl interval := ttl_ms * interval '1 millisecond';
+begin
+  if leaving then
+    delete from millrace.broker_presence b where b.owner = who;
+  else
+    insert into millrace.broker_presence (owner, name, renewed_at) values (who, who_name, now_t)
+      on conflict (owner) do update set renewed_at = excluded.renewed_at;
+  end if;
+  delete from millrace.broker_presence b where b.renewed_at < now_t - kept_ms * interval '1 millisecond';
+  -- Who lies far ahead said so before the ledger's clock was set back: he says it again in a second, if he lives.
+  return query select b.owner from millrace.broker_presence b
+    where b.renewed_at > now_t - ttl and b.renewed_at < now_t + ttl order by b.owner;
+end $$;
+
+create function try_lead(who uuid, who_name text, ttl_ms bigint) returns table (leads boolean, term bigint, holder_name text)
+  language plpgsql as $$
+declare l record; ttl interval := ttl_ms * interval '1 millisecond';
+begin
+  insert into millrace.leader (id, holder, name, epoch, expires_at) values (1, who, who_name, 1, clock_timestamp() + ttl)
+    on conflict (id) do nothing;
+  if found then return query select true, 1::bigint, who_name; return; end if;
+  select * into strict l from millrace.leader x where x.id = 1 for update;
+  -- One that ends far ahead was written before the ledger's clock was set back.
+  if l.holder <> who and l.expires_at > clock_timestamp() and l.expires_at <= clock_timestamp() + 2 * ttl then
+    return query select false, l.epoch, l.name;
+    return;
+  end if;
+  return query update millrace.leader x set holder = who, name = who_name, expires_at = clock_timestamp() + ttl,
+      epoch = x.epoch + case when x.holder = who then 0 else 1 end
+    where x.id = 1 returning true, x.epoch, x.name;
+end $$;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3, kVersion4,  kVersion5,  kVersion6,
+                                     kVersion7, kVersion8, kVersion9, kVersion10, kVersion11, kVersion12};
 
 }  // namespace
 

@@ -209,6 +209,18 @@ create trigger audit_record_updated before update on audit_record when new.seq <
 end;
 )sql";
 
+// Live jobs and outbox rows are asked for by shard, always: one tree each.
+constexpr std::string_view kVersion11 = R"sql(
+create table live_job_new (job blob not null, org integer not null, shard integer not null, primary key (shard, job)) strict, without rowid;
+insert into live_job_new (job, org, shard) select job, org, shard from live_job;
+drop table live_job;
+alter table live_job_new rename to live_job;
+create table outbox_new (item blob not null, org integer not null, shard integer not null, is_run integer not null, primary key (shard, item)) strict, without rowid;
+insert into outbox_new (item, org, shard, is_run) select item, org, shard, is_run from outbox;
+drop table outbox;
+alter table outbox_new rename to outbox;
+)sql";
+
 // `template_sql` with a blob literal of all 256 bytes for each @.
 std::string WithAllBytes(std::string_view template_sql) {
   std::string all = "x'";
@@ -224,7 +236,7 @@ std::string WithAllBytes(std::string_view template_sql) {
 std::span<const std::string_view> SqliteMigrations() {
   static const std::string version7 = WithAllBytes(kVersion7);
   static const std::string_view all[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
-                                         kVersion6, version7,  kVersion8, kVersion9, kVersion10};
+                                         kVersion6, version7,  kVersion8, kVersion9, kVersion10, kVersion11};
   return all;
 }
 

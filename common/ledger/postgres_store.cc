@@ -15,27 +15,6 @@ constexpr auto kReconnectPause = Millis{20};
 // takeover does not wait for it. Nothing here leaves a transaction idle for longer than a round trip.
 constexpr auto kIdleInTransaction = Millis{3000};
 
-PgParams ToPg(const Params& params) {
-  PgParams out;
-  for (const Param& p : params.all()) {
-    switch (p.kind) {
-      case Param::Kind::kInt: out.Int(p.number); break;
-      case Param::Kind::kText: out.Text(p.bytes); break;
-      case Param::Kind::kBytes: out.Bytes(p.bytes); break;
-      case Param::Kind::kTime: out.Time(FromUnixMicros(p.number)); break;
-      case Param::Kind::kIds: out.IdArray(p.ids); break;
-      case Param::Kind::kTexts: out.TextArray(std::vector<std::string_view>(p.texts.begin(), p.texts.end())); break;
-      case Param::Kind::kId:
-        if (p.null)
-          out.NullableId(std::nullopt);
-        else
-          out.Id(*Uuid::FromBytes(p.bytes));
-        break;
-    }
-  }
-  return out;
-}
-
 Rows ToRows(PgResult result) {
   auto kept = std::make_shared<PgResult>(std::move(result));
   Rows rows;
@@ -60,6 +39,28 @@ Rows ToRows(PgResult result) {
 bool IsLost(ErrorCode code) { return code == ErrorCode::kMaybeApplied || code == ErrorCode::kUnavailable; }
 
 }  // namespace
+
+PgParams ToPg(const Params& params) {
+  PgParams out;
+  for (const Param& p : params.all()) {
+    switch (p.kind) {
+      case Param::Kind::kInt: out.Int(p.number); break;
+      case Param::Kind::kText: out.Text(p.bytes); break;
+      case Param::Kind::kBytes: out.Bytes(p.bytes); break;
+      case Param::Kind::kTime: out.Time(FromUnixMicros(p.number)); break;
+      case Param::Kind::kIds: out.IdArray(p.ids); break;
+      case Param::Kind::kInts: out.IntArray(p.numbers); break;
+      case Param::Kind::kTexts: out.TextArray(std::vector<std::string_view>(p.texts.begin(), p.texts.end())); break;
+      case Param::Kind::kId:
+        if (p.null)
+          out.NullableId(std::nullopt);
+        else
+          out.Id(*Uuid::FromBytes(p.bytes));
+        break;
+    }
+  }
+  return out;
+}
 
 PostgresStore::PostgresStore(const LedgerOptions& options) : options_(options) {}
 

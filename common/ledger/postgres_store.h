@@ -7,9 +7,12 @@
 #include <vector>
 
 #include "common/drivers/postgres.h"
+#include "common/ledger/postgres_insert.h"
 #include "common/ledger/sql_store.h"
 
 namespace millrace::ledger {
+
+PgParams ToPg(const Params& params);
 
 class PostgresStore final : public SqlStore {
  public:
@@ -21,6 +24,7 @@ class PostgresStore final : public SqlStore {
   Result<WallTime> Now(MonoTime deadline) override;
   Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) override;
   Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) override;
+  bool HasFunctions() const override { return true; }
   std::string Columns(Table table, std::string_view alias) const override;
   std::string In(int parameter) const override { return " = any($" + std::to_string(parameter) + ")"; }
   std::string InTexts(int parameter) const override { return In(parameter); }
@@ -38,12 +42,13 @@ class PostgresStore final : public SqlStore {
   // A connection that may write for this audit writer; older connections of the writer commit nothing from then on.
   Result<void> Register(MonoTime deadline);
   void EnsurePartitions(MonoTime deadline);
-  std::vector<PgStatement> Statements(const WriteSet& set, const AuditRecord* record) const;
+  std::vector<PgStatement> Statements(const WriteSet& set, const AuditRecord* record);
   // After a lost answer. True: the record is in the ledger. kMaybeApplied: could not be found out before the deadline.
   Result<bool> Resolve(const AuditRecord* record, const Error& lost, MonoTime deadline);
   Error Explained(Error error) const;
 
   LedgerOptions options_;
+  RowInserter inserter_;
   std::unique_ptr<PgConnection> connection_;
   std::optional<std::int64_t> session_;  // of this connection; empty until it is registered
   std::optional<MonoTime> partitions_checked_at_;

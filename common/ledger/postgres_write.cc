@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <map>
+
 #include "common/base/check.h"
 #include "common/base/failpoint.h"
 #include "common/ledger/postgres_store.h"
@@ -7,80 +10,37 @@
 namespace millrace::ledger {
 namespace {
 
-PgParams::Element ElementOf(ColumnType type) {
-  switch (type) {
-    case ColumnType::kInt: return PgParams::Element::kInt;
-    case ColumnType::kBool: return PgParams::Element::kBool;
-    case ColumnType::kText: return PgParams::Element::kText;
-    case ColumnType::kBytes: return PgParams::Element::kBytes;
-    case ColumnType::kUuid: return PgParams::Element::kId;
-    case ColumnType::kTime: return PgParams::Element::kTime;
-    case ColumnType::kUuidList: return PgParams::Element::kText;
-  }
-  MILLRACE_CHECK(false, "column type {}", static_cast<int>(type));
-}
+// By ids of one shard: one probe of the index per id, in every plan. With `= any` a plan that was made while the table was
+// small reads all of the shard, each time.
+constexpr std::string_view kDeleteLiveJobs =
+    "delete from live_job where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
+    "(select x.ctid from live_job x where x.shard = $1 and x.job = u.id limit 1) l))";
+// Of most shards the outbox is empty: that is asked once, not for each item.
+constexpr std::string_view kDeleteOutbox =
+    "delete from outbox where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
+    "(select x.ctid from outbox x where x.shard = $1 and x.item = u.id limit 1) l "
+    "where (select exists (select 1 from outbox o where o.shard = $1))))";
+constexpr std::string_view kDeleteOutboxDone =
+    "delete from outbox where ctid = any (array(select l.ctid from unnest($1) s(shard) cross join unnest($2) u(id) "
+    "cross join lateral (select x.ctid from outbox x where x.shard = s.shard and x.item = u.id limit 1) l "
+    "where not exists (select 1 from cancel c where c.item = u.id)))";
 
-// unnest flattens arrays of arrays, so a list of ids travels as its text form.
-std::string UuidListText(std::string_view bytes) {
-  std::string text = "{";
-  for (std::size_t at = 0; at + 16 <= bytes.size(); at += 16) {
-    if (at > 0) text += ',';
-    text += Uuid::FromBytes(bytes.substr(at, 16))->ToString();
-  }
-  return text + "}";
-}
+// Where items are noted. They are new, as the run or job of the same transaction is: a key that exists is that row's, and stops
+// the transaction there.
+struct ItemTable {
+  std::string_view one_org, many_orgs;
+};
+constexpr ItemTable kLiveRun{"insert into live_run (run, org, shard) select u, $2, $3 from unnest($1) u",
+                             "insert into live_run (run, org, shard) select * from unnest($1, $2, $3)"};
+constexpr ItemTable kLiveJob{"insert into live_job (job, org, shard) select u, $2, $3 from unnest($1) u",
+                             "insert into live_job (job, org, shard) select * from unnest($1, $2, $3)"};
+constexpr ItemTable kOutboxRun{"insert into outbox (item, org, shard, is_run) select u, $2, $3, 1 from unnest($1) u",
+                               "insert into outbox (item, org, shard, is_run) select *, 1 from unnest($1, $2, $3)"};
+constexpr ItemTable kOutboxJob{"insert into outbox (item, org, shard, is_run) select u, $2, $3, 0 from unnest($1) u",
+                               "insert into outbox (item, org, shard, is_run) select *, 0 from unnest($1, $2, $3)"};
 
-void AddElement(PgParams& params, ColumnType type, const Value& value) {
-  if (value.null) {
-    params.AddNull();
-    return;
-  }
-  switch (type) {
-    case ColumnType::kInt: params.AddInt(value.number); break;
-    case ColumnType::kBool: params.AddBool(value.number != 0); break;
-    case ColumnType::kTime: params.AddTime(FromUnixMicros(value.number)); break;
-    case ColumnType::kUuidList: params.AddBytes(UuidListText(value.bytes)); break;
-    default: params.AddBytes(value.bytes); break;
-  }
-}
-
-std::string MakeInsert(Table table) {
-  const TableDef& def = DefOf(table);
-  const std::size_t n = def.columns.size();
-  std::string list, arrays, names;
-  for (std::size_t i = 0; i < n; ++i) {
-    list += "u.c" + std::to_string(i) + (def.columns[i].type == ColumnType::kUuidList ? "::uuid[], " : ", ");
-    arrays += "$" + std::to_string(i + 1) + ", ";
-    names += "c" + std::to_string(i) + ", ";
-  }
-  const std::string index = std::to_string(n + 1), writer = std::to_string(n + 2), seq = std::to_string(n + 3);
-  return InsertHead(table) + "select " + list + "$" + writer + ", $" + seq + ", u.x from unnest(" + arrays + "$" + index +
-         ") as u(" + names + "x)";
-}
-
-const std::string& InsertSql(Table table) {
-  static const std::array<std::string, kTableCount> kSql = [] {
-    std::array<std::string, kTableCount> all;
-    for (const Table t : kTables) all[static_cast<std::size_t>(t)] = MakeInsert(t);
-    return all;
-  }();
-  return kSql[static_cast<std::size_t>(table)];
-}
-
-PgParams InsertParams(Table table, const WriteSet::TableRows& rows, const AuditRecord& record) {
-  const TableDef& def = DefOf(table);
-  const std::size_t width = def.columns.size(), count = rows.index.size();
-  PgParams params;
-  for (std::size_t c = 0; c < width; ++c) {
-    params.BeginArray(ElementOf(def.columns[c].type), count);
-    for (std::size_t r = 0; r < count; ++r) AddElement(params, def.columns[c].type, rows.cells[r * width + c]);
-    params.EndArray();
-  }
-  params.IntArray(rows.index).Id(record.writer.uuid).Int(static_cast<std::int64_t>(record.seq));
-  return params;
-}
-
-PgParams ItemParams(const std::vector<Item>& items) {
+void AddItems(const ItemTable& table, const std::vector<Item>& items, std::vector<PgStatement>& all) {
+  if (items.empty()) return;
   std::vector<Uuid> ids;
   std::vector<std::int64_t> orgs, shards;
   for (const Item& item : items) {
@@ -88,7 +48,17 @@ PgParams ItemParams(const std::vector<Item>& items) {
     orgs.push_back(item.org.value());
     shards.push_back(item.shard.value());
   }
-  return PgParams().IdArray(ids).IntArray(orgs).IntArray(shards);
+  const bool one = std::ranges::all_of(orgs, [&](std::int64_t org) { return org == orgs.front(); });  // and so of one shard
+  if (one)
+    all.push_back({table.one_org, PgParams().IdArray(ids).Int(orgs.front()).Int(shards.front())});
+  else
+    all.push_back({table.many_orgs, PgParams().IdArray(ids).IntArray(orgs).IntArray(shards)});
+}
+
+std::map<ShardId, std::vector<Uuid>> ByShard(const std::vector<Item>& items) {
+  std::map<ShardId, std::vector<Uuid>> all;
+  for (const Item& item : items) all[item.shard].push_back(item.id);
+  return all;
 }
 
 std::string_view View(const Digest& d) { return {reinterpret_cast<const char*>(d.data()), d.size()}; }
@@ -107,27 +77,6 @@ PgParams RecordParams(const AuditRecord& r) {
       .Bytes(leaves)
       .Bytes(View(r.root))
       .Bytes(View(hash));
-}
-
-PgParams ToPg(const Params& params) {
-  PgParams out;
-  for (const Param& p : params.all()) {
-    if (p.kind == Param::Kind::kInt)
-      out.Int(p.number);
-    else if (p.kind == Param::Kind::kText)
-      out.Text(p.bytes);
-    else if (p.kind == Param::Kind::kBytes)
-      out.Bytes(p.bytes);
-    else if (p.kind == Param::Kind::kTime)
-      out.Time(FromUnixMicros(p.number));
-    else if (p.kind == Param::Kind::kIds)
-      out.IdArray(p.ids);
-    else if (p.kind == Param::Kind::kTexts)
-      out.TextArray(std::vector<std::string_view>(p.texts.begin(), p.texts.end()));
-    else
-      out.NullableId(p.null ? std::nullopt : std::optional<Uuid>(*Uuid::FromBytes(p.bytes)));
-  }
-  return out;
 }
 
 }  // namespace
@@ -172,41 +121,38 @@ std::string PostgresStore::Sound(Table table, std::string_view alias) const {
   return sql;
 }
 
-std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const AuditRecord* record) const {
+std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const AuditRecord* record) {
   std::vector<PgStatement> all;
   all.push_back({"begin", {}});
   all.push_back({"select begin_write($1, $2)", PgParams().Id(options_.writer.uuid).Int(*session_)});
-  if (set.owner && !MILLRACE_MUTANT("mutant.no_epoch")) {
-    std::vector<std::int64_t> shards, epochs;
-    for (const ShardHold& hold : set.holds) {
-      shards.push_back(hold.shard.value());
-      epochs.push_back(hold.epoch.value());
-    }
-    all.push_back({"select assert_holds($1, $2, $3)", PgParams().IntArray(shards).IntArray(epochs).Id(set.owner->uuid)});
+  std::vector<std::int64_t> shards, epochs;
+  for (const ShardHold& hold : set.holds) {
+    shards.push_back(hold.shard.value());
+    epochs.push_back(hold.epoch.value());
   }
+  if (set.owner && !MILLRACE_MUTANT("mutant.no_epoch"))
+    all.push_back({"select assert_holds($1, $2, $3)", PgParams().IntArray(shards).IntArray(epochs).Id(set.owner->uuid)});
   for (const Table table : kTables) {
     const auto& rows = set.tables[static_cast<std::size_t>(table)];
-    if (!rows.index.empty()) all.push_back({InsertSql(table), InsertParams(table, rows, *record)});
+    if (!rows.index.empty()) all.push_back(inserter_.Insert(table, rows, *record));
   }
-  if (!set.live_runs.empty())
-    all.push_back({"insert into live_run (run, org, shard) select * from unnest($1, $2, $3) on conflict do nothing",
-                   ItemParams(set.live_runs)});
-  if (!set.live_jobs.empty())
-    all.push_back({"insert into live_job (job, org, shard) select * from unnest($1, $2, $3) on conflict do nothing",
-                   ItemParams(set.live_jobs)});
-  if (!set.outbox_runs.empty())
-    all.push_back({"insert into outbox (item, org, shard, is_run) select *, 1 from unnest($1, $2, $3) on conflict do nothing",
-                   ItemParams(set.outbox_runs)});
-  if (!set.outbox_jobs.empty())
-    all.push_back({"insert into outbox (item, org, shard, is_run) select *, 0 from unnest($1, $2, $3) on conflict do nothing",
-                   ItemParams(set.outbox_jobs)});
-  if (!set.ended_runs.empty()) all.push_back({"delete from live_run where run = any($1)", PgParams().IdArray(set.ended_runs)});
-  if (!set.ended_jobs.empty()) all.push_back({"delete from live_job where job = any($1)", PgParams().IdArray(set.ended_jobs)});
-  if (!set.outbox_done.empty())
-    all.push_back({"delete from outbox o where o.item = any($1) and not exists (select 1 from cancel c where c.item = o.item)",
-                   PgParams().IdArray(set.outbox_done)});
-  if (!set.outbox_ended.empty())
-    all.push_back({"delete from outbox where item = any($1)", PgParams().IdArray(set.outbox_ended)});
+  AddItems(kLiveRun, set.live_runs, all);
+  AddItems(kLiveJob, set.live_jobs, all);
+  AddItems(kOutboxRun, set.outbox_runs, all);
+  AddItems(kOutboxJob, set.outbox_jobs, all);
+  for (const auto& [shard, ids] : ByShard(set.ended_runs)) {
+    all.push_back({"delete from live_run where run = any($1)", PgParams().IdArray(ids)});
+    all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
+  }
+  for (const auto& [shard, ids] : ByShard(set.ended_jobs)) {
+    all.push_back({kDeleteLiveJobs, PgParams().Int(shard.value()).IdArray(ids)});
+    all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
+  }
+  if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
+  if (!set.others.empty()) {  // begin_write's choices are for the statements above
+    all.push_back({"set local plan_cache_mode to default", {}});
+    all.push_back({"set local enable_seqscan to default", {}});
+  }
   for (const Statement& s : set.others) all.push_back({s.sql, ToPg(s.params)});
   if (record != nullptr)
     all.push_back(

@@ -67,6 +67,7 @@ class SqlLedger final : public Ledger {
   Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
                                         std::uint32_t limit, MonoTime deadline) override;
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) override;
+  Result<std::vector<ShardContents>> Contents(MonoTime deadline) override;
   Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime deadline) override;
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) override;
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) override;
@@ -126,6 +127,8 @@ class SqlLedger final : public Ledger {
   enum class ScheduleUse : std::uint8_t { kApply, kKeep };
   Result<PipelineVersion> PutPipeline(const Pipeline& pipeline, std::string_view definition_json, std::string_view source,
                                       std::string_view base_dir, OrgId org, ScheduleUse use, MonoTime deadline);
+  // sql_ledger_ownership.cc
+  Result<Epoch> TakeStepByStep(ShardId shard, OwnerId owner, std::string_view owner_name, MonoTime deadline);
   // sql_ledger_write.cc
   Result<std::uint16_t> ShardCount(MonoTime deadline);  // the stored one
   Result<void> CheckShardCount(std::uint16_t given, MonoTime deadline);

@@ -2,13 +2,64 @@
 
 #include "common/base/failpoint.h"
 #include "common/base/history.h"
+#include "common/base/log.h"
 #include "common/ledger/sql_ledger.h"
 
-namespace millrace::ledger {
+// A PostgreSQL ledger may be far away: there each of these is one statement, a function that the migrations make. The SQLite
+// one is a call away, and takes the steps one by one.
 
-static constexpr std::chrono::hours kPresenceKept{1};  // rows of brokers that died without saying goodbye
+namespace millrace::ledger {
+namespace {
+
+constexpr std::chrono::hours kPresenceKept{1};  // rows of brokers that died without saying goodbye
+constexpr std::int64_t kTtlMs = Millis{kOwnershipTtl}.count();
+
+Error OwnedBy(ShardId shard, std::string_view name, const Uuid& owner, std::int64_t age_ms) {
+  return {ErrorCode::kConflict,
+          fmt::format("shard {} is owned by '{}' ({}), renewed {} ms ago", shard.value(), name, owner.ToString(), age_ms)};
+}
+
+Result<Epoch> TakeAtOnce(SqlStore& store, ShardId shard, OwnerId owner, std::string_view owner_name, MonoTime deadline) {
+  Arena arena;
+  MILLRACE_TRY_ASSIGN(
+      const Rows rows,
+      store.Run("select taken, owner, owner_name, age_ms, kept_by from take_shard($1, $2, $3, $4)",
+                Params().Int(shard.value()).Id(owner.uuid).Text(CleanText(owner_name, arena)).Int(kTtlMs), deadline));
+  const auto row = rows[0];
+  if (!row[0].null) return Epoch{static_cast<std::uint32_t>(row[0].number)};
+  Error error = OwnedBy(shard, row[2].bytes, UuidOf(row[1]), row[3].number);
+  if (!row[4].bytes.empty()) {
+    error.message += fmt::format("; it is overdue, but {}", row[4].bytes);
+    LogWarn("{}", error.message);
+  }
+  return std::unexpected(std::move(error));
+}
+
+Result<void> RenewAtOnce(SqlStore& store, std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) {
+  Params params;
+  std::vector<std::int64_t> shards, epochs;
+  for (const ShardHold& hold : holds) {
+    shards.push_back(hold.shard.value());
+    epochs.push_back(hold.epoch.value());
+  }
+  auto renewed = store.Run("select renew_shards($1, $2, $3)", params.Ints(shards).Ints(epochs).Id(owner.uuid), deadline);
+  if (!renewed && renewed.error().code == ErrorCode::kStale && MILLRACE_MUTANT("mutant.no_epoch")) return {};
+  MILLRACE_TRY(std::move(renewed));
+  return {};
+}
+
+}  // namespace
 
 Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_view owner_name, MonoTime deadline) {
+  auto taken = store_->HasFunctions() ? TakeAtOnce(*store_, shard, owner, owner_name, deadline)
+                                      : TakeStepByStep(shard, owner, owner_name, deadline);
+  if (taken && history::On())
+    history::Write("owner:" + owner.ToString(), "own", history::Type::kOk,
+                   fmt::format(R"("shard":{},"epoch":{})", shard.value(), taken->value()));
+  return taken;
+}
+
+Result<Epoch> SqlLedger::TakeStepByStep(ShardId shard, OwnerId owner, std::string_view owner_name, MonoTime deadline) {
   Epoch taken;
   const auto body = [&]() -> Result<void> {
     MILLRACE_TRY(
@@ -28,8 +79,7 @@ Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_vie
       // A renewal that lies far ahead was made before the ledger's clock was set back: it says nothing about now.
       const auto age = now - TimeOf(renewal[0][0]);
       if (age < kOwnershipTtl && age > -kOwnershipTtl)
-        return Fail(ErrorCode::kConflict, "shard {} is owned by '{}' ({}), renewed {} ms ago", shard.value(), row[0][1].bytes,
-                    UuidOf(row[0][0]).ToString(), std::chrono::floor<Millis>(age).count());
+        return std::unexpected(OwnedBy(shard, row[0][1].bytes, UuidOf(row[0][0]), std::chrono::floor<Millis>(age).count()));
     }
     const std::int64_t epoch = row[0][2].number + 1;
     Arena arena;
@@ -44,14 +94,12 @@ Result<Epoch> SqlLedger::TakeShard(ShardId shard, OwnerId owner, std::string_vie
     return {};
   };
   MILLRACE_TRY(store_->Transact(body, deadline));
-  if (history::On())
-    history::Write("owner:" + owner.ToString(), "own", history::Type::kOk,
-                   fmt::format(R"("shard":{},"epoch":{})", shard.value(), taken.value()));
   return taken;
 }
 
 Result<void> SqlLedger::RenewShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) {
   if (holds.empty()) return {};
+  if (store_->HasFunctions()) return RenewAtOnce(*store_, holds, owner, deadline);
   return store_->Transact(
       [&]() -> Result<void> {
         MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
@@ -72,14 +120,17 @@ Result<void> SqlLedger::RenewShards(std::span<const ShardHold> holds, OwnerId ow
 
 Result<void> SqlLedger::ReleaseShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) {
   if (holds.empty()) return {};
-  return store_->Transact(
-      [&]() -> Result<void> {
-        for (const ShardHold& hold : holds)  // one that somebody took is his now: nothing to release
-          MILLRACE_TRY(store_->Run("update shard_owner set owner = null where shard = $1 and owner = $2 and epoch = $3",
-                                   Params().Int(hold.shard.value()).Id(owner.uuid).Int(hold.epoch.value()), deadline));
-        return {};
-      },
-      deadline);
+  // One that somebody took is his now: nothing to release.
+  std::string held;
+  Params params;
+  params.Id(owner.uuid);
+  for (const ShardHold& hold : holds) {
+    const std::size_t at = params.all().size();
+    held += fmt::format("{}(shard = ${} and epoch = ${})", held.empty() ? "" : " or ", at + 1, at + 2);
+    params.Int(hold.shard.value()).Int(hold.epoch.value());
+  }
+  MILLRACE_TRY(store_->Run("update shard_owner set owner = null where owner = $1 and (" + held + ")", params, deadline));
+  return {};
 }
 
 Result<std::vector<ShardStatus>> SqlLedger::Shards(MonoTime deadline) {
@@ -103,6 +154,19 @@ Result<std::vector<ShardStatus>> SqlLedger::Shards(MonoTime deadline) {
 
 Result<std::vector<OwnerId>> SqlLedger::AnnounceBroker(OwnerId owner, std::string_view name, bool leaving, MonoTime deadline) {
   std::vector<OwnerId> alive;
+  if (store_->HasFunctions()) {
+    Arena arena;
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select * from announce_broker($1, $2, $3 <> 0, $4, $5)",
+                                                     Params()
+                                                         .Id(owner.uuid)
+                                                         .Text(CleanText(name, arena))
+                                                         .Int(leaving ? 1 : 0)
+                                                         .Int(kTtlMs)
+                                                         .Int(Millis{kPresenceKept}.count()),
+                                                     deadline));
+    for (std::size_t i = 0; i < rows.size(); ++i) alive.push_back(OwnerId{UuidOf(rows[i][0])});
+    return alive;
+  }
   const auto body = [&]() -> Result<void> {
     alive.clear();
     MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
@@ -131,6 +195,13 @@ Result<std::vector<OwnerId>> SqlLedger::AnnounceBroker(OwnerId owner, std::strin
 
 Result<Ledger::Leadership> SqlLedger::TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) {
   Leadership answer;
+  if (store_->HasFunctions()) {
+    Arena arena;
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select leads, term, holder_name from try_lead($1, $2, $3)",
+                                    Params().Id(candidate.uuid).Text(CleanText(name, arena)).Int(ttl.count()), deadline));
+    return Leadership{rows[0][0].number != 0, static_cast<std::uint64_t>(rows[0][1].number), std::string(rows[0][2].bytes)};
+  }
   const auto body = [&]() -> Result<void> {
     MILLRACE_TRY_ASSIGN(WallTime now, store_->Now(deadline));
     Arena arena;

@@ -227,10 +227,11 @@ Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid
     state.known = true;
     state.job_ended = static_cast<JobState>(ended[i][1].number);
   }
+  MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
   MILLRACE_TRY_ASSIGN(const Rows live, store_->Run("select " + store_->Columns(Table::kJob, "j") +
                                                        " from live_job l join job j on j.job = l.job where l.job" +
-                                                       store_->In(1) + " and l.org = $2",
-                                                   ids, deadline));
+                                                       store_->In(1) + " and l.org = $2 and l.shard = $3",
+                                                   Params(ids).Int(ShardOf(org, shards).value()), deadline));
   MILLRACE_TRY_ASSIGN(std::vector<LiveJob> jobs, LoadJobs(live, deadline));
   for (LiveJob& job : jobs) {
     ItemState& state = states[place.at(job.spec.id.uuid)];
@@ -272,6 +273,23 @@ Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_
     MILLRACE_TRY_ASSIGN(outbox.jobs, LoadJobs(rows, deadline));
   }
   return outbox;
+}
+
+Result<std::vector<ShardContents>> SqlLedger::Contents(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(
+      const Rows rows,
+      store_->Run("select s.shard, exists (select 1 from live_run x where x.shard = s.shard), exists (select 1 from live_job x "
+                  "where x.shard = s.shard), exists (select 1 from outbox x where x.shard = s.shard), exists (select 1 from "
+                  "queue_setting x where x.shard = s.shard) from shard_owner s",
+                  {}, deadline));
+  std::vector<ShardContents> all;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    all.push_back({.shard = ShardId{static_cast<std::uint16_t>(rows[i][0].number)},
+                   .live_runs = rows[i][1].number != 0,
+                   .live_jobs = rows[i][2].number != 0,
+                   .outbox = rows[i][3].number != 0,
+                   .queue_settings = rows[i][4].number != 0});
+  return all;
 }
 
 }  // namespace millrace::ledger

@@ -76,23 +76,22 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
   set.outbox_done = batch.outbox_done;
   set.others = batch.others;
   MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
+  const auto item_of = [&](const Uuid& id, OrgId org) { return Item{id, org, ShardOf(org, shards)}; };
   for (const RunSpec* run : batch.runs) {
-    const Item item{run->id.uuid, run->org, ShardOf(run->org, shards)};
+    const Item item = item_of(run->id.uuid, run->org);
     set.live_runs.push_back(item);
     if (batch.outbox) set.outbox_runs.push_back(item);
   }
   for (const JobSpec* job : batch.jobs) {
     if (job->run) continue;
-    const Item item{job->id.uuid, job->org, ShardOf(job->org, shards)};
+    const Item item = item_of(job->id.uuid, job->org);
     set.live_jobs.push_back(item);
     if (batch.outbox) set.outbox_jobs.push_back(item);
   }
-  for (const OutcomeRow* outcome : batch.outcomes)
-    if (!outcome->run) set.ended_jobs.push_back(outcome->report.job.uuid);
-  for (const RunOutcomeRow* outcome : batch.run_outcomes) set.ended_runs.push_back(outcome->run.uuid);
   // What a rebuild found may end before its outbox row is read: it must not be started from there again.
-  set.outbox_ended = set.ended_runs;
-  set.outbox_ended.insert(set.outbox_ended.end(), set.ended_jobs.begin(), set.ended_jobs.end());
+  for (const OutcomeRow* outcome : batch.outcomes)
+    if (!outcome->run) set.ended_jobs.push_back(item_of(outcome->report.job.uuid, outcome->org));
+  for (const RunOutcomeRow* outcome : batch.run_outcomes) set.ended_runs.push_back(item_of(outcome->run.uuid, outcome->org));
   MILLRACE_TRY(AddUniqueKeys(batch, set, deadline));
   return set;
 }
@@ -345,6 +344,7 @@ Result<void> SqlLedger::CheckCancels(std::span<const CancelRow> rows, MonoTime d
 Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime deadline) {
   if (rows.empty()) return {};
   MILLRACE_TRY(CheckCancels(rows, deadline));
+  MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
   Batch batch;
   for (const CancelRow& row : rows) {
     batch.cancels.push_back(&row);
@@ -352,8 +352,8 @@ Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime 
     const std::string table = row.is_run ? "live_run" : "live_job", key = row.is_run ? "run" : "job";
     batch.others.push_back({"insert into outbox (item, org, shard, is_run) select " + key + ", org, shard, " +
                                 (row.is_run ? "1" : "0") + " from " + table + " where " + key +
-                                " = $1 and org = $2 on conflict do nothing",
-                            Params().Id(row.item).Int(row.org.value())});
+                                " = $1 and org = $2 and shard = $3 on conflict do nothing",
+                            Params().Id(row.item).Int(row.org.value()).Int(ShardOf(row.org, shards).value())});
   }
   return Write(batch, deadline);
 }

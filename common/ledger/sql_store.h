@@ -15,13 +15,14 @@
 namespace millrace::ledger {
 
 struct Param {
-  enum class Kind : std::uint8_t { kInt, kText, kBytes, kId, kTime, kIds, kTexts };
+  enum class Kind : std::uint8_t { kInt, kText, kBytes, kId, kTime, kIds, kTexts, kInts };
   Kind kind;
   bool null = false;
   std::int64_t number = 0;
   std::string bytes;
   std::vector<Uuid> ids;
   std::vector<std::string> texts{};
+  std::vector<std::int64_t> numbers{};
 };
 
 class Params {
@@ -35,6 +36,9 @@ class Params {
   Params& Ids(std::vector<Uuid> values) { return Put({Param::Kind::kIds, false, 0, {}, std::move(values)}); }
   Params& Texts(std::span<const std::string> values) {
     return Put({Param::Kind::kTexts, false, 0, {}, {}, {values.begin(), values.end()}});
+  }
+  Params& Ints(std::span<const std::int64_t> values) {  // PostgreSQL only
+    return Put({Param::Kind::kInts, false, 0, {}, {}, {}, {values.begin(), values.end()}});
   }
   std::span<const Param> all() const { return params_; }
 
@@ -78,9 +82,8 @@ struct WriteSet {
   };
   std::array<TableRows, kTableCount> tables;
   std::vector<Item> live_runs, live_jobs, outbox_runs, outbox_jobs;
-  std::vector<Uuid> ended_runs, ended_jobs;
-  std::vector<Uuid> outbox_done;   // taken over; a row that a cancel request stands behind stays until its item has ended
-  std::vector<Uuid> outbox_ended;  // of items that have ended
+  std::vector<Item> ended_runs, ended_jobs;  // their outbox rows go too
+  std::vector<Uuid> outbox_done;  // taken over, in the shards of `holds`; one with a cancel request stays until its item ends
   std::vector<Statement> others;
   Arena arena;
 };
@@ -89,7 +92,8 @@ class SqlStore {
  public:
   virtual ~SqlStore() = default;
 
-  // One statement. Outside a Transact body: only reads, repeated once on a new connection when the old one was lost.
+  // One statement. Outside a Transact body: a read, or what bears repetition; repeated once on a new connection when the old
+  // one was lost.
   virtual Result<Rows> Run(std::string_view sql, const Params& params, MonoTime deadline) = 0;
   // `body` in one write transaction; run again from its start when the transaction was rolled back by a lost connection or a
   // serialization failure. A lost answer to COMMIT runs it again too: bodies must bear that.
@@ -104,6 +108,7 @@ class SqlStore {
   virtual Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) = 0;
 
   // Dialect.
+  virtual bool HasFunctions() const = 0;  // take_shard, renew_shards, announce_broker, try_lead: one round trip each
   virtual std::string Columns(Table table, std::string_view alias) const = 0;  // "r.run, r.org, ..." in the order of DefOf
   virtual std::string In(int parameter) const = 0;                             // " = any($1)", for an Ids parameter
   virtual std::string InTexts(int parameter) const = 0;                        // the same for a Texts parameter

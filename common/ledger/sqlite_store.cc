@@ -66,6 +66,7 @@ void BindParam(sqlite::Statement& statement, int at, const Param& p) {
       statement.Bind(at, json + "]");
       break;
     }
+    case Param::Kind::kInts: MILLRACE_CHECK(false, "an array of numbers is for PostgreSQL");
     case Param::Kind::kTexts: {
       std::string json = "[";
       for (const std::string& text : p.texts) json += (json.size() > 1 ? "," : "") + JsonText(text);
@@ -98,6 +99,7 @@ class SqliteStore final : public SqlStore {
   Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) override;
   Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) override;
 
+  bool HasFunctions() const override { return false; }
   std::string Columns(Table table, std::string_view alias) const override {
     std::string list;
     for (const Column& c : DefOf(table).columns)
@@ -145,7 +147,7 @@ class SqliteStore final : public SqlStore {
   Result<void> InsertRecord(const AuditRecord& record);
   Result<void> Bookkeeping(const WriteSet& set);
   Result<void> InsertItems(std::string_view sql, const std::vector<Item>& items);
-  Result<void> DeleteIds(std::string_view sql, const std::vector<Uuid>& ids);
+  Result<void> DeleteOutbox(const Item& item);
 
   LedgerOptions options_;
   sqlite::Database database_;
@@ -262,9 +264,9 @@ Result<void> SqliteStore::InsertItems(std::string_view sql, const std::vector<It
   return {};
 }
 
-Result<void> SqliteStore::DeleteIds(std::string_view sql, const std::vector<Uuid>& ids) {
-  for (const Uuid& id : ids) MILLRACE_TRY(database_.Run(sql, sqlite::Blob{id.AsBytes()}));
-  return {};
+Result<void> SqliteStore::DeleteOutbox(const Item& item) {
+  return database_.Run("delete from outbox where shard = ?1 and item = ?2", item.shard.value(),
+                       sqlite::Blob{item.id.AsBytes()});
 }
 
 Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
@@ -274,11 +276,20 @@ Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
                            set.outbox_runs));
   MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 0) on conflict do nothing",
                            set.outbox_jobs));
-  MILLRACE_TRY(DeleteIds("delete from live_run where run = ?1", set.ended_runs));
-  MILLRACE_TRY(DeleteIds("delete from live_job where job = ?1", set.ended_jobs));
-  MILLRACE_TRY(DeleteIds("delete from outbox where item = ?1 and not exists (select 1 from cancel c where c.item = ?1)",
-                         set.outbox_done));
-  MILLRACE_TRY(DeleteIds("delete from outbox where item = ?1", set.outbox_ended));
+  for (const Item& item : set.ended_runs) {
+    MILLRACE_TRY(database_.Run("delete from live_run where run = ?1", sqlite::Blob{item.id.AsBytes()}));
+    MILLRACE_TRY(DeleteOutbox(item));
+  }
+  for (const Item& item : set.ended_jobs) {
+    MILLRACE_TRY(database_.Run("delete from live_job where shard = ?1 and job = ?2", item.shard.value(),
+                               sqlite::Blob{item.id.AsBytes()}));
+    MILLRACE_TRY(DeleteOutbox(item));
+  }
+  for (const ShardHold& hold : set.holds)
+    for (const Uuid& id : set.outbox_done)
+      MILLRACE_TRY(database_.Run(
+          "delete from outbox where shard = ?1 and item = ?2 and not exists (select 1 from cancel c where c.item = ?2)",
+          hold.shard.value(), sqlite::Blob{id.AsBytes()}));
   for (const Statement& s : set.others) MILLRACE_TRY(RunStatement(s.sql, s.params));
   return {};
 }
