@@ -141,10 +141,8 @@ void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string&
 void Dispatcher::EnqueueRunJob(Shard& shard, JobId id) {
   RunCoordinator::Job* job = shard.runs.Find(id);
   if (job == nullptr || job->state != JobState::kBlocked) return;
-  const WallTime soon = shard.delivered.contains(id) ? wall_ + kAdoptionSkew : wall_;  // see Presume
-  shard.runs.Apply(*job, job->run_at && *job->run_at > soon ? JobEvent::kDelayed : JobEvent::kUnblocked);
+  shard.runs.Apply(*job, job->run_at && *job->run_at > wall_ ? JobEvent::kDelayed : JobEvent::kUnblocked);
   shard.runs.Show(id);
-  if (Presume(shard, job->spec, job->counters, job->run_at)) return;
   Enqueue(shard, *job->spec, job->counters, job->run_at, false);
 }
 

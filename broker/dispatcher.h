@@ -208,7 +208,9 @@ class Dispatcher {
   void LeaveAll();
   void NoteDelivered(Shard& shard, QueueReply& reply);
   void NoteTokens(Shard& shard, LiveRun& run);
-  bool Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters, std::optional<WallTime> run_at);
+  void PresumeOfRuns(Shard& shard);
+  bool MayRun(const Shard& shard, JobId job, std::optional<WallTime> run_at) const;
+  void Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters);
   void FinishDelivered(Shard& shard);
   void EndPresumed(Shard& shard);
   void OnOrphans(const wire::PeerId& peer, const wire::Orphans& m);

@@ -91,7 +91,9 @@ void Dispatcher::AnswerCancel(Shard& shard, CancelRequest& request, const std::v
       EndWaiting(shard, piece, state.live->spec, state.live->counters);
       LeaveQueue(shard, state.live->spec, state.live->next_run_at || state.live->spec.run_at);
     } else {
-      piece.cancels.push_back({.row = std::move(row), .live = state.live, .waiting = waits});
+      LiveJob live = *state.live;
+      live.cancelling = false;  // it was not taken out of the queue for this: CancelKept, CancelDurable
+      piece.cancels.push_back({.row = std::move(row), .live = std::move(live), .waiting = waits});
     }
   }
 }
@@ -141,7 +143,8 @@ void Dispatcher::CancelDurable(Shard& shard, const Piece::Cancel& cancel) {
     shard.cancelling.insert(id);
     StopAttempt(id);
   } else if (cancel.waiting) {
-    if (cancel.live->spec.options.durability == Durability::kRedis && shard.settling.erase(id) > 0) shard.finish.push_back(id);
+    // One that CancelKept took out is settled by this; another one's time may have come meanwhile, and then it ends so.
+    if (cancel.live->cancelling && shard.settling.erase(id) > 0) shard.finish.push_back(id);
     CancelStored(shard, *cancel.live);
   } else {  // its attempt has ended meanwhile: the ledger knows whether the job has
     const std::uint64_t number = ++last_cancel_;

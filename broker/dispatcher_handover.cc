@@ -4,7 +4,7 @@
 // all tokens of a job at most one has no row, it is the newest, and it may go on under whoever owns the shard. The queue says
 // which jobs may have such a token (it keeps what was claimed and is not out of flight yet). The new owner holds them back as
 // leases of an unknown worker; a worker that says it runs one, under a token above the job's last row, keeps it. What nobody
-// says within kAdoptionWindow is lost, like a lease whose worker went silent.
+// says within kAdoptionWindow is lost, like a lease whose worker went silent; at once when the queue was restarted meanwhile.
 #include <algorithm>
 #include <utility>
 
@@ -75,16 +75,27 @@ void Dispatcher::NoteTokens(Shard& shard, LiveRun& run) {
   }
 }
 
-// A job that may run somewhere: nobody else gets it before its worker had time to speak up. False: it does not.
-bool Dispatcher::Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters,
-                         std::optional<WallTime> run_at) {
+// Of the restored runs, before anything follows from their restoration: one that is being cancelled ends what does not run.
+void Dispatcher::PresumeOfRuns(Shard& shard) {
+  if (shard.delivered.empty()) return;
+  for (const JobId& id : shard.runs.Restored()) {
+    RunCoordinator::Job& job = *shard.runs.Find(id);
+    if (!MayRun(shard, id, job.run_at)) continue;
+    shard.runs.Delivered(id);
+    shard.runs.Apply(job, JobEvent::kLeased);
+    shard.runs.Show(id);
+    Presume(shard, job.spec, job.counters);
+  }
+}
+
+bool Dispatcher::MayRun(const Shard& shard, JobId job, std::optional<WallTime> run_at) const {
+  return shard.delivered.contains(job) && !(run_at && *run_at > wall_ + kAdoptionSkew);
+}
+
+// A job that may run somewhere: nobody else gets it before its worker had time to speak up.
+void Dispatcher::Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters) {
   const JobId id = spec->id;
   const auto delivered = shard.delivered.find(id);
-  if (delivered == shard.delivered.end() || (run_at && *run_at > wall_ + kAdoptionSkew)) return false;
-  if (spec->run) {
-    shard.runs.Apply(*shard.runs.Find(id), JobEvent::kLeased);
-    shard.runs.Show(id);
-  }
   const bool first = leases_
                          .try_emplace(id, Lease{.shard = shard.hold.shard,
                                                 .spec = spec,
@@ -101,7 +112,6 @@ bool Dispatcher::Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, cons
   if (!shard.yield_by) lines_.Running(shard.hold.shard, LineKey::Of(*spec), now_);
   shard.delivered.erase(delivered);
   shard.presumed.insert(id);
-  return true;
 }
 
 // What the queue has in flight and no live job stands for has ended.
@@ -112,18 +122,24 @@ void Dispatcher::FinishDelivered(Shard& shard) {
     shard.finish.push_back(entry.first);
     return true;
   });
-  shard.adopt_until = now_ + kAdoptionWindow;
-  if (!shard.presumed.empty())
+  // A queue that cannot vouch for the epochs before: nothing is adopted (MayAdopt), so nobody is waited for.
+  const auto window = shard.unbroken_since == shard.hold.epoch ? Millis{0} : Millis{kAdoptionWindow};
+  shard.adopt_until = now_ + window;
+  if (!shard.presumed.empty() && window > Millis{0})
     LogInfo("shard {}: {} jobs may be running: their workers have {} ms to say so", shard.hold.shard.value(),
-            shard.presumed.size(), kAdoptionWindow.count());
+            shard.presumed.size(), window.count());
+  EndPresumed(shard);
 }
 
 void Dispatcher::EndPresumed(Shard& shard) {
   if (shard.presumed.empty() || now_ < shard.adopt_until) return;
   const std::set<JobId> lost = std::exchange(shard.presumed, {});
   LogInfo("shard {}: {} jobs that a former owner had delivered start again", shard.hold.shard.value(), lost.size());
+  const std::string why = shard.unbroken_since == shard.hold.epoch
+                              ? "a former broker had delivered it, and the queue was restarted since"
+                              : "no worker says that it runs it, after its shard changed its owner";
   for (auto it = lost.rbegin(); it != lost.rend(); ++it)  // each goes to the front of its line: the oldest last
-    Lose(*it, "no worker says that it runs it, after its shard changed its owner");
+    Lose(*it, why);
 }
 
 void Dispatcher::OnOrphans(const wire::PeerId& peer, const wire::Orphans& m) {

@@ -104,6 +104,7 @@ void Dispatcher::On(event::LiveRunsRead& e) {
     ToLedger(command::ReadLiveRuns{.hold = e.hold, .after = after});
     return;
   }
+  PresumeOfRuns(*shard);
   WriteEffects(*shard, shard->runs.FinishRestore());
   shard->phase = Phase::kReadingJobs;
   ToLedger(command::ReadLiveJobs{.hold = e.hold, .after = std::nullopt});
@@ -120,7 +121,8 @@ void Dispatcher::On(event::LiveJobsRead& e) {
     bool presumed = false;
     if (const auto delivered = shard->delivered.find(job.spec.id); delivered != shard->delivered.end()) {
       delivered->second = job.last_token;
-      presumed = Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters, run_at);
+      presumed = MayRun(*shard, job.spec.id, run_at);
+      if (presumed) Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters);
     }
     // What may still run is stopped when its worker speaks up, and is cancelled only then, or when nobody does.
     if (presumed && job.cancelling) shard->cancelling.insert(job.spec.id);

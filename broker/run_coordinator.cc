@@ -183,6 +183,21 @@ void RunCoordinator::Restore(LiveRun live) {
   }
 }
 
+std::vector<JobId> RunCoordinator::Restored() const {
+  std::vector<JobId> jobs;
+  for (const RunId& id : restored_)
+    if (const Run& run = *runs_.at(id); run.invalid.empty())
+      for (const Job& job : run.jobs)
+        if (!IsTerminal(job.state)) jobs.push_back(job.spec->id);
+  return jobs;
+}
+
+void RunCoordinator::Delivered(JobId id) {
+  Job& job = *Find(id);
+  Route(job);
+  Apply(job, JobEvent::kUnblocked);
+}
+
 RunEffects RunCoordinator::FinishRestore() {
   RunEffects out;
   std::vector<RunId> waiting, cancelling;

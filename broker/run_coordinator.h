@@ -76,6 +76,10 @@ class RunCoordinator {
   // A live run read from the ledger. Nothing starts before FinishRestore. A run that is known already is ignored.
   void Restore(LiveRun live);
   RunEffects FinishRestore();
+  // Before FinishRestore: the jobs of restored runs that have not ended, without those of runs that cannot run.
+  std::vector<JobId> Restored() const;
+  // One of them is with a worker, for all one knows: a cancel must stop it. It is kReady, to be leased by the caller.
+  void Delivered(JobId job);
 
   // Somebody asked for it and the request is durable. What has not started ends at once, what runs is to be stopped. Nothing
   // when the run is unknown, has ended, or is being cancelled.

@@ -241,7 +241,7 @@ class Ledger : public AuditSource {
   virtual Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard,
                                                       MonoTime deadline) = 0;
 
-  // Pipelines. Applying the same definition, base_dir and schedules again changes nothing and returns the stored version.
+  // Pipelines. A version is its definition (schedules and all) and base_dir: storing or applying the latest makes no new one.
   // A schedule's watermark survives new versions; a new schedule starts at the ledger's time.
   virtual Result<PipelineVersion> ApplyPipeline(const Pipeline& pipeline, std::string_view definition_json,
                                                 std::string_view source, std::string_view base_dir, OrgId org,

@@ -35,7 +35,8 @@ ScheduleRow ScheduleFrom(std::span<const Value> c) {
   return s;
 }
 
-// A new, revived or re-timed schedule decides slots after now only; any other keeps its watermark.
+// A new, revived or re-timed schedule decides slots after now only; any other keeps its watermark. One that a newer version has
+// set meanwhile stays as it is.
 Statement UpsertSchedule(const ScheduleSpec& spec, OrgId org, std::string_view pipeline, std::int64_t version, WallTime now) {
   return {
       "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, "
@@ -48,7 +49,8 @@ Statement UpsertSchedule(const ScheduleSpec& spec, OrgId org, std::string_view p
       "watermark = case when schedule.watermark < excluded.watermark and (schedule.active = 0 or schedule.cron <> "
       "excluded.cron or "
       "schedule.timezone <> excluded.timezone or schedule.dst <> excluded.dst or schedule.starts <> excluded.starts or "
-      "schedule.ends <> excluded.ends) then excluded.watermark else schedule.watermark end",
+      "schedule.ends <> excluded.ends) then excluded.watermark else schedule.watermark end where schedule.version <= "
+      "excluded.version",
       Params()
           .Int(org.value())
           .Text(pipeline)
@@ -123,24 +125,24 @@ Result<PipelineVersion> SqlLedger::PutPipeline(const Pipeline& pipeline, std::st
     }
     std::ranges::sort(stored, {}, &ScheduleSpec::name);
     std::ranges::sort(wanted, {}, &ScheduleSpec::name);
-    if (latest && latest->definition == definition_json && latest->base_dir == base_dir &&
-        (keep || (stored == wanted && newest)))
-      return *latest;
+    // What is stored already is no new version: only its schedules come into force.
+    const bool unchanged = latest && latest->definition == definition_json && latest->base_dir == base_dir;
+    if (unchanged && (keep || (stored == wanted && newest))) return *latest;
 
     MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
-    const PipelineVersion version{org,
-                                  pipeline.name,
-                                  latest ? latest->version + 1 : 1,
-                                  std::string(source),
-                                  std::string(definition_json),
-                                  std::string(base_dir),
-                                  now};
+    const PipelineVersion version = unchanged ? *latest : PipelineVersion{org,
+                                                                          pipeline.name,
+                                                                          latest ? latest->version + 1 : 1,
+                                                                          std::string(source),
+                                                                          std::string(definition_json),
+                                                                          std::string(base_dir),
+                                                                          now};
     Batch batch;
-    batch.versions.push_back(&version);
+    if (!unchanged) batch.versions.push_back(&version);
     if (!keep) {
       for (const ScheduleSpec& spec : wanted)
         batch.others.push_back(UpsertSchedule(spec, org, pipeline.name, version.version, now));
-      batch.others.push_back({"update schedule set active = 0 where org = $1 and pipeline = $2 and version <> $3",
+      batch.others.push_back({"update schedule set active = 0 where org = $1 and pipeline = $2 and version < $3",
                               Params().Int(org.value()).Text(pipeline.name).Int(version.version)});
     }
     const auto written = Write(batch, deadline);

@@ -106,10 +106,8 @@ class SqliteQueue final : public JobQueue {
     MILLRACE_TRY(db_.Run("delete from due where shard = ? and substr(line, 1, 1) <> x'1e'", shard));
     MILLRACE_TRY_ASSIGN(const std::optional<std::uint32_t> stored, StoredEpoch(op.shard));
     const bool maybe_old = taken_.insert(op.shard).second;  // another process wrote it; the machine may have lost power since
-    if (maybe_old || !stored) {
-      MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
-      unbroken_since_[op.shard] = op.epoch;
-    }
+    if (!stored) MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
+    if (maybe_old || !stored) unbroken_since_[op.shard] = op.epoch;
     MILLRACE_TRY(db_.Run("insert into shard values (?, ?) on conflict(shard) do update set epoch = excluded.epoch", shard,
                          op.epoch.value()));
     return WhatStayed(op.shard, maybe_old);

@@ -229,6 +229,22 @@ TEST_P(JobQueueTest, TakeTellsWhatWasDeliveredSinceTheStoreIsUnbroken) {
   EXPECT_EQ(anew.unbroken_since, Epoch{12}) << "what was delivered before is not known";
 }
 
+// Of a store that a process opens anew: what it remembers may be told, but nobody may rely on it.
+TEST_P(JobQueueTest, AFileThatIsOpenedAgainTellsWhatWasDelivered) {
+  if (path_.empty()) GTEST_SKIP() << "a server outlives those who use it";
+  Must(Enqueue{kShard, kEpoch, {Entry(1), Entry(2), Entry(3)}});
+  Must(Claim{kShard, kEpoch, "a", 2});
+  Must(Finish{kShard, kEpoch, Ids({1})});
+  queue_ = Open();
+  const Epoch next{kEpoch.value() + 1};
+  const QueueReply taken = Must(Take{kShard, next});
+  EXPECT_EQ(taken.in_flight, Ids({2}));
+  EXPECT_EQ(taken.unbroken_since, next);
+  EXPECT_TRUE(taken.maybe_old);
+  Must(Requeue{kShard, next, {Entry(2)}});
+  ExpectDepth(1, 0, 0);
+}
+
 TEST_P(JobQueueTest, ManyKeptEntriesInFlightComeInPages) {
   std::vector<QueueEntry> many;
   for (std::uint64_t i = 1; i <= 3500; ++i) many.push_back(Entry(i, kKept, fmt::format("body {}", i)));

@@ -335,19 +335,20 @@ TEST_P(LedgerTest, ApplyIsIdempotentAndVersions) {
   EXPECT_EQ(after.version, 2);
   EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "source 2", "/elsewhere", kDefaultOrg, In())->version, 3);
   p.schedules[0].cron = "0 7 * * *";  // an edit decides only slots after now
-  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "source 2", "/elsewhere", kDefaultOrg, In())->version, 4);
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "source 2", "/elsewhere", kDefaultOrg, In())->version, 3)
+      << "the definition is what makes a version";
   EXPECT_GT((*ledger_->Schedules(std::nullopt, In()))[0].watermark, before.watermark);
   p.schedules.clear();
-  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":2})", "source 3", "/elsewhere", kDefaultOrg, In())->version, 5);
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":2})", "source 3", "/elsewhere", kDefaultOrg, In())->version, 4);
   EXPECT_TRUE(ledger_->Schedules(kDefaultOrg, In())->empty());
 
   EXPECT_EQ(ledger_->GetPipeline(kDefaultOrg, "flights", 2, In())->source, "source 2");
-  EXPECT_EQ(ledger_->GetPipeline(kDefaultOrg, "flights", std::nullopt, In())->version, 5);
+  EXPECT_EQ(ledger_->GetPipeline(kDefaultOrg, "flights", std::nullopt, In())->version, 4);
   EXPECT_EQ(ledger_->GetPipeline(kDefaultOrg, "flights", 9, In()).error().code, ErrorCode::kNotFound);
   EXPECT_EQ(ledger_->GetPipeline(OrgId{2}, "flights", std::nullopt, In()).error().code, ErrorCode::kNotFound);
   const auto list = *ledger_->ListPipelines(kDefaultOrg, In());
   ASSERT_EQ(list.size(), 1u);
-  EXPECT_EQ(list[0].version, 5);
+  EXPECT_EQ(list[0].version, 4);
   EXPECT_EQ(list[0].source, "");
   ExpectSound();
 }
@@ -365,8 +366,24 @@ TEST_P(LedgerTest, StoringAVersionLeavesTheSchedulesInForce) {
   EXPECT_EQ(after[0].spec, before[0].spec);
   EXPECT_EQ(after[0].watermark, before[0].watermark);
   // Applying what was only stored makes the schedule run it.
-  EXPECT_EQ(ledger_->ApplyPipeline(Scheduled(), R"({"a":1})", "s", "/", kDefaultOrg, In())->version, 3);
-  EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].version, 3);
+  const auto stored = *ledger_->GetPipeline(kDefaultOrg, "flights", 2, In());
+  const auto applied = *ledger_->ApplyPipeline(Scheduled(), R"({"a":1})", "s", "/", kDefaultOrg, In());
+  EXPECT_EQ(applied.version, 2) << "the file has not changed";
+  EXPECT_EQ(applied.applied_at, stored.applied_at);
+  EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].version, 2);
+  EXPECT_EQ(ledger_->GetPipeline(kDefaultOrg, "flights", std::nullopt, In())->version, 2);
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, AFileThatRanByHandBeforeIsOneVersionWhenItsScheduleComesIntoForce) {
+  ASSERT_EQ(ledger_->StorePipeline(Scheduled(), "{}", "s", "/", kDefaultOrg, In())->version, 1);
+  EXPECT_TRUE(ledger_->Schedules(kDefaultOrg, In())->empty());
+  EXPECT_EQ(ledger_->ApplyPipeline(Scheduled(), "{}", "s", "/", kDefaultOrg, In())->version, 1);
+  const auto schedules = *ledger_->Schedules(kDefaultOrg, In());
+  ASSERT_EQ(schedules.size(), 1u);
+  EXPECT_EQ(schedules[0].version, 1);
+  EXPECT_LT(std::chrono::abs(schedules[0].watermark - Now()), 5s);
+  EXPECT_EQ(ledger_->StorePipeline(Scheduled(), "{}", "s", "/", kDefaultOrg, In())->version, 1);
   ExpectSound();
 }
 
@@ -390,7 +407,7 @@ TEST_P(LedgerTest, APauseIsDurableSurvivesNewVersionsAndIsOfOneOrgAndPipeline) {
   EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].watermark, before.watermark);
   EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "s", "/", kDefaultOrg, In())->version, 2);
   p.schedules[0].cron = "0 7 * * *";
-  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "s", "/", kDefaultOrg, In())->version, 3);
+  EXPECT_EQ(ledger_->ApplyPipeline(p, R"({"a":1})", "s", "/", kDefaultOrg, In())->version, 2);
   EXPECT_EQ(paused(), "1/flights:true 1/other:false 2/flights:false ");
   ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "flights", false, In()));
   EXPECT_EQ(paused(), "1/flights:false 1/other:false 2/flights:false ");

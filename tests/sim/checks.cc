@@ -27,8 +27,9 @@ void World::CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::P
       Violation("S3: job " + job.id.ToString() + " is granted after its outcome");
     if (job.token <= max_token_[job.id]) Violation("S4: a token does not increase");
     if (!job.fence_only) CheckLimits(n, spec, job.token);
-    max_token_[job.id] = job.token;
   }
+  // One that is deposed and does not know it yet may have claimed before the new owner asked the queue.
+  max_token_[job.id] = std::max(max_token_[job.id], job.token);
   if (job.fence_only) {
     n.fences.emplace(job.id, job.token);
     ++report_.fences;
@@ -100,6 +101,7 @@ void World::CheckCommit(const OwnerBatch& batch) {
     const bool asked =
         ledger_.cancels.contains(item) || std::ranges::find(batch.cancels, item, &CancelRow::item) != batch.cancels.end();
     if (row.state == JobState::kCancelled && !asked) Violation("a job is cancelled that nobody wanted to be cancelled");
+    if (row.state == JobState::kCancelled && row.report.token == Token{}) cancelled_at_.try_emplace(row.report.job, Now());
     if (row.report.token == Token{}) continue;
     if (row.report.result != std::to_string(max_token_[row.report.job].value()))
       Violation(fmt::format("S4: the outcome comes from token {}, the last granted one is {}", row.report.result,
@@ -135,6 +137,17 @@ bool World::Finished() const {
   for (const auto& [id, run] : ledger_.runs)
     if (!ledger_.run_outcomes.contains(id)) return false;
   return true;
+}
+
+void World::CheckGoesOn(std::size_t w, const JobId& id) {
+  const auto cancelled = cancelled_at_.find(id);
+  if (cancelled == cancelled_at_.end() || Now() - cancelled->second <= kLeaseTtl + Millis{1000}) return;
+  const Micros since = std::max(Micros{1}, cancelled->second - Micros{15'000'000});
+  const bool lost =
+      std::ranges::any_of(losses_, [&](const auto& loss) { return loss.second >= since && loss.first <= cancelled->second; });
+  const bool unheard =
+      std::ranges::any_of(cut_until_, [&](const auto& cut) { return cut.first.second == w && cut.second >= since; });
+  if (!lost && !unheard && workers_[w].frozen_until < since) Violation("an attempt of a job that is cancelled goes on");
 }
 
 void World::CheckTimes(const MemoryLedger::JobRows& rows) {

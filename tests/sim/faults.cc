@@ -85,6 +85,7 @@ void World::CancelSomething() {
     const JobSpec& job = SpecOf(worker.running.begin()->first);
     row = {job.run ? job.run->uuid : job.id.uuid, job.run.has_value(), job.org, "sim", "", {}};
   }
+  if (Chance(25)) return CancelOwnerless();
   if (Chance(30) && (row.is_run || ledger_.jobs.contains(JobId{row.item}))) {
     (void)ledger_.RequestCancel(std::span{&row, 1}, clock_.Now());
     return Ring(row.org);
@@ -96,6 +97,20 @@ void World::CancelSomething() {
   const auto kept = kept_.find(JobId{row.item});
   requests_.push_back({.message = std::move(cancel), .sure = kept != kept_.end() && kept->second.accepted});
   Send(requests_.size() - 1, random_.Below(kBrokers));
+}
+
+// What runs is cancelled while its shard has no owner: the next one finds the request and what was delivered.
+void World::CancelOwnerless() {
+  std::vector<CancelRow> running;
+  for (const SimWorker& worker : workers_)
+    for (const auto& [id, token] : worker.running)
+      if (const JobSpec& job = SpecOf(id); worker.up && worker.frozen_until <= Now() && ledger_.jobs.contains(id))
+        running.push_back({job.run ? job.run->uuid : id.uuid, job.run.has_value(), job.org, "sim", "", {}});
+  if (running.empty()) return;
+  const CancelRow row = running[random_.Below(running.size())];
+  for (std::size_t b = 0; b < kBrokers; ++b)
+    if (brokers_[b].up && brokers_[b].dispatcher->Ready(ShardOf(row.org, kShards))) Crash(b);
+  In(Between(1'000, 3'000'000), [this, row] { (void)ledger_.RequestCancel(std::span{&row, 1}, clock_.Now()); });
 }
 
 void World::SetQueues() {
@@ -191,17 +206,17 @@ LedgerFault World::NextFault() {
 
 void World::Heal() {
   healed_ = true;
-  cut_until_.clear();
+  for (auto& [pair, until] : cut_until_) until = std::min(until, Now());
   for (auto& [key, q] : ledger_.queues) {
     q.paused = false;
     ++q.revision;
   }
   for (std::size_t i = 0; i < kBrokers; ++i) {
-    brokers_[i].frozen_until = Now();
+    brokers_[i].frozen_until = std::min(brokers_[i].frozen_until, Now());
     if (!brokers_[i].up) StartBroker(i);
   }
   for (std::size_t w = 0; w < kWorkers; ++w) {
-    workers_[w].frozen_until = Now();
+    workers_[w].frozen_until = std::min(workers_[w].frozen_until, Now());
     if (!workers_[w].up) StartWorker(w);
   }
 }

@@ -19,6 +19,7 @@ enum class Mutant : std::uint8_t {
   kNoLimits,            // a broker forgets the limits of its queues
   kAdoptOldToken,       // a new owner lets attempts go on whose end is recorded
   kForgetRemovals,      // the queue does not find what is to be taken out of it
+  kForgetDelivered,     // a new owner is not told what was delivered
 };
 
 struct Report {

@@ -101,7 +101,8 @@ TEST_F(SimulationTest, EveryMutantIsFound) {
         std::pair{Mutant::kCancelWithoutFence, "a cancel raises no fence"},
         std::pair{Mutant::kNoLimits, "the limits of queues are forgotten"},
         std::pair{Mutant::kAdoptOldToken, "an attempt goes on whose end is recorded"},
-        std::pair{Mutant::kForgetRemovals, "what is cancelled stays in the queue"}}) {
+        std::pair{Mutant::kForgetRemovals, "what is cancelled stays in the queue"},
+        std::pair{Mutant::kForgetDelivered, "a cancelled job ends while an attempt goes on"}}) {
     std::uint64_t found = 0;
     for (std::uint64_t seed = 1; seed <= kMutantSeeds && found == 0; ++seed)
       if (const Report report = Simulate(seed, mutant); !report.violations.empty()) {

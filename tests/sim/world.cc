@@ -193,6 +193,10 @@ void World::QueueStep(std::size_t i, Node& n) {
     std::vector<Result<QueueReply>> results;
     if (!fails || applied) results = queue_.Execute(std::span{&op, 1});
     if (!results.empty() && results.front()) NoteKept(op);
+    if (const auto* take = std::get_if<queue_op::Take>(&op); take && mutant_ == Mutant::kForgetDelivered && !results.empty()) {
+      queue_.ForgetDelivered(take->shard);
+      if (results.front()) results.front()->in_flight.clear();
+    }
     if (fails) results = {Fail(ErrorCode::kMaybeApplied, "the connection broke")};
     replies.replies.emplace_back(id, std::move(results.front()));
   }
@@ -336,9 +340,9 @@ void World::StartAttempt(std::size_t w, const wire::Grant::Job& job) {
     return;
   }
   if (effect.fence < job.token) effect.fence = job.token;  // raises the fence, unless a newer attempt did
-  const Micros duration = Chance(80)   ? Between(1'000, 300'000)
-                          : Chance(80) ? Between(300'000, 6'000'000)
-                                       : Between(6'000'000, 20'000'000);  // longer than a takeover takes
+  const Micros duration = Chance(seed_ % 3 == 1 ? 40 : 80)   ? Between(1'000, 300'000)
+                          : Chance(seed_ % 3 == 1 ? 40 : 80) ? Between(300'000, 6'000'000)
+                                                             : Between(6'000'000, 20'000'000);  // longer than a takeover takes
   OnWorker(w, duration, [this, w, id = job.id, token = job.token](SimWorker&) { EndAttempt(w, id, token); });
 }
 
@@ -368,6 +372,7 @@ void World::KillAttempt(std::size_t w, const worker::Session::Kill& kill) {
 
 void World::EndAttempt(std::size_t w, JobId id, Token token) {
   if (!StillRuns(w, id, token)) return;
+  CheckGoesOn(w, id);
   AttemptReport report;
   report.job = id;
   report.token = token;

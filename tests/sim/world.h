@@ -141,6 +141,7 @@ class World {
   JobSpec NewJob(OrgId org);
   void SubmitSomething();
   void CancelSomething();
+  void CancelOwnerless();
   // Limits stay as they are; only the pause comes and goes.
   void SetQueues();
   static std::uint64_t SetRequest(int i) { return 1'000'000 + static_cast<std::uint64_t>(i); }
@@ -171,6 +172,9 @@ class World {
   bool Finished() const;
   // An end by time comes with a time that has passed, never before it; skipping follows from what a job depends on.
   void CheckTimes(const MemoryLedger::JobRows& rows);
+  // `cancelled` without a fence means that nothing of the job runs any more: what goes on must hear so within a lease. Not
+  // asked of what could not be known: the queue lost what was delivered, or worker and broker did not hear each other.
+  void CheckGoesOn(std::size_t w, const JobId& id);
   // Of jobs that hold their key until they end no two lived at the same time.
   void CheckUnique();
   void CheckCancelReply(const wire::CancelReply& reply);
@@ -193,6 +197,7 @@ class World {
   std::map<JobId, Token> max_token_;
   std::map<std::pair<OrgId, std::string>, std::vector<Micros>> starts_;  // of a queue (no key) and of its limit keys
   std::map<JobId, std::uint64_t> accepted_, ended_;                      // in which commit
+  std::map<JobId, Micros> cancelled_at_;                                 // without a fence
   std::uint64_t commits_ = 0;
   std::priority_queue<Item> agenda_;
   std::uint64_t order_ = 0, trace_ = 0xcbf29ce484222325ULL;

@@ -36,6 +36,10 @@ class MemoryQueue final : public JobQueue {
     shards_ = saved_;
     ++server_;
   }
+  // A server that was restarted and lost nothing, which it cannot know.
+  void Restart() { ++server_; }
+  // As if what was delivered had come out of flight.
+  void ForgetDelivered(ShardId id) { shards_[id].in_flight.clear(); }
   std::size_t take_page = 2;             // entries in flight that one Take shows
   std::uint32_t claim_max = UINT32_MAX;  // one Claim gives no more, as the real queues do when bodies are large
   bool forget_removals = false;          // a broken queue, for mutants: Remove finds nothing
@@ -63,10 +67,7 @@ class MemoryQueue final : public JobQueue {
     if (shard.epoch && *shard.epoch > op.epoch) return Fail(ErrorCode::kStale, "a higher epoch is stored");
     QueueReply reply;
     reply.maybe_old = shard.taken_on != server_;
-    if (reply.maybe_old || !shard.epoch) {
-      shard.in_flight.clear();
-      shard.unbroken_since = op.epoch;
-    }
+    if (reply.maybe_old || !shard.epoch) shard.unbroken_since = op.epoch;
     shard.epoch = op.epoch;
     shard.taken_on = server_;
     reply.in_flight.assign(shard.in_flight.begin(), shard.in_flight.end());

@@ -430,6 +430,38 @@ TEST_F(DispatcherCancelTest, ARequestPutIntoTheLedgerByOthersIsFound) {
   EXPECT_EQ(Outcome(single), JobState::kCancelled);
 }
 
+// Of a job of `durability: redis` that the ledger knows since its first attempt was handed back.
+TEST_F(DispatcherCancelTest, ADeadlineThatPassesWhileTheRequestIsWrittenEndsTheJobOnce) {
+  JobSpec job = Kept();
+  job.options.has_sink = true;
+  job.options.deadline = clock_.WallNow() + Millis{10'000};
+  Submit({job});
+  Hello("w", 1);
+  ASSERT_EQ(grants_.size(), 1U);
+  End(0, AttemptEnd::kHandedBack);
+  ASSERT_TRUE(ledger_.jobs.contains(job.id));
+  hold_replies_ = true;
+  Advance(Millis{11'000});  // its entry comes out of the queue, and the answer is under way
+  Handle(event::FromClient{.peer = "c",
+                           .message = wire::Cancel{.request = 5,
+                                                   .org = kDefaultOrg,
+                                                   .items = {{.id = job.id.uuid, .is_run = false}},
+                                                   .actor = "cli me",
+                                                   .reason = "late"}});
+  Flush();
+  std::vector<Event> events;
+  pump_.Step(events);
+  for (Event& event : events) Handle(std::move(event));
+  hold_replies_ = false;
+  Handle(std::exchange(held_, {}));
+  Settle();
+  EXPECT_EQ(Outcome(job), JobState::kDead);
+  Hello("x", 10);
+  Advance(Millis{1000});
+  EXPECT_EQ(grants_.size(), 1U) << "it has ended: nothing is to be fenced";
+  ExpectEmptyQueue();
+}
+
 TEST_F(DispatcherCancelTest, TooLateAndUnknownAreAnsweredAsWhatTheyAre) {
   Hello("w", 10);
   const JobSpec job = Job();

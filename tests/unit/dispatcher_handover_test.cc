@@ -106,6 +106,34 @@ TEST_F(HandoverTest, NothingIsAdoptedOfAQueueThatLostItsState) {
   EXPECT_EQ(dispatcher_.adopted(), 1u);
 }
 
+// As `millrace up` after a kill: nobody is left to say what he runs, and the history has every delivery nevertheless.
+TEST_F(HandoverTest, WhatARestartedQueueRemembersIsLostAtOnceAndRecorded) {
+  const JobSpec job = Job();
+  std::vector<JobSpec> of_run{Job()};
+  Submit({job});
+  SubmitRun(of_run);
+  Hello("w", 10);
+  ASSERT_EQ(grants_.size(), 2u);
+  queue_.Restart();
+  TakeAnew();
+  ASSERT_EQ(grants_.size(), 4u) << "nobody is waited for";
+  for (const JobSpec& each : {job, of_run[0]}) {
+    ASSERT_EQ(ledger_.jobs.at(each.id).attempts.size(), 1u);
+    const AttemptRow& lost = ledger_.jobs.at(each.id).attempts[0];
+    EXPECT_EQ(lost.report.end, AttemptEnd::kLost);
+    EXPECT_EQ(lost.report.error_class, "worker_lost");
+    EXPECT_EQ(lost.counters.deliveries, 1u);
+    EXPECT_EQ(lost.counters.failures, 0u);
+  }
+  Orphans("w", HeldOf(0));
+  EXPECT_EQ(dispatcher_.adopted(), 0u);
+  End(2, AttemptEnd::kSucceeded);
+  End(3, AttemptEnd::kSucceeded);
+  EXPECT_EQ(ledger_.jobs.at(job.id).outcome->counters.deliveries, 2u);
+  EXPECT_EQ(ledger_.jobs.at(of_run[0].id).outcome->counters.deliveries, 2u);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->in_flight, 0u);
+}
+
 TEST_F(HandoverTest, AnAttemptOfARunGoesOnAndTheRunEnds) {
   std::vector<JobSpec> jobs{Job(), Job()};
   jobs[1].depends_on = {jobs[0].id};
@@ -134,6 +162,53 @@ TEST_F(HandoverTest, AJobThatIsCancelledMeanwhileIsStopped) {
   EXPECT_EQ(revokes_.back().reason, "cancelled");
   End(0, AttemptEnd::kCancelled);
   EXPECT_EQ(Outcome(job), JobState::kCancelled);
+}
+
+// The request came while nobody owned the shard: what a worker may still run has not ended, whether or not it has a sink.
+TEST_F(HandoverTest, AJobOfACancelledRunEndsWhenItsWorkerHasStoppedIt) {
+  for (const bool has_sink : {false, true}) {
+    std::vector<JobSpec> jobs{Job(), Job()};
+    jobs[0].options.has_sink = has_sink;
+    jobs[1].depends_on = {jobs[0].id};
+    const RunSpec run = SubmitRun(jobs);
+    Hello("w", 10);
+    const std::size_t first = grants_.size() - 1;
+    ASSERT_EQ(grants_[first].second.id, jobs[0].id);
+    ledger_.cancels[run.id.uuid] = {run.id.uuid, true, kDefaultOrg, "cli me", "wrong day", {}};
+    TakeAnew();
+    EXPECT_EQ(Outcome(jobs[0]), std::nullopt) << "its attempt may run";
+    EXPECT_EQ(Outcome(jobs[1]), JobState::kCancelled);
+    EXPECT_FALSE(ledger_.run_outcomes.contains(run.id));
+    Orphans("w", HeldOf(first));
+    ASSERT_FALSE(revokes_.empty());
+    EXPECT_EQ(revokes_.back().token, grants_[first].second.token);
+    EXPECT_EQ(revokes_.back().reason, "cancelled");
+    EXPECT_EQ(Outcome(jobs[0]), std::nullopt) << "it is not gone yet";
+    End(first, AttemptEnd::kCancelled, true, 10);
+    if (has_sink) {
+      ASSERT_EQ(grants_.size(), first + 2);
+      EXPECT_TRUE(grants_.back().second.fence_only);
+      End(first + 1, AttemptEnd::kCancelled);
+    }
+    EXPECT_EQ(Outcome(jobs[0]), JobState::kCancelled);
+    EXPECT_EQ(ledger_.run_outcomes.at(run.id).state, RunState::kCancelled);
+    EXPECT_EQ(queue_.Depth(ShardId{0})->in_flight, 0U);
+  }
+}
+
+TEST_F(HandoverTest, AJobOfACancelledRunThatNobodyRunsEndsWhenTheWindowIsOver) {
+  std::vector<JobSpec> jobs{Job()};
+  const RunSpec run = SubmitRun(jobs);
+  Hello("w", 10);
+  ledger_.cancels[run.id.uuid] = {run.id.uuid, true, kDefaultOrg, "cli me", "wrong day", {}};
+  TakeAnew();
+  Advance(kAdoptionWindow - Millis{1});
+  EXPECT_EQ(Outcome(jobs[0]), std::nullopt);
+  Advance(Millis{2});
+  EXPECT_EQ(Outcome(jobs[0]), JobState::kCancelled);
+  ASSERT_EQ(ledger_.jobs.at(jobs[0].id).attempts.size(), 1U);
+  EXPECT_EQ(ledger_.jobs.at(jobs[0].id).attempts[0].report.error_class, "worker_lost");
+  EXPECT_EQ(ledger_.run_outcomes.at(run.id).state, RunState::kCancelled);
 }
 
 TEST_F(HandoverTest, AYieldedShardStartsNothingAndIsReleasedWhenNothingIsUnderWay) {
