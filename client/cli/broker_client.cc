@@ -22,7 +22,7 @@ constexpr Millis kConnectSlice{5};      // between looks at a connection that is
 constexpr Millis kWatchInterval{5000};  // a watch is renewed this often, in case the broker restarted
 constexpr std::size_t kPendingUpdatesMax = 1000;
 constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
-constexpr std::string_view kWho = "client";      // in the history
+constexpr std::string_view kWho = "client";     // in the history
 
 Error ToError(const wire::Problem& problem) {
   for (const ErrorCode code :
@@ -153,7 +153,9 @@ bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
   return bytes <= kFrameBytesMax;
 }
 
-Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) { return Send(wire::Watch{next_request_++, kDefaultOrg, run}, deadline); }
+Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) {
+  return Send(wire::Watch{next_request_++, kDefaultOrg, run}, deadline);
+}
 
 Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                              const std::function<void(const wire::RunUpdate&)>& on_update,
