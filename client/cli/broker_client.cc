@@ -153,9 +153,7 @@ bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
   return bytes <= kFrameBytesMax;
 }
 
-Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) {
-  return Send(wire::Watch{next_request_++, kDefaultOrg, run}, deadline);
-}
+Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) { return Send(wire::Watch{next_request_++, kDefaultOrg, run}, deadline); }
 
 Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                              const std::function<void(const wire::RunUpdate&)>& on_update,
