@@ -22,7 +22,7 @@ constexpr Millis kConnectSlice{5};      // between looks at a connection that is
 constexpr Millis kWatchInterval{5000};  // a watch is renewed this often, in case the broker restarted
 constexpr std::size_t kPendingUpdatesMax = 1000;
 constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
-constexpr std::string_view kWho = "client";      // in the history
+constexpr std::string_view kWho = "client";     // in the history
 
 Error ToError(const wire::Problem& problem) {
   for (const ErrorCode code :

@@ -86,11 +86,10 @@ void SetFolder(const std::string& folder) {
 
 void Write(std::string_view who, std::string_view op, Type type, std::string_view fields) {
   if (!On()) return;
-  const std::string line = fmt::format(
-      R"({{"m":{},"t":{},"pid":{},"who":{},"op":"{}","type":"{}"{}{}}})"
-      "\n",
-      MicrosOf<std::chrono::steady_clock>(), MicrosOf<std::chrono::system_clock>(), ::getpid(), Quoted(who), op, Name(type),
-      fields.empty() ? "" : ",", fields);
+  const std::string line = fmt::format(R"({{"m":{},"t":{},"pid":{},"who":{},"op":"{}","type":"{}"{}{}}})"
+                                       "\n",
+                                       MicrosOf<std::chrono::steady_clock>(), MicrosOf<std::chrono::system_clock>(), ::getpid(),
+                                       Quoted(who), op, Name(type), fields.empty() ? "" : ",", fields);
   const State& state = Global();
   [[maybe_unused]] const auto written = ::write(state.fd, line.data(), line.size());
 }

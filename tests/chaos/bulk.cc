@@ -24,8 +24,7 @@ constexpr Millis kCrashEvery{15'000};
 
 }  // namespace
 
-Bulk::Bulk(BulkOptions options)
-    : options_(std::move(options)), thread_([this](const std::stop_token& stop) { Run(stop); }) {}
+Bulk::Bulk(BulkOptions options) : options_(std::move(options)), thread_([this](const std::stop_token& stop) { Run(stop); }) {}
 
 Bulk::~Bulk() { Stop(); }
 

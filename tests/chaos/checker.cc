@@ -7,14 +7,14 @@
 #include <optional>
 #include <utility>
 
-
 namespace millrace::chaos {
 namespace {
 
 // What ops/docs/durability.md says that class redis may lose, by when a job was accepted.
-constexpr Millis kOnItsWay{1000};      // an answer that was given before a fault may take so long
-constexpr Millis kQueueWait{60'000};   // a job that was accepted so long before the queue was emptied had left it, or should have
-constexpr Millis kNotWritten{3'000};   // appendfsync everysec: what Redis had answered and not written when it was killed
+constexpr Millis kOnItsWay{1000};  // an answer that was given before a fault may take so long
+constexpr Millis kQueueWait{
+    60'000};  // a job that was accepted so long before the queue was emptied had left it, or should have
+constexpr Millis kNotWritten{3'000};  // appendfsync everysec: what Redis had answered and not written when it was killed
 
 class Checker {
  public:
@@ -52,8 +52,7 @@ class Checker {
 
   Result<void> ReadOutcomes() {
     MILLRACE_TRY_ASSIGN(const PgResult found, observer_.Ledger("select job, recorded_at from millrace.outcome"));
-    for (int i = 0; i < found.rows(); ++i)
-      outcomes_[JobId{found.Id(i, 0)}] = found.Time(i, 1);
+    for (int i = 0; i < found.rows(); ++i) outcomes_[JobId{found.Id(i, 0)}] = found.Time(i, 1);
     MILLRACE_TRY_ASSIGN(out_.attempts_lost, Count(false, "select count(*) from millrace.attempt where ended = 6"));
     return {};
   }
@@ -169,8 +168,7 @@ class Checker {
     std::optional<WallTime> first;
     for (const auto& [job, told] : accepted_) {
       const auto outcome = outcomes_.find(job);
-      if (told.submitted_at > at && outcome != outcomes_.end() && (!first || outcome->second < *first))
-        first = outcome->second;
+      if (told.submitted_at > at && outcome != outcomes_.end() && (!first || outcome->second < *first)) first = outcome->second;
     }
     if (first) out_.service[fault].push_back(std::chrono::duration_cast<Millis>(*first - at));
   }
@@ -201,8 +199,9 @@ Result<Findings> Check(Cluster& cluster, Observer& observer, const Rounds& round
 }
 
 std::string Report(const Findings& f, const Rounds& rounds) {
-  std::string out = checker::Text(f.report) + fmt::format("{} runs succeeded; stale writes refused {}, attempts lost with their worker {}\n",
-                                                          f.runs_succeeded, f.stale_refused, f.attempts_lost);
+  std::string out =
+      checker::Text(f.report) + fmt::format("{} runs succeeded; stale writes refused {}, attempts lost with their worker {}\n",
+                                            f.runs_succeeded, f.stale_refused, f.attempts_lost);
   out += fmt::format("{} kills, {} of them between a load's first row and its recorded outcome; {} freezes, {} other faults\n",
                      rounds.kills().size(), f.in_window, rounds.freezes().size(), rounds.others().size());
   out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10} {:>10}\n", "victim", "no load", "fenced", "rows sent",

@@ -38,10 +38,10 @@ constexpr std::size_t kAcceptedMin = 25;
 constexpr std::size_t kBulkJobs = 4'000, kBulkPerSecond = 250;
 
 constexpr std::uint64_t kClusterTests = 4;
-#define MILLRACE_LONG_OR_CHOSEN(number)                                                                          \
-  do {                                                                                                           \
-    if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kClusterTests != (number))                          \
-      GTEST_SKIP() << "the seed chose another one for the short form: MILLRACE_CHAOS=long plays all of them";    \
+#define MILLRACE_LONG_OR_CHOSEN(number)                                                                       \
+  do {                                                                                                        \
+    if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kClusterTests != (number))                       \
+      GTEST_SKIP() << "the seed chose another one for the short form: MILLRACE_CHAOS=long plays all of them"; \
   } while (false)
 
 // A cluster with something flowing through it, and the end of every test here.
@@ -179,7 +179,8 @@ TEST_F(Faults, FsyncsOfTheServersFail) {
   auto& postgres = cluster_->shim("postgres");
   Member* server = cluster_->OfRole(Role::kPostgres).front();
   postgres.FailFsyncs(true);
-  EXPECT_TRUE(WaitFor([&] { return !server->process.Running(); }, kAcceptTimeout)) << "it goes on although nothing can be synced";
+  EXPECT_TRUE(WaitFor([&] { return !server->process.Running(); }, kAcceptTimeout))
+      << "it goes on although nothing can be synced";
   postgres.FailFsyncs(false);
   std::printf("fsync failed %lld times in Redis, %lld times in PostgreSQL\n", static_cast<long long>(redis.fsyncs_failed()),
               static_cast<long long>(postgres.fsyncs_failed()));
@@ -295,10 +296,10 @@ TEST(EmbeddedFaults, FsyncsOfTheHomeFail) {
   }
   testing::HistoryVerdict verdict;
   for (const MonoTime until = clock.Now() + Millis{120'000}; clock.Now() < until; driver.PumpFor(Millis{500})) {
-    verdict = testing::RunHistoryCheck({"--ledger", dir + "/home/ledger.db", "--history", dir + "/history", "--accepted",
-                                        dir + "/accepted", "--checkpoints", dir + "/home/checkpoints", "--public-key",
-                                        dir + "/home/audit.key.pub", "--ended"},
-                                       dir);
+    verdict = testing::RunHistoryCheck(
+        {"--ledger", dir + "/home/ledger.db", "--history", dir + "/history", "--accepted", dir + "/accepted", "--checkpoints",
+         dir + "/home/checkpoints", "--public-key", dir + "/home/audit.key.pub", "--ended"},
+        dir);
     if (verdict.code == 0) break;
   }
   std::printf("%s", verdict.text.c_str());

@@ -1,7 +1,7 @@
 // Kill -9 of a random process, again and again, while scheduled runs and single jobs flow; then every promise is checked from
 // outside. MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder.
-// MILLRACE_CHAOS_MUTANT=no_fence|no_receipt|no_epoch|drop_accepted|double_slot puts one deliberate defect into the processes: the same command
-// must then fail. The Mutants tests below prove that it does.
+// MILLRACE_CHAOS_MUTANT=no_fence|no_receipt|no_epoch|drop_accepted|double_slot puts one deliberate defect into the processes:
+// the same command must then fail. The Mutants tests below prove that it does.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -210,13 +210,15 @@ TEST(Mutants, NoReceiptIsCaught) {
 }
 
 TEST(Mutants, NoEpochIsCaught) {
-  if (!Long() && GTEST_FLAG_GET(filter) == "*") GTEST_SKIP() << "MILLRACE_CHAOS=long; in short, HistoryCheckTest.EpochCheckRemoved";
+  if (!Long() && GTEST_FLAG_GET(filter) == "*")
+    GTEST_SKIP() << "MILLRACE_CHAOS=long; in short, HistoryCheckTest.EpochCheckRemoved";
   MILLRACE_NEED_FAILPOINTS();
   ExpectCaught("no_epoch", {{.fault = Fault::kFreezeBroker}, {.fault = Fault::kFreezeBroker}}, "stale_accepted");
 }
 
 TEST(Mutants, DoubledSlotIsCaught) {
-  if (!Long() && GTEST_FLAG_GET(filter) == "*") GTEST_SKIP() << "MILLRACE_CHAOS=long; in short, HistoryCheckTest.OneSlotDoubled";
+  if (!Long() && GTEST_FLAG_GET(filter) == "*")
+    GTEST_SKIP() << "MILLRACE_CHAOS=long; in short, HistoryCheckTest.OneSlotDoubled";
   MILLRACE_NEED_FAILPOINTS();
   ExpectCaught("double_slot", {{.victim = Victim::kScheduler, .phase = Phase::kNone}}, "slot");
 }

@@ -32,9 +32,9 @@ int Number(const char* name, int fallback) { return std::atoi(Env(name, std::to_
 // Of 14 crashes: 3 stage processes, 3 workers, 3 schedulers, 2 brokers, 2 Redis, 1 PostgreSQL; a third of those of workers and
 // stages wait for a load in the middle. The flushes are spread evenly.
 std::vector<Round> MakeLongPlan(int crashes, Random& random) {
-  constexpr Victim kBag[] = {Victim::kStage,     Victim::kStage,     Victim::kStage,     Victim::kWorker, Victim::kWorker,
-                             Victim::kWorker,    Victim::kScheduler, Victim::kScheduler, Victim::kScheduler,
-                             Victim::kBroker,    Victim::kBroker,    Victim::kRedis,     Victim::kRedis};
+  constexpr Victim kBag[] = {Victim::kStage,  Victim::kStage,     Victim::kStage,     Victim::kWorker,    Victim::kWorker,
+                             Victim::kWorker, Victim::kScheduler, Victim::kScheduler, Victim::kScheduler, Victim::kBroker,
+                             Victim::kBroker, Victim::kRedis,     Victim::kRedis};
   std::vector<Round> plan;
   for (int i = 0; i < crashes; ++i) {
     if (i % 14 == 13) {
@@ -119,7 +119,8 @@ TEST(LongRun, ManyJobsThroughManyCrashes) {
   const auto& report = findings->report;
   const int crashed = static_cast<int>(rounds.kills().size()) + victims[std::string(Name(Fault::kPostgresCrash))];
   std::printf(
-      "LONG RUN seed %llu: %lld jobs (%lld of class redis), %d crashes, lost %lld, doubled %lld, stale accepted %lld, class redis"
+      "LONG RUN seed %llu: %lld jobs (%lld of class redis), %d crashes, lost %lld, doubled %lld, stale accepted %lld, class "
+      "redis"
       " lost within its window (queue emptied %d times) %lld; %lld s\n",
       static_cast<unsigned long long>(Seed()), static_cast<long long>(report.accepted),
       static_cast<long long>(report.redis_accepted), crashed, static_cast<long long>(findings->lost),

@@ -90,8 +90,8 @@ Result<void> NetworkLab::AddHost(const std::string& name) {
       pid, n, kLocalRouting, address)));
   std::string rules(kTable);
   for (const Port& port : ports_)
-    rules += fmt::format("; add rule ip lab out ip daddr 127.0.0.1 tcp dport {0} dnat to {1}:{0}", port.port,
-                         AddressOf(port.host));
+    rules +=
+        fmt::format("; add rule ip lab out ip daddr 127.0.0.1 tcp dport {0} dnat to {1}:{0}", port.port, AddressOf(port.host));
   return Nft(name, rules);
 }
 

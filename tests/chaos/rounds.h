@@ -61,9 +61,8 @@ struct Disturbance {
 };
 
 // `kills` rounds that kill; every victim comes up equally often, in an order drawn from `random`, and most wait for a
-// load between its first row and its outcome. Among each twelve: two freezes, two flushes, one crash of PostgreSQL, one freeze of
-// a broker.
-// `phases`: those that loads can be hit in here.
+// load between its first row and its outcome. Among each twelve: two freezes, two flushes, one crash of PostgreSQL, one freeze
+// of a broker. `phases`: those that loads can be hit in here.
 std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random& random);
 
 // Not thread-safe.

@@ -20,17 +20,16 @@ using Json = nlohmann::json;
 constexpr int kTextsPerCode = 5;
 constexpr std::size_t kSlotsMax = 1'000'000;
 constexpr Millis kLedgerTimeout{120'000};
-constexpr std::string_view kNames[kInvariants] = {
-    "S1  every accepted job has one end, or can still be found",
-    "S2  at most one effect per effect key",
-    "S3  terminal states never change",
-    "S4  tokens increase, nothing of an old one is accepted",
-    "S5  no row of another org",
-    "S6  the audit trail verifies",
-    "S7  no two leases for one job",
-    "S8  a slot fires exactly once",
-    "S9  read = loaded + filtered + quarantined + deduplicated",
-    "S10 an empty or failed extract truncates nothing"};
+constexpr std::string_view kNames[kInvariants] = {"S1  every accepted job has one end, or can still be found",
+                                                  "S2  at most one effect per effect key",
+                                                  "S3  terminal states never change",
+                                                  "S4  tokens increase, nothing of an old one is accepted",
+                                                  "S5  no row of another org",
+                                                  "S6  the audit trail verifies",
+                                                  "S7  no two leases for one job",
+                                                  "S8  a slot fires exactly once",
+                                                  "S9  read = loaded + filtered + quarantined + deduplicated",
+                                                  "S10 an empty or failed extract truncates nothing"};
 
 std::int64_t Number(const Json& object, const char* name) {
   const auto found = object.find(name);
@@ -178,8 +177,7 @@ void Checker::Orgs() {
     if (mine != theirs) Add(5, "org", "{} of {} is of org {}, that of org {}", what, id.ToString(), mine, theirs);
   };
   for (const auto& [id, outcome] : facts_.outcomes)
-    if (const auto job = facts_.jobs.find(id); job != facts_.jobs.end())
-      same("the outcome", id, outcome.org, job->second.org);
+    if (const auto job = facts_.jobs.find(id); job != facts_.jobs.end()) same("the outcome", id, outcome.org, job->second.org);
   for (const AttemptFact& attempt : facts_.attempts)
     if (const auto job = facts_.jobs.find(attempt.job); job != facts_.jobs.end())
       same("an attempt", attempt.job, attempt.org, job->second.org);
@@ -221,8 +219,7 @@ Result<void> Checker::Slots() {
 }
 
 // Every instant of the schedule, as cron arithmetic has it, is one slot.
-void Checker::ContiguousSlots(std::string_view pipeline, std::string_view schedule,
-                              const std::multiset<std::int64_t>& there) {
+void Checker::ContiguousSlots(std::string_view pipeline, std::string_view schedule, const std::multiset<std::int64_t>& there) {
   const auto spec = facts_.schedules.find({std::string(pipeline), std::string(schedule)});
   if (spec == facts_.schedules.end()) return Add(8, "slot", "{}: its schedule is gone", pipeline);
   const auto rule = ParseDstRule(spec->second.dst);
@@ -327,10 +324,10 @@ Result<void> Checker::Witness() {
 Result<void> Checker::Destination() {
   MILLRACE_TRY_ASSIGN(Database destination, Database::Open(inputs_.destination));
   const std::string prefix = destination.postgres() ? "millrace." : "millrace_";
-  MILLRACE_TRY_ASSIGN(const auto there,
-                      destination.Ask(destination.postgres()
-                                          ? "select count(to_regclass('millrace.receipt'))"
-                                          : "select count(*) from sqlite_master where name = 'millrace_receipt'"));
+  MILLRACE_TRY_ASSIGN(
+      const auto there,
+      destination.Ask(destination.postgres() ? "select count(to_regclass('millrace.receipt'))"
+                                             : "select count(*) from sqlite_master where name = 'millrace_receipt'"));
   if (there[0][0].number == 0) return {};  // nothing was ever loaded into it
   MILLRACE_TRY_ASSIGN(const auto late,
                       destination.Ask(fmt::format("select r.effect, r.token, f.token from {0}receipt r join {0}fence f on"
@@ -355,12 +352,11 @@ Result<void> Checker::Destination() {
 // S2 where nothing but the receipt helps: a table without a unique key, every row with its effect and token.
 Result<void> Checker::Target(Database& destination, const AppendTarget& target) {
   const std::string receipt = destination.postgres() ? "millrace.receipt" : "millrace_receipt";
-  MILLRACE_TRY_ASSIGN(
-      const auto rows,
-      destination.Ask(fmt::format("select a._millrace_effect, count(*), count(distinct a._millrace_token),"
-                                  " min(a._millrace_token), max(r.token) from {} a"
-                                  " left join {} r on r.effect = a._millrace_effect group by 1",
-                                  target.table, receipt)));
+  MILLRACE_TRY_ASSIGN(const auto rows,
+                      destination.Ask(fmt::format("select a._millrace_effect, count(*), count(distinct a._millrace_token),"
+                                                  " min(a._millrace_token), max(r.token) from {} a"
+                                                  " left join {} r on r.effect = a._millrace_effect group by 1",
+                                                  target.table, receipt)));
   std::set<std::string> expected;
   for (const auto& [id, job] : facts_.jobs)
     if (const auto outcome = facts_.outcomes.find(id);
@@ -382,10 +378,10 @@ Result<void> Checker::Target(Database& destination, const AppendTarget& target) 
     if (inputs_.ended && !expected.contains(effect)) Add(2, "doubled", "effect {} has rows but no job that succeeded", effect);
   }
   // The other way round: which effects belong to this table, its receipts say.
-  MILLRACE_TRY_ASSIGN(const auto missing,
-                      destination.Ask(fmt::format("select r.effect from {} r where r.target like '%{}' and r.rows_loaded > 0 and"
-                                                  " r.effect not in (select _millrace_effect from {})",
-                                                  receipt, target.table, target.table)));
+  MILLRACE_TRY_ASSIGN(const auto missing, destination.Ask(fmt::format(
+                                              "select r.effect from {} r where r.target like '%{}' and r.rows_loaded > 0 and"
+                                              " r.effect not in (select _millrace_effect from {})",
+                                              receipt, target.table, target.table)));
   for (const Row& row : missing) Add(1, "lost", "effect {} has a receipt and no rows", row[0].bytes);
   return {};
 }
@@ -416,7 +412,8 @@ Result<void> Checker::Audit() {
 
 std::string Text(const Report& r) {
   std::string out = fmt::format(
-      "accepted {}, done {}, open {}, lost {}, doubled {}, stale accepted {}; class redis: accepted {}, lost within its window {}\n"
+      "accepted {}, done {}, open {}, lost {}, doubled {}, stale accepted {}; class redis: accepted {}, lost within its window "
+      "{}\n"
       "{} runs, {} slots, {} attempts; {} effects with {} rows; {} lines of witnesses; {} operations of {} processes\n",
       r.accepted, r.done, r.open, r.lost, r.doubled, r.stale_accepted, r.redis_accepted, r.redis_lost, r.runs, r.slots,
       r.attempts, r.effects, r.effect_rows, r.witnessed, r.operations, r.files);

@@ -23,14 +23,14 @@ struct Window {  // micros since 1970, both ends in it
 };
 
 struct Inputs {
-  std::string ledger;        // PostgreSQL conninfo or URI, or the path of a SQLite file
-  std::string history;       // folder of the processes' histories; empty: none
-  std::string accepted;      // JSON lines {"job": uuid, "class": "ledger"|"redis", "at": micros}: what a client was told
-  std::string witness;       // lines "<job> <token>": attempts that did their work
-  std::string destination;   // PostgreSQL or SQLite file with the receipts; empty: not looked at
+  std::string ledger;       // PostgreSQL conninfo or URI, or the path of a SQLite file
+  std::string history;      // folder of the processes' histories; empty: none
+  std::string accepted;     // JSON lines {"job": uuid, "class": "ledger"|"redis", "at": micros}: what a client was told
+  std::string witness;      // lines "<job> <token>": attempts that did their work
+  std::string destination;  // PostgreSQL or SQLite file with the receipts; empty: not looked at
   std::vector<AppendTarget> targets;  // in `destination`
-  std::string checkpoints;   // of the audit trail; empty: the trail is verified without
-  std::string public_key;    // of the checkpoints
+  std::string checkpoints;            // of the audit trail; empty: the trail is verified without
+  std::string public_key;             // of the checkpoints
   bool skip_audit = false;
   bool ended = false;             // nothing may still be open
   bool contiguous_slots = false;  // every instant of each schedule between its first and its last slot is a slot that fired

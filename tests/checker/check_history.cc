@@ -75,8 +75,8 @@ void Checker::Epochs() {
       const auto& epochs = taken[hold.shard];
       const auto next = epochs.upper_bound(hold.epoch);
       if (next != epochs.end() && next->second < invoke->at)
-        Add(4, "stale_accepted", "shard {}: {} wrote under epoch {}, {} ms after epoch {} had begun", hold.shard, o.who, hold.epoch,
-            (invoke->at - next->second) / 1000, next->first);
+        Add(4, "stale_accepted", "shard {}: {} wrote under epoch {}, {} ms after epoch {} had begun", hold.shard, o.who,
+            hold.epoch, (invoke->at - next->second) / 1000, next->first);
     }
   }
 }
@@ -113,7 +113,8 @@ void Checker::Grants() {
   }
 }
 
-// S7: of two grants of a job by one owner under one epoch, the first has an end, unless the owner died before it could write it.
+// S7: of two grants of a job by one owner under one epoch, the first has an end, unless the owner died before it could write
+// it.
 void Checker::Leases() {
   std::set<std::pair<Uuid, std::uint64_t>> ended;
   std::map<std::pair<std::size_t, std::uint64_t>, std::int64_t> wrote_until;  // file, epoch -> latest write
@@ -165,8 +166,7 @@ void Checker::Loads() {
     if (o.op != "load" || o.type != Type::kOk || o.again || o.effect.empty()) continue;
     Looked(2);
     const auto [first, fresh] = wrote.emplace(o.effect, o.items.front().token);
-    if (!fresh)
-      Add(2, "doubled", "effect {}: tokens {} and {} both wrote it", o.effect, first->second, o.items.front().token);
+    if (!fresh) Add(2, "doubled", "effect {}: tokens {} and {} both wrote it", o.effect, first->second, o.items.front().token);
   }
 }
 

@@ -92,8 +92,7 @@ Result<void> ReadJobs(Database& ledger, Facts& facts) {
   // A list of ids is an array there and 16 bytes each here.
   const std::string depends_on =
       ledger.postgres() ? "(select string_agg(uuid_send(d), ''::bytea) from unnest(depends_on) d)" : "depends_on";
-  MILLRACE_TRY_ASSIGN(const auto outcomes,
-                      ledger.Ask("select job, token, org, ended, state, recorded_at from outcome"));
+  MILLRACE_TRY_ASSIGN(const auto outcomes, ledger.Ask("select job, token, org, ended, state, recorded_at from outcome"));
   for (const Row& row : outcomes)
     facts.outcomes[row[0].Id()] = {.token = row[1].number,
                                    .org = row[2].number,

@@ -77,13 +77,14 @@ Result<History> ReadHistory(const std::string& folder) {
       const Json line = Json::parse(text, nullptr, false);
       try {
         history.operations.push_back(OperationOf(line, history.files));
+        history.operations.back().order = history.operations.size();
       } catch (const Json::exception&) {
         ++history.torn;
       }
     }
     ++history.files;
   }
-  std::ranges::stable_sort(history.operations, {}, &Operation::at);
+  std::ranges::sort(history.operations, {}, [](const Operation& o) { return std::pair(o.at, o.order); });
   return history;
 }
 

@@ -22,13 +22,14 @@ struct Hold {
 };
 
 struct Operation {
+  std::size_t order = 0;  // in which it was read
   std::size_t file = 0;   // one per process start
   std::int64_t at = 0;    // the machine's monotonic clock, in microseconds
   std::string who;        // "broker:<owner>", "worker:<id>", "ledger:<writer>", "owner:<owner>", "client", "stage"
   std::string op;         // submit, grant, end, write, own, load
   history::Type type = history::Type::kInvoke;
-  std::uint64_t number = 0;  // of the request or the write, unique per file and who
-  std::vector<Item> items;   // jobs and runs of a submit; attempts of a grant, an end or a load
+  std::uint64_t number = 0;                          // of the request or the write, unique per file and who
+  std::vector<Item> items;                           // jobs and runs of a submit; attempts of a grant, an end or a load
   std::vector<Item> runs, jobs, attempts, outcomes;  // of a write
   std::vector<Hold> holds;                           // of a write; what an `own` took
   std::string effect;                                // of a load

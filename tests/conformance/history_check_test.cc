@@ -43,7 +43,9 @@ class HistoryCheckTest : public testing::LedgerTest {
     row.report.result = result;
     return row;
   }
-  void Append(const std::string& file, const std::string& line) { std::ofstream(dir_ + "/" + file, std::ios::app) << line << '\n'; }
+  void Append(const std::string& file, const std::string& line) {
+    std::ofstream(dir_ + "/" + file, std::ios::app) << line << '\n';
+  }
   void Destination(const std::string& sql) {
     auto db = sqlite::Database::Open(dir_ + "/destination.db", {});
     ASSERT_TRUE(db) << db.error().message;
@@ -83,15 +85,15 @@ class HistoryCheckTest : public testing::LedgerTest {
     AcceptedAndSeen(single_, Token::Make(hold_.epoch, 5));
     Append("witness", fmt::format("{} {}", retried_.id.ToString(), lost.report.token.value()));  // before it was lost
     token_ = static_cast<std::int64_t>(Token::Make(hold_.epoch, 2).value());
-    Destination(fmt::format(
-        "create table millrace_fence (effect text primary key, token integer not null, raised_at text not null);"
-        "create table millrace_receipt (effect text primary key, token integer not null, target text not null,"
-        " rows_loaded integer not null, published_at text not null);"
-        "create table wh (id integer, _millrace_effect text, _millrace_token integer);"
-        "insert into millrace_fence values ('{0}', {1}, '2026-01-01T00:00:00');"
-        "insert into millrace_receipt values ('{0}', {1}, 'warehouse:wh', {2}, '2026-01-01T00:00:01');"
-        "insert into wh values (1, '{0}', {1}), (2, '{0}', {1}), (3, '{0}', {1})",
-        kEffect, token_, kRows));
+    Destination(
+        fmt::format("create table millrace_fence (effect text primary key, token integer not null, raised_at text not null);"
+                    "create table millrace_receipt (effect text primary key, token integer not null, target text not null,"
+                    " rows_loaded integer not null, published_at text not null);"
+                    "create table wh (id integer, _millrace_effect text, _millrace_token integer);"
+                    "insert into millrace_fence values ('{0}', {1}, '2026-01-01T00:00:00');"
+                    "insert into millrace_receipt values ('{0}', {1}, 'warehouse:wh', {2}, '2026-01-01T00:00:01');"
+                    "insert into wh values (1, '{0}', {1}), (2, '{0}', {1}), (3, '{0}', {1})",
+                    kEffect, token_, kRows));
   }
 
   HistoryVerdict Check(const std::vector<std::string>& more = {}) {

@@ -170,7 +170,10 @@ StageResult Finished(load::LoadJob& job, duck::Connection& connection) {
   const auto loaded = load::Dispatch(job, connection);
   // A refusal is an answer of the destination; when it could not be reached, nobody knows.
   const bool unknown = !loaded && loaded.error().error_class == "destination_unavailable";
-  Record(job, loaded ? history::Type::kOk : unknown ? history::Type::kUnknown : history::Type::kFail,
+  Record(job,
+         loaded    ? history::Type::kOk
+         : unknown ? history::Type::kUnknown
+                   : history::Type::kFail,
          loaded && loaded->already_applied);
   if (loaded) return load::ToResult(loaded->receipt, loaded->already_applied);
   StageResult failed = load::ToResult(job, loaded.error());
