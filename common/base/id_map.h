@@ -18,8 +18,8 @@
 #include "common/base/check.h"
 
 namespace millrace {
-// References to values stay valid until the value is erased. Iteration is in no useful order; erasing what an iterator stands
-// on leaves the others valid.
+
+// References to values stay valid until the value is erased. Iteration is in no useful order.
 template <class Key, class Value>
 class IdMap {
  public:
@@ -77,7 +77,6 @@ class IdMap {
     MILLRACE_CHECK(found != end(), "an id that must be in a map is not");
     return found->second;
   }
-  const Value& at(const Key& key) const { return const_cast<IdMap*>(this)->at(key); }
 
   // For a loop over many ids that looks each of them up: call it before item `i`, and memory is not waited for.
   template <class Items, class KeyOf>
@@ -107,11 +106,6 @@ class IdMap {
     ++size_;
     return {iterator{this, slot}, true};
   }
-  std::pair<iterator, bool> insert_or_assign(const Key& key, Value value) {
-    const auto made = try_emplace(key, std::move(value));
-    if (!made.second) made.first->second = std::move(value);  // NOLINT(bugprone-use-after-move): try_emplace left it
-    return made;
-  }
   // No other iterator is made invalid; nor is there a next one, which would have to be looked for.
   void erase(iterator at) {
     const std::size_t mask = cells_.size() - 1;
@@ -139,8 +133,8 @@ class IdMap {
   static constexpr std::size_t kChunk = 64;
   using Slot = std::optional<value_type>;
   using Chunk = std::array<Slot, kChunk>;
-  using Cell =
-      std::uint64_t;  // the lower half of the hash, and the slot + 1: the probe begins there, and no key is looked at in vain
+  // The lower half of the hash, where the probe begins, and the slot + 1.
+  using Cell = std::uint64_t;
 
   static std::uint32_t SlotOf(Cell cell) { return static_cast<std::uint32_t>(cell) - 1; }
   static std::size_t HashOf(Cell cell) { return cell >> 32; }

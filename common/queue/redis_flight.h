@@ -64,8 +64,7 @@ class RedisFlight {
         landing.marks.push_back("D" + name);
         landing.marks.push_back(block->second.marks);
       } else {
-        landing.over.push_back("B" + name);
-        landing.over.push_back("D" + name);
+        for (const char* field : {"B", "D", "L"}) landing.over.push_back(field + name);
         blocks_.erase(block);
       }
     }

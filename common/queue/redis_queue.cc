@@ -67,6 +67,7 @@ local function entries_of(block)
   end
   return list
 end
+local function flight_head(line) return string.char(math.floor(#line / 256), #line % 256) .. line end
 -- How many entries the blocks of a line hold beyond one each, so that a line can be counted.
 local function extra(line, n)
   if n ~= 0 and call('HINCRBY', K_STUBS, 'b' .. line, n) == 0 then call('HDEL', K_STUBS, 'b' .. line) end
@@ -90,9 +91,8 @@ if op == 'depth' then
     if #field == 16 then
       flying = flying + 1
     elseif string.sub(field, 1, 1) == 'B' then
-      local block = call('HGET', K_KEPT, field)
       local landed = string.gsub(call('HGET', K_KEPT, 'D' .. string.sub(field, 2)) or '', '%.', '')
-      flying = flying + number_at(block, 19 + number_at(block, 1)) - #landed
+      flying = flying + number_at(call('HGET', K_KEPT, field), 17) - #landed
     end
   end
   return {math.max(0, ready - (all.r or 0)), math.max(0, due - (all.s or 0)), flying}
@@ -143,8 +143,7 @@ if op == 'take' then
       local name = string.sub(field, 2)
       local block, landed = call('HGET', K_KEPT, 'B' .. name), call('HGET', K_KEPT, 'D' .. name) or ''
       if block then
-        local n = 2 + number_at(block, 1)
-        local head, entries = string.sub(block, 1, n), entries_of(string.sub(block, n + 1))
+        local head, entries = flight_head(call('HGET', K_KEPT, 'L' .. name)), entries_of(block)
         if #page > 0 and #page + #entries > PAGE then break end
         for i, entry in ipairs(entries) do
           local id = string.sub(entry, 1, 16)
@@ -154,7 +153,7 @@ if op == 'take' then
           end
         end
       end
-      call('HDEL', K_KEPT, 'B' .. name, 'D' .. name)
+      call('HDEL', K_KEPT, 'B' .. name, 'D' .. name, 'L' .. name)
     end
   end
   local due = call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or ''
@@ -180,7 +179,6 @@ local function settled(over, marks)
   each('HDEL', K_KEPT, over)
   each('HSET', K_KEPT, marks)
 end
-local function flight_head(line) return string.char(math.floor(#line / 256), #line % 256) .. line end
 local function fly(line, ids, entries)
   if not is_kept(line) then return each('SADD', K_FLIGHT, ids) end
   local head, fields = flight_head(line), {}
@@ -228,7 +226,7 @@ if op == 'claim' then
   local blocks, next_block = is_kept(line) and call('HEXISTS', K_STUBS, 'b' .. line) == 1, tonumber(ARGV[7])
   local function take_block(block, most)
     local n, all = number_at(block, 17), number_at(block, 17)
-    call('LPOP', key)
+    call('LTRIM', key, 1, -1)  -- not LPOP, and no prefix below: Redis hashes every string that a script sees, byte by byte
     if n > most then
       local i = 19
       for _ = 1, most do i = i + 2 + number_at(block, i) end
@@ -247,7 +245,8 @@ if op == 'claim' then
     else
       extra(line, 1 - n)
     end
-    call('HSET', K_KEPT, 'B' .. ARGV[6] .. string.format('%012d', next_block), flight_head(line) .. block)
+    local name = ARGV[6] .. string.format('%012d', next_block)
+    call('HSET', K_KEPT, 'B' .. name, block, 'L' .. name, line)
     next_block = next_block + 1
     return block, n
   end
