@@ -1,15 +1,20 @@
 // job submit: single jobs, or a batch with a callback.
 #include <algorithm>
+#include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <span>
 
+#include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "common/base/limits.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 #include "common/wire/check_job.h"
+#include "common/wire/zmq_transport.h"
 
 namespace millrace::cli {
 namespace {
@@ -18,6 +23,7 @@ using Json = nlohmann::json;
 
 constexpr std::size_t kLineBytesMax = 2 * kPayloadBytesMax;
 constexpr std::size_t kSinglesMax = 100'000;
+constexpr Millis kLedgerPoll{100};
 
 // A text is the payload; anything else is the payload as JSON.
 std::string PayloadOf(const Json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
@@ -105,6 +111,40 @@ Result<std::vector<JobSpec>> ReadBatch(const std::string& name, Context& context
   return jobs;
 }
 
+// Polls the ledger, which knows the end whoever serves the job.
+Result<JobState> AwaitJob(Context& context, Ledger& ledger, wire::Transport& transport, JobId id) {
+  while (true) {
+    MILLRACE_TRY_ASSIGN(const JobDetail job, ledger.GetJob(kDefaultOrg, id, context.Deadline()));
+    if (job.outcome) return job.outcome->state;
+    transport.Wait(kLedgerPoll);
+  }
+}
+
+// Once for each kind that needs a worker of somebody else's.
+void SayForeignKinds(std::span<const JobSpec> jobs) {
+  std::set<std::string> kinds;
+  for (const JobSpec& job : jobs)
+    if (kinds.insert(job.kind).second)
+      if (const std::string text = ForeignKind(job.kind); !text.empty()) fmt::print(stderr, "{}\n", text);
+}
+
+// The state of each job, once all of them have ended.
+Result<std::vector<JobState>> AwaitJobs(Context& context, Ledger& ledger, const std::vector<JobId>& ids) {
+  SayIfNobodyRuns(context, ids.size() == 1 ? "the job" : "each job");
+  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  std::vector<JobState> states;
+  for (const JobId& id : ids) {
+    MILLRACE_TRY_ASSIGN(const JobState state, AwaitJob(context, ledger, *transport, id));
+    states.push_back(state);
+  }
+  return states;
+}
+
+ExitCode ExitCodeOf(const std::vector<JobState>& states) {
+  return std::ranges::all_of(states, [](JobState state) { return state == JobState::kSucceeded; }) ? ExitCode::kOk
+                                                                                                   : ExitCode::kWorkFailed;
+}
+
 Result<ExitCode> SubmitBatch(const Options& options, Context& context) {
   RunSpec run;
   run.id = context.ids().Next<RunId>();
@@ -119,14 +159,21 @@ Result<ExitCode> SubmitBatch(const Options& options, Context& context) {
   jobs.push_back(std::move(*then));
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
   MILLRACE_TRY(ledger->SubmitRun(run, jobs, context.Deadline()));
+  SayForeignKinds(jobs);
+  std::vector<JobState> states;
+  if (options.wait) {
+    std::vector<JobId> ids;
+    for (const JobSpec& job : jobs) ids.push_back(job.id);
+    MILLRACE_TRY_ASSIGN(states, AwaitJobs(context, *ledger, ids));
+  }
   if (options.quiet) {
     fmt::print("{}\n", run.id.ToString());
-    return ExitCode::kOk;
+    return ExitCodeOf(states);
   }
   Table table{.columns = {"run", "jobs", "then"}, .rows = {}};
   table.rows.push_back({run.id.ToString(), static_cast<std::int64_t>(jobs.size() - 1), jobs.back().id.ToString()});
   Print(table, context.format());
-  return ExitCode::kOk;
+  return ExitCodeOf(states);
 }
 
 Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
@@ -141,6 +188,8 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
   Table table{.columns = {"job", "queue", "kind", "conflict_with"}, .rows = {}};
+  std::vector<JobId> accepted;
+  std::vector<std::size_t> row_of;  // of each accepted job
   for (std::size_t at = 0; at < jobs.size(); at += kBatchJobsMax) {
     const auto page = std::span(jobs).subspan(at, std::min(kBatchJobsMax, jobs.size() - at));
     MILLRACE_TRY_ASSIGN(const SubmitJobsResult result, ledger->SubmitJobs(page, context.Deadline()));
@@ -148,11 +197,24 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
       const auto held = std::ranges::find(result.conflicts, job.id, &UniqueConflict::job);
       const bool conflict = held != result.conflicts.end();
       if (options.quiet && !conflict) fmt::print("{}\n", job.id.ToString());
+      if (!conflict) {
+        accepted.push_back(job.id);
+        row_of.push_back(table.rows.size());
+      }
       table.rows.push_back({job.id.ToString(), job.queue, job.kind, conflict ? Cell{held->holder.ToString()} : Cell{}});
     }
   }
+  SayForeignKinds(jobs);
+  std::vector<JobState> states;
+  if (options.wait) {
+    std::fflush(stdout);  // the ids, before the wait
+    MILLRACE_TRY_ASSIGN(states, AwaitJobs(context, *ledger, accepted));
+    table.columns.emplace_back("state");
+    for (auto& row : table.rows) row.emplace_back();
+    for (std::size_t i = 0; i < states.size(); ++i) table.rows[row_of[i]].back() = std::string(Name(states[i]));
+  }
   if (!options.quiet) Print(table, context.format());
-  return ExitCode::kOk;
+  return ExitCodeOf(states);
 }
 
 Result<ExitCode> DoSubmit(const Options& options) {
