@@ -141,6 +141,7 @@ TEST_F(CliData, AnEmptyExtractNeverEmptiesATargetUnlessItMay) {
   const CliResult nothing = Run({"run", "e.yaml"});
   EXPECT_EQ(nothing.code, 1);
   EXPECT_THAT(nothing.err, HasSubstr("a.csv is empty: it has 0 bytes, not even a header; fix what writes it"));
+  Write("a.csv", "id,amount\n");
   EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n2\n");
   write(", allow_empty: true", ", allow_empty: true");
   const auto run = RunJson({"run", "e.yaml"});
