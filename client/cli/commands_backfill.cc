@@ -7,6 +7,7 @@
 #include "client/cli/cancel_items.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
+#include "client/cli/find_run.h"
 #include "client/cli/pipeline_file.h"
 #include "common/model/backfill.h"
 #include "common/model/cron.h"
@@ -113,6 +114,11 @@ Result<ExitCode> DoBackfill(const Options& options) {
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
   MILLRACE_TRY_ASSIGN(const BackfillRow wanted, MakeRow(options, schedule, now, context->ids()));
   MILLRACE_TRY_ASSIGN(const Preview preview, Look(*ledger, wanted, *context));
+  if (preview.slots == 0 && preview.left > 0)
+    return Fail(ErrorCode::kInvalidArgument,
+                "--from {}: the range begins after {}, up to which the schedule has decided its slots; its {} slots fire by "
+                "themselves when they are due",
+                options.from, ToRfc3339(wanted.until), preview.left);
   if (preview.left > 0)
     fmt::print(stderr, "{} slots after {} are not part of it: the schedule itself decides them\n", preview.left,
                ToRfc3339(wanted.until));
@@ -183,8 +189,9 @@ Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
   BackfillFilter filter;
   filter.org = kDefaultOrg;
-  MILLRACE_TRY_ASSIGN(filter.id, BackfillId::Parse(options.id));
+  MILLRACE_TRY(CheckBackfillName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(filter.id, FindBackfill(*ledger, options.id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const auto found, ledger->Backfills(filter, context->Deadline()));
   if (found.empty()) return Fail(ErrorCode::kNotFound, "there is no backfill {}", options.id);
   const BackfillState& state = found.front();
@@ -203,7 +210,7 @@ Result<ExitCode> DoShow(const Options& options) {
       .columns = {"backfill",     "pipeline",     "version",    "schedule",   "generation", "from",       "to",     "reprocess",
                   "newest_first", "max_parallel", "state",      "slots",      "decided",    "runs",       "active", "succeeded",
                   "failed",       "cancelled",    "created_by", "created_at", "ended_at",   "stopped_by", "reason"},
-      .rows = {{options.id,
+      .rows = {{state.row.id.ToString(),
                 state.row.pipeline,
                 state.row.version,
                 state.row.schedule,
@@ -274,8 +281,9 @@ Result<void> AwaitFed(const Context& context, Ledger& ledger, BackfillId id) {
 
 Result<ExitCode> DoCancel(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
-  MILLRACE_TRY_ASSIGN(const BackfillId id, BackfillId::Parse(options.id));
+  MILLRACE_TRY(CheckBackfillName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
+  MILLRACE_TRY_ASSIGN(const BackfillId id, FindBackfill(*ledger, options.id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const BackfillState before, Find(*context, *ledger, id));
   if (before.ended_at && !before.stopped) return Fail(ErrorCode::kConflict, "backfill {}: too late, it has ended", options.id);
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
@@ -289,7 +297,7 @@ Result<ExitCode> DoCancel(const Options& options) {
     wire::Cancel cancel;
     cancel.org = before.row.org;
     cancel.actor = Actor();
-    cancel.reason = options.reason.empty() ? "backfill " + options.id + " was cancelled" : options.reason;
+    cancel.reason = options.reason.empty() ? "backfill " + id.ToString() + " was cancelled" : options.reason;
     for (const RunId& run : runs) cancel.items.push_back({.id = run.uuid, .is_run = true});
     if (!runs.empty()) {
       MILLRACE_TRY_ASSIGN(const auto items, CancelItems(*context, *ledger, std::move(cancel), false));
@@ -300,7 +308,7 @@ Result<ExitCode> DoCancel(const Options& options) {
   }
   MILLRACE_TRY_ASSIGN(const BackfillState after, Find(*context, *ledger, id));
   Print(Table{.columns = {"backfill", "state", "active", "runs_cancelled"},
-              .rows = {{options.id, std::string(StateOf(after)), std::int64_t{after.active}, cancelled}}},
+              .rows = {{id.ToString(), std::string(StateOf(after)), std::int64_t{after.active}, cancelled}}},
         context->format());
   return ExitCode::kOk;
 }

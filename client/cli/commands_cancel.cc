@@ -1,7 +1,6 @@
 // run cancel, job cancel.
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 
 #include "client/cli/broker_client.h"
@@ -23,12 +22,19 @@ void Say(RunId run, RunState state, const std::string& reason) {
   fmt::print(stderr, "run {}: {}{}{}\n", run.ToString(), Name(state), reason.empty() ? "" : ": ", reason);
 }
 
-// There is nobody to push it: `millrace run` has no door for other processes.
-Result<void> AwaitInLedger(Context& context, Ledger& ledger, wire::Transport& transport, RunId run) {
+// The ledger says it, whoever serves the run then: its broker may be gone, and `millrace run` has no door for others.
+Result<void> AwaitEnd(Context& context, Ledger& ledger, wire::Transport& transport, wire::CancelReply::Item& item) {
+  const RunId run{item.id};
   for (const MonoTime deadline = context.clock().Now() + kWaitMax; context.clock().Now() < deadline;) {
     MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(kDefaultOrg, run, context.Deadline()));
-    if (IsTerminal(detail.summary.state)) return Say(run, detail.summary.state, detail.summary.reason), Result<void>{};
-    transport.Wait(kLedgerPoll);
+    if (!IsTerminal(detail.summary.state)) {
+      transport.Wait(kLedgerPoll);
+      continue;
+    }
+    Say(run, detail.summary.state, detail.summary.reason);
+    item.effect = detail.summary.state == RunState::kCancelled ? CancelEffect::kCancelled : CancelEffect::kEnded;
+    item.state = Name(detail.summary.state);
+    return {};
   }
   return Fail(ErrorCode::kTimedOut, "run {} has not ended", run.ToString());
 }
@@ -62,16 +68,8 @@ Result<std::vector<wire::CancelReply::Item>> Record(Context& context, Ledger& le
   return replies;
 }
 
-Result<void> WaitForEnd(Context& context, BrokerClient& client, RunId run) {
-  const MonoTime deadline = context.clock().Now() + kWaitMax;
-  MILLRACE_TRY(client.Watch(run, deadline));
-  const std::atomic<bool> never{false};
-  MILLRACE_TRY_ASSIGN(const wire::RunUpdate end, client.Follow(run, deadline, never, [](const wire::RunUpdate&) {}, [] {}));
-  Say(run, end.state, end.reason);
-  return {};
-}
-
-Result<ExitCode> Report(Context& context, const std::vector<wire::CancelReply::Item>& items, bool runs) {
+Result<ExitCode> Report(const Options& options, OutputFormat format, const std::vector<wire::CancelReply::Item>& items,
+                        bool runs) {
   Table table{.columns = {runs ? "run" : "job", "effect", "state"}, .rows = {}};
   ExitCode code = ExitCode::kOk;
   for (const auto& item : items) {
@@ -82,12 +80,20 @@ Result<ExitCode> Report(Context& context, const std::vector<wire::CancelReply::I
     if (item.effect == CancelEffect::kUnknown) code = ExitCodeFor(ErrorCode::kNotFound);
     if (item.effect == CancelEffect::kEnded && code == ExitCode::kOk) code = ExitCodeFor(ErrorCode::kConflict);
   }
-  Print(table, context.format());
+  if (options.quiet) {
+    for (const auto& item : items)
+      if (item.effect != CancelEffect::kUnknown) fmt::print("{}\n", item.id.ToString());
+  } else {
+    Print(table, format);
+  }
   return code;
 }
 
 Result<Uuid> Named(Context& context, Ledger& ledger, const std::string& text, bool run) {
-  if (!run) return Uuid::Parse(text);
+  if (!run) {
+    MILLRACE_TRY_ASSIGN(const JobId job, FindJob(ledger, text, context.Deadline()));
+    return job.uuid;
+  }
   MILLRACE_TRY_ASSIGN(const RunId found, FindRun(ledger, text, "", context.Deadline()));
   return found.uuid;
 }
@@ -103,7 +109,7 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
     cancel.items.push_back({.id = id, .is_run = runs});
   }
   MILLRACE_TRY_ASSIGN(const auto items, CancelItems(*context, *ledger, std::move(cancel), options.wait && runs));
-  return Report(*context, items, runs);
+  return Report(options, context->format(), items, runs);
 }
 
 }  // namespace
@@ -113,9 +119,8 @@ Result<std::vector<wire::CancelReply::Item>> CancelItems(Context& context, Ledge
   auto client = BrokerClient::Connect(*transport, context.ClientEndpoint(), context.clock());
   if (!client || !client->Status(context.clock().Now() + kBrokerAnswers)) {
     MILLRACE_TRY_ASSIGN(auto recorded, Record(context, ledger, cancel));
-    for (const auto& item : recorded)
-      if (wait && item.effect == CancelEffect::kCancelling)
-        MILLRACE_TRY(AwaitInLedger(context, ledger, *transport, RunId{item.id}));
+    for (auto& item : recorded)
+      if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, *transport, item));
     return recorded;
   }
   std::vector<wire::CancelReply::Item> all;
@@ -131,8 +136,8 @@ Result<std::vector<wire::CancelReply::Item>> CancelItems(Context& context, Ledge
     if (!items) return Prefixed(std::move(items.error()), "broker at {}", context.ClientEndpoint());
     all.insert(all.end(), items->begin(), items->end());
   }
-  for (const auto& item : all)
-    if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(WaitForEnd(context, *client, RunId{item.id}));
+  for (auto& item : all)
+    if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, *transport, item));
   return all;
 }
 

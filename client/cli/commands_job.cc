@@ -4,9 +4,11 @@
 #include <charconv>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
@@ -121,7 +123,12 @@ Json ResultOf(const JobDetail& job) {
   return result.is_discarded() ? Json(job.outcome->report.result) : result;
 }
 
-Json JobJson(const JobDetail& job) {
+// Why a job that has not started may wait for ever; empty when nothing is known against it.
+std::string Unserved(const JobDetail& job) {
+  return job.outcome || !job.attempts.empty() ? std::string{} : ForeignKind(job.spec.kind);
+}
+
+Json JobJson(const JobDetail& job, const std::string& unserved) {
   const JobSpec& s = job.spec;
   Json json{{"job", s.id.ToString()},
             {"org", s.org.value()},
@@ -139,6 +146,7 @@ Json JobJson(const JobDetail& job) {
   if (json["options"].is_discarded()) json["options"] = Json::object();
   json["routed_to"] = RoutedTo(job);
   json["payload_bytes"] = s.payload.size();
+  json["unserved"] = unserved.empty() ? Json() : Json(unserved);
   const Counters counters = job.outcome            ? job.outcome->counters
                             : job.attempts.empty() ? Counters{}
                                                    : job.attempts.back().counters;
@@ -159,7 +167,7 @@ Json JobJson(const JobDetail& job) {
     json["attempts"].push_back({{"token", r.token.value()},
                                 {"end", ran ? std::string(Name(r.end)) : std::string("none")},
                                 {"worker", r.worker},
-                                {"started_at", ran ? Json(ToRfc3339(r.started_at)) : Json()},
+                                {"started_at", ran && r.started_at != WallTime{} ? Json(ToRfc3339(r.started_at)) : Json()},
                                 {"finished_at", ToRfc3339(r.finished_at)},
                                 {"exit_code", r.exit_code},
                                 {"signal", r.signal},
@@ -172,11 +180,12 @@ Json JobJson(const JobDetail& job) {
   return json;
 }
 
-void PrintJob(const JobDetail& job) {
+void PrintJob(const JobDetail& job, const std::string& unserved) {
   const JobSpec& s = job.spec;
   fmt::print("job {}  {}\n", s.id.ToString(), StateOf(job.outcome));
   fmt::print("  queue {}, priority {}, kind {}{}\n", s.queue, s.priority, s.kind, s.stage.empty() ? "" : ", stage " + s.stage);
   if (const std::string routed = RoutedTo(job); !routed.empty()) fmt::print("  routed by size to queue {}\n", routed);
+  if (!unserved.empty()) fmt::print("  {}\n", unserved);
   if (s.run) fmt::print("  run {}\n", s.run->ToString());
   if (!s.effect.empty()) fmt::print("  effect {}\n", s.effect);
   if (const std::string options = ToJson(s.options); !options.empty()) fmt::print("  options {}\n", options);
@@ -190,8 +199,9 @@ void PrintJob(const JobDetail& job) {
       fmt::print("-- ended without an attempt at {}: {}: {}\n", ToRfc3339(r.finished_at), r.error_class, r.error);
       continue;
     }
-    fmt::print("-- attempt {} on {}: {}, {} to {}\n", attempt.counters.deliveries, r.worker.empty() ? "nobody" : r.worker,
-               Name(r.end), ToRfc3339(r.started_at), ToRfc3339(r.finished_at));
+    const bool lost = r.started_at == WallTime{};  // nobody said when it began
+    fmt::print("-- attempt {} on {}: {}, {}{}\n", attempt.counters.deliveries, r.worker.empty() ? "nobody" : r.worker,
+               Name(r.end), lost ? "noticed at " : ToRfc3339(r.started_at) + " to ", ToRfc3339(r.finished_at));
     fmt::print("   deliveries {}, failures {}, crashes {}, exit code {}, signal {}\n", attempt.counters.deliveries,
                attempt.counters.failures, attempt.counters.crashes, r.exit_code, r.signal);
     if (!r.error.empty()) fmt::print("   {}: {}\n", r.error_class, r.error);
@@ -203,11 +213,13 @@ void PrintJob(const JobDetail& job) {
 
 Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
-  MILLRACE_TRY_ASSIGN(const JobId id, JobId::Parse(options.id));
+  MILLRACE_TRY(CheckJobName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, options.id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, id, context->Deadline()));
+  const std::string unserved = Unserved(job);
   if (context->format() == OutputFormat::kTable) {
-    PrintJob(job);
+    PrintJob(job, unserved);
   } else if (context->format() == OutputFormat::kCsv) {
     Table table{.columns = {"token", "end", "worker", "exit_code", "signal", "error_class", "error", "log_tail"}, .rows = {}};
     for (const Attempt& a : AttemptsOf(job))
@@ -217,7 +229,7 @@ Result<ExitCode> DoShow(const Options& options) {
     Print(table, context->format());
   } else {
     const int indent = context->format() == OutputFormat::kJson ? 2 : -1;
-    fmt::print("{}\n", JobJson(job).dump(indent, ' ', false, Json::error_handler_t::replace));
+    fmt::print("{}\n", JobJson(job, unserved).dump(indent, ' ', false, Json::error_handler_t::replace));
   }
   return ExitCode::kOk;
 }
@@ -232,7 +244,7 @@ Result<std::vector<JobId>> Meant(const Options& options, Ledger& ledger, Context
                 command);
   std::set<JobId> seen;
   for (const std::string& text : options.ids) {
-    MILLRACE_TRY_ASSIGN(const JobId id, JobId::Parse(text));
+    MILLRACE_TRY_ASSIGN(const JobId id, FindJob(ledger, text, context.Deadline()));
     if (seen.insert(id).second) ids.push_back(id);
   }
   if (!filtered) return ids;
@@ -289,11 +301,13 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
   for (std::size_t at = 0; at < ids.size();) {
     Requeue batch;
     std::size_t bytes = 0;
+    std::map<JobId, DeadActionRow> acted_on;
     for (; at < ids.size() && batch.actions.size() < kListMax && bytes < kPayloadBytesMax * 8; ++at) {
       MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, ids[at], context->Deadline()));
       if (!job.outcome || job.outcome->state != JobState::kDead)
-        return Fail(ErrorCode::kInvalidArgument, "job {} is {}: only a dead job can be {}", ids[at].ToString(),
-                    StateOf(job.outcome), Name(action));
+        return Fail(ErrorCode::kConflict, "job {} is {}: only a dead job can be {}", ids[at].ToString(), StateOf(job.outcome),
+                    Name(action));
+      if (job.dead_action) acted_on.emplace(ids[at], *job.dead_action);
       DeadActionRow row{.job = ids[at],
                         .org = job.spec.org,
                         .action = action,
@@ -318,13 +332,17 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
       const auto held = std::ranges::find_if(result.conflicts, [&](const UniqueConflict& c) { return c.job == row.new_job; });
       std::string said = options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action));
       std::optional<DeadActionRow> earlier;
+      if (const auto acted = acted_on.find(row.job); options.dry_run && acted != acted_on.end()) {
+        earlier = acted->second;
+        said = "somebody has acted on it before";
+      }
       if (std::ranges::find(result.already_done, row.job) != result.already_done.end()) {
         MILLRACE_TRY_ASSIGN(const JobDetail before, ledger->GetJob(kDefaultOrg, row.job, context->Deadline()));
         earlier = before.dead_action;
         said = "somebody has acted on it before";
       }
       if (held != result.conflicts.end()) said = "job " + held->holder.ToString() + " holds its unique key";
-      const bool ok = options.dry_run || said == Name(action);
+      const bool ok = said == (options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
       refusals += ok ? 0 : 1;
       done += ok ? 1 : 0;
       table.rows.push_back(
@@ -338,6 +356,7 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
   }
   fmt::print(stderr, "{} {} {}\n", done, done == 1 ? "job" : "jobs",
              options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
+  if (requeue && done > 0 && !options.dry_run) SayIfNobodyRuns(*context, done == 1 ? "the new job" : "the new jobs");
   if (options.quiet) {
     for (const auto& row : table.rows)
       if (const auto* id = std::get_if<std::string>(&row[2])) fmt::print("{}\n", *id);
@@ -358,6 +377,7 @@ Result<ExitCode> DoRetry(const Options& options) {
   MILLRACE_TRY_ASSIGN(const RequeueResult done, ledger->RequeueDead(again, context->Deadline()));
   const RunId run = done.retried_as.value_or(again.run->id);
   const auto jobs = done.retried_as ? Cell{} : Cell{static_cast<std::int64_t>(again.jobs.size())};
+  if (!done.retried_as) SayIfNobodyRuns(*context, "the new run");
   if (done.retried_as) fmt::print(stderr, "run {}: already retried as {}\n", id.ToString(), run.ToString());
   if (options.quiet) {
     fmt::print("{}\n", run.ToString());

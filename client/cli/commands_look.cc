@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "client/cli/allocator.h"
@@ -251,9 +252,37 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
   return report.ok ? ExitCode::kOk : ExitCode::kWorkFailed;
 }
 
-// Shards and workers in one table, for formats that have only one.
-Table StatusRows(const wire::StatusReply& status) {
+// A broker that holds shards, as the ledger knows it.
+struct KnownBroker {
+  std::string name;
+  std::vector<std::int64_t> shards;
+};
+
+// Those that live, by name.
+std::vector<KnownBroker> KnownBrokers(Context& context) {
+  std::vector<KnownBroker> all;
+  const auto ledger = context.OpenLedger(Context::Create::kNo, "cli");
+  if (!ledger) return all;
+  const auto shards = (*ledger)->Shards(context.Deadline());
+  const auto now = (*ledger)->Now(context.Deadline());
+  if (!shards || !now) return all;
+  std::map<OwnerId, KnownBroker> found;
+  for (const ShardStatus& shard : *shards) {
+    if (!shard.owner || *now - shard.renewed_at >= kOwnershipTtl) continue;
+    KnownBroker& broker = found[*shard.owner];
+    broker.name = shard.owner_name;
+    broker.shards.push_back(shard.shard.value());
+  }
+  for (auto& [owner, broker] : found) all.push_back(std::move(broker));
+  std::ranges::stable_sort(all, {}, &KnownBroker::name);
+  return all;
+}
+
+// What `status` shows, in one table, for formats that have only one.
+Table StatusRows(const wire::StatusReply& status, const std::vector<KnownBroker>& brokers) {
   Table table{.columns = {"kind", "name", "epoch", "concurrency", "ready", "running", "runs"}, .rows = {}};
+  for (const KnownBroker& b : brokers)
+    table.rows.push_back({std::string("broker"), b.name, Cell{}, Cell{}, Cell{}, Cell{}, Cell{}});
   for (const auto& s : status.shards)
     table.rows.push_back({std::string("shard"), std::to_string(s.shard), std::int64_t{s.epoch}, Cell{},
                           static_cast<std::int64_t>(s.ready), static_cast<std::int64_t>(s.running),
@@ -270,11 +299,16 @@ Result<ExitCode> DoStatus(const Options& options) {
   const std::string endpoint = context->ClientEndpoint();
   auto client = BrokerClient::Connect(*transport, endpoint, context->clock());
   auto status = client ? client->Status(context->clock().Now() + kStatusTimeout) : std::unexpected(std::move(client.error()));
-  if (!status)
-    return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'", endpoint,
-                context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
+  const std::vector<KnownBroker> brokers = KnownBrokers(*context);
+  if (!status) {
+    std::string others;
+    for (const KnownBroker& b : brokers)
+      others += fmt::format("{}'{}' with {} shards", others.empty() ? "; the ledger knows of " : ", ", b.name, b.shards.size());
+    return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'{}", endpoint,
+                context->embedded() ? "millrace up --home " + context->config().home : "millrace broker", others);
+  }
   if (context->format() == OutputFormat::kCsv || context->format() == OutputFormat::kNdjson) {
-    Print(StatusRows(*status), context->format());
+    Print(StatusRows(*status, brokers), context->format());
     return ExitCode::kOk;
   }
   if (context->format() == OutputFormat::kJson) {
@@ -284,6 +318,8 @@ Result<ExitCode> DoStatus(const Options& options) {
           {{"shard", s.shard}, {"epoch", s.epoch}, {"ready", s.ready}, {"running", s.running}, {"runs", s.runs}});
     for (const auto& w : status->workers)
       json["workers"].push_back({{"name", w.name}, {"concurrency", w.concurrency}, {"running", w.running}});
+    json["brokers"] = Json::array();
+    for (const KnownBroker& b : brokers) json["brokers"].push_back({{"name", b.name}, {"shards", b.shards}});
     fmt::print("{}\n", json.dump(2));
     return ExitCode::kOk;
   }
@@ -293,8 +329,13 @@ Result<ExitCode> DoStatus(const Options& options) {
                            static_cast<std::int64_t>(s.running), static_cast<std::int64_t>(s.runs)});
   Table workers{.columns = {"worker", "concurrency", "running"}, .rows = {}};
   for (const auto& w : status->workers) workers.rows.push_back({w.name, std::int64_t{w.concurrency}, std::int64_t{w.running}});
+  Table others{.columns = {"broker", "shards", ""}, .rows = {}};
+  for (const KnownBroker& b : brokers)
+    others.rows.push_back({b.name, static_cast<std::int64_t>(b.shards.size()),
+                           std::string(b.name == status->broker ? "the one that answers here" : "")});
   fmt::print("broker {}\n\n{}\n{}", status->broker, Format(shards, OutputFormat::kTable),
              Format(workers, OutputFormat::kTable));
+  if (brokers.size() > 1) fmt::print("\n{}", Format(others, OutputFormat::kTable));
   return ExitCode::kOk;
 }
 
@@ -345,6 +386,7 @@ ExitCode Version(const Options& options) {
   Table table{.columns = {"component", "version"}, .rows = {}};
   table.rows.push_back({std::string("millrace"), std::string(MILLRACE_VERSION)});
   table.rows.push_back({std::string("sqlite"), std::string(sqlite::LibraryVersion())});
+  table.rows.push_back({std::string("duckdb"), std::string(MILLRACE_DUCKDB_VERSION)});
   table.rows.push_back({std::string("zeromq"), fmt::format("{}.{}.{}", major, minor, patch)});
   table.rows.push_back({std::string("libsodium"), std::string(sodium_version_string())});
   table.rows.push_back({std::string("allocator"), AllocatorVersion()});

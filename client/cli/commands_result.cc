@@ -5,6 +5,7 @@
 
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
+#include "client/cli/find_run.h"
 #include "common/base/limits.h"
 #include "common/crypto/audit.h"
 #include "common/model/stage_task.h"
@@ -32,8 +33,9 @@ void Write(std::string_view bytes) { std::fwrite(bytes.data(), 1, bytes.size(), 
 
 Result<ExitCode> DoResult(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
-  MILLRACE_TRY_ASSIGN(const JobId id, JobId::Parse(options.id));
+  MILLRACE_TRY(CheckJobName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
+  MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, options.id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, id, context->Deadline()));
   if (!job.outcome) return Fail(ErrorCode::kNotFound, "job {}: it has not ended", options.id);
   const std::string& text = job.outcome->report.result;

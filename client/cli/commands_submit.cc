@@ -1,10 +1,14 @@
 // job submit: single jobs, or a batch with a callback.
 #include <algorithm>
+#include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <span>
 
+#include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/engine.h"
@@ -131,8 +135,18 @@ class Door {
   std::optional<BrokerClient> client_;
 };
 
+// Once for each kind that needs a worker of somebody else's.
+void SayForeignKinds(std::span<const JobSpec> jobs) {
+  std::set<std::string> kinds;
+  for (const JobSpec& job : jobs)
+    if (kinds.insert(job.kind).second)
+      if (const std::string text = ForeignKind(job.kind); !text.empty()) fmt::print(stderr, "{}\n", text);
+}
+
 // Waits until all of them have ended, and returns how.
 Result<std::vector<std::string>> AwaitEnds(Context& context, Ledger& ledger, Door& door, const std::vector<Uuid>& ids) {
+  if (door.client() == nullptr) SayIfNobodyRuns(context, "what was submitted");
+  std::fflush(stdout);  // the ids, before the wait
   BlockStopSignals();
   std::vector<std::string> ends(ids.size());
   std::vector<std::size_t> open(ids.size());
@@ -181,6 +195,7 @@ Result<ExitCode> SubmitBatch(const Options& options, Context& context) {
   } else {
     MILLRACE_TRY(ledger->SubmitRun(plan.run, plan.jobs, context.Deadline()));
   }
+  SayForeignKinds(plan.jobs);
   std::vector<std::string> ends;
   if (options.wait) {
     MILLRACE_TRY_ASSIGN(ends, AwaitEnds(context, *ledger, door, {plan.run.id.uuid}));
@@ -251,6 +266,7 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
   MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
   MILLRACE_TRY_ASSIGN(const auto conflicts, SendSingles(context, *ledger, door, jobs));
+  SayForeignKinds(jobs);
   std::vector<Uuid> taken;
   for (const JobSpec& job : jobs)
     if (!conflicts.contains(job.id)) taken.push_back(job.id.uuid);

@@ -133,7 +133,13 @@ struct Engine::Parts {
 
 Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients, const std::vector<std::string>& workers) {
   const AuditConfig& audit = context.config().audit;
-  MILLRACE_TRY_ASSIGN(SigningKey key, SigningKey::LoadOrCreate(audit.key_file));
+  auto loaded = SigningKey::LoadOrCreate(audit.key_file);
+  if (!loaded) {  // nothing has been tried yet that could have failed
+    const bool unusable = loaded.error().code == ErrorCode::kCorrupt;
+    return Fail(ErrorCode::kConflict, "{}{}", loaded.error().message,
+                unusable ? "; put the key back, or set audit.key_file to another path for a new one" : "");
+  }
+  SigningKey key = std::move(*loaded);
   const SigningKey retention_key = key;
   MILLRACE_TRY_ASSIGN(CheckpointWriter checkpoints,
                       CheckpointWriter::Open(audit.checkpoint_dir, std::move(key), context.ids().Next<AuditWriterId>()));

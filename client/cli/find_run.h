@@ -1,4 +1,4 @@
-// Runs as people name them: by a whole id, by its beginning, or as `last`.
+// Runs, jobs and backfills as people name them: by a whole id, by its beginning, or as `last`.
 #pragma once
 
 #include <string>
@@ -19,6 +19,13 @@ Result<void> CheckRunName(std::string_view text);
 // runs of it, empty: of any. kInvalidArgument: not of these forms, or several runs begin so, which the message lists.
 // kNotFound: none.
 Result<RunId> FindRun(Ledger& ledger, std::string_view text, const std::string& pipeline, MonoTime deadline);
+
+// The same for jobs and backfills. A whole id is taken as it is: a job that only the queue has is in no list. Of a beginning
+// that more of them share than one list has (500 backfills), the newest count.
+Result<void> CheckJobName(std::string_view text);
+Result<JobId> FindJob(Ledger& ledger, std::string_view text, MonoTime deadline);
+Result<void> CheckBackfillName(std::string_view text);
+Result<BackfillId> FindBackfill(Ledger& ledger, std::string_view text, MonoTime deadline);
 
 // How many characters of these ids tell them apart; at least those that hold their time to the millisecond.
 std::size_t ShortIdLength(const std::vector<RunId>& runs);

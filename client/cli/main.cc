@@ -15,6 +15,7 @@
 
 #include "client/cli/commands.h"
 #include "common/base/suggest.h"
+#include "common/model/job.h"
 
 namespace millrace::cli {
 namespace {
@@ -57,6 +58,8 @@ void AddGlobalOptions(Grammar& g) {
 }
 
 constexpr const char* kRunIdHelp = "Run id, or its first characters (at least 4), or 'last'";
+constexpr const char* kJobIdHelp = "Job id, or its first characters (at least 4), or 'last'";
+constexpr const char* kBackfillIdHelp = "Backfill id, or its first characters (at least 4), or 'last'";
 
 void AddRunCommands(Grammar& g) {
   CLI::App* run = g.Add(&g.app, "run", "Run a pipeline file here and now, embedded; or look at runs", RunFile);
@@ -103,19 +106,21 @@ void AddJobCommands(Grammar& g) {
   list->add_option("--before", g.options.before, "The page after this job id");
   list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* show = g.Add(job, "show", "One job: attempts, counters, signal, exit code, last log lines", JobShow);
-  show->add_option("ID", g.options.id, "Job id")->required();
+  show->add_option("ID", g.options.id, kJobIdHelp)->required();
   CLI::App* requeue = g.Add(job, "requeue", "Repeat dead jobs: each by a new job with the same effect", JobRequeue);
   CLI::App* discard = g.Add(job, "discard", "Note that nothing is to be done about dead jobs", JobDiscard);
   for (CLI::App* command : {requeue, discard}) {
-    command->add_option("ID", g.options.ids, "Job ids; or give a filter");
+    command->add_option("ID", g.options.ids, "Job ids, their beginnings, or last; or give a filter");
     AddJobFilter(command, g.options);
     command->add_flag("--dry-run", g.options.dry_run, "Only say which jobs and how many");
     command->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
   }
   requeue->add_option("--payload", g.options.payload_file, "File with a new payload");
   requeue->add_option("--to-queue", g.options.to_queue, "Put them into this queue instead");
-  requeue->add_option("--priority", g.options.priority, "New priority, 0 (most urgent) to 3");
-  requeue->add_option("--max-attempts", g.options.max_attempts, "New number of attempts");
+  requeue->add_option("--priority", g.options.priority, "New priority, 0 (most urgent) to 3")
+      ->check(CLI::Range(0, kPriorityLevels - 1));
+  requeue->add_option("--max-attempts", g.options.max_attempts, "New number of attempts, 1 to 100")
+      ->check(CLI::Range(1, kMaxAttemptsMax));
   CLI::App* submit = g.Add(job, "submit", "Submit single jobs, or a batch with a job that runs when all have ended", JobSubmit);
   submit->add_option("--batch", g.options.batch, "File with one job a line, as JSON ('-': stdin)");
   submit->add_option("--then", g.options.then, "With --batch: the job, as JSON, that runs when all of them have ended");
@@ -129,11 +134,11 @@ void AddJobCommands(Grammar& g) {
   submit->add_option("--options", g.options.job_options, "One job: as JSON: unique_key, limit_key, durability, no_retry ...");
   submit->add_flag("--wait", g.options.wait, "Wait until all have ended; exit code 1 if one did not succeed");
   CLI::App* result = g.Add(job, "result", "What a job gave back: a command's output, a stage's counts", JobResult);
-  result->add_option("ID", g.options.id, "Job id")->required();
+  result->add_option("ID", g.options.id, kJobIdHelp)->required();
   CLI::App* refused = g.Add(job, "refused", "Rows of the enqueue table that became no job, and why", JobRefused);
   refused->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* cancel = g.Add(job, "cancel", "Stop single jobs; those of a run are stopped with their run", JobCancel);
-  cancel->add_option("ID", g.options.ids, "Job ids")->required();
+  cancel->add_option("ID", g.options.ids, "Job ids, their beginnings, or last")->required();
   cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
 }
 
@@ -196,9 +201,9 @@ void AddBackfillCommands(Grammar& g) {
   list->add_option("--pipeline", g.options.pipeline, "Only this pipeline's");
   list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* show = g.Add(backfill, "show", "One backfill: range, options, progress", BackfillShow);
-  show->add_option("ID", g.options.id, "Backfill id")->required();
+  show->add_option("ID", g.options.id, kBackfillIdHelp)->required();
   CLI::App* cancel = g.Add(backfill, "cancel", "Feed no further slots of a backfill", BackfillCancel);
-  cancel->add_option("ID", g.options.id, "Backfill id")->required();
+  cancel->add_option("ID", g.options.id, kBackfillIdHelp)->required();
   cancel->add_flag("--running", g.options.running, "Cancel its runs that have not ended too");
   cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
 }
@@ -212,7 +217,7 @@ void AddProcessCommands(Grammar& g) {
     CLI::App* process = g.Add(&g.app, name, help, command);
     process->add_option("--name", g.options.name, "Its name in logs and records");
     if (std::string(name) != "worker") continue;
-    process->add_option("--concurrency", g.options.concurrency, "Jobs at a time");
+    process->add_option("--concurrency", g.options.concurrency, "Jobs at a time")->check(CLI::Range(1, 10'000));
     process->add_option("--queues", g.options.queues, "Only jobs of these queues, e.g. default,small (default: all)");
   }
   g.Add(&g.app, "status", "Shards and workers of a running broker", Status);

@@ -75,7 +75,9 @@ std::string FormatForPeople(const Table& table) {
   }
   std::vector<bool> right(table.columns.size());
   for (std::size_t c = 0; c < table.columns.size(); ++c)
-    right[c] = std::ranges::any_of(table.rows, [&](const auto& row) { return IsNumber(row[c]); });
+    right[c] =  // a column of numbers; one field a line, as `queue show`, is read from the left
+        std::ranges::any_of(table.rows, [&](const auto& row) { return IsNumber(row[c]); }) &&
+        std::ranges::none_of(table.rows, [&](const auto& row) { return std::holds_alternative<std::string>(row[c]); });
   std::string out;
   const auto line = [&](const std::vector<std::string>& cells) {
     std::string text;

@@ -149,8 +149,13 @@ Result<PipelineFile> ReadPipelineFile(const std::string& path, std::vector<Diagn
   const auto kind = std::filesystem::status(path, ec).type();
   if (ec || kind == std::filesystem::file_type::not_found) return Fail(ErrorCode::kNotFound, "{}: no such file", path);
   if (kind != std::filesystem::file_type::regular) return Fail(ErrorCode::kInvalidArgument, "{}: not a regular file", path);
-  if (std::filesystem::file_size(path, ec) > kPipelineFileBytesMax)
-    return Fail(ErrorCode::kInvalidArgument, "{}: over the limit of {} bytes", path, kPipelineFileBytesMax);
+  if (const auto bytes = std::filesystem::file_size(path, ec); !ec && bytes > kPipelineFileBytesMax) {
+    Diagnostic large;
+    large.file = path;
+    large.code = "too_large";
+    large.message = fmt::format("the file has {} bytes, over the limit of {} bytes", bytes, kPipelineFileBytesMax);
+    return Refused({std::move(large)}, "", diagnostics);
+  }
   std::ifstream in(path, std::ios::binary);
   if (!in) return Fail(ErrorCode::kInvalidArgument, "{}: cannot be read: {}", path, std::strerror(errno));
   PipelineFile file;

@@ -52,9 +52,10 @@ Result<Requeue> RepeatRun(const RunDetail& failed, const std::string& actor, con
                           IdGenerator& ids) {
   const RunSummary& old = failed.summary;
   if (!IsTerminal(old.state))
-    return Fail(ErrorCode::kInvalidArgument, "run {} has not ended: it is {}", old.spec.id.ToString(), Name(old.state));
+    return Fail(ErrorCode::kConflict, "run {} has not ended: it is {}; wait for its end, or cancel it", old.spec.id.ToString(),
+                Name(old.state));
   if (old.state == RunState::kSucceeded)
-    return Fail(ErrorCode::kInvalidArgument, "run {} succeeded: there is nothing to retry", old.spec.id.ToString());
+    return Fail(ErrorCode::kConflict, "run {} succeeded: there is nothing to retry", old.spec.id.ToString());
   Requeue out;
   out.retry = RunRetry{.of = old.spec.id, .actor = actor, .reason = reason, .at = now};
   RunSpec& run = out.run.emplace(old.spec);

@@ -244,7 +244,10 @@ class Loader {
     const auto [end, failed] = std::from_chars(text.data() + colon + 1, last, port);
     if (host.empty() || failed != std::errc{} || end != last || port == 0 || port > 65535)
       return Wrong(key, "'{}' is not an endpoint like tcp://127.0.0.1:7410", Quoted(key, text));
-    if (host != "127.0.0.1" && host != "localhost" && host != "[::1]")
+    const auto in_127 = [](std::string_view h) {
+      return h.starts_with("127.") && h.find_first_not_of("0123456789.") == std::string_view::npos;
+    };
+    if (!in_127(host) && host != "localhost" && host != "[::1]")
       return Wrong(key, "'{}' is not a loopback address; that needs CURVE, which this version does not have",
                    Quoted(key, text));
     return {};

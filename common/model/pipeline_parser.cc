@@ -451,6 +451,23 @@ void ExplainUnquoted(std::string_view source, YamlComplaint& c) {
 
 }  // namespace
 
+namespace {
+
+// A value that was not written has no place of its own: it is where its key is.
+void PlaceNothing(YamlNode& node) {
+  for (std::size_t i = 0; i < node.items.size(); ++i) {
+    YamlNode& item = node.items[i];
+    if (item.line == 0 && i < node.keys.size()) {
+      item.line = node.keys[i].line;
+      item.column = node.keys[i].column;
+      item.length = node.keys[i].length;
+    }
+    PlaceNothing(item);
+  }
+}
+
+}  // namespace
+
 ParseResult ParsePipeline(std::string_view source, std::string_view file_name, const ParseOptions& options) {
   ParseContext context(file_name);
   YamlDocument document = ParseYaml(source, {kPipelineFileBytesMax, kPipelineDepthMax});
@@ -458,6 +475,7 @@ ParseResult ParsePipeline(std::string_view source, std::string_view file_name, c
   for (const YamlComplaint& c : document.complaints)
     context.Add(SourcePlace{c.line, c.column}, c.length, c.code, c.message, c.help);
   ParseResult result;
+  if (document.root) PlaceNothing(*document.root);
   if (document.root) result.pipeline = PipelineParser(context, options).Parse(*document.root);
   result.diagnostics = context.Take();
   if (!result.diagnostics.empty()) result.pipeline.reset();

@@ -137,6 +137,11 @@ TEST_F(CliData, AnEmptyExtractNeverEmptiesATargetUnlessItMay) {
   ExpectFails("e.yaml", "raw", "empty_extract", "a.csv has no rows; set allow_empty: true if that is right");
   write(", allow_empty: true", "");
   ExpectFails("e.yaml", "l", "empty_input", "allow_empty");
+  Write("a.csv", "");
+  const CliResult nothing = Run({"run", "e.yaml"});
+  EXPECT_EQ(nothing.code, 1);
+  EXPECT_THAT(nothing.err, HasSubstr("a.csv is empty: it has 0 bytes, not even a header; fix what writes it"));
+  Write("a.csv", "id,amount\n");
   EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n2\n");
   write(", allow_empty: true", ", allow_empty: true");
   const auto run = RunJson({"run", "e.yaml"});
@@ -306,7 +311,9 @@ TEST_F(CliData, DateformatReadsDatesAsItSaysAndNothingElse) {
   Write("d.csv", "id,day\n1,03/04/2026\n2,31/12/2025\n");
   const auto bad = run("%m/%d/%Y", ", columns: { day: date }", 1);
   EXPECT_EQ(StageOf(bad, "raw").at("error_class"), "bad_value");
-  EXPECT_EQ(StageOf(bad, "raw").at("error"), "d.csv:3: column 'day': Could not convert string \"31/12/2025\" to 'DATE'");
+  EXPECT_EQ(StageOf(bad, "raw").at("error"),
+            "d.csv:3: column 'day': Could not convert string \"31/12/2025\" to 'DATE'; fix the "
+            "source, or declare the column as text and cast it in a transform");
   WritePipeline("q", "  raw: { extract: { from: file, path: d.csv, options: { dateformat: \"%Q\" } } }\n");
   const CliResult unknown = Run({"check", "q.yaml"});
   EXPECT_EQ(unknown.code, 1);

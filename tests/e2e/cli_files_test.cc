@@ -234,7 +234,8 @@ TEST_F(CliFiles, WhatIsNoPipelineFileIsRefusedAtOnce) {
   ExpectRefused("latin.yaml", 1,
                 AllOf(StartsWith("latin.yaml:3:17: error: byte 0xe9 is not UTF-8"), HasSubstr("save the file as UTF-8")));
   Write("huge.yaml", std::string((4u << 20) + 1, '#'));
-  ExpectRefused("huge.yaml", 2, HasSubstr("over the limit of 4194304 bytes"));
+  ExpectRefused("huge.yaml", 1, HasSubstr("over the limit of 4194304 bytes"));
+  EXPECT_THAT(Run({"check", "huge.yaml", "-o", "json"}).out, HasSubstr("\"code\": \"too_large\""));
 }
 
 TEST_F(CliFiles, WrongSqlIsFoundBeforeAnythingRunsWithTheCaretInsideTheFile) {

@@ -1,6 +1,8 @@
 // What becomes of jobs that fail: crash quarantine, deadlines, lists, requeue, discard, and runs that are retried.
 #include <gmock/gmock.h>
 
+#include <chrono>
+
 #include "tests/support/cli_runner.h"
 
 namespace millrace::testing {
@@ -69,7 +71,15 @@ TEST_F(CliJobs, ACommandThatKillsItsOwnProcessIsQuarantined) {
   result = Run({"job", "discard", id});
   EXPECT_EQ(result.code, 0) << "the same again is no refusal";
   EXPECT_THAT(result.out, HasSubstr("already discarded"));
+  const CliResult dry = Run({"job", "requeue", id, "--dry-run"});
+  EXPECT_EQ(dry.code, 1) << "a dry run says what would happen";
+  EXPECT_THAT(dry.out, HasSubstr("somebody has acted on it before"));
   EXPECT_EQ(Run({"job", "requeue"}).code, 2) << "neither ids nor a filter";
+  const CliResult none = Run({"job", "requeue", id, "--max-attempts", "0"});
+  EXPECT_EQ(none.code, 2);
+  EXPECT_THAT(none.err, AllOf(HasSubstr("--max-attempts"), HasSubstr("0"), HasSubstr("1"), HasSubstr("100")));
+  EXPECT_THAT(Run({"worker", "--concurrency", "0"}).err, AllOf(HasSubstr("--concurrency"), HasSubstr("1"), HasSubstr("10000")));
+  EXPECT_EQ(Run({"worker", "--concurrency", "0"}).code, 2);
   ExpectSound();
 }
 
@@ -130,7 +140,7 @@ TEST_F(CliJobs, ARetriedRunRepeatsOnlyWhatFailed) {
   EXPECT_EQ(StageOf(run, "last").at("already_applied"), false);
   EXPECT_EQ(ReadAll(dir_ / "onces"), "x\n") << "a command that succeeded has no receipt: it is left out";
   EXPECT_EQ(Ids({"job", "list", "--open"}), "") << "the dead job was repeated";
-  EXPECT_EQ(Run({"run", "retry", again}).code, 2) << "it succeeded";
+  EXPECT_EQ(Run({"run", "retry", again}).code, 5) << "it succeeded";
   const auto second = RunJson({"run", "retry", id});
   EXPECT_EQ(second.at(0).at("run"), again) << "a run is retried once, whoever asks";
   EXPECT_EQ(second.at(0).at("already"), true);
@@ -144,6 +154,49 @@ TEST_F(CliJobs, ARetriedRunRepeatsOnlyWhatFailed) {
   EXPECT_EQ(Warehouse("select count(*) n from u"), "n\n2\n");
   EXPECT_EQ(RunJson({"run", "show", id}).at("state"), "failed");
   ExpectSound();
+}
+
+TEST_F(CliJobs, AJobOfAKindThatNoOwnWorkerServesSaysSo) {
+  const auto engine = Start({"up", "--log-level", "warn"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  const auto status = RunJson({"status"});
+  ASSERT_EQ(status.at("brokers").size(), 1u);
+  EXPECT_EQ(status.at("brokers").at(0).at("name"), status.at("broker"));
+  const std::string complaint = "kind 'nosuch' waits for a connected worker that serves it";
+  const auto waiting = Start({"job", "submit", "--kind", "nosuch", "--wait"});
+  ASSERT_TRUE(Eventually([&] { return Ids({"job", "list"}) != ""; }));
+  const std::string id = Line(Ids({"job", "list"}));
+  EXPECT_THAT(Run({"job", "show", id}).out, HasSubstr(complaint));
+  EXPECT_THAT(RunJson({"job", "show", "last"}).at("unserved").get<std::string>(), HasSubstr(complaint));
+  EXPECT_EQ(Run({"job", "cancel", id.substr(0, 30)}).code, 0) << "a job is named by its beginning, as a run is";
+  const CliResult ended = waiting->Wait(std::chrono::seconds{20});
+  EXPECT_EQ(ended.code, 1);
+  EXPECT_THAT(ended.out, HasSubstr("cancelled"));
+  const auto first = ended.err.find(complaint);
+  EXPECT_NE(first, std::string::npos) << ended.err;
+  EXPECT_EQ(ended.err.find(complaint, first + 1), std::string::npos) << ended.err;
+  EXPECT_EQ(RunJson({"job", "show", id}).at("unserved"), nullptr) << "it has ended";
+  EXPECT_EQ(Run({"job", "show", "01"}).code, 2);
+  EXPECT_EQ(Run({"job", "show", "ffffffff"}).code, 3);
+  const CliResult served = Run({"job", "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})", "--wait"});
+  EXPECT_EQ(served.code, 0) << served.err;
+  EXPECT_THAT(served.out, HasSubstr("succeeded"));
+  EXPECT_EQ(served.err, "");
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
+}
+
+TEST_F(CliJobs, WhatIsRecordedWhileNobodyRunsSaysSo) {
+  WritePipeline("flaky", "  gate: { command: [sh, -c, \"test -e open\"], retry: { max_attempts: 1 } }\n");
+  const auto run = RunJson({"run", "flaky.yaml"}, 1);
+  const CliResult retried = Run({"run", "retry", run.at("run")});
+  EXPECT_EQ(retried.code, 0) << retried.err;
+  EXPECT_THAT(retried.err, AllOf(HasSubstr("recorded; no broker answers at"), HasSubstr("the new run waits for one"),
+                                 HasSubstr("millrace up --home")));
+  const CliResult early = Run({"run", "retry", "last"});
+  EXPECT_EQ(early.code, 5) << "it has not ended: that may change";
+  EXPECT_THAT(early.err, HasSubstr("has not ended"));
 }
 
 }  // namespace

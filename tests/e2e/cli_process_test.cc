@@ -87,9 +87,12 @@ TEST_F(CliProcesses, AServiceStopsWhatItsClientsCancel) {
   const std::string run = Run({"run", "list", "-q"}).out.substr(0, 36);
   const CliResult cancelled = Run({"run", "cancel", run, "--wait"});
   EXPECT_EQ(cancelled.code, 0) << cancelled.err;
-  EXPECT_THAT(cancelled.out, HasSubstr("cancelling"));
+  EXPECT_THAT(cancelled.out, AllOf(HasSubstr("cancelled  cancelled"), Not(HasSubstr("cancelling")))) << "its end";
   EXPECT_THAT(cancelled.err, HasSubstr("cancelled by cli"));
   EXPECT_EQ(Runs("cancelled"), 1u);
+  const CliResult again = Run({"run", "cancel", run, "-q"});
+  EXPECT_EQ(again.code, 5);
+  EXPECT_EQ(again.out, run + "\n");
   up->Signal(SIGTERM);
   EXPECT_EQ(up->Wait(std::chrono::seconds{10}).code, 0);
   ExpectSound();
@@ -169,6 +172,12 @@ TEST_F(CliProcesses, AKilledRunIsFinishedByTheNextEngineAndLoadedOnce) {
   const std::size_t runs = Runs("succeeded");
   EXPECT_EQ(Warehouse("select count(*) n from x"), "n\n" + std::to_string(2 * runs) + "\n")
       << "append: two rows for each run, once";
+  const std::string newest_first = Run({"run", "list", "-q"}).out;
+  const std::string run = newest_first.substr(newest_first.size() - 37, 36);
+  EXPECT_THAT(
+      Run({"run", "logs", run, "--stage", "nap"}).out,
+      AllOf(HasSubstr("nap attempt 1 on nobody: lost: a former broker had delivered it"), HasSubstr("nap attempt 2 on ")))
+      << "the history has every delivery and how it ended";
   ExpectSound();
 }
 
@@ -325,6 +334,27 @@ TEST_F(CliProcesses, CommandsGetTheirWordsAndTheirWholeGroupIsKilledAtTheDeadlin
         return true;
       },
       std::chrono::seconds{3}));
+  ExpectSound();
+}
+
+TEST_F(CliProcesses, AFileThatHasNotChangedIsOneVersion) {
+  WritePipeline("daily", "  c: { command: [\"true\"] }\n");
+  const std::string file = ReadAll(dir_ / "daily.yaml");
+  Write("daily.yaml", file + "schedule: { cron: \"0 0 1 1 *\", timezone: UTC }\n");
+  EXPECT_EQ(RunJson({"run", "daily.yaml"}).at("version"), 1);
+  EXPECT_TRUE(RunJson({"schedule", "list"}).empty());
+  const auto up = Start({"up", "daily.yaml"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  const auto schedules = RunJson({"schedule", "list"});
+  ASSERT_EQ(schedules.size(), 1u);
+  EXPECT_EQ(schedules.at(0).at("version"), 1) << "only its schedule came into force";
+  EXPECT_EQ(RunJson({"pipeline", "list"}).at(0).at("version"), 1);
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{10}).code, 0);
+  const CliResult future = Run({"backfill", "daily", "--from", "2090-01-01", "--to", "2091-01-01"});
+  EXPECT_EQ(future.code, 2);
+  EXPECT_THAT(future.err, HasSubstr("fire by themselves when they are due"));
+  EXPECT_THAT(Run({"version"}).out, HasSubstr("duckdb"));
   ExpectSound();
 }
 

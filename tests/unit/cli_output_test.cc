@@ -32,6 +32,12 @@ TEST(Table, AlignsWhatATerminalShowsNotBytes) {
   EXPECT_EQ(Format(Table{.columns = {"a", "b"}, .rows = {}}, OutputFormat::kTable), "a  b\n");
 }
 
+TEST(Table, OneFieldALineIsReadFromTheLeft) {
+  const Table table{.columns = {"of", "value"},
+                    .rows = {{std::string("queue"), std::string("default")}, {std::string("waiting"), std::int64_t{7}}}};
+  EXPECT_EQ(Format(table, OutputFormat::kTable), "of       value\nqueue    default\nwaiting  7\n");
+}
+
 TEST(Table, WidthCountsWideAndCombiningCharactersAndBadBytes) {
   EXPECT_EQ(DisplayWidth(""), 0u);
   EXPECT_EQ(DisplayWidth("abc"), 3u);

@@ -296,7 +296,7 @@ TEST_F(ConfigFilesTest, PathsStartAtTheirOwnFile) {
 
 TEST_F(ConfigFilesTest, ListsFromTheEnvironment) {
   in_.env["MILLRACE_WORKER__QUEUES"] = "a,b,c";
-  in_.env["MILLRACE_WORKER__BROKERS"] = "tcp://127.0.0.1:1,tcp://localhost:2";
+  in_.env["MILLRACE_WORKER__BROKERS"] = "tcp://127.0.0.1:1,tcp://127.0.0.2:2";
   LoadedConfig c = Must();
   EXPECT_EQ(c.config.worker.queues, (std::vector<std::string>{"a", "b", "c"}));
   EXPECT_EQ(c.config.worker.brokers.size(), 2u);

@@ -257,6 +257,11 @@ TEST(PipelineParser, ReadsRetriesAndDeadlines) {
   EXPECT_NE(refused("no_retry: [a, a]").find("names 'a' twice"), std::string::npos);
 }
 
+TEST(PipelineParser, WhatWasNotWrittenIsWhereItsKeyIs) {
+  EXPECT_EQ(Codes("version: 1\npipeline: x\nschedule:\nstages:\n"), "3:1:wrong_type 4:1:wrong_type");
+  EXPECT_EQ(Codes(WithStages(std::string(kA) + "  b:\n")), "5:3:wrong_type");
+}
+
 TEST(PipelineParser, HasLimits) {
   EXPECT_EQ(Codes(std::string(kHead) + "x: " + std::string(100, '[') + std::string(100, ']')), "3:67:too_deep");
   EXPECT_EQ(Codes(std::string(kPipelineFileBytesMax + 1, ' ')), "0:0:too_large");

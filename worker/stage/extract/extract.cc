@@ -26,6 +26,8 @@ constexpr std::string_view kRejectsSql =
     "CAST(e.line AS BIGINT) AS line, any_value(e.csv_line) AS row FROM reject_errors e JOIN reject_scans s "
     "ON s.scan_id = e.scan_id AND s.file_id = e.file_id GROUP BY s.file_path, e.line";
 
+constexpr std::string_view kValueAdvice = "fix the source, or declare the column as text and cast it in a transform";
+
 std::string Shown(const std::string& path) { return std::filesystem::path(path).filename().string(); }
 
 // A bad value's place, from the first rejected row.
@@ -45,8 +47,8 @@ StageOutcome<void> FailOnRejects(duck::Connection& connection, const ReaderOptio
       return std::unexpected(StageFailure("source_malformed", problem->message + count));
   }
   const std::string column = first.Text(2).empty() ? "" : fmt::format("column '{}': ", first.Text(2));
-  return std::unexpected(
-      StageFailure("bad_value", fmt::format("{}:{}: {}{}{}", Shown(first.Text(0)), first.Int(1), column, reason, count)));
+  return std::unexpected(StageFailure(
+      "bad_value", fmt::format("{}:{}: {}{}{}; {}", Shown(first.Text(0)), first.Int(1), column, reason, count, kValueAdvice)));
 }
 
 // JSON readers name file and line but not the column: find it with every value as text.
@@ -101,6 +103,18 @@ StageOutcome<void> RefuseOtherDelimiter(const SourceFiles& sources, const Extrac
       fmt::format("{}: has one column, '{}': its fields seem to be separated by '{}'; set options: {{ delimiter: \"{}\" }} (or "
                   "\"{}\" if it is one column)",
                   Shown(sources.paths.front()), text, shown, shown, sources.format == FileFormat::kTsv ? "\\t" : ",")));
+}
+
+// Said instead of naming every column that it lacks.
+StageOutcome<void> RefuseNoBytes(const SourceFiles& sources) {
+  if (!IsCsv(sources.format)) return {};
+  for (const auto& path : sources.paths) {
+    std::error_code ec;
+    if (std::filesystem::file_size(path, ec) != 0 || ec) continue;
+    return std::unexpected(StageFailure(
+        "empty_extract", fmt::format("{} is empty: it has 0 bytes, not even a header; fix what writes it", Shown(path))));
+  }
+  return {};
 }
 
 StageOutcome<void> ApplyDeclared(duck::Connection& connection, const ExtractSpec& spec, PinnedSchema* schema) {
@@ -178,7 +192,8 @@ StageOutcome<Scan> ScanAll(duck::Connection& connection, const SourceFiles& sour
   for (const auto& c : reader.columns) {
     if (!typed && !c.not_null) continue;
     if (c.not_null && table->Int(at) != table->Int(0)) {
-      return std::unexpected(StageFailure("bad_value", fmt::format("column '{}' is declared not null and is null in {} rows",
+      return std::unexpected(StageFailure("bad_value", fmt::format("column '{}' is declared not null and is null in {} rows; "
+                                                                   "fix the source, or take `not null` from the column",
                                                                    c.name, table->Int(0) - table->Int(at))));
     }
     ++at;
@@ -367,6 +382,7 @@ StageOutcome<PinnedSchema> ResolveSchema(duck::Connection& connection, const Sou
                                          const std::string& pinned_path) {
   MILLRACE_TRY(CheckOptions(sources.format, spec.options));
   MILLRACE_TRY_ASSIGN(auto pinned, ReadPinnedSchema(pinned_path));
+  if (HasHeader(pinned ? pinned->read_options : spec.options)) MILLRACE_TRY(RefuseNoBytes(sources));
   if (!pinned) return SniffSchema(connection, sources, spec);
   MILLRACE_TRY(ApplyDeclared(connection, spec, &*pinned));
   return std::move(*pinned);

@@ -63,7 +63,7 @@ Outcome<Loaded> Dispatch(LoadJob& job, duck::Connection& source) {
   if (job.order.token.value() == 0 || job.order.token.value() > INT64_MAX)
     return Refuse("invalid_target", fmt::format("token {} is not in [1, 2^63)", job.order.token.value()));
   if (!job.order.fence_only) {
-    if (job.columns.empty()) return Refuse("schema_mismatch", "the dataset has no columns");
+    if (job.columns.empty()) return Refuse("schema_mismatch", "the dataset has no columns: select at least one");
     if (job.spec.provenance) MILLRACE_TRY(AddProvenance(job));
   }
   if (job.spec.mode == LoadMode::kMerge && job.spec.key.empty()) return Refuse("invalid_target", "mode merge needs a key");

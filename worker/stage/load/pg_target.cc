@@ -258,7 +258,9 @@ Outcome<std::vector<PgColumn>> PlanColumns(const PgTarget& target, const std::ve
     if (!loaded && column.not_null && !column.has_default && !column.generated)
       complain(fmt::format("{}: not in the dataset, {} not null without default in the table", column.name, column.type));
   }
-  if (!diff.empty()) return Refuse("schema_mismatch", "the dataset does not fit the table: " + diff);
+  if (!diff.empty())
+    return Refuse("schema_mismatch", "the dataset does not fit the table: " + diff +
+                                         "; cast or rename the columns in a transform, or alter the table");
   return out;
 }
 

@@ -206,7 +206,9 @@ class SqliteLoad {
       if (column.must_have_value &&
           std::none_of(columns_.begin(), columns_.end(), [&](const SqliteColumn& c) { return c.name == name; }))
         complain(fmt::format("{}: not in the dataset, not null without default in the table", name));
-    if (!diff.empty()) return Refuse("schema_mismatch", "the dataset does not fit the table: " + diff);
+    if (!diff.empty())
+      return Refuse("schema_mismatch", "the dataset does not fit the table: " + diff +
+                                           "; cast or rename the columns in a transform, or alter the table");
     return {};
   }
 
