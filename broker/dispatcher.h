@@ -138,7 +138,7 @@ class Dispatcher {
     std::size_t bytes = 0;  // in rows, about
   };
   using Check = dispatch::Check;
-  struct Shard {
+  struct Shard {  // NOLINT(clang-analyzer-optin.performance.Padding): there are few, and what belongs together stands together
     ShardHold hold;
     Phase phase = Phase::kUnknown;
     std::string owner_name;  // kElsewhere

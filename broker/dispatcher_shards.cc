@@ -287,7 +287,8 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   std::uint64_t started = 0;
   Check doubtful;
   for (auto& [id, line, body, run_at, expires_at] : reply.claimed) {
-    const bool suspect = suspects > 0 && suspects-- > 0;
+    const bool suspect = suspects > 0;
+    if (suspect) --suspects;
     const auto left = [&](std::optional<std::size_t> bytes) { shard->budgets.Claimed(op.key.org, op.key.queue, bytes); };
     // The queue had it twice, or it ended meanwhile.
     if (Leased(*shard, id) || Left(*shard, id)) {

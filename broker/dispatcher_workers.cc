@@ -207,7 +207,7 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
                                    .next_run_at = ending.run_at.value_or(wall_),
                                    .queue = RoutedQueue(spec)});
   }
-  piece.endings.push_back(std::move(ending));
+  piece.endings.push_back(ending);
 }
 
 // The job starts elsewhere as soon as the end of this attempt is durable: see dispatcher_handover.cc. One that only the queue

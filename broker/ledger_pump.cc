@@ -434,7 +434,7 @@ bool LedgerPump::ReadNothing(const LedgerCommand& posted, std::vector<Event>& ou
     out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = false});
   } else if (const auto* queues = std::get_if<command::ReadQueueSettings>(&posted);
              queues && none(queues->hold, &ShardContents::queue_settings)) {
-    out.push_back(event::QueueSettingsRead{.hold = queues->hold, .settings = {}, .failed = false});
+    out.emplace_back(event::QueueSettingsRead{.hold = queues->hold, .settings = {}, .failed = false});
   } else {
     return false;
   }
@@ -484,11 +484,12 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     if (!settings && queues->rebuild) return Lose(queues->hold.shard, "rebuild: " + settings.error().message, out);
     if (!settings) LogWarn("shard {}: queue settings: {}", queues->hold.shard.value(), settings.error().message);
     const bool failed = !settings;
-    out.push_back(event::QueueSettingsRead{
+    out.emplace_back(event::QueueSettingsRead{
         .hold = queues->hold, .settings = failed ? std::vector<QueueSettings>{} : std::move(*settings), .failed = failed});
   } else if (auto* put = std::get_if<command::PutQueueSettings>(&posted)) {
     auto stored = ledger_.PutQueueSettings(put->settings, put->actor, Deadline(kReadBudget));
-    out.push_back(event::QueueSettingsPut{.peer = std::move(put->peer), .request = put->request, .stored = std::move(stored)});
+    out.emplace_back(
+        event::QueueSettingsPut{.peer = std::move(put->peer), .request = put->request, .stored = std::move(stored)});
   }
 }
 

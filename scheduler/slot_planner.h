@@ -14,7 +14,7 @@
 
 namespace millrace::scheduler {
 
-inline constexpr std::size_t kSlotsPerPassMax = 1000;  // of one schedule; the rest follows in the next pass
+inline constexpr std::size_t kSlotsPerPassMax = 1000;   // of one schedule; the rest follows in the next pass
 inline constexpr std::uint32_t kCatchupRunsMax = 1000;  // N of all(N)
 
 // What happens to slots that are later than their misfire grace.

@@ -1,5 +1,6 @@
 // bench queue, latency, chain, scale, and the processes that they start.
 #include <atomic>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 
@@ -55,7 +56,7 @@ Table RateTable(const std::vector<bench::QueueResult>& results) {
                           "lost", "duplicated", "queue_bytes_per_job", "ledger_bytes_per_job", "busiest_core"},
               .rows = {}};
   for (const auto& r : results) {
-    const auto number = [](double v) { return static_cast<std::int64_t>(v + 0.5); };
+    const auto number = [](double v) { return std::int64_t{std::lround(v)}; };
     const auto optional = [&](const std::optional<double>& v) { return v ? Cell(number(*v)) : Cell(); };
     table.rows.push_back({r.durability, r.form, static_cast<std::int64_t>(r.jobs), number(r.enqueued_per_s),
                           number(r.executed_per_s), number(r.recorded_per_s), static_cast<std::int64_t>(r.outcomes),
@@ -188,7 +189,7 @@ Result<ExitCode> DoChain(const Options& options) {
   return RunBench(options, *context, needs, [&](BenchTarget& target) -> Result<BenchReport> {
     chain.folder = target.folder();
     MILLRACE_TRY_ASSIGN(const auto r, bench::MeasureChain(target.at(), chain));
-    const auto whole = [](double v) { return static_cast<std::int64_t>(v + 0.5); };
+    const auto whole = [](double v) { return std::int64_t{std::lround(v)}; };
     const auto micros = [](std::uint64_t v) { return static_cast<std::int64_t>(v); };
     Table table{.columns = {"handlers", "stages", "runs", "runs_per_min", "p50_us", "p99_us", "max_us", "accepted_p50_us",
                             "lost", "duplicated", "busiest_core"},

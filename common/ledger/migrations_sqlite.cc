@@ -235,8 +235,8 @@ std::string WithAllBytes(std::string_view template_sql) {
 
 std::span<const std::string_view> SqliteMigrations() {
   static const std::string version7 = WithAllBytes(kVersion7);
-  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5,
-                                         kVersion6, version7,  kVersion8, kVersion9, kVersion10, kVersion11};
+  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3, kVersion4,  kVersion5, kVersion6,
+                                         version7,  kVersion8, kVersion9, kVersion10, kVersion11};
   return all;
 }
 

@@ -112,7 +112,7 @@ struct QueueReply {
   // or, when that is this very Take (the store was emptied, restarted or replaced), what it remembers, maybe of an older state.
   std::vector<JobId> in_flight{};
   Epoch unbroken_since{};
-  std::string cursor;           // Remove: where the look goes on; empty: it is over
+  std::string cursor;  // Remove: where the look goes on; empty: it is over
 };
 
 // How full the store is. `max` 0: it has no limit of its own.

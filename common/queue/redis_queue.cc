@@ -23,8 +23,8 @@ constexpr std::size_t kIdBytes = 16;
 // In a line or the schedule, an entry that can expire is its id and this word; the rest of it is in the shard's hash of bodies.
 // Expiring takes it out of there, in constant time: what is left in the line is a stub that a claim passes over.
 constexpr std::string_view kTicket{"\0ticket", 7};
-// Entries of kept lines that are put in together are one element of their line: a block (see the script). They are claimed as one
-// and lie in flight as one, which costs Redis a fraction of what as many elements do. A claim of a part splits it: small
+// Entries of kept lines that are put in together are one element of their line: a block (see the script). They are claimed as
+// one and lie in flight as one, which costs Redis a fraction of what as many elements do. A claim of a part splits it: small
 // ones are not worth it.
 constexpr std::size_t kBlockEntriesMin = 8, kBlockEntriesMax = 128;
 constexpr std::size_t kBlockBytesMax = 48u << 10, kBlockEntryBytesMax = 8u << 10;
@@ -529,8 +529,7 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
     }
   }
   arguments.push_back(std::to_string(lines.size()));
-  for (Arguments* list :
-       {&gone.ids, &gone.over, &gone.marks, &due, &kept_due, &bodies, &expiry, &kept_bodies, &kept_expiry})
+  for (Arguments* list : {&gone.ids, &gone.over, &gone.marks, &due, &kept_due, &bodies, &expiry, &kept_bodies, &kept_expiry})
     AddList(arguments, *list);
   for (auto& [line, of_line] : lines) {
     LineElements elements;
@@ -775,7 +774,8 @@ class RedisQueueImpl final : public RedisQueue {
     connection_.reset();
     MILLRACE_TRY_ASSIGN(redis::Connection fresh, redis::Connection::Connect(endpoint_, {.clock = &clock_}, deadline));
     auto info = Inspect(fresh, deadline);
-    auto script = info ? fresh.Load(std::string{kScript} + std::string{kRemoveScript}, deadline) : Result<redis::Script>(std::unexpected(info.error()));
+    auto script = info ? fresh.Load(std::string{kScript} + std::string{kRemoveScript}, deadline)
+                       : Result<redis::Script>(std::unexpected(info.error()));
     if (!script) {
       if (script.error().code == ErrorCode::kMaybeApplied)
         script.error().code = ErrorCode::kUnavailable;  // nothing was changed

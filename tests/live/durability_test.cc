@@ -239,10 +239,21 @@ TEST_P(DurabilityLiveTest, AcceptedJobsOfABrokerWhoseRedisIsKilled) {
   const auto open = [this] {
     return std::ranges::count_if(answered_, [this](const JobId& id) { return !recorded_.contains(id); });
   };
-  // Until nothing moves: an outcome whose answer a takeover cut off is in the ledger, and nobody tells the worker again.
+  // Until nothing moves and the queue is empty: an outcome whose answer a takeover cut off is in the ledger, and nobody tells
+  // the worker again.
+  const auto queue_is_empty = [this] {
+    auto queue = RedisQueue::Open({.endpoint = server_.endpoint(), .prefix = "t"}, In(10s));
+    const auto depth = queue ? (*queue)->Depth(ShardId{0}) : std::unexpected(queue.error());
+    return depth && depth->ready + depth->scheduled + depth->in_flight == 0;
+  };
   std::size_t seen = recorded_.size();
-  for (MonoTime moved = clock_.Now(); open() > 0 && clock_.Now() - moved < 5s && !HasFailure(); Pump())
+  const MonoTime give_up = In(60s);
+  for (MonoTime moved = clock_.Now(); open() > 0 && clock_.Now() < give_up && !HasFailure(); Pump()) {
     if (std::exchange(seen, recorded_.size()) != recorded_.size()) moved = clock_.Now();
+    if (clock_.Now() - moved < 2s) continue;
+    if (queue_is_empty()) break;
+    moved = clock_.Now();
+  }
   broker_->RequestStop();
   broker_->Join();
   auto ledger = OpenLedger();

@@ -202,8 +202,7 @@ class MemoryLedger final : public Ledger {
         states[i].known = true;
         if (const auto end = run_outcomes.find(run->first); end != run_outcomes.end()) states[i].run_ended = end->second.state;
       }
-      if (const auto job = jobs.find(JobId{items[i]});
-          job != jobs.end() && job->second.spec.org == org) {
+      if (const auto job = jobs.find(JobId{items[i]}); job != jobs.end() && job->second.spec.org == org) {
         if ((states[i].of_run = job->second.spec.run)) continue;
         states[i].known = true;
         if (job->second.outcome)

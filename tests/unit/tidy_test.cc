@@ -148,7 +148,8 @@ TEST(TidyTest, EveryErrorClassIsInTheReference) {
     std::ifstream in(fs::path(MILLRACE_SOURCE_DIR) / page);
     reference.append(std::istreambuf_iterator<char>(in), {});
   }
-  const std::regex named(R"re(\b(?:(?:Stage|Sql)?Failure\(|Refuse\(|FailedStage\(\{|kError\w+ = )"([a-z_]+)")re"), quoted(R"re("([a-z_]+)")re");
+  const std::regex named(R"re(\b(?:(?:Stage|Sql)?Failure\(|Refuse\(|FailedStage\(\{|kError\w+ = )"([a-z_]+)")re"),
+      quoted(R"re("([a-z_]+)")re");
   std::set<std::string> found;
   for (const SourceFile& file : Product())
     for (const std::string& line : file.lines) {

@@ -25,8 +25,8 @@ Outcome<Loaded> LoadIntoFiles(LoadJob& job, duck::Connection& source);
 std::filesystem::path FileTarget(const StageOrder& order, const LoadSpec& spec);
 std::filesystem::path FileSide(const std::filesystem::path& target);
 
-// To be called after the last row was read and before the receipt is committed: nobody may have touched a source file meanwhile.
-// Class: source_changed (retryable).
+// To be called after the last row was read and before the receipt is committed: nobody may have touched a source file
+// meanwhile. Class: source_changed (retryable).
 Outcome<void> RequireUntouchedSources(const LoadJob& job);
 
 // What merge needs to know about the batch before a byte is sent.
