@@ -377,22 +377,18 @@ class Dispatcher {
 
   std::map<PieceId, Piece> pieces_;
   std::vector<PieceId> open_pieces_;
-  std::uint64_t last_piece_ = 0, last_op_ = 0, last_check_ = 0;
+  std::uint64_t last_piece_ = 0, last_op_ = 0, last_check_ = 0, last_cancel_ = 0;
   QueueMemory queue_memory_;
-  std::unordered_map<Uuid, PieceId> accepting_;  // jobs and runs on their way into the ledger
-  std::size_t accepting_rows_ = 0, accepting_bytes_ = 0;
-  std::size_t run_reads_ = 0;  // under way
+  std::unordered_map<Uuid, PieceId> accepting_;                           // jobs and runs on their way into the ledger
+  std::size_t accepting_rows_ = 0, accepting_bytes_ = 0, run_reads_ = 0;  // under way
   std::map<std::uint64_t, CancelRequest> cancel_requests_;
-  std::uint64_t last_cancel_ = 0;
   std::deque<Op> ops_;                                                // under way, in order
   std::vector<command::Execute> takes_;                               // of this flush
-  std::vector<ClaimPlan> claims_;                                     // of this flush
+  std::vector<ClaimPlan> claims_, doomed_;                            // of this flush; doomed: nobody reaches their root
   std::unordered_map<const LineIndex::Line*, std::size_t> claim_of_;  // the latest claim of a line; checked by its name
-  std::vector<ClaimPlan> doomed_;                                     // of this flush: nobody reaches their root
   std::deque<Parked> parked_;
   std::optional<MonoTime> parked_until_;  // set while a parked request is tried again
   std::unordered_map<RunId, std::vector<wire::PeerId>> watchers_;
-
   std::vector<LedgerCommand> ledger_commands_;  // of this flush, before the pieces
   std::map<wire::PeerId, wire::EndedReply> ended_replies_;
   std::map<wire::PeerId, wire::Revoke> revokes_;

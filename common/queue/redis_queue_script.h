@@ -1,0 +1,378 @@
+// The Redis queue's script (redis_queue.cc): what each operation does to the keys of a shard. redis_queue_remove.h is its end.
+#pragma once
+
+#include <string_view>
+
+namespace millrace {
+
+// One script for all operations: a lost script cache then fails a suffix of the pipeline and order is kept. Lua's unpack is
+// limited, so variadic commands go in chunks of 5000; replies and pops are bounded by bytes, so that big bodies cannot block.
+inline constexpr std::string_view kQueueScript = R"lua(
+local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
+local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local K_KEPT_DUE, K_KEPT, K_SERVER, K_STUBS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+-- Of entries that can expire, those of kept lines apart: an id may be in both, and Take keeps them.
+local EXPIRING = {[false] = {body = KEYS[9], expiry = KEYS[10]}, [true] = {body = KEYS[11], expiry = KEYS[12]}}
+local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 1000, 30, '\0ticket'
+local BLOCK = string.rep('\255', 16)
+local call = redis.call
+local at = 4
+local function take()
+  local n = tonumber(ARGV[at])
+  local list = {}
+  for i = 1, n do list[i] = ARGV[at + i] end
+  at = at + n + 1
+  return list
+end
+local function is_kept(line) return string.byte(line) == MARK end
+-- A block is one element of a kept line that is many entries: BLOCK, how many (2 bytes), and each after its length (2 bytes).
+local function is_block(element) return string.byte(element) == 255 and string.sub(element, 1, 16) == BLOCK end
+local function block_head(n) return BLOCK .. string.char(math.floor(n / 256), n % 256) end
+local function number_at(bytes, i)
+  local a, b = string.byte(bytes, i, i + 1)
+  return a * 256 + b
+end
+local function entries_of(block)
+  local list, i = {}, 19
+  for k = 1, number_at(block, 17) do
+    local n = number_at(block, i)
+    list[k] = string.sub(block, i + 2, i + 1 + n)
+    i = i + 2 + n
+  end
+  return list
+end
+local function flight_head(line) return string.char(math.floor(#line / 256), #line % 256) .. line end
+-- How many entries the blocks of a line hold beyond one each, so that a line can be counted.
+local function extra(line, n)
+  if n ~= 0 and call('HINCRBY', K_STUBS, 'b' .. line, n) == 0 then call('HDEL', K_STUBS, 'b' .. line) end
+end
+local function each(command, key, list)
+  for i = 1, #list, CHUNK do call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
+end
+if op == 'depth' then
+  local ready = 0
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do ready = ready + call('LLEN', tag .. ':l:' .. line) end
+  -- Kept lines count their stubs each under its name, and 'ks' those that were scheduled.
+  local stubs, all = call('HGETALL', K_STUBS), {}
+  for i = 1, #stubs, 2 do
+    local where = (stubs[i] == 's' or stubs[i] == 'ks') and 's' or 'r'
+    local n = tonumber(stubs[i + 1])
+    if string.sub(stubs[i], 1, 1) == 'b' then n = -n end
+    all[where] = (all[where] or 0) + n
+  end
+  local due, flying = call('ZCARD', K_DUE) + call('ZCARD', K_KEPT_DUE), call('SCARD', K_FLIGHT)
+  for _, field in ipairs(call('HKEYS', K_KEPT)) do
+    if #field == 16 then
+      flying = flying + 1
+    elseif string.sub(field, 1, 1) == 'B' then
+      local landed = string.gsub(call('HGET', K_KEPT, 'D' .. string.sub(field, 2)) or '', '%.', '')
+      flying = flying + number_at(call('HGET', K_KEPT, field), 17) - #landed
+    end
+  end
+  return {math.max(0, ready - (all.r or 0)), math.max(0, due - (all.s or 0)), flying}
+end
+local stored = call('GET', K_EPOCH)
+if op == 'take' then
+  if stored and tonumber(stored) > tonumber(epoch) then return redis.error_reply('STALE ' .. stored) end
+  call('SET', K_EPOCH, epoch)
+  -- Which server wrote this, and since which epoch nothing of it was lost.
+  local server, since = string.match(call('GET', K_SERVER) or '', '^(%S+) (%d+)$')
+  local old = stored and server == ARGV[4] and 0 or 1
+  if old == 1 then
+    since = epoch
+    call('SET', K_SERVER, ARGV[4] .. ' ' .. epoch)
+  end
+  local keys, gone, out = {K_DUE, EXPIRING[false].body, EXPIRING[false].expiry}, {}, {}
+  if old == 1 then keys[#keys + 1] = K_FLIGHT end
+  call('HDEL', K_STUBS, 'r', 's')
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
+    local key = tag .. ':l:' .. line
+    local ready = is_kept(line) and call('LLEN', key) or 0
+    if ready > 0 then
+      ready = ready - (tonumber(call('HGET', K_STUBS, line)) or 0) + (tonumber(call('HGET', K_STUBS, 'b' .. line)) or 0)
+      if ready > 0 then
+        out[#out + 1] = line
+        out[#out + 1] = ready
+      end
+    else
+      keys[#keys + 1] = key
+      gone[#gone + 1] = line
+    end
+  end
+  each('HDEL', K_STUBS, gone)
+  for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
+  each('SREM', K_LINES, gone)
+  local page, shown, bytes = {}, {}, 0
+  local function show(id, entry)
+    if shown[id] then return end
+    shown[id] = true
+    page[#page + 1] = entry
+    bytes = bytes + #entry
+  end
+  for _, field in ipairs(call('HRANDFIELD', K_KEPT, PAGE)) do
+    if #page >= PAGE or bytes > BYTES then break end
+    if #field == 16 then
+      show(field, call('HGET', K_KEPT, field))
+    else  -- what is left of a block gets fields of its own
+      local name = string.sub(field, 2)
+      local block, landed = call('HGET', K_KEPT, 'B' .. name), call('HGET', K_KEPT, 'D' .. name) or ''
+      if block then
+        local head, entries = flight_head(call('HGET', K_KEPT, 'L' .. name)), entries_of(block)
+        if #page > 0 and #page + #entries > PAGE then break end
+        for i, entry in ipairs(entries) do
+          local id = string.sub(entry, 1, 16)
+          if string.sub(landed, i, i) ~= 'x' then
+            call('HSET', K_KEPT, id, head .. entry)
+            show(id, head .. entry)
+          end
+        end
+      end
+      call('HDEL', K_KEPT, 'B' .. name, 'D' .. name, 'L' .. name)
+    end
+  end
+  local due = call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or ''
+  return {due, old, out, page, tonumber(since), call('SMEMBERS', K_FLIGHT)}
+end
+if not stored then return redis.error_reply('WIPED no epoch') end
+if stored ~= epoch then return redis.error_reply('STALE ' .. stored) end
+local function push(command, line, list)
+  local key = tag .. ':l:' .. line
+  local length = 0
+  for i = 1, #list, CHUNK do length = call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
+  if length == #list then call('SADD', K_LINES, line) end
+end
+local function landed(ids)
+  if #ids == 0 then return end
+  if call('EXISTS', K_FLIGHT) == 1 then each('SREM', K_FLIGHT, ids) end
+  if call('EXISTS', K_KEPT) == 1 then each('HDEL', K_KEPT, ids) end
+end
+-- Of blocks in flight: those that are over, and what has left the others. Out of memory, Redis refuses a script's first write
+-- when it is one that may need memory: so it is never the HSET.
+local function settled(over, marks)
+  if #marks > 0 then call('HDEL', K_KEPT, marks[1]) end
+  each('HDEL', K_KEPT, over)
+  each('HSET', K_KEPT, marks)
+end
+local function fly(line, ids, entries)
+  if not is_kept(line) then return each('SADD', K_FLIGHT, ids) end
+  local head, fields = flight_head(line), {}
+  for i = 1, #ids do
+    fields[2 * i - 1] = ids[i]
+    fields[2 * i] = head .. entries[i]
+  end
+  each('HSET', K_KEPT, fields)
+end
+-- An id that was put in twice leaves a stub that was never counted.
+local function stubs_gone(where, n)
+  if n > 0 and call('HINCRBY', K_STUBS, where, -n) <= 0 then call('HDEL', K_STUBS, where) end
+end
+if op == 'put' or op == 'back' then
+  local lines = tonumber(ARGV[4])
+  at = 5
+  local gone, over, marks = take(), take(), take()
+  local due, kept_due = take(), take()
+  local bodies, expiry, kept_bodies, kept_expiry = take(), take(), take(), take()
+  for _ = 1, lines do
+    local line, more = ARGV[at], tonumber(ARGV[at + 1])
+    at = at + 2
+    push(op == 'put' and 'RPUSH' or 'LPUSH', line, take())
+    extra(line, more)
+  end
+  each('ZADD', K_DUE, due)
+  each('ZADD', K_KEPT_DUE, kept_due)
+  landed(gone)
+  settled(over, marks)
+  each('HSET', EXPIRING[false].body, bodies)
+  each('ZADD', EXPIRING[false].expiry, expiry)
+  each('HSET', EXPIRING[true].body, kept_bodies)
+  each('ZADD', EXPIRING[true].expiry, kept_expiry)
+  return {}
+end
+-- An id may be there twice (put back after it expired, submitted twice): one of its tickets has the body, the others are stubs.
+local function is_ticket(element) return #element == 23 and string.sub(element, 17) == TICKET end
+if op == 'claim' then
+  local line, want = ARGV[4], tonumber(ARGV[5])
+  local here = EXPIRING[is_kept(line)]
+  local key = tag .. ':l:' .. line
+  local front = call('LINDEX', key, 0)
+  if not front or want == 0 then return {} end
+  -- What a line with blocks has is looked at before it is taken out.
+  local blocks, next_block = is_kept(line) and call('HEXISTS', K_STUBS, 'b' .. line) == 1, tonumber(ARGV[7])
+  local function take_block(block, most)
+    local n, all = number_at(block, 17), number_at(block, 17)
+    call('LTRIM', key, 1, -1)  -- not LPOP, and no prefix below: Redis hashes every string that a script sees, byte by byte
+    if n > most then
+      local i = 19
+      for _ = 1, most do i = i + 2 + number_at(block, i) end
+      local rest = string.sub(block, i)
+      n, block = most, block_head(most) .. string.sub(block, 19, i - 1)
+      rest = block_head(all - n) .. rest
+      -- Not again and again for a few entries each.
+      if 4 * n >= all - n then
+        call('LPUSH', key, rest)
+        extra(line, -n)
+      else
+        local entries = entries_of(rest)
+        for k = #entries, 1, -1 do call('LPUSH', key, entries[k]) end
+        extra(line, 1 - all)
+      end
+    else
+      extra(line, 1 - n)
+    end
+    local name = ARGV[6] .. string.format('%012d', next_block)
+    call('HSET', K_KEPT, 'B' .. name, block, 'L' .. name, line)
+    next_block = next_block + 1
+    return block, n
+  end
+  local got, count, ids, flown, tickets, taken, bytes, stubs = {}, 0, {}, {}, {}, {}, 0, 0
+  while count < want and bytes < BYTES do
+    local popped = {}
+    if blocks then
+      front = call('LINDEX', key, 0)
+      if not front or (count > 0 and bytes + #front > BYTES) then break end
+    end
+    if blocks and is_block(front) then
+      local block, n = take_block(front, want - count)
+      got[#got + 1] = block
+      count, bytes = count + n, bytes + #block
+    else
+      local n = blocks and 1 or math.min(want - count, math.max(1, math.floor((BYTES - bytes) / #front)))
+      popped = call('LPOP', key, n)
+      if not popped then break end
+    end
+    for i = 1, #popped do
+      local element, id = popped[i], string.sub(popped[i], 1, 16)
+      local body = element
+      if is_ticket(element) then
+        body = not taken[id] and call('HGET', here.body, id)
+        if body and string.sub(body, 1, 1) == 'r' then
+          local a, b = string.byte(body, 2, 3)
+          taken[id] = true
+          body = id .. string.sub(body, 4 + a * 256 + b)
+        else
+          body = nil
+          stubs = stubs + 1
+        end
+      end
+      if body then
+        if count > 0 and bytes + #body > BYTES then
+          taken[id] = nil
+          for k = #popped, i, -1 do call('LPUSH', key, popped[k]) end
+          bytes = BYTES
+          break
+        end
+        count, bytes = count + 1, bytes + #body
+        got[#got + 1], flown[#flown + 1], ids[#ids + 1] = body, body, id
+        if is_ticket(element) then tickets[#tickets + 1] = id end
+      end
+    end
+    if count > 0 and stubs > 20000 then break end
+  end
+  fly(line, ids, flown)
+  each('HDEL', here.body, tickets)
+  each('ZREM', here.expiry, tickets)
+  stubs_gone(is_kept(line) and line or 'r', stubs)
+  if call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
+  return got
+end
+if op == 'finish' then
+  landed(take())
+  settled(take(), take())
+  return {}
+end
+if op == 'promote' then
+  local left, bytes, order, by_line = tonumber(ARGV[5]), 0, {}, {}
+  local first = ''
+  for _, key in ipairs({K_KEPT_DUE, K_DUE}) do
+    while left > 0 and bytes < BYTES do
+      local batch = call('ZRANGEBYSCORE', key, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+      if #batch == 0 then break end
+      for _, member in ipairs(batch) do
+        local a, b = string.byte(member, 1, 2)
+        local n = a * 256 + b
+        local line, element = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
+        local here = true
+        if is_ticket(element) then
+          local bodies, id = EXPIRING[is_kept(line)].body, string.sub(element, 1, 16)
+          local body = call('HGET', bodies, id)
+          if body and string.sub(body, 1, 1) == 's' then
+            call('HSET', bodies, id, 'r' .. string.sub(body, 2))
+          else
+            here = false
+            stubs_gone(is_kept(line) and 'ks' or 's', 1)
+          end
+        end
+        if here then
+          if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
+          table.insert(by_line[line], element)
+        end
+        bytes = bytes + #member
+      end
+      call('ZREMRANGEBYRANK', key, 0, #batch - 1)
+      left = left - #batch
+    end
+    local next_one = call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+    if next_one and (first == '' or tonumber(next_one) < tonumber(first)) then first = next_one end
+  end
+  local out = {first}
+  for _, line in ipairs(order) do
+    push('RPUSH', line, by_line[line])
+    out[#out + 1] = line
+    out[#out + 1] = #by_line[line]
+  end
+  return out
+end
+if op == 'expire' then
+  local left, bytes, got, order, lost, first = tonumber(ARGV[5]), 0, {}, {}, {}, ''
+  for kept, here in pairs(EXPIRING) do
+    while left > 0 and bytes < BYTES do
+      local batch = call('ZRANGEBYSCORE', here.expiry, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+      if #batch == 0 then break end
+      for _, id in ipairs(batch) do
+        local body = call('HGET', here.body, id)
+        if body then
+          local a, b = string.byte(body, 2, 3)
+          local line = string.sub(body, 4, 3 + a * 256 + b)
+          got[#got + 1], got[#got + 2] = line, id .. string.sub(body, 4 + #line)
+          fly(line, {id}, {got[#got]})
+          bytes = bytes + #body
+          local where = string.sub(body, 1, 1)
+          call('HINCRBY', K_STUBS, kept and (where == 'r' and line or 'ks') or where, 1)
+          if where == 'r' then
+            if not lost[line] then lost[line] = 0 order[#order + 1] = line end
+            lost[line] = lost[line] + 1
+          end
+        end
+      end
+      call('HDEL', here.body, unpack(batch))
+      call('ZREM', here.expiry, unpack(batch))
+      left = left - #batch
+    end
+    local next_one = call('ZRANGE', here.expiry, 0, 0, 'WITHSCORES')[2]
+    if next_one and (first == '' or tonumber(next_one) < tonumber(first)) then first = next_one end
+  end
+  -- Stubs at the front of a line go at once.
+  for _, line in ipairs(order) do
+    local key = tag .. ':l:' .. line
+    local stubs, bodies = 0, EXPIRING[is_kept(line)].body
+    local front = call('LINDEX', key, 0)
+    for _, element in ipairs(front and is_ticket(front) and call('LRANGE', key, 0, 999) or {}) do
+      if not is_ticket(element) or call('HEXISTS', bodies, string.sub(element, 1, 16)) == 1 then break end
+      stubs = stubs + 1
+    end
+    if stubs > 0 then
+      call('LTRIM', key, stubs, -1)
+      stubs_gone(is_kept(line) and line or 'r', stubs)
+    end
+  end
+  local out = {first, #order}
+  for _, line in ipairs(order) do
+    out[#out + 1] = line
+    out[#out + 1] = lost[line]
+  end
+  for i = 1, #got do out[#out + 1] = got[i] end
+  return out
+end
+)lua";
+
+}  // namespace millrace
