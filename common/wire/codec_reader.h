@@ -17,6 +17,7 @@
 
 #include "common/base/limits.h"
 #include "common/model/job_options.h"
+#include "common/wire/codec.h"
 #include "common/wire/messages.h"
 #include "common/wire/text.h"
 
