@@ -169,7 +169,9 @@ void Dispatcher::OnOrphans(const wire::PeerId& peer, const wire::Orphans& m) {
       lease.listed = true;
       lease.missed = 0;
     } else {
-      if (token <= lease.token) RevokeLater(peer, {.job = job, .token = token, .reason = std::string(wire::kNoLease)});
+      const bool rebuilding = lease.presumed && shards_.at(lease.shard).phase != Phase::kReady;  // it will be asked again
+      if (token <= lease.token && !rebuilding)
+        RevokeLater(peer, {.job = job, .token = token, .reason = std::string(wire::kNoLease)});
       continue;
     }
     adopts_[peer].items.push_back({.job = job, .token = token});

@@ -387,6 +387,7 @@ void LedgerPump::TakeEnqueued(MonoTime now, std::vector<Event>& out) {
 }
 
 void LedgerPump::ReadSome(std::vector<Event>& out) {
+  if (RenewalDue()) return;
   const MonoTime until = clock_.Now() + kReadsTime;
   LookAtContents();
   for (int i = 0; i < kReadsPerStep && !reads_.empty() && !RenewalDue();) {

@@ -133,8 +133,8 @@ Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime d
   return Fail(ErrorCode::kCorrupt, "unexpected answer to a submit");
 }
 
-Result<std::vector<wire::SubmitReply::Item>> BrokerClient::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline) {
-  std::vector<wire::SubmitReply::Item> all;
+Result<void> BrokerClient::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline,
+                                      std::vector<wire::SubmitReply::Item>& answers) {
   for (std::size_t at = 0; at < jobs.size();) {
     std::size_t bytes = 0, end = at;
     while (end < jobs.size() && end - at < kBatchJobsMax && (end == at || bytes + wire::SizeBound(jobs[end]) <= kFrameBytesMax))
@@ -146,10 +146,10 @@ Result<std::vector<wire::SubmitReply::Item>> BrokerClient::SubmitJobs(std::span<
         Repeat([&](std::uint64_t request) -> wire::Message { return wire::SubmitJobs{request, page}; }, deadline));
     auto* accepted = std::get_if<wire::SubmitReply>(&reply);
     if (accepted == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a submit");
-    std::ranges::move(accepted->accepted, std::back_inserter(all));
+    std::ranges::move(accepted->accepted, std::back_inserter(answers));
     at = end;
   }
-  return all;
+  return {};
 }
 
 Result<std::vector<wire::CancelReply::Item>> BrokerClient::Cancel(wire::Cancel cancel, MonoTime deadline) {

@@ -28,9 +28,9 @@ class BrokerClient {
   // resolved, and it is done here until `deadline`, unless IsNotOwner. kTimedOut: no broker answered.
   Result<void> SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline);
 
-  // The same for single jobs, in as many messages as they need: an answer for each, in their order. kLimit: a queue is full,
-  // and nothing of the message that did not fit was accepted.
-  Result<std::vector<wire::SubmitReply::Item>> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline);
+  // The same for single jobs, in as many messages as they need: an answer for each, in their order, is added to `answers`.
+  // After an error those are the first jobs, and of the others at most one message's may be accepted. kLimit: a queue is full.
+  Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline, std::vector<wire::SubmitReply::Item>& answers);
 
   // Whether SubmitRun can carry the plan in one message. What is larger goes into the ledger (Ledger::SubmitRun), where the
   // broker finds it.

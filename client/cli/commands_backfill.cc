@@ -115,10 +115,11 @@ Result<ExitCode> DoBackfill(const Options& options) {
   MILLRACE_TRY_ASSIGN(const BackfillRow wanted, MakeRow(options, schedule, now, context->ids()));
   MILLRACE_TRY_ASSIGN(const Preview preview, Look(*ledger, wanted, *context));
   if (preview.slots == 0 && preview.left > 0)
-    return Fail(ErrorCode::kInvalidArgument,
-                "--from {}: the range begins after {}, up to which the schedule has decided its slots; its {} slots fire by "
-                "themselves when they are due",
-                options.from, ToRfc3339(wanted.until), preview.left);
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        "--from {}: no slot of the range is at or before {}, up to which the schedule has decided; its {} slots are the "
+        "schedule's own when they are due",
+        options.from, ToRfc3339(wanted.until), preview.left);
   if (preview.left > 0)
     fmt::print(stderr, "{} slots after {} are not part of it: the schedule itself decides them\n", preview.left,
                ToRfc3339(wanted.until));

@@ -153,15 +153,16 @@ Result<std::vector<std::string>> AwaitEnds(Context& context, Ledger& ledger, Doo
   std::ranges::generate(open, [i = std::size_t{0}]() mutable { return i++; });
   const MonoTime deadline = context.clock().Now() + kWaitMax;
   while (true) {
-    std::vector<Uuid> asked;
-    for (const std::size_t i : open) asked.push_back(ids[i]);
+    std::vector<Uuid> asked;  // the oldest; the others have their turn when these have ended
+    for (std::size_t k = 0; k < std::min(open.size(), kBatchJobsMax); ++k) asked.push_back(ids[open[k]]);
     MILLRACE_TRY_ASSIGN(const auto states, ledger.States(kDefaultOrg, asked, context.Deadline()));
-    std::vector<std::size_t> still;
-    for (std::size_t k = 0; k < open.size(); ++k) {
+    std::vector<std::size_t> still(open.begin() + static_cast<std::ptrdiff_t>(asked.size()), open.end());
+    for (std::size_t k = 0; k < asked.size(); ++k) {
       if (states[k].job_ended) ends[open[k]] = Name(*states[k].job_ended);
       if (states[k].run_ended) ends[open[k]] = Name(*states[k].run_ended);
       if (ends[open[k]].empty()) still.push_back(open[k]);
     }
+    std::ranges::sort(still);
     open = std::move(still);
     if (open.empty()) return ends;
     if (StopSignalPending()) return Fail(ErrorCode::kCancelled, "interrupted; what was submitted goes on");
@@ -230,29 +231,35 @@ Result<JobSpec> SingleJob(const Options& options, Context& context) {
   return JobOf(json.dump(-1, ' ', false, Json::error_handler_t::replace), context, std::nullopt);
 }
 
-// The holder of its unique key, for each job that was not taken. A broker that answers takes them at once; what it does not
-// serve, and everything when none answers, goes into the ledger, where its owner finds it within seconds.
-Result<std::map<JobId, std::string>> SendSingles(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs) {
-  std::map<JobId, std::string> conflicts;
+// What became of single jobs, in their order; after an error of the first ones.
+struct Sent {
+  std::size_t jobs = 0;
+  std::map<JobId, std::string> conflicts;  // the holder of its unique key, for each that was not taken
+};
+
+// A broker that answers takes them at once; what it does not serve, and everything when none answers, goes into the ledger,
+// where its owner finds it within seconds.
+Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs, Sent& sent) {
   if (door.client() != nullptr) {
-    auto accepted = door.client()->SubmitJobs(jobs, context.clock().Now() + kSubmitTimeout);
-    if (accepted) {
-      for (const auto& item : *accepted)
-        if (!item.conflict_with.IsNil()) conflicts.emplace(JobId{item.id}, item.conflict_with.ToString());
-      return conflicts;
-    }
-    if (!BrokerClient::IsNotOwner(accepted.error())) return std::unexpected(std::move(accepted.error()));
+    std::vector<wire::SubmitReply::Item> answers;
+    auto submitted = door.client()->SubmitJobs(jobs, context.clock().Now() + kSubmitTimeout, answers);
+    for (const auto& item : answers)
+      if (!item.conflict_with.IsNil()) sent.conflicts.emplace(JobId{item.id}, item.conflict_with.ToString());
+    sent.jobs = answers.size();
+    if (submitted || !BrokerClient::IsNotOwner(submitted.error())) return submitted;
   }
-  if (std::ranges::any_of(jobs, [](const JobSpec& job) { return job.options.durability != Durability::kLedger; }))
+  if (std::ranges::any_of(jobs.subspan(sent.jobs),
+                          [](const JobSpec& job) { return job.options.durability != Durability::kLedger; }))
     return Fail(ErrorCode::kUnavailable,
                 "durability: redis: no broker that serves it answers at {}, and the ledger does not take it",
                 context.ClientEndpoint());
-  for (std::size_t at = 0; at < jobs.size(); at += kBatchJobsMax) {
-    const auto page = jobs.subspan(at, std::min(kBatchJobsMax, jobs.size() - at));
+  while (sent.jobs < jobs.size()) {
+    const auto page = jobs.subspan(sent.jobs, std::min(kBatchJobsMax, jobs.size() - sent.jobs));
     MILLRACE_TRY_ASSIGN(const SubmitJobsResult result, ledger.SubmitJobs(page, context.Deadline()));
-    for (const UniqueConflict& conflict : result.conflicts) conflicts.emplace(conflict.job, conflict.holder.ToString());
+    for (const UniqueConflict& conflict : result.conflicts) sent.conflicts.emplace(conflict.job, conflict.holder.ToString());
+    sent.jobs += page.size();
   }
-  return conflicts;
+  return {};
 }
 
 Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
@@ -265,7 +272,11 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
   MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
-  MILLRACE_TRY_ASSIGN(const auto conflicts, SendSingles(context, *ledger, door, jobs));
+  Sent sent;
+  auto all_sent = SendSingles(context, *ledger, door, jobs, sent);
+  const auto& conflicts = sent.conflicts;
+  const std::size_t asked = jobs.size();
+  jobs.resize(sent.jobs);
   SayForeignKinds(jobs);
   std::vector<Uuid> taken;
   for (const JobSpec& job : jobs)
@@ -273,10 +284,15 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   if (options.quiet)
     for (const Uuid& id : taken) fmt::print("{}\n", id.ToString());
   std::vector<std::string> ends;
-  if (options.wait && !taken.empty()) {
+  if (options.wait && all_sent && !taken.empty()) {
     MILLRACE_TRY_ASSIGN(ends, AwaitEnds(context, *ledger, door, taken));
   }
-  if (options.quiet) return CodeOf(ends);
+  const auto finish = [&]() -> Result<ExitCode> {
+    if (all_sent) return CodeOf(ends);
+    if (jobs.empty()) return std::unexpected(std::move(all_sent.error()));
+    return Prefixed(std::move(all_sent.error()), "only the first {} of {} jobs were taken", jobs.size(), asked);
+  };
+  if (options.quiet) return finish();
   Table table{.columns = {"job", "queue", "kind", "state", "conflict_with"}, .rows = {}};
   std::size_t next_end = 0;
   for (const JobSpec& job : jobs) {
@@ -285,8 +301,8 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
     table.rows.push_back({job.id.ToString(), job.queue, job.kind, conflict || ends.empty() ? Cell{} : Cell{ends[next_end++]},
                           conflict ? Cell{held->second} : Cell{}});
   }
-  Print(table, context.format());
-  return CodeOf(ends);
+  if (!jobs.empty()) Print(table, context.format());
+  return finish();
 }
 
 Result<ExitCode> DoSubmit(const Options& options) {

@@ -436,6 +436,9 @@ declare seen timestamptz;
 begin
   select a.backend_start into seen from pg_catalog.pg_stat_get_activity(of_pid) a;
   if not found or seen <> started then return ''; end if;
+  if seen is null then  -- of a role that this one sees nothing of: it may be anybody's
+    return format('its session, pid %s, is of a role of which %s sees nothing (pg_read_all_stats)', of_pid, current_user);
+  end if;
   begin
     perform pg_terminate_backend(of_pid);
     return '';

@@ -106,6 +106,8 @@ std::uint32_t AlikeIn(const WriteSet::TableRows& rows, std::size_t width) {
       const auto c = static_cast<std::size_t>(std::countr_zero(left));
       if (!Same(rows.cells[c], rows.cells[at + c])) alike &= ~(1U << c);
     }
+  // Rows that are alike in all columns are still so many rows: their keys must collide, not vanish.
+  if (rows.cells.size() > width && alike == (1U << width) - 1) alike &= ~1U;
   return alike;
 }
 

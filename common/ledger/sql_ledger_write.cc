@@ -348,12 +348,14 @@ Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime 
   Batch batch;
   for (const CancelRow& row : rows) {
     batch.cancels.push_back(&row);
-    // A row that was there stays, also if the owner has read it and is about to take it out: see WriteSet::outbox_done.
+    // A row that was there stays, also if the owner is about to take it out (WriteSet::outbox_done): written again, it is
+    // another row than the one that he saw.
     const std::string table = row.is_run ? "live_run" : "live_job", key = row.is_run ? "run" : "job";
-    batch.others.push_back({"insert into outbox (item, org, shard, is_run) select " + key + ", org, shard, " +
-                                (row.is_run ? "1" : "0") + " from " + table + " where " + key +
-                                " = $1 and org = $2 and shard = $3 on conflict do nothing",
-                            Params().Id(row.item).Int(row.org.value()).Int(ShardOf(row.org, shards).value())});
+    batch.others.push_back(
+        {"insert into outbox (item, org, shard, is_run) select " + key + ", org, shard, " + (row.is_run ? "1" : "0") +
+             " from " + table + " where " + key +
+             " = $1 and org = $2 and shard = $3 on conflict (shard, item) do update set is_run = excluded.is_run",
+         Params().Id(row.item).Int(row.org.value()).Int(ShardOf(row.org, shards).value())});
   }
   return Write(batch, deadline);
 }

@@ -358,6 +358,8 @@ Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply, std::
   } else if (std::holds_alternative<queue_op::Remove>(op)) {
     MILLRACE_TRY(ReadRemoved(items, out));
   }
+  for (const QueueEntry& entry : out.claimed)  // of the last two
+    if (IsKeptLine(entry.line)) flight.Claimed(entry.id);
   return out;
 }
 
@@ -451,6 +453,8 @@ class RedisQueueImpl final : public RedisQueue {
         taken_on_[take->shard] = info_.run_id;
         flights_.erase(take->shard);  // what is in flight comes back entry by entry
       }
+      if (!results[i] && (results[i].error().code == ErrorCode::kStale || results[i].error().code == ErrorCode::kWiped))
+        flights_.erase(ShardIn(ops[i]));  // the shard is somebody else's, or to be taken anew
     }
     return results;
   }

@@ -94,10 +94,16 @@ if op == 'remove' then
     end
     table.sort(lines)
   end
+  -- Goes on with the line it stopped at. Not by order: here it would be that of the server's language, the caller's is by bytes.
+  local reached = true
+  for _, line in ipairs(lines) do
+    if line == from then reached = false end
+  end
   for _, line in ipairs(lines) do
     local key, n = tag .. ':l:' .. line, 32
     local seen = line == from and tonumber(at) or 0
-    while missing > 0 and line >= from do
+    reached = reached or line == from
+    while missing > 0 and reached do
       if left <= 0 or bytes > BYTES then return answer({'l', tostring(seen), line}) end
       local page, marked, size = call('LRANGE', key, -seen - n, -seen - 1), 0, 0
       for i = 1, #page do
@@ -118,7 +124,8 @@ if op == 'remove' then
             marked = marked + 1
             extra(line, 1 - #entries)
           elseif #stay < #entries then
-            call('LSET', key, i - 1 - #page - seen, block_head(#stay) .. table.concat(stay))
+            local rest = #stay == 1 and string.sub(stay[1], 3) or block_head(#stay) .. table.concat(stay)
+            call('LSET', key, i - 1 - #page - seen, rest)
             extra(line, #stay - #entries)
           end
         elseif wanted[string.sub(element, 1, 16)] and not is_ticket(element) then

@@ -207,8 +207,8 @@ if op == 'claim' then
       local rest = string.sub(block, i)
       n, block = most, block_head(most) .. string.sub(block, 19, i - 1)
       rest = block_head(all - n) .. rest
-      -- Not again and again for a few entries each.
-      if 4 * n >= all - n then
+      -- Not again and again for a few entries each. One alone is no block: nothing would say that the line has one.
+      if all - n > 1 and 4 * n >= all - n then
         call('LPUSH', key, rest)
         extra(line, -n)
       else

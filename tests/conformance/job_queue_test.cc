@@ -714,6 +714,39 @@ TEST_P(JobQueueRemoveTest, RandomisedAgainstAModel) {
   }
 }
 
+// What is left over of a batch is one entry like any other.
+TEST_P(JobQueueRemoveTest, OneEntryLeftOfABatchIsAnEntry) {
+  const auto expect_empty = [&](Epoch next) {
+    const auto depth = queue_->Depth(kShard);
+    ASSERT_TRUE(depth);
+    EXPECT_EQ(depth->ready + depth->scheduled + depth->in_flight, 0u);
+    EXPECT_TRUE(Must(Take{kShard, next}).claimed.empty());
+  };
+  const auto nine = [&](Epoch epoch) {
+    Enqueue batch{kShard, epoch, {}};
+    for (int i = 1; i <= 9; ++i) batch.entries.push_back(Entry(static_cast<std::uint64_t>(i), kKept));
+    Must(batch);
+  };
+  nine(kEpoch);
+  std::vector<JobId> ids;
+  for (const std::uint32_t n : {8U, 8U})
+    for (const QueueEntry& e : Must(Claim{kShard, kEpoch, kKept, n}).claimed) ids.push_back(e.id);
+  EXPECT_EQ(ids.size(), 9u);
+  Must(Finish{kShard, kEpoch, ids});
+  const Epoch second{kEpoch.value() + 1}, third{kEpoch.value() + 2};
+  expect_empty(second);
+
+  nine(second);
+  const std::vector<JobId> eight(ids.begin(), ids.begin() + 8);
+  QueueReply removed = Must(Remove{kShard, second, {}, false, eight, {}, 1000});
+  EXPECT_EQ(removed.claimed.size(), 8u);
+  const auto last = Must(Claim{kShard, second, kKept, 5}).claimed;
+  ASSERT_EQ(last.size(), 1u);
+  EXPECT_EQ(last[0].id, ids[8]);
+  Must(Finish{kShard, second, ids});
+  expect_empty(third);
+}
+
 // Kept lines in batches of any size, claimed, settled and taken over in parts: what a store packs together must not show.
 TEST_P(JobQueueRemoveTest, BatchesOfKeptLinesAgainstAModel) {
   SeededRandom random(20261122);

@@ -353,7 +353,7 @@ TEST_F(CliProcesses, AFileThatHasNotChangedIsOneVersion) {
   EXPECT_EQ(up->Wait(std::chrono::seconds{10}).code, 0);
   const CliResult future = Run({"backfill", "daily", "--from", "2090-01-01", "--to", "2091-01-01"});
   EXPECT_EQ(future.code, 2);
-  EXPECT_THAT(future.err, HasSubstr("fire by themselves when they are due"));
+  EXPECT_THAT(future.err, HasSubstr("own when they are due"));
   EXPECT_THAT(Run({"version"}).out, HasSubstr("duckdb"));
   ExpectSound();
 }

@@ -210,15 +210,26 @@ TEST_F(SourceTruthTest, DatesOfOtherFormsAreGuessedAlsoWhenEveryColumnIsDeclared
       {.name = "id", .type = "bigint"}, {.name = "d", .type = "date"}, {.name = "t", .type = "timestamp"}};
   Write("a.csv", "id,d,t\n1,31/12/2025,2025-12-31 10:00:00\n2,01/02/2026,\n");
   Write("b.csv", "id,d,t\n1,2025-12-31,2025-12-31T10:00\n2,2026-02-01,\n");
-  Write("c.csv", "id,d,t\n1,05-02-03,\n");
   const std::string rows = "1,2025-12-31,2025-12-31 10:00:00\n2,2026-02-01,null\n";
   for (const std::string name : {"a", "b"}) {
     const StageResult result = Run(Declared(name, name + ".csv", types));
     ASSERT_TRUE(result.ok) << result.error;
     EXPECT_EQ(Rows(name, "id"), rows);
   }
+  Write("c.csv", "id,d,t\n1,1-10-24,\n2,2-12-24,\n");
   const StageResult short_year = Run(Declared("c", "c.csv", types));
-  EXPECT_NE(Rows("c", "id"), "1,0005-02-03,null\n") << short_year.error;
+  ASSERT_TRUE(short_year.ok) << short_year.error;
+  EXPECT_EQ(Rows("c", "id"), "1,2024-10-01,null\n2,2024-12-02,null\n");
+  Write("b.csv", "id,d,t\n1,2024-01-02 junk,\n");
+  EXPECT_EQ(Run(Declared("b", "b.csv", types, "r2")).error_class, "bad_value") << "the form of the first file is pinned";
+  Write("e.csv", "id,d,t,s\n1,2024-01-02,,caf\xe9\n");
+  std::vector<ColumnSpec> with_text = types;
+  with_text.push_back({.name = "s", .type = "varchar"});
+  StageOrder latin = Declared("e", "e.csv", with_text);
+  latin.task.stage.contract = ContractSpec{.columns = {{.name = "id", .type = "bigint"}}, .on_violation = OnViolation::kDrop};
+  const StageResult refused = Run(latin);
+  EXPECT_EQ(refused.error_class, "source_malformed");
+  EXPECT_THAT(refused.error, HasSubstr("is not UTF-8"));
 }
 
 TEST_F(SourceTruthTest, JsonKeysThatDifferInCaseAreNamed) {

@@ -303,6 +303,8 @@ StageOutcome<std::optional<PinnedSchema>> DeclaredSchema(duck::Connection& conne
   if (!IsCsv(sources.format) || !HasHeader(spec.options)) return std::nullopt;
   auto names = ColumnsOfFile(connection, sources.paths.front(), sources.format, spec.options);
   if (!names) return std::nullopt;
+  const auto problem = FindCsvProblem(sources.paths.front(), sources.format, spec.options);
+  if (problem && problem->kind == CsvProblem::Kind::kEncoding) return std::nullopt;
   PinnedSchema schema{.columns = std::move(*names), .read_options = spec.options};
   if (!Guessed(spec, schema.columns).empty()) return std::nullopt;
   MILLRACE_TRY(RefuseEqualNames(connection, sources.paths.front(), sources.format, spec.options, schema.columns));
@@ -310,6 +312,9 @@ StageOutcome<std::optional<PinnedSchema>> DeclaredSchema(duck::Connection& conne
   ReaderOptions reader{.format = sources.format, .columns = schema.columns, .options = spec.options, .skip_bad_rows = true};
   MILLRACE_TRY_ASSIGN(const bool plain, HoldsOnlyIsoDates(connection, {sources.paths.front()}, reader));
   if (!plain) return std::nullopt;
+  // As the sniffer would say: later values are held to it.
+  if (std::ranges::any_of(schema.columns, [](const ColumnSpec& c) { return c.type == "date"; }))
+    schema.read_options.try_emplace("dateformat", "%Y-%m-%d");
   return schema;
 }
 

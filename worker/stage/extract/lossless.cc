@@ -12,6 +12,8 @@ namespace millrace {
 namespace {
 
 constexpr int kRejectsForPlace = 100'000;
+constexpr const char* kIsoDate = "[0-9]{4}-[0-9]{2}-[0-9]{2}";
+constexpr const char* kIsoTimestamp = "[0-9]{4}-[0-9]{2}-[0-9]{2}( [0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?)?";
 constexpr const char* kSourceColumn = "_millrace_source_file";
 
 bool CommaDecimals(const ReaderOptions& reader) {
@@ -242,8 +244,9 @@ StageOutcome<bool> HoldsOnlyIsoDates(duck::Connection& connection, const std::ve
     const bool stamp = c.type.starts_with("timestamp");
     if ((!stamp && c.type != "date") || !Option(reader, stamp ? "timestampformat" : "dateformat").empty()) continue;
     const std::string name = duck::QuoteName(c.name);
-    counts += fmt::format("{}count_if({} IS NOT NULL AND NOT (TRY_CAST({} AS {}) IS NOT NULL AND {} LIKE '____-%'))",
-                          counts.empty() ? "" : " + ", name, name, c.type, name);
+    counts +=
+        fmt::format("{0}count_if({1} IS NOT NULL AND NOT (TRY_CAST({1} AS {2}) IS NOT NULL AND regexp_full_match({1}, '{3}')))",
+                    counts.empty() ? "" : " + ", name, c.type, stamp ? kIsoTimestamp : kIsoDate);
     names.push_back(c.name);
   }
   if (names.empty()) return true;

@@ -36,8 +36,9 @@ struct ExactRows {
 ExactRows SplitRounding(const std::vector<std::string>& paths, const ReaderOptions& reader,
                         const std::vector<std::string>& columns);
 
-// Whether every value of the date and timestamp columns without a format of their own is in ISO form (a year of four digits
-// first), which no guess of a format would read otherwise. One scan of those columns; rows that are no CSV rows are left out.
+// Whether every value of the date and timestamp columns without a format of their own is in ISO form (2026-01-31, and a time
+// without an offset), which no guess of a format would read otherwise. One scan of those columns; rows that are no CSV rows are
+// left out.
 StageOutcome<bool> HoldsOnlyIsoDates(duck::Connection& connection, const std::vector<std::string>& paths,
                                      const ReaderOptions& reader);
 
