@@ -1,6 +1,5 @@
 #include "client/cli/broker_look.h"
 
-#include "client/cli/broker_client.h"
 #include "common/model/job.h"
 #include "common/wire/zmq_transport.h"
 
@@ -9,17 +8,18 @@ namespace {
 
 constexpr Millis kLook{1000};
 
-bool Answers(const Context& context) {
-  const auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
-  if (!transport) return false;
-  auto client = BrokerClient::Connect(**transport, context.ClientEndpoint(), context.clock());
-  return client && client->Status(context.clock().Now() + kLook);
-}
-
 }  // namespace
 
+Result<Door> Door::Open(const Context& context, Millis patience) {
+  Door door;
+  MILLRACE_TRY_ASSIGN(door.transport_, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  auto client = BrokerClient::Connect(*door.transport_, context.ClientEndpoint(), context.clock());
+  if (client && client->Status(context.clock().Now() + patience)) door.client_.emplace(std::move(*client));
+  return door;
+}
+
 void SayIfNobodyRuns(const Context& context, std::string_view what) {
-  if (Answers(context)) return;
+  if (auto door = Door::Open(context, kLook); door && door->client() != nullptr) return;
   fmt::print(stderr, "recorded; no broker answers at {}: {} waits for one ('{}')\n", context.ClientEndpoint(), what,
              context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }

@@ -1,12 +1,29 @@
 // What a command says of a running broker, without needing one.
 #pragma once
 
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
+#include "client/cli/broker_client.h"
 #include "client/cli/context.h"
+#include "common/wire/transport.h"
 
 namespace millrace::cli {
+
+// The broker of this installation, if one answers. Used by one thread.
+class Door {
+ public:
+  // Asks for at most `patience`. Errors: no transport could be made.
+  static Result<Door> Open(const Context& context, Millis patience = Millis{3000});
+  BrokerClient* client() { return client_ ? &*client_ : nullptr; }  // nullptr: none answers
+  wire::Transport& transport() { return *transport_; }
+
+ private:
+  std::unique_ptr<wire::Transport> transport_;
+  std::optional<BrokerClient> client_;
+};
 
 // After something was recorded that a broker must take up: says on stderr that none answers, if so, and how to start one.
 // `what`: "the new run". Asks for at most a second.

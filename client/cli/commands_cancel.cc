@@ -3,17 +3,15 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "client/cli/broker_client.h"
+#include "client/cli/broker_look.h"
 #include "client/cli/cancel_items.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
-#include "common/wire/zmq_transport.h"
 
 namespace millrace::cli {
 namespace {
 
-constexpr Millis kBrokerAnswers{3000};
 constexpr Millis kCancelTimeout{30'000};
 constexpr Millis kLedgerPoll{100};
 constexpr auto kWaitMax = std::chrono::hours{24};
@@ -115,12 +113,12 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
 }  // namespace
 
 Result<std::vector<wire::CancelReply::Item>> CancelItems(Context& context, Ledger& ledger, wire::Cancel cancel, bool wait) {
-  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
-  auto client = BrokerClient::Connect(*transport, context.ClientEndpoint(), context.clock());
-  if (!client || !client->Status(context.clock().Now() + kBrokerAnswers)) {
+  MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
+  BrokerClient* const client = door.client();
+  if (client == nullptr) {
     MILLRACE_TRY_ASSIGN(auto recorded, Record(context, ledger, cancel));
     for (auto& item : recorded)
-      if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, *transport, item));
+      if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, door.transport(), item));
     return recorded;
   }
   std::vector<wire::CancelReply::Item> all;
@@ -137,7 +135,7 @@ Result<std::vector<wire::CancelReply::Item>> CancelItems(Context& context, Ledge
     all.insert(all.end(), items->begin(), items->end());
   }
   for (auto& item : all)
-    if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, *transport, item));
+    if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, door.transport(), item));
   return all;
 }
 

@@ -17,7 +17,6 @@
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 #include "common/wire/check_job.h"
-#include "common/wire/zmq_transport.h"
 
 namespace millrace::cli {
 namespace {
@@ -26,7 +25,6 @@ using Json = nlohmann::json;
 
 constexpr std::size_t kLineBytesMax = 2 * kPayloadBytesMax;
 constexpr std::size_t kSinglesMax = 100'000;
-constexpr Millis kBrokerAnswers{3000};
 constexpr Millis kSubmitTimeout{30'000};
 constexpr Millis kEndsPoll{100};
 constexpr auto kWaitMax = std::chrono::hours{24};
@@ -116,24 +114,6 @@ Result<std::vector<JobSpec>> ReadBatch(const std::string& name, Context& context
   if (jobs.empty()) return Fail(ErrorCode::kInvalidArgument, "{}: has no job", name);
   return jobs;
 }
-
-// The broker of this installation, if one answers.
-class Door {
- public:
-  static Result<Door> Open(Context& context) {
-    Door door;
-    MILLRACE_TRY_ASSIGN(door.transport_, wire::MakeZmqTransport(wire::MakeZmqContext()));
-    auto client = BrokerClient::Connect(*door.transport_, context.ClientEndpoint(), context.clock());
-    if (client && client->Status(context.clock().Now() + kBrokerAnswers)) door.client_.emplace(std::move(*client));
-    return door;
-  }
-  BrokerClient* client() { return client_ ? &*client_ : nullptr; }
-  wire::Transport& transport() { return *transport_; }
-
- private:
-  std::unique_ptr<wire::Transport> transport_;
-  std::optional<BrokerClient> client_;
-};
 
 // Once for each kind that needs a worker of somebody else's.
 void SayForeignKinds(std::span<const JobSpec> jobs) {

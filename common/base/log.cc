@@ -6,6 +6,8 @@
 
 #include <memory>
 
+#include "common/base/history.h"
+
 namespace millrace {
 namespace {
 
@@ -35,21 +37,6 @@ struct LogState {
 LogState& State() {
   static LogState state;
   return state;
-}
-
-std::string JsonString(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      out += fmt::format("\\u{:04x}", static_cast<unsigned>(static_cast<unsigned char>(c)));
-    } else {
-      out += c;
-    }
-  }
-  return out + '"';
 }
 
 // A message cannot forge a second line or move the terminal's cursor.
@@ -84,8 +71,8 @@ bool LogEnabled(LogLevel level) { return State().logger->should_log(ToSpdlog(lev
 void LogLine(LogLevel level, std::string_view message) {
   LogState& state = State();
   if (state.json) {
-    state.logger->log(ToSpdlog(level),
-                      std::string_view("\"process\":" + JsonString(state.process) + ",\"message\":" + JsonString(message)));
+    state.logger->log(ToSpdlog(level), std::string_view("\"process\":" + history::Quoted(state.process) +
+                                                        ",\"message\":" + history::Quoted(message)));
     return;
   }
   state.logger->log(ToSpdlog(level), std::string_view(state.process + ": " + OneLine(message)));
