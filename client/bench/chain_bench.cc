@@ -36,10 +36,10 @@ class ChainMeasurement {
         ids_(clock_, random_) {}
 
   Result<ChainResult> Run() {
-    if (options_.processes) {
-      MILLRACE_TRY(ParseCommands());
-    } else {
-      MILLRACE_TRY(fleet_.Start(at_));
+    switch (options_.handlers) {
+      case ChainHandlers::kInProcess: MILLRACE_TRY(fleet_.Start(at_)); break;
+      case ChainHandlers::kProcesses: MILLRACE_TRY(Parse(Commands())); break;
+      case ChainHandlers::kSql: MILLRACE_TRY(Parse(Transforms())); break;
     }
     meter_.Begin(fleet_.processes());
     start_ = moved_ = clock_.Now();
@@ -62,12 +62,26 @@ class ChainMeasurement {
     MonoTime intended{};
   };
 
-  Result<void> ParseCommands() {
-    std::string yaml = "version: 1\npipeline: " + name_ + "\nstages:\n";
+  std::string Commands() const {
+    std::string stages;
     for (std::uint32_t i = 1; i <= options_.stages; ++i) {
-      yaml += fmt::format("  s{}:\n    command: [sleep, \"{:.3f}\"]\n", i, static_cast<double>(options_.sleep.count()) / 1000);
-      if (i > 1) yaml += fmt::format("    after: s{}\n", i - 1);
+      stages +=
+          fmt::format("  s{}:\n    command: [sleep, \"{:.3f}\"]\n", i, static_cast<double>(options_.sleep.count()) / 1000);
+      if (i > 1) stages += fmt::format("    after: s{}\n", i - 1);
     }
+    return stages;
+  }
+
+  std::string Transforms() const {
+    std::string stages = fmt::format(
+        "  s1:\n    transform: select i as id, i % 97 as shop, i * 0.25 as amount from range({}) t(i)\n", options_.rows);
+    for (std::uint32_t i = 2; i <= options_.stages; ++i)
+      stages += fmt::format("  s{}:\n    transform: select id, shop, amount + 1 as amount from s{}\n", i, i - 1);
+    return stages;
+  }
+
+  Result<void> Parse(const std::string& stages) {
+    const std::string yaml = "version: 1\npipeline: " + name_ + "\nstages:\n" + stages;
     auto parsed = ParsePipeline(yaml, "chain.yaml");
     if (!parsed.pipeline) return Fail(ErrorCode::kInvalidArgument, "{}", RenderAll(parsed.diagnostics, yaml));
     pipeline_ = std::move(*parsed.pipeline);
@@ -170,7 +184,7 @@ class ChainMeasurement {
     if (pending_.empty() || now - moved_ < kWatchAgain) return {};
     if (now - moved_ > kStandstill)
       return Fail(ErrorCode::kTimedOut, "{} runs have not ended, and none has for {} s{}", pending_.size(),
-                  kStandstill.count() / 1000, options_.processes ? ": is there a worker?" : "");
+                  kStandstill.count() / 1000, pipeline_ ? ": is there a worker?" : "");
     if (now < next_watch_) return {};
     next_watch_ = now + kWatchAgain;
     std::uint64_t request = 1'000'000'000;
@@ -181,12 +195,12 @@ class ChainMeasurement {
   Result<ChainResult> Evaluate() {
     const std::uint64_t stages = std::uint64_t{options_.warmup + options_.runs} * options_.stages;
     MILLRACE_TRY_ASSIGN(const RunOutcomeCount count, CountRunOutcomes(at_, runs_));
-    result_.processes = options_.processes;
+    result_.handlers = options_.handlers;
     result_.runs = options_.runs;
     result_.outcomes = count.rows;
     result_.lost = stages - std::min(stages, count.succeeded);
     result_.duplicated = count.repeated;
-    if (!options_.processes) {
+    if (!pipeline_) {
       result_.duplicated = 0;
       std::uint64_t never = 0;
       for (std::uint64_t number = 0; number < stages; ++number) {
@@ -202,6 +216,10 @@ class ChainMeasurement {
     result_.accept = Summary(accept_);
     result_.ended = Summary(ended_in_);
     for (const Histogram& quarter : quarters_) result_.ended_p99_by_quarter.push_back(quarter.Quantile(0.99));
+    double cpu_us = 0;
+    for (const auto& [name, cost] : result_.costs.processes)
+      if (name != "client") cpu_us += cost.cpu_us_per_job;
+    result_.stages_per_core_s = cpu_us > 0 ? 1e6 / cpu_us : 0;
     return std::move(result_);
   }
 
@@ -226,7 +244,19 @@ class ChainMeasurement {
   ChainResult result_;
 };
 
+constexpr std::array<std::pair<ChainHandlers, std::string_view>, 3> kNames{
+    {{ChainHandlers::kInProcess, "inprocess"}, {ChainHandlers::kProcesses, "processes"}, {ChainHandlers::kSql, "sql"}}};
+
 }  // namespace
+
+std::string_view Name(ChainHandlers handlers) {
+  return std::ranges::find(kNames, handlers, [](const auto& pair) { return pair.first; })->second;
+}
+
+std::optional<ChainHandlers> ParseChainHandlers(std::string_view text) {
+  const auto found = std::ranges::find(kNames, text, [](const auto& pair) { return pair.second; });
+  return found == kNames.end() ? std::nullopt : std::optional(found->first);
+}
 
 Result<ChainResult> MeasureChain(const Installation& at, const ChainOptions& options) {
   const std::string name = UniqueName();

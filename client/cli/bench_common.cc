@@ -223,10 +223,11 @@ std::string BusiestCore(const bench::Costs& costs) {
 }
 
 std::string ToJson(const bench::ChainResult& r, std::uint32_t stages) {
-  Json json{{"handlers", r.processes ? "processes" : "inprocess"},
+  Json json{{"handlers", Name(r.handlers)},
             {"stages", stages},
             {"runs", r.runs},
             {"runs_per_min", std::llround(r.runs_per_min)},
+            {"stages_per_core_s", Rounded(r.stages_per_core_s, 0.1)},
             {"succeeded", r.succeeded},
             {"outcomes", r.outcomes},
             {"lost", r.lost},

@@ -26,7 +26,8 @@ struct BenchFlags {
   std::uint32_t orgs = 1, limit_keys = 0, priorities = 1;
   std::string worker_counts, depths;             // scale: "1,2,4,8"; "1000,100000"
   std::uint32_t stages = 40, runs = 0;           // chain
-  std::string handlers = "inprocess";            // chain: inprocess or processes
+  std::uint32_t stage_rows = 1000;               // chain, of sql
+  std::string handlers = "inprocess";            // chain: inprocess, processes or sql
   std::uint32_t schedules = 100, seconds = 10;   // cron, scale
   std::uint64_t rows = 1'000'000;                // load
   std::string to = "postgres", mode = "append";  // load

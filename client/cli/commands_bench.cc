@@ -180,22 +180,27 @@ Result<ExitCode> DoChain(const Options& options) {
   if (!(chain.rate >= 0 && chain.rate <= 100'000))
     return Fail(ErrorCode::kInvalidArgument, "--rate {}: expected 0 (one run after another) to 100000 runs per second",
                 chain.rate);
-  if (flags.handlers != "inprocess" && flags.handlers != "processes")
-    return Fail(ErrorCode::kInvalidArgument, "--handlers '{}': expected inprocess or processes", flags.handlers);
-  chain.processes = flags.handlers == "processes";
-  if (chain.processes && flags.storage == "sqlite")
-    return Fail(ErrorCode::kInvalidArgument, "--handlers processes: with --storage sqlite there is no worker; use servers");
-  const BenchTarget::Needs needs{.workers = chain.processes ? 1 : 0, .worker_concurrency = 4, .scheduler = false};
+  const auto handlers = bench::ParseChainHandlers(flags.handlers);
+  if (!handlers)
+    return Fail(ErrorCode::kInvalidArgument, "--handlers '{}': expected inprocess, processes or sql", flags.handlers);
+  chain.handlers = *handlers;
+  MILLRACE_TRY(BenchRange("--rows", flags.stage_rows, 1, 10'000'000));
+  chain.rows = flags.stage_rows;
+  const bool workers = *handlers != bench::ChainHandlers::kInProcess;
+  if (workers && flags.storage == "sqlite")
+    return Fail(ErrorCode::kInvalidArgument, "--handlers {}: with --storage sqlite there is no worker; use servers",
+                flags.handlers);
+  const BenchTarget::Needs needs{.workers = workers ? 1 : 0, .worker_concurrency = 4, .scheduler = false};
   return RunBench(options, *context, needs, [&](BenchTarget& target) -> Result<BenchReport> {
     chain.folder = target.folder();
     MILLRACE_TRY_ASSIGN(const auto r, bench::MeasureChain(target.at(), chain));
     const auto whole = [](double v) { return std::int64_t{std::lround(v)}; };
     const auto micros = [](std::uint64_t v) { return static_cast<std::int64_t>(v); };
-    Table table{.columns = {"handlers", "stages", "runs", "runs_per_min", "p50_us", "p99_us", "max_us", "accepted_p50_us",
-                            "lost", "duplicated", "busiest_core"},
+    Table table{.columns = {"handlers", "stages", "runs", "runs_per_min", "stages_per_core_s", "p50_us", "p99_us", "max_us",
+                            "accepted_p50_us", "lost", "duplicated", "busiest_core"},
                 .rows = {{flags.handlers, std::int64_t{chain.stages}, micros(r.runs), whole(r.runs_per_min),
-                          micros(r.ended.p50_us), micros(r.ended.p99_us), micros(r.ended.max_us), micros(r.accept.p50_us),
-                          micros(r.lost), micros(r.duplicated), BusiestCore(r.costs)}}};
+                          whole(r.stages_per_core_s), micros(r.ended.p50_us), micros(r.ended.p99_us), micros(r.ended.max_us),
+                          micros(r.accept.p50_us), micros(r.lost), micros(r.duplicated), BusiestCore(r.costs)}}};
     return BenchReport{.name = "chain",
                        .results_json = JsonArray({ToJson(r, chain.stages)}),
                        .tables = {std::move(table), CostTable({{"per stage", r.costs}})},

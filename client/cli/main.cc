@@ -312,7 +312,9 @@ void AddBenchCommands(Grammar& g) {
   chain->add_option("--warmup", flags.warmup, "Runs before those (default 3)");
   chain->add_option("--sleep", flags.sleep, "How long each stage takes, e.g. 10ms (default 0ms)");
   chain->add_option("--rate", flags.rate, "Runs per second, open loop (default 0: one after another)");
-  chain->add_option("--handlers", flags.handlers, "inprocess (default), or processes: each stage a command of a worker");
+  chain->add_option("--handlers", flags.handlers,
+                    "inprocess (default), processes (a command of a worker) or sql (a transform of a worker)");
+  chain->add_option("--rows", flags.stage_rows, "Of sql: rows that each stage writes (default 1000)");
   chain->add_option("--workers", flags.workers, "Handler processes (default 1)");
   chain->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds at a time (default 100)");
   CLI::App* cron = g.Add(bench, "cron", "Schedules due every second: slot to run, start and outcome", BenchCron);

@@ -143,6 +143,11 @@ TEST_F(CliBench, ChainsOfJobsAndOfProcesses) {
   const auto processes = Bench({"chain", "--stages", "2", "--runs", "2", "--warmup", "0", "--handlers", "processes"});
   EXPECT_EQ(processes.at("results").at(0).at("succeeded"), 2);
   EXPECT_EQ(processes.at("results").at(0).at("outcomes"), 4);
+  const auto sql = Bench({"chain", "--stages", "3", "--runs", "2", "--warmup", "1", "--handlers", "sql", "--rows", "10"});
+  EXPECT_EQ(sql.at("results").at(0).at("handlers"), "sql");
+  EXPECT_EQ(sql.at("results").at(0).at("succeeded"), 2);
+  EXPECT_EQ(sql.at("results").at(0).at("outcomes"), 9) << "the warm-up too";
+  EXPECT_GT(sql.at("results").at(0).at("stages_per_core_s"), 0);
 }
 
 TEST_F(CliBench, EverySlotFiresOnce) {
@@ -207,7 +212,7 @@ TEST_F(CliBench, WrongOptionsAreNamedBeforeAnythingStarts) {
   ExpectUsage({"queue", "--job", "5"}, "did you mean '--jobs'?");
   ExpectUsage({"latency", "--rate", "0"}, "latency needs a rate");
   ExpectUsage({"scale", "--worker-counts", "1,,2"}, "--worker-counts '1,,2': expected numbers from 1 to 256");
-  ExpectUsage({"chain", "--handlers", "threads"}, "--handlers 'threads': expected inprocess or processes");
+  ExpectUsage({"chain", "--handlers", "threads"}, "--handlers 'threads': expected inprocess, processes or sql");
   ExpectUsage({"cron", "--seconds", "0"}, "--seconds 0: expected 1 to 3600");
   ExpectUsage({"load", "--to", "mysql"}, "--to 'mysql': expected postgres, sqlite or parquet");
 }
