@@ -10,8 +10,6 @@ namespace {
 
 using history::Type;
 
-constexpr std::int64_t kLater = 1'000'000;  // micros: what a broker wrote so long after is certainly not before
-
 std::uint64_t EpochOf(std::uint64_t token) { return token >> 32; }
 
 }  // namespace
@@ -113,34 +111,25 @@ void Checker::Grants() {
   }
 }
 
-// S7: of two grants of a job by one owner under one epoch, the first has an end, unless the owner died before it could write
-// it.
+// S7: an owner grants a job again only when the end of the attempt before is durable. Under a later epoch another row may
+// stand for it (a lease that nobody confirmed ends under a token of the new one), or none: the store may have lost the job.
 void Checker::Leases() {
-  std::set<std::pair<Uuid, std::uint64_t>> ended;
-  std::map<std::pair<std::size_t, std::uint64_t>, std::int64_t> wrote_until;  // file, epoch -> latest write
-  for (const Operation& o : history_.operations) {
-    if (o.op == "end" || o.op == "write")
-      for (const auto* list : {&o.items, &o.attempts, &o.outcomes})
-        for (const Item& item : *list) ended.emplace(item.id, item.token);
+  std::map<std::pair<Uuid, std::uint64_t>, std::int64_t> ended;  // attempt -> when its end was durable
+  for (const Operation& o : history_.operations)
     if (o.op == "write" && o.type == Type::kOk)
-      if (const Operation* invoke = InvokeOf(o))
-        for (const Hold& hold : invoke->holds) wrote_until[{o.file, hold.epoch}] = invoke->at;
-  }
-  struct Lease {
-    std::uint64_t token = 0;
-  };
-  std::map<std::pair<std::string, Uuid>, Lease> leases;
+      for (const auto* list : {&o.attempts, &o.outcomes})
+        for (const Item& item : *list) ended.emplace(std::pair{item.id, item.token}, o.at);
+  std::map<std::pair<std::string, Uuid>, std::uint64_t> leases;  // owner and job -> token
   for (const Operation& o : history_.operations) {
     if (o.op != "grant" || !o.By("broker:")) continue;
     for (const Item& item : o.items) {
       Looked(7);
-      Lease& lease = leases[{o.who, item.id}];
-      const bool same_epoch = lease.token != 0 && EpochOf(lease.token) == EpochOf(item.token);
-      const auto until = wrote_until.find({o.file, EpochOf(item.token)});
-      if (same_epoch && !ended.contains({item.id, lease.token}) && until != wrote_until.end() && until->second > o.at + kLater)
-        Add(7, "two_leases", "job {}: token {} was granted while token {} had no end", item.id.ToString(), item.token,
-            lease.token);
-      lease.token = item.token;
+      std::uint64_t& before = leases[{o.who, item.id}];
+      const auto end = ended.find({item.id, before});
+      if (before != 0 && EpochOf(before) == EpochOf(item.token) && (end == ended.end() || end->second > o.at))
+        Add(7, "two_leases", "job {}: token {} was granted before the end of token {} was durable", item.id.ToString(),
+            item.token, before);
+      before = item.token;
     }
   }
 }

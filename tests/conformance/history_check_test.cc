@@ -251,13 +251,19 @@ TEST_P(HistoryCheckTest, TwoLeasesOfOneJob) {
     Append("history/7-7.jsonl", fmt::format(R"({{"m":{},"t":1,"pid":7,"who":{}}})", at, rest));
   };
   const std::string job = retried_.id.ToString();
-  for (const std::uint32_t counter : {1u, 2u})
-    line(counter, fmt::format(R"("broker:b","op":"grant","type":"invoke","jobs":[["{}",{}]])", job,
-                              Token::Make(hold_.epoch, counter).value()));
-  EXPECT_EQ(Check().code, 0) << "the broker may have died before it could write what ended the first one";
+  const auto grant = [&](std::int64_t at, Epoch epoch, std::uint32_t counter) {
+    line(at, fmt::format(R"("broker:b","op":"grant","type":"invoke","jobs":[["{}",{}]])", job,
+                         Token::Make(epoch, counter).value()));
+  };
+  const Epoch before{hold_.epoch.value() - 1};
+  grant(10, before, 1);
+  grant(20, hold_.epoch, 3);
   for (const char* type : {"invoke", "ok"})
-    line(9'000'000, fmt::format(R"("ledger:b","op":"write","type":"{}","n":1,"holds":[[{},{}]])", type, hold_.shard.value(),
-                                hold_.epoch.value()));
+    line(30, fmt::format(R"("ledger:b","op":"write","type":"{}","n":1,"attempts":[["{}",{},"lost"]])", type, job,
+                         Token::Make(hold_.epoch, 3).value()));
+  grant(40, hold_.epoch, 4);
+  EXPECT_EQ(Check().code, 0) << "the end of each was durable, or there was another owner between them";
+  grant(50, hold_.epoch, 5);  // token 4 ended later
   ExpectCaught("S7", "two_leases");
 }
 
