@@ -7,6 +7,7 @@
 
 #include "common/drivers/sqlite.h"
 #include "tests/support/cli_runner.h"
+#include "tests/support/fault_shim.h"
 
 namespace millrace::testing {
 namespace {
@@ -153,6 +154,32 @@ TEST_F(CliLife, WeeksAreListedAndOnlyThoseThatAreOverGo) {
   EXPECT_THAT(Run({"ledger", "prune", "--older-than", "soon"}).err, HasSubstr("--older-than"));
   EXPECT_THAT(Run({"config", "show", "--set", "ledger.retention=1h"}).err, HasSubstr("below 1d"));
   ExpectSound();
+}
+
+TEST_F(CliLife, WithARetentionOldWeeksGoByThemselves) {
+  WritePipeline("p", "  x:\n    command: [sh, -c, \"head -c 100000 /dev/zero > $MILLRACE_RESULT\"]\n");
+  auto past = ShimControl::Make(Path("clock"));
+  ASSERT_TRUE(past) << past.error().message;
+  past->StepClockTo(-std::chrono::hours{24 * 60});
+  CliOptions then;
+  then.env = past->Env();
+  ASSERT_EQ(Run({"run", "p.yaml"}, then).code, 0);
+  const auto run = RunJson({"run", "p.yaml"});
+  ASSERT_EQ(RunJson({"ledger", "list"}).size(), 2u) << "weeks";
+  const auto results = [this] {
+    std::size_t count = 0;
+    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(home_ / "lake" / "results")) ++count;
+    return count;
+  };
+  EXPECT_EQ(results(), 2u);
+  const auto up = Start({"up", "--set", "ledger.retention=30d"});
+  EXPECT_TRUE(Eventually([&] { return RunJson({"ledger", "list"}).size() == 1 && results() == 1; })) << up->Err();
+  EXPECT_THAT(up->Err(), HasSubstr("retention: 4 rows of before "));
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{30}).code, 0);
+  EXPECT_EQ(RunJson({"run", "show", run.at("run").get<std::string>()}).at("state"), "succeeded") << "this week's stays";
+  EXPECT_EQ(RunJson({"run", "list"}).size(), 1u);
+  EXPECT_EQ(Run({"audit", "verify"}).code, 0);
 }
 
 }  // namespace
