@@ -1,0 +1,52 @@
+"""What bench/peers, bench/figures and bench/sweep share: one run of `millrace bench`, medians with ranges, the machine, the page."""
+import json, os, pathlib, statistics, subprocess, sys, tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "ops" / "docs" / "benchmarks.md"
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def build_argument(parser):
+    parser.add_argument("--build", default=str(ROOT / "build" / "release"), help="build folder of the millrace to measure")
+
+
+def program(build, who, path="bin/millrace"):
+    found = pathlib.Path(build).resolve() / path
+    if not found.exists():
+        sys.exit(f"{who}: there is no {found}: cmake --preset release && cmake --build build/release")
+    return str(found)
+
+
+def bench(millrace, *words, timeout=1200, own=True):
+    """The report of `millrace bench WORDS`, in an installation of its own and without any configuration of this user's. Work that
+    was lost or done twice (exit code 1) is in the report; RuntimeError: there is none."""
+    with tempfile.TemporaryDirectory() as home:
+        done = subprocess.run([millrace, "bench", *words, *(["--own"] if own else []), "-o", "json", "--home", home],
+                              capture_output=True, text=True, cwd=home, timeout=timeout)
+    if done.returncode not in (0, 1) or not done.stdout:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "millrace bench failed")
+    return json.loads(done.stdout)
+
+
+def median_and_range(values, form="{:,.0f}"):
+    return f"{form.format(statistics.median(values))} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+def machine():
+    cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "?")
+    return f"{os.cpu_count()} cores of {cpu}, Linux {os.uname().release}, load average before: {open('/proc/loadavg').read().split()[0]}"
+
+
+def markdown(head, rows):
+    return "\n".join("| " + " | ".join(words) + " |" for words in [head, ["---"] * len(head), *rows])
+
+
+def write_section(name, text):
+    """Between the marks `name` of ops/docs/benchmarks.md."""
+    begin, end = f"<!-- {name}: written by bench/{name} -->", f"<!-- {name}: end -->"
+    page = PAGE.read_text()
+    at, until = page.index(begin), page.index(end)
+    PAGE.write_text(page[:at] + begin + "\n\n" + text + "\n" + page[until:])
