@@ -7,6 +7,8 @@
 #include <optional>
 #include <utility>
 
+#include "tests/checker/operations.h"
+
 namespace millrace::chaos {
 namespace {
 
@@ -138,10 +140,16 @@ class Checker {
   // When things went on after each kill; and whether the kill really came before the outcome of the load it was to hit.
   Result<void> Times() {
     std::map<std::string, WallTime> load_ended;
-    MILLRACE_TRY_ASSIGN(const PgResult loads,
-                        observer_.Ledger("select left(encode(sha256(convert_to(j.effect, 'UTF8')), 'hex'), 16), o.recorded_at"
-                                         " from millrace.job j join millrace.outcome o using (job) where j.stage = 'target'"));
-    for (int i = 0; i < loads.rows(); ++i) load_ended[loads.Text(i, 0)] = loads.Time(i, 1);
+    std::map<std::string, Uuid> load_job;
+    MILLRACE_TRY_ASSIGN(
+        const PgResult loads,
+        observer_.Ledger("select left(encode(sha256(convert_to(j.effect, 'UTF8')), 'hex'), 16), o.recorded_at, j.job"
+                         " from millrace.job j join millrace.outcome o using (job) where j.stage = 'target'"));
+    for (int i = 0; i < loads.rows(); ++i) {
+      load_ended[loads.Text(i, 0)] = loads.Time(i, 1);
+      load_job[loads.Text(i, 0)] = loads.Id(i, 2);
+    }
+    MILLRACE_TRY_ASSIGN(const checker::History history, checker::ReadHistory(cluster_.history()));
     for (const Kill& kill : rounds_.kills()) {
       const std::string victim(Name(kill.victim));
       const auto ended = load_ended.find(kill.effect_hash);
@@ -151,16 +159,38 @@ class Checker {
       if (InWindow(phase)) {
         ++out_.in_window;
         if (ended != load_ended.end()) out_.work[victim].push_back(std::chrono::duration_cast<Millis>(ended->second - kill.at));
+        if (kill.victim == Victim::kWorker) GrantedAgain(history, victim, load_job[kill.effect_hash], kill.mono);
       }
+      if (kill.victim == Victim::kBroker) Taken(history, kill.mono);
       Served(victim, kill.at);
     }
     for (const Freeze& freeze : rounds_.freezes()) {
       const auto ended = load_ended.find(freeze.effect_hash);
       if (freeze.newer_began && ended != load_ended.end())
         out_.work[std::string(Name(Fault::kFreeze))].push_back(std::chrono::duration_cast<Millis>(ended->second - freeze.at));
+      if (freeze.newer_began)
+        GrantedAgain(history, std::string(Name(Fault::kFreeze)), load_job[freeze.effect_hash], freeze.mono);
     }
     for (const Disturbance& other : rounds_.others()) Served(std::string(Name(other.fault)), other.at);
     return {};
+  }
+
+  // How long after `at` a broker gave `job` to a worker again.
+  void GrantedAgain(const checker::History& history, const std::string& fault, Uuid job, MonoTime at) {
+    for (const checker::Operation& o : history.operations) {
+      if (o.op != "grant" || !o.By("broker:") || o.at <= at.time_since_epoch().count()) continue;
+      if (std::ranges::none_of(o.items, [&](const checker::Item& item) { return item.id == job; })) continue;
+      out_.granted[fault].push_back(std::chrono::duration_cast<Millis>(Micros{o.at} - at.time_since_epoch()));
+      return;
+    }
+  }
+
+  void Taken(const checker::History& history, MonoTime at) {
+    const auto own = std::ranges::find_if(history.operations, [&](const checker::Operation& o) {
+      return o.op == "own" && o.at > at.time_since_epoch().count() && !o.holds.empty();
+    });
+    if (own != history.operations.end())
+      out_.taken.push_back(std::chrono::duration_cast<Millis>(Micros{own->at} - at.time_since_epoch()));
   }
 
   // How long after `at` the first job that was submitted after it had ended.
@@ -218,6 +248,9 @@ std::string Report(const Findings& f, const Rounds& rounds) {
     out += fmt::format("{:<16} a job submitted after it ended in {}\n", victim, Quantiles(times));
   for (const auto& [victim, times] : f.work)
     out += fmt::format("{:<16} the load under way at the kill ended in {}\n", victim, Quantiles(times));
+  for (const auto& [victim, times] : f.granted)
+    out += fmt::format("{:<16} that load was granted elsewhere in {}\n", victim, Quantiles(times));
+  if (!f.taken.empty()) out += fmt::format("{:<16} a shard of it was taken in {}\n", "broker", Quantiles(f.taken));
   for (const Violation& v : f.violations)
     if (v.code == "run_failed" || v.code == "harness") out += fmt::format("VIOLATION {}: {}\n", v.code, v.text);
   return out;

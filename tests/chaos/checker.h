@@ -31,6 +31,8 @@ struct Findings {
   std::map<std::string, std::map<std::string, int>> kills;  // victim -> phase -> how many
   std::map<std::string, std::vector<Millis>> service;       // victim -> kill until a job submitted after it has ended
   std::map<std::string, std::vector<Millis>> work;          // victim -> kill until the load that was under way has ended
+  std::map<std::string, std::vector<Millis>> granted;       // worker, freeze -> until that load was granted again
+  std::vector<Millis> taken;                                // kill of a broker until a shard was taken
 
   bool Has(std::string_view code) const;
 };

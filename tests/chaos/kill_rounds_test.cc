@@ -140,11 +140,11 @@ TEST(KillRounds, RecoveryTimes) {
   SeededRandom random(Seed() + 1);
   std::vector<Round> plan;
   for (int i = 0; i < kRecoveriesEach; ++i) {
-    plan.push_back({.victim = Victim::kWorker, .phase = Phase::kRowsSent});
-    plan.push_back({.victim = Victim::kBroker, .phase = Phase::kRowsSent});
-    plan.push_back({.fault = Fault::kFreeze});
-    plan.push_back({.fault = Fault::kFlush});
-    plan.push_back({.fault = Fault::kPostgresCrash});
+    plan.push_back({.victim = Victim::kWorker, .phase = Phase::kRowsSent, .settled = true});
+    plan.push_back({.victim = Victim::kBroker, .phase = Phase::kRowsSent, .settled = true});
+    plan.push_back({.fault = Fault::kFreeze, .settled = true});
+    plan.push_back({.fault = Fault::kFlush, .settled = true});
+    plan.push_back({.fault = Fault::kPostgresCrash, .settled = true});
   }
   for (std::size_t i = plan.size(); i > 1; --i) std::swap(plan[i - 1], plan[random.Below(i)]);
   const auto findings = Play({.seed = Seed() + 1, .mutant = "", .plan = std::move(plan)});

@@ -17,6 +17,8 @@ constexpr Millis kFreezeTimeout{15'000};
 constexpr int kFreezeTries = 3;
 constexpr Millis kWakeTimeout{8'000};
 constexpr Millis kTakeoverTimeout{20'000};
+constexpr Millis kSettleTimeout{60'000};
+constexpr std::int64_t kSettledLive = 12;  // one run of each pipeline with its jobs, and some single jobs
 constexpr Millis kPoll{15};
 constexpr std::string_view kStageProgram = "millrace-stage";
 
@@ -82,6 +84,7 @@ Millis Rounds::Between(Millis low, Millis high) {
 
 Result<void> Rounds::Play(const Round& round) {
   testing::SleepFor(Between(Millis{150}, Millis{900}));
+  if (round.settled) Settle();
   switch (round.fault) {
     case Fault::kKill: return PlayKill(round);
     case Fault::kFreeze: return PlayFreezes();
@@ -91,6 +94,11 @@ Result<void> Rounds::Play(const Round& round) {
     case Fault::kPostgresCrash: return PlayPostgresCrash(round);
   }
   return {};
+}
+
+void Rounds::Settle() {
+  for (const MonoTime until = clock_.Now() + kSettleTimeout; clock_.Now() < until; testing::SleepFor(kPoll))
+    if (const auto live = observer_.Live(); live && *live <= kSettledLive) return;
 }
 
 // The load that the round wants; the furthest one when it does not care or none came in time.
@@ -155,6 +163,7 @@ Result<void> Rounds::PlayKill(const Round& round) {
             .name = {},
             .phase = load ? load->phase : Phase::kNone,
             .at = clock_.WallNow(),
+            .mono = clock_.Now(),
             .effect_hash = load ? load->effect_hash : ""};
   if (round.victim == Victim::kStage) {
     // Whoever holds the load; a process that waits for work when there is none, or when one more crash would end its job.
@@ -186,6 +195,7 @@ Result<void> Rounds::PlayFreeze() {
                 .effect_hash = load->effect_hash,
                 .token = load->token,
                 .at = clock_.WallNow(),
+                .mono = clock_.Now(),
                 .newer_began = false};
   for (const MonoTime until = clock_.Now() + kFreezeTimeout; clock_.Now() < until && !freeze.newer_began;
        testing::SleepFor(kPoll))

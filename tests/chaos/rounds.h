@@ -35,6 +35,7 @@ struct Round {
   Victim victim = Victim::kWorker;  // kKill
   Phase phase = Phase::kNone;       // kNone: whenever; otherwise a load must be there (for a worker or stage: its load)
   bool append = false;              // only a load into the append target will do
+  bool settled = false;             // not before what earlier rounds held up has ended
 };
 
 struct Kill {
@@ -42,6 +43,7 @@ struct Kill {
   std::string name;            // of the process
   Phase phase = Phase::kNone;  // of the load that was furthest, or that was waited for
   WallTime at{};
+  MonoTime mono{};
   std::string effect_hash;  // of that load; empty: none
 };
 
@@ -50,6 +52,7 @@ struct Freeze {
   std::string effect_hash;
   std::int64_t token = 0;  // of the frozen attempt
   WallTime at{};
+  MonoTime mono{};
   bool newer_began = false;  // a newer attempt raised the fence before the frozen one went on
 };
 
@@ -82,6 +85,7 @@ class Rounds {
     Member* worker = nullptr;
     pid_t stage = -1;
   };
+  void Settle();
   std::optional<LoadInFlight> WaitFor(const Round& round);
   std::optional<Holder> HolderOf(const LoadInFlight& load);
   Member* Choose(Victim victim, const std::optional<Holder>& holder);
