@@ -50,7 +50,8 @@ void WarmUp(duck::Connection& connection, const std::function<bool()>& needed) {
   // use_tmp_file off: a rename must not put a file in the place of the link in /proc.
   query(
       fmt::format("COPY (SELECT name, day, count(*) AS n, sum(amount) AS s, avg(amount) AS m FROM ({}) "
-                  "GROUP BY name, day) TO {} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)",
+                  "GROUP BY name, day) TO {} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, "
+                  "USE_TMP_FILE false)",
                   from_csv, parquet.Quoted()));
   describe(from_parquet);
   query(fmt::format("SELECT count(*), count(name) FROM ({})", from_parquet));

@@ -21,11 +21,11 @@ std::string Option(const std::map<std::string, std::string>& options, const std:
   return found == options.end() ? std::string(otherwise) : found->second;
 }
 
-std::string ReadStart(const std::string& path) {
+std::string ReadStart(const std::string& path, std::size_t bytes_max) {
   std::ifstream in(path, std::ios::binary);
   std::string text;
   std::error_code ec;
-  text.resize(std::min<std::uintmax_t>(std::filesystem::file_size(path, ec), kDiagnosedBytesMax));
+  text.resize(std::min<std::uintmax_t>(std::filesystem::file_size(path, ec), bytes_max));
   if (ec || !in) return {};
   in.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<std::size_t>(in.gcount()));
@@ -33,7 +33,7 @@ std::string ReadStart(const std::string& path) {
 }
 
 // The first byte that no UTF-8 text has there.
-std::optional<std::size_t> FirstNotUtf8(std::string_view text) {
+std::optional<std::size_t> FirstNotUtf8(std::string_view text, bool cut) {
   for (std::size_t i = 0; i < text.size();) {
     const auto byte = static_cast<unsigned char>(text[i]);
     const std::size_t more = byte < 0x80                   ? 0
@@ -43,7 +43,7 @@ std::optional<std::size_t> FirstNotUtf8(std::string_view text) {
                                                            : 4;
     if (more == 4) return i;
     for (std::size_t k = 1; k <= more; ++k) {
-      if (i + k >= text.size()) return text.size() == kDiagnosedBytesMax ? std::nullopt : std::optional(i);
+      if (i + k >= text.size()) return cut ? std::nullopt : std::optional(i);
       if ((static_cast<unsigned char>(text[i + k]) & 0xC0U) != 0x80U) return i;
     }
     i += more + 1;
@@ -141,16 +141,17 @@ class Records {
 }  // namespace
 
 std::optional<CsvProblem> FindCsvProblem(const std::string& path, FileFormat format,
-                                         const std::map<std::string, std::string>& options) {
+                                         const std::map<std::string, std::string>& options, std::size_t bytes_max) {
   if (path.ends_with(".gz") || path.ends_with(".zst")) return std::nullopt;
   const std::string name = std::filesystem::path(path).filename().string();
-  const std::string bytes = ReadStart(path);
+  const std::string bytes = ReadStart(path, bytes_max);
+  const bool cut = bytes.size() == bytes_max;
   std::string_view text = bytes;
   const std::string encoding = Option(options, "encoding", "utf-8");
   if (encoding == "utf-8" && (text.starts_with("\xFF\xFE") || text.starts_with("\xFE\xFF")))
     return CsvProblem{CsvProblem::Kind::kEncoding, fmt::format("{}: is UTF-16; set options: {{ encoding: utf-16 }}", name)};
   if (encoding == "utf-8") {
-    if (const auto bad = FirstNotUtf8(text)) {
+    if (const auto bad = FirstNotUtf8(text, cut)) {
       const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(*bad), '\n');
       const std::size_t start = *bad == 0 ? 0 : text.rfind('\n', *bad - 1) + 1;  // npos + 1 is 0
       return CsvProblem{
@@ -165,7 +166,6 @@ std::optional<CsvProblem> FindCsvProblem(const std::string& path, FileFormat for
   Records records(text, format, options);
   const std::size_t expected = records.Next();
   const std::size_t first_line = records.line();
-  const bool cut = bytes.size() == kDiagnosedBytesMax;
   std::optional<CsvProblem> ragged;
   for (std::size_t fields = expected; fields > 0 && !records.open_quote(); fields = records.Next()) {
     if (records.bytes() > kRecordBytesMax)

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <future>
+#include <system_error>
 
 #include "common/model/lake.h"
 #include "worker/stage/check/checks.h"
@@ -25,6 +27,8 @@ constexpr std::string_view kRejectsSql =
     "SELECT any_value(coalesce(e.column_name || ': ', '') || e.error_message) AS reason, s.file_path AS source, "
     "CAST(e.line AS BIGINT) AS line, any_value(e.csv_line) AS row FROM reject_errors e JOIN reject_scans s "
     "ON s.scan_id = e.scan_id AND s.file_id = e.file_id GROUP BY s.file_path, e.line";
+
+constexpr std::size_t kBytesLookedForTypes = 1u << 20;
 
 constexpr std::string_view kValueAdvice = "fix the source, or declare the column as text and cast it in a transform";
 
@@ -230,6 +234,18 @@ StageOutcome<std::vector<DatasetFile>> DescribeFiles(const SourceFiles& sources,
   return files;
 }
 
+// On a thread of its own, unless the stage has only one.
+template <class Work>
+auto Beside(int threads, Work work) -> std::future<decltype(work())> {
+  if (threads > 1) {
+    try {
+      return std::async(std::launch::async, work);
+    } catch (const std::system_error&) {  // no thread to be had
+    }
+  }
+  return std::async(std::launch::deferred, std::move(work));
+}
+
 StageOutcome<void> CountParquetRows(duck::Connection& connection, std::vector<DatasetFile>* files) {
   for (auto& file : *files) {
     MILLRACE_TRY_ASSIGN(const duck::Table count,
@@ -253,6 +269,12 @@ struct Proven {
   std::int64_t rows = 0;
   std::string rows_sql, rejects_sql;
 };
+
+// Nothing can be set aside: there are no rejects.
+StageOutcome<Proven> ProvenPlain(const SourceFiles& sources, ReaderOptions reader, std::int64_t rows) {
+  reader.store_rejects = false;
+  return Proven{.rows = rows, .rows_sql = ReaderSelect(sources.paths, reader), .rejects_sql = {}};
+}
 
 // Every value fits its type, or the first that does not is the error.
 StageOutcome<Proven> ProveAll(duck::Connection& connection, const SourceFiles& sources, const ReaderOptions& reader,
@@ -299,22 +321,31 @@ StageOutcome<void> PinSchema(const StageOrder& order, const std::string& path, c
 // The schema of a text file of which every column is declared, so that nothing has to be guessed but the form of dates: absent
 // when it must be sniffed after all.
 StageOutcome<std::optional<PinnedSchema>> DeclaredSchema(duck::Connection& connection, const SourceFiles& sources,
-                                                         const ExtractSpec& spec) {
+                                                         const ExtractSpec& spec, SchemaFor use, PlainCsv& plain) {
   if (!IsCsv(sources.format) || !HasHeader(spec.options)) return std::nullopt;
-  auto names = ColumnsOfFile(connection, sources.paths.front(), sources.format, spec.options);
+  const std::string& first = sources.paths.front();
+  auto names = ColumnsOfFile(connection, first, sources.format, spec.options);
   if (!names) return std::nullopt;
-  const auto problem = FindCsvProblem(sources.paths.front(), sources.format, spec.options);
-  if (problem && problem->kind == CsvProblem::Kind::kEncoding) return std::nullopt;
   PinnedSchema schema{.columns = std::move(*names), .read_options = spec.options};
   if (!Guessed(spec, schema.columns).empty()) return std::nullopt;
-  MILLRACE_TRY(RefuseEqualNames(connection, sources.paths.front(), sources.format, spec.options, schema.columns));
+  const auto wrong_encoding = [&](std::size_t bytes_max) {  // the sniffer has a message for it
+    const auto problem = FindCsvProblem(first, sources.format, spec.options, bytes_max);
+    return problem && problem->kind == CsvProblem::Kind::kEncoding;
+  };
+  if (use == SchemaFor::kTypes && wrong_encoding(kBytesLookedForTypes)) return std::nullopt;
+  MILLRACE_TRY(RefuseEqualNames(connection, first, sources.format, spec.options, schema.columns));
   MILLRACE_TRY(ApplyDeclared(connection, spec, &schema));
-  ReaderOptions reader{.format = sources.format, .columns = schema.columns, .options = spec.options, .skip_bad_rows = true};
-  MILLRACE_TRY_ASSIGN(const bool plain, HoldsOnlyIsoDates(connection, {sources.paths.front()}, reader));
-  if (!plain) return std::nullopt;
-  // As the sniffer would say: later values are held to it.
+  if (use == SchemaFor::kTypes) return schema;
+  // As the sniffer would say of dates in ISO form: later values are held to it.
   if (std::ranges::any_of(schema.columns, [](const ColumnSpec& c) { return c.type == "date"; }))
     schema.read_options.try_emplace("dateformat", "%Y-%m-%d");
+  ReaderOptions reader{.format = sources.format, .columns = schema.columns, .options = schema.read_options};
+  if (plain.Rows(first, reader)) return schema;
+  if (wrong_encoding(kDiagnosedBytesMax)) return std::nullopt;
+  reader.options = spec.options;
+  reader.skip_bad_rows = true;
+  MILLRACE_TRY_ASSIGN(const bool iso, HoldsOnlyIsoDates(connection, {first}, reader));
+  if (!iso) return std::nullopt;
   return schema;
 }
 
@@ -344,8 +375,9 @@ StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view 
   return sources;
 }
 
-StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec) {
-  MILLRACE_TRY_ASSIGN(auto declared, DeclaredSchema(connection, sources, spec));
+StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec,
+                                       SchemaFor use, PlainCsv& plain) {
+  MILLRACE_TRY_ASSIGN(auto declared, DeclaredSchema(connection, sources, spec, use, plain));
   if (declared) return std::move(*declared);
   PinnedSchema schema{.columns = {}, .read_options = spec.options};
   ReaderOptions reader{.format = sources.format, .options = spec.options};
@@ -384,11 +416,11 @@ StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const Sourc
 }
 
 StageOutcome<PinnedSchema> ResolveSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec,
-                                         const std::string& pinned_path) {
+                                         const std::string& pinned_path, SchemaFor use, PlainCsv& plain) {
   MILLRACE_TRY(CheckOptions(sources.format, spec.options));
   MILLRACE_TRY_ASSIGN(auto pinned, ReadPinnedSchema(pinned_path));
   if (HasHeader(pinned ? pinned->read_options : spec.options)) MILLRACE_TRY(RefuseNoBytes(sources));
-  if (!pinned) return SniffSchema(connection, sources, spec);
+  if (!pinned) return SniffSchema(connection, sources, spec, use, plain);
   MILLRACE_TRY(ApplyDeclared(connection, spec, &*pinned));
   return std::move(*pinned);
 }
@@ -400,9 +432,12 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   const std::string pinned_path = fmt::format("{}/{}", order.lake, PinnedSchemaPath(task.org, task.pipeline, task.stage.name));
   MILLRACE_TRY_ASSIGN(const SourceWatch watch, SourceWatch::Start(sources.paths));
   Manifest manifest;
-  MILLRACE_TRY_ASSIGN(manifest.files, DescribeFiles(sources, watch, progress));
+  PlainCsv plain(order.threads);
+  auto described = Beside(order.threads, [&] { return DescribeFiles(sources, watch, progress); });
   MILLRACE_TRY_ASSIGN(const auto pinned, ReadPinnedSchema(pinned_path));
-  MILLRACE_TRY_ASSIGN(const PinnedSchema schema, ResolveSchema(connection, sources, spec, pinned_path));
+  auto resolved = ResolveSchema(connection, sources, spec, pinned_path, SchemaFor::kReading, plain);
+  MILLRACE_TRY_ASSIGN(manifest.files, described.get());  // what is wrong with the bytes comes first
+  MILLRACE_TRY_ASSIGN(const PinnedSchema schema, std::move(resolved));
   // A declared type may differ from a Parquet file's own: it is cast. Files are compared with what was pinned of them.
   std::vector<ColumnSpec> of_files = pinned ? pinned->columns : schema.columns;
   if (sources.format == FileFormat::kParquet && !pinned) {
@@ -420,8 +455,10 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
                        .store_rejects = IsCsv(sources.format),
                        .guessed_doubles = Guessed(spec, schema.columns)};
   const bool quarantine = task.stage.contract && task.stage.contract->on_violation != OnViolation::kFail;
-  MILLRACE_TRY_ASSIGN(Proven proven, quarantine ? SplitAll(connection, sources, reader, casts, of_files)
-                                                : ProveAll(connection, sources, reader, casts));
+  const auto plain_rows = plain.Rows(sources.paths, reader);
+  MILLRACE_TRY_ASSIGN(Proven proven, plain_rows   ? ProvenPlain(sources, reader, *plain_rows)
+                                     : quarantine ? SplitAll(connection, sources, reader, casts, of_files)
+                                                  : ProveAll(connection, sources, reader, casts));
   if (proven.rows == 0 && !spec.allow_empty) {
     return std::unexpected(StageFailure(
         "empty_extract", fmt::format("{} has no rows; set allow_empty: true if that is right", Shown(sources.paths.front()))));

@@ -1,5 +1,6 @@
-// The extract stage for files: globs, schema (sniffed once, then pinned), a full scan that proves every value fits, and a
-// manifest that lists the files by reference. With `copy: true` or a contract the rows are written to the lake instead.
+// The extract stage for files: globs, schema (sniffed once, then pinned), a proof that every value fits (one pass over plain
+// CSV, scans of the engine over all else), and a manifest that lists the files by reference. With `copy: true` or a contract
+// the rows are written to the lake instead.
 #pragma once
 
 #include <string>
@@ -8,6 +9,7 @@
 #include "common/drivers/duckdb.h"
 #include "common/model/stage_task.h"
 #include "worker/stage/extract/pinned_schema.h"
+#include "worker/stage/extract/plain_csv.h"
 #include "worker/stage/stage_context.h"
 
 namespace millrace {
@@ -21,13 +23,18 @@ struct SourceFiles {
 // Classes: missing_file (names the pattern), invalid_stage (formats mixed or unknown), io_error.
 StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view base_dir);
 
-// The columns of `sources` as sniffed over the whole first file, with the declared types in place. Classes: source_malformed,
-// schema_drift (a declared column that no file has), invalid_stage.
-StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec);
+// What a schema is asked for: everything that reading the files needs, or only names and types, for which a file whose columns
+// are all declared is not read to its end.
+enum class SchemaFor : std::uint8_t { kReading, kTypes };
+
+// The columns of `sources` as sniffed over the whole first file, with the declared types in place. `plain` keeps what it proves
+// of the first file on the way. Classes: source_malformed, schema_drift (a declared column that no file has), invalid_stage.
+StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec,
+                                       SchemaFor use, PlainCsv& plain);
 
 // The pinned schema if `path` exists, with the declared types in place; otherwise sniffed.
 StageOutcome<PinnedSchema> ResolveSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec,
-                                         const std::string& pinned_path);
+                                         const std::string& pinned_path, SchemaFor use, PlainCsv& plain);
 
 // REQUIRES: the stage holds an ExtractSpec; folders exist; the connection may read `sources`. Further classes: schema_drift,
 // bad_value (names file, line, column and value), empty_extract, source_changed, contract_violation, check_failed.
