@@ -30,7 +30,7 @@
 #include "common/drivers/redis.h"
 #include "common/queue/redis_queue.h"
 #include "common/wire/messages.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "worker/worker.h"
 
 namespace millrace::bench {
@@ -70,8 +70,8 @@ Result<void> RunBroker(const Setting& s) {
     MILLRACE_TRY_ASSIGN(auto queue, RedisQueue::Open({.endpoint = s.redis, .prefix = s.prefix}, clock.Now() + Millis{10'000}));
     return std::unique_ptr<JobQueue>(std::move(queue));
   };
-  const auto context = wire::MakeZmqContext();
-  options.make_transport = [&] { return wire::MakeZmqTransport(context); };
+  const auto names = wire::MakeLocalNames();
+  options.make_transport = [&] { return wire::MakeZmtpTransport(names); };
   Broker broker(std::move(options));
   MILLRACE_TRY(broker.Start());
   while (!stop) std::this_thread::sleep_for(Millis{20});
@@ -84,7 +84,7 @@ Result<void> RunIdleWorker(const Setting& s) {
   const SystemClock clock;
   SystemRandom random;
   IdGenerator ids(clock, random);
-  MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmtpTransport());
   worker::WorkerOptions options;
   options.name = "measured";
   options.id = ids.Next<WorkerId>();
@@ -121,7 +121,7 @@ long RssKb(pid_t pid) {
 
 class Line {
  public:
-  explicit Line(const std::string& endpoint) : transport_(wire::MakeZmqTransport(wire::MakeZmqContext()).value()) {
+  explicit Line(const std::string& endpoint) : transport_(wire::MakeZmtpTransport().value()) {
     socket_ = transport_->Connect(endpoint).value();
   }
   Result<void> Send(const wire::Message& message) {

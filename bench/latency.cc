@@ -21,7 +21,7 @@
 #include "common/model/pipeline_parser.h"
 #include "common/model/run_plan.h"
 #include "common/wire/messages.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::bench {
 namespace {
@@ -73,7 +73,7 @@ stages:
 class Client {
  public:
   static Result<Client> Connect(const std::string& endpoint) {
-    MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+    MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmtpTransport());
     MILLRACE_TRY_ASSIGN(auto socket, transport->Connect(endpoint));
     return Client(std::move(transport), std::move(socket));
   }

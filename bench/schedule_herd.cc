@@ -36,7 +36,7 @@
 #include "common/model/pipeline_parser.h"
 #include "common/queue/redis_queue.h"
 #include "common/queue/sqlite_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "scheduler/scheduler.h"
 
 namespace millrace {
@@ -127,8 +127,8 @@ pid_t StartBroker(World& world) {
     return std::unique_ptr<JobQueue>(std::move(queue));
   };
   options.make_inbox = [&] { return OpenRedisInbox(world.Queue()); };
-  const auto context = wire::MakeZmqContext();
-  options.make_transport = [&] { return wire::MakeZmqTransport(context); };
+  const auto names = wire::MakeLocalNames();
+  options.make_transport = [&] { return wire::MakeZmtpTransport(names); };
   Broker broker(std::move(options));
   if (!broker.Start()) ::_exit(1);
   int signal = 0;

@@ -152,7 +152,7 @@ class Broker::Impl {
     std::optional<MonoTime> stop_at;
     bool more = false;
     while (true) {
-      if (!more) transport.Wait(WaitFor(dispatcher, next_tick));
+      transport.Wait(more ? Micros{0} : WaitFor(dispatcher, next_tick));
       wake_pending_ = false;
       const MonoTime now = clock.Now();
       const WallTime wall = clock.WallNow();
@@ -174,10 +174,10 @@ class Broker::Impl {
     }
   }
 
-  Millis WaitFor(const Dispatcher& dispatcher, MonoTime next_tick) const {
+  Micros WaitFor(const Dispatcher& dispatcher, MonoTime next_tick) const {
     Micros wait = std::clamp<Micros>(next_tick - options_.clock->Now(), Micros{0}, Micros{kIdleWait});
     if (const auto due = dispatcher.NextDue()) wait = std::clamp<Micros>(*due - options_.clock->WallNow(), Micros{0}, wait);
-    return std::chrono::ceil<Millis>(wait);
+    return wait;
   }
 
   // Returns whether a socket may have more.

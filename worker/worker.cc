@@ -134,6 +134,7 @@ class Worker::Loop {
     executor_.Tick();
     for (const auto& p : executor_.TakeProgress()) session_.OnProgress(p.job, p.rows, p.bytes);
     if (Collect(now)) Execute(now);
+    worker_.transport_->Flush();
     pool_.Tick(now);  // last: a replacement is not on anybody's critical path
     worker_.running_ = executor_.running();
     worker_.live_brokers_ = session_.live_brokers();

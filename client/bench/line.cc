@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::bench {
 namespace {
@@ -16,7 +16,7 @@ constexpr Millis kSendTimeout{30'000};
 }  // namespace
 
 Result<Line> Line::Connect(const std::string& endpoint) {
-  MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmtpTransport());
   MILLRACE_TRY_ASSIGN(auto socket, transport->Connect(endpoint));
   return Line(std::move(transport), std::move(socket));
 }

@@ -49,7 +49,7 @@ std::uint64_t RequestOf(const wire::Message& message) {
   return 0;
 }
 
-// ZeroMQ would go on trying to reach a socket whose process is gone.
+// The transport would go on trying to reach a socket whose process is gone.
 bool NobodyListens(const std::string& endpoint) {
   constexpr std::string_view kIpc = "ipc://";
   if (!endpoint.starts_with(kIpc)) return false;

@@ -1,7 +1,7 @@
 #include "client/cli/broker_look.h"
 
 #include "common/model/job.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::cli {
 namespace {
@@ -12,7 +12,7 @@ constexpr Millis kLook{1000};
 
 Result<Door> Door::Open(const Context& context, Millis patience) {
   Door door;
-  MILLRACE_TRY_ASSIGN(door.transport_, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  MILLRACE_TRY_ASSIGN(door.transport_, wire::MakeZmtpTransport());
   auto client = BrokerClient::Connect(*door.transport_, context.ClientEndpoint(), context.clock());
   if (client && client->Status(context.clock().Now() + patience)) door.client_.emplace(std::move(*client));
   return door;

@@ -13,7 +13,7 @@
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "scheduler/backfill_feeder.h"
 
 namespace millrace::cli {
@@ -270,7 +270,7 @@ Result<std::vector<RunId>> ActiveRuns(const Context& context, Ledger& ledger, co
 
 // The scheduler says that it feeds no more: it may be in the middle of a turn. Without a scheduler nobody feeds.
 Result<void> AwaitFed(const Context& context, Ledger& ledger, BackfillId id) {
-  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmtpTransport());
   for (const MonoTime until = context.clock().Now() + kFeederStops; context.clock().Now() < until;) {
     MILLRACE_TRY_ASSIGN(const BackfillState state, Find(context, ledger, id));
     if (state.fed) return {};

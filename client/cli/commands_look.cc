@@ -1,6 +1,5 @@
 // Commands that only look: schedules, queries, audit, configuration, doctor, version, status.
 #include <sodium.h>
-#include <zmq.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -21,7 +20,7 @@
 #include "common/model/cron.h"
 #include "common/model/dst_preview.h"
 #include "common/model/pipeline_json.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "scheduler/scheduler.h"
 
 namespace millrace::cli {
@@ -295,7 +294,7 @@ Table StatusRows(const wire::StatusReply& status, const std::vector<KnownBroker>
 
 Result<ExitCode> DoStatus(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "status"));
-  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmtpTransport());
   const std::string endpoint = context->ClientEndpoint();
   auto client = BrokerClient::Connect(*transport, endpoint, context->clock());
   auto status = client ? client->Status(context->clock().Now() + kStatusTimeout) : std::unexpected(std::move(client.error()));
@@ -381,13 +380,11 @@ ExitCode Doctor(const Options& options) { return Finish(DoDoctor(options)); }
 ExitCode Version(const Options& options) {
   const auto format = ParseOutputFormat(options.output);
   if (!format) return Complain(format.error());
-  int major = 0, minor = 0, patch = 0;
-  zmq_version(&major, &minor, &patch);
   Table table{.columns = {"component", "version"}, .rows = {}};
   table.rows.push_back({std::string("millrace"), std::string(MILLRACE_VERSION)});
   table.rows.push_back({std::string("sqlite"), std::string(sqlite::LibraryVersion())});
   table.rows.push_back({std::string("duckdb"), std::string(MILLRACE_DUCKDB_VERSION)});
-  table.rows.push_back({std::string("zeromq"), fmt::format("{}.{}.{}", major, minor, patch)});
+  table.rows.push_back({std::string("zmtp"), std::string(wire::kZmtpVersion)});
   table.rows.push_back({std::string("libsodium"), std::string(sodium_version_string())});
   table.rows.push_back({std::string("allocator"), AllocatorVersion()});
   table.rows.push_back({std::string("compiler"), std::string(__VERSION__)});

@@ -11,7 +11,7 @@
 #include "client/cli/broker_client.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::cli {
 namespace {
@@ -29,7 +29,7 @@ struct Broker {
 
 Broker ConnectToBroker(const Context& context) {
   Broker broker;
-  auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
+  auto transport = wire::MakeZmtpTransport();
   if (!transport) {
     broker.why = std::move(transport.error());
     return broker;

@@ -18,7 +18,7 @@
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::cli {
 namespace {
@@ -182,7 +182,7 @@ Result<ExitCode> DoRunStart(const Options& options) {
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(pipeline, request, context->ids()));
 
   const std::string endpoint = context->ClientEndpoint();
-  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmqTransport(wire::MakeZmqContext()));
+  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmtpTransport());
   auto connected = BrokerClient::Connect(*transport, endpoint, context->clock());
   if (!connected || !connected->Status(context->clock().Now() + kBrokerAnswers))
     return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'; nothing was submitted", endpoint,

@@ -10,7 +10,7 @@
 #include "common/drivers/sqlite.h"
 #include "common/model/cron.h"
 #include "common/queue/redis_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::cli {
 namespace {
@@ -102,7 +102,7 @@ Finding ConnectionFinding(const ConnectionSpec& connection, const Clock& clock) 
 
 Finding BrokerFinding(const Context& context) {
   const std::string& endpoint = context.config().broker.listen_clients;
-  auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
+  auto transport = wire::MakeZmtpTransport();
   if (!transport) return Bad("broker", transport.error().message, "");
   auto client = BrokerClient::Connect(**transport, endpoint, context.clock());
   if (!client) return Bad("broker", client.error().message, "check broker.listen_clients");

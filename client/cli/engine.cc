@@ -16,7 +16,7 @@
 #include "common/crypto/checkpoint.h"
 #include "common/queue/redis_queue.h"
 #include "common/queue/sqlite_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "scheduler/scheduler.h"
 #include "worker/worker.h"
 
@@ -101,7 +101,7 @@ struct Engine::Parts {
 
   Context& context;
   EngineParts which;
-  std::shared_ptr<wire::ZmqContext> zmq = wire::MakeZmqContext();
+  std::shared_ptr<wire::LocalNames> names = wire::MakeLocalNames();
   std::string client_endpoint;
   std::shared_ptr<LocalInbox> local_inbox = std::make_shared<LocalInbox>();
   std::unique_ptr<Inbox> scheduler_inbox;
@@ -160,7 +160,7 @@ Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients,
     options.make_enqueue_watch = [this] {
       return OpenPostgresEnqueueWatch(context.config().ledger.dsn.Reveal(), context.clock(), context.Deadline());
     };
-  options.make_transport = [this] { return wire::MakeZmqTransport(zmq); };
+  options.make_transport = [this] { return wire::MakeZmtpTransport(names); };
   broker = std::make_unique<Broker>(std::move(options));
   MILLRACE_TRY(broker->Start());
   StartRetention(retention_key);
@@ -220,7 +220,7 @@ Result<void> Engine::Parts::StartWorker(std::vector<std::string> brokers) {
   std::error_code ec;
   std::filesystem::create_directories(context.config().lake, ec);
   if (ec) return Fail(ErrorCode::kInvalidArgument, "lake '{}': cannot create it: {}", context.config().lake, ec.message());
-  MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmqTransport(zmq));
+  MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmtpTransport(names));
   worker =
       std::make_unique<worker::Worker>(MakeWorkerOptions(context, std::move(brokers)), context.clock(), std::move(transport));
   worker_thread = std::thread([this] {
@@ -281,7 +281,7 @@ Engine::~Engine() {
 }
 
 std::string Engine::client_endpoint() const { return parts_->client_endpoint; }
-Result<std::unique_ptr<wire::Transport>> Engine::MakeTransport() const { return wire::MakeZmqTransport(parts_->zmq); }
+Result<std::unique_ptr<wire::Transport>> Engine::MakeTransport() const { return wire::MakeZmtpTransport(parts_->names); }
 
 void Engine::RequestStop() {
   ++parts_->stop_requests;

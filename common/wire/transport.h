@@ -1,6 +1,7 @@
-// Moves frames between processes. Two implementations: ZeroMQ (zmq_transport.h) and an in-memory fake for tests and
-// simulation (tests/support/memory_transport.h). A Transport belongs to one thread, which alone calls it; Wake is the
-// exception.
+// Moves frames between processes. Implementations: ZeroMQ's protocol spoken by ourselves (zmtp_transport.h), and for tests
+// libzmq (tests/support/zmq_transport.h) and an in-memory fake (tests/support/memory_transport.h). A Transport belongs to one
+// thread, which alone calls it; Wake is the exception. It need not have any other thread: connections and heartbeats may make
+// progress only inside its calls, so its thread comes back to Wait within a second or two.
 #pragma once
 
 #include <functional>
@@ -48,9 +49,11 @@ class Transport {
       const std::string& endpoint) = 0;  // tcp://127.0.0.1:0, ipc://..., inproc://...
   virtual Result<std::unique_ptr<ClientSocket>> Connect(const std::string& endpoint) = 0;
   // Waits until a socket of this transport can be read, another thread called Wake, `extra_fd` (if >= 0) is readable, or the
-  // timeout passes.
-  virtual void Wait(Millis timeout, int extra_fd = -1) = 0;
-  virtual void Wake() = 0;  // from any thread
+  // timeout passes. May end earlier, as when a client socket gets or loses its connection. Flushes before it sleeps.
+  virtual void Wait(Micros timeout, int extra_fd = -1) = 0;
+  // Sends what Send has taken, without waiting: for a thread that will do something else before its next Wait.
+  virtual void Flush() = 0;
+  virtual void Wake() = 0;  // from any thread, and from a signal handler
 };
 
 }  // namespace millrace::wire

@@ -9,7 +9,7 @@
 
 #include "common/base/limits.h"
 #include "common/wire/codec.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::chaos {
 namespace {
@@ -49,7 +49,7 @@ std::size_t Bulk::accepted_count() const {
 }
 
 void Bulk::Run(const std::stop_token& stop) {
-  auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
+  auto transport = wire::MakeZmtpTransport();
   if (!transport) return;  // nothing is accepted: the test fails on that
   transport_ = std::move(*transport);
   for (const std::string& endpoint : options_.client_endpoints)

@@ -7,7 +7,7 @@
 
 #include "common/model/stage_task.h"
 #include "common/wire/codec.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::chaos {
 namespace {
@@ -78,7 +78,7 @@ std::vector<JobSpec> Submitter::MakeBatch() {
 }
 
 void Submitter::Run(const std::stop_token& stop) {
-  auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
+  auto transport = wire::MakeZmtpTransport();
   if (!transport) return;  // nothing is accepted: the checker fails on that
   std::vector<std::unique_ptr<wire::ClientSocket>> sockets;
   for (const std::string& endpoint : endpoints_)

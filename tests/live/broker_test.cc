@@ -20,7 +20,7 @@
 #include "common/drivers/sqlite.h"
 #include "common/queue/redis_queue.h"
 #include "common/queue/sqlite_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 
@@ -137,7 +137,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
     options.make_ledger = [this, name] { return OpenLedger(name); };
     options.make_queue = [this] { return OpenQueue(); };
     options.make_inbox = [this] { return OpenInbox(); };
-    options.make_transport = [this] { return wire::MakeZmqTransport(context_); };
+    options.make_transport = [this] { return wire::MakeZmtpTransport(names_); };
     return std::make_unique<Broker>(std::move(options));
   }
   void StartBroker(const std::string& name = "b1") {
@@ -166,7 +166,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
     Join();
   }
   void Join() {
-    auto transport = wire::MakeZmqTransport(context_);
+    auto transport = wire::MakeZmtpTransport(names_);
     ASSERT_TRUE(transport);
     transport_ = std::move(*transport);
     client_ = Connect(Front());
@@ -306,7 +306,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
   std::unique_ptr<Ledger> ledger_;  // the test's own connection
   AuditWriterId last_writer_;
   CheckpointHook checkpoint_;
-  std::shared_ptr<wire::ZmqContext> context_ = wire::MakeZmqContext();
+  std::shared_ptr<wire::LocalNames> names_ = wire::MakeLocalNames();
   pid_t child_ = -1;
   std::unique_ptr<Broker> broker_;
   std::unique_ptr<wire::Transport> transport_;

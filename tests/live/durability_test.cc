@@ -12,7 +12,7 @@
 #include "broker/broker.h"
 #include "common/base/log.h"
 #include "common/queue/redis_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "tests/support/history_check.h"
 #include "tests/support/redis_server.h"
 
@@ -76,12 +76,12 @@ class DurabilityLiveTest : public ::testing::TestWithParam<std::string> {
       MILLRACE_TRY_ASSIGN(auto queue, RedisQueue::Open({.endpoint = server_.endpoint(), .prefix = "t"}, In(10s)));
       return std::unique_ptr<JobQueue>(std::move(queue));
     };
-    options.make_transport = [this] { return wire::MakeZmqTransport(context_); };
+    options.make_transport = [this] { return wire::MakeZmtpTransport(names_); };
     const std::string front = options.front_endpoints[0], back = options.back_endpoints[0];
     broker_ = std::make_unique<Broker>(std::move(options));
     const auto started = broker_->Start();
     ASSERT_TRUE(started) << started.error().message;
-    transport_ = std::move(*wire::MakeZmqTransport(context_));
+    transport_ = std::move(*wire::MakeZmtpTransport(names_));
     client_ = std::move(*transport_->Connect(front));
     worker_ = std::move(*transport_->Connect(back));
     Hello();
@@ -167,7 +167,7 @@ class DurabilityLiveTest : public ::testing::TestWithParam<std::string> {
   IdGenerator ids_{clock_, random_};
   RedisServer server_{GetParam()};
   std::filesystem::path dir_;
-  std::shared_ptr<wire::ZmqContext> context_ = wire::MakeZmqContext();
+  std::shared_ptr<wire::LocalNames> names_ = wire::MakeLocalNames();
   std::unique_ptr<Broker> broker_;
   std::unique_ptr<wire::Transport> transport_;
   std::unique_ptr<wire::ClientSocket> client_, worker_;

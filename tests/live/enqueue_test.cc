@@ -15,7 +15,7 @@
 #include "common/base/log.h"
 #include "common/ledger/audit_verify.h"
 #include "common/queue/sqlite_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 
@@ -204,8 +204,8 @@ TEST_F(EnqueueTest, ABrokerIsWokenByTheCommit) {
   options.random = &random_;
   options.make_ledger = [this] { return Result<std::unique_ptr<Ledger>>(Open("broker b1")); };
   options.make_queue = [this] { return OpenSqliteQueue({.path = dir_ / "queue.db"}); };
-  const auto context = wire::MakeZmqContext();
-  options.make_transport = [context] { return wire::MakeZmqTransport(context); };
+  const auto names = wire::MakeLocalNames();
+  options.make_transport = [names] { return wire::MakeZmtpTransport(names); };
   options.make_enqueue_watch = [this] { return OpenPostgresEnqueueWatch(database_->dsn(), clock_, In()); };
   Broker broker(std::move(options));
   const auto started = broker.Start();

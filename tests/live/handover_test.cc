@@ -21,7 +21,7 @@
 #include "common/drivers/redis.h"
 #include "common/model/stage_task.h"
 #include "common/queue/redis_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 #include "worker/worker.h"
@@ -120,8 +120,8 @@ class HandoverLiveTest : public ::testing::Test {
       return std::unique_ptr<JobQueue>(std::move(queue));
     };
     options.make_inbox = [this] { return OpenRedisInbox(redis_); };
-    const auto context = wire::MakeZmqContext();
-    options.make_transport = [&] { return wire::MakeZmqTransport(context); };
+    const auto names = wire::MakeLocalNames();
+    options.make_transport = [&] { return wire::MakeZmtpTransport(names); };
     Broker broker(std::move(options));
     if (!broker.Start()) return false;
     while (!stop) std::this_thread::sleep_for(Millis{10});
@@ -130,7 +130,7 @@ class HandoverLiveTest : public ::testing::Test {
     return true;
   }
   bool RunWorker() {
-    auto transport = wire::MakeZmqTransport(wire::MakeZmqContext());
+    auto transport = wire::MakeZmtpTransport();
     worker::WorkerOptions options;
     options.name = "w";
     options.id = ids_.Next<WorkerId>();

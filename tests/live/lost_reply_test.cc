@@ -11,7 +11,7 @@
 #include "common/base/log.h"
 #include "common/drivers/redis.h"
 #include "common/queue/redis_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "tests/support/history_check.h"
 #include "tests/support/job_driver.h"
 #include "tests/support/load_fixture.h"
@@ -115,12 +115,12 @@ class LostReplies : public ::testing::Test {
           RedisQueue::Open({.endpoint = fmt::format("127.0.0.1:{}", redis_proxy_->port()), .prefix = prefix_}, In(10s)));
       return std::unique_ptr<JobQueue>(std::move(queue));
     };
-    options.make_transport = [this] { return wire::MakeZmqTransport(context_); };
+    options.make_transport = [this] { return wire::MakeZmtpTransport(names_); };
     const std::string front = options.front_endpoints[0], back = options.back_endpoints[0];
     broker_ = std::make_unique<Broker>(std::move(options));
     const auto started = broker_->Start();
     ASSERT_TRUE(started) << started.error().message;
-    driver_.emplace(context_, front, back);
+    driver_.emplace(names_, front, back);
   }
   std::int64_t Count(const std::string& what) {
     const auto connection = database_->Connect();
@@ -155,7 +155,7 @@ class LostReplies : public ::testing::Test {
   std::unique_ptr<testing::TestDatabase> database_;
   std::string redis_endpoint_, prefix_;
   std::unique_ptr<TcpProxy> postgres_proxy_, redis_proxy_;
-  std::shared_ptr<wire::ZmqContext> context_ = wire::MakeZmqContext();
+  std::shared_ptr<wire::LocalNames> names_ = wire::MakeLocalNames();
   std::unique_ptr<Broker> broker_;
   std::optional<testing::JobDriver> driver_;
 };

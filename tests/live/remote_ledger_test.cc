@@ -11,7 +11,7 @@
 #include "common/base/log.h"
 #include "common/drivers/redis.h"
 #include "common/queue/redis_queue.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 #include "tests/support/job_driver.h"
 #include "tests/support/tcp_proxy.h"
 #include "tests/support/test_postgres.h"
@@ -253,17 +253,17 @@ class RemoteBroker : public RemoteLedger {
       MILLRACE_TRY_ASSIGN(auto queue, RedisQueue::Open({.endpoint = redis_, .prefix = prefix_}, In(10s)));
       return std::unique_ptr<JobQueue>(std::move(queue));
     };
-    options.make_transport = [this] { return wire::MakeZmqTransport(context_); };
+    options.make_transport = [this] { return wire::MakeZmtpTransport(names_); };
     const std::string front = options.front_endpoints[0], back = options.back_endpoints[0];
     broker_ = std::make_unique<Broker>(std::move(options));
     const auto started = broker_->Start();
     ASSERT_TRUE(started) << started.error().message;
-    driver_.emplace(context_, front, back);
+    driver_.emplace(names_, front, back);
   }
 
   std::string redis_, prefix_;
   std::filesystem::path dir_;
-  std::shared_ptr<wire::ZmqContext> context_ = wire::MakeZmqContext();
+  std::shared_ptr<wire::LocalNames> names_ = wire::MakeLocalNames();
   std::unique_ptr<Broker> broker_;
   std::optional<testing::JobDriver> driver_;
 };

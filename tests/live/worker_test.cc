@@ -12,7 +12,7 @@
 
 #include "common/base/random.h"
 #include "common/wire/codec.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::worker {
 namespace {
@@ -39,8 +39,8 @@ class WorkerLiveTest : public ::testing::Test {
     dir_ = fs::temp_directory_path() / ("mr_worker_" + Uuid{ids_.Next()}.ToString());
     fs::create_directories(dir_ / "lake");
     fs::create_directories(dir_ / "base");
-    context_ = wire::MakeZmqContext();
-    transport_ = *wire::MakeZmqTransport(context_);
+    names_ = wire::MakeLocalNames();
+    transport_ = *wire::MakeZmtpTransport(names_);
     server_ = *transport_->Bind("tcp://127.0.0.1:0");
     options_.name = "w1";
     options_.id = ids_.Next<WorkerId>();
@@ -63,7 +63,7 @@ class WorkerLiveTest : public ::testing::Test {
   }
 
   void StartWorker() {
-    worker_ = std::make_unique<Worker>(options_, clock_, *wire::MakeZmqTransport(context_));
+    worker_ = std::make_unique<Worker>(options_, clock_, *wire::MakeZmtpTransport(names_));
     thread_ = std::thread([this] {
       result_ = worker_->Run();
       ended_ = true;
@@ -174,7 +174,7 @@ class WorkerLiveTest : public ::testing::Test {
   SystemRandom random_;
   IdGenerator ids_{clock_, random_};
   fs::path dir_;
-  std::shared_ptr<wire::ZmqContext> context_;
+  std::shared_ptr<wire::LocalNames> names_;
   std::unique_ptr<wire::Transport> transport_;
   std::unique_ptr<wire::ServerSocket> server_;
   WorkerOptions options_;
@@ -551,7 +551,7 @@ TEST_F(WorkerLiveTest, AWarmStageIsFast) {
 TEST(WorkerOptionsTest, BadOptionsAreRefused) {
   const SystemClock clock;
   const auto run = [&](WorkerOptions options) {
-    return Worker(std::move(options), clock, *wire::MakeZmqTransport(wire::MakeZmqContext())).Run();
+    return Worker(std::move(options), clock, *wire::MakeZmtpTransport()).Run();
   };
   WorkerOptions good;
   good.name = "w";

@@ -1,6 +1,6 @@
 // A client and a worker in one, over real sockets, for tests of a broker: submits jobs and sends what was not answered again,
 // with the same ids; takes what is granted and ends it at once; remembers what it was told. Header only; needs
-// millrace_zmq_transport.
+// millrace_zmtp_transport.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -18,7 +18,7 @@
 #include "common/base/ids.h"
 #include "common/base/limits.h"
 #include "common/wire/codec.h"
-#include "common/wire/zmq_transport.h"
+#include "common/wire/zmtp_transport.h"
 
 namespace millrace::testing {
 
@@ -31,8 +31,8 @@ class JobDriver {
   };
 
   // An empty `back`: no worker, somebody else does the jobs.
-  JobDriver(std::shared_ptr<wire::ZmqContext> context, const std::string& front, const std::string& back) {
-    transport_ = std::move(*wire::MakeZmqTransport(std::move(context)));
+  JobDriver(std::shared_ptr<wire::LocalNames> names, const std::string& front, const std::string& back) {
+    transport_ = std::move(*wire::MakeZmtpTransport(std::move(names)));
     client_ = std::move(*transport_->Connect(front));
     if (back.empty()) return;
     worker_ = std::move(*transport_->Connect(back));

@@ -190,8 +190,9 @@ class MemoryTransport final : public wire::Transport {
     return std::unique_ptr<wire::ClientSocket>(std::make_unique<MemoryClient>(state_, id));
   }
 
-  void Wait(Millis timeout, int extra_fd) override {
+  void Wait(Micros wait, int extra_fd) override {
     if (!blocking_) return;
+    auto timeout = std::chrono::ceil<Millis>(wait);
     {
       const std::scoped_lock lock(state_->mutex);
       if (const auto due = state_->NextDue(fd_)) {
@@ -205,6 +206,7 @@ class MemoryTransport final : public wire::Transport {
     [[maybe_unused]] const auto ignored = ::read(fd_, &count, sizeof count);
   }
 
+  void Flush() override {}
   void Wake() override { State::Ring(fd_); }
 
  private:

@@ -1,4 +1,4 @@
-#include "common/wire/zmq_transport.h"
+#include "tests/support/zmq_transport.h"
 
 #include <fcntl.h>
 #include <sys/eventfd.h>
@@ -16,8 +16,11 @@
 #include <zmq.hpp>
 
 #include "common/base/limits.h"
+#include "common/wire/endpoint.h"
 
-namespace millrace::wire {
+namespace millrace::testing {
+
+using namespace wire;
 
 class ZmqContext {
  public:
@@ -223,13 +226,13 @@ class ZmqTransport final : public Transport {
   }
 
   // zmq_poll asks each socket for its events before it sleeps, so that the edge-triggered descriptors cannot lose one.
-  void Wait(Millis timeout, int extra_fd) override {
+  void Wait(Micros timeout, int extra_fd) override {
     items_.clear();
     for (void* socket : shared_->sockets) items_.push_back({socket, 0, ZMQ_POLLIN, 0});
     items_.push_back({nullptr, shared_->wake_fd, ZMQ_POLLIN, 0});
     const std::size_t wake = items_.size() - 1;
     if (extra_fd >= 0) items_.push_back({nullptr, extra_fd, ZMQ_POLLIN, 0});
-    const auto wait_ms = std::max<Millis::rep>(timeout.count(), 0);
+    const auto wait_ms = std::max<Millis::rep>(std::chrono::ceil<Millis>(timeout).count(), 0);
     if (zmq_poll(items_.data(), static_cast<int>(items_.size()), static_cast<long>(wait_ms)) <= 0) return;
     if (items_[wake].revents != 0) {
       std::uint64_t count = 0;
@@ -237,6 +240,7 @@ class ZmqTransport final : public Transport {
     }
   }
 
+  void Flush() override {}  // its I/O thread does
   void Wake() override {  // async-signal-safe
     const std::uint64_t one = 1;
     [[maybe_unused]] const auto ignored = ::write(shared_->wake_fd, &one, sizeof one);
@@ -247,29 +251,7 @@ class ZmqTransport final : public Transport {
   std::vector<zmq_pollitem_t> items_;
 };
 
-bool IsLoopbackV4(std::string_view host) {
-  if (!host.starts_with("127.")) return false;
-  return std::ranges::all_of(host, [](char c) { return c == '.' || (c >= '0' && c <= '9'); });
-}
-
 }  // namespace
-
-Result<void> CheckLocalEndpoint(const std::string& endpoint) {
-  const std::string_view all = endpoint;
-  for (const std::string_view local : {"inproc://", "ipc://"}) {
-    if (all.starts_with(local) && all.size() > local.size()) return {};
-  }
-  constexpr std::string_view kTcp = "tcp://";
-  const auto colon = all.rfind(':');
-  if (!all.starts_with(kTcp) || colon == std::string_view::npos || colon < kTcp.size() || colon + 1 == all.size())
-    return Fail(ErrorCode::kInvalidArgument, "endpoint '{}' is not tcp://HOST:PORT, ipc://PATH or inproc://NAME", endpoint);
-  const std::string_view host = all.substr(kTcp.size(), colon - kTcp.size());
-  if (host == "localhost" || host == "[::1]" || IsLoopbackV4(host)) return {};
-  return Fail(ErrorCode::kUnsupported,
-              "endpoint '{}' is not on this host: this version has no encryption on the wire (CURVE), so use "
-              "tcp://127.0.0.1:PORT, tcp://[::1]:PORT, ipc:// or inproc://",
-              endpoint);
-}
 
 Result<std::unique_ptr<Transport>> MakeZmqTransport(std::shared_ptr<ZmqContext> context) {
   if (!context) return Fail(ErrorCode::kInvalidArgument, "a ZeroMQ transport needs a context");
@@ -279,4 +261,4 @@ Result<std::unique_ptr<Transport>> MakeZmqTransport(std::shared_ptr<ZmqContext> 
   return std::unique_ptr<Transport>(std::make_unique<ZmqTransport>(std::move(shared)));
 }
 
-}  // namespace millrace::wire
+}  // namespace millrace::testing
