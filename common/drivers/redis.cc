@@ -53,9 +53,6 @@ class UniqueFd {
 struct FreeReader {
   void operator()(redisReader* reader) const noexcept { redisReaderFree(reader); }
 };
-struct FreeCommand {
-  void operator()(char* command) const noexcept { redisFreeCommand(command); }
-};
 struct FreeAddresses {
   void operator()(addrinfo* list) const noexcept { freeaddrinfo(list); }
 };
@@ -298,8 +295,8 @@ Result<void> Reply::AsOk(std::string_view command) const {
 
 struct Connection::Impl {
   struct Command {
-    std::size_t end = 0;        // its last byte + 1 in `out`
-    std::string script_source;  // of an AppendScript: what to load after NOSCRIPT
+    std::size_t end = 0;             // its last byte + 1 in `out`
+    const Script* script = nullptr;  // of an AppendScript: what to load after NOSCRIPT
   };
 
   UniqueFd fd;
@@ -362,22 +359,25 @@ Result<Connection> Connection::Connect(const Endpoint& endpoint, const ConnectOp
   return connection;
 }
 
+// "*3\r\n" before the arguments of a command, "$5\r\n" before each.
+static void AppendHead(std::string& out, char kind, std::size_t size) {
+  std::array<char, 24> text;
+  text[0] = kind;
+  char* end = std::to_chars(text.data() + 1, text.data() + text.size() - 2, size).ptr;
+  *end++ = '\r';
+  *end++ = '\n';
+  out.append(text.data(), end);
+}
+
 void Connection::Append(std::span<const std::string_view> arguments) {
   MILLRACE_CHECK(!arguments.empty() && arguments.size() < 1'000'000, "redis: a command of {} arguments", arguments.size());
-  std::vector<const char*> data;
-  std::vector<std::size_t> sizes;
-  data.reserve(arguments.size());
-  sizes.reserve(arguments.size());
+  std::string& out = impl_->out;
+  AppendHead(out, '*', arguments.size());
   for (const std::string_view argument : arguments) {
-    data.push_back(argument.data() == nullptr ? "" : argument.data());
-    sizes.push_back(argument.size());
+    AppendHead(out, '$', argument.size());
+    out.append(argument).append("\r\n");
   }
-  char* raw = nullptr;
-  const int size = redisFormatCommandArgv(&raw, static_cast<int>(arguments.size()), data.data(), sizes.data());
-  MILLRACE_CHECK(size > 0, "redis: cannot format {}: out of memory", arguments[0]);
-  const std::unique_ptr<char, FreeCommand> command(raw);
-  impl_->out.append(raw, static_cast<std::size_t>(size));
-  impl_->commands.push_back({.end = impl_->out.size(), .script_source = {}});
+  impl_->commands.push_back({.end = impl_->out.size()});
 }
 
 void Connection::AppendScript(const Script& script, std::span<const std::string_view> keys,
@@ -388,7 +388,7 @@ void Connection::AppendScript(const Script& script, std::span<const std::string_
   all.insert(all.end(), keys.begin(), keys.end());
   all.insert(all.end(), arguments.begin(), arguments.end());
   Append(all);
-  impl_->commands.back().script_source = script.source;
+  impl_->commands.back().script = &script;
 }
 
 // An idle connection whose server went away is noticed before anything is sent, so that the outcome is not in doubt.
@@ -476,7 +476,7 @@ std::vector<Result<Reply>> Connection::Flush(MonoTime deadline) {
   std::vector<Result<Reply>> replies = impl_->Exchange(bytes, commands, deadline);
 
   const auto lost = [&](std::size_t i) {
-    return !commands[i].script_source.empty() && replies[i] && replies[i]->kind == Reply::Kind::kError &&
+    return commands[i].script != nullptr && replies[i] && replies[i]->kind == Reply::Kind::kError &&
            replies[i]->text.starts_with("NOSCRIPT");
   };
   std::size_t first = commands.size();
@@ -486,14 +486,13 @@ std::vector<Result<Reply>> Connection::Flush(MonoTime deadline) {
   const std::size_t first_byte = first == 0 ? 0 : commands[first - 1].end;
   std::vector<std::string_view> sources;
   for (std::size_t i = first; i < commands.size(); ++i)
-    if (std::ranges::find(sources, commands[i].script_source) == sources.end()) sources.push_back(commands[i].script_source);
+    if (std::ranges::find(sources, commands[i].script->source) == sources.end()) sources.push_back(commands[i].script->source);
   for (const std::string_view source : sources) Append({"SCRIPT", "LOAD", source});
   std::string again = std::exchange(impl_->out, {});
   std::vector<Impl::Command> again_commands = std::exchange(impl_->commands, {});
   const std::size_t shift = again.size();
   again.append(bytes, first_byte);
-  for (std::size_t i = first; i < commands.size(); ++i)
-    again_commands.push_back({.end = commands[i].end - first_byte + shift, .script_source = {}});
+  for (std::size_t i = first; i < commands.size(); ++i) again_commands.push_back({.end = commands[i].end - first_byte + shift});
   std::vector<Result<Reply>> second = impl_->Exchange(again, again_commands, deadline);
   for (std::size_t i = first; i < commands.size(); ++i) replies[i] = std::move(second[sources.size() + i - first]);
   return replies;

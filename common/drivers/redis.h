@@ -81,6 +81,7 @@ class Connection {
   void Append(std::initializer_list<std::string_view> arguments) { Append(std::span{arguments.begin(), arguments.size()}); }
   // Adds EVALSHA. Scripts that the server lost (NOSCRIPT) are loaded and their commands sent again by Flush, unless a later
   // command of the pipeline was executed: then order would change, and the NOSCRIPT reply stays (kUnavailable).
+  // REQUIRES: `script` stays where it is until Flush.
   void AppendScript(const Script& script, std::span<const std::string_view> keys, std::span<const std::string_view> arguments);
   std::size_t pending() const;
 

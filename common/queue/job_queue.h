@@ -47,6 +47,10 @@ struct Enqueue {  // to the ends of their lines, or scheduled
   ShardId shard;
   Epoch epoch;
   std::vector<QueueEntry> entries;
+  // Go straight into flight, as if they had been put into their lines and claimed from there, with `entries` or not at all:
+  // nobody reads them back. Their run_at and expires_at do not count. In order where that is to the caller: what waits in a
+  // line is not looked at.
+  std::vector<QueueEntry> passed{};
 };
 struct Claim {  // up to `max` entries from the front of a line, which are then in flight
   ShardId shard;

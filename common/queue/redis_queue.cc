@@ -13,6 +13,7 @@
 #include "common/base/log.h"
 #include "common/drivers/redis.h"
 #include "common/queue/redis_flight.h"
+#include "common/queue/redis_queue_hot.h"
 #include "common/queue/redis_queue_remove.h"
 #include "common/queue/redis_queue_script.h"
 
@@ -31,6 +32,9 @@ constexpr std::size_t kBlockEntriesMin = 8, kBlockEntriesMax = 128;
 constexpr std::size_t kBlockBytesMax = 48u << 10, kBlockEntryBytesMax = 8u << 10;
 constexpr std::string_view kBlockMark{"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"};
 static_assert(kBlockMark.size() == kIdBytes);
+
+// Which script an operation is a run of.
+enum class Run : std::uint8_t { kAny, kPut, kFinish };
 
 struct ShardKeys {
   std::string tag, epoch, lines, due, flight, kept_due, kept, server, stubs, body, expiry, kept_body, kept_expiry, inbox;
@@ -103,7 +107,7 @@ struct LineElements {
   std::size_t extra = 0;  // entries beyond one per element
 };
 
-void AddBlock(LineElements& to, std::span<const QueueEntry* const> entries, std::size_t bytes) {
+std::string PackBlock(std::span<const QueueEntry* const> entries, std::size_t bytes) {
   std::string block;
   block.reserve(kIdBytes + 2 + bytes);
   block = kBlockMark;
@@ -112,24 +116,25 @@ void AddBlock(LineElements& to, std::span<const QueueEntry* const> entries, std:
     AppendShort(block, kIdBytes + entry->body.size());
     block.append(entry->id.AsBytes()).append(entry->body);
   }
-  to.elements.push_back(std::move(block));
-  to.extra += entries.size() - 1;
+  return block;
 }
 
-void AddElements(LineElements& to, std::span<const QueueEntry* const> entries, bool kept) {
+// Cuts the entries of one kept line into blocks and, in order between them, single ones. `may` says which can be in a block.
+template <class May, class Block, class Single>
+void CutIntoBlocks(std::span<const QueueEntry* const> entries, May may, Block block, Single single) {
   std::size_t begin = 0, bytes = 0;
   const auto close = [&](std::size_t end) {
     if (end - begin >= kBlockEntriesMin)
-      AddBlock(to, entries.subspan(begin, end - begin), bytes);
+      block(entries.subspan(begin, end - begin), bytes);
     else
-      for (; begin < end; ++begin) to.elements.push_back(PackReady(*entries[begin]));
+      for (; begin < end; ++begin) single(*entries[begin]);
     begin = end;
     bytes = 0;
   };
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const QueueEntry& entry = *entries[i];
     const std::size_t size = 2 + kIdBytes + entry.body.size();
-    const bool blockable = kept && !entry.expires_at && size <= kBlockEntryBytesMax;
+    const bool blockable = may(entry) && size <= kBlockEntryBytesMax;
     if (!blockable || i - begin == kBlockEntriesMax || bytes + size > kBlockBytesMax) close(i);
     bytes += size;
     if (!blockable) close(i + 1);
@@ -137,8 +142,81 @@ void AddElements(LineElements& to, std::span<const QueueEntry* const> entries, b
   close(entries.size());
 }
 
-void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back, RedisFlight& flight) {
-  std::map<std::string_view, std::vector<const QueueEntry*>> lines;
+void AddElements(LineElements& to, std::span<const QueueEntry* const> entries, bool kept) {
+  CutIntoBlocks(
+      entries, [kept](const QueueEntry& entry) { return kept && !entry.expires_at; },
+      [&](std::span<const QueueEntry* const> block, std::size_t bytes) {
+        to.elements.push_back(PackBlock(block, bytes));
+        to.extra += block.size() - 1;
+      },
+      [&](const QueueEntry& entry) { to.elements.push_back(PackReady(entry)); });
+}
+
+// What an Enqueue puts straight into flight, as a claim would have left it there.
+struct Passed {
+  Arguments kept, ids;  // fields and values; of ordinary lines
+  std::vector<JobId> single;
+  std::vector<std::pair<std::string, std::vector<JobId>>> blocks;  // by name
+
+  Passed(std::span<const QueueEntry> entries, Epoch epoch, std::uint64_t next_block) {
+    std::vector<const QueueEntry*> of_line;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      const QueueEntry& entry = entries[i];
+      if (!IsKeptLine(entry.line)) {
+        ids.emplace_back(entry.id.AsBytes());
+        continue;
+      }
+      of_line.push_back(&entry);
+      if (i + 1 == entries.size() || entries[i + 1].line != entry.line) AddKept(std::exchange(of_line, {}), epoch, next_block);
+    }
+  }
+  void Apply(RedisFlight& flight) const {
+    for (const JobId& id : single) flight.Claimed(id);
+    for (const auto& [name, of_block] : blocks) flight.ClaimedBlock(name, of_block);
+  }
+
+ private:
+  void AddKept(const std::vector<const QueueEntry*>& of_line, Epoch epoch, std::uint64_t next_block) {
+    const auto block = [&](std::span<const QueueEntry* const> part, std::size_t bytes) {
+      std::string name = RedisFlight::EpochName(epoch) + RedisFlight::NumberName(next_block + blocks.size());
+      for (std::string& argument : Arguments{"B" + name, PackBlock(part, bytes), "L" + name, part.front()->line})
+        kept.push_back(std::move(argument));
+      std::vector<JobId> of_block;
+      of_block.reserve(part.size());
+      for (const QueueEntry* entry : part) of_block.push_back(entry->id);
+      blocks.emplace_back(std::move(name), std::move(of_block));
+    };
+    CutIntoBlocks(
+        of_line, [](const QueueEntry&) { return true; }, block,
+        [&](const QueueEntry& entry) {
+          kept.emplace_back(entry.id.AsBytes());
+          kept.push_back(PackLine(entry).append(entry.id.AsBytes()).append(entry.body));
+          single.push_back(entry.id);
+        });
+  }
+};
+
+// The entries that are ready, by their lines.
+using ByLine = std::map<std::string_view, std::vector<const QueueEntry*>>;
+
+// kPutScript: nothing among the entries is scheduled or can expire.
+void AddPlainPut(Arguments& arguments, std::span<const QueueEntry> entries, Passed& passed, const ShardKeys& keys) {
+  AddList(arguments, passed.kept);
+  AddList(arguments, passed.ids);
+  ByLine lines;
+  for (const QueueEntry& entry : entries) lines[entry.line].push_back(&entry);
+  for (auto& [line, of_line] : lines) {
+    LineElements elements;
+    AddElements(elements, of_line, IsKeptLine(line));
+    arguments.push_back(fmt::format("{}:l:{}", keys.tag, line));
+    arguments.emplace_back(line);
+    arguments.push_back(std::to_string(elements.extra));
+    AddList(arguments, elements.elements);
+  }
+}
+
+void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back, Passed passed, RedisFlight& flight) {
+  ByLine lines;
   Arguments due, kept_due, bodies, expiry, kept_bodies, kept_expiry;
   RedisFlight::Landing gone;
   if (back) gone = flight.Land(entries, &QueueEntry::id);
@@ -160,7 +238,8 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
     }
   }
   arguments.push_back(std::to_string(lines.size()));
-  for (Arguments* list : {&gone.ids, &gone.over, &gone.marks, &due, &kept_due, &bodies, &expiry, &kept_bodies, &kept_expiry})
+  for (Arguments* list : {&passed.kept, &passed.ids, &gone.ids, &gone.over, &gone.marks, &due, &kept_due, &bodies, &expiry,
+                          &kept_bodies, &kept_expiry})
     AddList(arguments, *list);
   for (auto& [line, of_line] : lines) {
     LineElements elements;
@@ -172,39 +251,69 @@ void AddPut(Arguments& arguments, std::span<const QueueEntry> entries, bool back
   }
 }
 
+// Makes the arguments of an operation: after the head, which differs by script (see RedisQueueImpl::AppendOp).
 struct ToArguments {
   Arguments& out;
   std::string_view server;  // its run_id
+  const ShardKeys& keys;
   RedisFlight& flight;
-  std::uint64_t next_block;
-  void Head(std::string_view op, Epoch epoch) { out[0] = op, out[1] = std::to_string(epoch.value()); }
-  void operator()(const queue_op::Take& op) { Head("take", op.epoch), out.emplace_back(server); }
-  void operator()(const queue_op::Enqueue& op) { Head("put", op.epoch), AddPut(out, op.entries, false, flight); }
-  void operator()(const queue_op::Requeue& op) { Head("back", op.epoch), AddPut(out, op.entries, true, flight); }
-  void operator()(const queue_op::Claim& op) {
+  std::uint64_t& next_block;
+  std::optional<Passed>& passed;
+  void Head(std::string_view op, Epoch epoch) {
+    out.emplace_back(op);
+    out.push_back(std::to_string(epoch.value()));
+    out.push_back(keys.tag);
+  }
+  Run operator()(const queue_op::Take& op) {
+    Head("take", op.epoch), out.emplace_back(server);
+    return Run::kAny;
+  }
+  Run operator()(const queue_op::Enqueue& op) {
+    Passed& flying = passed.emplace(op.passed, op.epoch, next_block);
+    next_block += flying.blocks.size();
+    if (std::ranges::none_of(op.entries, [](const QueueEntry& e) { return e.run_at || e.expires_at; })) {
+      out.push_back(std::to_string(op.epoch.value()));
+      AddPlainPut(out, op.entries, flying, keys);
+      return Run::kPut;
+    }
+    Head("put", op.epoch);
+    AddPut(out, op.entries, false, flying, flight);
+    return Run::kAny;
+  }
+  Run operator()(const queue_op::Requeue& op) {
+    Head("back", op.epoch);
+    AddPut(out, op.entries, true, Passed({}, op.epoch, 0), flight);
+    return Run::kAny;
+  }
+  Run operator()(const queue_op::Claim& op) {
     Head("claim", op.epoch);
     out.push_back(op.line);
     out.push_back(std::to_string(op.max));
     out.push_back(RedisFlight::EpochName(op.epoch));
     out.push_back(std::to_string(next_block));
+    next_block += op.max;
+    return Run::kAny;
   }
-  void operator()(const queue_op::Finish& op) {
-    Head("finish", op.epoch);
+  Run operator()(const queue_op::Finish& op) {
+    out.push_back(std::to_string(op.epoch.value()));
     RedisFlight::Landing gone = flight.Land(op.ids, std::identity{});
     for (Arguments* list : {&gone.ids, &gone.over, &gone.marks}) AddList(out, *list);
+    return Run::kFinish;
   }
-  void operator()(const queue_op::Promote& op) {
+  Run operator()(const queue_op::Promote& op) {
     Head("promote", op.epoch);
     out.push_back(std::to_string(ToUnixMicros(op.now)));
     out.push_back(std::to_string(op.max));
+    return Run::kAny;
   }
-  void operator()(const queue_op::ExpireDue& op) {
+  Run operator()(const queue_op::ExpireDue& op) {
     Head("expire", op.epoch);
     out.push_back(std::to_string(ToUnixMicros(op.now)));
     out.push_back(std::to_string(op.max));
+    return Run::kAny;
   }
   // The cursor: stage, place, and the line.
-  void operator()(const queue_op::Remove& op) {
+  Run operator()(const queue_op::Remove& op) {
     Head("remove", op.epoch);
     out.push_back(std::to_string(op.max));
     out.emplace_back(op.scheduled ? "1" : "0");
@@ -218,6 +327,7 @@ struct ToArguments {
     out.push_back(std::to_string(lines.size()));
     std::ranges::move(lines, std::back_inserter(out));
     for (const JobId& id : op.ids) out.emplace_back(id.AsBytes());
+    return Run::kAny;
   }
 };
 
@@ -407,15 +517,14 @@ class RedisQueueImpl final : public RedisQueue {
     connection_.reset();
     MILLRACE_TRY_ASSIGN(redis::Connection fresh, redis::Connection::Connect(endpoint_, {.clock = &clock_}, deadline));
     auto info = Inspect(fresh, deadline);
-    auto script = info ? fresh.Load(std::string{kQueueScript} + std::string{kRemoveScript}, deadline)
-                       : Result<redis::Script>(std::unexpected(info.error()));
-    if (!script) {
-      if (script.error().code == ErrorCode::kMaybeApplied)
-        script.error().code = ErrorCode::kUnavailable;  // nothing was changed
-      return std::unexpected(std::move(script.error()));
+    Result<Scripts> scripts = info ? LoadScripts(fresh, deadline) : std::unexpected(info.error());
+    if (!scripts) {
+      if (scripts.error().code == ErrorCode::kMaybeApplied)
+        scripts.error().code = ErrorCode::kUnavailable;  // nothing was changed
+      return std::unexpected(std::move(scripts.error()));
     }
     info_ = std::move(*info);
-    script_ = std::move(*script);
+    scripts_ = std::move(*scripts);
     connection_ = std::move(fresh);
     return {};
   }
@@ -426,8 +535,12 @@ class RedisQueueImpl final : public RedisQueue {
     const MonoTime deadline = clock_.Now() + options_.operation_timeout;
     if (const Result<void> ready = Connect(deadline); !ready) return {ops.size(), std::unexpected(ready.error())};
     std::vector<Result<QueueReply>> results(ops.size(), QueueReply{});
-    std::vector<std::size_t> sent;
-    std::vector<std::uint64_t> first_blocks;
+    struct Sent {
+      std::size_t op = 0;
+      std::uint64_t first_block = 0;
+      std::optional<Passed> passed;
+    };
+    std::vector<Sent> sent;
     std::set<ShardId> taken_now;
     for (std::size_t i = 0; i < ops.size(); ++i) {
       const ShardId shard = ShardIn(ops[i]);
@@ -436,19 +549,18 @@ class RedisQueueImpl final : public RedisQueue {
         results[i] = std::unexpected(std::move(allowed.error()));
         continue;
       }
-      AppendOp(ops[i], shard);
-      sent.push_back(i);
-      first_blocks.push_back(next_block_);
-      if (const auto* claim = std::get_if<queue_op::Claim>(&ops[i])) next_block_ += claim->max;
+      Sent& now = sent.emplace_back(Sent{.op = i, .first_block = next_block_, .passed = {}});
+      AppendOp(ops[i], shard, now.passed);
     }
     if (sent.empty()) return results;
     std::vector<Result<redis::Reply>> replies = connection_->Flush(deadline);
     for (std::size_t k = 0; k < sent.size(); ++k) {
-      const std::size_t i = sent[k];
+      const std::size_t i = sent[k].op;
       if (!replies[k])
         results[i] = std::unexpected(std::move(replies[k].error()));
       else
-        results[i] = ReadReply(ops[i], *replies[k], first_blocks[k], flights_[ShardIn(ops[i])]);
+        results[i] = ReadReply(ops[i], *replies[k], sent[k].first_block, flights_[ShardIn(ops[i])]);
+      if (results[i] && sent[k].passed) sent[k].passed->Apply(flights_[ShardIn(ops[i])]);
       if (const auto* take = std::get_if<queue_op::Take>(&ops[i]); take && results[i]) {
         taken_on_[take->shard] = info_.run_id;
         flights_.erase(take->shard);  // what is in flight comes back entry by entry
@@ -462,7 +574,7 @@ class RedisQueueImpl final : public RedisQueue {
   Result<QueueDepth> Depth(ShardId shard) override {
     const MonoTime deadline = clock_.Now() + options_.operation_timeout;
     MILLRACE_TRY(Connect(deadline));
-    AppendRaw(shard, {"depth", "0", ""});
+    AppendRaw(shard, {"depth", "0", KeysOf(shard).tag}, Run::kAny);
     MILLRACE_TRY_ASSIGN(const redis::Reply reply, std::move(connection_->Flush(deadline).front()));
     MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> items, reply.AsArray("depth"));
     if (items.size() != 3) return Fail(ErrorCode::kCorrupt, "redis queue: depth answered {} items", items.size());
@@ -494,24 +606,50 @@ class RedisQueueImpl final : public RedisQueue {
     if (!taken_now && taken != taken_on_.end() && taken->second != info_.run_id)
       return Fail(ErrorCode::kWiped, "redis queue: the server of shard {} was restarted or replaced: take it anew",
                   shard.value());
-    if (const auto* put = std::get_if<queue_op::Enqueue>(&op)) return Validate(put->entries);
+    if (const auto* put = std::get_if<queue_op::Enqueue>(&op)) {
+      MILLRACE_TRY(Validate(put->passed));
+      return Validate(put->entries);
+    }
     if (const auto* back = std::get_if<queue_op::Requeue>(&op)) return Validate(back->entries);
     return {};
   }
 
-  void AppendOp(const QueueOp& op, ShardId shard) {
-    Arguments arguments(3);
-    std::visit(ToArguments{arguments, info_.run_id, flights_[shard], next_block_}, op);
-    AppendRaw(shard, std::move(arguments));
+  void AppendOp(const QueueOp& op, ShardId shard, std::optional<Passed>& passed) {
+    Arguments arguments;
+    const Run run = std::visit(ToArguments{arguments, info_.run_id, KeysOf(shard), flights_[shard], next_block_, passed}, op);
+    AppendRaw(shard, arguments, run);
   }
 
-  void AppendRaw(ShardId shard, Arguments arguments) {
-    const ShardKeys keys(options_.prefix, shard);
-    arguments[2] = keys.tag;
+  void AppendRaw(ShardId shard, const Arguments& arguments, Run run) {
+    const ShardKeys& keys = KeysOf(shard);
     const std::vector<std::string_view> views(arguments.begin(), arguments.end());
-    const std::string_view names[] = {keys.epoch,  keys.lines, keys.due,  keys.flight, keys.kept_due,  keys.kept,
-                                      keys.server, keys.stubs, keys.body, keys.expiry, keys.kept_body, keys.kept_expiry};
-    connection_->AppendScript(script_, names, views);
+    const auto append = [&](const redis::Script& script, std::initializer_list<std::string_view> names) {
+      connection_->AppendScript(script, std::span(names.begin(), names.size()), views);
+    };
+    switch (run) {
+      case Run::kPut: return append(scripts_.put, {keys.epoch, keys.lines, keys.flight, keys.kept, keys.stubs});
+      case Run::kFinish: return append(scripts_.finish, {keys.epoch, keys.flight, keys.kept});
+      case Run::kAny: break;
+    }
+    append(scripts_.any, {keys.epoch, keys.lines, keys.due, keys.flight, keys.kept_due, keys.kept, keys.server, keys.stubs,
+                          keys.body, keys.expiry, keys.kept_body, keys.kept_expiry});
+  }
+
+  const ShardKeys& KeysOf(ShardId shard) {
+    auto at = keys_.find(shard);
+    if (at == keys_.end()) at = keys_.try_emplace(shard, options_.prefix, shard).first;
+    return at->second;
+  }
+
+  struct Scripts {
+    redis::Script any, put, finish;
+  };
+  static Result<Scripts> LoadScripts(redis::Connection& connection, MonoTime deadline) {
+    Scripts scripts;
+    MILLRACE_TRY_ASSIGN(scripts.any, connection.Load(std::string{kQueueScript} + std::string{kRemoveScript}, deadline));
+    MILLRACE_TRY_ASSIGN(scripts.put, connection.Load(std::string{kPutScript}, deadline));
+    MILLRACE_TRY_ASSIGN(scripts.finish, connection.Load(std::string{kFinishScript}, deadline));
+    return scripts;
   }
 
   RedisQueueOptions options_;
@@ -519,7 +657,8 @@ class RedisQueueImpl final : public RedisQueue {
   SystemClock system_;
   const Clock& clock_;
   std::optional<redis::Connection> connection_;
-  redis::Script script_;
+  Scripts scripts_;
+  std::map<ShardId, ShardKeys> keys_;
   RedisServerInfo info_;
   std::map<ShardId, std::string> taken_on_;  // the server's run_id when this object took the shard
   std::map<ShardId, RedisFlight> flights_;

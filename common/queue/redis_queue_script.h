@@ -5,8 +5,9 @@
 
 namespace millrace {
 
-// One script for all operations: a lost script cache then fails a suffix of the pipeline and order is kept. Lua's unpack is
-// limited, so variadic commands go in chunks of 5000; replies and pops are bounded by bytes, so that big bodies cannot block.
+// One script for all operations; for the usual case of the most frequent ones there are small ones beside it
+// (redis_queue_hot.h). Lua's unpack is limited, so variadic commands go in chunks of 5000; replies and pops are bounded by bytes,
+// so that big bodies cannot block.
 inline constexpr std::string_view kQueueScript = R"lua(
 local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
 local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -169,6 +170,8 @@ end
 if op == 'put' or op == 'back' then
   local lines = tonumber(ARGV[4])
   at = 5
+  each('HSET', K_KEPT, take())  -- what goes straight into flight
+  each('SADD', K_FLIGHT, take())
   local gone, over, marks = take(), take(), take()
   local due, kept_due = take(), take()
   local bodies, expiry, kept_bodies, kept_expiry = take(), take(), take(), take()
@@ -274,11 +277,6 @@ if op == 'claim' then
   stubs_gone(is_kept(line) and line or 'r', stubs)
   if call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
   return got
-end
-if op == 'finish' then
-  landed(take())
-  settled(take(), take())
-  return {}
 end
 if op == 'promote' then
   local left, bytes, order, by_line = tonumber(ARGV[5]), 0, {}, {}

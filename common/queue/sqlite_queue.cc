@@ -198,6 +198,7 @@ class SqliteQueue final : public JobQueue {
   }
 
   Result<QueueReply> Apply(const queue_op::Enqueue& op) {
+    for (const QueueEntry& entry : op.passed) MILLRACE_TRY(Fly(op.shard, entry));
     for (const QueueEntry& entry : op.entries) MILLRACE_TRY(Put(op.shard, entry, false));
     return QueueReply{};
   }

@@ -301,6 +301,11 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   const Error refused = ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(5)}});
   EXPECT_EQ(refused.code, ErrorCode::kUnavailable);
   EXPECT_NE(refused.message.find("OOM command not allowed"), std::string::npos) << refused.message;
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, {Entry(6)}}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {due}, {Entry(6)}}).code, ErrorCode::kUnavailable);
+  Enqueue passed{kShard, Epoch{7}, {Entry(5)}, std::exchange(kept.entries, {})};
+  for (QueueEntry& entry : passed.passed) entry.id.uuid.bytes[0] = 1;
+  EXPECT_EQ(ErrorOf(*queue, passed).code, ErrorCode::kUnavailable);
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, "a", 2}).claimed, (std::vector{Entry(1), Entry(2)}));
   Must(*queue, Finish{kShard, Epoch{7}, {MakeId(1)}});
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, kept_line, 12}).claimed.size(), 12u);
@@ -314,6 +319,53 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
   Must(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}});
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, "a", 9}).claimed, (std::vector{Entry(2), Entry(3), Entry(4)}));
+}
+
+TEST_F(RedisRestartTest, LostScriptsChangeNeitherOrderNorOutcome) {
+  auto queue = Open();
+  Must(*queue, Take{kShard, Epoch{7}});
+  QueueEntry due = Entry(6), kept = Entry(2);
+  due.run_at = FromUnixMicros(50);
+  kept.line = std::string(1, kKeptLineMark) + "k";
+  std::vector<QueueOp> ops;
+  ops.emplace_back(Finish{kShard, Epoch{7}, {MakeId(99)}});
+  ops.emplace_back(Enqueue{kShard, Epoch{7}, {Entry(3), Entry(4)}, {Entry(1), kept}});
+  ops.emplace_back(Claim{kShard, Epoch{7}, "a", 1});
+  ops.emplace_back(Enqueue{kShard, Epoch{7}, {Entry(5), due}});
+  ops.emplace_back(Finish{kShard, Epoch{7}, {MakeId(1)}});
+  ops.emplace_back(Claim{kShard, Epoch{7}, "a", 5});
+  for (int round = 0; round < 3; ++round) {
+    EXPECT_EQ(server_->Said({"SCRIPT", "FLUSH"}), "OK");
+    const auto results = queue->Execute(ops);
+    for (const auto& result : results) ASSERT_TRUE(result) << result.error().message;
+    EXPECT_EQ(results[2]->claimed, std::vector{Entry(3)});
+    EXPECT_EQ(results[5]->claimed, (std::vector{Entry(4), Entry(5)}));
+    const auto depth = *queue->Depth(kShard);
+    EXPECT_EQ(std::tuple(depth.ready, depth.scheduled, depth.in_flight), std::tuple(0u, 1u, 4u));
+    Must(*queue, Finish{kShard, Epoch{7}, {MakeId(2), MakeId(3), MakeId(4), MakeId(5)}});
+    Must(*queue, Take{kShard, Epoch{7}});
+  }
+}
+
+// One of the scripts came back (another client loaded it) while a pipeline ran: what stands before an operation that was
+// executed stays undone, and says so.
+TEST_F(RedisRestartTest, AScriptThatIsMissingAloneFailsItsOwnOperation) {
+  auto queue = Open();
+  Must(*queue, Take{kShard, Epoch{7}});
+  EXPECT_EQ(server_->Said({"SCRIPT", "FLUSH"}), "OK");
+  Must(*queue, Enqueue{kShard, Epoch{7}, {}, {Entry(1)}});  // brings back its own alone
+  std::vector<QueueOp> ops;
+  ops.emplace_back(Finish{kShard, Epoch{7}, {MakeId(1)}});
+  ops.emplace_back(Enqueue{kShard, Epoch{7}, {}, {Entry(2)}});
+  const auto results = queue->Execute(ops);
+  ASSERT_FALSE(results[0]);
+  EXPECT_EQ(results[0].error().code, ErrorCode::kUnavailable);
+  EXPECT_NE(results[0].error().message.find("NOSCRIPT"), std::string::npos) << results[0].error().message;
+  ASSERT_TRUE(results[1]);
+  auto depth = *queue->Depth(kShard);
+  EXPECT_EQ(depth.in_flight, 2u);
+  Must(*queue, Finish{kShard, Epoch{7}, {MakeId(1)}});  // nothing was executed after it: loaded again
+  EXPECT_EQ(queue->Depth(kShard)->in_flight, 1u);
 }
 
 TEST_F(RedisRestartTest, PasswordsAreAskedForAndNeverShown) {

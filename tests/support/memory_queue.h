@@ -89,8 +89,17 @@ class MemoryQueue final : public JobQueue {
     auto& line = shard.lines[entry.line];
     front ? line.push_front(entry) : line.push_back(entry);
   }
+  static void Fly(Shard& shard, QueueEntry entry) {
+    entry.run_at.reset();
+    entry.expires_at.reset();
+    if (IsKeptLine(entry.line))
+      shard.kept.insert_or_assign(entry.id, std::move(entry));
+    else
+      shard.in_flight.insert(entry.id);
+  }
   Result<QueueReply> Apply(const queue_op::Enqueue& op) {
     MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    for (const QueueEntry& entry : op.passed) Fly(*shard, entry);
     for (const QueueEntry& entry : op.entries) Put(*shard, entry, false);
     return QueueReply{};
   }
