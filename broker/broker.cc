@@ -20,8 +20,8 @@ constexpr std::size_t kMailboxItemsMax = 100'000;
 constexpr std::size_t kQueueOpsMax = 4096;          // of one JobQueue::Execute
 constexpr int kReceivePerRound = 1000;              // messages of one socket before the commands go out
 constexpr Millis kInboxWait{250};                   // a stop is noticed after it
-constexpr std::size_t kUnsentPerPeerMax = 256;      // messages kept for a peer that does not read
-constexpr std::size_t kUnsentBytesMax = 32u << 20;  // of one peer
+constexpr std::size_t kUnsentBytesMax = 32u << 20;  // kept for one peer that does not read
+constexpr std::size_t kUnsentFrameBytes = 64;       // what keeping a frame costs beside its bytes
 constexpr auto kIdleWait = kDispatcherTick;
 
 std::vector<ShardId> AllShards(std::uint16_t count) {
@@ -87,7 +87,7 @@ class Broker::Impl {
     std::vector<std::string> frames;
     std::size_t bytes = 0;
     void Add(std::string frame) {
-      bytes += frame.size();
+      bytes += frame.size() + kUnsentFrameBytes;
       frames.push_back(std::move(frame));
     }
   };
@@ -224,7 +224,7 @@ class Broker::Impl {
     wire::RecordMessage(who_, message);
     std::string frame = wire::Encode(message);
     if (const auto it = unsent_.find(peer); it != unsent_.end()) {
-      if (it->second.frames.size() < kUnsentPerPeerMax && it->second.bytes + frame.size() <= kUnsentBytesMax) {
+      if (it->second.bytes + frame.size() <= kUnsentBytesMax) {
         it->second.Add(std::move(frame));
       } else {
         Gone(peer, dispatcher);
@@ -262,7 +262,7 @@ class Broker::Impl {
       std::size_t sent = 0;
       bool gone = false;
       for (; sent < frames.size(); ++sent) {
-        const std::size_t size = frames[sent].size();
+        const std::size_t size = frames[sent].size() + kUnsentFrameBytes;
         auto result = socket.Send(it->first.substr(1), frames[sent]);
         if (result) {
           it->second.bytes -= size;

@@ -11,8 +11,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <set>
+#include <thread>
 
 #include "common/base/log.h"
 #include "common/crypto/checkpoint.h"
@@ -400,6 +402,19 @@ TEST_P(BrokerTest, TenThousandJobsAreRecordedOnceEachAndCheckpointed) {
     for (std::uint64_t seq = 1; seq <= head.seq; ++seq)
       EXPECT_TRUE(checkpoints->pins.at({head.writer, seq}).leaf_prefixes) << seq;
   }
+}
+
+// One turn of the broker answers what one commit has made durable: thousands of messages of one client, which is elsewhere.
+TEST_P(BrokerTest, EveryMessageIsAnsweredHoweverLateItsClientReads) {
+  StartBroker();
+  constexpr std::size_t kMessages = 6'000 / kSlower;
+  ToBroker(*client_, wire::SubmitJobs{.request = 0, .jobs = {Job()}});
+  ASSERT_TRUE(PumpUntil([&] { return accepted_ == 1; }, Millis{10'000 * kSlower})) << "the shard is taken";
+  for (std::uint64_t i = 1; i < kMessages; ++i) ToBroker(*client_, wire::SubmitJobs{.request = i, .jobs = {Job()}});
+  // Long enough for most of them to be answered, and not so long that the client is taken for dead.
+  for (const MonoTime until = clock_.Now() + 3s; Count("job") < static_cast<std::int64_t>(kMessages) && clock_.Now() < until;)
+    std::this_thread::sleep_for(std::chrono::milliseconds{5});
+  EXPECT_TRUE(PumpUntil([&] { return accepted_ == kMessages; }, Millis{10'000 * kSlower})) << accepted_ << " of " << kMessages;
 }
 
 TEST_P(BrokerTest, AnIdleSystemStartsAJobAtOnce) {
