@@ -131,10 +131,16 @@ Result<ExitCode> DoRunFile(const Options& options) {
   request.base_dir = file.base_dir;
   request.params = params;
   MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // parameters first: they are about the command line
+  std::optional<HomeLock> lock;  // these outlive the engine
+  std::unique_ptr<Ledger> ledger;
+  // The worker's stage processes warm up beside the check, before there is anything to do.
+  BlockStopSignals();
+  MILLRACE_TRY_ASSIGN(const auto engine, Engine::Prepare(*context, {.broker = true, .worker = true}));
+  UnblockStopSignals();
   MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
-  MILLRACE_TRY_ASSIGN(const HomeLock lock, HomeLock::Acquire(context->config().home, "millrace run"));
+  MILLRACE_TRY_ASSIGN(lock, HomeLock::Acquire(context->config().home, "millrace run"));
 
-  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
+  MILLRACE_TRY_ASSIGN(ledger, context->OpenLedger(Context::Create::kYes, "cli"));
   MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->StorePipeline(file.pipeline, ToJson(file.pipeline), file.source,
                                                                            file.base_dir, kDefaultOrg, context->Deadline()));
   request.version = version.version;
@@ -142,7 +148,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
 
   BlockStopSignals();
-  MILLRACE_TRY_ASSIGN(const auto engine, Engine::Start(*context, {.broker = true, .worker = true}));
+  MILLRACE_TRY(engine->Open());
   Result<wire::RunUpdate> end = Fail(ErrorCode::kUnavailable, "not started");
   {
     MILLRACE_TRY_ASSIGN(const auto transport, engine->MakeTransport());

@@ -25,6 +25,7 @@ namespace {
 
 constexpr Millis kStartTimeout{15'000};
 constexpr std::size_t kStageThreadsMax = 4;
+constexpr std::string_view kWorkersInside = "inproc://workers";
 
 RedisQueueOptions RedisOptions(const Context& context) {
   const QueueConfig& queue = context.config().queue;
@@ -124,6 +125,7 @@ struct Engine::Parts {
   }
 
   Result<void> StartBroker(const std::vector<std::string>& clients, const std::vector<std::string>& workers);
+  Result<void> MakeLake() const;
   Result<void> StartWorker(std::vector<std::string> brokers);
   Result<void> StartScheduler();
   void StartRetention(SigningKey key);
@@ -216,10 +218,14 @@ void Engine::Parts::StopRetention() {
   if (retention_thread.joinable()) retention_thread.join();
 }
 
-Result<void> Engine::Parts::StartWorker(std::vector<std::string> brokers) {
+Result<void> Engine::Parts::MakeLake() const {
   std::error_code ec;
   std::filesystem::create_directories(context.config().lake, ec);
   if (ec) return Fail(ErrorCode::kInvalidArgument, "lake '{}': cannot create it: {}", context.config().lake, ec.message());
+  return {};
+}
+
+Result<void> Engine::Parts::StartWorker(std::vector<std::string> brokers) {
   MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmtpTransport(names));
   worker =
       std::make_unique<worker::Worker>(MakeWorkerOptions(context, std::move(brokers)), context.clock(), std::move(transport));
@@ -250,29 +256,39 @@ Result<void> Engine::Parts::StartScheduler() {
 Engine::Engine(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 Result<std::unique_ptr<Engine>> Engine::Start(Context& context, EngineParts which) {
+  MILLRACE_TRY_ASSIGN(auto engine, Prepare(context, which));
+  MILLRACE_TRY(engine->Open());
+  return engine;
+}
+
+Result<std::unique_ptr<Engine>> Engine::Prepare(Context& context, EngineParts which) {
   auto engine = std::unique_ptr<Engine>(new Engine(std::make_unique<Parts>(context)));
-  Parts& parts = *engine->parts_;
-  parts.which = which;
-  if (!UsesRedis(context) && which.scheduler && !which.broker) {
+  engine->parts_->which = which;
+  if (!UsesRedis(context) && which.scheduler && !which.broker)
     return Fail(ErrorCode::kInvalidArgument, "a scheduler of its own needs queue.redis; embedded, use 'millrace up'");
-  }
-  const BrokerConfig& broker = context.config().broker;
+  if (which.broker && which.worker) MILLRACE_TRY(engine->parts_->StartWorker({std::string(kWorkersInside)}));
+  return engine;
+}
+
+Result<void> Engine::Open() {
+  Parts& parts = *parts_;
+  const EngineParts& which = parts.which;
+  const BrokerConfig& broker = parts.context.config().broker;
   const bool together = which.broker && which.worker;
   parts.client_endpoint = together ? "inproc://clients" : broker.listen_clients;
+  if (which.worker) MILLRACE_TRY(parts.MakeLake());
   if (which.broker) {
     std::vector<std::string> clients{broker.listen_clients}, workers{broker.listen_workers};
     if (together) {  // nobody else is meant to join: no port is opened, only (for `up`) a socket inside the home
       clients = {parts.client_endpoint};
-      workers = {"inproc://workers"};
-      if (which.scheduler) clients.push_back(context.ClientEndpoint());
+      workers = {std::string(kWorkersInside)};
+      if (which.scheduler) clients.push_back(parts.context.ClientEndpoint());
     }
     MILLRACE_TRY(parts.StartBroker(clients, workers));
   }
-  if (which.worker) {
-    MILLRACE_TRY(parts.StartWorker(together ? std::vector<std::string>{"inproc://workers"} : context.config().worker.brokers));
-  }
+  if (which.worker && !together) MILLRACE_TRY(parts.StartWorker(parts.context.config().worker.brokers));
   if (which.scheduler) MILLRACE_TRY(parts.StartScheduler());
-  return engine;
+  return {};
 }
 
 Engine::~Engine() {
@@ -313,13 +329,20 @@ Result<void> Engine::Join() {
   return parts_->worker_result;
 }
 
-void BlockStopSignals() {
+namespace {
+
+void MaskStopSignals(int how) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  pthread_sigmask(how, &set, nullptr);
 }
+
+}  // namespace
+
+void BlockStopSignals() { MaskStopSignals(SIG_BLOCK); }
+void UnblockStopSignals() { MaskStopSignals(SIG_UNBLOCK); }
 
 namespace {
 

@@ -20,6 +20,10 @@ class Engine {
   // Starts the parts. With broker and worker in one process they talk over inproc sockets. Block SIGTERM and SIGINT before
   // (BlockStopSignals), so that only the caller takes them. `context` must outlive the engine.
   static Result<std::unique_ptr<Engine>> Start(Context& context, EngineParts parts);
+  // The same in two steps. The first starts only what takes long and touches nothing of the home: with broker and worker in one
+  // process the worker, whose stage processes warm up meanwhile; it has no work before Open has started the rest.
+  static Result<std::unique_ptr<Engine>> Prepare(Context& context, EngineParts parts);
+  Result<void> Open();
   ~Engine();  // stops at once what still runs
 
   // Where clients of the broker connect, and a transport to do it with (one per calling thread).
@@ -41,7 +45,8 @@ class Engine {
 
 // SIGTERM and SIGINT, for this thread and those it starts: they are taken by StopSignalPending alone.
 void BlockStopSignals();
-bool StopSignalPending();  // takes one, without waiting
+void UnblockStopSignals();  // for this thread alone: where it waits for something else, they end the process
+bool StopSignalPending();   // takes one, without waiting
 
 // Serves until SIGTERM or SIGINT; a second signal hands running jobs back at once.
 Result<void> ServeUntilSignal(Engine& engine);

@@ -195,6 +195,19 @@ StageOutcome<void> LakeWriter::ApplyContract(Written* data, Manifest* manifest, 
 
 StageOutcome<StageResult> LakeWriter::WriteAndPublish(std::string_view sql, const std::vector<BoundParam>& params,
                                                       std::string_view layer, StageResult result, const RejectSource& rejects) {
+  auto done = Write(sql, params, layer, std::move(result), rejects);
+  if (done) return done;
+  // An attempt that has published removes the files of those before it, also from under one that still reads them.
+  const bool lost = std::ranges::any_of(own_files_, [&](const std::string& file) { return !StampFile(Absolute(file)); });
+  if (!lost) return done;
+  auto stored = FindPublished();
+  if (!stored || !*stored) return done;
+  keep_.clear();
+  return std::move(**stored);
+}
+
+StageOutcome<StageResult> LakeWriter::Write(std::string_view sql, const std::vector<BoundParam>& params, std::string_view layer,
+                                            StageResult result, const RejectSource& rejects) {
   auto columns = connection_.Describe(sql, params);
   if (!columns) return std::unexpected(SqlFailure("sql_error", connection_, std::move(columns.error())));
   if (auto kept = RequireLakeTypes(*columns); !kept)

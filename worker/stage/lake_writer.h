@@ -61,6 +61,8 @@ class LakeWriter {
     std::string path;  // relative to the lake
     std::int64_t rows = 0;
   };
+  StageOutcome<StageResult> Write(std::string_view sql, const std::vector<BoundParam>& params, std::string_view layer,
+                                  StageResult result, const RejectSource& rejects);
   StageOutcome<Written> Copy(std::string_view sql, const std::vector<BoundParam>& params, std::string_view suffix);
   StageOutcome<void> ApplyContract(Written* data, Manifest* manifest, StageResult* result, const RejectSource& rejects);
   StageOutcome<void> RequireWhole(const StageResult& result) const;
