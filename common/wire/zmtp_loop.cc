@@ -71,6 +71,11 @@ void Loop::Unwatch(int fd, const Pollable* who) {
       events_->list[static_cast<std::size_t>(i)].data.ptr = nullptr;
 }
 
+void Loop::Forget(const Connection* connection) {
+  std::erase(corked_, connection);
+  std::erase(resume_, connection);
+}
+
 void Loop::Bury(std::unique_ptr<Connection> closed) { buried_.push_back(std::move(closed)); }
 
 void Loop::Complain(std::string_view endpoint, int fd, std::string_view problem) {
@@ -85,7 +90,7 @@ void Loop::Complain(std::string_view endpoint, int fd, std::string_view problem)
 }
 
 bool Loop::HasInput() const {
-  return std::ranges::any_of(members_, [](const Member* member) { return member->HasInput(); });
+  return !resume_.empty() || std::ranges::any_of(members_, [](const Member* member) { return member->HasInput(); });
 }
 
 MonoTime Loop::NextTimer() const {
@@ -146,6 +151,22 @@ void Loop::Turn(MonoTime until) {
   events_->count = std::max(WaitForEvents(until), 0);
   ++turn_;
   looked_ = Now();
+  const bool resume_first = turn_ % 2 == 0;  // neither those with more at hand nor the others always come first
+  if (resume_first) Resume();
+  HandleEvents();
+  if (!resume_first) Resume();
+  RunTimers();
+  buried_.clear();
+}
+
+void Loop::Resume() {
+  resuming_.swap(resume_);
+  const std::size_t count = resuming_.size();
+  for (std::size_t i = 0; i < count; ++i) resuming_[(i + turn_ / 2) % count]->Resume();
+  resuming_.clear();
+}
+
+void Loop::HandleEvents() {
   const auto count = static_cast<std::size_t>(events_->count);
   // From another place each time: when the room for input ends, it does not always end before the same peers.
   for (std::size_t i = 0; i < count; ++i) {
@@ -161,8 +182,6 @@ void Loop::Turn(MonoTime until) {
         ->OnEvents(broken || (event.events & EPOLLIN) != 0, broken || (event.events & EPOLLOUT) != 0);
   }
   events_->count = 0;
-  RunTimers();
-  buried_.clear();
 }
 
 // After the events: what came while this process was away counts before its silence does.
