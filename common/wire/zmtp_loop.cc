@@ -26,7 +26,7 @@ constexpr Millis kComplaintInterval{1000};
 struct Loop::Events {
   std::array<epoll_event, kEventsPerTurn> list;
   int count = 0;
-  bool no_pwait2 = false;  // a kernel older than 5.11
+  bool no_pwait2 = false;
 };
 
 Loop::Loop(const Times& times)
@@ -39,7 +39,7 @@ Result<std::shared_ptr<Loop>> Loop::Make(const Times& times) {
   loop->epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
   loop->wake_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!loop->epoll_ || !loop->wake_) return Fail(ErrorCode::kUnavailable, "epoll: {}", std::strerror(errno));
-  loop->Change(EPOLL_CTL_ADD, loop->wake_.get(), EPOLLIN, &loop->wake_);
+  loop->Change(EPOLL_CTL_ADD, loop->wake_.get(), EPOLLIN | EPOLLET, &loop->wake_);  // each write is an event: none is read
   loop->looked_ = loop->Now();
   return loop;
 }
@@ -105,11 +105,6 @@ void Loop::Wake() {  // async-signal-safe
   [[maybe_unused]] const auto ignored = ::write(wake_.get(), &one, sizeof one);
 }
 
-void Loop::TakeWakes() {
-  std::uint64_t count = 0;
-  [[maybe_unused]] const auto ignored = ::read(wake_.get(), &count, sizeof count);
-}
-
 void Loop::Flush() {
   flushing_.swap(corked_);
   for (Connection* connection : flushing_) connection->Flush();
@@ -141,14 +136,16 @@ int Loop::WaitForEvents(MonoTime until) {
     const timespec time{.tv_sec = wait.count() / 1'000'000, .tv_nsec = wait.count() % 1'000'000 * 1000};
     const int n = ::epoll_pwait2(epoll_.get(), events_->list.data(), kEventsPerTurn, &time, nullptr);
     if (n >= 0 || (errno != ENOSYS && errno != EPERM)) return n;
-    events_->no_pwait2 = true;
+    events_->no_pwait2 = true;  // an old kernel, or a filter of system calls that does not know it
   }
   const auto ms = static_cast<int>(std::chrono::ceil<Millis>(wait).count());
   return ::epoll_wait(epoll_.get(), events_->list.data(), kEventsPerTurn, ms);
 }
 
 void Loop::Turn(MonoTime until) {
-  events_->count = std::max(WaitForEvents(until), 0);
+  const int n = WaitForEvents(until);
+  if (n < 0 && errno == EINTR) stirred_ = true;  // the caller may look for what its signal handler left
+  events_->count = std::max(n, 0);
   ++turn_;
   looked_ = Now();
   const bool resume_first = turn_ % 2 == 0;  // neither those with more at hand nor the others always come first
@@ -174,7 +171,6 @@ void Loop::HandleEvents() {
     if (event.data.ptr == nullptr) continue;
     if (event.data.ptr == &wake_ || event.data.ptr == &extra_fd_) {
       stirred_ = true;
-      if (event.data.ptr == &wake_) TakeWakes();
       continue;
     }
     const bool broken = (event.events & (EPOLLERR | EPOLLHUP)) != 0;  // found by reading or writing

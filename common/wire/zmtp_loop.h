@@ -86,7 +86,6 @@ class Loop {
   void HandleEvents();
   void Resume();
   void RunTimers();
-  void TakeWakes();
   void Change(int operation, int fd, std::uint32_t events, void* who);
 
   const SystemClock clock_;
