@@ -12,7 +12,9 @@ constexpr std::size_t kHighWaterMessages = 1000;
 constexpr std::size_t kHighWaterBytes = 32u << 20;
 constexpr std::size_t kCorkBytes = 256u << 10;      // more than that is not held until the end of a turn
 constexpr std::size_t kControlBytesMax = 4u << 10;  // a peer that asks and does not read gets no further answers
-constexpr int kDrainReadsMax = 16;
+constexpr int kReadsPerTurn = 8;                    // of one peer, so that the others have their turn ...
+constexpr int kMessagesPerTurn = 256;               // ... also when its messages are small
+constexpr int kDrainReadsMax = 64;
 
 }  // namespace
 
@@ -26,7 +28,7 @@ Connection::Connection(Loop& loop, Owner& owner, SocketType self, Fd fd, bool pe
 Connection::~Connection() {
   if (state_ == State::kClosed) return;
   loop_.Unwatch(fd_.get(), this);
-  loop_.ForgetFlush(this);
+  loop_.Forget(this);
   // Unread bytes would make the kernel answer with a reset, which may overtake what was written.
   if (state_ != State::kReady || ::shutdown(fd_.get(), SHUT_WR) != 0) return;
   for (int i = 0; i < kDrainReadsMax && ::recv(fd_.get(), loop_.chunk().data(), loop_.chunk().size(), MSG_DONTWAIT) > 0; ++i) {
@@ -62,34 +64,56 @@ void Connection::FinishConnecting() {
   Answer(Session::Greeting());
 }
 
+// One turn's share: at most kReadsPerTurn reads, fewer when they contain kMessagesPerTurn.
 void Connection::Read() {
-  if (!owner_.WantsInput()) return;
   const std::span<char> chunk = loop_.chunk();
-  const ssize_t n = ::recv(fd_.get(), chunk.data(), chunk.size(), MSG_DONTWAIT);
-  if (n > 0) {
-    Take({chunk.data(), static_cast<std::size_t>(n)});
-  } else if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) {
-    Close({});
+  int messages = 0;
+  for (int reads = 0; reads < kReadsPerTurn && messages < kMessagesPerTurn && carry_.empty() && owner_.WantsInput(); ++reads) {
+    const ssize_t n = ::recv(fd_.get(), chunk.data(), chunk.size(), MSG_DONTWAIT);
+    if (n > 0) {
+      messages += Take({chunk.data(), static_cast<std::size_t>(n)});
+      if (state_ == State::kClosed || static_cast<std::size_t>(n) < chunk.size()) return;
+    } else {
+      if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) Close({});
+      return;
+    }
   }
 }
 
-void Connection::Take(std::string_view bytes) {
+void Connection::Resume() {
+  if (state_ == State::kClosed) return;
+  if (!owner_.WantsInput()) {
+    loop_.ResumeLater(this);
+    return;
+  }
+  const std::string bytes = std::exchange(carry_, {});
+  Take(bytes);
+}
+
+int Connection::Take(std::string_view bytes) {
   std::string control;
+  int messages = 0;
   while (true) {
     switch (session_.Next(bytes, loop_.now(), control)) {
       case Session::Event::kNone:
         if (!control.empty()) Answer(std::move(control));
-        return;
-      case Session::Event::kMessage: owner_.OnMessage(*this, session_.TakeMessage()); break;
+        return messages;
+      case Session::Event::kMessage:
+        owner_.OnMessage(*this, session_.TakeMessage());
+        if (++messages < kMessagesPerTurn || bytes.empty()) break;
+        carry_.assign(bytes);
+        loop_.ResumeLater(this);
+        if (!control.empty()) Answer(std::move(control));
+        return messages;
       case Session::Event::kReady:
         state_ = State::kReady;
         if (owner_.OnReady(*this)) break;
         Close("its identity is in use");
-        return;
+        return messages;
       case Session::Event::kEnded:
         if (!control.empty()) Answer(std::move(control));
         if (state_ != State::kClosed) Close(session_.problem());
-        return;
+        return messages;
     }
   }
 }
@@ -147,7 +171,7 @@ void Connection::Close(std::string_view problem) {
   if (!problem.empty()) loop_.Complain(owner_.endpoint(), fd_.get(), problem);
   state_ = State::kClosed;
   loop_.Unwatch(fd_.get(), this);
-  loop_.ForgetFlush(this);
+  loop_.Forget(this);
   fd_.Reset();
   owner_.OnClosed(*this);
 }

@@ -36,7 +36,8 @@ class Connection final : public Pollable {
   bool Start();  // once; false: it cannot be watched, and is of no use
   // REQUIRES: ready. It leaves with the next Flush of the loop, or at once when much waits. kFull: the high-water mark.
   Put Send(std::string frame);
-  void Flush();  // writes what the socket takes now
+  void Flush();   // writes what the socket takes now
+  void Resume();  // takes up what one turn was not enough for
   void Tick(MonoTime now);
 
   bool ready() const { return state_ == State::kReady; }
@@ -52,7 +53,7 @@ class Connection final : public Pollable {
   void OnEvents(bool readable, bool writable) override;
   void FinishConnecting();
   void Read();
-  void Take(std::string_view bytes);
+  int Take(std::string_view bytes);  // returns the number of messages
   void Answer(std::string control);
   void WatchWrites(bool writes);
   void Close(std::string_view problem);  // empty: nothing to complain about
@@ -64,6 +65,7 @@ class Connection final : public Pollable {
   bool corked_ = false, watches_writes_ = false;
   Session session_;
   Outbox outbox_;
+  std::string carry_;  // what was read beyond one turn's messages
 };
 
 }  // namespace millrace::wire::zmtp

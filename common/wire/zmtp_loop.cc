@@ -26,7 +26,7 @@ constexpr Millis kComplaintInterval{1000};
 struct Loop::Events {
   std::array<epoll_event, kEventsPerTurn> list;
   int count = 0;
-  bool no_pwait2 = false;  // a kernel older than 5.11
+  bool no_pwait2 = false;
 };
 
 Loop::Loop(const Times& times)
@@ -39,7 +39,7 @@ Result<std::shared_ptr<Loop>> Loop::Make(const Times& times) {
   loop->epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
   loop->wake_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!loop->epoll_ || !loop->wake_) return Fail(ErrorCode::kUnavailable, "epoll: {}", std::strerror(errno));
-  loop->Change(EPOLL_CTL_ADD, loop->wake_.get(), EPOLLIN, &loop->wake_);
+  loop->Change(EPOLL_CTL_ADD, loop->wake_.get(), EPOLLIN | EPOLLET, &loop->wake_);  // each write is an event: none is read
   loop->looked_ = loop->Now();
   return loop;
 }
@@ -71,6 +71,11 @@ void Loop::Unwatch(int fd, const Pollable* who) {
       events_->list[static_cast<std::size_t>(i)].data.ptr = nullptr;
 }
 
+void Loop::Forget(const Connection* connection) {
+  std::erase(corked_, connection);
+  std::erase(resume_, connection);
+}
+
 void Loop::Bury(std::unique_ptr<Connection> closed) { buried_.push_back(std::move(closed)); }
 
 void Loop::Complain(std::string_view endpoint, int fd, std::string_view problem) {
@@ -85,7 +90,7 @@ void Loop::Complain(std::string_view endpoint, int fd, std::string_view problem)
 }
 
 bool Loop::HasInput() const {
-  return std::ranges::any_of(members_, [](const Member* member) { return member->HasInput(); });
+  return !resume_.empty() || std::ranges::any_of(members_, [](const Member* member) { return member->HasInput(); });
 }
 
 MonoTime Loop::NextTimer() const {
@@ -98,11 +103,6 @@ MonoTime Loop::NextTimer() const {
 void Loop::Wake() {  // async-signal-safe
   const std::uint64_t one = 1;
   [[maybe_unused]] const auto ignored = ::write(wake_.get(), &one, sizeof one);
-}
-
-void Loop::TakeWakes() {
-  std::uint64_t count = 0;
-  [[maybe_unused]] const auto ignored = ::read(wake_.get(), &count, sizeof count);
 }
 
 void Loop::Flush() {
@@ -136,16 +136,34 @@ int Loop::WaitForEvents(MonoTime until) {
     const timespec time{.tv_sec = wait.count() / 1'000'000, .tv_nsec = wait.count() % 1'000'000 * 1000};
     const int n = ::epoll_pwait2(epoll_.get(), events_->list.data(), kEventsPerTurn, &time, nullptr);
     if (n >= 0 || (errno != ENOSYS && errno != EPERM)) return n;
-    events_->no_pwait2 = true;
+    events_->no_pwait2 = true;  // an old kernel, or a filter of system calls that does not know it
   }
   const auto ms = static_cast<int>(std::chrono::ceil<Millis>(wait).count());
   return ::epoll_wait(epoll_.get(), events_->list.data(), kEventsPerTurn, ms);
 }
 
 void Loop::Turn(MonoTime until) {
-  events_->count = std::max(WaitForEvents(until), 0);
+  const int n = WaitForEvents(until);
+  if (n < 0 && errno == EINTR) stirred_ = true;  // the caller may look for what its signal handler left
+  events_->count = std::max(n, 0);
   ++turn_;
   looked_ = Now();
+  const bool resume_first = turn_ % 2 == 0;  // neither those with more at hand nor the others always come first
+  if (resume_first) Resume();
+  HandleEvents();
+  if (!resume_first) Resume();
+  RunTimers();
+  buried_.clear();
+}
+
+void Loop::Resume() {
+  resuming_.swap(resume_);
+  const std::size_t count = resuming_.size();
+  for (std::size_t i = 0; i < count; ++i) resuming_[(i + turn_ / 2) % count]->Resume();
+  resuming_.clear();
+}
+
+void Loop::HandleEvents() {
   const auto count = static_cast<std::size_t>(events_->count);
   // From another place each time: when the room for input ends, it does not always end before the same peers.
   for (std::size_t i = 0; i < count; ++i) {
@@ -153,7 +171,6 @@ void Loop::Turn(MonoTime until) {
     if (event.data.ptr == nullptr) continue;
     if (event.data.ptr == &wake_ || event.data.ptr == &extra_fd_) {
       stirred_ = true;
-      if (event.data.ptr == &wake_) TakeWakes();
       continue;
     }
     const bool broken = (event.events & (EPOLLERR | EPOLLHUP)) != 0;  // found by reading or writing
@@ -161,8 +178,6 @@ void Loop::Turn(MonoTime until) {
         ->OnEvents(broken || (event.events & EPOLLIN) != 0, broken || (event.events & EPOLLOUT) != 0);
   }
   events_->count = 0;
-  RunTimers();
-  buried_.clear();
 }
 
 // After the events: what came while this process was away counts before its silence does.

@@ -61,7 +61,8 @@ class Loop {
   void Leave(Member* member) { std::erase(members_, member); }
 
   void FlushLater(Connection* connection) { corked_.push_back(connection); }
-  void ForgetFlush(const Connection* connection) { std::erase(corked_, connection); }
+  void ResumeLater(Connection* connection) { resume_.push_back(connection); }  // in the next turn, which does not wait
+  void Forget(const Connection* connection);                                   // for both
   void Bury(std::unique_ptr<Connection> closed);                               // destroys it when nobody is inside of it
   void Stir() { stirred_ = true; }                                             // the wait at hand ends
   void Complain(std::string_view endpoint, int fd, std::string_view problem);  // logs it, at most once a second
@@ -75,15 +76,16 @@ class Loop {
   Random& random() { return random_; }
 
  private:
-  static constexpr std::size_t kChunkBytes = 256u << 10;
+  static constexpr std::size_t kChunkBytes = 64u << 10;
 
   explicit Loop(const Times& times);
   bool HasInput() const;
   MonoTime NextTimer() const;
   void Turn(MonoTime until);
   int WaitForEvents(MonoTime until);
+  void HandleEvents();
+  void Resume();
   void RunTimers();
-  void TakeWakes();
   void Change(int operation, int fd, std::uint32_t events, void* who);
 
   const SystemClock clock_;
@@ -95,7 +97,7 @@ class Loop {
   std::unique_ptr<Events> events_;
   std::unique_ptr<char[]> chunk_;
   std::vector<Member*> members_;
-  std::vector<Connection*> corked_, flushing_;
+  std::vector<Connection*> corked_, flushing_, resume_, resuming_;
   std::vector<std::unique_ptr<Connection>> buried_;
   bool stirred_ = false;
   std::uint64_t turn_ = 1;
