@@ -92,8 +92,9 @@ class Broker::Impl {
     }
   };
 
-  void Post(Event event) {
-    if (!events_.Put(std::move(event))) return;
+  // Unless `now`, the loop takes it when something else wakes it, at the latest at its next tick.
+  void Post(Event event, bool now = true) {
+    if (!events_.Put(std::move(event)) || !now) return;
     // One wake-up per batch is enough: the loop takes everything.
     if (!wake_pending_.exchange(true)) Wake();
   }
@@ -308,9 +309,13 @@ class Broker::Impl {
         auto results = (*queue)->Execute(ops);
         event::QueueReplies replies;
         replies.replies.reserve(results.size());
-        for (std::size_t i = 0; i < results.size(); ++i)
+        // That ended jobs are out of flight is news to nobody.
+        bool news = stop_;
+        for (std::size_t i = 0; i < results.size(); ++i) {
+          news = news || !results[i] || !std::holds_alternative<queue_op::Finish>(ops[i]);
           replies.replies.emplace_back(taken[begin + i].id, std::move(results[i]));
-        Post(std::move(replies));
+        }
+        Post(std::move(replies), news);
       }
       if (last && taken.empty()) return;
       if (const MonoTime now = options_.clock->Now(); now >= next_memory && !stop_) {

@@ -72,6 +72,17 @@ struct Check {                     // entries of kept lines that wait for what t
   std::vector<std::pair<WorkerId, std::uint32_t>> split;  // of the claim; reserved
 };
 
+struct Claimed {  // on its way to a worker
+  std::shared_ptr<const JobSpec> spec;
+  Counters counters;
+  bool check = false;  // as in JobEntry
+};
+
+struct Pass {  // a claim of entries that come in with the same operation, and go straight into flight
+  ClaimPlan plan;
+  std::vector<Claimed> jobs;  // as many as were asked for
+};
+
 struct Op {
   QueueOpId id;
   ShardHold hold;
@@ -81,6 +92,7 @@ struct Op {
   std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
   std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
   std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
+  std::vector<Pass> passes = {};                          // kPlain: started with it
   std::size_t accept_rows = 0, accept_bytes = 0;
 };
 

@@ -23,6 +23,7 @@ void Dispatcher::Handle(Event event, MonoTime now, WallTime wall) {
 void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   now_ = now;
   wall_ = wall;
+  shards_.Wake(wall);
   if (lines_.Advance(now)) plan_needed_ = true;
   ReleaseYielded();
   if (stopping_ && Idle()) LeaveAll();
@@ -33,16 +34,21 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   EmitPieces(out);
   EmitQueue(out);
   EmitMessages(out);
+  spare_credit_.reset();
+  shards_.Rest([this](const Shard& shard) { return WaitOf(shard); });
+}
+
+ShardTable<Dispatcher::Shard>::Wait Dispatcher::WaitOf(const Shard& shard) const {
+  ShardTable<Shard>::Wait wait{.due = std::nullopt, .always = shard.yield_by.has_value() || !shard.fences.Empty()};
+  if (shard.phase != Phase::kReady || shard.yield_by) return wait;
+  if (!shard.promoting) wait.due = shard.next_due;
+  if (!shard.expiring && shard.next_expiry && (!wait.due || *shard.next_expiry < *wait.due)) wait.due = shard.next_expiry;
+  if (const auto fence = shard.fences.DueAfter(wall_); fence && (!wait.due || *fence < *wait.due)) wait.due = fence;
+  return wait;
 }
 
 std::optional<WallTime> Dispatcher::NextDue() const {
-  std::optional<WallTime> due;
-  for (const auto& [id, shard] : shards_) {
-    if (shard.phase != Phase::kReady || shard.yield_by) continue;
-    if (!shard.promoting && shard.next_due && (!due || *shard.next_due < *due)) due = shard.next_due;
-    if (!shard.expiring && shard.next_expiry && (!due || *shard.next_expiry < *due)) due = shard.next_expiry;
-    if (const auto fence = shard.fences.DueAfter(wall_); fence && (!due || *fence < *due)) due = fence;
-  }
+  std::optional<WallTime> due = shards_.NextDue([this](const Shard& shard) { return WaitOf(shard); });
   if (const auto token = lines_.NextToken()) {  // a rate lets something start again
     const WallTime at = wall_ + (*token - now_);
     if (!due || at < *due) due = at;
@@ -112,13 +118,14 @@ void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n
 }
 
 void Dispatcher::Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at,
-                         bool front) {
+                         bool front, std::shared_ptr<const JobSpec> at_hand) {
   line_memo_.Find(spec, Durability::kLedger);
-  EnqueueIn(shard, line_memo_.key(), line_memo_.name(), spec, counters, run_at, front, false);
+  EnqueueIn(shard, line_memo_.key(), line_memo_.name(), spec, counters, run_at, front, false, std::move(at_hand));
 }
 
 void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string& name, const JobSpec& spec,
-                           const Counters& counters, std::optional<WallTime> run_at, bool front, bool check) {
+                           const Counters& counters, std::optional<WallTime> run_at, bool front, bool check,
+                           std::shared_ptr<const JobSpec> at_hand) {
   QueueEntry entry{.id = spec.id, .line = name, .body = {}, .run_at = {}, .expires_at = {}};
   // What is being cancelled is not over before its fence is raised.
   if (const auto end = Cancelling(shard, spec) ? std::nullopt : EndOfWait(spec.options, counters)) {
@@ -135,7 +142,12 @@ void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string&
   }
   // What the queue has in flight comes out of it with this.
   const bool delivered = !shard.delivered.empty() && shard.delivered.erase(spec.id) > 0;
-  (front || delivered ? shard.requeue : shard.enqueue).push_back(std::move(entry));
+  if (front || delivered) {
+    shard.requeue.push_back(std::move(entry));
+  } else {
+    shard.enqueue.push_back(std::move(entry));
+    shard.enqueue_jobs.push_back({.spec = std::move(at_hand), .counters = counters, .check = check});
+  }
 }
 
 void Dispatcher::EnqueueRunJob(Shard& shard, JobId id) {
@@ -143,13 +155,13 @@ void Dispatcher::EnqueueRunJob(Shard& shard, JobId id) {
   if (job == nullptr || job->state != JobState::kBlocked) return;
   shard.runs.Apply(*job, job->run_at && *job->run_at > wall_ ? JobEvent::kDelayed : JobEvent::kUnblocked);
   shard.runs.Show(id);
-  Enqueue(shard, *job->spec, job->counters, job->run_at, false);
+  Enqueue(shard, *job->spec, job->counters, job->run_at, false, SpareCredit(shard, job->run_at) ? job->spec : nullptr);
 }
 
 void Dispatcher::EmitPieces(std::vector<Command>& out) {
-  for (auto& [id, shard] : shards_) {
-    shard.submit_piece = PieceId{};
-    shard.progress_piece = PieceId{};
+  for (auto* const item : shards_.Touched()) {
+    item->second.submit_piece = PieceId{};
+    item->second.progress_piece = PieceId{};
   }
   for (auto& command : ledger_commands_) out.emplace_back(std::move(command));
   ledger_commands_.clear();
@@ -163,33 +175,38 @@ void Dispatcher::EmitPieces(std::vector<Command>& out) {
   }
 }
 
-void Dispatcher::Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out) {
+void Dispatcher::Execute(const Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out) {
   const QueueOpId id{++last_op_};
   ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .key = {}, .total = 0, .split = {}, .submits = {}});
   out.emplace_back(command::Execute{.id = id, .op = std::move(op)});
 }
 
-// The order matters: what goes in before what is claimed, so that a job can be accepted, enqueued and claimed in one round
-// trip.
+// The order matters: what leaves the flight before what may go straight into it, and what goes in before what is removed or
+// claimed, so that a job can be accepted, enqueued and started in one round trip.
 void Dispatcher::EmitQueue(std::vector<Command>& out) {
   for (auto& take : takes_) out.emplace_back(std::move(take));
   takes_.clear();
-  for (auto& [id, shard] : shards_) {
+  for (auto* const item : shards_.Touched()) {
+    Shard& shard = item->second;
     if (shard.phase < Phase::kTaking) continue;
     const ShardId s = shard.hold.shard;
     const Epoch e = shard.hold.epoch;
-    if (!shard.enqueue.empty()) {
-      Execute(shard, queue_op::Enqueue{.shard = s, .epoch = e, .entries = std::exchange(shard.enqueue, {})}, Op::Kind::kPlain,
+    if (!shard.finish.empty())
+      Execute(shard, queue_op::Finish{.shard = s, .epoch = e, .ids = std::exchange(shard.finish, {})}, Op::Kind::kPlain, out);
+    if (!shard.requeue.empty())
+      Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.requeue, {})}, Op::Kind::kPlain,
               out);
+    if (!shard.enqueue.empty()) {
+      queue_op::Enqueue put{.shard = s, .epoch = e, .entries = {}};
+      auto passes = TakePasses(shard, put.passed);
+      put.entries = std::exchange(shard.enqueue, {});
+      shard.enqueue_jobs.clear();
+      Execute(shard, std::move(put), Op::Kind::kPlain, out);
+      ops_.back().passes = std::move(passes);
       ops_.back().submits = std::exchange(shard.enqueue_submits, {});
       ops_.back().accept_rows = std::exchange(shard.enqueue_rows, 0);
       ops_.back().accept_bytes = std::exchange(shard.enqueue_bytes, 0);
     }
-    if (!shard.requeue.empty())
-      Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.requeue, {})}, Op::Kind::kPlain,
-              out);
-    if (!shard.finish.empty())
-      Execute(shard, queue_op::Finish{.shard = s, .epoch = e, .ids = std::exchange(shard.finish, {})}, Op::Kind::kPlain, out);
     if (std::exchange(shard.take_again, false)) Execute(shard, queue_op::Take{.shard = s, .epoch = e}, Op::Kind::kTake, out);
     if (shard.yield_by) continue;
     if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && *shard.next_due <= wall_) {
@@ -201,7 +218,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     EmitRemove(shard, out);
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
-    Shard& shard = shards_.at(plan.shard);
+    const Shard& shard = std::as_const(shards_).at(plan.shard);
     Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total}, kind,
             out);
     ops_.back().line = std::move(plan.line);
@@ -251,7 +268,7 @@ void Dispatcher::EmitMessages(std::vector<Command>& out) {
   ended_replies_.clear();
   for (auto& [id, worker] : workers_)
     if (!worker.grants.empty()) EmitGrants(worker, out);
-  for (auto& [id, shard] : shards_) EmitUpdates(shard);
+  for (auto* const item : shards_.Touched()) EmitUpdates(item->second);
   for (auto& send : to_clients_) out.emplace_back(std::move(send));
   to_clients_.clear();
 }

@@ -37,6 +37,7 @@
 #include "broker/recent_tokens.h"
 #include "broker/removals.h"
 #include "broker/run_coordinator.h"
+#include "broker/shard_table.h"
 #include "common/base/id_map.h"
 #include "common/base/random.h"
 
@@ -165,6 +166,7 @@ class Dispatcher {
     QueueBudgets budgets;
     PieceId submit_piece, progress_piece;  // open in this flush; 0 = none
     std::vector<QueueEntry> enqueue, requeue;
+    std::vector<dispatch::Claimed> enqueue_jobs;  // of `enqueue`, one each; without a spec where it is not at hand
     std::vector<JobId> finish;
     // Kept lines.
     std::vector<std::shared_ptr<Submit>> enqueue_submits;  // answered with `enqueue`
@@ -196,6 +198,7 @@ class Dispatcher {
   void BecomeReady(Shard& shard);
   void ReadOutbox(Shard& shard);
   void QueueFailed(const Op& op, const Error& error);
+  void Release(WorkerId worker, std::uint32_t promised);
   Worker* NextTaker(Op& op);
   void OnClaimed(Op& op, QueueReply& reply);
   void ClaimedAll(const Op& op, std::size_t claimed);
@@ -223,7 +226,8 @@ class Dispatcher {
   void AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards);
   void AnswerKept(Op& op, const Error* error);
   void FailKept(Shard& shard);
-  void EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check);
+  void EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check,
+                   std::shared_ptr<const JobSpec> at_hand = nullptr);
   std::uint64_t TakeSuspects(Shard& shard, const std::string& line, std::uint64_t n);
   void Ask(Shard& shard, Check check);
   bool Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept, bool check);
@@ -332,6 +336,15 @@ class Dispatcher {
   void EndLine(LineIndex::Line& line);
   void OnLineClaimed(const Op& op, QueueReply& reply);
 
+  // Straight into flight: dispatcher_pass.cc
+  std::shared_ptr<const JobSpec> AtHand(const Shard& shard, JobSpec& spec, std::optional<WallTime> run_at);
+  bool SpareCredit(const Shard& shard, std::optional<WallTime> run_at);
+  bool Claiming(const Shard& shard, const std::string& line) const;
+  std::vector<dispatch::Pass> TakePasses(Shard& shard, std::vector<QueueEntry>& passed);
+  void OnPassed(const Op& op, dispatch::Pass& pass);
+  bool StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool suspect, Check& doubtful);
+  void ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful);
+
   // What time ends: dispatcher_expiry.cc
   void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
   std::uint32_t TimeoutOf(const JobSpec& spec, bool fence, bool& cut) const;
@@ -343,18 +356,21 @@ class Dispatcher {
   // dispatcher.cc
   void On(event::Tick& e);
   void On(event::StopRequested& e);
-  void Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at, bool front);
+  // `at_hand` is `spec`, kept so that the job can pass straight into flight; or none.
+  void Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at, bool front,
+               std::shared_ptr<const JobSpec> at_hand = nullptr);
   void EnqueueIn(Shard& shard, const LineKey& line, const std::string& name, const JobSpec& spec, const Counters& counters,
-                 std::optional<WallTime> run_at, bool front, bool check);
+                 std::optional<WallTime> run_at, bool front, bool check, std::shared_ptr<const JobSpec> at_hand);
   void EnqueueRunJob(Shard& shard, JobId job);
   void AddReady(Shard& shard, const std::string& line, std::uint64_t n);
   void EmitPieces(std::vector<Command>& out);
   void EmitQueue(std::vector<Command>& out);
   void EmitMessages(std::vector<Command>& out);
   void EmitGrants(Worker& worker, std::vector<Command>& out);
-  void Execute(Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out);
+  void Execute(const Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out);
   Shard* Current(const ShardHold& hold);  // nullptr: that hold is over
   Shard* ShardOfOrg(OrgId org);
+  ShardTable<Shard>::Wait WaitOf(const Shard& shard) const;
   void ToLedger(LedgerCommand command) { ledger_commands_.push_back(std::move(command)); }
 
   const DispatcherOptions options_;
@@ -363,7 +379,7 @@ class Dispatcher {
   bool stopping_ = false;
   bool plan_needed_ = false;
 
-  std::map<ShardId, Shard> shards_;
+  ShardTable<Shard> shards_;
   LineIndex lines_;
   LineMemo line_memo_, ended_memo_;
   IdMap<JobId, Lease> leases_;
@@ -385,6 +401,7 @@ class Dispatcher {
   std::deque<Op> ops_;                                                // under way, in order
   std::vector<command::Execute> takes_;                               // of this flush
   std::vector<ClaimPlan> claims_, doomed_;                            // of this flush; doomed: nobody reaches their root
+  std::optional<std::uint64_t> spare_credit_;                         // in this flush, once it was asked for
   std::unordered_map<const LineIndex::Line*, std::size_t> claim_of_;  // the latest claim of a line; checked by its name
   std::deque<Parked> parked_;
   std::optional<MonoTime> parked_until_;  // set while a parked request is tried again

@@ -254,7 +254,8 @@ void Dispatcher::FenceLater(Shard& shard, std::shared_ptr<const JobSpec> spec, c
 // asked to end.
 void Dispatcher::GrantFences() {
   if (stopping_) return;
-  for (auto& [shard_id, shard] : shards_) {
+  for (auto* const item : std::vector(shards_.Touched())) {
+    Shard& shard = item->second;
     if (shard.phase != Phase::kReady || shard.yield_by || shard.fences.Empty()) continue;
     std::vector<Worker*> takers;
     for (auto& [id, worker] : workers_)

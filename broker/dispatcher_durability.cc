@@ -27,7 +27,9 @@ void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit
   const bool before_us = shard.hold.epoch > Epoch{1} && made < shard.ready_at + kFreshIdAhead;
   const bool check = seen || before_us || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
-  EnqueueKept(shard, spec, spec.run_at, false, check);
+  const std::optional<WallTime> run_at = spec.run_at;
+  const auto at_hand = AtHand(shard, spec, run_at);
+  EnqueueKept(shard, at_hand ? *at_hand : spec, run_at, false, check, at_hand);
 }
 
 // The queue's answer is the acceptance, whoever owns the shard by now.
@@ -58,13 +60,14 @@ void Dispatcher::FailKept(Shard& shard) {
       if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
 }
 
-void Dispatcher::EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check) {
+void Dispatcher::EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check,
+                             std::shared_ptr<const JobSpec> at_hand) {
   line_memo_.Find(spec, Durability::kRedis);
   const std::string& name = line_memo_.name();
   if (const auto suspects = front ? shard.suspects.find(name) : shard.suspects.end();
       suspects != shard.suspects.end() && suspects->second != UINT64_MAX)
     ++suspects->second;  // it stands before them
-  EnqueueIn(shard, line_memo_.key(), name, spec, Counters{}, run_at, front, check);
+  EnqueueIn(shard, line_memo_.key(), name, spec, Counters{}, run_at, front, check, std::move(at_hand));
 }
 
 void Dispatcher::OnTaken(const Op& op, QueueReply& reply) {

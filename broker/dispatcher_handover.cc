@@ -26,7 +26,8 @@ void Dispatcher::On(event::YieldShard& e) {
 }
 
 void Dispatcher::ReleaseYielded() {
-  for (auto& [id, shard] : shards_) {
+  for (auto* const touched : std::vector(shards_.Touched())) {
+    Shard& shard = touched->second;
     if (!shard.yield_by) continue;
     const auto of_it = [&](const auto& item) { return item.hold == shard.hold; };
     const bool busy = std::ranges::any_of(ops_, of_it) || !shard.checks.empty() || !shard.enqueue.empty() ||

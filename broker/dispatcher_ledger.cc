@@ -131,7 +131,9 @@ void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates
     } else if (job.options.durability == Durability::kRedis) {
       continue;  // its spec came with an attempt: see dispatcher_durability.cc
     } else if (Shard* shard = current(job.org)) {
-      Enqueue(*shard, job, Counters{}, job.run_at, false);
+      const std::optional<WallTime> run_at = job.run_at;
+      const auto at_hand = AtHand(*shard, job, run_at);
+      Enqueue(*shard, at_hand ? *at_hand : job, Counters{}, run_at, false, at_hand);
     }
   }
   for (RunSpec& run : e.batch.runs) {

@@ -231,11 +231,9 @@ void Dispatcher::On(event::QueueReplies& e) {
     MILLRACE_CHECK(!ops_.empty() && ops_.front().id == id, "queue reply {} is out of order", id.value());
     Op op = std::move(ops_.front());
     ops_.pop_front();
-    for (const auto& [worker, n] : op.split) {
-      const auto it = workers_.find(worker);
-      // A worker that was lost and came back meanwhile has made fewer promises than this one.
-      if (it != workers_.end()) it->second.reserved -= std::min(it->second.reserved, n);
-    }
+    for (const auto& [worker, n] : op.split) Release(worker, n);
+    for (const dispatch::Pass& pass : op.passes)
+      for (const auto& [worker, n] : pass.plan.split) Release(worker, n);
     if (!op.submits.empty()) AnswerKept(op, result ? nullptr : &result.error());
     if (!result) {
       QueueFailed(op, result.error());
@@ -245,7 +243,9 @@ void Dispatcher::On(event::QueueReplies& e) {
     if (shard == nullptr) continue;
     switch (op.kind) {
       case Op::Kind::kTake: OnTaken(op, *result); break;
-      case Op::Kind::kPlain: break;
+      case Op::Kind::kPlain:
+        for (dispatch::Pass& pass : op.passes) OnPassed(op, pass);
+        break;
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;
       case Op::Kind::kPromote: OnPromoted(op, *result); break;
@@ -253,6 +253,12 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kRemove: OnRemoved(op, *result); break;
     }
   }
+}
+
+// A worker that was lost and came back meanwhile has made fewer promises than this one.
+void Dispatcher::Release(WorkerId worker, std::uint32_t promised) {
+  const auto it = workers_.find(worker);
+  if (it != workers_.end()) it->second.reserved -= std::min(it->second.reserved, promised);
 }
 
 void Dispatcher::QueueFailed(const Op& op, const Error& error) {
@@ -289,51 +295,33 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   for (auto& [id, line, body, run_at, expires_at] : reply.claimed) {
     const bool suspect = suspects > 0;
     if (suspect) --suspects;
-    const auto left = [&](std::optional<std::size_t> bytes) { shard->budgets.Claimed(op.key.org, op.key.queue, bytes); };
+    const auto left = [&] { shard->budgets.Claimed(op.key.org, op.key.queue, std::nullopt); };
     // The queue had it twice, or it ended meanwhile.
     if (Leased(*shard, id) || Left(*shard, id)) {
-      left(std::nullopt);
+      left();
       continue;
     }
-    std::shared_ptr<const JobSpec> spec;
-    Counters counters;
+    dispatch::Claimed job;
     if (body.empty()) {
-      RunCoordinator::Job* job = shard->runs.Find(id);
-      if (job == nullptr || IsTerminal(job->state) || job->state == JobState::kCancelling) {
-        left(std::nullopt);
+      const RunCoordinator::Job* of_run = shard->runs.Find(id);
+      if (of_run == nullptr || IsTerminal(of_run->state) || of_run->state == JobState::kCancelling) {
+        left();
         shard->finish.push_back(id);
         continue;
       }
-      spec = job->spec;
-      counters = job->counters;
+      job = {.spec = of_run->spec, .counters = of_run->counters};
     } else {
       auto entry = DecodeEntry(body, id, op.key);
       if (!entry) {
         TakeAnew(*shard, entry.error().message);
         return;
       }
-      if (kept && shard->wanted.contains(id) && HandOver(*shard, *entry)) {
-        left(entry->spec.payload.size());
-        continue;
-      }
-      if (kept && (suspect || entry->check)) {
-        left(entry->spec.payload.size());
-        doubtful.claimed.push_back(std::move(*entry));
-        continue;
-      }
-      spec = std::make_shared<const JobSpec>(std::move(entry->spec));
-      counters = entry->counters;
+      job = {
+          .spec = std::make_shared<const JobSpec>(std::move(entry->spec)), .counters = entry->counters, .check = entry->check};
     }
-    left(spec->payload.size());
-    if (Deliver(*shard, op, std::move(spec), counters, kept, false)) ++started;
+    if (StartClaimed(*shard, op, std::move(job), suspect, doubtful)) ++started;
   }
-  lines_.GiveBack(op.key, op.total - started - doubtful.claimed.size(), now_);
-  plan_needed_ = true;
-  if (!doubtful.claimed.empty()) {
-    doubtful.key = std::move(op.key);
-    doubtful.split = std::move(op.split);
-    Ask(*shard, std::move(doubtful));
-  }
+  ClaimOver(*shard, op, started, std::move(doubtful));
 }
 
 void Dispatcher::OnPromoted(const Op& op, QueueReply& reply) {

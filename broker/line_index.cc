@@ -516,6 +516,11 @@ std::uint64_t LineIndex::Ready(ShardId shard) const {
   return it == ready_.end() ? 0 : it->second;
 }
 
+std::uint64_t LineIndex::Ready(ShardId shard, const std::string& line) const {
+  const auto it = lines_.find(std::pair{shard, line});
+  return it == lines_.end() ? 0 : it->second->ready;
+}
+
 std::map<std::string, LineIndex::Counts> LineIndex::CountsOf(OrgId org) const {
   std::map<std::string, Counts> all;
   for (auto it = queues_.lower_bound(std::pair{org, std::string()}); it != queues_.end() && it->first.first == org; ++it)

@@ -113,6 +113,7 @@ class LineIndex {
   bool Empty() const { return total_ready_ == 0; }
   bool NothingEligible() const { return linked_nodes_ == 0; }
   std::uint64_t Ready(ShardId shard) const;
+  std::uint64_t Ready(ShardId shard, const std::string& line) const;
   struct Counts {
     std::uint64_t ready = 0;
     std::uint64_t running = 0;  // and promised to claims

@@ -30,7 +30,7 @@ class Mailbox {
   // Everything there is; waits for something, `Close`, or the timeout.
   std::vector<T> TakeAll(Micros timeout) {
     std::unique_lock lock(mutex_);
-    filled_.wait_for(lock, timeout, [this] { return closed_ || !items_.empty(); });
+    if (timeout > Micros{0}) filled_.wait_for(lock, timeout, [this] { return closed_ || !items_.empty(); });
     std::vector<T> taken = std::exchange(items_, {});
     lock.unlock();
     room_.notify_all();

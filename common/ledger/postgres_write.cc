@@ -10,6 +10,20 @@
 namespace millrace::ledger {
 namespace {
 
+// How each transaction begins. The checks are those of the functions begin_write and assert_holds, which cost several times as
+// much to enter and are called only to say what is wrong. The lock comes in a statement before: what it waited for must be
+// seen.
+constexpr std::string_view kLockWriter =
+    "select pg_advisory_xact_lock(writer_lock($1)), set_config('plan_cache_mode', 'force_generic_plan', true), "
+    "set_config('enable_seqscan', 'off', true)";
+constexpr std::string_view kCheckWriter =
+    "select case when exists (select 1 from ledger_writer l where l.writer = $1 and l.session = $2) then '' "
+    "else begin_write($1, $2)::text end";
+constexpr std::string_view kCheckHolds =
+    "select case when o.owner is not distinct from $3 and o.epoch is not distinct from h.epoch then '' "
+    "else assert_holds($1, $2, $3)::text end from unnest($1, $2) as h(shard, epoch) left join lateral "
+    "(select * from shard_owner s where s.shard = h.shard for share) o on true";
+
 // By ids of one shard: one probe of the index per id, in every plan. With `= any` a plan that was made while the table was
 // small reads all of the shard, each time.
 constexpr std::string_view kDeleteLiveJobs =
@@ -28,19 +42,28 @@ constexpr std::string_view kDeleteOutboxDone =
 // Where items are noted. They are new, as the run or job of the same transaction is: a key that exists is that row's, and stops
 // the transaction there.
 struct ItemTable {
-  std::string_view one_org, many_orgs;
+  std::string_view one, one_org, many_orgs;
 };
-constexpr ItemTable kLiveRun{"insert into live_run (run, org, shard) select u, $2, $3 from unnest($1) u",
+constexpr ItemTable kLiveRun{"insert into live_run (run, org, shard) values ($1, $2, $3)",
+                             "insert into live_run (run, org, shard) select u, $2, $3 from unnest($1) u",
                              "insert into live_run (run, org, shard) select * from unnest($1, $2, $3)"};
-constexpr ItemTable kLiveJob{"insert into live_job (job, org, shard) select u, $2, $3 from unnest($1) u",
+constexpr ItemTable kLiveJob{"insert into live_job (job, org, shard) values ($1, $2, $3)",
+                             "insert into live_job (job, org, shard) select u, $2, $3 from unnest($1) u",
                              "insert into live_job (job, org, shard) select * from unnest($1, $2, $3)"};
-constexpr ItemTable kOutboxRun{"insert into outbox (item, org, shard, is_run) select u, $2, $3, 1 from unnest($1) u",
+constexpr ItemTable kOutboxRun{"insert into outbox (item, org, shard, is_run) values ($1, $2, $3, 1)",
+                               "insert into outbox (item, org, shard, is_run) select u, $2, $3, 1 from unnest($1) u",
                                "insert into outbox (item, org, shard, is_run) select *, 1 from unnest($1, $2, $3)"};
-constexpr ItemTable kOutboxJob{"insert into outbox (item, org, shard, is_run) select u, $2, $3, 0 from unnest($1) u",
+constexpr ItemTable kOutboxJob{"insert into outbox (item, org, shard, is_run) values ($1, $2, $3, 0)",
+                               "insert into outbox (item, org, shard, is_run) select u, $2, $3, 0 from unnest($1) u",
                                "insert into outbox (item, org, shard, is_run) select *, 0 from unnest($1, $2, $3)"};
 
 void AddItems(const ItemTable& table, const std::vector<Item>& items, std::vector<PgStatement>& all) {
   if (items.empty()) return;
+  if (items.size() == 1) {
+    const Item& item = items.front();
+    all.push_back({table.one, PgParams().Id(item.id).Int(item.org.value()).Int(item.shard.value())});
+    return;
+  }
   std::vector<Uuid> ids;
   std::vector<std::int64_t> orgs, shards;
   for (const Item& item : items) {
@@ -124,14 +147,15 @@ std::string PostgresStore::Sound(Table table, std::string_view alias) const {
 std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const AuditRecord* record) {
   std::vector<PgStatement> all;
   all.push_back({"begin", {}});
-  all.push_back({"select begin_write($1, $2)", PgParams().Id(options_.writer.uuid).Int(*session_)});
+  all.push_back({kLockWriter, PgParams().Id(options_.writer.uuid)});
+  all.push_back({kCheckWriter, PgParams().Id(options_.writer.uuid).Int(*session_)});
   std::vector<std::int64_t> shards, epochs;
   for (const ShardHold& hold : set.holds) {
     shards.push_back(hold.shard.value());
     epochs.push_back(hold.epoch.value());
   }
   if (set.owner && !MILLRACE_MUTANT("mutant.no_epoch"))
-    all.push_back({"select assert_holds($1, $2, $3)", PgParams().IntArray(shards).IntArray(epochs).Id(set.owner->uuid)});
+    all.push_back({kCheckHolds, PgParams().IntArray(shards).IntArray(epochs).Id(set.owner->uuid)});
   for (const Table table : kTables) {
     const auto& rows = set.tables[static_cast<std::size_t>(table)];
     if (!rows.index.empty()) all.push_back(inserter_.Insert(table, rows, *record));
@@ -149,7 +173,7 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
   if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
-  if (!set.others.empty()) {  // begin_write's choices are for the statements above
+  if (!set.others.empty()) {  // kLockWriter's choices are for the statements above
     all.push_back({"set local plan_cache_mode to default", {}});
     all.push_back({"set local enable_seqscan to default", {}});
   }

@@ -28,6 +28,7 @@ struct Report {
   std::uint64_t steps = 0;
   std::size_t jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, expired = 0, overdue = 0, conflicts = 0;
   std::size_t adopted = 0, handed_over = 0;    // attempts that went on under a new owner; shards that were given away
+  std::size_t passed = 0;                      // entries that went straight into flight
   std::size_t granted_under_limits = 0;        // grants that were checked against limits
   std::size_t kept_cancelled = 0, fences = 0;  // jobs of durability redis that a cancel found waiting; fence-only grants
   std::size_t kept = 0, kept_lost = 0;         // jobs of durability redis that were accepted; those lost with the queue's state

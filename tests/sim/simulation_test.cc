@@ -40,7 +40,7 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   const std::uint64_t first = FromEnv("MILLRACE_SIM_FIRST", 1), seeds = FromEnv("MILLRACE_SIM_SEEDS", kSeeds);
   std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, expired = 0, overdue = 0,
                 conflicts = 0, failed = 0, adopted = 0, handed_over = 0, kept = 0, kept_lost = 0, kept_cancelled = 0,
-                fences = 0;
+                fences = 0, passed = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -50,6 +50,7 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     takeovers += report.takeovers;
     adopted += report.adopted;
     handed_over += report.handed_over;
+    passed += report.passed;
     kept += report.kept;
     kept_lost += report.kept_lost;
     kept_cancelled += report.kept_cancelled;
@@ -67,9 +68,9 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
       "{} seeds: {} steps, {} jobs, {} runs, {} attempts lost, {} takeovers, {} of them handed over, {} attempts adopted, {} "
       "cancelled, {} grants under limits, {} expired, {} past their deadline, {} unique keys held; {} jobs of durability "
       "redis, {} "
-      "lost with the queue's state, {} cancelled while they waited; {} fences\n",
+      "lost with the queue's state, {} cancelled while they waited; {} fences; {} went straight into flight\n",
       seeds, steps, jobs, runs, lost, takeovers, handed_over, adopted, cancelled, limited, expired, overdue, conflicts, kept,
-      kept_lost, kept_cancelled, fences);
+      kept_lost, kept_cancelled, fences, passed);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
@@ -81,6 +82,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     EXPECT_GT(cancelled, seeds / 4);
     EXPECT_GT(kept_cancelled, seeds / 50);
     EXPECT_GT(fences, seeds / 4);
+    EXPECT_GT(passed, seeds);
+    EXPECT_LT(passed, jobs) << "others must have waited in their lines";
     EXPECT_GT(limited, seeds);
     EXPECT_GT(expired, seeds / 10);
     EXPECT_GT(overdue, seeds / 10);

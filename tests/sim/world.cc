@@ -176,7 +176,8 @@ void World::Issue(std::size_t i, command::Execute& command) {
   if (auto* requeue = std::get_if<queue_op::Requeue>(&command.op); requeue && mutant_ == Mutant::kForgetRequeue)
     requeue->entries.clear();
   if (auto* enqueue = std::get_if<queue_op::Enqueue>(&command.op); enqueue && mutant_ == Mutant::kEnqueueTwice) {
-    const auto copy = enqueue->entries;
+    auto copy = enqueue->entries;
+    copy.insert(copy.end(), enqueue->passed.begin(), enqueue->passed.end());
     enqueue->entries.insert(enqueue->entries.end(), copy.begin(), copy.end());
   }
   n.to_queue.push_back(std::move(command));
@@ -205,8 +206,11 @@ void World::QueueStep(std::size_t i, Node& n) {
 }
 
 void World::NoteKept(const QueueOp& op) {
-  if (const auto* enqueue = std::get_if<queue_op::Enqueue>(&op))
-    for (const QueueEntry& entry : enqueue->entries)
+  const auto* enqueue = std::get_if<queue_op::Enqueue>(&op);
+  if (enqueue == nullptr) return;
+  report_.passed += enqueue->passed.size();
+  for (const auto* entries : {&enqueue->entries, &enqueue->passed})
+    for (const QueueEntry& entry : *entries)
       if (IsKeptLine(entry.line)) kept_[entry.id].applied = Now();
 }
 

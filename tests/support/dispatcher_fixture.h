@@ -45,6 +45,7 @@ class DispatcherTest : public ::testing::Test {
       if (auto* ledger = std::get_if<LedgerCommand>(&command)) pump_.Post(std::move(*ledger));
       if (auto* execute = std::get_if<command::Execute>(&command)) {
         ++queue_ops_;
+        executed_.push_back(execute->op);
         replies.replies.emplace_back(execute->id, std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
       }
       if (auto* send = std::get_if<command::SendWorker>(&command)) Sort(send->peer, send->message);
@@ -160,6 +161,7 @@ class DispatcherTest : public ::testing::Test {
   std::vector<wire::Hello::Held> adopts_;
   std::vector<wire::Message> client_;
   std::size_t queue_ops_ = 0;
+  std::vector<QueueOp> executed_;
   bool hold_replies_ = false;  // the queue answers, but the answers are under way
   event::QueueReplies held_;
   bool known_ = true;

@@ -21,7 +21,7 @@ TEST_F(DispatcherTest, AJobGoesFromSubmitToOutcome) {
   ASSERT_NE(Last<wire::SubmitReply>(), nullptr);
   EXPECT_FALSE(Last<wire::SubmitReply>()->accepted.at(0).duplicate);
   ASSERT_EQ(grants_.size(), 1U);
-  EXPECT_EQ(queue_ops_ - before, 2U) << "one enqueue and one claim, nothing else";
+  EXPECT_EQ(queue_ops_ - before, 1U) << "straight into flight, nothing else";
   EXPECT_EQ(grants_[0].second.delivery, 1U);
   End(0, AttemptEnd::kSucceeded);
   EXPECT_EQ(Outcome(job), JobState::kSucceeded);
