@@ -30,14 +30,14 @@ constexpr std::string_view kDeleteOutboxDone =
 struct ItemTable {
   std::string_view one_org, many_orgs;
 };
-constexpr ItemTable kLiveRun{"insert into live_run (run, org, shard) select u, $2, $3 from unnest($1) u",
-                             "insert into live_run (run, org, shard) select * from unnest($1, $2, $3)"};
-constexpr ItemTable kLiveJob{"insert into live_job (job, org, shard) select u, $2, $3 from unnest($1) u",
-                             "insert into live_job (job, org, shard) select * from unnest($1, $2, $3)"};
-constexpr ItemTable kOutboxRun{"insert into outbox (item, org, shard, is_run) select u, $2, $3, 1 from unnest($1) u",
-                               "insert into outbox (item, org, shard, is_run) select *, 1 from unnest($1, $2, $3)"};
-constexpr ItemTable kOutboxJob{"insert into outbox (item, org, shard, is_run) select u, $2, $3, 0 from unnest($1) u",
-                               "insert into outbox (item, org, shard, is_run) select *, 0 from unnest($1, $2, $3)"};
+constexpr ItemTable kLiveRun{"insert into live_run (run, org, shard) select unnest($1), $2, $3",
+                             "insert into live_run (run, org, shard) select unnest($1), unnest($2), unnest($3)"};
+constexpr ItemTable kLiveJob{"insert into live_job (job, org, shard) select unnest($1), $2, $3",
+                             "insert into live_job (job, org, shard) select unnest($1), unnest($2), unnest($3)"};
+constexpr ItemTable kOutboxRun{"insert into outbox (item, org, shard, is_run) select unnest($1), $2, $3, 1",
+                               "insert into outbox (item, org, shard, is_run) select unnest($1), unnest($2), unnest($3), 1"};
+constexpr ItemTable kOutboxJob{"insert into outbox (item, org, shard, is_run) select unnest($1), $2, $3, 0",
+                               "insert into outbox (item, org, shard, is_run) select unnest($1), unnest($2), unnest($3), 0"};
 
 void AddItems(const ItemTable& table, const std::vector<Item>& items, std::vector<PgStatement>& all) {
   if (items.empty()) return;

@@ -1,4 +1,5 @@
 #include <filesystem>
+#include <limits>
 #include <system_error>
 
 #include "common/base/check.h"
@@ -95,6 +96,8 @@ class SqliteStore final : public SqlStore {
     return transaction.Commit();
   }
 
+  Result<void> Scan(std::string_view table, const std::string& what,
+                    const std::function<Result<void>(std::span<const Value>)>& visit, MonoTime deadline) override;
   Result<WallTime> Now(MonoTime) override { return options_.clock->WallNow(); }
   Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) override;
   Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) override;
@@ -187,6 +190,42 @@ Result<Rows> SqliteStore::RunStatement(std::string_view sql, const Params& param
   rows.memory = std::move(memory);
   rows.changed = static_cast<std::size_t>(database_.Changes());
   return rows;
+}
+
+// Pages of rows by their number: a read that lasts keeps the log from being taken over into the file.
+Result<void> SqliteStore::Scan(std::string_view table, const std::string& what,
+                               const std::function<Result<void>(std::span<const Value>)>& visit, MonoTime deadline) {
+  constexpr int kPageRows = 5000;
+  database_.SetDeadline(deadline);
+  const std::string from = " from " + std::string(table) + " t";
+  auto statement = database_.Prepare("select t.rowid, " + what + from + " where t.rowid >= ?1 order by t.rowid limit " +
+                                     std::to_string(kPageRows));
+  const bool pages = statement.has_value();
+  if (!pages) statement = database_.Prepare("select 0, " + what + from);  // somebody made the table without numbers
+  if (!statement) return std::unexpected(std::move(statement.error()));
+  std::vector<Value> row(static_cast<std::size_t>(statement->ColumnCount()) - 1);
+  Arena memory;
+  std::int64_t next = std::numeric_limits<std::int64_t>::min();
+  for (int met = kPageRows; met == kPageRows;) {
+    if (pages) statement->Bind(1, next);
+    for (met = 0;; ++met) {
+      MILLRACE_TRY_ASSIGN(const bool more, statement->Step());
+      if (!more) break;
+      memory.clear();
+      for (std::size_t c = 0; c < row.size(); ++c) {
+        const int at = static_cast<int>(c) + 1;
+        row[c] = {};
+        if (!statement->IsNull(at)) row[c] = {false, statement->Int64(at), memory.emplace_back(statement->View(at))};
+      }
+      MILLRACE_TRY(visit(row));
+      const std::int64_t number = statement->Int64(0);
+      if (pages && number == std::numeric_limits<std::int64_t>::max()) return {};
+      next = number + 1;
+    }
+    if (!pages) break;
+    statement->Reset();
+  }
+  return {};
 }
 
 Result<void> SqliteStore::Migrate(std::uint16_t shard_count, MonoTime deadline) {

@@ -65,6 +65,13 @@ class FakeAuditStore final : public AuditSource {
     std::ranges::sort(out, {}, &AuditedRow::index);
     return out;
   }
+  Result<void> VisitRows(const LeafVisitor& visit, MonoTime) override {
+    for (const Row& r : rows) {
+      const AuditedLeaf leaf{r.writer, r.seq, r.index, r.Leaf()};
+      MILLRACE_TRY(visit("job", std::span{&leaf, 1}));
+    }
+    return {};
+  }
   Result<AuditTotals> Totals(MonoTime) override {
     AuditTotals totals{*AuditHeads({}), records.size(), {{"job", rows.size()}}, std::nullopt};
     for (const AuditRecord& r : records)
