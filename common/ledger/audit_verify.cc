@@ -110,15 +110,15 @@ class Verifier {
     std::vector<AuditHead>& heads = totals.heads;
     std::ranges::sort(heads, {}, &AuditHead::writer);
     std::set<AuditWriterId> seen;
-    Finding bad;
-    for (std::size_t i = 0; i < heads.size() && !bad; ++i) {
+    Finding of_chain;
+    for (std::size_t i = 0; i < heads.size() && !of_chain; ++i) {
       if (!seen.insert(heads[i].writer).second) continue;
       ++report_.writers;
-      MILLRACE_TRY_ASSIGN(bad, WalkChain(heads[i]));
+      MILLRACE_TRY_ASSIGN(of_chain, WalkChain(heads[i]));
     }
     MILLRACE_TRY_ASSIGN(Finding rows, CheckRows());  // of records before the one that is bad
     if (rows) return rows;
-    if (bad) return bad;
+    if (of_chain) return of_chain;
     if (checkpoints_ != nullptr)
       for (const auto& [writer, last] : checkpoints_->last_seq)
         if (!seen.contains(writer)) cut_.emplace_back(writer, 0);

@@ -56,7 +56,7 @@ struct AuditVerifyOptions {
   std::uint32_t batch_records = 200;         // read at once; memory is bounded by it and by
   std::size_t records_per_scan = 8'000'000;  // those whose rows are looked for in one reading of all rows: 16 bytes each
   MonoTime deadline = MonoTime::max();
-  std::optional<PublicKey> key;  // of those who may prune: what is gone must be signed for with it. Empty: not looked at
+  std::optional<PublicKey> key{};  // of those who may prune: what is gone must be signed for with it. Empty: not looked at
   // How far the clocks of the hosts that write may be apart, and how long a commit may take: a record that is older by more
   // than a checkpoint that should hold it is a finding.
   Millis late_grace = kAuditLateGrace;

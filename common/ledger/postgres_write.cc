@@ -15,6 +15,12 @@ namespace {
 constexpr std::string_view kDeleteLiveJobs =
     "delete from live_job where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
     "(select x.ctid from live_job x where x.shard = $1 and x.job = u.id limit 1) l))";
+// The same of many: when none of their range is live (jobs of `durability: redis` never are) that is found with one probe.
+constexpr std::string_view kDeleteManyLiveJobs =
+    "delete from live_job where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
+    "(select x.ctid from live_job x where x.shard = $1 and x.job = u.id limit 1) l "
+    "where (select exists (select 1 from live_job o where o.shard = $1 and o.job between $3 and $4))))";
+constexpr std::size_t kManyJobs = 32;
 // Of most shards the outbox is empty: that is asked once, not for each item.
 constexpr std::string_view kDeleteOutbox =
     "delete from outbox where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
@@ -145,7 +151,13 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
   for (const auto& [shard, ids] : ByShard(set.ended_jobs)) {
-    all.push_back({kDeleteLiveJobs, PgParams().Int(shard.value()).IdArray(ids)});
+    PgParams ended = std::move(PgParams().Int(shard.value()).IdArray(ids));
+    if (ids.size() < kManyJobs) {
+      all.push_back({kDeleteLiveJobs, std::move(ended)});
+    } else {
+      const auto [first, last] = std::ranges::minmax(ids);
+      all.push_back({kDeleteManyLiveJobs, std::move(ended.Id(first).Id(last))});
+    }
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
   if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});

@@ -150,7 +150,8 @@ class SqliteStore final : public SqlStore {
   Result<void> InsertRecord(const AuditRecord& record);
   Result<void> Bookkeeping(const WriteSet& set);
   Result<void> InsertItems(std::string_view sql, const std::vector<Item>& items);
-  Result<void> DeleteOutbox(const Item& item);
+  Result<void> DeleteItems(std::string_view sql, const std::vector<Item>& items);
+  Result<void> DeleteOutbox(const std::vector<Item>& items);
 
   LedgerOptions options_;
   sqlite::Database database_;
@@ -298,14 +299,27 @@ Result<void> SqliteStore::InsertRecord(const AuditRecord& r) {
 }
 
 Result<void> SqliteStore::InsertItems(std::string_view sql, const std::vector<Item>& items) {
+  if (items.empty()) return {};
+  MILLRACE_TRY_ASSIGN(sqlite::Statement insert, database_.Prepare(sql));
   for (const Item& item : items)
-    MILLRACE_TRY(database_.Run(sql, sqlite::Blob{item.id.AsBytes()}, item.org.value(), item.shard.value()));
+    MILLRACE_TRY(insert.BindAll(sqlite::Blob{item.id.AsBytes()}, item.org.value(), item.shard.value()).Run());
   return {};
 }
 
-Result<void> SqliteStore::DeleteOutbox(const Item& item) {
-  return database_.Run("delete from outbox where shard = ?1 and item = ?2", item.shard.value(),
-                       sqlite::Blob{item.id.AsBytes()});
+// ?1 is the shard, ?2 the item.
+Result<void> SqliteStore::DeleteItems(std::string_view sql, const std::vector<Item>& items) {
+  if (items.empty()) return {};
+  MILLRACE_TRY_ASSIGN(sqlite::Statement statement, database_.Prepare(sql));
+  for (const Item& item : items) MILLRACE_TRY(statement.BindAll(item.shard.value(), sqlite::Blob{item.id.AsBytes()}).Run());
+  return {};
+}
+
+// Nearly always the outbox is empty: that is asked once.
+Result<void> SqliteStore::DeleteOutbox(const std::vector<Item>& items) {
+  if (items.empty()) return {};
+  MILLRACE_TRY_ASSIGN(const std::int64_t any, database_.QueryInt64("select exists (select 1 from outbox)"));
+  if (any == 0) return {};
+  return DeleteItems("delete from outbox where shard = ?1 and item = ?2", items);
 }
 
 Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
@@ -315,15 +329,10 @@ Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
                            set.outbox_runs));
   MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 0) on conflict do nothing",
                            set.outbox_jobs));
-  for (const Item& item : set.ended_runs) {
-    MILLRACE_TRY(database_.Run("delete from live_run where run = ?1", sqlite::Blob{item.id.AsBytes()}));
-    MILLRACE_TRY(DeleteOutbox(item));
-  }
-  for (const Item& item : set.ended_jobs) {
-    MILLRACE_TRY(database_.Run("delete from live_job where shard = ?1 and job = ?2", item.shard.value(),
-                               sqlite::Blob{item.id.AsBytes()}));
-    MILLRACE_TRY(DeleteOutbox(item));
-  }
+  MILLRACE_TRY(DeleteItems("delete from live_run where run = ?2", set.ended_runs));
+  MILLRACE_TRY(DeleteItems("delete from live_job where shard = ?1 and job = ?2", set.ended_jobs));
+  MILLRACE_TRY(DeleteOutbox(set.ended_runs));
+  MILLRACE_TRY(DeleteOutbox(set.ended_jobs));
   for (const ShardHold& hold : set.holds)
     for (const Uuid& id : set.outbox_done)
       MILLRACE_TRY(database_.Run(
