@@ -102,6 +102,7 @@ Result<Digest> DigestFromHex(std::string_view hex) {
 }
 
 CanonicalRow::CanonicalRow(std::string_view table) {
+  bytes_.reserve(512);  // most rows, at once
   bytes_ += kTagTable;
   AppendText(bytes_, table);
 }

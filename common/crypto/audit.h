@@ -78,6 +78,14 @@ struct AuditedRow {
   Digest leaf{};            // recomputed from its columns; kNoDigest: a cell has a type or shape that is never written
 };
 
+// The same as far as it is compared.
+struct AuditedLeaf {
+  AuditWriterId writer;
+  std::uint64_t seq = 0;
+  std::uint32_t index = 0;
+  Digest leaf{};
+};
+
 // What retention took away from a chain; the newest one of a chain counts, and says all of it. Signed with the key of the
 // checkpoints, so that somebody who can only write to the database cannot explain a missing row with one of his own.
 struct PrunedChain {

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/base/clock.h"
@@ -31,8 +34,13 @@ class AuditSource {
   // Records with seq > after_seq in (writer, seq) order, at most `limit`.
   virtual Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
                                                         std::uint32_t limit, MonoTime deadline) = 0;
-  // Every audited row of a record as the store holds it now, in index order.
+  // Every audited row of a record as the store holds it now, in index order. For one record: it may read all tables.
   virtual Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) = 0;
+  // Every audited row that was there when the call began, in any order, in parts of bounded size; rows that are written
+  // meanwhile may be among them. A row that the store moves meanwhile (a table is rewritten) may come twice or not at all.
+  // `visit` must not call the source; its error ends the visit.
+  using LeafVisitor = std::function<Result<void>(std::string_view table, std::span<const AuditedLeaf> rows)>;
+  virtual Result<void> VisitRows(const LeafVisitor& visit, MonoTime deadline) = 0;
   // The newest of every chain from which something was pruned, and, for one chain, which rows of the records that are left, by
   // seq. A source that prunes nothing has none.
   virtual Result<std::vector<PrunedChain>> PrunedChains(MonoTime) { return std::vector<PrunedChain>{}; }

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -146,6 +147,10 @@ class PgConnection {
   Result<PgResult> Query(std::string_view sql, MonoTime deadline) { return Query(sql, PgParams{}, deadline); }
   // One statement with parameters, not kept: for texts with generated names in them.
   Result<PgResult> QueryOnce(std::string_view sql, const PgParams& params, MonoTime deadline);
+  // The same for one that reads: `visit` gets the answer row by row, as results of one row, so that its size does not matter.
+  // An error of `visit` is returned when the rest has been read past. `visit` must not use the connection.
+  Result<void> Stream(const std::string& sql, const PgParams& params, const std::function<Result<void>(PgResult)>& visit,
+                      MonoTime deadline);
   // One or many statements without parameters and results ("begin", "commit", DDL). Many in one text are one transaction.
   Result<void> Exec(std::string_view sql, MonoTime deadline);
 

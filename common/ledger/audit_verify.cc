@@ -4,6 +4,8 @@
 #include <map>
 #include <set>
 
+#include "common/crypto/leaf_sums.h"
+
 namespace millrace {
 namespace {
 
@@ -60,6 +62,10 @@ Finding CompareRows(const AuditRecord& record, const std::vector<AuditedRow>& ro
     const auto row = by_index.find(i);
     if (row == by_index.end() && pruned != nullptr && pruned->Has(i)) continue;
     if (row == by_index.end()) return MissingRow(record, i);
+    if (pruned != nullptr && pruned->Has(i))
+      return OfRow(TamperKind::kInsert, *row->second,
+                   fmt::format("{} {} of {} is there, although it is listed as pruned", row->second->table, row->second->key,
+                               Place(record.writer, record.seq)));
     if (row->second->leaf != record.leaves[i]) different.push_back(i);
   }
   if (different.empty()) return std::nullopt;
@@ -104,12 +110,15 @@ class Verifier {
     std::vector<AuditHead>& heads = totals.heads;
     std::ranges::sort(heads, {}, &AuditHead::writer);
     std::set<AuditWriterId> seen;
-    for (const AuditHead& head : heads) {
-      if (!seen.insert(head.writer).second) continue;
+    Finding of_chain;
+    for (std::size_t i = 0; i < heads.size() && !of_chain; ++i) {
+      if (!seen.insert(heads[i].writer).second) continue;
       ++report_.writers;
-      MILLRACE_TRY_ASSIGN(Finding bad, WalkChain(head));
-      if (bad) return bad;
+      MILLRACE_TRY_ASSIGN(of_chain, WalkChain(heads[i]));
     }
+    MILLRACE_TRY_ASSIGN(Finding rows, CheckRows());  // of records before the one that is bad
+    if (rows) return rows;
+    if (of_chain) return of_chain;
     if (checkpoints_ != nullptr)
       for (const auto& [writer, last] : checkpoints_->last_seq)
         if (!seen.contains(writer)) cut_.emplace_back(writer, 0);
@@ -242,16 +251,70 @@ class Verifier {
     newest_ = std::max(newest_, record.at);
     if (Finding bad = CheckLink(chain, record, next)) return bad;
     const Digest hash = record.Hash();
-    MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> rows, source_.AuditedRows(record.writer, record.seq, options_.deadline));
-    report_.rows += rows.size();
-    for (const AuditedRow& row : rows) ++rows_[row.table];
-    if (Finding bad = CheckPin(record, hash, rows)) return bad;
+    MILLRACE_TRY_ASSIGN(Finding other, CheckPin(record, hash));
+    if (other) return other;
     const auto pruned = leaves_.find(record.seq);
-    if (Finding bad = CompareRows(record, rows, pruned == leaves_.end() ? nullptr : &pruned->second)) return bad;
+    sums_.Expect(record, pruned == leaves_.end() ? nullptr : &pruned->second);
+    if (sums_.records() >= options_.records_per_scan) {
+      MILLRACE_TRY_ASSIGN(Finding bad, CheckRows());
+      if (bad) return bad;
+    }
     if (Finding bad = CheckTime(record)) return bad;
     chain.seq = record.seq;
     chain.hash = hash;
     return Finding{};
+  }
+
+  // Compares the rows of the records in sums_ with them. No index leads from a record to its rows, because writing it would
+  // cost more than all of verification: all rows are read once, and only of a record whose rows differ they are looked up.
+  Result<Finding> CheckRows() {
+    constexpr int kScansMax = 5;
+    for (int scan = 1; sums_.records() > 0; ++scan) {
+      std::map<std::string, std::uint64_t, std::less<>> met;
+      MILLRACE_TRY(source_.VisitRows(
+          [&](std::string_view table, std::span<const AuditedLeaf> rows) -> Result<void> {
+            const auto ours = std::ranges::count_if(rows, [&](const AuditedLeaf& row) { return sums_.Meet(row); });
+            met.try_emplace(std::string(table)).first->second += static_cast<std::uint64_t>(ours);
+            return {};
+          },
+          options_.deadline));
+      const auto different = sums_.FirstDifferent();
+      if (!different) {
+        for (const auto& [table, rows] : met) rows_[table] += rows, report_.rows += rows;
+        sums_.Clear();
+        break;
+      }
+      MILLRACE_TRY_ASSIGN(Finding bad, CheckRowsOf(different->first, different->second));
+      if (bad) return bad;
+      MILLRACE_TRY_ASSIGN(const bool pruned, PrunedSince());
+      if (pruned)  // VerifyAudit looks again
+        return Finding{OfRecord(TamperKind::kDelete, different->first, different->second,
+                                "rows were pruned while the ledger was verified")};
+      if (scan == kScansMax)
+        return Fail(ErrorCode::kUnavailable,
+                    "rows were moved each time the tables were read: verify when nothing rewrites them");
+      sums_.ForgetRows();
+    }
+    return Finding{};
+  }
+
+  Result<bool> PrunedSince() {
+    MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> now, source_.PrunedChains(options_.deadline));
+    return !std::ranges::all_of(now, [&](const PrunedChain& chain) {
+      const auto then = pruned_.find(chain.writer);
+      return then != pruned_.end() && then->second.number == chain.number;
+    });
+  }
+
+  Result<Finding> CheckRowsOf(AuditWriterId writer, std::uint64_t seq) {
+    MILLRACE_TRY_ASSIGN(const auto records, source_.AuditRecords(writer, seq - 1, 1, options_.deadline));
+    if (records.empty() || records.front().seq != seq)
+      return Finding{OfRecord(TamperKind::kRecordMissing, writer, seq,
+                              fmt::format("{} is gone: it was removed while the ledger was verified", Place(writer, seq)))};
+    MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> rows, source_.AuditedRows(writer, seq, options_.deadline));
+    MILLRACE_TRY_ASSIGN(const auto all, source_.PrunedLeavesOf(writer, options_.deadline));
+    const auto pruned = std::ranges::find(all, seq, &PrunedLeaves::seq);
+    return CompareRows(records.front(), rows, pruned == all.end() ? nullptr : &*pruned);
   }
 
   Finding CheckLink(const Chain& chain, const AuditRecord& record, const AuditRecord* next) const {
@@ -304,10 +367,10 @@ class Verifier {
                                 covered ? ", the one of " + ToRfc3339(cover->second) + " does" : ""));
   }
 
-  Finding CheckPin(const AuditRecord& record, const Digest& hash, const std::vector<AuditedRow>& rows) const {
-    if (checkpoints_ == nullptr) return std::nullopt;
+  Result<Finding> CheckPin(const AuditRecord& record, const Digest& hash) const {
+    if (checkpoints_ == nullptr) return Finding{};
     const auto found = checkpoints_->pins.find({record.writer, record.seq});
-    if (found == checkpoints_->pins.end() || found->second.hash == hash) return std::nullopt;
+    if (found == checkpoints_->pins.end() || found->second.hash == hash) return Finding{};
     const CheckpointSet::Pin& pin = found->second;
     const std::string place = Place(record.writer, record.seq);
     const std::string signed_at = ToRfc3339(pin.at);
@@ -329,6 +392,7 @@ class Verifier {
       return finding;
     }
     finding.index = index;
+    MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> rows, source_.AuditedRows(record.writer, record.seq, options_.deadline));
     for (const AuditedRow& row : rows)
       if (row.index == index) finding.table = row.table, finding.key = row.key;
     const std::string row = finding.table.empty() ? "(gone)" : finding.table + " " + finding.key;
@@ -392,6 +456,7 @@ class Verifier {
   WallTime newest_ = WallTime::min();
   std::map<AuditWriterId, PrunedChain> pruned_;
   std::map<std::uint64_t, PrunedLeaves> leaves_;  // of the chain that is walked, by seq
+  LeafSums sums_;                                 // of records that are as they were written, in the order of the walk
   bool unsigned_ = false;
   std::map<std::string, std::uint64_t> rows_;                 // met, by table
   std::vector<WallTime> times_;                               // of all checkpoints, in order

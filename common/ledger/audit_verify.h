@@ -53,17 +53,19 @@ struct AuditReport {
 inline constexpr Millis kAuditLateGrace{600'000};
 
 struct AuditVerifyOptions {
-  std::uint32_t batch_records = 200;  // read at once; memory is bounded by it
+  std::uint32_t batch_records = 200;         // read at once; memory is bounded by it and by
+  std::size_t records_per_scan = 8'000'000;  // those whose rows are looked for in one reading of all rows: 16 bytes each
   MonoTime deadline = MonoTime::max();
-  std::optional<PublicKey> key;  // of those who may prune: what is gone must be signed for with it. Empty: not looked at
+  std::optional<PublicKey> key{};  // of those who may prune: what is gone must be signed for with it. Empty: not looked at
   // How far the clocks of the hosts that write may be apart, and how long a commit may take: a record that is older by more
   // than a checkpoint that should hold it is a finding.
   Millis late_grace = kAuditLateGrace;
 };
 
-// Looks at what there was at one instant and reads it in batches and stops at the first finding. An Error means that the source
-// could not be read; tampering is a report with ok = false. Read the checkpoints *before* calling: a live ledger may then only
-// be ahead of them.
+// Looks at what there was at one instant, reads it in batches and stops at the first finding: in the order of writers, records
+// and rows in them. All rows are read once (more often when there are more records than records_per_scan). An Error means that
+// the source could not be read; tampering is a report with ok = false. Read the checkpoints *before* calling: a live ledger may
+// then only be ahead of them.
 Result<AuditReport> VerifyAudit(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options = {});
 
 }  // namespace millrace

@@ -309,6 +309,7 @@ class Ledger : public AuditSource {
                                                 std::uint32_t limit, MonoTime deadline) override = 0;
   // Every audited row of a record as the database holds it now, canonical (AuditLeaf), in index order.
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override = 0;
+  Result<void> VisitRows(const LeafVisitor& visit, MonoTime deadline) override = 0;
   Result<AuditTotals> Totals(MonoTime deadline) override = 0;
   // Audited rows that claim a record which does not exist (inserted behind Millrace's back), at most `limit`.
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override = 0;

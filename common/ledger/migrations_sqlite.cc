@@ -221,6 +221,22 @@ drop table outbox;
 alter table outbox_new rename to outbox;
 )sql";
 
+// The verifier reads all rows in the order of storage: nobody else asked for the rows of a record, and every row paid for it.
+constexpr std::string_view kVersion12 = R"sql(
+drop index if exists pipeline_version_audit;
+drop index if exists slot_audit;
+drop index if exists run_audit;
+drop index if exists run_outcome_audit;
+drop index if exists job_audit;
+drop index if exists attempt_audit;
+drop index if exists outcome_audit;
+drop index if exists cancel_audit;
+drop index if exists queue_setting_audit;
+drop index if exists backfill_audit;
+drop index if exists dead_action_audit;
+drop index if exists pruned_audit;
+)sql";
+
 // `template_sql` with a blob literal of all 256 bytes for each @.
 std::string WithAllBytes(std::string_view template_sql) {
   std::string all = "x'";
@@ -235,8 +251,8 @@ std::string WithAllBytes(std::string_view template_sql) {
 
 std::span<const std::string_view> SqliteMigrations() {
   static const std::string version7 = WithAllBytes(kVersion7);
-  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3, kVersion4,  kVersion5, kVersion6,
-                                         version7,  kVersion8, kVersion9, kVersion10, kVersion11};
+  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3, kVersion4,  kVersion5,  kVersion6,
+                                         version7,  kVersion8, kVersion9, kVersion10, kVersion11, kVersion12};
   return all;
 }
 

@@ -75,25 +75,22 @@ std::string_view TypeName(ColumnType type) {
   MILLRACE_CHECK(false, "column type {}", static_cast<int>(type));
 }
 
-// Parameters: the columns in order, then the index of the first row, writer, seq.
+// Parameters: the columns in order, then writer, seq, the index of the first row, and with arrays the one of the last.
+// Functions in the list of a select go forward together, an element each per row; in `from` each would be stored away first.
 std::string TextOf(Table table, std::uint32_t once) {
   const TableDef& def = DefOf(table);
-  std::string list, arrays, names;
-  for (std::size_t i = 0; i < def.columns.size(); ++i) {
-    const ColumnType type = def.columns[i].type;
-    if ((once >> i & 1U) != 0) {
-      list += fmt::format("${}::{}", i + 1, TypeName(type));
-    } else {
-      list += fmt::format("u.c{}", i);
-      arrays += fmt::format("{}${}", arrays.empty() ? "" : ", ", i + 1);
-      names += fmt::format("c{}, ", i);
-    }
-    list += type == ColumnType::kUuidList ? "::uuid[], " : ", ";
-  }
   const std::size_t n = def.columns.size();
-  if (arrays.empty()) return fmt::format("{}values ({}${}, ${}, ${})", InsertHead(table), list, n + 2, n + 3, n + 1);
-  return fmt::format("{}select {}${}, ${}, ${} - 1 + u.x from unnest({}) with ordinality as u({}x)", InsertHead(table), list,
-                     n + 2, n + 3, n + 1, arrays, names);
+  std::string list;
+  bool arrays = false;
+  for (std::size_t i = 0; i < n; ++i) {
+    const ColumnType type = def.columns[i].type;
+    const bool alike = (once >> i & 1U) != 0;
+    list += alike ? fmt::format("${}::{}", i + 1, TypeName(type)) : fmt::format("unnest(${})", i + 1);
+    list += type == ColumnType::kUuidList ? "::uuid[], " : ", ";
+    arrays |= !alike;
+  }
+  if (!arrays) return fmt::format("{}values ({}${}, ${}, ${})", InsertHead(table), list, n + 1, n + 2, n + 3);
+  return fmt::format("{}select {}${}, ${}, generate_series(${}, ${})", InsertHead(table), list, n + 1, n + 2, n + 3, n + 4);
 }
 
 bool Same(const Value& a, const Value& b) { return a.null == b.null && a.number == b.number && a.bytes == b.bytes; }
@@ -142,7 +139,8 @@ PgStatement RowInserter::Insert(Table table, const WriteSet::TableRows& rows, co
     for (std::size_t r = 0; r < count; ++r) AddElement(params, type, rows.cells[r * width + c]);
     params.EndArray();
   }
-  params.Int(rows.index.front()).Id(record.writer.uuid).Int(static_cast<std::int64_t>(record.seq));
+  params.Id(record.writer.uuid).Int(static_cast<std::int64_t>(record.seq)).Int(rows.index.front());
+  if (once != (1U << width) - 1) params.Int(rows.index.back());
   return {form->second, std::move(params)};
 }
 

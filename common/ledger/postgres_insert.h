@@ -11,8 +11,8 @@
 
 namespace millrace::ledger {
 
-// Columns whose value is the same in all rows of a batch travel once, the others as arrays through unnest: to the server each
-// array is a function scan with a store of its own, and most columns of most batches do not vary. One row needs no array.
+// Columns whose value is the same in all rows of a batch travel once, the others as arrays through unnest: most columns of most
+// batches do not vary. One row needs no array.
 //
 // The texts are few, so that they can stay prepared: a table has at most kFormsMax sets of columns that travel once. Not
 // thread-safe.

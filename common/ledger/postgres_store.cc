@@ -15,23 +15,25 @@ constexpr auto kReconnectPause = Millis{20};
 // takeover does not wait for it. Nothing here leaves a transaction idle for longer than a round trip.
 constexpr auto kIdleInTransaction = Millis{3000};
 
+void AppendRow(const PgResult& result, int r, std::vector<Value>& cells) {
+  for (int c = 0; c < result.columns(); ++c) {
+    switch (result.KindOf(r, c)) {
+      case PgResult::Kind::kNull: cells.push_back({}); break;
+      case PgResult::Kind::kInt: cells.push_back(Value::Of(result.Int(r, c))); break;
+      case PgResult::Kind::kBool: cells.push_back(Value::Of(std::int64_t{result.Bool(r, c)})); break;
+      case PgResult::Kind::kTime: cells.push_back(Value::Of(result.Time(r, c))); break;
+      case PgResult::Kind::kBytes: cells.push_back(Value::Of(result.Bytes(r, c))); break;
+    }
+  }
+}
+
 Rows ToRows(PgResult result) {
   auto kept = std::make_shared<PgResult>(std::move(result));
   Rows rows;
   rows.columns = static_cast<std::size_t>(kept->columns());
   rows.changed = static_cast<std::size_t>(kept->affected());
   rows.cells.reserve(rows.columns * static_cast<std::size_t>(kept->rows()));
-  for (int r = 0; r < kept->rows(); ++r) {
-    for (int c = 0; c < kept->columns(); ++c) {
-      switch (kept->KindOf(r, c)) {
-        case PgResult::Kind::kNull: rows.cells.push_back({}); break;
-        case PgResult::Kind::kInt: rows.cells.push_back(Value::Of(kept->Int(r, c))); break;
-        case PgResult::Kind::kBool: rows.cells.push_back(Value::Of(std::int64_t{kept->Bool(r, c)})); break;
-        case PgResult::Kind::kTime: rows.cells.push_back(Value::Of(kept->Time(r, c))); break;
-        case PgResult::Kind::kBytes: rows.cells.push_back(Value::Of(kept->Bytes(r, c))); break;
-      }
-    }
-  }
+  for (int r = 0; r < kept->rows(); ++r) AppendRow(*kept, r, rows.cells);
   rows.memory = std::move(kept);
   return rows;
 }
@@ -99,6 +101,43 @@ Result<Rows> PostgresStore::Run(std::string_view sql, const Params& params, Mono
   rows = RunOnce(sql, params, deadline);
   if (!rows && rows.error().code == ErrorCode::kMaybeApplied) rows.error().code = ErrorCode::kUnavailable;  // it only reads
   return rows;
+}
+
+// By ranges of blocks: of a partitioned table the same range of each partition at once, as readers of the table see it.
+Result<void> PostgresStore::Scan(std::string_view table, const std::string& what,
+                                 const std::function<Result<void>(std::span<const Value>)>& visit, MonoTime deadline) {
+  constexpr std::int64_t kBlocksOfPage = 512;
+  MILLRACE_TRY_ASSIGN(
+      const Rows size,
+      Run("with recursive t(oid) as (select cast(to_regclass($1) as oid) union all select i.inhrelid from "
+          "pg_catalog.pg_inherits "
+          "i join t on i.inhparent = t.oid) select count(*), coalesce(max(pg_catalog.pg_relation_size(c.oid) / "
+          "current_setting('block_size')::bigint), 0)::bigint, coalesce(bool_and(c.relkind in ('r', 'p')), false) "
+          "from t join pg_catalog.pg_class c on c.oid = t.oid",
+          Params().Text(table), deadline));
+  const std::string sql = fmt::format("select {} from {} t", what, table);
+  if (size[0][2].number == 0) return ScanPage(sql, visit, deadline);  // it is no table any more: whatever answers
+  const std::int64_t blocks = size[0][1].number, step = std::max<std::int64_t>(1, kBlocksOfPage / size[0][0].number);
+  for (std::int64_t block = 0; block < blocks; block += step)
+    MILLRACE_TRY(
+        ScanPage(sql + fmt::format(" where t.ctid >= '({},0)' and t.ctid < '({},0)'", block, block + step), visit, deadline));
+  return {};
+}
+
+Result<void> PostgresStore::ScanPage(const std::string& sql, const std::function<Result<void>(std::span<const Value>)>& visit,
+                                     MonoTime deadline) {
+  MILLRACE_TRY(Connect(deadline));
+  std::vector<Value> cells;
+  auto done = connection_->Stream(
+      sql, {},
+      [&](const PgResult& row) {
+        cells.clear();
+        AppendRow(row, 0, cells);
+        return visit(cells);
+      },
+      deadline);
+  if (!done) return std::unexpected(Explained(std::move(done.error())));
+  return {};
 }
 
 Result<WallTime> PostgresStore::Now(MonoTime deadline) {

@@ -21,6 +21,8 @@ class PostgresStore final : public SqlStore {
   Result<void> Connect(MonoTime deadline);
   Result<Rows> Run(std::string_view sql, const Params& params, MonoTime deadline) override;
   Result<void> Transact(const std::function<Result<void>()>& body, MonoTime deadline) override;
+  Result<void> Scan(std::string_view table, const std::string& what,
+                    const std::function<Result<void>(std::span<const Value>)>& visit, MonoTime deadline) override;
   Result<WallTime> Now(MonoTime deadline) override;
   Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) override;
   Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) override;
@@ -37,6 +39,8 @@ class PostgresStore final : public SqlStore {
 
  private:
   Result<Rows> RunOnce(std::string_view sql, const Params& params, MonoTime deadline);
+  Result<void> ScanPage(const std::string& sql, const std::function<Result<void>(std::span<const Value>)>& visit,
+                        MonoTime deadline);
   Result<void> MigrateLocked(std::uint16_t shard_count, MonoTime deadline);
   Result<void> KeepShardCount(std::uint16_t shard_count, MonoTime deadline);
   // A connection that may write for this audit writer; older connections of the writer commit nothing from then on.

@@ -29,6 +29,12 @@ constexpr std::string_view kCheckHolds =
 constexpr std::string_view kDeleteLiveJobs =
     "delete from live_job where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
     "(select x.ctid from live_job x where x.shard = $1 and x.job = u.id limit 1) l))";
+// The same of many: when none of their range is live (jobs of `durability: redis` never are) that is found with one probe.
+constexpr std::string_view kDeleteManyLiveJobs =
+    "delete from live_job where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
+    "(select x.ctid from live_job x where x.shard = $1 and x.job = u.id limit 1) l "
+    "where (select exists (select 1 from live_job o where o.shard = $1 and o.job between $3 and $4))))";
+constexpr std::size_t kManyJobs = 32;
 // Of most shards the outbox is empty: that is asked once, not for each item.
 constexpr std::string_view kDeleteOutbox =
     "delete from outbox where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
@@ -45,17 +51,17 @@ struct ItemTable {
   std::string_view one, one_org, many_orgs;
 };
 constexpr ItemTable kLiveRun{"insert into live_run (run, org, shard) values ($1, $2, $3)",
-                             "insert into live_run (run, org, shard) select u, $2, $3 from unnest($1) u",
-                             "insert into live_run (run, org, shard) select * from unnest($1, $2, $3)"};
+                             "insert into live_run (run, org, shard) select unnest($1), $2, $3",
+                             "insert into live_run (run, org, shard) select unnest($1), unnest($2), unnest($3)"};
 constexpr ItemTable kLiveJob{"insert into live_job (job, org, shard) values ($1, $2, $3)",
-                             "insert into live_job (job, org, shard) select u, $2, $3 from unnest($1) u",
-                             "insert into live_job (job, org, shard) select * from unnest($1, $2, $3)"};
+                             "insert into live_job (job, org, shard) select unnest($1), $2, $3",
+                             "insert into live_job (job, org, shard) select unnest($1), unnest($2), unnest($3)"};
 constexpr ItemTable kOutboxRun{"insert into outbox (item, org, shard, is_run) values ($1, $2, $3, 1)",
-                               "insert into outbox (item, org, shard, is_run) select u, $2, $3, 1 from unnest($1) u",
-                               "insert into outbox (item, org, shard, is_run) select *, 1 from unnest($1, $2, $3)"};
+                               "insert into outbox (item, org, shard, is_run) select unnest($1), $2, $3, 1",
+                               "insert into outbox (item, org, shard, is_run) select unnest($1), unnest($2), unnest($3), 1"};
 constexpr ItemTable kOutboxJob{"insert into outbox (item, org, shard, is_run) values ($1, $2, $3, 0)",
-                               "insert into outbox (item, org, shard, is_run) select u, $2, $3, 0 from unnest($1) u",
-                               "insert into outbox (item, org, shard, is_run) select *, 0 from unnest($1, $2, $3)"};
+                               "insert into outbox (item, org, shard, is_run) select unnest($1), $2, $3, 0",
+                               "insert into outbox (item, org, shard, is_run) select unnest($1), unnest($2), unnest($3), 0"};
 
 void AddItems(const ItemTable& table, const std::vector<Item>& items, std::vector<PgStatement>& all) {
   if (items.empty()) return;
@@ -169,7 +175,13 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
   for (const auto& [shard, ids] : ByShard(set.ended_jobs)) {
-    all.push_back({kDeleteLiveJobs, PgParams().Int(shard.value()).IdArray(ids)});
+    PgParams ended = std::move(PgParams().Int(shard.value()).IdArray(ids));
+    if (ids.size() < kManyJobs) {
+      all.push_back({kDeleteLiveJobs, std::move(ended)});
+    } else {
+      const auto [first, last] = std::ranges::minmax(ids);
+      all.push_back({kDeleteManyLiveJobs, std::move(ended.Id(first).Id(last))});
+    }
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
   if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});

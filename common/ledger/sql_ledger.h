@@ -120,6 +120,7 @@ class SqlLedger final : public Ledger {
   Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after_seq,
                                                 std::uint32_t limit, MonoTime deadline) override;
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override;
+  Result<void> VisitRows(const LeafVisitor& visit, MonoTime deadline) override;
   Result<AuditTotals> Totals(MonoTime deadline) override;
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override;
 

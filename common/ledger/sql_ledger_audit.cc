@@ -124,6 +124,30 @@ Result<std::vector<AuditedRow>> SqlLedger::AuditedRows(AuditWriterId writer, std
   return all;
 }
 
+Result<void> SqlLedger::VisitRows(const LeafVisitor& visit, MonoTime deadline) {
+  constexpr std::size_t kPart = 1000;
+  std::vector<AuditedLeaf> part;
+  for (const Table table : kTables) {
+    const TableDef& def = DefOf(table);
+    const std::size_t at = def.columns.size();
+    MILLRACE_TRY(store_->Scan(
+        def.name,
+        store_->Columns(table, "t") + ", t.audit_writer, t.audit_seq, t.audit_index, (" + store_->Sound(table, "t") + ")",
+        [&](std::span<const Value> row) -> Result<void> {
+          part.push_back({AuditWriterId{UuidOf(row[at])}, static_cast<std::uint64_t>(row[at + 1].number), IndexOf(row[at + 2]),
+                          row[at + 3].number != 0 ? LeafOf(table, row) : kNoDigest});
+          if (part.size() < kPart) return {};
+          MILLRACE_TRY(visit(def.name, part));
+          part.clear();
+          return {};
+        },
+        deadline));
+    if (!part.empty()) MILLRACE_TRY(visit(def.name, part));
+    part.clear();
+  }
+  return {};
+}
+
 Result<std::vector<AuditedRow>> SqlLedger::OrphanRows(std::uint32_t limit, MonoTime deadline) {
   std::vector<AuditedRow> all;
   for (const Table table : kTables) {

@@ -98,6 +98,10 @@ class SqlStore {
   // `body` in one write transaction; run again from its start when the transaction was rolled back by a lost connection or a
   // serialization failure. A lost answer to COMMIT runs it again too: bodies must bear that.
   virtual Result<void> Transact(const std::function<Result<void>()>& body, MonoTime deadline) = 0;
+  // Every row of a table that was there when the call began, each once, in the order of storage, through no index and in short
+  // statements: "select `what` from `table` t". `visit` gets one row at a time, must not use the store, and its error ends it.
+  virtual Result<void> Scan(std::string_view table, const std::string& what,
+                            const std::function<Result<void>(std::span<const Value>)>& visit, MonoTime deadline) = 0;
   virtual Result<WallTime> Now(MonoTime deadline) = 0;
   virtual Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) = 0;
 

@@ -1,4 +1,5 @@
 #include <filesystem>
+#include <limits>
 #include <system_error>
 
 #include "common/base/check.h"
@@ -95,6 +96,8 @@ class SqliteStore final : public SqlStore {
     return transaction.Commit();
   }
 
+  Result<void> Scan(std::string_view table, const std::string& what,
+                    const std::function<Result<void>(std::span<const Value>)>& visit, MonoTime deadline) override;
   Result<WallTime> Now(MonoTime) override { return options_.clock->WallNow(); }
   Result<void> Migrate(std::uint16_t shard_count, MonoTime deadline) override;
   Result<Applied> Apply(const WriteSet& set, const AuditRecord* record, MonoTime deadline) override;
@@ -147,7 +150,8 @@ class SqliteStore final : public SqlStore {
   Result<void> InsertRecord(const AuditRecord& record);
   Result<void> Bookkeeping(const WriteSet& set);
   Result<void> InsertItems(std::string_view sql, const std::vector<Item>& items);
-  Result<void> DeleteOutbox(const Item& item);
+  Result<void> DeleteItems(std::string_view sql, const std::vector<Item>& items);
+  Result<void> DeleteOutbox(const std::vector<Item>& items);
 
   LedgerOptions options_;
   sqlite::Database database_;
@@ -187,6 +191,42 @@ Result<Rows> SqliteStore::RunStatement(std::string_view sql, const Params& param
   rows.memory = std::move(memory);
   rows.changed = static_cast<std::size_t>(database_.Changes());
   return rows;
+}
+
+// Pages of rows by their number: a read that lasts keeps the log from being taken over into the file.
+Result<void> SqliteStore::Scan(std::string_view table, const std::string& what,
+                               const std::function<Result<void>(std::span<const Value>)>& visit, MonoTime deadline) {
+  constexpr int kPageRows = 5000;
+  database_.SetDeadline(deadline);
+  const std::string from = " from " + std::string(table) + " t";
+  auto statement = database_.Prepare("select t.rowid, " + what + from + " where t.rowid >= ?1 order by t.rowid limit " +
+                                     std::to_string(kPageRows));
+  const bool pages = statement.has_value();
+  if (!pages) statement = database_.Prepare("select 0, " + what + from);  // somebody made the table without numbers
+  if (!statement) return std::unexpected(std::move(statement.error()));
+  std::vector<Value> row(static_cast<std::size_t>(statement->ColumnCount()) - 1);
+  Arena memory;
+  std::int64_t next = std::numeric_limits<std::int64_t>::min();
+  for (int met = kPageRows; met == kPageRows;) {
+    if (pages) statement->Bind(1, next);
+    for (met = 0;; ++met) {
+      MILLRACE_TRY_ASSIGN(const bool more, statement->Step());
+      if (!more) break;
+      memory.clear();
+      for (std::size_t c = 0; c < row.size(); ++c) {
+        const int at = static_cast<int>(c) + 1;
+        row[c] = {};
+        if (!statement->IsNull(at)) row[c] = {false, statement->Int64(at), memory.emplace_back(statement->View(at))};
+      }
+      MILLRACE_TRY(visit(row));
+      const std::int64_t number = statement->Int64(0);
+      if (pages && number == std::numeric_limits<std::int64_t>::max()) return {};
+      next = number + 1;
+    }
+    if (!pages) break;
+    statement->Reset();
+  }
+  return {};
 }
 
 Result<void> SqliteStore::Migrate(std::uint16_t shard_count, MonoTime deadline) {
@@ -259,14 +299,27 @@ Result<void> SqliteStore::InsertRecord(const AuditRecord& r) {
 }
 
 Result<void> SqliteStore::InsertItems(std::string_view sql, const std::vector<Item>& items) {
+  if (items.empty()) return {};
+  MILLRACE_TRY_ASSIGN(sqlite::Statement insert, database_.Prepare(sql));
   for (const Item& item : items)
-    MILLRACE_TRY(database_.Run(sql, sqlite::Blob{item.id.AsBytes()}, item.org.value(), item.shard.value()));
+    MILLRACE_TRY(insert.BindAll(sqlite::Blob{item.id.AsBytes()}, item.org.value(), item.shard.value()).Run());
   return {};
 }
 
-Result<void> SqliteStore::DeleteOutbox(const Item& item) {
-  return database_.Run("delete from outbox where shard = ?1 and item = ?2", item.shard.value(),
-                       sqlite::Blob{item.id.AsBytes()});
+// ?1 is the shard, ?2 the item.
+Result<void> SqliteStore::DeleteItems(std::string_view sql, const std::vector<Item>& items) {
+  if (items.empty()) return {};
+  MILLRACE_TRY_ASSIGN(sqlite::Statement statement, database_.Prepare(sql));
+  for (const Item& item : items) MILLRACE_TRY(statement.BindAll(item.shard.value(), sqlite::Blob{item.id.AsBytes()}).Run());
+  return {};
+}
+
+// Nearly always the outbox is empty: that is asked once.
+Result<void> SqliteStore::DeleteOutbox(const std::vector<Item>& items) {
+  if (items.empty()) return {};
+  MILLRACE_TRY_ASSIGN(const std::int64_t any, database_.QueryInt64("select exists (select 1 from outbox)"));
+  if (any == 0) return {};
+  return DeleteItems("delete from outbox where shard = ?1 and item = ?2", items);
 }
 
 Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
@@ -276,15 +329,10 @@ Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
                            set.outbox_runs));
   MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 0) on conflict do nothing",
                            set.outbox_jobs));
-  for (const Item& item : set.ended_runs) {
-    MILLRACE_TRY(database_.Run("delete from live_run where run = ?1", sqlite::Blob{item.id.AsBytes()}));
-    MILLRACE_TRY(DeleteOutbox(item));
-  }
-  for (const Item& item : set.ended_jobs) {
-    MILLRACE_TRY(database_.Run("delete from live_job where shard = ?1 and job = ?2", item.shard.value(),
-                               sqlite::Blob{item.id.AsBytes()}));
-    MILLRACE_TRY(DeleteOutbox(item));
-  }
+  MILLRACE_TRY(DeleteItems("delete from live_run where run = ?2", set.ended_runs));
+  MILLRACE_TRY(DeleteItems("delete from live_job where shard = ?1 and job = ?2", set.ended_jobs));
+  MILLRACE_TRY(DeleteOutbox(set.ended_runs));
+  MILLRACE_TRY(DeleteOutbox(set.ended_jobs));
   for (const ShardHold& hold : set.holds)
     for (const Uuid& id : set.outbox_done)
       MILLRACE_TRY(database_.Run(

@@ -234,7 +234,7 @@ TEST_P(LedgerPruneTest, NobodyCanDeclareARowPruned) {
   ExpectSound();
   // The list of what is gone, made longer to cover a deletion.
   const std::string all = GetParam() == LedgerKind::kPostgres ? "'\\x03'" : "x'03'";
-  Raw("delete from job; update pruned_leaf set bits = " + all);
+  Raw("delete from job; update pruned_leaf set bits = " + all + " where seq = 1");
   ExpectFound(TamperKind::kDelete, "differs from the rows that are listed");
   // And the statement about it computed anew: nobody has the key.
   const auto chains = ledger_->PrunedChains(In());
@@ -249,6 +249,17 @@ TEST_P(LedgerPruneTest, NobodyCanDeclareARowPruned) {
   const auto without_key = VerifyAudit(*ledger_, nullptr);
   ASSERT_TRUE(without_key && without_key->first_bad) << "its own record shows the edit even without the key";
   EXPECT_EQ(without_key->first_bad->table, "pruned");
+  // A row that is listed as gone and is there: nobody pruned it.
+  Raw("update pruned_leaf set bits = " + all);
+  const auto longer = ledger_->PrunedLeavesOf(chains->front().writer, In());
+  ASSERT_TRUE(longer && longer->size() == 2u);
+  const std::string of_both = ToHex(DigestOf(*longer));
+  Raw("update pruned set leaves = " + (GetParam() == LedgerKind::kPostgres ? "'\\x" + of_both + "'" : "x'" + of_both + "'"));
+  const auto there = VerifyAudit(*ledger_, nullptr);
+  ASSERT_TRUE(there && there->first_bad);
+  EXPECT_EQ(there->first_bad->kind, TamperKind::kInsert);
+  EXPECT_EQ(there->first_bad->key, "outcome " + batch.outcomes[1].report.job.ToString());
+  EXPECT_NE(there->first_bad->explanation.find("although it is listed as pruned"), std::string::npos);
 }
 
 TEST_P(LedgerPruneTest, ASlotKeepsItsRowAndItsPrunedRunIsNotActive) {

@@ -282,6 +282,7 @@ class MemoryLedger final : public Ledger {
     return No();
   }
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId, std::uint64_t, MonoTime) override { return No(); }
+  Result<void> VisitRows(const LeafVisitor&, MonoTime) override { return No(); }
   Result<AuditTotals> Totals(MonoTime) override { return No(); }
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return No(); }
 

@@ -104,6 +104,7 @@ class DyingLedger final : public Ledger {
     return Never();
   }
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId, std::uint64_t, MonoTime) override { return Never(); }
+  Result<void> VisitRows(const LeafVisitor&, MonoTime) override { return Never(); }
   Result<AuditTotals> Totals(MonoTime) override { return Never(); }
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return Never(); }
 

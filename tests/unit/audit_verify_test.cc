@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "common/base/random.h"
+#include "common/crypto/leaf_sums.h"
 #include "common/ledger/audit_follow.h"
 #include "common/ledger/audit_verify.h"
 
@@ -31,7 +32,7 @@ struct Row {
 };
 
 // A ledger's audit part in memory, with its insides open for tampering.
-class FakeAuditStore final : public AuditSource {
+class FakeAuditStore : public AuditSource {
  public:
   std::vector<AuditRecord> records;
   std::vector<Row> rows;
@@ -64,6 +65,13 @@ class FakeAuditStore final : public AuditSource {
       if (r.writer == writer && r.seq == seq) out.push_back({"job", r.Key(), r.writer, r.seq, r.index, r.Leaf()});
     std::ranges::sort(out, {}, &AuditedRow::index);
     return out;
+  }
+  Result<void> VisitRows(const LeafVisitor& visit, MonoTime) override {
+    for (const Row& r : rows) {
+      const AuditedLeaf leaf{r.writer, r.seq, r.index, r.Leaf()};
+      MILLRACE_TRY(visit("job", std::span{&leaf, 1}));
+    }
+    return {};
   }
   Result<AuditTotals> Totals(MonoTime) override {
     AuditTotals totals{*AuditHeads({}), records.size(), {{"job", rows.size()}}, std::nullopt};
@@ -149,12 +157,13 @@ void Randomised(bool with_checkpoints, const std::function<Expected(World&, Rand
     SeededRandom random(base + i);
     World world = MakeWorld(random);
     const CheckpointSet* checkpoints = with_checkpoints ? &world.checkpoints : nullptr;
-    const auto clean = VerifyAudit(world.store, checkpoints, {.batch_records = 3});
+    const AuditVerifyOptions options{.batch_records = 3, .records_per_scan = 1 + i % 7};
+    const auto clean = VerifyAudit(world.store, checkpoints, options);
     ASSERT_TRUE(clean && clean->ok) << (clean && clean->first_bad ? clean->first_bad->explanation : "error");
     ASSERT_EQ(clean->records, world.store.records.size());
     ASSERT_EQ(clean->rows, world.store.rows.size());
     const Expected expected = tamper(world, random);
-    const auto report = VerifyAudit(world.store, checkpoints, {.batch_records = 3});
+    const auto report = VerifyAudit(world.store, checkpoints, options);
     ASSERT_TRUE(report);
     ASSERT_FALSE(report->ok) << "not found";
     const AuditFinding& bad = *report->first_bad;
@@ -322,6 +331,72 @@ TEST(AuditVerifyTest, AStoredHashThatIsNotTheRecordsIsFound) {
   ASSERT_FALSE(report->ok);
   EXPECT_EQ(report->first_bad->kind, TamperKind::kRecordEdited);
   EXPECT_EQ(report->first_bad->seq, world.store.records[2].seq);
+}
+
+// A table that is rewritten while it is read: rows come twice, or not at all.
+class MovingStore final : public FakeAuditStore {
+ public:
+  int moves = 0;  // so many times
+  Result<void> VisitRows(const LeafVisitor& visit, MonoTime deadline) override {
+    if (moves-- <= 0) return FakeAuditStore::VisitRows(visit, deadline);
+    FakeAuditStore other = *this;
+    other.rows.erase(other.rows.begin());
+    other.rows.push_back(other.rows.front());
+    return other.VisitRows(visit, deadline);
+  }
+};
+
+TEST(AuditVerifyTest, RowsThatMoveWhileTheyAreReadAreNoFinding) {
+  SeededRandom random(7);
+  const World world = MakeWorld(random);
+  MovingStore store;
+  store.records = world.store.records;
+  store.rows = world.store.rows;
+  store.moves = 2;
+  const auto report = VerifyAudit(store, nullptr);
+  ASSERT_TRUE(report && report->ok);
+  EXPECT_EQ(report->rows, store.rows.size());
+  store.moves = 100;
+  const auto never = VerifyAudit(store, nullptr);
+  ASSERT_FALSE(never);
+  EXPECT_EQ(never.error().code, ErrorCode::kUnavailable);
+  store.moves = 1;
+  store.rows.back().value += "x";
+  const auto tampered = VerifyAudit(store, nullptr);
+  ASSERT_TRUE(tampered && tampered->first_bad);
+  EXPECT_EQ(tampered->first_bad->key, store.rows.back().Key());
+}
+
+TEST(LeafSumsTest, TellsRowsThatARecordHasFromOthers) {
+  AuditRecord record;
+  record.writer = Writer(1);
+  record.seq = 4;
+  for (const std::string_view text : {"a", "b", "c"}) record.leaves.push_back(Sha256(text));
+  const auto leaf = [&](std::uint32_t index, std::string_view text) {
+    return AuditedLeaf{record.writer, record.seq, index, Sha256(text)};
+  };
+  const auto same = [&](const std::vector<AuditedLeaf>& rows, const PrunedLeaves* pruned) {
+    LeafSums sums;
+    sums.Expect(record, pruned);
+    for (const AuditedLeaf& row : rows) EXPECT_TRUE(sums.Meet(row));
+    return !sums.FirstDifferent().has_value();
+  };
+  EXPECT_TRUE(same({leaf(2, "c"), leaf(0, "a"), leaf(1, "b")}, nullptr)) << "in any order";
+  EXPECT_FALSE(same({leaf(0, "a"), leaf(1, "b")}, nullptr)) << "one is gone";
+  EXPECT_FALSE(same({leaf(0, "a"), leaf(1, "b"), leaf(2, "d")}, nullptr)) << "one was changed";
+  EXPECT_FALSE(same({leaf(0, "b"), leaf(1, "a"), leaf(2, "c")}, nullptr)) << "two were exchanged";
+  EXPECT_FALSE(same({leaf(0, "a"), leaf(1, "b"), leaf(2, "c"), leaf(2, "c")}, nullptr)) << "one is there twice";
+  EXPECT_FALSE(same({leaf(0, "a"), leaf(1, "b"), leaf(2, "c"), leaf(7, "x"), leaf(7, "x")}, nullptr)) << "a pair too many";
+  PrunedLeaves pruned;
+  pruned.Add(1);
+  EXPECT_TRUE(same({leaf(0, "a"), leaf(2, "c")}, &pruned));
+  EXPECT_FALSE(same({leaf(0, "a"), leaf(1, "b"), leaf(2, "c")}, &pruned)) << "said to be gone";
+  LeafSums sums;
+  sums.Expect(record, nullptr);
+  EXPECT_FALSE(sums.Meet({Writer(2), 4, 0, {}})) << "of another chain";
+  EXPECT_FALSE(sums.Meet({Writer(1), 3, 0, {}}));
+  EXPECT_FALSE(sums.Meet({Writer(1), 5, 0, {}}));
+  EXPECT_EQ(sums.FirstDifferent(), (std::pair{Writer(1), std::uint64_t{4}}));
 }
 
 // A ledger that is written by one process after the other, each of which signs what is new.
