@@ -5,8 +5,14 @@
 //
 // lead (default): one leads, one stands by, as in production. both: the two share the lease, so that every slot is decided
 // twice and only the slot's unique key is left. With MILLRACE_TEST_REDIS a broker runs too, in a process of its own, and
-// "queued" says when so many of the runs' jobs were in Redis (its keys are removed afterwards). With the postmaster's process
-// id its CPU from the slot on is told. Prints JSON; exit code 1 when a slot is missing, doubled or later than a minute.
+// "queued" says when so many of the runs' jobs were in Redis (its keys are removed afterwards).
+//
+// Prints JSON: seconds from the slot's instant until half, 99 % and all of the slots were in the ledger ("decided_s", by the
+// rows that the schedulers' audit records name, looked at every 20 ms) and of the jobs in Redis ("queued_s"), and until the
+// last watermark was moved ("settled_s"); slots and jobs that are lost or doubled; processor seconds of each process from the
+// slot's instant until everything was queued ("cpu_queued_s") and until everything was settled ("cpu_s": that of Redis and,
+// given the postmaster's process id, of PostgreSQL with all its processes are in it). "asking_s" of it is what the program's
+// own questions cost PostgreSQL. Exit code 1 when a slot is missing, doubled or later than a minute.
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -70,9 +76,9 @@ struct World {
     options.prefix = name;
     return options;
   }
-  Result<std::unique_ptr<Ledger>> OpenLedger() {
+  Result<std::unique_ptr<Ledger>> OpenLedger(const std::string& actor) {
     return OpenPostgresLedger(
-        {.dsn = dsn(), .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 16, .actor = "herd"}, In(20s));
+        {.dsn = dsn(), .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 16, .actor = actor}, In(20s));
   }
 };
 
@@ -85,7 +91,7 @@ pid_t StartScheduler(World& world, OwnerId id, int number) {
   sigaddset(&stop, SIGTERM);
   pthread_sigmask(SIG_BLOCK, &stop, nullptr);
   ConfigureLog(LogLevel::kWarn, LogFormat::kJson, "herd");
-  auto ledger = world.OpenLedger();
+  auto ledger = world.OpenLedger("herd");
   if (!ledger) ::_exit(1);
   LocalInbox nobody;
   std::unique_ptr<Inbox> ring;
@@ -95,7 +101,11 @@ pid_t StartScheduler(World& world, OwnerId id, int number) {
     ring = std::move(*opened);
   }
   Inbox& inbox = ring ? *ring : nobody;
-  scheduler::Scheduler scheduler({.name = fmt::format("s{}", number), .id = id, .lead_ttl = 3000ms, .shard_count = 16},
+  scheduler::Scheduler scheduler({.name = fmt::format("s{}", number),
+                                  .id = id,
+                                  .lead_ttl = 3000ms,
+                                  .shard_count = 16,
+                                  .open_ledger = [&] { return world.OpenLedger("herd"); }},
                                  **ledger, inbox, world.clock, world.ids);
   std::thread runner([&] { scheduler.Run(); });
   int signal = 0;
@@ -121,7 +131,7 @@ pid_t StartBroker(World& world) {
   options.shard_count = 16;
   options.clock = &world.clock;
   options.random = &world.random;
-  options.make_ledger = [&] { return world.OpenLedger(); };
+  options.make_ledger = [&] { return world.OpenLedger("broker"); };
   options.make_queue = [&]() -> Result<std::unique_ptr<JobQueue>> {
     MILLRACE_TRY_ASSIGN(auto queue, RedisQueue::Open(world.Queue(), world.In(10s)));
     return std::unique_ptr<JobQueue>(std::move(queue));
@@ -198,7 +208,7 @@ Result<void> MakeSchedules(World& world, PgConnection& db, const std::string& pr
       prefix, cron, end.empty() ? "" : fmt::format(", end: \"{}\"", end));
   const auto parsed = ParsePipeline(yaml, "herd.yaml");
   if (!parsed.pipeline) return Fail(ErrorCode::kInvalidArgument, "{}", RenderAll(parsed.diagnostics, yaml));
-  MILLRACE_TRY_ASSIGN(const auto ledger, world.OpenLedger());
+  MILLRACE_TRY_ASSIGN(const auto ledger, world.OpenLedger("bench"));
   MILLRACE_TRY(ledger->ApplyPipeline(*parsed.pipeline, ToJson(*parsed.pipeline), yaml, "/srv", kDefaultOrg, world.In(20s)));
   return world.Sql(
       db, fmt::format(
@@ -213,6 +223,105 @@ Result<void> MakeSchedules(World& world, PgConnection& db, const std::string& pr
               prefix, count));
 }
 
+// Processor seconds of everybody at one instant.
+struct Cpu {
+  double schedulers = 0, broker = 0, redis = 0, postgres = 0, asking = 0;
+  double all() const { return schedulers + broker + redis + postgres; }
+  Cpu operator-(const Cpu& o) const {
+    return {schedulers - o.schedulers, broker - o.broker, redis - o.redis, postgres - o.postgres, asking - o.asking};
+  }
+  std::string Json() const {
+    return fmt::format(
+        "{{\"schedulers\": {:.2f}, \"broker\": {:.2f}, \"redis\": {:.2f}, \"postgres\": {:.2f}, \"asking\": {:.2f}, \"all\": "
+        "{:.2f}}}",
+        schedulers, broker, redis, postgres, asking, all());
+  }
+};
+
+double OwnCpuSeconds(long pid) {  // of a process without its children
+  std::ifstream in(fmt::format("/proc/{}/stat", pid));
+  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  const auto at = text.rfind(')');
+  if (at == std::string::npos) return 0;
+  std::istringstream rest(text.substr(at + 2));
+  std::string skip;
+  long user = 0, system = 0;
+  for (int i = 0; i < 11; ++i) rest >> skip;
+  rest >> user >> system;
+  return static_cast<double>(user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
+
+struct Processes {
+  std::vector<pid_t> schedulers, brokers;
+  long redis = 0, postmaster = 0, asking = 0;  // the backend of our own questions
+  Cpu Now() const {
+    Cpu cpu;
+    for (const pid_t pid : schedulers) cpu.schedulers += OwnCpuSeconds(pid);
+    for (const pid_t pid : brokers) cpu.broker += OwnCpuSeconds(pid);
+    if (redis > 0) cpu.redis = OwnCpuSeconds(redis);
+    if (postmaster > 0) cpu.postgres = CpuSeconds(postmaster);
+    cpu.asking = OwnCpuSeconds(asking);
+    return cpu;
+  }
+};
+
+long RedisPid(const World& world) {
+  const auto endpoint = redis::ParseEndpoint(world.redis);
+  auto connection = redis::Connection::Connect(*endpoint, {}, world.In(20s));
+  if (!connection) return 0;
+  const auto info = connection->Call({"INFO", "server"}, world.In(20s));
+  if (!info) return 0;
+  const auto text = info->AsString("info");
+  const auto at = text ? text->find("process_id:") : std::string_view::npos;
+  return at == std::string_view::npos ? 0 : std::atol(std::string(text->substr(at + 11)).c_str());
+}
+
+using Late = std::array<double, 3>;  // s after the slot when half, 99 % and all were there; -1: never
+struct Course {
+  Late decided{-1, -1, -1}, queued{-1, -1, -1};
+  double settled = -1;
+  Cpu cpu_queued, cpu;
+};
+
+// Looks on until everything is queued and settled. A fired slot is three audited rows (slot, run, job), whose leaves its
+// transaction's record holds: counting those is one short look, however many slots there are.
+Result<Course> Follow(World& world, PgConnection& db, RedisQueue* queue, const Processes& all, std::int64_t count,
+                      WallTime slot) {
+  Course course;
+  const std::array<std::int64_t, 3> marks{(count + 1) / 2, (count * 99 + 99) / 100, count};
+  const auto since = [&] { return static_cast<double>(duration_cast<Millis>(world.clock.WallNow() - slot).count()) / 1000; };
+  const auto note = [&](Late& times, std::int64_t n) {
+    for (std::size_t m = 0; m < marks.size(); ++m)
+      if (times[m] < 0 && n >= marks[m]) times[m] = since();
+  };
+  std::this_thread::sleep_until(std::chrono::system_clock::time_point(slot.time_since_epoch()));
+  const Cpu before = all.Now();
+  while (course.settled < 0 && since() < 180) {
+    std::this_thread::sleep_for(20ms);
+    if (course.decided[2] < 0) {
+      MILLRACE_TRY_ASSIGN(const std::int64_t leaves,
+                          world.Number(db,
+                                       "select coalesce(sum(length(leaves)), 0)::bigint / 32 from millrace.audit_record "
+                                       "where actor = 'herd'"));
+      note(course.decided, leaves / 3);
+    }
+    if (queue != nullptr && course.queued[2] < 0) {
+      MILLRACE_TRY_ASSIGN(const QueueDepth depth, queue->Depth(ShardOf(kDefaultOrg, 16)));
+      note(course.queued, static_cast<std::int64_t>(depth.ready));
+      if (course.queued[2] >= 0) course.cpu_queued = all.Now() - before;
+    }
+    if (course.decided[2] < 0 || (queue != nullptr && course.queued[2] < 0)) continue;
+    std::this_thread::sleep_for(80ms);
+    MILLRACE_TRY_ASSIGN(const std::int64_t behind,
+                        world.Number(db, fmt::format("select count(*) from millrace.schedule where pipeline like 'herd%' and "
+                                                     "watermark < to_timestamp({})",
+                                                     ToUnixMicros(slot) / 1'000'000)));
+    if (behind == 0) course.settled = since();
+  }
+  course.cpu = all.Now() - before;
+  return course;
+}
+
 Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both) {
   MILLRACE_TRY_ASSIGN(const std::int64_t now_us,
                       world.Number(db, "select (extract(epoch from clock_timestamp()) * 1000000)::bigint"));
@@ -223,38 +332,24 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
       world.Sql(db, fmt::format("update millrace.schedule set watermark = to_timestamp({}) where pipeline like 'herd%'",
                                 ToUnixMicros(slot - 1s) / 1'000'000)));
   const OwnerId shared = world.ids.Next<OwnerId>();
-  std::vector<pid_t> children, brokers;
-  if (!world.redis.empty()) brokers.push_back(StartBroker(world));
-  for (int i = 0; i < 2; ++i) children.push_back(StartScheduler(world, both ? shared : world.ids.Next<OwnerId>(), i));
+  Processes all;
+  all.postmaster = world.postmaster;
+  if (!world.redis.empty()) all.brokers.push_back(StartBroker(world));
+  for (int i = 0; i < 2; ++i) all.schedulers.push_back(StartScheduler(world, both ? shared : world.ids.Next<OwnerId>(), i));
   std::unique_ptr<RedisQueue> queue;
   if (!world.redis.empty()) {
     MILLRACE_TRY_ASSIGN(queue, RedisQueue::Open(world.Queue(), world.In(10s)));
+    all.redis = RedisPid(world);
   }
-  using Late = std::array<double, 3>;
-  Late late{-1, -1, -1}, queued = late;  // s after the slot when so much was committed, and in Redis
-  const std::array<std::int64_t, 3> marks{(count + 1) / 2, (count * 99 + 99) / 100, count};
-  const auto note = [&](Late& times, std::int64_t n, double at) {
-    for (std::size_t m = 0; m < marks.size(); ++m)
-      if (times[m] < 0 && n >= marks[m]) times[m] = at;
-  };
-  std::this_thread::sleep_until(std::chrono::system_clock::time_point(slot.time_since_epoch()));
-  const double before = world.postmaster > 0 ? CpuSeconds(world.postmaster) : 0;
-  double seen = 0;
-  while ((late[2] < 0 || (queue && queued[2] < 0)) && seen < 180) {
-    std::this_thread::sleep_for(50ms);
-    std::int64_t decided = count;
-    if (late[2] < 0) {
-      MILLRACE_TRY_ASSIGN(decided, world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
-    }
-    seen = static_cast<double>(duration_cast<Millis>(world.clock.WallNow() - slot).count()) / 1000;
-    note(late, decided, seen);
-    if (!queue) continue;
+  MILLRACE_TRY_ASSIGN(all.asking, world.Number(db, "select pg_backend_pid()::bigint"));
+  MILLRACE_TRY_ASSIGN(const Course course, Follow(world, db, queue.get(), all, count, slot));
+  std::this_thread::sleep_for(500ms);  // who doubles a slot may still be at it
+  std::int64_t jobs = count;
+  if (queue) {
     MILLRACE_TRY_ASSIGN(const QueueDepth depth, queue->Depth(ShardOf(kDefaultOrg, 16)));
-    note(queued, static_cast<std::int64_t>(depth.ready),
-         static_cast<double>(duration_cast<Millis>(world.clock.WallNow() - slot).count()) / 1000);
+    jobs = static_cast<std::int64_t>(depth.ready);
   }
-  const double postgres = world.postmaster > 0 ? CpuSeconds(world.postmaster) - before : -1;
-  const Cost cost = Stop(children), broker = Stop(brokers);
+  const Cost cost = Stop(all.schedulers), broker = Stop(all.brokers);
   MILLRACE_TRY_ASSIGN(const std::int64_t slots,
                       world.Number(db, "select count(*) from millrace.slot where pipeline like 'herd%'"));
   MILLRACE_TRY_ASSIGN(
@@ -264,14 +359,21 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
                    "where r.pipeline like 'herd%' and exists (select 1 from millrace.live_run l where l.run = r.run)"));
   MILLRACE_TRY_ASSIGN(const std::int64_t all_runs,
                       world.Number(db, "select count(*) from millrace.run where pipeline like 'herd%'"));
-  const bool good = slots == count && runs == count && all_runs == count && late[2] >= 0 && late[2] < 60;
+  MILLRACE_TRY_ASSIGN(const std::int64_t outbox,
+                      world.Number(db,
+                                   "select (select count(*) from millrace.outbox) + (select count(*) from "
+                                   "millrace.outbox_batch)"));
+  const std::int64_t lost = (count - std::min(count, runs)) + (count - std::min(count, jobs)),
+                     doubled = (all_runs - runs) + (std::max(count, jobs) - count);
+  const bool good = slots == count && runs == count && lost == 0 && doubled == 0 && course.decided[2] >= 0 &&
+                    course.decided[2] < 60 && (!queue || (course.queued[2] >= 0 && outbox == 0));
+  const auto late = [](const Late& l) { return fmt::format("[{:.2f}, {:.2f}, {:.2f}]", l[0], l[1], l[2]); };
   fmt::print(
-      "{{\"herd\": {}, \"mode\": \"{}\", \"slots\": {}, \"runs\": {}, \"late_p50_s\": {:.1f}, \"late_p99_s\": {:.1f}, "
-      "\"late_max_s\": {:.1f}, \"queued_p50_s\": {:.1f}, \"queued_p99_s\": {:.1f}, \"queued_max_s\": {:.1f}, \"cpu_s\": "
-      "{{\"schedulers\": {:.1f}, \"broker\": {:.1f}, \"postgres\": {:.1f}}}, \"rss_mb\": {}, "
-      "\"exactly_once_within_a_minute\": {}}}\n",
-      count, both ? "both" : "lead", slots, all_runs, late[0], late[1], late[2], queued[0], queued[1], queued[2], cost.cpu_s,
-      broker.cpu_s, postgres, cost.rss_kb / 1024, good);
+      "{{\"herd\": {}, \"mode\": \"{}\", \"slots\": {}, \"runs\": {}, \"queued\": {}, \"lost\": {}, \"doubled\": {}, "
+      "\"decided_s\": {}, \"queued_s\": {}, \"settled_s\": {:.2f}, \"cpu_queued_s\": {}, \"cpu_s\": {}, \"rss_mb\": "
+      "{{\"scheduler\": {}, \"broker\": {}}}, \"exactly_once_within_a_minute\": {}}}\n",
+      count, both ? "both" : "lead", slots, all_runs, jobs, lost, doubled, late(course.decided), late(course.queued),
+      course.settled, course.cpu_queued.Json(), course.cpu.Json(), cost.rss_kb / 1024, broker.rss_kb / 1024, good);
   return good;
 }
 
@@ -310,7 +412,7 @@ int Main(int argc, char** argv) {
   if (!admin || !world.Sql(*admin, "create database " + world.name)) return 2;
   const auto measure = [&]() -> Result<bool> {
     {
-      MILLRACE_TRY_ASSIGN(const auto ledger, world.OpenLedger());
+      MILLRACE_TRY_ASSIGN(const auto ledger, world.OpenLedger("bench"));
       MILLRACE_TRY(ledger->Migrate(world.In(60s)));
     }
     const auto db = world.Connect(world.dsn());

@@ -125,6 +125,7 @@ class Dispatcher {
     RunEffects effects;
     std::vector<RunId> outbox_runs;
     std::vector<JobId> outbox_jobs;
+    std::vector<Uuid> outbox_batches;
     std::vector<JobId> unleased;                                            // ended without a lease
     std::vector<std::pair<std::shared_ptr<const JobSpec>, Counters>> lost;  // kept jobs: start again when this is durable
     struct Cancel {
@@ -147,7 +148,8 @@ class Dispatcher {
     std::uint32_t dispatches = 0;
     std::map<std::string, std::uint64_t> held_lines;  // ready counts found while rebuilding
     std::unordered_set<JobId> restored_jobs;          // until the outbox has been read once
-    std::unordered_set<Uuid> outbox_taking;           // outbox rows whose removal is not durable yet
+    // Outbox rows whose removal is not durable yet, of one item and of many (which may have an item's id).
+    std::unordered_set<Uuid> outbox_taking, outbox_batches_taking;
     bool outbox_reading = false, outbox_again = false;
     MonoTime next_outbox{};
     std::optional<WallTime> next_due;
@@ -197,6 +199,7 @@ class Dispatcher {
   void TakeAnew(Shard& shard, const std::string& reason);
   void BecomeReady(Shard& shard);
   void ReadOutbox(Shard& shard);
+  void TakeRun(Shard& shard, LiveRun& live, RunEffects& effects);  // of an outbox row
   void QueueFailed(const Op& op, const Error& error);
   void Release(WorkerId worker, std::uint32_t promised);
   Worker* NextTaker(Op& op);

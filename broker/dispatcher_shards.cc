@@ -171,6 +171,18 @@ void Dispatcher::ReadOutbox(Shard& shard) {
   ToLedger(command::ReadOutbox{.hold = shard.hold});
 }
 
+void Dispatcher::TakeRun(Shard& shard, LiveRun& live, RunEffects& effects) {
+  const RunId id = live.spec.id;
+  if (shard.runs.Knows(id)) {
+    if (live.cancelling) ApplyCancel(shard, shard.runs.Cancel(id, live.cancel_reason));  // asked for through the ledger
+  } else if (live.ended.empty() && live.counters.empty() && !live.cancelling) {
+    effects.Append(shard.runs.AddRun(std::move(live.spec), std::move(live.jobs)));
+  } else {  // an owner before us began it
+    shard.runs.Restore(std::move(live));
+    effects.Append(shard.runs.FinishRestore());
+  }
+}
+
 // A row is seen again until its removal is durable. `outbox_taking` has those that are being removed, `restored_jobs` those
 // that the rebuild found before (it is needed until one reading that began after the rebuild has seen every row of that time).
 void Dispatcher::On(event::OutboxRead& e) {
@@ -181,20 +193,17 @@ void Dispatcher::On(event::OutboxRead& e) {
   RunEffects effects;
   std::vector<RunId> runs;
   std::vector<JobId> jobs;
+  std::vector<Uuid> batches;
+  for (Ledger::Outbox::Batch& batch : e.rows.batches) {
+    if (!shard->outbox_batches_taking.insert(batch.id).second) continue;
+    batches.push_back(batch.id);
+    for (LiveRun& live : batch.runs) TakeRun(*shard, live, effects);
+  }
   for (LiveRun& live : e.rows.runs) {
     const RunId id = live.spec.id;
     if (!shard->outbox_taking.insert(id.uuid).second) continue;
     runs.push_back(id);
-    if (shard->runs.Knows(id)) {
-      if (live.cancelling) ApplyCancel(*shard, shard->runs.Cancel(id, live.cancel_reason));  // asked for through the ledger
-      continue;
-    }
-    if (live.ended.empty() && live.counters.empty() && !live.cancelling) {
-      effects.Append(shard->runs.AddRun(std::move(live.spec), std::move(live.jobs)));
-    } else {  // an owner before us began it
-      shard->runs.Restore(std::move(live));
-      effects.Append(shard->runs.FinishRestore());
-    }
+    TakeRun(*shard, live, effects);
   }
   for (const LiveJob& live : e.rows.jobs) {
     const JobId id = live.spec.id;
@@ -207,9 +216,11 @@ void Dispatcher::On(event::OutboxRead& e) {
     if (shard->restored_jobs.contains(id) || Leased(*shard, id)) continue;
     Enqueue(*shard, live.spec, live.counters, live.next_run_at ? live.next_run_at : live.spec.run_at, false);
   }
-  if (!runs.empty() || !jobs.empty()) {
+  if (!runs.empty() || !jobs.empty() || !batches.empty()) {
     WriteEffects(*shard, std::move(effects));
     Piece& piece = OpenPiece(*shard, shard->progress_piece);
+    piece.rows.outbox_done_batches.insert(piece.rows.outbox_done_batches.end(), batches.begin(), batches.end());
+    piece.outbox_batches.insert(piece.outbox_batches.end(), batches.begin(), batches.end());
     piece.rows.outbox_done_runs.insert(piece.rows.outbox_done_runs.end(), runs.begin(), runs.end());
     piece.rows.outbox_done_jobs.insert(piece.rows.outbox_done_jobs.end(), jobs.begin(), jobs.end());
     piece.outbox_runs.insert(piece.outbox_runs.end(), runs.begin(), runs.end());
@@ -219,7 +230,7 @@ void Dispatcher::On(event::OutboxRead& e) {
   if (!e.more) {
     shard->restored_jobs.clear();
     if (rung) ReadOutbox(*shard);
-  } else if (shard->outbox_taking.empty()) {
+  } else if (shard->outbox_taking.empty() && shard->outbox_batches_taking.empty()) {
     ReadOutbox(*shard);
   } else {
     shard->outbox_again = true;  // the next page shows once this one's rows are removed: see CommittedPiece

@@ -48,7 +48,7 @@ void MoveBack(std::vector<T>& to, std::vector<T>& from, std::size_t& at, std::si
 
 std::size_t Rows(const OwnerBatch& b) {
   return b.runs.size() + b.jobs.size() + b.attempts.size() + b.outcomes.size() + b.run_outcomes.size() + b.cancels.size() +
-         b.outbox_done_runs.size() + b.outbox_done_jobs.size() + b.unique_started.size();
+         b.outbox_done_runs.size() + b.outbox_done_jobs.size() + b.outbox_done_batches.size() + b.unique_started.size();
 }
 
 }  // namespace
@@ -260,6 +260,7 @@ void LedgerPump::Merge() {
                         .cancels = MoveInto(all.cancels, r.cancels),
                         .outbox_runs = MoveInto(all.outbox_done_runs, r.outbox_done_runs),
                         .outbox_jobs = MoveInto(all.outbox_done_jobs, r.outbox_done_jobs),
+                        .outbox_batches = MoveInto(all.outbox_done_batches, r.outbox_done_batches),
                         .unique_started = MoveInto(all.unique_started, r.unique_started)};
     merged_->pieces.emplace_back(std::move(piece), counts);
     if (rows == 0) break;
@@ -278,6 +279,7 @@ void LedgerPump::Split() {
     MoveBack(piece.rows.cancels, all.cancels, at.cancels, n.cancels);
     MoveBack(piece.rows.outbox_done_runs, all.outbox_done_runs, at.outbox_runs, n.outbox_runs);
     MoveBack(piece.rows.outbox_done_jobs, all.outbox_done_jobs, at.outbox_jobs, n.outbox_jobs);
+    MoveBack(piece.rows.outbox_done_batches, all.outbox_done_batches, at.outbox_batches, n.outbox_batches);
     MoveBack(piece.rows.unique_started, all.unique_started, at.unique_started, n.unique_started);
   }
   for (auto it = merged_->pieces.rbegin(); it != merged_->pieces.rend(); ++it) pieces_.push_front(std::move(it->first));

@@ -11,6 +11,15 @@ std::string KeyOf(const ScheduleRow& row) {
   return fmt::format("{}\x1f{}\x1f{}", row.org.value(), row.pipeline, row.spec.name);
 }
 
+// What a plan takes, about.
+std::size_t BytesOf(const RunPlan& plan) {
+  std::size_t bytes = sizeof(RunPlan) + plan.run.pipeline.size() + plan.run.schedule.size() + plan.run.params.size();
+  for (const JobSpec& job : plan.jobs)
+    bytes += sizeof(JobSpec) + job.payload.size() + job.stage.size() + job.effect.size() + job.root.size() +
+             job.depends_on.size() * sizeof(JobId);
+  return bytes;
+}
+
 }  // namespace
 
 Result<void> ScheduleBook::Take(ScheduleRow row) {
@@ -40,6 +49,7 @@ std::vector<const ScheduleBook::Entry*> ScheduleBook::Soonest(std::size_t max) c
 void ScheduleBook::Clear() {
   order_.clear();
   entries_.clear();
+  plans_ = plan_bytes_ = 0;
 }
 
 std::vector<ScheduleBook::Entry*> ScheduleBook::Due(WallTime now) {
@@ -65,7 +75,43 @@ std::optional<WallTime> ScheduleBook::Next() const {
   return order_.begin()->first;
 }
 
+std::vector<ScheduleBook::Entry*> ScheduleBook::Unplanned(WallTime now, WallTime until) {
+  std::vector<Entry*> found;
+  if (PlansAreFull()) return found;
+  for (auto it = order_.upper_bound({now, nullptr}); it != order_.end() && it->first <= until; ++it) {
+    if (it->first <= now || it->second->tried_ || it->second->row_.paused) continue;
+    found.push_back(it->second);
+    if (found.size() + plans_ >= kPlannedRunsMax) break;
+  }
+  return found;
+}
+
+void ScheduleBook::Keep(Entry& entry, RunPlan plan) {
+  Forget(entry);
+  entry.tried_ = true;
+  entry.plan_bytes_ = BytesOf(plan);
+  entry.plan_ = std::make_unique<RunPlan>(std::move(plan));
+  ++plans_;
+  plan_bytes_ += entry.plan_bytes_;
+}
+
+std::optional<RunPlan> ScheduleBook::TakePlan(Entry& entry) {
+  if (!entry.plan_) return std::nullopt;
+  std::optional<RunPlan> plan(std::move(*entry.plan_));
+  Forget(entry);
+  return plan;
+}
+
+void ScheduleBook::Forget(Entry& entry) {
+  entry.tried_ = false;
+  if (!entry.plan_) return;
+  --plans_;
+  plan_bytes_ -= std::exchange(entry.plan_bytes_, 0);
+  entry.plan_.reset();
+}
+
 void ScheduleBook::Place(Entry& entry, std::optional<WallTime> next) {
+  Forget(entry);
   if (entry.next_) order_.erase({*entry.next_, &entry});
   entry.next_ = next;
   if (next) order_.emplace(*next, &entry);

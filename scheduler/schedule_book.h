@@ -14,8 +14,12 @@
 #include "common/base/result.h"
 #include "common/ledger/ledger.h"
 #include "common/model/cron.h"
+#include "common/model/run_plan.h"
 
 namespace millrace::scheduler {
+
+inline constexpr std::size_t kPlannedRunsMax = 100'000;                  // runs that are planned before they are due ...
+inline constexpr std::size_t kPlannedBytesMax = std::size_t{256} << 20;  // ... and what they take, about
 
 // What a tick costs depends on what is due, not on how many schedules there are. Not thread-safe.
 class ScheduleBook {
@@ -24,14 +28,18 @@ class ScheduleBook {
    public:
     const ScheduleRow& row() const { return row_; }
     const CronSchedule& cron() const { return cron_; }
-    WallTime next() const { return *next_; }  // REQUIRES: it came from Due or Soonest
+    WallTime next() const { return *next_; }           // REQUIRES: it came from Due, Soonest or Unplanned
+    bool planned() const { return plan_ != nullptr; }  // the run of next()
 
    private:
     friend class ScheduleBook;
     Entry(ScheduleRow row, CronSchedule cron) : row_(std::move(row)), cron_(std::move(cron)) {}
     ScheduleRow row_;
     CronSchedule cron_;
-    std::optional<WallTime> next_;  // empty: parked or never again
+    std::optional<WallTime> next_;   // empty: parked or never again
+    std::unique_ptr<RunPlan> plan_;  // of the run of next_
+    std::size_t plan_bytes_ = 0;
+    bool tried_ = false;  // planning it: there may be no plan
   };
 
   // Takes over the ledger's row: added, changed or (inactive) forgotten. kInvalidArgument: the row makes no schedule; what
@@ -47,6 +55,18 @@ class ScheduleBook {
   // It is not due again before its row changes.
   void Park(Entry& entry);
 
+  // Plans of runs whose slots are not due yet. A plan is its entry's: what forgets or changes the entry, moves it to another
+  // slot or parks it, forgets the plan.
+  //
+  // Entries whose next slot is after `now` and at most `until`, by slot, that nobody tried to plan yet; none once the plans
+  // have reached kPlannedRunsMax or kPlannedBytesMax. Paused ones are not among them. Good until the next Take or Clear.
+  std::vector<Entry*> Unplanned(WallTime now, WallTime until);
+  bool PlansAreFull() const { return plans_ >= kPlannedRunsMax || plan_bytes_ >= kPlannedBytesMax; }
+  void Keep(Entry& entry, RunPlan plan);
+  void KeepNone(Entry& entry) { entry.tried_ = true; }  // it has none: decided when it is due
+  // The plan of the entry's next slot, if there is one; it is the caller's then.
+  std::optional<RunPlan> TakePlan(Entry& entry);
+
   std::optional<WallTime> Next() const;
   std::vector<const Entry*> Soonest(std::size_t max) const;  // those that are due next
   std::size_t size() const { return entries_.size(); }
@@ -54,9 +74,11 @@ class ScheduleBook {
  private:
   using Order = std::set<std::pair<WallTime, Entry*>>;
   void Place(Entry& entry, std::optional<WallTime> next);
+  void Forget(Entry& entry);  // its plan
 
   std::unordered_map<std::string, std::unique_ptr<Entry>> entries_;  // by org, pipeline, schedule
   Order order_;
+  std::size_t plans_ = 0, plan_bytes_ = 0;  // of all entries
 };
 
 }  // namespace millrace::scheduler

@@ -1,14 +1,11 @@
 #include "scheduler/scheduler.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "common/base/failpoint.h"
 #include "common/base/log.h"
-#include "common/model/pipeline_json.h"
-#include "common/model/run_plan.h"
-#include "common/model/schedule_rules.h"
 #include "common/model/stage_task.h"
-#include "scheduler/slot_planner.h"
 
 namespace millrace::scheduler {
 namespace {
@@ -16,18 +13,31 @@ namespace {
 constexpr Millis kScheduleReloadInterval{1000};  // how soon an applied or paused schedule is noticed
 constexpr Millis kLedgerDeadline{10'000};
 constexpr Millis kRetryDelayMax{5000};
-constexpr Millis kVersionRetry{100};          // a version that is not there yet
-constexpr Millis kBackfillWaitMin{20};        // after a turn that moved something; grows while nothing moves
-constexpr std::size_t kFireRunsMax = 2000;    // runs of one transaction
-constexpr std::size_t kHerdMax = 2000;        // schedules looked at together
-constexpr std::size_t kVersionsMax = 10'000;  // kept
+constexpr Millis kVersionRetry{100};        // a version that is not there yet
+constexpr Millis kBackfillWaitMin{20};      // after a turn that moved something; grows while nothing moves
+constexpr std::size_t kFireRunsMax = 2000;  // runs of one transaction
+constexpr std::size_t kHerdMax = 2000;      // schedules looked at together
+constexpr Millis kPlanAhead{10'000};        // runs of slots that are due within are planned
+constexpr Millis kPlanPause{50};            // ... but not when a slot is due within
+constexpr std::size_t kPlanPage = 500;
+constexpr std::size_t kWatermarksPage = 2000;         // of one transaction
+constexpr std::size_t kWatermarksLaterMax = 100'000;  // moved at the latest then
+constexpr Millis kLastWatermarks{2000};               // of one who stops
 constexpr std::size_t kSchedulesLogged = 20;
 constexpr std::uint32_t kChangesPage = 1000;
 
 }  // namespace
 
 Scheduler::Scheduler(SchedulerOptions options, Ledger& ledger, Inbox& inbox, const Clock& clock, IdGenerator& ids)
-    : options_(std::move(options)), ledger_(ledger), inbox_(inbox), clock_(clock), ids_(ids), feeder_(ledger, clock, ids) {}
+    : options_(std::move(options)),
+      ledger_(ledger),
+      inbox_(inbox),
+      clock_(clock),
+      ids_(ids),
+      planner_(ledger, ids),
+      feeder_(ledger, clock, ids) {
+  if (options_.open_ledger) lane_.emplace(options_.open_ledger, [this](const FireBatch& batch) { RingFor(batch); });
+}
 
 Scheduler::~Scheduler() = default;
 
@@ -42,7 +52,8 @@ Result<bool> Scheduler::Lead(MonoTime deadline) {
   // Watermarks that another leader may have moved are no longer known.
   if (!leading_ || lead.epoch != lead_epoch_) {
     book_.Clear();
-    versions_.clear();
+    planner_.Clear();
+    watermarks_.clear();  // whoever decides their slots again finds them decided, and moves these
     revision_ = kNoRevision;
   }
   lead_epoch_ = lead.epoch;
@@ -58,30 +69,13 @@ Result<bool> Scheduler::ReadChanges(MonoTime enough, MonoTime deadline) {
     for (ScheduleRow& row : rows) {
       revision_ = row.revision;
       const std::string what = fmt::format("schedule {} of pipeline {} version {}", row.spec.name, row.pipeline, row.version);
-      versions_.erase({row.org, row.pipeline});
+      planner_.Forget(row.org, row.pipeline);
       // One broken schedule must not stop the others.
       if (const auto taken = book_.Take(std::move(row)); !taken) LogError("{} cannot run: {}", what, taken.error().message);
     }
     if (last) return true;
     if (clock_.Now() > enough) return false;
   }
-}
-
-Result<void> Scheduler::LoadVersions(Entries due, MonoTime deadline) {
-  std::map<OrgId, std::vector<std::string>> missing;
-  for (const auto* entry : due)
-    if (!versions_.contains({entry->row().org, entry->row().pipeline}))
-      missing[entry->row().org].push_back(entry->row().pipeline);
-  for (const auto& [org, names] : missing) {
-    MILLRACE_TRY_ASSIGN(const auto found, ledger_.ScheduledVersions(org, names, deadline));
-    for (const PipelineVersion& version : found) {
-      auto pipeline = PipelineFromJson(version.definition);
-      if (!pipeline) LogError("pipeline {} version {} cannot run: {}", version.name, version.version, pipeline.error().message);
-      // Number 0 is no version: what cannot be read is remembered as that.
-      versions_[{org, version.name}] = pipeline ? Version{version.version, std::move(*pipeline), version.base_dir} : Version{};
-    }
-  }
-  return {};
 }
 
 Result<std::set<Scheduler::Name>> Scheduler::BusyOnes(Entries due, MonoTime deadline) {
@@ -96,63 +90,95 @@ Result<std::set<Scheduler::Name>> Scheduler::BusyOnes(Entries due, MonoTime dead
   return busy;
 }
 
+void Scheduler::Batch::Clear() {
+  rows.decisions.clear();
+  rows.watermarks.clear();
+  decided.clear();
+}
+
+// Whether all that is due of it has a plan: a single slot.
+bool Scheduler::IsPlanned(const ScheduleBook::Entry& entry, WallTime now) const {
+  if (!entry.planned()) return false;
+  const auto second = entry.cron().Next(entry.next());
+  return !second || *second > now;
+}
+
 // False: its version is not there (yet).
-Result<bool> Scheduler::Decide(ScheduleBook::Entry& entry, bool busy, WallTime now, Herd& herd) {
+Result<bool> Scheduler::Decide(ScheduleBook::Entry& entry, bool busy, WallTime now, Batch& batch) {
   const ScheduleRow& row = entry.row();
-  const auto version = versions_.find({row.org, row.pipeline});
-  if (version != versions_.end() && version->second.number == 0) {
-    book_.Park(entry);
-    return true;
+  if (!IsPlanned(entry, now)) {
+    const RunPlanner::Known known = planner_.Knows(row);
+    if (known == RunPlanner::Known::kBroken) book_.Park(entry);
+    if (known != RunPlanner::Known::kYes) return known == RunPlanner::Known::kBroken;
   }
-  // A version that was applied a moment ago: the change of the row is read next.
-  if (version == versions_.end() || version->second.number != row.version) return false;
   MILLRACE_TRY_ASSIGN(const SlotPlan plan, PlanSlots(row.spec, entry.cron(), row.watermark, now, busy, row.paused));
   std::size_t not_fired = 0;
   for (const PlannedSlot& slot : plan.slots) {
-    SlotDecision decision;
-    decision.slot = SlotRow{.key = {row.org, row.pipeline, row.spec.name, slot.slot, 0},
-                            .state = std::string(scheduler::Name(slot.fate)),
-                            .reason = slot.reason,
-                            .run = std::nullopt,
-                            .decided_at = now};
-    if (slot.fate == SlotFate::kFired) {
-      RunRequest request{.org = row.org,
-                         .version = row.version,
-                         .base_dir = version->second.base_dir,
-                         .schedule = row.spec.name,
-                         .slot = slot.slot,
-                         .generation = 0,
-                         .overlap = OverlapOfRuns(row.spec),
-                         .params = {},
-                         .run_at = std::nullopt,
-                         .priority_min = 0,
-                         .now = now};
-      if (row.spec.jitter > Millis{0})
-        request.run_at = slot.slot + JitterOf(row.pipeline, row.spec.name, slot.slot, row.spec.jitter);
-      auto planned = PlanRun(version->second.pipeline, request, ids_);
-      if (planned) {
-        decision.slot.run = planned->run.id;
-        decision.run = std::move(planned->run);
-        decision.jobs = std::move(planned->jobs);
-        herd.shards.insert(ShardOf(row.org, options_.shard_count));
-        if (MILLRACE_MUTANT("mutant.double_slot"))
-          if (const auto twin = PlanRun(version->second.pipeline, request, ids_))
-            MILLRACE_TRY(ledger_.SubmitRun(twin->run, twin->jobs, clock_.Now() + kLedgerDeadline));
-      } else {  // e.g. a required parameter: a schedule cannot give it, and silence would hide it
-        decision.slot.state = scheduler::Name(SlotFate::kSkipped);
-        decision.slot.reason = planned.error().message;
-      }
-    }
+    MILLRACE_TRY_ASSIGN(SlotDecision decision, DecideSlot(entry, slot, now));
     if (decision.slot.run) {
       LogInfo("pipeline {}: slot {} fires as run {}", row.pipeline, ToRfc3339(slot.slot), ShortId(*decision.slot.run));
     } else if (++not_fired == 1) {
       LogInfo("pipeline {}: slot {} is {}: {}", row.pipeline, ToRfc3339(slot.slot), decision.slot.state, decision.slot.reason);
     }
-    herd.batch.decisions.push_back(std::move(decision));
+    batch.rows.decisions.push_back(std::move(decision));
   }
   if (not_fired > 1) LogInfo("pipeline {}: and {} more slots that do not fire", row.pipeline, not_fired - 1);
-  herd.batch.watermarks.push_back({row.org, row.pipeline, row.spec.name, plan.watermark});
-  herd.decided.push_back({&entry, plan.watermark});
+  batch.rows.watermarks.push_back({row.org, row.pipeline, row.spec.name, plan.watermark});
+  batch.decided.push_back({&entry, plan.watermark});
+  return true;
+}
+
+Result<SlotDecision> Scheduler::DecideSlot(ScheduleBook::Entry& entry, const PlannedSlot& slot, WallTime now) {
+  const ScheduleRow& row = entry.row();
+  SlotDecision decision;
+  decision.slot = SlotRow{.key = {row.org, row.pipeline, row.spec.name, slot.slot, 0},
+                          .state = std::string(scheduler::Name(slot.fate)),
+                          .reason = slot.reason,
+                          .run = std::nullopt,
+                          .decided_at = now};
+  if (slot.fate != SlotFate::kFired) return decision;
+  if (MILLRACE_MUTANT("mutant.double_slot"))
+    if (planner_.Knows(row) == RunPlanner::Known::kYes)
+      if (const auto twin = planner_.Plan(row, slot.slot, now))
+        MILLRACE_TRY(ledger_.SubmitRun(twin->run, twin->jobs, clock_.Now() + kLedgerDeadline));
+  Result<RunPlan> planned = RunPlan{};
+  if (auto ahead = slot.slot == entry.next() ? book_.TakePlan(entry) : std::nullopt) {
+    RunPlanner::Decided(*ahead, slot.slot, now);
+    planned = std::move(*ahead);
+  } else {
+    planned = planner_.Plan(row, slot.slot, now);
+  }
+  if (planned) {
+    decision.slot.run = planned->run.id;
+    decision.run = std::move(planned->run);
+    decision.jobs = std::move(planned->jobs);
+  } else {  // e.g. a required parameter: a schedule cannot give it, and silence would hide it
+    decision.slot.state = scheduler::Name(SlotFate::kSkipped);
+    decision.slot.reason = planned.error().message;
+  }
+  return decision;
+}
+
+// What will be due soon: its versions are read and its runs are planned while there is time, so that a herd's slots have only
+// to be written when they are due.
+Result<bool> Scheduler::PlanAhead(WallTime now, MonoTime enough, MonoTime deadline) {
+  const std::vector<ScheduleBook::Entry*> soon = book_.Unplanned(now, now + kPlanAhead);
+  const auto next = book_.Next();
+  for (std::size_t at = 0; at < soon.size() && !book_.PlansAreFull(); at += kPlanPage) {
+    if (next && LedgerNow() + kPlanPause > *next) return true;  // what is due comes first; the rest waits for its turn
+    if (clock_.Now() > enough) return false;
+    const Entries page = Entries(soon).subspan(at, std::min(kPlanPage, soon.size() - at));
+    MILLRACE_TRY(planner_.Load(page, deadline));
+    for (ScheduleBook::Entry* entry : page) {
+      const RunPlanner::Known known = planner_.Knows(entry->row());
+      if (known == RunPlanner::Known::kNotYet) continue;
+      auto planned = known == RunPlanner::Known::kYes ? planner_.PlanAhead(entry->row(), entry->next()) : RunPlan{};
+      if (known == RunPlanner::Known::kYes && planned)
+        book_.Keep(*entry, std::move(*planned));
+      else
+        book_.KeepNone(*entry);
+    }
+  }
   return true;
 }
 
@@ -162,39 +188,102 @@ void Scheduler::Ring(const std::set<ShardId>& shards) {
     if (const auto rung = inbox_.Ring(shard); !rung) LogWarn("cannot ring shard {}: {}", shard.value(), rung.error().message);
 }
 
-Result<void> Scheduler::Fire(Herd& herd, MonoTime deadline) {
-  if (herd.decided.empty()) return {};
-  MILLRACE_TRY_ASSIGN(const FireResult fired, ledger_.Fire(herd.batch, deadline));
+// Also called by the lane's thread.
+void Scheduler::RingFor(const FireBatch& batch) {
+  std::set<ShardId> shards;
+  for (const SlotDecision& decision : batch.decisions)
+    if (decision.run) shards.insert(ShardOf(decision.run->org, options_.shard_count));
+  Ring(shards);
+}
+
+// In turns with the lane, if there is one and there is more to come.
+Result<void> Scheduler::Fire(Batch& batch, bool more, MonoTime deadline) {
+  if (batch.decided.empty()) return {};
+  if (herd_) {
+    std::ranges::move(batch.rows.watermarks, std::back_inserter(watermarks_));
+    batch.rows.watermarks.clear();
+  }
+  if (lane_ && herd_ && more && !lane_->busy()) {
+    MILLRACE_TRY(FinishLane(deadline));
+    std::swap(in_lane_, batch);
+    batch.rows.now = in_lane_.rows.now;
+    lane_->Start(in_lane_.rows, deadline);
+    return {};
+  }
+  MILLRACE_TRY_ASSIGN(const FireResult fired, ledger_.Fire(batch.rows, deadline));
+  RingFor(batch.rows);
+  Fired(batch, fired);
+  return {};
+}
+
+// What the lane could not do is done here; if it did and only the answer was lost, its slots are found decided.
+Result<void> Scheduler::FinishLane(MonoTime deadline) {
+  if (!lane_ || in_lane_.decided.empty()) return {};
+  auto fired = lane_->Wait();
+  if (!fired) {
+    LogWarn("the second connection for herds: {}", fired.error().message);
+    fired = ledger_.Fire(in_lane_.rows, deadline);
+    if (fired) RingFor(in_lane_.rows);
+  }
+  if (fired)
+    Fired(in_lane_, *fired);
+  else
+    in_lane_.Clear();
+  if (!fired) return std::unexpected(std::move(fired.error()));
+  return {};
+}
+
+void Scheduler::Fired(Batch& batch, const FireResult& fired) {
   if (!fired.already_decided.empty())
     LogInfo("{} slots had been decided by another scheduler, the first: {} of {}", fired.already_decided.size(),
             ToRfc3339(fired.already_decided.front().slot), fired.already_decided.front().pipeline);
-  Ring(herd.shards);
-  for (const auto& [entry, watermark] : herd.decided) book_.Advance(*entry, watermark);
-  herd.batch.decisions.clear();
-  herd.batch.watermarks.clear();
-  herd.decided.clear();
-  herd.shards.clear();
+  for (const auto& [entry, watermark] : batch.decided) book_.Advance(*entry, watermark);
+  batch.Clear();
+}
+
+Result<void> Scheduler::MoveWatermarks(MonoTime deadline) {
+  while (!watermarks_.empty()) {
+    MILLRACE_FAILPOINT("scheduler.before_watermarks");
+    FireBatch batch;
+    const std::size_t n = std::min(kWatermarksPage, watermarks_.size());
+    batch.watermarks.assign(watermarks_.end() - static_cast<std::ptrdiff_t>(n), watermarks_.end());
+    MILLRACE_TRY(ledger_.Fire(batch, deadline));
+    watermarks_.resize(watermarks_.size() - n);
+  }
   return {};
+}
+
+Result<bool> Scheduler::FireAll(Entries due, WallTime now, MonoTime enough, MonoTime deadline) {
+  Batch batch;
+  batch.rows.now = now;
+  bool all = true;
+  for (std::size_t at = 0; at < due.size(); at += kHerdMax) {
+    if (at > 0 && clock_.Now() > enough) return false;
+    const Entries entries = due.subspan(at, std::min(kHerdMax, due.size() - at));
+    std::vector<ScheduleBook::Entry*> unplanned;
+    for (ScheduleBook::Entry* entry : entries)
+      if (!IsPlanned(*entry, now)) unplanned.push_back(entry);
+    MILLRACE_TRY(planner_.Load(unplanned, deadline));
+    MILLRACE_TRY_ASSIGN(const auto busy, BusyOnes(entries, deadline));
+    for (ScheduleBook::Entry* entry : entries) {
+      MILLRACE_TRY_ASSIGN(const bool decided,
+                          Decide(*entry, busy.contains({entry->row().org, entry->row().pipeline}), now, batch));
+      all = all && decided;
+      if (batch.rows.decisions.size() >= kFireRunsMax) MILLRACE_TRY(Fire(batch, true, deadline));
+    }
+    MILLRACE_TRY(Fire(batch, at + kHerdMax < due.size(), deadline));
+  }
+  return all;
 }
 
 Result<bool> Scheduler::FireDue(WallTime now, MonoTime enough, MonoTime deadline) {
   const std::vector<ScheduleBook::Entry*> due = book_.Due(now);
-  Herd herd{.batch = {.decisions = {}, .watermarks = {}, .steps = {}, .now = now}, .decided = {}, .shards = {}};
-  bool all = true;
-  for (std::size_t at = 0; at < due.size(); at += kHerdMax) {
-    if (at > 0 && clock_.Now() > enough) return false;
-    if (versions_.size() > kVersionsMax) versions_.clear();
-    const Entries entries = Entries(due).subspan(at, std::min(kHerdMax, due.size() - at));
-    MILLRACE_TRY(LoadVersions(entries, deadline));
-    MILLRACE_TRY_ASSIGN(const auto busy, BusyOnes(entries, deadline));
-    for (ScheduleBook::Entry* entry : entries) {
-      MILLRACE_TRY_ASSIGN(const bool decided,
-                          Decide(*entry, busy.contains({entry->row().org, entry->row().pipeline}), now, herd));
-      all = all && decided;
-      if (herd.batch.decisions.size() >= kFireRunsMax) MILLRACE_TRY(Fire(herd, deadline));
-    }
-    MILLRACE_TRY(Fire(herd, deadline));
-  }
+  herd_ = due.size() > kHerdMax;
+  auto all = FireAll(due, now, enough, deadline);
+  auto last = FinishLane(deadline);  // also when something failed: it has entries of the book in hand
+  if (!all) return all;
+  MILLRACE_TRY(last);
+  if (!herd_ || watermarks_.size() >= kWatermarksLaterMax) MILLRACE_TRY(MoveWatermarks(deadline));
   return all;
 }
 
@@ -209,23 +298,32 @@ void Scheduler::Introduce() const {
 }
 
 Result<Millis> Scheduler::Pass() {
-  const MonoTime begin = clock_.Now(), deadline = begin + kLedgerDeadline;
+  const MonoTime begin = clock_.Now(), deadline = begin + kLedgerDeadline, enough = begin + options_.lead_ttl / 3;
   MILLRACE_TRY_ASSIGN(const bool leading, Lead(deadline));
   if (!leading) return options_.lead_ttl / 3;
-  MILLRACE_TRY_ASSIGN(const bool read, ReadChanges(begin + options_.lead_ttl / 3, deadline));
-  if (!read) return Millis{0};
+  // The clock first: whatever was applied before the slots that are due now is known then.
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger_.Now(deadline));
+  ledger_now_ = now;
+  ledger_asked_ = clock_.Now();
+  MILLRACE_TRY_ASSIGN(const bool read, ReadChanges(enough, deadline));
+  if (!read) return Millis{0};
   if (std::exchange(introduce_, false)) Introduce();
-  MILLRACE_TRY_ASSIGN(const bool all, FireDue(now, begin + options_.lead_ttl / 3, deadline));
-  Millis wait = std::min(kScheduleReloadInterval, options_.lead_ttl / 3);
-  if (const auto next = book_.Next()) wait = std::clamp(std::chrono::ceil<Millis>(*next - now), Millis{0}, wait);
-  if (!all) return std::max(wait, clock_.Now() > begin + options_.lead_ttl / 3 ? Millis{0} : kVersionRetry);
+  MILLRACE_TRY_ASSIGN(const bool all, FireDue(now, enough, deadline));
+  const auto wait_until_due = [&] {
+    const Millis wait = std::min(kScheduleReloadInterval, options_.lead_ttl / 3);
+    const auto next = book_.Next();
+    return next ? std::clamp(std::chrono::ceil<Millis>(*next - LedgerNow()), Millis{0}, wait) : wait;
+  };
+  if (!all) return std::max(wait_until_due(), clock_.Now() > enough ? Millis{0} : kVersionRetry);
+  MILLRACE_TRY_ASSIGN(const bool planned, PlanAhead(now, enough, deadline));
+  if (!planned) return Millis{0};
 
   // Backfills come after everything that is due.
   MILLRACE_TRY_ASSIGN(const auto turn, feeder_.Feed(now, begin + options_.lead_ttl / 2, deadline));
   std::set<ShardId> shards;
   for (const OrgId org : turn.fed) shards.insert(ShardOf(org, options_.shard_count));
   Ring(shards);
+  const Millis wait = wait_until_due();
   if (turn.unended == 0) return wait;
   backfill_wait_ = turn.moved ? kBackfillWaitMin : std::min(backfill_wait_ * 2, kScheduleReloadInterval);
   return std::min(wait, backfill_wait_);
@@ -245,9 +343,11 @@ void Scheduler::Run() {
       complained = true;
     }
     std::unique_lock lock(stop_mutex_);
-    if (stop_signal_.wait_for(lock, wait ? *wait : retry, [&] { return stop_; })) return;
+    if (stop_signal_.wait_for(lock, wait ? *wait : retry, [&] { return stop_; })) break;
     if (!wait) retry = std::min(retry * 2, kRetryDelayMax);
   }
+  if (const auto moved = MoveWatermarks(clock_.Now() + kLastWatermarks); !moved)
+    LogInfo("the next leader moves {} watermarks: {}", watermarks_.size(), moved.error().message);
 }
 
 Result<std::size_t> ResumeSchedule(Ledger& ledger, OrgId org, std::string_view pipeline, MonoTime deadline) {

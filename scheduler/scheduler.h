@@ -5,7 +5,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -18,10 +17,12 @@
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/ledger/ledger.h"
-#include "common/model/pipeline.h"
 #include "common/queue/job_queue.h"
 #include "scheduler/backfill_feeder.h"
+#include "scheduler/fire_lane.h"
+#include "scheduler/run_planner.h"
 #include "scheduler/schedule_book.h"
+#include "scheduler/slot_planner.h"
 
 namespace millrace::scheduler {
 
@@ -30,6 +31,7 @@ struct SchedulerOptions {
   OwnerId id;  // of this process start
   Millis lead_ttl{3000};
   std::uint16_t shard_count = 1;
+  OpenLedger open_ledger = {};  // another connection to the same ledger, which herds use too; may be empty
 };
 
 // Resumes the schedules of a pipeline: decides what is due as skipped ("paused"), so that nothing of the pause is caught up
@@ -56,31 +58,35 @@ class Scheduler {
 
  private:
   using Entries = std::span<ScheduleBook::Entry* const>;
-  struct Version {  // a pipeline version as runs need it
-    std::int64_t number = 0;
-    Pipeline pipeline;
-    std::string base_dir;
-  };
   using Name = std::pair<OrgId, std::string>;  // of a pipeline
   struct Decided {
     ScheduleBook::Entry* entry;
     WallTime watermark;
   };
-  struct Herd {  // what has been decided and is to be fired
-    FireBatch batch;
+  struct Batch {  // what has been decided and is to be fired, or is
+    FireBatch rows;
     std::vector<Decided> decided;
-    std::set<ShardId> shards;
+    void Clear();
   };
 
   Result<bool> Lead(MonoTime deadline);
   Result<bool> ReadChanges(MonoTime enough, MonoTime deadline);            // false: there are more
   Result<bool> FireDue(WallTime now, MonoTime enough, MonoTime deadline);  // false: not all was decided
-  Result<void> LoadVersions(Entries due, MonoTime deadline);
+  Result<bool> FireAll(Entries due, WallTime now, MonoTime enough, MonoTime deadline);
+  Result<bool> PlanAhead(WallTime now, MonoTime enough, MonoTime deadline);  // false: there is more
   Result<std::set<Name>> BusyOnes(Entries due, MonoTime deadline);
-  Result<bool> Decide(ScheduleBook::Entry& entry, bool busy, WallTime now, Herd& herd);
-  Result<void> Fire(Herd& herd, MonoTime deadline);
+  bool IsPlanned(const ScheduleBook::Entry& entry, WallTime now) const;
+  Result<bool> Decide(ScheduleBook::Entry& entry, bool busy, WallTime now, Batch& batch);
+  Result<SlotDecision> DecideSlot(ScheduleBook::Entry& entry, const PlannedSlot& slot, WallTime now);
+  Result<void> Fire(Batch& batch, bool more, MonoTime deadline);
+  Result<void> FinishLane(MonoTime deadline);
+  void Fired(Batch& batch, const FireResult& fired);
+  Result<void> MoveWatermarks(MonoTime deadline);
   void Introduce() const;  // what is scheduled, in the log
   void Ring(const std::set<ShardId>& shards);
+  void RingFor(const FireBatch& batch);
+  // The ledger's clock now, as of the last time it was asked for.
+  WallTime LedgerNow() const { return ledger_now_ + (clock_.Now() - ledger_asked_); }
 
   SchedulerOptions options_;
   Ledger& ledger_;
@@ -92,7 +98,15 @@ class Scheduler {
   std::uint64_t lead_epoch_ = 0;
   ScheduleBook book_;
   std::int64_t revision_ = kNoRevision;  // up to which book_ is known
-  std::map<Name, Version> versions_;     // a cache
+  RunPlanner planner_;
+  WallTime ledger_now_{};
+  MonoTime ledger_asked_{};
+  std::optional<FireLane> lane_;  // a second connection, if there may be one
+  Batch in_lane_;
+  bool herd_ = false;  // more is due than one batch holds
+  // Of slots that are in the ledger. A slot's row says that it is decided: these only spare the look at it, and come when the
+  // herd is through.
+  std::vector<FireBatch::Watermark> watermarks_;
   BackfillFeeder feeder_;
   Millis backfill_wait_{0};
 

@@ -244,6 +244,8 @@ Result<void> Engine::Parts::StartScheduler() {
                                       .id = context.ids().Next<OwnerId>(),
                                       .lead_ttl = config.lead_ttl,
                                       .shard_count = context.config().broker.shards};
+  if (!context.embedded())  // SQLite has one writer at a time
+    options.open_ledger = [this, name = config.name] { return context.OpenLedger(Context::Create::kNo, "scheduler " + name); };
   scheduler =
       std::make_unique<scheduler::Scheduler>(options, *scheduler_ledger, *scheduler_inbox, context.clock(), context.ids());
   scheduler_thread = std::thread([this] {

@@ -62,10 +62,11 @@ struct OwnerBatch {
   std::vector<CancelRow> cancels;       // one that is there already stays as it is
   std::vector<RunId> outbox_done_runs;  // outbox rows that are now in the queue
   std::vector<JobId> outbox_done_jobs;
-  std::vector<JobId> unique_started;  // first grants: keys with UniqueUntil::kStarted are free
+  std::vector<Uuid> outbox_done_batches = {};  // Outbox::Batch::id
+  std::vector<JobId> unique_started;           // first grants: keys with UniqueUntil::kStarted are free
   bool Empty() const {
     return runs.empty() && jobs.empty() && attempts.empty() && outcomes.empty() && run_outcomes.empty() && cancels.empty() &&
-           outbox_done_runs.empty() && outbox_done_jobs.empty() && unique_started.empty();
+           outbox_done_runs.empty() && outbox_done_jobs.empty() && outbox_done_batches.empty() && unique_started.empty();
   }
 };
 // A single job that was not accepted, because another one holds its unique key.
@@ -103,6 +104,9 @@ struct RequeueResult {
   std::vector<JobId> already_done;        // dead jobs that had an action: what was to repeat them was not written
   std::vector<UniqueConflict> conflicts;  // likewise, `job` is the new one
 };
+
+// What one outbox row of Fire stands for, at most, and how many of those one ReadOutbox gives.
+inline constexpr std::size_t kOutboxBatchRuns = 500, kOutboxBatchJobs = 2000, kOutboxBatchesMax = 4;
 
 // ---- rebuild ---------------------------------------------------------------------------------------------------------------
 struct LiveJob {  // accepted, no outcome
@@ -206,8 +210,15 @@ class Ledger : public AuditSource {
   // Outbox rows of the shard: runs and single jobs written by others and not yet taken over by the owner.
   // `more`: there are others; they come when these have been removed.
   struct Outbox {
+    // Runs of one transaction of Fire: one row for up to kOutboxBatchRuns of them, which goes as a whole. Those that have
+    // ended are left out, and a run with a cancel request has a row of its own beside it.
+    struct Batch {
+      Uuid id;
+      std::vector<LiveRun> runs;  // in id order
+    };
     std::vector<LiveRun> runs;
     std::vector<LiveJob> jobs;
+    std::vector<Batch> batches = {};  // at most kOutboxBatchesMax, beside `limit` runs and jobs
     bool more = false;
   };
   virtual Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) = 0;

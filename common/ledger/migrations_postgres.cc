@@ -547,8 +547,14 @@ drop index if exists pipeline_version_audit, slot_audit, run_audit, run_outcome_
   outcome_audit, cancel_audit, queue_setting_audit, backfill_audit, dead_action_audit, pruned_audit;
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3,  kVersion4,  kVersion5,  kVersion6, kVersion7,
-                                     kVersion8, kVersion9, kVersion10, kVersion11, kVersion12, kVersion13};
+// The outbox of a herd of runs: a row for many of them (their ids, 16 bytes each), which its reader takes out as a whole.
+constexpr std::string_view kVersion14 = R"sql(
+create table outbox_batch (batch uuid not null, shard smallint not null, runs bytea not null, primary key (shard, batch));
+alter table outbox_batch alter column runs set storage external;
+)sql";
+
+constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3,  kVersion4,  kVersion5,  kVersion6,  kVersion7,
+                                     kVersion8, kVersion9, kVersion10, kVersion11, kVersion12, kVersion13, kVersion14};
 
 }  // namespace
 

@@ -237,6 +237,11 @@ drop index if exists dead_action_audit;
 drop index if exists pruned_audit;
 )sql";
 
+// The outbox of a herd of runs: a row for many of them (their ids, 16 bytes each), which its reader takes out as a whole.
+constexpr std::string_view kVersion13 = R"sql(
+create table outbox_batch (batch blob not null, shard integer not null, runs blob not null, primary key (shard, batch)) strict, without rowid;
+)sql";
+
 // `template_sql` with a blob literal of all 256 bytes for each @.
 std::string WithAllBytes(std::string_view template_sql) {
   std::string all = "x'";
@@ -251,8 +256,8 @@ std::string WithAllBytes(std::string_view template_sql) {
 
 std::span<const std::string_view> SqliteMigrations() {
   static const std::string version7 = WithAllBytes(kVersion7);
-  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3, kVersion4,  kVersion5,  kVersion6,
-                                         version7,  kVersion8, kVersion9, kVersion10, kVersion11, kVersion12};
+  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3,  kVersion4,  kVersion5,  kVersion6, version7,
+                                         kVersion8, kVersion9, kVersion10, kVersion11, kVersion12, kVersion13};
   return all;
 }
 

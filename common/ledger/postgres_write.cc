@@ -170,6 +170,9 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
   AddItems(kLiveJob, set.live_jobs, all);
   AddItems(kOutboxRun, set.outbox_runs, all);
   AddItems(kOutboxJob, set.outbox_jobs, all);
+  for (const ItemBatch& row : set.outbox_batches)
+    all.push_back({"insert into outbox_batch (batch, shard, runs) values ($1, $2, $3)",
+                   PgParams().Id(row.id).Int(row.shard.value()).Bytes(row.runs)});
   for (const auto& [shard, ids] : ByShard(set.ended_runs)) {
     all.push_back({"delete from live_run where run = any($1)", PgParams().IdArray(ids)});
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
@@ -184,6 +187,9 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
     }
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
+  if (!set.outbox_done_batches.empty())
+    all.push_back({"delete from outbox_batch where shard = any($1) and batch = any($2)",
+                   PgParams().IntArray(shards).IdArray(set.outbox_done_batches)});
   if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
   if (!set.others.empty()) {  // kLockWriter's choices are for the statements above
     all.push_back({"set local plan_cache_mode to default", {}});

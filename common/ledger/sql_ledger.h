@@ -31,9 +31,10 @@ struct Batch {
   std::vector<const DeadActionRow*> dead_actions;
   std::vector<const PrunedChain*> pruned;
   std::vector<Uuid> unique_started;
-  std::vector<Uuid> outbox_done;
+  std::vector<Uuid> outbox_done, outbox_done_batches;
   std::vector<Statement> others;
   bool outbox = false;            // runs and single jobs get outbox rows
+  bool outbox_batches = false;    // many runs get one together
   bool jobs_follow_runs = false;  // a run that is taken out takes its jobs along, a slot its run
 
   std::vector<RunId> duplicate_runs;
@@ -157,6 +158,8 @@ class SqlLedger final : public Ledger {
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
   Result<void> LoadRoutingResults(std::vector<LiveRun>& runs, MonoTime deadline);
   Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
+  Result<std::vector<Outbox::Batch>> BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows, ShardId shard,
+                                               MonoTime deadline);
   Result<std::vector<LiveRun>> RunsOf(std::vector<Uuid> ids, MonoTime deadline);
   Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);

@@ -256,16 +256,54 @@ Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid
   return states;
 }
 
+// Of a herd: whole rows, whose jobs their writer bounds.
+Result<std::vector<Ledger::Outbox::Batch>> SqlLedger::BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows,
+                                                                ShardId shard, MonoTime deadline) {
+  std::vector<Outbox::Batch> batches;
+  std::unordered_map<Uuid, std::size_t> place;
+  std::vector<Uuid> ids;
+  for (const auto& [id, runs] : rows) {
+    for (std::size_t at = 0; at + sizeof(Uuid) <= runs.size(); at += sizeof(Uuid)) {
+      ids.push_back(*Uuid::FromBytes(runs.substr(at, sizeof(Uuid))));
+      place.emplace(ids.back(), batches.size());
+    }
+    batches.push_back({id, {}});
+  }
+  if (batches.empty()) return batches;
+  // What a rebuild found may have ended meanwhile: it must not be started from here again.
+  MILLRACE_TRY_ASSIGN(const Rows found,
+                      store_->Run("select " + store_->Columns(Table::kRun, "r") + " from run r where r.run" + store_->In(1) +
+                                      " and exists (select 1 from live_run l where l.shard = $2 and l.run = r.run) "
+                                      "order by r.run",
+                                  Params().Ids(std::move(ids)).Int(shard.value()), deadline));
+  MILLRACE_TRY_ASSIGN(std::vector<LiveRun> live, LoadRuns(found, deadline));
+  for (LiveRun& run : live) batches[place.at(run.spec.id.uuid)].runs.push_back(std::move(run));
+  return batches;
+}
+
 Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) {
   MILLRACE_TRY(CheckShardCount(shard_count, deadline));
-  MILLRACE_TRY_ASSIGN(const Rows items, store_->Run("select item, is_run from outbox where shard = $1 order by item limit $2",
-                                                    Params().Int(shard.value()).Int(limit), deadline));
+  // One question: the ledger may be far away.
+  MILLRACE_TRY_ASSIGN(
+      const Rows items,
+      store_->Run("select x.item, x.is_run, cast(null as bytea) from (select item, is_run from outbox where shard = $1 "
+                  "order by item limit $2) x union all select b.batch, 2, b.runs from (select batch, runs from outbox_batch "
+                  "where shard = $1 order by batch limit $3) b",
+                  Params().Int(shard.value()).Int(limit).Int(kOutboxBatchesMax), deadline));
   std::vector<Uuid> run_ids, job_ids;
-  for (std::size_t i = 0; i < items.size(); ++i) (items[i][1].number != 0 ? run_ids : job_ids).push_back(UuidOf(items[i][0]));
+  std::vector<std::pair<Uuid, std::string_view>> batches;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (items[i][1].number == 2)
+      batches.emplace_back(UuidOf(items[i][0]), items[i][2].bytes);
+    else
+      (items[i][1].number != 0 ? run_ids : job_ids).push_back(UuidOf(items[i][0]));
+  }
   Outbox outbox;
+  outbox.more = run_ids.size() + job_ids.size() >= limit || batches.size() >= kOutboxBatchesMax;
   MILLRACE_TRY_ASSIGN(const bool cut, CutByJobs(run_ids, deadline));
-  outbox.more = cut || items.size() >= limit;
+  outbox.more = outbox.more || cut;
   MILLRACE_TRY_ASSIGN(outbox.runs, RunsOf(std::move(run_ids), deadline));
+  MILLRACE_TRY_ASSIGN(outbox.batches, BatchesOf(batches, shard, deadline));
   if (!job_ids.empty()) {
     MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where j.job" +
                                                          store_->In(1) + " order by j.job",
@@ -279,8 +317,9 @@ Result<std::vector<ShardContents>> SqlLedger::Contents(MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(
       const Rows rows,
       store_->Run("select s.shard, exists (select 1 from live_run x where x.shard = s.shard), exists (select 1 from live_job x "
-                  "where x.shard = s.shard), exists (select 1 from outbox x where x.shard = s.shard), exists (select 1 from "
-                  "queue_setting x where x.shard = s.shard) from shard_owner s",
+                  "where x.shard = s.shard), exists (select 1 from outbox x where x.shard = s.shard) or exists (select 1 from "
+                  "outbox_batch x where x.shard = s.shard), exists (select 1 from queue_setting x where x.shard = s.shard) "
+                  "from shard_owner s",
                   {}, deadline));
   std::vector<ShardContents> all;
   for (std::size_t i = 0; i < rows.size(); ++i)

@@ -248,7 +248,7 @@ Result<std::vector<std::string>> SqlLedger::BusyPipelines(OrgId org, std::span<c
 
 Result<FireResult> SqlLedger::Fire(const FireBatch& given, MonoTime deadline) {
   Batch batch;
-  batch.outbox = batch.jobs_follow_runs = true;
+  batch.outbox = batch.outbox_batches = batch.jobs_follow_runs = true;
   for (const SlotDecision& d : given.decisions) {
     batch.slots.push_back(&d.slot);
     if (!d.run) continue;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <map>
+#include <unordered_map>
 
 #include "common/ledger/sql_ledger.h"
 
@@ -31,6 +32,41 @@ void AppendTable(Table table, const std::vector<const T*>& rows, WriteSet& set, 
 template <class T, class Drop>
 bool TakeOut(std::vector<const T*>& rows, Drop drop) {
   return std::erase_if(rows, [&](const T* row) { return drop(*row); }) > 0;
+}
+
+// A run of more jobs than kOutboxBatchJobs, and what is alone in its shard, gets a row of its own: ReadOutbox bounds those by
+// their jobs.
+void PutTogether(const Batch& batch, WriteSet& set) {
+  std::unordered_map<Uuid, std::size_t> jobs;
+  for (const JobSpec* job : batch.jobs)
+    if (job->run) ++jobs[job->run->uuid];
+  std::map<ShardId, std::vector<Item>> open;
+  const auto close = [&](std::vector<Item>& runs) {
+    if (runs.size() == 1) set.outbox_runs.push_back(runs.front());
+    if (runs.size() > 1) {
+      ItemBatch& row = set.outbox_batches.emplace_back(runs.front().id, runs.front().shard, std::string{});
+      row.runs.reserve(runs.size() * sizeof(Uuid));
+      for (const Item& run : runs) row.runs += run.id.AsBytes();
+    }
+    runs.clear();
+  };
+  std::map<ShardId, std::size_t> open_jobs;
+  for (const Item& run : set.live_runs) {
+    const std::size_t n = jobs[run.id];
+    if (n > kOutboxBatchJobs) {
+      set.outbox_runs.push_back(run);
+      continue;
+    }
+    std::vector<Item>& runs = open[run.shard];
+    std::size_t& sum = open_jobs[run.shard];
+    if (runs.size() >= kOutboxBatchRuns || sum + n > kOutboxBatchJobs) {
+      close(runs);
+      sum = 0;
+    }
+    runs.push_back(run);
+    sum += n;
+  }
+  for (auto& [shard, runs] : open) close(runs);
 }
 
 }  // namespace
@@ -74,14 +110,16 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
   set.holds.assign(batch.holds.begin(), batch.holds.end());
   set.owner = batch.owner;
   set.outbox_done = batch.outbox_done;
+  set.outbox_done_batches = batch.outbox_done_batches;
   set.others = batch.others;
   MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
   const auto item_of = [&](const Uuid& id, OrgId org) { return Item{id, org, ShardOf(org, shards)}; };
   for (const RunSpec* run : batch.runs) {
     const Item item = item_of(run->id.uuid, run->org);
     set.live_runs.push_back(item);
-    if (batch.outbox) set.outbox_runs.push_back(item);
+    if (batch.outbox && !batch.outbox_batches) set.outbox_runs.push_back(item);
   }
+  if (batch.outbox && batch.outbox_batches) PutTogether(batch, set);
   for (const JobSpec* job : batch.jobs) {
     if (job->run) continue;
     const Item item = item_of(job->id.uuid, job->org);
@@ -299,6 +337,7 @@ Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime dea
   for (const auto& r : given.cancels) batch.cancels.push_back(&r);
   for (const auto& id : given.outbox_done_runs) batch.outbox_done.push_back(id.uuid);
   for (const auto& id : given.outbox_done_jobs) batch.outbox_done.push_back(id.uuid);
+  batch.outbox_done_batches = given.outbox_done_batches;
   for (const auto& id : given.unique_started) batch.unique_started.push_back(id.uuid);
   MILLRACE_TRY(Write(batch, deadline));
   return OwnerBatchResult{std::move(batch.duplicate_runs), std::move(batch.duplicate_jobs), std::move(batch.duplicate_outcomes),

@@ -72,6 +72,12 @@ struct Item {  // a run or a single job, in live_run, live_job, outbox
   ShardId shard;
 };
 
+struct ItemBatch {  // many runs in one row of outbox_batch
+  Uuid id;          // of the first
+  ShardId shard;
+  std::string runs;  // 16 bytes each
+};
+
 // One write transaction: fence, audited rows (all new), bookkeeping, audit record.
 struct WriteSet {
   std::vector<ShardHold> holds;
@@ -82,7 +88,9 @@ struct WriteSet {
   };
   std::array<TableRows, kTableCount> tables;
   std::vector<Item> live_runs, live_jobs, outbox_runs, outbox_jobs;
+  std::vector<ItemBatch> outbox_batches;
   std::vector<Item> ended_runs, ended_jobs;  // their outbox rows go too
+  std::vector<Uuid> outbox_done_batches;     // taken over, in the shards of `holds`
   std::vector<Uuid> outbox_done;  // taken over, in the shards of `holds`; one with a cancel request stays until its item ends
   std::vector<Statement> others;
   Arena arena;

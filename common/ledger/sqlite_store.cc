@@ -329,6 +329,13 @@ Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
                            set.outbox_runs));
   MILLRACE_TRY(InsertItems("insert into outbox (item, org, shard, is_run) values (?1, ?2, ?3, 0) on conflict do nothing",
                            set.outbox_jobs));
+  for (const ItemBatch& row : set.outbox_batches)
+    MILLRACE_TRY(database_.Run("insert into outbox_batch (batch, shard, runs) values (?1, ?2, ?3)",
+                               sqlite::Blob{row.id.AsBytes()}, row.shard.value(), sqlite::Blob{row.runs}));
+  for (const ShardHold& hold : set.holds)
+    for (const Uuid& id : set.outbox_done_batches)
+      MILLRACE_TRY(database_.Run("delete from outbox_batch where shard = ?1 and batch = ?2", hold.shard.value(),
+                                 sqlite::Blob{id.AsBytes()}));
   MILLRACE_TRY(DeleteItems("delete from live_run where run = ?2", set.ended_runs));
   MILLRACE_TRY(DeleteItems("delete from live_job where shard = ?1 and job = ?2", set.ended_jobs));
   MILLRACE_TRY(DeleteOutbox(set.ended_runs));

@@ -158,7 +158,9 @@ Result<Facts> ReadFacts(Database& ledger) {
   MILLRACE_TRY(ledger.Ask(ledger.postgres() ? "begin isolation level repeatable read read only" : "begin"));
   MILLRACE_TRY(ReadJobs(ledger, facts));
   MILLRACE_TRY(ReadRuns(ledger, facts));
-  MILLRACE_TRY_ASSIGN(const auto others, ledger.Ask("select (select count(*) from outbox), (select count(*) from pruned)"));
+  MILLRACE_TRY_ASSIGN(
+      const auto others,
+      ledger.Ask("select (select count(*) from outbox) + (select count(*) from outbox_batch), (select count(*) from pruned)"));
   facts.outbox = others[0][0].number;
   facts.pruned = others[0][1].number > 0;
   MILLRACE_TRY(ledger.Ask("commit"));

@@ -143,13 +143,13 @@ TEST_P(SchedulerTest, AFailedTransactionLeavesNothingAndTheNextPassDecidesTheSam
   Apply({.days_behind = 3});
   const WallTime watermark = (*ledger_->Schedules(kDefaultOrg, In()))[0].watermark;
   auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
-  Raw("alter table outbox rename to outbox_away");
+  Raw("alter table outbox_batch rename to outbox_away");
   const auto failed = scheduler->Pass();
   EXPECT_FALSE(failed);
   EXPECT_EQ(Fates(), "");
   EXPECT_TRUE(Runs().empty());
   EXPECT_EQ((*ledger_->Schedules(kDefaultOrg, In()))[0].watermark, watermark);
-  Raw("alter table outbox_away rename to outbox");
+  Raw("alter table outbox_away rename to outbox_batch");
   Pass(*scheduler);
   EXPECT_EQ(Fates(), "FFF");
   ExpectOneRunPerFiredSlot();

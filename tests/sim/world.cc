@@ -10,6 +10,7 @@ World::World(std::uint64_t seed, Mutant mutant)
   queue_.set_ignore_epochs(mutant == Mutant::kNoEpochFence);
   if (seed % 3 == 0) queue_.claim_max = 1 + static_cast<std::uint32_t>(seed % 2);  // large entries
   if (seed % 4 == 0) ledger_.outbox_page_max = 2;
+  ledger_.together = seed % 5 < 2;
   queue_.forget_removals = mutant == Mutant::kForgetRemovals;
   ledger_.fault = [this] { return NextFault(); };
   ledger_.before_commit = [this](const OwnerBatch& batch) { CheckCommit(batch); };

@@ -37,6 +37,8 @@ class MemoryLedger final : public Ledger {
   std::uint32_t outbox_page_max = UINT32_MAX;  // items of one ReadOutbox
   std::set<RunId> outbox_runs;
   std::set<JobId> outbox_jobs;
+  std::map<Uuid, std::vector<RunId>> outbox_batches;  // by the id of their first run
+  bool together = false;                              // SubmitRun puts a run into a batch instead of outbox_runs
   Epoch EpochOf(ShardId shard) { return shards_[shard].epoch; }
 
   Result<void> Migrate(MonoTime) override { return {}; }
@@ -120,6 +122,7 @@ class MemoryLedger final : public Ledger {
     for (const CancelRow& row : batch.cancels) cancels.emplace(row.item, row);
     for (const RunId& run : batch.outbox_done_runs) outbox_runs.erase(run);
     for (const JobId& job : batch.outbox_done_jobs) outbox_jobs.erase(job);
+    for (const Uuid& id : batch.outbox_done_batches) outbox_batches.erase(id);
     if (f == LedgerFault::kAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
     return result;
   }
@@ -151,6 +154,16 @@ class MemoryLedger final : public Ledger {
       if (ShardOf(jobs.at(id).spec.org, shard_count_) == shard) items.emplace(id.uuid, false);
     limit = std::min(limit, outbox_page_max);
     out.more = items.size() >= limit;
+    const std::size_t batches_max = std::min<std::size_t>(kOutboxBatchesMax, outbox_page_max);
+    for (const auto& [id, ids] : outbox_batches) {
+      if (ShardOf(runs.at(ids.front()).org, shard_count_) != shard) continue;
+      Outbox::Batch& batch = out.batches.emplace_back(id, std::vector<LiveRun>{});
+      for (const RunId& run : ids)
+        if (!run_outcomes.contains(run)) batch.runs.push_back(Live(runs.at(run)));
+      if (out.batches.size() < batches_max) continue;
+      out.more = true;
+      break;
+    }
     for (const auto& [id, is_run] : items) {
       if (limit-- == 0) break;
       is_run ? out.runs.push_back(Live(runs.at(RunId{id}))) : out.jobs.push_back(Live(jobs.at(JobId{id})));
@@ -160,7 +173,10 @@ class MemoryLedger final : public Ledger {
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> specs, MonoTime) override {
     if (!runs.emplace(run.id, run).second) return {};
     for (const JobSpec& job : specs) AddJob(job);
-    outbox_runs.insert(run.id);
+    if (together)
+      outbox_batches[run.id.uuid] = {run.id};
+    else
+      outbox_runs.insert(run.id);
     return {};
   }
   Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec> specs, MonoTime) override {

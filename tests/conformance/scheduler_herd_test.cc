@@ -1,0 +1,338 @@
+// Runs that are planned before their slots are due, and herds: on both ledgers. What needs a clock that is told is for SQLite.
+#include <gtest/gtest.h>
+
+#include <set>
+#include <thread>
+
+#include "common/base/failpoint.h"
+#include "tests/support/scheduler_fixture.h"
+
+namespace millrace::scheduler {
+namespace {
+
+class SchedulerHerdTest : public SchedulerTest {
+ protected:
+  static constexpr int kHerd = 4500;  // three batches
+
+  // A schedule of each name, due at the next whole minute.
+  void ApplyEachMinute(const std::vector<std::string>& names) {
+    for (const std::string& name : names) Apply({.name = name, .cron = "* * * * *"});
+    slot_ = std::chrono::ceil<std::chrono::minutes>(fake_.WallNow() + 1s);
+  }
+  void GoTo(WallTime at) { fake_.Advance(at - fake_.WallNow()); }
+  // One is applied as everybody does, the others are copied from it; all have one slot that is due.
+  void ApplyHerd(int count) {
+    Apply({.name = "herd", .grace = "3h", .days_behind = 1});
+    slot_ = std::chrono::floor<std::chrono::minutes>(now_ - 2h);
+    const std::string numbers =
+        fmt::format("with recursive g(n) as (select 2 union all select n + 1 from g where n < {}) ", count);
+    Raw(numbers +
+        "insert into pipeline_version select org, 'herd' || n, version, source, replace(definition, '\"herd\"', '\"herd' || n "
+        "|| '\"'), base_dir, applied_at, audit_writer, audit_seq, audit_index from pipeline_version, g where pipeline = 'herd' "
+        "and n <= " +
+        std::to_string(count));
+    Raw(numbers +
+        "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, version, "
+        "watermark, starts, ends) select org, 'herd' || n, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, "
+        "version, watermark, starts, ends from schedule, g where pipeline = 'herd' and n <= " +
+        std::to_string(count));
+  }
+  std::unique_ptr<Scheduler> MakeWithLane(Ledger& ledger, OwnerId id, OpenLedger open) {
+    return std::make_unique<Scheduler>(
+        SchedulerOptions{.name = "s", .id = id, .lead_ttl = 60'000ms, .shard_count = 1, .open_ledger = std::move(open)}, ledger,
+        inbox_, clock(), ids_);
+  }
+  std::size_t Behind() {  // schedules whose stored watermark is before the slot
+    const auto rows = ledger_->Schedules(std::nullopt, In());
+    return static_cast<std::size_t>(std::ranges::count_if(*rows, [&](const ScheduleRow& r) { return r.watermark < slot_; }));
+  }
+  // Each of the herd has one run, and the broker finds each of them once.
+  void ExpectOneRunEach(std::size_t count) {
+    std::set<std::string> pipelines;
+    std::set<RunId> runs;
+    RunFilter filter;
+    filter.limit = 500;
+    while (true) {
+      const auto page = ledger_->ListRuns(filter, In());
+      ASSERT_TRUE(page) << page.error().message;
+      if (page->empty()) break;
+      for (const RunSummary& run : *page) {
+        EXPECT_TRUE(pipelines.insert(run.spec.pipeline).second) << run.spec.pipeline << " ran twice";
+        EXPECT_EQ(run.spec.slot, slot_);
+        runs.insert(run.spec.id);
+      }
+      filter.before = page->back().spec.id;
+    }
+    EXPECT_EQ(pipelines.size(), count);
+    const OwnerId owner = ids_.Next<OwnerId>();
+    const ShardId shard = ShardOf(kDefaultOrg, 1);
+    OwnerBatch taken;
+    taken.owner = owner;
+    taken.holds = {{shard, *ledger_->TakeShard(shard, owner, "b", In())}};
+    std::size_t found = 0;
+    for (bool more = true; more;) {
+      const auto outbox = ledger_->ReadOutbox(shard, 1, 500, In());
+      ASSERT_TRUE(outbox) << outbox.error().message;
+      more = outbox->more;
+      taken.outbox_done_batches.clear();
+      taken.outbox_done_runs.clear();
+      for (const auto& batch : outbox->batches) {
+        taken.outbox_done_batches.push_back(batch.id);
+        for (const LiveRun& run : batch.runs) found += runs.erase(run.spec.id);
+      }
+      for (const LiveRun& run : outbox->runs) {
+        taken.outbox_done_runs.push_back(run.spec.id);
+        found += runs.erase(run.spec.id);
+      }
+      if (!taken.Empty()) ASSERT_TRUE(ledger_->Commit(taken, In()));
+    }
+    EXPECT_EQ(found, count) << "in the outbox";
+    ASSERT_TRUE(ledger_->ReleaseShards(taken.holds, owner, In()));
+  }
+
+  WallTime slot_{};
+};
+
+TEST_P(SchedulerHerdTest, ARunIsPlannedBeforeItsSlotAndNamesTheInstant) {
+  if (postgres()) GTEST_SKIP() << "needs virtual time";
+  ApplyEachMinute({"p"});
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  GoTo(slot_ - 5s);
+  Pass(*scheduler);
+  EXPECT_EQ(Fates(), "");
+  EXPECT_TRUE(Runs().empty());
+  Raw("update pipeline_version set definition = '{broken'");  // what is read at the slot's time does not matter any more
+  GoTo(slot_ - 1ms);
+  Pass(*scheduler);
+  EXPECT_EQ(Fates(), "") << "not before its time";
+  GoTo(slot_ + 40ms);
+  Pass(*scheduler);
+  ASSERT_EQ(Fates(), "F");
+  const SlotRow slot = Slots()[0];
+  EXPECT_EQ(slot.key.slot, slot_);
+  EXPECT_EQ(slot.decided_at, slot_ + 40ms);
+  const auto run = ledger_->GetRun(kDefaultOrg, *slot.run, In());
+  ASSERT_TRUE(run) << run.error().message;
+  EXPECT_EQ(run->summary.spec.created_at, slot_ + 40ms);
+  EXPECT_EQ(TimeOf(run->summary.spec.id.uuid), slot_);
+  ASSERT_EQ(run->jobs.size(), 2u);
+  EXPECT_EQ(run->jobs[0].spec.stage, "a");
+  EXPECT_EQ(run->jobs[1].spec.depends_on, std::vector{run->jobs[0].spec.id});
+  for (const JobDetail& job : run->jobs) {
+    EXPECT_EQ(job.spec.submitted_at, slot_ + 40ms);
+    EXPECT_EQ(TimeOf(job.spec.id.uuid), slot_);
+  }
+}
+
+TEST_P(SchedulerHerdTest, ADeadlineCountsFromTheDecisionNotFromThePlan) {
+  const auto ahead = [&](WallTime now) {
+    RunPlan plan;
+    plan.jobs.resize(2);
+    plan.jobs[1].options.deadline = slot_ + 30s;
+    RunPlanner::Decided(plan, slot_, now);
+    EXPECT_FALSE(plan.jobs[0].options.deadline);
+    return *plan.jobs[1].options.deadline;
+  };
+  slot_ = now_;
+  EXPECT_EQ(ahead(slot_), slot_ + 30s);
+  EXPECT_EQ(ahead(slot_ + 2s), slot_ + 32s);
+}
+
+// Everything that can happen to a schedule between the plan and the slot.
+TEST_P(SchedulerHerdTest, AnEditAPauseOrADeletionAfterThePlanIsHeeded) {
+  if (postgres()) GTEST_SKIP() << "needs virtual time";
+  ApplyEachMinute({"edited", "paused", "resumed", "deleted", "retimed", "left"});
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  GoTo(slot_ - 8s);
+  Pass(*scheduler);
+  GoTo(slot_ - 1ms);  // no pass in between sees any of it
+  Apply({.name = "edited", .params = "params:\n  since: { type: date, default: 2001-01-01 }\n", .cron = "* * * * *"});
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "paused", true, In()));
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "resumed", true, In()));
+  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "resumed", false, In()));
+  Raw("update schedule set active = 0 where pipeline = 'deleted'");
+  Apply({.name = "retimed", .cron = "30 3 * * *"});
+  GoTo(slot_ + 1ms);
+  for (int i = 0; i < 3; ++i) Pass(*scheduler);
+  EXPECT_EQ(Fates("edited"), "F");
+  ASSERT_EQ(Runs("edited").size(), 1u);
+  EXPECT_EQ(Runs("edited")[0].spec.version, 2);
+  EXPECT_NE(Runs("edited")[0].spec.params.find("2001-01-01"), std::string::npos);
+  EXPECT_EQ(Fates("paused"), "S");
+  EXPECT_EQ(Slots("paused")[0].reason, "paused");
+  EXPECT_EQ(Fates("resumed"), "F");
+  EXPECT_EQ(Fates("deleted"), "");
+  EXPECT_EQ(Fates("retimed"), "");
+  EXPECT_EQ(Fates("left"), "F");
+  EXPECT_EQ(Runs("left")[0].spec.version, 1);
+  for (const char* name : {"edited", "paused", "resumed", "deleted", "retimed", "left"}) ExpectOneRunPerFiredSlot(name);
+}
+
+TEST_P(SchedulerHerdTest, OverlapSkipIsAskedAtTheSlotNotAtThePlan) {
+  if (postgres()) GTEST_SKIP() << "needs virtual time";
+  Apply({.overlap = "skip", .cron = "* * * * *"});
+  slot_ = std::chrono::ceil<std::chrono::minutes>(fake_.WallNow() + 1s);
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  for (int minute = 0; minute < 3; ++minute) {
+    GoTo(slot_ + minute * 60s - 5s);
+    Pass(*scheduler);
+    if (minute == 2) EndRuns();  // after the plan
+    GoTo(slot_ + minute * 60s);
+    Pass(*scheduler);
+  }
+  EXPECT_EQ(Fates(), "FSF");
+  ExpectOneRunPerFiredSlot();
+}
+
+TEST_P(SchedulerHerdTest, ALeaderKilledBetweenPlanAndSlotIsReplaced) {
+  if (postgres()) GTEST_SKIP() << "needs virtual time";
+  ApplyEachMinute({"p", "q"});
+  GoTo(slot_ - 2s);
+  auto first = Make(*ledger_, ids_.Next<OwnerId>()), second = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*first);
+  Pass(*second);
+  ASSERT_TRUE(first->leading());
+  first.reset();
+  for (int i = 0; i < 10 && Fates("q").empty(); ++i, fake_.Advance(500ms)) Pass(*second);
+  EXPECT_TRUE(second->leading());
+  EXPECT_EQ(Fates("p") + Fates("q"), "FF");
+  ExpectOneRunPerFiredSlot("p");
+  ExpectOneRunPerFiredSlot("q");
+}
+
+// Killed in the transaction, before and after its commit: the plans are gone with it, or in the ledger.
+TEST_P(SchedulerHerdTest, PlansDieWithTheirLeaderAndNoSlotFiresTwice) {
+  if (postgres()) GTEST_SKIP() << "needs virtual time";
+  ApplyEachMinute({"p", "q"});
+  const OwnerId id = ids_.Next<OwnerId>();
+  for (int minute = 0; minute < 6; ++minute) {
+    DyingLedger dying(*ledger_, minute % 2 == 0 ? DyingLedger::Die::kBeforeFire : DyingLedger::Die::kAfterFire);
+    auto first = Make(dying, id), again = Make(*ledger_, id);
+    const WallTime slot = slot_ + minute * 60s;
+    GoTo(slot - 3s);
+    Pass(*first);
+    Pass(*again);
+    GoTo(slot);
+    EXPECT_FALSE(first->Pass());
+    if (minute % 3 == 0) EXPECT_FALSE(first->Pass()) << "its plans are used up, and the next ones die the same way";
+    Pass(*again);
+    Pass(*again);
+  }
+  for (const char* name : {"p", "q"}) {
+    EXPECT_EQ(Fates(name), "FFFFFF");
+    ExpectOneRunPerFiredSlot(name);
+  }
+}
+
+TEST_P(SchedulerHerdTest, TwoLeadersWithTheSamePlannedSlotsFireEachOnce) {
+  if (postgres()) GTEST_SKIP() << "needs virtual time";
+  std::vector<std::string> names;
+  for (int i = 0; i < 30; ++i) names.push_back(fmt::format("p{}", i));
+  ApplyEachMinute(names);
+  const OwnerId id = ids_.Next<OwnerId>();  // the same: both lead
+  auto ledger = Open();
+  auto first = Make(*ledger_, id), second = Make(*ledger, id);
+  GoTo(slot_ - 3s);
+  Pass(*first);
+  Pass(*second);
+  GoTo(slot_);
+  std::string errors;
+  {
+    std::jthread other([&] {
+      if (const auto passed = second->Pass(); !passed) errors = passed.error().message;
+    });
+    Pass(*first);
+  }
+  EXPECT_EQ(errors, "");
+  for (const std::string& name : names) {
+    EXPECT_EQ(Fates(name), "F");
+    ExpectOneRunPerFiredSlot(name);
+  }
+}
+
+TEST_P(SchedulerHerdTest, AHerdIsDecidedFirstAndItsWatermarksMoveAfterwards) {
+  ApplyHerd(kHerd);
+  auto scheduler = MakeWithLane(*ledger_, ids_.Next<OwnerId>(), {});
+  Pass(*scheduler);
+  EXPECT_EQ(Behind(), static_cast<std::size_t>(kHerd)) << "not in the transactions of the slots";
+  ASSERT_TRUE(ConfigureFailpoints("scheduler.before_watermarks=error(1,1)", 1));
+  EXPECT_FALSE(scheduler->Pass());
+  ASSERT_TRUE(ConfigureFailpoints("", 1));
+  Pass(*scheduler);
+  EXPECT_EQ(Behind(), 0u);
+  for (int i = 0; i < 2; ++i) Pass(*scheduler);
+  ExpectOneRunEach(kHerd);
+}
+
+TEST_P(SchedulerHerdTest, ALeaderKilledBeforeTheWatermarksOfItsHerdIsReplaced) {
+  ApplyHerd(kHerd);
+  const OwnerId id = ids_.Next<OwnerId>();
+  Pass(*MakeWithLane(*ledger_, id, {}));
+  ASSERT_EQ(Behind(), static_cast<std::size_t>(kHerd));
+  auto next = MakeWithLane(*ledger_, id, {});  // sees all of the slots as due, and finds them decided
+  for (int i = 0; i < 3; ++i) Pass(*next);
+  EXPECT_EQ(Behind(), 0u);
+  ExpectOneRunEach(kHerd);
+}
+
+TEST_P(SchedulerHerdTest, AHerdGoesThroughTwoConnections) {
+  if (!postgres()) GTEST_SKIP() << "SQLite has one writer at a time";
+  ApplyHerd(kHerd);
+  int opened = 0;
+  auto scheduler = MakeWithLane(*ledger_, ids_.Next<OwnerId>(), [&]() -> Result<std::unique_ptr<Ledger>> {
+    ++opened;
+    return Open();
+  });
+  for (int i = 0; i < 2; ++i) Pass(*scheduler);
+  EXPECT_EQ(opened, 1);
+  EXPECT_EQ(ledger_->AuditHeads(In())->size(), 2u) << "the second one is a writer of its own";
+  EXPECT_EQ(Behind(), 0u);
+  ExpectOneRunEach(kHerd);
+}
+
+TEST_P(SchedulerHerdTest, WhatTheSecondConnectionCannotDoTheFirstDoes) {
+  ApplyHerd(kHerd);
+  std::unique_ptr<Ledger> real = Open();
+  // It cannot be opened, then loses the answer of what it has committed, then dies before.
+  for (int round = 0; round < 3; ++round) {
+    if (round > 0)
+      Raw("delete from slot; delete from run; delete from job; delete from live_run; delete from outbox_batch; "
+          "delete from outbox; update schedule set watermark = watermark - " +
+          std::string(postgres() ? "interval '1 day'" : "86400000000"));
+    auto scheduler = MakeWithLane(*ledger_, ids_.Next<OwnerId>(), [&]() -> Result<std::unique_ptr<Ledger>> {
+      if (round == 0) return Fail(ErrorCode::kUnavailable, "too many connections");
+      return std::unique_ptr<Ledger>(
+          new DyingLedger(*real, round == 1 ? DyingLedger::Die::kAfterFire : DyingLedger::Die::kBeforeFire));
+    });
+    for (int i = 0; i < 2; ++i) Pass(*scheduler);
+    EXPECT_EQ(Behind(), 0u);
+    ExpectOneRunEach(kHerd);
+  }
+}
+
+// Both lead, both have two connections.
+TEST_P(SchedulerHerdTest, TwoLeadersOfOneHerdFireEachSlotOnce) {
+  if (!postgres()) GTEST_SKIP() << "SQLite has one writer at a time";
+  ApplyHerd(kHerd);
+  const OwnerId id = ids_.Next<OwnerId>();
+  std::array<std::unique_ptr<Ledger>, 2> ledgers = {Open(), Open()};
+  std::array<std::string, 2> errors;
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t t = 0; t < 2; ++t)
+      threads.emplace_back([&, t] {
+        auto scheduler = MakeWithLane(*ledgers[t], id, [&]() -> Result<std::unique_ptr<Ledger>> { return Open(); });
+        for (int i = 0; i < 2; ++i)
+          if (const auto passed = scheduler->Pass(); !passed) errors[t] += passed.error().message + "; ";
+      });
+  }
+  EXPECT_EQ(errors[0] + errors[1], "");
+  EXPECT_EQ(Behind(), 0u);
+  ExpectOneRunEach(kHerd);
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, SchedulerHerdTest, ::testing::Values("sqlite", "postgres"),
+                         [](const auto& p) { return p.param; });
+
+}  // namespace
+}  // namespace millrace::scheduler
