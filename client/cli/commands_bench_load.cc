@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -13,6 +14,7 @@
 #include "client/bench/handler_fleet.h"
 #include "client/bench/sample_csv.h"
 #include "client/cli/bench_common.h"
+#include "client/cli/bench_load_by_hand.h"
 #include "client/cli/commands.h"
 #include "common/drivers/postgres.h"
 #include "common/drivers/sqlite.h"
@@ -24,11 +26,13 @@ using Json = nlohmann::ordered_json;
 
 constexpr Millis kRunTimeout{3'600'000};
 constexpr Millis kQueryTimeout{300'000};
+constexpr Millis kPoll{10};
 constexpr std::uint64_t kRowsMax = 1'000'000'000;
 
 struct LoadPlan {
   std::string to, mode, table, dsn;  // dsn: of PostgreSQL
   std::string folder, csv;
+  bool by_hand = false;
   std::string home() const { return folder + "/load-home"; }
 };
 
@@ -36,11 +40,14 @@ struct LoadResult {
   double wall_s = 0, client_cpu_s = 0, server_cpu_s = 0, peak_rss_mb = 0;
   std::map<std::string, double> stage_ms;
   std::int64_t loaded = 0, key_sum = 0;
+  std::optional<HandCost> by_hand;
+  bool same_rows = true;  // a merge: as the one by hand
 };
 
 std::string PipelineYaml(const LoadPlan& plan) {
   const std::string target = plan.to == "parquet" ? "to: file, path: \"" + plan.folder + "/out.parquet\", mode: replace"
                                                   : fmt::format("to: warehouse, table: {}, mode: {}", plan.table, plan.mode);
+  const std::string key = plan.mode == "merge" ? ", key: [order_id]" : "";
   std::string columns;
   for (const auto& [name, type] :
        std::initializer_list<std::pair<const char*, const char*>>{{"order_id", "bigint"},
@@ -58,8 +65,8 @@ std::string PipelineYaml(const LoadPlan& plan) {
       "version: 1\npipeline: bench_load\nstages:\n"
       "  orders:\n    extract: {{ from: file, path: \"{}\", columns: {{ {} }} }}\n"
       "  clean:\n    transform: |\n      select * replace (upper(country) as country) from orders where order_id is not null\n"
-      "  result:\n    load: {{ from: clean, {} }}\n",
-      plan.csv, columns, target);
+      "  result:\n    load: {{ from: clean, {}{} }}\n",
+      plan.csv, columns, target, key);
 }
 
 // With secrets in it: for this user alone.
@@ -84,20 +91,6 @@ std::string ReadText(const std::string& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-double ChildrenCpuSeconds() {
-  rusage usage{};
-  ::getrusage(RUSAGE_CHILDREN, &usage);
-  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6; };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
-
-double PostgresCpuSeconds(const bench::Installation& at) {
-  for (const auto& [name, pid] : at.processes)
-    if (name == "postgres")
-      if (const auto usage = bench::UsageOf(pid)) return usage->cpu_s;
-  return 0;
-}
-
 // What the target holds now: rows, and the sum of their keys.
 Result<void> ReadTarget(const LoadPlan& plan, const Clock& clock, LoadResult& result) {
   if (plan.to == "parquet") return {};  // the run's own count stands: the file's writer is the only reader here
@@ -120,12 +113,36 @@ Result<void> ReadTarget(const LoadPlan& plan, const Clock& clock, LoadResult& re
   return {};
 }
 
-Result<void> DropTarget(const LoadPlan& plan, const Clock& clock) {
-  if (plan.to != "postgres") return {};
+Result<void> Exec(const LoadPlan& plan, const Clock& clock, const std::vector<std::string>& statements) {
   PgOptions options;
   options.dsn = plan.dsn;
+  options.statement_timeout = kQueryTimeout;
   MILLRACE_TRY_ASSIGN(const auto pg, PgConnection::Connect(options, clock, clock.Now() + Millis{10'000}));
-  return pg->Exec("drop table if exists " + plan.table, clock.Now() + kQueryTimeout);
+  for (const std::string& statement : statements) MILLRACE_TRY(pg->Exec(statement, clock.Now() + kQueryTimeout));
+  return {};
+}
+
+std::string HandTable(const LoadPlan& plan) { return plan.table + "_by_hand"; }
+
+Result<void> DropTarget(const LoadPlan& plan, const Clock& clock) {
+  if (plan.to != "postgres") return {};
+  return Exec(plan, clock, {"drop table if exists " + plan.table, "drop table if exists " + HandTable(plan)});
+}
+
+// Whether both tables hold the same rows.
+Result<bool> SameRows(const LoadPlan& plan, const Clock& clock) {
+  PgOptions options;
+  options.dsn = plan.dsn;
+  options.statement_timeout = kQueryTimeout;
+  MILLRACE_TRY_ASSIGN(const auto pg, PgConnection::Connect(options, clock, clock.Now() + Millis{10'000}));
+  std::array<std::string, 2> sums;
+  for (std::size_t i = 0; i < 2; ++i) {
+    const std::string sql = fmt::format("select count(*) || ' ' || sum(hashtextextended(t::text, 0)) from {} t",
+                                        i == 0 ? plan.table : HandTable(plan));
+    MILLRACE_TRY_ASSIGN(const auto rows, pg->QueryOnce(sql, {}, clock.Now() + kQueryTimeout));
+    sums[i] = rows.Text(0, 0);
+  }
+  return sums[0] == sums[1];
 }
 
 Result<LoadResult> LoadOnce(const LoadPlan& plan, const bench::Installation& at, const Clock& clock) {
@@ -140,7 +157,7 @@ Result<LoadResult> LoadOnce(const LoadPlan& plan, const bench::Installation& at,
                                              .out = out,
                                              .user = ""}));
   std::optional<int> code;
-  while (!(code = run.Wait(Millis{100}))) {
+  while (!(code = run.Wait(kPoll))) {
     if (bench::Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
     if (clock.Now() - start > kRunTimeout) return Fail(ErrorCode::kTimedOut, "the load does not end");
   }
@@ -165,6 +182,40 @@ Result<LoadResult> LoadOnce(const LoadPlan& plan, const bench::Installation& at,
   return result;
 }
 
+// What the changes are merged into, and its twin for the load by hand. None of it is measured.
+Result<void> FillTarget(LoadPlan plan, const bench::Installation& at, const Clock& clock) {
+  plan.csv = plan.folder + "/orders.csv";
+  const bool postgres = plan.to == "postgres";
+  if (postgres) plan.mode = "append";
+  MILLRACE_TRY(WriteFiles(plan));
+  MILLRACE_TRY(LoadOnce(plan, at, clock));
+  if (!postgres) return {};
+  std::vector<std::string> statements{fmt::format("alter table {} add primary key (order_id)", plan.table)};
+  if (plan.by_hand) {
+    statements.push_back(fmt::format("create table {} (like {} including all)", HandTable(plan), plan.table));
+    statements.push_back(fmt::format("insert into {} select * from {}", HandTable(plan), plan.table));
+    statements.push_back("vacuum analyze " + HandTable(plan));
+  }
+  statements.push_back("vacuum analyze " + plan.table);
+  statements.emplace_back("checkpoint");
+  return Exec(plan, clock, statements);
+}
+
+Result<LoadResult> MeasureOne(const LoadPlan& plan, const bench::Installation& at, const Clock& clock) {
+  const bool merge = plan.mode == "merge";
+  if (merge) MILLRACE_TRY(FillTarget(plan, at, clock));
+  MILLRACE_TRY(WriteFiles(plan));
+  MILLRACE_TRY_ASSIGN(LoadResult result, LoadOnce(plan, at, clock));
+  if (!plan.by_hand) return result;
+  const HandLoad hand{
+      .mode = plan.mode, .csv = plan.csv, .dsn = plan.dsn, .log = plan.folder + "/by-hand.log", .table = HandTable(plan)};
+  MILLRACE_TRY_ASSIGN(result.by_hand, LoadByHand(hand, at, clock));
+  if (merge && result.by_hand) {
+    MILLRACE_TRY_ASSIGN(result.same_rows, SameRows(plan, clock));
+  }
+  return result;
+}
+
 double Round(double value) { return std::round(value * 1000) / 1000; }
 
 Result<LoadPlan> CheckedPlan(const BenchFlags& flags) {
@@ -173,56 +224,82 @@ Result<LoadPlan> CheckedPlan(const BenchFlags& flags) {
   plan.mode = flags.mode;
   if (plan.to != "postgres" && plan.to != "sqlite" && plan.to != "parquet")
     return Fail(ErrorCode::kInvalidArgument, "--to '{}': expected postgres, sqlite or parquet", plan.to);
-  if (plan.mode != "append" && plan.mode != "replace")
-    return Fail(ErrorCode::kInvalidArgument, "--mode '{}': expected append or replace", plan.mode);
+  if (plan.mode != "append" && plan.mode != "replace" && plan.mode != "merge")
+    return Fail(ErrorCode::kInvalidArgument, "--mode '{}': expected append, replace or merge", plan.mode);
+  if (plan.mode == "merge" && plan.to == "parquet")
+    return Fail(ErrorCode::kInvalidArgument, "--mode merge: a file can only be replaced");
+  plan.by_hand = flags.by_hand;
   if (plan.to == "parquet") plan.mode = "replace";  // a file can only be replaced
   MILLRACE_TRY(BenchRange("--rows", flags.rows, 1, kRowsMax));
   MILLRACE_TRY(BenchRange("--runs", flags.runs, 0, 1000));
   return plan;
 }
 
+Json ByHandJson(const LoadResult& r) {
+  if (!r.by_hand) return nullptr;
+  return {{"wall_s", Round(r.by_hand->wall_s)},
+          {"client_cpu_s", Round(r.by_hand->client_cpu_s)},
+          {"server_cpu_s", Round(r.by_hand->server_cpu_s)},
+          {"wall_ratio", Round(r.wall_s / r.by_hand->wall_s)}};
+}
+
 Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const BenchTarget& target, const Clock& clock) {
+  const bool merge = plan.mode == "merge";
   plan.folder = target.folder();
   plan.csv = plan.folder + "/orders.csv";
-  MILLRACE_TRY_ASSIGN(const auto file, bench::WriteSampleCsv(plan.csv, flags.rows));
+  MILLRACE_TRY_ASSIGN(bench::SampleFile file, bench::WriteSampleCsv(plan.csv, flags.rows));
+  std::uint64_t expected = file.kept, key_sum = file.key_sum;
+  if (merge) {  // from here on the file is that of the changes
+    plan.csv = plan.folder + "/changes.csv";
+    MILLRACE_TRY_ASSIGN(file, bench::WriteSampleChanges(plan.csv, flags.rows));
+    expected += file.kept;
+    key_sum += file.key_sum;
+  }
   BenchReport report{.name = "load", .results_json = {}, .tables = {}, .sound = true};
   Table table{.columns = {"to", "mode", "rows", "loaded", "wall_s", "rows_per_s", "extract_ms", "transform_ms", "load_ms",
                           "client_cpu_s", "server_cpu_s", "peak_rss_mb", "lost", "duplicated"},
               .rows = {}};
+  if (plan.by_hand) table.columns.insert(table.columns.end(), {"by_hand_s", "by_hand_cpu_s", "wall_ratio"});
   std::vector<std::string> items;
   const std::string word = bench::UniqueName();
   for (std::uint32_t i = 0; i < std::max(1u, flags.runs); ++i) {
     plan.table = plan.mode == "replace" ? word : fmt::format("{}_{}", word, i + 1);
-    MILLRACE_TRY(WriteFiles(plan));
-    auto measured = LoadOnce(plan, target.at(), clock);
-    if (plan.mode == "append" || i + 1 >= flags.runs || !measured) (void)DropTarget(plan, clock);
+    auto measured = MeasureOne(plan, target.at(), clock);
+    if (plan.mode != "replace" || i + 1 >= flags.runs || !measured) (void)DropTarget(plan, clock);
     MILLRACE_TRY_ASSIGN(const LoadResult r, std::move(measured));
-    const auto kept = static_cast<std::int64_t>(file.kept);
+    const auto kept = static_cast<std::int64_t>(expected);
     const std::int64_t lost = std::max<std::int64_t>(0, kept - r.loaded), doubled = std::max<std::int64_t>(0, r.loaded - kept);
-    const bool keys = plan.to == "parquet" || r.key_sum == static_cast<std::int64_t>(file.key_sum);
-    report.sound = report.sound && lost == 0 && doubled == 0 && keys;
+    const bool keys = plan.to == "parquet" || r.key_sum == static_cast<std::int64_t>(key_sum);
+    report.sound = report.sound && lost == 0 && doubled == 0 && keys && r.same_rows;
     const double rate = static_cast<double>(file.rows) / r.wall_s;
     const auto stage = [&](const char* name) { return r.stage_ms.contains(name) ? Cell(Round(r.stage_ms.at(name))) : Cell(); };
-    table.rows.push_back({plan.to, plan.mode, static_cast<std::int64_t>(file.rows), r.loaded, Round(r.wall_s),
-                          static_cast<std::int64_t>(rate), stage("orders"), stage("clean"), stage("result"),
-                          Round(r.client_cpu_s), Round(r.server_cpu_s), Round(r.peak_rss_mb), lost, doubled});
-    items.push_back(Json{
-        {"to", plan.to},
-        {"mode", plan.mode},
-        {"rows", file.rows},
-        {"file_bytes", file.bytes},
-        {"loaded", r.loaded},
-        {"expected", kept},
-        {"keys_agree", keys},
-        {"wall_s", Round(r.wall_s)},
-        {"rows_per_s", std::llround(rate)},
-        {"stage_ms", r.stage_ms},
-        {"client_cpu_s", Round(r.client_cpu_s)},
-        {"server_cpu_s", Round(r.server_cpu_s)},
-        {"peak_rss_mb", Round(r.peak_rss_mb)},
-        {"lost", lost},
-        {"duplicated",
-         doubled}}.dump());
+    auto& row = table.rows.emplace_back(std::vector<Cell>{plan.to, plan.mode, static_cast<std::int64_t>(file.rows), r.loaded,
+                                                          Round(r.wall_s), static_cast<std::int64_t>(rate), stage("orders"),
+                                                          stage("clean"), stage("result"), Round(r.client_cpu_s),
+                                                          Round(r.server_cpu_s), Round(r.peak_rss_mb), lost, doubled});
+    if (plan.by_hand && r.by_hand)
+      row.insert(row.end(), {Round(r.by_hand->wall_s), Round(r.by_hand->client_cpu_s + r.by_hand->server_cpu_s),
+                             Round(r.wall_s / r.by_hand->wall_s)});
+    else if (plan.by_hand)
+      row.insert(row.end(), {Cell(), Cell(), Cell()});
+    items.push_back(Json{{"to", plan.to},
+                         {"mode", plan.mode},
+                         {"rows", file.rows},
+                         {"file_bytes", file.bytes},
+                         {"loaded", r.loaded},
+                         {"expected", kept},
+                         {"keys_agree", keys},
+                         {"wall_s", Round(r.wall_s)},
+                         {"rows_per_s", std::llround(rate)},
+                         {"stage_ms", r.stage_ms},
+                         {"client_cpu_s", Round(r.client_cpu_s)},
+                         {"server_cpu_s", Round(r.server_cpu_s)},
+                         {"peak_rss_mb", Round(r.peak_rss_mb)},
+                         {"lost", lost},
+                         {"duplicated", doubled},
+                         {"by_hand", ByHandJson(r)},
+                         {"same_rows_as_by_hand", r.by_hand && merge ? Json(r.same_rows) : Json(nullptr)}}
+                        .dump());
   }
   report.results_json = JsonArray(items);
   report.tables = {std::move(table)};
@@ -233,6 +310,8 @@ Result<ExitCode> DoLoad(Options options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "bench"));
   MILLRACE_TRY_ASSIGN(LoadPlan plan, CheckedPlan(options.bench));
   const bool running = !context->embedded() && !options.bench.own;
+  if (plan.by_hand && (plan.to != "postgres" || running))  // psql gets the DSN as an argument: not one with a password
+    return Fail(ErrorCode::kInvalidArgument, "--by-hand: for --to postgres and a server of its own (--own)");
   if (plan.to != "postgres" && !running) options.bench.storage = "sqlite";  // no server is needed
   if (plan.to == "postgres" && options.bench.storage == "sqlite")
     return Fail(ErrorCode::kInvalidArgument, "--storage sqlite: --to postgres needs a server; use servers");

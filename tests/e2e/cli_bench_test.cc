@@ -176,6 +176,25 @@ TEST_F(CliBench, LoadsArriveWhole) {
   }
 }
 
+TEST_F(CliBench, AMergeLeavesWhatTheOneByHandLeaves) {
+  const auto results = Bench({"load", "--mode", "merge", "--rows", "2000", "--by-hand", "--own"}).at("results");
+  ASSERT_EQ(results.size(), 1u);
+  const auto& r = results.at(0);
+  EXPECT_EQ(r.at("rows"), 200) << "a tenth is changed";
+  EXPECT_EQ(r.at("loaded"), r.at("expected"));
+  EXPECT_EQ(r.at("keys_agree"), true);
+  EXPECT_EQ(r.at("same_rows_as_by_hand"), true);
+  EXPECT_GT(r.at("by_hand").at("wall_s"), 0);
+  const auto sqlite = Bench({"load", "--mode", "merge", "--to", "sqlite", "--rows", "2000"}).at("results").at(0);
+  EXPECT_EQ(sqlite.at("loaded"), r.at("loaded"));
+  EXPECT_EQ(sqlite.at("by_hand"), nullptr);
+  for (const char* mode : {"append", "replace"}) {
+    const auto load = Bench({"load", "--mode", mode, "--rows", "1000", "--by-hand", "--own"}).at("results").at(0);
+    EXPECT_GT(load.at("by_hand").at("wall_ratio"), 0) << mode;
+    EXPECT_EQ(load.at("duplicated"), 0);
+  }
+}
+
 TEST_F(CliBench, ARunningInstallationIsUsedAndLeftAsItWas) {
   // Servers: those of a benchmark that is kept waiting by its rate.
   const auto keeper = Start({"bench", "queue", "--jobs", "100000", "--rate", "5"}, {.env = {{"TMPDIR", temporary_}}});
@@ -214,6 +233,9 @@ TEST_F(CliBench, WrongOptionsAreNamedBeforeAnythingStarts) {
   ExpectUsage({"scale", "--worker-counts", "1,,2"}, "--worker-counts '1,,2': expected numbers from 1 to 256");
   ExpectUsage({"chain", "--handlers", "threads"}, "--handlers 'threads': expected inprocess, processes or sql");
   ExpectUsage({"cron", "--seconds", "0"}, "--seconds 0: expected 1 to 3600");
+  ExpectUsage({"load", "--mode", "upsert"}, "--mode 'upsert': expected append, replace or merge");
+  ExpectUsage({"load", "--mode", "merge", "--to", "parquet"}, "a file can only be replaced");
+  ExpectUsage({"load", "--by-hand", "--to", "sqlite"}, "--by-hand: for --to postgres");
   ExpectUsage({"load", "--to", "mysql"}, "--to 'mysql': expected postgres, sqlite or parquet");
 }
 

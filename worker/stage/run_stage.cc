@@ -83,9 +83,6 @@ StageOutcome<void> Wall(const StageOrder& order, const Prepared& prepared) {
 Result<void> SetUpEngine(const StageOrder& order, const Prepared& prepared, duck::Connection& connection) {
   MILLRACE_TRY(connection.Configure(
       {.threads = order.threads, .memory_bytes_max = EngineMemory(order.memory_bytes_max), .temp_directory = order.scratch}));
-  // A load says itself how far it is; the engine would count anew for each chunk that is fetched.
-  if (std::holds_alternative<LoadSpec>(order.task.stage.work))
-    MILLRACE_TRY(connection.Execute("SET enable_progress_bar = false"));
   std::vector<std::string> folders;
   for (const auto& folder : prepared.writable) folders.push_back(folder + "/");
   return connection.Restrict(prepared.readable, folders);

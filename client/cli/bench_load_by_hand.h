@@ -1,0 +1,28 @@
+// The load of `bench load` as a person would do it with psql, measured beside ours.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "client/bench/installation.h"
+#include "common/base/clock.h"
+#include "common/base/result.h"
+
+namespace millrace::cli {
+
+struct HandLoad {
+  std::string mode, csv, dsn, log;
+  std::string table;  // append: is made by it; replace: is put in its place; merge: is there, with order_id as its primary key
+};
+struct HandCost {
+  double wall_s = 0, client_cpu_s = 0, server_cpu_s = 0;
+};
+// append and replace: \copy of the rows with a key, countries as they are, into a new table (replace: analyzed, then renamed
+// into place). merge: \copy into an unlogged staging table, analyze, one `insert ... on conflict (order_id) do update` with the
+// countries in capitals. nullopt: there is no psql on the path. kRejected: it failed, see the log.
+Result<std::optional<HandCost>> LoadByHand(const HandLoad& load, const bench::Installation& at, const Clock& clock);
+
+double ChildrenCpuSeconds();                               // of those that have ended
+double PostgresCpuSeconds(const bench::Installation& at);  // 0: its processes may not be looked at
+
+}  // namespace millrace::cli
