@@ -9,10 +9,11 @@
 //
 // Prints JSON: seconds from the slot's instant until half, 99 % and all of the slots were in the ledger ("decided_s", by the
 // rows that the schedulers' audit records name, looked at every 20 ms) and of the jobs in Redis ("queued_s"), and until the
-// last watermark was moved ("settled_s"); slots and jobs that are lost or doubled; processor seconds of each process from the
-// slot's instant until everything was queued ("cpu_queued_s") and until everything was settled ("cpu_s": that of Redis and,
-// given the postmaster's process id, of PostgreSQL with all its processes are in it). "asking_s" of it is what the program's
-// own questions cost PostgreSQL. Exit code 1 when a slot is missing, doubled or later than a minute.
+// last watermark was moved ("settled_s"); slots and jobs that are lost or doubled; processor seconds of each process from its
+// start to the slot's instant ("cpu_ahead_s": schedules are read, runs planned), from there until everything was queued
+// ("cpu_queued_s") and until everything was settled ("cpu_s": that of Redis and, given the postmaster's process id, of
+// PostgreSQL with all its processes are in it). "asking" in it is what the program's own questions cost PostgreSQL. Exit code
+// 1 when a slot is missing, doubled or later than a minute.
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -280,13 +281,13 @@ using Late = std::array<double, 3>;  // s after the slot when half, 99 % and all
 struct Course {
   Late decided{-1, -1, -1}, queued{-1, -1, -1};
   double settled = -1;
-  Cpu cpu_queued, cpu;
+  Cpu cpu_ahead, cpu_queued, cpu;
 };
 
 // Looks on until everything is queued and settled. A fired slot is three audited rows (slot, run, job), whose leaves its
 // transaction's record holds: counting those is one short look, however many slots there are.
-Result<Course> Follow(World& world, PgConnection& db, RedisQueue* queue, const Processes& all, std::int64_t count,
-                      WallTime slot) {
+Result<Course> Follow(World& world, PgConnection& db, RedisQueue* queue, const Processes& all, const Cpu& start,
+                      std::int64_t count, WallTime slot) {
   Course course;
   const std::array<std::int64_t, 3> marks{(count + 1) / 2, (count * 99 + 99) / 100, count};
   const auto since = [&] { return static_cast<double>(duration_cast<Millis>(world.clock.WallNow() - slot).count()) / 1000; };
@@ -296,6 +297,7 @@ Result<Course> Follow(World& world, PgConnection& db, RedisQueue* queue, const P
   };
   std::this_thread::sleep_until(std::chrono::system_clock::time_point(slot.time_since_epoch()));
   const Cpu before = all.Now();
+  course.cpu_ahead = before - start;
   while (course.settled < 0 && since() < 180) {
     std::this_thread::sleep_for(20ms);
     if (course.decided[2] < 0) {
@@ -342,7 +344,10 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
     all.redis = RedisPid(world);
   }
   MILLRACE_TRY_ASSIGN(all.asking, world.Number(db, "select pg_backend_pid()::bigint"));
-  MILLRACE_TRY_ASSIGN(const Course course, Follow(world, db, queue.get(), all, count, slot));
+  Cpu start;  // of Redis and PostgreSQL, which were there before
+  start.redis = all.Now().redis;
+  start.postgres = all.Now().postgres;
+  MILLRACE_TRY_ASSIGN(const Course course, Follow(world, db, queue.get(), all, start, count, slot));
   std::this_thread::sleep_for(500ms);  // who doubles a slot may still be at it
   std::int64_t jobs = count;
   if (queue) {
@@ -370,10 +375,12 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
   const auto late = [](const Late& l) { return fmt::format("[{:.2f}, {:.2f}, {:.2f}]", l[0], l[1], l[2]); };
   fmt::print(
       "{{\"herd\": {}, \"mode\": \"{}\", \"slots\": {}, \"runs\": {}, \"queued\": {}, \"lost\": {}, \"doubled\": {}, "
-      "\"decided_s\": {}, \"queued_s\": {}, \"settled_s\": {:.2f}, \"cpu_queued_s\": {}, \"cpu_s\": {}, \"rss_mb\": "
+      "\"decided_s\": {}, \"queued_s\": {}, \"settled_s\": {:.2f}, \"cpu_ahead_s\": {}, \"cpu_queued_s\": {}, \"cpu_s\": {}, "
+      "\"rss_mb\": "
       "{{\"scheduler\": {}, \"broker\": {}}}, \"exactly_once_within_a_minute\": {}}}\n",
       count, both ? "both" : "lead", slots, all_runs, jobs, lost, doubled, late(course.decided), late(course.queued),
-      course.settled, course.cpu_queued.Json(), course.cpu.Json(), cost.rss_kb / 1024, broker.rss_kb / 1024, good);
+      course.settled, course.cpu_ahead.Json(), course.cpu_queued.Json(), course.cpu.Json(), cost.rss_kb / 1024,
+      broker.rss_kb / 1024, good);
   return good;
 }
 

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "scheduler/fire_history.h"
 
 namespace millrace::scheduler {
 
@@ -58,7 +59,7 @@ Result<FireResult> FireLane::Fire(const FireBatch& batch, MonoTime deadline) {
   if (!ledger_) {
     MILLRACE_TRY_ASSIGN(ledger_, open_());
   }
-  MILLRACE_TRY_ASSIGN(FireResult fired, ledger_->Fire(batch, deadline));
+  MILLRACE_TRY_ASSIGN(FireResult fired, FireRecorded(*ledger_, batch, who_, deadline));
   done_(batch);
   return fired;
 }

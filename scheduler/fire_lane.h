@@ -19,7 +19,7 @@ using OpenLedger = std::function<Result<std::unique_ptr<Ledger>>()>;
 class FireLane {
  public:
   using Done = std::function<void(const FireBatch&)>;
-  explicit FireLane(OpenLedger open, Done done) : open_(std::move(open)), done_(std::move(done)) {}
+  FireLane(OpenLedger open, OwnerId who, Done done) : open_(std::move(open)), who_(who), done_(std::move(done)) {}
   ~FireLane();
   FireLane(const FireLane&) = delete;
   FireLane& operator=(const FireLane&) = delete;
@@ -35,6 +35,7 @@ class FireLane {
   Result<FireResult> Fire(const FireBatch& batch, MonoTime deadline);
 
   const OpenLedger open_;
+  const OwnerId who_;
   const Done done_;
   std::unique_ptr<Ledger> ledger_;  // the thread's
   std::thread thread_;

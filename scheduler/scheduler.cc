@@ -6,6 +6,7 @@
 #include "common/base/failpoint.h"
 #include "common/base/log.h"
 #include "common/model/stage_task.h"
+#include "scheduler/fire_history.h"
 
 namespace millrace::scheduler {
 namespace {
@@ -20,7 +21,7 @@ constexpr std::size_t kHerdMax = 2000;      // schedules looked at together
 constexpr Millis kPlanAhead{10'000};        // runs of slots that are due within are planned
 constexpr Millis kPlanPause{50};            // ... but not when a slot is due within
 constexpr std::size_t kPlanPage = 500;
-constexpr std::size_t kWatermarksPage = 2000;         // of one transaction
+constexpr std::size_t kWatermarksPage = 5000;         // of one transaction
 constexpr std::size_t kWatermarksLaterMax = 100'000;  // moved at the latest then
 constexpr Millis kLastWatermarks{2000};               // of one who stops
 constexpr std::size_t kSchedulesLogged = 20;
@@ -36,7 +37,8 @@ Scheduler::Scheduler(SchedulerOptions options, Ledger& ledger, Inbox& inbox, con
       ids_(ids),
       planner_(ledger, ids),
       feeder_(ledger, clock, ids) {
-  if (options_.open_ledger) lane_.emplace(options_.open_ledger, [this](const FireBatch& batch) { RingFor(batch); });
+  if (options_.open_ledger)
+    lane_.emplace(options_.open_ledger, options_.id, [this](const FireBatch& batch) { RingFor(batch); });
 }
 
 Scheduler::~Scheduler() = default;
@@ -104,9 +106,9 @@ bool Scheduler::IsPlanned(const ScheduleBook::Entry& entry, WallTime now) const 
 }
 
 // False: its version is not there (yet).
-Result<bool> Scheduler::Decide(ScheduleBook::Entry& entry, bool busy, WallTime now, Batch& batch) {
+Result<bool> Scheduler::Decide(ScheduleBook::Entry& entry, bool planned, bool busy, WallTime now, Batch& batch) {
   const ScheduleRow& row = entry.row();
-  if (!IsPlanned(entry, now)) {
+  if (!planned) {
     const RunPlanner::Known known = planner_.Knows(row);
     if (known == RunPlanner::Known::kBroken) book_.Park(entry);
     if (known != RunPlanner::Known::kYes) return known == RunPlanner::Known::kBroken;
@@ -115,7 +117,9 @@ Result<bool> Scheduler::Decide(ScheduleBook::Entry& entry, bool busy, WallTime n
   std::size_t not_fired = 0;
   for (const PlannedSlot& slot : plan.slots) {
     MILLRACE_TRY_ASSIGN(SlotDecision decision, DecideSlot(entry, slot, now));
-    if (decision.slot.run) {
+    if (decision.slot.run && herd_) {
+      // a line for each batch: see Fired
+    } else if (decision.slot.run) {
       LogInfo("pipeline {}: slot {} fires as run {}", row.pipeline, ToRfc3339(slot.slot), ShortId(*decision.slot.run));
     } else if (++not_fired == 1) {
       LogInfo("pipeline {}: slot {} is {}: {}", row.pipeline, ToRfc3339(slot.slot), decision.slot.state, decision.slot.reason);
@@ -210,7 +214,7 @@ Result<void> Scheduler::Fire(Batch& batch, bool more, MonoTime deadline) {
     lane_->Start(in_lane_.rows, deadline);
     return {};
   }
-  MILLRACE_TRY_ASSIGN(const FireResult fired, ledger_.Fire(batch.rows, deadline));
+  MILLRACE_TRY_ASSIGN(const FireResult fired, FireRecorded(ledger_, batch.rows, options_.id, deadline));
   RingFor(batch.rows);
   Fired(batch, fired);
   return {};
@@ -222,7 +226,7 @@ Result<void> Scheduler::FinishLane(MonoTime deadline) {
   auto fired = lane_->Wait();
   if (!fired) {
     LogWarn("the second connection for herds: {}", fired.error().message);
-    fired = ledger_.Fire(in_lane_.rows, deadline);
+    fired = FireRecorded(ledger_, in_lane_.rows, options_.id, deadline);
     if (fired) RingFor(in_lane_.rows);
   }
   if (fired)
@@ -237,6 +241,9 @@ void Scheduler::Fired(Batch& batch, const FireResult& fired) {
   if (!fired.already_decided.empty())
     LogInfo("{} slots had been decided by another scheduler, the first: {} of {}", fired.already_decided.size(),
             ToRfc3339(fired.already_decided.front().slot), fired.already_decided.front().pipeline);
+  if (herd_ && !batch.rows.decisions.empty())
+    LogInfo("{} slots of a herd are decided, the first: {} of {}", batch.rows.decisions.size(),
+            ToRfc3339(batch.rows.decisions.front().slot.key.slot), batch.rows.decisions.front().slot.key.pipeline);
   for (const auto& [entry, watermark] : batch.decided) book_.Advance(*entry, watermark);
   batch.Clear();
 }
@@ -265,9 +272,12 @@ Result<bool> Scheduler::FireAll(Entries due, WallTime now, MonoTime enough, Mono
       if (!IsPlanned(*entry, now)) unplanned.push_back(entry);
     MILLRACE_TRY(planner_.Load(unplanned, deadline));
     MILLRACE_TRY_ASSIGN(const auto busy, BusyOnes(entries, deadline));
+    auto next_unplanned = unplanned.begin();
     for (ScheduleBook::Entry* entry : entries) {
-      MILLRACE_TRY_ASSIGN(const bool decided,
-                          Decide(*entry, busy.contains({entry->row().org, entry->row().pipeline}), now, batch));
+      const bool planned = next_unplanned == unplanned.end() || *next_unplanned != entry;
+      if (!planned) ++next_unplanned;
+      const bool is_busy = !busy.empty() && busy.contains({entry->row().org, entry->row().pipeline});
+      MILLRACE_TRY_ASSIGN(const bool decided, Decide(*entry, planned, is_busy, now, batch));
       all = all && decided;
       if (batch.rows.decisions.size() >= kFireRunsMax) MILLRACE_TRY(Fire(batch, true, deadline));
     }

@@ -76,7 +76,7 @@ class Scheduler {
   Result<bool> PlanAhead(WallTime now, MonoTime enough, MonoTime deadline);  // false: there is more
   Result<std::set<Name>> BusyOnes(Entries due, MonoTime deadline);
   bool IsPlanned(const ScheduleBook::Entry& entry, WallTime now) const;
-  Result<bool> Decide(ScheduleBook::Entry& entry, bool busy, WallTime now, Batch& batch);
+  Result<bool> Decide(ScheduleBook::Entry& entry, bool planned, bool busy, WallTime now, Batch& batch);
   Result<SlotDecision> DecideSlot(ScheduleBook::Entry& entry, const PlannedSlot& slot, WallTime now);
   Result<void> Fire(Batch& batch, bool more, MonoTime deadline);
   Result<void> FinishLane(MonoTime deadline);

@@ -64,6 +64,7 @@ Result<Report> Checker::Run() {
   MILLRACE_TRY(Witness());
   if (!inputs_.destination.empty()) MILLRACE_TRY(Destination());
   Writes();
+  Fires();
   Epochs();
   Grants();
   Leases();

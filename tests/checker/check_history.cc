@@ -59,6 +59,41 @@ void Checker::WrittenRows(const Operation& ok) {
   }
 }
 
+// S8 of schedulers. "fire ok" names the slots that were decided by it: they are there, with that run and no other. A run of a
+// fire that failed is not there, unless another fire asked for it that did not fail.
+void Checker::Fires() {
+  if (facts_.pruned) return;
+  std::map<std::tuple<std::string, std::string, std::int64_t, std::int64_t>, const SlotFact*> stored;
+  for (const SlotFact& slot : facts_.slots) stored[{slot.pipeline, slot.schedule, slot.slot, slot.generation}] = &slot;
+  std::map<std::tuple<std::size_t, std::string, std::uint64_t>, bool> failed;
+  for (const Operation& o : history_.operations)
+    if (o.op == "fire" && o.type == Type::kFail) failed[{o.file, o.who, o.number}] = true;
+  std::set<Uuid> may_be_there;
+  for (const Operation& o : history_.operations)
+    if (o.op == "fire" && o.type == Type::kInvoke && !failed.contains({o.file, o.who, o.number}))
+      for (const FiredSlot& slot : o.slots)
+        if (slot.run) may_be_there.insert(*slot.run);
+  for (const Operation& o : history_.operations) {
+    if (o.op != "fire") continue;
+    for (const FiredSlot& slot : o.slots) {
+      const std::string name = fmt::format("{} {}", slot.pipeline, ToRfc3339(FromUnixMicros(slot.slot)));
+      if (o.type == Type::kInvoke) {
+        const bool there = slot.run && facts_.runs.contains(*slot.run);
+        if (there && !may_be_there.contains(*slot.run))
+          Add(8, "slot", "{}: to fire it failed, and its run {} is there", name, slot.run->ToString());
+        continue;
+      }
+      if (o.type != Type::kOk) continue;
+      Looked(8);
+      const auto found = stored.find({slot.pipeline, slot.schedule, slot.slot, slot.generation});
+      if (found == stored.end())
+        Add(8, "slot", "{} was fired by {} and is gone", name, o.who);
+      else if (found->second->run != slot.run)
+        Add(8, "slot", "{} was fired by {} as another run than the one that is stored", name, o.who);
+    }
+  }
+}
+
 // S4 of owners: once a shard has been taken with a higher epoch, nothing is written under a lower one.
 void Checker::Epochs() {
   std::map<std::uint64_t, std::map<std::uint64_t, std::int64_t>> taken;  // shard -> epoch -> since when

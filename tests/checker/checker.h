@@ -55,6 +55,7 @@ class Checker {
   // check_history.cc: what the processes say they did
   void ReadTold();
   void Writes();
+  void Fires();
   void WrittenRows(const Operation& ok);
   void Epochs();
   void Grants();

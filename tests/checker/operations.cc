@@ -33,6 +33,20 @@ std::vector<Item> ItemsOf(const Json& line, const char* name) {
   return items;
 }
 
+// ["pipeline", "schedule", micros, generation, "run" or null].
+std::vector<FiredSlot> SlotsOf(const Json& line) {
+  std::vector<FiredSlot> slots;
+  for (const Json& entry : line.value("slots", Json::array())) {
+    FiredSlot& slot = slots.emplace_back();
+    slot.pipeline = entry.at(0).get<std::string>();
+    slot.schedule = entry.at(1).get<std::string>();
+    slot.slot = entry.at(2).get<std::int64_t>();
+    slot.generation = entry.at(3).get<std::int64_t>();
+    if (entry.at(4).is_string()) slot.run = Uuid::Parse(entry[4].get<std::string>()).value_or(Uuid{});
+  }
+  return slots;
+}
+
 Operation OperationOf(const Json& line, std::size_t file) {
   Operation o;
   o.file = file;
@@ -46,8 +60,11 @@ Operation OperationOf(const Json& line, std::size_t file) {
     o.jobs = ItemsOf(line, "jobs");
     o.attempts = ItemsOf(line, "attempts");
     o.outcomes = ItemsOf(line, "outcomes");
+    o.slots = SlotsOf(line);
     for (const Json& hold : line.value("holds", Json::array()))
       o.holds.push_back({hold.at(0).get<std::uint64_t>(), hold.at(1).get<std::uint64_t>()});
+  } else if (o.op == "fire") {
+    o.slots = SlotsOf(line);
   } else if (o.op == "own") {
     o.holds.push_back({line.at("shard").get<std::uint64_t>(), line.at("epoch").get<std::uint64_t>()});
   } else if (o.op == "load") {

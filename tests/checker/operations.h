@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,17 +22,24 @@ struct Hold {
   std::uint64_t shard = 0, epoch = 0;
 };
 
+struct FiredSlot {
+  std::string pipeline, schedule;
+  std::int64_t slot = 0, generation = 0;  // slot: micros since 1970
+  std::optional<Uuid> run;                // empty: skipped or missed
+};
+
 struct Operation {
   std::size_t order = 0;  // in which it was read
   std::size_t file = 0;   // one per process start
   std::int64_t at = 0;    // the machine's monotonic clock, in microseconds
-  std::string who;        // "broker:<owner>", "worker:<id>", "ledger:<writer>", "owner:<owner>", "client", "stage"
-  std::string op;         // submit, grant, end, write, own, load
+  std::string who;  // "broker:<owner>", "worker:<id>", "ledger:<writer>", "owner:<owner>", "scheduler:<id>", "client", "stage"
+  std::string op;   // submit, grant, end, write, own, load, fire
   history::Type type = history::Type::kInvoke;
   std::uint64_t number = 0;                          // of the request or the write, unique per file and who
   std::vector<Item> items;                           // jobs and runs of a submit; attempts of a grant, an end or a load
   std::vector<Item> runs, jobs, attempts, outcomes;  // of a write
   std::vector<Hold> holds;                           // of a write; what an `own` took
+  std::vector<FiredSlot> slots;                      // of a write or a fire
   std::string effect;                                // of a load
   bool again = false;                                // a load that found its receipt
 

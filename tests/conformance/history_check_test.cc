@@ -275,6 +275,42 @@ TEST_P(HistoryCheckTest, OneSlotDoubled) {
   ExpectCaught("S8", "slot");
 }
 
+// What a scheduler says it fired, against the slots.
+TEST_P(HistoryCheckTest, AFireThatTheLedgerContradicts) {
+  const auto fire = [&](int number, const char* answer, int slot, RunId run) {
+    for (const char* type : {"invoke", answer})
+      Append(
+          "history/s.jsonl",
+          fmt::format(
+              R"({{"m":{0},"who":"scheduler:s","op":"fire","type":"{1}","n":{0},"slots":[["flights","default",{2},0,"{3}"]]}})",
+              number, type, ToUnixMicros(Slot(slot).slot.key.slot), run.ToString()));
+  };
+  fire(1, "ok", 0, run_);
+  fire(2, "fail", 0, run_);
+  EXPECT_EQ(Check().code, 0) << "one of them did it";
+  fire(3, "unknown", 51, NewId<RunId>());
+  fire(4, "fail", 51, NewId<RunId>());
+  EXPECT_EQ(Check().code, 0) << "it is not there, which is no wonder";
+  fire(5, "ok", 0, NewId<RunId>());
+  ExpectCaught("S8", "slot");  // another run of the slot
+}
+
+TEST_P(HistoryCheckTest, AFireWhoseSlotIsGone) {
+  Append("history/s.jsonl",
+         fmt::format(R"({{"m":1,"who":"scheduler:s","op":"fire","type":"ok","n":1,"slots":[["flights","default",{},0,"{}"]]}})",
+                     ToUnixMicros(Slot(60).slot.key.slot), NewId<RunId>().ToString()));
+  ExpectCaught("S8", "slot");
+}
+
+TEST_P(HistoryCheckTest, AFireThatFailedAndLeftItsRun) {
+  for (const char* type : {"invoke", "fail"})
+    Append(
+        "history/s.jsonl",
+        fmt::format(R"({{"m":1,"who":"scheduler:s","op":"fire","type":"{}","n":1,"slots":[["flights","default",{},0,"{}"]]}})",
+                    type, ToUnixMicros(Slot(0).slot.key.slot), run_.ToString()));
+  ExpectCaught("S8", "slot");
+}
+
 TEST_P(HistoryCheckTest, RowsThatVanishedBetweenReadAndLoaded) {
   const JobSpec leaky = [&] {
     JobSpec job = Job(run_, "leaky");

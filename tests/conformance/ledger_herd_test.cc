@@ -130,7 +130,7 @@ TEST_P(LedgerHerdTest, EndedRunsAreLeftOutAndACancelKeepsARowOfItsOwn) {
 
   end.outcomes.clear();
   end.run_outcomes.clear();
-  for (const std::size_t i : {0, 2, 3, 4}) {
+  for (const std::size_t i : {0U, 2U, 3U, 4U}) {
     end.outcomes.push_back(Outcome(herd.decisions[i].jobs[0]));
     end.run_outcomes.push_back({herd.decisions[i].run->id, kDefaultOrg, RunState::kSucceeded, "", FromUnixMicros(5)});
   }
@@ -172,7 +172,9 @@ TEST_P(LedgerHerdTest, WhoComesSecondAddsOnlyWhatIsNewToTheOutbox) {
   EXPECT_EQ(seen.size(), 900u);
   for (std::size_t i = 0; i < 900; ++i) {
     EXPECT_EQ(seen.contains(second.decisions[i].run->id), i >= 700);
-    if (i < 700) EXPECT_TRUE(seen.contains(first.decisions[i].run->id));
+    if (i < 700) {
+      EXPECT_TRUE(seen.contains(first.decisions[i].run->id));
+    }
   }
   ExpectSound();
 }
@@ -194,7 +196,7 @@ TEST_P(LedgerHerdTest, WatermarksThatComeAloneMoveForwardOnly) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ledgers, LedgerHerdTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),
-                         [](const auto& info) { return info.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
+                         [](const auto& i) { return i.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
 
 }  // namespace
 }  // namespace millrace::testing

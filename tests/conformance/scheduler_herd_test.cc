@@ -1,10 +1,12 @@
 // Runs that are planned before their slots are due, and herds: on both ledgers. What needs a clock that is told is for SQLite.
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <set>
 #include <thread>
 
 #include "common/base/failpoint.h"
+#include "common/base/history.h"
 #include "tests/support/scheduler_fixture.h"
 
 namespace millrace::scheduler {
@@ -222,6 +224,41 @@ TEST_P(SchedulerHerdTest, PlansDieWithTheirLeaderAndNoSlotFiresTwice) {
     EXPECT_EQ(Fates(name), "FFFFFF");
     ExpectOneRunPerFiredSlot(name);
   }
+}
+
+// What the checker reads (tests/checker).
+TEST_P(SchedulerHerdTest, WhatIsFiredIsInTheHistory) {
+  Apply({.grace = "3h", .days_behind = 2});
+  std::string folder = "/tmp/millrace_history_XXXXXX";
+  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
+  history::SetFolder(folder);
+  const OwnerId id = ids_.Next<OwnerId>();
+  DyingLedger lost(*ledger_, DyingLedger::Die::kAfterFire), dead(*ledger_, DyingLedger::Die::kBeforeFire);
+  EXPECT_FALSE(Make(dead, id)->Pass());
+  EXPECT_FALSE(Make(lost, id)->Pass());
+  Pass(*Make(*ledger_, id));
+  SetWatermark("p", now_ - 3h - days{1});
+  Pass(*Make(*ledger_, id));
+  history::SetFolder("");
+  std::string text;
+  for (const auto& file : std::filesystem::directory_iterator(folder)) {
+    std::ifstream in(file.path());
+    for (std::string line; std::getline(in, line);)
+      if (line.contains(R"("op":"fire")")) text += line + "\n";
+  }
+  std::filesystem::remove_all(folder);
+  const auto count = [&](std::string_view what) {
+    int n = 0;
+    for (std::size_t at = 0; (at = text.find(what, at)) != std::string::npos; ++at) ++n;
+    return n;
+  };
+  EXPECT_EQ(count(fmt::format(R"("who":"scheduler:{}")", id.ToString())), 8) << text;
+  EXPECT_EQ(count(R"("type":"invoke")"), 4);
+  EXPECT_EQ(count(R"("type":"fail")"), 1);
+  EXPECT_EQ(count(R"("type":"unknown")"), 1);
+  EXPECT_EQ(count(R"("type":"ok")"), 2);
+  EXPECT_EQ(count(R"("slots":[])"), 2) << "those were decided before";
+  EXPECT_EQ(count(R"(["p","default",)"), 8) << "two slots, asked for four times";
 }
 
 TEST_P(SchedulerHerdTest, TwoLeadersWithTheSamePlannedSlotsFireEachOnce) {

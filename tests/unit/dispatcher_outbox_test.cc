@@ -17,7 +17,7 @@ class DispatcherOutboxTest : public DispatcherTest {
     for (int i = 0; i < runs; ++i) {
       RunSpec run;
       run.id = ids_.Next<RunId>();
-      run.pipeline = "p" + std::to_string(i);
+      run.pipeline = run.id.ToString();  // none waits for another
       JobSpec job = Job();
       job.run = run.id;
       EXPECT_TRUE(ledger_.SubmitRun(run, std::span{&job, 1}, {}));
