@@ -1,7 +1,8 @@
 // What one job costs the ledger: processor time of the program that writes (building, hashing and sending the batch), of the
 // PostgreSQL backend, and bytes of its log, apart for the transactions that accept jobs and those that record outcomes.
 // Processor time, because the clock says little on a machine that does something else too.
-//   millrace_ledger_cost postgres|sqlite [JOBS] [BATCH]      PostgreSQL: MILLRACE_TEST_POSTGRES (makes and drops a database)
+//   millrace_ledger_cost postgres|sqlite [JOBS] [BATCH] [--verify]     PostgreSQL: MILLRACE_TEST_POSTGRES (makes and drops a
+// database). --verify: then verifies the audit trail of all that, as `millrace audit verify` does.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -14,6 +15,7 @@
 #include <string>
 
 #include "common/drivers/postgres.h"
+#include "common/ledger/audit_verify.h"
 #include "common/ledger/ledger.h"
 
 namespace millrace {
@@ -41,7 +43,8 @@ struct Cost {
 
 class Measure {
  public:
-  Measure(bool postgres, std::size_t jobs, std::size_t batch) : postgres_(postgres), jobs_(jobs), batch_(batch) {}
+  Measure(bool postgres, std::size_t jobs, std::size_t batch, bool verify)
+      : postgres_(postgres), verify_(verify), jobs_(jobs), batch_(batch) {}
 
   Result<void> Run() {
     MILLRACE_TRY(Open());
@@ -65,7 +68,7 @@ class Measure {
     }
     Print("accept", accept, made);
     Print("outcome", outcome, ended);
-    return {};
+    return verify_ ? Verify() : Result<void>{};
   }
   ~Measure() {
     ledger_.reset();
@@ -164,6 +167,19 @@ class Measure {
     cost.log_bytes += now - log;
     return {};
   }
+  Result<void> Verify() {
+    const double backend = postgres_ ? ProcessCpu(backend_) : 0, before = ThreadCpu();
+    const MonoTime start = clock_.Now();
+    MILLRACE_TRY_ASSIGN(const AuditReport report, VerifyAudit(*ledger_, nullptr));
+    const double wall = std::chrono::duration<double>(clock_.Now() - start).count();
+    fmt::print(
+        "{{\"ledger\": \"{}\", \"what\": \"verify\", \"ok\": {}, \"rows\": {}, \"records\": {}, \"seconds\": {:.2f}, "
+        "\"reader_us_per_row\": {:.2f}, \"backend_us_per_row\": {:.2f}}}\n",
+        postgres_ ? "postgres" : "sqlite", report.ok, report.rows, report.records, wall,
+        (ThreadCpu() - before) / static_cast<double>(report.rows),
+        postgres_ ? (ProcessCpu(backend_) - backend) / static_cast<double>(report.rows) : 0.0);
+    return {};
+  }
   void Print(std::string_view what, const Cost& cost, std::size_t jobs) const {
     const auto n = static_cast<double>(jobs);
     fmt::print(
@@ -172,7 +188,7 @@ class Measure {
         postgres_ ? "postgres" : "sqlite", what, jobs, batch_, cost.writer_us / n, cost.backend_us / n, cost.log_bytes / n);
   }
 
-  bool postgres_;
+  bool postgres_, verify_;
   std::size_t jobs_, batch_;
   SystemClock clock_;
   SystemRandom random_;
@@ -190,13 +206,15 @@ class Measure {
 int Main(int argc, char** argv) {
   const std::string kind = argc > 1 ? argv[1] : "";
   if (kind != "postgres" && kind != "sqlite") {
-    fmt::print(stderr, "usage: {} postgres|sqlite [JOBS] [BATCH]\n", argv[0]);
+    fmt::print(stderr, "usage: {} postgres|sqlite [JOBS] [BATCH] [--verify]\n", argv[0]);
     return 2;
   }
   const auto number = [&](int at, std::size_t otherwise) {
     return argc > at ? static_cast<std::size_t>(std::strtoull(argv[at], nullptr, 10)) : otherwise;
   };
-  Measure measure(kind == "postgres", number(2, 200'000), std::max<std::size_t>(1, number(3, 1000)));
+  const bool verify = argc > 2 && std::string_view(argv[argc - 1]) == "--verify";
+  if (verify) --argc;
+  Measure measure(kind == "postgres", number(2, 200'000), std::max<std::size_t>(1, number(3, 1000)), verify);
   if (auto done = measure.Run(); !done) {
     fmt::print(stderr, "{}\n", done.error().message);
     return 1;

@@ -12,9 +12,11 @@ Result<void> PgConnection::Stream(const std::string& sql, const PgParams& params
     return Fail(ErrorCode::kTimedOut, "postgres: the deadline passed before anything was sent");
   const Bound bound = Impl::Bind(params);
   const auto lost = [&](std::string_view what) { return std::unexpected(impl.Lost(false, what)); };
-  if (PQsendQueryParams(impl.get(), sql.c_str(), bound.size(), bound.types.data(), bound.values.data(), bound.lengths.data(),
+  // As a pipeline of one: outside of pipelines libpq forgets to end the mode before the first statement of the next pipeline.
+  if (PQenterPipelineMode(impl.get()) == 0 ||
+      PQsendQueryParams(impl.get(), sql.c_str(), bound.size(), bound.types.data(), bound.values.data(), bound.lengths.data(),
                         bound.formats.data(), 1) == 0 ||
-      PQsetSingleRowMode(impl.get()) == 0)
+      PQpipelineSync(impl.get()) == 0 || PQsetSingleRowMode(impl.get()) == 0)
     return lost(PQerrorMessage(impl.get()));
   if (auto r = impl.Flush(deadline); !r) return lost(r.error().message);
   std::optional<Error> error;
@@ -33,6 +35,7 @@ Result<void> PgConnection::Stream(const std::string& sql, const PgParams& params
     holder->result = std::move(*next);
     if (auto visited = visit(PgResult(std::move(holder))); !visited) error = std::move(visited.error());
   }
+  if (!impl.broken) MILLRACE_TRY(impl.EndPipeline({.statements = {}}, deadline));
   if (error) return std::unexpected(std::move(*error));
   return {};
 }

@@ -199,6 +199,34 @@ TEST_F(PostgresTest, CopiesIn) {
   EXPECT_EQ(connection_->Query("select count(*) from t", In())->Int(0, 0), 200'000);
 }
 
+TEST_F(PostgresTest, StreamsRowByRowAndStaysUsable) {
+  const int pid = connection_->backend_pid();
+  std::int64_t sum = 0;
+  const auto add = [&](const PgResult& row) -> Result<void> {
+    EXPECT_EQ(row.rows(), 1);
+    sum += row.Int(0, 0);
+    return sum > 5000 ? Fail(ErrorCode::kLimit, "enough") : Result<void>{};
+  };
+  const std::string numbers = "select n, repeat('x', 1000) from generate_series(1, $1::bigint) n";
+  for (int round = 0; round < 2; ++round) {  // what follows a stream is no stream
+    sum = 0;
+    ASSERT_TRUE(connection_->Stream(numbers, PgParams().Int(99), add, In()));
+    EXPECT_EQ(sum, 4950);
+    const auto two = connection_->Query("select n from generate_series(1, 2) n", In());
+    ASSERT_TRUE(two) << two.error().message;
+    EXPECT_EQ(two->rows(), 2);
+  }
+  const auto stopped = connection_->Stream(numbers, PgParams().Int(1000), add, In());
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kLimit);
+  const auto refused = connection_->Stream("select 1 / (3 - n) from generate_series(1, 5) n", {}, add, In());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(connection_->last_sqlstate(), "22012");
+  EXPECT_EQ(connection_->Query("select 7", In())->Int(0, 0), 7);
+  EXPECT_EQ(connection_->backend_pid(), pid);
+  EXPECT_FALSE(connection_->broken());
+}
+
 TEST(SqlState, IsClassifiedInOnePlace) {
   EXPECT_EQ(ClassifySqlState("", true), ErrorCode::kMaybeApplied);
   EXPECT_EQ(ClassifySqlState("57P01", false), ErrorCode::kUnavailable);
