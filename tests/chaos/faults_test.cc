@@ -249,7 +249,7 @@ TEST(EmbeddedFaults, FsyncsOfTheHomeFail) {
   options.env.emplace_back("MILLRACE_HISTORY", dir + "/history");
   auto up = testing::TestProcess::Start(options);
   ASSERT_TRUE(up) << up.error().message;
-  testing::JobDriver driver(wire::MakeZmqContext(), "ipc://" + dir + "/home/broker.sock", "");
+  testing::JobDriver driver(wire::MakeLocalNames(), "ipc://" + dir + "/home/broker.sock", "");
   driver.SubmitJobsOf(std::string(kJobKindCommand), [](JobId job) {
     CommandTask task;
     task.job = job;

@@ -192,7 +192,7 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
           {std::string(MILLRACE_BIN_DIR) + "/millrace", "--config", dir_ + "/millrace.yaml", embedded() ? "up" : "broker"});
   }
   void StartDriver() {
-    driver_.emplace(wire::MakeZmqContext(), front_, embedded() ? "" : back_);
+    driver_.emplace(wire::MakeLocalNames(), front_, embedded() ? "" : back_);
     if (!embedded()) return;
     driver_->SubmitJobsOf(std::string(kJobKindCommand), [](JobId job) {
       CommandTask task;
