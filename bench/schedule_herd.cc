@@ -313,7 +313,7 @@ Result<Course> Follow(World& world, PgConnection& db, RedisQueue* queue, const P
       if (course.queued[2] >= 0) course.cpu_queued = all.Now() - before;
     }
     if (course.decided[2] < 0 || (queue != nullptr && course.queued[2] < 0)) continue;
-    std::this_thread::sleep_for(80ms);
+    std::this_thread::sleep_for(480ms);
     MILLRACE_TRY_ASSIGN(const std::int64_t behind,
                         world.Number(db, fmt::format("select count(*) from millrace.schedule where pipeline like 'herd%' and "
                                                      "watermark < to_timestamp({})",

@@ -21,7 +21,7 @@ constexpr std::size_t kHerdMax = 2000;      // schedules looked at together
 constexpr Millis kPlanAhead{10'000};        // runs of slots that are due within are planned
 constexpr Millis kPlanPause{50};            // ... but not when a slot is due within
 constexpr std::size_t kPlanPage = 500;
-constexpr std::size_t kWatermarksPage = 5000;         // of one transaction
+constexpr std::size_t kWatermarksPage = 2000;         // of one transaction
 constexpr std::size_t kWatermarksLaterMax = 100'000;  // moved at the latest then
 constexpr Millis kLastWatermarks{2000};               // of one who stops
 constexpr std::size_t kSchedulesLogged = 20;
@@ -266,6 +266,7 @@ Result<bool> Scheduler::FireAll(Entries due, WallTime now, MonoTime enough, Mono
   bool all = true;
   for (std::size_t at = 0; at < due.size(); at += kHerdMax) {
     if (at > 0 && clock_.Now() > enough) return false;
+    deadline = clock_.Now() + kLedgerDeadline;
     const Entries entries = due.subspan(at, std::min(kHerdMax, due.size() - at));
     std::vector<ScheduleBook::Entry*> unplanned;
     for (ScheduleBook::Entry* entry : entries)
@@ -290,10 +291,10 @@ Result<bool> Scheduler::FireDue(WallTime now, MonoTime enough, MonoTime deadline
   const std::vector<ScheduleBook::Entry*> due = book_.Due(now);
   herd_ = due.size() > kHerdMax;
   auto all = FireAll(due, now, enough, deadline);
-  auto last = FinishLane(deadline);  // also when something failed: it has entries of the book in hand
+  auto last = FinishLane(clock_.Now() + kLedgerDeadline);  // also when something failed: it has entries of the book in hand
   if (!all) return all;
   MILLRACE_TRY(last);
-  if (!herd_ || watermarks_.size() >= kWatermarksLaterMax) MILLRACE_TRY(MoveWatermarks(deadline));
+  if (!herd_ || watermarks_.size() >= kWatermarksLaterMax) MILLRACE_TRY(MoveWatermarks(clock_.Now() + kLedgerDeadline));
   return all;
 }
 

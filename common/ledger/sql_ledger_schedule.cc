@@ -83,6 +83,14 @@ std::vector<Statement> MoveWatermarks(std::span<const FireBatch::Watermark> all,
       params.Text(pipelines.front());
     else
       params.Texts(pipelines);
+    // As a join: a list in a condition is searched from its start for each row when the plan does not know it.
+    if (!one && store.HasFunctions()) {
+      statements.push_back(
+          {"update schedule s set watermark = $3 from unnest($4) u(pipeline) where s.org = $1 and "
+           "s.pipeline = u.pipeline and s.schedule = $2 and s.watermark < $3",
+           std::move(params)});
+      continue;
+    }
     statements.push_back(
         {"update schedule set watermark = $3 where org = $1 and schedule = $2 and watermark < $3 and pipeline" +
              (one ? std::string(" = $4") : store.InTexts(4)),
