@@ -13,6 +13,8 @@
 #include "broker/entry_codec.h"
 #include "broker/events.h"
 #include "broker/lines.h"
+#include "broker/queue_budgets.h"
+#include "broker/run_coordinator.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/ledger/ledger.h"
@@ -70,6 +72,30 @@ struct Check {                     // entries of kept lines that wait for what t
   std::vector<JobEntry> claimed;
   LineKey key;                                            // of the claim
   std::vector<std::pair<WorkerId, std::uint32_t>> split;  // of the claim; reserved
+};
+
+struct Piece {  // what of one shard is written into the ledger together
+  ShardHold hold;
+  OwnerBatch rows;  // moved into the command when it is sealed
+  std::vector<std::shared_ptr<Submit>> submits;
+  std::vector<Uuid> accepting;
+  std::vector<Ending> endings;
+  RunEffects effects;
+  std::vector<RunId> outbox_runs;
+  std::vector<JobId> outbox_jobs;
+  std::vector<Uuid> outbox_batches;
+  std::vector<JobId> unleased;                                            // ended without a lease
+  std::vector<std::pair<std::shared_ptr<const JobSpec>, Counters>> lost;  // kept jobs: start again when this is durable
+  struct Cancel {
+    CancelRow row;
+    std::optional<LiveJob> live;  // a single job that has not ended
+    bool waiting = false;         // and had no attempt when the request was looked at
+  };
+  std::vector<Cancel> cancels;          // what takes effect when they are durable
+  std::vector<std::uint64_t> requests;  // of cancel_requests_: answered then
+  QueueBudgets::Amounts waiting;        // what will wait once it is accepted
+  std::size_t accept_rows = 0, accept_bytes = 0;
+  std::size_t bytes = 0;  // in rows, about
 };
 
 struct Claimed {  // on its way to a worker
