@@ -6,8 +6,8 @@
 namespace millrace {
 
 // One script for all operations; for the usual case of the most frequent ones there are small ones beside it
-// (redis_queue_hot.h). Lua's unpack is limited, so variadic commands go in chunks of 5000; replies and pops are bounded by bytes,
-// so that big bodies cannot block.
+// (redis_queue_hot.h). Lua's unpack is limited, so variadic commands go in chunks of 5000; replies and pops are bounded by
+// bytes, so that big bodies cannot block.
 inline constexpr std::string_view kQueueScript = R"lua(
 local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
 local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
