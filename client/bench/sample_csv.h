@@ -16,8 +16,8 @@ struct SampleFile {
 // Writes `rows` rows and a header. kUnavailable: cannot write it.
 Result<SampleFile> WriteSampleCsv(const std::string& path, std::uint64_t rows);
 
-// What a merge into those `rows` reads: each tenth of them again with another quantity. All have a key: where the first file has
-// none, the row is new. `kept` and `key_sum` are those of the rows that are new.
+// What a merge into those `rows` reads: each tenth of them again with another quantity. All have a key: where the first file
+// has none, the row is new. `kept` and `key_sum` are those of the rows that are new.
 Result<SampleFile> WriteSampleChanges(const std::string& path, std::uint64_t rows);
 
 }  // namespace millrace::bench

@@ -131,7 +131,8 @@ Result<ExitCode> DoRunFile(const Options& options) {
   request.base_dir = file.base_dir;
   request.params = params;
   MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // parameters first: they are about the command line
-  std::optional<HomeLock> lock;  // these outlive the engine
+  // These outlive the engine.
+  std::optional<HomeLock> lock;
   std::unique_ptr<Ledger> ledger;
   // The worker's stage processes warm up beside the check, before there is anything to do.
   BlockStopSignals();

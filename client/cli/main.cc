@@ -325,7 +325,8 @@ void AddBenchCommands(Grammar& g) {
   AddBenchTarget(load, flags);
   load->add_option("--rows", flags.rows, "Rows of the file, ten columns (default 1000000)");
   load->add_option("--to", flags.to, "postgres (default), sqlite or parquet");
-  load->add_option("--mode", flags.mode, "append (default), replace, or merge: a tenth of the rows, changed, into a keyed table");
+  load->add_option("--mode", flags.mode,
+                   "append (default), replace, or merge: a tenth of the rows, changed, into a keyed table");
   load->add_flag("--by-hand", flags.by_hand, "the same load by psql after each run; a merge must leave the same rows");
   load->add_option("--runs", flags.runs, "How often (default 1)");
   AddBenchProcesses(g, bench);

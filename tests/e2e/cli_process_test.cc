@@ -42,7 +42,7 @@ class CliProcesses : public CliTest {
 };
 
 TEST_F(CliProcesses, OneHomeHasOneEngine) {
-  WriteSlow("1");
+  WriteSlow("5");  // longer than what is tried meanwhile takes on a busy machine
   const auto first = Start({"run", "slow.yaml", "-q"});
   ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
   for (const auto& args : {std::vector<std::string>{"run", "slow.yaml"}, {"up"}}) {
