@@ -219,6 +219,7 @@ TEST_F(PostgresTest, StreamsRowByRowAndStaysUsable) {
   const auto stopped = connection_->Stream(numbers, PgParams().Int(1000), add, In());
   ASSERT_FALSE(stopped);
   EXPECT_EQ(stopped.error().code, ErrorCode::kLimit);
+  sum = 0;
   const auto refused = connection_->Stream("select 1 / (3 - n) from generate_series(1, 5) n", {}, add, In());
   ASSERT_FALSE(refused);
   EXPECT_EQ(connection_->last_sqlstate(), "22012");
