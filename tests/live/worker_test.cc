@@ -1,4 +1,4 @@
-// A real worker with real child processes, against a broker that the test plays over ZeroMQ.
+// A real worker with real child processes, against a broker that the test plays over a socket.
 #include "worker/worker.h"
 
 #include <gmock/gmock.h>
