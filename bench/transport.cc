@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
@@ -91,6 +92,7 @@ Result<void> PingPong(const std::string& name, const MakeTransport& make, int co
       "{:<8} {:>6} round trips of {} bytes: p50 {:>4} us, p99 {:>5} us, cpu {:>6.1f} us, context switches {:>4.1f} each\n",
       name, count, bytes, times[times.size() / 2], times[times.size() * 99 / 100], per(after.cpu_us - before.cpu_us),
       per(after.switches - before.switches));
+  std::fflush(stdout);
   return {};
 }
 

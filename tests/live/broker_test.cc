@@ -1,5 +1,5 @@
-// The whole broker over ZeroMQ with real ledgers and queues, SQLite and PostgreSQL + Redis: every job of 10,000 is recorded
-// once, and how fast; rings; stop, kill and takeover; audit checkpoints.
+// The whole broker over its sockets with real ledgers and queues, SQLite and PostgreSQL + Redis: every job of 10,000 is
+// recorded once, and how fast; rings; stop, kill and takeover; audit checkpoints.
 #include "broker/broker.h"
 
 #include <fmt/format.h>

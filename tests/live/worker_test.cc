@@ -1,4 +1,4 @@
-// A real worker with real child processes, against a broker that the test plays over ZeroMQ.
+// A real worker with real child processes, against a broker that the test plays over a socket.
 #include "worker/worker.h"
 
 #include <gmock/gmock.h>
@@ -550,9 +550,7 @@ TEST_F(WorkerLiveTest, AWarmStageIsFast) {
 
 TEST(WorkerOptionsTest, BadOptionsAreRefused) {
   const SystemClock clock;
-  const auto run = [&](WorkerOptions options) {
-    return Worker(std::move(options), clock, *wire::MakeZmtpTransport()).Run();
-  };
+  const auto run = [&](WorkerOptions options) { return Worker(std::move(options), clock, *wire::MakeZmtpTransport()).Run(); };
   WorkerOptions good;
   good.name = "w";
   good.id = WorkerId{*Uuid::Parse("01890a5d-ac96-774b-bcce-b302099a8057")};

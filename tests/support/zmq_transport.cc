@@ -241,7 +241,7 @@ class ZmqTransport final : public Transport {
   }
 
   void Flush() override {}  // its I/O thread does
-  void Wake() override {  // async-signal-safe
+  void Wake() override {    // async-signal-safe
     const std::uint64_t one = 1;
     [[maybe_unused]] const auto ignored = ::write(shared_->wake_fd, &one, sizeof one);
   }
