@@ -333,6 +333,7 @@ TEST_P(SchedulerHerdTest, AHerdGoesThroughTwoConnections) {
 
 TEST_P(SchedulerHerdTest, WhatTheSecondConnectionCannotDoTheFirstDoes) {
   ApplyHerd(kHerd);
+  const OwnerId id = ids_.Next<OwnerId>();
   std::unique_ptr<Ledger> real = Open();
   // It cannot be opened, then loses the answer of what it has committed, then dies before.
   for (int round = 0; round < 3; ++round) {
@@ -340,7 +341,7 @@ TEST_P(SchedulerHerdTest, WhatTheSecondConnectionCannotDoTheFirstDoes) {
       Raw("delete from slot; delete from run; delete from job; delete from live_run; delete from outbox_batch; "
           "delete from outbox; update schedule set watermark = watermark - " +
           std::string(postgres() ? "interval '1 day'" : "86400000000"));
-    auto scheduler = MakeWithLane(*ledger_, ids_.Next<OwnerId>(), [&]() -> Result<std::unique_ptr<Ledger>> {
+    auto scheduler = MakeWithLane(*ledger_, id, [&]() -> Result<std::unique_ptr<Ledger>> {
       if (round == 0) return Fail(ErrorCode::kUnavailable, "too many connections");
       return std::unique_ptr<Ledger>(
           new DyingLedger(*real, round == 1 ? DyingLedger::Die::kAfterFire : DyingLedger::Die::kBeforeFire));
