@@ -346,7 +346,8 @@ TEST_P(SchedulerHerdTest, WhatTheSecondConnectionCannotDoTheFirstDoes) {
       return std::unique_ptr<Ledger>(
           new DyingLedger(*real, round == 1 ? DyingLedger::Die::kAfterFire : DyingLedger::Die::kBeforeFire));
     });
-    for (int i = 0; i < 2; ++i) Pass(*scheduler);
+    // A busy machine may need longer than a deadline for what it finds decided: the next pass goes on.
+    for (int i = 0; i < 20 && Behind() > 0; ++i) (void)scheduler->Pass();
     EXPECT_EQ(Behind(), 0u);
     ExpectOneRunEach(kHerd);
   }
