@@ -208,7 +208,7 @@ Result<void> Scheduler::Fire(Batch& batch, bool more, MonoTime deadline) {
     batch.rows.watermarks.clear();
   }
   if (lane_ && herd_ && more && !lane_->busy()) {
-    MILLRACE_TRY(FinishLane(deadline));
+    MILLRACE_TRY(FinishLane());
     std::swap(in_lane_, batch);
     batch.rows.now = in_lane_.rows.now;
     lane_->Start(in_lane_.rows, deadline);
@@ -221,12 +221,12 @@ Result<void> Scheduler::Fire(Batch& batch, bool more, MonoTime deadline) {
 }
 
 // What the lane could not do is done here; if it did and only the answer was lost, its slots are found decided.
-Result<void> Scheduler::FinishLane(MonoTime deadline) {
+Result<void> Scheduler::FinishLane() {
   if (!lane_ || in_lane_.decided.empty()) return {};
   auto fired = lane_->Wait();
   if (!fired) {
     LogWarn("the second connection for herds: {}", fired.error().message);
-    fired = FireRecorded(ledger_, in_lane_.rows, options_.id, deadline);
+    fired = FireRecorded(ledger_, in_lane_.rows, options_.id, clock_.Now() + kLedgerDeadline);
     if (fired) RingFor(in_lane_.rows);
   }
   if (fired)
@@ -291,7 +291,7 @@ Result<bool> Scheduler::FireDue(WallTime now, MonoTime enough, MonoTime deadline
   const std::vector<ScheduleBook::Entry*> due = book_.Due(now);
   herd_ = due.size() > kHerdMax;
   auto all = FireAll(due, now, enough, deadline);
-  auto last = FinishLane(clock_.Now() + kLedgerDeadline);  // also when something failed: it has entries of the book in hand
+  auto last = FinishLane();  // also when something failed: it has entries of the book in hand
   if (!all) return all;
   MILLRACE_TRY(last);
   if (!herd_ || watermarks_.size() >= kWatermarksLaterMax) MILLRACE_TRY(MoveWatermarks(clock_.Now() + kLedgerDeadline));

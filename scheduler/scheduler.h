@@ -79,7 +79,7 @@ class Scheduler {
   Result<bool> Decide(ScheduleBook::Entry& entry, bool planned, bool busy, WallTime now, Batch& batch);
   Result<SlotDecision> DecideSlot(ScheduleBook::Entry& entry, const PlannedSlot& slot, WallTime now);
   Result<void> Fire(Batch& batch, bool more, MonoTime deadline);
-  Result<void> FinishLane(MonoTime deadline);
+  Result<void> FinishLane();
   void Fired(Batch& batch, const FireResult& fired);
   Result<void> MoveWatermarks(MonoTime deadline);
   void Introduce() const;  // what is scheduled, in the log

@@ -333,6 +333,7 @@ TEST_P(SchedulerHerdTest, AHerdGoesThroughTwoConnections) {
 
 TEST_P(SchedulerHerdTest, WhatTheSecondConnectionCannotDoTheFirstDoes) {
   ApplyHerd(kHerd);
+  const OwnerId id = ids_.Next<OwnerId>();
   std::unique_ptr<Ledger> real = Open();
   // It cannot be opened, then loses the answer of what it has committed, then dies before.
   for (int round = 0; round < 3; ++round) {
@@ -340,12 +341,13 @@ TEST_P(SchedulerHerdTest, WhatTheSecondConnectionCannotDoTheFirstDoes) {
       Raw("delete from slot; delete from run; delete from job; delete from live_run; delete from outbox_batch; "
           "delete from outbox; update schedule set watermark = watermark - " +
           std::string(postgres() ? "interval '1 day'" : "86400000000"));
-    auto scheduler = MakeWithLane(*ledger_, ids_.Next<OwnerId>(), [&]() -> Result<std::unique_ptr<Ledger>> {
+    auto scheduler = MakeWithLane(*ledger_, id, [&]() -> Result<std::unique_ptr<Ledger>> {
       if (round == 0) return Fail(ErrorCode::kUnavailable, "too many connections");
       return std::unique_ptr<Ledger>(
           new DyingLedger(*real, round == 1 ? DyingLedger::Die::kAfterFire : DyingLedger::Die::kBeforeFire));
     });
-    for (int i = 0; i < 2; ++i) Pass(*scheduler);
+    // A busy machine may need longer than a deadline for what it finds decided: the next pass goes on.
+    for (int i = 0; i < 20 && Behind() > 0; ++i) (void)scheduler->Pass();
     EXPECT_EQ(Behind(), 0u);
     ExpectOneRunEach(kHerd);
   }
