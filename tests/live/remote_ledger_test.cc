@@ -176,10 +176,11 @@ TEST_F(RemoteLedger, WhoRenewsInTimeIsAskedWithoutALock) {
   const auto refused = (*other)->TakeShard(ShardId{1}, ids_.Next<OwnerId>(), "other", In(kPumpsBudget));
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, ErrorCode::kConflict);
-  EXPECT_LT(clock_.Now() - at, Millis{400});
+  EXPECT_LT(clock_.Now() - at, kPumpsBudget / 2) << "it waited for the lock";
 }
 
-// Each of these is one round trip: with 200 ms there and back, less than two fit into 350 ms.
+// Each of these is one round trip: with 200 ms there and back, two never fit into 350 ms. One that took longer may have been
+// held up by a busy machine, and is made again.
 TEST_F(RemoteLedger, OwnershipIsOneRoundTripEach) {
   auto opened = OpenLedger(ThroughProxy());
   ASSERT_TRUE(opened) << opened.error().message;
@@ -188,24 +189,34 @@ TEST_F(RemoteLedger, OwnershipIsOneRoundTripEach) {
   proxy_->Delay(kOneWay);
   const OwnerId owner = ids_.Next<OwnerId>();
   const auto one_trip = [&](std::string_view what, auto call) {
-    const MonoTime at = clock_.Now();
-    const auto done = call();
-    const auto took = std::chrono::duration_cast<Millis>(clock_.Now() - at);
-    EXPECT_TRUE(done) << what << ": " << done.error().message;
-    EXPECT_LT(took, Millis{350}) << what;
-    EXPECT_GE(took, Millis{190}) << what << ": the proxy does not delay";
+    Millis shortest{60'000};
+    for (int tries = 0; tries < 5 && shortest >= Millis{350}; ++tries) {
+      const MonoTime at = clock_.Now();
+      const auto done = call();
+      shortest = std::min(shortest, std::chrono::duration_cast<Millis>(clock_.Now() - at));
+      EXPECT_TRUE(done) << what << ": " << done.error().message;
+    }
+    EXPECT_LT(shortest, Millis{350}) << what;
+    EXPECT_GE(shortest, Millis{190}) << what << ": the proxy does not delay";
   };
   std::vector<ShardHold> holds;
-  for (std::uint16_t s = 0; s < 3; ++s)
-    one_trip("take", [&] {
-      auto epoch = ledger.TakeShard(ShardId{s}, owner, "far", In(kPumpsBudget));
-      if (epoch) holds.push_back({ShardId{s}, *epoch});
-      return epoch;
-    });
+  std::uint16_t next = 0;
+  const auto take = [&] {
+    const ShardId shard{next++};
+    auto epoch = ledger.TakeShard(shard, owner, "far", In(kPumpsBudget));
+    if (epoch) holds.push_back({shard, *epoch});
+    return epoch;
+  };
+  for (int i = 0; i < 3; ++i) one_trip("take", take);
   one_trip("renew", [&] { return ledger.RenewShards(holds, owner, In(kPumpsBudget)); });
   one_trip("announce", [&] { return ledger.AnnounceBroker(owner, "far", false, In(kPumpsBudget)); });
   one_trip("lead", [&] { return ledger.TryLead(owner, "far", Millis{5000}, In(kPumpsBudget)); });
-  one_trip("release", [&] { return ledger.ReleaseShards(holds, owner, In(kPumpsBudget)); });
+  while (holds.size() < 5) ASSERT_TRUE(take());
+  one_trip("release", [&] {
+    const std::vector<ShardHold> one{holds.back()};
+    holds.pop_back();
+    return ledger.ReleaseShards(one, owner, In(kPumpsBudget));
+  });
 }
 
 class RemoteBroker : public RemoteLedger {
