@@ -266,8 +266,9 @@ void Dispatcher::EmitMessages(std::vector<Command>& out) {
   adopts_.clear();
   for (auto& [peer, reply] : ended_replies_) SendInParts(peer, reply, out);
   ended_replies_.clear();
-  for (auto& [id, worker] : workers_)
-    if (!worker.grants.empty()) EmitGrants(worker, out);
+  std::ranges::sort(granting_);  // as the map has them: a simulation's trace does not depend on who was planned first
+  for (const WorkerId& id : std::exchange(granting_, {}))
+    if (const auto it = workers_.find(id); it != workers_.end()) EmitGrants(it->second, out);
   for (auto* const item : shards_.Touched()) EmitUpdates(item->second);
   for (auto& send : to_clients_) out.emplace_back(std::move(send));
   to_clients_.clear();

@@ -390,6 +390,7 @@ class Dispatcher {
   std::vector<LedgerCommand> ledger_commands_;  // of this flush, before the pieces
   std::map<wire::PeerId, wire::EndedReply> ended_replies_;
   std::map<wire::PeerId, wire::Revoke> revokes_;
+  std::vector<WorkerId> granting_;  // workers that got grants in this flush
   std::map<wire::PeerId, wire::Adopt> adopts_;
   std::vector<command::SendWorker> to_workers_;
   std::vector<command::SendClient> to_clients_;

@@ -279,6 +279,7 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
   bool cut = false;
   const std::uint32_t timeout_ms = TimeoutOf(*spec, fence, cut);
   ++worker.granted;
+  if (worker.grants.empty()) granting_.push_back(worker.id);
   worker.grants.push_back({.id = id,
                            .token = token,
                            .kind = spec->kind,
