@@ -23,6 +23,7 @@ constexpr Millis kPlanPause{50};            // ... but not when a slot is due wi
 constexpr std::size_t kPlanPage = 500;
 constexpr std::size_t kWatermarksPage = 2000;         // of one transaction
 constexpr std::size_t kWatermarksLaterMax = 100'000;  // moved at the latest then
+constexpr Millis kWatermarksLater{5000};              // a herd that never ends does not hold them back for longer
 constexpr Millis kLastWatermarks{2000};               // of one who stops
 constexpr std::size_t kSchedulesLogged = 20;
 constexpr std::uint32_t kChangesPage = 1000;
@@ -121,12 +122,12 @@ Result<bool> Scheduler::Decide(ScheduleBook::Entry& entry, bool planned, bool bu
       // a line for each batch: see Fired
     } else if (decision.slot.run) {
       LogInfo("pipeline {}: slot {} fires as run {}", row.pipeline, ToRfc3339(slot.slot), ShortId(*decision.slot.run));
-    } else if (++not_fired == 1) {
+    } else if (++not_fired == 1 && !herd_) {
       LogInfo("pipeline {}: slot {} is {}: {}", row.pipeline, ToRfc3339(slot.slot), decision.slot.state, decision.slot.reason);
     }
     batch.rows.decisions.push_back(std::move(decision));
   }
-  if (not_fired > 1) LogInfo("pipeline {}: and {} more slots that do not fire", row.pipeline, not_fired - 1);
+  if (not_fired > 1 && !herd_) LogInfo("pipeline {}: and {} more slots that do not fire", row.pipeline, not_fired - 1);
   batch.rows.watermarks.push_back({row.org, row.pipeline, row.spec.name, plan.watermark});
   batch.decided.push_back({&entry, plan.watermark});
   return true;
@@ -174,6 +175,7 @@ Result<bool> Scheduler::PlanAhead(WallTime now, MonoTime enough, MonoTime deadli
     const Entries page = Entries(soon).subspan(at, std::min(kPlanPage, soon.size() - at));
     MILLRACE_TRY(planner_.Load(page, deadline));
     for (ScheduleBook::Entry* entry : page) {
+      if (book_.PlansAreFull()) return true;
       const RunPlanner::Known known = planner_.Knows(entry->row());
       if (known == RunPlanner::Known::kNotYet) continue;
       auto planned = known == RunPlanner::Known::kYes ? planner_.PlanAhead(entry->row(), entry->next()) : RunPlan{};
@@ -203,10 +205,7 @@ void Scheduler::RingFor(const FireBatch& batch) {
 // In turns with the lane, if there is one and there is more to come.
 Result<void> Scheduler::Fire(Batch& batch, bool more, MonoTime deadline) {
   if (batch.decided.empty()) return {};
-  if (herd_) {
-    std::ranges::move(batch.rows.watermarks, std::back_inserter(watermarks_));
-    batch.rows.watermarks.clear();
-  }
+  if (herd_) batch.rows.watermarks.clear();  // see Fired
   if (lane_ && herd_ && more && !lane_->busy()) {
     MILLRACE_TRY(FinishLane());
     std::swap(in_lane_, batch);
@@ -239,12 +238,17 @@ Result<void> Scheduler::FinishLane() {
 
 void Scheduler::Fired(Batch& batch, const FireResult& fired) {
   if (!fired.already_decided.empty())
-    LogInfo("{} slots had been decided by another scheduler, the first: {} of {}", fired.already_decided.size(),
+    LogInfo("{} slots had been decided before, the first: {} of {}", fired.already_decided.size(),
             ToRfc3339(fired.already_decided.front().slot), fired.already_decided.front().pipeline);
   if (herd_ && !batch.rows.decisions.empty())
     LogInfo("{} slots of a herd are decided, the first: {} of {}", batch.rows.decisions.size(),
             ToRfc3339(batch.rows.decisions.front().slot.key.slot), batch.rows.decisions.front().slot.key.pipeline);
-  for (const auto& [entry, watermark] : batch.decided) book_.Advance(*entry, watermark);
+  if (herd_ && watermarks_.empty()) watermarks_since_ = clock_.Now();
+  for (const auto& [entry, watermark] : batch.decided) {
+    const ScheduleRow& row = entry->row();
+    if (herd_) watermarks_.push_back({row.org, row.pipeline, row.spec.name, watermark});
+    book_.Advance(*entry, watermark);
+  }
   batch.Clear();
 }
 
@@ -294,7 +298,8 @@ Result<bool> Scheduler::FireDue(WallTime now, MonoTime enough, MonoTime deadline
   auto last = FinishLane();  // also when something failed: it has entries of the book in hand
   if (!all) return all;
   MILLRACE_TRY(last);
-  if (!herd_ || watermarks_.size() >= kWatermarksLaterMax) MILLRACE_TRY(MoveWatermarks(clock_.Now() + kLedgerDeadline));
+  const bool late = !watermarks_.empty() && clock_.Now() - watermarks_since_ >= kWatermarksLater;
+  if (!herd_ || late || watermarks_.size() >= kWatermarksLaterMax) MILLRACE_TRY(MoveWatermarks(clock_.Now() + kLedgerDeadline));
   return all;
 }
 

@@ -107,6 +107,7 @@ class Scheduler {
   // Of slots that are in the ledger. A slot's row says that it is decided: these only spare the look at it, and come when the
   // herd is through.
   std::vector<FireBatch::Watermark> watermarks_;
+  MonoTime watermarks_since_{};  // the oldest of them
   BackfillFeeder feeder_;
   Millis backfill_wait_{0};
 

@@ -116,8 +116,8 @@ class Verifier {
       ++report_.writers;
       MILLRACE_TRY_ASSIGN(of_chain, WalkChain(heads[i]));
     }
-    MILLRACE_TRY_ASSIGN(Finding rows, CheckRows());  // of records before the one that is bad
-    if (rows) return rows;
+    Result<Finding> rows = CheckRows();  // of records up to the one that is bad
+    if (rows && *rows) return rows;
     if (of_chain) return of_chain;
     if (checkpoints_ != nullptr)
       for (const auto& [writer, last] : checkpoints_->last_seq)
@@ -125,6 +125,7 @@ class Verifier {
     if (Finding bad = CheckCutChains()) return bad;
     MILLRACE_TRY_ASSIGN(Finding orphan, CheckOrphans());
     if (orphan) return orphan;
+    if (!rows) return rows;  // that they could not be read hides nothing that was found
     return CheckTotals(totals);
   }
 

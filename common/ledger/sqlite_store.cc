@@ -193,15 +193,32 @@ Result<Rows> SqliteStore::RunStatement(std::string_view sql, const Params& param
   return rows;
 }
 
+namespace {
+
+// A name by which the numbers of a table's rows can be asked for: a column of that name, which anybody can add, hides them.
+// Empty: all are taken.
+Result<std::string> NameOfRowid(sqlite::Database& database, std::string_view table) {
+  for (const std::string name : {"rowid", "_rowid_", "oid"}) {
+    MILLRACE_TRY_ASSIGN(const std::int64_t taken,
+                        database.QueryInt64(fmt::format(
+                            "select count(*) from pragma_table_xinfo('{}') where lower(name) = '{}'", table, name)));
+    if (taken == 0) return name;
+  }
+  return std::string{};
+}
+
+}  // namespace
+
 // Pages of rows by their number: a read that lasts keeps the log from being taken over into the file.
 Result<void> SqliteStore::Scan(std::string_view table, const std::string& what,
                                const std::function<Result<void>(std::span<const Value>)>& visit, MonoTime deadline) {
   constexpr int kPageRows = 5000;
   database_.SetDeadline(deadline);
   const std::string from = " from " + std::string(table) + " t";
-  auto statement = database_.Prepare("select t.rowid, " + what + from + " where t.rowid >= ?1 order by t.rowid limit " +
-                                     std::to_string(kPageRows));
-  const bool pages = statement.has_value();
+  MILLRACE_TRY_ASSIGN(const std::string rowid, NameOfRowid(database_, table));
+  auto statement = database_.Prepare(
+      fmt::format("select t.{0}, {1}{2} where t.{0} >= ?1 order by t.{0} limit {3}", rowid, what, from, kPageRows));
+  const bool pages = !rowid.empty() && statement.has_value();
   if (!pages) statement = database_.Prepare("select 0, " + what + from);  // somebody made the table without numbers
   if (!statement) return std::unexpected(std::move(statement.error()));
   std::vector<Value> row(static_cast<std::size_t>(statement->ColumnCount()) - 1);

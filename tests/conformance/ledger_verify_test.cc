@@ -110,6 +110,26 @@ TEST_P(LedgerVerifyTest, AnOlderSchemaLosesItsAuditIndexesAndGoesOn) {
   EXPECT_EQ(tampered.first_bad->key, "job " + job.id.ToString());
 }
 
+// In SQLite such a column hides the number of a row.
+TEST_P(LedgerVerifyTest, AColumnNamedRowidHidesNothing) {
+  if (Postgres()) GTEST_SKIP() << "it has no such numbers";
+  auto batch = BatchOf(Own());
+  batch.jobs = {Job(), Job()};
+  const JobSpec job = batch.jobs[1];
+  Commit(batch);
+  Raw("alter table job add column rowid integer");
+  for (const char* more : {"", "_rowid_", "oid"}) {
+    if (*more != '\0') Raw(std::string("alter table job add column ") + more + " integer");
+    const AuditReport report = Verify(1000);
+    EXPECT_TRUE(report.ok) << report.first_bad->explanation;
+    EXPECT_EQ(report.rows, 2u);
+  }
+  Raw("update job set kind = 'other' where job = " + Id(job.id));
+  const AuditReport tampered = Verify(1000);
+  ASSERT_TRUE(tampered.first_bad);
+  EXPECT_EQ(tampered.first_bad->key, "job " + job.id.ToString());
+}
+
 INSTANTIATE_TEST_SUITE_P(Both, LedgerVerifyTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),
                          [](const auto& param) { return param.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
 

@@ -316,6 +316,23 @@ TEST_P(SchedulerHerdTest, ALeaderKilledBeforeTheWatermarksOfItsHerdIsReplaced) {
   ExpectOneRunEach(kHerd);
 }
 
+// What is not in the ledger has no watermark to be moved, whenever the scheduler stops.
+TEST_P(SchedulerHerdTest, ABatchThatFailedIsDecidedByTheNextLeader) {
+  ApplyHerd(kHerd);
+  const OwnerId id = ids_.Next<OwnerId>();
+  DyingLedger dying(*ledger_, DyingLedger::Die::kAfterFirstBatch);
+  auto scheduler = MakeWithLane(dying, id, {});
+  EXPECT_FALSE(scheduler->Pass());
+  scheduler->RequestStop();
+  scheduler->Run();  // fails once more, and moves what it may
+  EXPECT_GT(Behind(), 0u);
+  EXPECT_LT(Behind(), static_cast<std::size_t>(kHerd)) << "the first batch is decided";
+  auto next = MakeWithLane(*ledger_, id, {});
+  for (int i = 0; i < 3; ++i) Pass(*next);
+  EXPECT_EQ(Behind(), 0u);
+  ExpectOneRunEach(kHerd);
+}
+
 TEST_P(SchedulerHerdTest, AHerdGoesThroughTwoConnections) {
   if (!postgres()) GTEST_SKIP() << "SQLite has one writer at a time";
   ApplyHerd(kHerd);

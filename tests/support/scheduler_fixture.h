@@ -26,11 +26,13 @@ using std::chrono::days;
 // A ledger whose Fire dies before or after the transaction: what a scheduler that is killed there leaves behind.
 class DyingLedger final : public Ledger {
  public:
-  enum class Die : std::uint8_t { kNever, kBeforeFire, kAfterFire };
+  enum class Die : std::uint8_t { kNever, kBeforeFire, kAfterFire, kAfterFirstBatch };
   DyingLedger(Ledger& real, Die when) : real_(real), when_(when) {}
 
   Result<FireResult> Fire(const FireBatch& b, MonoTime d) override {
     if (when_ == Die::kBeforeFire) return Fail(ErrorCode::kUnavailable, "killed");
+    if (when_ == Die::kAfterFirstBatch && !b.decisions.empty() && ++batches_ > 1)
+      return Fail(ErrorCode::kUnavailable, "killed");
     auto fired = real_.Fire(b, d);
     if (when_ == Die::kAfterFire) return Fail(ErrorCode::kMaybeApplied, "killed");
     return fired;
@@ -115,6 +117,7 @@ class DyingLedger final : public Ledger {
   }
   Ledger& real_;
   Die when_;
+  int batches_ = 0;  // with decisions
 };
 
 class SchedulerTest : public ::testing::TestWithParam<std::string> {
