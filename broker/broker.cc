@@ -309,7 +309,7 @@ class Broker::Impl {
         auto results = (*queue)->Execute(ops);
         event::QueueReplies replies;
         replies.replies.reserve(results.size());
-        // That ended jobs are out of flight is news to nobody.
+        // That ended jobs are out of flight is news to nobody but a shard that is handed over, which can wait for a tick.
         bool news = stop_;
         for (std::size_t i = 0; i < results.size(); ++i) {
           news = news || !results[i] || !std::holds_alternative<queue_op::Finish>(ops[i]);

@@ -295,6 +295,7 @@ class Dispatcher {
   void GiveBackFound(Shard& shard, CancelRequest& request);
   void EmitRemove(Shard& shard, std::vector<Command>& out);
   void OnRemoved(const Op& op, QueueReply& reply);
+  void ForgetLost(const Shard& shard, const QueueReply& reply);
 
   // Queues: dispatcher_queues.cc
   void On(event::QueueSettingsRead& e);

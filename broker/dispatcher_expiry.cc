@@ -81,7 +81,7 @@ void Dispatcher::OnExpired(const Op& op, QueueReply& reply) {
   Shard& shard = *Current(op.hold);
   shard.expiring = false;
   if (reply.next_due) shard.next_expiry = shard.next_expiry ? std::min(*shard.next_expiry, *reply.next_due) : *reply.next_due;
-  for (const LineCount& lost : reply.lost) lines_.Forget(shard.hold.shard, lost.line, lost.count, now_);
+  ForgetLost(shard, reply);
   Check doubtful;  // where in its line an entry was is not known, so neither whether it is of an earlier state
   for (const QueueEntry& entry : reply.claimed) {
     const auto key = LineKey::Parse(entry.line);

@@ -88,10 +88,17 @@ void Dispatcher::EmitRemove(Shard& shard, std::vector<Command>& out) {
   }
 }
 
+// What a claim under way was promised may be among it: then the count stays, too high rather than too low. A claim that finds
+// nothing corrects the one; what waits uncounted would never be asked for.
+void Dispatcher::ForgetLost(const Shard& shard, const QueueReply& reply) {
+  for (const LineCount& lost : reply.lost)
+    if (!Claiming(shard, lost.line)) lines_.Forget(shard.hold.shard, lost.line, lost.count, now_);
+}
+
 void Dispatcher::OnRemoved(const Op& op, QueueReply& reply) {
   Shard& shard = *Current(op.hold);
   const bool kept = op.key.durability == Durability::kRedis;
-  for (const LineCount& lost : reply.lost) lines_.Forget(shard.hold.shard, lost.line, lost.count, now_);
+  ForgetLost(shard, reply);
   const std::vector<JobId> over = shard.removals.Answered(kept, reply);
   for (QueueEntry& entry : reply.claimed) {
     const auto key = LineKey::Parse(entry.line);

@@ -1,5 +1,6 @@
 // Taking, rebuilding and losing shards, and the queue's replies.
 #include <algorithm>
+#include <ranges>
 #include <utility>
 
 #include "broker/dispatcher.h"
@@ -183,6 +184,21 @@ void Dispatcher::TakeRun(Shard& shard, LiveRun& live, RunEffects& effects) {
   }
 }
 
+namespace {
+
+// Up to which run a page has all of them, of both kinds of rows; nothing: the page is not cut, or by single jobs.
+std::optional<RunId> EndOfPage(const Ledger::Outbox& rows) {
+  if (!rows.more) return std::nullopt;
+  if (rows.batches.size() == kOutboxBatchesMax) {
+    for (const auto& batch : std::views::reverse(rows.batches))
+      if (!batch.runs.empty()) return batch.runs.back().spec.id;
+    return std::nullopt;
+  }
+  return rows.runs.empty() ? std::nullopt : std::optional(rows.runs.back().spec.id);
+}
+
+}  // namespace
+
 // A row is seen again until its removal is durable. `outbox_taking` has those that are being removed, `restored_jobs` those
 // that the rebuild found before (it is needed until one reading that began after the rebuild has seen every row of that time).
 void Dispatcher::On(event::OutboxRead& e) {
@@ -194,17 +210,23 @@ void Dispatcher::On(event::OutboxRead& e) {
   std::vector<RunId> runs;
   std::vector<JobId> jobs;
   std::vector<Uuid> batches;
+  // Runs of one pipeline come in the order of their ids, whichever kind of row names them.
+  std::vector<LiveRun*> taken;
+  const std::optional<RunId> end = EndOfPage(e.rows);
   for (Ledger::Outbox::Batch& batch : e.rows.batches) {
+    if (end && !batch.runs.empty() && batch.runs.front().spec.id > *end) continue;
     if (!shard->outbox_batches_taking.insert(batch.id).second) continue;
     batches.push_back(batch.id);
-    for (LiveRun& live : batch.runs) TakeRun(*shard, live, effects);
+    for (LiveRun& live : batch.runs) taken.push_back(&live);
   }
   for (LiveRun& live : e.rows.runs) {
     const RunId id = live.spec.id;
-    if (!shard->outbox_taking.insert(id.uuid).second) continue;
+    if ((end && id > *end) || !shard->outbox_taking.insert(id.uuid).second) continue;
     runs.push_back(id);
-    TakeRun(*shard, live, effects);
+    taken.push_back(&live);
   }
+  std::ranges::sort(taken, {}, [](const LiveRun* live) { return live->spec.id; });
+  for (LiveRun* live : taken) TakeRun(*shard, *live, effects);
   for (const LiveJob& live : e.rows.jobs) {
     const JobId id = live.spec.id;
     if (!shard->outbox_taking.insert(id.uuid).second) continue;

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <array>
+#include <cstdio>
 #include <string_view>
 #include <vector>
 
@@ -72,7 +73,10 @@ Result<std::optional<HandCost>> LoadByHand(const HandLoad& load, const bench::In
   const HandCost cost{.wall_s = static_cast<double>((clock.Now() - start).count()) / 1e6,
                       .client_cpu_s = ChildrenCpuSeconds() - client,
                       .server_cpu_s = PostgresCpuSeconds(at) - server};
-  if (*code == kNoProgram) return std::nullopt;
+  if (*code == kNoProgram) {
+    fmt::print(stderr, "millrace: --by-hand: there is no psql: its columns stay empty, and nothing is compared\n");
+    return std::nullopt;
+  }
   if (*code != 0) return Fail(ErrorCode::kRejected, "the load by hand failed (exit code {}): see {}", *code, load.log);
   return cost;
 }

@@ -229,8 +229,8 @@ Result<LoadPlan> CheckedPlan(const BenchFlags& flags) {
   if (plan.mode == "merge" && plan.to == "parquet")
     return Fail(ErrorCode::kInvalidArgument, "--mode merge: a file can only be replaced");
   plan.by_hand = flags.by_hand;
-  if (plan.to == "parquet") plan.mode = "replace";  // a file can only be replaced
-  MILLRACE_TRY(BenchRange("--rows", flags.rows, 1, kRowsMax));
+  if (plan.to == "parquet") plan.mode = "replace";                                          // a file can only be replaced
+  MILLRACE_TRY(BenchRange("--rows", flags.rows, plan.mode == "merge" ? 10 : 1, kRowsMax));  // merge: a tenth is changed
   MILLRACE_TRY(BenchRange("--runs", flags.runs, 0, 1000));
   return plan;
 }

@@ -309,6 +309,7 @@ struct Connection::Impl {
   std::size_t reply_elements = 0;  // made since then; MakeArray counts them
   std::string out;
   std::vector<Command> commands;
+  std::vector<std::string> loaded;  // sources of scripts
 
   // The stream is out of step or gone: nothing more can be learned from it.
   void Close() { fd.Close(); }
@@ -484,7 +485,8 @@ std::vector<Result<Reply>> Connection::Flush(MonoTime deadline) {
   if (first == commands.size() || !open()) return replies;
 
   const std::size_t first_byte = first == 0 ? 0 : commands[first - 1].end;
-  std::vector<std::string_view> sources;
+  // All of them, not only those that are missed now: the next pipeline must not find one script without another.
+  std::vector<std::string_view> sources(impl_->loaded.begin(), impl_->loaded.end());
   for (std::size_t i = first; i < commands.size(); ++i)
     if (std::ranges::find(sources, commands[i].script->source) == sources.end()) sources.push_back(commands[i].script->source);
   for (const std::string_view source : sources) Append({"SCRIPT", "LOAD", source});
@@ -507,6 +509,7 @@ Result<Reply> Connection::Call(std::initializer_list<std::string_view> arguments
 Result<Script> Connection::Load(std::string source, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const Reply reply, Call({"SCRIPT", "LOAD", source}, deadline));
   MILLRACE_TRY_ASSIGN(const std::string_view sha, reply.AsString("SCRIPT LOAD"));
+  if (std::ranges::find(impl_->loaded, source) == impl_->loaded.end()) impl_->loaded.push_back(source);
   return Script{.source = std::move(source), .sha = std::string{sha}};
 }
 

@@ -17,6 +17,7 @@ namespace millrace::wire::zmtp {
 namespace {
 
 constexpr int kEventsPerTurn = 256;
+constexpr int kCrowdedTurnsMax = 64;                // in a row: then timers do not wait for the rest of the events
 constexpr Micros kWaitMax = std::chrono::hours{1};  // a wait may end early, so that no sum of times can overflow
 constexpr Millis kSweepMax{500};
 constexpr Millis kComplaintInterval{1000};
@@ -120,13 +121,13 @@ void Loop::Wait(Micros timeout, int extra_fd) {
   const MonoTime end = Now() + std::clamp(timeout, Micros{0}, kWaitMax);
   // Watched for this wait only: what the number means afterwards is not known here.
   if (extra_fd >= 0) Change(EPOLL_CTL_ADD, extra_fd, EPOLLIN, &extra_fd_);
-  stirred_ = false;
   for (bool done = false; !done;) {
     Flush();
-    const bool input = HasInput();
-    Turn(input ? now_ : std::min(end, NextTimer()));
-    done = input || stirred_ || now_ >= end || HasInput();
+    const bool ready = stirred_ || HasInput();  // stirred by a look since the last wait: that counts for this one
+    Turn(ready ? now_ : std::min(end, NextTimer()));
+    done = ready || stirred_ || now_ >= end || HasInput();
   }
+  stirred_ = false;
   if (extra_fd >= 0) Change(EPOLL_CTL_DEL, extra_fd, 0, nullptr);
 }
 
@@ -152,7 +153,9 @@ void Loop::Turn(MonoTime until) {
   if (resume_first) Resume();
   HandleEvents();
   if (!resume_first) Resume();
-  RunTimers();
+  // Who has answered may be among those that are not looked at yet.
+  crowded_ = n == kEventsPerTurn ? crowded_ + 1 : 0;
+  if (crowded_ == 0 || crowded_ > kCrowdedTurnsMax) RunTimers();
   buried_.clear();
 }
 

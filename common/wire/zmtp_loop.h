@@ -100,6 +100,7 @@ class Loop {
   std::vector<Connection*> corked_, flushing_, resume_, resuming_;
   std::vector<std::unique_ptr<Connection>> buried_;
   bool stirred_ = false;
+  int crowded_ = 0;  // turns in a row that had as many events as they take
   std::uint64_t turn_ = 1;
   MonoTime now_{}, looked_{}, next_sweep_{}, next_complaint_{};
   std::uint64_t complaints_held_ = 0;

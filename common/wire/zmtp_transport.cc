@@ -31,6 +31,7 @@ constexpr std::size_t kReadAheadMessages = 1000;
 constexpr std::size_t kReadAheadBytes = kFrameBytesMax;
 constexpr std::size_t kItemsKept = 4 * kReadAheadMessages;  // of memory for messages, while there are none
 constexpr int kAcceptsPerTurn = 64;
+constexpr Millis kInprocRedial{5};
 constexpr Millis kStale{1000};  // a client that has not looked at its connection for so long looks before it sends
 
 Result<void> CheckFrame(const std::string& frame) {
@@ -313,6 +314,10 @@ class ZmtpClientSocket final : public ClientSocket, public zmtp::Member, public 
 
   // Between half and the whole of a time that doubles: many clients of a server that restarts do not come at one instant.
   void DialLater() {
+    if (to_.kind == Endpoint::Kind::kInproc) {  // costs nothing, and who is not there yet is about to be
+      dial_at_ = loop_->Now() + kInprocRedial;
+      return;
+    }
     const auto most = std::min(times_.reconnect_max, times_.reconnect_min * 2 * (1 << failures_));
     if (most < times_.reconnect_max) ++failures_;
     const Micros half = most / 2;

@@ -50,6 +50,30 @@ TEST_F(DispatcherOutboxTest, ABatchIsTakenOnceHoweverOftenItRings) {
   EXPECT_EQ(dispatcher_.live_runs(), 0U);
 }
 
+// One run in a row of its own, a later one of the same pipeline in a batch: the earlier one is first.
+TEST_F(DispatcherOutboxTest, RunsOfBothKindsOfRowsComeInTheOrderOfTheirIds) {
+  Hello("w", 100);
+  const auto put = [&](const std::string& pipeline) {
+    RunSpec run;
+    run.id = ids_.Next<RunId>();
+    run.pipeline = pipeline;
+    run.overlap = "skip";
+    JobSpec job = Job();
+    job.run = run.id;
+    EXPECT_TRUE(ledger_.SubmitRun(run, std::span{&job, 1}, {}));
+    clock_.Advance(2ms);
+    return std::pair{run.id, job.id};
+  };
+  const auto older = put("p"), newer = put("p"), other = put("q");
+  for (const auto& [run, job] : {newer, other}) ledger_.outbox_runs.erase(run);
+  ledger_.outbox_batches[newer.first.uuid] = {newer.first, other.first};
+  Handle(event::Rung{.shard = ShardId{0}});
+  Settle();
+  EXPECT_EQ(Grants(), (std::map<JobId, int>{{older.second, 1}, {other.second, 1}}));
+  ASSERT_TRUE(ledger_.run_outcomes.contains(newer.first)) << "the later one is skipped, not the earlier one";
+  EXPECT_EQ(ledger_.run_outcomes.at(newer.first).state, RunState::kSkipped);
+}
+
 TEST_F(DispatcherOutboxTest, MoreBatchesThanOneReadGivesAreAllTaken) {
   Hello("w", 100);
   ledger_.outbox_page_max = 2;

@@ -272,6 +272,44 @@ TEST_F(DispatcherPassTest, StagesOfARunPassAsTheyBecomeReady) {
   ExpectDepth(0, 0);
 }
 
+// What expiry or a cancel takes out of a line may have been promised to a claim under way: then a job that came after it still
+// counts, and is not overtaken for ever.
+TEST_F(DispatcherPassTest, AJobBehindOneThatExpiresWhileItIsClaimedIsStarted) {
+  Hello("w", 1);
+  const JobSpec first = Job(), behind = Job();
+  JobSpec leaves = Job();
+  leaves.options.expires_at = clock_.WallNow() + 1s;
+  Submit({first});
+  Submit({leaves});
+  hold_replies_ = true;
+  clock_.Advance(1s);
+  End(0, AttemptEnd::kSucceeded, true, 2);
+  Submit({behind});
+  LetRepliesThrough();
+  Advance(1s);
+  EXPECT_EQ(Granted(), IdsOf({first, behind}));
+}
+
+TEST_F(DispatcherPassTest, AJobBehindOneThatIsCancelledWhileItIsClaimedIsStarted) {
+  Hello("w", 1);
+  const JobSpec first = Job(), leaves = Job(), behind = Job();
+  Submit({first});
+  Submit({leaves});
+  hold_replies_ = true;
+  Handle(event::FromClient{.peer = "c",
+                           .message = wire::Cancel{.request = 5,
+                                                   .org = kDefaultOrg,
+                                                   .items = {{.id = leaves.id.uuid, .is_run = false}},
+                                                   .actor = "somebody",
+                                                   .reason = "no longer needed"}});
+  Settle();
+  End(0, AttemptEnd::kSucceeded, true, 2);
+  Submit({behind});
+  LetRepliesThrough();
+  Advance(1s);
+  EXPECT_EQ(Granted(), IdsOf({first, behind}));
+}
+
 TEST_F(DispatcherPassTest, AJobWhoseTimeIsOverWhenItWouldStartExpires) {
   Hello("w", 10);
   JobSpec job = Kept();
