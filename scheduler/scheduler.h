@@ -2,7 +2,6 @@
 // the shard. Any number of schedulers may run: the slot's unique key is the guarantee, the leader lease only spares work.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>

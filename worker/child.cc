@@ -141,20 +141,6 @@ std::string_view EnvValue(const std::vector<std::string>& env, std::string_view 
   return {};
 }
 
-Fd::Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-Fd& Fd::operator=(Fd&& other) noexcept {
-  if (this != &other) {
-    Close();
-    fd_ = std::exchange(other.fd_, -1);
-  }
-  return *this;
-}
-Fd::~Fd() { Close(); }
-void Fd::Close() {
-  if (fd_ >= 0) ::close(fd_);
-  fd_ = -1;
-}
-
 Result<ChildPipes> MakeChildPipes() {
   MILLRACE_TRY_ASSIGN(Pipe input, MakePipe());
   MILLRACE_TRY_ASSIGN(Pipe frames, MakePipe());

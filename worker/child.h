@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/fd.h"
 #include "common/base/result.h"
 
 namespace millrace::worker {
@@ -25,22 +26,6 @@ struct ChildOptions {
 struct ExitStatus {
   int code = 0;  // when signal is 0
   int signal = 0;
-};
-
-// A file descriptor with an owner.
-class Fd {
- public:
-  Fd() = default;
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(Fd&& other) noexcept;
-  Fd& operator=(Fd&& other) noexcept;
-  ~Fd();
-  int get() const { return fd_; }
-  explicit operator bool() const { return fd_ >= 0; }
-  void Close();
-
- private:
-  int fd_ = -1;
 };
 
 // Our ends of a child's pipes, and the child's, which are closed once it has them. All are close-on-exec, ours non-blocking.

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "common/base/fd.h"
 #include "common/base/limits.h"
 #include "common/base/log.h"
 #include "common/crypto/audit.h"
@@ -16,26 +17,14 @@
 namespace millrace::worker {
 namespace {
 
-class Fd {
- public:
-  Fd(const std::string& path, int flags) : fd_(::open(path.c_str(), flags | O_CLOEXEC, 0644)) {}
-  ~Fd() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
+Fd Open(const std::string& path, int flags) { return Fd(::open(path.c_str(), flags | O_CLOEXEC, 0644)); }
 
 std::unexpected<Error> Failed(const std::string& path) {
   return Fail(ErrorCode::kUnavailable, "result file '{}': {}", path, std::strerror(errno));
 }
 
 Result<void> WriteDurably(const std::string& path, std::string_view bytes) {
-  const Fd file(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
+  const Fd file = Open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
   if (file.get() < 0) return Failed(path);
   while (!bytes.empty()) {
     const ssize_t n = ::write(file.get(), bytes.data(), bytes.size());
@@ -48,7 +37,7 @@ Result<void> WriteDurably(const std::string& path, std::string_view bytes) {
 }
 
 Result<void> SyncFolder(const std::string& path) {
-  const Fd folder(path, O_RDONLY | O_DIRECTORY);
+  const Fd folder = Open(path, O_RDONLY | O_DIRECTORY);
   if (folder.get() < 0 || ::fsync(folder.get()) != 0) return Failed(path);
   return {};
 }
@@ -72,7 +61,7 @@ Result<ResultFile> WriteResultFile(const std::string& lake, RunId run, JobId job
 
 Result<void> TakeOutput(const std::string& path, const std::string& lake, RunId run, JobId job, Token token,
                         StageResult& result) {
-  const Fd file(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+  const Fd file = Open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
   if (file.get() < 0 && errno == ENOENT) return {};
   struct stat about{};
   if (file.get() < 0 || ::fstat(file.get(), &about) != 0) return Failed(path);

@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "common/base/check.h"
+#include "common/base/fd.h"
 #include "common/crypto/checkpoint.h"
 
 namespace millrace {
@@ -21,20 +22,6 @@ void InitSodium() {
   static const bool ready = sodium_init() >= 0;
   MILLRACE_CHECK(ready, "libsodium cannot start");
 }
-
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 Result<std::string> ReadSmallFile(const std::string& path, struct stat* status) {
   const Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/fd.h"
 
 namespace millrace::redis {
 namespace {
@@ -25,30 +26,6 @@ namespace {
 constexpr std::size_t kReadChunkBytes = 64u << 10;
 constexpr std::size_t kReplyElementsMax = 1 << 20;  // of one reply, nested ones counted: ten bytes can ask for a million
 constexpr std::size_t kReplyTextShown = 300;
-
-class UniqueFd {
- public:
-  UniqueFd() = default;
-  explicit UniqueFd(int fd) : fd_(fd) {}
-  UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  UniqueFd& operator=(UniqueFd&& other) noexcept {
-    if (this != &other) {
-      Close();
-      fd_ = std::exchange(other.fd_, -1);
-    }
-    return *this;
-  }
-  ~UniqueFd() { Close(); }
-  int get() const { return fd_; }
-  explicit operator bool() const { return fd_ >= 0; }
-  void Close() {
-    if (fd_ >= 0) ::close(fd_);
-    fd_ = -1;
-  }
-
- private:
-  int fd_ = -1;
-};
 
 struct FreeReader {
   void operator()(redisReader* reader) const noexcept { redisReaderFree(reader); }
@@ -143,9 +120,9 @@ Result<bool> WaitReady(int fd, short events, const Clock& clock, MonoTime deadli
   }
 }
 
-Result<UniqueFd> ConnectAddress(int family, const sockaddr* address, socklen_t size, const std::string& peer,
-                                const Clock& clock, MonoTime deadline) {
-  UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+Result<Fd> ConnectAddress(int family, const sockaddr* address, socklen_t size, const std::string& peer, const Clock& clock,
+                          MonoTime deadline) {
+  Fd fd(::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return Fail(ErrorCode::kUnavailable, "redis {}: socket: {}", peer, std::strerror(errno));
   if (family != AF_UNIX) {
     const int on = 1;
@@ -164,7 +141,7 @@ Result<UniqueFd> ConnectAddress(int family, const sockaddr* address, socklen_t s
   return fd;
 }
 
-Result<UniqueFd> Dial(const Endpoint& endpoint, const Clock& clock, MonoTime deadline) {
+Result<Fd> Dial(const Endpoint& endpoint, const Clock& clock, MonoTime deadline) {
   const std::string peer = endpoint.ToString();
   if (!endpoint.unix_path.empty()) {
     sockaddr_un address{};
@@ -182,7 +159,7 @@ Result<UniqueFd> Dial(const Endpoint& endpoint, const Clock& clock, MonoTime dea
   const int code = ::getaddrinfo(endpoint.host.c_str(), std::to_string(endpoint.port).c_str(), &hints, &raw);
   if (code != 0) return Fail(ErrorCode::kUnavailable, "redis {}: cannot resolve the host: {}", peer, gai_strerror(code));
   const std::unique_ptr<addrinfo, FreeAddresses> addresses(raw);
-  Result<UniqueFd> fd = Fail(ErrorCode::kUnavailable, "redis {}: the host has no address", peer);
+  Result<Fd> fd = Fail(ErrorCode::kUnavailable, "redis {}: the host has no address", peer);
   for (const addrinfo* each = raw; each != nullptr && !fd; each = each->ai_next)
     fd = ConnectAddress(each->ai_family, each->ai_addr, each->ai_addrlen, peer, clock, deadline);
   return fd;
@@ -299,7 +276,7 @@ struct Connection::Impl {
     const Script* script = nullptr;  // of an AppendScript: what to load after NOSCRIPT
   };
 
-  UniqueFd fd;
+  Fd fd;
   std::string peer;
   const Clock* clock = nullptr;
   std::size_t reply_bytes_max = 0;

@@ -112,7 +112,7 @@ struct QueueReply {
   std::vector<LineCount> kept;  // Take: ready entries of kept lines
   bool maybe_old = false;       // Take: the store was restarted or replaced since the last one, so what stayed may be of an
                                 // earlier state: entries that ended meanwhile may be among it
-  // Take: ids of ordinary lines that were claimed or expired and are not out of flight: all since the Take of `unbroken_since`,
+  // Take: ids of ordinary lines that were put into flight and are not out of flight: all since the Take of `unbroken_since`,
   // or, when that is this very Take (the store was emptied, restarted or replaced), what it remembers, maybe of an older state.
   std::vector<JobId> in_flight{};
   Epoch unbroken_since{};

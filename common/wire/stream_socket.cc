@@ -70,11 +70,6 @@ bool ConnectedWithItself(int fd) {
 
 }  // namespace
 
-void Fd::Reset() {
-  if (fd_ >= 0) ::close(fd_);
-  fd_ = -1;
-}
-
 Result<Listener> Listen(const Endpoint& at) {
   Listener listener{.fd = NewSocket(at), .endpoint = {}, .path = {}};
   if (!listener.fd) return Fail(ErrorCode::kUnavailable, "socket: {}", std::strerror(errno));
@@ -107,7 +102,7 @@ Dialled Dial(const Endpoint& to) {
   if (to.kind == Endpoint::Kind::kTcp) SetFlag(dialled.fd.get(), IPPROTO_TCP, TCP_NODELAY);
   if (::connect(dialled.fd.get(), AddressOf(to), SizeOf(to)) == 0) return dialled;
   dialled.pending = errno == EINPROGRESS || errno == EINTR;
-  if (!dialled.pending) dialled.fd.Reset();
+  if (!dialled.pending) dialled.fd.Close();
   return dialled;
 }
 

@@ -172,7 +172,7 @@ void Connection::Close(std::string_view problem) {
   state_ = State::kClosed;
   loop_.Unwatch(fd_.get(), this);
   loop_.Forget(this);
-  fd_.Reset();
+  fd_.Close();
   owner_.OnClosed(*this);
 }
 

@@ -33,7 +33,7 @@ struct Loop::Events {
 Loop::Loop(const Times& times)
     : times_(times), events_(std::make_unique<Events>()), chunk_(std::make_unique_for_overwrite<char[]>(kChunkBytes)) {}
 
-Loop::~Loop() { buried_.clear(); }
+Loop::~Loop() = default;
 
 Result<std::shared_ptr<Loop>> Loop::Make(const Times& times) {
   std::shared_ptr<Loop> loop(new Loop(times));

@@ -56,7 +56,7 @@ class Session {
   Event Next(std::string_view& in, MonoTime now, std::string& out);
   std::string TakeMessage() { return decoder_.TakeBody(); }  // after kMessage
 
-  void Sent(MonoTime now) { spoke_ = now; }  // something was written to the peer
+  void Sent(MonoTime now) { spoke_ = now; }  // written to the peer, as far as its socket took it
   // To be called several times in each Times::heartbeat. False: the peer is silent for too long; problem() says so.
   bool Tick(MonoTime now, std::string& out);
 

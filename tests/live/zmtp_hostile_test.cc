@@ -76,7 +76,7 @@ class Raw {
       return all;
     }
   }
-  void HangUp() { fd_.Reset(); }
+  void HangUp() { fd_.Close(); }
 
  private:
   Fd fd_;

@@ -210,7 +210,7 @@ class Checker {
     bare.columns.clear();
     const auto actual = spec.columns.empty() || out_.problems.size() > before || sources.paths.empty()
                             ? StageOutcome<PinnedSchema>(PinnedSchema{})
-                            : ResolveSchema(connection_, sources, bare, pinned, SchemaFor::kTypes, plain_);
+                            : ResolveSchema(connection_, sources, bare, pinned, nullptr);
     for (const auto& c : spec.columns) {
       if (!actual || actual->columns.empty()) break;
       if (!Has(actual->columns, c.name, Case::kExact)) {
@@ -236,7 +236,7 @@ class Checker {
       if (!is_pinned || sources.error().error_class != "missing_file") return;
     }
     const SourceFiles files = sources ? *sources : SourceFiles{.paths = {}, .format = spec.format};
-    auto schema = ResolveSchema(connection_, files, spec, pinned, SchemaFor::kTypes, plain_);
+    auto schema = ResolveSchema(connection_, files, spec, pinned, nullptr);
     if (!schema && !sources) return;  // without a file its format may be unknown
     if (!schema) return AddSourceError(stage, files, pinned, schema.error());
     if ((spec.copy || stage.contract) && !KeptByLake(stage, schema->columns, {.path = {"extract"}})) return;
@@ -280,7 +280,6 @@ class Checker {
   duck::Connection& connection_;
   const Pipeline& pipeline_;
   const TypeCheckRequest& request_;
-  PlainCsv plain_{1};
   std::map<std::string, std::vector<ColumnSpec>> columns_, sniffed_;
   TypeCheck out_;
 };

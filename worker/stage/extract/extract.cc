@@ -321,7 +321,7 @@ StageOutcome<void> PinSchema(const StageOrder& order, const std::string& path, c
 // The schema of a text file of which every column is declared, so that nothing has to be guessed but the form of dates: absent
 // when it must be sniffed after all.
 StageOutcome<std::optional<PinnedSchema>> DeclaredSchema(duck::Connection& connection, const SourceFiles& sources,
-                                                         const ExtractSpec& spec, SchemaFor use, PlainCsv& plain) {
+                                                         const ExtractSpec& spec, PlainCsv* plain) {
   if (!IsCsv(sources.format) || !HasHeader(spec.options)) return std::nullopt;
   const std::string& first = sources.paths.front();
   auto names = ColumnsOfFile(connection, first, sources.format, spec.options);
@@ -332,15 +332,15 @@ StageOutcome<std::optional<PinnedSchema>> DeclaredSchema(duck::Connection& conne
     const auto problem = FindCsvProblem(first, sources.format, spec.options, bytes_max);
     return problem && problem->kind == CsvProblem::Kind::kEncoding;
   };
-  if (use == SchemaFor::kTypes && wrong_encoding(kBytesLookedForTypes)) return std::nullopt;
+  if (plain == nullptr && wrong_encoding(kBytesLookedForTypes)) return std::nullopt;
   MILLRACE_TRY(RefuseEqualNames(connection, first, sources.format, spec.options, schema.columns));
   MILLRACE_TRY(ApplyDeclared(connection, spec, &schema));
-  if (use == SchemaFor::kTypes) return schema;
+  if (plain == nullptr) return schema;
   // As the sniffer would say of dates in ISO form: later values are held to it.
   if (std::ranges::any_of(schema.columns, [](const ColumnSpec& c) { return c.type == "date"; }))
     schema.read_options.try_emplace("dateformat", "%Y-%m-%d");
   ReaderOptions reader{.format = sources.format, .columns = schema.columns, .options = schema.read_options};
-  if (plain.Rows(first, reader)) return schema;
+  if (plain->Rows(first, reader)) return schema;
   if (wrong_encoding(kDiagnosedBytesMax)) return std::nullopt;
   reader.options = spec.options;
   reader.skip_bad_rows = true;
@@ -376,8 +376,8 @@ StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view 
 }
 
 StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec,
-                                       SchemaFor use, PlainCsv& plain) {
-  MILLRACE_TRY_ASSIGN(auto declared, DeclaredSchema(connection, sources, spec, use, plain));
+                                       PlainCsv* plain) {
+  MILLRACE_TRY_ASSIGN(auto declared, DeclaredSchema(connection, sources, spec, plain));
   if (declared) return std::move(*declared);
   PinnedSchema schema{.columns = {}, .read_options = spec.options};
   ReaderOptions reader{.format = sources.format, .options = spec.options};
@@ -416,11 +416,11 @@ StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const Sourc
 }
 
 StageOutcome<PinnedSchema> ResolveSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec,
-                                         const std::string& pinned_path, SchemaFor use, PlainCsv& plain) {
+                                         const std::string& pinned_path, PlainCsv* plain) {
   MILLRACE_TRY(CheckOptions(sources.format, spec.options));
   MILLRACE_TRY_ASSIGN(auto pinned, ReadPinnedSchema(pinned_path));
   if (HasHeader(pinned ? pinned->read_options : spec.options)) MILLRACE_TRY(RefuseNoBytes(sources));
-  if (!pinned) return SniffSchema(connection, sources, spec, use, plain);
+  if (!pinned) return SniffSchema(connection, sources, spec, plain);
   MILLRACE_TRY(ApplyDeclared(connection, spec, &*pinned));
   return std::move(*pinned);
 }
@@ -435,7 +435,7 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   PlainCsv plain(order.threads);
   auto described = Beside(order.threads, [&] { return DescribeFiles(sources, watch, progress); });
   MILLRACE_TRY_ASSIGN(const auto pinned, ReadPinnedSchema(pinned_path));
-  auto resolved = ResolveSchema(connection, sources, spec, pinned_path, SchemaFor::kReading, plain);
+  auto resolved = ResolveSchema(connection, sources, spec, pinned_path, &plain);
   MILLRACE_TRY_ASSIGN(manifest.files, described.get());  // what is wrong with the bytes comes first
   MILLRACE_TRY_ASSIGN(const PinnedSchema schema, std::move(resolved));
   // A declared type may differ from a Parquet file's own: it is cast. Files are compared with what was pinned of them.

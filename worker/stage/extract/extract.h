@@ -23,18 +23,15 @@ struct SourceFiles {
 // Classes: missing_file (names the pattern), invalid_stage (formats mixed or unknown), io_error.
 StageOutcome<SourceFiles> FindSources(const ExtractSpec& spec, std::string_view base_dir);
 
-// What a schema is asked for: everything that reading the files needs, or only names and types, for which a file whose columns
-// are all declared is not read to its end.
-enum class SchemaFor : std::uint8_t { kReading, kTypes };
-
 // The columns of `sources` as sniffed over the whole first file, with the declared types in place. `plain` keeps what it proves
-// of the first file on the way. Classes: source_malformed, schema_drift (a declared column that no file has), invalid_stage.
+// of the first file on the way; null: only names and types are asked for, and a file whose columns are all declared is not read
+// to its end. Classes: source_malformed, schema_drift (a declared column that no file has), invalid_stage.
 StageOutcome<PinnedSchema> SniffSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec,
-                                       SchemaFor use, PlainCsv& plain);
+                                       PlainCsv* plain);
 
 // The pinned schema if `path` exists, with the declared types in place; otherwise sniffed.
 StageOutcome<PinnedSchema> ResolveSchema(duck::Connection& connection, const SourceFiles& sources, const ExtractSpec& spec,
-                                         const std::string& pinned_path, SchemaFor use, PlainCsv& plain);
+                                         const std::string& pinned_path, PlainCsv* plain);
 
 // REQUIRES: the stage holds an ExtractSpec; folders exist; the connection may read `sources`. Further classes: schema_drift,
 // bad_value (names file, line, column and value), empty_extract, source_changed, contract_violation, check_failed.

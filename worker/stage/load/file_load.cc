@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "common/base/failpoint.h"
+#include "common/base/fd.h"
 #include "worker/stage/load/file_lock.h"
 #include "worker/stage/load/sinks.h"
 #include "worker/stage/load/types.h"
@@ -22,20 +23,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr Millis kLockPatience{30'000};  // publishing takes milliseconds: whoever holds it longer is frozen
-
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  ~Fd() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 Failure IoFailure(std::string_view what, const fs::path& path) {
   const int code = errno;
