@@ -18,6 +18,8 @@ constexpr int kFreezeTries = 3;
 constexpr Millis kWakeTimeout{8'000};
 constexpr Millis kTakeoverTimeout{20'000};
 constexpr Millis kSettleTimeout{60'000};
+// What a fault holds up shows only after a while, and starts elsewhere within 5 s (a killed worker's) or 10 s (a broker's).
+constexpr Millis kRecovers{6'000};
 constexpr std::int64_t kSettledLive = 12;  // one run of each pipeline with its jobs, and some single jobs
 constexpr Millis kPoll{15};
 constexpr std::string_view kStageProgram = "millrace-stage";
@@ -85,6 +87,12 @@ Millis Rounds::Between(Millis low, Millis high) {
 Result<void> Rounds::Play(const Round& round) {
   testing::SleepFor(Between(Millis{150}, Millis{900}));
   if (round.settled) Settle();
+  MILLRACE_TRY(PlayNow(round));
+  played_at_ = clock_.Now();
+  return {};
+}
+
+Result<void> Rounds::PlayNow(const Round& round) {
   switch (round.fault) {
     case Fault::kKill: return PlayKill(round);
     case Fault::kFreeze: return PlayFreezes();
@@ -97,6 +105,8 @@ Result<void> Rounds::Play(const Round& round) {
 }
 
 void Rounds::Settle() {
+  if (const Millis left = std::chrono::ceil<Millis>(played_at_ + kRecovers - clock_.Now()); left > Millis{0})
+    testing::SleepFor(left);
   for (const MonoTime until = clock_.Now() + kSettleTimeout; clock_.Now() < until; testing::SleepFor(kPoll))
     if (const auto live = observer_.Live(); live && *live <= kSettledLive) return;
 }

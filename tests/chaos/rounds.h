@@ -85,6 +85,7 @@ class Rounds {
     Member* worker = nullptr;
     pid_t stage = -1;
   };
+  Result<void> PlayNow(const Round& round);
   void Settle();
   std::optional<LoadInFlight> WaitFor(const Round& round);
   std::optional<Holder> HolderOf(const LoadInFlight& load);
@@ -106,6 +107,7 @@ class Rounds {
   std::vector<Kill> kills_;
   std::vector<Freeze> freezes_;
   std::vector<Disturbance> others_;
+  MonoTime played_at_{};                // the round before
   std::map<std::string, int> crashes_;  // stage kills by effect: the third would end the job, as it should
 };
 
