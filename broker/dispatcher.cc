@@ -218,7 +218,8 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     EmitRemove(shard, out);
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
-    const Shard& shard = std::as_const(shards_).at(plan.shard);
+    Shard& shard = shards_.at(plan.shard);
+    ++shard.claiming[plan.line];
     Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total}, kind,
             out);
     ops_.back().line = std::move(plan.line);
@@ -227,6 +228,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     ops_.back().split = std::move(plan.split);
   };
   claim_of_.clear();
+  std::ranges::stable_sort(claims_, {}, &ClaimPlan::shard);  // those of one owner are one script of the queue
   for (ClaimPlan& plan : std::exchange(claims_, {})) claim(plan, Op::Kind::kClaim);
   for (ClaimPlan& plan : std::exchange(doomed_, {})) claim(plan, Op::Kind::kEndLine);
 }

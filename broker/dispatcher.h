@@ -148,8 +148,8 @@ class Dispatcher {
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<dispatch::Claimed> enqueue_jobs;  // of `enqueue`, one each; without a spec where it is not at hand
     std::vector<JobId> finish;
-    // Kept lines.
-    std::vector<std::shared_ptr<Submit>> enqueue_submits;  // answered with `enqueue`
+    std::unordered_map<std::string, std::uint32_t> claiming;  // claims under way of each line
+    std::vector<std::shared_ptr<Submit>> enqueue_submits;     // of kept lines, answered with `enqueue`
     std::size_t enqueue_rows = 0, enqueue_bytes = 0;
     std::map<std::uint64_t, Check> checks;
     std::map<std::string, std::uint64_t> suspects;  // entries at the line's front that may be of an earlier state
@@ -321,7 +321,7 @@ class Dispatcher {
   // Straight into flight: dispatcher_pass.cc
   std::shared_ptr<const JobSpec> AtHand(const Shard& shard, JobSpec& spec, std::optional<WallTime> run_at);
   bool SpareCredit(const Shard& shard, std::optional<WallTime> run_at);
-  bool Claiming(const Shard& shard, const std::string& line) const;
+  static bool Claiming(const Shard& shard, const std::string& line);
   std::vector<dispatch::Pass> TakePasses(Shard& shard, std::vector<QueueEntry>& passed);
   void OnPassed(const Op& op, dispatch::Pass& pass);
   bool StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool suspect, Check& doubtful);

@@ -36,11 +36,7 @@ std::shared_ptr<const JobSpec> Dispatcher::AtHand(const Shard& shard, JobSpec& s
 }
 
 // A claim that is under way may leave some of what it was promised in the line.
-bool Dispatcher::Claiming(const Shard& shard, const std::string& line) const {
-  return std::ranges::any_of(ops_, [&](const Op& op) {
-    return (op.kind == Op::Kind::kClaim || op.kind == Op::Kind::kEndLine) && op.hold == shard.hold && op.line == line;
-  });
-}
+bool Dispatcher::Claiming(const Shard& shard, const std::string& line) { return shard.claiming.contains(line); }
 
 // Takes out of this flush's claims and entries those that meet: the claims that would find nothing else in their line.
 std::vector<dispatch::Pass> Dispatcher::TakePasses(Shard& shard, std::vector<QueueEntry>& passed) {

@@ -315,7 +315,11 @@ Dispatcher::Worker* Dispatcher::NextTaker(Op& op) {
 // A claim of large entries gives less than was asked for: the rest is still in its line. One that gives nothing at all says
 // that the line is empty, whatever was counted.
 void Dispatcher::ClaimedAll(const Op& op, std::size_t claimed) {
-  if (claimed > 0 && claimed < op.total) AddReady(*Current(op.hold), op.line, op.total - claimed);
+  Shard& shard = *Current(op.hold);
+  const auto claims = shard.claiming.find(op.line);
+  MILLRACE_CHECK(claims != shard.claiming.end(), "line '{}': a claim that was not sent", op.line);
+  if (--claims->second == 0) shard.claiming.erase(claims);
+  if (claimed > 0 && claimed < op.total) AddReady(shard, op.line, op.total - claimed);
 }
 
 void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {

@@ -8,7 +8,9 @@
 namespace millrace {
 namespace {
 
-// Idle lines, queues and classes are kept up to so many, because what was busy is likely to be busy again.
+// Idle lines, queues and classes are kept up to so many, because what was busy is likely to be busy again. A line takes about
+// 600 bytes.
+constexpr std::size_t kIdleLinesMax = 16'384;
 constexpr std::size_t kIdleKeptMax = 1024;
 constexpr std::uint64_t kPassScale = 1u << 20;  // of a queue's weighted priorities
 
@@ -100,7 +102,7 @@ LineIndex::Line* LineIndex::NewLine(ShardId shard, const std::string& name, Line
     limit.lines.push_back(line);
     line->limit = &limit;
   }
-  lines_.emplace(std::pair{shard, name}, std::move(owned));
+  lines_.emplace(LineName{shard, line->name}, std::move(owned));
   return line;
 }
 
@@ -113,7 +115,7 @@ void LineIndex::Erase(Line& line) {
   --queue.lines;
   if (line.limit != nullptr) std::erase(line.limit->lines, &line);
   if (line.aging) agings_.erase(*line.aging);
-  lines_.erase(lines_.find(std::pair{line.shard, line.name}));
+  lines_.erase(lines_.find(LineName{line.shard, line.name}));
   DropNodeIfIdle(node);
 }
 
@@ -389,7 +391,7 @@ std::size_t LineIndex::OrgsBeside(const Line& line) const { return orgs_at_[line
 
 void LineIndex::Add(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
   if (n == 0) return;
-  const auto it = lines_.find(std::pair{shard, name});
+  const auto it = lines_.find(LineName{shard, name});
   Line* line = it == lines_.end() ? nullptr : it->second.get();
   if (line == nullptr) {
     auto key = LineKey::Parse(name);
@@ -426,7 +428,7 @@ void LineIndex::Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime 
 }
 
 void LineIndex::Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
-  const auto it = lines_.find(std::pair{shard, name});
+  const auto it = lines_.find(LineName{shard, name});
   if (it == lines_.end()) return;
   if (const std::uint64_t gone = std::min(n, it->second->ready); gone > 0) Remove(*it->second, gone, now);
 }
@@ -469,7 +471,7 @@ void LineIndex::Remove(Line& line, std::uint64_t n, MonoTime now) {
   if (line.ready > 0) return;
   line.unserved_since.reset();
   if (line.linked) Unlink(line);
-  if (lines_.size() <= kIdleKeptMax) return;
+  if (lines_.size() <= kIdleLinesMax) return;
   Key* key = line.limit;
   Erase(line);
   if (key != nullptr) DropKeyIfIdle(*key, now);
@@ -517,7 +519,7 @@ std::uint64_t LineIndex::Ready(ShardId shard) const {
 }
 
 std::uint64_t LineIndex::Ready(ShardId shard, const std::string& line) const {
-  const auto it = lines_.find(std::pair{shard, line});
+  const auto it = lines_.find(LineName{shard, line});
   return it == lines_.end() ? 0 : it->second->ready;
 }
 

@@ -18,6 +18,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -203,7 +204,14 @@ class LineIndex {
   template <class T>
   void SetWake(T& sleeper, std::optional<MonoTime> at);
 
-  std::map<std::pair<ShardId, std::string>, std::unique_ptr<Line>, std::less<>> lines_;
+  using LineName = std::pair<ShardId, std::string_view>;  // the name is the line's own
+  struct LineNameHash {
+    std::size_t operator()(const LineName& of) const {
+      return std::hash<std::string_view>{}(of.second) ^ (of.first.value() * std::size_t{0x9e3779b97f4a7c15});
+    }
+  };
+
+  std::unordered_map<LineName, std::unique_ptr<Line>, LineNameHash> lines_;
   std::map<std::pair<OrgId, std::string>, std::unique_ptr<Queue>, std::less<>> queues_;
   std::map<OrgId, std::unique_ptr<Org>> orgs_;
   std::map<ClassName, std::unique_ptr<Class>> classes_;

@@ -5,7 +5,6 @@
 #include <functional>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <utility>
@@ -13,6 +12,7 @@
 #include "common/base/log.h"
 #include "common/drivers/redis.h"
 #include "common/queue/redis_flight.h"
+#include "common/queue/redis_keys.h"
 #include "common/queue/redis_queue_hot.h"
 #include "common/queue/redis_queue_remove.h"
 #include "common/queue/redis_queue_script.h"
@@ -32,28 +32,10 @@ constexpr std::size_t kBlockEntriesMin = 8, kBlockEntriesMax = 128;
 constexpr std::size_t kBlockBytesMax = 48u << 10, kBlockEntryBytesMax = 8u << 10;
 constexpr std::string_view kBlockMark{"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"};
 static_assert(kBlockMark.size() == kIdBytes);
+constexpr std::size_t kClaimLinesMax = 256;  // of one run of the script, which blocks the server
 
 // Which script an operation is a run of.
 enum class Run : std::uint8_t { kAny, kPut, kFinish };
-
-struct ShardKeys {
-  std::string tag, epoch, lines, due, flight, kept_due, kept, server, stubs, body, expiry, kept_body, kept_expiry, inbox;
-  ShardKeys(std::string_view prefix, ShardId shard)
-      : tag(fmt::format("{{{}:{}}}", prefix, shard.value())),
-        epoch(tag + ":epoch"),
-        lines(tag + ":lines"),
-        due(tag + ":due"),
-        flight(tag + ":flight"),
-        kept_due(tag + ":kept_due"),
-        kept(tag + ":kept"),
-        server(tag + ":server"),
-        stubs(tag + ":stubs"),
-        body(tag + ":body"),
-        expiry(tag + ":expiry"),
-        kept_body(tag + ":kept_body"),
-        kept_expiry(tag + ":kept_expiry"),
-        inbox(tag + ":inbox") {}
-};
 
 std::string PackReady(const QueueEntry& entry) {
   return std::string{entry.id.AsBytes()} + (entry.expires_at ? std::string{kTicket} : entry.body);
@@ -285,13 +267,18 @@ struct ToArguments {
     AddPut(out, op.entries, true, Passed({}, op.epoch, 0), flight);
     return Run::kAny;
   }
-  Run operator()(const queue_op::Claim& op) {
-    Head("claim", op.epoch);
-    out.push_back(op.line);
-    out.push_back(std::to_string(op.max));
-    out.push_back(RedisFlight::EpochName(op.epoch));
-    out.push_back(std::to_string(next_block));
-    next_block += op.max;
+  // Of one shard, one after the other: a run of the script costs more than a line.
+  Run operator()(std::span<const QueueOp> claims) {
+    const auto& first = std::get<queue_op::Claim>(claims.front());
+    Head("claim", first.epoch);
+    out.push_back(RedisFlight::EpochName(first.epoch));
+    for (const QueueOp& any : claims) {
+      const auto& op = std::get<queue_op::Claim>(any);
+      out.push_back(op.line);
+      out.push_back(std::to_string(op.max));
+      out.push_back(std::to_string(next_block));
+      next_block += op.max;
+    }
     return Run::kAny;
   }
   Run operator()(const queue_op::Finish& op) {
@@ -440,26 +427,36 @@ Result<void> ReadRemoved(std::span<const redis::Reply> items, QueueReply& out) {
   return {};
 }
 
-Result<QueueReply> ReadReply(const QueueOp& op, const redis::Reply& reply, std::uint64_t first_block, RedisFlight& flight) {
+Result<QueueReply> ReadClaim(const queue_op::Claim& op, const redis::Reply& reply, std::uint64_t first_block,
+                             RedisFlight& flight) {
+  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> items, reply.AsArray("claim"));
+  QueueReply out;
+  out.claimed.reserve(items.size());
+  if (IsKeptLine(op.line)) {
+    MILLRACE_TRY(ReadKeptClaim(op, items, first_block, flight, out.claimed));
+    return out;
+  }
+  for (const redis::Reply& item : items) {
+    MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("claim"));
+    MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(op.line, raw));
+  }
+  return out;
+}
+
+// The script's own errors, and what it answered otherwise.
+Result<std::span<const redis::Reply>> Answered(const redis::Reply& reply) {
   if (reply.kind == redis::Reply::Kind::kError) {
     if (reply.text.starts_with("WIPED")) return Fail(ErrorCode::kWiped, "redis queue: the shard has no epoch: take it anew");
     if (reply.text.starts_with("STALE"))
       return Fail(ErrorCode::kStale, "redis queue: stored epoch is {}", reply.text.substr(5));
   }
-  MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> items, reply.AsArray("queue script"));
+  return reply.AsArray("queue script");
+}
+
+Result<QueueReply> ReadReply(const QueueOp& op, std::span<const redis::Reply> items, RedisFlight& flight) {
   if (std::holds_alternative<queue_op::Take>(op)) return ReadTake(items);
   QueueReply out;
-  if (const auto* claim = std::get_if<queue_op::Claim>(&op)) {
-    if (IsKeptLine(claim->line)) {
-      MILLRACE_TRY(ReadKeptClaim(*claim, items, first_block, flight, out.claimed));
-      return out;
-    }
-    out.claimed.reserve(items.size());
-    for (const redis::Reply& item : items) {
-      MILLRACE_TRY_ASSIGN(const std::string_view raw, item.AsString("claim"));
-      MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(claim->line, raw));
-    }
-  } else if (std::holds_alternative<queue_op::Promote>(op)) {
+  if (std::holds_alternative<queue_op::Promote>(op)) {
     if (items.size() % 2 != 1) return Fail(ErrorCode::kCorrupt, "redis queue: promote answered {} items", items.size());
     MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
     MILLRACE_TRY(ReadLines(items.subspan(1), out.promoted));
@@ -535,39 +532,22 @@ class RedisQueueImpl final : public RedisQueue {
     const MonoTime deadline = clock_.Now() + options_.operation_timeout;
     if (const Result<void> ready = Connect(deadline); !ready) return {ops.size(), std::unexpected(ready.error())};
     std::vector<Result<QueueReply>> results(ops.size(), QueueReply{});
-    struct Sent {
-      std::size_t op = 0;
-      std::uint64_t first_block = 0;
-      std::optional<Passed> passed;
-    };
     std::vector<Sent> sent;
     std::set<ShardId> taken_now;
-    for (std::size_t i = 0; i < ops.size(); ++i) {
+    for (std::size_t i = 0; i < ops.size();) {
       const ShardId shard = ShardIn(ops[i]);
       if (std::holds_alternative<queue_op::Take>(ops[i])) taken_now.insert(shard);
       if (Result<void> allowed = Check(ops[i], shard, taken_now.contains(shard)); !allowed) {
-        results[i] = std::unexpected(std::move(allowed.error()));
+        results[i++] = std::unexpected(std::move(allowed.error()));
         continue;
       }
-      Sent& now = sent.emplace_back(Sent{.op = i, .first_block = next_block_, .passed = {}});
-      AppendOp(ops[i], shard, now.passed);
+      Sent& now = sent.emplace_back(Sent{.op = i, .ops = Together(ops.subspan(i)), .first_block = next_block_, .passed = {}});
+      AppendOps(ops.subspan(i, now.ops), shard, now.passed);
+      i += now.ops;
     }
     if (sent.empty()) return results;
     std::vector<Result<redis::Reply>> replies = connection_->Flush(deadline);
-    for (std::size_t k = 0; k < sent.size(); ++k) {
-      const std::size_t i = sent[k].op;
-      if (!replies[k])
-        results[i] = std::unexpected(std::move(replies[k].error()));
-      else
-        results[i] = ReadReply(ops[i], *replies[k], sent[k].first_block, flights_[ShardIn(ops[i])]);
-      if (results[i] && sent[k].passed) sent[k].passed->Apply(flights_[ShardIn(ops[i])]);
-      if (const auto* take = std::get_if<queue_op::Take>(&ops[i]); take && results[i]) {
-        taken_on_[take->shard] = info_.run_id;
-        flights_.erase(take->shard);  // what is in flight comes back entry by entry
-      }
-      if (!results[i] && (results[i].error().code == ErrorCode::kStale || results[i].error().code == ErrorCode::kWiped))
-        flights_.erase(ShardIn(ops[i]));  // the shard is somebody else's, or to be taken anew
-    }
+    for (std::size_t k = 0; k < sent.size(); ++k) Read(ops, sent[k], std::move(replies[k]), results);
     return results;
   }
 
@@ -614,10 +594,69 @@ class RedisQueueImpl final : public RedisQueue {
     return {};
   }
 
-  void AppendOp(const QueueOp& op, ShardId shard, std::optional<Passed>& passed) {
+  // One run of a script.
+  struct Sent {
+    std::size_t op = 0, ops = 1;
+    std::uint64_t first_block = 0;
+    std::optional<Passed> passed;
+  };
+
+  // How many of `ops`, the first of them on, are one run: claims of one owner.
+  static std::size_t Together(std::span<const QueueOp> ops) {
+    const auto* first = std::get_if<queue_op::Claim>(&ops.front());
+    std::size_t n = 1;
+    for (; first != nullptr && n < std::min(ops.size(), kClaimLinesMax); ++n) {
+      const auto* next = std::get_if<queue_op::Claim>(&ops[n]);
+      if (next == nullptr || next->shard != first->shard || next->epoch != first->epoch) break;
+    }
+    return n;
+  }
+
+  void AppendOps(std::span<const QueueOp> ops, ShardId shard, std::optional<Passed>& passed) {
     Arguments arguments;
-    const Run run = std::visit(ToArguments{arguments, info_.run_id, KeysOf(shard), flights_[shard], next_block_, passed}, op);
+    ToArguments to{arguments, info_.run_id, KeysOf(shard), flights_[shard], next_block_, passed};
+    const Run run = std::visit(
+        [&]<class Op>(const Op& op) {
+          if constexpr (std::is_same_v<Op, queue_op::Claim>)
+            return to(ops);
+          else
+            return to(op);
+        },
+        ops.front());
     AppendRaw(shard, arguments, run);
+  }
+
+  void Read(std::span<const QueueOp> ops, const Sent& sent, Result<redis::Reply> reply,
+            std::vector<Result<QueueReply>>& results) {
+    const QueueOp& op = ops[sent.op];
+    const ShardId shard = ShardIn(op);
+    RedisFlight& flight = flights_[shard];
+    const auto items = reply ? Answered(*reply) : std::unexpected(reply.error());
+    const auto failed = [&](const Error& error) {
+      std::fill_n(results.begin() + static_cast<std::ptrdiff_t>(sent.op), sent.ops, std::unexpected(error));
+    };
+    if (!items) {
+      failed(items.error());
+    } else if (!std::holds_alternative<queue_op::Claim>(op)) {
+      results[sent.op] = ReadReply(op, *items, flight);
+    } else if (items->size() != sent.ops) {
+      failed(Fail(ErrorCode::kCorrupt, "redis queue: a claim of {} lines answered {}", sent.ops, items->size()).error());
+    } else {
+      std::uint64_t block = sent.first_block;
+      for (std::size_t i = 0; i < sent.ops; ++i) {
+        const auto& claim = std::get<queue_op::Claim>(ops[sent.op + i]);
+        results[sent.op + i] = ReadClaim(claim, (*items)[i], block, flight);
+        block += claim.max;
+      }
+    }
+    const Result<QueueReply>& result = results[sent.op];
+    if (result && sent.passed) sent.passed->Apply(flight);
+    if (const auto* take = std::get_if<queue_op::Take>(&op); take && result) {
+      taken_on_[take->shard] = info_.run_id;
+      flights_.erase(take->shard);  // what is in flight comes back entry by entry
+    }
+    if (!result && (result.error().code == ErrorCode::kStale || result.error().code == ErrorCode::kWiped))
+      flights_.erase(shard);  // the shard is somebody else's, or to be taken anew
   }
 
   void AppendRaw(ShardId shard, const Arguments& arguments, Run run) {
@@ -665,72 +704,6 @@ class RedisQueueImpl final : public RedisQueue {
   std::uint64_t next_block_ = 0;
 };
 
-class RedisInbox final : public Inbox {
- public:
-  RedisInbox(RedisQueueOptions options, redis::Endpoint endpoint)
-      : options_(std::move(options)), endpoint_(std::move(endpoint)), clock_(options_.clock ? *options_.clock : system_) {}
-
-  Result<void> Ring(ShardId shard) override {
-    const std::scoped_lock lock(mutex_);
-    const MonoTime deadline = clock_.Now() + options_.operation_timeout;
-    // A server that restarted since the last ring shows only now: once more, on a new connection. Ringing twice is harmless.
-    if (auto rung = RingOnce(shard, deadline); rung || clock_.Now() >= deadline) return rung;
-    return RingOnce(shard, deadline);
-  }
-
-  Result<std::vector<ShardId>> Wait(std::span<const ShardId> shards, Millis timeout) override {
-    std::vector<ShardId> rung;
-    if (shards.empty()) return rung;
-    const MonoTime deadline = clock_.Now() + std::max(timeout, Millis{0}) + options_.operation_timeout;
-    MILLRACE_TRY(Connect(waiting_, deadline));
-    std::vector<std::string> keys;
-    for (const ShardId shard : shards) keys.push_back(ShardKeys(options_.prefix, shard).inbox);
-    for (const std::string& key : keys) waiting_->Append({"LPOP", key});
-    std::vector<Result<redis::Reply>> popped = waiting_->Flush(deadline);
-    for (std::size_t i = 0; i < popped.size(); ++i) {
-      MILLRACE_TRY(popped[i]);
-      MILLRACE_TRY_ASSIGN(const auto mark, popped[i]->AsOptionalString("LPOP inbox"));
-      if (mark) rung.push_back(shards[i]);
-    }
-    if (!rung.empty() || timeout <= Millis{0}) return rung;  // BLPOP would take 0 for "for ever"
-    std::vector<std::string_view> command{"BLPOP"};
-    command.insert(command.end(), keys.begin(), keys.end());
-    const std::string seconds = fmt::format("{:.3f}", static_cast<double>(timeout.count()) / 1000);
-    command.emplace_back(seconds);
-    waiting_->Append(command);
-    MILLRACE_TRY_ASSIGN(const redis::Reply reply, std::move(waiting_->Flush(deadline).front()));
-    MILLRACE_TRY_ASSIGN(const std::span<const redis::Reply> pair, reply.AsArray("BLPOP inbox"));
-    for (std::size_t i = 0; i < keys.size() && pair.size() == 2; ++i)
-      if (keys[i] == pair[0].text) rung.push_back(shards[i]);
-    return rung;
-  }
-
- private:
-  Result<void> RingOnce(ShardId shard, MonoTime deadline) {
-    MILLRACE_TRY(Connect(ringing_, deadline));
-    const std::string key = ShardKeys(options_.prefix, shard).inbox;
-    ringing_->Append({"LPUSH", key, "1"});
-    ringing_->Append({"LTRIM", key, "0", "0"});
-    MILLRACE_TRY_ASSIGN(const redis::Reply reply, std::move(ringing_->Flush(deadline).front()));
-    MILLRACE_TRY(reply.AsInteger("LPUSH inbox"));
-    return {};
-  }
-
-  Result<void> Connect(std::optional<redis::Connection>& connection, MonoTime deadline) {
-    if (connection && connection->open()) return {};
-    MILLRACE_TRY_ASSIGN(connection, redis::Connection::Connect(endpoint_, {.clock = &clock_}, deadline));
-    return {};
-  }
-
-  RedisQueueOptions options_;
-  redis::Endpoint endpoint_;
-  SystemClock system_;
-  const Clock& clock_;
-  std::mutex mutex_;
-  std::optional<redis::Connection> ringing_;  // guarded by mutex_
-  std::optional<redis::Connection> waiting_;
-};
-
 }  // namespace
 
 Result<std::unique_ptr<RedisQueue>> RedisQueue::Open(const RedisQueueOptions& options, MonoTime deadline) {
@@ -739,11 +712,6 @@ Result<std::unique_ptr<RedisQueue>> RedisQueue::Open(const RedisQueueOptions& op
   MILLRACE_TRY(queue->Connect(deadline));
   for (const std::string& warning : queue->Describe().warnings) LogWarn("redis queue: {}", warning);
   return std::unique_ptr<RedisQueue>(std::move(queue));
-}
-
-Result<std::unique_ptr<Inbox>> OpenRedisInbox(const RedisQueueOptions& options) {
-  MILLRACE_TRY_ASSIGN(redis::Endpoint endpoint, redis::ParseEndpoint(options.endpoint));
-  return std::unique_ptr<Inbox>(std::make_unique<RedisInbox>(options, std::move(endpoint)));
 }
 
 }  // namespace millrace

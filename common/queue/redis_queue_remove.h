@@ -27,7 +27,7 @@ if op == 'remove' then
   local function found(line, entry, ready)
     local id = string.sub(entry, 1, 16)
     got[#got + 1], got[#got + 2] = line, entry
-    fly(line, {id}, {entry})
+    fly(line, id, entry)
     bytes = bytes + #entry
     if not kept then
       wanted[id] = nil

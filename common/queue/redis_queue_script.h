@@ -154,14 +154,9 @@ local function settled(over, marks)
   each('HDEL', K_KEPT, over)
   each('HSET', K_KEPT, marks)
 end
-local function fly(line, ids, entries)
-  if not is_kept(line) then return each('SADD', K_FLIGHT, ids) end
-  local head, fields = flight_head(line), {}
-  for i = 1, #ids do
-    fields[2 * i - 1] = ids[i]
-    fields[2 * i] = head .. entries[i]
-  end
-  each('HSET', K_KEPT, fields)
+local function fly(line, id, entry)
+  if not is_kept(line) then return call('SADD', K_FLIGHT, id) end
+  call('HSET', K_KEPT, id, flight_head(line) .. entry)
 end
 -- An id that was put in twice leaves a stub that was never counted.
 local function stubs_gone(where, n)
@@ -194,14 +189,10 @@ end
 -- An id may be there twice (put back after it expired, submitted twice): one of its tickets has the body, the others are stubs.
 local function is_ticket(element) return #element == 23 and string.sub(element, 17) == TICKET end
 if op == 'claim' then
-  local line, want = ARGV[4], tonumber(ARGV[5])
-  local here = EXPIRING[is_kept(line)]
-  local key = tag .. ':l:' .. line
-  local front = call('LINDEX', key, 0)
-  if not front or want == 0 then return {} end
-  -- What a line with blocks has is looked at before it is taken out.
-  local blocks, next_block = is_kept(line) and call('HEXISTS', K_STUBS, 'b' .. line) == 1, tonumber(ARGV[7])
-  local function take_block(block, most)
+  -- Of each line its own list; what goes into flight is written for all of them at once.
+  local names, crowded, stubbed = ARGV[4], call('SCARD', K_LINES) > 4096, call('EXISTS', K_STUBS) == 1
+  local bytes, flown, ids, tickets, taken = 0, {}, {}, {[false] = {}, [true] = {}}, {[false] = {}, [true] = {}}
+  local function take_block(line, key, block, most, number)
     local n, all = number_at(block, 17), number_at(block, 17)
     call('LTRIM', key, 1, -1)  -- not LPOP, and no prefix below: Redis hashes every string that a script sees, byte by byte
     if n > most then
@@ -222,61 +213,83 @@ if op == 'claim' then
     else
       extra(line, 1 - n)
     end
-    local name = ARGV[6] .. string.format('%012d', next_block)
+    local name = names .. string.format('%012d', number)
     call('HSET', K_KEPT, 'B' .. name, block, 'L' .. name, line)
-    next_block = next_block + 1
     return block, n
   end
-  local got, count, ids, flown, tickets, taken, bytes, stubs = {}, 0, {}, {}, {}, {}, 0, 0
-  while count < want and bytes < BYTES do
-    local popped = {}
-    if blocks then
-      front = call('LINDEX', key, 0)
-      if not front or (count > 0 and bytes + #front > BYTES) then break end
-    end
-    if blocks and is_block(front) then
-      local block, n = take_block(front, want - count)
-      got[#got + 1] = block
-      count, bytes = count + n, bytes + #block
-    else
-      local n = blocks and 1 or math.min(want - count, math.max(1, math.floor((BYTES - bytes) / #front)))
-      popped = call('LPOP', key, n)
-      if not popped then break end
-    end
-    for i = 1, #popped do
-      local element, id = popped[i], string.sub(popped[i], 1, 16)
-      local body = element
-      if is_ticket(element) then
-        body = not taken[id] and call('HGET', here.body, id)
-        if body and string.sub(body, 1, 1) == 'r' then
-          local a, b = string.byte(body, 2, 3)
-          taken[id] = true
-          body = id .. string.sub(body, 4 + a * 256 + b)
-        else
-          body = nil
-          stubs = stubs + 1
+  local function claim(line, want, next_block)
+    local kept = is_kept(line)
+    local here, head, done = EXPIRING[kept], kept and flight_head(line), taken[kept]
+    local key = tag .. ':l:' .. line
+    -- What a line with blocks has is looked at before it is taken out, and so is how large it may be.
+    local blocks = stubbed and kept and call('HEXISTS', K_STUBS, 'b' .. line) == 1
+    local front = '.'
+    if want > 1 or blocks then front = call('LINDEX', key, 0) end
+    if want == 0 or not front then return {} end
+    local got, count, stubs = {}, 0, 0
+    while count < want and (bytes < BYTES or count == 0) do
+      local popped = {}
+      if blocks then
+        front = call('LINDEX', key, 0)
+        if not front or (count > 0 and bytes + #front > BYTES) then break end
+      end
+      if blocks and is_block(front) then
+        local block, n = take_block(line, key, front, want - count, next_block)
+        next_block = next_block + 1
+        got[#got + 1] = block
+        count, bytes = count + n, bytes + #block
+      else
+        local n = blocks and 1 or math.min(want - count, math.max(1, math.floor((BYTES - bytes) / #front)))
+        popped = call('LPOP', key, n)
+        if not popped then break end
+      end
+      for i = 1, #popped do
+        local element, id = popped[i], string.sub(popped[i], 1, 16)
+        local body, ticket = element, is_ticket(element)
+        if ticket then
+          body = not done[id] and call('HGET', here.body, id)
+          if body and string.sub(body, 1, 1) == 'r' then
+            local a, b = string.byte(body, 2, 3)
+            done[id] = true
+            body = id .. string.sub(body, 4 + a * 256 + b)
+          else
+            body = nil
+            stubs = stubs + 1
+          end
+        end
+        if body then
+          if count > 0 and bytes + #body > BYTES then
+            if ticket then done[id] = nil end
+            for k = #popped, i, -1 do call('LPUSH', key, popped[k]) end
+            bytes = BYTES
+            break
+          end
+          count, bytes = count + 1, bytes + #body
+          got[#got + 1] = body
+          if kept then
+            flown[#flown + 1] = id
+            flown[#flown + 1] = head .. body
+          else
+            ids[#ids + 1] = id
+          end
+          if ticket then tickets[kept][#tickets[kept] + 1] = id end
         end
       end
-      if body then
-        if count > 0 and bytes + #body > BYTES then
-          taken[id] = nil
-          for k = #popped, i, -1 do call('LPUSH', key, popped[k]) end
-          bytes = BYTES
-          break
-        end
-        count, bytes = count + 1, bytes + #body
-        got[#got + 1], flown[#flown + 1], ids[#ids + 1] = body, body, id
-        if is_ticket(element) then tickets[#tickets + 1] = id end
-      end
+      if count > 0 and stubs > 20000 then break end
     end
-    if count > 0 and stubs > 20000 then break end
+    stubs_gone(kept and line or 'r', stubs)
+    if crowded and call('EXISTS', key) == 0 then call('SREM', K_LINES, line) end
+    return got
   end
-  fly(line, ids, flown)
-  each('HDEL', here.body, tickets)
-  each('ZREM', here.expiry, tickets)
-  stubs_gone(is_kept(line) and line or 'r', stubs)
-  if call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
-  return got
+  local out = {}
+  for i = 5, #ARGV, 3 do out[#out + 1] = claim(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])) end
+  each('HSET', K_KEPT, flown)
+  each('SADD', K_FLIGHT, ids)
+  for kept, here in pairs(EXPIRING) do
+    each('HDEL', here.body, tickets[kept])
+    each('ZREM', here.expiry, tickets[kept])
+  end
+  return out
 end
 if op == 'promote' then
   local left, bytes, order, by_line = tonumber(ARGV[5]), 0, {}, {}
@@ -332,7 +345,7 @@ if op == 'expire' then
           local a, b = string.byte(body, 2, 3)
           local line = string.sub(body, 4, 3 + a * 256 + b)
           got[#got + 1], got[#got + 2] = line, id .. string.sub(body, 4 + #line)
-          fly(line, {id}, {got[#got]})
+          fly(line, id, got[#got])
           bytes = bytes + #body
           local where = string.sub(body, 1, 1)
           call('HINCRBY', K_STUBS, kept and (where == 'r' and line or 'ks') or where, 1)
