@@ -1,5 +1,5 @@
 """What bench/peers, bench/figures and bench/sweep share: one run of `millrace bench`, medians with ranges, the machine, the page."""
-import json, os, pathlib, statistics, subprocess, sys, tempfile
+import contextlib, json, os, pathlib, shlex, socket, statistics, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "ops" / "docs" / "benchmarks.md"
@@ -29,6 +29,56 @@ def bench(millrace, *words, timeout=1200, own=True):
     if done.returncode not in (0, 1) or not done.stdout:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "millrace bench failed")
     return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def servers():
+    """Redis and PostgreSQL of their own, as the tests start them (AOF everysec, fsync on). Yields their folder and environment."""
+    script = str(ROOT / "tests" / "support" / "servers.sh")
+    with tempfile.TemporaryDirectory() as home:
+        os.chmod(home, 0o755)
+        folder = pathlib.Path(home) / "servers"
+        try:
+            subprocess.run([script, "start", str(folder)], check=True, capture_output=True)
+            words = [shlex.split(line)[1].split("=", 1) for line in (folder / "env").read_text().splitlines()]
+            yield folder, {**os.environ, **dict(words)}
+        finally:
+            subprocess.run([script, "stop", str(folder)], capture_output=True)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def broker(millrace):
+    """A broker over servers of its own that nobody uses. Yields its process and its workers' endpoint."""
+    with servers() as (folder, env):
+        workers = f"tcp://127.0.0.1:{free_port()}"
+        config = folder / "millrace.yaml"
+        config.write_text(f"""version: 1
+home: {folder}/home
+lake: {folder}
+ledger: {{ dsn: "{env['MILLRACE_TEST_POSTGRES']}" }}
+queue: {{ redis: "{env['MILLRACE_TEST_REDIS']}" }}
+broker: {{ listen_clients: "tcp://127.0.0.1:{free_port()}", listen_workers: "{workers}" }}
+audit: {{ checkpoint_dir: {folder}/checkpoints, key_file: {folder}/audit.key }}
+""")
+        with open(folder / "broker.log", "w+") as log:
+            process = subprocess.Popen([millrace, "--config", str(config), "broker"], stdout=log, stderr=log)
+            try:
+                for _ in range(200):  # it has every shard
+                    if pathlib.Path(log.name).read_text().count(": ready in epoch") >= 16:
+                        break
+                    if process.poll() is not None:
+                        raise RuntimeError(f"the broker ended: {pathlib.Path(log.name).read_text()[-300:]}")
+                    time.sleep(0.1)
+                yield process, workers
+            finally:
+                process.terminate()
+                process.wait()
 
 
 def median_and_range(values, form="{:,.0f}"):
