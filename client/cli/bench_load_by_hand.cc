@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdio>
+#include <filesystem>
 #include <string_view>
 #include <vector>
 
@@ -21,15 +22,17 @@ constexpr std::string_view kTypes =
     "(order_id bigint, customer_id integer, created_at timestamp, ship_date date, qty smallint, unit_price numeric(10,2), "
     "discount numeric(6,4), country text, sku text, status text)";
 
+constexpr Millis kPoll{10};
+
 std::vector<std::string> Commands(const HandLoad& load) {
   const auto copy = [&](const std::string& table) {
     return fmt::format("\\copy {} from '{}' (format csv, header) where order_id is not null", table, load.csv);
   };
   const std::string& table = load.table;
   const std::string fresh = table + "_new";
-  if (load.mode == "append") return {fmt::format("create table {} {}", table, kTypes), copy(table)};
+  if (load.mode == "append") return {CreateTable(load, table), copy(table)};
   if (load.mode == "replace")
-    return {fmt::format("create table {} {}", fresh, kTypes), copy(fresh), "analyze " + fresh,
+    return {CreateTable(load, fresh), copy(fresh), "analyze " + fresh,
             fmt::format("begin; drop table if exists {0}; alter table {1} rename to {0}; commit", table, fresh)};
   std::string select, set;
   for (const std::string_view name : kColumns) {
@@ -39,6 +42,37 @@ std::vector<std::string> Commands(const HandLoad& load) {
   return {fmt::format("create unlogged table {} {}", fresh, kTypes), copy(fresh), "analyze " + fresh,
           fmt::format("insert into {} select {} from {} on conflict (order_id) do update set {}", table, select, fresh, set),
           "drop table " + fresh};
+}
+
+// nullopt: there is no psql.
+Result<std::optional<double>> Psql(const HandLoad& load, const std::vector<std::string>& commands, const Clock& clock) {
+  std::vector<std::string> argv{"/usr/bin/env", "psql", "-Xq", "-v", "ON_ERROR_STOP=1", load.dsn};
+  for (const std::string& command : commands) {
+    argv.emplace_back("-c");
+    argv.push_back(command);
+  }
+  const MonoTime start = clock.Now();
+  MILLRACE_TRY_ASSIGN(auto psql, bench::Process::Start({.argv = argv, .log = load.log, .out = "", .user = ""}));
+  std::optional<int> code;
+  while (!(code = psql.Wait(kPoll)))
+    if (bench::Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
+  const double wall_s = static_cast<double>((clock.Now() - start).count()) / 1e6;
+  if (*code == kNoProgram) return std::nullopt;
+  if (*code != 0) return Fail(ErrorCode::kRejected, "the load by hand failed (exit code {}): see {}", *code, load.log);
+  return wall_s;
+}
+
+Result<double> RawCopy(const HandLoad& load, const Clock& clock) {
+  const std::string raw = load.table + "_raw", ready = load.csv + ".bin";
+  const std::vector<std::string> prepare{fmt::format("\\copy {} to '{}' (format binary)", load.table, ready),
+                                         CreateTable(load, raw)};
+  MILLRACE_TRY(Psql(load, prepare, clock));
+  const auto wall_s = Psql(load, {fmt::format("\\copy {} from '{}' (format binary)", raw, ready)}, clock);
+  std::error_code ec;
+  std::filesystem::remove(ready, ec);
+  MILLRACE_TRY(Psql(load, {"drop table " + raw}, clock));
+  if (!wall_s) return std::unexpected(wall_s.error());
+  return wall_s->value_or(0);
 }
 
 }  // namespace
@@ -57,27 +91,22 @@ double PostgresCpuSeconds(const bench::Installation& at) {
   return 0;
 }
 
+std::string CreateTable(const HandLoad& load, const std::string& table) {
+  return fmt::format("create {}table {} {}", load.unlogged ? "unlogged " : "", table, kTypes);
+}
+
 Result<std::optional<HandCost>> LoadByHand(const HandLoad& load, const bench::Installation& at, const Clock& clock) {
-  constexpr Millis kPoll{10};
-  std::vector<std::string> argv{"/usr/bin/env", "psql", "-Xq", "-v", "ON_ERROR_STOP=1", load.dsn};
-  for (const std::string& command : Commands(load)) {
-    argv.emplace_back("-c");
-    argv.push_back(command);
-  }
   const double client = ChildrenCpuSeconds(), server = PostgresCpuSeconds(at);
-  const MonoTime start = clock.Now();
-  MILLRACE_TRY_ASSIGN(auto psql, bench::Process::Start({.argv = argv, .log = load.log, .out = "", .user = ""}));
-  std::optional<int> code;
-  while (!(code = psql.Wait(kPoll)))
-    if (bench::Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
-  const HandCost cost{.wall_s = static_cast<double>((clock.Now() - start).count()) / 1e6,
-                      .client_cpu_s = ChildrenCpuSeconds() - client,
-                      .server_cpu_s = PostgresCpuSeconds(at) - server};
-  if (*code == kNoProgram) {
+  MILLRACE_TRY_ASSIGN(const auto wall_s, Psql(load, Commands(load), clock));
+  if (!wall_s) {
     fmt::print(stderr, "millrace: --by-hand: there is no psql: its columns stay empty, and nothing is compared\n");
     return std::nullopt;
   }
-  if (*code != 0) return Fail(ErrorCode::kRejected, "the load by hand failed (exit code {}): see {}", *code, load.log);
+  HandCost cost{
+      .wall_s = *wall_s, .client_cpu_s = ChildrenCpuSeconds() - client, .server_cpu_s = PostgresCpuSeconds(at) - server};
+  if (load.mode == "append") {
+    MILLRACE_TRY_ASSIGN(cost.raw_copy_s, RawCopy(load, clock));
+  }
   return cost;
 }
 

@@ -31,7 +31,7 @@ struct BenchFlags {
   std::uint32_t schedules = 100, seconds = 10;   // cron, scale
   std::uint64_t rows = 1'000'000;                // load
   std::string to = "postgres", mode = "append";  // load
-  bool by_hand = false;
+  bool by_hand = false, unlogged = false;
 
   // Of the processes that bench starts for itself (hidden commands).
   std::string endpoint, kind, board;

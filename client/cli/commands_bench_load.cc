@@ -32,7 +32,7 @@ constexpr std::uint64_t kRowsMax = 1'000'000'000;
 struct LoadPlan {
   std::string to, mode, table, dsn;  // dsn: of PostgreSQL
   std::string folder, csv;
-  bool by_hand = false;
+  bool by_hand = false, unlogged = false;
   std::string home() const { return folder + "/load-home"; }
 };
 
@@ -204,11 +204,16 @@ Result<void> FillTarget(LoadPlan plan, const bench::Installation& at, const Cloc
 Result<LoadResult> MeasureOne(const LoadPlan& plan, const bench::Installation& at, const Clock& clock) {
   const bool merge = plan.mode == "merge";
   if (merge) MILLRACE_TRY(FillTarget(plan, at, clock));
+  const HandLoad hand{.mode = plan.mode,
+                      .csv = plan.csv,
+                      .dsn = plan.dsn,
+                      .log = plan.folder + "/by-hand.log",
+                      .table = HandTable(plan),
+                      .unlogged = plan.unlogged};
+  if (plan.unlogged) MILLRACE_TRY(Exec(plan, clock, {CreateTable(hand, plan.table)}));
   MILLRACE_TRY(WriteFiles(plan));
   MILLRACE_TRY_ASSIGN(LoadResult result, LoadOnce(plan, at, clock));
   if (!plan.by_hand) return result;
-  const HandLoad hand{
-      .mode = plan.mode, .csv = plan.csv, .dsn = plan.dsn, .log = plan.folder + "/by-hand.log", .table = HandTable(plan)};
   MILLRACE_TRY_ASSIGN(result.by_hand, LoadByHand(hand, at, clock));
   if (merge && result.by_hand) {
     MILLRACE_TRY_ASSIGN(result.same_rows, SameRows(plan, clock));
@@ -229,6 +234,9 @@ Result<LoadPlan> CheckedPlan(const BenchFlags& flags) {
   if (plan.mode == "merge" && plan.to == "parquet")
     return Fail(ErrorCode::kInvalidArgument, "--mode merge: a file can only be replaced");
   plan.by_hand = flags.by_hand;
+  plan.unlogged = flags.unlogged;
+  if (plan.unlogged && (plan.to != "postgres" || plan.mode != "append"))
+    return Fail(ErrorCode::kInvalidArgument, "--unlogged: for --to postgres and --mode append");
   if (plan.to == "parquet") plan.mode = "replace";                                          // a file can only be replaced
   MILLRACE_TRY(BenchRange("--rows", flags.rows, plan.mode == "merge" ? 10 : 1, kRowsMax));  // merge: a tenth is changed
   MILLRACE_TRY(BenchRange("--runs", flags.runs, 0, 1000));
@@ -240,7 +248,8 @@ Json ByHandJson(const LoadResult& r) {
   return {{"wall_s", Round(r.by_hand->wall_s)},
           {"client_cpu_s", Round(r.by_hand->client_cpu_s)},
           {"server_cpu_s", Round(r.by_hand->server_cpu_s)},
-          {"wall_ratio", Round(r.wall_s / r.by_hand->wall_s)}};
+          {"wall_ratio", Round(r.wall_s / r.by_hand->wall_s)},
+          {"raw_copy_s", r.by_hand->raw_copy_s > 0 ? Json(Round(r.by_hand->raw_copy_s)) : Json(nullptr)}};
 }
 
 Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const BenchTarget& target, const Clock& clock) {
@@ -259,7 +268,7 @@ Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const B
   Table table{.columns = {"to", "mode", "rows", "loaded", "wall_s", "rows_per_s", "extract_ms", "transform_ms", "load_ms",
                           "client_cpu_s", "server_cpu_s", "peak_rss_mb", "lost", "duplicated"},
               .rows = {}};
-  if (plan.by_hand) table.columns.insert(table.columns.end(), {"by_hand_s", "by_hand_cpu_s", "wall_ratio"});
+  if (plan.by_hand) table.columns.insert(table.columns.end(), {"by_hand_s", "by_hand_cpu_s", "wall_ratio", "raw_copy_s"});
   std::vector<std::string> items;
   const std::string word = bench::UniqueName();
   for (std::uint32_t i = 0; i < std::max(1u, flags.runs); ++i) {
@@ -279,11 +288,13 @@ Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const B
                                                           Round(r.server_cpu_s), Round(r.peak_rss_mb), lost, doubled});
     if (plan.by_hand && r.by_hand)
       row.insert(row.end(), {Round(r.by_hand->wall_s), Round(r.by_hand->client_cpu_s + r.by_hand->server_cpu_s),
-                             Round(r.wall_s / r.by_hand->wall_s)});
+                             Round(r.wall_s / r.by_hand->wall_s),
+                             r.by_hand->raw_copy_s > 0 ? Cell(Round(r.by_hand->raw_copy_s)) : Cell()});
     else if (plan.by_hand)
-      row.insert(row.end(), {Cell(), Cell(), Cell()});
+      row.insert(row.end(), {Cell(), Cell(), Cell(), Cell()});
     items.push_back(Json{{"to", plan.to},
                          {"mode", plan.mode},
+                         {"unlogged", plan.unlogged},
                          {"rows", file.rows},
                          {"file_bytes", file.bytes},
                          {"loaded", r.loaded},

@@ -327,6 +327,7 @@ void AddBenchCommands(Grammar& g) {
   load->add_option("--to", flags.to, "postgres (default), sqlite or parquet");
   load->add_option("--mode", flags.mode,
                    "append (default), replace, or merge: a tenth of the rows, changed, into a keyed table");
+  load->add_flag("--unlogged", flags.unlogged, "append to a table that is there before, unlogged and empty");
   load->add_flag("--by-hand", flags.by_hand, "the same load by psql after each run; a merge must leave the same rows");
   load->add_option("--runs", flags.runs, "How often (default 1)");
   AddBenchProcesses(g, bench);

@@ -192,7 +192,12 @@ TEST_F(CliBench, AMergeLeavesWhatTheOneByHandLeaves) {
     const auto load = Bench({"load", "--mode", mode, "--rows", "1000", "--by-hand", "--own"}).at("results").at(0);
     EXPECT_GT(load.at("by_hand").at("wall_ratio"), 0) << mode;
     EXPECT_EQ(load.at("duplicated"), 0);
+    EXPECT_EQ(load.at("by_hand").at("raw_copy_s").is_number(), mode == std::string("append")) << mode;
   }
+  const auto unlogged = Bench({"load", "--unlogged", "--rows", "1000", "--by-hand", "--own"}).at("results").at(0);
+  EXPECT_EQ(unlogged.at("loaded"), unlogged.at("expected"));
+  EXPECT_EQ(unlogged.at("unlogged"), true);
+  EXPECT_GT(unlogged.at("by_hand").at("raw_copy_s"), 0);
 }
 
 TEST_F(CliBench, ARunningInstallationIsUsedAndLeftAsItWas) {
@@ -236,6 +241,8 @@ TEST_F(CliBench, WrongOptionsAreNamedBeforeAnythingStarts) {
   ExpectUsage({"load", "--mode", "upsert"}, "--mode 'upsert': expected append, replace or merge");
   ExpectUsage({"load", "--mode", "merge", "--to", "parquet"}, "a file can only be replaced");
   ExpectUsage({"load", "--by-hand", "--to", "sqlite"}, "--by-hand: for --to postgres");
+  ExpectUsage({"load", "--unlogged", "--to", "sqlite"}, "--unlogged: for --to postgres");
+  ExpectUsage({"load", "--unlogged", "--mode", "merge"}, "--unlogged: for --to postgres and --mode append");
   ExpectUsage({"load", "--to", "mysql"}, "--to 'mysql': expected postgres, sqlite or parquet");
 }
 
