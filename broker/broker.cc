@@ -11,6 +11,7 @@
 #include "broker/dispatcher.h"
 #include "broker/mailbox.h"
 #include "common/base/log.h"
+#include "common/base/thread_name.h"
 #include "common/wire/history.h"
 
 namespace millrace {
@@ -44,17 +45,17 @@ class Broker::Impl {
     auto loop_ready = loop.get_future(), ledger_ready = ledger.get_future(), queue_ready = queue.get_future(),
          inbox_ready = inbox.get_future();
     // The loop first: the others wake it.
-    threads_.emplace_back([this, p = std::move(loop)]() mutable { Loop(std::move(p)); });
+    Spawn("mr-loop", [this, p = std::move(loop)]() mutable { Loop(std::move(p)); });
     Result<void> started = loop_ready.get();
     if (started) {
-      threads_.emplace_back([this, p = std::move(queue)]() mutable { QueueThread(std::move(p)); });
-      threads_.emplace_back([this, p = std::move(inbox)]() mutable { InboxThread(std::move(p)); });
+      Spawn("mr-queue", [this, p = std::move(queue)]() mutable { QueueThread(std::move(p)); });
+      Spawn("mr-inbox", [this, p = std::move(inbox)]() mutable { InboxThread(std::move(p)); });
       started = queue_ready.get();
       if (auto other = inbox_ready.get(); started) started = std::move(other);
     }
     if (started) {
-      if (options_.make_enqueue_watch) threads_.emplace_back([this] { EnqueueThread(); });
-      threads_.emplace_back([this, p = std::move(ledger)]() mutable { LedgerThread(std::move(p)); });
+      if (options_.make_enqueue_watch) Spawn("mr-enqueue", [this] { EnqueueThread(); });
+      Spawn("mr-ledger", [this, p = std::move(ledger)]() mutable { LedgerThread(std::move(p)); });
       started = ledger_ready.get();
     }
     if (!started) {
@@ -83,6 +84,14 @@ class Broker::Impl {
   std::vector<std::string> front_names_, back_names_;
 
  private:
+  template <class Work>
+  void Spawn(const char* name, Work work) {
+    threads_.emplace_back([name, work = std::move(work)]() mutable {
+      NameThread(name);
+      work();
+    });
+  }
+
   struct Unsent {
     std::vector<std::string> frames;
     std::size_t bytes = 0;
