@@ -194,7 +194,7 @@ class Dispatcher {
   void NoteTokens(Shard& shard, LiveRun& run);
   void PresumeOfRuns(Shard& shard);
   bool MayRun(const Shard& shard, JobId job, std::optional<WallTime> run_at) const;
-  void Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters);
+  void Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spec, const Counters& counters);
   void FinishDelivered(Shard& shard);
   void EndPresumed(Shard& shard);
   void OnOrphans(const wire::PeerId& peer, const wire::Orphans& m);

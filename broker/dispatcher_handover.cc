@@ -94,7 +94,7 @@ bool Dispatcher::MayRun(const Shard& shard, JobId job, std::optional<WallTime> r
 }
 
 // A job that may run somewhere: nobody else gets it before its worker had time to speak up.
-void Dispatcher::Presume(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters) {
+void Dispatcher::Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spec, const Counters& counters) {
   const JobId id = spec->id;
   const auto delivered = shard.delivered.find(id);
   const bool first = leases_

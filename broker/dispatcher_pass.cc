@@ -70,9 +70,8 @@ std::vector<dispatch::Pass> Dispatcher::TakePasses(Shard& shard, std::vector<Que
     LineOfFlush& line = lines.at(plan.line);
     if (!line.passes) continue;
     line.of.push_back(passes.size());
-    passes.push_back({.plan = std::move(plan), .jobs = {}});
+    passes.push_back({.plan = std::exchange(plan, {}), .jobs = {}});
     passes.back().jobs.reserve(passes.back().plan.total);
-    plan.total = 0;
   }
   if (passes.empty()) return passes;
   std::erase_if(claims_, [](const ClaimPlan& plan) { return plan.total == 0; });
