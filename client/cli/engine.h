@@ -45,7 +45,6 @@ class Engine {
 
 // SIGTERM and SIGINT, for this thread and those it starts: they are taken by StopSignalPending alone.
 void BlockStopSignals();
-void UnblockStopSignals();  // for this thread alone: where it waits for something else, they end the process
 bool StopSignalPending();   // takes one, without waiting
 
 // Serves until SIGTERM or SIGINT; a second signal hands running jobs back at once.
