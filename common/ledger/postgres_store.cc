@@ -170,8 +170,8 @@ Result<void> PostgresStore::Transact(const std::function<Result<void>()>& body, 
 }
 
 // ---- verifying and pruning
-// A lock of the session, not a transaction: one that lasts as long as a verification keeps dead rows from being cleared away,
-// and its locks on tables would have everybody wait who writes behind somebody who drops a partition.
+// A lock of the session, for a transaction that lasts as long as a verification would keep dead rows from being cleared away,
+// and its locks on tables would have everybody who writes wait behind somebody who wants to drop a partition.
 
 Result<bool> PostgresStore::HoldHistory(MonoTime deadline) {
   // It stands in line with those who prune, behind the step that is under way.
