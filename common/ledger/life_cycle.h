@@ -44,9 +44,11 @@ struct EnqueueStatus {
 // (PruneStep::waits).
 //
 // Runs and jobs that ended long ago go, with their attempts, outcomes, cancel requests and dead-job actions; the audit trail
-// stays provable (PrunedChain). Rows of `enqueue_refused` go by the week in which they were refused, whatever is live. Slots, pipelines, settings, backfills and live unique keys stay.
+// stays provable (PrunedChain). Rows of `enqueue_refused` go by the week in which they were refused, whatever is live. Slots,
+// pipelines, settings, backfills and live unique keys stay.
 struct PruneRequest {
-  WallTime before{};  // of submission or refusal. Rounded down to a week (Monday, UTC), and to the week of the oldest live run or job
+  // Of submission: rounded down to a week (Monday, UTC), and to the week of the oldest live run or job. Of refusal: to a week.
+  WallTime before{};
   std::string actor;
   std::function<std::string(std::string_view)> sign;  // of SigningKey; empty: what goes is not signed for
   bool despite_verification = false;                  // who verifies has to look again, or gives up
