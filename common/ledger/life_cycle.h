@@ -25,8 +25,8 @@ struct EnqueueTaken {
   std::uint32_t accepted = 0, duplicates = 0, refused = 0;
   bool more = false;  // there may be others
 };
-// A row that is no job and never will be: it stays in `enqueue_refused` until somebody deletes or repairs it, or retention takes
-// it.
+// A row that is no job and never will be: it stays in `enqueue_refused` until somebody deletes or repairs it, or retention
+// takes it.
 struct EnqueueRefused {
   JobId job;
   OrgId org = kDefaultOrg;
