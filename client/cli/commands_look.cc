@@ -251,7 +251,7 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
   return report.ok ? ExitCode::kOk : ExitCode::kWorkFailed;
 }
 
-// A broker that holds shards, as the ledger knows it.
+// A broker as the ledger knows it.
 struct KnownBroker {
   std::string name;
   std::vector<std::int64_t> shards;
@@ -266,6 +266,9 @@ std::vector<KnownBroker> KnownBrokers(Context& context) {
   const auto now = (*ledger)->Now(context.Deadline());
   if (!shards || !now) return all;
   std::map<OwnerId, KnownBroker> found;
+  const auto living = (*ledger)->LivingBrokers(context.Deadline());
+  if (living)
+    for (const auto& [owner, name] : *living) found[owner].name = name;
   for (const ShardStatus& shard : *shards) {
     if (!shard.owner || *now - shard.renewed_at >= kOwnershipTtl) continue;
     KnownBroker& broker = found[*shard.owner];

@@ -134,10 +134,10 @@ Result<ExitCode> DoRunFile(const Options& options) {
   // These outlive the engine.
   std::optional<HomeLock> lock;
   std::unique_ptr<Ledger> ledger;
-  // The worker's stage processes warm up beside the check, before there is anything to do.
+  // The worker's stage processes warm up beside the check, before there is anything to do. From here on a signal must not end
+  // this process behind the engine's back: it leaves no scratch.
   BlockStopSignals();
   MILLRACE_TRY_ASSIGN(const auto engine, Engine::Prepare(*context, {.broker = true, .worker = true}));
-  UnblockStopSignals();
   MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
   MILLRACE_TRY_ASSIGN(lock, HomeLock::Acquire(context->config().home, "millrace run"));
 
@@ -148,7 +148,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
 
-  BlockStopSignals();
+  if (StopSignalPending()) return Fail(ErrorCode::kCancelled, "interrupted before the run began: nothing was run");
   MILLRACE_TRY(engine->Open());
   Result<wire::RunUpdate> end = Fail(ErrorCode::kUnavailable, "not started");
   {

@@ -331,20 +331,13 @@ Result<void> Engine::Join() {
   return parts_->worker_result;
 }
 
-namespace {
-
-void MaskStopSignals(int how) {
+void BlockStopSignals() {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
-  pthread_sigmask(how, &set, nullptr);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
 }
-
-}  // namespace
-
-void BlockStopSignals() { MaskStopSignals(SIG_BLOCK); }
-void UnblockStopSignals() { MaskStopSignals(SIG_UNBLOCK); }
 
 namespace {
 

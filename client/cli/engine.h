@@ -45,8 +45,7 @@ class Engine {
 
 // SIGTERM and SIGINT, for this thread and those it starts: they are taken by StopSignalPending alone.
 void BlockStopSignals();
-void UnblockStopSignals();  // for this thread alone: where it waits for something else, they end the process
-bool StopSignalPending();   // takes one, without waiting
+bool StopSignalPending();  // takes one, without waiting
 
 // Serves until SIGTERM or SIGINT; a second signal hands running jobs back at once.
 Result<void> ServeUntilSignal(Engine& engine);

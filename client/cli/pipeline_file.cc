@@ -1,14 +1,6 @@
 #include "client/cli/pipeline_file.h"
 
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -17,7 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "client/cli/context.h"
+#include "client/cli/stage_check.h"
 #include "common/base/limits.h"
 #include "common/base/suggest.h"
 #include "common/model/cron.h"
@@ -36,78 +28,6 @@ std::optional<std::string> ScheduleComplaint(const ScheduleSpec& spec) {
   if (const auto cron = CronSchedule::Make(spec); !cron) return cron.error().message;
   if (const auto catchup = scheduler::ParseCatchup(spec.catchup); !catchup) return catchup.error().message;
   return std::nullopt;
-}
-
-struct FdCloser {
-  int fd = -1;
-  ~FdCloser() { Close(); }
-  void Close() {
-    if (fd >= 0) ::close(fd);
-    fd = -1;
-  }
-};
-
-bool WriteAll(int fd, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return false;
-    bytes.remove_prefix(static_cast<std::size_t>(n));
-  }
-  return true;
-}
-
-// Runs `millrace-stage --check`: the request on its stdin, the answer on its fd 3, both as length-prefixed frames.
-Result<std::string> CallStageCheck(const std::string& request, MonoTime deadline) {
-  std::array<int, 2> in{}, out{};
-  if (::pipe2(in.data(), O_CLOEXEC) != 0) return Fail(ErrorCode::kUnavailable, "pipe: {}", std::strerror(errno));
-  FdCloser in_read{in[0]}, in_write{in[1]};
-  if (::pipe2(out.data(), O_CLOEXEC) != 0) return Fail(ErrorCode::kUnavailable, "pipe: {}", std::strerror(errno));
-  FdCloser out_read{out[0]}, out_write{out[1]};
-  const std::string program = StageProgram();
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, in_read.fd, STDIN_FILENO);
-  posix_spawn_file_actions_adddup2(&actions, out_write.fd, 3);
-  std::string arg0 = program, arg1 = "--check";
-  std::array<char*, 3> argv{arg0.data(), arg1.data(), nullptr};
-  pid_t pid = 0;
-  const int spawned = ::posix_spawn(&pid, program.c_str(), &actions, nullptr, argv.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  if (spawned != 0) return Fail(ErrorCode::kUnavailable, "cannot start {}: {}", program, std::strerror(spawned));
-  in_read.Close();
-  out_write.Close();
-
-  const auto length = static_cast<std::uint32_t>(request.size());
-  std::string frame{static_cast<char>(length), static_cast<char>(length >> 8), static_cast<char>(length >> 16),
-                    static_cast<char>(length >> 24)};
-  frame += request;
-  const bool sent = WriteAll(in_write.fd, frame);
-  in_write.Close();
-  std::string answer;
-  const SystemClock clock;
-  bool timed_out = false;
-  while (sent && answer.size() <= kFrameBytesMax + 4) {
-    const auto left = std::chrono::ceil<Millis>(deadline - clock.Now()).count();
-    pollfd readable{out_read.fd, POLLIN, 0};
-    if (left <= 0 || ::poll(&readable, 1, static_cast<int>(std::min<std::int64_t>(left, 1 << 30))) == 0) {
-      timed_out = true;
-      ::kill(pid, SIGKILL);
-      break;
-    }
-    std::array<char, 65536> buffer;
-    const ssize_t n = ::read(out_read.fd, buffer.data(), buffer.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) break;
-    answer.append(buffer.data(), static_cast<std::size_t>(n));
-  }
-  int status = 0;
-  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (timed_out) return Fail(ErrorCode::kTimedOut, "the type check did not end in time");
-  if (answer.size() < 4 || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
-    return Fail(ErrorCode::kCorrupt, "{} --check ended with status {} and no answer", program, status);
-  return answer.substr(4);
 }
 
 // Some value of the type: types do not depend on which.

@@ -45,6 +45,10 @@ class AuditSource {
   // seq. A source that prunes nothing has none.
   virtual Result<std::vector<PrunedChain>> PrunedChains(MonoTime) { return std::vector<PrunedChain>{}; }
   virtual Result<std::vector<PrunedLeaves>> PrunedLeavesOf(AuditWriterId, MonoTime) { return std::vector<PrunedLeaves>{}; }
+  // Between the two, reads of this source do not see what others prune: it waits, or it is not looked at. False: it cannot be
+  // had now. Not for ever: those who prune lose patience, and a lost connection ends it; PrunedChains then differs.
+  virtual Result<bool> HoldHistory(MonoTime) { return false; }
+  virtual void ReleaseHistory() {}
   // Counted in one snapshot.
   virtual Result<AuditTotals> Totals(MonoTime deadline) = 0;
   // Rows that claim a record which does not exist or which no chain can hold, at most `limit`.

@@ -92,7 +92,20 @@ class Verifier {
     MILLRACE_TRY_ASSIGN(report_.first_bad, Walk());
     report_.ok = !report_.first_bad;
     SayWhatIsUnproven();
-    return std::move(report_);
+    return report_;
+  }
+  // After Run: whether a prune that went on meanwhile can look like what was found. It takes rows and records away, and so
+  // changes how many there are. It changes and moves none.
+  bool MayBeOfAPrune() const {
+    if (certain_ || !report_.first_bad) return false;
+    switch (report_.first_bad->kind) {
+      case TamperKind::kDelete:
+      case TamperKind::kInsert:
+      case TamperKind::kRecordMissing:
+      case TamperKind::kRecordInserted:
+      case TamperKind::kTruncated: return true;
+      default: return false;
+    }
   }
 
  private:
@@ -182,8 +195,10 @@ class Verifier {
       Signature signature{};
       if (pruned.signature.size() == signature.size())
         std::copy(pruned.signature.begin(), pruned.signature.end(), signature.begin());
+      certain_ = true;  // what is said of a chain was read in one statement
       if (pruned.signature.empty()) return bad("is not signed");
       if (!VerifySignature(pruned.SignedBytes(), signature, *options_.key)) return bad("has a signature that does not verify");
+      certain_ = false;
     } else {
       unsigned_ = true;
     }
@@ -461,6 +476,7 @@ class Verifier {
   std::map<std::uint64_t, PrunedLeaves> leaves_;  // of the chain that is walked, by seq
   LeafSums sums_;                                 // of records that are as they were written, in the order of the walk
   bool unsigned_ = false;
+  bool certain_ = false;                                      // no prune can look like what was found
   std::map<std::string, std::uint64_t> rows_;                 // met, by table
   std::vector<WallTime> times_;                               // of all checkpoints, in order
   std::vector<std::pair<std::uint64_t, WallTime>> cover_;     // of the chain that is walked, by seq
@@ -488,16 +504,46 @@ std::string_view Name(TamperKind kind) {
   return "unknown";
 }
 
+namespace {
+
+class HeldHistory {
+ public:
+  HeldHistory(AuditSource& source, bool hold, MonoTime deadline) : source_(source) {
+    if (hold) held_ = source_.HoldHistory(deadline).value_or(false);
+  }
+  HeldHistory(const HeldHistory&) = delete;
+  HeldHistory& operator=(const HeldHistory&) = delete;
+  ~HeldHistory() {
+    if (held_) source_.ReleaseHistory();
+  }
+
+ private:
+  AuditSource& source_;
+  bool held_ = false;
+};
+
+}  // namespace
+
 Result<AuditReport> VerifyAudit(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options) {
-  // A prune between two reads looks like a deletion: then the second look is the one that counts.
+  // A prune between two reads looks like a deletion: then another look is the one that counts. The first one keeps nobody from
+  // pruning, those after it do. No look that a prune disturbed says that something is gone.
   constexpr int kLooksMax = 5;
   for (int look = 1;; ++look) {
+    const HeldHistory held(source, look > 1, options.deadline);
     MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> before, source.PrunedChains(options.deadline));
-    MILLRACE_TRY_ASSIGN(AuditReport report, Verifier(source, checkpoints, options).Run());
-    if (report.ok || look == kLooksMax) return report;
+    Verifier verifier(source, checkpoints, options);
+    Result<AuditReport> report = verifier.Run();
+    if (!report && report.error().code == ErrorCode::kConflict && look < kLooksMax) continue;  // a prune has locked the tables
+    if (!report || report->ok) return report;
     MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> after, source.PrunedChains(options.deadline));
     const auto same = [](const PrunedChain& a, const PrunedChain& b) { return a.writer == b.writer && a.number == b.number; };
     if (std::ranges::equal(before, after, same)) return report;
+    if (look < kLooksMax) continue;
+    if (!verifier.MayBeOfAPrune()) return report;
+    return Fail(ErrorCode::kUnavailable,
+                "rows were pruned during each of {} looks, so that nothing can be said about what is gone: verify when no "
+                "prune goes on",
+                kLooksMax);
   }
 }
 

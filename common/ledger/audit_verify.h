@@ -64,7 +64,8 @@ struct AuditVerifyOptions {
 
 // Looks at what there was at one instant, reads it in batches and stops at the first finding: in the order of writers, records
 // and rows in them. All rows are read once (more often when there are more records than records_per_scan). An Error means that
-// the source could not be read; tampering is a report with ok = false. Read the checkpoints *before* calling: a live ledger may
+// the source could not be read, or (kUnavailable) that rows were pruned during each of several looks; tampering is a report
+// with ok = false. What a prune takes away meanwhile is no finding. Read the checkpoints *before* calling: a live ledger may
 // then only be ahead of them.
 Result<AuditReport> VerifyAudit(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options = {});
 

@@ -198,6 +198,8 @@ class Ledger : public AuditSource {
   // kOwnershipTtl on the ledger's clock, in the order of their ids. Not audited: it is no history.
   virtual Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, std::string_view name, bool leaving,
                                                       MonoTime deadline) = 0;
+  // Those that AnnounceBroker tells of, with their names: also those that hold no shard.
+  virtual Result<std::map<OwnerId, std::string>> LivingBrokers(MonoTime) { return std::map<OwnerId, std::string>{}; }
 
   virtual Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) = 0;
 

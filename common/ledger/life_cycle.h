@@ -25,7 +25,8 @@ struct EnqueueTaken {
   std::uint32_t accepted = 0, duplicates = 0, refused = 0;
   bool more = false;  // there may be others
 };
-// A row that is no job and never will be: it stays in `enqueue_refused` until somebody deletes or repairs it.
+// A row that is no job and never will be: it stays in `enqueue_refused` until somebody deletes or repairs it, or retention
+// takes it.
 struct EnqueueRefused {
   JobId job;
   OrgId org = kDefaultOrg;
@@ -39,20 +40,25 @@ struct EnqueueStatus {
 
 // PruneOldest takes one step, which is one transaction, so that a caller can stop in between: call again while `more`. Of two
 // that prune at the same time one gets kConflict, and tries again. kCorrupt: a row that would go is not as it was written, and
-// nothing goes before somebody has asked `audit verify`.
+// nothing goes before somebody has asked `audit verify`. While a verification holds the history, nothing goes either
+// (PruneStep::waits).
 //
 // Runs and jobs that ended long ago go, with their attempts, outcomes, cancel requests and dead-job actions; the audit trail
-// stays provable (PrunedChain). Slots, pipelines, settings, backfills and live unique keys stay.
+// stays provable (PrunedChain). Rows of `enqueue_refused` go by the week in which they were refused, whatever is live. Slots,
+// pipelines, settings, backfills and live unique keys stay.
 struct PruneRequest {
-  WallTime before{};  // of submission. Rounded down to a week (Monday, UTC), and to the week of the oldest live run or job
+  // Of submission: rounded down to a week (Monday, UTC), and to the week of the oldest live run or job. Of refusal: to a week.
+  WallTime before{};
   std::string actor;
   std::function<std::string(std::string_view)> sign;  // of SigningKey; empty: what goes is not signed for
+  bool despite_verification = false;                  // who verifies has to look again, or gives up
 };
 struct PruneStep {
   WallTime before{};          // what was submitted earlier is gone, or is going
   std::uint64_t rows = 0;     // went in this step, of all tables
   std::uint64_t records = 0;  // audit records, of which nothing was left
   bool more = false;
+  bool waits = false;   // nothing went, because the audit trail is verified; there may be more
   std::string held_by;  // "run 0189... is live": why `before` is earlier than asked; empty when it is not
 };
 // A week of submissions as the ledger holds it, oldest first.

@@ -14,6 +14,9 @@ constexpr auto kReconnectPause = Millis{20};
 // A process that stops in the middle of a transaction holds its shards' rows that long: less than kOwnershipTtl, so that a
 // takeover does not wait for it. Nothing here leaves a transaction idle for longer than a round trip.
 constexpr auto kIdleInTransaction = Millis{3000};
+// Shared by those who verify, exclusive for the end of a step that prunes.
+constexpr std::int64_t kHistoryLock = 7318349394477059;
+constexpr auto kReleaseBudget = Millis{5000};
 
 void AppendRow(const PgResult& result, int r, std::vector<Value>& cells) {
   for (int c = 0; c < result.columns(); ++c) {
@@ -164,6 +167,44 @@ Result<void> PostgresStore::Transact(const std::function<Result<void>()>& body, 
     const bool again = lost || state.starts_with("40");
     if (!again || round >= kTransactRoundsMax) return std::unexpected(std::move(done.error()));
   }
+}
+
+// ---- verifying and pruning
+// A lock of the session, for a transaction that lasts as long as a verification would keep dead rows from being cleared away,
+// and its locks on tables would have everybody who writes wait behind somebody who wants to drop a partition.
+
+Result<bool> PostgresStore::HoldHistory(MonoTime deadline) {
+  // It stands in line with those who prune, behind the step that is under way.
+  const auto held = Run(
+      fmt::format("select set_config('lock_timeout', '20s', true), pg_advisory_lock_shared({})", kHistoryLock), {}, deadline);
+  if (held) return true;
+  if (held.error().code == ErrorCode::kConflict) return false;
+  return std::unexpected(held.error());
+}
+
+void PostgresStore::ReleaseHistory() {
+  if (!connection_ || connection_->broken()) return;
+  const auto released = connection_->Exec(fmt::format("select pg_advisory_unlock_shared({})", kHistoryLock),
+                                          options_.clock->Now() + kReleaseBudget);
+  if (!released) connection_.reset(), session_.reset();  // which releases it too
+}
+
+Result<bool> PostgresStore::HistoryIsHeld(MonoTime deadline) {
+  constexpr int kAsks = 20;
+  for (int ask = 1;; ++ask) {
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        Run(fmt::format("select pg_try_advisory_xact_lock({})::integer", kHistoryLock), {}, deadline));
+    if (rows[0][0].number != 0) return false;
+    if (ask == kAsks) return true;
+    std::this_thread::sleep_for(Millis{100});
+  }
+}
+
+std::vector<Statement> PostgresStore::UnlessHistoryIsHeld() const {
+  return {{fmt::format("do $$ begin if not pg_try_advisory_xact_lock({}) then raise exception 'the audit trail is being "
+                       "verified, or somebody else prunes' using errcode = '40001'; end if; end $$",
+                       kHistoryLock),
+           {}}};
 }
 
 Result<std::uint64_t> PostgresStore::BytesOfHistory(MonoTime deadline) {

@@ -32,6 +32,10 @@ class PostgresStore final : public SqlStore {
   std::string InTexts(int parameter) const override { return In(parameter); }
   std::string_view ForUpdate() const override { return " for update"; }
   std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected) const override;
+  Result<bool> HoldHistory(MonoTime deadline) override;
+  void ReleaseHistory() override;
+  Result<bool> HistoryIsHeld(MonoTime deadline) override;
+  std::vector<Statement> UnlessHistoryIsHeld() const override;
   bool DropsWeeks() const override { return true; }
   Result<std::uint64_t> BytesOfHistory(MonoTime deadline) override;
   std::string Sound(Table table, std::string_view alias) const override;

@@ -60,6 +60,7 @@ class SqlLedger final : public Ledger {
   Result<void> ReleaseShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) override;
   Result<std::vector<ShardStatus>> Shards(MonoTime deadline) override;
   Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, std::string_view name, bool leaving, MonoTime deadline) override;
+  Result<std::map<OwnerId, std::string>> LivingBrokers(MonoTime deadline) override;
 
   Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) override;
 
@@ -122,6 +123,8 @@ class SqlLedger final : public Ledger {
                                                 std::uint32_t limit, MonoTime deadline) override;
   Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime deadline) override;
   Result<void> VisitRows(const LeafVisitor& visit, MonoTime deadline) override;
+  Result<bool> HoldHistory(MonoTime deadline) override { return store_->HoldHistory(deadline); }
+  void ReleaseHistory() override { store_->ReleaseHistory(); }
   Result<AuditTotals> Totals(MonoTime deadline) override;
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime deadline) override;
 
@@ -167,6 +170,7 @@ class SqlLedger final : public Ledger {
   struct Going;
   Result<WallTime> PruneLimit(WallTime before, std::string& held_by, MonoTime deadline);
   Result<Uuid> EndOfStep(WallTime before, bool& more, MonoTime deadline);
+  Result<void> DropRefused(WallTime before, PruneStep& step, MonoTime deadline);
   Result<void> CollectTable(Table table, const Uuid& end, Going& going, MonoTime deadline);
   Result<void> CheckAgainstRecords(const Rows& rows, Table table, Going& going, MonoTime deadline);
   Result<void> MergeChain(AuditWriterId writer, Going& going, MonoTime deadline);

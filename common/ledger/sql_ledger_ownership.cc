@@ -193,6 +193,16 @@ Result<std::vector<OwnerId>> SqlLedger::AnnounceBroker(OwnerId owner, std::strin
   return alive;
 }
 
+Result<std::map<OwnerId, std::string>> SqlLedger::LivingBrokers(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select owner, name from broker_presence where renewed_at > $1 and renewed_at < $2",
+                                  Params().Time(now - kOwnershipTtl).Time(now + kOwnershipTtl), deadline));
+  std::map<OwnerId, std::string> all;
+  for (std::size_t i = 0; i < rows.size(); ++i) all.emplace(OwnerId{UuidOf(rows[i][0])}, rows[i][1].bytes);
+  return all;
+}
+
 Result<Ledger::Leadership> SqlLedger::TryLead(OwnerId candidate, std::string_view name, Millis ttl, MonoTime deadline) {
   Leadership answer;
   if (store_->HasFunctions()) {

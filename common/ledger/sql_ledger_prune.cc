@@ -222,11 +222,29 @@ Result<void> SqlLedger::MergeChain(AuditWriterId writer, Going& going, MonoTime 
   return {};
 }
 
+// They were never work: what is live holds none of them. Not audited, so that nothing has to be signed.
+Result<void> SqlLedger::DropRefused(WallTime before, PruneStep& step, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows gone,
+                      store_->Run("delete from enqueue_refused where job in (select r.job from enqueue_refused r where "
+                                  "r.refused_at < $1 limit " +
+                                      std::to_string(kStepRowsMax) + ")",
+                                  Params().Time(before), deadline));
+  step.rows += gone.changed;
+  step.more = gone.changed == static_cast<std::size_t>(kStepRowsMax);
+  return {};
+}
+
 Result<PruneStep> SqlLedger::PruneOldest(const PruneRequest& request, MonoTime deadline) {
   PruneStep step;
+  if (!request.despite_verification) {
+    MILLRACE_TRY_ASSIGN(step.waits, store_->HistoryIsHeld(deadline));
+    step.more = step.waits;
+    if (step.waits) return step;
+  }
   MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
   MILLRACE_TRY_ASSIGN(step.before, PruneLimit(std::min(request.before, now), step.held_by, deadline));
   MILLRACE_TRY_ASSIGN(const Uuid end, EndOfStep(step.before, step.more, deadline));
+  if (!step.more) MILLRACE_TRY(DropRefused(MondayOf(std::min(request.before, now)), step, deadline));
   if (end.IsNil()) return step;
   Going going;
   for (const Table table : kPrunedTables) MILLRACE_TRY(CollectTable(table, end, going, deadline));
@@ -242,7 +260,8 @@ Result<PruneStep> SqlLedger::PruneOldest(const PruneRequest& request, MonoTime d
     if (request.sign) chain.signature = request.sign(chain.SignedBytes());
     batch.pruned.push_back(&chain);
   }
-  batch.others = store_->DropBefore(end, upto, going.rows);
+  if (!request.despite_verification) batch.others = store_->UnlessHistoryIsHeld();
+  std::ranges::move(store_->DropBefore(end, upto, going.rows), std::back_inserter(batch.others));
   std::ranges::move(going.statements, std::back_inserter(batch.others));
   MILLRACE_TRY(Write(batch, deadline));
   for (const std::int64_t rows : going.rows) step.rows += static_cast<std::uint64_t>(rows);

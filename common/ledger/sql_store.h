@@ -128,6 +128,13 @@ class SqlStore {
   // The statements by which the rows of runs and jobs with ids below `end`, which is the first id of `before`, leave the
   // tables, `expected` of each of kPrunedTables; another number fails the transaction.
   virtual std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected) const = 0;
+  // AuditSource::HoldHistory and its end.
+  virtual Result<bool> HoldHistory(MonoTime deadline) = 0;
+  virtual void ReleaseHistory() = 0;
+  // Whether prunes have to wait for such a hold; asks for about 2 s. The statements make a transaction fail (kConflict) when
+  // one is there, and keep new ones waiting until it ends.
+  virtual Result<bool> HistoryIsHeld(MonoTime deadline) = 0;
+  virtual std::vector<Statement> UnlessHistoryIsHeld() const = 0;
   // Whether whole weeks go at once; else a step is bounded by its rows.
   virtual bool DropsWeeks() const = 0;
   // What the tables of kPrunedTables take, with their indexes, about.

@@ -1,6 +1,7 @@
 // Retention: whole weeks of finished work go, what is live holds its week, and the audit trail goes on verifying and finding
 // what was tampered with. One suite for both ledgers.
 #include <algorithm>
+#include <set>
 
 #include "common/crypto/checkpoint.h"
 #include "common/ledger/audit_verify.h"
@@ -118,6 +119,7 @@ class LedgerPruneTest : public testing::LedgerTest {
   SigningKey key_ = *SigningKey::FromSeed(std::string(32, 's'));
   std::vector<JobSpec> singles_;
   std::vector<RunId> runs_;
+  int pruned_weeks_ = 0;
 };
 
 TEST_P(LedgerPruneTest, WeeksThatAreOverGoAndTheTrailStillVerifies) {
@@ -325,6 +327,40 @@ TEST_P(LedgerPruneTest, TheRequestToStopABackfillStaysAndHoldsUpNothing) {
   ExpectSound();
 }
 
+TEST_P(LedgerPruneTest, RefusedRowsOfTheEnqueueTableGoWithTheirWeek) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  auto batch = BatchOf(hold);
+  const JobSpec live = JobAt(Week(0) + 2h);  // it holds what is finished, and no refused row
+  batch.jobs = {live};
+  Commit(batch);
+  const auto refused_at = [&](const std::string& queue, WallTime at) {
+    Raw("insert into enqueue (kind, queue) values ('', '" + queue + "')");
+    const std::vector<ShardId> shards{ShardOf(kDefaultOrg, testing::kShards)};
+    ASSERT_EQ(ledger_->TakeEnqueued(shards, In())->refused, 1u);
+    const std::string time = GetParam() == LedgerKind::kPostgres ? "'" + ToRfc3339(at) + "'" : std::to_string(ToUnixMicros(at));
+    Raw("update enqueue_refused set refused_at = " + time + " where queue = '" + queue + "'");
+  };
+  const auto left = [&] {
+    std::set<std::string> queues;
+    for (const EnqueueRefused& row : ledger_->Enqueued(kDefaultOrg, 100, In())->refused) queues.insert(row.queue);
+    return queues;
+  };
+  refused_at("first", Week(0) + 1h);
+  refused_at("last_of_first", Week(1) - 1s);
+  refused_at("second", Week(1));
+  refused_at("new", Now());
+  EXPECT_EQ(Prune(Before(Week(1) - 1s)).rows, 0u) << "a week that is not over stays whole";
+  EXPECT_EQ(Prune(Before(Week(1) + 3h)).rows, 2u);
+  EXPECT_EQ(left(), (std::set<std::string>{"second", "new"}));
+  batch = BatchOf(hold);
+  batch.outcomes = {Outcome(live)};
+  Commit(batch);
+  EXPECT_EQ(Prune(Before(Week(3))).rows, 3u) << "the job, its outcome, a refused row";
+  EXPECT_EQ(left(), std::set<std::string>{"new"});
+  ExpectSound();
+}
+
 TEST_P(LedgerPruneTest, WeeksGoAsPartitions) {
   if (GetParam() != LedgerKind::kPostgres) GTEST_SKIP() << "SQLite has no partitions: rows are deleted, 20,000 at a time";
   MakePartitions();
@@ -346,6 +382,123 @@ TEST_P(LedgerPruneTest, WeeksGoAsPartitions) {
   EXPECT_EQ(Prune(Before(Week(41))).rows, kRowsOfAWeek);
   EXPECT_EQ(count("%\\_20231120"), 0);
   ExpectSound();
+}
+
+// A ledger in which something happens each time before all rows are read, as it does when others prune meanwhile.
+class DisturbedSource final : public AuditSource {
+ public:
+  DisturbedSource(Ledger& ledger, std::function<void(int look)> disturb) : ledger_(ledger), disturb_(std::move(disturb)) {}
+  bool may_hold = true;
+  int looks = 0;
+
+  Result<std::vector<AuditHead>> AuditHeads(MonoTime d) override { return ledger_.AuditHeads(d); }
+  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId> writer, std::uint64_t after, std::uint32_t limit,
+                                                MonoTime d) override {
+    return ledger_.AuditRecords(writer, after, limit, d);
+  }
+  Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId writer, std::uint64_t seq, MonoTime d) override {
+    return ledger_.AuditedRows(writer, seq, d);
+  }
+  Result<void> VisitRows(const LeafVisitor& visit, MonoTime d) override {
+    disturb_(++looks);
+    return ledger_.VisitRows(visit, d);
+  }
+  Result<std::vector<PrunedChain>> PrunedChains(MonoTime d) override { return ledger_.PrunedChains(d); }
+  Result<std::vector<PrunedLeaves>> PrunedLeavesOf(AuditWriterId writer, MonoTime d) override {
+    return ledger_.PrunedLeavesOf(writer, d);
+  }
+  Result<bool> HoldHistory(MonoTime d) override { return may_hold ? ledger_.HoldHistory(d) : Result<bool>(false); }
+  void ReleaseHistory() override { ledger_.ReleaseHistory(); }
+  Result<AuditTotals> Totals(MonoTime d) override { return ledger_.Totals(d); }
+  Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t limit, MonoTime d) override { return ledger_.OrphanRows(limit, d); }
+
+ private:
+  Ledger& ledger_;
+  const std::function<void(int)> disturb_;
+};
+
+TEST_P(LedgerPruneTest, ALongPruneIsNoTampering) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  constexpr int kWeeks = 9;
+  for (int week = 0; week < kWeeks; ++week) Finished(*ledger_, hold, Week(week) + 1h);
+  const CheckpointSet checkpoints = Pinned();
+  auto pruner = Open();
+  int waited = 0;
+  DisturbedSource source(*ledger_, [&](int look) {
+    const auto step = pruner->PruneOldest(Before(Week(look)), In());
+    ASSERT_TRUE(step) << step.error().message;
+    waited += step->waits ? 1 : 0;
+    EXPECT_EQ(step->rows, step->waits ? 0u : kRowsOfAWeek);
+  });
+  const AuditVerifyOptions options{.key = key_.public_key()};
+  const auto report = VerifyAudit(source, &checkpoints, options);
+  ASSERT_TRUE(report) << report.error().message;
+  EXPECT_TRUE(report->ok) << (report->first_bad ? report->first_bad->explanation : "");
+  EXPECT_EQ(source.looks, 2) << "the second look is not disturbed";
+  EXPECT_EQ(waited, GetParam() == LedgerKind::kPostgres ? 1 : 0) << "a snapshot of SQLite keeps nobody waiting";
+
+  // Who has waited long enough prunes all the same, and prunes go on after the verification.
+  ASSERT_TRUE(*ledger_->HoldHistory(In()));
+  EXPECT_EQ(pruner->PruneOldest(Before(Week(3)), In())->waits, GetParam() == LedgerKind::kPostgres);
+  PruneRequest despite = Before(Week(3));
+  despite.despite_verification = true;
+  EXPECT_TRUE(pruner->PruneOldest(despite, In()));
+  ledger_->ReleaseHistory();
+  Prune(Before(Week(4)));
+  EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, singles_[3].id, In()));
+  EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, singles_[4].id, In()));
+  ExpectSound(&checkpoints);
+}
+
+TEST_P(LedgerPruneTest, WhoPrunesDespiteAVerificationHasItGiveUp) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  for (int week = 0; week < 9; ++week) Finished(*ledger_, hold, Week(week) + 1h);
+  auto pruner = Open();
+  DisturbedSource source(*ledger_, [&](int look) {
+    PruneRequest request = Before(Week(look));
+    request.despite_verification = true;
+    EXPECT_EQ(pruner->PruneOldest(request, In())->rows, kRowsOfAWeek);
+  });
+  source.may_hold = false;
+  const auto report = VerifyAudit(source, nullptr, {.key = key_.public_key()});
+  ASSERT_FALSE(report) << (report->first_bad ? report->first_bad->explanation : "it cannot know");
+  EXPECT_EQ(report.error().code, ErrorCode::kUnavailable);
+  EXPECT_TRUE(report.error().message.contains("pruned during each")) << report.error().message;
+  ExpectSound();
+}
+
+TEST_P(LedgerPruneTest, WhatIsTamperedWithDuringAPruneIsFound) {
+  MakePartitions();
+  ASSERT_TRUE(ledger_->ApplyPipeline(Scheduled(), "{}", "as it was", "/data", kDefaultOrg, In()));
+  const ShardHold hold = Own();
+  for (int week = 0; week < 9; ++week) Finished(*ledger_, hold, Week(week) + 1h);
+  const std::string last = singles_.back().id.ToString();
+  const std::string id =
+      GetParam() == LedgerKind::kPostgres ? "'" + last + "'" : "x'" + ToHex(singles_.back().id.uuid.bytes) + "'";
+  auto pruner = Open();
+  const auto verify = [&](bool may_hold, const std::string& tamper) {
+    DisturbedSource source(*ledger_, [&, first = pruned_weeks_](int look) {
+      if (look == 1) Raw(tamper);
+      const auto step = pruner->PruneOldest(Before(Week(first + look)), In());
+      EXPECT_TRUE(step) << step.error().message;
+      if (step && step->rows > 0) ++pruned_weeks_;
+    });
+    source.may_hold = may_hold;
+    return VerifyAudit(source, nullptr, {.key = key_.public_key()});
+  };
+  const auto deleted = verify(true, "delete from outcome where job = " + id);
+  ASSERT_TRUE(deleted) << deleted.error().message;
+  ASSERT_TRUE(deleted->first_bad);
+  EXPECT_EQ(deleted->first_bad->kind, TamperKind::kDelete);
+  EXPECT_TRUE(deleted->first_bad->explanation.contains("is gone")) << deleted->first_bad->explanation;
+  // What no prune can have done is said even after looks that were all disturbed.
+  const auto edited = verify(false, "update pipeline_version set source = 'as it was not'");
+  ASSERT_TRUE(edited) << edited.error().message;
+  ASSERT_TRUE(edited->first_bad);
+  EXPECT_EQ(edited->first_bad->kind, TamperKind::kEdit);
+  EXPECT_EQ(edited->first_bad->table, "pipeline_version");
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, LedgerPruneTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),

@@ -69,12 +69,16 @@ TEST_P(LedgerTest, WhichBrokersLive) {
   EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), std::vector{owner_});
   EXPECT_EQ(ledger_->AnnounceBroker(other, "b", false, In()).value(), sorted({owner_, other}));
   EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), sorted({owner_, other})) << "said again";
+  const auto names = [&] { return ledger_->LivingBrokers(In()).value(); };
+  EXPECT_EQ(names(), (std::map<OwnerId, std::string>{{owner_, "a"}, {other, "b"}})) << "neither holds a shard";
   Raw("update broker_presence set renewed_at = " +
       std::string(GetParam() == LedgerKind::kPostgres ? "renewed_at - interval '6 s'" : "renewed_at - 6000000") +
       " where name = 'b'");
   EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), std::vector{owner_}) << "silent for too long";
+  EXPECT_EQ(names(), (std::map<OwnerId, std::string>{{owner_, "a"}}));
   EXPECT_EQ(ledger_->AnnounceBroker(other, "b", false, In()).value(), sorted({owner_, other})) << "and back";
   EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", true, In()).value(), std::vector{other});
+  EXPECT_EQ(names(), (std::map<OwnerId, std::string>{{other, "b"}}));
 }
 
 TEST_P(LedgerTest, AStaleOwnerCommitsNothing) {

@@ -7,6 +7,7 @@
 
 #include "common/drivers/sqlite.h"
 #include "tests/support/cli_runner.h"
+#include "tests/support/process.h"
 
 namespace millrace::testing {
 namespace {
@@ -197,6 +198,63 @@ TEST_F(CliProcesses, CtrlCKeepsTheRunAndTheNextEngineGoesOn) {
   up->Signal(SIGTERM);
   EXPECT_EQ(up->Wait(std::chrono::seconds{10}).code, 0) << "a second signal hands back at once";
   ExpectSound();
+}
+
+// Its --check child, stopped while it works.
+std::optional<pid_t> StoppedCheckOf(pid_t parent) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds{20};
+  while (std::chrono::steady_clock::now() < until) {
+    for (const pid_t child : ChildrenOf(parent, "millrace-stage")) {
+      if (!ReadAll(fmt::format("/proc/{}/cmdline", child)).contains("--check")) continue;
+      ::kill(child, SIGSTOP);
+      return child;
+    }
+  }
+  return std::nullopt;
+}
+bool Lives(pid_t pid) {  // what has ended and is not reaped yet has no command line
+  return !ReadAll(fmt::format("/proc/{}/cmdline", pid)).empty();
+}
+
+TEST_F(CliProcesses, AStopSignalDuringTheTypeCheckLeavesNothingBehind) {
+  std::string stages = "  raw: { extract: { from: file, path: a.csv } }\n";
+  for (int i = 0; i < 100; ++i) stages += fmt::format("  t{}: {{ transform: 'select id, amount + {} as v from raw' }}\n", i, i);
+  WritePipeline("wide", stages);
+  const std::filesystem::path scratch = dir_ / "scratch";
+  std::filesystem::create_directory(scratch);
+  const CliOptions options{.env = {{"TMPDIR", scratch.string()}}};
+  const std::vector<std::string> run{"run", "wide.yaml"}, check{"check", "wide.yaml"};
+  for (const auto& [args, signal] : std::vector<std::pair<std::vector<std::string>, int>>{
+           {run, SIGINT}, {run, SIGTERM}, {check, SIGINT}, {run, SIGKILL}, {check, SIGKILL}}) {
+    SCOPED_TRACE(fmt::format("{} {}", args[0], signal));
+    const auto command = Start(args, options);
+    const auto child = StoppedCheckOf(command->pid());
+    ASSERT_TRUE(child) << command->Err();
+    command->Signal(signal);
+    const CliResult ended = command->Wait(std::chrono::seconds{10});
+    EXPECT_TRUE(Eventually([&] { return !Lives(*child); })) << "its check goes on";
+    if (Lives(*child)) ::kill(*child, SIGKILL);
+    EXPECT_FALSE(std::filesystem::exists(home_ / "ledger.db"));
+    if (signal == SIGKILL) continue;  // its scratch is the next worker's to remove
+    EXPECT_EQ(ended.code, 130);
+    EXPECT_TRUE(std::filesystem::is_empty(scratch));
+    if (args != run) continue;
+    EXPECT_THAT(ended.err, HasSubstr("interrupted while the types were checked: nothing was run"));
+  }
+}
+
+TEST_F(CliProcesses, StatusNamesABrokerThatHoldsNoShard) {
+  const auto engine = Start({"up", "--log-level", "warn"});
+  // It answers before its ledger is there.
+  ASSERT_TRUE(Eventually([&] { return Run({"status", "-o", "ndjson"}).out.contains("broker"); }));
+  const auto now = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch());
+  Sql(fmt::format("insert into broker_presence (owner, name, renewed_at) values (randomblob(16), 'idle', {})", now.count()));
+  const auto status = RunJson({"status"});
+  ASSERT_EQ(status.at("brokers").size(), 2u) << status.dump(2);
+  for (const auto& broker : status.at("brokers"))
+    EXPECT_EQ(broker.at("shards").empty(), broker.at("name") == "idle") << status.dump(2);
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
 }
 
 TEST_F(CliProcesses, APausedScheduleSkipsItsSlotsAndResumes) {

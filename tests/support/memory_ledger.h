@@ -16,7 +16,7 @@ namespace millrace::test {
 
 enum class LedgerFault : std::uint8_t { kNone, kUnavailable, kAppliedButUnknown, kNotAppliedButUnknown };
 
-class MemoryLedger final : public Ledger {
+class MemoryLedger : public Ledger {
  public:
   explicit MemoryLedger(const Clock& clock, std::uint16_t shard_count = 1) : clock_(clock), shard_count_(shard_count) {}
 

@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/support/memory_ledger.h"
+
 namespace millrace::cli {
 namespace {
 
@@ -55,6 +57,54 @@ TEST(RetentionTest, ResultsGoWithTheirRuns) {
   EXPECT_TRUE(std::filesystem::exists(lake + "/results/of somebody else"));
   EXPECT_EQ(RemoveResults(lake, kMonday), 0u);
   std::filesystem::remove_all(lake);
+}
+
+// Three steps of one row each; while `held` they wait, two seconds each time they are asked.
+class HeldLedger final : public test::MemoryLedger {
+ public:
+  explicit HeldLedger(FakeClock& clock) : MemoryLedger(clock), clock_(clock) {}
+  std::function<bool()> held;
+  int left = 3, despite = 0;
+  Result<PruneStep> PruneOldest(const PruneRequest& request, MonoTime) override {
+    PruneStep step;
+    despite += request.despite_verification ? 1 : 0;
+    step.waits = !request.despite_verification && held();
+    if (step.waits) clock_.Advance(2s);
+    if (!step.waits) step.rows = 1, --left;
+    step.more = left > 0;
+    return step;
+  }
+
+ private:
+  FakeClock& clock_;
+};
+
+TEST(RetentionTest, AVerificationIsWaitedForButNotForEver) {
+  FakeClock clock;
+  const MonoTime start = clock.Now();
+  HeldLedger ledger(clock);
+  ledger.held = [&] { return clock.Now() < start + 10min; };
+  const auto prune = [&](const std::function<bool()>& stop) { return PruneHistory(ledger, {}, "/nonexistent", clock, stop); };
+  auto total = prune([] { return false; });
+  ASSERT_TRUE(total) << total.error().message;
+  EXPECT_EQ(total->rows, 3u);
+  EXPECT_EQ(total->steps, 3u) << "waiting is no step";
+  EXPECT_EQ(ledger.despite, 0);
+  EXPECT_EQ(clock.Now(), start + 10min);
+
+  ledger.held = [] { return true; };
+  ledger.left = 3;
+  total = prune([] { return false; });
+  ASSERT_TRUE(total) << total.error().message;
+  EXPECT_EQ(total->rows, 3u);
+  EXPECT_EQ(ledger.despite, 3);
+  EXPECT_EQ(clock.Now(), start + 10min + 1h + 2s);
+
+  ledger.left = 3;
+  total = prune([&] { return clock.Now() > start + 75min; });
+  ASSERT_TRUE(total) << total.error().message;
+  EXPECT_EQ(total->rows, 0u) << "who is told to stop waits no longer";
+  EXPECT_LE(clock.Now(), start + 75min + 2s);
 }
 
 }  // namespace
