@@ -119,7 +119,7 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
     Piece& piece = OpenPiece(shard, shard.progress_piece);
     OutcomeRow row = UnrunOutcome(entry.spec, entry.counters, JobState::kDead, "unreachable_input", reason);
     piece.unleased.push_back(claimed.id);
-    if (job == nullptr) shard.settling.insert(claimed.id);
+    if (job == nullptr) shard.settling[claimed.id] = {.org = entry.spec.org};
     if (kept) KeepSpec(piece, entry.spec);
     if (job != nullptr) AppendEffects(shard, piece, shard.runs.JobUnplaceable(claimed.id, reason));
     piece.rows.outcomes.push_back(std::move(row));
