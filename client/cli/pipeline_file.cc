@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "client/cli/context.h"
+#include "common/base/fd.h"
 #include "common/base/limits.h"
 #include "common/base/suggest.h"
 #include "common/model/cron.h"
@@ -38,15 +39,6 @@ std::optional<std::string> ScheduleComplaint(const ScheduleSpec& spec) {
   return std::nullopt;
 }
 
-struct FdCloser {
-  int fd = -1;
-  ~FdCloser() { Close(); }
-  void Close() {
-    if (fd >= 0) ::close(fd);
-    fd = -1;
-  }
-};
-
 bool WriteAll(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
     const ssize_t n = ::write(fd, bytes.data(), bytes.size());
@@ -61,14 +53,14 @@ bool WriteAll(int fd, std::string_view bytes) {
 Result<std::string> CallStageCheck(const std::string& request, MonoTime deadline) {
   std::array<int, 2> in{}, out{};
   if (::pipe2(in.data(), O_CLOEXEC) != 0) return Fail(ErrorCode::kUnavailable, "pipe: {}", std::strerror(errno));
-  FdCloser in_read{in[0]}, in_write{in[1]};
+  Fd in_read{in[0]}, in_write{in[1]};
   if (::pipe2(out.data(), O_CLOEXEC) != 0) return Fail(ErrorCode::kUnavailable, "pipe: {}", std::strerror(errno));
-  FdCloser out_read{out[0]}, out_write{out[1]};
+  Fd out_read{out[0]}, out_write{out[1]};
   const std::string program = StageProgram();
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, in_read.fd, STDIN_FILENO);
-  posix_spawn_file_actions_adddup2(&actions, out_write.fd, 3);
+  posix_spawn_file_actions_adddup2(&actions, in_read.get(), STDIN_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, out_write.get(), 3);
   std::string arg0 = program, arg1 = "--check";
   std::array<char*, 3> argv{arg0.data(), arg1.data(), nullptr};
   pid_t pid = 0;
@@ -82,21 +74,21 @@ Result<std::string> CallStageCheck(const std::string& request, MonoTime deadline
   std::string frame{static_cast<char>(length), static_cast<char>(length >> 8), static_cast<char>(length >> 16),
                     static_cast<char>(length >> 24)};
   frame += request;
-  const bool sent = WriteAll(in_write.fd, frame);
+  const bool sent = WriteAll(in_write.get(), frame);
   in_write.Close();
   std::string answer;
   const SystemClock clock;
   bool timed_out = false;
   while (sent && answer.size() <= kFrameBytesMax + 4) {
     const auto left = std::chrono::ceil<Millis>(deadline - clock.Now()).count();
-    pollfd readable{out_read.fd, POLLIN, 0};
+    pollfd readable{out_read.get(), POLLIN, 0};
     if (left <= 0 || ::poll(&readable, 1, static_cast<int>(std::min<std::int64_t>(left, 1 << 30))) == 0) {
       timed_out = true;
       ::kill(pid, SIGKILL);
       break;
     }
     std::array<char, 65536> buffer;
-    const ssize_t n = ::read(out_read.fd, buffer.data(), buffer.size());
+    const ssize_t n = ::read(out_read.get(), buffer.data(), buffer.size());
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) break;
     answer.append(buffer.data(), static_cast<std::size_t>(n));
