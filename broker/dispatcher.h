@@ -287,6 +287,7 @@ class Dispatcher {
   void On(event::QueueMemoryRead& e);
   void OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m);
   void OnListQueues(const wire::PeerId& peer, const wire::ListQueues& m);
+  void OnListUnserved(const wire::PeerId& peer, const wire::ListUnserved& m);
   Shard* OwnShard(const wire::PeerId& peer, std::uint64_t request, OrgId org);
   void ReadQueueSettings(Shard& shard, bool rebuild);
   void ApplySettings(Shard& shard, QueueSettings settings);
@@ -298,6 +299,7 @@ class Dispatcher {
   bool Covered(std::string_view root) const;
   std::string RootsOfWorkers() const;
   std::optional<std::string> OutOfReach(const std::vector<JobSpec>& jobs) const;
+  bool Served(const LineKey& line) const;
   void LookForUnserved();
   void EndLine(LineIndex::Line& line);
   void OnLineClaimed(const Op& op, QueueReply& reply);
