@@ -31,6 +31,7 @@ struct CancelRequest {
   std::unordered_map<JobId, JobEntry> found = {};  // in kept lines: out of them, in flight
   std::size_t searching = 0;                       // ids that are still looked for there
   bool searched = false;
+  std::vector<JobId> awaited = {};  // what others have in hand: the states are read again when they are through with it
 };
 
 struct Parked {  // its shard is being taken
@@ -48,6 +49,11 @@ struct ClaimPlan {
 };
 
 namespace dispatch {
+
+struct Settling {
+  OrgId org;
+  std::uint64_t found_by = 0;  // the cancel request that has the job's entry and is not answered yet; 0: none
+};
 
 struct Submit {  // one request of a client, which may touch several shards
   wire::PeerId peer;

@@ -26,6 +26,7 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   shards_.Wake(wall);
   if (lines_.Advance(now)) plan_needed_ = true;
   ReleaseYielded();
+  ResumeRequests();
   if (stopping_ && Idle()) LeaveAll();
   if (plan_needed_) {
     GrantFences();

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "broker/dispatch_lease.h"
 #include "broker/dispatch_requests.h"
 #include "broker/entry_codec.h"
 #include "broker/events.h"
@@ -38,6 +39,7 @@
 #include "broker/removals.h"
 #include "broker/run_coordinator.h"
 #include "broker/shard_table.h"
+#include "broker/wanted_jobs.h"
 #include "common/base/id_map.h"
 #include "common/base/random.h"
 
@@ -73,7 +75,7 @@ class Dispatcher {
 
  private:
   enum class Phase : std::uint8_t { kUnknown, kElsewhere, kTaking, kReadingRuns, kReadingJobs, kReady };
-  struct Lease;
+  using Lease = dispatch::Lease;
   struct Worker {
     WorkerId id;
     wire::PeerId peer;
@@ -92,27 +94,6 @@ class Dispatcher {
     std::uint64_t Credit() const;
     void Hold(Lease& lease);
     void Drop(Lease& lease);  // nothing, when it does not hold it
-  };
-  struct Lease {
-    ShardId shard;
-    std::shared_ptr<const JobSpec> spec;
-    Counters counters;  // before this attempt
-    Token token;
-    WorkerId worker;
-    std::uint64_t beat = 0;  // the worker's beat that last listed it
-    MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
-    std::uint8_t missed = 0;
-    bool listed = false;    // some beat listed it: the grant arrived
-    bool fence = false;     // granted to raise the fence of a cancelled job, not to work
-    bool cut = false;       // its timeout is what was left until the job's deadline
-    bool ending = false;    // its end is on the way into the ledger
-    bool counted = false;   // against the limits of its queue: what came from a claim is
-    bool kept = false;      // only the queue has it: it came from a kept line
-    bool lost = false;      // ending, because its worker is gone
-    bool presumed = false;  // a former owner's attempt that may run: no worker has said so yet
-    Token last_token{};     // presumed: of the job's latest attempt row
-    static constexpr std::uint32_t kNowhere = UINT32_MAX;
-    std::uint32_t place = kNowhere;  // in its worker's leases
   };
   using Submit = dispatch::Submit;
   using Ending = dispatch::Ending;
@@ -138,9 +119,9 @@ class Dispatcher {
     std::unordered_set<JobId> cancelling;
     FenceList fences;
     Removals removals;
-    std::unordered_map<JobId, std::uint64_t> wanted;  // kept jobs that a request of cancel_requests_ looks for
+    WantedJobs wanted;  // kept jobs that requests of cancel_requests_ look for
     // Single jobs whose end, or whose first row, goes into the ledger while no lease has them: no entry of theirs counts.
-    std::unordered_set<JobId> settling;
+    std::unordered_map<JobId, dispatch::Settling> settling;
     std::map<std::pair<OrgId, std::string>, QueueSettings> queues;  // that were ever set
     bool queues_reading = false;
     QueueBudgets budgets;
@@ -291,6 +272,9 @@ class Dispatcher {
   void LeaveQueue(Shard& shard, const JobSpec& spec, bool scheduled);
   bool Left(Shard& shard, JobId job);
   bool SearchKept(Shard& shard, CancelRequest& request, std::uint64_t number, const std::vector<ItemState>& states);
+  bool Awaits(const Shard& shard, const CancelRequest& request, std::uint64_t number, JobId job) const;
+  void ReadStatesAgain(CancelRequest& request, std::uint64_t number);
+  void ResumeRequests();
   bool HandOver(Shard& shard, JobEntry entry);
   void GiveBackFound(Shard& shard, CancelRequest& request);
   void EmitRemove(Shard& shard, std::vector<Command>& out);
@@ -303,6 +287,7 @@ class Dispatcher {
   void On(event::QueueMemoryRead& e);
   void OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m);
   void OnListQueues(const wire::PeerId& peer, const wire::ListQueues& m);
+  void OnListUnserved(const wire::PeerId& peer, const wire::ListUnserved& m);
   Shard* OwnShard(const wire::PeerId& peer, std::uint64_t request, OrgId org);
   void ReadQueueSettings(Shard& shard, bool rebuild);
   void ApplySettings(Shard& shard, QueueSettings settings);
@@ -314,6 +299,7 @@ class Dispatcher {
   bool Covered(std::string_view root) const;
   std::string RootsOfWorkers() const;
   std::optional<std::string> OutOfReach(const std::vector<JobSpec>& jobs) const;
+  bool Served(const LineKey& line) const;
   void LookForUnserved();
   void EndLine(LineIndex::Line& line);
   void OnLineClaimed(const Op& op, QueueReply& reply);
@@ -380,6 +366,7 @@ class Dispatcher {
   std::unordered_map<Uuid, PieceId> accepting_;                           // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0, run_reads_ = 0;  // under way
   std::map<std::uint64_t, CancelRequest> cancel_requests_;
+  std::vector<std::uint64_t> awaiting_requests_;                      // of them; may name some that are answered
   std::deque<Op> ops_;                                                // under way, in order
   std::vector<command::Execute> takes_;                               // of this flush
   std::vector<ClaimPlan> claims_, doomed_;                            // of this flush; doomed: nobody reaches their root

@@ -106,6 +106,7 @@ bool Dispatcher::CancelKept(Shard& shard, Piece& piece, CancelRequest& request, 
     KeepSpec(piece, entry.spec);
     piece.rows.cancels.push_back(row);
     reply.effect = entry.spec.options.has_sink ? CancelEffect::kCancelling : CancelEffect::kCancelled;
+    shard.settling[id] = {.org = entry.spec.org};
     if (entry.spec.options.has_sink)
       piece.cancels.push_back(
           {.row = std::move(row),
@@ -129,7 +130,7 @@ bool Dispatcher::CancelKept(Shard& shard, Piece& piece, CancelRequest& request, 
 
 // A single job without a sink of which no attempt runs: it ends `cancelled` with the piece.
 void Dispatcher::EndWaiting(Shard& shard, Piece& piece, const JobSpec& spec, const Counters& counters) {
-  shard.settling.insert(spec.id);
+  shard.settling[spec.id] = {.org = spec.org};
   piece.unleased.push_back(spec.id);
   piece.rows.outcomes.push_back(UnrunOutcome(spec, counters, JobState::kCancelled, "cancelled", "cancelled before it started"));
 }
@@ -224,7 +225,7 @@ void Dispatcher::EndStopped(Shard& shard, const JobSpec& spec, const Counters& c
     return;
   }
   shard.cancelling.erase(spec.id);
-  shard.settling.insert(spec.id);
+  shard.settling[spec.id] = {.org = spec.org};
   piece.rows.outcomes.push_back(UnrunOutcome(spec, counters, JobState::kCancelled, "cancelled", reason));
 }
 
@@ -302,7 +303,7 @@ void Dispatcher::EndUnservedFences() {
         AppendEffects(shard, piece, shard.runs.JobUnplaceable(id, reason));
       } else {
         shard.cancelling.erase(id);
-        shard.settling.insert(id);
+        shard.settling[id] = {.org = gone.spec->org};
       }
       piece.rows.outcomes.push_back(std::move(row));
     }

@@ -51,7 +51,7 @@ bool Dispatcher::EndIfOver(Shard& shard, const JobSpec& spec, const Counters& co
                                   : fmt::format("its deadline was {}; it waited for {}", ToRfc3339(end->at),
                                                 counters.failures > 0 ? "its next attempt" : "its first attempt");
   piece.unleased.push_back(spec.id);
-  if (!spec.run) shard.settling.insert(spec.id);
+  if (!spec.run) shard.settling[spec.id] = {.org = spec.org};
   if (kept) KeepSpec(piece, spec);
   piece.rows.outcomes.push_back(
       UnrunOutcome(spec, counters, end->state, expired ? kErrorExpired : kErrorDeadlineExceeded, why));

@@ -1,4 +1,5 @@
-// Jobs whose root no connected worker reaches: refused at submit, ended when they came another way.
+// Jobs whose root no connected worker reaches: refused at submit, ended when they came another way. And those that wait because
+// no connected worker takes them: listed.
 #include <algorithm>
 #include <map>
 #include <tuple>
@@ -14,6 +15,7 @@ namespace {
 
 constexpr std::size_t kWorkersNamedMax = 5;
 constexpr std::size_t kRootsNamedMax = 5;
+constexpr std::size_t kUnservedBytesMax = 1u << 20;  // names in one answer
 
 }  // namespace
 
@@ -50,6 +52,41 @@ std::optional<std::string> Dispatcher::OutOfReach(const std::vector<JobSpec>& jo
   return std::nullopt;
 }
 
+bool Dispatcher::Served(const LineKey& line) const {
+  return std::ranges::any_of(workers_, [&](const auto& entry) { return entry.second.reach.Serves(line); });
+}
+
+void Dispatcher::OnListUnserved(const wire::PeerId& peer, const wire::ListUnserved& m) {
+  if (OwnShard(peer, m.request, m.org) == nullptr) return;
+  using Class = std::tuple<std::string_view, std::string_view, std::string_view>;
+  std::map<Class, wire::ListUnservedReply::Item> items;
+  std::map<Class, bool> served_classes;
+  lines_.ForEachReady([&](const LineIndex::Line& line) {
+    if (line.key.org != m.org) return;
+    const Class name{line.key.queue, line.key.kind, line.key.root};
+    const auto [known, first] = served_classes.try_emplace(name, false);
+    if (first) known->second = Served(line.key);
+    if (known->second) return;
+    wire::ListUnservedReply::Item& item = items[name];
+    item.ready += line.ready;
+    if (!line.alone_since) return;
+    const WallTime since = wall_ - (now_ - *line.alone_since);
+    item.since = item.since ? std::min(*item.since, since) : since;
+  });
+  wire::ListUnservedReply reply{.request = m.request, .items = {}, .more = false, .workers = workers_.size()};
+  std::size_t bytes = 0;
+  for (auto& [name, item] : items) {
+    bytes += std::get<0>(name).size() + std::get<1>(name).size() + std::get<2>(name).size();
+    if (reply.items.size() == kQueuesListedMax || bytes > kUnservedBytesMax) {
+      reply.more = true;
+      break;
+    }
+    std::tie(item.queue, item.kind, item.root) = name;
+    reply.items.push_back(std::move(item));
+  }
+  to_clients_.push_back({.peer = peer, .message = std::move(reply)});
+}
+
 void Dispatcher::LookForUnserved() {
   if (stopping_) return;
   std::vector<LineIndex::Line*> doomed;
@@ -57,9 +94,12 @@ void Dispatcher::LookForUnserved() {
   std::map<Class, bool> served_classes;
   lines_.ForEachReady([&](LineIndex::Line& line) {
     const auto [known, first] = served_classes.try_emplace({line.key.queue, line.key.kind, line.key.root}, false);
-    if (first)
-      known->second = std::ranges::any_of(workers_, [&](const auto& entry) { return entry.second.reach.Serves(line.key); });
+    if (first) known->second = Served(line.key);
     const bool served = known->second;
+    if (served)
+      line.alone_since.reset();
+    else if (!line.alone_since)
+      line.alone_since = now_;
     if (workers_.empty() || served) {
       line.unserved_since.reset();
       return;
@@ -119,7 +159,7 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
     Piece& piece = OpenPiece(shard, shard.progress_piece);
     OutcomeRow row = UnrunOutcome(entry.spec, entry.counters, JobState::kDead, "unreachable_input", reason);
     piece.unleased.push_back(claimed.id);
-    if (job == nullptr) shard.settling.insert(claimed.id);
+    if (job == nullptr) shard.settling[claimed.id] = {.org = entry.spec.org};
     if (kept) KeepSpec(piece, entry.spec);
     if (job != nullptr) AppendEffects(shard, piece, shard.runs.JobUnplaceable(claimed.id, reason));
     piece.rows.outcomes.push_back(std::move(row));

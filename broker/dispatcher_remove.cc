@@ -23,22 +23,16 @@ bool Dispatcher::Left(Shard& shard, JobId job) {
   return true;
 }
 
-// Jobs that the ledger does not know may wait in a kept line. True: they are looked for, and the states are read again after
-// that; what is found then and the ledger still does not know has not ended.
+// Jobs that the ledger does not know may wait in a kept line. True: they are looked for, or somebody else has them in hand, and
+// the states are read again after that; what is found then and the ledger still does not know has not ended.
 bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t number, const std::vector<ItemState>& states) {
-  bool again = false;
+  const OrgId org = request.message.org;
   for (std::size_t i = 0; i < states.size(); ++i) {
     const JobId id{request.message.items[i].id};
     if (states[i].known || states[i].of_run || request.message.items[i].is_run || !shard.kept_seen) continue;
-    const auto lease = leases_.find(id);
-    const bool found = request.found.contains(id);
-    // Its first row is on the way into the ledger.
-    if (lease != leases_.end() ? lease->second.ending : !found && shard.settling.contains(id)) again = true;
-    const auto wanted = shard.wanted.find(id);
-    if (wanted != shard.wanted.end() && wanted->second != number) again = true;  // another request looks for it
-    if (request.searched || wanted != shard.wanted.end()) continue;
-    shard.wanted.emplace(id, number);
-    shard.removals.Search(id);
+    if (Awaits(shard, request, number, id)) request.awaited.push_back(id);
+    if (request.searched || !shard.wanted.Add(id, org, number)) continue;
+    shard.removals.Search(org, id);
     ++request.searching;
   }
   for (std::size_t i = 0; i < states.size(); ++i)  // an entry of an earlier state of the store
@@ -47,22 +41,51 @@ bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t 
       shard.finish.push_back(id);
     }
   request.searched = true;
-  if (request.searching > 0) return true;
-  if (!again) return false;
+  if (request.searching > 0) {
+    request.awaited.clear();  // it is asked again when the look is over
+    return true;
+  }
+  if (request.awaited.empty()) return false;
+  awaiting_requests_.push_back(number);
+  return true;
+}
+
+// The job's first row is on the way into the ledger, or an earlier request looks for it or has found it. Requests wait for
+// earlier ones only, so never for each other: what a later one finds was not there when this one looked.
+bool Dispatcher::Awaits(const Shard& shard, const CancelRequest& request, std::uint64_t number, JobId job) const {
+  const OrgId org = request.message.org;
+  if (const auto seeker = shard.wanted.Seeker(job, org); seeker && *seeker < number) return true;
+  if (const auto lease = leases_.find(job); lease != leases_.end())
+    return lease->second.ending && lease->second.spec->org == org;
+  const auto settling = shard.settling.find(job);
+  return settling != shard.settling.end() && settling->second.org == org && settling->second.found_by < number;
+}
+
+void Dispatcher::ReadStatesAgain(CancelRequest& request, std::uint64_t number) {
   std::vector<Uuid> items;
   for (const auto& item : request.message.items) items.push_back(item.id);
-  ToLedger(command::ReadStates{.hold = shard.hold, .number = number, .org = request.message.org, .items = std::move(items)});
-  return true;
+  ToLedger(command::ReadStates{.hold = request.hold, .number = number, .org = request.message.org, .items = std::move(items)});
+}
+
+void Dispatcher::ResumeRequests() {
+  std::erase_if(awaiting_requests_, [this](std::uint64_t number) {
+    const auto it = cancel_requests_.find(number);
+    if (it == cancel_requests_.end()) return true;
+    CancelRequest& request = it->second;
+    const Shard& shard = *Current(request.hold);
+    while (!request.awaited.empty() && !Awaits(shard, request, number, request.awaited.back())) request.awaited.pop_back();
+    if (!request.awaited.empty()) return false;
+    ReadStatesAgain(request, number);
+    return true;
+  });
 }
 
 // To the request that looks for it; none of its entries counts from then on.
 bool Dispatcher::HandOver(Shard& shard, JobEntry entry) {
-  const auto wanted = shard.wanted.find(entry.spec.id);
-  if (wanted == shard.wanted.end()) return false;
-  CancelRequest& request = cancel_requests_.at(wanted->second);
-  if (entry.spec.org != request.message.org) return false;
-  shard.settling.insert(entry.spec.id);
-  request.found.emplace(entry.spec.id, std::move(entry));
+  const auto seeker = shard.wanted.Seeker(entry.spec.id, entry.spec.org);
+  if (!seeker) return false;
+  shard.settling[entry.spec.id] = {.org = entry.spec.org, .found_by = *seeker};
+  cancel_requests_.at(*seeker).found.emplace(entry.spec.id, std::move(entry));
   return true;
 }
 
@@ -72,7 +95,7 @@ void Dispatcher::GiveBackFound(Shard& shard, CancelRequest& request) {
     const auto found = request.found.extract(JobId{item.id});
     if (found.empty()) continue;
     shard.settling.erase(found.key());
-    EnqueueKept(shard, found.mapped().spec, std::nullopt, true, true);
+    EnqueueKept(shard, found.mapped().spec, found.mapped().spec.run_at, true, true);
   }
 }
 
@@ -99,7 +122,7 @@ void Dispatcher::OnRemoved(const Op& op, QueueReply& reply) {
   Shard& shard = *Current(op.hold);
   const bool kept = op.key.durability == Durability::kRedis;
   ForgetLost(shard, reply);
-  const std::vector<JobId> over = shard.removals.Answered(kept, reply);
+  const Removals::Over over = shard.removals.Answered(kept, reply);
   for (QueueEntry& entry : reply.claimed) {
     const auto key = LineKey::Parse(entry.line);
     if (!key) return TakeAnew(shard, key.error().message);
@@ -111,17 +134,14 @@ void Dispatcher::OnRemoved(const Op& op, QueueReply& reply) {
     }
     auto waiting = DecodeEntry(entry.body, entry.id, *key);
     if (!waiting) return TakeAnew(shard, waiting.error().message);
-    if (!HandOver(shard, *waiting)) EnqueueKept(shard, waiting->spec, std::nullopt, true, waiting->check);
+    if (!HandOver(shard, *waiting)) EnqueueKept(shard, waiting->spec, waiting->spec.run_at, true, waiting->check);
   }
-  for (const JobId& id : kept ? over : std::vector<JobId>{}) {
-    const auto wanted = shard.wanted.extract(id);
-    MILLRACE_CHECK(!wanted.empty(), "job {}: looked for, but nobody wants it", id.ToString());
-    CancelRequest& request = cancel_requests_.at(wanted.mapped());
-    if (--request.searching > 0) continue;
-    std::vector<Uuid> items;
-    for (const auto& item : request.message.items) items.push_back(item.id);
-    ToLedger(command::ReadStates{
-        .hold = shard.hold, .number = wanted.mapped(), .org = request.message.org, .items = std::move(items)});
+  if (!kept) return;
+  for (const JobId& id : over.ids) {
+    const auto seeker = shard.wanted.Take(id, over.org);
+    MILLRACE_CHECK(seeker.has_value(), "job {}: looked for, but nobody wants it", id.ToString());
+    CancelRequest& request = cancel_requests_.at(*seeker);
+    if (--request.searching == 0) ReadStatesAgain(request, *seeker);
   }
 }
 

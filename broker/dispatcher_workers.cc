@@ -237,7 +237,7 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
   piece.rows.attempts.push_back(std::move(row));
   if (lease.kept) {
     EndLease(lease);
-    shard.settling.insert(id);
+    shard.settling[id] = {.org = lease.spec->org};
     KeepSpec(piece, *lease.spec);
     piece.lost.emplace_back(lease.spec, verdict.counters);
     leases_.erase(id);

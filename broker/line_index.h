@@ -52,7 +52,8 @@ class LineIndex {
     std::string name;  // LineKey::ToString()
     LineKey key;
     std::uint64_t ready = 0;                 // entries that are in the queue and not promised to a claim
-    std::optional<MonoTime> unserved_since;  // kept by the dispatcher
+    std::optional<MonoTime> unserved_since;  // kept by the dispatcher, while there are workers
+    std::optional<MonoTime> alone_since;     // the same, whether there are or not
     bool warned = false;
 
    private:

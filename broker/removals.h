@@ -22,8 +22,8 @@ class Removals {
   void Add(JobId id, std::string line, bool scheduled) {
     if (leaving_.insert(id).second) ledger_.waiting.push_back({.id = id, .line = std::move(line), .scheduled = scheduled});
   }
-  // A job of `durability: redis`, wherever it waits.
-  void Search(JobId id) { kept_.waiting.push_back({.id = id, .line = {}, .scheduled = true}); }
+  // A job of `durability: redis` and of this org, wherever it waits.
+  void Search(OrgId org, JobId id) { kept_.waiting.push_back({.id = id, .line = {}, .scheduled = true, .org = org}); }
 
   // Added, and the look is not over: whatever entry of it comes out of the queue, it does not count.
   bool Leaving(JobId id) const { return leaving_.contains(id); }
@@ -36,8 +36,13 @@ class Removals {
     lane.asked = true;
     return lane.look;
   }
-  // The answer to it. Gives the ids of the look when it is over.
-  std::vector<JobId> Answered(bool kept, const QueueReply& reply) {
+  // The ids of a look that is over; and, for `durability: redis`, whose jobs they are.
+  struct Over {
+    OrgId org;
+    std::vector<JobId> ids;
+  };
+  // The answer to it. Gives nothing as long as the look goes on.
+  Over Answered(bool kept, const QueueReply& reply) {
     Lane& lane = kept ? kept_ : ledger_;
     lane.asked = false;
     if (!kept)
@@ -47,7 +52,7 @@ class Removals {
     lane.look.reset();
     if (!kept)
       for (const JobId& id : lane.ids) leaving_.erase(id);
-    return std::exchange(lane.ids, {});
+    return {.org = lane.org.value_or(OrgId{}), .ids = std::exchange(lane.ids, {})};
   }
 
  private:
@@ -57,18 +62,23 @@ class Removals {
     JobId id;
     std::string line;
     bool scheduled = false;
+    std::optional<OrgId> org{};  // kept lines
   };
   struct Lane {
     std::deque<Named> waiting;
     std::optional<queue_op::Remove> look;
-    std::vector<JobId> ids;  // of the look
+    std::optional<OrgId> org;  // of the look
+    std::vector<JobId> ids;    // of the look
     bool asked = false;
   };
 
   static void Begin(Lane& lane) {
     queue_op::Remove& look = lane.look.emplace();
     look.max = kEntriesMax;
-    for (; !lane.waiting.empty() && look.ids.size() < kIdsMax; lane.waiting.pop_front()) {
+    lane.org = lane.waiting.front().org;
+    if (lane.org) look.org = std::to_string(lane.org->value());
+    for (; !lane.waiting.empty() && lane.waiting.front().org == lane.org && look.ids.size() < kIdsMax;
+         lane.waiting.pop_front()) {
       Named& named = lane.waiting.front();
       look.ids.push_back(named.id);
       look.scheduled = look.scheduled || named.scheduled;

@@ -45,6 +45,7 @@ std::uint64_t RequestOf(const wire::Message& message) {
   if (const auto* m = std::get_if<wire::CancelReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::SetQueueReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::ListQueuesReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::ListUnservedReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::Problem>(&message)) return m->request;
   return 0;
 }
@@ -233,6 +234,15 @@ Result<std::vector<wire::ListQueuesReply::Item>> BrokerClient::ListQueues(OrgId 
     std::ranges::move(list->queues, std::back_inserter(all));
   }
   return all;
+}
+
+Result<wire::ListUnservedReply> BrokerClient::ListUnserved(OrgId org, MonoTime deadline) {
+  const std::uint64_t request = next_request_++;
+  MILLRACE_TRY(Send(wire::ListUnserved{request, org}, deadline));
+  MILLRACE_TRY_ASSIGN(wire::Message reply, Await(request, deadline));
+  if (const auto* problem = std::get_if<wire::Problem>(&reply)) return std::unexpected(ToError(*problem));
+  if (auto* list = std::get_if<wire::ListUnservedReply>(&reply)) return std::move(*list);
+  return Fail(ErrorCode::kCorrupt, "unexpected answer to a request for what nobody serves");
 }
 
 }  // namespace millrace::cli

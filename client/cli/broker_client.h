@@ -51,6 +51,8 @@ class BrokerClient {
   // The new revision. kConflict: settings.revision is not the newest; kTimedOut: whether it was stored is not known.
   Result<std::int64_t> SetQueue(const QueueSettings& settings, std::string actor, MonoTime deadline);
   Result<std::vector<wire::ListQueuesReply::Item>> ListQueues(OrgId org, MonoTime deadline);
+  // What is ready and taken by no connected worker. kTimedOut also from a broker that is older than this question.
+  Result<wire::ListUnservedReply> ListUnserved(OrgId org, MonoTime deadline);
 
  private:
   BrokerClient(wire::Transport& transport, std::unique_ptr<wire::ClientSocket> socket, const Clock& clock)

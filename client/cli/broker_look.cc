@@ -31,4 +31,18 @@ std::string ForeignKind(std::string_view kind) {
       kJobKindStage, kJobKindCommand);
 }
 
+std::string UnservedText(const wire::ListUnservedReply::Item& item) {
+  return fmt::format("{} of kind '{}'{}", item.ready, item.kind,
+                     item.root.empty() ? std::string{} : fmt::format(" under '{}'", item.root));
+}
+
+std::string UnservedFix(const wire::ListUnservedReply::Item& item, std::uint64_t workers) {
+  if (item.kind != kJobKindStage && item.kind != kJobKindCommand)
+    return fmt::format("connect a worker that serves kind '{}': 'millrace worker' and 'millrace up' serve {} and {}", item.kind,
+                       kJobKindStage, kJobKindCommand);
+  if (workers == 0) return "start 'millrace worker': none is connected";
+  return fmt::format("start 'millrace worker' for queue '{}'{}: none that is connected takes these", item.queue,
+                     item.root.empty() ? std::string{} : fmt::format(" where it reaches '{}'", item.root));
+}
+
 }  // namespace millrace::cli

@@ -8,6 +8,7 @@
 
 #include "client/cli/broker_client.h"
 #include "client/cli/context.h"
+#include "common/wire/messages.h"
 #include "common/wire/transport.h"
 
 namespace millrace::cli {
@@ -31,5 +32,9 @@ void SayIfNobodyRuns(const Context& context, std::string_view what);
 
 // Of a kind that Millrace's own workers do not serve: that its job waits for a worker that does. Empty for all others.
 std::string ForeignKind(std::string_view kind);
+
+// Of what is ready and taken by no connected worker: what it is ("3 of kind 'mail'"), and what would help.
+std::string UnservedText(const wire::ListUnservedReply::Item& item);
+std::string UnservedFix(const wire::ListUnservedReply::Item& item, std::uint64_t workers);
 
 }  // namespace millrace::cli

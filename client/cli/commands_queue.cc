@@ -9,6 +9,7 @@
 #include <map>
 
 #include "client/cli/broker_client.h"
+#include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "common/wire/zmtp_transport.h"
@@ -48,7 +49,36 @@ Broker ConnectToBroker(const Context& context) {
 struct Listing {
   std::map<std::string, Item> items;
   bool depths = false;
+  // What of a queue is ready and taken by no connected worker, if that is known.
+  struct Unserved {
+    std::uint64_t ready = 0;
+    std::optional<WallTime> since;
+    std::vector<std::string> texts, fixes;
+  };
+  std::optional<std::map<std::string, Unserved>> unserved;
+  const Unserved* UnservedOf(const std::string& queue) const {
+    static const Unserved kNone;
+    if (!unserved) return nullptr;
+    const auto it = unserved->find(queue);
+    return it == unserved->end() ? &kNone : &it->second;
+  }
 };
+
+void ReadUnserved(BrokerClient& client, const Context& context, Listing& listing) {
+  const auto reply = client.ListUnserved(kDefaultOrg, context.clock().Now() + kBrokerTimeout);
+  if (!reply) {
+    fmt::print(stderr, "millrace: whether workers take what waits is not known: {}\n", reply.error().message);
+    return;
+  }
+  listing.unserved.emplace();
+  for (const auto& item : reply->items) {
+    Listing::Unserved& unserved = (*listing.unserved)[item.queue];
+    unserved.ready += item.ready;
+    if (item.since) unserved.since = unserved.since ? std::min(*unserved.since, *item.since) : *item.since;
+    unserved.texts.push_back(UnservedText(item));
+    unserved.fixes.push_back(UnservedFix(item, reply->workers));
+  }
+}
 
 Result<Listing> ReadQueues(Context& context) {
   Listing listing;
@@ -72,6 +102,7 @@ Result<Listing> ReadQueues(Context& context) {
         std::string name = item.settings.queue;
         listing.items[std::move(name)] = std::move(item);
       }
+      ReadUnserved(*broker.client, context, listing);
     } else {
       why = std::move(queues.error());
     }
@@ -85,13 +116,31 @@ std::string WeightsText(const QueueSettings& settings) { return fmt::format("{}"
 Cell Limit(std::uint64_t limit) { return limit == 0 ? Cell{} : Cell{static_cast<std::int64_t>(limit)}; }
 Cell RateCell(const Rate& rate) { return rate.Limited() ? Cell{ToString(rate)} : Cell{}; }
 
-const std::vector<std::string> kColumns = {
-    "queue", "paused",   "ready", "running", "waiting",  "waiting_bytes",    "concurrency",       "key_concurrency",
-    "rate",  "key_rate", "order", "weights", "aging_ms", "max_waiting_jobs", "max_waiting_bytes", "revision"};
+const std::vector<std::string> kColumns = {"queue",
+                                           "paused",
+                                           "ready",
+                                           "running",
+                                           "waiting",
+                                           "waiting_bytes",
+                                           "concurrency",
+                                           "key_concurrency",
+                                           "rate",
+                                           "key_rate",
+                                           "order",
+                                           "weights",
+                                           "aging_ms",
+                                           "max_waiting_jobs",
+                                           "max_waiting_bytes",
+                                           "revision",
+                                           "unserved",
+                                           "unserved_since",
+                                           "unserved_what"};
 
-std::vector<Cell> RowOf(const std::string& queue, const Item& item, bool depths) {
+std::vector<Cell> RowOf(const std::string& queue, const Item& item, const Listing& listing) {
   const QueueSettings& s = item.settings;
-  const auto depth = [&](std::uint64_t n) { return depths ? Cell{static_cast<std::int64_t>(n)} : Cell{}; };
+  const Listing::Unserved* const unserved = listing.UnservedOf(queue);
+  const bool waits = unserved != nullptr && unserved->ready > 0;
+  const auto depth = [&](std::uint64_t n) { return listing.depths ? Cell{static_cast<std::int64_t>(n)} : Cell{}; };
   return {queue,
           s.paused,
           depth(item.ready),
@@ -107,15 +156,20 @@ std::vector<Cell> RowOf(const std::string& queue, const Item& item, bool depths)
           s.order == QueueOrder::kStrict ? Cell{std::int64_t{s.aging.count()}} : Cell{},
           Limit(s.max_waiting_jobs),
           Limit(s.max_waiting_bytes),
-          s.revision};
+          s.revision,
+          unserved == nullptr ? Cell{} : Cell{static_cast<std::int64_t>(unserved->ready)},
+          waits && unserved->since ? Cell{ToRfc3339(*unserved->since)} : Cell{},
+          waits ? Cell{fmt::format("{}", fmt::join(unserved->texts, ", "))} : Cell{}};
 }
 
-void PrintOne(const std::string& queue, const Item& item, bool depths, OutputFormat format) {
-  std::vector<Cell> row = RowOf(queue, item, depths);
+void PrintOne(const std::string& queue, const Item& item, const Listing& listing, OutputFormat format) {
+  std::vector<Cell> row = RowOf(queue, item, listing);
   if (format != OutputFormat::kTable) return Print({.columns = kColumns, .rows = {std::move(row)}}, format);
   Table table{.columns = {"of", "value"}, .rows = {}};
   for (std::size_t i = 0; i < kColumns.size(); ++i) table.rows.push_back({kColumns[i], std::move(row[i])});
   Print(table, format);
+  if (const auto* unserved = listing.UnservedOf(queue); unserved != nullptr)
+    for (const std::string& fix : unserved->fixes) fmt::print("{}\n", fix);
 }
 
 Result<ExitCode> DoQueueList(const Options& options) {
@@ -126,7 +180,7 @@ Result<ExitCode> DoQueueList(const Options& options) {
     return ExitCode::kOk;
   }
   Table table{.columns = kColumns, .rows = {}};
-  for (const auto& [queue, item] : listing.items) table.rows.push_back(RowOf(queue, item, listing.depths));
+  for (const auto& [queue, item] : listing.items) table.rows.push_back(RowOf(queue, item, listing));
   Print(table, context->format());
   return ExitCode::kOk;
 }
@@ -138,7 +192,7 @@ Result<ExitCode> DoQueueShow(const Options& options) {
   if (it == listing.items.end())
     return Fail(ErrorCode::kNotFound, "queue '{}': nothing was ever set for it{}", options.queue,
                 listing.depths ? ", and nothing waits or runs in it" : "");
-  PrintOne(it->first, it->second, listing.depths, context->format());
+  PrintOne(it->first, it->second, listing, context->format());
   return ExitCode::kOk;
 }
 
@@ -231,7 +285,7 @@ Result<ExitCode> SetAnd(const Options& options, const std::function<Result<void>
     if (options.quiet) {
       fmt::print("{}\n", settings.queue);
     } else {
-      PrintOne(settings.queue, {.settings = settings}, false, context->format());
+      PrintOne(settings.queue, {.settings = settings}, Listing{}, context->format());
     }
     return ExitCode::kOk;
   }

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "client/cli/broker_client.h"
+#include "client/cli/broker_look.h"
 #include "common/drivers/postgres.h"
 #include "common/drivers/sqlite.h"
 #include "common/model/cron.h"
@@ -16,6 +17,7 @@ namespace millrace::cli {
 namespace {
 
 constexpr Millis kProbeTimeout{3000};
+constexpr Millis kBrokerPatience{1000};  // embedded, mostly none runs
 constexpr Millis kClockSkewMax{500};
 constexpr std::uint64_t kFreeBytesMin = 1ull << 30;
 
@@ -111,6 +113,22 @@ Finding BrokerFinding(const Context& context) {
   return Good("broker", fmt::format("{} at {}, {} workers", status->broker, endpoint, status->workers.size()));
 }
 
+// Of a broker that answers: what is ready and taken by no connected worker. What waits a moment between two workers counts
+// too, so that nothing that waits is passed over.
+void UnservedFindings(const Context& context, std::vector<Finding>& out) {
+  auto door = Door::Open(context, kBrokerPatience);
+  if (!door || door->client() == nullptr) return;
+  const auto reply = door->client()->ListUnserved(kDefaultOrg, context.clock().Now() + kProbeTimeout);
+  if (!reply) return out.push_back(Good("workers", "what waits is not known: " + reply.error().message));
+  for (const auto& item : reply->items)
+    out.push_back(Bad("workers",
+                      fmt::format("queue '{}': {} ready{}, and no connected worker takes them", item.queue, UnservedText(item),
+                                  item.since ? " since " + ToRfc3339(*item.since) : std::string{}),
+                      UnservedFix(item, reply->workers)));
+  if (reply->more) out.push_back(Bad("workers", "and more queues, kinds and roots that no connected worker takes", ""));
+  if (reply->items.empty()) out.push_back(Good("workers", "all that is ready is taken by a connected worker"));
+}
+
 }  // namespace
 
 std::vector<Finding> Examine(Context& context) {
@@ -122,6 +140,7 @@ std::vector<Finding> Examine(Context& context) {
   out.push_back(LakeFinding(context));
   for (const ConnectionSpec& connection : context.Connections()) out.push_back(ConnectionFinding(connection, context.clock()));
   if (!context.embedded()) out.push_back(BrokerFinding(context));
+  UnservedFindings(context, out);
   return out;
 }
 

@@ -24,7 +24,18 @@ namespace millrace {
 inline constexpr char kKeptLineMark = '\x1e';
 constexpr bool IsKeptLine(std::string_view line) { return line.starts_with(kKeptLineMark); }
 
-// A waiting job as the queue holds it. `line` is opaque here: the dispatcher's (queue, priority, org, root, limit key).
+// Whose line it is: the third of the parts of its name, between which '\x1f' stands; empty: it has fewer.
+constexpr std::string_view OrgOfLine(std::string_view line) {
+  for (int part = 0; part < 2; ++part) {
+    const auto at = line.find('\x1f');
+    if (at == std::string_view::npos) return {};
+    line.remove_prefix(at + 1);
+  }
+  return line.substr(0, line.find('\x1f'));
+}
+
+// A waiting job as the queue holds it. `line` is opaque here, but for OrgOfLine: the dispatcher's (queue, priority, org, root,
+// kind, limit key).
 struct QueueEntry {
   JobId id;
   std::string line;
@@ -93,6 +104,8 @@ struct Remove {  // waiting entries with one of `ids` leave their lines or sched
   // waited all the time is found. REQUIRES: no other look at the same lines in between.
   std::string cursor;
   std::uint32_t max = 0;
+  // Not empty: of kept lines only those whose OrgOfLine it is. Not so in RedisQueue yet, which takes out those of others too.
+  std::string org{};
 };
 }  // namespace queue_op
 using QueueOp = std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue,

@@ -354,7 +354,7 @@ class SqliteQueue final : public JobQueue {
       bool first = true;
       const auto other = [&](const Waiting& waiting) {
         const std::string& line = waiting.entry.line;
-        if (op.lines.empty()) return !IsKeptLine(line);
+        if (op.lines.empty()) return !IsKeptLine(line) || (!op.org.empty() && OrgOfLine(line) != op.org);
         const bool here =
             first && !IsKeptLine(line) && (waiting.ready ? std::ranges::find(op.lines, line) != op.lines.end() : op.scheduled);
         first = first && !here;

@@ -386,6 +386,32 @@ void Layout(A& a, T& t) {
   a.Name("after", t.after, kNameBytesMax);
 }
 
+template <class A, Of<ListUnserved> T>
+void Layout(A& a, T& t) {
+  a.Record(2);
+  a.Int("request", t.request);
+  a.Org("org", t.org);
+}
+
+template <class A, Of<ListUnservedReply::Item> T>
+void Layout(A& a, T& t) {
+  a.Record(5);
+  a.Name("queue", t.queue, kNameBytesMax);
+  a.Name("kind", t.kind, kNameBytesMax);
+  a.Name("root", t.root, kPathBytesMax);
+  a.Int("ready", t.ready);
+  a.Time("since", t.since);
+}
+
+template <class A, Of<ListUnservedReply> T>
+void Layout(A& a, T& t) {
+  a.Record(4);
+  a.Int("request", t.request);
+  a.List("items", t.items, kQueuesListedMax, kEach);
+  a.Flag("more", t.more);
+  a.Int("workers", t.workers);
+}
+
 template <class A, Of<ListQueuesReply> T>
 void Layout(A& a, T& t) {
   a.Record(3);
@@ -532,6 +558,10 @@ constexpr Kind KindFor() {
     return Kind::kListQueues;
   else if constexpr (std::same_as<T, ListQueuesReply>)
     return Kind::kListQueuesReply;
+  else if constexpr (std::same_as<T, ListUnserved>)
+    return Kind::kListUnserved;
+  else if constexpr (std::same_as<T, ListUnservedReply>)
+    return Kind::kListUnservedReply;
   else if constexpr (std::same_as<T, SubmitReply>)
     return Kind::kSubmitReply;
   else if constexpr (std::same_as<T, RunUpdate>)

@@ -26,6 +26,8 @@ std::string_view Name(Kind kind) {
     case Kind::kSetQueueReply: return "set_queue_reply";
     case Kind::kListQueues: return "list_queues";
     case Kind::kListQueuesReply: return "list_queues_reply";
+    case Kind::kListUnserved: return "list_unserved";
+    case Kind::kListUnservedReply: return "list_unserved_reply";
     case Kind::kSubmitReply: return "submit_reply";
     case Kind::kRunUpdate: return "run_update";
     case Kind::kStatusReply: return "status_reply";

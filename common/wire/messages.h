@@ -42,6 +42,7 @@ enum class Kind : std::uint8_t {
   kCancel = 36,
   kSetQueue = 40,
   kListQueues = 41,
+  kListUnserved = 42,
   // broker -> client
   kSubmitReply = 48,
   kRunUpdate = 49,
@@ -50,6 +51,7 @@ enum class Kind : std::uint8_t {
   kCancelReply = 52,
   kSetQueueReply = 56,
   kListQueuesReply = 57,
+  kListUnservedReply = 58,
 };
 
 // ---- worker -> broker ----------------------------------------------------------------------------------------------------
@@ -203,6 +205,11 @@ struct ListQueues {  // those that were ever set, and those in which something w
   std::string after;  // only names after this one; empty: from the first
   friend bool operator==(const ListQueues&, const ListQueues&) = default;
 };
+struct ListUnserved {  // what is ready and taken by no connected worker
+  std::uint64_t request = 0;
+  OrgId org = kDefaultOrg;
+  friend bool operator==(const ListUnserved&, const ListUnserved&) = default;
+};
 
 // ---- broker -> client ----------------------------------------------------------------------------------------------------
 struct SubmitReply {  // after the ledger has it: "accepted"
@@ -281,6 +288,19 @@ struct ListQueuesReply {
   bool more = false;
   friend bool operator==(const ListQueuesReply&, const ListQueuesReply&) = default;
 };
+struct ListUnservedReply {
+  std::uint64_t request = 0;
+  struct Item {  // jobs of one queue, kind and root
+    std::string queue, kind, root;
+    std::uint64_t ready = 0;
+    std::optional<WallTime> since;  // from when on they were seen so; unset: not seen yet but for this answer
+    friend bool operator==(const Item&, const Item&) = default;
+  };
+  std::vector<Item> items;    // by queue, kind and root, at most kQueuesListedMax
+  bool more = false;          // there are others
+  std::uint64_t workers = 0;  // that are connected
+  friend bool operator==(const ListUnservedReply&, const ListUnservedReply&) = default;
+};
 struct Problem {  // the request was refused
   std::uint64_t request = 0;
   std::string code;  // Name(ErrorCode), or a narrower stable word such as "not_owner"
@@ -289,8 +309,8 @@ struct Problem {  // the request was refused
 };
 
 using Message = std::variant<Hello, Beat, Ended, Goodbye, Orphans, Welcome, Grant, EndedReply, Revoke, BrokerBeat, Adopt,
-                             SubmitJobs, SubmitRun, Watch, Status, Cancel, SetQueue, ListQueues, SubmitReply, RunUpdate,
-                             StatusReply, CancelReply, SetQueueReply, ListQueuesReply, Problem>;
+                             SubmitJobs, SubmitRun, Watch, Status, Cancel, SetQueue, ListQueues, ListUnserved, SubmitReply,
+                             RunUpdate, StatusReply, CancelReply, SetQueueReply, ListQueuesReply, ListUnservedReply, Problem>;
 
 // Encodes header and body. The bytes are one ZeroMQ frame.
 std::string Encode(const Message& message);

@@ -323,7 +323,44 @@ TEST_P(JobQueueRemoveTest, BatchesOfKeptLinesAgainstAModel) {
   EXPECT_GT(next, 10'000u);
 }
 
+// Two orgs may use the same ids, and nobody gets at what is not theirs.
+class JobQueueRemoveOrgTest : public JobQueueRemoveTest {
+ protected:
+  static std::string LineOf(std::string_view org, std::string_view kind = "work") {
+    return fmt::format("{}q\x1f{}\x1f{}\x1f\x1f{}\x1f", kKeptLineMark, 2, org, kind);
+  }
+};
+
+TEST_P(JobQueueRemoveOrgTest, ALookForAnOrgLeavesTheLinesOfOthersAlone) {
+  const std::string ours = LineOf("1"), theirs = LineOf("11"), tricky = LineOf("11", "1"), more = LineOf("1", "11");
+  EXPECT_EQ(OrgOfLine(ours), "1");
+  EXPECT_EQ(OrgOfLine(tricky), "11");
+  EXPECT_EQ(OrgOfLine(kKept), "");
+  Enqueue batch{kShard, kEpoch, {}};
+  for (std::uint64_t i = 1; i <= 20; ++i) batch.entries.push_back(Entry(i, theirs));
+  Must(batch);
+  Must(Enqueue{kShard,
+               kEpoch,
+               {Entry(30, tricky), Expiring(Entry(31, theirs), 500), Due(32, 50, theirs), Expiring(Due(33, 50, theirs), 500),
+                Entry(34, kKept), Entry(5, ours), Entry(40, ours), Due(41, 50, ours), Expiring(Entry(42, more), 500)}});
+  const std::vector<JobId> ids = Ids({5, 6, 30, 31, 32, 33, 34, 41, 42});
+  EXPECT_EQ(RemoveAll(Remove{kShard, kEpoch, {}, false, ids, {}, 4, "12"}).ids, Ids({}));
+  EXPECT_EQ(RemoveAll(Remove{kShard, kEpoch, {}, false, ids, {}, 4, "2"}).ids, Ids({})) << "the priority";
+  const Removed removed = RemoveAll(Remove{kShard, kEpoch, {}, false, ids, {}, 4, "1"});
+  EXPECT_EQ(removed.ids, Ids({5, 41, 42}));
+  EXPECT_EQ(removed.lost, (std::map<std::string, std::uint32_t>{{ours, 1}, {more, 1}}));
+  ExpectDepth(24, 2, 3);
+  std::vector<JobId> order;
+  for (const std::uint32_t n : {15U, 15U})
+    for (const QueueEntry& entry : Must(Claim{kShard, kEpoch, theirs, n}).claimed) order.push_back(entry.id);
+  std::vector<JobId> expected;
+  for (std::uint64_t i = 1; i <= 20; ++i) expected.push_back(MakeId(i));
+  expected.push_back(MakeId(31));
+  EXPECT_EQ(order, expected) << "as they were put";
+}
+
 INSTANTIATE_TEST_SUITE_P(All, JobQueueRemoveTest, ::testing::Values("sqlite", "redis"), [](const auto& p) { return p.param; });
+INSTANTIATE_TEST_SUITE_P(All, JobQueueRemoveOrgTest, ::testing::Values("sqlite"), [](const auto& p) { return p.param; });
 
 }  // namespace
 }  // namespace millrace::testing

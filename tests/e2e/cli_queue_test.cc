@@ -76,5 +76,33 @@ TEST_F(CliQueues, APausedQueueHoldsARunUntilItIsResumed) {
   EXPECT_EQ(up->Wait(std::chrono::seconds{20}).code, 0);
 }
 
+TEST_F(CliQueues, WhatNobodyServesIsSaidWithWhatHelps) {
+  const auto finding = [&](int code = 0) {
+    for (const auto& row : RunJson({"doctor"}, code))
+      if (row["check"] == "workers") return row;
+    return nlohmann::json();
+  };
+  EXPECT_TRUE(finding().is_null()) << "no broker runs: nothing is known";
+  WritePipeline("small", "  c: { command: [sh, -c, \"exit 0\"] }\n");
+  const auto up = Start({"up", "small.yaml"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  ASSERT_TRUE(Eventually([&] { return Run({"doctor"}).out.find("taken by a connected worker") != std::string::npos; }));
+  EXPECT_EQ(finding()["ok"], true);
+  ASSERT_EQ(Run({"job", "submit", "--kind", "mail", "--queue", "mails", "-q"}).code, 0);
+  nlohmann::json row;
+  ASSERT_TRUE(Eventually([&] {
+    row = RunJson({"queue", "show", "mails"})[0];
+    return row["unserved"] == 1 && row["unserved_since"].is_string();
+  })) << row.dump();
+  EXPECT_EQ(row["unserved_what"], "1 of kind 'mail'");
+  EXPECT_THAT(Run({"queue", "show", "mails", "-o", "table"}).out, HasSubstr("connect a worker that serves kind 'mail'"));
+  const nlohmann::json found = finding(1);
+  EXPECT_EQ(found["ok"], false);
+  EXPECT_THAT(found["found"].get<std::string>(), HasSubstr("queue 'mails': 1 of kind 'mail' ready since 20"));
+  EXPECT_THAT(found["fix"].get<std::string>(), HasSubstr("connect a worker that serves kind 'mail'"));
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{20}).code, 0);
+}
+
 }  // namespace
 }  // namespace millrace::testing

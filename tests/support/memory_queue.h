@@ -185,6 +185,7 @@ class MemoryQueue final : public JobQueue {
     const bool kept = op.lines.empty();
     const auto look = [&](const QueueEntry& entry, bool ready) {  // true: it goes
       if (IsKeptLine(entry.line) != kept || !wanted.contains(entry.id)) return false;
+      if (kept && !op.org.empty() && OrgOfLine(entry.line) != op.org) return false;
       if (!kept) wanted.erase(entry.id);
       QueueEntry& out = reply.claimed.emplace_back(entry);
       out.run_at.reset();

@@ -162,6 +162,7 @@ std::vector<Message> RandomMessages::All() {
       Cancel{Number(), OrgId{7}, List<Cancel::Item>([this] { return Cancel::Item{MakeUuid(), Flip()}; }), Text(), Text(100)},
       SetQueue{Number(), MakeSettings(), Text()},
       ListQueues{Number(), OrgId{7}, Text()},
+      ListUnserved{Number(), OrgId{7}},
       SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip(), MakeUuid()}; })},
       RunUpdate{RunId{MakeUuid()}, kRunStates[random_.Below(4)], Text(), List<RunUpdate::Stage>(stage)},
       StatusReply{Number(), Text(), List<StatusReply::Shard>([&] {
@@ -177,6 +178,11 @@ std::vector<Message> RandomMessages::All() {
                         return ListQueuesReply::Item{MakeSettings(), Number(), Number(), Number(), Number()};
                       }),
                       Flip()},
+      ListUnservedReply{Number(), List<ListUnservedReply::Item>([&] {
+                          return ListUnservedReply::Item{Text(), Text(), Text(), Number(),
+                                                         Flip() ? std::optional(FromUnixMicros(Signed())) : std::nullopt};
+                        }),
+                        Flip(), Number()},
       Problem{Number(), Text(), Text(100)},
   };
 }

@@ -1,0 +1,35 @@
+// A worker's right to a job, as the dispatcher keeps it. Plain value.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "common/base/clock.h"
+#include "common/base/ids.h"
+#include "common/model/job.h"
+
+namespace millrace::dispatch {
+
+struct Lease {
+  ShardId shard;
+  std::shared_ptr<const JobSpec> spec;
+  Counters counters;  // before this attempt
+  Token token;
+  WorkerId worker;
+  std::uint64_t beat = 0;  // the worker's beat that last listed it
+  MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
+  std::uint8_t missed = 0;
+  bool listed = false;    // some beat listed it: the grant arrived
+  bool fence = false;     // granted to raise the fence of a cancelled job, not to work
+  bool cut = false;       // its timeout is what was left until the job's deadline
+  bool ending = false;    // its end is on the way into the ledger
+  bool counted = false;   // against the limits of its queue: what came from a claim is
+  bool kept = false;      // only the queue has it: it came from a kept line
+  bool lost = false;      // ending, because its worker is gone
+  bool presumed = false;  // a former owner's attempt that may run: no worker has said so yet
+  Token last_token{};     // presumed: of the job's latest attempt row
+  static constexpr std::uint32_t kNowhere = UINT32_MAX;
+  std::uint32_t place = kNowhere;  // in its worker's leases
+};
+
+}  // namespace millrace::dispatch
