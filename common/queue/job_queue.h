@@ -104,7 +104,7 @@ struct Remove {  // waiting entries with one of `ids` leave their lines or sched
   // waited all the time is found. REQUIRES: no other look at the same lines in between.
   std::string cursor;
   std::uint32_t max = 0;
-  // Not empty: of kept lines only those whose OrgOfLine it is. Not so in RedisQueue yet, which takes out those of others too.
+  // Not empty: of kept lines only those whose OrgOfLine it is. Entries of the others stay where they are, in their order.
   std::string org{};
 };
 }  // namespace queue_op

@@ -309,6 +309,7 @@ struct ToArguments {
     out.emplace_back(cursor.substr(0, std::min<std::size_t>(1, space)));
     out.emplace_back(space == 0 ? "0" : cursor.substr(1, space - 1));
     out.emplace_back(cursor.substr(std::min(space + 1, cursor.size())));
+    out.push_back(op.org);
     Arguments lines = op.lines;
     std::ranges::sort(lines);  // the cursor counts on it
     out.push_back(std::to_string(lines.size()));

@@ -10,11 +10,11 @@ namespace millrace {
 inline constexpr std::string_view kRemoveScript = R"lua(
 if op == 'remove' then
   local left, bytes, scheduled = tonumber(ARGV[4]), 0, ARGV[5] == '1'
-  local stage, at, from = ARGV[6], ARGV[7], ARGV[8]
+  local stage, at, from, org = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
   local lines, ids, wanted, got, lost, order = {}, {}, {}, {}, {}, {}
-  local first_id = 10 + tonumber(ARGV[9])
+  local first_id = 11 + tonumber(ARGV[10])
   local named = {}
-  for i = 10, first_id - 1 do
+  for i = 11, first_id - 1 do
     lines[#lines + 1] = ARGV[i]
     named[ARGV[i]] = true
   end
@@ -24,6 +24,9 @@ if op == 'remove' then
   end
   local missing, kept = #ids, #lines == 0
   local here = EXPIRING[kept]
+  local function ours(line)  -- OrgOfLine
+    return not kept or org == '' or string.match(line, '^[^\31]*\31[^\31]*\31([^\31]*)') == org
+  end
   local function found(line, entry, ready)
     local id = string.sub(entry, 1, 16)
     got[#got + 1], got[#got + 2] = line, entry
@@ -54,7 +57,7 @@ if op == 'remove' then
       if body then
         local a, b = string.byte(body, 2, 3)
         local line, where = string.sub(body, 4, 3 + a * 256 + b), string.sub(body, 1, 1)
-        if kept or (where == 'r' and named[line]) or (where == 's' and scheduled) then
+        if (kept and ours(line)) or (where == 'r' and named[line]) or (where == 's' and scheduled) then
           call('HDEL', here.body, id)
           call('ZREM', here.expiry, id)
           call('HINCRBY', K_STUBS, kept and (where == 'r' and line or 'ks') or where, 1)
@@ -74,10 +77,10 @@ if op == 'remove' then
         local member = page[2][i]
         local a, b = string.byte(member, 1, 2)
         local n = a * 256 + b
-        local entry = string.sub(member, 3 + n)
-        if wanted[string.sub(entry, 1, 16)] and not is_ticket(entry) then
+        local line, entry = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
+        if wanted[string.sub(entry, 1, 16)] and not is_ticket(entry) and ours(line) then
           call('ZREM', due, member)
-          found(string.sub(member, 3, 2 + n), entry, false)
+          found(line, entry, false)
         end
         bytes = bytes + #member
       end
@@ -90,7 +93,7 @@ if op == 'remove' then
   -- From the end of a line to its front: what is put at either end meanwhile hides nothing.
   if kept then
     for _, line in ipairs(call('SMEMBERS', K_LINES)) do
-      if is_kept(line) then lines[#lines + 1] = line end
+      if is_kept(line) and ours(line) then lines[#lines + 1] = line end
     end
     table.sort(lines)
   end
