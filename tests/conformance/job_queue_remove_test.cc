@@ -360,7 +360,8 @@ TEST_P(JobQueueRemoveOrgTest, ALookForAnOrgLeavesTheLinesOfOthersAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, JobQueueRemoveTest, ::testing::Values("sqlite", "redis"), [](const auto& p) { return p.param; });
-INSTANTIATE_TEST_SUITE_P(All, JobQueueRemoveOrgTest, ::testing::Values("sqlite", "redis"), [](const auto& p) { return p.param; });
+INSTANTIATE_TEST_SUITE_P(All, JobQueueRemoveOrgTest, ::testing::Values("sqlite", "redis"),
+                         [](const auto& p) { return p.param; });
 
 }  // namespace
 }  // namespace millrace::testing
