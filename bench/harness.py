@@ -75,6 +75,8 @@ audit: {{ checkpoint_dir: {folder}/checkpoints, key_file: {folder}/audit.key }}
                     if process.poll() is not None:
                         raise RuntimeError(f"the broker ended: {pathlib.Path(log.name).read_text()[-300:]}")
                     time.sleep(0.1)
+                else:
+                    raise RuntimeError("the broker has not all shards after 20 s")
                 yield process, workers
             finally:
                 process.terminate()

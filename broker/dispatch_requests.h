@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -30,7 +31,7 @@ struct CancelRequest {
   wire::CancelReply reply = {};                    // once the states are known
   std::unordered_map<JobId, JobEntry> found = {};  // in kept lines: out of them, in flight
   std::size_t searching = 0;                       // ids that are still looked for there
-  bool searched = false;
+  std::unordered_set<JobId> searched = {};         // ids that this request itself has had looked for
   std::vector<JobId> awaited = {};  // what others have in hand: the states are read again when they are through with it
 };
 

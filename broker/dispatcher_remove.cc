@@ -24,14 +24,17 @@ bool Dispatcher::Left(Shard& shard, JobId job) {
 }
 
 // Jobs that the ledger does not know may wait in a kept line. True: they are looked for, or somebody else has them in hand, and
-// the states are read again after that; what is found then and the ledger still does not know has not ended.
+// the states are read again after that; what is found then and the ledger still does not know has not ended. A look of another
+// request says nothing to this one: that may fail with what it found in its hands, or have been past the line when the job
+// came.
 bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t number, const std::vector<ItemState>& states) {
   const OrgId org = request.message.org;
   for (std::size_t i = 0; i < states.size(); ++i) {
     const JobId id{request.message.items[i].id};
     if (states[i].known || states[i].of_run || request.message.items[i].is_run || !shard.kept_seen) continue;
     if (Awaits(shard, request, number, id)) request.awaited.push_back(id);
-    if (request.searched || !shard.wanted.Add(id, org, number)) continue;
+    if (request.searched.contains(id) || !shard.wanted.Add(id, org, number)) continue;
+    request.searched.insert(id);
     shard.removals.Search(org, id);
     ++request.searching;
   }
@@ -40,7 +43,6 @@ bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t 
       shard.settling.erase(id);
       shard.finish.push_back(id);
     }
-  request.searched = true;
   if (request.searching > 0) {
     request.awaited.clear();  // it is asked again when the look is over
     return true;

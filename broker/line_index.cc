@@ -8,8 +8,8 @@
 namespace millrace {
 namespace {
 
-// Idle lines, queues and classes are kept up to so many, because what was busy is likely to be busy again. A line takes about
-// 600 bytes.
+// Idle lines are kept up to so many, because what was busy is likely to be busy again (a line takes about 600 bytes), as long
+// as there are not more queues and classes than that: each pick of a worker looks at every class it serves.
 constexpr std::size_t kIdleLinesMax = 16'384;
 constexpr std::size_t kIdleKeptMax = 1024;
 constexpr std::uint64_t kPassScale = 1u << 20;  // of a queue's weighted priorities
@@ -470,8 +470,9 @@ void LineIndex::Remove(Line& line, std::uint64_t n, MonoTime now) {
   ready_[line.shard] -= n;
   if (line.ready > 0) return;
   line.unserved_since.reset();
+  line.alone_since.reset();
   if (line.linked) Unlink(line);
-  if (lines_.size() <= kIdleLinesMax) return;
+  if (lines_.size() <= kIdleLinesMax && classes_.size() <= kIdleKeptMax && queues_.size() <= kIdleKeptMax) return;
   Key* key = line.limit;
   Erase(line);
   if (key != nullptr) DropKeyIfIdle(*key, now);

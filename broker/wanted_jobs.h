@@ -1,5 +1,5 @@
-// Jobs that cancel requests look for in the kept lines of a shard, each by one request at a time. Two orgs may name the same
-// id: each looks for a job of its own. Not thread-safe: part of a shard's state.
+// Jobs that cancel requests look for in the kept lines of a shard, each by one request at a time. An org that names the
+// id of another org's job looks for one of its own. Not thread-safe: part of a shard's state.
 #pragma once
 
 #include <cstdint>

@@ -70,6 +70,10 @@ void ReadUnserved(BrokerClient& client, const Context& context, Listing& listing
     fmt::print(stderr, "millrace: whether workers take what waits is not known: {}\n", reply.error().message);
     return;
   }
+  if (reply->more) {
+    fmt::print(stderr, "millrace: whether workers take what waits is not known: more queues wait than one answer names\n");
+    return;
+  }
   listing.unserved.emplace();
   for (const auto& item : reply->items) {
     Listing::Unserved& unserved = (*listing.unserved)[item.queue];

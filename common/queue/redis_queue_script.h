@@ -72,6 +72,9 @@ if op == 'depth' then
   end
   return {math.max(0, ready - (all.r or 0)), math.max(0, due - (all.s or 0)), flying}
 end
+-- Out of memory, Redis refuses a script when its first write is one that may need memory. What makes room, and what an owner
+-- cannot go on without, must not be refused: only a put is.
+if op ~= 'put' then call('HDEL', K_KEPT, '') end
 local stored = call('GET', K_EPOCH)
 if op == 'take' then
   if stored and tonumber(stored) > tonumber(epoch) then return redis.error_reply('STALE ' .. stored) end
@@ -147,10 +150,8 @@ local function landed(ids)
   if call('EXISTS', K_FLIGHT) == 1 then each('SREM', K_FLIGHT, ids) end
   if call('EXISTS', K_KEPT) == 1 then each('HDEL', K_KEPT, ids) end
 end
--- Of blocks in flight: those that are over, and what has left the others. Out of memory, Redis refuses a script's first write
--- when it is one that may need memory: so it is never the HSET.
+-- Of blocks in flight: those that are over, and what has left the others.
 local function settled(over, marks)
-  if #marks > 0 then call('HDEL', K_KEPT, marks[1]) end
   each('HDEL', K_KEPT, over)
   each('HSET', K_KEPT, marks)
 end

@@ -18,7 +18,8 @@ constexpr int kFreezeTries = 3;
 constexpr Millis kWakeTimeout{8'000};
 constexpr Millis kTakeoverTimeout{20'000};
 constexpr Millis kSettleTimeout{60'000};
-// What a fault holds up shows only after a while, and starts elsewhere within 5 s (a killed worker's) or 10 s (a broker's).
+// What a fault holds up shows only after a while. A killed worker's load starts elsewhere within 5 s; what a killed broker
+// holds up (10 s) is more than kSettledLive by then.
 constexpr Millis kRecovers{6'000};
 constexpr std::int64_t kSettledLive = 12;  // one run of each pipeline with its jobs, and some single jobs
 constexpr Millis kPoll{15};

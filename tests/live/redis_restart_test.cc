@@ -293,7 +293,10 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   Must(*queue, Take{kShard, Epoch{7}});
   QueueEntry due = Entry(4);
   due.run_at = FromUnixMicros(10);
-  Must(*queue, Enqueue{kShard, Epoch{7}, {Entry(1), Entry(2), Entry(3), due}});
+  QueueEntry late = Entry(7), named = Entry(8);
+  late.expires_at = FromUnixMicros(20);
+  late.line = named.line = "b";
+  Must(*queue, Enqueue{kShard, Epoch{7}, {Entry(1), Entry(2), Entry(3), due, late, named}});
   const std::string kept_line = std::string(1, kKeptLineMark) + "k";
   Enqueue kept{kShard, Epoch{7}, {}};  // one block
   for (std::uint64_t n = 10; n < 30; ++n) kept.entries.push_back(Entry(n)), kept.entries.back().line = kept_line;
@@ -311,15 +314,22 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   Must(*queue, Finish{kShard, Epoch{7}, {MakeId(1)}});
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, kept_line, 12}).claimed.size(), 12u);
   Must(*queue, Finish{kShard, Epoch{7}, {MakeId(10), MakeId(11), MakeId(20)}});
-  EXPECT_EQ(ErrorOf(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}}).code, ErrorCode::kUnavailable);
-  EXPECT_EQ(ErrorOf(*queue, Take{kShard, Epoch{8}}).code, ErrorCode::kUnavailable);
+  Must(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}});
+  EXPECT_EQ(Must(*queue, ExpireDue{kShard, Epoch{7}, FromUnixMicros(30), 5}).claimed.size(), 1u);
+  Remove remove{.shard = kShard, .epoch = Epoch{7}, .lines = {"b"}, .ids = {named.id}, .cursor = {}, .max = 100};
+  EXPECT_EQ(Must(*queue, remove).claimed, (std::vector{named}));
+  Must(*queue, Finish{kShard, Epoch{7}, {late.id, named.id}});
   EXPECT_EQ(Must(*queue, Promote{kShard, Epoch{7}, FromUnixMicros(10), 5}).promoted, (std::vector<LineCount>{{"a", 1}}));
   auto depth = *queue->Depth(kShard);
-  EXPECT_EQ(std::tuple(depth.ready, depth.scheduled, depth.in_flight), std::tuple(2u + 8u, 0u, 1u + 9u))
+  EXPECT_EQ(std::tuple(depth.ready, depth.scheduled, depth.in_flight), std::tuple(3u + 8u, 0u, 9u))
       << "a refused operation did half of its work";
-  EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
-  Must(*queue, Requeue{kShard, Epoch{7}, {Entry(2)}});
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, "a", 9}).claimed, (std::vector{Entry(2), Entry(3), Entry(4)}));
+  const QueueReply taken = Must(*queue, Take{kShard, Epoch{8}});
+  EXPECT_EQ(taken.kept, (std::vector<LineCount>{{kept_line, 8}}));
+  EXPECT_EQ(taken.claimed.size(), 9u);
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{8}, {Entry(5)}}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
+  Must(*queue, Enqueue{kShard, Epoch{8}, {Entry(5)}});
 }
 
 TEST_F(RedisRestartTest, LostScriptsChangeNeitherOrderNorOutcome) {

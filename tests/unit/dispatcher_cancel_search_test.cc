@@ -116,7 +116,24 @@ TEST_F(DispatcherCancelSearchTest, RequestsForAJobThatIsNotThereWaitForTheFirst)
   LetAnswersCome();
   EXPECT_EQ(Answer(5), Effects{CancelEffect::kUnknown});
   EXPECT_EQ(Answer(6), Effects(2, CancelEffect::kUnknown));
-  EXPECT_EQ(state_reads_, 4U);
+  EXPECT_EQ(state_reads_, 5U) << "the second looks too: the job may have come behind the first one's look";
+}
+
+TEST_F(DispatcherCancelSearchTest, TheSecondLooksForItselfWhenTheFirstFails) {
+  const JobSpec job = Kept(), other = Kept();
+  Submit({job, other});
+  hold_replies_ = true;
+  Ask(5, kDefaultOrg, {job});
+  Ask(6, kDefaultOrg, {job});
+  int asked = 0;
+  ledger_.fault = [&asked] { return asked++ == 0 ? test::LedgerFault::kUnavailable : test::LedgerFault::kNone; };
+  LetAnswersCome();
+  ledger_.fault = nullptr;
+  ASSERT_NE(Last<wire::Problem>(), nullptr) << "the first one's second look into the ledger";
+  EXPECT_TRUE(Answer(5).empty());
+  EXPECT_EQ(Answer(6), Effects{CancelEffect::kCancelled});
+  Hello("w", 10);
+  EXPECT_EQ(Granted(), std::vector<JobId>{other.id});
 }
 
 TEST_F(DispatcherCancelSearchTest, RequestsThatOverlapDoNotWaitForEachOther) {

@@ -78,6 +78,24 @@ TEST_F(DispatcherUnservedTest, WhoServesAgainAndGoesBeginsANewTime) {
   EXPECT_EQ(reply.workers, 0U);
 }
 
+TEST_F(DispatcherUnservedTest, ALineThatEmptiesBetweenTwoLooksBeginsANewTime) {
+  Submit({JobOf("mail")});
+  Advance(kReachInterval);
+  Advance(Millis{1000});
+  const WallTime first = clock_.WallNow();
+  reach_.kinds = {"mail"};
+  Hello("w", 10);
+  End(0, AttemptEnd::kSucceeded);
+  Handle(event::FromWorker{.peer = "w", .message = wire::Goodbye{.worker = workers_["w"]}});
+  Settle();
+  Submit({JobOf("mail")});
+  Advance(kReachInterval);
+  const wire::ListUnservedReply reply = Listed();
+  ASSERT_EQ(reply.items.size(), 1U);
+  ASSERT_TRUE(reply.items[0].since.has_value());
+  EXPECT_GT(*reply.items[0].since, first);
+}
+
 TEST_F(DispatcherUnservedTest, OneAnswerHasItsLimit) {
   std::vector<JobSpec> jobs;
   for (std::size_t i = 0; i <= kQueuesListedMax; ++i) {
