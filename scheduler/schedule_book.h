@@ -32,7 +32,7 @@ class ScheduleBook {
 
    private:
     friend class ScheduleBook;
-    Entry(ScheduleRow row, CronSchedule cron) : row_(std::move(row)), cron_(std::move(cron)) {}
+    Entry(ScheduleRow row, CronSchedule cron) : row_(std::move(row)), cron_(cron) {}
     ScheduleRow row_;
     CronSchedule cron_;
     std::optional<WallTime> next_;   // empty: parked or never again

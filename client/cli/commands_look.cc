@@ -344,10 +344,10 @@ Result<ExitCode> DoStatus(const Options& options) {
 Result<ExitCode> DoConfigShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "config"));
   Table table{.columns = {"key", "value"}, .rows = {}};
-  if (options.origin) table.columns.push_back("origin");
+  if (options.origin) table.columns.emplace_back("origin");
   for (const ConfigValue& value : context->config_values()) {
     std::vector<Cell> row{value.key, value.shown};
-    if (options.origin) row.push_back(value.origin);
+    if (options.origin) row.emplace_back(value.origin);
     table.rows.push_back(std::move(row));
   }
   Print(table, context->format());

@@ -87,7 +87,7 @@ class SharedInbox final : public Inbox {
 
 // Checkpoints are written by the broker's ledger thread; a failure is said once, not every ten seconds.
 CheckpointHook MakeCheckpointHook(std::shared_ptr<CheckpointWriter> writer, const Clock& clock) {
-  return [writer, &clock, complained = false](WallTime now, const AuditNews& news) mutable {
+  return [writer = std::move(writer), &clock, complained = false](WallTime now, const AuditNews& news) mutable {
     auto wrote = writer->MaybeWrite(clock.Now(), now, news.heads, news.records, news.complete);
     if (wrote) wrote = writer->Flush(clock.Now(), now, news.heads, news.complete);
     if (!wrote && !complained) LogError("audit checkpoint: {}", wrote.error().message);
