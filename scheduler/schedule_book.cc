@@ -32,7 +32,7 @@ Result<void> ScheduleBook::Take(ScheduleRow row) {
   MILLRACE_TRY_ASSIGN(CronSchedule cron, CronSchedule::Make(row.spec));
   MILLRACE_TRY(ParseCatchup(row.spec.catchup));
   std::unique_ptr<Entry>& entry = entries_[key];
-  entry.reset(new Entry(std::move(row), std::move(cron)));
+  entry.reset(new Entry(std::move(row), cron));
   Place(*entry, entry->cron_.Next(entry->row_.watermark));  // a paused one too: its slots are decided as skipped
   return {};
 }
