@@ -54,6 +54,7 @@ Result<PruneTotal> PruneHistory(Ledger& ledger, PruneRequest request, const std:
       request.despite_verification = true;
       continue;
     }
+    waiting_since.reset();  // the next verification is another one
     ++total.steps;
     total.before = step->before;
     total.rows += step->rows;

@@ -28,8 +28,8 @@ struct PruneTotal {
   std::uint64_t rows = 0, records = 0, steps = 0, result_files = 0;
   std::string held_by;
 };
-// Prunes step by step until nothing is left to go or `stop` says so; for those who verify the audit trail it waits an hour at
-// most. Then the results in the lake that belong to what went.
+// Prunes step by step until nothing is left to go or `stop` says so; for each verification of the audit trail it waits an
+// hour at most. Then the results in the lake that belong to what went.
 Result<PruneTotal> PruneHistory(Ledger& ledger, PruneRequest request, const std::string& lake, const Clock& clock,
                                 const std::function<bool()>& stop);
 

@@ -35,10 +35,31 @@ void LeafSums::Expect(const AuditRecord& record, const PrunedLeaves* pruned) {
   Chain& chain = chains_.back();
   MILLRACE_CHECK(record.seq == chain.first + chain.records.size(), "record {} of writer {} is out of order", record.seq,
                  record.writer.ToString());
-  Sums& sums = chain.records.emplace_back();
-  for (std::uint32_t i = 0; i < record.leaves.size(); ++i)
-    if (pruned == nullptr || !pruned->Has(i)) sums.expected += Summand(i, record.leaves[i]);
+  chain.records.push_back({SumOf(record, pruned), 0});
   ++records_;
+}
+
+std::uint64_t LeafSums::SumOf(const AuditRecord& record, const PrunedLeaves* pruned) const {
+  std::uint64_t sum = 0;
+  for (std::uint32_t i = 0; i < record.leaves.size(); ++i)
+    if (pruned == nullptr || !pruned->Has(i)) sum += Summand(i, record.leaves[i]);
+  return sum;
+}
+
+void LeafSums::ExpectInstead(AuditWriterId writer, std::uint64_t seq, const AuditRecord* record, const PrunedLeaves* pruned) {
+  const auto found = place_.find(writer);
+  if (found == place_.end()) return;
+  Chain& chain = chains_[found->second];
+  if (seq < chain.first || seq - chain.first >= chain.records.size()) return;
+  chain.records[seq - chain.first].expected = record == nullptr ? 0 : SumOf(*record, pruned);
+}
+
+std::vector<std::pair<AuditWriterId, std::uint64_t>> LeafSums::Different() const {
+  std::vector<std::pair<AuditWriterId, std::uint64_t>> all;
+  for (const Chain& chain : chains_)
+    for (std::size_t i = 0; i < chain.records.size(); ++i)
+      if (chain.records[i].expected != chain.records[i].met) all.emplace_back(chain.writer, chain.first + i);
+  return all;
 }
 
 bool LeafSums::Meet(const AuditedLeaf& row) {

@@ -25,7 +25,11 @@ class LeafSums {
   // A row that was met; false: its record is none of those that are expected.
   bool Meet(const AuditedLeaf& row);
   std::size_t records() const { return records_; }
-  // The first record, in the order of Expect, whose rows are not those that were met.
+  // Instead of what Expect said of a record: `record` is null when it and all its rows are gone. Of one that is not expected:
+  // nothing.
+  void ExpectInstead(AuditWriterId writer, std::uint64_t seq, const AuditRecord* record, const PrunedLeaves* pruned);
+  // The records, in the order of Expect, whose rows are not those that were met; the first of them.
+  std::vector<std::pair<AuditWriterId, std::uint64_t>> Different() const;
   std::optional<std::pair<AuditWriterId, std::uint64_t>> FirstDifferent() const;
   void ForgetRows();  // what was met
   void Clear();
@@ -40,6 +44,7 @@ class LeafSums {
     std::vector<Sums> records;
   };
   std::uint64_t Summand(std::uint32_t index, const Digest& leaf) const;
+  std::uint64_t SumOf(const AuditRecord& record, const PrunedLeaves* pruned) const;
 
   std::array<unsigned char, 16> key_;
   std::vector<Chain> chains_;

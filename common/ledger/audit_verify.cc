@@ -5,6 +5,7 @@
 #include <set>
 
 #include "common/crypto/leaf_sums.h"
+#include "common/ledger/prune_watch.h"
 
 namespace millrace {
 namespace {
@@ -45,8 +46,10 @@ AuditFinding MissingRow(const AuditRecord& record, std::uint32_t index) {
   return finding;
 }
 
-// Compares the rows of one record, as they are now, with the leaves that were written.
-Finding CompareRows(const AuditRecord& record, const std::vector<AuditedRow>& rows, const PrunedLeaves* pruned) {
+// Compares the rows of one record, as they are now, with the leaves that were written; `listed`: a row that is there although
+// it is listed as pruned, by what was read after the rows.
+Finding CompareRows(const AuditRecord& record, const std::vector<AuditedRow>& rows, const PrunedLeaves* pruned,
+                    Finding& listed) {
   std::map<std::uint32_t, const AuditedRow*> by_index;
   for (const AuditedRow& row : rows) {
     const auto [first, fresh] = by_index.try_emplace(row.index, &row);
@@ -62,10 +65,10 @@ Finding CompareRows(const AuditRecord& record, const std::vector<AuditedRow>& ro
     const auto row = by_index.find(i);
     if (row == by_index.end() && pruned != nullptr && pruned->Has(i)) continue;
     if (row == by_index.end()) return MissingRow(record, i);
-    if (pruned != nullptr && pruned->Has(i))
-      return OfRow(TamperKind::kInsert, *row->second,
-                   fmt::format("{} {} of {} is there, although it is listed as pruned", row->second->table, row->second->key,
-                               Place(record.writer, record.seq)));
+    if (pruned != nullptr && pruned->Has(i) && !listed)
+      listed = OfRow(TamperKind::kInsert, *row->second,
+                     fmt::format("{} {} of {} is there, although it is listed as pruned", row->second->table, row->second->key,
+                                 Place(record.writer, record.seq)));
     if (row->second->leaf != record.leaves[i]) different.push_back(i);
   }
   if (different.empty()) return std::nullopt;
@@ -82,43 +85,41 @@ Finding CompareRows(const AuditRecord& record, const std::vector<AuditedRow>& ro
 
 class Verifier {
  public:
-  Verifier(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options)
-      : source_(source), checkpoints_(checkpoints), options_(options) {
+  // `last`: the walk goes on behind what a prune may have done, for it may hide something that none can have done.
+  Verifier(AuditSource& source, PruneWatch& watch, const CheckpointSet* checkpoints, const AuditVerifyOptions& options,
+           bool last)
+      : source_(source), watch_(watch), checkpoints_(checkpoints), options_(options), last_(last) {
     if (checkpoints_ != nullptr) times_ = checkpoints_->times;
     std::ranges::sort(times_);
   }
 
   Result<AuditReport> Run() {
     MILLRACE_TRY_ASSIGN(report_.first_bad, Walk());
+    if (last_ && report_.first_bad) excused_.reset();
+    if (last_ && excused_) report_.first_bad = excused_;
     report_.ok = !report_.first_bad;
     SayWhatIsUnproven();
     return report_;
   }
-  // After Run: whether a prune that went on meanwhile can look like what was found. It takes rows and records away, and so
-  // changes how many there are. It changes and moves none.
-  bool MayBeOfAPrune() const {
-    if (certain_ || !report_.first_bad) return false;
-    switch (report_.first_bad->kind) {
-      case TamperKind::kDelete:
-      case TamperKind::kInsert:
-      case TamperKind::kRecordMissing:
-      case TamperKind::kRecordInserted:
-      case TamperKind::kTruncated: return true;
-      default: return false;
-    }
-  }
+  // After Run, of the last look: whether a prune that went on meanwhile can have done all that was found.
+  bool MayBeOfAPrune() const { return excused_.has_value(); }
 
  private:
+  using RecordId = std::pair<AuditWriterId, std::uint64_t>;
   struct Chain {
     AuditWriterId writer;
     std::uint64_t seq = 0;
     Digest hash{};
+    bool walked = false;  // a record of it was met
   };
+
+  Finding MaybePruned(AuditFinding bad) {
+    if (!excused_) excused_ = bad;
+    return last_ ? std::nullopt : Finding(std::move(bad));
+  }
 
   Result<Finding> Walk() {
     if (Finding bad = CheckCheckpoints()) return bad;
-    MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> pruned, source_.PrunedChains(options_.deadline));
-    for (const PrunedChain& chain : pruned) pruned_.emplace(chain.writer, chain);
     MILLRACE_TRY_ASSIGN(AuditTotals totals, source_.Totals(options_.deadline));
     std::vector<AuditHead>& heads = totals.heads;
     std::ranges::sort(heads, {}, &AuditHead::writer);
@@ -143,23 +144,27 @@ class Verifier {
   }
 
   // Nothing can be where the walk did not look: all that there was is what was met.
-  Finding CheckTotals(const AuditTotals& totals) const {
+  Finding CheckTotals(const AuditTotals& totals) {
     if (totals.stray) {
       const AuditHead& stray = *totals.stray;
       return OfRecord(TamperKind::kRecordInserted, stray.writer, stray.seq,
                       fmt::format("{} can be of no chain: it was inserted", Place(stray.writer, stray.seq)));
     }
+    if (excused_) return std::nullopt;  // what was not met then is no news
+    // Who prunes takes away, after the count, what is then not met. There is never less than was met afterwards.
+    const auto found = [&](AuditFinding bad, bool fewer_met) { return fewer_met ? MaybePruned(std::move(bad)) : bad; };
     if (totals.records != report_.records)
-      return OfRecord(TamperKind::kRecordInserted, {}, 0,
-                      fmt::format("there are {} audit records, the chains have {}", totals.records, report_.records));
+      return found(OfRecord(TamperKind::kRecordInserted, {}, 0,
+                            fmt::format("there are {} audit records, the chains have {}", totals.records, report_.records)),
+                   totals.records > report_.records);
     for (const auto& [table, count] : totals.rows) {
-      const auto found = rows_.find(table);
-      const std::uint64_t met = found == rows_.end() ? 0 : found->second;
+      const auto of_table = rows_.find(table);
+      const std::uint64_t met = of_table == rows_.end() ? 0 : of_table->second;
       if (count == met) continue;
       AuditFinding finding = OfRecord(count > met ? TamperKind::kInsert : TamperKind::kDelete, {}, 0,
                                       fmt::format("table {} has {} rows, the audit records have {} of it", table, count, met));
       finding.table = table;
-      return finding;
+      if (Finding bad = found(std::move(finding), count > met)) return bad;
     }
     return std::nullopt;
   }
@@ -184,30 +189,27 @@ class Verifier {
   // Where a chain begins: with its first record, or after those that were pruned. Takes note of what is gone of the others.
   Result<Finding> BeginChain(Chain& chain) {
     leaves_.clear();
-    const auto found = pruned_.find(chain.writer);
-    if (found == pruned_.end()) return Finding{};
-    const PrunedChain& pruned = found->second;
-    const auto bad = [&](std::string what) {
-      return Finding{OfRecord(TamperKind::kDelete, chain.writer, pruned.through + 1,
-                              fmt::format("what is said to be pruned of writer {} {}", chain.writer.ToString(), what))};
-    };
-    if (options_.key) {
-      Signature signature{};
-      if (pruned.signature.size() == signature.size())
-        std::copy(pruned.signature.begin(), pruned.signature.end(), signature.begin());
-      certain_ = true;  // what is said of a chain was read in one statement
-      if (pruned.signature.empty()) return bad("is not signed");
-      if (!VerifySignature(pruned.SignedBytes(), signature, *options_.key)) return bad("has a signature that does not verify");
-      certain_ = false;
-    } else {
-      unsigned_ = true;
-    }
+    const auto found = watch_.chains().find(chain.writer);
+    if (found == watch_.chains().end()) return Finding{};
+    PrunedChain pruned = found->second;
+    if (const std::string_view problem = ProblemOf(pruned, options_.key); !problem.empty())
+      return Finding{Disbelieved(pruned.writer, pruned.through, problem)};
+    unsigned_ |= !options_.key.has_value();
     MILLRACE_TRY_ASSIGN(std::vector<PrunedLeaves> leaves, source_.PrunedLeavesOf(chain.writer, options_.deadline));
-    if (DigestOf(leaves) != pruned.leaves) return bad("differs from the rows that are listed as pruned");
+    if (DigestOf(leaves) != pruned.leaves) {  // or the list is newer than the statement
+      MILLRACE_TRY_ASSIGN(PruneWatch::Gone gone, watch_.GoneOf(chain.writer));
+      Finding bad;
+      if (!gone.problem.empty()) bad = Disbelieved(pruned.writer, pruned.through, gone.problem);
+      if (bad && gone.torn) bad = MaybePruned(std::move(*bad));
+      if (bad) return bad;
+      if (gone.problem.empty()) pruned = std::move(gone.chain), leaves = std::move(gone.leaves);
+    }
     if (checkpoints_ != nullptr && pruned.through > 0) {
       const auto pin = checkpoints_->pins.find({chain.writer, pruned.through});
       if (pin != checkpoints_->pins.end() && pin->second.hash != pruned.through_hash)
-        return bad(fmt::format("ends with a record {} that is not the one a checkpoint signed", pruned.through));
+        return Finding{
+            Disbelieved(pruned.writer, pruned.through,
+                        fmt::format("ends with a record {} that is not the one a checkpoint signed", pruned.through))};
     }
     report_.pruned_rows += pruned.rows;
     report_.pruned_records += pruned.through;
@@ -215,6 +217,17 @@ class Verifier {
     chain.hash = pruned.through_hash;
     for (PrunedLeaves& record : leaves) leaves_.emplace(record.seq, std::move(record));
     return Finding{};
+  }
+
+  static AuditFinding Disbelieved(AuditWriterId writer, std::uint64_t through, std::string_view problem) {
+    return OfRecord(TamperKind::kDelete, writer, through + 1,
+                    fmt::format("what is said to be pruned of writer {} {}", writer.ToString(), problem));
+  }
+
+  // `bad`: a record that is not there. Whether it was pruned after the look began is said by whoever did.
+  Result<Finding> GoneRecord(AuditFinding bad, std::uint64_t through) {
+    MILLRACE_TRY_ASSIGN(const PruneWatch::Gone gone, watch_.GoneOf(bad.writer));
+    return gone.Has(through) || gone.torn ? MaybePruned(std::move(bad)) : std::move(bad);
   }
 
   Result<Finding> WalkChain(const AuditHead& head) {
@@ -243,10 +256,15 @@ class Verifier {
       MILLRACE_TRY_ASSIGN(Finding bad, CheckRecord(chain, *waiting, nullptr));
       if (bad) return bad;
     }
-    if (head.seq > chain.seq)
-      return OfRecord(TamperKind::kTruncated, head.writer, chain.seq + 1,
-                      fmt::format("{} and what follows it are gone: the head of the chain is record {}",
-                                  Place(head.writer, chain.seq + 1), head.seq));
+    if (head.seq > chain.seq) {
+      MILLRACE_TRY_ASSIGN(Finding bad, GoneRecord(OfRecord(TamperKind::kTruncated, head.writer, chain.seq + 1,
+                                                           fmt::format("{} and what follows it are gone: the head of the chain "
+                                                                       "is record {}",
+                                                                       Place(head.writer, chain.seq + 1), head.seq)),
+                                                  head.seq));
+      if (bad) return bad;
+      chain.seq = head.seq, chain.hash = head.hash;
+    }
     if (head.seq == chain.seq && head.hash != chain.hash)
       return OfRecord(TamperKind::kRecordEdited, head.writer, head.seq,
                       fmt::format("{} does not have the hash that the head of its chain holds", Place(head.writer, head.seq)));
@@ -265,6 +283,14 @@ class Verifier {
   Result<Finding> CheckRecord(Chain& chain, const AuditRecord& record, const AuditRecord* next) {
     ++report_.records;
     newest_ = std::max(newest_, record.at);
+    if (record.seq > chain.seq + 1) {
+      MILLRACE_TRY_ASSIGN(Finding bad, GoneRecord(Gap(chain, record), record.seq - 1));
+      if (!bad && chain.walked) {  // records that are expected have no gaps
+        MILLRACE_TRY_ASSIGN(bad, CheckRows());
+      }
+      if (bad) return bad;
+      chain.seq = record.seq - 1, chain.hash = record.previous;
+    }
     if (Finding bad = CheckLink(chain, record, next)) return bad;
     const Digest hash = record.Hash();
     MILLRACE_TRY_ASSIGN(Finding other, CheckPin(record, hash));
@@ -278,6 +304,7 @@ class Verifier {
     if (Finding bad = CheckTime(record)) return bad;
     chain.seq = record.seq;
     chain.hash = hash;
+    chain.walked = true;
     return Finding{};
   }
 
@@ -285,6 +312,7 @@ class Verifier {
   // cost more than all of verification: all rows are read once, and only of a record whose rows differ they are looked up.
   Result<Finding> CheckRows() {
     constexpr int kScansMax = 5;
+    std::vector<RecordId> before;
     for (int scan = 1; sums_.records() > 0; ++scan) {
       std::map<std::string, std::uint64_t, std::less<>> met;
       MILLRACE_TRY(source_.VisitRows(
@@ -296,51 +324,92 @@ class Verifier {
             return {};
           },
           options_.deadline));
-      const auto different = sums_.FirstDifferent();
-      if (!different) {
+      const auto different = sums_.Different();
+      if (different.empty()) {
         for (const auto& [table, rows] : met) rows_[table] += rows, report_.rows += rows;
-        sums_.Clear();
         break;
       }
-      MILLRACE_TRY_ASSIGN(Finding bad, CheckRowsOf(different->first, different->second));
+      MILLRACE_TRY_ASSIGN(Finding bad, CheckDifferent(different, before));
       if (bad) return bad;
-      MILLRACE_TRY_ASSIGN(const bool pruned, PrunedSince());
-      if (pruned)  // VerifyAudit looks again
-        return Finding{OfRecord(TamperKind::kDelete, different->first, different->second,
-                                "rows were pruned while the ledger was verified")};
+      MILLRACE_TRY_ASSIGN(const bool pruned, watch_.Pruned());
+      if (pruned && (!last_ || scan == kScansMax)) {
+        bad = MaybePruned(OfRecord(TamperKind::kDelete, different.front().first, different.front().second,
+                                   "rows were pruned while the ledger was verified"));
+        if (bad) return bad;
+        break;
+      }
       if (scan == kScansMax)
         return Fail(ErrorCode::kUnavailable,
                     "rows were moved each time the tables were read: verify when nothing rewrites them");
+      if (pruned) MILLRACE_TRY(ExpectWhatIsLeft(different));
+      before = different;
       sums_.ForgetRows();
+    }
+    sums_.Clear();
+    return Finding{};
+  }
+
+  // Looks the rows of records up that differ from those that were met. What a prune took differs in one reading, what it did
+  // not take in all of them: on the last look those of the reading `before` are looked up too.
+  Result<Finding> CheckDifferent(const std::vector<RecordId>& different, const std::vector<RecordId>& before) {
+    constexpr std::size_t kLookUpsMax = 20;
+    MILLRACE_TRY_ASSIGN(Finding bad, CheckRowsOf(different.front().first, different.front().second));
+    if (bad || !last_) return bad;
+    const std::set<RecordId> again(before.begin(), before.end());
+    std::size_t looked_up = 0;
+    for (auto record = different.begin() + 1; record != different.end() && looked_up < kLookUpsMax; ++record) {
+      if (!again.contains(*record)) continue;
+      ++looked_up;
+      MILLRACE_TRY_ASSIGN(bad, CheckRowsOf(record->first, record->second));
+      if (bad) return bad;
     }
     return Finding{};
   }
 
-  Result<bool> PrunedSince() {
-    MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> now, source_.PrunedChains(options_.deadline));
-    return !std::ranges::all_of(now, [&](const PrunedChain& chain) {
-      const auto then = pruned_.find(chain.writer);
-      return then != pruned_.end() && then->second.number == chain.number;
-    });
+  // Of these records, by what is said to be pruned now.
+  Result<void> ExpectWhatIsLeft(const std::vector<RecordId>& different) {
+    PruneWatch::Gone gone;
+    for (std::size_t i = 0; i < different.size(); ++i) {
+      const auto [writer, seq] = different[i];
+      if (i == 0 || different[i - 1].first != writer) {
+        MILLRACE_TRY_ASSIGN(gone, watch_.GoneOf(writer));
+      }
+      if (gone.Has(seq)) sums_.ExpectInstead(writer, seq, nullptr, nullptr);
+      if (!gone.problem.empty() || gone.Has(seq)) continue;
+      MILLRACE_TRY_ASSIGN(const auto records, source_.AuditRecords(writer, seq - 1, 1, options_.deadline));
+      if (!records.empty() && records.front().seq == seq) sums_.ExpectInstead(writer, seq, &records.front(), gone.Of(seq));
+    }
+    return {};
   }
 
+  // What is said to be pruned is read after the rows: a row that a prune took is then listed.
   Result<Finding> CheckRowsOf(AuditWriterId writer, std::uint64_t seq) {
     MILLRACE_TRY_ASSIGN(const auto records, source_.AuditRecords(writer, seq - 1, 1, options_.deadline));
     if (records.empty() || records.front().seq != seq)
-      return Finding{OfRecord(TamperKind::kRecordMissing, writer, seq,
-                              fmt::format("{} is gone: it was removed while the ledger was verified", Place(writer, seq)))};
+      return GoneRecord(OfRecord(TamperKind::kRecordMissing, writer, seq,
+                                 fmt::format("{} is gone: it was removed while the ledger was verified", Place(writer, seq))),
+                        seq);
     MILLRACE_TRY_ASSIGN(const std::vector<AuditedRow> rows, source_.AuditedRows(writer, seq, options_.deadline));
-    MILLRACE_TRY_ASSIGN(const auto all, source_.PrunedLeavesOf(writer, options_.deadline));
-    const auto pruned = std::ranges::find(all, seq, &PrunedLeaves::seq);
-    return CompareRows(records.front(), rows, pruned == all.end() ? nullptr : &*pruned);
+    MILLRACE_TRY_ASSIGN(const PruneWatch::Gone gone, watch_.GoneOf(writer));
+    if (!gone.problem.empty()) {
+      AuditFinding bad = Disbelieved(writer, gone.chain.through, gone.problem);
+      return gone.torn ? MaybePruned(std::move(bad)) : std::move(bad);
+    }
+    if (gone.Has(seq)) return Finding{};
+    Finding listed;
+    if (Finding bad = CompareRows(records.front(), rows, gone.Of(seq), listed)) return bad;
+    return listed ? MaybePruned(std::move(*listed)) : Finding{};
+  }
+
+  static AuditFinding Gap(const Chain& chain, const AuditRecord& record) {
+    return OfRecord(
+        TamperKind::kRecordMissing, record.writer, chain.seq + 1,
+        fmt::format("{} is gone: the chain continues with record {}", Place(record.writer, chain.seq + 1), record.seq));
   }
 
   Finding CheckLink(const Chain& chain, const AuditRecord& record, const AuditRecord* next) const {
     const std::string place = Place(record.writer, record.seq);
-    if (record.seq != chain.seq + 1)
-      return OfRecord(
-          TamperKind::kRecordMissing, record.writer, chain.seq + 1,
-          fmt::format("{} is gone: the chain continues with record {}", Place(record.writer, chain.seq + 1), record.seq));
+    if (record.seq != chain.seq + 1) return Gap(chain, record);
     if (record.previous != chain.hash) {
       if (next != nullptr && next->previous == chain.hash)
         return OfRecord(TamperKind::kReorder, record.writer, record.seq,
@@ -468,15 +537,16 @@ class Verifier {
   }
 
   AuditSource& source_;
+  PruneWatch& watch_;
   const CheckpointSet* checkpoints_;
   const AuditVerifyOptions options_;
+  const bool last_;
   AuditReport report_;
   WallTime newest_ = WallTime::min();
-  std::map<AuditWriterId, PrunedChain> pruned_;
   std::map<std::uint64_t, PrunedLeaves> leaves_;  // of the chain that is walked, by seq
   LeafSums sums_;                                 // of records that are as they were written, in the order of the walk
   bool unsigned_ = false;
-  bool certain_ = false;                                      // no prune can look like what was found
+  Finding excused_;                                           // the first one that a prune can have done
   std::map<std::string, std::uint64_t> rows_;                 // met, by table
   std::vector<WallTime> times_;                               // of all checkpoints, in order
   std::vector<std::pair<std::uint64_t, WallTime>> cover_;     // of the chain that is walked, by seq
@@ -522,29 +592,36 @@ class HeldHistory {
   bool held_ = false;
 };
 
+// Nothing: a prune disturbed the look, and can have done what was found.
+Result<std::optional<AuditReport>> Look(AuditSource& source, PruneWatch& watch, const CheckpointSet* checkpoints,
+                                        const AuditVerifyOptions& options, bool last) {
+  MILLRACE_TRY(watch.BeginLook());
+  Verifier verifier(source, watch, checkpoints, options, last);
+  MILLRACE_TRY_ASSIGN(AuditReport report, verifier.Run());
+  if (report.ok) return report;
+  MILLRACE_TRY_ASSIGN(const bool pruned, watch.Pruned());
+  if (!pruned || (last && !verifier.MayBeOfAPrune())) return report;
+  return std::nullopt;
+}
+
 }  // namespace
 
 Result<AuditReport> VerifyAudit(AuditSource& source, const CheckpointSet* checkpoints, const AuditVerifyOptions& options) {
   // A prune between two reads looks like a deletion: then another look is the one that counts. The first one keeps nobody from
-  // pruning, those after it do. No look that a prune disturbed says that something is gone.
+  // pruning, those after it do. No look that a prune disturbed says that something is gone which the prune can have taken.
   constexpr int kLooksMax = 5;
-  for (int look = 1;; ++look) {
+  PruneWatch watch(source, options.key, options.deadline);
+  for (int look = 1; look <= kLooksMax; ++look) {
     const HeldHistory held(source, look > 1, options.deadline);
-    MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> before, source.PrunedChains(options.deadline));
-    Verifier verifier(source, checkpoints, options);
-    Result<AuditReport> report = verifier.Run();
-    if (!report && report.error().code == ErrorCode::kConflict && look < kLooksMax) continue;  // a prune has locked the tables
-    if (!report || report->ok) return report;
-    MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> after, source.PrunedChains(options.deadline));
-    const auto same = [](const PrunedChain& a, const PrunedChain& b) { return a.writer == b.writer && a.number == b.number; };
-    if (std::ranges::equal(before, after, same)) return report;
-    if (look < kLooksMax) continue;
-    if (!verifier.MayBeOfAPrune()) return report;
-    return Fail(ErrorCode::kUnavailable,
-                "rows were pruned during each of {} looks, so that nothing can be said about what is gone: verify when no "
-                "prune goes on",
-                kLooksMax);
+    Result<std::optional<AuditReport>> report = Look(source, watch, checkpoints, options, look == kLooksMax);
+    if (report && *report) return std::move(**report);
+    if (!report && report.error().code != ErrorCode::kConflict) return std::unexpected(std::move(report.error()));
+    // Else rows were pruned, or a prune has locked the tables.
   }
+  return Fail(ErrorCode::kUnavailable,
+              "rows were pruned during each of {} looks, so that nothing can be said about what is gone: verify when no "
+              "prune goes on",
+              kLooksMax);
 }
 
 }  // namespace millrace

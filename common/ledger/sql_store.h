@@ -131,8 +131,9 @@ class SqlStore {
   // AuditSource::HoldHistory and its end.
   virtual Result<bool> HoldHistory(MonoTime deadline) = 0;
   virtual void ReleaseHistory() = 0;
-  // Whether prunes have to wait for such a hold; asks for about 2 s. The statements make a transaction fail (kConflict) when
-  // one is there, and keep new ones waiting until it ends.
+  // Whether prunes have to wait for such a hold; asks for about 2 s, in which somebody else who prunes may come to an end: that
+  // one is no hold. The statements make a transaction fail (kConflict) when either is there, and keep new ones waiting until it
+  // ends.
   virtual Result<bool> HistoryIsHeld(MonoTime deadline) = 0;
   virtual std::vector<Statement> UnlessHistoryIsHeld() const = 0;
   // Whether whole weeks go at once; else a step is bounded by its rows.

@@ -501,6 +501,58 @@ TEST_P(LedgerPruneTest, WhatIsTamperedWithDuringAPruneIsFound) {
   EXPECT_EQ(edited->first_bad->table, "pipeline_version");
 }
 
+// Whoever writes to the database can say that something was pruned. Nobody signed it.
+TEST_P(LedgerPruneTest, WhatNobodySignedHidesNoDeletion) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  for (int week = 0; week < 2; ++week) Finished(*ledger_, hold, Week(week) + 1h);
+  Prune(Before(Week(1)));
+  const bool postgres = GetParam() == LedgerKind::kPostgres;
+  const auto bytes = [&](std::string_view hex) { return (postgres ? "'\\x" : "x'") + std::string(hex) + "'"; };
+  const auto junk = [&](const std::string& writer, int number) {
+    const std::string digest = bytes(std::string(64, '0')), time = postgres ? "now()" : "0";
+    return "insert into pruned (writer, number, through, through_hash, pruned_rows, leaves, before, at, actor, signature, "
+           "audit_writer, audit_seq, audit_index) values (" +
+           writer + ", " + std::to_string(number) + ", 1, " + digest + ", 1, " + digest + ", " + time + ", " + time +
+           ", 'x', " + bytes(std::string(128, '7')) + ", " + writer + ", 1, 0)";
+  };
+  const auto verify = [&](const std::function<std::string(int)>& insert) {
+    DisturbedSource source(*ledger_, [&](int look) { Raw(insert(look)); });
+    source.may_hold = false;
+    return VerifyAudit(source, nullptr, {.key = key_.public_key()});
+  };
+  Raw("delete from outcome where state = 11");
+  const auto deleted = verify([&](int look) { return junk(postgres ? "gen_random_uuid()" : "randomblob(16)", look); });
+  ASSERT_TRUE(deleted) << deleted.error().message;
+  ASSERT_TRUE(deleted->first_bad);
+  EXPECT_EQ(deleted->first_bad->kind, TamperKind::kDelete) << deleted->first_bad->explanation;
+  EXPECT_TRUE(deleted->first_bad->explanation.contains("is gone")) << deleted->first_bad->explanation;
+  const std::string real =
+      "(select max(writer" + std::string(postgres ? "::text)::uuid" : ")") + " from pruned where actor = 'test')";
+  const auto of_real = verify([&](int look) { return junk(real, 1000 + look); });
+  ASSERT_TRUE(of_real) << of_real.error().message;
+  EXPECT_FALSE(of_real->ok);
+}
+
+TEST_P(LedgerPruneTest, SomebodyElseWhoPrunesIsNoVerification) {
+  if (GetParam() != LedgerKind::kPostgres) GTEST_SKIP() << "transactions of SQLite wait for one another";
+  MakePartitions();
+  const ShardHold hold = Own();
+  Finished(*ledger_, hold, Week(0) + 1h);
+  auto other = database_->Connect();
+  ASSERT_TRUE(other->Exec("begin; select pg_advisory_xact_lock(7318349394477059)", In()));
+  const auto step = ledger_->PruneOldest(Before(Week(1)), In());
+  ASSERT_FALSE(step) << "the clock of those who wait for a verification does not start";
+  EXPECT_EQ(step.error().code, ErrorCode::kConflict) << step.error().message;
+  ASSERT_TRUE(other->Exec("rollback; select pg_advisory_lock_shared(7318349394477059)", In()));
+  const auto held = ledger_->PruneOldest(Before(Week(1)), In());
+  ASSERT_TRUE(held) << held.error().message;
+  EXPECT_TRUE(held->waits);
+  ASSERT_TRUE(other->Exec("select pg_advisory_unlock_shared(7318349394477059)", In()));
+  EXPECT_EQ(Prune(Before(Week(1))).rows, kRowsOfAWeek);
+  ExpectSound();
+}
+
 INSTANTIATE_TEST_SUITE_P(Both, LedgerPruneTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),
                          [](const auto& param) { return param.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
 
