@@ -134,6 +134,13 @@ Error PgConnection::Impl::ErrorOf(const PGresult* result) {
   return {ClassifySqlState(state, true), state == "MR001" ? message : "postgres: " + message};
 }
 
+// The server's last word, when it ends the session with it. One that dies in a COMMIT (its disk fails) may have it in its log
+// already, and finds it there when it recovers.
+Error PgConnection::Impl::LastWord(Error error, bool may_commit) const {
+  if (broken) error.code = may_commit ? ErrorCode::kMaybeApplied : ErrorCode::kUnavailable;
+  return error;
+}
+
 Error PgConnection::Impl::Lost(bool may_commit, std::string_view what) {
   broken = true;
   state.clear();
@@ -328,8 +335,7 @@ Result<std::vector<PgResult>> PgConnection::Pipeline(std::span<const PgStatement
   failed_statement_ = batch.failed;
   if (impl.broken) {
     if (!batch.error) return std::unexpected(impl.Lost(batch.may_commit, OneLine(PQerrorMessage(impl.get()))));
-    if (batch.error->code == ErrorCode::kMaybeApplied && !batch.may_commit) batch.error->code = ErrorCode::kUnavailable;
-    return std::unexpected(std::move(*batch.error));
+    return std::unexpected(impl.LastWord(std::move(*batch.error), batch.may_commit));
   }
   MILLRACE_TRY(impl.EndPipeline(batch, deadline));
   if (!batch.error) return std::move(batch.results);
@@ -366,8 +372,7 @@ Result<PgResult> PgConnection::QueryOnce(std::string_view sql, const PgParams& p
     if (*next == nullptr) break;
     const auto status = PQresultStatus(next->get());
     if (status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) {
-      if (!error) error = impl.ErrorOf(next->get());
-      if (impl.broken && error->code == ErrorCode::kMaybeApplied && !may_commit) error->code = ErrorCode::kUnavailable;
+      if (!error) error = impl.LastWord(impl.ErrorOf(next->get()), may_commit);
       continue;
     }
     auto holder = std::make_unique<PgResult::Impl>();
@@ -396,8 +401,7 @@ Result<void> PgConnection::Exec(std::string_view sql, MonoTime deadline) {
     if (status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK || status == PGRES_EMPTY_QUERY || error) continue;
     if (status == PGRES_COPY_IN || status == PGRES_COPY_OUT || status == PGRES_COPY_BOTH)
       return std::unexpected(impl.Lost(may_commit, "COPY is not for Exec"));
-    error = impl.ErrorOf(next->get());
-    if (impl.broken && error->code == ErrorCode::kMaybeApplied && !may_commit) error->code = ErrorCode::kUnavailable;
+    error = impl.LastWord(impl.ErrorOf(next->get()), may_commit);
   }
   if (error) return std::unexpected(std::move(*error));
   return {};

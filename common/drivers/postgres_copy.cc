@@ -55,7 +55,7 @@ Result<std::int64_t> PgConnection::EndCopy(MonoTime deadline) {
     if (PQresultStatus(next->get()) == PGRES_COMMAND_OK)
       rows = std::strtoll(PQcmdTuples(next->get()), nullptr, 10);
     else if (!error)
-      error = impl.ErrorOf(next->get());
+      error = impl.LastWord(impl.ErrorOf(next->get()), true);
   }
   if (error) return std::unexpected(std::move(*error));
   return rows;

@@ -66,6 +66,8 @@ struct PgConnection::Impl {
   Result<PgResultHandle> Next(MonoTime deadline);
   // The error of a failed result, classified; marks the connection broken when the server said FATAL.
   Error ErrorOf(const PGresult* result);
+  // `error` as it is, unless the server ended the session with it: then what was sent may be applied, or cannot be.
+  Error LastWord(Error error, bool may_commit) const;
   // The connection failed or the deadline passed after something was sent.
   Error Lost(bool may_commit, std::string_view what);
 

@@ -137,9 +137,9 @@ Result<void> SqlLedger::VisitRows(const LeafVisitor& visit, MonoTime deadline) {
           part.push_back({AuditWriterId{UuidOf(row[at])}, static_cast<std::uint64_t>(row[at + 1].number), IndexOf(row[at + 2]),
                           row[at + 3].number != 0 ? LeafOf(table, row) : kNoDigest});
           if (part.size() < kPart) return {};
-          MILLRACE_TRY(visit(def.name, part));
+          auto visited = visit(def.name, part);
           part.clear();
-          return {};
+          return visited;
         },
         deadline));
     if (!part.empty()) MILLRACE_TRY(visit(def.name, part));

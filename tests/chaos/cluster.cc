@@ -22,6 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr Millis kServerStart{30'000};
+constexpr Millis kAttempt{3'000};  // of reaching a server that is starting
 constexpr Millis kStopTimeout{20'000};
 constexpr Millis kPoll{50};
 
@@ -137,20 +138,21 @@ Result<void> Cluster::WaitUntilItAnswers(const Member& member) {
   if (member.role != Role::kPostgres && member.role != Role::kRedis) return {};
   const MonoTime deadline = TheClock().Now() + kServerStart;
   while (true) {
+    const MonoTime attempt = std::min(deadline, TheClock().Now() + kAttempt);
     std::string why;
     if (member.role == Role::kPostgres) {
       PgOptions options;
       options.dsn = fmt::format("host=127.0.0.1 port={} user=postgres dbname=postgres", postgres_port_);
-      auto connection = PgConnection::Connect(options, TheClock(), deadline);
+      auto connection = PgConnection::Connect(options, TheClock(), attempt);
       if (connection) return {};
       why = connection.error().message;
     } else {
       redis::Endpoint endpoint;
       endpoint.host = "127.0.0.1";
       endpoint.port = redis_port_;
-      auto client = redis::Connection::Connect(endpoint, {}, deadline);
+      auto client = redis::Connection::Connect(endpoint, {}, attempt);
       if (client) {  // while it reads its append-only file, it accepts connections and answers LOADING
-        const auto pong = client->Call({"PING"}, deadline);
+        const auto pong = client->Call({"PING"}, attempt);
         if (pong && pong->kind == redis::Reply::Kind::kStatus) return {};
         why = pong ? pong->text : pong.error().message;
       } else {

@@ -23,7 +23,7 @@ using testing::TestDatabase;
 // Forwards bytes to the server; the next request after Arm() meets a fault.
 class FaultyProxy {
  public:
-  enum class Fault : int { kNone, kDropRequest, kHalfRequest, kCloseAfterRequest, kSwallowReply, kCount };
+  enum class Fault : int { kNone, kDropRequest, kHalfRequest, kCloseAfterRequest, kSwallowReply, kPanic, kCount };
 
   explicit FaultyProxy(int server_port) : server_port_(server_port) {
     listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -64,7 +64,7 @@ class FaultyProxy {
     const int server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     const sockaddr_in address = Local(server_port_);
     bool open = connect(server, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
-    bool swallow = false;
+    bool swallow = false, panic = false;
     char buffer[1 << 16];
     while (open && !stop.stop_requested()) {
       pollfd p[2] = {{client, POLLIN, 0}, {server, POLLIN, 0}};
@@ -78,15 +78,29 @@ class FaultyProxy {
         open = send(server, buffer, part, MSG_NOSIGNAL) == static_cast<ssize_t>(part);
         if (fault == Fault::kHalfRequest || fault == Fault::kCloseAfterRequest) break;
         swallow |= fault == Fault::kSwallowReply;
+        panic |= fault == Fault::kPanic;
       }
       if (p[1].revents != 0) {
         const ssize_t n = recv(server, buffer, sizeof buffer, 0);
-        if (n <= 0 || swallow) break;
+        if (n > 0 && panic) Panic(client);
+        if (n <= 0 || swallow || panic) break;
         open = send(client, buffer, static_cast<std::size_t>(n), MSG_NOSIGNAL) == n;
       }
     }
     close(server);
     close(client);
+  }
+
+  // What a server says whose log cannot be synced: the transaction may be in it, and is there after its recovery.
+  static void Panic(int client) {
+    std::string fields;
+    for (const std::string_view field : {"SPANIC", "VPANIC", "C58030", "Mcould not fdatasync file: Input/output error"})
+      fields.append(field).push_back('\0');
+    fields.push_back('\0');
+    std::string message = "E";
+    const auto size = htonl(static_cast<std::uint32_t>(fields.size() + 4));
+    message.append(reinterpret_cast<const char*>(&size), 4).append(fields);
+    EXPECT_EQ(send(client, message.data(), message.size(), MSG_NOSIGNAL), static_cast<ssize_t>(message.size()));
   }
 
   int server_port_, listener_ = -1, port_ = 0;
@@ -309,7 +323,7 @@ TEST_F(LedgerFaultTest, EveryKindOfLostAnswerIsResolvedExactly) {
     CommitOne();
     if (HasFatalFailure()) FAIL() << "round " << round << ", fault " << static_cast<int>(fault);
   }
-  EXPECT_EQ(chosen.size(), 5u);
+  EXPECT_EQ(chosen.size(), static_cast<std::size_t>(FaultyProxy::Fault::kCount));
   ExpectExact();
 }
 
