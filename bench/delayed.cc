@@ -252,17 +252,20 @@ class Bench {
   MonoTime next_beat_{};
 };
 
+// The broker keeps the ids of what it accepted for 6 to 12 s, to know a repeated submit (broker/recent_ids.h).
+constexpr Millis kSettled{15'000};
+
 Result<bool> Measure(const Setting& s, std::uint64_t jobs, std::uint64_t due, pid_t broker, pid_t worker) {
   Bench bench(s);
   const WallTime now = bench.clock_.WallNow();
   MILLRACE_TRY(bench.Submit(jobs / 10, "warm", [&](std::uint64_t) { return now; }, false));
   while (bench.others_ < jobs / 10) MILLRACE_TRY(bench.Serve(Millis{20}));
-  MILLRACE_TRY(bench.ServeFor(Millis{3000}));
+  MILLRACE_TRY(bench.ServeFor(kSettled));
   const long broker_before = RssKb(broker), worker_before = RssKb(worker);
   const MonoTime start = bench.clock_.Now();
   MILLRACE_TRY(bench.Submit(jobs, "later", [&](std::uint64_t i) { return now + std::chrono::hours{24} + Micros{i}; }, false));
   const double seconds = static_cast<double>((bench.clock_.Now() - start).count()) / 1e6;
-  MILLRACE_TRY(bench.ServeFor(Millis{3000}));
+  MILLRACE_TRY(bench.ServeFor(kSettled));
   const long broker_after = RssKb(broker), worker_after = RssKb(worker);
   const WallTime first = bench.clock_.WallNow() + Millis{4000};
   MILLRACE_TRY(bench.Submit(due, "due", [&](std::uint64_t i) { return first + kGap * static_cast<std::int64_t>(i); }, true));
