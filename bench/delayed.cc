@@ -252,7 +252,8 @@ class Bench {
   MonoTime next_beat_{};
 };
 
-// The broker keeps the ids of what it accepted for 6 to 12 s, to know a repeated submit (broker/recent_ids.h).
+// The broker keeps the ids of what it accepted for 6 to 12 s, to know a repeated submit, and drops them at the
+// next one (broker/recent_ids.h).
 constexpr Millis kSettled{15'000};
 
 Result<bool> Measure(const Setting& s, std::uint64_t jobs, std::uint64_t due, pid_t broker, pid_t worker) {

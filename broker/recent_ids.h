@@ -1,5 +1,6 @@
 // Which ids came lately: a hint that a submit is repeated, 8 to 32 bytes per id. It may say "seen" of an id that is new (then
-// somebody looks once more than needed), and forgets after one to two periods. Not thread-safe.
+// somebody looks once more than needed), and forgets after one to two periods, when it is next asked. Not
+// thread-safe.
 #pragma once
 
 #include <algorithm>
