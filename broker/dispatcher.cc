@@ -84,6 +84,7 @@ void Dispatcher::On(event::Tick&) {
     if (worker.heard + kLeaseTtl <= now_) silent.push_back(id);
   for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
   for (auto& [id, shard] : shards_) {
+    shard.recent.Forget(now_);
     if (shard.phase != Phase::kReady) continue;
     EndPresumed(shard);
     if (shard.yield_by) continue;

@@ -1,6 +1,5 @@
 // Which ids came lately: a hint that a submit is repeated, 8 to 32 bytes per id. It may say "seen" of an id that is new (then
-// somebody looks once more than needed), and forgets after one to two periods, when it is next asked. Not
-// thread-safe.
+// somebody looks once more than needed), and forgets after one to two periods. Not thread-safe.
 #pragma once
 
 #include <algorithm>
@@ -20,14 +19,18 @@ class RecentIds {
 
   // Whether it was seen; it is now.
   bool Seen(const Uuid& id, MonoTime now) {
-    if (now >= turn_) {
-      older_ = now >= turn_ + period_ ? Set{} : std::exchange(newer_, Set{});
-      newer_ = Set{};
-      turn_ = now + period_;
-    }
+    Forget(now);
     const std::uint64_t key = KeyOf(id);
     return older_.Has(key) || !newer_.Add(key);
   }
+  // What is old goes, and its memory with it. For when nothing is asked.
+  void Forget(MonoTime now) {
+    if (now < turn_) return;
+    older_ = now >= turn_ + period_ ? Set{} : std::exchange(newer_, Set{});
+    newer_ = Set{};
+    turn_ = now + period_;
+  }
+  std::size_t MemoryBytes() const { return (newer_.slots.capacity() + older_.slots.capacity()) * sizeof(std::uint64_t); }
   // For a batch: Seen of each does not wait for memory then.
   void Prefetch(const Uuid& id) const {
     for (const Set* set : {&older_, &newer_})

@@ -532,5 +532,24 @@ TEST(RecentIds, ForgetsAfterTwoPeriods) {
   EXPECT_FALSE(recent.Seen(many.front(), now + 10s));
 }
 
+TEST(RecentIds, GivesItsMemoryBackWhenNothingIsAskedAnyMore) {
+  SeededRandom random(4);
+  FakeClock clock;
+  IdGenerator ids(clock, random);
+  RecentIds recent(1s);
+  MonoTime now{10s};
+  const Uuid first = ids.Next();
+  EXPECT_FALSE(recent.Seen(first, now));
+  for (int i = 0; i < 5000; ++i) recent.Seen(ids.Next(), now);
+  EXPECT_GE(recent.MemoryBytes(), 5000 * sizeof(std::uint64_t));
+  recent.Forget(now + 900ms);
+  recent.Forget(now + 1100ms);
+  EXPECT_GE(recent.MemoryBytes(), 5000 * sizeof(std::uint64_t)) << "one period is kept";
+  EXPECT_TRUE(recent.Seen(first, now + 1500ms));
+  recent.Forget(now + 2200ms);
+  recent.Forget(now + 3300ms);
+  EXPECT_EQ(recent.MemoryBytes(), 0u);
+}
+
 }  // namespace
 }  // namespace millrace
