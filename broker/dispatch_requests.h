@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -116,6 +117,15 @@ struct Pass {  // a claim of entries that come in with the same operation, and g
   std::vector<Claimed> jobs;  // as many as were asked for
 };
 
+// Of jobs that wait in the ready buffer: what the queue is to be told of them.
+struct Puts {
+  std::vector<QueueEntry> passed;    // come in, and go straight into flight
+  std::vector<Pass> passes;          // start when it has done so
+  std::vector<QueueEntry> paged;     // go back to their lines, after that
+  std::uint64_t sent = 0;            // operations that put something in, ever
+  std::deque<QueueOpId> unanswered;  // the latest of them
+};
+
 struct Op {
   QueueOpId id;
   ShardHold hold;
@@ -127,6 +137,7 @@ struct Op {
   std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
   std::vector<Pass> passes = {};                          // kPlain: started with it
   std::size_t accept_rows = 0, accept_bytes = 0;
+  bool put = false;  // kPlain: an Enqueue
 };
 
 }  // namespace dispatch

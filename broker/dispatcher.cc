@@ -8,6 +8,11 @@
 #include "common/base/check.h"
 
 namespace millrace {
+namespace {
+
+constexpr int kPlanRoundsMax = 4;  // of one flush: what was planned for nothing makes room for another job
+
+}  // namespace
 
 Dispatcher::Dispatcher(DispatcherOptions options) : options_(std::move(options)) {
   MILLRACE_CHECK(options_.random != nullptr, "the dispatcher needs a source of randomness");
@@ -28,9 +33,10 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   ReleaseYielded();
   ResumeRequests();
   if (stopping_ && Idle()) LeaveAll();
-  if (plan_needed_) {
+  for (int round = 0; plan_needed_ && round < kPlanRoundsMax; ++round) {
     GrantFences();
     Plan();
+    ServeBuffered();
   }
   EmitPieces(out);
   EmitQueue(out);
@@ -100,12 +106,14 @@ void Dispatcher::On(event::Tick&) {
   if (next_reach_look_ <= now_) {
     next_reach_look_ = now_ + kReachInterval;
     LookForUnserved();
+    PageOutOld();
   }
   RetryParked();
 }
 
 void Dispatcher::On(event::StopRequested&) {
   stopping_ = true;
+  for (auto& [id, shard] : shards_) PageOut(shard);
   RetryParked();
 }
 
@@ -136,6 +144,9 @@ void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string&
   }
   if (!spec.run) entry.body = EncodeEntry(spec, counters, line, check);
   shard.budgets.Enqueued(line.org, line.queue, spec.payload.size());
+  if (line.durability == Durability::kRedis && !check && !(run_at && *run_at > wall_) &&
+      Buffer(shard, entry, at_hand, counters, front))
+    return AddReady(shard, name, 1);
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
     shard.next_due = shard.next_due ? std::min(*shard.next_due, *run_at) : *run_at;
@@ -198,17 +209,24 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     if (!shard.requeue.empty())
       Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.requeue, {})}, Op::Kind::kPlain,
               out);
-    if (!shard.enqueue.empty()) {
-      queue_op::Enqueue put{.shard = s, .epoch = e, .entries = {}};
-      auto passes = TakePasses(shard, put.passed);
+    if (!shard.enqueue.empty() || !shard.puts.passed.empty()) {
+      queue_op::Enqueue put{.shard = s, .epoch = e, .entries = {}, .passed = std::exchange(shard.puts.passed, {})};
+      auto passes = std::exchange(shard.puts.passes, {});
+      std::ranges::move(TakePasses(shard, put.passed), std::back_inserter(passes));
       put.entries = std::exchange(shard.enqueue, {});
       shard.enqueue_jobs.clear();
       Execute(shard, std::move(put), Op::Kind::kPlain, out);
+      ++shard.puts.sent;
+      shard.puts.unanswered.push_back(ops_.back().id);
+      ops_.back().put = true;
       ops_.back().passes = std::move(passes);
       ops_.back().submits = std::exchange(shard.enqueue_submits, {});
       ops_.back().accept_rows = std::exchange(shard.enqueue_rows, 0);
       ops_.back().accept_bytes = std::exchange(shard.enqueue_bytes, 0);
     }
+    if (!shard.puts.paged.empty())
+      Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.puts.paged, {})},
+              Op::Kind::kPlain, out);
     if (std::exchange(shard.take_again, false)) Execute(shard, queue_op::Take{.shard = s, .epoch = e}, Op::Kind::kTake, out);
     if (shard.yield_by) continue;
     if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && *shard.next_due <= wall_) {

@@ -34,6 +34,7 @@
 #include "broker/line_index.h"
 #include "broker/lines.h"
 #include "broker/queue_budgets.h"
+#include "broker/ready_buffer.h"
 #include "broker/recent_ids.h"
 #include "broker/recent_tokens.h"
 #include "broker/removals.h"
@@ -129,6 +130,7 @@ class Dispatcher {
     std::vector<QueueEntry> enqueue, requeue;
     std::vector<dispatch::Claimed> enqueue_jobs;  // of `enqueue`, one each; without a spec where it is not at hand
     std::vector<JobId> finish;
+    dispatch::Puts puts;
     std::unordered_map<std::string, std::uint32_t> claiming;  // claims under way of each line
     std::vector<std::shared_ptr<Submit>> enqueue_submits;     // of kept lines, answered with `enqueue`
     std::size_t enqueue_rows = 0, enqueue_bytes = 0;
@@ -309,9 +311,19 @@ class Dispatcher {
   bool SpareCredit(const Shard& shard, std::optional<WallTime> run_at);
   static bool Claiming(const Shard& shard, const std::string& line);
   std::vector<dispatch::Pass> TakePasses(Shard& shard, std::vector<QueueEntry>& passed);
-  void OnPassed(const Op& op, dispatch::Pass& pass);
+  void OnPassed(const ShardHold& hold, dispatch::Pass& pass);
   bool StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool suspect, Check& doubtful);
   void ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful);
+
+  // Ready jobs in memory: dispatcher_buffer.cc
+  bool MayBuffer(const Shard& shard, const JobSpec& spec) const;
+  bool Buffer(Shard& shard, QueueEntry& entry, const std::shared_ptr<const JobSpec>& spec, const Counters& counters,
+              bool front);
+  void ServeBuffered();
+  void HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs);
+  void PageOut(Shard& shard, const std::string& line);
+  void PageOut(Shard& shard);
+  void PageOutOld();
 
   // What time ends: dispatcher_expiry.cc
   void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
@@ -349,6 +361,7 @@ class Dispatcher {
 
   ShardTable<Shard> shards_;
   LineIndex lines_;
+  ReadyBuffer buffer_;
   LineMemo line_memo_, ended_memo_;
   IdMap<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;

@@ -28,7 +28,8 @@ void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit
   const bool check = seen || before_us || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   const std::optional<WallTime> run_at = spec.run_at;
-  const auto at_hand = AtHand(shard, spec, run_at);
+  const auto at_hand =
+      !check && MayBuffer(shard, spec) ? std::make_shared<const JobSpec>(std::move(spec)) : AtHand(shard, spec, run_at);
   EnqueueKept(shard, at_hand ? *at_hand : spec, run_at, false, check, at_hand);
 }
 
@@ -180,7 +181,7 @@ bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> sp
     return true;
   }
   if (kept)
-    EnqueueKept(shard, *spec, std::nullopt, true, check);
+    EnqueueKept(shard, *spec, std::nullopt, true, check, spec);
   else
     Enqueue(shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
   return false;

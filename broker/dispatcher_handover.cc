@@ -21,6 +21,7 @@ void Dispatcher::On(event::YieldShard& e) {
   Shard* shard = Current(e.hold);
   if (shard == nullptr || shard->yield_by) return;
   LogInfo("shard {}: epoch {} is handed to another broker", e.hold.shard.value(), e.hold.epoch.value());
+  PageOut(*shard);
   shard->yield_by = now_ + kYieldBudget;
   lines_.DropShard(e.hold.shard);
 }
@@ -31,7 +32,8 @@ void Dispatcher::ReleaseYielded() {
     if (!shard.yield_by) continue;
     const auto of_it = [&](const auto& item) { return item.hold == shard.hold; };
     const bool busy = std::ranges::any_of(ops_, of_it) || !shard.checks.empty() || !shard.enqueue.empty() ||
-                      !shard.requeue.empty() || !shard.finish.empty() ||
+                      !shard.requeue.empty() || !shard.finish.empty() || !shard.puts.passed.empty() ||
+                      !shard.puts.paged.empty() ||
                       std::ranges::any_of(pieces_, [&](const auto& piece) { return of_it(piece.second); });
     // What is then still on its way is treated as at any other loss: its outcome is not known.
     if (busy && now_ < *shard.yield_by) continue;
@@ -139,8 +141,7 @@ void Dispatcher::EndPresumed(Shard& shard) {
   const std::string why = shard.unbroken_since == shard.hold.epoch
                               ? "a former broker had delivered it, and the queue was restarted since"
                               : "no worker says that it runs it, after its shard changed its owner";
-  for (auto it = lost.rbegin(); it != lost.rend(); ++it)  // each goes to the front of its line: the oldest last
-    Lose(*it, why);
+  for (const JobId& id : lost) Lose(id, why);  // they go to the front of their lines together, in this order
 }
 
 void Dispatcher::OnOrphans(const wire::PeerId& peer, const wire::Orphans& m) {

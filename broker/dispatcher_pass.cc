@@ -92,10 +92,10 @@ std::vector<dispatch::Pass> Dispatcher::TakePasses(Shard& shard, std::vector<Que
   return passes;
 }
 
-void Dispatcher::OnPassed(const Op& enqueued, dispatch::Pass& pass) {
-  Shard& shard = *Current(enqueued.hold);
+void Dispatcher::OnPassed(const ShardHold& hold, dispatch::Pass& pass) {
+  Shard& shard = *Current(hold);
   Op op{.id = {},
-        .hold = enqueued.hold,
+        .hold = hold,
         .line = std::move(pass.plan.line),
         .key = std::move(pass.plan.key),
         .total = pass.plan.total,
@@ -136,7 +136,7 @@ bool Dispatcher::StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool 
 
 void Dispatcher::ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful) {
   lines_.GiveBack(op.key, op.total - started - doubtful.claimed.size(), now_);
-  plan_needed_ = true;
+  if (started < op.total) plan_needed_ = true;
   if (doubtful.claimed.empty()) return;
   doubtful.key = std::move(op.key);
   doubtful.split = std::move(op.split);

@@ -29,6 +29,7 @@ bool Dispatcher::Left(Shard& shard, JobId job) {
 // came.
 bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t number, const std::vector<ItemState>& states) {
   const OrgId org = request.message.org;
+  std::unordered_set<JobId> searched;
   for (std::size_t i = 0; i < states.size(); ++i) {
     const JobId id{request.message.items[i].id};
     if (states[i].known || states[i].of_run || request.message.items[i].is_run || !shard.kept_seen) continue;
@@ -36,8 +37,10 @@ bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t 
     if (request.searched.contains(id) || !shard.wanted.Add(id, org, number)) continue;
     request.searched.insert(id);
     shard.removals.Search(org, id);
+    searched.insert(id);
     ++request.searching;
   }
+  HandOverBuffered(shard, searched);
   for (std::size_t i = 0; i < states.size(); ++i)  // an entry of an earlier state of the store
     if (const JobId id{request.message.items[i].id}; states[i].known && request.found.erase(id) > 0) {
       shard.settling.erase(id);

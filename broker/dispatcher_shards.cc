@@ -82,6 +82,7 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
   if (shard.phase >= Phase::kTaking) LogInfo("shard {}: epoch {} is over: {}", id.value(), shard.hold.epoch.value(), reason);
   FailKept(shard);
   lines_.DropShard(id);
+  buffer_.DropShard(id);
   const ShardHold hold = shard.hold;
   shard = Shard{};
   shard.hold = hold;
@@ -277,7 +278,8 @@ void Dispatcher::On(event::QueueReplies& e) {
     switch (op.kind) {
       case Op::Kind::kTake: OnTaken(op, *result); break;
       case Op::Kind::kPlain:
-        for (dispatch::Pass& pass : op.passes) OnPassed(op, pass);
+        if (op.put) shard->puts.unanswered.pop_front();
+        for (dispatch::Pass& pass : op.passes) OnPassed(op.hold, pass);
         break;
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;

@@ -252,7 +252,7 @@ void Dispatcher::LoseWorker(WorkerId id, const std::string& why) {
   if (it == workers_.end()) return;
   std::vector<JobId> lost;
   for (const Lease* lease : it->second.leases) lost.push_back(lease->spec->id);
-  std::ranges::sort(lost, std::greater{});  // each goes to the front of its line: the oldest last
+  std::ranges::sort(lost);  // they go to the front of their lines together, in this order
   LogInfo("worker {}: gone ({}), {} jobs start elsewhere", it->second.name, why, lost.size());
   for (const JobId& job : lost) Lose(job, why);
   workers_.erase(id);

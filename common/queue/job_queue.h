@@ -74,7 +74,7 @@ struct Finish {  // out of flight for ever; unknown ids are ignored
   Epoch epoch;
   std::vector<JobId> ids;
 };
-struct Requeue {  // out of flight; back to the FRONT of its line (it was there before), or scheduled
+struct Requeue {  // out of flight; back to the FRONT of their lines (they were there before), the first one first; or scheduled
   ShardId shard;
   Epoch epoch;
   std::vector<QueueEntry> entries;

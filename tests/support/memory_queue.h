@@ -105,10 +105,10 @@ class MemoryQueue final : public JobQueue {
   }
   Result<QueueReply> Apply(const queue_op::Requeue& op) {
     MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
-    for (const QueueEntry& entry : op.entries) {
-      shard->in_flight.erase(entry.id);
-      shard->kept.erase(entry.id);
-      Put(*shard, entry, true);
+    for (auto entry = op.entries.rbegin(); entry != op.entries.rend(); ++entry) {
+      shard->in_flight.erase(entry->id);
+      shard->kept.erase(entry->id);
+      Put(*shard, *entry, true);
     }
     return QueueReply{};
   }

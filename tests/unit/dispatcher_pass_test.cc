@@ -74,18 +74,18 @@ TEST_F(DispatcherPassTest, BothClassesOfAWholeBatchGoInOrder) {
 
 TEST_F(DispatcherPassTest, WhatFindsNoCreditWaitsBehind) {
   Hello("w", 5);
-  std::vector<JobSpec> jobs = Jobs(8, true);
+  std::vector<JobSpec> jobs = Jobs(8, false);
   Submit(jobs);
   EXPECT_EQ(Since(), (Ways{.passed = 5, .put = 3}));
   ExpectDepth(3, 5);
-  const std::vector<JobSpec> later = Jobs(2, true);
+  const std::vector<JobSpec> later = Jobs(2, false);
   Submit(later);
   EXPECT_EQ(Since(), (Ways{.put = 2}));
   jobs.insert(jobs.end(), later.begin(), later.end());
   End(0, AttemptEnd::kSucceeded, true, 100);
   EXPECT_EQ(Since(), (Ways{.claims = 1}));
   EXPECT_EQ(Granted(), IdsOf(jobs)) << "in the order of their submits";
-  Submit(Jobs(1, true));
+  Submit(Jobs(1, false));
   EXPECT_EQ(Since(), (Ways{.passed = 1})) << "the line is empty again";
 }
 
@@ -153,7 +153,7 @@ TEST_F(DispatcherPassTest, OtherLinesPassWhileOneWaits) {
   Hello("w", 10);
   queue_.claim_max = 1;
   hold_replies_ = true;
-  Submit(Jobs(12, true));  // ten pass, two wait
+  Submit(Jobs(12, false));  // ten pass, two wait
   EXPECT_EQ(Since(), (Ways{.passed = 10, .put = 2}));
   LetRepliesThrough();
   Hello("x", 10);
@@ -249,7 +249,7 @@ TEST_F(DispatcherPassTest, LimitsHold) {
   Settle();
   Hello("w", 10);
   executed_.clear();
-  const std::vector<JobSpec> jobs = Jobs(4, true);
+  const std::vector<JobSpec> jobs = Jobs(4, false);
   Submit(jobs);
   EXPECT_EQ(Since(), (Ways{.passed = 2, .put = 2}));
   End(0, AttemptEnd::kSucceeded);

@@ -1,0 +1,125 @@
+// Ready jobs of `durability: redis` that wait here and not in their lines (ready_buffer.h). To everyone who counts them they
+// are entries like others: the line index, the budgets and the limits know of no difference. Only where one is taken out by
+// name or by claim do both places have to be looked at, this one first.
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "broker/entry_codec.h"
+
+namespace millrace {
+namespace {
+
+// Of what was planned, the first `n`: the plan keeps the rest.
+ClaimPlan SplitOff(ClaimPlan& plan, std::uint32_t n) {
+  if (n == plan.total) return std::exchange(plan, {});
+  ClaimPlan first{.shard = plan.shard, .line = plan.line, .key = plan.key, .total = n, .split = {}};
+  plan.total -= n;
+  auto share = plan.split.begin();
+  for (; n > 0; ++share) {
+    const std::uint32_t taken = std::min(n, share->second);
+    first.split.emplace_back(share->first, taken);
+    n -= taken;
+    share->second -= taken;
+    if (share->second > 0) break;
+  }
+  plan.split.erase(plan.split.begin(), share);
+  return first;
+}
+
+// Where what is to start with the answer to that put has to wait. REQUIRES: it is not answered.
+std::vector<dispatch::Pass>& PassesOf(dispatch::Puts& puts, std::deque<dispatch::Op>& ops, std::uint64_t put) {
+  if (put > puts.sent) return puts.passes;
+  const QueueOpId op = puts.unanswered[puts.unanswered.size() - 1 - (puts.sent - put)];
+  return ops[op.value() - ops.front().id.value()].passes;
+}
+
+}  // namespace
+
+// Whether it is worth keeping a job that comes now. Without a worker it may be long until it starts.
+bool Dispatcher::MayBuffer(const Shard& shard, const JobSpec& spec) const {
+  return shard.phase == Phase::kReady && !shard.yield_by && !stopping_ && !workers_.empty() &&
+         buffer_.Room(spec.payload.size());
+}
+
+// True: the job waits here. Its line must have nothing that is older and waits in the queue, nor may get it: what is promoted
+// goes ahead of what comes now, and a claim under way may leave some of its entries in the line.
+bool Dispatcher::Buffer(Shard& shard, QueueEntry& entry, const std::shared_ptr<const JobSpec>& spec, const Counters& counters,
+                        bool front) {
+  if (!spec || entry.expires_at || !MayBuffer(shard, *spec)) return false;
+  const ShardId id = shard.hold.shard;
+  if (!front && (shard.promoting || lines_.Ready(id, entry.line) != buffer_.Count(id, entry.line) ||
+                 shard.suspects.contains(entry.line) || Claiming(shard, entry.line)))
+    return false;
+  buffer_.Push(id, entry.line,
+               {.job = {.spec = spec, .counters = counters}, .put = front ? 0 : shard.puts.sent + 1, .since = now_}, front);
+  if (!front) shard.puts.passed.push_back(std::move(entry));  // else the queue has it in flight already
+  return true;
+}
+
+// What this flush has planned for lines that have something here.
+void Dispatcher::ServeBuffered() {
+  if (claims_.empty() || buffer_.Empty()) return;
+  claim_of_.clear();
+  std::vector<ClaimPlan> plans = std::exchange(claims_, {});
+  for (ClaimPlan& plan : plans) {
+    Shard& shard = shards_.at(plan.shard);
+    std::vector<ReadyBuffer::Job> jobs = buffer_.Take(plan.shard, plan.line, plan.total);
+    const std::uint64_t answered = shard.puts.sent - shard.puts.unanswered.size();
+    for (std::size_t i = 0; i < jobs.size();) {
+      const std::uint64_t put = jobs[i].put <= answered ? 0 : jobs[i].put;
+      dispatch::Pass pass;
+      for (; i < jobs.size() && (jobs[i].put <= answered ? 0 : jobs[i].put) == put; ++i)
+        pass.jobs.push_back(std::move(jobs[i].job));
+      pass.plan = SplitOff(plan, static_cast<std::uint32_t>(pass.jobs.size()));
+      if (put > 0) {
+        PassesOf(shard.puts, ops_, put).push_back(std::move(pass));
+        continue;
+      }
+      for (const auto& [worker, n] : pass.plan.split) Release(worker, n);
+      OnPassed(shard.hold, pass);
+    }
+    if (plan.total > 0) claims_.push_back(std::move(plan));
+  }
+}
+
+// Somebody looks for these jobs, and has looked here before they can be claimed.
+void Dispatcher::HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs) {
+  if (jobs.empty() || buffer_.Empty()) return;
+  const ShardId id = shard.hold.shard;
+  const auto wanted = [&](const JobSpec& spec) { return jobs.contains(spec.id) && shard.wanted.Seeker(spec.id, spec.org); };
+  for (auto& [line, found] : buffer_.TakeIf(id, wanted)) {
+    const JobSpec& spec = *found.job.spec;
+    lines_.Forget(id, line, 1, now_);
+    line_memo_.Find(spec, Durability::kRedis);
+    shard.budgets.Claimed(spec.org, line_memo_.key().queue, spec.payload.size());
+    HandOver(shard, {.spec = spec, .counters = found.job.counters, .check = false});
+  }
+}
+
+// Back to the front of their line.
+void Dispatcher::PageOut(Shard& shard, const std::string& line) {
+  for (const ReadyBuffer::Job& waiting : buffer_.Take(shard.hold.shard, line, SIZE_MAX)) {
+    const JobSpec& spec = *waiting.job.spec;
+    line_memo_.Find(spec, Durability::kRedis);
+    shard.puts.paged.push_back({.id = spec.id,
+                                .line = line,
+                                .body = EncodeEntry(spec, waiting.job.counters, line_memo_.key()),
+                                .run_at = {},
+                                .expires_at = {}});
+  }
+}
+
+void Dispatcher::PageOut(Shard& shard) {
+  if (buffer_.Empty()) return;
+  for (const auto& [id, line] : buffer_.LinesOf(shard.hold.shard)) PageOut(shard, line);
+}
+
+// Of a queue that is paused or at its limit, or that nobody serves.
+void Dispatcher::PageOutOld() {
+  if (buffer_.Empty()) return;
+  for (const auto& [id, line] : buffer_.LinesBefore(now_ - kBufferedAgeMax)) PageOut(shards_.at(id), line);
+}
+
+}  // namespace millrace

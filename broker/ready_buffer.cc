@@ -1,0 +1,85 @@
+#include "broker/ready_buffer.h"
+
+#include <algorithm>
+
+#include "common/base/check.h"
+
+namespace millrace {
+
+std::size_t ReadyBuffer::Count(ShardId shard, std::string_view line) const {
+  if (jobs_ == 0) return 0;
+  const auto it = lines_.find(std::pair{shard, line});
+  return it == lines_.end() ? 0 : it->second.count;
+}
+
+void ReadyBuffer::Push(ShardId shard, const std::string& name, Job job, bool front) {
+  MILLRACE_CHECK(job.job.spec != nullptr, "line '{}': a job without its specification", name);
+  auto it = Find(shard, name);
+  if (it == lines_.end()) it = lines_.emplace(LineName{shard, name}, Line{}).first;
+  Line& line = it->second;
+  ++jobs_;
+  bytes_ += job.job.spec->payload.size();
+  std::uint32_t at = static_cast<std::uint32_t>(nodes_.size());
+  if (free_.empty()) {
+    nodes_.emplace_back();
+  } else {
+    at = free_.back();
+    free_.pop_back();
+  }
+  Node& node = nodes_[at];
+  node.job = std::move(job);
+  node.next = front ? line.front : kNone;
+  node.previous = front ? kNone : line.back;
+  std::uint32_t& before = node.previous == kNone ? line.front : nodes_[node.previous].next;
+  std::uint32_t& after = node.next == kNone ? line.back : nodes_[node.next].previous;
+  before = after = at;
+  ++line.count;
+}
+
+ReadyBuffer::Job ReadyBuffer::Unlink(Line& line, std::uint32_t at) {
+  Node& node = nodes_[at];
+  (node.previous == kNone ? line.front : nodes_[node.previous].next) = node.next;
+  (node.next == kNone ? line.back : nodes_[node.next].previous) = node.previous;
+  --line.count;
+  --jobs_;
+  bytes_ -= node.job.job.spec->payload.size();
+  free_.push_back(at);
+  return std::exchange(node.job, {});
+}
+
+std::vector<ReadyBuffer::Job> ReadyBuffer::Take(ShardId shard, std::string_view name, std::size_t most) {
+  std::vector<Job> jobs;
+  if (jobs_ == 0) return jobs;
+  const auto it = Find(shard, name);
+  if (it == lines_.end()) return jobs;
+  Line& line = it->second;
+  jobs.reserve(std::min<std::size_t>(most, line.count));
+  while (line.count > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.front));
+  if (line.count == 0) lines_.erase(it);
+  return jobs;
+}
+
+std::vector<ReadyBuffer::LineName> ReadyBuffer::LinesOf(ShardId shard) const {
+  std::vector<LineName> names;
+  for (const auto& [name, line] : lines_)
+    if (name.first == shard) names.push_back(name);
+  std::ranges::sort(names);
+  return names;
+}
+
+std::vector<ReadyBuffer::LineName> ReadyBuffer::LinesBefore(MonoTime before) const {
+  std::vector<LineName> names;
+  for (const auto& [name, line] : lines_)
+    if (nodes_[line.front].job.since < before) names.push_back(name);
+  std::ranges::sort(names);
+  return names;
+}
+
+void ReadyBuffer::DropShard(ShardId shard) {
+  for (const LineName& name : LinesOf(shard)) Take(shard, name.second, SIZE_MAX);
+  if (jobs_ > 0) return;
+  nodes_ = {};
+  free_ = {};
+}
+
+}  // namespace millrace

@@ -1,0 +1,389 @@
+// Ready jobs of `durability: redis` that wait in the owner's memory: which do, that they start like all others, and that
+// whoever looks for one, or takes the shard, finds it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <deque>
+
+#include "tests/support/dispatcher_fixture.h"
+
+namespace millrace {
+namespace {
+
+class DispatcherBufferTest : public testing::DispatcherTest {
+ protected:
+  JobSpec Kept(int priority = kPriorityDefault, OrgId org = kDefaultOrg) {
+    JobSpec job = Job(priority);
+    job.org = org;
+    job.options.durability = Durability::kRedis;
+    return job;
+  }
+  std::vector<JobSpec> Jobs(std::size_t n) {
+    std::vector<JobSpec> jobs;
+    while (jobs.size() < n) jobs.push_back(Kept());
+    return jobs;
+  }
+  std::vector<JobId> Granted() const {
+    std::vector<JobId> ids;
+    for (const auto& [peer, job] : grants_) ids.push_back(job.id);
+    return ids;
+  }
+  static std::vector<JobId> IdsOf(const std::vector<JobSpec>& jobs) {
+    std::vector<JobId> ids;
+    for (const JobSpec& job : jobs) ids.push_back(job.id);
+    return ids;
+  }
+  void LetRepliesThrough() {
+    hold_replies_ = false;
+    Handle(std::exchange(held_, {}));
+    Settle();
+  }
+  void ExpectDepth(std::uint64_t ready, std::uint64_t in_flight) {
+    const auto depth = *queue_.Depth(ShardId{0});
+    EXPECT_EQ(std::pair(depth.ready, depth.in_flight), std::pair(ready, in_flight));
+  }
+  void Cancel(std::uint64_t request, const JobSpec& job, OrgId org = kDefaultOrg) {
+    Handle(event::FromClient{
+        .peer = "c",
+        .message = wire::Cancel{
+            .request = request, .org = org, .items = {{.id = job.id.uuid, .is_run = false}}, .actor = "cli me", .reason = {}}});
+    Settle();
+  }
+  std::optional<CancelEffect> Effect(std::uint64_t request) {
+    for (const wire::Message& message : client_)
+      if (const auto* reply = std::get_if<wire::CancelReply>(&message); reply != nullptr && reply->request == request)
+        return reply->items.at(0).effect;
+    return std::nullopt;
+  }
+  void Pause(bool paused) {  // the queue "default"
+    QueueSettings settings;
+    settings.queue = "default";
+    settings.revision = revision_++;
+    settings.paused = paused;
+    Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = settings, .actor = "t"}});
+    Settle();
+  }
+
+  std::int64_t revision_ = 0;
+};
+
+TEST_F(DispatcherBufferTest, OneThatWaitsStartsWithoutAnotherRoundTrip) {
+  Hello("w", 1);
+  const std::vector<JobSpec> jobs = Jobs(3);
+  Submit(jobs);
+  ExpectDepth(0, 3);
+  ASSERT_EQ(Granted(), IdsOf({jobs[0]}));
+  hold_replies_ = true;  // the queue says nothing from here on
+  Beat("w", 3);
+  EXPECT_EQ(Granted(), IdsOf(jobs)) << "in the order of their submits";
+}
+
+TEST_F(DispatcherBufferTest, NoneStartsBeforeTheQueueHasIt) {
+  Hello("w", 1);
+  hold_replies_ = true;
+  std::vector<JobSpec> jobs = Jobs(2);
+  Submit(jobs);
+  jobs.push_back(Kept());
+  Submit({jobs.back()});
+  Beat("w", 10);  // promised to it by now
+  EXPECT_TRUE(grants_.empty());
+  EXPECT_EQ(Last<wire::SubmitReply>(), nullptr);
+  LetRepliesThrough();
+  EXPECT_EQ(Granted(), IdsOf(jobs));
+}
+
+TEST_F(DispatcherBufferTest, OfTwoPutsTheFirstIsAnsweredTheSecondWaitsForItsOwn) {
+  Hello("w", 0);
+  std::vector<JobSpec> jobs = Jobs(2);
+  Submit(jobs);
+  hold_replies_ = true;
+  jobs.push_back(Kept());
+  Submit({jobs.back()});
+  Beat("w", 10);
+  EXPECT_EQ(Granted(), IdsOf({jobs[0], jobs[1]}));
+  LetRepliesThrough();
+  EXPECT_EQ(Granted(), IdsOf(jobs));
+}
+
+TEST_F(DispatcherBufferTest, WithoutAWorkerItWaitsInItsLine) {
+  const std::vector<JobSpec> jobs = Jobs(3);
+  Submit(jobs);
+  ExpectDepth(3, 0);
+  Hello("w", 10);
+  EXPECT_EQ(Granted(), IdsOf(jobs));
+}
+
+TEST_F(DispatcherBufferTest, NobodyOvertakesWhatWaitsInTheQueue) {
+  std::vector<JobSpec> jobs = Jobs(3);
+  Submit(jobs);
+  Hello("w", 1);
+  for (const JobSpec& later : Jobs(2)) {
+    Submit({later});
+    jobs.push_back(later);
+  }
+  ExpectDepth(4, 1);
+  const JobSpec other_line = Kept(kPriorityDefault + 1);
+  Submit({other_line});
+  ExpectDepth(4, 2);
+  Beat("w", 100);
+  std::vector<JobId> granted = Granted();
+  EXPECT_EQ(std::erase(granted, other_line.id), 1U);
+  EXPECT_EQ(granted, IdsOf(jobs));
+}
+
+TEST_F(DispatcherBufferTest, WhatExpiresOrIsDueLaterOrWasSeenBeforeWaitsInTheQueue) {
+  Hello("w", 0);
+  JobSpec expiring = Kept(), later = Kept(), job = Kept();
+  expiring.options.deadline = clock_.WallNow() + 1h;
+  later.run_at = clock_.WallNow() + 1h;
+  Submit({job});
+  ExpectDepth(0, 1);
+  Submit({expiring});
+  Submit({later});
+  Submit({job});  // a repeated submit
+  ExpectDepth(2, 1);
+  EXPECT_EQ(queue_.Depth(ShardId{0})->scheduled, 1U);
+  Beat("w", 10);
+  EXPECT_EQ(Granted(), IdsOf({job, expiring}));
+}
+
+TEST_F(DispatcherBufferTest, WhatDoesNotFitWaitsInTheQueueAndComesAfter) {
+  Hello("w", 0);
+  std::vector<JobSpec> jobs;
+  while (jobs.size() < kBufferedJobsMax + 700) {
+    const std::vector<JobSpec> batch = Jobs(500);
+    Submit(batch);
+    jobs.insert(jobs.end(), batch.begin(), batch.end());
+  }
+  ExpectDepth(jobs.size() - kBufferedJobsMax, kBufferedJobsMax);
+  JobSpec large = Kept(kPriorityDefault + 1);
+  large.payload.assign(kBufferedPayloadMax + 1, 'x');
+  Submit({large});
+  ExpectDepth(jobs.size() - kBufferedJobsMax + 1, kBufferedJobsMax);
+  Beat("w", 10'000);
+  EXPECT_EQ(grants_.size(), 10'000U);
+  const JobSpec last = Kept();
+  Submit({last});  // there is room again, but not before those that wait in the queue
+  Beat("w", 100'000);
+  jobs.push_back(last);
+  jobs.push_back(large);
+  EXPECT_EQ(Granted(), IdsOf(jobs));
+}
+
+TEST_F(DispatcherBufferTest, ACancelFindsItAndSoDoesNoOtherOrg) {
+  constexpr OrgId kOther{77};
+  Hello("w", 0);
+  const JobSpec first = Kept(), second = Kept(), third = Kept();
+  Submit({first, second, third});
+  Cancel(5, second, kOther);
+  EXPECT_EQ(Effect(5), CancelEffect::kUnknown);
+  Cancel(6, second);
+  EXPECT_EQ(Effect(6), CancelEffect::kCancelled);
+  EXPECT_EQ(Outcome(second), JobState::kCancelled);
+  ExpectDepth(0, 2);
+  Beat("w", 10);
+  EXPECT_EQ(Granted(), IdsOf({first, third}));
+  for (std::size_t i = 0; i < 2; ++i) End(i, AttemptEnd::kSucceeded);
+  ExpectDepth(0, 0);
+  EXPECT_TRUE(dispatcher_.Idle());
+}
+
+TEST_F(DispatcherBufferTest, OneThatIsCancelledBeforeItsPutIsAnsweredDoesNotStart) {
+  Hello("w", 1);
+  hold_replies_ = true;
+  const std::vector<JobSpec> jobs = Jobs(2);  // one is to start with the answer, one waits
+  Submit(jobs);
+  Cancel(5, jobs[0]);
+  Cancel(6, jobs[1]);
+  Beat("w", 10);
+  LetRepliesThrough();
+  EXPECT_TRUE(grants_.empty());
+  EXPECT_EQ(Effect(5), CancelEffect::kCancelled);
+  EXPECT_EQ(Effect(6), CancelEffect::kCancelled);
+  ExpectDepth(0, 0);
+  Submit(Jobs(10));
+  EXPECT_EQ(grants_.size(), 10U) << "nothing of its credit is lost";
+}
+
+TEST_F(DispatcherBufferTest, AWorkerThatGoesBeforeTheAnswerLeavesTheOrderAsItWas) {
+  Hello("w", 2);
+  hold_replies_ = true;
+  const std::vector<JobSpec> jobs = Jobs(4);
+  Submit(jobs);
+  Hello("v", 0);
+  Handle(event::FromWorker{.peer = "w", .message = wire::Goodbye{.worker = workers_["w"]}});
+  LetRepliesThrough();
+  EXPECT_TRUE(grants_.empty());
+  Beat("v", 10);
+  std::vector<JobId> granted = Granted();
+  ASSERT_EQ(granted.size(), 4U);
+  EXPECT_EQ(std::vector(granted.begin() + 2, granted.end()), IdsOf({jobs[2], jobs[3]}));
+  std::ranges::sort(granted);
+  std::vector<JobId> all = IdsOf(jobs);
+  std::ranges::sort(all);
+  EXPECT_EQ(granted, all);
+}
+
+TEST_F(DispatcherBufferTest, ThoseOfAPausedQueueMakeRoomAndKeepTheirOrder) {
+  Pause(true);
+  Hello("w", 10);
+  std::vector<JobSpec> jobs = Jobs(3);
+  Submit(jobs);
+  ExpectDepth(0, 3);
+  Beat("w", 10);
+  for (int second = 0; second <= 12; ++second) {
+    Advance(1s);
+    Beat("w", 10);
+  }
+  ExpectDepth(3, 0);
+  jobs.push_back(Kept());
+  Submit({jobs.back()});
+  ExpectDepth(4, 0);
+  Pause(false);
+  EXPECT_EQ(Granted(), IdsOf(jobs));
+  ExpectDepth(0, 4);
+}
+
+TEST_F(DispatcherBufferTest, ABrokerThatStopsPutsThemBack) {
+  Hello("w", 1);
+  const std::vector<JobSpec> jobs = Jobs(5);
+  Submit(jobs);
+  Handle(event::StopRequested{});
+  Settle();
+  ExpectDepth(4, 1);
+  EXPECT_TRUE(dispatcher_.Idle());
+  Submit({Kept()});
+  ASSERT_NE(Last<wire::Problem>(), nullptr) << "no new ones";
+}
+
+TEST_F(DispatcherBufferTest, AShardThatIsHandedOverHasThemInItsLines) {
+  Hello("w", 1);
+  const std::vector<JobSpec> jobs = Jobs(5);
+  Submit(jobs);
+  hold_replies_ = true;
+  const JobSpec last = Kept();
+  Submit({last});  // its put is not answered when the shard has to go
+  const auto& put = std::get<queue_op::Enqueue>(executed_.back());
+  const std::string line = put.passed.front().line;
+  const Epoch epoch = put.epoch;
+  Handle(event::YieldShard{.hold = {.shard = ShardId{0}, .epoch = epoch}});
+  Settle();
+  ExpectDepth(5, 1);
+  const QueueOp claim = queue_op::Claim{.shard = ShardId{0}, .epoch = epoch, .line = line, .max = 10};
+  const auto claimed = queue_.Execute(std::span{&claim, 1}).front();
+  ASSERT_TRUE(claimed) << claimed.error().message;
+  std::vector<JobId> waiting;
+  for (const QueueEntry& entry : claimed->claimed) waiting.push_back(entry.id);
+  EXPECT_EQ(waiting, IdsOf({jobs[1], jobs[2], jobs[3], jobs[4], last}));
+}
+
+TEST_F(DispatcherBufferTest, WhoseRootNobodyReachesTheyEndLikeThoseInTheQueue) {
+  reach_.roots = {"/here"};
+  Hello("w", 0);
+  JobSpec job = Kept();
+  job.root = "/here";
+  Submit({job});
+  ExpectDepth(0, 1);
+  reach_.roots = {"/elsewhere"};
+  Hello("w", 0);
+  for (int second = 0; second < 15; ++second) {
+    Advance(1s);
+    Beat("w", 0);
+  }
+  EXPECT_EQ(Outcome(job), JobState::kDead);
+  ExpectDepth(0, 0);
+}
+
+TEST_F(DispatcherBufferTest, AQueueThatFailsStartsNoneAndTheyAreFoundByTheNextOwner) {
+  Hello("w", 1);
+  const std::vector<JobSpec> jobs = Jobs(3);
+  Submit(jobs);
+  ASSERT_EQ(grants_.size(), 1U);
+  std::size_t found = 0;
+  for (bool more = true; more;) {  // the next owner's takeover, page by page
+    const std::vector<QueueOp> take{queue_op::Take{.shard = ShardId{0}, .epoch = Epoch{100}}};
+    const QueueReply page = *queue_.Execute(take).front();
+    const std::vector<QueueOp> back{queue_op::Requeue{.shard = ShardId{0}, .epoch = Epoch{100}, .entries = page.claimed}};
+    ASSERT_TRUE(queue_.Execute(back).front());
+    found += page.claimed.size();
+    more = !page.claimed.empty();
+  }
+  EXPECT_EQ(found, 3U);
+  Beat("w", 10);  // this owner does not know yet
+  const std::size_t before = grants_.size();
+  Submit({Kept()});
+  EXPECT_EQ(grants_.size(), before) << "fenced";
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+}
+
+// The buffer itself, against a deque for each line.
+TEST(ReadyBuffer, IsADequeForEachLine) {
+  for (std::uint64_t seed = 1; seed <= 50; ++seed) {
+    SCOPED_TRACE(seed);
+    SeededRandom random(seed);
+    FakeClock clock;
+    IdGenerator ids(clock, random);
+    ReadyBuffer buffer;
+    std::map<std::pair<ShardId, std::string>, std::deque<JobId>> model;
+    const auto any_line = [&] {
+      return std::pair{ShardId{static_cast<std::uint16_t>(random.Next() % 2)}, "line" + std::to_string(random.Next() % 4)};
+    };
+    const auto ids_of = [](const std::vector<ReadyBuffer::Job>& jobs) {
+      std::vector<JobId> out;
+      for (const auto& waiting : jobs) out.push_back(waiting.job.spec->id);
+      return out;
+    };
+    for (int step = 0; step < 400; ++step) {
+      const auto name = any_line();
+      std::deque<JobId>& line = model[name];
+      switch (random.Next() % 5) {
+        case 0:
+        case 1: {
+          auto spec = std::make_shared<JobSpec>();
+          spec->id = ids.Next<JobId>();
+          spec->payload = "p";
+          const bool front = random.Next() % 4 == 0;
+          front ? line.push_front(spec->id) : line.push_back(spec->id);
+          buffer.Push(name.first, name.second,
+                      {.job = {.spec = std::move(spec), .counters = {}}, .put = 1, .since = MonoTime{1s}}, front);
+          break;
+        }
+        case 2: {
+          const std::size_t most = random.Next() % 4;
+          std::vector<JobId> expected;
+          while (expected.size() < most && !line.empty()) expected.push_back(line.front()), line.pop_front();
+          EXPECT_EQ(ids_of(buffer.Take(name.first, name.second, most)), expected);
+          break;
+        }
+        case 3: {
+          if (line.empty()) break;
+          const JobId gone = line[random.Next() % line.size()];
+          std::erase(line, gone);
+          const auto taken = buffer.TakeIf(name.first, [&](const JobSpec& spec) { return spec.id == gone; });
+          ASSERT_EQ(taken.size(), 1U);
+          EXPECT_EQ(taken[0].first, name.second);
+          EXPECT_TRUE(buffer.TakeIf(name.first, [&](const JobSpec& spec) { return spec.id == gone; }).empty());
+          break;
+        }
+        default:
+          if (random.Next() % 20 > 0) break;
+          buffer.DropShard(name.first);
+          for (auto& [of, jobs] : model)
+            if (of.first == name.first) jobs.clear();
+      }
+      std::size_t all = 0;
+      std::vector<ReadyBuffer::LineName> names;
+      for (const auto& [of, jobs] : model) {
+        EXPECT_EQ(buffer.Count(of.first, of.second), jobs.size());
+        all += jobs.size();
+        if (!jobs.empty()) names.push_back(of);
+      }
+      EXPECT_EQ(buffer.size(), all);
+      EXPECT_EQ(buffer.LinesBefore(MonoTime{2s}), names);
+      EXPECT_TRUE(buffer.LinesBefore(MonoTime{1s}).empty());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace millrace
