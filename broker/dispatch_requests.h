@@ -117,13 +117,21 @@ struct Pass {  // a claim of entries that come in with the same operation, and g
   std::vector<Claimed> jobs;  // as many as were asked for
 };
 
-// Of jobs that wait in the ready buffer: what the queue is to be told of them.
+// A kept entry that goes back to the front of its line; without a specification when it is not at hand.
+struct HandedBack {
+  QueueEntry entry;
+  Claimed job;
+};
+
+// Of jobs that wait in the ready buffer, or come back: what the queue is to be told of them.
 struct Puts {
-  std::vector<QueueEntry> passed;    // come in, and go straight into flight
-  std::vector<Pass> passes;          // start when it has done so
-  std::vector<QueueEntry> paged;     // go back to their lines, after that
-  std::uint64_t sent = 0;            // operations that put something in, ever
-  std::deque<QueueOpId> unanswered;  // the latest of them
+  std::vector<HandedBack> handed_back;  // in this flush, in order
+  std::vector<QueueEntry> passed;       // come in, and go straight into flight
+  std::vector<Pass> passes;             // start when it has done so
+  std::vector<QueueEntry> paged;        // go back to their lines, after that
+  std::uint64_t sent = 0;               // operations that put something in, ever
+  std::deque<QueueOpId> unanswered;     // the latest of them
+  bool Empty() const { return handed_back.empty() && passed.empty() && paged.empty(); }
 };
 
 struct Op {

@@ -30,6 +30,7 @@ void Dispatcher::Flush(MonoTime now, WallTime wall, std::vector<Command>& out) {
   wall_ = wall;
   shards_.Wake(wall);
   if (lines_.Advance(now)) plan_needed_ = true;
+  for (auto* const item : shards_.Touched()) TakeBack(item->second);
   ReleaseYielded();
   ResumeRequests();
   if (stopping_ && Idle()) LeaveAll();
@@ -144,9 +145,14 @@ void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string&
   }
   if (!spec.run) entry.body = EncodeEntry(spec, counters, line, check);
   shard.budgets.Enqueued(line.org, line.queue, spec.payload.size());
-  if (line.durability == Durability::kRedis && !check && !(run_at && *run_at > wall_) &&
-      Buffer(shard, entry, at_hand, counters, front))
-    return AddReady(shard, name, 1);
+  if (line.durability == Durability::kRedis && !(run_at && *run_at > wall_)) {
+    if (front) {
+      shard.puts.handed_back.push_back(
+          {.entry = std::move(entry), .job = {.spec = std::move(at_hand), .counters = counters, .check = check}});
+      return AddReady(shard, name, 1);
+    }
+    if (!check && Buffer(shard, entry, at_hand, counters)) return AddReady(shard, name, 1);
+  }
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
     shard.next_due = shard.next_due ? std::min(*shard.next_due, *run_at) : *run_at;

@@ -194,7 +194,8 @@ class Dispatcher {
                    std::shared_ptr<const JobSpec> at_hand = nullptr);
   std::uint64_t TakeSuspects(Shard& shard, const std::string& line, std::uint64_t n);
   void Ask(Shard& shard, Check check);
-  bool Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept, bool check);
+  bool Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
+  void StandBefore(Shard& shard, const std::string& line, std::uint64_t n);
   bool Leased(const Shard& shard, JobId job) const { return leases_.contains(job) || shard.settling.contains(job); }
   void KeepSpec(Piece& piece, const JobSpec& spec);
 
@@ -317,13 +318,12 @@ class Dispatcher {
 
   // Ready jobs in memory: dispatcher_buffer.cc
   bool MayBuffer(const Shard& shard, const JobSpec& spec) const;
-  bool Buffer(Shard& shard, QueueEntry& entry, const std::shared_ptr<const JobSpec>& spec, const Counters& counters,
-              bool front);
+  bool Buffer(Shard& shard, QueueEntry& entry, const std::shared_ptr<const JobSpec>& spec, const Counters& counters);
+  void TakeBack(Shard& shard);
   void ServeBuffered();
   void HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs);
-  void PageOut(Shard& shard, const std::string& line);
-  void PageOut(Shard& shard);
-  void PageOutOld();
+  void PageOut(Shard& shard, const std::string& line, std::size_t most = SIZE_MAX);
+  void PageOut(Shard& shard), PageOutOld();
 
   // What time ends: dispatcher_expiry.cc
   void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;

@@ -3,6 +3,7 @@
 // name or by claim do both places have to be looked at, this one first.
 #include <algorithm>
 #include <iterator>
+#include <ranges>
 #include <utility>
 
 #include "broker/dispatcher.h"
@@ -45,17 +46,37 @@ bool Dispatcher::MayBuffer(const Shard& shard, const JobSpec& spec) const {
 
 // True: the job waits here. Its line must have nothing that is older and waits in the queue, nor may get it: what is promoted
 // goes ahead of what comes now, and a claim under way may leave some of its entries in the line.
-bool Dispatcher::Buffer(Shard& shard, QueueEntry& entry, const std::shared_ptr<const JobSpec>& spec, const Counters& counters,
-                        bool front) {
+bool Dispatcher::Buffer(Shard& shard, QueueEntry& entry, const std::shared_ptr<const JobSpec>& spec, const Counters& counters) {
   if (!spec || entry.expires_at || !MayBuffer(shard, *spec)) return false;
   const ShardId id = shard.hold.shard;
-  if (!front && (shard.promoting || lines_.Ready(id, entry.line) != buffer_.Count(id, entry.line) ||
-                 shard.suspects.contains(entry.line) || Claiming(shard, entry.line)))
+  if (shard.promoting || lines_.Ready(id, entry.line) != buffer_.Count(id, entry.line) || shard.suspects.contains(entry.line) ||
+      Claiming(shard, entry.line))
     return false;
-  buffer_.Push(id, entry.line,
-               {.job = {.spec = spec, .counters = counters}, .put = front ? 0 : shard.puts.sent + 1, .since = now_}, front);
-  if (!front) shard.puts.passed.push_back(std::move(entry));  // else the queue has it in flight already
+  buffer_.Push(id, entry.line, {.job = {.spec = spec, .counters = counters}, .put = shard.puts.sent + 1, .since = now_}, false);
+  shard.puts.passed.push_back(std::move(entry));
   return true;
+}
+
+// What came out of a line and did not start: back to the front, before those that wait here, whether there is room or not
+// (there are no more of them than workers had credit). One that cannot wait here takes the others with it.
+void Dispatcher::TakeBack(Shard& shard) {
+  std::vector<dispatch::HandedBack> all = std::exchange(shard.puts.handed_back, {});
+  std::vector<QueueEntry>& paged = shard.puts.paged;
+  std::vector<QueueEntry> out;  // the last one first
+  for (dispatch::HandedBack& back : std::views::reverse(all)) {
+    const std::string& line = back.entry.line;
+    const bool waits_here = back.job.spec && !back.entry.expires_at && shard.phase == Phase::kReady && !shard.yield_by &&
+                            !stopping_ && !shard.suspects.contains(line);
+    if (waits_here) {
+      buffer_.Push(shard.hold.shard, line, {.job = std::move(back.job), .put = 0, .since = now_}, true);
+      continue;
+    }
+    const std::size_t before = paged.size();
+    PageOut(shard, line);
+    for (; paged.size() > before; paged.pop_back()) out.push_back(std::move(paged.back()));
+    out.push_back(std::move(back.entry));
+  }
+  std::ranges::move(std::views::reverse(out), std::back_inserter(paged));
 }
 
 // What this flush has planned for lines that have something here.
@@ -94,18 +115,20 @@ void Dispatcher::HandOverBuffered(Shard& shard, const std::unordered_set<JobId>&
     lines_.Forget(id, line, 1, now_);
     line_memo_.Find(spec, Durability::kRedis);
     shard.budgets.Claimed(spec.org, line_memo_.key().queue, spec.payload.size());
-    HandOver(shard, {.spec = spec, .counters = found.job.counters, .check = false});
+    HandOver(shard, {.spec = spec, .counters = found.job.counters, .check = found.job.check});
   }
 }
 
-// Back to the front of their line.
-void Dispatcher::PageOut(Shard& shard, const std::string& line) {
-  for (const ReadyBuffer::Job& waiting : buffer_.Take(shard.hold.shard, line, SIZE_MAX)) {
+// The last ones of the line go to its front in the queue: those that stay here are older.
+void Dispatcher::PageOut(Shard& shard, const std::string& line, std::size_t most) {
+  std::vector<ReadyBuffer::Job> jobs = buffer_.TakeBack(shard.hold.shard, line, most);
+  if (!jobs.empty()) StandBefore(shard, line, jobs.size());
+  for (const ReadyBuffer::Job& waiting : jobs) {
     const JobSpec& spec = *waiting.job.spec;
     line_memo_.Find(spec, Durability::kRedis);
     shard.puts.paged.push_back({.id = spec.id,
                                 .line = line,
-                                .body = EncodeEntry(spec, waiting.job.counters, line_memo_.key()),
+                                .body = EncodeEntry(spec, waiting.job.counters, line_memo_.key(), waiting.job.check),
                                 .run_at = {},
                                 .expires_at = {}});
   }
@@ -116,10 +139,17 @@ void Dispatcher::PageOut(Shard& shard) {
   for (const auto& [id, line] : buffer_.LinesOf(shard.hold.shard)) PageOut(shard, line);
 }
 
-// Of a queue that is paused or at its limit, or that nobody serves.
+// When room gets scarce: those of a queue that is paused or at its limit, or that nobody serves. Not too many at once: Redis
+// does nothing else meanwhile.
 void Dispatcher::PageOutOld() {
-  if (buffer_.Empty()) return;
-  for (const auto& [id, line] : buffer_.LinesBefore(now_ - kBufferedAgeMax)) PageOut(shards_.at(id), line);
+  if (buffer_.size() < kBufferedJobsMax / 2 && buffer_.bytes() < kBufferedBytesMax / 2) return;
+  std::size_t most = kPagedJobsMax;
+  for (const auto& [id, line] : buffer_.LinesBefore(now_ - kBufferedAgeMax)) {
+    const std::size_t before = buffer_.size();
+    PageOut(shards_.at(id), line, most);
+    most -= before - buffer_.size();
+    if (most == 0) return;
+  }
 }
 
 }  // namespace millrace

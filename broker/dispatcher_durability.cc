@@ -61,13 +61,17 @@ void Dispatcher::FailKept(Shard& shard) {
       if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
 }
 
+// `n` entries that are not suspect go to the front of the line.
+void Dispatcher::StandBefore(Shard& shard, const std::string& line, std::uint64_t n) {
+  const auto suspects = shard.suspects.find(line);
+  if (suspects != shard.suspects.end() && suspects->second != UINT64_MAX) suspects->second += n;
+}
+
 void Dispatcher::EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check,
                              std::shared_ptr<const JobSpec> at_hand) {
   line_memo_.Find(spec, Durability::kRedis);
   const std::string& name = line_memo_.name();
-  if (const auto suspects = front ? shard.suspects.find(name) : shard.suspects.end();
-      suspects != shard.suspects.end() && suspects->second != UINT64_MAX)
-    ++suspects->second;  // it stands before them
+  if (front) StandBefore(shard, name, 1);
   EnqueueIn(shard, line_memo_.key(), name, spec, Counters{}, run_at, front, check, std::move(at_hand));
 }
 
@@ -163,7 +167,7 @@ void Dispatcher::On(event::KnownRead& e) {
       shard->finish.push_back(id);
     else if (HandOver(*shard, entry))
       continue;
-    else if (Deliver(*shard, op, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true, entry.check))
+    else if (Deliver(*shard, op, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true))
       ++started;
   }
   lines_.GiveBack(op.key, check.claimed.size() - started, now_);
@@ -171,8 +175,7 @@ void Dispatcher::On(event::KnownRead& e) {
 }
 
 // What was claimed goes to a worker, unless it is over; else back to the front of its line. True: it started.
-bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept,
-                         bool check) {
+bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept) {
   const JobId id = spec->id;
   if (EndIfOver(shard, *spec, counters, kept)) return false;
   if (Worker* worker = NextTaker(op)) {
@@ -181,7 +184,7 @@ bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> sp
     return true;
   }
   if (kept)
-    EnqueueKept(shard, *spec, std::nullopt, true, check, spec);
+    EnqueueKept(shard, *spec, std::nullopt, true, true, spec);  // another entry of its id may be started meanwhile
   else
     Enqueue(shard, *spec, counters, std::nullopt, true);  // was not delivered: its counters stay
   return false;

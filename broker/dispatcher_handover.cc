@@ -32,8 +32,7 @@ void Dispatcher::ReleaseYielded() {
     if (!shard.yield_by) continue;
     const auto of_it = [&](const auto& item) { return item.hold == shard.hold; };
     const bool busy = std::ranges::any_of(ops_, of_it) || !shard.checks.empty() || !shard.enqueue.empty() ||
-                      !shard.requeue.empty() || !shard.finish.empty() || !shard.puts.passed.empty() ||
-                      !shard.puts.paged.empty() ||
+                      !shard.requeue.empty() || !shard.finish.empty() || !shard.puts.Empty() ||
                       std::ranges::any_of(pieces_, [&](const auto& piece) { return of_it(piece.second); });
     // What is then still on its way is treated as at any other loss: its outcome is not known.
     if (busy && now_ < *shard.yield_by) continue;

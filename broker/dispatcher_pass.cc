@@ -131,7 +131,7 @@ bool Dispatcher::StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool 
     doubtful.claimed.push_back({.spec = *job.spec, .counters = job.counters, .check = job.check});
     return false;
   }
-  return Deliver(shard, op, std::move(job.spec), job.counters, kept, false);
+  return Deliver(shard, op, std::move(job.spec), job.counters, kept);
 }
 
 void Dispatcher::ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful) {

@@ -12,13 +12,20 @@ std::size_t ReadyBuffer::Count(ShardId shard, std::string_view line) const {
   return it == lines_.end() ? 0 : it->second.count;
 }
 
+std::size_t ReadyBuffer::BytesOf(const Job& job) {
+  const JobSpec& spec = *job.job.spec;
+  std::size_t bytes = spec.payload.size() + spec.root.size() + spec.effect.size();
+  for (const std::string& name : spec.options.no_retry) bytes += name.size();
+  return bytes;
+}
+
 void ReadyBuffer::Push(ShardId shard, const std::string& name, Job job, bool front) {
   MILLRACE_CHECK(job.job.spec != nullptr, "line '{}': a job without its specification", name);
   auto it = Find(shard, name);
   if (it == lines_.end()) it = lines_.emplace(LineName{shard, name}, Line{}).first;
   Line& line = it->second;
   ++jobs_;
-  bytes_ += job.job.spec->payload.size();
+  bytes_ += BytesOf(job);
   std::uint32_t at = static_cast<std::uint32_t>(nodes_.size());
   if (free_.empty()) {
     nodes_.emplace_back();
@@ -42,7 +49,7 @@ ReadyBuffer::Job ReadyBuffer::Unlink(Line& line, std::uint32_t at) {
   (node.next == kNone ? line.back : nodes_[node.next].previous) = node.previous;
   --line.count;
   --jobs_;
-  bytes_ -= node.job.job.spec->payload.size();
+  bytes_ -= BytesOf(node.job);
   free_.push_back(at);
   return std::exchange(node.job, {});
 }
@@ -56,6 +63,18 @@ std::vector<ReadyBuffer::Job> ReadyBuffer::Take(ShardId shard, std::string_view 
   jobs.reserve(std::min<std::size_t>(most, line.count));
   while (line.count > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.front));
   if (line.count == 0) lines_.erase(it);
+  return jobs;
+}
+
+std::vector<ReadyBuffer::Job> ReadyBuffer::TakeBack(ShardId shard, std::string_view name, std::size_t most) {
+  std::vector<Job> jobs;
+  const auto it = Find(shard, name);
+  if (it == lines_.end()) return jobs;
+  Line& line = it->second;
+  jobs.reserve(std::min<std::size_t>(most, line.count));
+  while (line.count > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.back));
+  if (line.count == 0) lines_.erase(it);
+  std::ranges::reverse(jobs);
   return jobs;
 }
 

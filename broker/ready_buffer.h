@@ -24,7 +24,8 @@ namespace millrace {
 inline constexpr std::size_t kBufferedJobsMax = 16'384;
 inline constexpr std::size_t kBufferedBytesMax = 32u << 20;        // their payloads
 inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;      // of one of them
-inline constexpr auto kBufferedAgeMax = std::chrono::seconds{10};  // then a line goes back to the queue: others need the room
+inline constexpr auto kBufferedAgeMax = std::chrono::seconds{10};  // then a line goes back to the queue, when room gets scarce
+inline constexpr std::size_t kPagedJobsMax = 2'048;                // of that, at once
 
 class ReadyBuffer {
  public:
@@ -39,13 +40,15 @@ class ReadyBuffer {
     return jobs_ < kBufferedJobsMax && payload_bytes <= kBufferedPayloadMax && bytes_ + payload_bytes <= kBufferedBytesMax;
   }
   bool Empty() const { return jobs_ == 0; }
+  std::size_t bytes() const { return bytes_; }
   std::size_t size() const { return jobs_; }  // NOLINT(readability-identifier-naming): as a container's
   std::size_t Count(ShardId shard, std::string_view line) const;
 
-  // To the end of its line, or to its front. REQUIRES: a spec, and Room for its payload.
+  // To the end of its line, or to its front. Whether there is Room is the caller's to ask. REQUIRES: a spec.
   void Push(ShardId shard, const std::string& line, Job job, bool front);
-  // The first `most` of the line, or all it has.
+  // The first `most` of the line, or the last; all, when it has no more. In order.
   std::vector<Job> Take(ShardId shard, std::string_view line, std::size_t most);
+  std::vector<Job> TakeBack(ShardId shard, std::string_view line, std::size_t most);
   // Those of the shard that `wanted(const JobSpec&)` names leave it, each with its line.
   template <class Wanted>
   std::vector<std::pair<std::string, Job>> TakeIf(ShardId shard, Wanted wanted);
@@ -83,6 +86,7 @@ class ReadyBuffer {
 
   Lines::iterator Find(ShardId shard, std::string_view line) { return lines_.find(std::pair{shard, line}); }
   Job Unlink(Line& line, std::uint32_t at);
+  static std::size_t BytesOf(const Job& job);  // its texts of any length
 
   Lines lines_;
   std::vector<Node> nodes_;

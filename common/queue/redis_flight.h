@@ -43,6 +43,15 @@ class RedisFlight {
       if (!places_.try_emplace(ids[i], place).second) Leave(place);  // put in twice: its other entry stands for both
     }
   }
+  // They are not in flight after all: what was to put them there was refused.
+  void Forget(JobId id) { places_.erase(id); }
+  void ForgetBlock(const std::string& name, const std::vector<JobId>& ids) {
+    for (const JobId& id : ids)
+      if (const auto at = places_.find(id); at != places_.end() && at->second.block != nullptr && *at->second.name == name)
+        places_.erase(at);
+    blocks_.erase(name);
+    std::erase(changed_, name);
+  }
   // The ids of `items` leave the flight, all of one operation.
   template <class Items, class IdOf>
   Landing Land(const Items& items, IdOf id_of) {

@@ -156,6 +156,10 @@ struct Passed {
     for (const JobId& id : single) flight.Claimed(id);
     for (const auto& [name, of_block] : blocks) flight.ClaimedBlock(name, of_block);
   }
+  void Undo(RedisFlight& flight) const {
+    for (const JobId& id : single) flight.Forget(id);
+    for (const auto& [name, of_block] : blocks) flight.ForgetBlock(name, of_block);
+  }
 
  private:
   void AddKept(const std::vector<const QueueEntry*>& of_line, Epoch epoch, std::uint64_t next_block) {
@@ -548,7 +552,13 @@ class RedisQueueImpl final : public RedisQueue {
     }
     if (sent.empty()) return results;
     std::vector<Result<redis::Reply>> replies = connection_->Flush(deadline);
-    for (std::size_t k = 0; k < sent.size(); ++k) Read(ops, sent[k], std::move(replies[k]), results);
+    for (std::size_t k = 0; k < sent.size(); ++k) {
+      const ShardId shard = ShardIn(ops[sent[k].op]);
+      Read(ops, sent[k], std::move(replies[k]), results);
+      if (!std::holds_alternative<queue_op::Take>(ops[sent[k].op])) continue;
+      for (std::size_t later = k + 1; later < sent.size(); ++later)  // a Take forgets what was in flight before it
+        if (sent[later].passed && ShardIn(ops[sent[later].op]) == shard) sent[later].passed->Apply(flights_[shard]);
+    }
     return results;
   }
 
@@ -625,6 +635,7 @@ class RedisQueueImpl final : public RedisQueue {
         },
         ops.front());
     AppendRaw(shard, arguments, run);
+    if (passed) passed->Apply(flights_[shard]);  // now, not with the answer: the next operation may take some of it out again
   }
 
   void Read(std::span<const QueueOp> ops, const Sent& sent, Result<redis::Reply> reply,
@@ -651,7 +662,7 @@ class RedisQueueImpl final : public RedisQueue {
       }
     }
     const Result<QueueReply>& result = results[sent.op];
-    if (result && sent.passed) sent.passed->Apply(flight);
+    if (!result && sent.passed) sent.passed->Undo(flight);
     if (const auto* take = std::get_if<queue_op::Take>(&op); take && result) {
       taken_on_[take->shard] = info_.run_id;
       flights_.erase(take->shard);  // what is in flight comes back entry by entry

@@ -25,8 +25,8 @@ struct RedisServerInfo {
   std::vector<std::string> warnings;  // what an operator should change; empty is good
 };
 
-// When the server is out of memory (maxmemory with noeviction), Take, Enqueue and Requeue are kUnavailable and nothing of them
-// is applied; Claim, Finish, Promote and Depth go on, so that what is there drains.
+// When the server is out of memory (maxmemory with noeviction), Enqueue is kUnavailable and nothing of it is applied; all
+// others go on, so that what is there drains.
 //
 // After a lost connection the next call connects again. When the server's run_id has changed by then, its state may have been
 // rolled back: operations on shards that this object took before are kWiped until they are taken anew.

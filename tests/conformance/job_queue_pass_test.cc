@@ -100,6 +100,38 @@ TEST_P(JobQueuePassTest, ATakeTreatsThemAsClaimed) {
   ExpectDepth(2, 0, 1);
 }
 
+// An owner puts jobs into flight and back into their lines before the first is answered: what it hands back must not be in
+// both places.
+TEST_P(JobQueuePassTest, WhatIsPutBackInTheSameCallIsOnlyInItsLine) {
+  for (const std::uint64_t size : {1u, 7u, 8u, 100u, 300u}) {
+    SCOPED_TRACE(size);
+    const std::vector<QueueEntry> all = Many(1, size, kKept);
+    const std::vector<QueueEntry> rest(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(size / 2));
+    const std::vector<QueueOp> ops{Pass(all),
+                                   Requeue{kShard, kEpoch, {all.begin() + static_cast<std::ptrdiff_t>(size / 2), all.end()}}};
+    for (const auto& result : queue_->Execute(ops)) ASSERT_TRUE(result) << result.error().message;
+    ExpectDepth(size - size / 2, 0, size / 2);
+    std::vector<JobId> in_line;
+    for (const QueueEntry& entry : Must(Claim{kShard, kEpoch, kKept, static_cast<std::uint32_t>(size)}).claimed)
+      in_line.push_back(entry.id);
+    EXPECT_EQ(in_line, IdsOfAll({all.begin() + static_cast<std::ptrdiff_t>(size / 2), all.end()}));
+    Must(Finish{kShard, kEpoch, IdsOfAll(all)});
+    ExpectDepth(0, 0, 0);
+    EXPECT_TRUE(Must(Take{kShard, kEpoch}).claimed.empty());
+  }
+}
+
+// A put that is refused leaves nothing behind that a later one of the same ids could meet.
+TEST_P(JobQueuePassTest, WhatWasRefusedCanBePutAgain) {
+  const std::vector<QueueEntry> all = Many(1, 40, kKept);
+  EXPECT_EQ(CodeOf(Pass(all, {}, Epoch{6})), ErrorCode::kStale);
+  Must(Take{kShard, kEpoch});
+  Must(Pass(all));
+  Must(Finish{kShard, kEpoch, Ids({1})});
+  ExpectDepth(0, 0, 39);
+  EXPECT_EQ(TakeAll(Epoch{8}).size(), 39u);
+}
+
 // Batches with blocks, sizes around their bounds, entries too large for a block.
 TEST_P(JobQueuePassTest, BatchesOfEverySizeLeaveTheFlightWhole) {
   const std::string large(9u << 10, 'x');
