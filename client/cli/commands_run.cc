@@ -86,9 +86,12 @@ void PrintWhereThingsAre(const Context& context, const Pipeline& pipeline, const
   }
 }
 
-Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Options& options) {
+Result<RunReport> ReadRun(Context& context, Ledger& ledger, RunId run) {
   MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(kDefaultOrg, run, context.Deadline()));
-  MILLRACE_TRY_ASSIGN(RunReport report, MakeRunReport(detail));
+  return MakeRunReport(detail);
+}
+
+void PrintReport(Context& context, const RunReport& report, const Options& options) {
   if (options.quiet) {
     fmt::print("{}\n", report.run);
   } else if (context.format() == OutputFormat::kTable) {
@@ -99,6 +102,11 @@ Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Op
     Print(StageTable(report, context.format()), context.format());
   }
   std::fflush(stdout);
+}
+
+Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Options& options) {
+  MILLRACE_TRY_ASSIGN(RunReport report, ReadRun(context, ledger, run));
+  PrintReport(context, report, options);
   return report;
 }
 
@@ -172,6 +180,11 @@ Result<ExitCode> DoRunFile(const Options& options) {
   if (!context->embedded())
     return Fail(ErrorCode::kInvalidArgument,
                 "run FILE is the embedded form; with ledger.dsn set, use 'pipeline apply' and 'run start'");
+  // The stage processes of a worker take longest to come: they warm up while the file is read. From here on a signal must not
+  // end this process behind the engine's back: it leaves no scratch.
+  Opened opened;
+  BlockStopSignals();
+  MILLRACE_TRY_ASSIGN(opened.engine, Engine::Prepare(*context, {.broker = true, .worker = true, .held = true}));
   auto read = ReadPipelineFile(options.file);
   if (!read && read.error().code == ErrorCode::kNotFound)
     return Fail(ErrorCode::kNotFound, "{}{}", read.error().message, DidYouMeanVerb(options.file));
@@ -183,17 +196,13 @@ Result<ExitCode> DoRunFile(const Options& options) {
   request.base_dir = file.base_dir;
   request.params = params;
   MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // parameters first: they are about the command line
-  Opened opened;
-  // From here on a signal must not end this process behind the engine's back: it leaves no scratch.
-  BlockStopSignals();
-  MILLRACE_TRY_ASSIGN(opened.engine, Engine::Prepare(*context, {.broker = true, .worker = true, .held = true}));
   MILLRACE_TRY(CheckAndOpen(*context, file, params, opened));
   if (StopSignalPending()) return Fail(ErrorCode::kCancelled, "interrupted before the run began: nothing was run");
   Engine& engine = *opened.engine;
-  Ledger& ledger = *opened.ledger;
 
-  MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger.StorePipeline(file.pipeline, ToJson(file.pipeline), file.source,
-                                                                          file.base_dir, kDefaultOrg, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version,
+                      opened.ledger->StorePipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir,
+                                                   kDefaultOrg, context->Deadline()));
   opened.new_home.Keep();
   request.version = version.version;
   request.now = context->clock().WallNow();
@@ -203,10 +212,13 @@ Result<ExitCode> DoRunFile(const Options& options) {
   {
     MILLRACE_TRY_ASSIGN(const auto transport, engine.MakeTransport());
     MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, engine.client_endpoint(), context->clock()));
-    end = SubmitAndFollow(client, ledger, plan, options, context->clock(), &engine);
+    end = SubmitAndFollow(client, *opened.ledger, plan, options, context->clock(), &engine);
   }
   engine.RequestStop();
   if (!end) engine.RequestStop();  // interrupted: hand back at once
+  // Read while the engine ends. Closed before it has: whoever closes the ledger last tidies it up.
+  const Result<RunReport> report = end ? ReadRun(*context, *opened.ledger, plan.run.id) : Result<RunReport>();
+  opened.ledger.reset();
   MILLRACE_TRY(engine.Join());
   if (!end && end.error().code == ErrorCode::kCancelled)
     return Fail(ErrorCode::kCancelled,
@@ -214,13 +226,14 @@ Result<ExitCode> DoRunFile(const Options& options) {
                 plan.run.id.ToString(), context->config().home);
   if (!end) return std::unexpected(std::move(end.error()));
 
-  MILLRACE_TRY_ASSIGN(const RunReport report, PrintRun(*context, ledger, plan.run.id, options));
+  if (!report) return std::unexpected(report.error());
+  PrintReport(*context, *report, options);
   if (context->format() == OutputFormat::kTable && !options.quiet) {
-    if (report.state == RunState::kSucceeded && report.HasLoad() && report.Changed() == 0)
+    if (report->state == RunState::kSucceeded && report->HasLoad() && report->Changed() == 0)
       fmt::print("The warehouse was up to date: this run changed nothing in it.\n");
-    PrintWhereThingsAre(*context, file.pipeline, options.file, report.run);
+    PrintWhereThingsAre(*context, file.pipeline, options.file, report->run);
   }
-  return ExitCodeOf(report.state);
+  return ExitCodeOf(report->state);
 }
 
 Result<ExitCode> DoRunStart(const Options& options) {
