@@ -75,6 +75,9 @@ class Worker::Loop {
         executor_(MakeExecutorOptions(options_, std::move(scratch_root)), clock_, *poller_, pool_),
         session_(SessionOptions(options_)) {}
 
+  // The nursery takes longer to come than all else.
+  void WarmUp() { pool_.Tick(clock_.Now()); }
+
   Result<void> Connect() {
     for (const std::string& endpoint : options_.brokers) {
       auto socket = worker_.transport_->Connect(endpoint);
@@ -85,7 +88,6 @@ class Worker::Loop {
   }
 
   void Run() {
-    pool_.Tick(clock_.Now());  // its nursery takes longer to come than all else
     for (Turn(); !Done(); Turn()) worker_.transport_->Wait(WaitTime(), poller_->fd());
     session_.SayGoodbye();
     Execute(clock_.Now());
@@ -93,6 +95,9 @@ class Worker::Loop {
     if (options_.on_goodbye) options_.on_goodbye();
     for (; !executor_.Idle(); executor_.Tick()) {  // what is left says nothing to anybody
       worker_.transport_->Wait(WaitFor(executor_.NextTick()), poller_->fd());
+      for (const auto& socket : sockets_)
+        while (socket->Receive()) {
+        }
       poller_->Dispatch();
     }
   }
@@ -320,13 +325,15 @@ Result<void> Worker::RunLoop() {
     MILLRACE_TRY_ASSIGN(ScratchFolder made, ScratchFolder::Make(temporary, options_.id.ToString()));
     own_scratch.emplace(std::move(made));
     scratch = own_scratch->path();
-    // What killed workers left: beside the start, which a folder of temporary files may have many of.
-    sweeper = std::jthread([temporary] { ScratchFolder::SweepDead(temporary); });
   }
   {
     const SigpipeBlocked blocked;
     Loop loop(*this, std::move(poller), scratch);
+    loop.WarmUp();
     MILLRACE_TRY(loop.Connect());
+    // What killed workers left. There may be much of it, and nobody waits for it.
+    if (own_scratch)
+      sweeper = std::jthread([parent = std::filesystem::path(scratch).parent_path()] { ScratchFolder::SweepDead(parent); });
     LogInfo("worker '{}' ({}) starts: concurrency {}", options_.name, options_.id.ToString(), options_.concurrency);
     loop.Run();
   }
