@@ -29,6 +29,7 @@ constexpr Millis kTypeCheckTimeout{60'000};
 constexpr Millis kSubmitTimeout{30'000};
 constexpr Millis kLedgerLook{5000};  // without a word of the broker; then the ledger is asked
 constexpr Millis kBrokerAnswers{3000};
+constexpr Millis kLookForPipelines{3000};
 constexpr auto kRunTimeoutMax = std::chrono::hours{24 * 30};
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
 constexpr std::size_t kFiresShown = 3;
@@ -139,7 +140,7 @@ struct Opened {
     engine.reset();
     // Somebody else may have stored one meanwhile, which takes no lock.
     if (ledger && !new_home.Stays())
-      if (const auto stored = ledger->ListPipelines(kDefaultOrg, SystemClock().Now() + kBrokerAnswers);
+      if (const auto stored = ledger->ListPipelines(kDefaultOrg, SystemClock().Now() + kLookForPipelines);
           !stored || !stored->empty())
         new_home.Keep();
     ledger.reset();

@@ -57,6 +57,9 @@ Result<HomeLock> HomeLock::Acquire(const std::string& home, const std::string& c
     return Fail(ErrorCode::kConflict, "home '{}' is in use by {}: stop that process, or give another --home", home,
                 n > 0 ? holder : "another process");
   }
+  struct stat held{}, there{};
+  if (::fstat(fd, &held) != 0 || ::stat(path.c_str(), &there) != 0 || held.st_ino != there.st_ino)
+    return Fail(ErrorCode::kConflict, "home '{}' has just been taken away by another process: try again", home);
   const std::string text = "process " + std::to_string(::getpid()) + " (" + command + ")";
   if (::ftruncate(fd, 0) != 0 || ::pwrite(fd, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()))
     return Fail(ErrorCode::kUnavailable, "home '{}': cannot write its lock: {}", home, std::strerror(errno));

@@ -32,8 +32,8 @@ class NewHome {
 // Holds the home's lock while it lives. Movable.
 class HomeLock {
  public:
-  // Makes the home (MakeHome). `command` is shown to whoever finds it in use. kConflict names the process that holds it; and
-  // the errors of MakeHome. `made`: whether the home is new and nobody else has done anything in it.
+  // Makes the home (MakeHome). `command` is shown to whoever finds it in use. kConflict names the process that holds it, or says
+  // that one has just taken it away (NewHome); else as MakeHome. `made`: whether it is new, and nobody has done anything in it.
   static Result<HomeLock> Acquire(const std::string& home, const std::string& command, bool* made = nullptr);
   HomeLock(HomeLock&& other) noexcept;
   HomeLock& operator=(HomeLock&& other) noexcept;
