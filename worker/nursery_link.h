@@ -3,6 +3,8 @@
 // thread-safe: belongs to the worker's loop thread, which must outlive it (child.h).
 #pragma once
 
+#include <signal.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -47,6 +49,8 @@ class NurseryLink {
   // Why it is of no use any more; empty: it is. Silence is noticed at Deadline(), the rest at once.
   std::string Trouble(MonoTime now) const;
   MonoTime Deadline() const;  // MonoTime::max() = nothing is awaited
+  // Begins the end of it and of the children that nobody has heard of; the destructor then waits for less. Call GiveUp next.
+  void Kill() { process_->SignalGroup(SIGKILL); }
   // Answers every ask that has no answer with an error. Call it before the end of a nursery in trouble.
   void GiveUp();
 

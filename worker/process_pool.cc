@@ -1,5 +1,7 @@
 #include "worker/process_pool.h"
 
+#include <signal.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -24,7 +26,7 @@ ChildOptions ColdChild(const ProcessPool::Options& options) {
 Result<std::unique_ptr<Process>> ProcessPool::StartCold() { return Process::Start(poller_, ColdChild(options_), kLabel); }
 
 Result<std::unique_ptr<Process>> ProcessPool::AskNursery(MonoTime now) {
-  if (!nursery_) return Fail(ErrorCode::kUnavailable, "there is no nursery");
+  if (!nursery_ || closed_) return Fail(ErrorCode::kUnavailable, "there is no nursery");
   auto process = Process::Expect(poller_, kLabel);
   MILLRACE_TRY(nursery_->Ask(
       now, [this, expected = process->handle()](Result<std::unique_ptr<Child>> child) { Born(expected, std::move(child)); }));
@@ -49,6 +51,7 @@ void ProcessPool::Born(const std::weak_ptr<Process*>& expected, Result<std::uniq
 
 Result<std::unique_ptr<Process>> ProcessPool::Take() {
   taken_ = true;
+  if (expected_ != UINT64_MAX && expected_ > 0) --expected_;
   std::erase_if(slots_, [](const Slot& s) { return s.process->exit().has_value(); });
   if (slots_.empty()) {
     auto asked = AskNursery(clock_.Now());
@@ -59,6 +62,16 @@ Result<std::unique_ptr<Process>> ProcessPool::Take() {
   auto process = std::move(chosen->process);
   slots_.erase(chosen);
   return process;
+}
+
+std::size_t ProcessPool::wanted() const { return static_cast<std::size_t>(std::min<std::uint64_t>(options_.warm, expected_)); }
+
+void ProcessPool::Close() {
+  closed_ = true;
+  for (const Slot& slot : slots_) slot.process->SignalGroup(SIGKILL);
+  if (!nursery_) return;
+  nursery_->Kill();
+  nursery_->GiveUp();  // a stage that waits for its child is started from nothing
 }
 
 void ProcessPool::Failed(MonoTime now, std::string_view why) {
@@ -96,7 +109,7 @@ void ProcessPool::LookAfterNursery(MonoTime now) {
     if (!trouble.empty() || sick_) {  // what its children die of, the next ones would have too
       nursery_->GiveUp();
       nursery_.reset();
-    } else if (nursery_->births() >= options_.births_max && nursery_->asked() == 0 && slots_.size() >= options_.warm) {
+    } else if (nursery_->births() >= options_.births_max && nursery_->asked() == 0 && slots_.size() >= wanted()) {
       nursery_.reset();
     }
   }
@@ -114,14 +127,14 @@ void ProcessPool::LookAfterNursery(MonoTime now) {
 }
 
 void ProcessPool::Tick(MonoTime now) {
-  if (options_.warm == 0) return;
+  if (options_.warm == 0 || closed_) return;
   LookAfterSpares(now);
   LookAfterNursery(now);
-  if (slots_.size() >= options_.warm) hold_until_.reset();
+  if (slots_.size() >= wanted()) hold_until_.reset();
   if (taken_ && !hold_until_) hold_until_ = now + options_.refill_delay;
   taken_ = false;
   if (!nursery_ || !nursery_->warm() || now < not_before_ || now < hold_until_.value_or(now)) return;
-  while (slots_.size() < options_.warm) {
+  while (slots_.size() < wanted()) {
     auto asked = AskNursery(now);
     if (!asked) {
       if (nursery_->Trouble(now).empty()) Failed(now, asked.error().message);  // else the next turn says it
@@ -132,10 +145,10 @@ void ProcessPool::Tick(MonoTime now) {
 }
 
 MonoTime ProcessPool::NextTick() const {
-  if (options_.warm == 0) return MonoTime::max();
+  if (options_.warm == 0 || closed_) return MonoTime::max();
   if (!nursery_) return not_before_;
   const MonoTime deadline = nursery_->Deadline();
-  if (!nursery_->warm() || slots_.size() >= options_.warm) return deadline;
+  if (!nursery_->warm() || slots_.size() >= wanted()) return deadline;
   return std::min(deadline, std::max(not_before_, hold_until_.value_or(not_before_)));
 }
 

@@ -42,6 +42,11 @@ class ProcessPool {
   // It may be written to at once. A nursery that does not come up with it is replaced by a start from nothing: the caller sees
   // only time. Never waits for a nursery. Errors as Child::Spawn.
   Result<std::unique_ptr<Process>> Take();
+  // From now on no more children are kept ready than `stages`, of which each Take is one.
+  void Expect(std::uint64_t stages) { expected_ = stages; }
+  // For who will take no more: ends nursery and spare children without waiting for their end, and starts no new ones. A Take
+  // that comes all the same starts its process from nothing.
+  void Close();
   // Looks after the nursery, and asks it for what is missing. Call in every turn of the loop, after Poller::Dispatch.
   void Tick(MonoTime now);
   MonoTime NextTick() const;  // MonoTime{} = at once
@@ -56,6 +61,7 @@ class ProcessPool {
   Result<std::unique_ptr<Process>> StartCold();
   Result<std::unique_ptr<Process>> AskNursery(MonoTime now);
   void Born(const std::weak_ptr<Process*>& expected, Result<std::unique_ptr<Child>> child);
+  std::size_t wanted() const;  // spare children
   void LookAfterSpares(MonoTime now);
   void LookAfterNursery(MonoTime now);
   void Failed(MonoTime now, std::string_view why);
@@ -65,6 +71,8 @@ class ProcessPool {
   Options options_;
   std::vector<Slot> slots_;  // oldest first
   std::unique_ptr<NurseryLink> nursery_;
+  std::uint64_t expected_ = UINT64_MAX;
+  bool closed_ = false;
   bool taken_ = false;                  // since the last Tick
   std::optional<MonoTime> hold_until_;  // set by the first Take from a full pool, until it is full again
   bool sick_ = false;                   // a child of it ended by itself

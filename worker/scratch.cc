@@ -29,7 +29,6 @@ bool StillThere(const std::string& path, int fd) {
 
 Result<ScratchFolder> ScratchFolder::Make(const std::filesystem::path& parent, std::string_view id) {
   constexpr int kTries = 10;
-  SweepDead(parent);
   const std::filesystem::path folder = parent / fmt::format("{}{}", kPrefix, id);
   const std::string lock = LockPath(folder);
   for (int i = 0; i < kTries; ++i) {

@@ -13,7 +13,7 @@ namespace millrace::worker {
 // folder knows that its worker is dead. Not thread-safe.
 class ScratchFolder {
  public:
-  // Removes the folders of dead workers of this user in `parent`, then makes its own. kUnavailable: cannot.
+  // kUnavailable: cannot.
   static Result<ScratchFolder> Make(const std::filesystem::path& parent, std::string_view id);
   ScratchFolder(ScratchFolder&& other) noexcept;
   ScratchFolder& operator=(ScratchFolder&&) = delete;
@@ -21,7 +21,7 @@ class ScratchFolder {
 
   const std::string& path() const { return path_; }
 
-  // How many folders were removed.
+  // Removes the folders of dead workers of this user in `parent`. How many there were.
   static int SweepDead(const std::filesystem::path& parent);
 
  private:

@@ -301,6 +301,8 @@ void Session::OnNotSent(MonoTime now, std::size_t broker) {
   if (b.link == Link::kHelloSent) b.next_hello = std::min(b.next_hello, now + options_.hello_retry);
 }
 
+void Session::Release() { options_.held = false; }
+
 void Session::Drain(MonoTime now) {
   draining_ = true;
   while (!waiting_.empty()) {
@@ -340,7 +342,7 @@ void Session::SendHello(MonoTime now, std::size_t broker) {
   b.beat_now = false;
   b.granted = 0;
   const std::size_t busy = running_ + waiting_.size();
-  b.credit_limit = b.credit_sent = draining_ || busy >= options_.concurrency ? 0 : options_.concurrency - busy;
+  b.credit_limit = b.credit_sent = draining_ || options_.held || busy >= options_.concurrency ? 0 : options_.concurrency - busy;
   commands_.emplace_back(Send{broker, wire::Hello{options_.worker, options_.name, options_.queues, options_.kinds,
                                                   options_.roots, options_.concurrency, b.credit_sent, Held(broker)}});
 }
@@ -359,7 +361,7 @@ void Session::SendBeat(MonoTime now, std::size_t broker) {
 }
 
 void Session::UpdateCredit() {
-  if (draining_) return;
+  if (draining_ || options_.held) return;
   const std::size_t busy = running_ + waiting_.size();
   const std::size_t free = busy >= options_.concurrency ? 0 : options_.concurrency - busy;
   for (Broker& b : brokers_) {

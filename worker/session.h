@@ -55,6 +55,7 @@ class Session {
     Millis overflow_wait{500};
     Millis hello_retry{20};            // after a hello that could not be sent
     Millis orphan_ttl{12'000};         // longer than a takeover takes (10 s)
+    bool held = false;                 // has no credit before Release
     Millis orphan_report_ttl{60'000};  // after its end, a report that its granter has not answered is shown to all
   };
 
@@ -82,6 +83,7 @@ class Session {
   void OnNotSent(MonoTime now, std::size_t broker);  // a Send could not go out: no connection yet; a hello is tried again soon
   void Drain(MonoTime now);                          // take nothing more; hand back what has not started
   void HandBackAll(MonoTime now);                    // kill what still runs (implies Drain)
+  void Release();                                    // of a held session: it takes jobs from now on
   void SayGoodbye();                                 // to every broker; the last event
 
   // What the events ask for, in order. Call after each batch of events; also packs the reports that ended meanwhile.

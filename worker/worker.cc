@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <optional>
 #include <system_error>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 
@@ -19,6 +20,7 @@
 #include "worker/process_pool.h"
 #include "worker/scratch.h"
 #include "worker/session.h"
+#include "worker/stage_question.h"
 
 namespace millrace::worker {
 namespace {
@@ -73,6 +75,9 @@ class Worker::Loop {
         executor_(MakeExecutorOptions(options_, std::move(scratch_root)), clock_, *poller_, pool_),
         session_(SessionOptions(options_)) {}
 
+  // The nursery takes longer to come than all else.
+  void WarmUp() { pool_.Tick(clock_.Now()); }
+
   Result<void> Connect() {
     for (const std::string& endpoint : options_.brokers) {
       auto socket = worker_.transport_->Connect(endpoint);
@@ -86,6 +91,15 @@ class Worker::Loop {
     for (Turn(); !Done(); Turn()) worker_.transport_->Wait(WaitTime(), poller_->fd());
     session_.SayGoodbye();
     Execute(clock_.Now());
+    worker_.transport_->Flush();
+    if (options_.on_goodbye) options_.on_goodbye();
+    for (; !executor_.Idle(); executor_.Tick()) {  // what is left says nothing to anybody
+      worker_.transport_->Wait(WaitFor(executor_.NextTick()), poller_->fd());
+      for (const auto& socket : sockets_)
+        while (socket->Receive()) {
+        }
+      poller_->Dispatch();
+    }
   }
 
  private:
@@ -121,6 +135,7 @@ class Worker::Loop {
     options.brokers = o.brokers.size();
     options.heartbeat = o.heartbeat;
     options.lease_ttl = std::max<Millis>(kLeaseTtl, o.heartbeat * 3);
+    options.held = o.held;
     return options;
   }
 
@@ -129,6 +144,8 @@ class Worker::Loop {
     Receive();
     const MonoTime now = clock_.Now();
     CheckDrain(now);
+    CheckRelease();
+    TendQuestions();
     session_.OnTick(now);
     Execute(now);
     executor_.Tick();
@@ -217,6 +234,7 @@ class Worker::Loop {
       LogInfo("draining: {} attempts run, at most {} ms", executor_.running(), options_.drain_timeout.count());
       drain_until_ = now + options_.drain_timeout;
       session_.Drain(now);
+      pool_.Close();  // what runs has its process: it is time for the others to go
     }
     if (requests > 1 || now >= *drain_until_) {
       handed_back_ = true;
@@ -224,8 +242,26 @@ class Worker::Loop {
     }
   }
 
+  void CheckRelease() {
+    if (released_ || !worker_.released_.load()) return;
+    released_ = true;
+    pool_.Expect(worker_.expected_.load());
+    session_.Release();
+  }
+
+  void TendQuestions() {
+    for (Asked& asked : worker_.TakeAsked()) {
+      if (auto process = pool_.Take()) {
+        questions_.push_back(std::make_unique<StageQuestion>(std::move(*process), asked.request, std::move(asked.answer)));
+      } else {
+        asked.answer.set_value(Fail(ErrorCode::kUnavailable, "{}", process.error().message));
+      }
+    }
+    std::erase_if(questions_, [](const auto& question) { return question->Tick(); });
+  }
+
   bool Done() {
-    if (!drain_until_ || !session_.Idle() || !executor_.Idle()) return false;
+    if (!drain_until_ || !session_.Idle() || executor_.running() > 0) return false;
     if (session_.Settled()) return true;
     const MonoTime now = clock_.Now();
     if (!settle_until_) settle_until_ = now + options_.settle_timeout;
@@ -238,6 +274,9 @@ class Worker::Loop {
     MonoTime next = std::min({session_.NextTick(), executor_.NextTick(), pool_.NextTick()});
     if (drain_until_ && !handed_back_) next = std::min(next, *drain_until_);
     if (settle_until_) next = std::min(next, *settle_until_);
+    return WaitFor(next);
+  }
+  Millis WaitFor(MonoTime next) const {
     const MonoTime now = clock_.Now();
     if (next <= now) return Millis{0};
     return std::min(kWaitMax, std::chrono::ceil<Millis>(next - now));
@@ -254,7 +293,8 @@ class Worker::Loop {
   std::unordered_map<JobId, std::string> labels_;  // of running stages, for the log
   std::vector<std::unique_ptr<wire::ClientSocket>> sockets_;
   std::optional<MonoTime> drain_until_, settle_until_;
-  bool handed_back_ = false;
+  std::vector<std::unique_ptr<StageQuestion>> questions_;
+  bool handed_back_ = false, released_ = false;
 };
 
 Worker::Worker(WorkerOptions options, const Clock& clock, std::unique_ptr<wire::Transport> transport)
@@ -262,11 +302,23 @@ Worker::Worker(WorkerOptions options, const Clock& clock, std::unique_ptr<wire::
 Worker::~Worker() = default;
 
 Result<void> Worker::Run() {
+  auto done = RunLoop();
+  {
+    const std::scoped_lock lock(asked_mutex_);
+    answers_none_ = true;
+  }
+  for (Asked& asked : TakeAsked())
+    asked.answer.set_value(done ? Fail(ErrorCode::kCancelled, "the worker has ended") : std::unexpected(done.error()));
+  return done;
+}
+
+Result<void> Worker::RunLoop() {
   MILLRACE_TRY(Check(options_));
   MILLRACE_TRY_ASSIGN(auto poller, Poller::Make());
   std::error_code error;
   std::string scratch = options_.scratch_root;
   std::optional<ScratchFolder> own_scratch;
+  std::jthread sweeper;
   if (scratch.empty()) {
     const auto temporary = std::filesystem::temp_directory_path(error);
     if (error) return Fail(ErrorCode::kUnavailable, "temporary folder: {}", error.message());
@@ -277,12 +329,42 @@ Result<void> Worker::Run() {
   {
     const SigpipeBlocked blocked;
     Loop loop(*this, std::move(poller), scratch);
+    loop.WarmUp();
     MILLRACE_TRY(loop.Connect());
+    // What killed workers left. There may be much of it, and nobody waits for it.
+    if (own_scratch)
+      sweeper = std::jthread([parent = std::filesystem::path(scratch).parent_path()] { ScratchFolder::SweepDead(parent); });
     LogInfo("worker '{}' ({}) starts: concurrency {}", options_.name, options_.id.ToString(), options_.concurrency);
     loop.Run();
   }
   LogInfo("worker '{}' has drained", options_.name);
   return {};
+}
+
+void Worker::Release(std::uint64_t stages) {
+  expected_ = stages;
+  released_ = true;
+  transport_->Wake();
+}
+
+std::future<Result<std::string>> Worker::Ask(std::string request) {
+  Asked asked{.request = std::move(request), .answer = {}};
+  auto answer = asked.answer.get_future();
+  {
+    const std::scoped_lock lock(asked_mutex_);
+    if (answers_none_) {
+      asked.answer.set_value(Fail(ErrorCode::kCancelled, "the worker has ended"));
+    } else {
+      asked_.push_back(std::move(asked));
+    }
+  }
+  transport_->Wake();
+  return answer;
+}
+
+std::vector<Worker::Asked> Worker::TakeAsked() {
+  const std::scoped_lock lock(asked_mutex_);
+  return std::exchange(asked_, {});
 }
 
 void Worker::RequestDrain() {

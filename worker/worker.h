@@ -4,7 +4,10 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
+#include <future>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -37,6 +40,10 @@ struct WorkerOptions {
   Millis drain_timeout{30'000};  // how long running attempts may go on after RequestDrain
   Millis settle_timeout{2000};   // how long to wait for the answers to the last reports
   Millis heartbeat = kHeartbeatInterval;
+  bool held = false;  // takes no job before Release; is connected, warms up and answers Ask meanwhile
+  // Called once, by the thread of Run, when the brokers have had the last word of a drained worker. Processes of stages that
+  // have said their result may still be leaving.
+  std::function<void()> on_goodbye;
 };
 
 class Worker {
@@ -55,15 +62,34 @@ class Worker {
   // back at once. From any thread, and async-signal-safe.
   void RequestDrain();
 
+  // Lets a held worker take jobs. At most `stages` of them will be stages, if that is known: no more processes are kept warm
+  // than those will use. From any thread.
+  void Release(std::uint64_t stages = UINT64_MAX);
+
+  // Has a process of its own answer a question (common/model/question_frame.h), which takes no slot of a job. kUnavailable: it
+  // cannot be started; kCorrupt: it ended without an answer; kCancelled: the worker ended before. From any thread.
+  std::future<Result<std::string>> Ask(std::string request);
+
   std::size_t running() const { return running_.load(); }            // attempts now; from any thread
   std::size_t live_brokers() const { return live_brokers_.load(); }  // that welcomed us and are not silent; from any thread
 
  private:
   class Loop;
+  struct Asked {
+    std::string request;
+    std::promise<Result<std::string>> answer;
+  };
+  std::vector<Asked> TakeAsked();
+  Result<void> RunLoop();
   WorkerOptions options_;
   const Clock& clock_;
   std::unique_ptr<wire::Transport> transport_;
   std::atomic<int> drain_requests_{0};
+  std::atomic<bool> released_{false};
+  std::atomic<std::uint64_t> expected_{UINT64_MAX};
+  std::mutex asked_mutex_;
+  std::vector<Asked> asked_;
+  bool answers_none_ = false;  // Run has ended
   std::atomic<std::size_t> running_{0};
   std::atomic<std::size_t> live_brokers_{0};
 };

@@ -1,4 +1,5 @@
 // run FILE, run start, run list, run show, run logs.
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdio>
@@ -13,6 +14,7 @@
 #include "client/cli/pipeline_file.h"
 #include "client/cli/progress.h"
 #include "client/cli/run_report.h"
+#include "client/cli/stage_check.h"
 #include "client/cli/submit_plan.h"
 #include "common/base/suggest.h"
 #include "common/model/cron.h"
@@ -27,6 +29,7 @@ constexpr Millis kTypeCheckTimeout{60'000};
 constexpr Millis kSubmitTimeout{30'000};
 constexpr Millis kLedgerLook{5000};  // without a word of the broker; then the ledger is asked
 constexpr Millis kBrokerAnswers{3000};
+constexpr Millis kLookForPipelines{3000};
 constexpr auto kRunTimeoutMax = std::chrono::hours{24 * 30};
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
 constexpr std::size_t kFiresShown = 3;
@@ -84,9 +87,12 @@ void PrintWhereThingsAre(const Context& context, const Pipeline& pipeline, const
   }
 }
 
-Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Options& options) {
+Result<RunReport> ReadRun(Context& context, Ledger& ledger, RunId run) {
   MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(kDefaultOrg, run, context.Deadline()));
-  MILLRACE_TRY_ASSIGN(RunReport report, MakeRunReport(detail));
+  return MakeRunReport(detail);
+}
+
+void PrintReport(Context& context, const RunReport& report, const Options& options) {
   if (options.quiet) {
     fmt::print("{}\n", report.run);
   } else if (context.format() == OutputFormat::kTable) {
@@ -97,6 +103,11 @@ Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Op
     Print(StageTable(report, context.format()), context.format());
   }
   std::fflush(stdout);
+}
+
+Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Options& options) {
+  MILLRACE_TRY_ASSIGN(RunReport report, ReadRun(context, ledger, run));
+  PrintReport(context, report, options);
   return report;
 }
 
@@ -111,6 +122,56 @@ ExitCode ExitCodeOf(RunState state) {
   return state == RunState::kSucceeded || state == RunState::kSkipped ? ExitCode::kOk : ExitCode::kWorkFailed;
 }
 
+// What a run by hand has opened, in the order in which it must be there.
+struct Opened {
+  std::optional<HomeLock> lock;
+  NewHome new_home;
+  std::unique_ptr<Ledger> ledger;
+  std::unique_ptr<Engine> engine;
+
+  Result<void> Open(Context& context) {
+    bool made = false;
+    MILLRACE_TRY_ASSIGN(lock, HomeLock::Acquire(context.config().home, "millrace run", &made));
+    new_home.Made(context.config().home, made);
+    MILLRACE_TRY_ASSIGN(ledger, context.OpenLedger(Context::Create::kYes, "cli"));
+    return engine->Open();
+  }
+  ~Opened() {
+    engine.reset();
+    // Somebody else may have stored one meanwhile, which takes no lock.
+    if (ledger && !new_home.Stays())
+      if (const auto stored = ledger->ListPipelines(kDefaultOrg, SystemClock().Now() + kLookForPipelines);
+          !stored || !stored->empty())
+        new_home.Keep();
+    ledger.reset();
+  }
+};
+
+// Everything that is opened lies in the home, which can be taken away again as a whole.
+bool HomeHoldsAll(const Config& config) {
+  const std::string home = config.home + "/";
+  return std::ranges::all_of(std::array<std::string_view, 4>{config.ledger.dsn.Reveal(), config.queue.path,
+                                                             config.audit.key_file, config.audit.checkpoint_dir},
+                             [&](std::string_view path) { return path.starts_with(home); });
+}
+
+// Opens everything, beside the type check of `file`, whose failure comes first: nobody has taken a job by then.
+Result<void> CheckAndOpen(Context& context, const PipelineFile& file, const std::map<std::string, std::string>& params,
+                          Opened& opened) {
+  auto answer = opened.engine->Ask(TypeCheckQuestion(file, params, context.config().lake));
+  const bool beside = HomeHoldsAll(context.config());
+  Result<void> open;
+  if (beside) open = opened.Open(context);
+  MILLRACE_TRY_ASSIGN(const std::string types, AwaitStageCheck(std::move(answer), context.clock().Now() + kTypeCheckTimeout));
+  MILLRACE_TRY(ReadTypeCheck(file, types));
+  if (!beside) open = opened.Open(context);
+  return open;
+}
+
+std::uint64_t CountStages(const RunPlan& plan) {
+  return static_cast<std::uint64_t>(std::ranges::count(plan.jobs, kJobKindStage, &JobSpec::kind));
+}
+
 Result<ExitCode> DoRunFile(const Options& options) {
   if (options.file.empty())
     return Fail(ErrorCode::kInvalidArgument, "run: give a pipeline file, or one of list, show, logs, start");
@@ -120,6 +181,11 @@ Result<ExitCode> DoRunFile(const Options& options) {
   if (!context->embedded())
     return Fail(ErrorCode::kInvalidArgument,
                 "run FILE is the embedded form; with ledger.dsn set, use 'pipeline apply' and 'run start'");
+  // The stage processes of a worker take longest to come: they warm up while the file is read. From here on a signal must not
+  // end this process behind the engine's back: it leaves no scratch.
+  Opened opened;
+  BlockStopSignals();
+  MILLRACE_TRY_ASSIGN(opened.engine, Engine::Prepare(*context, {.broker = true, .worker = true, .held = true}));
   auto read = ReadPipelineFile(options.file);
   if (!read && read.error().code == ErrorCode::kNotFound)
     return Fail(ErrorCode::kNotFound, "{}{}", read.error().message, DidYouMeanVerb(options.file));
@@ -131,47 +197,44 @@ Result<ExitCode> DoRunFile(const Options& options) {
   request.base_dir = file.base_dir;
   request.params = params;
   MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // parameters first: they are about the command line
-  // These outlive the engine.
-  std::optional<HomeLock> lock;
-  std::unique_ptr<Ledger> ledger;
-  // The worker's stage processes warm up beside the check, before there is anything to do. From here on a signal must not end
-  // this process behind the engine's back: it leaves no scratch.
-  BlockStopSignals();
-  MILLRACE_TRY_ASSIGN(const auto engine, Engine::Prepare(*context, {.broker = true, .worker = true}));
-  MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
-  MILLRACE_TRY_ASSIGN(lock, HomeLock::Acquire(context->config().home, "millrace run"));
+  MILLRACE_TRY(CheckAndOpen(*context, file, params, opened));
+  if (StopSignalPending()) return Fail(ErrorCode::kCancelled, "interrupted before the run began: nothing was run");
+  Engine& engine = *opened.engine;
 
-  MILLRACE_TRY_ASSIGN(ledger, context->OpenLedger(Context::Create::kYes, "cli"));
-  MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->StorePipeline(file.pipeline, ToJson(file.pipeline), file.source,
-                                                                           file.base_dir, kDefaultOrg, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const PipelineVersion version,
+                      opened.ledger->StorePipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir,
+                                                   kDefaultOrg, context->Deadline()));
+  opened.new_home.Keep();
   request.version = version.version;
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
-
-  if (StopSignalPending()) return Fail(ErrorCode::kCancelled, "interrupted before the run began: nothing was run");
-  MILLRACE_TRY(engine->Open());
+  MILLRACE_TRY(engine.Release(CountStages(plan)));
   Result<wire::RunUpdate> end = Fail(ErrorCode::kUnavailable, "not started");
   {
-    MILLRACE_TRY_ASSIGN(const auto transport, engine->MakeTransport());
-    MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, engine->client_endpoint(), context->clock()));
-    end = SubmitAndFollow(client, *ledger, plan, options, context->clock(), engine.get());
+    MILLRACE_TRY_ASSIGN(const auto transport, engine.MakeTransport());
+    MILLRACE_TRY_ASSIGN(BrokerClient client, BrokerClient::Connect(*transport, engine.client_endpoint(), context->clock()));
+    end = SubmitAndFollow(client, *opened.ledger, plan, options, context->clock(), &engine);
   }
-  engine->RequestStop();
-  if (!end) engine->RequestStop();  // interrupted: hand back at once
-  MILLRACE_TRY(engine->Join());
+  engine.RequestStop();
+  if (!end) engine.RequestStop();  // interrupted: hand back at once
+  // Read while the engine ends. Closed before it has: whoever closes the ledger last tidies it up.
+  const Result<RunReport> report = end ? ReadRun(*context, *opened.ledger, plan.run.id) : Result<RunReport>();
+  opened.ledger.reset();
+  MILLRACE_TRY(engine.Join());
   if (!end && end.error().code == ErrorCode::kCancelled)
     return Fail(ErrorCode::kCancelled,
                 "interrupted; run {} is kept and goes on with the next 'millrace up' or 'millrace run' in {}",
                 plan.run.id.ToString(), context->config().home);
   if (!end) return std::unexpected(std::move(end.error()));
 
-  MILLRACE_TRY_ASSIGN(const RunReport report, PrintRun(*context, *ledger, plan.run.id, options));
+  if (!report) return std::unexpected(report.error());
+  PrintReport(*context, *report, options);
   if (context->format() == OutputFormat::kTable && !options.quiet) {
-    if (report.state == RunState::kSucceeded && report.HasLoad() && report.Changed() == 0)
+    if (report->state == RunState::kSucceeded && report->HasLoad() && report->Changed() == 0)
       fmt::print("The warehouse was up to date: this run changed nothing in it.\n");
-    PrintWhereThingsAre(*context, file.pipeline, options.file, report.run);
+    PrintWhereThingsAre(*context, file.pipeline, options.file, report->run);
   }
-  return ExitCodeOf(report.state);
+  return ExitCodeOf(report->state);
 }
 
 Result<ExitCode> DoRunStart(const Options& options) {

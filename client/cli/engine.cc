@@ -131,6 +131,7 @@ struct Engine::Parts {
   void StartRetention(SigningKey key);
   void Retain(const SigningKey& key);
   void StopRetention();
+  void StopBroker();
 };
 
 Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients, const std::vector<std::string>& workers) {
@@ -218,6 +219,13 @@ void Engine::Parts::StopRetention() {
   if (retention_thread.joinable()) retention_thread.join();
 }
 
+void Engine::Parts::StopBroker() {
+  if (!broker) return;
+  broker->RequestStop();
+  // Its inbox thread looks for the stop only after a wait: wake it.
+  for (std::uint16_t i = 0; i < context.config().broker.shards; ++i) (void)local_inbox->Ring(ShardId{i});
+}
+
 Result<void> Engine::Parts::MakeLake() const {
   std::error_code ec;
   std::filesystem::create_directories(context.config().lake, ec);
@@ -227,8 +235,10 @@ Result<void> Engine::Parts::MakeLake() const {
 
 Result<void> Engine::Parts::StartWorker(std::vector<std::string> brokers) {
   MILLRACE_TRY_ASSIGN(auto transport, wire::MakeZmtpTransport(names));
-  worker =
-      std::make_unique<worker::Worker>(MakeWorkerOptions(context, std::move(brokers)), context.clock(), std::move(transport));
+  auto options = MakeWorkerOptions(context, std::move(brokers));
+  options.held = which.held;
+  if (which.broker) options.on_goodbye = [this] { StopBroker(); };
+  worker = std::make_unique<worker::Worker>(std::move(options), context.clock(), std::move(transport));
   worker_thread = std::thread([this] {
     worker_result = worker->Run();
     worker_ended = true;
@@ -278,7 +288,7 @@ Result<void> Engine::Open() {
   const BrokerConfig& broker = parts.context.config().broker;
   const bool together = which.broker && which.worker;
   parts.client_endpoint = together ? "inproc://clients" : broker.listen_clients;
-  if (which.worker) MILLRACE_TRY(parts.MakeLake());
+  if (which.worker && !which.held) MILLRACE_TRY(parts.MakeLake());
   if (which.broker) {
     std::vector<std::string> clients{broker.listen_clients}, workers{broker.listen_workers};
     if (together) {  // nobody else is meant to join: no port is opened, only (for `up`) a socket inside the home
@@ -290,6 +300,14 @@ Result<void> Engine::Open() {
   }
   if (which.worker && !together) MILLRACE_TRY(parts.StartWorker(parts.context.config().worker.brokers));
   if (which.scheduler) MILLRACE_TRY(parts.StartScheduler());
+  return {};
+}
+
+std::future<Result<std::string>> Engine::Ask(std::string request) { return parts_->worker->Ask(std::move(request)); }
+
+Result<void> Engine::Release(std::uint64_t stages) {
+  MILLRACE_TRY(parts_->MakeLake());
+  parts_->worker->Release(stages);
   return {};
 }
 
@@ -322,9 +340,7 @@ Result<void> Engine::Join() {
   if (parts_->scheduler_thread.joinable()) parts_->scheduler_thread.join();
   if (parts_->worker_thread.joinable()) parts_->worker_thread.join();
   if (parts_->broker) {
-    if (parts_->worker) parts_->broker->RequestStop();
-    // Its inbox thread looks for the stop only after a wait: wake it.
-    for (std::uint16_t i = 0; i < parts_->context.config().broker.shards; ++i) (void)parts_->local_inbox->Ring(ShardId{i});
+    parts_->StopBroker();
     parts_->broker->Join();
   }
   parts_->StopRetention();  // last: it ends the step that it is in

@@ -2,6 +2,8 @@
 // `up`, `broker`, `worker` and `scheduler`.
 #pragma once
 
+#include <cstdint>
+#include <future>
 #include <memory>
 #include <string>
 
@@ -13,6 +15,7 @@ namespace millrace::cli {
 
 struct EngineParts {
   bool broker = false, worker = false, scheduler = false;
+  bool held = false;  // the worker takes no job before Release
 };
 
 class Engine {
@@ -24,6 +27,10 @@ class Engine {
   // process the worker, whose stage processes warm up meanwhile; it has no work before Open has started the rest.
   static Result<std::unique_ptr<Engine>> Prepare(Context& context, EngineParts parts);
   Result<void> Open();
+  // Of an engine with a held worker, from Prepare on: an answer of millrace-stage, as Worker::Ask.
+  std::future<Result<std::string>> Ask(std::string request);
+  // Makes the lake, and lets a held worker take jobs, of which `stages` will be stages (Worker::Release).
+  Result<void> Release(std::uint64_t stages);
   ~Engine();  // stops at once what still runs
 
   // Where clients of the broker connect, and a transport to do it with (one per calling thread).

@@ -132,15 +132,25 @@ Result<void> CheckConnections(const PipelineFile& file, const std::vector<Connec
   return Refused(std::move(found), file.source, diagnostics);
 }
 
-Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
-                                           const std::string& lake, MonoTime deadline, std::vector<Diagnostic>* diagnostics) {
+std::string TypeCheckQuestion(const PipelineFile& file, const std::map<std::string, std::string>& params,
+                              const std::string& lake) {
   Json request;
   request["pipeline"] = Json::parse(ToJson(file.pipeline));
   request["base_dir"] = file.base_dir;
   request["lake"] = lake;
   request["params"] = WithSamples(file.pipeline, params);
   request["org"] = kDefaultOrg.value();
-  MILLRACE_TRY_ASSIGN(const std::string text, CallStageCheck(request.dump(), deadline));
+  return request.dump();
+}
+
+Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
+                                           const std::string& lake, MonoTime deadline, std::vector<Diagnostic>* diagnostics) {
+  MILLRACE_TRY_ASSIGN(const std::string text, CallStageCheck(TypeCheckQuestion(file, params, lake), deadline));
+  return ReadTypeCheck(file, text, diagnostics);
+}
+
+Result<std::vector<StageSchema>> ReadTypeCheck(const PipelineFile& file, const std::string& text,
+                                               std::vector<Diagnostic>* diagnostics) {
   const Json answer = Json::parse(text, nullptr, false);
   if (!answer.is_object()) return Fail(ErrorCode::kCorrupt, "the type check's answer is no JSON object");
   if (answer.contains("error")) return Fail(ErrorCode::kInvalidArgument, "{}", answer["error"].get<std::string>());

@@ -34,15 +34,20 @@ std::map<std::string, std::string> WithSamples(const Pipeline& pipeline, std::ma
 Result<void> CheckConnections(const PipelineFile& file, const std::vector<ConnectionSpec>& connections,
                               std::vector<Diagnostic>* diagnostics = nullptr);
 
-// Types, columns and SQL of the whole graph, without data, by millrace-stage. A required parameter that is not given stands
-// for some value of its type. kRejected: rendered complaints, which end with a newline.
 struct StageSchema {
   std::string stage;
   std::vector<ColumnSpec> columns;
 };
+// Types, columns and SQL of the whole graph, without data, by millrace-stage. A required parameter that is not given stands
+// for some value of its type. kRejected: rendered complaints, which end with a newline.
 Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
                                            const std::string& lake, MonoTime deadline,
                                            std::vector<Diagnostic>* diagnostics = nullptr);
+// The two halves of TypeCheck, for who asks in another way: the question, and what the answer says.
+std::string TypeCheckQuestion(const PipelineFile& file, const std::map<std::string, std::string>& params,
+                              const std::string& lake);
+Result<std::vector<StageSchema>> ReadTypeCheck(const PipelineFile& file, const std::string& answer,
+                                               std::vector<Diagnostic>* diagnostics = nullptr);
 
 // What `check` and `plan` print as JSON when they fail: {"ok": false, "errors": [{"file", "line", "column", "length", "code",
 // "message", "suggestion"}]}. Without diagnostics, `error` itself. Ends with a newline; indent -1: one line.

@@ -74,7 +74,22 @@ std::string HowItEnded(const worker::ExitStatus& status, std::string_view said) 
   return said.empty() ? text : fmt::format("{}: {}", text, said);
 }
 
+std::unexpected<Error> Interrupted() {
+  return Fail(ErrorCode::kCancelled, "interrupted while the types were checked: nothing was run");
+}
+std::unexpected<Error> TooLate() { return Fail(ErrorCode::kTimedOut, "the type check did not end in time"); }
+
 }  // namespace
+
+Result<std::string> AwaitStageCheck(std::future<Result<std::string>> answer, MonoTime deadline) {
+  const SystemClock clock;
+  while (true) {
+    if (StopSignalPending()) return Interrupted();
+    const Millis left = std::chrono::ceil<Millis>(deadline - clock.Now());
+    if (left <= Millis{0}) return TooLate();
+    if (answer.wait_for(std::min(left, kTick)) == std::future_status::ready) return answer.get();
+  }
+}
 
 Result<std::string> CallStageCheck(const std::string& request, MonoTime deadline) {
   const std::string program = StageProgram();
@@ -88,9 +103,9 @@ Result<std::string> CallStageCheck(const std::string& request, MonoTime deadline
   const SystemClock clock;
   std::optional<worker::ExitStatus> status;
   for (bool talks = true; !status;) {
-    if (StopSignalPending()) return Fail(ErrorCode::kCancelled, "interrupted while the types were checked: nothing was run");
+    if (StopSignalPending()) return Interrupted();
     const Millis left = std::chrono::ceil<Millis>(deadline - clock.Now());
-    if (left <= Millis{0}) return Fail(ErrorCode::kTimedOut, "the type check did not end in time");
+    if (left <= Millis{0}) return TooLate();
     if (talks) {
       talks = talk.Step(std::min(left, kTick));
       continue;

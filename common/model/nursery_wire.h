@@ -9,7 +9,8 @@
 namespace millrace {
 
 // Asks for a child. Carries kNurseryFds descriptors (SCM_RIGHTS), in this order: the child's stdin, its stdout and stderr, its
-// fd 3. The child serves one StageOrder (stage_task.h) like a millrace-stage that was started without arguments.
+// fd 3. The child serves one StageOrder (stage_task.h) or one question (question_frame.h) like a millrace-stage that was
+// started without arguments.
 struct NurseryAsk {
   std::uint64_t id = 0;  // not 0
 };

@@ -200,12 +200,12 @@ TEST_F(CliProcesses, CtrlCKeepsTheRunAndTheNextEngineGoesOn) {
   ExpectSound();
 }
 
-// Its --check child, stopped while it works.
-std::optional<pid_t> StoppedCheckOf(pid_t parent) {
+// What its type check waits for, stopped: its --check child, or of `run` the nursery of which it asks one.
+std::optional<pid_t> StoppedCheckOf(pid_t parent, std::string_view mode) {
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds{20};
   while (std::chrono::steady_clock::now() < until) {
     for (const pid_t child : ChildrenOf(parent, "millrace-stage")) {
-      if (!ReadAll(fmt::format("/proc/{}/cmdline", child)).contains("--check")) continue;
+      if (!ReadAll(fmt::format("/proc/{}/cmdline", child)).contains(mode)) continue;
       ::kill(child, SIGSTOP);
       return child;
     }
@@ -228,19 +228,51 @@ TEST_F(CliProcesses, AStopSignalDuringTheTypeCheckLeavesNothingBehind) {
            {run, SIGINT}, {run, SIGTERM}, {check, SIGINT}, {run, SIGKILL}, {check, SIGKILL}}) {
     SCOPED_TRACE(fmt::format("{} {}", args[0], signal));
     const auto command = Start(args, options);
-    const auto child = StoppedCheckOf(command->pid());
+    const auto child = StoppedCheckOf(command->pid(), args == run ? "--nursery" : "--check");
     ASSERT_TRUE(child) << command->Err();
+    // Meanwhile `run` opens the home.
+    if (args == run) EXPECT_TRUE(Eventually([&] { return std::filesystem::exists(home_ / "audit.key"); }));
     command->Signal(signal);
     const CliResult ended = command->Wait(std::chrono::seconds{10});
     EXPECT_TRUE(Eventually([&] { return !Lives(*child); })) << "its check goes on";
     if (Lives(*child)) ::kill(*child, SIGKILL);
-    EXPECT_FALSE(std::filesystem::exists(home_ / "ledger.db"));
-    if (signal == SIGKILL) continue;  // its scratch is the next worker's to remove
+    if (signal == SIGKILL) {  // its scratch is the next worker's to remove, and a home that it began is there
+      if (args == run) {
+        EXPECT_TRUE(RunJson({"pipeline", "list"}).empty());
+        EXPECT_TRUE(RunJson({"run", "list"}).empty());
+      }
+      std::filesystem::remove_all(home_);
+      continue;
+    }
+    EXPECT_FALSE(std::filesystem::exists(home_)) << "a home that was not there before";
     EXPECT_EQ(ended.code, 130);
     EXPECT_TRUE(std::filesystem::is_empty(scratch));
     if (args != run) continue;
     EXPECT_THAT(ended.err, HasSubstr("interrupted while the types were checked: nothing was run"));
   }
+}
+
+TEST_F(CliProcesses, ARefusedFileStartsNothingOfAnEarlierRun) {
+  WriteSlow("600");
+  const auto first = Start({"run", "slow.yaml", "-q"});
+  ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
+  first->Signal(SIGTERM);
+  first->Signal(SIGTERM);
+  EXPECT_EQ(first->Wait(std::chrono::seconds{20}).code, 130);
+  ASSERT_EQ(Runs("running"), 1u) << "it is kept";
+  const std::string naps = ReadAll(dir_ / "naps"), versions = Run({"pipeline", "list"}).out;
+
+  std::string stages = "  raw: { extract: { from: file, path: a.csv } }\n";  // the check of many takes its time
+  for (int i = 0; i < 100; ++i) stages += fmt::format("  t{}: {{ transform: 'select id, amount + {} as v from raw' }}\n", i, i);
+  WritePipeline("wrong", stages + "  bad: { transform: select nosuch from raw }\n");
+  const CliResult refused = Run({"run", "wrong.yaml"});
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_THAT(refused.err, HasSubstr("nosuch"));
+  EXPECT_EQ(ReadAll(dir_ / "naps"), naps) << "no job was started beside the check";
+  EXPECT_EQ(Run({"pipeline", "list"}).out, versions) << "no version was stored";
+  EXPECT_EQ(Runs("running"), 1u);
+  EXPECT_EQ(Runs("failed"), 0u);
+  ExpectSound();
 }
 
 TEST_F(CliProcesses, StatusNamesABrokerThatHoldsNoShard) {

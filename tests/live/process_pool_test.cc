@@ -197,6 +197,43 @@ TEST_F(ProcessPoolTest, TwoHundredStagesLeaveNothingBehind) {
   EXPECT_TRUE(Children().empty());
 }
 
+TEST_F(ProcessPoolTest, NoMoreChildrenAreKeptThanStagesAreExpected) {
+  Open();
+  ASSERT_TRUE(UntilReady());
+  pool_->Expect(4);
+  ExpectRuns();
+  ASSERT_TRUE(UntilReady());
+  for (std::size_t left = 2;; --left) {
+    ExpectRuns();
+    EXPECT_TRUE(Until([&] { return pool_->ready() == left; }));
+    for (int i = 0; i < 5; ++i) Turn();
+    EXPECT_EQ(Children().size(), 1 + left);
+    if (left == 0) break;
+  }
+  ExpectRuns();  // more than was expected
+  EXPECT_EQ(Children().size(), 1u);
+}
+
+TEST_F(ProcessPoolTest, AClosedPoolEndsWhatNobodyHasAndStartsFromNothing) {
+  Open();
+  ASSERT_TRUE(UntilReady());
+  const auto running = Begin("hang");
+  ASSERT_TRUE(Until([&] { return running->arrived(); }));
+  ASSERT_EQ(::kill(pool_->nursery_pid(), SIGSTOP), 0);
+  while (pool_->ready() > 0) (void)pool_->Take();
+  const auto awaited = Begin("ok");  // asked of a nursery that does not answer
+  EXPECT_FALSE(awaited->arrived());
+  pool_->Close();
+  const auto result = Finish(*awaited);
+  EXPECT_TRUE(result && result->ok);
+  ExpectRuns();
+  EXPECT_FALSE(running->exit()) << "what has an order goes on";
+  EXPECT_TRUE(Until([&] { return Children() == std::vector<pid_t>{running->pid()}; }));
+  EXPECT_EQ(pool_->NextTick(), MonoTime::max());
+  running->SignalGroup(SIGKILL);
+  EXPECT_TRUE(Until([&] { return running->exit().has_value(); }));
+}
+
 TEST_F(ProcessPoolTest, ADeadNurseryTakesNobodyWithItAndIsReplaced) {
   Open();
   ASSERT_TRUE(UntilReady());

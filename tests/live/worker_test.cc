@@ -8,6 +8,7 @@
 #include <deque>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <thread>
 
 #include "common/base/random.h"
@@ -478,6 +479,91 @@ TEST_F(WorkerLiveTest, DrainFinishesWhatRunsAndSaysGoodbye) {
   Join();
   EXPECT_TRUE(result_) << result_.error().message;
   Until([&] { return goodbye_; }, "a goodbye");
+}
+
+TEST_F(WorkerLiveTest, AHeldWorkerAnswersQuestionsAndTakesJobsOnlyAfterRelease) {
+  options_.held = true;
+  std::atomic<int> goodbyes{0};
+  options_.on_goodbye = [&] { ++goodbyes; };
+  worker_ = std::make_unique<Worker>(options_, clock_, *wire::MakeZmtpTransport(names_));
+  auto early = worker_->Ask("[1]");  // before Run
+  thread_ = std::thread([this] {
+    result_ = worker_->Run();
+    ended_ = true;
+  });
+  Until([this] { return welcomed_; }, "a hello");
+  EXPECT_EQ(hello_.concurrency, 2u);
+  EXPECT_EQ(hello_.credit_limit, 0u);
+  auto dies = worker_->Ask("\"die\"");
+  const auto ready = [](auto& answer) { return answer.wait_for(Millis{0}) == std::future_status::ready; };
+  Until([&] { return ready(early) && ready(dies) && beats_.size() >= 2; }, "answers and beats");
+  EXPECT_EQ(early.get().value_or("none"), "[1]");
+  const auto died = dies.get();
+  ASSERT_FALSE(died);
+  EXPECT_EQ(died.error().code, ErrorCode::kCorrupt);
+  EXPECT_THAT(died.error().message, HasSubstr("ended without an answer, with code 4"));
+  for (const auto& beat : beats_) EXPECT_EQ(beat.credit_limit, 0u);
+  EXPECT_EQ(worker_->running(), 0u);
+
+  worker_->Release(1);
+  Until([&] { return beats_.back().credit_limit == 2; }, "credit");
+  EXPECT_EQ(RunJob(Stage("ok")).end, AttemptEnd::kSucceeded);
+  EXPECT_EQ(RunJob(Stage("ok")).end, AttemptEnd::kSucceeded) << "one more than it was told to expect";
+  EXPECT_EQ(goodbyes, 0);
+  worker_->RequestDrain();
+  Join();
+  EXPECT_EQ(goodbyes, 1);
+  auto late = worker_->Ask("[2]").get();
+  ASSERT_FALSE(late);
+  EXPECT_EQ(late.error().code, ErrorCode::kCancelled);
+}
+
+TEST_F(WorkerLiveTest, WhoAsksAWorkerThatEndsIsNotLeftWaiting) {
+  options_.stage_program = "/bin/cat";  // reads its question and says nothing
+  options_.warm_stages = 0;
+  StartWorker();
+  auto answer = worker_->Ask("[1]");
+  worker_->RequestDrain();
+  Join();
+  ASSERT_EQ(answer.wait_for(kPatience), std::future_status::ready);
+  EXPECT_FALSE(answer.get());
+
+  options_.stage_program = dir_ / "missing";
+  ended_ = welcomed_ = false;
+  StartWorker();
+  auto missing = worker_->Ask("[1]");
+  Until([&] { return missing.wait_for(Millis{0}) == std::future_status::ready; }, "an error");
+  const auto error = missing.get();
+  ASSERT_FALSE(error);
+  EXPECT_EQ(error.error().code, ErrorCode::kUnavailable);
+}
+
+TEST_F(WorkerLiveTest, TheBrokerMayGoWhileAStageThatHasPublishedStillLeaves) {
+  bool lives_at_goodbye = false;
+  pid_t stage = -1;
+  options_.on_goodbye = [&] { lives_at_goodbye = Alive(stage); };
+  options_.warm_stages = 0;
+  StartWorker();
+  const auto job = Stage("lingers");  // says its result, and stays until it is killed
+  EXPECT_EQ(RunJob(job).end, AttemptEnd::kSucceeded);
+  for (const auto& entry : fs::directory_iterator("/proc")) {
+    std::ifstream file(entry.path() / "stat");
+    std::string line;
+    if (!std::getline(file, line) || !line.contains("(fake_stage)")) continue;
+    int pid = 0, parent = 0;
+    char state = 0;
+    std::istringstream(line) >> pid;
+    std::istringstream(line.substr(line.rfind(')') + 1)) >> state >> parent;
+    if (parent == ::getpid()) stage = pid;
+  }
+  ASSERT_GT(stage, 0);
+  worker_->RequestDrain();
+  Until([&] { return goodbye_; }, "a goodbye");
+  EXPECT_TRUE(Alive(stage));
+  ::kill(stage, SIGKILL);
+  Join();
+  EXPECT_TRUE(lives_at_goodbye);
+  EXPECT_FALSE(Alive(stage));
 }
 
 TEST_F(WorkerLiveTest, ASecondDrainHandsBackAtOnce) {

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <thread>
 
+#include "common/model/question_frame.h"
 #include "common/model/stage_task.h"
 #include "worker/stage/nursery.h"
 #include "worker/stage_frames.h"
@@ -40,6 +41,11 @@ StageOrder ReadOrder() {
   while (true) {
     auto frame = parser.Next();
     if (!frame) ::_exit(8);
+    if (const auto question = *frame ? QuestionInFrame(**frame) : std::nullopt) {
+      if (*question == "\"die\"") ::_exit(4);
+      Send(AnswerFrame(*question));
+      ::_exit(0);
+    }
     if (*frame) {
       auto order = StageOrderFromJson(**frame);
       if (!order) {

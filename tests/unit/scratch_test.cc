@@ -37,6 +37,7 @@ TEST_F(ScratchTest, TheNextWorkerRemovesWhatAKilledOneLeft) {
   ASSERT_TRUE(fs::exists(parent_ / "millrace-a" / "spilled"));
   const auto next = ScratchFolder::Make(parent_, "b");
   ASSERT_TRUE(next);
+  EXPECT_EQ(ScratchFolder::SweepDead(parent_), 1);
   EXPECT_FALSE(fs::exists(parent_ / "millrace-a"));
   EXPECT_TRUE(fs::exists(parent_ / "millrace-b"));
 }

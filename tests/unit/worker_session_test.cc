@@ -22,8 +22,9 @@ JobId Job(std::uint8_t n) {
 
 class SessionTest : public ::testing::Test {
  protected:
-  void Make(std::uint32_t concurrency, std::size_t brokers = 1) {
+  void Make(std::uint32_t concurrency, std::size_t brokers = 1, bool held = false) {
     Session::Options options;
+    options.held = held;
     options.worker.uuid.bytes[0] = 1;
     options.name = "w";
     options.concurrency = concurrency;
@@ -144,6 +145,25 @@ TEST_F(SessionTest, CreditIsCumulativeAndNeverGoesDown) {
   Hear(wire::Welcome{"b", 1000, 3000});
   End(3, 12);
   EXPECT_EQ(Sent<wire::Ended>()[0].credit_limit, 3u);
+}
+
+TEST_F(SessionTest, AHeldSessionIsThereButHasNoCreditBeforeItsRelease) {
+  Make(3, 1, true);
+  Tick();
+  ASSERT_EQ(sent_.size(), 1u);
+  const auto& hello = std::get<wire::Hello>(sent_[0].message);
+  EXPECT_EQ(hello.concurrency, 3u);
+  EXPECT_EQ(hello.credit_limit, 0u);
+  Hear(wire::Welcome{"b", 1000, 3000});
+  Tick(Millis{1000});
+  ASSERT_EQ(sent_.size(), 1u) << "it beats";
+  EXPECT_EQ(std::get<wire::Beat>(sent_[0].message).credit_limit, 0u);
+  session_->Release();
+  Step();
+  ASSERT_EQ(sent_.size(), 1u) << "at once";
+  EXPECT_EQ(std::get<wire::Beat>(sent_[0].message).credit_limit, 3u);
+  GrantJob(1, 1);
+  EXPECT_EQ(started_.size(), 1u);
 }
 
 TEST_F(SessionTest, AnAttemptIsHeldUntilItsReportIsAnswered) {

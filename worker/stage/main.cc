@@ -1,5 +1,5 @@
 // millrace-stage: runs one pipeline stage and exits. Frames on stdin and fd 3: common/model/stage_task.h.
-//   millrace-stage            one StageOrder in, progress and one result out
+//   millrace-stage            one StageOrder in, progress and one result out; or one question in, its answer out
 //   millrace-stage --check    one check request in, one answer out: check/type_check.h
 //   millrace-stage --nursery  makes children, each of which is a millrace-stage without arguments that is warm: nursery.h
 #include <fmt/format.h>
@@ -14,6 +14,7 @@
 #include "common/base/clock.h"
 #include "common/base/history.h"
 #include "common/drivers/duckdb.h"
+#include "common/model/question_frame.h"
 #include "common/model/stage_task.h"
 #include "worker/stage/check/type_check.h"
 #include "worker/stage/frames.h"
@@ -43,12 +44,16 @@ bool OrderWaits() {
   return ::poll(&in, 1, 0) > 0;
 }
 
-// One order in, its result out.
+// One order in, its result out; or one question and its answer.
 [[noreturn]] void Serve(duck::Connection& connection) {
   (void)history::On();  // its file is out of reach once the stage is confined
   if (auto ready = WriteFrame(kOut, R"({"ready":true})"); !ready) Leave(Complain(ready.error()));
   const auto frame = ReadFrame(STDIN_FILENO);
   if (!frame) Leave(Complain(frame.error()));
+  if (const auto question = QuestionInFrame(*frame)) {
+    const auto answered = WriteFrame(kOut, AnswerFrame(CheckPipelineJson(connection, *question)));
+    Leave(answered ? 0 : Complain(answered.error()));
+  }
   DeferAfterResult();
   const SystemClock clock;
   ProgressWriter progress(kOut, clock);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <future>
+#include <span>
 #include <system_error>
 
 #include "common/model/lake.h"
@@ -138,11 +139,12 @@ StageOutcome<void> ApplyDeclared(duck::Connection& connection, const ExtractSpec
   return {};
 }
 
-// Every file must have the pinned columns; text columns are read by position, so their order counts.
+// Every file must have the pinned columns; text columns are read by position, so their order counts. The first `known` files
+// are those that `pinned` was read from just now.
 StageOutcome<void> CompareFiles(duck::Connection& connection, const SourceFiles& sources, const PinnedSchema& schema,
-                                const std::vector<ColumnSpec>& pinned, std::string_view pinned_path) {
+                                const std::vector<ColumnSpec>& pinned, std::string_view pinned_path, std::size_t known) {
   if (IsCsv(sources.format) && !HasHeader(schema.read_options)) return {};
-  for (const auto& path : sources.paths) {
+  for (const auto& path : std::span(sources.paths).subspan(known)) {
     auto columns = ColumnsOfFile(connection, path, sources.format, schema.read_options);
     if (!columns)
       return std::unexpected(Malformed(connection, path, sources.format, schema.read_options, std::move(columns.error())));
@@ -440,10 +442,11 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   MILLRACE_TRY_ASSIGN(const PinnedSchema schema, std::move(resolved));
   // A declared type may differ from a Parquet file's own: it is cast. Files are compared with what was pinned of them.
   std::vector<ColumnSpec> of_files = pinned ? pinned->columns : schema.columns;
-  if (sources.format == FileFormat::kParquet && !pinned) {
+  const bool read_now = sources.format == FileFormat::kParquet && !pinned;
+  if (read_now) {
     MILLRACE_TRY_ASSIGN(of_files, ColumnsOfFile(connection, sources.paths.front(), sources.format, {}));
   }
-  MILLRACE_TRY(CompareFiles(connection, sources, schema, of_files, pinned_path));
+  MILLRACE_TRY(CompareFiles(connection, sources, schema, of_files, pinned_path, read_now ? 1 : 0));
   DeclaredCasts casts;
   if (sources.format == FileFormat::kParquet) {
     MILLRACE_TRY(CountParquetRows(connection, &manifest.files));
