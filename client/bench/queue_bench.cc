@@ -61,15 +61,15 @@ class Measurement {
     result_.enqueued_per_s = Rate(submit.jobs, submitted_.first_sent, submitted_.last_accepted);
     MILLRACE_TRY(WeighWaiting(before, submit.jobs));
     MILLRACE_TRY(fleet_.Start(at_));
-    SteadyWindow window(*options_.steady, held, fleet_, meter_);
+    SteadyWindow window(*options_.steady, held, fleet_, at_, clock_);
     submit.jobs = total;
     submit.batch = static_cast<std::uint32_t>(std::min<std::uint64_t>(submit.batch, options_.steady->depth + held));
     submit.allowed = [&](std::uint64_t accepted) { return window.Look(accepted); };
     MILLRACE_TRY(SubmitAll(submit, submitted_));
+    MILLRACE_TRY(AwaitRecorded(&window));
     if (!window.result().complete)
       return Fail(ErrorCode::kTimedOut, "{} jobs were submitted, and {} outcomes came: no steady window", submitted_.accepted,
                   board_.Recorded());
-    MILLRACE_TRY(AwaitRecorded());
     result_.steady = window.result();
     return {};
   }
@@ -78,11 +78,12 @@ class Measurement {
     return to <= from ? 0 : static_cast<double>(jobs) * 1e6 / static_cast<double>((to - from).count());
   }
 
-  Result<void> AwaitRecorded() {
+  Result<void> AwaitRecorded(SteadyWindow* window = nullptr) {
     std::uint64_t seen = 0;
     MonoTime moved = clock_.Now();
     while (board_.Recorded() < submitted_.accepted) {
       if (Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
+      if (window != nullptr) (void)window->Look(submitted_.accepted);
       const std::uint64_t now = board_.Recorded() + board_.Executed();
       if (now != seen) {
         seen = now;

@@ -18,11 +18,11 @@ namespace millrace::bench {
 struct QueueOptions {
   SubmitOptions submit;  // endpoint, kind and queue are filled in
   std::uint32_t workers = 1;
-  std::uint32_t concurrency = 1;  // jobs that one worker holds
-  Millis sleep{0};                // of each job
-  bool drain = false;             // accept everything first, then start the workers; otherwise both at once
+  std::uint32_t concurrency = 1;        // jobs that one worker holds
+  Millis sleep{0};                      // of each job
+  bool drain = false;                   // accept everything first, then start the workers; otherwise both at once
   std::optional<SteadyOptions> steady;  // instead of submit.jobs, which it fills in: rates and costs of a steady window
-  std::string folder;             // for the scoreboard and the workers' logs
+  std::string folder;                   // for the scoreboard and the workers' logs
 };
 
 struct Latency {
@@ -49,7 +49,8 @@ struct QueueResult {
 };
 
 // kTimedOut: nothing moves any more (what is missing then is lost, and said in the message), or a steady window never ended;
-// kCancelled: Interrupted(). Steady: the queue is filled to the depth, then the handlers start; at the end all of it is drained.
+// kCancelled: Interrupted(). Steady: the queue is filled to the depth, then the handlers start; at the end all of it is
+// drained.
 Result<QueueResult> MeasureQueue(const Installation& at, const QueueOptions& options);
 
 // The quantiles that are shown.

@@ -22,7 +22,7 @@ std::uint64_t SteadyWindow::Look(std::uint64_t accepted) {
     result_.waiting_max = std::max(result_.waiting_max, waiting);
   }
   last_ = now;
-  if (recorded >= options_.warmup + options_.jobs) End(now);
+  if (recorded >= options_.warmup + options_.jobs && recorded > begin_.recorded) End(now);
   return allowed;
 }
 

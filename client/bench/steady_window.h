@@ -25,20 +25,22 @@ struct SteadyResult {
   Costs costs;  // of the window alone, per outcome
 };
 
-// For one thread, which keeps the queue filled: it looks at least once a millisecond.
+// For one thread, which keeps the queue filled: it looks at least once a millisecond, until the window has ended.
 class SteadyWindow {
  public:
-  // `held`: jobs that all handlers together may hold.
-  SteadyWindow(const SteadyOptions& options, std::uint64_t held, const HandlerFleet& fleet, const CostMeter& meter)
-      : options_(options), held_(held), fleet_(fleet), meter_(meter) {}
+  // `held`: jobs that all handlers together may hold. The references live as long as this.
+  SteadyWindow(const SteadyOptions& options, std::uint64_t held, const HandlerFleet& fleet, const Installation& at,
+               const Clock& clock)
+      : options_(options), held_(held), fleet_(fleet), meter_(at), clock_(clock) {}
 
   // How many jobs the whole takes: those of the window and its warm-up, and those that are there when it ends.
   static std::uint64_t Total(const SteadyOptions& options, std::uint64_t held) {
     return options.depth + held + options.warmup + options.jobs;
   }
 
-  // Begins the window, counts it, ends it. `accepted`: jobs that the broker has accepted so far. Returns how many may have been
-  // sent by now, so that the queue is as deep as it was told to be: each job that has ended makes room for one.
+  // Begins the window, counts it, ends it: each at the first look at which enough outcomes have come, the end at a later one
+  // than the begin. `accepted`: jobs that the broker has accepted so far. Returns how many may have been sent by now, so that
+  // the queue is as deep as it was told to be: each job that has ended makes room for one.
   std::uint64_t Look(std::uint64_t accepted);
 
   const SteadyResult& result() const { return result_; }
@@ -53,8 +55,8 @@ class SteadyWindow {
   const SteadyOptions options_;
   const std::uint64_t held_;
   const HandlerFleet& fleet_;
-  CostMeter meter_;  // of our own: another one may run around the window
-  SystemClock clock_;
+  CostMeter meter_;
+  const Clock& clock_;
   bool begun_ = false;
   Mark begin_, last_;
   double waiting_time_ = 0;  // jobs x microseconds

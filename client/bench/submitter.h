@@ -24,8 +24,8 @@ struct SubmitOptions {
   double rate = 0;                // jobs per second, open loop; 0: closed loop
   bool precise = false;           // open loop: spin to the very moment of each send
   std::size_t payload_bytes = 100;
-  // Closed loop: how many jobs may have been sent by now, of those that were accepted; asked once a millisecond at least. A whole
-  // message waits until all of it may go. Empty: all.
+  // Closed loop: how many jobs may have been sent by now, of those that were accepted; asked once a millisecond at least. A
+  // whole message waits until all of it may go. Empty: all.
   std::function<std::uint64_t(std::uint64_t accepted)> allowed;
   std::uint32_t orgs = 1, limit_keys = 0, priorities = 1;  // jobs are dealt out to them in turn; 0 keys: none
 };

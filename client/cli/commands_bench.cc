@@ -131,6 +131,10 @@ Result<ExitCode> DoScale(const Options& options) {
   if (!by_depth && flags.sleep == "0ms") flags.sleep = "5ms";
   if (!by_depth) flags.concurrency = flags.concurrency.value_or(50);
   const std::uint64_t per_step = flags.jobs.value_or(by_depth ? 1'000'000 : 20'000);
+  const std::uint64_t ageing = flags.warmup.value_or(by_depth ? 2 * per_step : 0);
+  flags.warmup = 0;  // of a step: a tenth of it, below
+  MILLRACE_TRY(BenchRange("--jobs", per_step, 1, kJobsMax));
+  MILLRACE_TRY(BenchRange("--warmup", ageing, 0, kJobsMax));
   MILLRACE_TRY_ASSIGN(auto queue, QueueOptionsOf(flags));
   MILLRACE_TRY_ASSIGN(queue.submit.durability, BenchDurability(flags.durability.value_or("redis")));
   return RunBench(options, *context, {}, [&](BenchTarget& target) -> Result<BenchReport> {
@@ -142,6 +146,12 @@ Result<ExitCode> DoScale(const Options& options) {
     Table table{.columns = {step_name, "jobs", "waiting", "executed_per_s", "recorded_per_s", "share_of_first", "lost",
                             "duplicated", "busiest_core"},
                 .rows = {}};
+    if (ageing > 0) {
+      queue.workers = flags.workers;
+      queue.steady = {.depth = kBacklogPerWorker, .warmup = 0, .jobs = ageing};
+      MILLRACE_TRY_ASSIGN(const auto result, bench::MeasureQueue(target.at(), queue));
+      report.sound = result.Sound();
+    }
     double first = 0;
     for (const std::uint64_t step : steps) {
       queue.workers = by_depth ? flags.workers : static_cast<std::uint32_t>(step);
