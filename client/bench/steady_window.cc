@@ -6,14 +6,13 @@ namespace millrace::bench {
 
 std::uint64_t SteadyWindow::Look(std::uint64_t accepted) {
   const Scoreboard& board = fleet_.board();
-  const std::uint64_t recorded = board.Recorded();
-  const std::uint64_t allowed = options_.depth + held_ + recorded;
-  if (result_.complete || recorded < options_.warmup) return allowed;
-  const Mark now{.at = clock_.Now(), .executed = board.Executed(), .recorded = recorded};
+  const auto allowed = [&](std::uint64_t recorded) { return options_.depth + held_ + recorded; };
+  if (const std::uint64_t recorded = board.Recorded(); result_.complete || recorded < options_.warmup) return allowed(recorded);
+  if (!begun_) meter_.Begin(fleet_.processes());  // takes a while: before the clock is read
+  const Mark now{.at = clock_.Now(), .executed = board.Executed(), .recorded = board.Recorded()};
   const std::uint64_t waiting = accepted > now.executed ? accepted - now.executed : 0;
   if (!begun_) {
     begun_ = true;
-    meter_.Begin(fleet_.processes());
     begin_ = now;
     result_.waiting_min = result_.waiting_max = waiting;
   } else {
@@ -22,8 +21,8 @@ std::uint64_t SteadyWindow::Look(std::uint64_t accepted) {
     result_.waiting_max = std::max(result_.waiting_max, waiting);
   }
   last_ = now;
-  if (recorded >= options_.warmup + options_.jobs && recorded > begin_.recorded) End(now);
-  return allowed;
+  if (now.recorded >= options_.warmup + options_.jobs && now.recorded > begin_.recorded) End(now);
+  return allowed(now.recorded);
 }
 
 void SteadyWindow::End(const Mark& now) {
