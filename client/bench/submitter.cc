@@ -55,6 +55,12 @@ class Submitter {
 
   Result<void> Fill() {
     const std::uint64_t allowed = options_.allowed ? options_.allowed(result_.accepted) : options_.jobs;
+    if (const MonoTime now = clock_.Now(); std::exchange(allowed_, allowed) != allowed) {
+      grew_ = now;
+    } else if (options_.allowed && now - grew_ > kSilenceMax) {
+      return Fail(ErrorCode::kTimedOut, "no job has ended for {} s; {} were accepted", kSilenceMax.count() / 1000,
+                  result_.accepted);
+    }
     while (waiting_.size() < options_.outstanding && result_.sent < options_.jobs) {
       const std::uint64_t count = std::min<std::uint64_t>(options_.batch, options_.jobs - result_.sent);
       if (result_.sent + count > allowed) break;
@@ -138,7 +144,8 @@ class Submitter {
   SystemClock clock_;
   SystemRandom random_;
   IdGenerator ids_;
-  MonoTime start_{}, heard_{};
+  MonoTime start_{}, heard_{}, grew_{};
+  std::uint64_t allowed_ = 0;  // at last, and since grew_
   std::uint64_t next_request_ = 1;
   std::unordered_map<std::uint64_t, std::pair<std::uint64_t, MonoTime>> waiting_;  // request: first number, when sent
 };
