@@ -261,7 +261,7 @@ void AddBenchLoad(CLI::App* command, BenchFlags& flags) {
   command->add_option("--payload", flags.payload, "Bytes of each job's payload (default 100)");
   command->add_option("--durability", flags.durability, "ledger or redis");
   command->add_option("--workers", flags.workers, "Handler processes (default 1)");
-  command->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds at a time");
+  command->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds (with --sleep: runs) at a time");
   command->add_option("--sleep", flags.sleep, "How long each job takes, e.g. 5ms (default 0ms)");
   command->add_option("--batch", flags.batch, "Jobs of one submit message (default 500)");
   command->add_option("--outstanding", flags.outstanding, "Closed loop: messages that wait for their answer (default 32)");
