@@ -24,6 +24,9 @@ constexpr Millis kInboxWait{250};                   // a stop is noticed after i
 constexpr std::size_t kUnsentBytesMax = 32u << 20;  // kept for one peer that does not read
 constexpr std::size_t kUnsentFrameBytes = 64;       // what keeping a frame costs beside its bytes
 constexpr auto kIdleWait = kDispatcherTick;
+constexpr Millis kFinishWait{1};  // for ended jobs to leave the flight together with something else
+
+bool IsFinish(const command::Execute& execute) { return std::holds_alternative<queue_op::Finish>(execute.op); }
 
 std::vector<ShardId> AllShards(std::uint16_t count) {
   std::vector<ShardId> shards;
@@ -310,6 +313,9 @@ class Broker::Impl {
     while (true) {
       const bool last = queue_box_.Closed();
       auto taken = queue_box_.TakeAll(Micros{kOwnershipRenewInterval});
+      // Nobody waits for ended jobs to leave the flight, but whatever comes while they do would wait for them.
+      if (!taken.empty() && std::ranges::all_of(taken, IsFinish))
+        for (auto& more : queue_box_.TakeAll(kFinishWait)) taken.push_back(std::move(more));
       for (std::size_t begin = 0; begin < taken.size(); begin += kQueueOpsMax) {
         const std::size_t end = std::min(begin + kQueueOpsMax, taken.size());
         std::vector<QueueOp> ops;

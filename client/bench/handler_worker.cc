@@ -60,8 +60,12 @@ class HandlerLoop {
     Token token;
   };
 
+  // A slot is free when its job has ended, as of every worker; what waits for its answer is bounded by what a beat can name.
+  // Jobs that take no time would then hold no slot at all: those keep theirs until they are answered.
   std::uint64_t Limit() const {
-    return granted_ + (held_.size() < options_.concurrency ? options_.concurrency - held_.size() : 0);
+    const auto left = [](std::uint64_t all, std::uint64_t used) { return all > used ? all - used : 0; };
+    if (options_.sleep.count() == 0) return granted_ + left(options_.concurrency, held_.size());
+    return granted_ + std::min(left(options_.concurrency, running_.size()), left(kConcurrencyMax, held_.size()));
   }
   std::vector<wire::Hello::Held> HeldJobs() const {
     std::vector<wire::Hello::Held> held;

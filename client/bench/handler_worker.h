@@ -15,12 +15,14 @@
 namespace millrace::bench {
 
 struct HandlerOptions {
-  std::string endpoint;           // of the broker
-  std::string name;               // shown in outcome rows
-  std::string kind, queue;        // the only ones it takes; kind "command": payloads are a pipeline's and not looked at
-  std::uint32_t concurrency = 1;  // jobs it holds: granted, and not yet answered as durable; at most kConcurrencyMax
-  Millis sleep{0};                // how long each job takes, beside the handler itself: a timer, so no thread is held
-  std::uint32_t index = 0;        // its place on the scoreboard
+  std::string endpoint;     // of the broker
+  std::string name;         // shown in outcome rows
+  std::string kind, queue;  // the only ones it takes; kind "command": payloads are a pipeline's and not looked at
+  // Jobs it runs at a time; those that take no time (sleep 0) count until they are answered as durable. At most
+  // kConcurrencyMax.
+  std::uint32_t concurrency = 1;
+  Millis sleep{0};          // how long each job takes, beside the handler itself: a timer, so no thread is held
+  std::uint32_t index = 0;  // its place on the scoreboard
 };
 
 inline constexpr std::uint32_t kConcurrencyMax = 10'000;  // what one heartbeat can name (ops/docs/wire.md)

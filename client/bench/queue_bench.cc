@@ -22,33 +22,68 @@ class Measurement {
     SubmitOptions submit = options_.submit;
     submit.endpoint = at_.clients;
     submit.kind = submit.queue = name_;
-    StoreSizes before;
-    if (options_.drain) {
-      MILLRACE_TRY_ASSIGN(before, ProbeSizes(at_));
+    if (options_.steady) {
+      MILLRACE_TRY(KeepSteady(submit));
     } else {
-      MILLRACE_TRY(fleet_.Start(at_));
+      StoreSizes before;
+      if (options_.drain) {
+        MILLRACE_TRY_ASSIGN(before, ProbeSizes(at_));
+      } else {
+        MILLRACE_TRY(fleet_.Start(at_));
+      }
+      meter_.Begin(fleet_.processes());
+      MILLRACE_TRY(SubmitAll(submit, submitted_));
+      if (options_.drain) {
+        MILLRACE_TRY(WeighWaiting(before, submit.jobs));
+        MILLRACE_TRY(fleet_.Start(at_));
+      }
+      MILLRACE_TRY(AwaitRecorded());
+      result_.costs = meter_.End(fleet_.processes(), static_cast<double>(submit.jobs));
     }
-    meter_.Begin(fleet_.processes());
-    MILLRACE_TRY(SubmitAll(submit, submitted_));
-    if (options_.drain) {
-      MILLRACE_TRY_ASSIGN(const StoreSizes after, ProbeSizes(at_));
-      const auto per_job = [&](std::int64_t bytes) { return static_cast<double>(bytes) / static_cast<double>(submit.jobs); };
-      result_.queue_bytes_per_waiting_job = per_job(after.queue_bytes - before.queue_bytes);
-      result_.ledger_bytes_per_waiting_job = per_job(after.ledger_bytes - before.ledger_bytes);
-      MILLRACE_TRY(fleet_.Start(at_));
-    }
-    MILLRACE_TRY(AwaitRecorded());
-    result_.costs = meter_.End(fleet_.processes(), static_cast<double>(submit.jobs));
     fleet_.Stop();
     return Evaluate();
   }
 
  private:
-  Result<void> AwaitRecorded() {
+  Result<void> WeighWaiting(const StoreSizes& before, std::uint64_t jobs) {
+    MILLRACE_TRY_ASSIGN(const StoreSizes after, ProbeSizes(at_));
+    const auto per_job = [&](std::int64_t bytes) { return static_cast<double>(bytes) / static_cast<double>(jobs); };
+    result_.queue_bytes_per_waiting_job = per_job(after.queue_bytes - before.queue_bytes);
+    result_.ledger_bytes_per_waiting_job = per_job(after.ledger_bytes - before.ledger_bytes);
+    return {};
+  }
+
+  Result<void> KeepSteady(SubmitOptions submit) {
+    const std::uint64_t held = std::uint64_t{options_.workers} * options_.concurrency;
+    MILLRACE_TRY_ASSIGN(const StoreSizes before, ProbeSizes(at_));
+    const std::uint64_t total = std::exchange(submit.jobs, options_.steady->depth);
+    MILLRACE_TRY(SubmitAll(submit, submitted_));
+    result_.enqueued_per_s = Rate(submit.jobs, submitted_.first_sent, submitted_.last_accepted);
+    MILLRACE_TRY(WeighWaiting(before, submit.jobs));
+    MILLRACE_TRY(fleet_.Start(at_));
+    SteadyWindow window(*options_.steady, held, fleet_, at_, clock_);
+    submit.jobs = total;
+    submit.batch = static_cast<std::uint32_t>(std::min<std::uint64_t>(submit.batch, options_.steady->depth + held));
+    submit.allowed = [&](std::uint64_t accepted) { return window.Look(accepted); };
+    MILLRACE_TRY(SubmitAll(submit, submitted_));
+    MILLRACE_TRY(AwaitRecorded(&window));
+    if (!window.result().complete)
+      return Fail(ErrorCode::kTimedOut, "{} jobs were submitted, and {} outcomes came: no steady window", submitted_.accepted,
+                  board_.Recorded());
+    result_.steady = window.result();
+    return {};
+  }
+
+  static double Rate(std::uint64_t jobs, MonoTime from, MonoTime to) {
+    return to <= from ? 0 : static_cast<double>(jobs) * 1e6 / static_cast<double>((to - from).count());
+  }
+
+  Result<void> AwaitRecorded(SteadyWindow* window = nullptr) {
     std::uint64_t seen = 0;
     MonoTime moved = clock_.Now();
     while (board_.Recorded() < submitted_.accepted) {
       if (Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
+      if (window != nullptr) (void)window->Look(submitted_.accepted);
       const std::uint64_t now = board_.Recorded() + board_.Executed();
       if (now != seen) {
         seen = now;
@@ -75,15 +110,20 @@ class Measurement {
     }
     const std::int64_t sent = submitted_.first_sent.time_since_epoch().count();
     const std::int64_t begin = options_.drain ? first : sent;
-    const auto rate = [&](std::int64_t from, std::int64_t to) {
-      return to <= from ? 0 : static_cast<double>(options_.submit.jobs) * 1e6 / static_cast<double>(to - from);
-    };
+    const std::uint64_t jobs = options_.submit.jobs;
     result_.durability = Name(options_.submit.durability);
-    result_.form = options_.drain ? "drain" : "flow";
-    result_.jobs = options_.submit.jobs;
-    result_.enqueued_per_s = rate(sent, submitted_.last_accepted.time_since_epoch().count());
-    result_.executed_per_s = rate(begin, last);
-    result_.recorded_per_s = rate(begin, last_recorded);
+    result_.form = options_.steady ? "steady" : options_.drain ? "drain" : "flow";
+    if (const auto& steady = result_.steady) {
+      result_.jobs = steady->jobs;
+      result_.executed_per_s = steady->executed_per_s;
+      result_.recorded_per_s = steady->recorded_per_s;
+      result_.costs = steady->costs;
+    } else {
+      result_.jobs = jobs;
+      result_.enqueued_per_s = Rate(jobs, submitted_.first_sent, submitted_.last_accepted);
+      result_.executed_per_s = Rate(jobs, MonoTime{Micros{begin}}, MonoTime{Micros{last}});
+      result_.recorded_per_s = Rate(jobs, MonoTime{Micros{begin}}, MonoTime{Micros{last_recorded}});
+    }
     result_.accept = Summary(submitted_.accept);
     result_.pickup = Summary(pickup);
     result_.outcome = Summary(outcome);
@@ -97,7 +137,7 @@ class Measurement {
     MILLRACE_TRY_ASSIGN(const OutcomeCount count, CountOutcomes(at_, submitted_.first, submitted_.last, name_));
     result_.outcomes = count.rows;
     result_.redelivered = count.redelivered;
-    const std::uint64_t unrecorded = result_.jobs - std::min(result_.jobs, count.succeeded);
+    const std::uint64_t unrecorded = jobs - std::min(jobs, count.succeeded);
     result_.lost = std::max(never, unrecorded);
     return std::move(result_);
   }
@@ -123,7 +163,10 @@ Latency Summary(const Histogram& h) {
           .max_us = h.Max()};
 }
 
-Result<QueueResult> MeasureQueue(const Installation& at, const QueueOptions& options) {
+Result<QueueResult> MeasureQueue(const Installation& at, const QueueOptions& given) {
+  QueueOptions options = given;
+  if (options.steady)
+    options.submit.jobs = SteadyWindow::Total(*options.steady, std::uint64_t{options.workers} * options.concurrency);
   const std::string name = UniqueName();
   FleetOptions fleet{
       .name = name, .kind = name, .concurrency = options.concurrency, .sleep = options.sleep, .folder = options.folder};

@@ -9,6 +9,7 @@
 
 #include "client/bench/cost_meter.h"
 #include "client/bench/installation.h"
+#include "client/bench/steady_window.h"
 #include "client/bench/submitter.h"
 #include "common/base/result.h"
 
@@ -17,10 +18,11 @@ namespace millrace::bench {
 struct QueueOptions {
   SubmitOptions submit;  // endpoint, kind and queue are filled in
   std::uint32_t workers = 1;
-  std::uint32_t concurrency = 1;  // jobs that one worker holds
-  Millis sleep{0};                // of each job
-  bool drain = false;             // accept everything first, then start the workers; otherwise both at once
-  std::string folder;             // for the scoreboard and the workers' logs
+  std::uint32_t concurrency = 1;        // jobs that one worker holds
+  Millis sleep{0};                      // of each job
+  bool drain = false;                   // accept everything first, then start the workers; otherwise both at once
+  std::optional<SteadyOptions> steady;  // instead of submit.jobs, which it fills in: rates and costs of a steady window
+  std::string folder;                   // for the scoreboard and the workers' logs
 };
 
 struct Latency {
@@ -29,9 +31,9 @@ struct Latency {
 
 struct QueueResult {
   std::string durability, form;
-  std::uint64_t jobs = 0;           // that latency and rates are about: warm-up included in counts, not in latency
+  std::uint64_t jobs = 0;           // that rates are about: warm-up included in counts, not in latency; steady: of the window
   double enqueued_per_s = 0;        // first send to last "accepted"
-  double executed_per_s = 0;        // first send (drain: first handler call) to last handler call
+  double executed_per_s = 0;        // first send (drain: first handler call) to last handler call; steady: of the window
   double recorded_per_s = 0;        // the same begin to the last durable outcome
   Latency accept, pickup, outcome;  // from the intended send time
   std::uint64_t accepted = 0, executed = 0, outcomes = 0;
@@ -40,12 +42,15 @@ struct QueueResult {
   std::uint64_t redelivered = 0;  // outcomes that took more than one delivery: a lost grant, a silent worker
   std::uint64_t corrupted = 0;    // arrived with another payload
   Costs costs;
-  std::optional<double> queue_bytes_per_waiting_job, ledger_bytes_per_waiting_job;  // drain only
+  std::optional<double> queue_bytes_per_waiting_job, ledger_bytes_per_waiting_job;  // drain and steady
+  std::optional<SteadyResult> steady;
 
   bool Sound() const { return lost == 0 && duplicated == 0 && corrupted == 0; }
 };
 
-// kTimedOut: nothing moves any more (what is missing then is lost, and said in the message); kCancelled: Interrupted().
+// kTimedOut: nothing moves any more (what is missing then is lost, and said in the message), or a steady window never ended;
+// kCancelled: Interrupted(). Steady: the queue is filled to the depth, then the handlers start; at the end all of it is
+// drained.
 Result<QueueResult> MeasureQueue(const Installation& at, const QueueOptions& options);
 
 // The quantiles that are shown.

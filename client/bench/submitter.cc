@@ -17,6 +17,7 @@ namespace {
 constexpr Millis kSilenceMax{30'000};
 constexpr Micros kSpin{300};  // before a precise send: more than a timer is ever late on a healthy machine
 constexpr Millis kWaitMax{100};
+constexpr Millis kAskAgain{1};
 
 class Submitter {
  public:
@@ -26,11 +27,14 @@ class Submitter {
   Result<void> Run() {
     start_ = clock_.Now();
     heard_ = start_;
-    result_.first_sent = start_;
+    if (result_.sent == 0) result_.first_sent = start_;
     while (result_.sent < options_.jobs || !waiting_.empty()) {
       MILLRACE_TRY(options_.rate > 0 ? SendDue() : Fill());
       if (options_.rate > 0 && result_.sent < options_.jobs) {
         alarm_.Set(IntendedAt(result_.sent) - (options_.precise ? kSpin : Micros{0}));
+        line_.Wait(kWaitMax, alarm_.fd());
+      } else if (options_.allowed && result_.sent < options_.jobs) {
+        alarm_.Set(clock_.Now() + kAskAgain);
         line_.Wait(kWaitMax, alarm_.fd());
       } else {
         line_.Wait(kWaitMax);
@@ -50,8 +54,16 @@ class Submitter {
   }
 
   Result<void> Fill() {
+    const std::uint64_t allowed = options_.allowed ? options_.allowed(result_.accepted) : options_.jobs;
+    if (const MonoTime now = clock_.Now(); std::exchange(allowed_, allowed) != allowed) {
+      grew_ = now;
+    } else if (options_.allowed && now - grew_ > kSilenceMax) {
+      return Fail(ErrorCode::kTimedOut, "no job has ended for {} s; {} were accepted", kSilenceMax.count() / 1000,
+                  result_.accepted);
+    }
     while (waiting_.size() < options_.outstanding && result_.sent < options_.jobs) {
       const std::uint64_t count = std::min<std::uint64_t>(options_.batch, options_.jobs - result_.sent);
+      if (result_.sent + count > allowed) break;
       MILLRACE_TRY(SendMessage(count));
     }
     return {};
@@ -132,7 +144,8 @@ class Submitter {
   SystemClock clock_;
   SystemRandom random_;
   IdGenerator ids_;
-  MonoTime start_{}, heard_{};
+  MonoTime start_{}, heard_{}, grew_{};
+  std::uint64_t allowed_ = 0;  // at last, and since grew_
   std::uint64_t next_request_ = 1;
   std::unordered_map<std::uint64_t, std::pair<std::uint64_t, MonoTime>> waiting_;  // request: first number, when sent
 };

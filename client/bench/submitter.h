@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "client/bench/histogram.h"
@@ -23,6 +24,9 @@ struct SubmitOptions {
   double rate = 0;                // jobs per second, open loop; 0: closed loop
   bool precise = false;           // open loop: spin to the very moment of each send
   std::size_t payload_bytes = 100;
+  // Closed loop: told how many jobs were accepted, it says how many may have been sent by now; asked once a millisecond at
+  // least. A message waits until all of it may go. Empty: all.
+  std::function<std::uint64_t(std::uint64_t accepted)> allowed;
   std::uint32_t orgs = 1, limit_keys = 0, priorities = 1;  // jobs are dealt out to them in turn; 0 keys: none
 };
 
@@ -34,8 +38,9 @@ struct SubmitResult {
 };
 
 // Returns when every job was answered. The intended send time of job i is start + i / rate (open loop), whatever happens to
-// earlier ones, or the moment its message is made (closed loop). kTimedOut: no answer for 30 s; kRejected with the broker's
-// own words when it refuses. `result` holds what happened until then.
+// earlier ones, or the moment its message is made (closed loop). kTimedOut: no answer for 30 s, or nothing more was allowed for
+// so long; kRejected with the broker's own words when it refuses. `result` holds what happened until then; one that holds an
+// earlier call's is continued: `jobs` is how many it shall have sent in the end (closed loop only).
 Result<void> SubmitAll(const SubmitOptions& options, SubmitResult& result);
 
 }  // namespace millrace::bench

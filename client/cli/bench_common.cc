@@ -175,6 +175,9 @@ std::string ToJson(const bench::QueueResult& r, const std::vector<std::pair<std:
   const auto optional = [](const std::optional<double>& v) { return v ? Json(Rounded(*v, 0.1)) : Json(nullptr); };
   json["queue_bytes_per_waiting_job"] = optional(r.queue_bytes_per_waiting_job);
   json["ledger_bytes_per_waiting_job"] = optional(r.ledger_bytes_per_waiting_job);
+  if (r.steady)
+    json["waiting"] = {
+        {"mean", std::llround(r.steady->waiting_mean)}, {"min", r.steady->waiting_min}, {"max", r.steady->waiting_max}};
   return json.dump();
 }
 

@@ -15,6 +15,7 @@ namespace {
 constexpr std::uint64_t kJobsMax = 100'000'000;
 constexpr double kRateMax = 10'000'000;
 constexpr Millis kSleepMax{60'000};
+constexpr std::uint64_t kBacklogPerWorker = 1000;  // scale by workers: a tenth of a second's work waits for each
 
 Result<bench::QueueOptions> QueueOptionsOf(const BenchFlags& flags) {
   bench::QueueOptions q;
@@ -129,7 +130,11 @@ Result<ExitCode> DoScale(const Options& options) {
                : BenchList("--worker-counts", flags.worker_counts.empty() ? "1,2,4,8" : flags.worker_counts, 1, 256));
   if (!by_depth && flags.sleep == "0ms") flags.sleep = "5ms";
   if (!by_depth) flags.concurrency = flags.concurrency.value_or(50);
-  const std::uint64_t per_worker = flags.jobs.value_or(20'000);
+  const std::uint64_t per_step = flags.jobs.value_or(by_depth ? 1'000'000 : 20'000);
+  const std::uint64_t ageing = flags.warmup.value_or(by_depth ? 2 * per_step : 0);
+  flags.warmup = 0;  // of a step: a tenth of it, below
+  MILLRACE_TRY(BenchRange("--jobs", per_step, 1, kJobsMax));
+  MILLRACE_TRY(BenchRange("--warmup", ageing, 0, kJobsMax));
   MILLRACE_TRY_ASSIGN(auto queue, QueueOptionsOf(flags));
   MILLRACE_TRY_ASSIGN(queue.submit.durability, BenchDurability(flags.durability.value_or("redis")));
   return RunBench(options, *context, {}, [&](BenchTarget& target) -> Result<BenchReport> {
@@ -137,26 +142,35 @@ Result<ExitCode> DoScale(const Options& options) {
     BenchReport report{.name = "scale", .results_json = {}, .tables = {}, .sound = true};
     std::vector<std::string> items;
     const char* step_name = by_depth ? "depth" : "workers";
-    Table table{.columns = {step_name, "jobs", "executed_per_s", "recorded_per_s", "share_of_first", "lost", "duplicated",
-                            "busiest_core"},
+    std::vector<std::pair<std::string, bench::Costs>> costs;
+    Table table{.columns = {step_name, "jobs", "waiting", "executed_per_s", "recorded_per_s", "share_of_first", "lost",
+                            "duplicated", "busiest_core"},
                 .rows = {}};
+    if (ageing > 0) {
+      queue.workers = flags.workers;
+      queue.steady = {.depth = kBacklogPerWorker, .warmup = 0, .jobs = ageing};
+      MILLRACE_TRY_ASSIGN(const auto result, bench::MeasureQueue(target.at(), queue));
+      report.sound = result.Sound();
+    }
     double first = 0;
     for (const std::uint64_t step : steps) {
-      queue.drain = by_depth;
-      queue.submit.jobs = by_depth ? step : step * per_worker;
       queue.workers = by_depth ? flags.workers : static_cast<std::uint32_t>(step);
+      const std::uint64_t jobs = by_depth ? per_step : step * per_step;
+      queue.steady = {.depth = by_depth ? step : step * kBacklogPerWorker, .warmup = jobs / 10, .jobs = jobs};
       MILLRACE_TRY_ASSIGN(const auto result, bench::MeasureQueue(target.at(), queue));
       report.sound = report.sound && result.Sound();
       items.push_back(ToJson(result, {{step_name, static_cast<std::int64_t>(step)}}));
       const double each = by_depth ? result.recorded_per_s : result.executed_per_s / static_cast<double>(step);
       if (first == 0) first = each;
+      costs.emplace_back(std::to_string(step), result.costs);
       table.rows.push_back({static_cast<std::int64_t>(step), static_cast<std::int64_t>(result.jobs),
+                            static_cast<std::int64_t>(std::llround(result.steady->waiting_mean)),
                             static_cast<std::int64_t>(result.executed_per_s), static_cast<std::int64_t>(result.recorded_per_s),
                             fmt::format("{:.0f} %", first > 0 ? each / first * 100 : 0), static_cast<std::int64_t>(result.lost),
                             static_cast<std::int64_t>(result.duplicated), BusiestCore(result.costs)});
     }
     report.results_json = JsonArray(items);
-    report.tables = {std::move(table)};
+    report.tables = {std::move(table), CostTable(costs)};
     return report;
   });
 }

@@ -261,7 +261,7 @@ void AddBenchLoad(CLI::App* command, BenchFlags& flags) {
   command->add_option("--payload", flags.payload, "Bytes of each job's payload (default 100)");
   command->add_option("--durability", flags.durability, "ledger or redis");
   command->add_option("--workers", flags.workers, "Handler processes (default 1)");
-  command->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds at a time");
+  command->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds (with --sleep: runs) at a time");
   command->add_option("--sleep", flags.sleep, "How long each job takes, e.g. 5ms (default 0ms)");
   command->add_option("--batch", flags.batch, "Jobs of one submit message (default 500)");
   command->add_option("--outstanding", flags.outstanding, "Closed loop: messages that wait for their answer (default 32)");
@@ -304,8 +304,13 @@ void AddBenchCommands(Grammar& g) {
   queue->add_option("--orgs", flags.orgs, "Deal the jobs out to so many orgs (default 1)");
   queue->add_option("--limit-keys", flags.limit_keys, "and limit keys (default: none)");
   queue->add_option("--priorities", flags.priorities, "and priorities (default 1)");
-  scale->add_option("--worker-counts", flags.worker_counts, "Numbers of handler processes (default 1,2,4,8)");
-  scale->add_option("--depths", flags.depths, "Instead: numbers of jobs that wait before the handlers start");
+  scale->add_option(
+      "--worker-counts", flags.worker_counts,
+      "Numbers of handler processes (default 1,2,4,8); jobs that sleep 5 ms, 50 each, --jobs per process (20000)");
+  scale->add_option("--depths", flags.depths,
+                    "Instead: numbers of jobs that wait all the time, --jobs measured at each (1000000)");
+  scale->add_option("--warmup", flags.warmup,
+                    "Jobs before the first step, which nobody measures (default: depths twice --jobs, worker counts none)");
   AddBenchTarget(chain, flags);
   chain->add_option("--stages", flags.stages, "Stages of each run (default 40)");
   chain->add_option("--runs", flags.runs, "Runs to measure (default 30; with --rate, ten seconds' worth)");

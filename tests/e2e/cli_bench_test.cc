@@ -40,6 +40,20 @@ class CliBench : public CliTest {
     EXPECT_EQ(r.at("duplicated"), 0);
     EXPECT_EQ(r.at("corrupted"), 0);
   }
+  // All of it is counted for losses, so many jobs in the end; what ended in the window is what the rates are about.
+  static void ExpectSteady(const nlohmann::json& r, int all) {
+    EXPECT_EQ(r.at("form"), "steady");
+    for (const char* count : {"accepted", "executed", "outcomes"}) EXPECT_EQ(r.at(count), all) << count;
+    for (const char* none : {"lost", "duplicated", "corrupted"}) EXPECT_EQ(r.at(none), 0) << none;
+    EXPECT_GT(r.at("jobs"), 0);
+    EXPECT_LT(r.at("jobs"), all);
+    for (const char* rate : {"enqueued_per_s", "recorded_per_s"}) EXPECT_GT(r.at(rate), 0) << rate;
+    EXPECT_GE(r.at("executed_per_s"), 0) << "all of so few may have been called before the window began";
+    EXPECT_NEAR(r.at("recorded_per_s").get<double>() * r.at("wall_s").get<double>() / r.at("jobs").get<double>(), 1, 0.5);
+    EXPECT_LE(r.at("waiting").at("min"), r.at("waiting").at("mean"));
+    EXPECT_LE(r.at("waiting").at("mean"), r.at("waiting").at("max"));
+    EXPECT_GT(r.at("processes").at("broker").at("cpu_us_per_job"), 0);
+  }
   void ExpectUsage(std::vector<std::string> args, const std::string& words) {
     args.insert(args.begin(), "bench");
     const CliResult result = Run(args);
@@ -115,15 +129,23 @@ TEST_F(CliBench, OrgsLimitKeysAndPriorities) {
 }
 
 TEST_F(CliBench, ScaleGoesThroughItsSteps) {
-  const auto workers = Bench({"scale", "--storage", "sqlite", "--worker-counts", "1,2", "--jobs", "100"}).at("results");
+  const auto workers = Bench({"scale", "--storage", "sqlite", "--worker-counts", "1,2", "--jobs", "500"}).at("results");
   ASSERT_EQ(workers.size(), 2u);
   EXPECT_EQ(workers.at(1).at("workers"), 2);
-  ExpectCounts(workers.at(0), 100);
-  ExpectCounts(workers.at(1), 200);
-  const auto depths = Bench({"scale", "--storage", "sqlite", "--depths", "50,400"}).at("results");
+  ExpectSteady(workers.at(0), 1000 + 50 + 50 + 500);
+  ExpectSteady(workers.at(1), 2 * (1000 + 50 + 50 + 500));
+  const auto json = Bench({"scale", "--storage", "sqlite", "--depths", "50,4000", "--jobs", "2000", "--concurrency", "300",
+                           "--batch", "100", "--warmup", "100"});
+  EXPECT_EQ(json.at("sound"), true);
+  const auto& depths = json.at("results");
   ASSERT_EQ(depths.size(), 2u);
-  EXPECT_EQ(depths.at(1).at("depth"), 400);
-  ExpectCounts(depths.at(1), 400);
+  EXPECT_EQ(depths.at(1).at("depth"), 4000);
+  ExpectSteady(depths.at(0), 50 + 300 + 200 + 2000);
+  ExpectSteady(depths.at(1), 4000 + 300 + 200 + 2000);
+  // A closed loop of 4,300: what does not wait is held, or on its way.
+  EXPECT_GE(depths.at(1).at("waiting").at("min"), 1000);
+  EXPECT_LE(depths.at(1).at("waiting").at("max"), 4300);
+  EXPECT_LE(depths.at(0).at("waiting").at("max"), 350);
 }
 
 TEST_F(CliBench, ChainsOfJobsAndOfProcesses) {
@@ -236,6 +258,10 @@ TEST_F(CliBench, WrongOptionsAreNamedBeforeAnythingStarts) {
   ExpectUsage({"queue", "--job", "5"}, "did you mean '--jobs'?");
   ExpectUsage({"latency", "--rate", "0"}, "latency needs a rate");
   ExpectUsage({"scale", "--worker-counts", "1,,2"}, "--worker-counts '1,,2': expected numbers from 1 to 256");
+  ExpectUsage({"scale", "--depths", "10,x"}, "--depths '10,x': expected numbers from 1 to 100000000");
+  ExpectUsage({"scale", "--depths", "10", "--worker-counts", "1"}, "--depths and --worker-counts: one at a time");
+  ExpectUsage({"scale", "--jobs", "0"}, "--jobs 0: expected 1 to 100000000");
+  ExpectUsage({"scale", "--warmup", "200000000"}, "--warmup 200000000: expected 0 to 100000000");
   ExpectUsage({"chain", "--handlers", "threads"}, "--handlers 'threads': expected inprocess, processes or sql");
   ExpectUsage({"cron", "--seconds", "0"}, "--seconds 0: expected 1 to 3600");
   ExpectUsage({"load", "--mode", "upsert"}, "--mode 'upsert': expected append, replace or merge");
