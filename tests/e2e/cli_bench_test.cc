@@ -242,6 +242,7 @@ TEST_F(CliBench, WrongOptionsAreNamedBeforeAnythingStarts) {
   ExpectUsage({"load", "--mode", "merge", "--to", "parquet"}, "a file can only be replaced");
   ExpectUsage({"load", "--by-hand", "--to", "sqlite"}, "--by-hand: for --to postgres");
   ExpectUsage({"load", "--unlogged", "--to", "sqlite"}, "--unlogged: for --to postgres");
+  ExpectUsage({"load", "--by-hand", "--prototype", "/bin/true"}, "--prototype: for --to postgres");
   ExpectUsage({"load", "--unlogged", "--mode", "merge"}, "--unlogged: for --to postgres and --mode append");
   ExpectUsage({"load", "--to", "mysql"}, "--to 'mysql': expected postgres, sqlite or parquet");
 }

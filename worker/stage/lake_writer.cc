@@ -21,7 +21,7 @@ constexpr int kViolationsShown = 5;
 
 // Between stages: numbers as differences, which leaves so little to compress that the lowest level of zstd writes fewer bytes
 // in less time than a higher one over Parquet's first version. Rows that were set aside are for readers of other makes.
-constexpr std::string_view kDatasetFormat = "FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1";
+constexpr std::string_view kDatasetFormat = "FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 1000";
 constexpr std::string_view kQuarantineFormat = "FORMAT parquet, COMPRESSION zstd";
 constexpr std::string_view kQuarantineSuffix = ".quarantine";
 
