@@ -1,6 +1,9 @@
 // `millrace bench`: what it counts, the shape of its JSON, its errors. Never how fast anything is.
 #include <gmock/gmock.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "tests/support/cli_runner.h"
 
 namespace millrace::testing {
@@ -198,6 +201,34 @@ TEST_F(CliBench, AMergeLeavesWhatTheOneByHandLeaves) {
   EXPECT_EQ(unlogged.at("loaded"), unlogged.at("expected"));
   EXPECT_EQ(unlogged.at("unlogged"), true);
   EXPECT_GT(unlogged.at("by_hand").at("raw_copy_s"), 0);
+}
+
+TEST_F(CliBench, AReplaceIsMeasuredBesideThePrototypeWhichMustLeaveTheSameRows) {
+  const std::string plain = std::string(MILLRACE_BIN_DIR) + "/../bench/millrace_plain_load";
+  const std::vector<std::string> words{"load", "--mode", "replace", "--rows", "5000", "--by-hand", "--own", "--prototype"};
+  const auto with = [&](const std::string& prototype) {
+    auto all = words;
+    all.push_back(prototype);
+    return all;
+  };
+  const auto r = Bench(with(plain)).at("results").at(0);
+  EXPECT_EQ(r.at("loaded"), r.at("expected"));
+  EXPECT_EQ(r.at("keys_agree"), true);
+  EXPECT_GT(r.at("by_hand").at("prototype_s"), 0);
+
+  const std::string partial = Path("partial.sh");
+  {
+    std::ofstream out(partial);
+    out << "#!/bin/sh\nhead -n 100 \"$1\" >\"$1.head\" && exec " << plain << " \"$1.head\" \"$2\" \"$3\"\n";
+  }
+  std::filesystem::permissions(partial, std::filesystem::perms::owner_all);
+  for (const std::string& wrong : {partial, std::string("/bin/false")}) {
+    auto argv = with(wrong);
+    argv.insert(argv.begin(), "bench");
+    const auto done = Run(argv, {.env = {{"TMPDIR", temporary_}}});
+    EXPECT_NE(done.code, 0) << wrong;
+    EXPECT_NE(done.err.find(wrong), std::string::npos) << done.err;
+  }
 }
 
 TEST_F(CliBench, ARunningInstallationIsUsedAndLeftAsItWas) {
