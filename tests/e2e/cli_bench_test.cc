@@ -222,13 +222,13 @@ TEST_F(CliBench, AReplaceIsMeasuredBesideThePrototypeWhichMustLeaveTheSameRows) 
     out << "#!/bin/sh\nhead -n 100 \"$1\" >\"$1.head\" && exec " << plain << " \"$1.head\" \"$2\" \"$3\"\n";
   }
   std::filesystem::permissions(partial, std::filesystem::perms::owner_all);
-  for (const std::string& wrong : {partial, std::string("/bin/false")}) {
-    auto argv = with(wrong);
-    argv.insert(argv.begin(), "bench");
-    const auto done = Run(argv, {.env = {{"TMPDIR", temporary_}}});
-    EXPECT_NE(done.code, 0) << wrong;
-    EXPECT_NE(done.err.find(wrong), std::string::npos) << done.err;
-  }
+  const std::string kept = Path("kept");  // what a benchmark that fails leaves to be looked at
+  std::filesystem::create_directories(kept);
+  auto argv = with(partial);
+  argv.insert(argv.begin(), "bench");
+  const auto done = Run(argv, {.env = {{"TMPDIR", kept}}});
+  EXPECT_NE(done.code, 0);
+  EXPECT_THAT(done.err, AllOf(HasSubstr(partial), HasSubstr("rows in its table, which are not those of the file")));
 }
 
 TEST_F(CliBench, ARunningInstallationIsUsedAndLeftAsItWas) {
