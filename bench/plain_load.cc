@@ -13,6 +13,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -26,7 +27,7 @@
 
 namespace {
 
-constexpr std::size_t kColumns = 10, kBufferBytes = 1u << 20, kRowBytesMax = 4096, kChunksWaitingMax = 64;
+constexpr std::size_t kColumns = 10, kBufferBytes = 1u << 20, kRowBytesMax = 4096, kTextBytesMax = 1024, kChunksWaitingMax = 64;
 constexpr std::int64_t kEpochMicros = 946'684'800'000'000;  // 2000-01-01
 constexpr std::int32_t kEpochDays = 10'957;
 
@@ -41,6 +42,7 @@ class Encoder {
   void Int32(std::int32_t v) { Put(htobe32(static_cast<std::uint32_t>(v))); }
   void Int64(std::int64_t v) { Put(htobe64(static_cast<std::uint64_t>(v))); }
   void Text(std::string_view v) {
+    if (v.size() > kTextBytesMax) Stop("a text is longer than the sample file has");
     Int32(static_cast<std::int32_t>(v.size()));
     Raw(v);
   }
@@ -74,7 +76,6 @@ class Encoder {
     size_ += sizeof v;
   }
   void Raw(std::string_view v) {
-    if (size_ + v.size() > kBufferBytes) Stop("a text is longer than the sample file has");
     std::memcpy(bytes_.get() + size_, v.data(), v.size());
     size_ += v.size();
   }
