@@ -44,6 +44,14 @@ std::vector<std::string> Commands(const HandLoad& load) {
           "drop table " + fresh};
 }
 
+Result<int> Wait(const bench::ProcessOptions& options) {
+  MILLRACE_TRY_ASSIGN(auto process, bench::Process::Start(options));
+  std::optional<int> code;
+  while (!(code = process.Wait(kPoll)))
+    if (bench::Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
+  return *code;
+}
+
 // nullopt: there is no psql.
 Result<std::optional<double>> Psql(const HandLoad& load, const std::vector<std::string>& commands, const Clock& clock) {
   std::vector<std::string> argv{"/usr/bin/env", "psql", "-Xq", "-v", "ON_ERROR_STOP=1", load.dsn};
@@ -52,13 +60,10 @@ Result<std::optional<double>> Psql(const HandLoad& load, const std::vector<std::
     argv.push_back(command);
   }
   const MonoTime start = clock.Now();
-  MILLRACE_TRY_ASSIGN(auto psql, bench::Process::Start({.argv = argv, .log = load.log, .out = "", .user = ""}));
-  std::optional<int> code;
-  while (!(code = psql.Wait(kPoll)))
-    if (bench::Interrupted()) return Fail(ErrorCode::kCancelled, "interrupted");
+  MILLRACE_TRY_ASSIGN(const int code, Wait({.argv = argv, .log = load.log, .out = "", .user = ""}));
   const double wall_s = static_cast<double>((clock.Now() - start).count()) / 1e6;
-  if (*code == kNoProgram) return std::nullopt;
-  if (*code != 0) return Fail(ErrorCode::kRejected, "the load by hand failed (exit code {}): see {}", *code, load.log);
+  if (code == kNoProgram) return std::nullopt;
+  if (code != 0) return Fail(ErrorCode::kRejected, "the load by hand failed (exit code {}): see {}", code, load.log);
   return wall_s;
 }
 
@@ -76,6 +81,17 @@ Result<double> RawCopy(const HandLoad& load, const Clock& clock) {
 }
 
 }  // namespace
+
+std::string PrototypeTable(const HandLoad& load) { return load.table + "_plain"; }
+
+Result<double> RunPrototype(const HandLoad& load, const Clock& clock) {
+  const MonoTime start = clock.Now();
+  MILLRACE_TRY_ASSIGN(
+      const int code,
+      Wait({.argv = {load.prototype, load.csv, load.dsn, PrototypeTable(load)}, .log = load.log, .out = "", .user = ""}));
+  if (code != 0) return Fail(ErrorCode::kRejected, "{} failed (exit code {}): see {}", load.prototype, code, load.log);
+  return static_cast<double>((clock.Now() - start).count()) / 1e6;
+}
 
 double ChildrenCpuSeconds() {
   rusage usage{};

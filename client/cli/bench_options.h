@@ -32,6 +32,7 @@ struct BenchFlags {
   std::uint64_t rows = 1'000'000;                // load
   std::string to = "postgres", mode = "append";  // load
   bool by_hand = false, unlogged = false;
+  std::string prototype;
 
   // Of the processes that bench starts for itself (hidden commands).
   std::string endpoint, kind, board;

@@ -32,7 +32,9 @@ constexpr std::uint64_t kRowsMax = 1'000'000'000;
 struct LoadPlan {
   std::string to, mode, table, dsn;  // dsn: of PostgreSQL
   std::string folder, csv;
+  std::string prototype;  // a program, or empty
   bool by_hand = false, unlogged = false;
+  std::int64_t expected = 0, key_sum = 0;  // of the target, when all is in it
   std::string home() const { return folder + "/load-home"; }
 };
 
@@ -201,6 +203,21 @@ Result<void> FillTarget(LoadPlan plan, const bench::Installation& at, const Cloc
   return Exec(plan, clock, statements);
 }
 
+// The prototype's seconds. What it leaves in the target must be what ours left, and is dropped.
+Result<double> MeasurePrototype(const LoadPlan& plan, const HandLoad& hand, const Clock& clock) {
+  MILLRACE_TRY(Exec(plan, clock, {"checkpoint"}));
+  MILLRACE_TRY_ASSIGN(const double seconds, RunPrototype(hand, clock));
+  LoadPlan there = plan;
+  there.table = PrototypeTable(hand);
+  LoadResult result;
+  MILLRACE_TRY(ReadTarget(there, clock, result));
+  MILLRACE_TRY(Exec(plan, clock, {"drop table " + there.table}));
+  if (result.loaded != plan.expected || result.key_sum != plan.key_sum)
+    return Fail(ErrorCode::kCorrupt, "{} left {} rows in its table, which are not those of the file", plan.prototype,
+                result.loaded);
+  return seconds;
+}
+
 Result<LoadResult> MeasureOne(const LoadPlan& plan, const bench::Installation& at, const Clock& clock) {
   const bool merge = plan.mode == "merge";
   if (merge) MILLRACE_TRY(FillTarget(plan, at, clock));
@@ -209,12 +226,24 @@ Result<LoadResult> MeasureOne(const LoadPlan& plan, const bench::Installation& a
                       .dsn = plan.dsn,
                       .log = plan.folder + "/by-hand.log",
                       .table = HandTable(plan),
-                      .unlogged = plan.unlogged};
+                      .unlogged = plan.unlogged,
+                      .prototype = plan.prototype};
   if (plan.unlogged) MILLRACE_TRY(Exec(plan, clock, {CreateTable(hand, plan.table)}));
   MILLRACE_TRY(WriteFiles(plan));
+  // Who writes to a new server first makes the files of its log, which the next one finds. So the prototype goes first once,
+  // unmeasured, and each of the two begins when the dirty pages of the one before are written.
+  if (!plan.prototype.empty()) {
+    MILLRACE_TRY(MeasurePrototype(plan, hand, clock));
+    MILLRACE_TRY(Exec(plan, clock, {"checkpoint"}));
+  }
   MILLRACE_TRY_ASSIGN(LoadResult result, LoadOnce(plan, at, clock));
   if (!plan.by_hand) return result;
+  double prototype_s = 0;
+  if (!plan.prototype.empty()) {
+    MILLRACE_TRY_ASSIGN(prototype_s, MeasurePrototype(plan, hand, clock));
+  }
   MILLRACE_TRY_ASSIGN(result.by_hand, LoadByHand(hand, at, clock));
+  if (result.by_hand) result.by_hand->prototype_s = prototype_s;
   if (merge && result.by_hand) {
     MILLRACE_TRY_ASSIGN(result.same_rows, SameRows(plan, clock));
   }
@@ -237,6 +266,9 @@ Result<LoadPlan> CheckedPlan(const BenchFlags& flags) {
   plan.unlogged = flags.unlogged;
   if (plan.unlogged && (plan.to != "postgres" || plan.mode != "append"))
     return Fail(ErrorCode::kInvalidArgument, "--unlogged: for --to postgres and --mode append");
+  plan.prototype = flags.prototype;
+  if (!plan.prototype.empty() && (plan.to != "postgres" || plan.mode != "replace" || !plan.by_hand))
+    return Fail(ErrorCode::kInvalidArgument, "--prototype: for --to postgres, --mode replace and --by-hand");
   if (plan.to == "parquet") plan.mode = "replace";                                          // a file can only be replaced
   MILLRACE_TRY(BenchRange("--rows", flags.rows, plan.mode == "merge" ? 10 : 1, kRowsMax));  // merge: a tenth is changed
   MILLRACE_TRY(BenchRange("--runs", flags.runs, 0, 1000));
@@ -249,7 +281,8 @@ Json ByHandJson(const LoadResult& r) {
           {"client_cpu_s", Round(r.by_hand->client_cpu_s)},
           {"server_cpu_s", Round(r.by_hand->server_cpu_s)},
           {"wall_ratio", Round(r.wall_s / r.by_hand->wall_s)},
-          {"raw_copy_s", r.by_hand->raw_copy_s > 0 ? Json(Round(r.by_hand->raw_copy_s)) : Json(nullptr)}};
+          {"raw_copy_s", r.by_hand->raw_copy_s > 0 ? Json(Round(r.by_hand->raw_copy_s)) : Json(nullptr)},
+          {"prototype_s", r.by_hand->prototype_s > 0 ? Json(Round(r.by_hand->prototype_s)) : Json(nullptr)}};
 }
 
 Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const BenchTarget& target, const Clock& clock) {
@@ -264,11 +297,14 @@ Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const B
     expected += file.kept;
     key_sum += file.key_sum;
   }
+  plan.expected = static_cast<std::int64_t>(expected);
+  plan.key_sum = static_cast<std::int64_t>(key_sum);
   BenchReport report{.name = "load", .results_json = {}, .tables = {}, .sound = true};
   Table table{.columns = {"to", "mode", "rows", "loaded", "wall_s", "rows_per_s", "extract_ms", "transform_ms", "load_ms",
                           "client_cpu_s", "server_cpu_s", "peak_rss_mb", "lost", "duplicated"},
               .rows = {}};
-  if (plan.by_hand) table.columns.insert(table.columns.end(), {"by_hand_s", "by_hand_cpu_s", "wall_ratio", "raw_copy_s"});
+  if (plan.by_hand)
+    table.columns.insert(table.columns.end(), {"by_hand_s", "by_hand_cpu_s", "wall_ratio", "raw_copy_s", "prototype_s"});
   std::vector<std::string> items;
   const std::string word = bench::UniqueName();
   for (std::uint32_t i = 0; i < std::max(1u, flags.runs); ++i) {
@@ -276,9 +312,9 @@ Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const B
     auto measured = MeasureOne(plan, target.at(), clock);
     if (plan.mode != "replace" || i + 1 >= flags.runs || !measured) (void)DropTarget(plan, clock);
     MILLRACE_TRY_ASSIGN(const LoadResult r, std::move(measured));
-    const auto kept = static_cast<std::int64_t>(expected);
+    const std::int64_t kept = plan.expected;
     const std::int64_t lost = std::max<std::int64_t>(0, kept - r.loaded), doubled = std::max<std::int64_t>(0, r.loaded - kept);
-    const bool keys = plan.to == "parquet" || r.key_sum == static_cast<std::int64_t>(key_sum);
+    const bool keys = plan.to == "parquet" || r.key_sum == plan.key_sum;
     report.sound = report.sound && lost == 0 && doubled == 0 && keys && r.same_rows;
     const double rate = static_cast<double>(file.rows) / r.wall_s;
     const auto stage = [&](const char* name) { return r.stage_ms.contains(name) ? Cell(Round(r.stage_ms.at(name))) : Cell(); };
@@ -287,11 +323,12 @@ Result<BenchReport> MeasureLoads(LoadPlan plan, const BenchFlags& flags, const B
                                                           stage("clean"), stage("result"), Round(r.client_cpu_s),
                                                           Round(r.server_cpu_s), Round(r.peak_rss_mb), lost, doubled});
     if (plan.by_hand && r.by_hand)
-      row.insert(row.end(), {Round(r.by_hand->wall_s), Round(r.by_hand->client_cpu_s + r.by_hand->server_cpu_s),
-                             Round(r.wall_s / r.by_hand->wall_s),
-                             r.by_hand->raw_copy_s > 0 ? Cell(Round(r.by_hand->raw_copy_s)) : Cell()});
+      row.insert(row.end(),
+                 {Round(r.by_hand->wall_s), Round(r.by_hand->client_cpu_s + r.by_hand->server_cpu_s),
+                  Round(r.wall_s / r.by_hand->wall_s), r.by_hand->raw_copy_s > 0 ? Cell(Round(r.by_hand->raw_copy_s)) : Cell(),
+                  r.by_hand->prototype_s > 0 ? Cell(Round(r.by_hand->prototype_s)) : Cell()});
     else if (plan.by_hand)
-      row.insert(row.end(), {Cell(), Cell(), Cell(), Cell()});
+      row.insert(row.end(), {Cell(), Cell(), Cell(), Cell(), Cell()});
     items.push_back(Json{{"to", plan.to},
                          {"mode", plan.mode},
                          {"unlogged", plan.unlogged},

@@ -334,6 +334,9 @@ void AddBenchCommands(Grammar& g) {
                    "append (default), replace, or merge: a tenth of the rows, changed, into a keyed table");
   load->add_flag("--unlogged", flags.unlogged, "append to a table that is there before, unlogged and empty");
   load->add_flag("--by-hand", flags.by_hand, "the same load by psql after each run; a merge must leave the same rows");
+  load->add_option(
+      "--prototype", flags.prototype,
+      "with --mode replace --by-hand: a program that loads the file too, given CSV, conninfo and a new table's name");
   load->add_option("--runs", flags.runs, "How often (default 1)");
   AddBenchProcesses(g, bench);
 }

@@ -1,6 +1,9 @@
 // `millrace bench`: what it counts, the shape of its JSON, its errors. Never how fast anything is.
 #include <gmock/gmock.h>
 
+#include <filesystem>
+#include <fstream>
+
 #include "tests/support/cli_runner.h"
 
 namespace millrace::testing {
@@ -222,6 +225,34 @@ TEST_F(CliBench, AMergeLeavesWhatTheOneByHandLeaves) {
   EXPECT_GT(unlogged.at("by_hand").at("raw_copy_s"), 0);
 }
 
+TEST_F(CliBench, AReplaceIsMeasuredBesideThePrototypeWhichMustLeaveTheSameRows) {
+  const std::string plain = std::string(MILLRACE_BIN_DIR) + "/../bench/millrace_plain_load";
+  const std::vector<std::string> words{"load", "--mode", "replace", "--rows", "5000", "--by-hand", "--own", "--prototype"};
+  const auto with = [&](const std::string& prototype) {
+    auto all = words;
+    all.push_back(prototype);
+    return all;
+  };
+  const auto r = Bench(with(plain)).at("results").at(0);
+  EXPECT_EQ(r.at("loaded"), r.at("expected"));
+  EXPECT_EQ(r.at("keys_agree"), true);
+  EXPECT_GT(r.at("by_hand").at("prototype_s"), 0);
+
+  const std::string partial = Path("partial.sh");
+  {
+    std::ofstream out(partial);
+    out << "#!/bin/sh\nhead -n 100 \"$1\" >\"$1.head\" && exec " << plain << " \"$1.head\" \"$2\" \"$3\"\n";
+  }
+  std::filesystem::permissions(partial, std::filesystem::perms::owner_all);
+  const std::string kept = Path("kept");  // what a benchmark that fails leaves to be looked at
+  std::filesystem::create_directories(kept);
+  auto argv = with(partial);
+  argv.insert(argv.begin(), "bench");
+  const auto done = Run(argv, {.env = {{"TMPDIR", kept}}});
+  EXPECT_NE(done.code, 0);
+  EXPECT_THAT(done.err, AllOf(HasSubstr(partial), HasSubstr("rows in its table, which are not those of the file")));
+}
+
 TEST_F(CliBench, ARunningInstallationIsUsedAndLeftAsItWas) {
   // Servers: those of a benchmark that is kept waiting by its rate.
   const auto keeper = Start({"bench", "queue", "--jobs", "100000", "--rate", "5"}, {.env = {{"TMPDIR", temporary_}}});
@@ -268,6 +299,7 @@ TEST_F(CliBench, WrongOptionsAreNamedBeforeAnythingStarts) {
   ExpectUsage({"load", "--mode", "merge", "--to", "parquet"}, "a file can only be replaced");
   ExpectUsage({"load", "--by-hand", "--to", "sqlite"}, "--by-hand: for --to postgres");
   ExpectUsage({"load", "--unlogged", "--to", "sqlite"}, "--unlogged: for --to postgres");
+  ExpectUsage({"load", "--by-hand", "--prototype", "/bin/true"}, "--prototype: for --to postgres");
   ExpectUsage({"load", "--unlogged", "--mode", "merge"}, "--unlogged: for --to postgres and --mode append");
   ExpectUsage({"load", "--to", "mysql"}, "--to 'mysql': expected postgres, sqlite or parquet");
 }

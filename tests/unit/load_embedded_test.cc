@@ -484,6 +484,58 @@ TEST(PgBinaryBuffer, WritesNumerics) {
   EXPECT_EQ(Numeric(123'456'789, 3), "0000000e0003000100000003000c0d801ed2");
 }
 
+// What the server makes of the bytes: digits of base 10,000 around the point.
+load::Int128 UnscaledOf(std::string_view bytes, int* scale) {
+  const auto word = [&](std::size_t i) {
+    return static_cast<int>(static_cast<unsigned char>(bytes[4 + 2 * i]) << 8 | static_cast<unsigned char>(bytes[5 + 2 * i]));
+  };
+  const int digits = word(0), weight = static_cast<std::int16_t>(word(1));
+  *scale = word(3);
+  EXPECT_EQ(bytes.size(), static_cast<std::size_t>(12 + 2 * digits));
+  load::Int128 value = 0;
+  for (int i = 0; i < digits; ++i) {
+    load::Int128 digit = word(static_cast<std::size_t>(4 + i));
+    EXPECT_LT(digit, 10'000);
+    int exponent = 4 * (weight - i) + *scale;
+    for (; exponent > 0; --exponent) digit *= 10;
+    for (; exponent < 0; ++exponent) {
+      EXPECT_EQ(digit % 10, 0) << "a digit past the scale";
+      digit /= 10;
+    }
+    value += digit;
+  }
+  if (digits > 0) {
+    EXPECT_NE(word(4), 0) << "no zero in front";
+    EXPECT_NE(word(static_cast<std::size_t>(3 + digits)), 0) << "and none at the end";
+  }
+  return word(2) == 0x4000 ? -value : value;
+}
+
+TEST(PgBinaryBuffer, NumericsOfAnySizeAndScaleMeanTheirValue) {
+  std::vector<load::Int128> values{0, 1, 9, 10, 9'999, 10'000, 100'000'000, INT64_MAX};
+  load::Int128 power = 1;
+  for (int i = 0; i < 38; ++i, power *= 10)
+    for (const load::Int128 v : {power, power - 1, power + 1, power * 7 + 30}) values.push_back(v);
+  const load::Int128 past64 = static_cast<load::Int128>(UINT64_MAX);
+  for (int i = -2; i <= 2; ++i) values.push_back(past64 + i);
+  std::uint64_t state = 88'172'645'463'325'252ULL;
+  for (int i = 0; i < 200; ++i) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    values.push_back(static_cast<load::Int128>(state >> (i % 64)));
+  }
+  load::PgBinaryBuffer buffer;
+  for (const load::Int128 value : values)
+    for (int scale = 0; scale <= 38; ++scale)
+      for (const load::Int128 v : {value, -value}) {
+        buffer.Clear();
+        buffer.Numeric(v, scale);
+        int said = -1;
+        ASSERT_TRUE(UnscaledOf(buffer.view(), &said) == v)
+            << "scale " << scale << ", low half " << static_cast<std::uint64_t>(value);
+        ASSERT_EQ(said, scale);
+      }
+}
+
 TEST(PgBinaryBuffer, GrowsPastOneRow) {
   load::PgBinaryBuffer b;
   const std::string large(3u << 20, 'x');

@@ -20,6 +20,25 @@ void AppendGroups(Uint128 value, std::array<std::uint16_t, N>& out, std::size_t&
     out[count++] = static_cast<std::uint16_t>(small % 10'000);
 }
 
+constexpr int kSmallScaleMax = 16;  // a fraction of so many digits, filled up to whole groups, fits 64 bits
+constexpr std::array<std::uint64_t, kSmallScaleMax + 1> kPow10Small = [] {
+  std::array<std::uint64_t, kSmallScaleMax + 1> powers{1};
+  for (std::size_t i = 1; i < powers.size(); ++i) powers[i] = powers[i - 1] * 10;
+  return powers;
+}();
+
+// What most decimals are: both parts in 64 bits. REQUIRES: 0 <= scale <= kSmallScaleMax. The number of groups.
+template <std::size_t N>
+std::size_t SmallGroups(std::uint64_t magnitude, int scale, std::size_t fraction_groups, std::array<std::uint16_t, N>& out) {
+  const std::uint64_t power = kPow10Small[static_cast<std::size_t>(scale)];
+  std::uint64_t whole = magnitude / power, fraction = magnitude % power;
+  fraction *= kPow10[fraction_groups * 4 - static_cast<std::size_t>(scale)];
+  std::size_t count = 0;
+  for (; count < fraction_groups; fraction /= 10'000) out[count++] = static_cast<std::uint16_t>(fraction % 10'000);
+  for (; whole != 0; whole /= 10'000) out[count++] = static_cast<std::uint16_t>(whole % 10'000);
+  return count;
+}
+
 Uint128 PowerOf10(int exponent) {
   Uint128 power = 1;
   while (exponent-- > 0) power *= 10;
@@ -54,14 +73,13 @@ void PgBinaryBuffer::Numeric(Int128 unscaled, int scale) {
   const bool negative = unscaled < 0;
   const Uint128 magnitude = negative ? Uint128{0} - static_cast<Uint128>(unscaled) : static_cast<Uint128>(unscaled);
   std::array<std::uint16_t, 24> groups{};  // least significant first
+  const auto fraction_groups = static_cast<std::size_t>((scale + 3) / 4);
   std::size_t count = 0;
-  Uint128 whole = magnitude;
-  std::size_t fraction_groups = 0;
-  if (scale > 0) {
+  if (magnitude <= UINT64_MAX && scale <= kSmallScaleMax) {
+    count = SmallGroups(static_cast<std::uint64_t>(magnitude), scale, fraction_groups, groups);
+  } else {
     const Uint128 power = PowerOf10(scale);
-    whole = magnitude / power;
     Uint128 fraction = magnitude % power;
-    fraction_groups = static_cast<std::size_t>((scale + 3) / 4);
     if (const int partial = scale % 4; partial != 0) {
       const std::uint32_t divisor = kPow10[static_cast<std::size_t>(partial)];
       groups[count++] = static_cast<std::uint16_t>(static_cast<std::uint32_t>(fraction % divisor) *
@@ -70,8 +88,8 @@ void PgBinaryBuffer::Numeric(Int128 unscaled, int scale) {
     }
     AppendGroups(fraction, groups, count);
     count = fraction_groups;  // leading zero groups of the fraction are there already (zeroed)
+    AppendGroups(magnitude / power, groups, count);
   }
-  AppendGroups(whole, groups, count);
 
   std::size_t low = 0;
   while (count > low && groups[count - 1] == 0) --count;
