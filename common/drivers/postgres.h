@@ -63,6 +63,9 @@ class PgParams {
   PgParams& AddNull();
   PgParams& EndArray();
 
+  // All of `other`'s, behind these.
+  PgParams& Append(const PgParams& other);
+
   std::size_t size() const { return slots_.size(); }
 
  private:
