@@ -67,6 +67,7 @@ class PgParams {
   PgParams& Append(const PgParams& other);
 
   std::size_t size() const { return slots_.size(); }
+  std::size_t bytes() const { return buffer_.size(); }  // of all values
 
  private:
   friend class PgConnection;

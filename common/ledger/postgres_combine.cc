@@ -39,7 +39,12 @@ std::string TextOf(const PgStatement& main, std::span<const PgStatement> parts) 
 std::optional<PgStatement> StatementCombiner::Combine(PgStatement& main, std::span<PgStatement> parts) {
   if (parts.empty() || parts.size() > kPartsMax) return std::nullopt;
   std::vector<const char*> key{main.sql.data()};
-  for (const PgStatement& part : parts) key.push_back(part.sql.data());
+  std::size_t bytes = main.params.bytes();
+  for (const PgStatement& part : parts) {
+    key.push_back(part.sql.data());
+    bytes += part.params.bytes();
+  }
+  if (bytes > kBytesMax) return std::nullopt;
   auto known = texts_.find(key);
   if (known == texts_.end()) {
     if (texts_.size() >= kTextsMax) return std::nullopt;

@@ -19,11 +19,13 @@ class StatementCombiner {
  public:
   // `main` is a select, the parts are inserts and deletes without returning; parameters are $1, $2 ... in each. Their texts
   // must outlive this, and equal texts must be the same bytes in memory. Moves the statements' parameters away, unless it
-  // answers nothing: there are too many parts, or too many texts already. The combined text lives as long as this.
+  // answers nothing: there are too many parts, too many bytes (the check is to
+  // come before megabytes are sent, which gain nothing), or too many texts already. The combined text lives as long as this.
   std::optional<PgStatement> Combine(PgStatement& main, std::span<PgStatement> parts);
 
   static constexpr std::size_t kPartsMax = 8;
   static constexpr std::size_t kTextsMax = 128;
+  static constexpr std::size_t kBytesMax = 64u << 10;
 
  private:
   std::map<std::vector<const char*>, std::string> texts_;

@@ -38,7 +38,7 @@ TEST(StatementCombinerTest, EqualStatementsHaveOneTextForEver) {
   EXPECT_NE(texts[0], texts[1]);
 }
 
-TEST(StatementCombinerTest, TooManyPartsAndTooManyTextsStayApart) {
+TEST(StatementCombinerTest, WhatIsTooMuchStaysApart) {
   StatementCombiner combiner;
   PgStatement check = Check();
   std::vector<PgStatement> none;
@@ -49,13 +49,19 @@ TEST(StatementCombinerTest, TooManyPartsAndTooManyTextsStayApart) {
   EXPECT_EQ(check.params.size(), 2u) << "what was not combined is as it was";
   EXPECT_EQ(many.back().params.size(), 3u);
 
+  std::vector<PgStatement> large;
+  large.push_back({kDelete, PgParams().Text(std::string(StatementCombiner::kBytesMax, 'x'))});
+  EXPECT_FALSE(combiner.Combine(check, large));
+  large[0].params = PgParams().Text(std::string(StatementCombiner::kBytesMax - 100, 'x'));
+  EXPECT_TRUE(combiner.Combine(check, large));
+
   std::vector<std::string> texts;
   for (std::size_t i = 0; i <= StatementCombiner::kTextsMax; ++i) texts.push_back("delete from u where id = $1");
   for (std::size_t i = 0; i < texts.size(); ++i) {
     PgStatement again = Check();
     std::vector<PgStatement> parts;
     parts.push_back({texts[i], PgParams().Int(1)});
-    EXPECT_EQ(combiner.Combine(again, parts).has_value(), i < StatementCombiner::kTextsMax);
+    EXPECT_EQ(combiner.Combine(again, parts).has_value(), i + 1 < StatementCombiner::kTextsMax) << "one is there already";
   }
 }
 
