@@ -23,6 +23,7 @@ constexpr int kReceivePerRound = 1000;              // messages of one socket be
 constexpr Millis kInboxWait{250};                   // a stop is noticed after it
 constexpr std::size_t kUnsentBytesMax = 32u << 20;  // kept for one peer that does not read
 constexpr std::size_t kUnsentFrameBytes = 64;       // what keeping a frame costs beside its bytes
+constexpr Millis kAuditFinishBudget{2000};
 constexpr auto kIdleWait = kDispatcherTick;
 constexpr Millis kFinishWait{1};  // for ended jobs to leave the flight together with something else
 
@@ -44,7 +45,7 @@ class Broker::Impl {
   }
 
   Result<void> Start() {
-    std::promise<Result<void>> loop, ledger, queue, inbox;
+    std::promise<Result<void>> loop, ledger, queue, inbox, audit;
     auto loop_ready = loop.get_future(), ledger_ready = ledger.get_future(), queue_ready = queue.get_future(),
          inbox_ready = inbox.get_future();
     // The loop first: the others wake it.
@@ -60,6 +61,11 @@ class Broker::Impl {
       if (options_.make_enqueue_watch) Spawn("mr-enqueue", [this] { EnqueueThread(); });
       Spawn("mr-ledger", [this, p = std::move(ledger)]() mutable { LedgerThread(std::move(p)); });
       started = ledger_ready.get();
+    }
+    if (started && options_.checkpoint) {
+      auto audit_ready = audit.get_future();
+      Spawn("mr-audit", [this, p = std::move(audit)]() mutable { AuditThread(std::move(p)); });
+      started = audit_ready.get();
     }
     if (!started) {
       aborted_ = true;
@@ -393,13 +399,9 @@ class Broker::Impl {
       return;
     }
     ready.set_value({});
-    LedgerPump pump({.owner = options_.owner,
-                     .owner_name = options_.name,
-                     .shards = options_.shards,
-                     .shard_count = options_.shard_count,
-                     .checkpoint = options_.checkpoint,
-                     .checkpointed = options_.checkpointed},
-                    **ledger, *options_.clock);
+    LedgerPump pump(
+        {.owner = options_.owner, .owner_name = options_.name, .shards = options_.shards, .shard_count = options_.shard_count},
+        **ledger, *options_.clock);
     std::vector<Event> events;
     MonoTime next = options_.clock->Now();
     while (true) {
@@ -412,6 +414,22 @@ class Broker::Impl {
       if (last) break;
     }
     pump.Release();
+    written_bell_.Close();
+  }
+
+  void AuditThread(std::promise<Result<void>> ready) {
+    auto ledger = options_.make_ledger();
+    if (!ledger) {
+      ready.set_value(std::unexpected(std::move(ledger.error())));
+      return;
+    }
+    ready.set_value({});
+    AuditPump pump({.checkpoint = options_.checkpoint, .checkpointed = options_.checkpointed}, **ledger, *options_.clock);
+    while (!written_bell_.Closed()) {
+      const MonoTime next = pump.Step();
+      written_bell_.TakeAll(std::max(Micros{0}, next - options_.clock->Now()));
+    }
+    pump.Finish(kAuditFinishBudget);
   }
 
   BrokerOptions options_;
@@ -424,6 +442,7 @@ class Broker::Impl {
   std::mutex wake_mutex_;
   wire::Transport* transport_ = nullptr;  // guarded by wake_mutex_; null when the loop has ended
   Mailbox<bool> stop_bell_{1};            // closed at RequestStop
+  Mailbox<bool> written_bell_{1};         // closed when the ledger thread has written its last
   std::atomic<bool> stop_{false}, aborted_{false}, wake_pending_{false};
   std::vector<std::thread> threads_;
 };

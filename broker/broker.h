@@ -1,9 +1,9 @@
-// The broker: dispatcher, sockets and threads. Four threads, each owner of what it touches:
+// The broker: dispatcher, sockets and threads. Threads, each owner of what it touches:
 //   loop    sockets and the Dispatcher (all dispatch state, no locks)
 //   ledger  one Ledger: group commit, reads, ownership, audit checkpoints (LedgerPump)
-//   queue   one JobQueue: executes whatever waits as one batch
-//   inbox   one Inbox: turns rings into events
-//   enqueue one EnqueueWatch, if there is one: tells the ledger thread that rows came
+//   audit   if checkpoints are asked for, a Ledger of its own that is only read: follows the chains, has them signed
+//   (AuditPump) queue   one JobQueue: executes whatever waits as one batch inbox   one Inbox: turns rings into events enqueue
+//   one EnqueueWatch, if there is one: tells the ledger thread that rows came
 // Between them: bounded mailboxes; the loop is woken through its Transport.
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "broker/audit_pump.h"
 #include "broker/ledger_pump.h"
 #include "common/base/clock.h"
 #include "common/base/random.h"
@@ -31,11 +32,12 @@ struct BrokerOptions {
   std::vector<ShardId> shards;   // to own; empty = all. Several brokers share by taking what is free
   const Clock* clock = nullptr;  // both must outlive the broker
   Random* random = nullptr;
-  CheckpointHook checkpoint;                          // may be empty; called on the ledger thread every 10 s and at the end
+  CheckpointHook checkpoint;                          // may be empty; called on the audit thread every 10 s and at the end
   std::map<AuditWriterId, AuditHead> checkpointed{};  // what need not be signed again: CheckpointWriter::written
   Millis stop_budget{3000};                           // how long RequestStop waits for what is being written
 
-  // Each is called once, on the thread that will use what it makes.
+  // Each is called on the thread that will use what it makes: once, but make_ledger a second time when there is a `checkpoint`.
+  // Never both at the same time.
   std::function<Result<std::unique_ptr<Ledger>>()> make_ledger;
   std::function<Result<std::unique_ptr<JobQueue>>()> make_queue;
   std::function<Result<std::unique_ptr<Inbox>>()> make_inbox;  // may be empty: then the outbox is polled

@@ -24,8 +24,6 @@ constexpr Millis kTakeAnewDelay{100}, kTakeAnewDelayMax{2000};
 static_assert(kOwnershipRenewInterval + kCommitBudget + kRenewBudget + kAnnounceBudget < kOwnershipTtl);
 constexpr int kReadsPerStep = 4;
 constexpr Millis kReadsTime{50};  // a ledger that is far away answers one; then commits that wait meanwhile have their turn
-constexpr std::uint32_t kCheckpointRecordsMax = 10'000;
-constexpr Millis kCheckpointCatchUp{1000};  // between two while there are more records than one takes
 
 template <class T>
 std::size_t MoveInto(std::vector<T>& to, std::vector<T>& from) {
@@ -54,10 +52,9 @@ std::size_t Rows(const OwnerBatch& b) {
 }  // namespace
 
 LedgerPump::LedgerPump(LedgerPumpOptions options, Ledger& ledger, const Clock& clock)
-    : options_(std::move(options)), ledger_(ledger), clock_(clock), follower_(options_.checkpointed) {
+    : options_(std::move(options)), ledger_(ledger), clock_(clock) {
   const MonoTime now = clock_.Now();
   for (const ShardId shard : options_.shards) next_take_[shard] = now;
-  next_checkpoint_ = now + options_.checkpoint_interval;
 }
 
 bool LedgerPump::Holds(const ShardHold& hold) const {
@@ -101,7 +98,6 @@ MonoTime LedgerPump::Step(std::vector<Event>& out) {
   ReadSome(out);
   if (next_enqueued_ <= now && !RenewalDue()) TakeEnqueued(now, out);
   if (RenewalDue()) return now;  // first things first: the next step renews
-  if (options_.checkpoint && next_checkpoint_ <= now) Checkpoint(now);
   MonoTime next = std::min(now + kOwnershipRenewInterval, next_announce_);
   if (!holds_.empty()) next = std::min({next, next_renew_, next_enqueued_});
   for (const auto& [shard, at] : next_take_) next = std::min(next, at);
@@ -498,19 +494,7 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
   }
 }
 
-void LedgerPump::Checkpoint(MonoTime now) {
-  next_checkpoint_ = now + options_.checkpoint_interval;
-  const auto news = follower_.Read(ledger_, kCheckpointRecordsMax, Deadline(kReadBudget));
-  if (!news) {
-    LogWarn("audit checkpoint: {}", news.error().message);
-    return;
-  }
-  if (!news->complete) next_checkpoint_ = now + std::min(options_.checkpoint_interval, kCheckpointCatchUp);
-  options_.checkpoint(clock_.WallNow(), *news);
-}
-
 void LedgerPump::Release() {
-  if (options_.checkpoint) Checkpoint(clock_.Now());
   if (options_.shards.size() > 1) {
     const auto gone = ledger_.AnnounceBroker(options_.owner, options_.owner_name, true, Deadline(kRenewBudget));
     if (!gone) LogWarn("the other brokers wait {} ms for this one: {}", kOwnershipTtl.count(), gone.error().message);

@@ -1,9 +1,8 @@
-// Everything the broker's ledger thread does, one step at a time: group commit, reads, taking, renewing and sharing the shards,
-// audit checkpoints. Separate from the thread so that the simulation runs this very code. Not thread-safe.
+// Everything the broker's ledger thread does, one step at a time: group commit, reads, taking, renewing and sharing the shards.
+// Separate from the thread so that the simulation runs this very code. Not thread-safe.
 #pragma once
 
 #include <deque>
-#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -12,23 +11,15 @@
 
 #include "broker/events.h"
 #include "common/base/clock.h"
-#include "common/ledger/audit_follow.h"
 #include "common/ledger/ledger.h"
 
 namespace millrace {
-
-// Called with the heads of all chains and the records since the last call, all of them checked to be chains. Runs on the ledger
-// thread. `now` is this process's clock, not the database's: who can write to the database must not say what time it is.
-using CheckpointHook = std::function<void(WallTime now, const AuditNews& news)>;
 
 struct LedgerPumpOptions {
   OwnerId owner;
   std::string owner_name;
   std::vector<ShardId> shards;  // to share with the other brokers: each takes what is free, up to its fair share
   std::uint16_t shard_count = 1;
-  CheckpointHook checkpoint;                          // may be empty
-  std::map<AuditWriterId, AuditHead> checkpointed{};  // heads that are signed already
-  Millis checkpoint_interval{10'000};
 };
 
 class LedgerPump {
@@ -66,7 +57,6 @@ class LedgerPump {
   void Read(LedgerCommand& command, std::vector<Event>& out);
   void LookAtContents();
   bool ReadNothing(const LedgerCommand& command, std::vector<Event>& out);
-  void Checkpoint(MonoTime now);
   void Merge();
   bool RenewalDue() const { return !holds_.empty() && next_renew_ <= clock_.Now(); }
   Millis TakeDelay(ShardId shard);  // longer each time when a shard is lost as soon as it is taken
@@ -102,10 +92,9 @@ class LedgerPump {
   std::uint64_t reads_posted_ = 0;             // ever
   std::map<ShardId, ShardContents> contents_;  // as it was after ...
   std::uint64_t contents_for_ = 0;             // ... the first so many reads had been posted
-  MonoTime next_renew_{}, renewed_{}, retry_at_{}, next_checkpoint_{}, next_enqueued_{};
+  MonoTime next_renew_{}, renewed_{}, retry_at_{}, next_enqueued_{};
   bool enqueue_complained_ = false;
   Millis backoff_{0};
-  AuditFollower follower_;
 };
 
 }  // namespace millrace

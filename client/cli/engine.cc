@@ -85,7 +85,7 @@ class SharedInbox final : public Inbox {
   std::shared_ptr<LocalInbox> inbox_;
 };
 
-// Checkpoints are written by the broker's ledger thread; a failure is said once, not every ten seconds.
+// Checkpoints are written by the broker's audit thread; a failure is said once, not every ten seconds.
 CheckpointHook MakeCheckpointHook(std::shared_ptr<CheckpointWriter> writer, const Clock& clock) {
   return [writer = std::move(writer), &clock, complained = false](WallTime now, const AuditNews& news) mutable {
     auto wrote = writer->MaybeWrite(clock.Now(), now, news.heads, news.records, news.complete);

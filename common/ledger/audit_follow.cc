@@ -36,10 +36,10 @@ std::optional<AuditHead> PrunedMeanwhile(AuditSource& source, const AuditHead& l
 
 // False: there is more to be read.
 bool AuditFollower::Follow(AuditSource& source, const AuditHead& head, std::uint32_t limit, MonoTime deadline,
-                           const std::map<AuditWriterId, AuditHead>& pruned, AuditNews& news) {
+                           AuditNews& news) {
   AuditHead last{head.writer, 0, {}};
   if (const auto known = known_.find(head.writer); known != known_.end()) last = known->second;
-  if (const auto gone = pruned.find(head.writer); gone != pruned.end() && gone->second.seq > last.seq) last = gone->second;
+  if (const auto gone = pruned_.find(head.writer); gone != pruned_.end() && gone->second.seq > last.seq) last = gone->second;
   if (head.seq < last.seq) Break(head.writer, fmt::format("its chain ends at record {}, {} was signed", head.seq, last.seq));
   if (head.seq == last.seq && head.hash != last.hash) Break(head.writer, fmt::format("record {} is another one", head.seq));
   while (last.seq < head.seq && !broken_.contains(head.writer)) {
@@ -70,23 +70,29 @@ bool AuditFollower::Follow(AuditSource& source, const AuditHead& head, std::uint
 }
 
 Result<AuditNews> AuditFollower::Read(AuditSource& source, std::uint32_t limit, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const std::vector<AuditHead> heads, source.AuditHeads(deadline));
+  MILLRACE_TRY_ASSIGN(std::vector<AuditHead> heads, source.AuditHeads(deadline));
   // Read after the heads: what goes meanwhile is read of no more.
   MILLRACE_TRY_ASSIGN(const std::vector<PrunedChain> chains, source.PrunedChains(deadline));
-  std::map<AuditWriterId, AuditHead> pruned;
-  for (const PrunedChain& chain : chains) pruned[chain.writer] = {chain.writer, chain.through, chain.through_hash};
-  AuditNews news;
+  pruned_.clear();
+  for (const PrunedChain& chain : chains) pruned_[chain.writer] = {chain.writer, chain.through, chain.through_hash};
   std::set<AuditWriterId> present;
-  for (const AuditHead& head : heads) {
-    present.insert(head.writer);
-    if (!broken_.contains(head.writer) && !Follow(source, head, limit, deadline, pruned, news)) news.complete = false;
-  }
+  for (const AuditHead& head : heads) present.insert(head.writer);
   std::size_t gone = 0;
-  for (const auto& [writer, head] : known_) {
+  for (const auto& [writer, head] : known_)
     if (!present.contains(writer) && broken_.insert(writer).second) ++gone;
-    news.heads.push_back(head);
-  }
   if (gone != 0) LogError("audit checkpoint: {} chains that were signed are gone; see millrace audit verify", gone);
+  open_ = std::move(heads);
+  return ReadOn(source, limit, deadline);
+}
+
+AuditNews AuditFollower::ReadOn(AuditSource& source, std::uint32_t limit, MonoTime deadline) {
+  AuditNews news;
+  // One that was reached is not looked at again: what was read of it may be beyond the head that was seen.
+  std::erase_if(open_, [&](const AuditHead& head) {
+    return broken_.contains(head.writer) || Follow(source, head, limit, deadline, news);
+  });
+  news.complete = open_.empty();
+  for (const auto& [writer, head] : known_) news.heads.push_back(head);
   return news;
 }
 

@@ -30,14 +30,17 @@ class AuditFollower {
 
   // Reads at most about `limit` records. An Error means that nothing was read.
   Result<AuditNews> Read(AuditSource& source, std::uint32_t limit, MonoTime deadline);
+  // The same, up to the heads that the last Read saw: what it left when it came to its limit, without asking for heads again.
+  AuditNews ReadOn(AuditSource& source, std::uint32_t limit, MonoTime deadline);
 
  private:
-  bool Follow(AuditSource& source, const AuditHead& head, std::uint32_t limit, MonoTime deadline,
-              const std::map<AuditWriterId, AuditHead>& pruned, AuditNews& news);
+  bool Follow(AuditSource& source, const AuditHead& head, std::uint32_t limit, MonoTime deadline, AuditNews& news);
   void Break(AuditWriterId writer, std::string why);
 
   std::map<AuditWriterId, AuditHead> known_;
   std::set<AuditWriterId> broken_;
+  std::vector<AuditHead> open_;                // of the last Read: not reached yet
+  std::map<AuditWriterId, AuditHead> pruned_;  // as the last Read saw it
 };
 
 // Why `record` cannot be the one behind `last` (seq 0: it is to be the first); empty when it can.

@@ -73,7 +73,7 @@ void World::StartBroker(std::size_t i) {
       DispatcherOptions{.name = "b", .shard_count = kShards, .shards = shards, .random = &dispatcher_random_});
   n.pump = std::make_unique<LedgerPump>(
       LedgerPumpOptions{
-          .owner = n.owner, .owner_name = std::to_string(i), .shards = shards, .shard_count = kShards, .checkpoint = {}},
+          .owner = n.owner, .owner_name = std::to_string(i), .shards = shards, .shard_count = kShards},
       ledger_, clock_);
   n.events.clear();
   n.to_ledger.clear();

@@ -153,7 +153,7 @@ class DispatcherTest : public ::testing::Test {
   test::MemoryQueue queue_;
   Dispatcher dispatcher_{{.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_}};
   LedgerPump pump_{
-      {.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1, .checkpoint = {}},
+      {.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1},
       ledger_,
       clock_};
   WorkerReach reach_;

@@ -109,7 +109,7 @@ class DurabilityTest : public testing::Test {
   std::unique_ptr<LedgerPump> MakePump() {
     return std::make_unique<LedgerPump>(
         LedgerPumpOptions{
-            .owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1, .checkpoint = {}},
+            .owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1},
         ledger_, clock_);
   }
   bool Succeeded(const JobSpec& job) {

@@ -232,7 +232,7 @@ TEST_F(HandoverTest, ShardsAreSharedByTheBrokersThatLive) {
   test::MemoryLedger ledger{clock_, 4};
   const std::vector<ShardId> all{ShardId{0}, ShardId{1}, ShardId{2}, ShardId{3}};
   const auto make = [&](OwnerId id) {
-    return LedgerPump({.owner = id, .owner_name = "x", .shards = all, .shard_count = 4, .checkpoint = {}}, ledger, clock_);
+    return LedgerPump({.owner = id, .owner_name = "x", .shards = all, .shard_count = 4}, ledger, clock_);
   };
   std::size_t yields = 0;
   const auto step = [&](LedgerPump& pump) {

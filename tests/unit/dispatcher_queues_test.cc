@@ -25,7 +25,7 @@ class DispatcherQueuesTest : public testing::Test {
         DispatcherOptions{.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_});
     pump_ = std::make_unique<LedgerPump>(
         LedgerPumpOptions{
-            .owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1, .checkpoint = {}},
+            .owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1},
         ledger_, clock_);
     Settle();
   }
@@ -298,7 +298,7 @@ TEST_F(DispatcherQueuesTest, ASettingThatComesDuringATakeoverCounts) {
   Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = settings, .actor = "t"}});
   pump_ = std::make_unique<LedgerPump>(
       LedgerPumpOptions{
-          .owner = ids_.Next<OwnerId>(), .owner_name = "c", .shards = {ShardId{0}}, .shard_count = 1, .checkpoint = {}},
+          .owner = ids_.Next<OwnerId>(), .owner_name = "c", .shards = {ShardId{0}}, .shard_count = 1},
       ledger_, clock_);
   Hello("w");
   Settle();
