@@ -1,10 +1,12 @@
 #include "tests/chaos/network_lab.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -49,13 +51,19 @@ std::string WhyNoNetworkLab() {
 }
 
 Result<NetworkLab> NetworkLab::Start() {
+  Fd home(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+  if (!home) return Fail(ErrorCode::kRejected, "/proc/thread-self/ns/net: {}", std::strerror(errno));
   if (::unshare(CLONE_NEWNET) != 0) return Fail(ErrorCode::kRejected, "unshare: {}", std::strerror(errno));
-  NetworkLab lab;
+  NetworkLab lab(std::move(home));
   MILLRACE_TRY(
       Shell(fmt::format("{}ip link add br0 type bridge; ip addr add {}1/24 dev br0; ip link set br0 up;"
                         " echo 1 > /proc/sys/net/ipv4/conf/br0/route_localnet; nft '{}'",
                         kLocalRouting, kNetwork, kTable)));
   return lab;
+}
+
+NetworkLab::~NetworkLab() {
+  if (home_ && ::setns(home_.get(), CLONE_NEWNET) != 0) std::perror("setns");
 }
 
 std::vector<std::string> NetworkLab::On(const std::string& host) const {

@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "common/base/fd.h"
 #include "common/base/result.h"
 #include "tests/support/process.h"
 
@@ -26,6 +28,8 @@ class NetworkLab {
   // bridge. Call it on the main thread before there are others.
   static Result<NetworkLab> Start();
   NetworkLab(NetworkLab&&) = default;
+  // The calling thread goes back to where it came from: what is published here would be in the way of whoever comes next.
+  ~NetworkLab();
 
   // A new host; `name` is up to the caller.
   Result<void> AddHost(const std::string& name);
@@ -51,10 +55,11 @@ class NetworkLab {
     std::string host;
     std::uint16_t port = 0;
   };
-  NetworkLab() = default;
+  explicit NetworkLab(Fd home) : home_(std::move(home)) {}
   Result<void> Nft(const std::string& host, const std::string& rules);
   std::string AddressOf(const std::string& host) const;
 
+  Fd home_;  // the namespace before
   std::map<std::string, Host> hosts_;
   std::vector<Port> ports_;
 };

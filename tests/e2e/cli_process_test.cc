@@ -231,7 +231,9 @@ TEST_F(CliProcesses, AStopSignalDuringTheTypeCheckLeavesNothingBehind) {
     const auto child = StoppedCheckOf(command->pid(), args == run ? "--nursery" : "--check");
     ASSERT_TRUE(child) << command->Err();
     // Meanwhile `run` opens the home.
-    if (args == run) EXPECT_TRUE(Eventually([&] { return std::filesystem::exists(home_ / "audit.key"); }));
+    if (args == run) {
+      EXPECT_TRUE(Eventually([&] { return std::filesystem::exists(home_ / "audit.key"); }));
+    }
     command->Signal(signal);
     const CliResult ended = command->Wait(std::chrono::seconds{10});
     EXPECT_TRUE(Eventually([&] { return !Lives(*child); })) << "its check goes on";

@@ -101,8 +101,10 @@ TEST_F(AuditPumpTest, WhatComesDuringALookIsNeitherLostNorTakenForABreak) {
   EXPECT_EQ(told_[0].records.size() + told_[1].records.size(), 22U);
   std::uint64_t seq = 0;
   for (const AuditNews& news : told_)
-    for (const AuditRecord& record : news.records)
-      if (record.writer == Writer(1)) EXPECT_EQ(record.seq, ++seq);
+    for (const AuditRecord& record : news.records) {
+      if (record.writer != Writer(1)) continue;
+      EXPECT_EQ(record.seq, ++seq);
+    }
   EXPECT_EQ(seq, 20U);
   EXPECT_TRUE(told_[1].complete);
 }
