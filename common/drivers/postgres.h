@@ -63,11 +63,7 @@ class PgParams {
   PgParams& AddNull();
   PgParams& EndArray();
 
-  // All of `other`'s, behind these.
-  PgParams& Append(const PgParams& other);
-
   std::size_t size() const { return slots_.size(); }
-  std::size_t bytes() const { return buffer_.size(); }  // of all values
 
  private:
   friend class PgConnection;

@@ -80,14 +80,6 @@ PgParams& PgParams::NullableTime(std::optional<WallTime> value) {
   return *this;
 }
 
-PgParams& PgParams::Append(const PgParams& other) {
-  const std::size_t base = buffer_.size();
-  slots_.reserve(slots_.size() + other.slots_.size());
-  for (const Slot& slot : other.slots_) slots_.push_back({slot.type, base + slot.offset, slot.length});
-  buffer_ += other.buffer_;
-  return *this;
-}
-
 PgParams& PgParams::BeginArray(Element element, std::size_t count) {
   const auto e = static_cast<std::size_t>(element);
   slots_.push_back({kArrayTypes[e], buffer_.size(), 0});

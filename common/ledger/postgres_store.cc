@@ -285,11 +285,9 @@ Result<void> PostgresStore::Register(MonoTime deadline) {
   MILLRACE_TRY(Connect(deadline));
   if (session_) return {};
   for (int round = 0; round < 2; ++round) {
-    auto answer =
-        connection_->Query("select register_writer($1), writer_lock($1)", PgParams().Id(options_.writer.uuid), deadline);
+    auto answer = connection_->Query("select register_writer($1)", PgParams().Id(options_.writer.uuid), deadline);
     if (answer) {
       session_ = answer->Int(0, 0);
-      writer_lock_ = answer->Int(0, 1);
       return {};
     }
     if (connection_->last_sqlstate() != "55P03" || round > 0) return std::unexpected(Explained(std::move(answer.error())));

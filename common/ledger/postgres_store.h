@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "common/drivers/postgres.h"
-#include "common/ledger/postgres_combine.h"
 #include "common/ledger/postgres_insert.h"
 #include "common/ledger/sql_store.h"
 
@@ -52,17 +51,14 @@ class PostgresStore final : public SqlStore {
   Result<void> Register(MonoTime deadline);
   void EnsurePartitions(MonoTime deadline);
   std::vector<PgStatement> Statements(const WriteSet& set, const AuditRecord* record);
-  void AddChecked(PgStatement check, std::vector<PgStatement> writes, std::vector<PgStatement>& all);
   // After a lost answer. True: the record is in the ledger. kMaybeApplied: could not be found out before the deadline.
   Result<bool> Resolve(const AuditRecord* record, const Error& lost, MonoTime deadline);
   Error Explained(Error error) const;
 
   LedgerOptions options_;
   RowInserter inserter_;
-  StatementCombiner combiner_;
   std::unique_ptr<PgConnection> connection_;
   std::optional<std::int64_t> session_;  // of this connection; empty until it is registered
-  std::int64_t writer_lock_ = 0;         // the writer's advisory lock; known as soon as session_ is
   std::optional<MonoTime> partitions_checked_at_;
   bool in_transact_ = false;
 };

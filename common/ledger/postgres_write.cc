@@ -12,18 +12,16 @@ namespace {
 
 // How each transaction begins. The checks are those of the functions begin_write and assert_holds, which cost several times as
 // much to enter and are called only to say what is wrong. The lock comes in a statement before: what it waited for must be
-// seen. Its number is given, not made from the writer's id here: then no constant makes a plan of its own worth while.
+// seen.
 constexpr std::string_view kLockWriter =
-    "select pg_advisory_xact_lock($1), set_config('plan_cache_mode', 'force_generic_plan', true), "
+    "select pg_advisory_xact_lock(writer_lock($1)), set_config('plan_cache_mode', 'force_generic_plan', true), "
     "set_config('enable_seqscan', 'off', true)";
 constexpr std::string_view kCheckWriter =
     "select case when exists (select 1 from ledger_writer l where l.writer = $1 and l.session = $2) then '' "
     "else begin_write($1, $2)::text end";
-constexpr std::string_view kCheckWriterAndHolds =
-    "select case when exists (select 1 from ledger_writer l where l.writer = $1 and l.session = $2) then '' "
-    "else begin_write($1, $2)::text end, "
-    "case when o.owner is not distinct from $5 and o.epoch is not distinct from h.epoch then '' "
-    "else assert_holds($3, $4, $5)::text end from unnest($3, $4) as h(shard, epoch) left join lateral "
+constexpr std::string_view kCheckHolds =
+    "select case when o.owner is not distinct from $3 and o.epoch is not distinct from h.epoch then '' "
+    "else assert_holds($1, $2, $3)::text end from unnest($1, $2) as h(shard, epoch) left join lateral "
     "(select * from shard_owner s where s.shard = h.shard for share) o on true";
 
 // By ids of one shard: one probe of the index per id, in every plan. With `= any` a plan that was made while the table was
@@ -92,22 +90,6 @@ std::map<ShardId, std::vector<Uuid>> ByShard(const std::vector<Item>& items) {
   return all;
 }
 
-constexpr std::size_t kCompareMax = 64;
-
-// False also when it would take long to find out.
-bool Apart(const std::vector<Item>& a, const std::vector<Item>& b) {
-  if (a.empty() || b.empty()) return true;
-  if (a.size() * b.size() > kCompareMax * kCompareMax) return false;
-  return std::ranges::none_of(a, [&](const Item& x) { return std::ranges::find(b, x.id, &Item::id) != b.end(); });
-}
-
-// Whether the deletes of a set may not see what its inserts write: they find nothing of it anyway.
-bool DeletesApart(const WriteSet& set) {
-  return Apart(set.live_jobs, set.ended_jobs) && Apart(set.live_runs, set.ended_runs) && set.outbox_runs.empty() &&
-         set.outbox_jobs.empty() && set.outbox_batches.empty() &&
-         set.tables[static_cast<std::size_t>(Table::kCancel)].index.empty();
-}
-
 std::string_view View(const Digest& d) { return {reinterpret_cast<const char*>(d.data()), d.size()}; }
 
 PgParams RecordParams(const AuditRecord& r) {
@@ -124,27 +106,6 @@ PgParams RecordParams(const AuditRecord& r) {
       .Bytes(leaves)
       .Bytes(View(r.root))
       .Bytes(View(hash));
-}
-
-void AddDeletes(const WriteSet& set, const std::vector<std::int64_t>& shards, std::vector<PgStatement>& all) {
-  for (const auto& [shard, ids] : ByShard(set.ended_runs)) {
-    all.push_back({"delete from live_run where run = any($1)", PgParams().IdArray(ids)});
-    all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
-  }
-  for (const auto& [shard, ids] : ByShard(set.ended_jobs)) {
-    PgParams ended = std::move(PgParams().Int(shard.value()).IdArray(ids));
-    if (ids.size() < kManyJobs) {
-      all.push_back({kDeleteLiveJobs, std::move(ended)});
-    } else {
-      const auto [first, last] = std::ranges::minmax(ids);
-      all.push_back({kDeleteManyLiveJobs, std::move(ended.Id(first).Id(last))});
-    }
-    all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
-  }
-  if (!set.outbox_done_batches.empty())
-    all.push_back({"delete from outbox_batch where shard = any($1) and batch = any($2)",
-                   PgParams().IntArray(shards).IdArray(set.outbox_done_batches)});
-  if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
 }
 
 }  // namespace
@@ -189,58 +150,57 @@ std::string PostgresStore::Sound(Table table, std::string_view alias) const {
   return sql;
 }
 
-// The check and the writes, together when they can be. `writes` may be empty.
-void PostgresStore::AddChecked(PgStatement check, std::vector<PgStatement> writes, std::vector<PgStatement>& all) {
-  if (auto combined = combiner_.Combine(check, writes)) {
-    all.push_back(std::move(*combined));
-    return;
-  }
-  all.push_back(std::move(check));
-  std::ranges::move(writes, std::back_inserter(all));
-}
-
 std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const AuditRecord* record) {
-  std::vector<PgStatement> all, writes;
+  std::vector<PgStatement> all;
   all.push_back({"begin", {}});
-  all.push_back({kLockWriter, PgParams().Int(writer_lock_)});
+  all.push_back({kLockWriter, PgParams().Id(options_.writer.uuid)});
+  all.push_back({kCheckWriter, PgParams().Id(options_.writer.uuid).Int(*session_)});
   std::vector<std::int64_t> shards, epochs;
   for (const ShardHold& hold : set.holds) {
     shards.push_back(hold.shard.value());
     epochs.push_back(hold.epoch.value());
   }
-  PgStatement check{kCheckWriter, PgParams().Id(options_.writer.uuid).Int(*session_)};
-  if (set.owner && !shards.empty() && !MILLRACE_MUTANT("mutant.no_epoch")) {
-    check.sql = kCheckWriterAndHolds;
-    check.params.IntArray(shards).IntArray(epochs).Id(set.owner->uuid);
-  }
+  if (set.owner && !MILLRACE_MUTANT("mutant.no_epoch"))
+    all.push_back({kCheckHolds, PgParams().IntArray(shards).IntArray(epochs).Id(set.owner->uuid)});
   for (const Table table : kTables) {
     const auto& rows = set.tables[static_cast<std::size_t>(table)];
-    if (!rows.index.empty()) writes.push_back(inserter_.Insert(table, rows, *record));
+    if (!rows.index.empty()) all.push_back(inserter_.Insert(table, rows, *record));
   }
-  AddItems(kLiveRun, set.live_runs, writes);
-  AddItems(kLiveJob, set.live_jobs, writes);
-  AddItems(kOutboxRun, set.outbox_runs, writes);
-  AddItems(kOutboxJob, set.outbox_jobs, writes);
+  AddItems(kLiveRun, set.live_runs, all);
+  AddItems(kLiveJob, set.live_jobs, all);
+  AddItems(kOutboxRun, set.outbox_runs, all);
+  AddItems(kOutboxJob, set.outbox_jobs, all);
   for (const ItemBatch& row : set.outbox_batches)
-    writes.push_back({"insert into outbox_batch (batch, shard, runs) values ($1, $2, $3)",
-                      PgParams().Id(row.id).Int(row.shard.value()).Bytes(row.runs)});
-  if (record != nullptr)
-    writes.push_back(
-        {"insert into audit_record (writer, seq, previous, at, actor, leaves, root, hash) values ($1, $2, $3, $4, $5, $6, $7, "
-         "$8)",
-         RecordParams(*record)});
-  const bool apart = DeletesApart(set);
-  if (!apart) AddChecked(std::move(check), std::exchange(writes, {}), all);
-  AddDeletes(set, shards, writes);
-  if (apart)
-    AddChecked(std::move(check), std::move(writes), all);
-  else
-    std::ranges::move(writes, std::back_inserter(all));
+    all.push_back({"insert into outbox_batch (batch, shard, runs) values ($1, $2, $3)",
+                   PgParams().Id(row.id).Int(row.shard.value()).Bytes(row.runs)});
+  for (const auto& [shard, ids] : ByShard(set.ended_runs)) {
+    all.push_back({"delete from live_run where run = any($1)", PgParams().IdArray(ids)});
+    all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
+  }
+  for (const auto& [shard, ids] : ByShard(set.ended_jobs)) {
+    PgParams ended = std::move(PgParams().Int(shard.value()).IdArray(ids));
+    if (ids.size() < kManyJobs) {
+      all.push_back({kDeleteLiveJobs, std::move(ended)});
+    } else {
+      const auto [first, last] = std::ranges::minmax(ids);
+      all.push_back({kDeleteManyLiveJobs, std::move(ended.Id(first).Id(last))});
+    }
+    all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
+  }
+  if (!set.outbox_done_batches.empty())
+    all.push_back({"delete from outbox_batch where shard = any($1) and batch = any($2)",
+                   PgParams().IntArray(shards).IdArray(set.outbox_done_batches)});
+  if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
   if (!set.others.empty()) {  // kLockWriter's choices are for the statements above
     all.push_back({"set local plan_cache_mode to default", {}});
     all.push_back({"set local enable_seqscan to default", {}});
   }
   for (const Statement& s : set.others) all.push_back({s.sql, ToPg(s.params)});
+  if (record != nullptr)
+    all.push_back(
+        {"insert into audit_record (writer, seq, previous, at, actor, leaves, root, hash) values ($1, $2, $3, $4, $5, $6, $7, "
+         "$8)",
+         RecordParams(*record)});
   all.push_back({"commit", {}});
   return all;
 }
