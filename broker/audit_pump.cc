@@ -28,8 +28,13 @@ MonoTime AuditPump::Step() {
   if (begin < next_) return next_;
   if (!looking_) look_began_ = begin;
   Page(begin + kPageBudget);
-  next_ = looking_ ? clock_.Now() + kAuditRest : std::max(clock_.Now(), look_began_ + options_.interval);
-  if (!looking_ || news_.records.size() >= kAuditRecordsMax) HandOver();
+  next_ =
+      looking_ ? clock_.Now() + (behind_ ? Millis{0} : kAuditRest) : std::max(clock_.Now(), look_began_ + options_.interval);
+  if (!looking_ || news_.records.size() >= kAuditRecordsMax) {
+    if (looking_ != std::exchange(behind_, looking_) && looking_)
+      LogWarn("audit checkpoint: more than {} records at once: it reads on without rests", kAuditRecordsMax);
+    HandOver();
+  }
   return next_;
 }
 

@@ -17,7 +17,8 @@ namespace millrace {
 // thread. `now` is this process's clock, not the database's: who can write to the database must not say what time it is.
 using CheckpointHook = std::function<void(WallTime now, const AuditNews& news)>;
 
-// A look reads so many records and then rests: what works for jobs at that time, on few cores, need not wait for all of it.
+// A look reads so many records and then rests: what works for jobs at that time, on few cores, need not wait for all of it. One
+// that was begun anew because there were too many does not rest, or it would never be at its end.
 inline constexpr std::uint32_t kAuditPageRecords = 64;
 inline constexpr Millis kAuditRest{10};
 // More than this, all pages together, is handed over before the look is at its end.
@@ -53,6 +54,7 @@ class AuditPump {
   AuditFollower follower_;
   AuditNews news_;        // since the hook was called
   bool looking_ = false;  // in the middle of a look
+  bool behind_ = false;   // the look before was not at its end
   MonoTime next_, look_began_{};
 };
 

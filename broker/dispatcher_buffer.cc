@@ -107,7 +107,8 @@ void Dispatcher::ServeBuffered() {
 
 // Somebody looks for these jobs, and has looked here before they can be claimed.
 void Dispatcher::HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs) {
-  if (jobs.empty() || buffer_.Empty()) return;
+  if (jobs.empty()) return;
+  TakeBack(shard);
   const ShardId id = shard.hold.shard;
   const auto wanted = [&](const JobSpec& spec) { return jobs.contains(spec.id) && shard.wanted.Seeker(spec.id, spec.org); };
   for (auto& [line, found] : buffer_.TakeIf(id, wanted)) {
@@ -135,7 +136,7 @@ void Dispatcher::PageOut(Shard& shard, const std::string& line, std::size_t most
 }
 
 void Dispatcher::PageOut(Shard& shard) {
-  if (buffer_.Empty()) return;
+  TakeBack(shard);
   for (const auto& [id, line] : buffer_.LinesOf(shard.hold.shard)) PageOut(shard, line);
 }
 

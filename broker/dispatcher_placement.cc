@@ -119,7 +119,9 @@ void Dispatcher::LookForUnserved() {
 
 // The queue says which jobs they are.
 void Dispatcher::EndLine(LineIndex::Line& line) {
-  PageOut(shards_.at(line.shard), line.name);
+  Shard& shard = shards_.at(line.shard);
+  TakeBack(shard);
+  PageOut(shard, line.name);
   const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(line.ready, kClaimJobsMax));
   doomed_.push_back({.shard = line.shard, .line = line.name, .key = line.key, .total = n, .split = {}});
   lines_.Remove(line, n, now_);

@@ -136,7 +136,10 @@ MonoTime NurseryLink::Deadline() const {
 }
 
 void NurseryLink::GiveUp() {
-  if (broken_.empty()) broken_ = "given up";
+  if (broken_.empty()) {
+    broken_ = "given up";
+    poller_.Remove(socket_.get());  // nobody reads it any more, and its end is always there to be read
+  }
   if (!asks_.empty()) unanswered_ = true;
   for (Asked& asked : std::exchange(asks_, {})) asked.born(Fail(ErrorCode::kUnavailable, "the nursery has gone"));
 }

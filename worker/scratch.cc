@@ -58,11 +58,12 @@ ScratchFolder::~ScratchFolder() {
   ::close(fd_);
 }
 
-int ScratchFolder::SweepDead(const std::filesystem::path& parent) {
+int ScratchFolder::SweepDead(const std::filesystem::path& parent, const std::stop_token& stop) {
   int removed = 0;
   std::error_code error;
   std::filesystem::directory_iterator entries(parent, error);
-  for (const std::filesystem::directory_iterator end; !error && entries != end; entries.increment(error)) {
+  for (const std::filesystem::directory_iterator end; !error && entries != end && !stop.stop_requested();
+       entries.increment(error)) {
     const std::filesystem::path folder = entries->path();
     struct stat status{};
     if (!folder.filename().string().starts_with(kPrefix)) continue;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <stop_token>
 #include <string>
 #include <string_view>
 
@@ -21,8 +22,9 @@ class ScratchFolder {
 
   const std::string& path() const { return path_; }
 
-  // Removes the folders of dead workers of this user in `parent`. How many there were.
-  static int SweepDead(const std::filesystem::path& parent);
+  // Removes the folders of dead workers of this user in `parent`, until it is asked to stop: looked at between two of them. How
+  // many there were.
+  static int SweepDead(const std::filesystem::path& parent, const std::stop_token& stop = {});
 
  private:
   ScratchFolder(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}

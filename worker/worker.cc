@@ -331,9 +331,11 @@ Result<void> Worker::RunLoop() {
     Loop loop(*this, std::move(poller), scratch);
     loop.WarmUp();
     MILLRACE_TRY(loop.Connect());
-    // What killed workers left. There may be much of it, and nobody waits for it.
+    // What killed workers left. There may be much of it: the end waits for one folder at most.
     if (own_scratch)
-      sweeper = std::jthread([parent = std::filesystem::path(scratch).parent_path()] { ScratchFolder::SweepDead(parent); });
+      sweeper = std::jthread([parent = std::filesystem::path(scratch).parent_path()](const std::stop_token& stop) {
+        ScratchFolder::SweepDead(parent, stop);
+      });
     LogInfo("worker '{}' ({}) starts: concurrency {}", options_.name, options_.id.ToString(), options_.concurrency);
     loop.Run();
   }

@@ -150,7 +150,9 @@ Result<ExitCode> DoScale(const Options& options) {
       queue.workers = flags.workers;
       queue.steady = {.depth = kBacklogPerWorker, .warmup = 0, .jobs = ageing};
       MILLRACE_TRY_ASSIGN(const auto result, bench::MeasureQueue(target.at(), queue));
-      report.sound = result.Sound();
+      if (!result.Sound())
+        return Fail(ErrorCode::kCorrupt, "before the first depth: {} lost, {} duplicated, {} corrupted of {} jobs", result.lost,
+                    result.duplicated, result.corrupted, result.accepted);
     }
     double first = 0;
     for (const std::uint64_t step : steps) {

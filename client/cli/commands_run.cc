@@ -3,6 +3,7 @@
 #include <array>
 #include <atomic>
 #include <cstdio>
+#include <filesystem>
 #include <optional>
 
 #include "client/cli/broker_client.h"
@@ -29,7 +30,6 @@ constexpr Millis kTypeCheckTimeout{60'000};
 constexpr Millis kSubmitTimeout{30'000};
 constexpr Millis kLedgerLook{5000};  // without a word of the broker; then the ledger is asked
 constexpr Millis kBrokerAnswers{3000};
-constexpr Millis kLookForPipelines{3000};
 constexpr auto kRunTimeoutMax = std::chrono::hours{24 * 30};
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
 constexpr std::size_t kFiresShown = 3;
@@ -125,41 +125,36 @@ ExitCode ExitCodeOf(RunState state) {
 // What a run by hand has opened, in the order in which it must be there.
 struct Opened {
   std::optional<HomeLock> lock;
-  NewHome new_home;
   std::unique_ptr<Ledger> ledger;
   std::unique_ptr<Engine> engine;
 
   Result<void> Open(Context& context) {
-    bool made = false;
-    MILLRACE_TRY_ASSIGN(lock, HomeLock::Acquire(context.config().home, "millrace run", &made));
-    new_home.Made(context.config().home, made);
+    MILLRACE_TRY_ASSIGN(lock, HomeLock::Acquire(context.config().home, "millrace run"));
     MILLRACE_TRY_ASSIGN(ledger, context.OpenLedger(Context::Create::kYes, "cli"));
     return engine->Open();
   }
   ~Opened() {
     engine.reset();
-    // Somebody else may have stored one meanwhile, which takes no lock.
-    if (ledger && !new_home.Stays())
-      if (const auto stored = ledger->ListPipelines(kDefaultOrg, SystemClock().Now() + kLookForPipelines);
-          !stored || !stored->empty())
-        new_home.Keep();
     ledger.reset();
   }
 };
 
-// Everything that is opened lies in the home, which can be taken away again as a whole.
-bool HomeHoldsAll(const Config& config) {
-  const std::string home = config.home + "/";
-  return std::ranges::all_of(std::array<std::string_view, 4>{config.ledger.dsn.Reveal(), config.queue.path,
-                                                             config.audit.key_file, config.audit.checkpoint_dir},
-                             [&](std::string_view path) { return path.starts_with(home); });
+// Whether opening it makes nothing that was not there: a refused file leaves no home behind.
+bool HomeIsThere(const Config& config) {
+  return config.queue.kind == QueueConfig::Kind::kSqlite &&
+         std::ranges::all_of(std::array<std::string, 5>{config.home + "/lock", std::string(config.ledger.dsn.Reveal()),
+                                                        config.queue.path, config.audit.key_file, config.audit.checkpoint_dir},
+                             [](const std::string& path) {
+                               std::error_code ec;
+                               return std::filesystem::exists(path, ec);
+                             });
 }
 
 // Opens everything, beside the type check of `file`, whose failure comes first: nobody has taken a job by then.
 Result<void> CheckAndOpen(Context& context, const PipelineFile& file, const std::map<std::string, std::string>& params,
                           Opened& opened) {
   auto answer = opened.engine->Ask(TypeCheckQuestion(file, params, context.config().lake));
-  const bool beside = HomeHoldsAll(context.config());
+  const bool beside = HomeIsThere(context.config());
   Result<void> open;
   if (beside) open = opened.Open(context);
   MILLRACE_TRY_ASSIGN(const std::string types, AwaitStageCheck(std::move(answer), context.clock().Now() + kTypeCheckTimeout));
@@ -204,7 +199,6 @@ Result<ExitCode> DoRunFile(const Options& options) {
   MILLRACE_TRY_ASSIGN(const PipelineVersion version,
                       opened.ledger->StorePipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir,
                                                    kDefaultOrg, context->Deadline()));
-  opened.new_home.Keep();
   request.version = version.version;
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));

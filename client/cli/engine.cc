@@ -114,6 +114,7 @@ struct Engine::Parts {
   std::mutex retention_mutex;
   std::condition_variable retention_stop;
   bool retention_stopping = false;
+  std::optional<SigningKey> held_retention;  // it prunes nothing before Release
   std::atomic<bool> worker_ended{false}, scheduler_ended{false};
   Result<void> worker_result;
   int stop_requests = 0;
@@ -166,7 +167,10 @@ Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients,
   options.make_transport = [this] { return wire::MakeZmtpTransport(names); };
   broker = std::make_unique<Broker>(std::move(options));
   MILLRACE_TRY(broker->Start());
-  StartRetention(retention_key);
+  if (which.held)
+    held_retention = retention_key;
+  else
+    StartRetention(retention_key);
   return {};
 }
 
@@ -307,6 +311,7 @@ std::future<Result<std::string>> Engine::Ask(std::string request) { return parts
 
 Result<void> Engine::Release(std::uint64_t stages) {
   MILLRACE_TRY(parts_->MakeLake());
+  if (parts_->held_retention) parts_->StartRetention(*std::exchange(parts_->held_retention, std::nullopt));
   parts_->worker->Release(stages);
   return {};
 }

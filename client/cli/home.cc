@@ -5,20 +5,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <iterator>
-#include <string_view>
 #include <utility>
 
 namespace millrace::cli {
 namespace {
 
 // What starting a broker puts there.
-constexpr std::array<std::string_view, 4> kFilesOfANewHome{"lock", "ledger.db", "queue.db", "audit.key"};
 
 }  // namespace
 
@@ -44,8 +39,7 @@ Result<void> MakeHome(const std::string& home) {
   return {};
 }
 
-Result<HomeLock> HomeLock::Acquire(const std::string& home, const std::string& command, bool* made) {
-  const bool missing = !std::filesystem::exists(home);
+Result<HomeLock> HomeLock::Acquire(const std::string& home, const std::string& command) {
   MILLRACE_TRY(MakeHome(home));
   const std::string path = home + "/lock";
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -57,34 +51,10 @@ Result<HomeLock> HomeLock::Acquire(const std::string& home, const std::string& c
     return Fail(ErrorCode::kConflict, "home '{}' is in use by {}: stop that process, or give another --home", home,
                 n > 0 ? holder : "another process");
   }
-  struct stat held{}, there{};
-  if (::fstat(fd, &held) != 0 || ::stat(path.c_str(), &there) != 0 || held.st_ino != there.st_ino)
-    return Fail(ErrorCode::kConflict, "home '{}' has just been taken away by another process: try again", home);
   const std::string text = "process " + std::to_string(::getpid()) + " (" + command + ")";
   if (::ftruncate(fd, 0) != 0 || ::pwrite(fd, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size()))
     return Fail(ErrorCode::kUnavailable, "home '{}': cannot write its lock: {}", home, std::strerror(errno));
-  std::error_code ec;
-  const auto entries = std::filesystem::directory_iterator(home, ec);
-  if (made != nullptr) *made = missing && !ec && std::distance(begin(entries), end(entries)) == 1;  // its lock
   return lock;
-}
-
-void NewHome::Made(const std::string& home, bool made) {
-  if (made) home_ = home;
-}
-
-NewHome::~NewHome() {
-  if (home_.empty()) return;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(home_, ec)) {
-    const std::string name = entry.path().filename();
-    const bool ours = std::ranges::any_of(kFilesOfANewHome, [&](std::string_view own) { return name.starts_with(own); });
-    if (ours && !std::filesystem::is_directory(entry.symlink_status())) std::filesystem::remove(entry.path(), ec);
-  }
-  const std::string checkpoints = home_ + "/checkpoints";
-  for (const auto& entry : std::filesystem::directory_iterator(checkpoints, ec))
-    if (entry.path().extension() == ".checkpoints") std::filesystem::remove(entry.path(), ec);
-  for (const std::string& folder : {checkpoints, home_}) std::filesystem::remove(folder, ec);  // where nothing is left
 }
 
 HomeLock::HomeLock(HomeLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}

@@ -33,18 +33,23 @@ class RedisFlight {
 
   void Claimed(JobId id) {
     const auto [at, fresh] = places_.try_emplace(id);
-    if (!fresh) Leave(at->second);  // it was put in twice: its own field stands for both
+    at->second.own = true;  // beside its entry in a block, when it was put in twice
   }
   void ClaimedBlock(const std::string& name, const std::vector<JobId>& ids) {
     const auto block = blocks_.insert_or_assign(name, Block{.marks = std::string(ids.size(), '.'), .left = ids.size()}).first;
     for (std::size_t i = 0; i < ids.size(); ++i) {
       places_.PrefetchAhead(ids, i, std::identity{});
-      Place place{.block = &block->second, .name = &block->first, .position = i};
+      Place place{.block = &block->second, .name = &block->first, .position = i, .own = false};
       if (!places_.try_emplace(ids[i], place).second) Leave(place);  // put in twice: its other entry stands for both
     }
   }
   // They are not in flight after all: what was to put them there was refused.
-  void Forget(JobId id) { places_.erase(id); }
+  void Forget(JobId id) {
+    const auto at = places_.find(id);
+    if (at == places_.end()) return;
+    at->second.own = false;
+    if (at->second.block == nullptr) places_.erase(at);
+  }
   void ForgetBlock(const std::string& name, const std::vector<JobId>& ids) {
     for (const JobId& id : ids)
       if (const auto at = places_.find(id); at != places_.end() && at->second.block != nullptr && *at->second.name == name)
@@ -60,11 +65,10 @@ class RedisFlight {
       places_.PrefetchAhead(items, i, id_of);
       const JobId& id = std::invoke(id_of, items[i]);
       const auto at = places_.find(id);
-      if (at == places_.end() || at->second.block == nullptr)
-        landing.ids.emplace_back(id.AsBytes());
-      else
-        Leave(at->second);
-      if (at != places_.end()) places_.erase(at);
+      if (at == places_.end() || at->second.own) landing.ids.emplace_back(id.AsBytes());
+      if (at == places_.end()) continue;
+      Leave(at->second);
+      places_.erase(at);
     }
     for (const std::string& name : std::exchange(changed_, {})) {
       const auto block = blocks_.find(name);
@@ -87,16 +91,17 @@ class RedisFlight {
     bool changed = false;
   };
   struct Place {
-    Block* block = nullptr;  // nullptr: it has a field of its own
+    Block* block = nullptr;
     const std::string* name = nullptr;
     std::size_t position = 0;
+    bool own = false;  // it has a field of its own
   };
   void Leave(Place& place) {
     if (place.block == nullptr) return;
     place.block->marks[place.position] = 'x';
     --place.block->left;
     if (!std::exchange(place.block->changed, true)) changed_.push_back(*place.name);
-    place = {};
+    place.block = nullptr;
   }
 
   IdMap<JobId, Place> places_;

@@ -594,6 +594,9 @@ class RedisQueueImpl final : public RedisQueue {
   }
   Result<void> Check(const QueueOp& op, ShardId shard, bool taken_now) const {
     const auto taken = taken_on_.find(shard);
+    if (!taken_now && taken != taken_on_.end() && taken->second.empty())
+      return Fail(ErrorCode::kWiped, "redis queue: shard {}: what became of an operation is not known: take it anew",
+                  shard.value());
     if (!taken_now && taken != taken_on_.end() && taken->second != info_.run_id)
       return Fail(ErrorCode::kWiped, "redis queue: the server of shard {} was restarted or replaced: take it anew",
                   shard.value());
@@ -662,7 +665,10 @@ class RedisQueueImpl final : public RedisQueue {
       }
     }
     const Result<QueueReply>& result = results[sent.op];
-    if (!result && sent.passed) sent.passed->Undo(flight);
+    const bool unknown = !result && result.error().code == ErrorCode::kMaybeApplied;
+    if (!result && !unknown && sent.passed) sent.passed->Undo(flight);
+    // What waits to be executed was made for a state that may not be the one that is there.
+    if (unknown) taken_on_[shard].clear();
     if (const auto* take = std::get_if<queue_op::Take>(&op); take && result) {
       taken_on_[take->shard] = info_.run_id;
       flights_.erase(take->shard);  // what is in flight comes back entry by entry
@@ -711,7 +717,8 @@ class RedisQueueImpl final : public RedisQueue {
   Scripts scripts_;
   std::map<ShardId, ShardKeys> keys_;
   RedisServerInfo info_;
-  std::map<ShardId, std::string> taken_on_;  // the server's run_id when this object took the shard
+  // The server's run_id when this object took the shard; empty: since then an outcome was not known.
+  std::map<ShardId, std::string> taken_on_;
   std::map<ShardId, RedisFlight> flights_;
   std::uint64_t next_block_ = 0;
 };

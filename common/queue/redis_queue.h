@@ -28,6 +28,8 @@ struct RedisServerInfo {
 // When the server is out of memory (maxmemory with noeviction), Enqueue is kUnavailable and nothing of it is applied; all
 // others go on, so that what is there drains.
 //
+// After an unknown outcome (kMaybeApplied) every operation on its shard is kWiped until it is taken anew.
+//
 // After a lost connection the next call connects again. When the server's run_id has changed by then, its state may have been
 // rolled back: operations on shards that this object took before are kWiped until they are taken anew.
 class RedisQueue : public JobQueue {

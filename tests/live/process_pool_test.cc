@@ -230,6 +230,9 @@ TEST_F(ProcessPoolTest, AClosedPoolEndsWhatNobodyHasAndStartsFromNothing) {
   EXPECT_FALSE(running->exit()) << "what has an order goes on";
   EXPECT_TRUE(Until([&] { return Children() == std::vector<pid_t>{running->pid()}; }));
   EXPECT_EQ(pool_->NextTick(), MonoTime::max());
+  poller_->Dispatch();
+  pollfd ready{.fd = poller_->fd(), .events = POLLIN, .revents = 0};
+  EXPECT_EQ(::poll(&ready, 1, 100), 0) << "whoever drains would not sleep";
   running->SignalGroup(SIGKILL);
   EXPECT_TRUE(Until([&] { return running->exit().has_value(); }));
 }

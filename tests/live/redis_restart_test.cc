@@ -236,6 +236,11 @@ TEST_F(RedisRestartTest, AFrozenServerIsGivenUpInTimeAndNothingComesTwice) {
   EXPECT_TRUE(second == ErrorCode::kUnavailable || second == ErrorCode::kTimedOut) << Name(second);
   EXPECT_LT(clock_.Now() - start, 1500ms);
   server_->Continue();
+  // What the owner had ready before it heard of that: made for a state that may not be the one that is there.
+  ErrorCode third = ErrorOf(*queue, Requeue{kShard, Epoch{7}, {Entry(1)}}).code;
+  while (third == ErrorCode::kUnavailable || third == ErrorCode::kTimedOut)
+    third = ErrorOf(*queue, Requeue{kShard, Epoch{7}, {Entry(1)}}).code;
+  EXPECT_EQ(third, ErrorCode::kWiped);
 
   auto after = Open();
   std::vector<QueueEntry> claimed = Must(*after, Claim{kShard, Epoch{7}, "a", 10}).claimed;
@@ -310,6 +315,20 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   Enqueue passed{kShard, Epoch{7}, {Entry(5)}, std::exchange(kept.entries, {})};
   for (QueueEntry& entry : passed.passed) entry.id.uuid.bytes[0] = 1;
   EXPECT_EQ(ErrorOf(*queue, passed).code, ErrorCode::kUnavailable);
+  // One that is in flight already, refused the second time: the first entry goes on counting.
+  EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
+  Enqueue flying{kShard, Epoch{7}, {}, passed.passed};
+  for (QueueEntry& entry : flying.passed) entry.id.uuid.bytes[0] = 2;
+  Must(*queue, flying);
+  EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "1000"}), "OK");
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, {flying.passed[0]}}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, flying.passed}).code, ErrorCode::kUnavailable);
+  std::vector<JobId> landed;
+  for (std::size_t i = 1; i < flying.passed.size(); ++i) landed.push_back(flying.passed[i].id);
+  Must(*queue, Finish{kShard, Epoch{7}, landed});
+  EXPECT_EQ(queue->Depth(kShard)->in_flight, 1u);
+  Must(*queue, Finish{kShard, Epoch{7}, {flying.passed[0].id}});
+  EXPECT_EQ(queue->Depth(kShard)->in_flight, 0u);
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, "a", 2}).claimed, (std::vector{Entry(1), Entry(2)}));
   Must(*queue, Finish{kShard, Epoch{7}, {MakeId(1)}});
   EXPECT_EQ(Must(*queue, Claim{kShard, Epoch{7}, kept_line, 12}).claimed.size(), 12u);

@@ -205,6 +205,29 @@ TEST_F(DispatcherBufferTest, OneThatIsCancelledBeforeItsPutIsAnsweredDoesNotStar
   EXPECT_EQ(grants_.size(), 10U) << "nothing of its credit is lost";
 }
 
+TEST_F(DispatcherBufferTest, ACancelFindsWhatComesBackInTheSameTurn) {
+  Hello("w", 1);
+  hold_replies_ = true;
+  const JobSpec job = Kept();
+  Submit({job});
+  Hello("v", 0);
+  Handle(event::FromWorker{.peer = "w", .message = wire::Goodbye{.worker = workers_["w"]}});
+  wire::Cancel cancel{.request = 5, .org = kDefaultOrg, .items = {{job.id.uuid, false}}, .actor = "cli me", .reason = {}};
+  Handle(event::FromClient{.peer = "c", .message = std::move(cancel)});
+  Flush();
+  std::vector<Event> states;
+  pump_.Step(states);
+  ASSERT_FALSE(states.empty());
+  hold_replies_ = false;
+  Handle(std::exchange(held_, {}));                      // it finds no worker, and before the next flush
+  for (Event& state : states) Handle(std::move(state));  // the ledger says that it knows nothing of it
+  Settle();
+  EXPECT_EQ(Effect(5), CancelEffect::kCancelled);
+  Beat("v", 10);
+  EXPECT_TRUE(grants_.empty());
+  ExpectDepth(0, 0);
+}
+
 TEST_F(DispatcherBufferTest, AWorkerThatGoesBeforeTheAnswerLeavesTheOrderAsItWas) {
   Hello("w", 2);
   hold_replies_ = true;
