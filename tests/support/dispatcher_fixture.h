@@ -139,6 +139,25 @@ class DispatcherTest : public ::testing::Test {
     const auto& outcome = ledger_.jobs.at(job.id).outcome;
     return outcome ? std::optional(outcome->state) : std::nullopt;
   }
+  std::vector<JobId> Granted() const {
+    std::vector<JobId> ids;
+    for (const auto& [peer, job] : grants_) ids.push_back(job.id);
+    return ids;
+  }
+  static std::vector<JobId> IdsOf(const std::vector<JobSpec>& jobs) {
+    std::vector<JobId> ids;
+    for (const JobSpec& job : jobs) ids.push_back(job.id);
+    return ids;
+  }
+  void LetRepliesThrough() {
+    hold_replies_ = false;
+    Handle(std::exchange(held_, {}));
+    Settle();
+  }
+  void ExpectDepth(std::uint64_t ready, std::uint64_t in_flight) {
+    const auto depth = *queue_.Depth(ShardId{0});
+    EXPECT_EQ(std::pair(depth.ready, depth.in_flight), std::pair(ready, in_flight));
+  }
   template <class T>
   const T* Last() {
     for (auto it = client_.rbegin(); it != client_.rend(); ++it)
@@ -153,9 +172,7 @@ class DispatcherTest : public ::testing::Test {
   test::MemoryQueue queue_;
   Dispatcher dispatcher_{{.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_}};
   LedgerPump pump_{
-      {.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1},
-      ledger_,
-      clock_};
+      {.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1}, ledger_, clock_};
   WorkerReach reach_;
   std::map<std::string, WorkerId> workers_;
   std::vector<std::pair<std::string, wire::Grant::Job>> grants_;

@@ -23,25 +23,6 @@ class DispatcherBufferTest : public testing::DispatcherTest {
     while (jobs.size() < n) jobs.push_back(Kept());
     return jobs;
   }
-  std::vector<JobId> Granted() const {
-    std::vector<JobId> ids;
-    for (const auto& [peer, job] : grants_) ids.push_back(job.id);
-    return ids;
-  }
-  static std::vector<JobId> IdsOf(const std::vector<JobSpec>& jobs) {
-    std::vector<JobId> ids;
-    for (const JobSpec& job : jobs) ids.push_back(job.id);
-    return ids;
-  }
-  void LetRepliesThrough() {
-    hold_replies_ = false;
-    Handle(std::exchange(held_, {}));
-    Settle();
-  }
-  void ExpectDepth(std::uint64_t ready, std::uint64_t in_flight) {
-    const auto depth = *queue_.Depth(ShardId{0});
-    EXPECT_EQ(std::pair(depth.ready, depth.in_flight), std::pair(ready, in_flight));
-  }
   void Cancel(std::uint64_t request, const JobSpec& job, OrgId org = kDefaultOrg) {
     Handle(event::FromClient{
         .peer = "c",

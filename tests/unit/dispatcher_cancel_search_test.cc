@@ -34,21 +34,11 @@ class DispatcherCancelSearchTest : public testing::DispatcherTest {
         }
     return effects;
   }
-  void LetAnswersCome() {
-    hold_replies_ = false;
-    Handle(std::exchange(held_, {}));
-    Settle();
-  }
   std::size_t Requeued() const {
     std::size_t n = 0;
     for (const QueueOp& op : executed_)
       if (const auto* requeue = std::get_if<queue_op::Requeue>(&op)) n += requeue->entries.size();
     return n;
-  }
-  std::vector<JobId> Granted() const {
-    std::vector<JobId> ids;
-    for (const auto& [peer, job] : grants_) ids.push_back(job.id);
-    return ids;
   }
   using Effects = std::vector<CancelEffect>;
 };
@@ -81,7 +71,7 @@ TEST_F(DispatcherCancelSearchTest, ARequestOfAnotherOrgDoesNotStandInTheWay) {
   Ask(5, kOther, {job});  // its look is under way
   Ask(6, kDefaultOrg, {job});
   EXPECT_TRUE(Answer(5).empty());
-  LetAnswersCome();
+  LetRepliesThrough();
   EXPECT_EQ(Answer(5), Effects{CancelEffect::kUnknown});
   EXPECT_EQ(Answer(6), Effects{CancelEffect::kCancelled});
   EXPECT_EQ(Outcome(job), JobState::kCancelled);
@@ -98,7 +88,7 @@ TEST_F(DispatcherCancelSearchTest, RequestsForTheSameJobWaitForTheFirst) {
   Advance(Millis{1000});
   EXPECT_EQ(state_reads_, 3U);
   EXPECT_TRUE(Answer(6).empty());
-  LetAnswersCome();
+  LetRepliesThrough();
   EXPECT_EQ(state_reads_, 6U) << "and one each when there is something new";
   EXPECT_EQ(Answer(5), Effects{CancelEffect::kCancelled});
   EXPECT_EQ(Answer(6), Effects{CancelEffect::kEnded});
@@ -113,7 +103,7 @@ TEST_F(DispatcherCancelSearchTest, RequestsForAJobThatIsNotThereWaitForTheFirst)
   hold_replies_ = true;
   Ask(5, kDefaultOrg, {none});
   Ask(6, kDefaultOrg, {none, none});
-  LetAnswersCome();
+  LetRepliesThrough();
   EXPECT_EQ(Answer(5), Effects{CancelEffect::kUnknown});
   EXPECT_EQ(Answer(6), Effects(2, CancelEffect::kUnknown));
   EXPECT_EQ(state_reads_, 5U) << "the second looks too: the job may have come behind the first one's look";
@@ -127,7 +117,7 @@ TEST_F(DispatcherCancelSearchTest, TheSecondLooksForItselfWhenTheFirstFails) {
   Ask(6, kDefaultOrg, {job});
   int asked = 0;
   ledger_.fault = [&asked] { return asked++ == 0 ? test::LedgerFault::kUnavailable : test::LedgerFault::kNone; };
-  LetAnswersCome();
+  LetRepliesThrough();
   ledger_.fault = nullptr;
   ASSERT_NE(Last<wire::Problem>(), nullptr) << "the first one's second look into the ledger";
   EXPECT_TRUE(Answer(5).empty());
@@ -143,7 +133,7 @@ TEST_F(DispatcherCancelSearchTest, RequestsThatOverlapDoNotWaitForEachOther) {
   Ask(5, kDefaultOrg, {a, b});
   Ask(6, kDefaultOrg, {b, c});
   Ask(7, kDefaultOrg, {c, a});
-  LetAnswersCome();
+  LetRepliesThrough();
   EXPECT_EQ(Answer(5), Effects(2, CancelEffect::kCancelled));
   EXPECT_EQ(Answer(6), (Effects{CancelEffect::kEnded, CancelEffect::kCancelled}));
   EXPECT_EQ(Answer(7), Effects(2, CancelEffect::kEnded));
@@ -160,7 +150,7 @@ TEST_F(DispatcherCancelSearchTest, ARequestThatFailsStartsNothingBeforeItsTime) 
   hold_replies_ = true;
   Ask(5, kDefaultOrg, {ready, later});
   ledger_.fault = [] { return test::LedgerFault::kUnavailable; };  // when it is asked again
-  LetAnswersCome();
+  LetRepliesThrough();
   EXPECT_TRUE(Answer(5).empty());
   ASSERT_NE(Last<wire::Problem>(), nullptr);
   ledger_.fault = nullptr;
