@@ -106,6 +106,12 @@ struct Piece {  // what of one shard is written into the ledger together
   std::size_t bytes = 0;  // in rows, about
 };
 
+struct Duplicates {  // of a committed batch
+  std::unordered_set<JobId> jobs;
+  std::unordered_set<RunId> runs;
+  std::unordered_map<JobId, JobId> conflicts;  // to the holder of the unique key
+};
+
 struct Claimed {  // on its way to a worker
   std::shared_ptr<const JobSpec> spec;
   Counters counters;

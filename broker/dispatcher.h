@@ -203,13 +203,8 @@ class Dispatcher {
   void On(event::Committed& e);
   void On(event::CommitRefused& e);
   void On(event::RunRead& e);
-  struct Duplicates {
-    std::unordered_set<JobId> jobs;
-    std::unordered_set<RunId> runs;
-    std::unordered_map<JobId, JobId> conflicts;  // to the holder of the unique key
-  };
-  void CommittedJobs(event::Committed& e, const Duplicates& duplicates);
-  void CommittedPiece(Piece& piece, const Duplicates& duplicates);
+  void CommittedJobs(event::Committed& e, const dispatch::Duplicates& duplicates);
+  void CommittedPiece(Piece& piece, const dispatch::Duplicates& duplicates);
   void EndingDurable(Shard& shard, const Ending& ending);
   void EffectsDurable(Shard& shard, const RunEffects& effects);
   void WriteEffects(Shard& shard, RunEffects effects);
@@ -323,7 +318,8 @@ class Dispatcher {
   void ServeBuffered();
   void HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs);
   void PageOut(Shard& shard, const std::string& line, std::size_t most = SIZE_MAX);
-  void PageOut(Shard& shard), PageOutOld();
+  void PageOut(Shard& shard);
+  void PageOutOld();
 
   // What time ends: dispatcher_expiry.cc
   void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
@@ -350,6 +346,7 @@ class Dispatcher {
   void Execute(const Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out);
   Shard* Current(const ShardHold& hold);  // nullptr: that hold is over
   Shard* ShardOfOrg(OrgId org);
+  bool Starts(const Shard& shard) const { return shard.phase == Phase::kReady && !shard.yield_by && !stopping_; }
   ShardTable<Shard>::Wait WaitOf(const Shard& shard) const;
   void ToLedger(LedgerCommand command) { ledger_commands_.push_back(std::move(command)); }
 

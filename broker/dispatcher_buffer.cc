@@ -40,8 +40,7 @@ std::vector<dispatch::Pass>& PassesOf(dispatch::Puts& puts, std::deque<dispatch:
 
 // Whether it is worth keeping a job that comes now. Without a worker it may be long until it starts.
 bool Dispatcher::MayBuffer(const Shard& shard, const JobSpec& spec) const {
-  return shard.phase == Phase::kReady && !shard.yield_by && !stopping_ && !workers_.empty() &&
-         buffer_.Room(spec.payload.size());
+  return Starts(shard) && !workers_.empty() && buffer_.Room(spec.payload.size());
 }
 
 // True: the job waits here. Its line must have nothing that is older and waits in the queue, nor may get it: what is promoted
@@ -65,8 +64,7 @@ void Dispatcher::TakeBack(Shard& shard) {
   std::vector<QueueEntry> out;  // the last one first
   for (dispatch::HandedBack& back : std::views::reverse(all)) {
     const std::string& line = back.entry.line;
-    const bool waits_here = back.job.spec && !back.entry.expires_at && shard.phase == Phase::kReady && !shard.yield_by &&
-                            !stopping_ && !shard.suspects.contains(line);
+    const bool waits_here = back.job.spec && !back.entry.expires_at && Starts(shard) && !shard.suspects.contains(line);
     if (waits_here) {
       buffer_.Push(shard.hold.shard, line, {.job = std::move(back.job), .put = 0, .since = now_}, true);
       continue;
@@ -86,7 +84,7 @@ void Dispatcher::ServeBuffered() {
   std::vector<ClaimPlan> plans = std::exchange(claims_, {});
   for (ClaimPlan& plan : plans) {
     Shard& shard = shards_.at(plan.shard);
-    std::vector<ReadyBuffer::Job> jobs = buffer_.Take(plan.shard, plan.line, plan.total);
+    std::vector<ReadyBuffer::Job> jobs = buffer_.TakeFirst(plan.shard, plan.line, plan.total);
     const std::uint64_t answered = shard.puts.sent - shard.puts.unanswered.size();
     for (std::size_t i = 0; i < jobs.size();) {
       const std::uint64_t put = jobs[i].put <= answered ? 0 : jobs[i].put;
@@ -122,7 +120,7 @@ void Dispatcher::HandOverBuffered(Shard& shard, const std::unordered_set<JobId>&
 
 // The last ones of the line go to its front in the queue: those that stay here are older.
 void Dispatcher::PageOut(Shard& shard, const std::string& line, std::size_t most) {
-  std::vector<ReadyBuffer::Job> jobs = buffer_.TakeBack(shard.hold.shard, line, most);
+  std::vector<ReadyBuffer::Job> jobs = buffer_.TakeLast(shard.hold.shard, line, most);
   if (!jobs.empty()) StandBefore(shard, line, jobs.size());
   for (const ReadyBuffer::Job& waiting : jobs) {
     const JobSpec& spec = *waiting.job.spec;

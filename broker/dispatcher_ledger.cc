@@ -103,9 +103,9 @@ static std::unordered_map<JobId, JobId> ConflictsOf(const OwnerBatchResult& resu
 }
 
 void Dispatcher::On(event::Committed& e) {
-  const Duplicates duplicates{.jobs = {e.result.duplicate_jobs.begin(), e.result.duplicate_jobs.end()},
-                              .runs = {e.result.duplicate_runs.begin(), e.result.duplicate_runs.end()},
-                              .conflicts = ConflictsOf(e.result)};
+  const dispatch::Duplicates duplicates{.jobs = {e.result.duplicate_jobs.begin(), e.result.duplicate_jobs.end()},
+                                        .runs = {e.result.duplicate_runs.begin(), e.result.duplicate_runs.end()},
+                                        .conflicts = ConflictsOf(e.result)};
   CommittedJobs(e, duplicates);
   for (const PieceId id : e.pieces) {
     auto node = pieces_.extract(id);
@@ -115,7 +115,7 @@ void Dispatcher::On(event::Committed& e) {
 }
 
 // New jobs and runs. Those of a shard that was lost meanwhile are found by its rebuild.
-void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates) {
+void Dispatcher::CommittedJobs(event::Committed& e, const dispatch::Duplicates& duplicates) {
   const auto current = [&](OrgId org) -> Shard* {
     Shard* shard = ShardOfOrg(org);
     return shard != nullptr && shard->phase == Phase::kReady &&
@@ -145,7 +145,7 @@ void Dispatcher::CommittedJobs(event::Committed& e, const Duplicates& duplicates
   }
 }
 
-void Dispatcher::CommittedPiece(Piece& piece, const Duplicates& duplicates) {
+void Dispatcher::CommittedPiece(Piece& piece, const dispatch::Duplicates& duplicates) {
   Shard* shard = Current(piece.hold);
   MILLRACE_CHECK(shard != nullptr, "shard {}: a piece outlived its hold", piece.hold.shard.value());
   for (const Uuid& id : piece.accepting) accepting_.erase(id);

@@ -21,7 +21,7 @@ struct LineOfFlush {
 
 // Whether a job that is ready now may find a worker in this very flush. A guess: what is kept for nothing costs an allocation.
 bool Dispatcher::SpareCredit(const Shard& shard, std::optional<WallTime> run_at) {
-  if (shard.phase != Phase::kReady || shard.yield_by || stopping_ || (run_at && *run_at > wall_)) return false;
+  if (!Starts(shard) || (run_at && *run_at > wall_)) return false;
   if (!spare_credit_) {
     spare_credit_ = 0;
     for (const auto& [id, worker] : workers_) *spare_credit_ += worker.Credit();

@@ -54,26 +54,24 @@ ReadyBuffer::Job ReadyBuffer::Unlink(Line& line, std::uint32_t at) {
   return std::exchange(node.job, {});
 }
 
-std::vector<ReadyBuffer::Job> ReadyBuffer::Take(ShardId shard, std::string_view name, std::size_t most) {
+std::vector<ReadyBuffer::Job> ReadyBuffer::TakeFrom(std::uint32_t Line::* end, ShardId shard, std::string_view name,
+                                                    std::size_t most) {
   std::vector<Job> jobs;
-  if (jobs_ == 0) return jobs;
   const auto it = Find(shard, name);
   if (it == lines_.end()) return jobs;
   Line& line = it->second;
   jobs.reserve(std::min<std::size_t>(most, line.count));
-  while (line.count > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.front));
+  while (line.count > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.*end));
   if (line.count == 0) lines_.erase(it);
   return jobs;
 }
 
-std::vector<ReadyBuffer::Job> ReadyBuffer::TakeBack(ShardId shard, std::string_view name, std::size_t most) {
-  std::vector<Job> jobs;
-  const auto it = Find(shard, name);
-  if (it == lines_.end()) return jobs;
-  Line& line = it->second;
-  jobs.reserve(std::min<std::size_t>(most, line.count));
-  while (line.count > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.back));
-  if (line.count == 0) lines_.erase(it);
+std::vector<ReadyBuffer::Job> ReadyBuffer::TakeFirst(ShardId shard, std::string_view line, std::size_t most) {
+  return TakeFrom(&Line::front, shard, line, most);
+}
+
+std::vector<ReadyBuffer::Job> ReadyBuffer::TakeLast(ShardId shard, std::string_view line, std::size_t most) {
+  std::vector<Job> jobs = TakeFrom(&Line::back, shard, line, most);
   std::ranges::reverse(jobs);
   return jobs;
 }
@@ -95,7 +93,7 @@ std::vector<ReadyBuffer::LineName> ReadyBuffer::LinesBefore(MonoTime before) con
 }
 
 void ReadyBuffer::DropShard(ShardId shard) {
-  for (const LineName& name : LinesOf(shard)) Take(shard, name.second, SIZE_MAX);
+  for (const LineName& name : LinesOf(shard)) TakeFirst(shard, name.second, SIZE_MAX);
   if (jobs_ > 0) return;
   nodes_ = {};
   free_ = {};

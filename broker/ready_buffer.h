@@ -3,7 +3,8 @@
 // shard finds them there, like everything in flight. Those of one line are older than whatever of it waits in the queue: the
 // dispatcher buffers a job only behind others of the buffer, or where its line is empty (dispatcher_buffer.cc).
 //
-// Bounded by number and bytes, whatever the number of shards. Not thread-safe: owned by the dispatcher.
+// Bounded by number and bytes, whatever the number of shards (the dispatcher asks for Room; what comes back from a worker's
+// credit has to go in all the same). Not thread-safe: owned by the dispatcher.
 #pragma once
 
 #include <cstddef>
@@ -22,10 +23,10 @@
 namespace millrace {
 
 inline constexpr std::size_t kBufferedJobsMax = 16'384;
-inline constexpr std::size_t kBufferedBytesMax = 32u << 20;        // their payloads
-inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;      // of one of them
-inline constexpr auto kBufferedAgeMax = std::chrono::seconds{10};  // then a line goes back to the queue, when room gets scarce
-inline constexpr std::size_t kPagedJobsMax = 2'048;                // of that, at once
+inline constexpr std::size_t kBufferedBytesMax = 32u << 20;        // payloads and other texts
+inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;      // of one job
+inline constexpr auto kBufferedAgeMax = std::chrono::seconds{10};  // a line goes back to the queue, when room gets scarce
+inline constexpr std::size_t kPagedJobsMax = 2'048;                // so many of them at once
 
 class ReadyBuffer {
  public:
@@ -47,8 +48,8 @@ class ReadyBuffer {
   // To the end of its line, or to its front. Whether there is Room is the caller's to ask. REQUIRES: a spec.
   void Push(ShardId shard, const std::string& line, Job job, bool front);
   // The first `most` of the line, or the last; all, when it has no more. In order.
-  std::vector<Job> Take(ShardId shard, std::string_view line, std::size_t most);
-  std::vector<Job> TakeBack(ShardId shard, std::string_view line, std::size_t most);
+  std::vector<Job> TakeFirst(ShardId shard, std::string_view line, std::size_t most);
+  std::vector<Job> TakeLast(ShardId shard, std::string_view line, std::size_t most);
   // Those of the shard that `wanted(const JobSpec&)` names leave it, each with its line.
   template <class Wanted>
   std::vector<std::pair<std::string, Job>> TakeIf(ShardId shard, Wanted wanted);
@@ -85,6 +86,7 @@ class ReadyBuffer {
   using Lines = std::unordered_map<LineName, Line, NameHash, NameEqual>;
 
   Lines::iterator Find(ShardId shard, std::string_view line) { return lines_.find(std::pair{shard, line}); }
+  std::vector<Job> TakeFrom(std::uint32_t Line::* end, ShardId shard, std::string_view name, std::size_t most);
   Job Unlink(Line& line, std::uint32_t at);
   static std::size_t BytesOf(const Job& job);  // its texts of any length
 

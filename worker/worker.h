@@ -62,8 +62,8 @@ class Worker {
   // back at once. From any thread, and async-signal-safe.
   void RequestDrain();
 
-  // Lets a held worker take jobs. At most `stages` of them will be stages, if that is known: no more processes are kept warm
-  // than those will use. From any thread.
+  // Lets a held worker take jobs. About `stages` of them will be stages, if that is known: no more processes are kept warm
+  // than those will use; further ones start from nothing. From any thread.
   void Release(std::uint64_t stages = UINT64_MAX);
 
   // Has a process of its own answer a question (common/model/question_frame.h), which takes no slot of a job. kUnavailable: it

@@ -15,7 +15,7 @@ namespace millrace::cli {
 
 struct EngineParts {
   bool broker = false, worker = false, scheduler = false;
-  bool held = false;  // the worker takes no job before Release
+  bool held = false;  // the worker takes no job, and retention prunes nothing, before Release
 };
 
 class Engine {

@@ -11,11 +11,6 @@
 #include <utility>
 
 namespace millrace::cli {
-namespace {
-
-// What starting a broker puts there.
-
-}  // namespace
 
 Result<void> MakeHome(const std::string& home) {
   std::error_code ec;

@@ -409,8 +409,9 @@ TEST(ReadyBuffer, IsADequeForEachLine) {
           const auto from = back ? line.end() - n : line.begin();
           const std::vector<JobId> expected(from, from + n);
           line.erase(from, from + n);
-          EXPECT_EQ(ids_of(back ? buffer.TakeBack(name.first, name.second, most) : buffer.Take(name.first, name.second, most)),
-                    expected);
+          EXPECT_EQ(
+              ids_of(back ? buffer.TakeLast(name.first, name.second, most) : buffer.TakeFirst(name.first, name.second, most)),
+              expected);
           break;
         }
         case 3: {
