@@ -46,24 +46,29 @@ def servers():
             subprocess.run([script, "stop", str(folder)], capture_output=True)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+@contextlib.contextmanager
+def held_ports(count):
+    """Ports of 127.0.0.1 that the kernel gives to nobody else meanwhile; a server that names one can listen there."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(("127.0.0.1", 0))
+        yield [s.getsockname()[1] for s in sockets]
 
 
 @contextlib.contextmanager
 def broker(millrace):
     """A broker over servers of its own that nobody uses. Yields its process and its workers' endpoint."""
-    with servers() as (folder, env):
-        workers = f"tcp://127.0.0.1:{free_port()}"
+    with servers() as (folder, env), held_ports(2) as (clients_port, workers_port):
+        workers = f"tcp://127.0.0.1:{workers_port}"
         config = folder / "millrace.yaml"
         config.write_text(f"""version: 1
 home: {folder}/home
 lake: {folder}
 ledger: {{ dsn: "{env['MILLRACE_TEST_POSTGRES']}" }}
 queue: {{ redis: "{env['MILLRACE_TEST_REDIS']}" }}
-broker: {{ listen_clients: "tcp://127.0.0.1:{free_port()}", listen_workers: "{workers}" }}
+broker: {{ listen_clients: "tcp://127.0.0.1:{clients_port}", listen_workers: "{workers}" }}
 audit: {{ checkpoint_dir: {folder}/checkpoints, key_file: {folder}/audit.key }}
 """)
         with open(folder / "broker.log", "w+") as log:

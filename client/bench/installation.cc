@@ -17,6 +17,7 @@
 #include "client/bench/line.h"
 #include "common/drivers/postgres.h"
 #include "common/drivers/redis.h"
+#include "common/wire/stream_socket.h"
 
 namespace millrace::bench {
 namespace {
@@ -145,10 +146,16 @@ Result<void> OwnInstallation::StartProcess(const std::string& name, std::vector<
   return {};
 }
 
+Result<std::uint16_t> OwnInstallation::HoldPort() {
+  MILLRACE_TRY_ASSIGN(wire::HeldPort port, wire::HoldPort());
+  held_ports_.push_back(std::move(port.fd));
+  return port.number;
+}
+
 Result<void> OwnInstallation::StartRedis(const OwnOptions& options) {
   const std::string program = FindProgram("redis-server");
   if (program.empty()) return Fail(ErrorCode::kNotFound, "redis-server is not installed: apt-get install redis-server");
-  MILLRACE_TRY_ASSIGN(const std::uint16_t port, FreePort());
+  MILLRACE_TRY_ASSIGN(const std::uint16_t port, HoldPort());
   const std::string dir = folder_.path + "/redis";
   fs::create_directory(dir);
   MILLRACE_TRY(StartProcess("redis",
@@ -186,7 +193,7 @@ Result<void> OwnInstallation::StartPostgres() {
                                                    .stop_signal = SIGTERM,
                                                    .user = user}));
   if (initdb.Wait(kServerTimeout) != 0) return Fail(ErrorCode::kUnavailable, "initdb failed: {}", LastLine(log));
-  MILLRACE_TRY_ASSIGN(const std::uint16_t port, FreePort());
+  MILLRACE_TRY_ASSIGN(const std::uint16_t port, HoldPort());
   std::vector<std::string> argv{bin + "/postgres", "-D", data, "-p", std::to_string(port)};
   for (const std::string& setting : {std::string("listen_addresses=127.0.0.1"), "unix_socket_directories=" + dir,
                                      std::string("max_connections=200"), std::string("shared_buffers=512MB"),
@@ -216,8 +223,8 @@ Result<void> OwnInstallation::StartPostgres() {
 }
 
 Result<void> OwnInstallation::WriteConfig(const OwnOptions& options) {
-  MILLRACE_TRY_ASSIGN(const std::uint16_t clients, FreePort());
-  MILLRACE_TRY_ASSIGN(const std::uint16_t workers, FreePort());
+  MILLRACE_TRY_ASSIGN(const std::uint16_t clients, HoldPort());
+  MILLRACE_TRY_ASSIGN(const std::uint16_t workers, HoldPort());
   at_.clients = fmt::format("tcp://127.0.0.1:{}", clients);
   at_.workers = fmt::format("tcp://127.0.0.1:{}", workers);
   const std::string home = folder_.path + "/home";

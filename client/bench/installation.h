@@ -10,6 +10,7 @@
 
 #include "client/bench/processes.h"
 #include "common/base/clock.h"
+#include "common/base/fd.h"
 #include "common/base/result.h"
 
 namespace millrace::bench {
@@ -67,7 +68,10 @@ class OwnInstallation {
   Result<void> WriteConfig(const OwnOptions& options);
   Result<void> StartMillrace(const OwnOptions& options);
 
+  Result<std::uint16_t> HoldPort();  // until the end of the installation
+
   Folder folder_;  // first: removed when nothing writes into it any more
+  std::vector<Fd> held_ports_;
   std::vector<std::pair<std::string, Process>> processes_;
   Installation at_;
 };

@@ -1,12 +1,9 @@
 #include "client/bench/processes.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <pwd.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -215,20 +212,6 @@ std::optional<pid_t> ListenerOf(std::uint16_t port) {
       if (std::filesystem::read_symlink(fd.path(), ec) == inode) return pid;
   }
   return std::nullopt;
-}
-
-Result<std::uint16_t> FreePort() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  const bool bound = fd >= 0 && ::bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-                     ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  if (!bound) return Fail(ErrorCode::kUnavailable, "no free port on 127.0.0.1: {}", std::strerror(error));
-  return ntohs(address.sin_port);
 }
 
 void CatchStopSignals() {

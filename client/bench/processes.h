@@ -58,8 +58,6 @@ Usage OwnUsage();
 std::vector<double> CoreBusySeconds();
 // Who listens on this TCP port of this host; empty: nobody, or it may not be looked at.
 std::optional<pid_t> ListenerOf(std::uint16_t port);
-// A port of 127.0.0.1 that is free now.
-Result<std::uint16_t> FreePort();
 // From now on SIGINT and SIGTERM only make Interrupted() true: what was started can be stopped in order.
 void CatchStopSignals();
 bool Interrupted();

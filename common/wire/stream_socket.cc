@@ -86,6 +86,21 @@ Result<Listener> Listen(const Endpoint& at) {
   return listener;
 }
 
+Result<HeldPort> HoldPort() {
+  HeldPort port{.fd = Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0))};
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  // Bound and never listened on: with the flag on both sockets that is no obstacle to the one that listens.
+  if (port.fd) SetFlag(port.fd.get(), SOL_SOCKET, SO_REUSEADDR);
+  if (!port.fd || ::bind(port.fd.get(), reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+      ::getsockname(port.fd.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0)
+    return Fail(ErrorCode::kUnavailable, "no free port on 127.0.0.1: {}", std::strerror(errno));
+  port.number = ntohs(address.sin_port);
+  return port;
+}
+
 Accepted Accept(int listener) {
   Accepted accepted{.fd = Fd(::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC))};
   if (!accepted.fd) {

@@ -1,6 +1,7 @@
 // The system calls behind the transport's connections: TCP and UNIX stream sockets that never block.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
@@ -20,6 +21,15 @@ struct Listener {
 // `at` is tcp or ipc. kConflict: somebody listens there, or the path is a file of another sort. The socket of a process that
 // is gone is replaced.
 Result<Listener> Listen(const Endpoint& at);
+
+// A port of 127.0.0.1 for a server that is about to start, or to start again. While this lives the kernel gives the port to
+// nobody who asks for any port, neither to listen on nor to connect from; a server that names it and sets SO_REUSEADDR (ours,
+// Redis, PostgreSQL) can listen there. kUnavailable: no port is free.
+struct HeldPort {
+  Fd fd;
+  std::uint16_t number = 0;
+};
+Result<HeldPort> HoldPort();
 
 struct Accepted {
   Fd fd;

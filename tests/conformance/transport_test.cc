@@ -1,11 +1,13 @@
 // What every Transport does: run against our own ZMTP and libzmq, each over tcp, inproc and ipc, against each of them with the
 // other one as its peer, and against the in-memory fake.
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <sys/eventfd.h>
 #include <cstdint>
 #include <filesystem>
+#include <fstream>
 #include <set>
 #include <thread>
 
@@ -13,6 +15,7 @@
 #include "common/base/limits.h"
 #include "common/base/random.h"
 #include "common/wire/endpoint.h"
+#include "common/wire/stream_socket.h"
 #include "common/wire/zmtp_transport.h"
 #include "tests/support/memory_transport.h"
 #include "tests/support/zmq_transport.h"
@@ -217,6 +220,29 @@ TEST(EndpointTest, OnlyThisHost) {
   for (const std::string& none : {std::string("tcp://127.0.0.1:65536"), std::string("tcp://127.0.0.1:x"),
                                   std::string("tcp://127.0.0.1.1:7600"), "ipc:///" + std::string(200, 'x')})
     EXPECT_EQ(ParseEndpoint(none).error().code, ErrorCode::kInvalidArgument) << none;
+}
+
+TEST(HoldPortTest, NobodyIsGivenAHeldPortAndAServerThatNamesItListensThere) {
+  bool alone = false;
+  // A network namespace of this thread alone, with two ports to give.
+  std::thread([&] {
+    if (::unshare(CLONE_NEWNET) != 0) return;
+    alone = true;
+    std::ofstream("/proc/sys/net/ipv4/ip_local_port_range") << "40000 40001";
+    auto one = *HoldPort();
+    {
+      const auto two = *HoldPort();
+      EXPECT_EQ(one.number + two.number, 80001);
+      const auto three = HoldPort();
+      EXPECT_EQ(three ? ErrorCode::kConflict : three.error().code, ErrorCode::kUnavailable);
+      for (int again = 0; again < 2; ++again)
+        EXPECT_TRUE(Listen(*ParseEndpoint("tcp://127.0.0.1:" + std::to_string(one.number))));
+    }
+    const auto two = HoldPort();
+    EXPECT_TRUE(two);
+    EXPECT_NE(two->number, one.number);
+  }).join();
+  if (!alone) GTEST_SKIP() << "not allowed to make a network namespace";
 }
 
 TEST(ZmtpTransportTest, AClientFindsAServerThatRestarts) {

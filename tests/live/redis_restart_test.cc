@@ -1,100 +1,23 @@
 // The Redis queue while its server dies, freezes, is emptied, runs out of memory or asks for a password. Each test runs a
 // redis-server of its own on a free port of 127.0.0.1; nothing is shared with MILLRACE_TEST_REDIS.
-#include <arpa/inet.h>
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <poll.h>
-#include <spawn.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <barrier>
-#include <csignal>
 #include <cstdlib>
-#include <filesystem>
 #include <set>
 #include <thread>
 
 #include "common/drivers/redis.h"
 #include "common/queue/redis_queue.h"
 #include "common/queue/redis_queue_hot.h"
-
-extern char** environ;
+#include "tests/support/redis_server.h"
 
 namespace millrace {
 namespace {
 
 using namespace queue_op;
-namespace fs = std::filesystem;
 constexpr ShardId kShard{3};
-
-std::uint16_t FreePort() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(fd);
-  return ntohs(address.sin_port);
-}
-
-// A redis-server with an append-only file in a folder of its own; ended by its pid.
-class Server {
- public:
-  Server() : port_(FreePort()) {
-    char folder[] = "/tmp/millrace_redis_XXXXXX";
-    EXPECT_NE(::mkdtemp(folder), nullptr);
-    folder_ = folder;
-    Start();
-  }
-  ~Server() {
-    Kill();
-    fs::remove_all(folder_);
-  }
-  Server(const Server&) = delete;
-  Server& operator=(const Server&) = delete;
-
-  void Start() {
-    const std::string port = std::to_string(port_);
-    // `always`: under `everysec` Redis holds writes back for up to 2 s while a background fsync runs, although it has answered
-    // them, so that even a killed process may lose them.
-    const char* const arguments[] = {
-        "redis-server", "--port", port.c_str(),    "--bind", "127.0.0.1", "--dir", folder_.c_str(),      "--save",     "",
-        "--appendonly", "yes",    "--appendfsync", "always", "--logfile", "log",   "--maxmemory-policy", "noeviction", nullptr};
-    ASSERT_EQ(::posix_spawnp(&pid_, "redis-server", nullptr, nullptr, const_cast<char* const*>(arguments), environ), 0);
-    const MonoTime give_up = clock.Now() + 15s;
-    while (clock.Now() < give_up) {
-      if (auto direct = redis::Connection::Connect(*redis::ParseEndpoint(endpoint()), {}, clock.Now() + 1s)) return;
-      ::poll(nullptr, 0, 20);
-    }
-    FAIL() << "redis-server did not start on port " << port_;
-  }
-  void Kill() {
-    if (pid_ <= 0) return;
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-    pid_ = 0;
-  }
-  void Stop() const { ::kill(pid_, SIGSTOP); }
-  void Continue() const { ::kill(pid_, SIGCONT); }
-  std::string endpoint() const { return "127.0.0.1:" + std::to_string(port_); }
-  std::string Said(std::initializer_list<std::string_view> command) const {
-    auto direct = redis::Connection::Connect(*redis::ParseEndpoint(endpoint()), {}, clock.Now() + 5s);
-    if (!direct) return direct.error().message;
-    const auto reply = direct->Call(command, clock.Now() + 5s);
-    return reply ? reply->text : reply.error().message;
-  }
-  SystemClock clock;
-
- private:
-  std::uint16_t port_;
-  std::string folder_;
-  pid_t pid_ = 0;
-};
 
 JobId MakeId(std::uint64_t n) {
   JobId id;
@@ -105,16 +28,14 @@ QueueEntry Entry(std::uint64_t n, std::string body = "body") {
   return {.id = MakeId(n), .line = "a", .body = std::move(body), .run_at = {}, .expires_at = {}};
 }
 
-bool HaveRedisServer() { return std::system("command -v redis-server >/dev/null 2>&1") == 0; }
-
-class RedisRestartTest : public testing::Test {
+class RedisRestartTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!HaveRedisServer()) {
+    if (!testing::RedisServer::Installed()) {
       if (std::getenv("CI") != nullptr) FAIL() << "there is no redis-server on the path";
       GTEST_SKIP() << "there is no redis-server on the path: run ops/setup";
     }
-    server_ = std::make_unique<Server>();
+    ASSERT_TRUE(server_->Start());
   }
   std::unique_ptr<RedisQueue> Open(Millis timeout = 5000ms, std::string endpoint = {}) {
     auto queue = RedisQueue::Open(
@@ -144,7 +65,9 @@ class RedisRestartTest : public testing::Test {
   }
 
   SystemClock clock_;
-  std::unique_ptr<Server> server_;
+  // `always`: under `everysec` Redis holds writes back for up to 2 s while a background fsync runs, although it has answered
+  // them, so that even a killed process may lose them.
+  const std::unique_ptr<testing::RedisServer> server_ = std::make_unique<testing::RedisServer>("always");
 };
 
 TEST_F(RedisRestartTest, AKilledServerIsWipedUntilTheShardIsTakenAnew) {
@@ -156,7 +79,7 @@ TEST_F(RedisRestartTest, AKilledServerIsWipedUntilTheShardIsTakenAnew) {
   EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kUnavailable);
   EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kUnavailable)
       << "nobody listens: nothing was applied";
-  server_->Start();
+  ASSERT_TRUE(server_->Start());
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(ErrorOf(*queue, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kWiped);
     EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(4)}}).code, ErrorCode::kWiped);
@@ -187,10 +110,10 @@ TEST_F(RedisRestartTest, TheFirstRingAfterARestartIsHeard) {
   ASSERT_EQ(*(*waiting)->Wait(shards, 1000ms), std::vector{kShard});
   server_->Kill();
   EXPECT_FALSE((*ringing)->Ring(kShard)) << "nobody listens";
-  server_->Start();
+  ASSERT_TRUE(server_->Start());
   EXPECT_TRUE((*ringing)->Ring(kShard));
   server_->Kill();
-  server_->Start();  // the connection broke and the server is back before anyone looked
+  ASSERT_TRUE(server_->Start());  // the connection broke and the server is back before anyone looked
   const auto rung = (*ringing)->Ring(kShard);
   EXPECT_TRUE(rung) << rung.error().message;
   auto heard = OpenRedisInbox(options);
@@ -202,7 +125,7 @@ TEST_F(RedisRestartTest, AServerThatLostItsFileIsWipedForEveryOwner) {
   Must(*queue, Take{kShard, Epoch{7}});
   EXPECT_EQ(server_->Said({"FLUSHALL"}), "OK");
   server_->Kill();
-  server_->Start();
+  ASSERT_TRUE(server_->Start());
   auto fresh = Open();  // never took the shard: only the missing epoch tells it
   EXPECT_EQ(ErrorOf(*fresh, Claim{kShard, Epoch{7}, "a", 1}).code, ErrorCode::kWiped);
   Must(*fresh, Take{kShard, Epoch{8}});

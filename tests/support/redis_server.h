@@ -2,21 +2,21 @@
 // pid.
 #pragma once
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <spawn.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <initializer_list>
 #include <string>
+#include <string_view>
 
 #include "common/base/clock.h"
 #include "common/drivers/redis.h"
+#include "common/wire/stream_socket.h"
 
 extern char** environ;
 
@@ -26,7 +26,7 @@ class RedisServer {
  public:
   static bool Installed() { return std::system("command -v redis-server >/dev/null 2>&1") == 0; }
 
-  explicit RedisServer(std::string appendfsync) : appendfsync_(std::move(appendfsync)), port_(FreePort()) {
+  explicit RedisServer(std::string appendfsync) : appendfsync_(std::move(appendfsync)) {
     std::string folder = (std::filesystem::temp_directory_path() / "millrace_redis_XXXXXX").string();
     if (::mkdtemp(folder.data()) != nullptr) folder_ = folder;
   }
@@ -40,7 +40,7 @@ class RedisServer {
 
   // Returns when it answers (it has loaded its file then); false after 20 s.
   bool Start() {
-    const std::string port = std::to_string(port_);
+    const std::string port = std::to_string(port_.number);
     const char* const arguments[] = {
         "redis-server",       "--port",    port.c_str(), "--bind",       "127.0.0.1", "--dir",
         folder_.c_str(),      "--save",    "",           "--appendonly", "yes",       "--appendfsync",
@@ -62,22 +62,21 @@ class RedisServer {
     ::waitpid(pid_, nullptr, 0);
     pid_ = 0;
   }
-  std::string endpoint() const { return "127.0.0.1:" + std::to_string(port_); }
+  void Stop() const { ::kill(pid_, SIGSTOP); }
+  void Continue() const { ::kill(pid_, SIGCONT); }
+  // The text of its answer, or of the error.
+  std::string Said(std::initializer_list<std::string_view> command) const {
+    const SystemClock clock;
+    auto direct = redis::Connection::Connect(*redis::ParseEndpoint(endpoint()), {}, clock.Now() + Micros{5'000'000});
+    if (!direct) return direct.error().message;
+    const auto reply = direct->Call(command, clock.Now() + Micros{5'000'000});
+    return reply ? reply->text : reply.error().message;
+  }
+  std::string endpoint() const { return "127.0.0.1:" + std::to_string(port_.number); }
 
  private:
-  static std::uint16_t FreePort() {
-    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    if (::bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0)
-      ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-    ::close(fd);
-    return ntohs(address.sin_port);
-  }
   std::string appendfsync_, folder_;
-  std::uint16_t port_;
+  const wire::HeldPort port_ = wire::HoldPort().value();  // also while it is down
   pid_t pid_ = 0;
 };
 

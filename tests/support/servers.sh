@@ -2,8 +2,10 @@
 # Redis and PostgreSQL for tests: own data folder, free ports, ended by their own pids.
 #   tests/support/servers.sh start DIR   starts both, writes DIR/env (export lines), prints it
 #   tests/support/servers.sh stop DIR
+#   tests/support/servers.sh port        prints a free port of 127.0.0.1
 set -euo pipefail
-action=${1:?start or stop} dir=${2:?a directory}
+action=${1:?start, stop or port} dir=${2:-}
+[[ $action == port || -n $dir ]] || { echo "servers: $action which directory?" >&2; exit 2; }
 
 pg_bin() {
   local found
@@ -11,14 +13,15 @@ pg_bin() {
   [[ -x "$found/postgres" ]] || { echo "servers: no PostgreSQL server. Run: ops/setup" >&2; exit 6; }
   echo "$found"
 }
-free_port() { python3 - <<'P' 2>/dev/null || perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(Listen=>1,LocalAddr=>"127.0.0.1")->sockport'
-import socket
-s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])
-P
+# Free, and below the ports that the kernel gives to outgoing connections.
+free_port() {
+  perl -MIO::Socket::INET -e 'for (1 .. 1000) { my $port = 20000 + int rand 12000;
+    if (IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1", LocalPort => $port)) { print $port; exit } } exit 1'
 }
 as_pg() { if [[ $EUID -eq 0 ]]; then setpriv --reuid=postgres --regid=postgres --clear-groups -- "$@"; else "$@"; fi; }
 
 case $action in
+  port) free_port ;;
   start)
     command -v redis-server >/dev/null || { echo "servers: no redis-server. Run: ops/setup" >&2; exit 6; }
     bin=$(pg_bin)
@@ -45,5 +48,5 @@ E2
     [[ -f "$dir/pg/data/postmaster.pid" ]] && kill -INT "$(head -1 "$dir/pg/data/postmaster.pid")" 2>/dev/null || true
     for _ in $(seq 100); do [[ -f "$dir/pg/data/postmaster.pid" ]] || break; sleep 0.1; done
     ;;
-  *) echo "servers: '$action' is not start or stop" >&2; exit 2 ;;
+  *) echo "servers: '$action' is not start, stop or port" >&2; exit 2 ;;
 esac
