@@ -1,5 +1,5 @@
 """What bench/peers, bench/figures and bench/sweep share: one run of `millrace bench`, medians with ranges, the machine, the page."""
-import contextlib, json, os, pathlib, shlex, socket, statistics, subprocess, sys, tempfile, time
+import contextlib, json, os, pathlib, random, shlex, socket, statistics, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "ops" / "docs" / "benchmarks.md"
@@ -46,29 +46,27 @@ def servers():
             subprocess.run([script, "stop", str(folder)], capture_output=True)
 
 
-@contextlib.contextmanager
-def held_ports(count):
-    """Ports of 127.0.0.1 that the kernel gives to nobody else meanwhile; a server that names one can listen there."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.bind(("127.0.0.1", 0))
-        yield [s.getsockname()[1] for s in sockets]
+def free_port():
+    """Of 127.0.0.1, and below those that the kernel gives to outgoing connections: nobody takes it before it is used."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager
 def broker(millrace):
     """A broker over servers of its own that nobody uses. Yields its process and its workers' endpoint."""
-    with servers() as (folder, env), held_ports(2) as (clients_port, workers_port):
-        workers = f"tcp://127.0.0.1:{workers_port}"
+    with servers() as (folder, env):
+        workers = f"tcp://127.0.0.1:{free_port()}"
         config = folder / "millrace.yaml"
         config.write_text(f"""version: 1
 home: {folder}/home
 lake: {folder}
 ledger: {{ dsn: "{env['MILLRACE_TEST_POSTGRES']}" }}
 queue: {{ redis: "{env['MILLRACE_TEST_REDIS']}" }}
-broker: {{ listen_clients: "tcp://127.0.0.1:{clients_port}", listen_workers: "{workers}" }}
+broker: {{ listen_clients: "tcp://127.0.0.1:{free_port()}", listen_workers: "{workers}" }}
 audit: {{ checkpoint_dir: {folder}/checkpoints, key_file: {folder}/audit.key }}
 """)
         with open(folder / "broker.log", "w+") as log:

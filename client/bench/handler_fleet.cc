@@ -48,6 +48,7 @@ Result<void> HandlerFleet::Start(const Installation& at) {
     add("--queue", options_.name);
     add("--kind", options_.kind);
     add("--concurrency", std::to_string(options_.concurrency));
+    add("--prefetch", std::to_string(options_.prefetch));
     add("--sleep-ms", std::to_string(options_.sleep.count()));
     add("--board", path_);
     add("--jobs", std::to_string(board_.jobs()));

@@ -18,6 +18,7 @@ struct FleetOptions {
   std::string name;               // of the measurement: its queue, and how the workers' names begin
   std::string kind;               // of the jobs; "command" for jobs of pipelines, whose payload is not looked at
   std::uint32_t concurrency = 1;  // of each process
+  std::uint32_t prefetch = 0;     // of each process (HandlerOptions)
   Millis sleep{0};                // of each job
   std::string folder;             // for logs and the scoreboard
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -59,13 +60,19 @@ class HandlerLoop {
     JobId job;
     Token token;
   };
+  struct Waiting {
+    JobId job;
+    Token token;
+    std::string payload;
+  };
 
   // A slot is free when its job has ended, as of every worker; what waits for its answer is bounded by what a beat can name.
   // Jobs that take no time would then hold no slot at all: those keep theirs until they are answered.
   std::uint64_t Limit() const {
     const auto left = [](std::uint64_t all, std::uint64_t used) { return all > used ? all - used : 0; };
     if (options_.sleep.count() == 0) return granted_ + left(options_.concurrency, held_.size());
-    return granted_ + std::min(left(options_.concurrency, running_.size()), left(kConcurrencyMax, held_.size()));
+    return granted_ + std::min(left(options_.concurrency + options_.prefetch, running_.size() + waiting_.size()),
+                               left(kConcurrencyMax, held_.size()));
   }
   std::vector<wire::Hello::Held> HeldJobs() const {
     std::vector<wire::Hello::Held> held;
@@ -106,7 +113,7 @@ class HandlerLoop {
 
   Result<void> Take(const wire::Message& message) {
     if (const auto* grant = std::get_if<wire::Grant>(&message)) {
-      for (const auto& job : grant->jobs) Start(job);
+      for (const auto& job : grant->jobs) Hold(job);
     } else if (const auto* reply = std::get_if<wire::EndedReply>(&message)) {
       Answered(*reply);
     } else if (const auto* revoke = std::get_if<wire::Revoke>(&message)) {
@@ -126,26 +133,45 @@ class HandlerLoop {
     return {};
   }
 
-  void Start(const wire::Grant::Job& job) {
+  void Hold(const wire::Grant::Job& job) {
     if (const auto it = held_.find(job.id.uuid); it != held_.end()) {
       if (job.token <= it->second.token) return;  // a repeat, or from before
       held_.erase(it);                            // granted anew: nobody waits for the earlier attempt's report any more
     }
     ++granted_;
+    Held& held = held_[job.id.uuid] = Held{.token = job.token, .started_at = {}, .intended = {}, .reported_at = {}};
+    if (options_.sleep.count() == 0 || running_.size() < options_.concurrency) {
+      Start(job.id, held, job.payload);
+    } else {
+      waiting_.emplace_back(job.id, job.token, job.payload);
+    }
+  }
+
+  void Start(JobId id, Held& held, std::string_view bytes) {
     const MonoTime now = clock_.Now();
     const bool ours = options_.kind != kJobKindCommand;
-    const std::optional<Payload> payload =
-        ours ? DecodePayload(job.payload) : Payload{.number = score_.executed, .intended = {}};
+    const std::optional<Payload> payload = ours ? DecodePayload(bytes) : Payload{.number = score_.executed, .intended = {}};
     if (payload) {
       Handle(*payload, now);
+      held.intended = payload->intended;
     } else {
       Bump(score_.corrupted);
     }
-    held_.emplace(job.id.uuid, Held{.token = job.token,
-                                    .started_at = clock_.WallNow(),
-                                    .intended = payload ? payload->intended : MonoTime{},
-                                    .reported_at = {}});
-    running_.emplace_back(now + options_.sleep, job.id, job.token);
+    held.started_at = clock_.WallNow();
+    running_.emplace_back(now + options_.sleep, id, held.token);
+  }
+
+  void StartWaiting() {
+    for (; !waiting_.empty() && running_.size() < options_.concurrency; waiting_.pop_front()) {
+      const Waiting& next = waiting_.front();
+      const auto it = held_.find(next.job.uuid);
+      if (it == held_.end() || it->second.token != next.token) continue;  // granted anew meanwhile: another one waits or runs
+      if (it->second.revoked) {
+        AddReport(next.job, it->second);
+      } else {
+        Start(next.job, it->second, next.payload);
+      }
+    }
   }
 
   // The handler: all that a benchmark's job does is to be noticed.
@@ -163,6 +189,7 @@ class HandlerLoop {
       if (it != held_.end() && it->second.token == running_.front().token) AddReport(running_.front().job, it->second);
     }
     if (options_.sleep.count() == 0) return;
+    StartWaiting();
     running_.empty() ? alarm_.Clear() : alarm_.Set(running_.front().end);
   }
 
@@ -174,8 +201,9 @@ class HandlerLoop {
     report.end = held.revoked ? AttemptEnd::kHandedBack : AttemptEnd::kSucceeded;
     if (held.revoked) report.error_class = "revoked";
     report.worker = options_.name;
-    report.started_at = held.started_at;
-    report.finished_at = options_.sleep.count() > 0 ? clock_.WallNow() : held.started_at;
+    const bool slept = options_.sleep.count() > 0;
+    report.started_at = held.started_at == WallTime{} ? clock_.WallNow() : held.started_at;
+    report.finished_at = slept ? clock_.WallNow() : report.started_at;
     reports_.push_back(std::move(report));
   }
 
@@ -223,6 +251,7 @@ class HandlerLoop {
   std::uint64_t granted_ = 0, said_ = 0;  // grants since Hello; the limit that the broker heard last
   std::unordered_map<Uuid, Held> held_;   // until the report is answered; a token alone is not unique across shards
   std::deque<Running> running_;           // all take equally long: ordered by their end
+  std::deque<Waiting> waiting_;           // for a slot: in the order of their grants
   std::vector<AttemptReport> reports_;
 };
 

@@ -21,8 +21,9 @@ struct HandlerOptions {
   // Jobs it runs at a time; those that take no time (sleep 0) count until they are answered as durable. At most
   // kConcurrencyMax.
   std::uint32_t concurrency = 1;
-  Millis sleep{0};          // how long each job takes, beside the handler itself: a timer, so no thread is held
-  std::uint32_t index = 0;  // its place on the scoreboard
+  std::uint32_t prefetch = 0;  // jobs that take time: how many may wait here for a slot, so that none stands empty
+  Millis sleep{0};             // how long each job takes, beside the handler itself: a timer, so no thread is held
+  std::uint32_t index = 0;     // its place on the scoreboard
 };
 
 inline constexpr std::uint32_t kConcurrencyMax = 10'000;  // what one heartbeat can name (ops/docs/wire.md)

@@ -68,6 +68,9 @@ constexpr int kLogSegments = 64;
 constexpr const char* kKeepLogSegments = "min_wal_size=1GB";
 static_assert(kLogSegments * 16 == 1024);
 
+// A queue's log is mostly about jobs that are gone: with Redis' own 64mb it is written anew every few seconds.
+constexpr const char* kRewriteLogFrom = "1gb";
+
 Result<void> UseLogSegments(PgConnection& connection, MonoTime deadline) {
   MILLRACE_TRY(
       connection.Exec(fmt::format("do $$ begin for i in 1..{} loop perform pg_logical_emit_message(false, 'bench', ''); "
@@ -160,7 +163,8 @@ Result<void> OwnInstallation::StartRedis(const OwnOptions& options) {
   fs::create_directory(dir);
   MILLRACE_TRY(StartProcess("redis",
                             {program, "--port", std::to_string(port), "--bind", "127.0.0.1", "--dir", dir, "--save", "",
-                             "--appendonly", "yes", "--appendfsync", options.appendfsync},
+                             "--appendonly", "yes", "--appendfsync", options.appendfsync, "--auto-aof-rewrite-min-size",
+                             kRewriteLogFrom},
                             SIGTERM, ""));
   at_.redis = fmt::format("127.0.0.1:{}", port);
   MILLRACE_TRY_ASSIGN(const auto endpoint, redis::ParseEndpoint(at_.redis));

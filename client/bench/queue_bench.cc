@@ -54,7 +54,7 @@ class Measurement {
   }
 
   Result<void> KeepSteady(SubmitOptions submit) {
-    const std::uint64_t held = std::uint64_t{options_.workers} * options_.concurrency;
+    const std::uint64_t held = std::uint64_t{options_.workers} * (options_.concurrency + options_.prefetch);
     MILLRACE_TRY_ASSIGN(const StoreSizes before, ProbeSizes(at_));
     const std::uint64_t total = std::exchange(submit.jobs, options_.steady->depth);
     MILLRACE_TRY(SubmitAll(submit, submitted_));
@@ -166,10 +166,15 @@ Latency Summary(const Histogram& h) {
 Result<QueueResult> MeasureQueue(const Installation& at, const QueueOptions& given) {
   QueueOptions options = given;
   if (options.steady)
-    options.submit.jobs = SteadyWindow::Total(*options.steady, std::uint64_t{options.workers} * options.concurrency);
+    options.submit.jobs =
+        SteadyWindow::Total(*options.steady, std::uint64_t{options.workers} * (options.concurrency + options.prefetch));
   const std::string name = UniqueName();
-  FleetOptions fleet{
-      .name = name, .kind = name, .concurrency = options.concurrency, .sleep = options.sleep, .folder = options.folder};
+  FleetOptions fleet{.name = name,
+                     .kind = name,
+                     .concurrency = options.concurrency,
+                     .prefetch = options.prefetch,
+                     .sleep = options.sleep,
+                     .folder = options.folder};
   MILLRACE_TRY_ASSIGN(auto handlers, HandlerFleet::Make(std::move(fleet), options.submit.jobs, options.workers));
   return Measurement(at, options, name, std::move(handlers)).Run();
 }

@@ -18,7 +18,8 @@ namespace millrace::bench {
 struct QueueOptions {
   SubmitOptions submit;  // endpoint, kind and queue are filled in
   std::uint32_t workers = 1;
-  std::uint32_t concurrency = 1;        // jobs that one worker holds
+  std::uint32_t concurrency = 1;        // jobs that one worker holds (with sleep: runs)
+  std::uint32_t prefetch = 0;           // with sleep: jobs that it holds beside them
   Millis sleep{0};                      // of each job
   bool drain = false;                   // accept everything first, then start the workers; otherwise both at once
   std::optional<SteadyOptions> steady;  // instead of submit.jobs, which it fills in: rates and costs of a steady window

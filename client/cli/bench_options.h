@@ -20,7 +20,7 @@ struct BenchFlags {
   std::uint64_t payload = 100;
   std::optional<std::string> durability;
   std::uint32_t workers = 1, batch = 500, outstanding = 32;
-  std::optional<std::uint32_t> concurrency;
+  std::optional<std::uint32_t> concurrency, prefetch;
   bool drain = false;
   std::string sleep = "0ms";
   std::uint32_t orgs = 1, limit_keys = 0, priorities = 1;

@@ -30,6 +30,7 @@ Result<bench::QueueOptions> QueueOptionsOf(const BenchFlags& flags) {
   q.submit.priorities = flags.priorities;
   q.workers = flags.workers;
   q.concurrency = flags.concurrency.value_or(bench::kConcurrencyMax);
+  q.prefetch = flags.prefetch.value_or(0);
   q.drain = flags.drain;
   MILLRACE_TRY_ASSIGN(q.sleep, BenchDuration("--sleep", flags.sleep, kSleepMax));
   MILLRACE_TRY(BenchRange("--jobs", q.submit.jobs, 1, kJobsMax));
@@ -38,6 +39,7 @@ Result<bench::QueueOptions> QueueOptionsOf(const BenchFlags& flags) {
   MILLRACE_TRY(BenchRange("--payload", flags.payload, bench::kPayloadBytesMin, kPayloadBytesMax));
   MILLRACE_TRY(BenchRange("--workers", flags.workers, 1, 256));
   MILLRACE_TRY(BenchRange("--concurrency", q.concurrency, 1, bench::kConcurrencyMax));
+  MILLRACE_TRY(BenchRange("--prefetch", q.prefetch, 0, bench::kConcurrencyMax));
   MILLRACE_TRY(BenchRange("--batch", flags.batch, 1, kBatchJobsMax));
   MILLRACE_TRY(BenchRange("--batch x --payload", flags.batch * (flags.payload + 200), 1, kFrameBytesMax));
   MILLRACE_TRY(BenchRange("--outstanding", flags.outstanding, 1, 10'000));
@@ -130,6 +132,7 @@ Result<ExitCode> DoScale(const Options& options) {
                : BenchList("--worker-counts", flags.worker_counts.empty() ? "1,2,4,8" : flags.worker_counts, 1, 256));
   if (!by_depth && flags.sleep == "0ms") flags.sleep = "5ms";
   if (!by_depth) flags.concurrency = flags.concurrency.value_or(50);
+  if (!by_depth) flags.prefetch = flags.prefetch.value_or(*flags.concurrency / 2);
   const std::uint64_t per_step = flags.jobs.value_or(by_depth ? 1'000'000 : 20'000);
   const std::uint64_t ageing = flags.warmup.value_or(by_depth ? 2 * per_step : 0);
   flags.warmup = 0;  // of a step: a tenth of it, below
@@ -237,6 +240,7 @@ Result<ExitCode> DoHandler(const Options& options) {
                                       .kind = flags.kind,
                                       .queue = options.queue,
                                       .concurrency = flags.concurrency.value_or(1),
+                                      .prefetch = flags.prefetch.value_or(0),
                                       .sleep = Millis{flags.sleep_ms},
                                       .index = flags.index};
   MILLRACE_TRY(bench::ServeHandlers(handler, board, stop_handlers));

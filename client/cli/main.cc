@@ -262,6 +262,9 @@ void AddBenchLoad(CLI::App* command, BenchFlags& flags) {
   command->add_option("--durability", flags.durability, "ledger or redis");
   command->add_option("--workers", flags.workers, "Handler processes (default 1)");
   command->add_option("--concurrency", flags.concurrency, "Jobs that one handler process holds (with --sleep: runs) at a time");
+  command->add_option("--prefetch", flags.prefetch,
+                      "With --sleep: jobs that one handler process may hold beside those that run (default scale by workers: "
+                      "half of --concurrency)");
   command->add_option("--sleep", flags.sleep, "How long each job takes, e.g. 5ms (default 0ms)");
   command->add_option("--batch", flags.batch, "Jobs of one submit message (default 500)");
   command->add_option("--outstanding", flags.outstanding, "Closed loop: messages that wait for their answer (default 32)");
@@ -278,6 +281,7 @@ void AddBenchProcesses(Grammar& g, CLI::App* bench) {
   handler->add_option("--kind", flags.kind)->required();
   handler->add_option("--board", flags.board)->required();
   handler->add_option("--concurrency", flags.concurrency);
+  handler->add_option("--prefetch", flags.prefetch);
   handler->add_option("--sleep-ms", flags.sleep_ms);
   handler->add_option("--jobs", flags.jobs);
   handler->add_option("--handlers", flags.handler_count);
