@@ -282,6 +282,8 @@ struct Connection::Impl {
   std::size_t reply_bytes_max = 0;
   std::size_t pipeline_bytes_max = 0;
   std::unique_ptr<redisReader, FreeReader> reader;
+  // Not on the stack: what is there is zeroed each time (ops/cmake/MillraceFlags.cmake).
+  const std::unique_ptr<char[]> chunk = std::make_unique_for_overwrite<char[]>(kReadChunkBytes);
   std::size_t reply_bytes = 0;     // received since the last complete reply
   std::size_t reply_elements = 0;  // made since then; MakeArray counts them
   std::string out;
@@ -377,9 +379,8 @@ bool Connection::Impl::PeerHasClosed() const {
 }
 
 Result<void> Connection::Impl::Receive(std::vector<Result<Reply>>& replies) {
-  std::array<char, kReadChunkBytes> chunk;
   while (true) {
-    const ssize_t got = ::recv(fd.get(), chunk.data(), chunk.size(), 0);
+    const ssize_t got = ::recv(fd.get(), chunk.get(), kReadChunkBytes, 0);
     if (got == 0) return Fail(ErrorCode::kUnavailable, "the server closed the connection");
     if (got < 0) {
       if (errno == EAGAIN || errno == EWOULDBLOCK) return {};
@@ -387,7 +388,7 @@ Result<void> Connection::Impl::Receive(std::vector<Result<Reply>>& replies) {
       return Fail(ErrorCode::kUnavailable, "{}", std::strerror(errno));
     }
     reply_bytes += static_cast<std::size_t>(got);
-    redisReaderFeed(reader.get(), chunk.data(), static_cast<std::size_t>(got));
+    redisReaderFeed(reader.get(), chunk.get(), static_cast<std::size_t>(got));
     while (true) {
       void* raw = nullptr;
       if (redisReaderGetReply(reader.get(), &raw) != REDIS_OK)
@@ -400,7 +401,7 @@ Result<void> Connection::Impl::Receive(std::vector<Result<Reply>>& replies) {
     }
     if (reply_bytes > reply_bytes_max)
       return Fail(ErrorCode::kLimit, "a reply is larger than reply_bytes_max ({})", reply_bytes_max);
-    if (static_cast<std::size_t>(got) < chunk.size()) return {};
+    if (static_cast<std::size_t>(got) < kReadChunkBytes) return {};
   }
 }
 

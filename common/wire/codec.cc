@@ -591,18 +591,22 @@ Result<T> DecodeBody(std::string_view body) {
   return value;
 }
 
-template <std::size_t kIndex = 0>
-Result<Message> DecodeAs(Kind kind, std::string_view body) {
-  if constexpr (kIndex < std::variant_size_v<Message>) {
-    using T = std::variant_alternative_t<kIndex, Message>;
-    if (kind != KindFor<T>()) return DecodeAs<kIndex + 1>(kind, body);
-    auto decoded = DecodeBody<T>(body);
-    if (!decoded) return Prefixed(std::move(decoded.error()), "{}", Name(kind));
-    return Message{std::move(*decoded)};
-  } else {
-    return Fail(ErrorCode::kInvalidArgument, "kind {} is not one of this protocol", static_cast<unsigned>(kind));
-  }
+template <class T>
+Result<Message> DecodeAs(std::string_view body) {
+  auto decoded = DecodeBody<T>(body);
+  if (!decoded) return Prefixed(std::move(decoded.error()), "{}", Name(KindFor<T>()));
+  return Message{std::move(*decoded)};
 }
+
+// By the byte that says the kind; null: not one of this protocol.
+using Decoder = Result<Message> (*)(std::string_view);
+constexpr std::array<Decoder, 256> kDecoders = []<std::size_t... kIndex>(std::index_sequence<kIndex...>) {
+  std::array<Decoder, 256> table{};
+  ((table[static_cast<std::uint8_t>(KindFor<std::variant_alternative_t<kIndex, Message>>())] =
+        &DecodeAs<std::variant_alternative_t<kIndex, Message>>),
+   ...);
+  return table;
+}(std::make_index_sequence<std::variant_size_v<Message>>());
 
 template <class T>
 std::string EncodeSpec(const T& spec) {
@@ -624,8 +628,7 @@ Result<T> DecodeSpec(std::string_view bytes, std::string_view what) {
 
 }  // namespace codec_detail
 
-using codec_detail::DecodeAs, codec_detail::DecodeSpec, codec_detail::EncodeBody, codec_detail::EncodeSpec,
-    codec_detail::KindFor;
+using codec_detail::DecodeSpec, codec_detail::EncodeBody, codec_detail::EncodeSpec, codec_detail::KindFor;
 
 std::string Encode(const Message& message) {
   std::string out(1, static_cast<char>(kProtocolVersion));
@@ -645,7 +648,10 @@ Result<Message> Decode(std::string_view frame) {
   const auto version = static_cast<std::uint8_t>(frame[0]);
   if (version != kProtocolVersion)
     return Fail(ErrorCode::kInvalidArgument, "protocol version {}, this is {}", version, kProtocolVersion);
-  return DecodeAs(static_cast<Kind>(static_cast<std::uint8_t>(frame[1])), frame.substr(kHeaderBytes));
+  const auto kind = static_cast<std::uint8_t>(frame[1]);
+  const codec_detail::Decoder decode = codec_detail::kDecoders[kind];
+  if (decode == nullptr) return Fail(ErrorCode::kInvalidArgument, "kind {} is not one of this protocol", kind);
+  return decode(frame.substr(kHeaderBytes));
 }
 
 Kind KindOf(std::string_view frame) {
