@@ -161,11 +161,11 @@ Result<void> OwnInstallation::StartRedis(const OwnOptions& options) {
   MILLRACE_TRY_ASSIGN(const std::uint16_t port, HoldPort());
   const std::string dir = folder_.path + "/redis";
   fs::create_directory(dir);
-  MILLRACE_TRY(StartProcess("redis",
-                            {program, "--port", std::to_string(port), "--bind", "127.0.0.1", "--dir", dir, "--save", "",
-                             "--appendonly", "yes", "--appendfsync", options.appendfsync, "--auto-aof-rewrite-min-size",
-                             kRewriteLogFrom},
-                            SIGTERM, ""));
+  MILLRACE_TRY(
+      StartProcess("redis",
+                   {program, "--port", std::to_string(port), "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--appendonly",
+                    "yes", "--appendfsync", options.appendfsync, "--auto-aof-rewrite-min-size", kRewriteLogFrom},
+                   SIGTERM, ""));
   at_.redis = fmt::format("127.0.0.1:{}", port);
   MILLRACE_TRY_ASSIGN(const auto endpoint, redis::ParseEndpoint(at_.redis));
   const SystemClock clock;
