@@ -157,14 +157,21 @@ Member* Rounds::Choose(Victim victim, const std::optional<Holder>& holder) {
   return nullptr;
 }
 
+// Any stage process, but none whose load would end with one more crash, as it should.
 std::optional<pid_t> Rounds::SomeStage() {
   std::vector<pid_t> all;
   for (Member* worker : cluster_.OfRole(Role::kWorker)) {
     const auto children = testing::ChildrenOf(worker->process.pid(), kStageProgram);
     all.insert(all.end(), children.begin(), children.end());
   }
+  std::map<pid_t, std::string> load_of;  // what they hold, by effect
+  for (const LoadInFlight& load : observer_.Loads())
+    if (const auto holder = HolderOf(load)) load_of[holder->stage] = load.effect_hash;
+  std::erase_if(all, [&](pid_t stage) { return load_of.contains(stage) && crashes_[load_of[stage]] >= kCrashesMax - 1; });
   if (all.empty()) return std::nullopt;
-  return all[random_.Below(all.size())];
+  const pid_t chosen = all[random_.Below(all.size())];
+  if (load_of.contains(chosen)) ++crashes_[load_of[chosen]];
+  return chosen;
 }
 
 Result<void> Rounds::PlayKill(const Round& round) {
