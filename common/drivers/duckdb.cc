@@ -133,9 +133,15 @@ struct Connection::State {
   std::shared_ptr<void> database;  // outlives its connections
   Owned<duckdb_connection, Disconnect> handle;
   SqlError error;
+  std::shared_ptr<OfferedRows> offered = std::make_shared<OfferedRows>();
+  int tables_offered = 0;
 
   std::unexpected<Error> Failed(const char* raw) {
     error = ParseSqlError(raw == nullptr ? "unknown error" : raw);
+    if (auto reading = offered->Behind(error.message)) {
+      error = {.type = "IO", .message = reading->message, .position = {}, .candidates = {}};
+      return std::unexpected(std::move(*reading));
+    }
     return std::unexpected(Error{CodeOf(error.type), fmt::format("{}: {}", error.type, error.message)});
   }
   Result<Extracted> Extract(std::string_view sql, std::size_t* count);
@@ -170,7 +176,16 @@ const SqlError& Connection::last_error() const { return state_->error; }
 
 std::int64_t Connection::RowsProcessed() const {
   const duckdb_query_progress_type progress = duckdb_query_progress(state_->handle.get());
-  return progress.percentage < 0 ? -1 : static_cast<std::int64_t>(progress.rows_processed);
+  const std::int64_t own = state_->offered->rows();  // of these the engine knows nothing
+  if (progress.percentage < 0) return own > 0 ? own : -1;
+  return std::max(own, static_cast<std::int64_t>(progress.rows_processed));
+}
+
+Result<std::string> Connection::Offer(std::shared_ptr<const RowSource> source) {
+  const std::string name = fmt::format("millrace_rows_{}", state_->tables_offered);
+  MILLRACE_TRY(RegisterRows(state_->handle.get(), name, std::move(source), state_->offered));
+  ++state_->tables_offered;
+  return name + "()";
 }
 
 Result<Extracted> Connection::State::Extract(std::string_view sql, std::size_t* count) {

@@ -141,6 +141,7 @@ struct DatabaseOptions {
 };
 
 class Connection;
+class RowSource;  // duckdb_rows.h
 
 // An in-memory database with extension loading, community extensions and persistent secrets off. Thread-safe.
 class Database {
@@ -171,6 +172,11 @@ class Connection {
   Result<void> Configure(const DatabaseOptions& options);
   Result<void> Restrict(const std::vector<std::string>& paths, const std::vector<std::string>& directories);
 
+  // Makes rows of this program a table: what stands for it after FROM. The connection's statements may read it from then on.
+  // kInvalidArgument: a column of a type that a RowSource cannot have. When a reading fails, so does its statement, with the
+  // reading's own message and type "IO" in last_error().
+  Result<std::string> Offer(std::shared_ptr<const RowSource> source);
+
   // Runs one or more statements; parameters are only for a single one. The number of rows changed (INSERT, COPY ... TO, CREATE
   // TABLE AS) or 0.
   Result<std::int64_t> Execute(std::string_view sql, const std::vector<BoundParam>& params = {});
@@ -186,7 +192,7 @@ class Connection {
   // Stops the running statement at the next point where the engine looks (which may be far: kill the process for certainty).
   // Thread-safe.
   void Interrupt();
-  // Rows the running statement has read from its sources, as far as the engine knows; -1 = unknown. Thread-safe.
+  // Rows the running statement has read from its sources, as far as is known; -1 = unknown. Thread-safe.
   std::int64_t RowsProcessed() const;
   const SqlError& last_error() const;
 

@@ -479,6 +479,7 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   manifest.layer = "bronze";
   manifest.columns = schema.columns;
   manifest.read_options = schema.read_options;
+  if (plain_rows) manifest.read_options.insert_or_assign(std::string(kProvenRows), fmt::format("{}", *plain_rows));
   result.rows = {.read = proven.rows, .loaded = proven.rows};
   if (manifest.files.size() == 1) manifest.files.front().rows = proven.rows;
   MILLRACE_TRY_ASSIGN(const std::string published, InputSql(manifest, order.lake));
