@@ -92,7 +92,7 @@ class Pieces {
     std::int64_t rows = 0;
     for (at = first + 1; at < last; ++rows) {
       const char* next = reader.Read(
-          at, [](std::size_t, const Field& f, const char* from, const Classes& c) { return Value(from, f, c); },
+          at, [](std::size_t, const Field& f, const char* begin, const Classes& c) { return Value(begin, f, c); },
           [](std::size_t) {});
       if (next == nullptr || static_cast<std::size_t>(next - at) > kRecordBytesMax) return std::nullopt;
       at = next;
