@@ -147,6 +147,7 @@ struct Connection::State {
   Result<Extracted> Extract(std::string_view sql, std::size_t* count);
   Result<Prepared> Prepare(std::string_view sql);
   Result<Prepared> PrepareOne(duckdb_extracted_statements statements, std::size_t index);
+  Result<Prepared> PrepareSelect(std::string_view sql);
   Result<void> Bind(duckdb_prepared_statement statement, const std::vector<BoundParam>& params);
   Result<void> BindOne(duckdb_prepared_statement statement, idx_t index, const BoundParam& param);
   Result<void> BindDate(duckdb_prepared_statement statement, idx_t index, const BoundParam& param);
@@ -356,8 +357,7 @@ Result<Table> Connection::Query(std::string_view sql, const std::vector<BoundPar
 }
 
 Result<std::vector<ColumnSpec>> Connection::Describe(std::string_view sql, const std::vector<BoundParam>& params) {
-  MILLRACE_TRY(RequireSelect(sql));
-  MILLRACE_TRY_ASSIGN(const Prepared prepared, state_->Prepare(sql));
+  MILLRACE_TRY_ASSIGN(const Prepared prepared, state_->PrepareSelect(sql));
   MILLRACE_TRY(state_->Bind(prepared.get(), params));
   std::vector<ColumnSpec> columns;
   idx_t count = duckdb_prepared_statement_column_count(prepared.get());
@@ -376,16 +376,16 @@ Result<std::vector<ColumnSpec>> Connection::Describe(std::string_view sql, const
   return columns;
 }
 
-Result<void> Connection::RequireSelect(std::string_view sql) {
+Result<Prepared> Connection::State::PrepareSelect(std::string_view sql) {
   std::size_t count = 0;
-  MILLRACE_TRY_ASSIGN(const Extracted statements, state_->Extract(sql, &count));
-  if (count != 1) return state_->Failed("Parser Error: expected one SELECT, got several statements");
+  MILLRACE_TRY_ASSIGN(const Extracted statements, Extract(sql, &count));
+  if (count != 1) return Failed("Parser Error: expected one SELECT, got several statements");
   // The text is later put inside parentheses: prepared alone first, so that it cannot close them.
-  MILLRACE_TRY_ASSIGN(const Prepared prepared, state_->PrepareOne(statements.get(), 0));
+  MILLRACE_TRY_ASSIGN(Prepared prepared, PrepareOne(statements.get(), 0));
   if (duckdb_prepared_statement_type(prepared.get()) != DUCKDB_STATEMENT_TYPE_SELECT) {
-    return state_->Failed("Parser Error: only a SELECT is allowed here");
+    return Failed("Parser Error: only a SELECT is allowed here");
   }
-  return {};
+  return prepared;
 }
 
 struct RowStream::State {

@@ -184,10 +184,9 @@ class Connection {
   Result<Table> Query(std::string_view sql, const std::vector<BoundParam>& params = {});
   // `sql` is one SELECT. Parameters are named $name; those it does not mention are ignored, one it lacks is an error.
   Result<RowStream> Stream(std::string_view sql, const std::vector<BoundParam>& params = {});
-  // Names and types of one SELECT without running it. not_null is always false.
+  // Names and types of one SELECT without running it. not_null is always false. kInvalidArgument unless `sql` is exactly one
+  // statement and that is a SELECT (also WITH, VALUES, FROM ...).
   Result<std::vector<ColumnSpec>> Describe(std::string_view sql, const std::vector<BoundParam>& params = {});
-  // kInvalidArgument unless `sql` is exactly one statement and that is a SELECT (also WITH, VALUES, FROM ...).
-  Result<void> RequireSelect(std::string_view sql);
 
   // Stops the running statement at the next point where the engine looks (which may be far: kill the process for certainty).
   // Thread-safe.
@@ -205,7 +204,7 @@ class Connection {
 };
 
 // The statement without its closing ';' and what follows, so that it can stand in parentheses (put a newline before the ')').
-// REQUIRES: `sql` passed RequireSelect.
+// REQUIRES: `sql` passed Describe.
 std::string_view StripSemicolon(std::string_view sql);
 
 // "name" with quotes doubled; 'text' with quotes doubled.

@@ -136,7 +136,78 @@ std::optional<std::int64_t> PlainRows(const std::string& path, const ReaderOptio
   return Pieces(file, *form, *begin).Run(threads);
 }
 
+// ---- names
+
+bool InName(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || plain::Digit(c); }
+
+// Past the header's end, or null; `text` holds a '\n'.
+const char* ReadNames(const char* at, char delimiter, bool* crlf, std::vector<std::string>* names) {
+  while (true) {
+    const bool quoted = *at == plain::kQuote;
+    const char* begin = at += quoted ? 1 : 0;
+    while (InName(*at)) ++at;
+    if (at == begin || plain::Digit(*begin)) return nullptr;
+    names->emplace_back(begin, at);
+    if (quoted && *at++ != plain::kQuote) return nullptr;
+    if (*at != delimiter) break;
+    ++at;
+  }
+  *crlf = *at == '\r';
+  if (*crlf) ++at;
+  return *at == '\n' ? at + 1 : nullptr;
+}
+
+bool AllDiffer(std::vector<std::string> names) {
+  for (std::string& name : names)
+    for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  std::ranges::sort(names);
+  return std::ranges::adjacent_find(names) == names.end();
+}
+
+// Whether the lines in [at, end) are texts, `rows_max` at most.
+bool HoldsTexts(const Form& form, const char* at, const char* end, std::int64_t rows_max) {
+  const LineReader reader(form);
+  for (std::int64_t rows = 0; at < end && rows < rows_max; ++rows) {
+    at = reader.Read(
+        at, [](std::size_t, const Field&, const char* begin, const Classes& c) { return plain::Text(begin, c); },
+        [](std::size_t) {});
+    if (at == nullptr) return false;
+  }
+  return true;
+}
+
 }  // namespace
+
+std::optional<std::vector<std::string>> PlainNames(const std::string& path, FileFormat format,
+                                                   const std::map<std::string, std::string>& options) {
+  constexpr std::int64_t kBytesMax = 4 << 20;
+  constexpr std::int64_t kRowsOfASample = 20'480;  // the engine's
+  const auto delimiter = plain::DelimiterOf(path, format, options);
+  if (!delimiter) return std::nullopt;
+  const File file(path);
+  if (file.size() <= 0) return std::nullopt;
+  std::string text(static_cast<std::size_t>(std::min(file.size(), kBytesMax)), '\0');
+  if (!file.Read(0, static_cast<std::int64_t>(text.size()), text.data())) return std::nullopt;
+  const std::size_t header = text.find('\n'), last = text.rfind('\n');
+  if (header == std::string::npos) return std::nullopt;
+  const bool whole = file.size() <= kBytesMax;
+  const auto rows = std::count(text.begin(), text.end(), '\n') - 1;
+  if (!whole && rows < kRowsOfASample) return std::nullopt;
+  Form form{.fields = {}, .delimiter = *delimiter};
+  std::vector<std::string> names;
+  const char* begin = ReadNames(text.data(), *delimiter, &form.crlf, &names);
+  if (begin == nullptr || names.size() < 2 || !AllDiffer(names)) return std::nullopt;
+  form.fields.resize(names.size());
+  if (!whole) {
+    text.resize(last + 1);
+  } else if (text.back() != '\n') {
+    const std::ptrdiff_t at = begin - text.data();
+    text += form.crlf ? "\r\n" : "\n";
+    begin = text.data() + at;
+  }
+  if (!HoldsTexts(form, begin, text.data() + text.size(), kRowsOfASample)) return std::nullopt;
+  return names;
+}
 
 std::optional<std::int64_t> PlainCsv::Rows(const std::string& path, const ReaderOptions& reader) {
   const auto found = known_.find(path);

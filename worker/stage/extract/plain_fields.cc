@@ -74,14 +74,14 @@ std::optional<Field> FieldOf(const ColumnSpec& column, const ReaderOptions& read
 
 }  // namespace
 
-std::optional<Form> FormOf(const std::string& path, const ReaderOptions& reader) {
-  if (!IsCsv(reader.format) || path.ends_with(".gz") || path.ends_with(".zst")) return std::nullopt;
-  Form form{.fields = {}, .delimiter = reader.format == FileFormat::kTsv ? '\t' : ','};
-  for (const auto& [name, value] : reader.options) {
+std::optional<char> DelimiterOf(const std::string& path, FileFormat format, const std::map<std::string, std::string>& options) {
+  if (!IsCsv(format) || path.ends_with(".gz") || path.ends_with(".zst")) return std::nullopt;
+  char delimiter = format == FileFormat::kTsv ? '\t' : ',';
+  for (const auto& [name, value] : options) {
     if (name == "delimiter") {
       const std::string text = value == "\\t" ? "\t" : value;
       if (text.size() != 1 || std::string_view(",;|\t").find(text[0]) == std::string_view::npos) return std::nullopt;
-      form.delimiter = text[0];
+      delimiter = text[0];
       continue;
     }
     const bool as_ever = (name == "header" && value == "true") || (name == "quote" && value == "\"") ||
@@ -90,7 +90,13 @@ std::optional<Form> FormOf(const std::string& path, const ReaderOptions& reader)
                          (name == "decimal_separator" && value == ".") || name == "dateformat" || name == "timestampformat";
     if (!as_ever) return std::nullopt;
   }
-  if (reader.columns.size() < 2) return std::nullopt;  // an empty line of one column may be a null
+  return delimiter;
+}
+
+std::optional<Form> FormOf(const std::string& path, const ReaderOptions& reader) {
+  const auto delimiter = DelimiterOf(path, reader.format, reader.options);
+  if (!delimiter || reader.columns.size() < 2) return std::nullopt;  // an empty line of one column may be a null
+  Form form{.fields = {}, .delimiter = *delimiter};
   for (const ColumnSpec& column : reader.columns) {
     const auto field = FieldOf(column, reader);
     if (!field) return std::nullopt;

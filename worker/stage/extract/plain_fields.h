@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -35,7 +36,8 @@ struct Form {
   bool crlf = false;  // as the header ends
 };
 
-// nullopt when the options or types are not among those that are understood here.
+// nullopt when the options are not among those that are understood here; for FormOf also the types.
+std::optional<char> DelimiterOf(const std::string& path, FileFormat format, const std::map<std::string, std::string>& options);
 std::optional<Form> FormOf(const std::string& path, const ReaderOptions& reader);
 
 // An open regular file. Thread-safe.

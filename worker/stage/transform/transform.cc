@@ -21,9 +21,6 @@ StageOutcome<StageResult> RunTransform(const StageOrder& order, const std::vecto
     result.input_rows += input.rows.loaded;
     for (const auto& file : input.files) result.bytes_read += file.bytes;
   }
-  if (auto select = connection.RequireSelect(spec.sql); !select) {
-    return std::unexpected(SqlFailure("sql_error", connection, std::move(select.error())));
-  }
   LakeWriter writer(order, connection);
   writer.BeforePublish(&*watch);
   auto done = writer.WriteAndPublish(spec.sql, order.task.params, "silver", std::move(result));
