@@ -138,9 +138,9 @@ struct Connection::State {
 
   std::unexpected<Error> Failed(const char* raw) {
     error = ParseSqlError(raw == nullptr ? "unknown error" : raw);
-    if (auto reading = offered->Behind(error.message)) {
-      error = {.type = "IO", .message = reading->message, .position = {}, .candidates = {}};
-      return std::unexpected(std::move(*reading));
+    if (const auto reading = offered->Behind(error.message)) {
+      const char* type = reading->code == ErrorCode::kLimit ? "Out of Memory" : "IO";
+      error = {.type = type, .message = reading->message, .position = {}, .candidates = {}};
     }
     return std::unexpected(Error{CodeOf(error.type), fmt::format("{}: {}", error.type, error.message)});
   }

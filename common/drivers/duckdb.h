@@ -173,8 +173,8 @@ class Connection {
   Result<void> Restrict(const std::vector<std::string>& paths, const std::vector<std::string>& directories);
 
   // Makes rows of this program a table: what stands for it after FROM. The connection's statements may read it from then on.
-  // kInvalidArgument: a column of a type that a RowSource cannot have. When a reading fails, so does its statement, with the
-  // reading's own message and type "IO" in last_error().
+  // kInvalidArgument: a column of a type that a RowSource cannot have. When a reading fails, so does its statement, as if
+  // a file of the engine's own could not be read: the reading's message and type "IO", kLimit as "Out of Memory".
   Result<std::string> Offer(std::shared_ptr<const RowSource> source);
 
   // Runs one or more statements; parameters are only for a single one. The number of rows changed (INSERT, COPY ... TO, CREATE

@@ -3,7 +3,9 @@
 #include <duckdb.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <exception>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -42,30 +44,31 @@ void Delete(void* object) {
 template <class Work, class Report>
 void Guarded(Work work, Report report) {
   try {
-    work();
+    if (Result<void> done = work(); !done) report(std::move(done.error()));
   } catch (const std::bad_alloc&) {
-    report("out of memory");
+    report(Error{ErrorCode::kLimit, "no memory left to read rows"});
   } catch (const std::exception& e) {
-    report(e.what());
+    report(Error{ErrorCode::kUnavailable, e.what()});
   }
 }
 
 void Bind(duckdb_bind_info info) {
   Guarded(
-      [&] {
+      [&]() -> Result<void> {
         const auto& offered = *static_cast<const Offered*>(duckdb_bind_get_extra_info(info));
         for (const auto& column : offered.source->columns())
           duckdb_bind_add_result_column(info, column.name.c_str(), TypeNamed(column.type).get());
-        duckdb_bind_set_cardinality(info, static_cast<idx_t>(offered.source->rows()), true);
+        constexpr bool kExact = false;  // an estimate: what the rows are is said by reading them
+        duckdb_bind_set_cardinality(info, static_cast<idx_t>(std::max<std::int64_t>(1, offered.source->rows())), kExact);
+        return {};
       },
-      [&](const char* why) { duckdb_bind_set_error(info, why); });
+      [&](const Error& error) { duckdb_bind_set_error(info, error.message.c_str()); });
 }
 
 void Init(duckdb_init_info info) {
-  const auto fail = [&](const char* why) { duckdb_init_set_error(info, why); };
+  const auto& offered = *static_cast<const Offered*>(duckdb_init_get_extra_info(info));
   Guarded(
-      [&] {
-        const auto& offered = *static_cast<const Offered*>(duckdb_init_get_extra_info(info));
+      [&]() -> Result<void> {
         auto reading = std::make_unique<Reading>();
         std::vector<std::size_t> columns;
         for (idx_t i = 0; i < duckdb_init_get_column_count(info); ++i) {
@@ -75,27 +78,30 @@ void Init(duckdb_init_info info) {
           reading->places.push_back(i);
         }
         offered.tally->Forget();
-        auto rows = offered.source->Read(std::move(columns));
-        if (!rows) {
-          fail(rows.error().message.c_str());
-          return offered.tally->Fail(std::move(rows.error()));
-        }
-        reading->rows = std::move(*rows);
+        MILLRACE_TRY_ASSIGN(reading->rows, offered.source->Read(std::move(columns)));
         duckdb_init_set_max_threads(info, static_cast<idx_t>(std::max(1, reading->rows->cursors_max())));
         duckdb_init_set_init_data(info, reading.release(), Delete<Reading>);
+        return {};
       },
-      fail);
+      [&](Error error) {
+        duckdb_init_set_error(info, error.message.c_str());
+        offered.tally->Fail(std::move(error));
+      });
 }
 
 void InitLocal(duckdb_init_info info) {
-  Guarded([&] { duckdb_init_set_init_data(info, new Cursor, Delete<Cursor>); },
-          [&](const char* why) { duckdb_init_set_error(info, why); });
+  Guarded(
+      [&]() -> Result<void> {
+        duckdb_init_set_init_data(info, new Cursor, Delete<Cursor>);
+        return {};
+      },
+      [&](const Error& error) { duckdb_init_set_error(info, error.message.c_str()); });
 }
 
 void Fill(duckdb_function_info info, duckdb_data_chunk chunk) {
-  const auto fail = [&](const char* why) { duckdb_function_set_error(info, why); };
+  const auto& offered = *static_cast<const Offered*>(duckdb_function_get_extra_info(info));
   Guarded(
-      [&] {
+      [&]() -> Result<void> {
         auto& reading = *static_cast<Reading*>(duckdb_function_get_init_data(info));
         auto& cursor = *static_cast<Cursor*>(duckdb_function_get_local_init_data(info));
         if (cursor.rows == nullptr) cursor.rows = reading.rows->NewCursor();
@@ -104,16 +110,15 @@ void Fill(duckdb_function_info info, duckdb_data_chunk chunk) {
           duckdb_vector vector = duckdb_data_chunk_get_vector(chunk, place);
           cursor.columns.emplace_back(vector, duckdb_vector_get_data(vector));
         }
-        const auto& offered = *static_cast<const Offered*>(duckdb_function_get_extra_info(info));
-        auto rows = cursor.rows->Fill(cursor.columns, duckdb_vector_size());
-        if (!rows) {
-          fail(rows.error().message.c_str());
-          return offered.tally->Fail(std::move(rows.error()));
-        }
-        offered.tally->Count(*rows);
-        duckdb_data_chunk_set_size(chunk, *rows);
+        MILLRACE_TRY_ASSIGN(const std::size_t rows, cursor.rows->Fill(cursor.columns, duckdb_vector_size()));
+        offered.tally->Count(rows);
+        duckdb_data_chunk_set_size(chunk, rows);
+        return {};
       },
-      fail);
+      [&](Error error) {
+        duckdb_function_set_error(info, error.message.c_str());
+        offered.tally->Fail(std::move(error));
+      });
 }
 
 }  // namespace

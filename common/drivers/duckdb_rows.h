@@ -68,7 +68,8 @@ class ColumnFill {
 class RowCursor {
  public:
   virtual ~RowCursor() = default;
-  // Fills the first rows of `columns`, at most `rows_max`: how many; 0 at the end.
+  // Fills the first rows of `columns`, at most `rows_max`: how many; 0 at the end. kLimit: no memory left. Other errors: the
+  // rows cannot be read.
   virtual Result<std::size_t> Fill(std::span<ColumnFill> columns, std::size_t rows_max) = 0;
 };
 
@@ -87,7 +88,7 @@ class RowSource {
   virtual ~RowSource() = default;
   // Types by their names: integers, float, double, decimal, boolean, date, time, timestamp, varchar.
   virtual const std::vector<ColumnSpec>& columns() const = 0;
-  virtual std::int64_t rows() const = 0;
+  virtual std::int64_t rows() const = 0;  // an estimate
   // A reading of only these columns (by index, in this order; none: only the rows count).
   virtual Result<std::unique_ptr<RowReading>> Read(std::vector<std::size_t> columns) const = 0;
 };

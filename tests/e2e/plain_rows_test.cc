@@ -383,6 +383,19 @@ TEST_F(PlainRowsTest, OnlyTheColumnsThatAreAskedFor) {
   EXPECT_FALSE(connection.Query("SELECT * FROM millrace_rows_0('/etc/passwd')")) << "the table has no argument";
 }
 
+TEST_F(PlainRowsTest, TheRowsThatAreThereCountNotThoseThatWereSaid) {
+  Write("x.csv", "i,t\n1,a\n2,b\n3,c\n");
+  const ReaderOptions reader = Reader({{"i", "bigint"}, {"t", "varchar"}});
+  for (const std::int64_t said : {0, 1, 7}) {
+    duck::Connection connection = Connect(2);
+    const std::string own = Offer(connection, {"x.csv"}, reader, said);
+    EXPECT_EQ(connection.Query("SELECT count(*) FROM " + own)->Int(), 3);
+    EXPECT_EQ(connection.Query("SELECT sum(i) FROM " + own)->Int(), 6);
+    EXPECT_EQ(connection.Query(fmt::format("SELECT count(*) FROM {0} a JOIN {0} b USING (i)", own))->Int(), 3);
+    EXPECT_GE(connection.RowsProcessed(), 3);
+  }
+}
+
 TEST_F(PlainRowsTest, SeveralFilesAreOneTable) {
   Write("a.csv", "i,t\n1,a\n2,b\n");
   Write("b.csv", "i,t\r\n");
@@ -410,7 +423,7 @@ TEST_F(PlainRowsTest, AFileThatIsNotWhatWasProvenEndsTheStatement) {
       const auto done = connection.Query(sql);
       ASSERT_FALSE(done) << what;
       EXPECT_EQ(connection.last_error().type, "IO") << what;
-      EXPECT_EQ(done.error().code, ErrorCode::kConflict) << what;
+      EXPECT_EQ(done.error().code, ErrorCode::kRejected) << what;
       EXPECT_THAT(done.error().message, HasSubstr("x.csv: is not what was extracted any more")) << what;
     };
     for (const char* bad : {"1\xFFx\n", "x,1\n", "1,a\"b\n", "1\n", "1,2,3\n", "\n", "1,a\r\n"}) {
