@@ -191,7 +191,8 @@ class Connection {
   // Stops the running statement at the next point where the engine looks (which may be far: kill the process for certainty).
   // Thread-safe.
   void Interrupt();
-  // Rows the running statement has read from its sources, as far as is known; -1 = unknown. Thread-safe.
+  // Rows the running statement has read from its sources, as far as is known, or as many as the last reading of an offered
+  // table if that is more; -1 = unknown. Thread-safe.
   std::int64_t RowsProcessed() const;
   const SqlError& last_error() const;
 
