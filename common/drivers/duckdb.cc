@@ -133,14 +133,21 @@ struct Connection::State {
   std::shared_ptr<void> database;  // outlives its connections
   Owned<duckdb_connection, Disconnect> handle;
   SqlError error;
+  std::shared_ptr<OfferedRows> offered = std::make_shared<OfferedRows>();
+  int tables_offered = 0;
 
   std::unexpected<Error> Failed(const char* raw) {
     error = ParseSqlError(raw == nullptr ? "unknown error" : raw);
+    if (const auto reading = offered->Behind(error.message)) {
+      const char* type = reading->code == ErrorCode::kLimit ? "Out of Memory" : "IO";
+      error = {.type = type, .message = reading->message, .position = {}, .candidates = {}};
+    }
     return std::unexpected(Error{CodeOf(error.type), fmt::format("{}: {}", error.type, error.message)});
   }
   Result<Extracted> Extract(std::string_view sql, std::size_t* count);
   Result<Prepared> Prepare(std::string_view sql);
   Result<Prepared> PrepareOne(duckdb_extracted_statements statements, std::size_t index);
+  Result<Prepared> PrepareSelect(std::string_view sql);
   Result<void> Bind(duckdb_prepared_statement statement, const std::vector<BoundParam>& params);
   Result<void> BindOne(duckdb_prepared_statement statement, idx_t index, const BoundParam& param);
   Result<void> BindDate(duckdb_prepared_statement statement, idx_t index, const BoundParam& param);
@@ -170,7 +177,16 @@ const SqlError& Connection::last_error() const { return state_->error; }
 
 std::int64_t Connection::RowsProcessed() const {
   const duckdb_query_progress_type progress = duckdb_query_progress(state_->handle.get());
-  return progress.percentage < 0 ? -1 : static_cast<std::int64_t>(progress.rows_processed);
+  const std::int64_t own = state_->offered->rows();  // of these the engine knows nothing
+  if (progress.percentage < 0) return own > 0 ? own : -1;
+  return std::max(own, static_cast<std::int64_t>(progress.rows_processed));
+}
+
+Result<std::string> Connection::Offer(std::shared_ptr<const RowSource> source) {
+  const std::string name = fmt::format("millrace_rows_{}", state_->tables_offered);
+  MILLRACE_TRY(RegisterRows(state_->handle.get(), name, std::move(source), state_->offered));
+  ++state_->tables_offered;
+  return name + "()";
 }
 
 Result<Extracted> Connection::State::Extract(std::string_view sql, std::size_t* count) {
@@ -341,8 +357,7 @@ Result<Table> Connection::Query(std::string_view sql, const std::vector<BoundPar
 }
 
 Result<std::vector<ColumnSpec>> Connection::Describe(std::string_view sql, const std::vector<BoundParam>& params) {
-  MILLRACE_TRY(RequireSelect(sql));
-  MILLRACE_TRY_ASSIGN(const Prepared prepared, state_->Prepare(sql));
+  MILLRACE_TRY_ASSIGN(const Prepared prepared, state_->PrepareSelect(sql));
   MILLRACE_TRY(state_->Bind(prepared.get(), params));
   std::vector<ColumnSpec> columns;
   idx_t count = duckdb_prepared_statement_column_count(prepared.get());
@@ -361,16 +376,16 @@ Result<std::vector<ColumnSpec>> Connection::Describe(std::string_view sql, const
   return columns;
 }
 
-Result<void> Connection::RequireSelect(std::string_view sql) {
+Result<Prepared> Connection::State::PrepareSelect(std::string_view sql) {
   std::size_t count = 0;
-  MILLRACE_TRY_ASSIGN(const Extracted statements, state_->Extract(sql, &count));
-  if (count != 1) return state_->Failed("Parser Error: expected one SELECT, got several statements");
+  MILLRACE_TRY_ASSIGN(const Extracted statements, Extract(sql, &count));
+  if (count != 1) return Failed("Parser Error: expected one SELECT, got several statements");
   // The text is later put inside parentheses: prepared alone first, so that it cannot close them.
-  MILLRACE_TRY_ASSIGN(const Prepared prepared, state_->PrepareOne(statements.get(), 0));
+  MILLRACE_TRY_ASSIGN(Prepared prepared, PrepareOne(statements.get(), 0));
   if (duckdb_prepared_statement_type(prepared.get()) != DUCKDB_STATEMENT_TYPE_SELECT) {
-    return state_->Failed("Parser Error: only a SELECT is allowed here");
+    return Failed("Parser Error: only a SELECT is allowed here");
   }
-  return {};
+  return prepared;
 }
 
 struct RowStream::State {

@@ -141,6 +141,7 @@ struct DatabaseOptions {
 };
 
 class Connection;
+class RowSource;  // duckdb_rows.h
 
 // An in-memory database with extension loading, community extensions and persistent secrets off. Thread-safe.
 class Database {
@@ -171,6 +172,11 @@ class Connection {
   Result<void> Configure(const DatabaseOptions& options);
   Result<void> Restrict(const std::vector<std::string>& paths, const std::vector<std::string>& directories);
 
+  // Makes rows of this program a table: what stands for it after FROM. The connection's statements may read it from then on.
+  // kInvalidArgument: a column of a type that a RowSource cannot have. When a reading fails, so does its statement, as if
+  // a file of the engine's own could not be read: the reading's message and type "IO", kLimit as "Out of Memory".
+  Result<std::string> Offer(std::shared_ptr<const RowSource> source);
+
   // Runs one or more statements; parameters are only for a single one. The number of rows changed (INSERT, COPY ... TO, CREATE
   // TABLE AS) or 0.
   Result<std::int64_t> Execute(std::string_view sql, const std::vector<BoundParam>& params = {});
@@ -178,15 +184,15 @@ class Connection {
   Result<Table> Query(std::string_view sql, const std::vector<BoundParam>& params = {});
   // `sql` is one SELECT. Parameters are named $name; those it does not mention are ignored, one it lacks is an error.
   Result<RowStream> Stream(std::string_view sql, const std::vector<BoundParam>& params = {});
-  // Names and types of one SELECT without running it. not_null is always false.
+  // Names and types of one SELECT without running it. not_null is always false. kInvalidArgument unless `sql` is exactly one
+  // statement and that is a SELECT (also WITH, VALUES, FROM ...).
   Result<std::vector<ColumnSpec>> Describe(std::string_view sql, const std::vector<BoundParam>& params = {});
-  // kInvalidArgument unless `sql` is exactly one statement and that is a SELECT (also WITH, VALUES, FROM ...).
-  Result<void> RequireSelect(std::string_view sql);
 
   // Stops the running statement at the next point where the engine looks (which may be far: kill the process for certainty).
   // Thread-safe.
   void Interrupt();
-  // Rows the running statement has read from its sources, as far as the engine knows; -1 = unknown. Thread-safe.
+  // Rows the running statement has read from its sources, as far as is known, or as many as the last reading of an offered
+  // table if that is more; -1 = unknown. Thread-safe.
   std::int64_t RowsProcessed() const;
   const SqlError& last_error() const;
 
@@ -199,7 +205,7 @@ class Connection {
 };
 
 // The statement without its closing ';' and what follows, so that it can stand in parentheses (put a newline before the ')').
-// REQUIRES: `sql` passed RequireSelect.
+// REQUIRES: `sql` passed Describe.
 std::string_view StripSemicolon(std::string_view sql);
 
 // "name" with quotes doubled; 'text' with quotes doubled.

@@ -96,6 +96,20 @@ std::string TypeName(duckdb_logical_type type) {
   return row == kTypes.end() ? "unknown" : row->name;
 }
 
+LogicalType TypeNamed(std::string_view name) {
+  if (constexpr std::string_view kDecimal = "decimal("; name.starts_with(kDecimal)) {
+    int width = 0, scale = 0;
+    const char* end = name.data() + name.size();
+    const auto first = std::from_chars(name.data() + kDecimal.size(), end, width);
+    if (first.ec != std::errc{} || first.ptr == end || *first.ptr != ',') return nullptr;
+    const auto second = std::from_chars(first.ptr + 1, end, scale);
+    if (second.ec != std::errc{} || width < 1 || width > 38 || scale < 0 || scale > width) return nullptr;
+    return LogicalType(duckdb_create_decimal_type(static_cast<std::uint8_t>(width), static_cast<std::uint8_t>(scale)));
+  }
+  const auto row = std::find_if(kTypes.begin(), kTypes.end(), [&](const TypeRow& r) { return r.name == name; });
+  return row == kTypes.end() || row->id == DUCKDB_TYPE_DECIMAL ? nullptr : LogicalType(duckdb_create_logical_type(row->id));
+}
+
 ColumnType DescribeColumn(std::string name, duckdb_logical_type type) {
   ColumnType column{.name = std::move(name), .sql_type = TypeName(type)};
   const duckdb_type id = duckdb_get_type_id(type);

@@ -188,6 +188,56 @@ TEST_F(PlainCsvTest, TheEngineAgreesWithEveryProof) {
   }
 }
 
+// The names, and whether they are read without the engine; with it if not.
+TEST_F(PlainCsvTest, NamesAreTheEnginesOrLeftToIt) {
+  const auto engine = [&](const std::map<std::string, std::string>& options) {
+    auto db = duck::Database::Open({});
+    auto connection = db->Connect();
+    const ReaderOptions reader{.format = FileFormat::kCsv, .options = options, .all_text = true, .skip_bad_rows = true};
+    std::vector<std::string> names;
+    const auto columns = connection->Describe(fmt::format("SELECT * FROM {}", ReaderCall({Src("x.csv")}, reader)));
+    EXPECT_TRUE(columns);
+    if (columns)
+      for (const auto& c : *columns) names.push_back(c.name);
+    return names;
+  };
+  std::string many = "i,t\n";
+  for (int i = 0; i < 30'000; ++i) many += fmt::format("{},{}\n", i, std::string(150, 't'));
+  const std::vector<std::pair<std::string, std::map<std::string, std::string>>> plain = {
+      {"a,b\n1,2\n", {}},
+      {"a,b\n1,2", {}},
+      {"a,b\n", {}},
+      {"a,b\r\n1,2\r\n,\r\n", {}},
+      {"\"a\",\"B_2\",c\n\"x,y\",2,\n", {}},
+      {"a;b\n1,5;2\n", {{"delimiter", ";"}}},
+      {"a\tb\n1\t2\n", {{"delimiter", "\\t"}, {"dateformat", "%Y-%m-%d"}}},
+      {"select,column0,_x\ntrue,1,2026-01-01\n", {}},
+      {"a,b\na,b\n", {}},
+      {many, {}}};
+  for (const auto& [text, options] : plain) {
+    Write("x.csv", text);
+    const auto names = PlainNames(Src("x.csv"), FileFormat::kCsv, options);
+    ASSERT_TRUE(names) << text.substr(0, 60);
+    EXPECT_EQ(*names, engine(options)) << text.substr(0, 60);
+  }
+  for (const std::string& text :
+       {std::string("a,A\n1,2\n"), std::string("a,a\n1,2\n"), std::string("a,\n1,2\n"), std::string("a b,c\n1,2\n"),
+        std::string("1a,b\n1,2\n"),
+        std::string("\xEF\xBB\xBF"
+                    "a,b\n1,2\n"),
+        std::string("a\n1\n"), std::string("a,b"), std::string(""), std::string("a,b\n1,2,3\n"), std::string("a,b\n1\n"),
+        std::string("a,b\n\n1,2\n"), std::string("a,b\r\n1,2\n"), std::string("a,b\n\xFF,2\n"),
+        std::string("a,b\n\"x\"\"y\",2\n"), "i,t\n1," + std::string(5u << 20, 't')}) {
+    Write("x.csv", text);
+    EXPECT_EQ(PlainNames(Src("x.csv"), FileFormat::kCsv, {}), std::nullopt) << text.substr(0, 60);
+  }
+  Write("x.csv", "a,b\n1,2\n");
+  EXPECT_EQ(PlainNames(Src("x.csv"), FileFormat::kCsv, {{"skip", "1"}}), std::nullopt);
+  EXPECT_EQ(PlainNames(Src("x.csv"), FileFormat::kCsv, {{"header", "false"}}), std::nullopt);
+  EXPECT_EQ(PlainNames(Src("x.csv"), FileFormat::kNdjson, {}), std::nullopt);
+  EXPECT_EQ(PlainNames(Src("none.csv"), FileFormat::kCsv, {}), std::nullopt);
+}
+
 constexpr int kManyRows = 60'000;  // beyond what is sniffed of a file whose columns are declared
 
 std::string ManyRows(const std::string& bad_line) {

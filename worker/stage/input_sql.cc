@@ -2,7 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+#include <utility>
+
 #include "common/drivers/duckdb.h"
+#include "worker/stage/extract/plain_rows.h"
 #include "worker/stage/extract/sources.h"
 #include "worker/stage/files.h"
 
@@ -82,16 +86,11 @@ std::vector<std::string> InputPaths(const Manifest& manifest, std::string_view l
   return paths;
 }
 
-Result<std::string> InputSql(const Manifest& manifest, std::string_view lake) {
-  if (manifest.columns.empty()) return Fail(ErrorCode::kCorrupt, "the manifest of stage '{}' has no columns", manifest.stage);
-  if (manifest.files.empty()) {
-    std::string list;
-    for (const auto& c : manifest.columns) {
-      list += fmt::format("{}CAST(NULL AS {}) AS {}", list.empty() ? "" : ", ", c.type, duck::QuoteName(c.name));
-    }
-    return fmt::format("SELECT {} WHERE false", list);
-  }
+namespace {
+
+Result<ReaderOptions> ReaderOf(const Manifest& manifest) {
   ReaderOptions options{.format = manifest.files.front().format, .columns = manifest.columns, .options = manifest.read_options};
+  options.options.erase(std::string(kProvenRows));
   const auto skip = options.options.find("skip_bad_rows");
   if (skip != options.options.end()) {
     options.skip_bad_rows = skip->second == "true";
@@ -101,7 +100,41 @@ Result<std::string> InputSql(const Manifest& manifest, std::string_view lake) {
     if (file.format != options.format)
       return Fail(ErrorCode::kCorrupt, "the manifest of stage '{}' mixes file formats", manifest.stage);
   }
+  return options;
+}
+
+// -1: not proven.
+std::int64_t ProvenRows(const Manifest& manifest) {
+  const auto found = manifest.read_options.find(std::string(kProvenRows));
+  std::int64_t rows = -1;
+  if (found != manifest.read_options.end())
+    std::from_chars(found->second.data(), found->second.data() + found->second.size(), rows);
+  return rows;
+}
+
+}  // namespace
+
+Result<std::string> InputSql(const Manifest& manifest, std::string_view lake) {
+  if (manifest.columns.empty()) return Fail(ErrorCode::kCorrupt, "the manifest of stage '{}' has no columns", manifest.stage);
+  if (manifest.files.empty()) {
+    std::string list;
+    for (const auto& c : manifest.columns) {
+      list += fmt::format("{}CAST(NULL AS {}) AS {}", list.empty() ? "" : ", ", c.type, duck::QuoteName(c.name));
+    }
+    return fmt::format("SELECT {} WHERE false", list);
+  }
+  MILLRACE_TRY_ASSIGN(const ReaderOptions options, ReaderOf(manifest));
   return ReaderSelect(InputPaths(manifest, lake), options);
+}
+
+Result<std::string> OfferInput(duck::Connection& connection, const Manifest& manifest, std::string_view lake) {
+  const std::int64_t rows = ProvenRows(manifest);
+  if (rows < 0 || manifest.files.empty()) return InputSql(manifest, lake);
+  MILLRACE_TRY_ASSIGN(const ReaderOptions options, ReaderOf(manifest));
+  auto source = PlainRows(InputPaths(manifest, lake), options, rows);
+  if (source == nullptr) return InputSql(manifest, lake);
+  MILLRACE_TRY_ASSIGN(const std::string table, connection.Offer(std::move(source)));
+  return "SELECT * FROM " + table;
 }
 
 }  // namespace millrace

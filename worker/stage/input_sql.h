@@ -14,6 +14,10 @@
 
 namespace millrace {
 
+namespace duck {
+class Connection;
+}
+
 // Reads and checks the manifest that `input` published. kNotFound: nothing was published. kCorrupt: not a manifest, or one
 // of another effect.
 Result<Manifest> LoadManifest(std::string_view lake, OrgId org, std::string_view pipeline, const StageInput& input);
@@ -44,6 +48,13 @@ class SourceWatch {
 
 // One SELECT over the manifest's files, columns in the pinned order with the pinned types. No files -> a SELECT of no rows.
 Result<std::string> InputSql(const Manifest& manifest, std::string_view lake);
+
+// The same rows by the quickest way there is: files that their extract has proven plain (kProvenRows) by a reader of our own,
+// all others as InputSql says. The SELECT is of this connection.
+Result<std::string> OfferInput(duck::Connection& connection, const Manifest& manifest, std::string_view lake);
+
+// In a manifest's read_options: the number of rows of files that PlainCsv has proven. Not an option of the engine.
+inline constexpr std::string_view kProvenRows = "proven_rows";
 
 // The absolute paths that InputSql reads.
 std::vector<std::string> InputPaths(const Manifest& manifest, std::string_view lake);

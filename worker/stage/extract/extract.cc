@@ -16,6 +16,7 @@
 #include "worker/stage/extract/json_columns.h"
 #include "worker/stage/extract/lossless.h"
 #include "worker/stage/extract/packed.h"
+#include "worker/stage/extract/plain_rows.h"
 #include "worker/stage/extract/sources.h"
 #include "worker/stage/files.h"
 #include "worker/stage/input_sql.h"
@@ -72,6 +73,11 @@ std::string JsonColumnAtFault(duck::Connection& connection, const std::vector<st
 // Header names (csv), or names and types (parquet, json) of one file.
 Result<std::vector<ColumnSpec>> ColumnsOfFile(duck::Connection& connection, const std::string& path, FileFormat format,
                                               const std::map<std::string, std::string>& options) {
+  if (const auto names = PlainNames(path, format, options)) {
+    std::vector<ColumnSpec> columns;
+    for (const auto& name : *names) columns.push_back({.name = name, .type = "varchar"});
+    return columns;
+  }
   const ReaderOptions reader{
       .format = format, .options = options, .all_text = format != FileFormat::kParquet, .skip_bad_rows = IsCsv(format)};
   return connection.Describe(fmt::format("SELECT * FROM {}", ReaderCall({path}, reader)));
@@ -273,9 +279,15 @@ struct Proven {
 };
 
 // Nothing can be set aside: there are no rejects.
-StageOutcome<Proven> ProvenPlain(const SourceFiles& sources, ReaderOptions reader, std::int64_t rows) {
+StageOutcome<Proven> ProvenPlain(duck::Connection& connection, const SourceFiles& sources, ReaderOptions reader,
+                                 std::int64_t rows) {
   reader.store_rejects = false;
-  return Proven{.rows = rows, .rows_sql = ReaderSelect(sources.paths, reader), .rejects_sql = {}};
+  Proven out{.rows = rows, .rows_sql = ReaderSelect(sources.paths, reader), .rejects_sql = {}};
+  if (auto plain = PlainRows(sources.paths, reader, rows)) {
+    MILLRACE_TRY_ASSIGN(const std::string table, connection.Offer(std::move(plain)));
+    out.rows_sql = "SELECT * FROM " + table;
+  }
+  return out;
 }
 
 // Every value fits its type, or the first that does not is the error.
@@ -459,7 +471,7 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
                        .guessed_doubles = Guessed(spec, schema.columns)};
   const bool quarantine = task.stage.contract && task.stage.contract->on_violation != OnViolation::kFail;
   const auto plain_rows = plain.Rows(sources.paths, reader);
-  MILLRACE_TRY_ASSIGN(Proven proven, plain_rows   ? ProvenPlain(sources, reader, *plain_rows)
+  MILLRACE_TRY_ASSIGN(Proven proven, plain_rows   ? ProvenPlain(connection, sources, reader, *plain_rows)
                                      : quarantine ? SplitAll(connection, sources, reader, casts, of_files)
                                                   : ProveAll(connection, sources, reader, casts));
   if (proven.rows == 0 && !spec.allow_empty) {
@@ -479,9 +491,10 @@ StageOutcome<StageResult> RunExtract(const StageOrder& order, const SourceFiles&
   manifest.layer = "bronze";
   manifest.columns = schema.columns;
   manifest.read_options = schema.read_options;
+  if (plain_rows) manifest.read_options.insert_or_assign(std::string(kProvenRows), fmt::format("{}", *plain_rows));
   result.rows = {.read = proven.rows, .loaded = proven.rows};
   if (manifest.files.size() == 1) manifest.files.front().rows = proven.rows;
-  MILLRACE_TRY_ASSIGN(const std::string published, InputSql(manifest, order.lake));
+  MILLRACE_TRY_ASSIGN(const std::string published, OfferInput(connection, manifest, order.lake));
   if (auto held = RunChecks(connection, published, task.stage.checks); !held) {
     return std::unexpected(
         StageFailure(held.error().code == ErrorCode::kConflict ? "check_failed" : "invalid_check", held.error().message));

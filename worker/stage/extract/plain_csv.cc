@@ -1,345 +1,48 @@
 #include "worker/stage/extract/plain_csv.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <atomic>
-#include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <memory>
-#include <string_view>
 #include <system_error>
 #include <thread>
 
-#include "worker/stage/exact_text.h"
 #include "worker/stage/extract/packed.h"
+#include "worker/stage/extract/plain_fields.h"
 
 namespace millrace {
 namespace {
 
-constexpr std::size_t kHeaderBytesMax = 1u << 20;
+using plain::Classes;
+using plain::Field;
+using plain::File;
+using plain::Form;
+using plain::Kind;
+using plain::LineReader;
+
 constexpr std::int64_t kPieceBytes = 4 << 20;
-constexpr char kQuote = '"';
-
-enum class Kind : std::uint8_t { kText, kInteger, kDecimal, kDouble, kBoolean, kDate, kTime, kTimestamp };
-
-struct Field {
-  Kind kind = Kind::kText;
-  bool not_null = false;
-  std::uint64_t max = 0, min = 0;   // integers: the largest value, and the magnitude of the smallest
-  int whole_digits = 0, scale = 0;  // decimals
-  bool exact_whole = false;         // doubles: whole numbers must stay exact
-  bool fraction = true;             // timestamps: may have parts of a second
-};
-
-struct Form {
-  std::vector<Field> fields;
-  char delimiter = ',';
-  bool crlf = false;  // as the header ends
-};
-
-bool Digit(char c) { return c >= '0' && c <= '9'; }
-
-std::optional<Field> IntegerField(std::string_view type) {
-  struct Range {
-    std::string_view type;
-    std::uint64_t max, min;
-  };
-  constexpr std::uint64_t kMax64 = INT64_MAX;
-  constexpr std::array<Range, 9> kRanges = {{{"tinyint", 127, 128},
-                                             {"smallint", 32'767, 32'768},
-                                             {"integer", 2'147'483'647, 2'147'483'648},
-                                             {"bigint", kMax64, kMax64 + 1},
-                                             {"hugeint", UINT64_MAX, UINT64_MAX},
-                                             {"utinyint", 255, 0},
-                                             {"usmallint", 65'535, 0},
-                                             {"uinteger", UINT32_MAX, 0},
-                                             {"ubigint", UINT64_MAX, 0}}};
-  for (const Range& range : kRanges)
-    if (range.type == type) return Field{.kind = Kind::kInteger, .max = range.max, .min = range.min};
-  return std::nullopt;
-}
-
-// "decimal(10,2)"
-std::optional<Field> DecimalField(std::string_view type) {
-  if (!IsDecimalType(type)) return std::nullopt;
-  int width = 0, scale = 0;
-  const char* end = type.data() + type.size();
-  const auto first = std::from_chars(type.data() + std::strlen("decimal("), end, width);
-  if (first.ec != std::errc{} || first.ptr == end || *first.ptr != ',') return std::nullopt;
-  const auto second = std::from_chars(first.ptr + 1, end, scale);
-  if (second.ec != std::errc{}) return std::nullopt;
-  return Field{.kind = Kind::kDecimal, .whole_digits = width - scale, .scale = scale};
-}
-
-std::optional<Field> FieldOf(const ColumnSpec& column, const ReaderOptions& reader) {
-  const std::string& type = column.type;
-  const auto format = [&](const char* name) {
-    const auto found = reader.options.find(name);
-    return found == reader.options.end() ? std::string() : found->second;
-  };
-  std::optional<Field> field = IntegerField(type);
-  if (!field) field = DecimalField(type);
-  if (type == "varchar") field = Field{.kind = Kind::kText};
-  if (type == "boolean") field = Field{.kind = Kind::kBoolean};
-  if (type == "time") field = Field{.kind = Kind::kTime};
-  if (type == "double" || type == "float") {
-    const auto& guessed = reader.guessed_doubles;
-    field =
-        Field{.kind = Kind::kDouble, .exact_whole = std::find(guessed.begin(), guessed.end(), column.name) != guessed.end()};
-  }
-  if (const std::string f = format("dateformat"); type == "date" && (f.empty() || f == "%Y-%m-%d"))
-    field = Field{.kind = Kind::kDate};
-  if (const std::string f = format("timestampformat"); type == "timestamp" && (f.empty() || f == "%Y-%m-%d %H:%M:%S"))
-    field = Field{.kind = Kind::kTimestamp, .fraction = f.empty()};
-  if (field) field->not_null = column.not_null;
-  return field;
-}
-
-// Nothing when the options or types are not among those that are understood here.
-std::optional<Form> FormOf(const std::string& path, const ReaderOptions& reader) {
-  if (!IsCsv(reader.format) || path.ends_with(".gz") || path.ends_with(".zst")) return std::nullopt;
-  Form form{.fields = {}, .delimiter = reader.format == FileFormat::kTsv ? '\t' : ','};
-  for (const auto& [name, value] : reader.options) {
-    if (name == "delimiter") {
-      const std::string text = value == "\\t" ? "\t" : value;
-      if (text.size() != 1 || std::string_view(",;|\t").find(text[0]) == std::string_view::npos) return std::nullopt;
-      form.delimiter = text[0];
-      continue;
-    }
-    const bool as_ever = (name == "header" && value == "true") || (name == "quote" && value == "\"") ||
-                         (name == "escape" && value == "\"") || (name == "encoding" && value == "utf-8") ||
-                         (name == "skip" && value == "0") || (name == "null" && value.empty()) ||
-                         (name == "decimal_separator" && value == ".") || name == "dateformat" || name == "timestampformat";
-    if (!as_ever) return std::nullopt;
-  }
-  if (reader.columns.size() < 2) return std::nullopt;  // an empty line of one column may be a null
-  for (const ColumnSpec& column : reader.columns) {
-    const auto field = FieldOf(column, reader);
-    if (!field) return std::nullopt;
-    form.fields.push_back(*field);
-  }
-  return form;
-}
-
-// ---- fields: each takes the longest run that is one, and returns its end, or null. Lines end in '\n', so that none of them
-// needs to know where the bytes end.
-
-const char* Digits(const char* at, int count, int* value) {
-  *value = 0;
-  for (int i = 0; i < count; ++i, ++at) {
-    if (!Digit(*at)) return nullptr;
-    *value = *value * 10 + (*at - '0');
-  }
-  return at;
-}
-
-const char* Integer(const char* at, const Field& field) {
-  constexpr std::ptrdiff_t kDigitsMax = 19;  // fit 64 bits whatever they are
-  const bool negative = *at == '-';
-  const char* begin = at += negative ? 1 : 0;
-  std::uint64_t value = 0;
-  for (; Digit(*at); ++at) {
-    if (at - begin == kDigitsMax) return nullptr;
-    value = value * 10 + static_cast<std::uint64_t>(*at - '0');
-  }
-  if (at == begin || (negative && field.min == 0)) return nullptr;
-  return value <= (negative ? field.min : field.max) ? at : nullptr;
-}
-
-const char* Decimal(const char* at, const Field& field) {
-  if (*at == '-') ++at;
-  const char* whole = at;
-  while (*at == '0') ++at;
-  const char* significant = at;
-  while (Digit(*at)) ++at;
-  if (at == whole || at - significant > field.whole_digits) return nullptr;
-  if (*at != '.') return at;
-  const char* fraction = ++at;
-  while (Digit(*at)) ++at;
-  return at == fraction || at - fraction > field.scale ? nullptr : at;
-}
-
-const char* Double(const char* at, const Field& field) {
-  constexpr std::ptrdiff_t kDigitsMax = 15;  // exact in a double; twice as many are still in the range of a float
-  if (*at == '-') ++at;
-  const char* whole = at;
-  while (Digit(*at)) ++at;
-  const std::ptrdiff_t digits = at - whole;
-  if (digits == 0 || digits > (field.exact_whole ? kDigitsMax : 2 * kDigitsMax)) return nullptr;
-  if (*at != '.') return at;
-  const char* fraction = ++at;
-  while (Digit(*at)) ++at;
-  return at == fraction || at - fraction > 2 * kDigitsMax ? nullptr : at;
-}
-
-const char* Boolean(const char* at) {
-  for (const std::string_view word : {"true", "false", "True", "False", "TRUE", "FALSE"})
-    if (std::strncmp(at, word.data(), word.size()) == 0) return at + word.size();
-  return nullptr;
-}
-
-const char* Date(const char* at) {
-  constexpr std::array<int, 13> kDays = {0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-  int year = 0, month = 0, day = 0;
-  if ((at = Digits(at, 4, &year)) == nullptr || *at != '-') return nullptr;
-  if ((at = Digits(at + 1, 2, &month)) == nullptr || *at != '-') return nullptr;
-  if ((at = Digits(at + 1, 2, &day)) == nullptr) return nullptr;
-  if (year == 0 || month == 0 || month > 12 || day == 0) return nullptr;
-  const bool leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-  return day <= kDays[static_cast<std::size_t>(month)] + (month == 2 && leap ? 1 : 0) ? at : nullptr;
-}
-
-const char* Time(const char* at, bool may_have_fraction) {
-  constexpr std::ptrdiff_t kMicroDigits = 6;
-  int hour = 0, minute = 0, second = 0;
-  if ((at = Digits(at, 2, &hour)) == nullptr || *at != ':') return nullptr;
-  if ((at = Digits(at + 1, 2, &minute)) == nullptr || *at != ':') return nullptr;
-  if ((at = Digits(at + 1, 2, &second)) == nullptr || hour > 23 || minute > 59 || second > 59) return nullptr;
-  if (*at != '.') return at;
-  const char* fraction = ++at;
-  while (Digit(*at)) ++at;
-  return !may_have_fraction || at == fraction || at - fraction > kMicroDigits ? nullptr : at;
-}
-
-bool IsUtf8(const char* at, const char* end) {
-  const auto byte = [&](std::ptrdiff_t i) { return static_cast<unsigned char>(at[i]); };
-  while (at < end) {
-    const unsigned char first = byte(0);
-    if (first < 0x80) {
-      ++at;
-      continue;
-    }
-    const std::ptrdiff_t more = first >= 0xC2 && first < 0xE0   ? 1
-                                : (first & 0xF0U) == 0xE0       ? 2
-                                : first >= 0xF0 && first < 0xF5 ? 3
-                                                                : 0;
-    if (more == 0 || end - at <= more) return false;
-    for (std::ptrdiff_t i = 1; i <= more; ++i)
-      if ((byte(i) & 0xC0U) != 0x80U) return false;
-    // Longer than needed, half of a surrogate pair, past the last character.
-    if ((first == 0xE0 && byte(1) < 0xA0) || (first == 0xED && byte(1) > 0x9F) || (first == 0xF0 && byte(1) < 0x90) ||
-        (first == 0xF4 && byte(1) > 0x8F))
-      return false;
-    at += more + 1;
-  }
-  return true;
-}
-
-// What ends a run of text: 1; what needs a closer look: 2.
-using Classes = std::array<std::uint8_t, 256>;
-Classes ClassesFor(char delimiter) {
-  Classes classes{};
-  for (std::size_t i = 0x80; i < 256; ++i) classes[i] = 2;
-  for (const char c : {'\n', '\r', '\0', kQuote, delimiter}) classes[static_cast<unsigned char>(c)] = 1;
-  return classes;
-}
-
-const char* Text(const char* at, const Classes& classes) {
-  const char* begin = at;
-  bool wide = false;
-  while (true) {
-    const std::uint8_t c = classes[static_cast<unsigned char>(*at)];
-    if (c == 1) break;
-    wide = wide || c == 2;
-    ++at;
-  }
-  return wide && !IsUtf8(begin, at) ? nullptr : at;
-}
 
 const char* Value(const char* at, const Field& field, const Classes& classes) {
+  plain::Number number;
+  plain::Day day;
+  std::int64_t time = 0;
+  bool truth = false;
   switch (field.kind) {
-    case Kind::kText: return Text(at, classes);
-    case Kind::kInteger: return Integer(at, field);
-    case Kind::kDecimal: return Decimal(at, field);
-    case Kind::kDouble: return Double(at, field);
-    case Kind::kBoolean: return Boolean(at);
-    case Kind::kDate: return Date(at);
-    case Kind::kTime: return Time(at, true);
-    case Kind::kTimestamp: at = Date(at); return at == nullptr || *at != ' ' ? nullptr : Time(at + 1, field.fraction);
+    case Kind::kText: return plain::Text(at, classes);
+    case Kind::kInteger: return plain::Integer(at, field, &number);
+    case Kind::kDecimal: return plain::Decimal(at, field, &number);
+    case Kind::kDouble: return plain::Double(at, field, &number);
+    case Kind::kBoolean: return plain::Boolean(at, &truth);
+    case Kind::kDate: return plain::Date(at, &day);
+    case Kind::kTime: return plain::Time(at, true, &time);
+    case Kind::kTimestamp:
+      at = plain::Date(at, &day);
+      return at == nullptr || *at != ' ' ? nullptr : plain::Time(at + 1, field.fraction, &time);
   }
   return nullptr;
 }
 
-// One line: past its end, or null.
-class LineReader {
- public:
-  explicit LineReader(const Form& form) : form_(form), outside_(ClassesFor(form.delimiter)), inside_(ClassesFor(kQuote)) {}
-
-  const char* Read(const char* at) const {
-    const std::size_t count = form_.fields.size();
-    for (std::size_t i = 0; i < count; ++i) {
-      const Field& field = form_.fields[i];
-      const char end = i + 1 < count ? form_.delimiter : form_.crlf ? '\r' : '\n';
-      if (*at == end) {  // nothing: a null
-        if (field.not_null) return nullptr;
-      } else if (*at == kQuote) {
-        if (at[1] == kQuote) return nullptr;  // an empty text or a null, or the beginning of a quote in a text
-        at = Value(at + 1, field, inside_);
-        if (at == nullptr || *at != kQuote) return nullptr;
-        ++at;
-      } else {
-        at = Value(at, field, outside_);
-        if (at == nullptr) return nullptr;
-      }
-      if (*at++ != end) return nullptr;
-    }
-    if (!form_.crlf) return at;
-    return *at == '\n' ? at + 1 : nullptr;
-  }
-
- private:
-  const Form& form_;
-  Classes outside_, inside_;
-};
-
 // ---- the file, in pieces that several threads take in turn
-
-class File {
- public:
-  explicit File(const std::string& path) : fd_(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)) {
-    struct stat status{};
-    if (fd_ >= 0 && ::fstat(fd_, &status) == 0 && S_ISREG(status.st_mode)) size_ = status.st_size;
-  }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-  ~File() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  std::int64_t size() const { return size_; }  // -1: not a regular file
-  bool Read(std::int64_t from, std::int64_t bytes, char* into) const {
-    while (bytes > 0) {
-      const ssize_t got = ::pread(fd_, into, static_cast<std::size_t>(bytes), from);
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) return false;
-      from += got;
-      bytes -= got;
-      into += got;
-    }
-    return true;
-  }
-
- private:
-  int fd_;
-  std::int64_t size_ = -1;
-};
-
-// The header's end; it also says how lines end.
-std::optional<std::int64_t> ReadHeader(const File& file, Form* form) {
-  std::string text(static_cast<std::size_t>(std::min<std::int64_t>(file.size(), kHeaderBytesMax)), '\0');
-  if (!file.Read(0, static_cast<std::int64_t>(text.size()), text.data())) return std::nullopt;
-  const std::size_t end = text.find('\n');
-  if (end == std::string::npos) return std::nullopt;
-  form->crlf = end > 0 && text[end - 1] == '\r';
-  const Form names{.fields = std::vector<Field>(form->fields.size()), .delimiter = form->delimiter, .crlf = form->crlf};
-  const char* past = LineReader(names).Read(text.data());
-  if (past != text.data() + end + 1) return std::nullopt;
-  return static_cast<std::int64_t>(end + 1);
-}
 
 class Pieces {
  public:
@@ -388,7 +91,9 @@ class Pieces {
     const char* first = static_cast<const char*>(std::memchr(at, '\n', bytes->size()));
     std::int64_t rows = 0;
     for (at = first + 1; at < last; ++rows) {
-      const char* next = reader.Read(at);
+      const char* next = reader.Read(
+          at, [](std::size_t, const Field& f, const char* begin, const Classes& c) { return Value(begin, f, c); },
+          [](std::size_t) {});
       if (next == nullptr || static_cast<std::size_t>(next - at) > kRecordBytesMax) return std::nullopt;
       at = next;
     }
@@ -422,16 +127,87 @@ class Pieces {
 };
 
 std::optional<std::int64_t> PlainRows(const std::string& path, const ReaderOptions& reader, int threads) {
-  auto form = FormOf(path, reader);
+  auto form = plain::FormOf(path, reader);
   if (!form) return std::nullopt;
   const File file(path);
   if (file.size() <= 0) return std::nullopt;
-  const auto begin = ReadHeader(file, &*form);
+  const auto begin = plain::ReadHeader(file, &*form);
   if (!begin) return std::nullopt;
   return Pieces(file, *form, *begin).Run(threads);
 }
 
+// ---- names
+
+bool InName(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || plain::Digit(c); }
+
+// Past the header's end, or null; `text` holds a '\n'.
+const char* ReadNames(const char* at, char delimiter, bool* crlf, std::vector<std::string>* names) {
+  while (true) {
+    const bool quoted = *at == plain::kQuote;
+    const char* begin = at += quoted ? 1 : 0;
+    while (InName(*at)) ++at;
+    if (at == begin || plain::Digit(*begin)) return nullptr;
+    names->emplace_back(begin, at);
+    if (quoted && *at++ != plain::kQuote) return nullptr;
+    if (*at != delimiter) break;
+    ++at;
+  }
+  *crlf = *at == '\r';
+  if (*crlf) ++at;
+  return *at == '\n' ? at + 1 : nullptr;
+}
+
+bool AllDiffer(std::vector<std::string> names) {
+  for (std::string& name : names)
+    for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  std::ranges::sort(names);
+  return std::ranges::adjacent_find(names) == names.end();
+}
+
+// Whether the lines in [at, end) are texts, `rows_max` at most.
+bool HoldsTexts(const Form& form, const char* at, const char* end, std::int64_t rows_max) {
+  const LineReader reader(form);
+  for (std::int64_t rows = 0; at < end && rows < rows_max; ++rows) {
+    at = reader.Read(
+        at, [](std::size_t, const Field&, const char* begin, const Classes& c) { return plain::Text(begin, c); },
+        [](std::size_t) {});
+    if (at == nullptr) return false;
+  }
+  return true;
+}
+
 }  // namespace
+
+std::optional<std::vector<std::string>> PlainNames(const std::string& path, FileFormat format,
+                                                   const std::map<std::string, std::string>& options) {
+  constexpr std::int64_t kBytesMax = 4 << 20;
+  constexpr std::int64_t kRowsOfASample = 20'480;  // the engine's
+  const auto delimiter = plain::DelimiterOf(path, format, options);
+  if (!delimiter) return std::nullopt;
+  const File file(path);
+  if (file.size() <= 0) return std::nullopt;
+  std::string text(static_cast<std::size_t>(std::min(file.size(), kBytesMax)), '\0');
+  if (!file.Read(0, static_cast<std::int64_t>(text.size()), text.data())) return std::nullopt;
+  const std::size_t header = text.find('\n'), last = text.rfind('\n');
+  if (header == std::string::npos) return std::nullopt;
+  const bool whole = file.size() <= kBytesMax;
+  const auto rows = std::count(text.begin(), text.end(), '\n') - 1;
+  if (!whole && rows < kRowsOfASample) return std::nullopt;
+  Form form{.fields = {}, .delimiter = *delimiter};
+  std::vector<std::string> names;
+  const char* begin = ReadNames(text.data(), *delimiter, &form.crlf, &names);
+  if (begin == nullptr || names.size() < 2 || !AllDiffer(names)) return std::nullopt;
+  form.fields.resize(names.size());
+  if (!whole) {
+    text.resize(last + 1);
+  } else if (text.back() != '\n') {
+    const std::ptrdiff_t at = begin - text.data();
+    text += form.crlf ? "\r\n" : "\n";
+    begin = text.data() + at;
+  }
+  if (!HoldsTexts(form, begin, text.data() + text.size(), kRowsOfASample)) return std::nullopt;
+  return names;
+}
 
 std::optional<std::int64_t> PlainCsv::Rows(const std::string& path, const ReaderOptions& reader) {
   const auto found = known_.find(path);

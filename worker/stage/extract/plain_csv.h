@@ -13,6 +13,12 @@
 
 namespace millrace {
 
+// The columns' names as the engine would read them from the header: all that a file says of itself when nothing has to be
+// guessed. Only of names in letters, digits and underscores, no two of which differ only in case, over lines that are plain
+// texts of as many fields, as far as the engine looks. nullopt: not certain, or unreadable.
+std::optional<std::vector<std::string>> PlainNames(const std::string& path, FileFormat format,
+                                                   const std::map<std::string, std::string>& options);
+
 // Remembers what it has proven. Not thread-safe.
 class PlainCsv {
  public:

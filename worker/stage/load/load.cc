@@ -204,7 +204,7 @@ StageResult RunLoad(const StageOrder& order, const Manifest& input, duck::Connec
   load::LoadJob job = MakeJob(order, *spec, input, progress);
   if (WritesOverItsSource(order, *spec, input))
     return load::ToResult(job, load::Failure("invalid_target", "the path is a file that this pipeline extracts", false));
-  auto sql = InputSql(input, order.lake);
+  auto sql = OfferInput(connection, input, order.lake);
   if (!sql) return load::ToResult(job, load::Failure("source_unreadable", std::move(sql.error().message), false));
   job.dataset_sql = std::move(*sql);
   return Finished(job, connection);
