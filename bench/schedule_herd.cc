@@ -324,12 +324,17 @@ Result<Course> Follow(World& world, PgConnection& db, RedisQueue* queue, const P
   return course;
 }
 
+std::string CronAt(WallTime slot) {  // once a day
+  const std::chrono::hh_mm_ss time(duration_cast<std::chrono::seconds>(slot.time_since_epoch() % std::chrono::days{1}));
+  return fmt::format("{} {} {} * * *", time.seconds().count(), time.minutes().count(), time.hours().count());
+}
+
 Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both) {
   MILLRACE_TRY_ASSIGN(const std::int64_t now_us,
                       world.Number(db, "select (extract(epoch from clock_timestamp()) * 1000000)::bigint"));
-  // The first whole minute that leaves time to make them and to start.
-  const WallTime slot = std::chrono::ceil<std::chrono::minutes>(FromUnixMicros(now_us) + 30s);
-  MILLRACE_TRY(MakeSchedules(world, db, "herd", count, "* * * * *", ToRfc3339(slot + 30s)));
+  // A whole second that leaves time to make them and to start.
+  const WallTime slot = std::chrono::ceil<std::chrono::seconds>(FromUnixMicros(now_us) + 30s);
+  MILLRACE_TRY(MakeSchedules(world, db, "herd", count, CronAt(slot), ToRfc3339(slot + 30s)));
   MILLRACE_TRY(
       world.Sql(db, fmt::format("update millrace.schedule set watermark = to_timestamp({}) where pipeline like 'herd%'",
                                 ToUnixMicros(slot - 1s) / 1'000'000)));

@@ -122,7 +122,10 @@ std::string PostgresStore::Columns(Table table, std::string_view alias) const {
   for (const Column& c : DefOf(table).columns) {
     if (!list.empty()) list += ", ";
     const std::string name = std::string(alias) + "." + std::string(c.name);
-    list += c.type == ColumnType::kUuidList ? "decode(replace(array_to_string(" + name + ", ''), '-', ''), 'hex')" : name;
+    list += c.type != ColumnType::kUuidList
+                ? name
+                : fmt::format("case when {0} = '{{}}' then '' else decode(replace(array_to_string({0}, ''), '-', ''), 'hex') end",
+                              name);
   }
   return list;
 }
