@@ -50,11 +50,10 @@ Result<std::vector<Ledger::Outbox::Batch>> SqlLedger::BatchesOf(std::span<const 
 // Nothing: they have to be looked at one by one.
 Result<std::optional<std::vector<LiveRun>>> SqlLedger::UntouchedRuns(std::span<const Uuid> ids, MonoTime deadline) {
   const std::size_t runs_max = ids.size() * (1 + kStrangersPerRun) + kStrangersMin;
-  MILLRACE_TRY_ASSIGN(
-      const Rows rows,
-      store_->Run("select " + store_->Columns(Table::kRun, "r") +
-                      " from run r where r.run >= $1 and r.run <= $2 order by r.run limit $3",
-                  Params().Id(ids.front()).Id(ids.back()).Int(static_cast<std::int64_t>(runs_max)), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select " + store_->Columns(Table::kRun, "r") +
+                                      " from run r where r.run >= $1 and r.run <= $2 order by r.run limit $3",
+                                  Params().Id(ids.front()).Id(ids.back()).Int(static_cast<std::int64_t>(runs_max)), deadline));
   if (rows.size() == runs_max) return std::nullopt;
   std::vector<LiveRun> runs;
   runs.reserve(ids.size());
@@ -65,11 +64,10 @@ Result<std::optional<std::vector<LiveRun>>> SqlLedger::UntouchedRuns(std::span<c
     if (wanted != ids.end() && *wanted == run) runs.emplace_back().spec = RunFrom(rows[i]);
   }
   const std::size_t jobs_max = kOutboxBatchesMax * kOutboxBatchJobs + runs_max;
-  MILLRACE_TRY_ASSIGN(
-      const Rows jobs,
-      store_->Run("select " + store_->Columns(Table::kJob, "j") +
-                      " from job j where j.run >= $1 and j.run <= $2 order by j.run limit $3",
-                  Params().Id(ids.front()).Id(ids.back()).Int(static_cast<std::int64_t>(jobs_max)), deadline));
+  MILLRACE_TRY_ASSIGN(const Rows jobs,
+                      store_->Run("select " + store_->Columns(Table::kJob, "j") +
+                                      " from job j where j.run >= $1 and j.run <= $2 order by j.run limit $3",
+                                  Params().Id(ids.front()).Id(ids.back()).Int(static_cast<std::int64_t>(jobs_max)), deadline));
   if (jobs.size() == jobs_max) return std::nullopt;
   std::size_t at = 0;
   for (std::size_t i = 0; i < jobs.size(); ++i) {

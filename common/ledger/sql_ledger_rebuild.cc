@@ -104,9 +104,9 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
   std::vector<Uuid> job_ids;
   for (std::size_t i = 0; i < jobs.size(); ++i) job_ids.push_back(UuidOf(jobs[i][0]));
   const Params of_jobs = Bounded(std::move(job_ids));
-  MILLRACE_TRY_ASSIGN(const Rows ended, store_->Run("select o.job, o.state from outcome o where o.job" + store_->In(1) +
-                                                        WithinBounds("o.job"),
-                                                    of_jobs, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows ended,
+                      store_->Run("select o.job, o.state from outcome o where o.job" + store_->In(1) + WithinBounds("o.job"),
+                                  of_jobs, deadline));
   for (std::size_t i = 0; i < ended.size(); ++i) {
     const Uuid job = UuidOf(ended[i][0]);
     if (const auto at = run_of.find(job); at != run_of.end())
@@ -318,7 +318,8 @@ Result<std::vector<ShardContents>> SqlLedger::Contents(MonoTime deadline) {
   };
   static const std::string kSql = fmt::format("select s.shard, {}, {}, {} + {}, {} from shard_owner s", any("live_run"),
                                               any("live_job"), any("outbox"), any("outbox_batch"), any("queue_setting"));
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(kSql, {}, deadline));
+  static const std::string kCall = "select shard, live_runs, live_jobs, outbox, queue_settings from shard_contents()";
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(store_->HasFunctions() ? kCall : kSql, {}, deadline));
   std::vector<ShardContents> all;
   for (std::size_t i = 0; i < rows.size(); ++i)
     all.push_back({.shard = ShardId{static_cast<std::uint16_t>(rows[i][0].number)},
