@@ -1,6 +1,6 @@
 #include <algorithm>
-#include <unordered_map>
 
+#include "common/base/check.h"
 #include "common/ledger/sql_ledger.h"
 
 // How an owner reads the runs of a herd: a row of the outbox names hundreds. Their ids were made one after the other, so they
@@ -27,22 +27,27 @@ std::size_t PlaceOf(const Uuid& run, std::span<const LiveRun> sorted, std::size_
 Result<std::vector<Ledger::Outbox::Batch>> SqlLedger::BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows,
                                                                 ShardId shard, MonoTime deadline) {
   std::vector<Outbox::Batch> batches;
-  std::unordered_map<Uuid, std::size_t> place;
-  std::vector<Uuid> ids;
+  std::vector<std::pair<Uuid, std::size_t>> wanted;  // with the batch that it is of
   for (const auto& [id, runs] : rows) {
-    for (std::size_t at = 0; at + sizeof(Uuid) <= runs.size(); at += sizeof(Uuid)) {
-      ids.push_back(*Uuid::FromBytes(runs.substr(at, sizeof(Uuid))));
-      place.emplace(ids.back(), batches.size());
-    }
+    for (std::size_t at = 0; at + sizeof(Uuid) <= runs.size(); at += sizeof(Uuid))
+      wanted.emplace_back(*Uuid::FromBytes(runs.substr(at, sizeof(Uuid))), batches.size());
     batches.push_back({id, {}});
+    batches.back().runs.reserve(runs.size() / sizeof(Uuid));
   }
-  if (ids.empty()) return batches;
-  std::ranges::sort(ids);
+  if (wanted.empty()) return batches;
+  std::ranges::sort(wanted);
+  std::vector<Uuid> ids;
+  for (const auto& [id, batch] : wanted) ids.push_back(id);
   MILLRACE_TRY_ASSIGN(auto live, UntouchedRuns(ids, deadline));
   if (!live) {
     MILLRACE_TRY_ASSIGN(live, StillLive(std::move(ids), shard, deadline));
   }
-  for (LiveRun& run : *live) batches[place.at(run.spec.id.uuid)].runs.push_back(std::move(run));
+  auto at = wanted.begin();
+  for (LiveRun& run : *live) {  // by id too
+    at = std::find_if(at, wanted.end(), [&](const auto& w) { return w.first == run.spec.id.uuid; });
+    MILLRACE_CHECK(at != wanted.end(), "run {} was not asked for", run.spec.id.ToString());
+    batches[at->second].runs.push_back(std::move(run));
+  }
   return batches;
 }
 
