@@ -46,6 +46,15 @@ def servers():
             subprocess.run([script, "stop", str(folder)], capture_output=True)
 
 
+def use_log_segments(dsn):
+    """Has PostgreSQL make 1 GiB of log segments, use them once and keep them, as one that has run for a while: see UseLogSegments
+    in client/bench/installation.cc."""
+    texts = ["alter system set min_wal_size = '1GB'", "select pg_reload_conf()",
+             "do $$ begin for i in 1..64 loop perform pg_logical_emit_message(false, 'bench', ''); perform pg_switch_wal(); "
+             "end loop; end $$", "checkpoint"]
+    subprocess.run(["psql", "-Xq", "-v", "ON_ERROR_STOP=1", dsn, *[w for t in texts for w in ("-c", t)]], check=True, capture_output=True)
+
+
 def free_port():
     """Of 127.0.0.1, and below those that the kernel gives to outgoing connections: nobody takes it before it is used."""
     while True:

@@ -200,9 +200,10 @@ Cost Stop(const std::vector<pid_t>& children) {
   return cost;
 }
 
-// One pipeline applied as everybody does, the others copied from it.
+// One pipeline applied as everybody does, the others copied from it. Vacuumed, as a server does that has had them for a while:
+// it would begin with that at any moment.
 Result<void> MakeSchedules(World& world, PgConnection& db, const std::string& prefix, std::int64_t count,
-                           const std::string& cron, const std::string& end) {
+                           const std::string& cron, const std::string& end, WallTime watermark) {
   const std::string yaml = fmt::format(
       "version: 1\npipeline: {}\nschedule: {{ cron: \"{}\", catchup: all, overlap: allow{} }}\nstages:\n  a: {{ command: "
       "[echo, one] }}\n",
@@ -211,17 +212,19 @@ Result<void> MakeSchedules(World& world, PgConnection& db, const std::string& pr
   if (!parsed.pipeline) return Fail(ErrorCode::kInvalidArgument, "{}", RenderAll(parsed.diagnostics, yaml));
   MILLRACE_TRY_ASSIGN(const auto ledger, world.OpenLedger("bench"));
   MILLRACE_TRY(ledger->ApplyPipeline(*parsed.pipeline, ToJson(*parsed.pipeline), yaml, "/srv", kDefaultOrg, world.In(20s)));
-  return world.Sql(
+  MILLRACE_TRY(world.Sql(
       db, fmt::format(
               "set search_path = millrace;"
+              "update schedule set watermark = to_timestamp({2}) where pipeline = '{0}';"
               "insert into pipeline_version select org, '{0}' || g, version, source, replace(definition, '\"{0}\"', '\"{0}' "
               "|| g || '\"'), base_dir, applied_at, audit_writer, audit_seq, audit_index from pipeline_version, "
               "generate_series(2, {1}) g where pipeline = '{0}';"
               "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms, "
               "version, watermark, starts, ends) select org, '{0}' || g, schedule, cron, timezone, catchup, overlap, dst, "
               "misfire_grace_ms, version, watermark, starts, ends from schedule, generate_series(2, {1}) g where "
-              "pipeline = '{0}'; analyze;",
-              prefix, count));
+              "pipeline = '{0}'",
+              prefix, count, ToUnixMicros(watermark) / 1'000'000)));
+  return world.Sql(db, "vacuum analyze");
 }
 
 // Processor seconds of everybody at one instant.
@@ -324,15 +327,17 @@ Result<Course> Follow(World& world, PgConnection& db, RedisQueue* queue, const P
   return course;
 }
 
+std::string CronAt(WallTime slot) {  // once a day
+  const std::chrono::hh_mm_ss time(duration_cast<std::chrono::seconds>(slot.time_since_epoch() % std::chrono::days{1}));
+  return fmt::format("{} {} {} * * *", time.seconds().count(), time.minutes().count(), time.hours().count());
+}
+
 Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both) {
   MILLRACE_TRY_ASSIGN(const std::int64_t now_us,
                       world.Number(db, "select (extract(epoch from clock_timestamp()) * 1000000)::bigint"));
-  // The first whole minute that leaves time to make them and to start.
-  const WallTime slot = std::chrono::ceil<std::chrono::minutes>(FromUnixMicros(now_us) + 30s);
-  MILLRACE_TRY(MakeSchedules(world, db, "herd", count, "* * * * *", ToRfc3339(slot + 30s)));
-  MILLRACE_TRY(
-      world.Sql(db, fmt::format("update millrace.schedule set watermark = to_timestamp({}) where pipeline like 'herd%'",
-                                ToUnixMicros(slot - 1s) / 1'000'000)));
+  // A whole second that leaves time to make them and to start.
+  const WallTime slot = std::chrono::ceil<std::chrono::seconds>(FromUnixMicros(now_us) + 30s);
+  MILLRACE_TRY(MakeSchedules(world, db, "herd", count, CronAt(slot), ToRfc3339(slot + 30s), slot - 1s));
   const OwnerId shared = world.ids.Next<OwnerId>();
   Processes all;
   all.postmaster = world.postmaster;
@@ -385,7 +390,7 @@ Result<bool> Herd(World& world, PgConnection& db, std::int64_t count, bool both)
 }
 
 Result<void> Idle(World& world, PgConnection& db, std::int64_t count) {
-  MILLRACE_TRY(MakeSchedules(world, db, "idle", count, "0 0 1 1 *", ""));
+  MILLRACE_TRY(MakeSchedules(world, db, "idle", count, "0 0 1 1 *", "", world.clock.WallNow()));
   const auto commits = [&] {
     return world.Number(db, "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()");
   };

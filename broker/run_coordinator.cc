@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "common/base/check.h"
@@ -37,10 +38,12 @@ void RunEffects::Append(RunEffects&& other) {
 
 Result<void> RunCoordinator::Validate(const RunSpec& run, const std::vector<JobSpec>& jobs) {
   if (jobs.empty()) return Fail(ErrorCode::kInvalidArgument, "run {}: has no jobs", run.id.ToString());
-  std::unordered_map<JobId, std::size_t> index;
-  for (const JobSpec& job : jobs) {
+  for (const JobSpec& job : jobs)
     if (job.run != run.id || job.org != run.org)
       return Fail(ErrorCode::kInvalidArgument, "job {}: belongs to another run or org", job.id.ToString());
+  if (jobs.size() == 1 && jobs.front().depends_on.empty()) return {};
+  std::unordered_map<JobId, std::size_t> index;
+  for (const JobSpec& job : jobs) {
     if (!index.emplace(job.id, index.size()).second)
       return Fail(ErrorCode::kInvalidArgument, "job {}: twice in the run", job.id.ToString());
   }
@@ -82,7 +85,8 @@ RunCoordinator::Run& RunCoordinator::Insert(RunSpec spec, std::vector<JobSpec> j
     Job& job = run.jobs[i];
     job.run_at = jobs[i].run_at;
     job.spec = std::make_shared<const JobSpec>(std::move(jobs[i]));
-    jobs_[job.spec->id] = {&run, i};
+    const auto [at, is_new] = jobs_.try_emplace(job.spec->id, &run, i);
+    if (!is_new) at->second = {&run, i};
     if (const auto end = EndOfWait(job.spec->options, job.counters)) ends_of_wait_.emplace(end->at, job.spec->id);
   }
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
@@ -93,7 +97,7 @@ RunCoordinator::Run& RunCoordinator::Insert(RunSpec spec, std::vector<JobSpec> j
       ++run.jobs[i].waiting;
     }
   }
-  runs_.emplace(id, std::move(owned));
+  runs_.try_emplace(id, std::move(owned));
   return run;
 }
 
@@ -112,7 +116,7 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
   }
   Group* group = GroupOf(run);
   if (group == nullptr || (run.spec.overlap == "allow" && !IsBackfill(run))) {
-    Start(run, out);
+    Start(run, group, out);
     return out;
   }
   // A run of a backfill stands behind every other run, and none waits behind it longer than it is active.
@@ -125,7 +129,7 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
     Wait(*group, run);
     LogInfo("pipeline {}, run {}: waits for the active run of this pipeline", run.spec.pipeline, ShortId(run.spec.id));
   } else {
-    Start(run, out);
+    Start(run, group, out);
   }
   return out;
 }
@@ -210,8 +214,9 @@ RunEffects RunCoordinator::FinishRestore() {
     }
     // A "skip" run was let in when it was accepted: that decision is not taken twice, but it runs beside nobody.
     const bool waits = run.spec.overlap != "allow" || IsBackfill(run);
-    if (GroupOf(run) == nullptr || run.began || !waits) {
-      Start(run, out);
+    Group* group = GroupOf(run);
+    if (group == nullptr || run.began || !waits) {
+      Start(run, group, out);
     } else {
       waiting.push_back(id);
     }
@@ -247,8 +252,8 @@ void RunCoordinator::Activate(Group& group, const Run& run) {
   if (IsBackfill(run)) ++group.backfills;
 }
 
-void RunCoordinator::Start(Run& run, RunEffects& out) {
-  if (Group* group = GroupOf(run)) Activate(*group, run);
+void RunCoordinator::Start(Run& run, Group* group, RunEffects& out) {
+  if (group != nullptr) Activate(*group, run);
   out.started.push_back(run.spec.id);
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i)
     if (IsTerminal(run.jobs[i].state)) TellDependents(run, i, out);
@@ -266,7 +271,7 @@ void RunCoordinator::ShowStart(RunId id, WallTime now) {
   if (it == runs_.end()) return;
   Run& run = *it->second;
   run.started_at = now;
-  if (run.spec.pipeline.empty()) return;
+  if (run.spec.pipeline.empty() || !LogEnabled(LogLevel::kInfo)) return;
   LogInfo("pipeline {}, run {}: {}: {} {}{}", run.spec.pipeline, ShortId(run.spec.id), run.began ? "goes on" : "starts",
           run.jobs.size(), run.jobs.size() == 1 ? "stage" : "stages",
           run.spec.slot ? ", slot " + ToRfc3339(*run.spec.slot) : ", by hand");
@@ -299,7 +304,7 @@ void RunCoordinator::StartWaiting(Group& group, RunEffects& out) {
   while (!group.waiting.empty() && MayStart(group, *runs_.at(group.waiting.front()))) {
     const RunId id = group.waiting.front();
     group.waiting.pop_front();
-    Start(*runs_.at(id), out);
+    Start(*runs_.at(id), &group, out);
   }
 }
 

@@ -12,10 +12,10 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "common/base/id_map.h"
 #include "common/base/ids.h"
 #include "common/base/result.h"
 #include "common/ledger/ledger.h"
@@ -149,7 +149,7 @@ class RunCoordinator {
   void Wait(Group& group, const Run& run);
   static void Activate(Group& group, const Run& run);
   void ReplaceOthers(const Group& group, const Run& by, RunEffects& out);
-  void Start(Run& run, RunEffects& out);
+  void Start(Run& run, Group* group, RunEffects& out);  // `group` is the run's
   void StartWaiting(Group& group, RunEffects& out);
   void EndUnstarted(Run& run, RunState state, const std::string& reason, RunEffects& out);
   RunEffects Ended(Run& run, std::uint32_t index, const std::string& reason);
@@ -163,8 +163,8 @@ class RunCoordinator {
   void CancelJobs(Run& run, const std::string& reason, RunEffects& out);
   void Mark(Run& run, std::uint32_t index);
 
-  std::unordered_map<RunId, std::unique_ptr<Run>> runs_;
-  std::unordered_map<JobId, std::pair<Run*, std::uint32_t>> jobs_;
+  IdMap<RunId, std::unique_ptr<Run>> runs_;
+  IdMap<JobId, std::pair<Run*, std::uint32_t>> jobs_;
   std::map<GroupKey, Group> groups_;
   std::vector<RunId> restored_;  // in the order they were read
   std::vector<RunId> changed_;

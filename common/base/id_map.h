@@ -77,6 +77,11 @@ class IdMap {
     MILLRACE_CHECK(found != end(), "an id that must be in a map is not");
     return found->second;
   }
+  const Value& at(const Key& key) const {
+    const const_iterator found = find(key);
+    MILLRACE_CHECK(found != end(), "an id that must be in a map is not");
+    return found->second;
+  }
 
   // For a loop over many ids that looks each of them up: call it before item `i`, and memory is not waited for.
   template <class Items, class KeyOf>

@@ -111,6 +111,7 @@ class PgResult {
   // For code that treats columns alike: what the value is by the column's type.
   enum class Kind : std::uint8_t { kNull, kInt, kBool, kTime, kBytes };
   Kind KindOf(int row, int column) const;
+  Kind KindOf(int column) const;  // of its values that are not null
 
  private:
   friend class PgConnection;

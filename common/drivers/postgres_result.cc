@@ -112,8 +112,9 @@ std::vector<std::string> PgResult::TextArray(int row, int column) const {
   return values;
 }
 
-PgResult::Kind PgResult::KindOf(int row, int column) const {
-  if (IsNull(row, column)) return Kind::kNull;
+PgResult::Kind PgResult::KindOf(int row, int column) const { return IsNull(row, column) ? Kind::kNull : KindOf(column); }
+
+PgResult::Kind PgResult::KindOf(int column) const {
   switch (PQftype(impl_->result.get(), column)) {
     case pg::kInt2:
     case pg::kInt4:

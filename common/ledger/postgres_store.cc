@@ -18,9 +18,17 @@ constexpr auto kIdleInTransaction = Millis{3000};
 constexpr std::int64_t kHistoryLock = 7318349394477059;
 constexpr auto kReleaseBudget = Millis{5000};
 
-void AppendRow(const PgResult& result, int r, std::vector<Value>& cells) {
-  for (int c = 0; c < result.columns(); ++c) {
-    switch (result.KindOf(r, c)) {
+using Kinds = std::vector<PgResult::Kind>;
+
+Kinds KindsOf(const PgResult& result) {
+  Kinds kinds;
+  for (int c = 0; c < result.columns(); ++c) kinds.push_back(result.KindOf(c));
+  return kinds;
+}
+
+void AppendRow(const PgResult& result, int r, const Kinds& kinds, std::vector<Value>& cells) {
+  for (int c = 0; c < static_cast<int>(kinds.size()); ++c) {
+    switch (result.IsNull(r, c) ? PgResult::Kind::kNull : kinds[static_cast<std::size_t>(c)]) {
       case PgResult::Kind::kNull: cells.push_back({}); break;
       case PgResult::Kind::kInt: cells.push_back(Value::Of(result.Int(r, c))); break;
       case PgResult::Kind::kBool: cells.push_back(Value::Of(std::int64_t{result.Bool(r, c)})); break;
@@ -36,7 +44,8 @@ Rows ToRows(PgResult result) {
   rows.columns = static_cast<std::size_t>(kept->columns());
   rows.changed = static_cast<std::size_t>(kept->affected());
   rows.cells.reserve(rows.columns * static_cast<std::size_t>(kept->rows()));
-  for (int r = 0; r < kept->rows(); ++r) AppendRow(*kept, r, rows.cells);
+  const Kinds kinds = KindsOf(*kept);
+  for (int r = 0; r < kept->rows(); ++r) AppendRow(*kept, r, kinds, rows.cells);
   rows.memory = std::move(kept);
   return rows;
 }
@@ -135,7 +144,7 @@ Result<void> PostgresStore::ScanPage(const std::string& sql, const std::function
       sql, {},
       [&](const PgResult& row) {
         cells.clear();
-        AppendRow(row, 0, cells);
+        AppendRow(row, 0, KindsOf(row), cells);
         return visit(cells);
       },
       deadline);

@@ -35,6 +35,9 @@ constexpr std::string_view kDeleteManyLiveJobs =
     "(select x.ctid from live_job x where x.shard = $1 and x.job = u.id limit 1) l "
     "where (select exists (select 1 from live_job o where o.shard = $1 and o.job between $3 and $4))))";
 constexpr std::size_t kManyJobs = 32;
+constexpr std::string_view kDeleteLiveRuns =
+    "delete from live_run where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
+    "(select x.ctid from live_run x where x.shard = $1 and x.run = u.id limit 1) l))";
 // Of most shards the outbox is empty: that is asked once, not for each item.
 constexpr std::string_view kDeleteOutbox =
     "delete from outbox where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
@@ -122,7 +125,11 @@ std::string PostgresStore::Columns(Table table, std::string_view alias) const {
   for (const Column& c : DefOf(table).columns) {
     if (!list.empty()) list += ", ";
     const std::string name = std::string(alias) + "." + std::string(c.name);
-    list += c.type == ColumnType::kUuidList ? "decode(replace(array_to_string(" + name + ", ''), '-', ''), 'hex')" : name;
+    list +=
+        c.type != ColumnType::kUuidList
+            ? name
+            : fmt::format("case when {0} = '{{}}' then '' else decode(replace(array_to_string({0}, ''), '-', ''), 'hex') end",
+                          name);
   }
   return list;
 }
@@ -174,7 +181,7 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
     all.push_back({"insert into outbox_batch (batch, shard, runs) values ($1, $2, $3)",
                    PgParams().Id(row.id).Int(row.shard.value()).Bytes(row.runs)});
   for (const auto& [shard, ids] : ByShard(set.ended_runs)) {
-    all.push_back({"delete from live_run where run = any($1)", PgParams().IdArray(ids)});
+    all.push_back({kDeleteLiveRuns, PgParams().Int(shard.value()).IdArray(ids)});
     all.push_back({kDeleteOutbox, PgParams().Int(shard.value()).IdArray(ids)});
   }
   for (const auto& [shard, ids] : ByShard(set.ended_jobs)) {

@@ -161,11 +161,15 @@ class SqlLedger final : public Ledger {
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
   Result<void> LoadRoutingResults(std::vector<LiveRun>& runs, MonoTime deadline);
   Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
-  Result<std::vector<Outbox::Batch>> BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows, ShardId shard,
-                                               MonoTime deadline);
   Result<std::vector<LiveRun>> RunsOf(std::vector<Uuid> ids, MonoTime deadline);
+  Result<std::vector<LiveRun>> StillLive(std::vector<Uuid> ids, ShardId shard, MonoTime deadline);
   Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
+  // sql_ledger_herd.cc
+  Result<std::vector<Outbox::Batch>> BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows, ShardId shard,
+                                               MonoTime deadline);
+  Result<std::optional<std::vector<LiveRun>>> UntouchedRuns(std::span<const Uuid> ids, MonoTime deadline);
+  Result<bool> Untouched(std::span<const LiveRun> runs, MonoTime deadline);
   // sql_ledger_prune.cc
   struct Going;
   Result<WallTime> PruneLimit(WallTime before, std::string& held_by, MonoTime deadline);

@@ -9,9 +9,12 @@
 namespace millrace::ledger {
 namespace {
 
-// Of a slot's run. One that has no outcome and is not live was pruned: it is not active, and nobody repeats it unasked.
+// Of a slot's run. One that is not there was pruned: it is not active, and nobody repeats it unasked.
 constexpr std::string_view kRunState =
-    "coalesce(o.state, case when s.run is not null and not exists (select 1 from live_run l where l.run = s.run) then 10 end)";
+    "coalesce(o.state, case when s.run is not null and not exists (select 1 from run r where r.run = s.run) then 10 end)";
+// A run is live that is there and has no outcome. (The table of live runs is by shard, which SQL does not know.)
+constexpr std::string_view kLiveOfBackfill =
+    "exists (select 1 from run r where r.run = n.run) and not exists (select 1 from run_outcome o where o.run = n.run)";
 
 constexpr int kCreateRoundsMax = 8;
 
@@ -39,10 +42,8 @@ std::vector<Statement> StepStatements(const BackfillStep& step, WallTime now) {
          Params().Id(step.id.uuid).Id(run.uuid)});
   all.push_back({"update backfill_state set position = $3, fed = $4 where backfill = $1 and position = $2 and fed = 0",
                  Params().Id(step.id.uuid).Time(step.position_was).Time(step.position).Int(step.fed ? 1 : 0)});
-  all.push_back(
-      {"delete from backfill_live where backfill = $1 and not exists "
-       "(select 1 from live_run l where l.run = backfill_live.run)",
-       Params().Id(step.id.uuid)});
+  all.push_back({"delete from backfill_live as n where n.backfill = $1 and not (" + std::string(kLiveOfBackfill) + ")",
+                 Params().Id(step.id.uuid)});
   all.push_back(
       {"update backfill_state set ended_at = $2 where backfill = $1 and fed = 1 and ended_at is null and not exists "
        "(select 1 from backfill_live l where l.backfill = $1)",
@@ -103,8 +104,8 @@ Result<std::vector<BackfillState>> SqlLedger::Backfills(const BackfillFilter& fi
   std::string sql = "select " + store_->Columns(Table::kBackfill, "b") +
                     ", s.position, s.fed, s.ended_at, "
                     "(select count(*) from backfill_live n where n.backfill = b.backfill), "
-                    "(select count(*) from backfill_live n join live_run l on l.run = n.run where n.backfill = b.backfill), " +
-                    store_->Columns(Table::kCancel, "c") +
+                    "(select count(*) from backfill_live n where n.backfill = b.backfill and " +
+                    std::string(kLiveOfBackfill) + "), " + store_->Columns(Table::kCancel, "c") +
                     " from backfill_state s join backfill b on b.backfill = s.backfill "
                     "left join cancel c on c.item = b.backfill where s.backfill is not null";
   Params params;

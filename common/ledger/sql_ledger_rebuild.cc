@@ -100,19 +100,21 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
     run_of[job.id.uuid] = at;
     all[at].jobs.push_back(std::move(job));
   }
+  if (run_of.empty()) return all;
+  std::vector<Uuid> job_ids;
+  for (std::size_t i = 0; i < jobs.size(); ++i) job_ids.push_back(UuidOf(jobs[i][0]));
+  const Params of_jobs = Bounded(std::move(job_ids));
   MILLRACE_TRY_ASSIGN(const Rows ended,
-                      store_->Run("select o.job, o.state from job j join outcome o on o.job = j.job where j.run" +
-                                      store_->In(1) + WithinBounds("j.run"),
-                                  of_runs, deadline));
+                      store_->Run("select o.job, o.state from outcome o where o.job" + store_->In(1) + WithinBounds("o.job"),
+                                  of_jobs, deadline));
   for (std::size_t i = 0; i < ended.size(); ++i) {
     const Uuid job = UuidOf(ended[i][0]);
     if (const auto at = run_of.find(job); at != run_of.end())
       all[at->second].ended[JobId{job}] = static_cast<JobState>(ended[i][1].number);
   }
-  MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + std::string(kLatestColumns) +
-                                                           " from job j join attempt a on a.job = j.job where j.run" +
-                                                           store_->In(1) + WithinBounds("j.run") + " order by a.job, a.token",
-                                                       of_runs, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + std::string(kLatestColumns) + " from attempt a where a.job" +
+                                                           store_->In(1) + WithinBounds("a.job") + " order by a.job, a.token",
+                                                       of_jobs, deadline));
   MILLRACE_TRY(LoadRoutingResults(all, deadline));
   for (const auto& [job, latest] : LatestOf(attempts)) {
     const auto at = run_of.find(job);
@@ -182,6 +184,17 @@ Result<std::vector<LiveRun>> SqlLedger::RunsOf(std::vector<Uuid> ids, MonoTime d
                                                        store_->In(1) + WithinBounds("r.run") + " order by r.run",
                                                    Bounded(std::move(ids)), deadline));
   return LoadRuns(rows, deadline);
+}
+
+// What a rebuild found may have ended meanwhile: it must not be started from the outbox again.
+Result<std::vector<LiveRun>> SqlLedger::StillLive(std::vector<Uuid> ids, ShardId shard, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows found,
+                      store_->Run("select " + store_->Columns(Table::kRun, "r") + " from run r where r.run" + store_->In(1) +
+                                      WithinBounds("r.run") +
+                                      " and exists (select 1 from live_run l where l.shard = $4 and l.run = r.run) "
+                                      "order by r.run",
+                                  Bounded(std::move(ids)).Int(shard.value()), deadline));
+  return LoadRuns(found, deadline);
 }
 
 Result<std::vector<LiveRun>> SqlLedger::LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
@@ -266,32 +279,6 @@ Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid
   return states;
 }
 
-// Of a herd: whole rows, whose jobs their writer bounds.
-Result<std::vector<Ledger::Outbox::Batch>> SqlLedger::BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows,
-                                                                ShardId shard, MonoTime deadline) {
-  std::vector<Outbox::Batch> batches;
-  std::unordered_map<Uuid, std::size_t> place;
-  std::vector<Uuid> ids;
-  for (const auto& [id, runs] : rows) {
-    for (std::size_t at = 0; at + sizeof(Uuid) <= runs.size(); at += sizeof(Uuid)) {
-      ids.push_back(*Uuid::FromBytes(runs.substr(at, sizeof(Uuid))));
-      place.emplace(ids.back(), batches.size());
-    }
-    batches.push_back({id, {}});
-  }
-  if (ids.empty()) return batches;
-  // What a rebuild found may have ended meanwhile: it must not be started from here again.
-  MILLRACE_TRY_ASSIGN(const Rows found,
-                      store_->Run("select " + store_->Columns(Table::kRun, "r") + " from run r where r.run" + store_->In(1) +
-                                      WithinBounds("r.run") +
-                                      " and exists (select 1 from live_run l where l.shard = $4 and l.run = r.run) "
-                                      "order by r.run",
-                                  Bounded(std::move(ids)).Int(shard.value()), deadline));
-  MILLRACE_TRY_ASSIGN(std::vector<LiveRun> live, LoadRuns(found, deadline));
-  for (LiveRun& run : live) batches[place.at(run.spec.id.uuid)].runs.push_back(std::move(run));
-  return batches;
-}
-
 Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) {
   MILLRACE_TRY(CheckShardCount(shard_count, deadline));
   // One question: the ledger may be far away.
@@ -331,7 +318,8 @@ Result<std::vector<ShardContents>> SqlLedger::Contents(MonoTime deadline) {
   };
   static const std::string kSql = fmt::format("select s.shard, {}, {}, {} + {}, {} from shard_owner s", any("live_run"),
                                               any("live_job"), any("outbox"), any("outbox_batch"), any("queue_setting"));
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(kSql, {}, deadline));
+  static const std::string kCall = "select shard, live_runs, live_jobs, outbox, queue_settings from shard_contents()";
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(store_->HasFunctions() ? kCall : kSql, {}, deadline));
   std::vector<ShardContents> all;
   for (std::size_t i = 0; i < rows.size(); ++i)
     all.push_back({.shard = ShardId{static_cast<std::uint16_t>(rows[i][0].number)},

@@ -245,10 +245,12 @@ Result<std::vector<PipelineVersion>> SqlLedger::ScheduledVersions(OrgId org, std
 
 Result<std::vector<std::string>> SqlLedger::BusyPipelines(OrgId org, std::span<const std::string> pipelines,
                                                           MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select distinct r.pipeline from live_run l join run r on r.run = l.run "
-                                                   "where l.org = $1 and r.generation = 0 and r.pipeline" +
-                                                       store_->InTexts(2),
-                                                   Params().Int(org.value()).Texts(pipelines), deadline));
+  MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select distinct r.pipeline from live_run l join run r on r.run = l.run "
+                                  "where l.org = $1 and l.shard = $3 and r.generation = 0 and r.pipeline" +
+                                      store_->InTexts(2),
+                                  Params().Int(org.value()).Texts(pipelines).Int(ShardOf(org, shards).value()), deadline));
   std::vector<std::string> all;
   for (std::size_t i = 0; i < rows.size(); ++i) all.emplace_back(rows[i][0].bytes);
   return all;

@@ -179,6 +179,65 @@ TEST_P(LedgerHerdTest, WhoComesSecondAddsOnlyWhatIsNewToTheOutbox) {
   ExpectSound();
 }
 
+// A batch is read as a range of ids where that is cheap: what others have in the range, little or much, is not in it.
+TEST_P(LedgerHerdTest, ABatchIsReadAsItWasWrittenWhateverLiesBetween) {
+  const ShardHold hold = Own();
+  for (const std::size_t strangers : {0U, 1U, 30U}) {  // per run
+    FireBatch herd;
+    for (std::size_t i = 0; i < 6; ++i) {
+      for (std::size_t s = 0; s < strangers; ++s) {
+        const RunSpec other = Run("other");
+        ASSERT_TRUE(ledger_->SubmitRun(other, std::vector<JobSpec>{Job(other.id, "o")}, In()));
+      }
+      herd.decisions.push_back(Slot(static_cast<std::int64_t>(100 * strangers + i)));
+      SlotDecision& d = herd.decisions.back();
+      d.jobs.push_back(Job(d.run->id, "b"));
+      d.jobs.push_back(Job(d.run->id, "c"));
+      d.jobs[2].depends_on = {d.jobs[0].id, d.jobs[1].id};
+    }
+    std::ranges::reverse(herd.decisions[2].jobs);  // whoever wrote them, they come by id
+    Fire(herd);
+    const Ledger::Outbox outbox = Read(hold, 500);
+    ASSERT_EQ(outbox.batches.size(), 1U);
+    ASSERT_EQ(outbox.batches[0].runs.size(), 6U);
+    std::ranges::reverse(herd.decisions[2].jobs);
+    for (std::size_t i = 0; i < 6; ++i) {
+      const LiveRun& run = outbox.batches[0].runs[i];
+      EXPECT_EQ(run.spec, *herd.decisions[i].run);
+      EXPECT_EQ(run.jobs, herd.decisions[i].jobs);
+      EXPECT_TRUE(run.ended.empty() && run.counters.empty() && !run.cancelling);
+    }
+    OwnerBatch taken = BatchOf(hold);
+    taken.outbox_done_batches = {outbox.batches[0].id};
+    Commit(taken);
+  }
+}
+
+TEST_P(LedgerHerdTest, WhatHasBegunOrIsToStopIsSeenWhenItsBatchIsRead) {
+  const ShardHold hold = Own();
+  const FireBatch herd = Herd(5);
+  Fire(herd);
+  OwnerBatch tried = BatchOf(hold);
+  tried.attempts = {Attempt(herd.decisions[1].jobs[0], 1, {.deliveries = 2, .failures = 1, .crashes = 0})};
+  Commit(tried);
+  const auto run = [&](std::size_t i) { return Read(hold).batches.at(0).runs.at(i); };
+  EXPECT_EQ(run(1).counters.at(herd.decisions[1].jobs[0].id).deliveries, 2U);
+  for (const std::size_t i : {0U, 2U, 3U, 4U}) EXPECT_TRUE(run(i).counters.empty()) << i;
+  const CancelRow request{herd.decisions[2].run->id.uuid, true, kDefaultOrg, "cli", "why", FromUnixMicros(7)};
+  ASSERT_TRUE(ledger_->RequestCancel(std::span(&request, 1), In()));
+  for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(run(i).cancelling, i == 2) << i;
+}
+
+TEST_P(LedgerHerdTest, ARequestToStopAloneIsSeenToo) {
+  const ShardHold hold = Own();
+  const FireBatch herd = Herd(3);
+  Fire(herd);
+  const CancelRow request{herd.decisions[0].run->id.uuid, true, kDefaultOrg, "cli", "why", FromUnixMicros(7)};
+  ASSERT_TRUE(ledger_->RequestCancel(std::span(&request, 1), In()));
+  const Ledger::Outbox outbox = Read(hold);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(outbox.batches.at(0).runs.at(i).cancelling, i == 0) << i;
+}
+
 TEST_P(LedgerHerdTest, WatermarksThatComeAloneMoveForwardOnly) {
   const Pipeline pipeline = Scheduled();
   ASSERT_TRUE(ledger_->ApplyPipeline(pipeline, "{}", "", "/srv", kDefaultOrg, In()));
