@@ -123,10 +123,13 @@ struct Pass {  // a claim of entries that come in with the same operation, and g
   std::vector<Claimed> jobs;  // as many as were asked for
 };
 
-// A kept entry that goes back to the front of its line; without a specification when it is not at hand.
-struct HandedBack {
+struct HandedBack {  // a kept entry that goes back to the front of its line
   QueueEntry entry;
-  Claimed job;
+  bool may_wait_here = false;  // it was about to start: there are not many of those
+};
+
+struct SpareCredit {  // of all workers, in one flush
+  std::uint64_t all = 0, left = 0;
 };
 
 // Of jobs that wait in the ready buffer, or come back: what the queue is to be told of them.

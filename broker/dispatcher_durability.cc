@@ -28,8 +28,9 @@ void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit
   const bool check = seen || before_us || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   const std::optional<WallTime> run_at = spec.run_at;
-  const auto at_hand =
-      !check && MayBuffer(shard, spec) ? std::make_shared<const JobSpec>(std::move(spec)) : AtHand(shard, spec, run_at);
+  // Behind more than can start now it waits as an entry.
+  const bool waits = !check && spare_credit_ && buffer_.size() >= spare_credit_->all;
+  const auto at_hand = waits ? nullptr : AtHand(shard, spec, run_at);
   EnqueueKept(shard, at_hand ? *at_hand : spec, run_at, false, check, at_hand);
 }
 

@@ -35,11 +35,12 @@ bool LineIndex::NodeOrder::operator()(const Node* a, const Node* b) const {
 void LineIndex::Own(ShardId shard, MonoTime now) { owned_since_[shard] = now; }
 
 LineIndex::Queue& LineIndex::QueueOf(ShardId shard, OrgId org, const std::string& name, MonoTime now) {
+  if (Queue* known = FindQueue(org, name)) return *known;
   auto& queue = queues_[{org, name}];
-  if (queue) return *queue;
   queue = std::make_unique<Queue>();
   queue->org = org;
   queue->name = name;
+  queue_of_.emplace(QueueName{org, queue->name}, queue.get());
   queue->shard = shard;
   queue->settings.org = org;
   queue->settings.queue = name;
@@ -50,8 +51,15 @@ LineIndex::Queue& LineIndex::QueueOf(ShardId shard, OrgId org, const std::string
 }
 
 LineIndex::Queue* LineIndex::FindQueue(OrgId org, std::string_view name) const {
-  const auto it = queues_.find(std::pair{org, std::string(name)});
-  return it == queues_.end() ? nullptr : it->second.get();
+  const auto it = queue_of_.find(QueueName{org, name});
+  return it == queue_of_.end() ? nullptr : it->second;
+}
+
+LineIndex::Line* LineIndex::Find(ShardId shard, const std::string& name) const {
+  if (last_ != nullptr && last_->shard == shard && last_->name == name) return last_;
+  const auto it = lines_.find(LineName{shard, name});
+  if (it == lines_.end()) return nullptr;
+  return last_ = it->second.get();
 }
 
 LineIndex::Key& LineIndex::KeyOf(ShardId shard, Queue& queue, const std::string& name, MonoTime now) {
@@ -115,6 +123,7 @@ void LineIndex::Erase(Line& line) {
   --queue.lines;
   if (line.limit != nullptr) std::erase(line.limit->lines, &line);
   if (line.aging) agings_.erase(*line.aging);
+  if (last_ == &line) last_ = nullptr;
   lines_.erase(lines_.find(LineName{line.shard, line.name}));
   DropNodeIfIdle(node);
 }
@@ -140,6 +149,7 @@ void LineIndex::DropQueueIfIdle(Queue& queue) {
   defaults.queue = queue.name;
   if (queue.settings != defaults) return;
   SetWake(queue, std::nullopt);
+  queue_of_.erase(QueueName{queue.org, queue.name});
   queues_.erase(std::pair{queue.org, std::string(queue.name)});
 }
 
@@ -185,6 +195,7 @@ void LineIndex::DropShard(ShardId shard) {
       SetWake(*key, std::nullopt);
       if (key->idle) idles_.erase(*key->idle);
     }
+    queue_of_.erase(QueueName{queue.org, queue.name});
     it = queues_.erase(it);
   }
 }
@@ -391,8 +402,7 @@ std::size_t LineIndex::OrgsBeside(const Line& line) const { return orgs_at_[line
 
 void LineIndex::Add(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
   if (n == 0) return;
-  const auto it = lines_.find(LineName{shard, name});
-  Line* line = it == lines_.end() ? nullptr : it->second.get();
+  Line* line = Find(shard, name);
   if (line == nullptr) {
     auto key = LineKey::Parse(name);
     if (!key) return;
@@ -428,9 +438,9 @@ void LineIndex::Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime 
 }
 
 void LineIndex::Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
-  const auto it = lines_.find(LineName{shard, name});
-  if (it == lines_.end()) return;
-  if (const std::uint64_t gone = std::min(n, it->second->ready); gone > 0) Remove(*it->second, gone, now);
+  Line* line = Find(shard, name);
+  if (line == nullptr) return;
+  if (const std::uint64_t gone = std::min(n, line->ready); gone > 0) Remove(*line, gone, now);
 }
 
 void LineIndex::Take(Line& line, std::uint64_t n, MonoTime now) {
@@ -520,8 +530,8 @@ std::uint64_t LineIndex::Ready(ShardId shard) const {
 }
 
 std::uint64_t LineIndex::Ready(ShardId shard, const std::string& line) const {
-  const auto it = lines_.find(LineName{shard, line});
-  return it == lines_.end() ? 0 : it->second->ready;
+  const Line* found = Find(shard, line);
+  return found == nullptr ? 0 : found->ready;
 }
 
 std::map<std::string, LineIndex::Counts> LineIndex::CountsOf(OrgId org) const {

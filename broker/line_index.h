@@ -186,6 +186,7 @@ class LineIndex {
   Queue& QueueOf(ShardId shard, OrgId org, const std::string& name, MonoTime now);
   Key& KeyOf(ShardId shard, Queue& queue, const std::string& name, MonoTime now);
   Queue* FindQueue(OrgId org, std::string_view name) const;
+  Line* Find(ShardId shard, const std::string& name) const;
   Line* NewLine(ShardId shard, const std::string& name, LineKey key, MonoTime now);
   void Erase(Line& line);
   void DropNodeIfIdle(Node& node);
@@ -212,8 +213,17 @@ class LineIndex {
     }
   };
 
+  using QueueName = std::pair<OrgId, std::string_view>;  // the name is the queue's own
+  struct QueueNameHash {
+    std::size_t operator()(const QueueName& of) const {
+      return std::hash<std::string_view>{}(of.second) ^ (std::hash<OrgId>{}(of.first) * std::size_t{0x9e3779b97f4a7c15});
+    }
+  };
+
   std::unordered_map<LineName, std::unique_ptr<Line>, LineNameHash> lines_;
+  mutable Line* last_ = nullptr;  // that was asked for: what is asked next is mostly the same
   std::map<std::pair<OrgId, std::string>, std::unique_ptr<Queue>, std::less<>> queues_;
+  std::unordered_map<QueueName, Queue*, QueueNameHash> queue_of_;  // the same ones
   std::map<OrgId, std::unique_ptr<Org>> orgs_;
   std::map<ClassName, std::unique_ptr<Class>> classes_;
   std::vector<std::weak_ptr<View>> views_;

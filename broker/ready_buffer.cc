@@ -5,25 +5,33 @@
 #include "common/base/check.h"
 
 namespace millrace {
+namespace {
 
-std::size_t ReadyBuffer::Count(ShardId shard, std::string_view line) const {
+constexpr std::size_t kNodesKept = 4096;
+
+}  // namespace
+
+std::size_t ReadyBuffer::Count(ShardId shard, std::string_view line) {
   if (jobs_ == 0) return 0;
+  if (IsLast(shard, line)) return last_->second.count;
   const auto it = lines_.find(std::pair{shard, line});
-  return it == lines_.end() ? 0 : it->second.count;
+  if (it == lines_.end()) return 0;
+  last_ = &*it;
+  return it->second.count;
 }
 
 std::size_t ReadyBuffer::BytesOf(const Job& job) {
-  const JobSpec& spec = *job.job.spec;
+  if (const auto* entry = std::get_if<std::string>(&job.content)) return entry->size();
+  const JobSpec& spec = *std::get<1>(job.content);
   std::size_t bytes = spec.payload.size() + spec.root.size() + spec.effect.size();
   for (const std::string& name : spec.options.no_retry) bytes += name.size();
   return bytes;
 }
 
 void ReadyBuffer::Push(ShardId shard, const std::string& name, Job job, bool front) {
-  MILLRACE_CHECK(job.job.spec != nullptr, "line '{}': a job without its specification", name);
-  auto it = Find(shard, name);
-  if (it == lines_.end()) it = lines_.emplace(LineName{shard, name}, Line{}).first;
-  Line& line = it->second;
+  MILLRACE_CHECK(BytesOf(job) > 0 || job.content.index() == 1, "line '{}': a job without its entry", name);
+  if (!IsLast(shard, name)) last_ = &*lines_.try_emplace(LineName{shard, name}).first;
+  Line& line = last_->second;
   ++jobs_;
   bytes_ += BytesOf(job);
   std::uint32_t at = static_cast<std::uint32_t>(nodes_.size());
@@ -57,12 +65,16 @@ ReadyBuffer::Job ReadyBuffer::Unlink(Line& line, std::uint32_t at) {
 std::vector<ReadyBuffer::Job> ReadyBuffer::TakeFrom(std::uint32_t Line::* end, ShardId shard, std::string_view name,
                                                     std::size_t most) {
   std::vector<Job> jobs;
-  const auto it = Find(shard, name);
+  const auto it = lines_.find(std::pair{shard, name});
   if (it == lines_.end()) return jobs;
   Line& line = it->second;
   jobs.reserve(std::min<std::size_t>(most, line.count));
   while (line.count > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.*end));
-  if (line.count == 0) lines_.erase(it);
+  if (line.count == 0) {
+    if (last_ == &*it) last_ = nullptr;
+    lines_.erase(it);
+  }
+  ReleaseIfEmpty();
   return jobs;
 }
 
@@ -94,7 +106,11 @@ std::vector<ReadyBuffer::LineName> ReadyBuffer::LinesBefore(MonoTime before) con
 
 void ReadyBuffer::DropShard(ShardId shard) {
   for (const LineName& name : LinesOf(shard)) TakeFirst(shard, name.second, SIZE_MAX);
-  if (jobs_ > 0) return;
+}
+
+// What held many is given back.
+void ReadyBuffer::ReleaseIfEmpty() {
+  if (jobs_ > 0 || nodes_.size() <= kNodesKept) return;
   nodes_ = {};
   free_ = {};
 }

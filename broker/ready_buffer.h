@@ -3,6 +3,9 @@
 // shard finds them there, like everything in flight. Those of one line are older than whatever of it waits in the queue: the
 // dispatcher buffers a job only behind others of the buffer, or where its line is empty (dispatcher_buffer.cc).
 //
+// A job that waits is the entry that the queue has of it, some 100 bytes and its payload in one piece, and not a specification,
+// which is ten times as much: by the time its turn comes it is in no cache.
+//
 // Bounded by number and bytes, whatever the number of shards (the dispatcher asks for Room; what comes back from a worker's
 // credit has to go in all the same). Not thread-safe: owned by the dispatcher.
 #pragma once
@@ -10,20 +13,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 #include <vector>
 
-#include "broker/dispatch_requests.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
+#include "common/model/job.h"
 
 namespace millrace {
 
-inline constexpr std::size_t kBufferedJobsMax = 16'384;
-inline constexpr std::size_t kBufferedBytesMax = 32u << 20;        // payloads and other texts
+inline constexpr std::size_t kBufferedJobsMax = 131'072;
+inline constexpr std::size_t kBufferedBytesMax = 32u << 20;        // entries
 inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;      // of one job
 inline constexpr auto kBufferedAgeMax = std::chrono::seconds{10};  // a line goes back to the queue, when room gets scarce
 inline constexpr std::size_t kPagedJobsMax = 2'048;                // so many of them at once
@@ -31,7 +36,9 @@ inline constexpr std::size_t kPagedJobsMax = 2'048;                // so many of
 class ReadyBuffer {
  public:
   struct Job {
-    dispatch::Claimed job;
+    JobId id;
+    // Its entry (EncodeEntry); or, where it is likely to start at once, the specification of a job that never ran.
+    std::variant<std::string, std::shared_ptr<const JobSpec>> content;
     std::uint64_t put = 0;  // which of the shard's puts has it: it may start when that is answered; 0: an earlier one had it
     MonoTime since{};
   };
@@ -43,14 +50,14 @@ class ReadyBuffer {
   bool Empty() const { return jobs_ == 0; }
   std::size_t bytes() const { return bytes_; }
   std::size_t size() const { return jobs_; }  // NOLINT(readability-identifier-naming): as a container's
-  std::size_t Count(ShardId shard, std::string_view line) const;
+  std::size_t Count(ShardId shard, std::string_view line);
 
-  // To the end of its line, or to its front. Whether there is Room is the caller's to ask. REQUIRES: a spec.
+  // To the end of its line, or to its front. Whether there is Room is the caller's to ask. REQUIRES: content.
   void Push(ShardId shard, const std::string& line, Job job, bool front);
   // The first `most` of the line, or the last; all, when it has no more. In order.
   std::vector<Job> TakeFirst(ShardId shard, std::string_view line, std::size_t most);
   std::vector<Job> TakeLast(ShardId shard, std::string_view line, std::size_t most);
-  // Those of the shard that `wanted(const JobSpec&)` names leave it, each with its line.
+  // Those of the shard that `wanted(JobId, line)` names leave it, each with its line.
   template <class Wanted>
   std::vector<std::pair<std::string, Job>> TakeIf(ShardId shard, Wanted wanted);
 
@@ -85,12 +92,16 @@ class ReadyBuffer {
   };
   using Lines = std::unordered_map<LineName, Line, NameHash, NameEqual>;
 
-  Lines::iterator Find(ShardId shard, std::string_view line) { return lines_.find(std::pair{shard, line}); }
+  bool IsLast(ShardId shard, std::string_view line) const {
+    return last_ != nullptr && last_->first.first == shard && last_->first.second == line;
+  }
   std::vector<Job> TakeFrom(std::uint32_t Line::* end, ShardId shard, std::string_view name, std::size_t most);
   Job Unlink(Line& line, std::uint32_t at);
   static std::size_t BytesOf(const Job& job);  // its texts of any length
+  void ReleaseIfEmpty();
 
   Lines lines_;
+  Lines::value_type* last_ = nullptr;  // that was counted: what is pushed next is mostly of the same
   std::vector<Node> nodes_;
   std::vector<std::uint32_t> free_;
   std::size_t jobs_ = 0, bytes_ = 0;
@@ -99,12 +110,13 @@ class ReadyBuffer {
 template <class Wanted>
 std::vector<std::pair<std::string, ReadyBuffer::Job>> ReadyBuffer::TakeIf(ShardId shard, Wanted wanted) {
   std::vector<std::pair<std::string, Job>> taken;
+  last_ = nullptr;
   for (auto it = lines_.begin(); it != lines_.end();) {
     auto& [name, line] = *it;
     if (name.first == shard) {
       for (std::uint32_t at = line.front; at != kNone;) {
         const std::uint32_t next = nodes_[at].next;
-        if (wanted(*nodes_[at].job.job.spec)) taken.emplace_back(name.second, Unlink(line, at));
+        if (wanted(nodes_[at].job.id, name.second)) taken.emplace_back(name.second, Unlink(line, at));
         at = next;
       }
     }

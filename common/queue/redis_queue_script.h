@@ -121,13 +121,16 @@ if op == 'take' then
       local name = string.sub(field, 2)
       local block, landed = call('HGET', K_KEPT, 'B' .. name), call('HGET', K_KEPT, 'D' .. name) or ''
       if block then
-        local head, entries = flight_head(call('HGET', K_KEPT, 'L' .. name)), entries_of(block)
+        -- Of several lines (its own is empty): each entry begins with the head.
+        local line, entries = call('HGET', K_KEPT, 'L' .. name), entries_of(block)
+        local head = line == '' and '' or flight_head(line)
         if #page > 0 and #page + #entries > PAGE then break end
         for i, entry in ipairs(entries) do
-          local id = string.sub(entry, 1, 16)
+          local whole = head .. entry
+          local id = string.sub(whole, 3 + number_at(whole, 1), 18 + number_at(whole, 1))
           if string.sub(landed, i, i) ~= 'x' then
-            call('HSET', K_KEPT, id, head .. entry)
-            show(id, head .. entry)
+            call('HSET', K_KEPT, id, whole)
+            show(id, whole)
           end
         end
       end

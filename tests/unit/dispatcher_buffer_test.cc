@@ -384,7 +384,7 @@ TEST(ReadyBuffer, IsADequeForEachLine) {
     };
     const auto ids_of = [](const std::vector<ReadyBuffer::Job>& jobs) {
       std::vector<JobId> out;
-      for (const auto& waiting : jobs) out.push_back(waiting.job.spec->id);
+      for (const auto& waiting : jobs) out.push_back(waiting.id);
       return out;
     };
     for (int step = 0; step < 400; ++step) {
@@ -393,13 +393,12 @@ TEST(ReadyBuffer, IsADequeForEachLine) {
       switch (random.Next() % 5) {
         case 0:
         case 1: {
-          auto spec = std::make_shared<JobSpec>();
-          spec->id = ids.Next<JobId>();
-          spec->payload = "p";
+          const JobId id = ids.Next<JobId>();
           const bool front = random.Next() % 4 == 0;
-          front ? line.push_front(spec->id) : line.push_back(spec->id);
-          buffer.Push(name.first, name.second,
-                      {.job = {.spec = std::move(spec), .counters = {}}, .put = 1, .since = MonoTime{1s}}, front);
+          front ? line.push_front(id) : line.push_back(id);
+          ReadyBuffer::Job job{.id = id, .content = "entry", .put = 1, .since = MonoTime{1s}};
+          if (random.Next() % 2 == 0) job.content = std::make_shared<const JobSpec>(JobSpec{.id = id, .payload = "p"});
+          buffer.Push(name.first, name.second, std::move(job), front);
           break;
         }
         case 2: {
@@ -418,10 +417,10 @@ TEST(ReadyBuffer, IsADequeForEachLine) {
           if (line.empty()) break;
           const JobId gone = line[random.Next() % line.size()];
           std::erase(line, gone);
-          const auto taken = buffer.TakeIf(name.first, [&](const JobSpec& spec) { return spec.id == gone; });
+          const auto taken = buffer.TakeIf(name.first, [&](JobId id, const std::string&) { return id == gone; });
           ASSERT_EQ(taken.size(), 1U);
           EXPECT_EQ(taken[0].first, name.second);
-          EXPECT_TRUE(buffer.TakeIf(name.first, [&](const JobSpec& spec) { return spec.id == gone; }).empty());
+          EXPECT_TRUE(buffer.TakeIf(name.first, [&](JobId id, const std::string&) { return id == gone; }).empty());
           break;
         }
         default:
