@@ -150,7 +150,7 @@ void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string&
       shard.puts.handed_back.push_back({.entry = std::move(entry), .may_wait_here = at_hand != nullptr});
       return AddReady(shard, name, 1);
     }
-    if (!check && Buffer(shard, entry, spec.payload.size(), at_hand)) return AddReady(shard, name, 1);
+    if (!check && Buffer(shard, entry, spec.payload.size(), at_hand)) return;
   }
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
@@ -249,6 +249,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     ops_.back().key = std::move(plan.key);
     ops_.back().total = plan.total;
     ops_.back().split = std::move(plan.split);
+    ops_.back().slot = plan.slot;
   };
   claim_of_.clear();
   std::ranges::stable_sort(claims_, {}, &ClaimPlan::shard);  // those of one owner are one script of the queue

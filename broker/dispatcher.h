@@ -226,7 +226,7 @@ class Dispatcher {
   void EndAttempt(Lease& lease, AttemptReport& report);
   void Lose(JobId job, const std::string& why);
   void LoseWorker(WorkerId worker, const std::string& why);
-  void Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
+  Lease& Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
   void Plan();
   bool PlanFor(Worker& worker, std::uint64_t budget, std::size_t hungry);
   void Reply(const wire::PeerId& peer, wire::EndedReply::Item item);
@@ -315,10 +315,12 @@ class Dispatcher {
   bool MayBuffer(const Shard& shard, std::size_t payload_bytes) const;
   bool Buffer(Shard& shard, QueueEntry& entry, std::size_t payload_bytes, const std::shared_ptr<const JobSpec>& at_hand);
   void TakeBack(Shard& shard);
+  void TakeBuffered(LineIndex::Line& line, std::uint32_t n, ClaimPlan& plan);
   void ServeBuffered();
   void HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs);
   void PageOut(Shard& shard, const std::string& line, std::size_t most = SIZE_MAX);
   void PageOut(Shard& shard);
+  void ForgetBuffered(ShardId shard);
   void PageOutOld();
   void EmitPaged(Shard& shard, std::vector<Command>& out);
 

@@ -17,7 +17,7 @@ namespace {
 // Of what was planned, the first `n`: the plan keeps the rest.
 ClaimPlan SplitOff(ClaimPlan& plan, std::uint32_t n) {
   if (n == plan.total) return std::exchange(plan, {});
-  ClaimPlan first{.shard = plan.shard, .line = plan.line, .key = plan.key, .total = n, .split = {}};
+  ClaimPlan first{.shard = plan.shard, .line = plan.line, .key = plan.key, .total = n, .split = {}, .slot = plan.slot};
   plan.total -= n;
   auto share = plan.split.begin();
   for (; n > 0; ++share) {
@@ -47,12 +47,10 @@ void Prefetch(const ReadyBuffer::Job& job) {
 
 // As it goes to a worker. What the buffer has is what this process made.
 dispatch::Claimed ToClaimed(ReadyBuffer::Job& job, const LineKey& line) {
-  if (auto* spec = std::get_if<std::shared_ptr<const JobSpec>>(&job.content))
-    return {.spec = std::move(*spec), .counters = {}};
+  if (auto* spec = std::get_if<std::shared_ptr<const JobSpec>>(&job.content)) return {.spec = std::move(*spec), .counters = {}};
   auto entry = DecodeEntry(std::get<std::string>(job.content), job.id, line);
   MILLRACE_CHECK(entry.has_value(), "an entry of the ready buffer: {}", entry.error().message);
-  return {
-      .spec = std::make_shared<const JobSpec>(std::move(entry->spec)), .counters = entry->counters, .check = entry->check};
+  return {.spec = std::make_shared<const JobSpec>(std::move(entry->spec)), .counters = entry->counters, .check = entry->check};
 }
 
 }  // namespace
@@ -68,15 +66,17 @@ bool Dispatcher::Buffer(Shard& shard, QueueEntry& entry, std::size_t payload_byt
                         const std::shared_ptr<const JobSpec>& at_hand) {
   if (entry.expires_at || !MayBuffer(shard, payload_bytes)) return false;
   const ShardId id = shard.hold.shard;
-  if (shard.promoting || lines_.Ready(id, entry.line) != buffer_.Count(id, entry.line) || shard.suspects.contains(entry.line) ||
-      Claiming(shard, entry.line))
-    return false;
+  LineIndex::Line* line = lines_.Find(id, entry.line);
+  const bool first = line == nullptr || line->ready == line->buffered.count();
+  if (!first || shard.promoting || shard.suspects.contains(entry.line) || Claiming(shard, entry.line)) return false;
+  AddReady(shard, entry.line, 1);
+  if (line == nullptr) line = lines_.Find(id, entry.line);
   ReadyBuffer::Job job{.id = entry.id, .content = {}, .put = shard.puts.sent + 1, .since = now_};
   if (at_hand)
     job.content = at_hand;
   else
     job.content = entry.body;
-  buffer_.Push(id, entry.line, std::move(job), false);
+  buffer_.Push(line->buffered, std::move(job), false);
   shard.puts.passed.push_back(std::move(entry));
   return true;
 }
@@ -89,8 +89,9 @@ void Dispatcher::TakeBack(Shard& shard) {
   std::vector<QueueEntry> out;  // the last one first
   for (auto& [back, may_wait_here] : std::views::reverse(all)) {
     const std::string& line = back.line;
-    if (may_wait_here && !back.expires_at && Starts(shard) && !shard.suspects.contains(line)) {
-      buffer_.Push(shard.hold.shard, line, {.id = back.id, .content = std::move(back.body), .put = 0, .since = now_}, true);
+    LineIndex::Line* known = lines_.Find(shard.hold.shard, line);
+    if (known != nullptr && may_wait_here && !back.expires_at && Starts(shard) && !shard.suspects.contains(line)) {
+      buffer_.Push(known->buffered, {.id = back.id, .content = std::move(back.body), .put = 0, .since = now_}, true);
       continue;
     }
     const std::size_t before = paged.size();
@@ -101,18 +102,21 @@ void Dispatcher::TakeBack(Shard& shard) {
   std::ranges::move(std::views::reverse(out), std::back_inserter(paged));
 }
 
-// What this flush has planned for lines that have something here.
+// Of what is planned for the line, those that are here: they are older than what waits in the queue.
+void Dispatcher::TakeBuffered(LineIndex::Line& line, std::uint32_t n, ClaimPlan& plan) {
+  for (ReadyBuffer::Job& job : buffer_.TakeFirst(line.buffered, n)) {
+    Prefetch(job);
+    plan.buffered.push_back(std::move(job));
+  }
+}
+
+// What this flush has planned and has here.
 void Dispatcher::ServeBuffered() {
-  if (claims_.empty() || buffer_.Empty()) return;
+  if (std::ranges::all_of(claims_, [](const ClaimPlan& plan) { return plan.buffered.empty(); })) return;
   claim_of_.clear();
   std::vector<ClaimPlan> plans = std::exchange(claims_, {});
-  std::vector<std::vector<ReadyBuffer::Job>> taken;  // of each plan
-  taken.reserve(plans.size());
-  for (const ClaimPlan& plan : plans)
-    for (const ReadyBuffer::Job& job : taken.emplace_back(buffer_.TakeFirst(plan.shard, plan.line, plan.total))) Prefetch(job);
-  for (std::size_t k = 0; k < plans.size(); ++k) {
-    ClaimPlan& plan = plans[k];
-    std::vector<ReadyBuffer::Job>& jobs = taken[k];
+  for (ClaimPlan& plan : plans) {
+    std::vector<ReadyBuffer::Job> jobs = std::exchange(plan.buffered, {});
     Shard& shard = shards_.at(plan.shard);
     const std::uint64_t answered = shard.puts.sent - shard.puts.unanswered.size();
     for (std::size_t i = 0; i < jobs.size();) {
@@ -136,33 +140,31 @@ void Dispatcher::ServeBuffered() {
 void Dispatcher::HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs) {
   if (jobs.empty()) return;
   TakeBack(shard);
-  const ShardId id = shard.hold.shard;
-  std::optional<LineKey> key;
-  std::string parsed;
-  const auto key_of = [&](const std::string& line) -> const LineKey& {
-    if (!key || line != parsed) {
-      auto fresh = LineKey::Parse(line);
-      MILLRACE_CHECK(fresh.has_value(), "the ready buffer has a line '{}'", line);
-      key = std::move(*fresh);
-      parsed = line;
-    }
-    return *key;
+  struct Found {
+    std::string line;
+    LineKey key;
+    ReadyBuffer::Job job;
   };
-  const auto wanted = [&](JobId job, const std::string& line) {
-    return jobs.contains(job) && shard.wanted.Seeker(job, key_of(line).org);
-  };
-  for (auto& [line, found] : buffer_.TakeIf(id, wanted)) {
-    const dispatch::Claimed job = ToClaimed(found, key_of(line));
-    lines_.Forget(id, line, 1, now_);
-    shard.budgets.Claimed(key->org, key->queue, job.spec->payload.size());
+  std::vector<Found> all;
+  lines_.ForEachBuffered([&](LineIndex::Line& line) {
+    if (line.shard != shard.hold.shard) return;
+    const auto wanted = [&](JobId job) { return jobs.contains(job) && shard.wanted.Seeker(job, line.key.org); };
+    for (ReadyBuffer::Job& job : buffer_.TakeIf(line.buffered, wanted)) all.push_back({line.name, line.key, std::move(job)});
+  });
+  for (auto& [line, key, found] : all) {
+    const dispatch::Claimed job = ToClaimed(found, key);
+    lines_.Forget(shard.hold.shard, line, 1, now_);
+    shard.budgets.Claimed(key.org, key.queue, job.spec->payload.size());
     HandOver(shard, {.spec = *job.spec, .counters = job.counters, .check = job.check});
   }
 }
 
 // The last ones of the line go to its front in the queue: those that stay here are older.
 void Dispatcher::PageOut(Shard& shard, const std::string& line, std::size_t most) {
-  std::vector<ReadyBuffer::Job> jobs = buffer_.TakeLast(shard.hold.shard, line, most);
-  if (!jobs.empty()) StandBefore(shard, line, jobs.size());
+  LineIndex::Line* known = lines_.Find(shard.hold.shard, line);
+  if (known == nullptr || known->buffered.count() == 0) return;
+  std::vector<ReadyBuffer::Job> jobs = buffer_.TakeLast(known->buffered, most);
+  StandBefore(shard, line, jobs.size());
   for (ReadyBuffer::Job& waiting : jobs) {
     QueueEntry entry{.id = waiting.id, .line = line, .body = {}, .run_at = {}, .expires_at = {}};
     if (const auto* spec = std::get_if<std::shared_ptr<const JobSpec>>(&waiting.content)) {
@@ -177,7 +179,19 @@ void Dispatcher::PageOut(Shard& shard, const std::string& line, std::size_t most
 
 void Dispatcher::PageOut(Shard& shard) {
   TakeBack(shard);
-  for (const auto& [id, line] : buffer_.LinesOf(shard.hold.shard)) PageOut(shard, line);
+  std::vector<std::string> names;
+  lines_.ForEachBuffered([&](const LineIndex::Line& line) {
+    if (line.shard == shard.hold.shard) names.push_back(line.name);
+  });
+  std::ranges::sort(names);
+  for (const std::string& line : names) PageOut(shard, line);
+}
+
+// They are the next owner's.
+void Dispatcher::ForgetBuffered(ShardId shard) {
+  lines_.ForEachBuffered([&](LineIndex::Line& line) {
+    if (line.shard == shard) buffer_.TakeFirst(line.buffered, SIZE_MAX);
+  });
 }
 
 // To the fronts of their lines, so the last ones first. Redis does nothing else meanwhile: not too many at once.
@@ -196,8 +210,13 @@ void Dispatcher::EmitPaged(Shard& shard, std::vector<Command>& out) {
 // does nothing else meanwhile.
 void Dispatcher::PageOutOld() {
   if (buffer_.size() < kBufferedJobsMax / 2 && buffer_.bytes() < kBufferedBytesMax / 2) return;
+  std::vector<std::pair<ShardId, std::string>> old;
+  lines_.ForEachBuffered([&](const LineIndex::Line& line) {
+    if (buffer_.WaitsSince(line.buffered, now_ - kBufferedAgeMax)) old.emplace_back(line.shard, line.name);
+  });
+  std::ranges::sort(old);
   std::size_t most = kPagedJobsMax;
-  for (const auto& [id, line] : buffer_.LinesBefore(now_ - kBufferedAgeMax)) {
+  for (const auto& [id, line] : old) {
     const std::size_t before = buffer_.size();
     PageOut(shards_.at(id), line, most);
     most -= before - buffer_.size();

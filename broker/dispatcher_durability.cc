@@ -177,11 +177,11 @@ void Dispatcher::On(event::KnownRead& e) {
 
 // What was claimed goes to a worker, unless it is over; else back to the front of its line. True: it started.
 bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept) {
-  const JobId id = spec->id;
   if (EndIfOver(shard, *spec, counters, kept)) return false;
   if (Worker* worker = NextTaker(op)) {
-    Grant(shard, *worker, std::move(spec), counters, kept);
-    leases_.at(id).counted = true;
+    Lease& lease = Grant(shard, *worker, std::move(spec), counters, kept);
+    lease.counted = true;
+    lease.slot = op.slot;
     return true;
   }
   if (kept)

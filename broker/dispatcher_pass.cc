@@ -101,6 +101,7 @@ void Dispatcher::OnPassed(const ShardHold& hold, dispatch::Pass& pass) {
         .key = std::move(pass.plan.key),
         .total = pass.plan.total,
         .split = std::move(pass.plan.split),
+        .slot = pass.plan.slot,
         .submits = {}};
   std::uint64_t started = 0;
   Check doubtful;

@@ -116,7 +116,7 @@ LineIndex::Line* LineIndex::NewLine(ShardId shard, const std::string& name, Line
 
 // REQUIRES: not linked.
 void LineIndex::Erase(Line& line) {
-  MILLRACE_CHECK(!line.linked, "line '{}' is erased while it is linked", line.name);
+  MILLRACE_CHECK(!line.linked && line.buffered.count() == 0, "line '{}' is erased while it is in use", line.name);
   Node& node = *line.node;
   Queue& queue = *node.queue;
   --node.lines;
@@ -421,20 +421,24 @@ void LineIndex::Add(ShardId shard, const std::string& name, std::uint64_t n, Mon
 void LineIndex::Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime now) {
   Queue* queue = n == 0 ? nullptr : FindQueue(key.org, key.queue);
   if (queue == nullptr) return;
-  MILLRACE_CHECK(n <= queue->used, "queue '{}': {} end of {}", queue->name, n, queue->used);
-  const QueueSettings& s = queue->settings;
-  queue->used -= n;
-  if (tokens && s.rate.Limited()) queue->bucket.GiveBack(s.rate, n, now);
-  if (const auto it = queue->keys.find(key.limit_key); it != queue->keys.end()) {
-    Key& limit = *it->second;
-    MILLRACE_CHECK(n <= limit.used, "limit key '{}': {} end of {}", limit.name, n, limit.used);
-    limit.used -= n;
-    if (tokens && s.key_rate.Limited()) limit.bucket.GiveBack(s.key_rate, n, now);
-    Refresh(limit, now);
-    DropKeyIfIdle(limit, now);
+  const auto limit = queue->keys.find(key.limit_key);
+  Free(*queue, limit == queue->keys.end() ? nullptr : limit->second.get(), n, tokens, now);
+}
+
+void LineIndex::Free(Queue& queue, Key* limit, std::uint64_t n, bool tokens, MonoTime now) {
+  MILLRACE_CHECK(n <= queue.used, "queue '{}': {} end of {}", queue.name, n, queue.used);
+  const QueueSettings& s = queue.settings;
+  queue.used -= n;
+  if (tokens && s.rate.Limited()) queue.bucket.GiveBack(s.rate, n, now);
+  if (limit != nullptr) {
+    MILLRACE_CHECK(n <= limit->used, "limit key '{}': {} end of {}", limit->name, n, limit->used);
+    limit->used -= n;
+    if (tokens && s.key_rate.Limited()) limit->bucket.GiveBack(s.key_rate, n, now);
+    Refresh(*limit, now);
+    DropKeyIfIdle(*limit, now);
   }
-  Refresh(*queue, now);
-  DropQueueIfIdle(*queue);
+  Refresh(queue, now);
+  DropQueueIfIdle(queue);
 }
 
 void LineIndex::Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
@@ -482,6 +486,7 @@ void LineIndex::Remove(Line& line, std::uint64_t n, MonoTime now) {
   line.unserved_since.reset();
   line.alone_since.reset();
   if (line.linked) Unlink(line);
+  if (line.buffered.count() > 0) return;
   if (lines_.size() <= kIdleLinesMax && classes_.size() <= kIdleKeptMax && queues_.size() <= kIdleKeptMax) return;
   Key* key = line.limit;
   Erase(line);
@@ -502,6 +507,15 @@ void LineIndex::Running(ShardId shard, const LineKey& key, MonoTime now) {
 }
 
 void LineIndex::Ended(const LineKey& key, MonoTime now) { Free(key, 1, false, now); }
+
+void LineIndex::Ended(const Slot& slot, MonoTime now) { Free(*slot.queue_, slot.key_, 1, false, now); }
+
+LineIndex::Slot LineIndex::SlotOf(const Line& line) {
+  Slot slot;
+  slot.queue_ = line.node->queue;
+  slot.key_ = line.limit;
+  return slot;
+}
 
 bool LineIndex::Advance(MonoTime now) {
   bool opened = false;

@@ -29,7 +29,8 @@ bool ParseInt(std::string_view text, Int& out) {
 
 bool IsOf(const LineKey& line, const JobSpec& spec, Durability durability) {
   return line.org == spec.org && line.priority == spec.priority && line.durability == durability &&
-         line.limit_key == spec.options.limit_key && line.queue == spec.queue && line.kind == spec.kind && line.root == spec.root;
+         line.limit_key == spec.options.limit_key && line.queue == spec.queue && line.kind == spec.kind &&
+         line.root == spec.root;
 }
 
 std::uint64_t Mix(std::uint64_t hash, std::uint64_t word) {
@@ -50,7 +51,8 @@ std::uint64_t Mix(std::uint64_t hash, std::string_view text) {
 }
 
 std::uint64_t HashOf(const JobSpec& spec, Durability durability) {
-  const auto numbers = static_cast<std::uint64_t>(spec.org.value()) << 8 | static_cast<std::uint64_t>(spec.priority & 0x7f) << 1 |
+  const auto numbers = static_cast<std::uint64_t>(spec.org.value()) << 8 |
+                       static_cast<std::uint64_t>(spec.priority & 0x7f) << 1 |
                        static_cast<std::uint64_t>(durability == Durability::kRedis);
   return Mix(Mix(Mix(Mix(Mix(0, numbers), spec.options.limit_key), spec.queue), spec.kind), spec.root);
 }

@@ -1,6 +1,7 @@
 #include "broker/ready_buffer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/base/check.h"
 
@@ -11,15 +12,6 @@ constexpr std::size_t kNodesKept = 4096;
 
 }  // namespace
 
-std::size_t ReadyBuffer::Count(ShardId shard, std::string_view line) {
-  if (jobs_ == 0) return 0;
-  if (IsLast(shard, line)) return last_->second.count;
-  const auto it = lines_.find(std::pair{shard, line});
-  if (it == lines_.end()) return 0;
-  last_ = &*it;
-  return it->second.count;
-}
-
 std::size_t ReadyBuffer::BytesOf(const Job& job) {
   if (const auto* entry = std::get_if<std::string>(&job.content)) return entry->size();
   const JobSpec& spec = *std::get<1>(job.content);
@@ -28,10 +20,8 @@ std::size_t ReadyBuffer::BytesOf(const Job& job) {
   return bytes;
 }
 
-void ReadyBuffer::Push(ShardId shard, const std::string& name, Job job, bool front) {
-  MILLRACE_CHECK(BytesOf(job) > 0 || job.content.index() == 1, "line '{}': a job without its entry", name);
-  if (!IsLast(shard, name)) last_ = &*lines_.try_emplace(LineName{shard, name}).first;
-  Line& line = last_->second;
+void ReadyBuffer::Push(List& line, Job job, bool front) {
+  MILLRACE_CHECK(BytesOf(job) > 0 || job.content.index() == 1, "job {}: waits without its entry", job.id.ToString());
   ++jobs_;
   bytes_ += BytesOf(job);
   std::uint32_t at = static_cast<std::uint32_t>(nodes_.size());
@@ -43,69 +33,41 @@ void ReadyBuffer::Push(ShardId shard, const std::string& name, Job job, bool fro
   }
   Node& node = nodes_[at];
   node.job = std::move(job);
-  node.next = front ? line.front : kNone;
-  node.previous = front ? kNone : line.back;
-  std::uint32_t& before = node.previous == kNone ? line.front : nodes_[node.previous].next;
-  std::uint32_t& after = node.next == kNone ? line.back : nodes_[node.next].previous;
+  node.next = front ? line.front_ : kNone;
+  node.previous = front ? kNone : line.back_;
+  std::uint32_t& before = node.previous == kNone ? line.front_ : nodes_[node.previous].next;
+  std::uint32_t& after = node.next == kNone ? line.back_ : nodes_[node.next].previous;
   before = after = at;
-  ++line.count;
+  ++line.count_;
 }
 
-ReadyBuffer::Job ReadyBuffer::Unlink(Line& line, std::uint32_t at) {
+ReadyBuffer::Job ReadyBuffer::Unlink(List& line, std::uint32_t at) {
   Node& node = nodes_[at];
-  (node.previous == kNone ? line.front : nodes_[node.previous].next) = node.next;
-  (node.next == kNone ? line.back : nodes_[node.next].previous) = node.previous;
-  --line.count;
+  (node.previous == kNone ? line.front_ : nodes_[node.previous].next) = node.next;
+  (node.next == kNone ? line.back_ : nodes_[node.next].previous) = node.previous;
+  --line.count_;
   --jobs_;
   bytes_ -= BytesOf(node.job);
   free_.push_back(at);
   return std::exchange(node.job, {});
 }
 
-std::vector<ReadyBuffer::Job> ReadyBuffer::TakeFrom(std::uint32_t Line::* end, ShardId shard, std::string_view name,
-                                                    std::size_t most) {
+std::vector<ReadyBuffer::Job> ReadyBuffer::TakeFrom(std::uint32_t List::* end, List& line, std::size_t most) {
   std::vector<Job> jobs;
-  const auto it = lines_.find(std::pair{shard, name});
-  if (it == lines_.end()) return jobs;
-  Line& line = it->second;
-  jobs.reserve(std::min<std::size_t>(most, line.count));
-  while (line.count > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.*end));
-  if (line.count == 0) {
-    if (last_ == &*it) last_ = nullptr;
-    lines_.erase(it);
-  }
+  jobs.reserve(std::min<std::size_t>(most, line.count_));
+  while (line.count_ > 0 && jobs.size() < most) jobs.push_back(Unlink(line, line.*end));
   ReleaseIfEmpty();
   return jobs;
 }
 
-std::vector<ReadyBuffer::Job> ReadyBuffer::TakeFirst(ShardId shard, std::string_view line, std::size_t most) {
-  return TakeFrom(&Line::front, shard, line, most);
+std::vector<ReadyBuffer::Job> ReadyBuffer::TakeFirst(List& line, std::size_t most) {
+  return TakeFrom(&List::front_, line, most);
 }
 
-std::vector<ReadyBuffer::Job> ReadyBuffer::TakeLast(ShardId shard, std::string_view line, std::size_t most) {
-  std::vector<Job> jobs = TakeFrom(&Line::back, shard, line, most);
+std::vector<ReadyBuffer::Job> ReadyBuffer::TakeLast(List& line, std::size_t most) {
+  std::vector<Job> jobs = TakeFrom(&List::back_, line, most);
   std::ranges::reverse(jobs);
   return jobs;
-}
-
-std::vector<ReadyBuffer::LineName> ReadyBuffer::LinesOf(ShardId shard) const {
-  std::vector<LineName> names;
-  for (const auto& [name, line] : lines_)
-    if (name.first == shard) names.push_back(name);
-  std::ranges::sort(names);
-  return names;
-}
-
-std::vector<ReadyBuffer::LineName> ReadyBuffer::LinesBefore(MonoTime before) const {
-  std::vector<LineName> names;
-  for (const auto& [name, line] : lines_)
-    if (nodes_[line.front].job.since < before) names.push_back(name);
-  std::ranges::sort(names);
-  return names;
-}
-
-void ReadyBuffer::DropShard(ShardId shard) {
-  for (const LineName& name : LinesOf(shard)) TakeFirst(shard, name.second, SIZE_MAX);
 }
 
 // What held many is given back.

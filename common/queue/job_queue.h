@@ -40,8 +40,8 @@ constexpr std::string_view TurnOfLine(std::string_view line) {
   return first == std::string_view::npos ? std::string_view{} : line.substr(0, line.find('\x1f', first + 1));
 }
 
-// A waiting job as the queue holds it. `line` is opaque here, but for what the two above read: the dispatcher's (queue, priority, org, root,
-// kind, limit key).
+// A waiting job as the queue holds it. `line` is opaque here, but for what the two above read: the dispatcher's (queue,
+// priority, org, root, kind, limit key).
 struct QueueEntry {
   JobId id;
   std::string line;
