@@ -130,26 +130,27 @@ void LineMemo::Grow() {
 
 void LineMemo::Find(const JobSpec& spec, Durability durability) {
   if (last_ != nullptr && IsOf(last_->key, spec, durability)) return;
+  if (cells_.empty()) Grow();
+  const std::uint64_t hash = HashOf(spec, durability);
+  if (const Line* known = CellOf(hash, spec, durability).line; known != nullptr) {
+    last_ = known;
+    return;
+  }
+  Line line{.key = LineKey::Of(spec), .name = {}};
+  line.key.durability = durability;
+  line.name = line.key.ToString();
+  if (!IsOf(line.key, spec, durability)) {
+    unusual_ = std::move(line);
+    last_ = &unusual_;
+    return;
+  }
   if (known_.size() == kKnownMax) {
     cells_.clear();
     known_.clear();
   }
   if (2 * (known_.size() + 1) > cells_.size()) Grow();
-  const std::uint64_t hash = HashOf(spec, durability);
-  Cell& cell = CellOf(hash, spec, durability);
-  if (cell.line == nullptr) {
-    Line line{.key = LineKey::Of(spec), .name = {}};
-    line.key.durability = durability;
-    line.name = line.key.ToString();
-    if (IsOf(line.key, spec, durability)) {
-      cell = {.hash = hash, .line = &known_.emplace_back(std::move(line))};
-    } else {
-      unusual_ = std::move(line);
-      last_ = &unusual_;
-      return;
-    }
-  }
-  last_ = cell.line;
+  last_ = &known_.emplace_back(std::move(line));
+  CellOf(hash, spec, durability) = {.hash = hash, .line = last_};
 }
 
 bool WorkerReach::Serves(const LineKey& line) const {
