@@ -14,7 +14,7 @@ local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local K_KEPT_DUE, K_KEPT, K_SERVER, K_STUBS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 -- Of entries that can expire, those of kept lines apart: an id may be in both, and Take keeps them.
 local EXPIRING = {[false] = {body = KEYS[9], expiry = KEYS[10]}, [true] = {body = KEYS[11], expiry = KEYS[12]}}
-local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 1000, 30, '\0ticket'
+local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 4000, 30, '\0ticket'
 local BLOCK = string.rep('\255', 16)
 local call = redis.call
 local at = 4
