@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "broker/line_index.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/model/job.h"
@@ -19,15 +20,16 @@ struct Lease {
   std::uint64_t beat = 0;  // the worker's beat that last listed it
   MonoTime counted_at{};   // when the grant was sent, or was last found missing in a beat
   std::uint8_t missed = 0;
-  bool listed = false;    // some beat listed it: the grant arrived
-  bool fence = false;     // granted to raise the fence of a cancelled job, not to work
-  bool cut = false;       // its timeout is what was left until the job's deadline
-  bool ending = false;    // its end is on the way into the ledger
-  bool counted = false;   // against the limits of its queue: what came from a claim is
-  bool kept = false;      // only the queue has it: it came from a kept line
-  bool lost = false;      // ending, because its worker is gone
-  bool presumed = false;  // a former owner's attempt that may run: no worker has said so yet
-  Token last_token{};     // presumed: of the job's latest attempt row
+  bool listed = false;     // some beat listed it: the grant arrived
+  bool fence = false;      // granted to raise the fence of a cancelled job, not to work
+  bool cut = false;        // its timeout is what was left until the job's deadline
+  bool ending = false;     // its end is on the way into the ledger
+  bool counted = false;    // against the limits of its queue: what came from a claim is
+  LineIndex::Slot slot{};  // and so where, unless it has to be looked for
+  bool kept = false;       // only the queue has it: it came from a kept line
+  bool lost = false;       // ending, because its worker is gone
+  bool presumed = false;   // a former owner's attempt that may run: no worker has said so yet
+  Token last_token{};      // presumed: of the job's latest attempt row
   static constexpr std::uint32_t kNowhere = UINT32_MAX;
   std::uint32_t place = kNowhere;  // in its worker's leases
 };

@@ -14,8 +14,10 @@
 
 #include "broker/entry_codec.h"
 #include "broker/events.h"
+#include "broker/line_index.h"
 #include "broker/lines.h"
 #include "broker/queue_budgets.h"
+#include "broker/ready_buffer.h"
 #include "broker/run_coordinator.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
@@ -48,6 +50,8 @@ struct ClaimPlan {
   LineKey key;
   std::uint32_t total = 0;
   std::vector<std::pair<WorkerId, std::uint32_t>> split;
+  LineIndex::Slot slot{};
+  std::vector<ReadyBuffer::Job> buffered{};  // the first of them, out of the dispatcher's memory
 };
 
 namespace dispatch {
@@ -123,10 +127,13 @@ struct Pass {  // a claim of entries that come in with the same operation, and g
   std::vector<Claimed> jobs;  // as many as were asked for
 };
 
-// A kept entry that goes back to the front of its line; without a specification when it is not at hand.
-struct HandedBack {
+struct HandedBack {  // a kept entry that goes back to the front of its line
   QueueEntry entry;
-  Claimed job;
+  bool may_wait_here = false;  // it was about to start: there are not many of those
+};
+
+struct SpareCredit {  // of all workers, in one flush
+  std::uint64_t all = 0, left = 0;
 };
 
 // Of jobs that wait in the ready buffer, or come back: what the queue is to be told of them.
@@ -148,6 +155,7 @@ struct Op {
   LineKey key;                                            // kClaim; kRemove: its durability
   std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
   std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
+  LineIndex::Slot slot{};                                 // kClaim, or none
   std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
   std::vector<Pass> passes = {};                          // kPlain: started with it
   std::size_t accept_rows = 0, accept_bytes = 0;

@@ -147,11 +147,10 @@ void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string&
   shard.budgets.Enqueued(line.org, line.queue, spec.payload.size());
   if (line.durability == Durability::kRedis && !(run_at && *run_at > wall_)) {
     if (front) {
-      shard.puts.handed_back.push_back(
-          {.entry = std::move(entry), .job = {.spec = std::move(at_hand), .counters = counters, .check = check}});
+      shard.puts.handed_back.push_back({.entry = std::move(entry), .may_wait_here = at_hand != nullptr});
       return AddReady(shard, name, 1);
     }
-    if (!check && Buffer(shard, entry, at_hand, counters)) return AddReady(shard, name, 1);
+    if (!check && Buffer(shard, entry, spec.payload.size(), at_hand)) return;
   }
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
@@ -230,9 +229,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       ops_.back().accept_rows = std::exchange(shard.enqueue_rows, 0);
       ops_.back().accept_bytes = std::exchange(shard.enqueue_bytes, 0);
     }
-    if (!shard.puts.paged.empty())
-      Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.puts.paged, {})},
-              Op::Kind::kPlain, out);
+    EmitPaged(shard, out);
     if (std::exchange(shard.take_again, false)) Execute(shard, queue_op::Take{.shard = s, .epoch = e}, Op::Kind::kTake, out);
     if (shard.yield_by) continue;
     if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && *shard.next_due <= wall_) {
@@ -252,6 +249,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     ops_.back().key = std::move(plan.key);
     ops_.back().total = plan.total;
     ops_.back().split = std::move(plan.split);
+    ops_.back().slot = plan.slot;
   };
   claim_of_.clear();
   std::ranges::stable_sort(claims_, {}, &ClaimPlan::shard);  // those of one owner are one script of the queue

@@ -226,7 +226,7 @@ class Dispatcher {
   void EndAttempt(Lease& lease, AttemptReport& report);
   void Lose(JobId job, const std::string& why);
   void LoseWorker(WorkerId worker, const std::string& why);
-  void Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
+  Lease& Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
   void Plan();
   bool PlanFor(Worker& worker, std::uint64_t budget, std::size_t hungry);
   void Reply(const wire::PeerId& peer, wire::EndedReply::Item item);
@@ -312,14 +312,17 @@ class Dispatcher {
   void ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful);
 
   // Ready jobs in memory: dispatcher_buffer.cc
-  bool MayBuffer(const Shard& shard, const JobSpec& spec) const;
-  bool Buffer(Shard& shard, QueueEntry& entry, const std::shared_ptr<const JobSpec>& spec, const Counters& counters);
+  bool MayBuffer(const Shard& shard, std::size_t payload_bytes) const;
+  bool Buffer(Shard& shard, QueueEntry& entry, std::size_t payload_bytes, const std::shared_ptr<const JobSpec>& at_hand);
   void TakeBack(Shard& shard);
+  void TakeBuffered(LineIndex::Line& line, std::uint32_t n, ClaimPlan& plan);
   void ServeBuffered();
   void HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs);
   void PageOut(Shard& shard, const std::string& line, std::size_t most = SIZE_MAX);
   void PageOut(Shard& shard);
+  void ForgetBuffered(ShardId shard);
   void PageOutOld();
+  void EmitPaged(Shard& shard, std::vector<Command>& out);
 
   // What time ends: dispatcher_expiry.cc
   void JudgeTime(const Lease& lease, AttemptReport& report, AttemptVerdict& verdict) const;
@@ -359,7 +362,7 @@ class Dispatcher {
   ShardTable<Shard> shards_;
   LineIndex lines_;
   ReadyBuffer buffer_;
-  LineMemo line_memo_, ended_memo_;
+  LineMemo line_memo_;
   IdMap<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;
   WorkerId plan_from_;        // round robin over workers
@@ -380,7 +383,7 @@ class Dispatcher {
   std::deque<Op> ops_;                                                // under way, in order
   std::vector<command::Execute> takes_;                               // of this flush
   std::vector<ClaimPlan> claims_, doomed_;                            // of this flush; doomed: nobody reaches their root
-  std::optional<std::uint64_t> spare_credit_;                         // in this flush, once it was asked for
+  std::optional<dispatch::SpareCredit> spare_credit_;                 // in this flush, once it was asked for
   std::unordered_map<const LineIndex::Line*, std::size_t> claim_of_;  // the latest claim of a line; checked by its name
   std::deque<Parked> parked_;
   std::optional<MonoTime> parked_until_;  // set while a parked request is tried again

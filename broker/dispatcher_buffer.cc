@@ -5,9 +5,11 @@
 #include <iterator>
 #include <ranges>
 #include <utility>
+#include <variant>
 
 #include "broker/dispatcher.h"
 #include "broker/entry_codec.h"
+#include "common/base/check.h"
 
 namespace millrace {
 namespace {
@@ -15,7 +17,7 @@ namespace {
 // Of what was planned, the first `n`: the plan keeps the rest.
 ClaimPlan SplitOff(ClaimPlan& plan, std::uint32_t n) {
   if (n == plan.total) return std::exchange(plan, {});
-  ClaimPlan first{.shard = plan.shard, .line = plan.line, .key = plan.key, .total = n, .split = {}};
+  ClaimPlan first{.shard = plan.shard, .line = plan.line, .key = plan.key, .total = n, .split = {}, .slot = plan.slot};
   plan.total -= n;
   auto share = plan.split.begin();
   for (; n > 0; ++share) {
@@ -36,22 +38,45 @@ std::vector<dispatch::Pass>& PassesOf(dispatch::Puts& puts, std::deque<dispatch:
   return ops[op.value() - ops.front().id.value()].passes;
 }
 
+// It has waited, and is in no cache.
+void Prefetch(const ReadyBuffer::Job& job) {
+  const auto* entry = std::get_if<std::string>(&job.content);
+  if (entry == nullptr) return;
+  for (std::size_t at = 0; at < std::min<std::size_t>(entry->size(), 256); at += 64) __builtin_prefetch(entry->data() + at);
+}
+
+// As it goes to a worker. What the buffer has is what this process made.
+dispatch::Claimed ToClaimed(ReadyBuffer::Job& job, const LineKey& line) {
+  if (auto* spec = std::get_if<std::shared_ptr<const JobSpec>>(&job.content)) return {.spec = std::move(*spec), .counters = {}};
+  auto entry = DecodeEntry(std::get<std::string>(job.content), job.id, line);
+  MILLRACE_CHECK(entry.has_value(), "an entry of the ready buffer: {}", entry.error().message);
+  return {.spec = std::make_shared<const JobSpec>(std::move(entry->spec)), .counters = entry->counters, .check = entry->check};
+}
+
 }  // namespace
 
 // Whether it is worth keeping a job that comes now. Without a worker it may be long until it starts.
-bool Dispatcher::MayBuffer(const Shard& shard, const JobSpec& spec) const {
-  return Starts(shard) && !workers_.empty() && buffer_.Room(spec.payload.size());
+bool Dispatcher::MayBuffer(const Shard& shard, std::size_t payload_bytes) const {
+  return Starts(shard) && !workers_.empty() && buffer_.Room(payload_bytes);
 }
 
 // True: the job waits here. Its line must have nothing that is older and waits in the queue, nor may get it: what is promoted
 // goes ahead of what comes now, and a claim under way may leave some of its entries in the line.
-bool Dispatcher::Buffer(Shard& shard, QueueEntry& entry, const std::shared_ptr<const JobSpec>& spec, const Counters& counters) {
-  if (!spec || entry.expires_at || !MayBuffer(shard, *spec)) return false;
+bool Dispatcher::Buffer(Shard& shard, QueueEntry& entry, std::size_t payload_bytes,
+                        const std::shared_ptr<const JobSpec>& at_hand) {
+  if (entry.expires_at || !MayBuffer(shard, payload_bytes)) return false;
   const ShardId id = shard.hold.shard;
-  if (shard.promoting || lines_.Ready(id, entry.line) != buffer_.Count(id, entry.line) || shard.suspects.contains(entry.line) ||
-      Claiming(shard, entry.line))
-    return false;
-  buffer_.Push(id, entry.line, {.job = {.spec = spec, .counters = counters}, .put = shard.puts.sent + 1, .since = now_}, false);
+  LineIndex::Line* line = lines_.Find(id, entry.line);
+  const bool first = line == nullptr || line->ready == line->buffered.count();
+  if (!first || shard.promoting || shard.suspects.contains(entry.line) || Claiming(shard, entry.line)) return false;
+  AddReady(shard, entry.line, 1);
+  if (line == nullptr) line = lines_.Find(id, entry.line);
+  ReadyBuffer::Job job{.id = entry.id, .content = {}, .put = shard.puts.sent + 1, .since = now_};
+  if (at_hand)
+    job.content = at_hand;
+  else
+    job.content = entry.body;
+  buffer_.Push(line->buffered, std::move(job), false);
   shard.puts.passed.push_back(std::move(entry));
   return true;
 }
@@ -62,35 +87,43 @@ void Dispatcher::TakeBack(Shard& shard) {
   std::vector<dispatch::HandedBack> all = std::exchange(shard.puts.handed_back, {});
   std::vector<QueueEntry>& paged = shard.puts.paged;
   std::vector<QueueEntry> out;  // the last one first
-  for (dispatch::HandedBack& back : std::views::reverse(all)) {
-    const std::string& line = back.entry.line;
-    const bool waits_here = back.job.spec && !back.entry.expires_at && Starts(shard) && !shard.suspects.contains(line);
-    if (waits_here) {
-      buffer_.Push(shard.hold.shard, line, {.job = std::move(back.job), .put = 0, .since = now_}, true);
+  for (auto& [back, may_wait_here] : std::views::reverse(all)) {
+    const std::string& line = back.line;
+    LineIndex::Line* known = lines_.Find(shard.hold.shard, line);
+    if (known != nullptr && may_wait_here && !back.expires_at && Starts(shard) && !shard.suspects.contains(line)) {
+      buffer_.Push(known->buffered, {.id = back.id, .content = std::move(back.body), .put = 0, .since = now_}, true);
       continue;
     }
     const std::size_t before = paged.size();
     PageOut(shard, line);
     for (; paged.size() > before; paged.pop_back()) out.push_back(std::move(paged.back()));
-    out.push_back(std::move(back.entry));
+    out.push_back(std::move(back));
   }
   std::ranges::move(std::views::reverse(out), std::back_inserter(paged));
 }
 
-// What this flush has planned for lines that have something here.
+// Of what is planned for the line, those that are here: they are older than what waits in the queue.
+void Dispatcher::TakeBuffered(LineIndex::Line& line, std::uint32_t n, ClaimPlan& plan) {
+  for (ReadyBuffer::Job& job : buffer_.TakeFirst(line.buffered, n)) {
+    Prefetch(job);
+    plan.buffered.push_back(std::move(job));
+  }
+}
+
+// What this flush has planned and has here.
 void Dispatcher::ServeBuffered() {
-  if (claims_.empty() || buffer_.Empty()) return;
+  if (std::ranges::all_of(claims_, [](const ClaimPlan& plan) { return plan.buffered.empty(); })) return;
   claim_of_.clear();
   std::vector<ClaimPlan> plans = std::exchange(claims_, {});
   for (ClaimPlan& plan : plans) {
+    std::vector<ReadyBuffer::Job> jobs = std::exchange(plan.buffered, {});
     Shard& shard = shards_.at(plan.shard);
-    std::vector<ReadyBuffer::Job> jobs = buffer_.TakeFirst(plan.shard, plan.line, plan.total);
     const std::uint64_t answered = shard.puts.sent - shard.puts.unanswered.size();
     for (std::size_t i = 0; i < jobs.size();) {
       const std::uint64_t put = jobs[i].put <= answered ? 0 : jobs[i].put;
       dispatch::Pass pass;
       for (; i < jobs.size() && (jobs[i].put <= answered ? 0 : jobs[i].put) == put; ++i)
-        pass.jobs.push_back(std::move(jobs[i].job));
+        pass.jobs.push_back(ToClaimed(jobs[i], plan.key));
       pass.plan = SplitOff(plan, static_cast<std::uint32_t>(pass.jobs.size()));
       if (put > 0) {
         PassesOf(shard.puts, ops_, put).push_back(std::move(pass));
@@ -107,43 +140,83 @@ void Dispatcher::ServeBuffered() {
 void Dispatcher::HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs) {
   if (jobs.empty()) return;
   TakeBack(shard);
-  const ShardId id = shard.hold.shard;
-  const auto wanted = [&](const JobSpec& spec) { return jobs.contains(spec.id) && shard.wanted.Seeker(spec.id, spec.org); };
-  for (auto& [line, found] : buffer_.TakeIf(id, wanted)) {
-    const JobSpec& spec = *found.job.spec;
-    lines_.Forget(id, line, 1, now_);
-    line_memo_.Find(spec, Durability::kRedis);
-    shard.budgets.Claimed(spec.org, line_memo_.key().queue, spec.payload.size());
-    HandOver(shard, {.spec = spec, .counters = found.job.counters, .check = found.job.check});
+  struct Found {
+    std::string line;
+    LineKey key;
+    ReadyBuffer::Job job;
+  };
+  std::vector<Found> all;
+  lines_.ForEachBuffered([&](LineIndex::Line& line) {
+    if (line.shard != shard.hold.shard) return;
+    const auto wanted = [&](JobId job) { return jobs.contains(job) && shard.wanted.Seeker(job, line.key.org); };
+    for (ReadyBuffer::Job& job : buffer_.TakeIf(line.buffered, wanted)) all.push_back({line.name, line.key, std::move(job)});
+  });
+  for (auto& [line, key, found] : all) {
+    const dispatch::Claimed job = ToClaimed(found, key);
+    lines_.Forget(shard.hold.shard, line, 1, now_);
+    shard.budgets.Claimed(key.org, key.queue, job.spec->payload.size());
+    HandOver(shard, {.spec = *job.spec, .counters = job.counters, .check = job.check});
   }
 }
 
 // The last ones of the line go to its front in the queue: those that stay here are older.
 void Dispatcher::PageOut(Shard& shard, const std::string& line, std::size_t most) {
-  std::vector<ReadyBuffer::Job> jobs = buffer_.TakeLast(shard.hold.shard, line, most);
-  if (!jobs.empty()) StandBefore(shard, line, jobs.size());
-  for (const ReadyBuffer::Job& waiting : jobs) {
-    const JobSpec& spec = *waiting.job.spec;
-    line_memo_.Find(spec, Durability::kRedis);
-    shard.puts.paged.push_back({.id = spec.id,
-                                .line = line,
-                                .body = EncodeEntry(spec, waiting.job.counters, line_memo_.key(), waiting.job.check),
-                                .run_at = {},
-                                .expires_at = {}});
+  LineIndex::Line* known = lines_.Find(shard.hold.shard, line);
+  if (known == nullptr || known->buffered.count() == 0) return;
+  std::vector<ReadyBuffer::Job> jobs = buffer_.TakeLast(known->buffered, most);
+  StandBefore(shard, line, jobs.size());
+  for (ReadyBuffer::Job& waiting : jobs) {
+    QueueEntry entry{.id = waiting.id, .line = line, .body = {}, .run_at = {}, .expires_at = {}};
+    if (const auto* spec = std::get_if<std::shared_ptr<const JobSpec>>(&waiting.content)) {
+      line_memo_.Find(**spec, Durability::kRedis);
+      entry.body = EncodeEntry(**spec, Counters{}, line_memo_.key());
+    } else {
+      entry.body = std::get<std::string>(std::move(waiting.content));
+    }
+    shard.puts.paged.push_back(std::move(entry));
   }
 }
 
 void Dispatcher::PageOut(Shard& shard) {
   TakeBack(shard);
-  for (const auto& [id, line] : buffer_.LinesOf(shard.hold.shard)) PageOut(shard, line);
+  std::vector<std::string> names;
+  lines_.ForEachBuffered([&](const LineIndex::Line& line) {
+    if (line.shard == shard.hold.shard) names.push_back(line.name);
+  });
+  std::ranges::sort(names);
+  for (const std::string& line : names) PageOut(shard, line);
+}
+
+// They are the next owner's.
+void Dispatcher::ForgetBuffered(ShardId shard) {
+  lines_.ForEachBuffered([&](LineIndex::Line& line) {
+    if (line.shard == shard) buffer_.TakeFirst(line.buffered, SIZE_MAX);
+  });
+}
+
+// To the fronts of their lines, so the last ones first. Redis does nothing else meanwhile: not too many at once.
+void Dispatcher::EmitPaged(Shard& shard, std::vector<Command>& out) {
+  std::vector<QueueEntry>& paged = shard.puts.paged;
+  while (!paged.empty()) {
+    const auto from = paged.end() - static_cast<std::ptrdiff_t>(std::min(paged.size(), kPagedJobsMax));
+    queue_op::Requeue back{.shard = shard.hold.shard, .epoch = shard.hold.epoch, .entries = {}};
+    back.entries.assign(std::make_move_iterator(from), std::make_move_iterator(paged.end()));
+    paged.erase(from, paged.end());
+    Execute(shard, std::move(back), Op::Kind::kPlain, out);
+  }
 }
 
 // When room gets scarce: those of a queue that is paused or at its limit, or that nobody serves. Not too many at once: Redis
 // does nothing else meanwhile.
 void Dispatcher::PageOutOld() {
   if (buffer_.size() < kBufferedJobsMax / 2 && buffer_.bytes() < kBufferedBytesMax / 2) return;
+  std::vector<std::pair<ShardId, std::string>> old;
+  lines_.ForEachBuffered([&](const LineIndex::Line& line) {
+    if (buffer_.WaitsSince(line.buffered, now_ - kBufferedAgeMax)) old.emplace_back(line.shard, line.name);
+  });
+  std::ranges::sort(old);
   std::size_t most = kPagedJobsMax;
-  for (const auto& [id, line] : buffer_.LinesBefore(now_ - kBufferedAgeMax)) {
+  for (const auto& [id, line] : old) {
     const std::size_t before = buffer_.size();
     PageOut(shards_.at(id), line, most);
     most -= before - buffer_.size();

@@ -139,10 +139,8 @@ void Dispatcher::OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m) {
   submit->request = m.request;
   std::set<PieceId> pieces;
   std::set<ShardId> kept;
-  if (m.jobs.size() > 1 && shards.size() == 1) {
-    const RecentIds& recent = shards_.at(*shards.begin()).recent;
-    for (const JobSpec& job : m.jobs) recent.Prefetch(job.id.uuid);
-  }
+  if (m.jobs.size() > 1)
+    for (const JobSpec& job : m.jobs) ShardOfOrg(job.org)->recent.Prefetch(job.id.uuid);
   for (JobSpec& job : m.jobs)
     if (job.options.durability == Durability::kRedis)
       AcceptKept(job, submit, kept);

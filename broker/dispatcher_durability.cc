@@ -28,8 +28,9 @@ void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit
   const bool check = seen || before_us || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   const std::optional<WallTime> run_at = spec.run_at;
-  const auto at_hand =
-      !check && MayBuffer(shard, spec) ? std::make_shared<const JobSpec>(std::move(spec)) : AtHand(shard, spec, run_at);
+  // Behind more than can start now it waits as an entry.
+  const bool waits = !check && spare_credit_ && buffer_.size() >= spare_credit_->all;
+  const auto at_hand = waits ? nullptr : AtHand(shard, spec, run_at);
   EnqueueKept(shard, at_hand ? *at_hand : spec, run_at, false, check, at_hand);
 }
 
@@ -176,11 +177,11 @@ void Dispatcher::On(event::KnownRead& e) {
 
 // What was claimed goes to a worker, unless it is over; else back to the front of its line. True: it started.
 bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept) {
-  const JobId id = spec->id;
   if (EndIfOver(shard, *spec, counters, kept)) return false;
   if (Worker* worker = NextTaker(op)) {
-    Grant(shard, *worker, std::move(spec), counters, kept);
-    leases_.at(id).counted = true;
+    Lease& lease = Grant(shard, *worker, std::move(spec), counters, kept);
+    lease.counted = true;
+    lease.slot = op.slot;
     return true;
   }
   if (kept)

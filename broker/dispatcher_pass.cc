@@ -23,11 +23,12 @@ struct LineOfFlush {
 bool Dispatcher::SpareCredit(const Shard& shard, std::optional<WallTime> run_at) {
   if (!Starts(shard) || (run_at && *run_at > wall_)) return false;
   if (!spare_credit_) {
-    spare_credit_ = 0;
-    for (const auto& [id, worker] : workers_) *spare_credit_ += worker.Credit();
+    spare_credit_.emplace();
+    for (const auto& [id, worker] : workers_) spare_credit_->all += worker.Credit();
+    spare_credit_->left = spare_credit_->all;
   }
-  if (*spare_credit_ == 0) return false;
-  --*spare_credit_;
+  if (spare_credit_->left == 0) return false;
+  --spare_credit_->left;
   return true;
 }
 
@@ -100,6 +101,7 @@ void Dispatcher::OnPassed(const ShardHold& hold, dispatch::Pass& pass) {
         .key = std::move(pass.plan.key),
         .total = pass.plan.total,
         .split = std::move(pass.plan.split),
+        .slot = pass.plan.slot,
         .submits = {}};
   std::uint64_t started = 0;
   Check doubtful;

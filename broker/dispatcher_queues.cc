@@ -122,8 +122,12 @@ void Dispatcher::AddAccepting(Shard& shard, Piece& piece, const JobSpec& job) {
 
 void Dispatcher::EndLease(const Lease& lease) {
   if (!lease.counted || shards_.at(lease.shard).yield_by) return;  // the index knows nothing of it any more
-  ended_memo_.Find(*lease.spec, Durability::kLedger);
-  lines_.Ended(ended_memo_.key(), now_);
+  if (lease.slot) {
+    lines_.Ended(lease.slot, now_);
+  } else {
+    line_memo_.Find(*lease.spec, lease.kept ? Durability::kRedis : Durability::kLedger);
+    lines_.Ended(line_memo_.key(), now_);
+  }
   plan_needed_ = true;
 }
 

@@ -81,8 +81,8 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
   std::erase_if(doomed_, [&](const ClaimPlan& plan) { return plan.shard == id; });
   if (shard.phase >= Phase::kTaking) LogInfo("shard {}: epoch {} is over: {}", id.value(), shard.hold.epoch.value(), reason);
   FailKept(shard);
+  ForgetBuffered(id);
   lines_.DropShard(id);
-  buffer_.DropShard(id);
   const ShardHold hold = shard.hold;
   shard = Shard{};
   shard.hold = hold;

@@ -260,7 +260,8 @@ void Dispatcher::LoseWorker(WorkerId id, const std::string& why) {
 
 void Dispatcher::OnGoodbye(const wire::Goodbye& m) { LoseWorker(m.worker, "the worker said goodbye"); }
 
-void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept) {
+Dispatcher::Lease& Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec,
+                                     const Counters& counters, bool kept) {
   const JobId id = spec->id;
   MILLRACE_CHECK(shard.dispatches < UINT32_MAX, "shard {}: tokens of epoch {} are used up", shard.hold.shard.value(),
                  shard.hold.epoch.value());
@@ -298,6 +299,7 @@ void Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSp
                                                             .kept = kept});
   MILLRACE_CHECK(first, "job {}: two live leases", id.ToString());
   worker.Hold(lease->second);
+  return lease->second;
 }
 
 // First the idle slots of all workers, then what they take ahead; in each round every worker gets its share, so that few jobs
@@ -338,11 +340,18 @@ bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t shari
         {budget, share_of(LineIndex::Allowance(*line, now_), sharing), share_of(budget, orgs_left), kClaimJobsMax}));
     const auto [known, first] = claim_of_.try_emplace(line, claims_.size());
     ClaimPlan* plan = first ? nullptr : &claims_[known->second];
-    if (plan == nullptr || plan->shard != line->shard || plan->line != line->name || plan->total + n > kClaimJobsMax) {
+    const bool buffered = line->buffered.count() > 0;
+    if (plan == nullptr || plan->shard != line->shard || plan->line != line->name || plan->total + n > kClaimJobsMax ||
+        (buffered && plan->buffered.size() < plan->total)) {
       known->second = claims_.size();
-      plan =
-          &claims_.emplace_back(ClaimPlan{.shard = line->shard, .line = line->name, .key = line->key, .total = 0, .split = {}});
+      plan = &claims_.emplace_back(ClaimPlan{.shard = line->shard,
+                                             .line = line->name,
+                                             .key = line->key,
+                                             .total = 0,
+                                             .split = {},
+                                             .slot = LineIndex::SlotOf(*line)});
     }
+    if (buffered) TakeBuffered(*line, n, *plan);
     plan->total += n;
     plan->split.emplace_back(worker.id, n);
     worker.reserved += n;

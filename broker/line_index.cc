@@ -35,11 +35,12 @@ bool LineIndex::NodeOrder::operator()(const Node* a, const Node* b) const {
 void LineIndex::Own(ShardId shard, MonoTime now) { owned_since_[shard] = now; }
 
 LineIndex::Queue& LineIndex::QueueOf(ShardId shard, OrgId org, const std::string& name, MonoTime now) {
+  if (Queue* known = FindQueue(org, name)) return *known;
   auto& queue = queues_[{org, name}];
-  if (queue) return *queue;
   queue = std::make_unique<Queue>();
   queue->org = org;
   queue->name = name;
+  queue_of_.emplace(QueueName{org, queue->name}, queue.get());
   queue->shard = shard;
   queue->settings.org = org;
   queue->settings.queue = name;
@@ -50,8 +51,15 @@ LineIndex::Queue& LineIndex::QueueOf(ShardId shard, OrgId org, const std::string
 }
 
 LineIndex::Queue* LineIndex::FindQueue(OrgId org, std::string_view name) const {
-  const auto it = queues_.find(std::pair{org, std::string(name)});
-  return it == queues_.end() ? nullptr : it->second.get();
+  const auto it = queue_of_.find(QueueName{org, name});
+  return it == queue_of_.end() ? nullptr : it->second;
+}
+
+LineIndex::Line* LineIndex::Find(ShardId shard, const std::string& name) const {
+  if (last_ != nullptr && last_->shard == shard && last_->name == name) return last_;
+  const auto it = lines_.find(LineName{shard, name});
+  if (it == lines_.end()) return nullptr;
+  return last_ = it->second.get();
 }
 
 LineIndex::Key& LineIndex::KeyOf(ShardId shard, Queue& queue, const std::string& name, MonoTime now) {
@@ -108,13 +116,14 @@ LineIndex::Line* LineIndex::NewLine(ShardId shard, const std::string& name, Line
 
 // REQUIRES: not linked.
 void LineIndex::Erase(Line& line) {
-  MILLRACE_CHECK(!line.linked, "line '{}' is erased while it is linked", line.name);
+  MILLRACE_CHECK(!line.linked && line.buffered.count() == 0, "line '{}' is erased while it is in use", line.name);
   Node& node = *line.node;
   Queue& queue = *node.queue;
   --node.lines;
   --queue.lines;
   if (line.limit != nullptr) std::erase(line.limit->lines, &line);
   if (line.aging) agings_.erase(*line.aging);
+  if (last_ == &line) last_ = nullptr;
   lines_.erase(lines_.find(LineName{line.shard, line.name}));
   DropNodeIfIdle(node);
 }
@@ -140,6 +149,7 @@ void LineIndex::DropQueueIfIdle(Queue& queue) {
   defaults.queue = queue.name;
   if (queue.settings != defaults) return;
   SetWake(queue, std::nullopt);
+  queue_of_.erase(QueueName{queue.org, queue.name});
   queues_.erase(std::pair{queue.org, std::string(queue.name)});
 }
 
@@ -185,6 +195,7 @@ void LineIndex::DropShard(ShardId shard) {
       SetWake(*key, std::nullopt);
       if (key->idle) idles_.erase(*key->idle);
     }
+    queue_of_.erase(QueueName{queue.org, queue.name});
     it = queues_.erase(it);
   }
 }
@@ -391,8 +402,7 @@ std::size_t LineIndex::OrgsBeside(const Line& line) const { return orgs_at_[line
 
 void LineIndex::Add(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
   if (n == 0) return;
-  const auto it = lines_.find(LineName{shard, name});
-  Line* line = it == lines_.end() ? nullptr : it->second.get();
+  Line* line = Find(shard, name);
   if (line == nullptr) {
     auto key = LineKey::Parse(name);
     if (!key) return;
@@ -411,26 +421,30 @@ void LineIndex::Add(ShardId shard, const std::string& name, std::uint64_t n, Mon
 void LineIndex::Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime now) {
   Queue* queue = n == 0 ? nullptr : FindQueue(key.org, key.queue);
   if (queue == nullptr) return;
-  MILLRACE_CHECK(n <= queue->used, "queue '{}': {} end of {}", queue->name, n, queue->used);
-  const QueueSettings& s = queue->settings;
-  queue->used -= n;
-  if (tokens && s.rate.Limited()) queue->bucket.GiveBack(s.rate, n, now);
-  if (const auto it = queue->keys.find(key.limit_key); it != queue->keys.end()) {
-    Key& limit = *it->second;
-    MILLRACE_CHECK(n <= limit.used, "limit key '{}': {} end of {}", limit.name, n, limit.used);
-    limit.used -= n;
-    if (tokens && s.key_rate.Limited()) limit.bucket.GiveBack(s.key_rate, n, now);
-    Refresh(limit, now);
-    DropKeyIfIdle(limit, now);
+  const auto limit = queue->keys.find(key.limit_key);
+  Free(*queue, limit == queue->keys.end() ? nullptr : limit->second.get(), n, tokens, now);
+}
+
+void LineIndex::Free(Queue& queue, Key* limit, std::uint64_t n, bool tokens, MonoTime now) {
+  MILLRACE_CHECK(n <= queue.used, "queue '{}': {} end of {}", queue.name, n, queue.used);
+  const QueueSettings& s = queue.settings;
+  queue.used -= n;
+  if (tokens && s.rate.Limited()) queue.bucket.GiveBack(s.rate, n, now);
+  if (limit != nullptr) {
+    MILLRACE_CHECK(n <= limit->used, "limit key '{}': {} end of {}", limit->name, n, limit->used);
+    limit->used -= n;
+    if (tokens && s.key_rate.Limited()) limit->bucket.GiveBack(s.key_rate, n, now);
+    Refresh(*limit, now);
+    DropKeyIfIdle(*limit, now);
   }
-  Refresh(*queue, now);
-  DropQueueIfIdle(*queue);
+  Refresh(queue, now);
+  DropQueueIfIdle(queue);
 }
 
 void LineIndex::Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
-  const auto it = lines_.find(LineName{shard, name});
-  if (it == lines_.end()) return;
-  if (const std::uint64_t gone = std::min(n, it->second->ready); gone > 0) Remove(*it->second, gone, now);
+  Line* line = Find(shard, name);
+  if (line == nullptr) return;
+  if (const std::uint64_t gone = std::min(n, line->ready); gone > 0) Remove(*line, gone, now);
 }
 
 void LineIndex::Take(Line& line, std::uint64_t n, MonoTime now) {
@@ -472,6 +486,7 @@ void LineIndex::Remove(Line& line, std::uint64_t n, MonoTime now) {
   line.unserved_since.reset();
   line.alone_since.reset();
   if (line.linked) Unlink(line);
+  if (line.buffered.count() > 0) return;
   if (lines_.size() <= kIdleLinesMax && classes_.size() <= kIdleKeptMax && queues_.size() <= kIdleKeptMax) return;
   Key* key = line.limit;
   Erase(line);
@@ -492,6 +507,15 @@ void LineIndex::Running(ShardId shard, const LineKey& key, MonoTime now) {
 }
 
 void LineIndex::Ended(const LineKey& key, MonoTime now) { Free(key, 1, false, now); }
+
+void LineIndex::Ended(const Slot& slot, MonoTime now) { Free(*slot.queue_, slot.key_, 1, false, now); }
+
+LineIndex::Slot LineIndex::SlotOf(const Line& line) {
+  Slot slot;
+  slot.queue_ = line.node->queue;
+  slot.key_ = line.limit;
+  return slot;
+}
 
 bool LineIndex::Advance(MonoTime now) {
   bool opened = false;
@@ -520,8 +544,8 @@ std::uint64_t LineIndex::Ready(ShardId shard) const {
 }
 
 std::uint64_t LineIndex::Ready(ShardId shard, const std::string& line) const {
-  const auto it = lines_.find(LineName{shard, line});
-  return it == lines_.end() ? 0 : it->second->ready;
+  const Line* found = Find(shard, line);
+  return found == nullptr ? 0 : found->ready;
 }
 
 std::map<std::string, LineIndex::Counts> LineIndex::CountsOf(OrgId org) const {

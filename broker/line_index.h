@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "broker/lines.h"
+#include "broker/ready_buffer.h"
 #include "broker/token_bucket.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
@@ -51,7 +52,8 @@ class LineIndex {
     ShardId shard;
     std::string name;  // LineKey::ToString()
     LineKey key;
-    std::uint64_t ready = 0;                 // entries that are in the queue and not promised to a claim
+    std::uint64_t ready = 0;                 // entries that wait and are not promised to a claim
+    ReadyBuffer::List buffered;              // kept by the dispatcher: those of them that wait in its memory
     std::optional<MonoTime> unserved_since;  // kept by the dispatcher, while there are workers
     std::optional<MonoTime> alone_since;     // the same, whether there are or not
     bool warned = false;
@@ -65,6 +67,17 @@ class LineIndex {
     std::list<Line*>::iterator at;
     MonoTime since{};  // when it became non-empty or last had a turn
     std::optional<std::pair<MonoTime, std::uint64_t>> aging;
+  };
+
+  // What something that was taken from a line counts against, as long as it counts and the shard is owned.
+  class Slot {
+   public:
+    explicit operator bool() const { return queue_ != nullptr; }
+
+   private:
+    friend class LineIndex;
+    Queue* queue_ = nullptr;
+    Key* key_ = nullptr;
   };
 
   LineIndex();
@@ -96,6 +109,8 @@ class LineIndex {
   void Running(ShardId shard, const LineKey& key, MonoTime now);
   // One that was started runs no more.
   void Ended(const LineKey& key, MonoTime now);
+  void Ended(const Slot& slot, MonoTime now);
+  static Slot SlotOf(const Line& line);
   // Entries that leave the line for good, whatever the limits say. REQUIRES: n <= line.ready. `line` may be gone afterwards.
   void Remove(Line& line, std::uint64_t n, MonoTime now);
 
@@ -103,6 +118,8 @@ class LineIndex {
   // a claim that finds less than was counted says so.
   void Forget(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now);
 
+  // nullptr: there is none. Valid until it is empty, or its shard dropped.
+  Line* Find(ShardId shard, const std::string& name) const;
   // How many orgs have something that may start at the priority at which the line stands. REQUIRES: `line` comes from Next.
   std::size_t OrgsBeside(const Line& line) const;
   // Every line that has something ready, eligible or not. `visit` must not change the index.
@@ -111,6 +128,13 @@ class LineIndex {
     for (auto& [key, line] : lines_)
       if (line->ready > 0) visit(*line);
   }
+  // Every line of which something is buffered; the same rule.
+  template <class Visit>
+  void ForEachBuffered(Visit visit) {
+    for (auto& [key, line] : lines_)
+      if (line->buffered.count() > 0) visit(*line);
+  }
+  // REQUIRES: nothing of it is buffered.
   void DropShard(ShardId shard);
   bool Empty() const { return total_ready_ == 0; }
   bool NothingEligible() const { return linked_nodes_ == 0; }
@@ -200,6 +224,7 @@ class LineIndex {
   void Relink(Line& line, MonoTime now);
   void Place(Node& node);
   void Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime now);
+  void Free(Queue& queue, Key* limit, std::uint64_t n, bool tokens, MonoTime now);
   static std::size_t LevelOf(const Line& line, MonoTime now);
   static Line* FrontOf(Node& node);
   template <class T>
@@ -212,8 +237,17 @@ class LineIndex {
     }
   };
 
+  using QueueName = std::pair<OrgId, std::string_view>;  // the name is the queue's own
+  struct QueueNameHash {
+    std::size_t operator()(const QueueName& of) const {
+      return std::hash<std::string_view>{}(of.second) ^ (std::hash<OrgId>{}(of.first) * std::size_t{0x9e3779b97f4a7c15});
+    }
+  };
+
   std::unordered_map<LineName, std::unique_ptr<Line>, LineNameHash> lines_;
+  mutable Line* last_ = nullptr;  // that was asked for: what is asked next is mostly the same
   std::map<std::pair<OrgId, std::string>, std::unique_ptr<Queue>, std::less<>> queues_;
+  std::unordered_map<QueueName, Queue*, QueueNameHash> queue_of_;  // the same ones
   std::map<OrgId, std::unique_ptr<Org>> orgs_;
   std::map<ClassName, std::unique_ptr<Class>> classes_;
   std::vector<std::weak_ptr<View>> views_;

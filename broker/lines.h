@@ -2,7 +2,9 @@
 // Plain values. Which line a worker gets next is decided in broker/line_index.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,16 +32,33 @@ struct LineKey {
   friend bool operator==(const LineKey&, const LineKey&) = default;
 };
 
-// The line of the job before is mostly the line of the next one too. Not thread-safe.
+// The lines of jobs, each made once: most jobs come into a line that one was in before. Keeps up to kKnownMax of them, some
+// 300 bytes each, then begins anew. Not thread-safe.
 class LineMemo {
  public:
-  void Find(const JobSpec& spec, Durability durability);  // then key() and name() are those of the job's line
-  const LineKey& key() const { return key_; }
-  const std::string& name() const { return name_; }
+  static constexpr std::size_t kKnownMax = 16'384;
+
+  void Find(const JobSpec& spec, Durability durability);  // then key() and name() are those of the job's line, until the next
+  const LineKey& key() const { return last_->key; }
+  const std::string& name() const { return last_->name; }
+  std::size_t known() const { return known_.size(); }
 
  private:
-  LineKey asked_, key_;
-  std::string name_;
+  struct Line {
+    LineKey key;
+    std::string name;
+  };
+  struct Cell {
+    std::uint64_t hash = 0;
+    const Line* line = nullptr;  // null: free
+  };
+  Cell& CellOf(std::uint64_t hash, const JobSpec& spec, Durability durability);
+  void Grow();
+
+  const Line* last_ = nullptr;
+  Line unusual_;  // of a job whose line does not say the same as it does
+  std::deque<Line> known_;
+  std::vector<Cell> cells_;  // a power of two of them, at most half of them used
 };
 
 struct WorkerReach {  // empty = all

@@ -3,25 +3,20 @@
 #include <algorithm>
 
 namespace millrace {
-namespace {
 
-using Key = std::pair<OrgId, std::string>;
-
-void Sub(QueueBudgets::Amounts& from, QueueBudgets::Amounts::iterator it, QueueBudgets::Amount less) {
+void QueueBudgets::Sub(Waits& from, Waits::iterator it, Amount less) {
   it->second.jobs -= std::min(it->second.jobs, less.jobs);
   it->second.bytes -= std::min(it->second.bytes, less.bytes);
   if (it->second.jobs == 0) from.erase(it);
 }
 
-QueueBudgets::Amount Of(const QueueBudgets::Amounts& amounts, const Key& key) {
-  const auto it = amounts.find(key);
-  return it == amounts.end() ? QueueBudgets::Amount{} : it->second;
+QueueBudgets::Amount QueueBudgets::Of(const Waits& waits, OrgId org, const std::string& queue) {
+  const auto it = waits.find(std::pair{org, std::string_view(queue)});
+  return it == waits.end() ? Amount{} : it->second;
 }
 
-}  // namespace
-
 void QueueBudgets::Limit(const QueueSettings& settings) {
-  const Key key{settings.org, settings.queue};
+  const Name key{settings.org, settings.queue};
   if (settings.max_waiting_jobs == 0 && settings.max_waiting_bytes == 0) {
     limits_.erase(key);
   } else {
@@ -43,11 +38,14 @@ void QueueBudgets::Claimed(OrgId org, const std::string& queue, std::optional<st
 }
 
 void QueueBudgets::Accepting(const JobSpec& job, Amounts& piece) {
-  for (Amounts* amounts : {&accepting_, &piece}) {
-    Amount& amount = (*amounts)[{job.org, job.queue}];
-    ++amount.jobs;
-    amount.bytes += job.payload.size();
-  }
+  const auto add = [&](auto& amounts) {
+    auto at = amounts.find(std::pair{job.org, std::string_view(job.queue)});
+    if (at == amounts.end()) at = amounts.try_emplace({job.org, job.queue}).first;
+    ++at->second.jobs;
+    at->second.bytes += job.payload.size();
+  };
+  add(accepting_);
+  add(piece);
 }
 
 void QueueBudgets::Accepted(const Amounts& piece) {
@@ -56,16 +54,17 @@ void QueueBudgets::Accepted(const Amounts& piece) {
 }
 
 QueueBudgets::Amount QueueBudgets::Waiting(OrgId org, const std::string& queue) const {
-  const Amount a = Of(in_queue_, {org, queue}), b = Of(accepting_, {org, queue});
+  const Amount a = Of(in_queue_, org, queue), b = Of(accepting_, org, queue);
   return {.jobs = a.jobs + b.jobs, .bytes = a.bytes + b.bytes};
 }
 
 std::map<std::string, QueueBudgets::Amount> QueueBudgets::WaitingOf(OrgId org) const {
   std::map<std::string, Amount> all;
-  for (const Amounts* amounts : {&in_queue_, &accepting_})
-    for (auto it = amounts->lower_bound({org, {}}); it != amounts->end() && it->first.first == org; ++it) {
-      all[it->first.second].jobs += it->second.jobs;
-      all[it->first.second].bytes += it->second.bytes;
+  for (const Waits* waits : {&in_queue_, &accepting_})
+    for (const auto& [name, amount] : *waits) {
+      if (name.first != org) continue;
+      all[name.second].jobs += amount.jobs;
+      all[name.second].bytes += amount.bytes;
     }
   return all;
 }

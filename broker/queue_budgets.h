@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 
 #include "common/base/ids.h"
@@ -45,7 +47,26 @@ class QueueBudgets {
   std::map<std::string, Amount> WaitingOf(OrgId org) const;
 
  private:
-  Amounts in_queue_, accepting_;
+  using Name = std::pair<OrgId, std::string>;
+  struct NameHash {
+    using is_transparent = void;
+    template <class T>
+    std::size_t operator()(const T& of) const {
+      return std::hash<std::string_view>{}(of.second) ^ (std::hash<OrgId>{}(of.first) * std::size_t{0x9e3779b97f4a7c15});
+    }
+  };
+  struct NameEqual {
+    using is_transparent = void;
+    template <class A, class B>
+    bool operator()(const A& a, const B& b) const {
+      return a.first == b.first && std::string_view(a.second) == std::string_view(b.second);
+    }
+  };
+  using Waits = std::unordered_map<Name, Amount, NameHash, NameEqual>;
+  static void Sub(Waits& from, Waits::iterator it, Amount less);
+  static Amount Of(const Waits& waits, OrgId org, const std::string& queue);
+
+  Waits in_queue_, accepting_;
   Amounts limits_;  // 0 = none
 };
 

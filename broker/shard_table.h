@@ -29,6 +29,7 @@ class ShardTable {
   Shard& operator[](ShardId id) {
     const auto [at, fresh] = shards_.try_emplace(id);
     if (fresh) waits_.push_back({&*at, Wait{}});
+    if (id.value() >= is_touched_.size()) is_touched_.resize(id.value() + std::size_t{1});
     Touch(*at);
     return at->second;
   }
@@ -64,6 +65,7 @@ class ShardTable {
   void Rest(WaitOf wait_of) {
     for (auto& [item, wait] : waits_)
       if (IsTouched(*item)) wait = wait_of(std::as_const(item->second));
+    for (const Item* item : touched_) is_touched_[item->first.value()] = false;
     touched_.clear();
   }
   // The earliest time that any of them waits for.
@@ -78,15 +80,17 @@ class ShardTable {
   }
 
  private:
-  bool IsTouched(const Item& item) const { return std::ranges::find(touched_, &item) != touched_.end(); }
+  bool IsTouched(const Item& item) const { return is_touched_[item.first.value()]; }
   void Touch(Item& item) {
     if (IsTouched(item)) return;
+    is_touched_[item.first.value()] = true;
     touched_.insert(std::ranges::lower_bound(touched_, item.first, {}, [](const Item* other) { return other->first; }), &item);
   }
 
   Map shards_;
   std::vector<std::pair<Item*, Wait>> waits_;
   std::vector<Item*> touched_;
+  std::vector<bool> is_touched_;  // by id
 };
 
 }  // namespace millrace

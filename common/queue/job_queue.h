@@ -34,8 +34,14 @@ constexpr std::string_view OrgOfLine(std::string_view line) {
   return line.substr(0, line.find('\x1f'));
 }
 
-// A waiting job as the queue holds it. `line` is opaque here, but for OrgOfLine: the dispatcher's (queue, priority, org, root,
-// kind, limit key).
+// What is before that: lines with the same are likely to have their turns at the same time (their queue and priority).
+constexpr std::string_view TurnOfLine(std::string_view line) {
+  const auto first = line.find('\x1f');
+  return first == std::string_view::npos ? std::string_view{} : line.substr(0, line.find('\x1f', first + 1));
+}
+
+// A waiting job as the queue holds it. `line` is opaque here, but for what the two above read: the dispatcher's (queue,
+// priority, org, root, kind, limit key).
 struct QueueEntry {
   JobId id;
   std::string line;

@@ -28,7 +28,10 @@ constexpr std::string_view kTicket{"\0ticket", 7};
 // Entries of kept lines that are put in together are one element of their line: a block (see the script). They are claimed as
 // one and lie in flight as one, which costs Redis a fraction of what as many elements do. A claim of a part splits it: small
 // ones are not worth it.
-constexpr std::size_t kBlockEntriesMin = 8, kBlockEntriesMax = 128;
+//
+// What goes straight into flight needs no list, so a block in flight may be of several lines. What is in one should leave it
+// together: it ends where another queue or priority begins, unless few are in it.
+constexpr std::size_t kBlockEntriesMin = 8, kBlockEntriesMax = 128, kBlockOfTurnMin = 16;
 constexpr std::size_t kBlockBytesMax = 48u << 10, kBlockEntryBytesMax = 8u << 10;
 constexpr std::string_view kBlockMark{"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"};
 static_assert(kBlockMark.size() == kIdBytes);
@@ -89,21 +92,27 @@ struct LineElements {
   std::size_t extra = 0;  // entries beyond one per element
 };
 
-std::string PackBlock(std::span<const QueueEntry* const> entries, std::size_t bytes) {
+// `lines`: each entry says its own.
+std::string PackBlock(std::span<const QueueEntry* const> entries, std::size_t bytes, bool lines = false) {
   std::string block;
   block.reserve(kIdBytes + 2 + bytes);
   block = kBlockMark;
   AppendShort(block, entries.size());
   for (const QueueEntry* entry : entries) {
-    AppendShort(block, kIdBytes + entry->body.size());
+    AppendShort(block, (lines ? 2 + entry->line.size() : 0) + kIdBytes + entry->body.size());
+    if (lines) {
+      AppendShort(block, entry->line.size());
+      block += entry->line;
+    }
     block.append(entry->id.AsBytes()).append(entry->body);
   }
   return block;
 }
 
-// Cuts the entries of one kept line into blocks and, in order between them, single ones. `may` says which can be in a block.
+// Cuts entries of one kept line (or of several, `lines`) into blocks and, in order between them, single ones. `may` says which
+// can be in a block.
 template <class May, class Block, class Single>
-void CutIntoBlocks(std::span<const QueueEntry* const> entries, May may, Block block, Single single) {
+void CutIntoBlocks(std::span<const QueueEntry* const> entries, bool lines, May may, Block block, Single single) {
   std::size_t begin = 0, bytes = 0;
   const auto close = [&](std::size_t end) {
     if (end - begin >= kBlockEntriesMin)
@@ -115,9 +124,10 @@ void CutIntoBlocks(std::span<const QueueEntry* const> entries, May may, Block bl
   };
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const QueueEntry& entry = *entries[i];
-    const std::size_t size = 2 + kIdBytes + entry.body.size();
+    const std::size_t size = 2 + kIdBytes + entry.body.size() + (lines ? 2 + entry.line.size() : 0);
     const bool blockable = may(entry) && size <= kBlockEntryBytesMax;
-    if (!blockable || i - begin == kBlockEntriesMax || bytes + size > kBlockBytesMax) close(i);
+    const bool turn_over = lines && i - begin >= kBlockOfTurnMin && TurnOfLine(entry.line) != TurnOfLine(entries[i - 1]->line);
+    if (!blockable || i - begin == kBlockEntriesMax || bytes + size > kBlockBytesMax || turn_over) close(i);
     bytes += size;
     if (!blockable) close(i + 1);
   }
@@ -126,7 +136,7 @@ void CutIntoBlocks(std::span<const QueueEntry* const> entries, May may, Block bl
 
 void AddElements(LineElements& to, std::span<const QueueEntry* const> entries, bool kept) {
   CutIntoBlocks(
-      entries, [kept](const QueueEntry& entry) { return kept && !entry.expires_at; },
+      entries, false, [kept](const QueueEntry& entry) { return kept && !entry.expires_at; },
       [&](std::span<const QueueEntry* const> block, std::size_t bytes) {
         to.elements.push_back(PackBlock(block, bytes));
         to.extra += block.size() - 1;
@@ -141,16 +151,16 @@ struct Passed {
   std::vector<std::pair<std::string, std::vector<JobId>>> blocks;  // by name
 
   Passed(std::span<const QueueEntry> entries, Epoch epoch, std::uint64_t next_block) {
-    std::vector<const QueueEntry*> of_line;
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-      const QueueEntry& entry = entries[i];
-      if (!IsKeptLine(entry.line)) {
+    std::vector<const QueueEntry*> in_kept;
+    for (const QueueEntry& entry : entries) {
+      if (IsKeptLine(entry.line))
+        in_kept.push_back(&entry);
+      else
         ids.emplace_back(entry.id.AsBytes());
-        continue;
-      }
-      of_line.push_back(&entry);
-      if (i + 1 == entries.size() || entries[i + 1].line != entry.line) AddKept(std::exchange(of_line, {}), epoch, next_block);
     }
+    const auto turn = [](const QueueEntry* entry) { return TurnOfLine(entry->line); };
+    if (!std::ranges::is_sorted(in_kept, {}, turn)) std::ranges::stable_sort(in_kept, {}, turn);
+    AddKept(in_kept, epoch, next_block);
   }
   void Apply(RedisFlight& flight) const {
     for (const JobId& id : single) flight.Claimed(id);
@@ -162,18 +172,22 @@ struct Passed {
   }
 
  private:
-  void AddKept(const std::vector<const QueueEntry*>& of_line, Epoch epoch, std::uint64_t next_block) {
+  void AddKept(const std::vector<const QueueEntry*>& in_kept, Epoch epoch, std::uint64_t next_block) {
     const auto block = [&](std::span<const QueueEntry* const> part, std::size_t bytes) {
       std::string name = RedisFlight::EpochName(epoch) + RedisFlight::NumberName(next_block + blocks.size());
-      for (std::string& argument : Arguments{"B" + name, PackBlock(part, bytes), "L" + name, part.front()->line})
-        kept.push_back(std::move(argument));
+      const std::string& line = part.front()->line;
+      const bool lines = std::ranges::any_of(part, [&](const QueueEntry* entry) { return entry->line != line; });
+      kept.push_back("B" + name);
+      kept.push_back(PackBlock(part, bytes, lines));
+      kept.push_back("L" + name);
+      kept.push_back(lines ? std::string() : line);
       std::vector<JobId> of_block;
       of_block.reserve(part.size());
       for (const QueueEntry* entry : part) of_block.push_back(entry->id);
       blocks.emplace_back(std::move(name), std::move(of_block));
     };
     CutIntoBlocks(
-        of_line, [](const QueueEntry&) { return true; }, block,
+        in_kept, true, [](const QueueEntry&) { return true; }, block,
         [&](const QueueEntry& entry) {
           kept.emplace_back(entry.id.AsBytes());
           kept.push_back(PackLine(entry).append(entry.id.AsBytes()).append(entry.body));

@@ -14,7 +14,7 @@ local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local K_KEPT_DUE, K_KEPT, K_SERVER, K_STUBS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 -- Of entries that can expire, those of kept lines apart: an id may be in both, and Take keeps them.
 local EXPIRING = {[false] = {body = KEYS[9], expiry = KEYS[10]}, [true] = {body = KEYS[11], expiry = KEYS[12]}}
-local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 1000, 30, '\0ticket'
+local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 4000, 30, '\0ticket'
 local BLOCK = string.rep('\255', 16)
 local call = redis.call
 local at = 4
@@ -121,13 +121,16 @@ if op == 'take' then
       local name = string.sub(field, 2)
       local block, landed = call('HGET', K_KEPT, 'B' .. name), call('HGET', K_KEPT, 'D' .. name) or ''
       if block then
-        local head, entries = flight_head(call('HGET', K_KEPT, 'L' .. name)), entries_of(block)
+        -- Of several lines (its own is empty): each entry begins with the head.
+        local line, entries = call('HGET', K_KEPT, 'L' .. name), entries_of(block)
+        local head = line == '' and '' or flight_head(line)
         if #page > 0 and #page + #entries > PAGE then break end
         for i, entry in ipairs(entries) do
-          local id = string.sub(entry, 1, 16)
+          local whole = head .. entry
+          local id = string.sub(whole, 3 + number_at(whole, 1), 18 + number_at(whole, 1))
           if string.sub(landed, i, i) ~= 'x' then
-            call('HSET', K_KEPT, id, head .. entry)
-            show(id, head .. entry)
+            call('HSET', K_KEPT, id, whole)
+            show(id, whole)
           end
         end
       end

@@ -168,6 +168,63 @@ TEST_P(JobQueuePassTest, SeveralLinesInOneBatchKeepTheirBodies) {
   EXPECT_EQ(TakeAll(Epoch{8}), expected);
 }
 
+// As a crowd comes: each entry of another line, which differ in org, priority and key, a few of them large or of lines that
+// are not kept. What is in flight together has to be found, put back and ended one by one.
+TEST_P(JobQueuePassTest, ACrowdOfLinesIsOneBatchOfJobs) {
+  const auto line_of = [](std::uint64_t n) {
+    return fmt::format("{}default\x1f{}\x1f{}\x1f\x1fnoop\x1fkey-{}", n % 7 == 0 ? "" : "\x1e", n % 4, n % 10, n);
+  };
+  std::uint64_t next = 1;
+  for (const std::uint64_t size : {7u, 16u, 31u, 129u, 1000u}) {
+    SCOPED_TRACE(size);
+    std::vector<QueueEntry> batch;
+    for (std::uint64_t n = next; n < next + size; ++n)
+      batch.push_back(Entry(n, line_of(n), n % 50 == 1 ? std::string(9u << 10, 'x') : fmt::format("body {}", n)));
+    next += size;
+    // A third goes back to the lines and a third has ended before the put is answered.
+    std::vector<QueueEntry> back;
+    std::vector<JobId> over;
+    std::map<JobId, QueueEntry> in_flight;
+    std::vector<JobId> delivered;
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      if (i % 3 == 0)
+        back.push_back(batch[i]);
+      else if (i % 3 == 1)
+        over.push_back(batch[i].id);
+      else if (IsKeptLine(batch[i].line))
+        in_flight.emplace(batch[i].id, batch[i]);
+      else
+        delivered.push_back(batch[i].id);
+    }
+    const std::vector<QueueOp> ops{Pass(batch), Requeue{kShard, kEpoch, back}, Finish{kShard, kEpoch, over}};
+    for (const auto& result : queue_->Execute(ops)) ASSERT_TRUE(result) << result.error().message;
+    ExpectDepth(back.size(), 0, in_flight.size() + delivered.size());
+    for (const QueueEntry& entry : back) {
+      const QueueReply claimed = Must(Claim{kShard, kEpoch, entry.line, 5});
+      ASSERT_EQ(claimed.claimed.size(), 1u);
+      EXPECT_EQ(claimed.claimed[0], entry);
+    }
+    Must(Finish{kShard, kEpoch, IdsOfAll(back)});
+    // The next owner's takeover finds each with its own line.
+    Must(Finish{kShard, kEpoch, delivered});
+    EXPECT_EQ(TakeAll(kEpoch), in_flight);
+    ExpectDepth(0, 0, 0);
+  }
+}
+
+// The same id in two blocks: the one entry that is left stands for both, and its end is the end of both.
+TEST_P(JobQueuePassTest, AnIdThatIsPutTwiceEndsOnce) {
+  std::vector<QueueEntry> batch;
+  for (std::uint64_t n = 1; n <= 40; ++n) batch.push_back(Entry(n, fmt::format("{}{}", kKept, n % 3), "body"));
+  Must(Pass(batch));
+  Must(Pass({batch.begin() + 10, batch.begin() + 30}));
+  Must(Finish{kShard, kEpoch, IdsOfAll({batch.begin(), batch.begin() + 20})});
+  std::map<JobId, QueueEntry> left;
+  for (std::size_t i = 20; i < batch.size(); ++i) left.emplace(batch[i].id, batch[i]);
+  EXPECT_EQ(TakeAll(Epoch{8}), left);
+  ExpectDepth(0, 0, 0);
+}
+
 TEST_P(JobQueuePassTest, WhatCanExpireWaitsNoMore) {
   Must(Pass({Expiring(Entry(1), 100), Expiring(Entry(2, kKept), 100)}, {Expiring(Entry(3), 100)}));
   ExpectDepth(1, 0, 2);

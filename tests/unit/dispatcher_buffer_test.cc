@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <deque>
+#include <map>
 
 #include "tests/support/dispatcher_fixture.h"
 
@@ -145,10 +147,12 @@ TEST_F(DispatcherBufferTest, WhatDoesNotFitWaitsInTheQueueAndComesAfter) {
   EXPECT_EQ(grants_.size(), 10'000U);
   const JobSpec last = Kept();
   Submit({last});  // there is room again, but not before those that wait in the queue
-  Beat("w", 100'000);
+  Beat("w", 1'000'000);
   jobs.push_back(last);
   jobs.push_back(large);
-  EXPECT_EQ(Granted(), IdsOf(jobs));
+  const std::vector<JobId> granted = Granted(), all = IdsOf(jobs);
+  ASSERT_EQ(granted.size(), all.size());
+  EXPECT_EQ(std::ranges::mismatch(granted, all).in1 - granted.begin(), std::ssize(all)) << "the first that is out of order";
 }
 
 TEST_F(DispatcherBufferTest, ACancelFindsItAndSoDoesNoOtherOrg) {
@@ -273,7 +277,7 @@ TEST_F(DispatcherBufferTest, CreditThatWasPromisedComesBackWhenTheShardIsTakenAn
 
 TEST_F(DispatcherBufferTest, ThoseOfAPausedQueueMakeRoomAndKeepTheirOrder) {
   Pause(true);
-  Hello("w", 100'000);
+  Hello("w", 1'000'000);
   std::vector<JobSpec> jobs;
   while (jobs.size() < kBufferedJobsMax / 2 + kPagedJobsMax) {
     const std::vector<JobSpec> batch = Jobs(512);
@@ -284,7 +288,7 @@ TEST_F(DispatcherBufferTest, ThoseOfAPausedQueueMakeRoomAndKeepTheirOrder) {
   const auto wait = [&](int seconds) {
     for (int second = 0; second < seconds; ++second) {
       Advance(1s);
-      Beat("w", 100'000);
+      Beat("w", 1'000'000);
     }
   };
   wait(11);
@@ -370,6 +374,66 @@ TEST_F(DispatcherBufferTest, AQueueThatFailsStartsNoneAndTheyAreFoundByTheNextOw
   ASSERT_NE(Last<wire::Problem>(), nullptr);
 }
 
+// More of them than go back in one operation of the queue: the order is that of their submits all the same, of each line.
+TEST_F(DispatcherBufferTest, ManyThatGoBackToTheirLinesKeepTheirOrder) {
+  Hello("w", 0);
+  std::vector<JobSpec> jobs;
+  while (jobs.size() < 2 * kPagedJobsMax + 100) {
+    std::vector<JobSpec> batch = Jobs(499);
+    for (std::size_t i = 0; i < batch.size(); ++i) batch[i].options.limit_key = i % 5 == 0 ? "key" : "";
+    Submit(batch);
+    jobs.insert(jobs.end(), batch.begin(), batch.end());
+  }
+  ExpectDepth(0, jobs.size());
+  Handle(event::StopRequested{});
+  Settle();
+  ExpectDepth(jobs.size(), 0);
+  std::map<std::string, std::vector<JobId>> waiting;
+  std::size_t operations = 0;
+  for (const QueueOp& op : executed_) {
+    const auto* back = std::get_if<queue_op::Requeue>(&op);
+    if (back == nullptr) continue;
+    ++operations;
+    EXPECT_LE(back->entries.size(), kPagedJobsMax);
+    for (const QueueEntry& entry : back->entries) waiting[entry.line];
+  }
+  EXPECT_EQ(operations, (jobs.size() + kPagedJobsMax - 1) / kPagedJobsMax);
+  EXPECT_EQ(waiting.size(), 2U);
+  const auto& put = std::get<queue_op::Enqueue>(
+      *std::ranges::find_if(executed_, [](const QueueOp& op) { return std::holds_alternative<queue_op::Enqueue>(op); }));
+  for (auto& [line, ids] : waiting) {
+    const QueueOp claim = queue_op::Claim{.shard = ShardId{0}, .epoch = put.epoch, .line = line, .max = 10'000};
+    const auto claimed = queue_.Execute(std::span{&claim, 1}).front();
+    ASSERT_TRUE(claimed) << claimed.error().message;
+    for (const QueueEntry& entry : claimed->claimed) ids.push_back(entry.id);
+    std::vector<JobId> expected;
+    for (const JobSpec& job : jobs)
+      if (line.ends_with("key") == (job.options.limit_key == "key")) expected.push_back(job.id);
+    EXPECT_EQ(ids, expected) << line;
+  }
+}
+
+// What waits is kept as its entry: it has to come out as it went in.
+TEST_F(DispatcherBufferTest, WhatHasWaitedStartsAsItWasSubmitted) {
+  Hello("w", 0);
+  JobSpec plain = Kept(), odd = Kept(0, OrgId{9});
+  odd.payload.assign(3000, '\x7f');
+  odd.timeout = Millis{1234};
+  odd.options.limit_key = "a \"key\"";
+  odd.options.no_retry = {"never"};
+  odd.retry.max_attempts = 1;
+  Submit({plain, odd});
+  ExpectDepth(0, 2);
+  Beat("w", 10);
+  ASSERT_EQ(Granted(), IdsOf({odd, plain}));
+  EXPECT_EQ(grants_[0].second.payload, odd.payload);
+  EXPECT_EQ(grants_[0].second.timeout_ms, 1234U);
+  EXPECT_EQ(grants_[1].second.payload, plain.payload);
+  End(0, AttemptEnd::kFailed);
+  EXPECT_EQ(Outcome(odd), JobState::kDead) << "it had one attempt";
+  ExpectDepth(0, 1);
+}
+
 // The buffer itself, against a deque for each line.
 TEST(ReadyBuffer, IsADequeForEachLine) {
   for (std::uint64_t seed = 1; seed <= 50; ++seed) {
@@ -378,28 +442,31 @@ TEST(ReadyBuffer, IsADequeForEachLine) {
     FakeClock clock;
     IdGenerator ids(clock, random);
     ReadyBuffer buffer;
-    std::map<std::pair<ShardId, std::string>, std::deque<JobId>> model;
-    const auto any_line = [&] {
-      return std::pair{ShardId{static_cast<std::uint16_t>(random.Next() % 2)}, "line" + std::to_string(random.Next() % 4)};
-    };
+    std::array<ReadyBuffer::List, 6> lists;
+    std::array<std::deque<JobId>, 6> model;
     const auto ids_of = [](const std::vector<ReadyBuffer::Job>& jobs) {
       std::vector<JobId> out;
-      for (const auto& waiting : jobs) out.push_back(waiting.job.spec->id);
+      for (const auto& waiting : jobs) out.push_back(waiting.id);
       return out;
     };
     for (int step = 0; step < 400; ++step) {
-      const auto name = any_line();
-      std::deque<JobId>& line = model[name];
-      switch (random.Next() % 5) {
+      const std::size_t at = random.Next() % lists.size();
+      ReadyBuffer::List& list = lists.at(at);
+      std::deque<JobId>& line = model.at(at);
+      switch (random.Next() % 4) {
         case 0:
         case 1: {
-          auto spec = std::make_shared<JobSpec>();
-          spec->id = ids.Next<JobId>();
-          spec->payload = "p";
+          const JobId id = ids.Next<JobId>();
           const bool front = random.Next() % 4 == 0;
-          front ? line.push_front(spec->id) : line.push_back(spec->id);
-          buffer.Push(name.first, name.second,
-                      {.job = {.spec = std::move(spec), .counters = {}}, .put = 1, .since = MonoTime{1s}}, front);
+          front ? line.push_front(id) : line.push_back(id);
+          ReadyBuffer::Job job{.id = id, .content = "entry", .put = 1, .since = MonoTime{1s}};
+          if (random.Next() % 2 == 0) {
+            auto spec = std::make_shared<JobSpec>();
+            spec->id = id;
+            spec->payload = "12345";
+            job.content = std::shared_ptr<const JobSpec>(std::move(spec));
+          }
+          buffer.Push(list, std::move(job), front);
           break;
         }
         case 2: {
@@ -409,37 +476,26 @@ TEST(ReadyBuffer, IsADequeForEachLine) {
           const auto from = back ? line.end() - n : line.begin();
           const std::vector<JobId> expected(from, from + n);
           line.erase(from, from + n);
-          EXPECT_EQ(
-              ids_of(back ? buffer.TakeLast(name.first, name.second, most) : buffer.TakeFirst(name.first, name.second, most)),
-              expected);
+          EXPECT_EQ(ids_of(back ? buffer.TakeLast(list, most) : buffer.TakeFirst(list, most)), expected);
           break;
         }
-        case 3: {
+        default: {
           if (line.empty()) break;
           const JobId gone = line[random.Next() % line.size()];
           std::erase(line, gone);
-          const auto taken = buffer.TakeIf(name.first, [&](const JobSpec& spec) { return spec.id == gone; });
-          ASSERT_EQ(taken.size(), 1U);
-          EXPECT_EQ(taken[0].first, name.second);
-          EXPECT_TRUE(buffer.TakeIf(name.first, [&](const JobSpec& spec) { return spec.id == gone; }).empty());
-          break;
+          EXPECT_EQ(ids_of(buffer.TakeIf(list, [&](JobId id) { return id == gone; })), std::vector{gone});
+          EXPECT_TRUE(buffer.TakeIf(list, [&](JobId id) { return id == gone; }).empty());
         }
-        default:
-          if (random.Next() % 20 > 0) break;
-          buffer.DropShard(name.first);
-          for (auto& [of, jobs] : model)
-            if (of.first == name.first) jobs.clear();
       }
       std::size_t all = 0;
-      std::vector<ReadyBuffer::LineName> names;
-      for (const auto& [of, jobs] : model) {
-        EXPECT_EQ(buffer.Count(of.first, of.second), jobs.size());
-        all += jobs.size();
-        if (!jobs.empty()) names.push_back(of);
+      for (std::size_t i = 0; i < lists.size(); ++i) {
+        EXPECT_EQ(lists.at(i).count(), model.at(i).size());
+        all += model.at(i).size();
+        EXPECT_EQ(buffer.WaitsSince(lists.at(i), MonoTime{2s}), !model.at(i).empty());
+        EXPECT_FALSE(buffer.WaitsSince(lists.at(i), MonoTime{1s}));
       }
       EXPECT_EQ(buffer.size(), all);
-      EXPECT_EQ(buffer.LinesBefore(MonoTime{2s}), names);
-      EXPECT_TRUE(buffer.LinesBefore(MonoTime{1s}).empty());
+      EXPECT_EQ(buffer.bytes(), 5 * all);
     }
   }
 }

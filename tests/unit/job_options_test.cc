@@ -28,6 +28,45 @@ TEST(JobOptions, EveryOptionSurvivesTheText) {
   }
 }
 
+// The usual texts have a way of their own, which must be no other.
+TEST(JobOptions, WhatIsUsualIsReadAndWrittenLikeEverythingElse) {
+  JobOptions options;
+  options.limit_key = "key-17";
+  options.durability = Durability::kRedis;
+  EXPECT_EQ(ToJson(options), R"({"limit_key":"key-17","durability":"redis"})");
+  options.limit_key.clear();
+  EXPECT_EQ(ToJson(options), R"({"durability":"redis"})");
+  options.durability = Durability::kLedger;
+  options.limit_key = "a \"b\"";
+  EXPECT_EQ(ToJson(options), R"({"limit_key":"a \"b\""})");
+  const std::pair<std::string, std::optional<std::string>> cases[] = {
+      {R"({})", ""},
+      {R"({"limit_key":"k"})", "k"},
+      {R"({ "limit_key" : "k" })", "k"},
+      {R"({"limit_key":"k","durability":"redis"})", "k"},
+      {R"({"durability":"redis","limit_key":"k"})", "k"},
+      {R"({"limit_key":"k","durability":"ledger"})", "k"},
+      {R"({"limit_key":"a\u0041\\"})", "aA\\"},
+      {R"({"limit_key":"ä"})", "ä"},
+      {R"({"limit_key":"k""durability":"redis"})", std::nullopt},
+      {R"({"limit_key":"k",})", std::nullopt},
+      {R"({,"durability":"redis"})", std::nullopt},
+      {R"({"limit_key":"k"}})", std::nullopt},
+      {R"({"limit_key":"k","durability":"redis")", std::nullopt},
+      {R"({"limit_key":"k)", std::nullopt},
+      {R"({"durability":"disk"})", std::nullopt},
+      {"{\"limit_key\":\"a\nb\"}", std::nullopt},
+      {"{\"limit_key\":\"\xff\"}", std::nullopt},
+  };
+  for (const auto& [text, key] : cases) {
+    const auto read = JobOptionsFromJson(text);
+    ASSERT_EQ(read.has_value(), key.has_value()) << text;
+    if (!read) continue;
+    EXPECT_EQ(read->limit_key, *key) << text;
+    EXPECT_EQ(read->durability == Durability::kRedis, text.find("redis") != std::string::npos) << text;
+  }
+}
+
 TEST(JobOptions, ComplaintsNameTheKey) {
   const std::pair<std::string, std::string> cases[] = {
       {R"({"limit_key":7})", "options: limit_key: expected a string"},

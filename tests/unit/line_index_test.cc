@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <limits>
 
@@ -485,6 +486,63 @@ TEST(TokenBucket, NeverMoreThanBurstAndRate) {
       ASSERT_LE(static_cast<double>(taken), most + 1e-6);
     }
   }
+}
+
+// What is looked for again and again is found as it would be made, also when there are more lines than are kept, and when jobs
+// say what a line cannot.
+TEST(LineMemo, SaysWhatTheJobSays) {
+  LineMemo memo;
+  SeededRandom random(3);
+  const auto expect = [&](const JobSpec& spec, Durability durability) {
+    LineKey key = LineKey::Of(spec);
+    key.durability = durability;
+    memo.Find(spec, durability);
+    ASSERT_EQ(memo.key(), key);
+    ASSERT_EQ(memo.name(), key.ToString());
+  };
+  const std::array<std::string, 5> texts{"", "default",
+                                         "a\x1f"
+                                         "b",
+                                         "\x1e", std::string(40, 'k')};
+  for (int i = 0; i < 20'000; ++i) {
+    JobSpec spec;
+    spec.org = OrgId{static_cast<std::int64_t>(random.Next() % 3)};
+    spec.priority = static_cast<int>(random.Next() % 6) - 1;
+    spec.queue = texts.at(random.Next() % texts.size());
+    spec.kind = texts.at(random.Next() % texts.size());
+    spec.root = texts.at(random.Next() % texts.size());
+    spec.options.limit_key = texts.at(random.Next() % texts.size());
+    expect(spec, random.Next() % 2 == 0 ? Durability::kRedis : Durability::kLedger);
+  }
+  std::vector<JobSpec> many(LineMemo::kKnownMax + 1000);
+  for (std::size_t i = 0; i < many.size(); ++i) many[i].options.limit_key = "key-" + std::to_string(i);
+  for (int round = 0; round < 2; ++round)
+    for (const JobSpec& spec : many) {
+      expect(spec, Durability::kRedis);
+      ASSERT_LE(memo.known(), LineMemo::kKnownMax);
+    }
+}
+
+// A slot is the queue and the key of what was taken, without their names.
+TEST_F(LineIndexTest, WhatEndsBySlotMakesRoomForTheNext) {
+  QueueSettings settings = Settings();
+  settings.concurrency = 2;
+  settings.key_concurrency = 1;
+  index_.Set(kShard, settings, now_);
+  Add(Key(kPriorityDefault, 1, "q", "k"), 3);
+  index_.Advance(now_);
+  LineIndex::Line* line = index_.Next(*view_);
+  ASSERT_NE(line, nullptr);
+  const LineIndex::Slot slot = LineIndex::SlotOf(*line);
+  ASSERT_TRUE(slot);
+  EXPECT_FALSE(LineIndex::Slot{});
+  index_.Take(*line, 1, now_);
+  EXPECT_FALSE(Start()) << "its key is at its limit";
+  index_.Ended(slot, now_);
+  EXPECT_EQ(index_.RunningOfKey(OrgId{1}, "q", "k"), 0U);
+  EXPECT_TRUE(Start());
+  EXPECT_EQ(index_.RunningOfKey(OrgId{1}, "q", "k"), 1U);
+  EXPECT_EQ(index_.CountsOf(OrgId{1}, "q").running, 1U);
 }
 
 }  // namespace
