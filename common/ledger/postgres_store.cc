@@ -140,11 +140,13 @@ Result<void> PostgresStore::ScanPage(const std::string& sql, const std::function
                                      MonoTime deadline) {
   MILLRACE_TRY(Connect(deadline));
   std::vector<Value> cells;
+  Kinds kinds;  // of every row the same
   auto done = connection_->Stream(
       sql, {},
       [&](const PgResult& row) {
+        if (kinds.empty()) kinds = KindsOf(row);
         cells.clear();
-        AppendRow(row, 0, KindsOf(row), cells);
+        AppendRow(row, 0, kinds, cells);
         return visit(cells);
       },
       deadline);

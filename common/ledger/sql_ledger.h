@@ -6,6 +6,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -159,6 +160,7 @@ class SqlLedger final : public Ledger {
   Result<void> RefuseEnqueued(const EnqueuePage& page, MonoTime deadline);
   // sql_ledger_rebuild.cc
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
+  Result<void> LoadProgress(std::vector<LiveRun>& runs, const std::unordered_map<Uuid, std::size_t>& run_of, MonoTime deadline);
   Result<void> LoadRoutingResults(std::vector<LiveRun>& runs, MonoTime deadline);
   Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
   Result<std::vector<LiveRun>> RunsOf(std::vector<Uuid> ids, MonoTime deadline);
@@ -168,8 +170,9 @@ class SqlLedger final : public Ledger {
   // sql_ledger_herd.cc
   Result<std::vector<Outbox::Batch>> BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows, ShardId shard,
                                                MonoTime deadline);
-  Result<std::optional<std::vector<LiveRun>>> UntouchedRuns(std::span<const Uuid> ids, MonoTime deadline);
-  Result<bool> Untouched(std::span<const LiveRun> runs, MonoTime deadline);
+  Result<bool> AreARange(std::span<const Uuid> runs, ShardId shard, MonoTime deadline);
+  Result<std::optional<std::vector<LiveRun>>> RangeOfRuns(std::span<const Uuid> ids, MonoTime deadline);
+  Result<bool> AnyProgress(std::span<const Uuid> jobs, MonoTime deadline);
   // sql_ledger_prune.cc
   struct Going;
   Result<WallTime> PruneLimit(WallTime before, std::string& held_by, MonoTime deadline);

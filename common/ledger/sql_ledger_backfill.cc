@@ -9,9 +9,10 @@
 namespace millrace::ledger {
 namespace {
 
-// Of a slot's run. One that is not there was pruned: it is not active, and nobody repeats it unasked.
-constexpr std::string_view kRunState =
-    "coalesce(o.state, case when s.run is not null and not exists (select 1 from run r where r.run = s.run) then 10 end)";
+// Of a slot's run. One that is not there was pruned: it is not active, and nobody repeats it unasked. The tables are named in
+// the order in which a prune locks them.
+constexpr std::string_view kRunState = "coalesce(o.state, case when s.run is not null and r.run is null then 10 end)";
+constexpr std::string_view kSlotsWithRuns = "slot s left join run r on r.run = s.run left join run_outcome o on o.run = s.run";
 // A run is live that is there and has no outcome. (The table of live runs is by shard, which SQL does not know.)
 constexpr std::string_view kLiveOfBackfill =
     "exists (select 1 from run r where r.run = n.run) and not exists (select 1 from run_outcome o where o.run = n.run)";
@@ -141,10 +142,9 @@ Result<std::vector<SlotHistory>> SqlLedger::SlotHistories(OrgId org, std::string
   static const std::string kSql = [] {
     std::string list;
     for (std::size_t i = 0; i < kSlotHistoriesMax; ++i) list += (i > 0 ? ", $" : "$") + std::to_string(i + 4);
-    return "select s.slot, s.generation, s.state, s.run, " + std::string(kRunState) +
-           " from slot s left join run_outcome o on o.run = s.run where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and "
-           "s.slot in (" +
-           list + ") order by s.slot, s.generation";
+    return "select s.slot, s.generation, s.state, s.run, " + std::string(kRunState) + " from " + std::string(kSlotsWithRuns) +
+           " where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and s.slot in (" + list +
+           ") order by s.slot, s.generation";
   }();
   Params params;
   params.Int(org.value()).Text(pipeline).Text(schedule);
@@ -168,9 +168,9 @@ Result<std::map<RunState, std::uint64_t>> SqlLedger::BackfillRuns(const Backfill
   MILLRACE_TRY_ASSIGN(
       const Rows rows,
       store_->Run(
-          "select x.state, count(*) from (select " + std::string(kRunState) +
-              " as state from slot s left join run_outcome o on o.run = s.run where s.org = $1 and "
-              "s.pipeline = $2 and s.schedule = $3 and s.slot >= $4 and s.slot < $5 and s.generation = $6 and "
+          "select x.state, count(*) from (select " + std::string(kRunState) + " as state from " + std::string(kSlotsWithRuns) +
+              " where s.org = $1 and s.pipeline = $2 and s.schedule = $3 and s.slot >= $4 and s.slot < $5 and s.generation = "
+              "$6 and "
               "s.run is not null) x group by x.state",
           Params().Int(row.org.value()).Text(row.pipeline).Text(row.schedule).Time(row.from).Time(row.to).Int(row.generation),
           deadline));

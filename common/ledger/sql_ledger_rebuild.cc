@@ -100,30 +100,37 @@ Result<std::vector<LiveRun>> SqlLedger::LoadRuns(const Rows& runs, MonoTime dead
     run_of[job.id.uuid] = at;
     all[at].jobs.push_back(std::move(job));
   }
-  if (run_of.empty()) return all;
-  std::vector<Uuid> job_ids;
-  for (std::size_t i = 0; i < jobs.size(); ++i) job_ids.push_back(UuidOf(jobs[i][0]));
-  const Params of_jobs = Bounded(std::move(job_ids));
+  MILLRACE_TRY(LoadProgress(all, run_of, deadline));
+  return all;
+}
+
+// What has become of the jobs of these runs; `run_of`: which run each is of.
+Result<void> SqlLedger::LoadProgress(std::vector<LiveRun>& runs, const std::unordered_map<Uuid, std::size_t>& run_of,
+                                     MonoTime deadline) {
+  if (run_of.empty()) return {};
+  std::vector<Uuid> jobs;
+  for (const auto& [job, run] : run_of) jobs.push_back(job);
+  std::ranges::sort(jobs);
+  const Params of_jobs = Bounded(std::move(jobs));
+  MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + std::string(kLatestColumns) + " from attempt a where a.job" +
+                                                           store_->In(1) + WithinBounds("a.job") + " order by a.job, a.token",
+                                                       of_jobs, deadline));
   MILLRACE_TRY_ASSIGN(const Rows ended,
                       store_->Run("select o.job, o.state from outcome o where o.job" + store_->In(1) + WithinBounds("o.job"),
                                   of_jobs, deadline));
   for (std::size_t i = 0; i < ended.size(); ++i) {
     const Uuid job = UuidOf(ended[i][0]);
     if (const auto at = run_of.find(job); at != run_of.end())
-      all[at->second].ended[JobId{job}] = static_cast<JobState>(ended[i][1].number);
+      runs[at->second].ended[JobId{job}] = static_cast<JobState>(ended[i][1].number);
   }
-  MILLRACE_TRY_ASSIGN(const Rows attempts, store_->Run("select " + std::string(kLatestColumns) + " from attempt a where a.job" +
-                                                           store_->In(1) + WithinBounds("a.job") + " order by a.job, a.token",
-                                                       of_jobs, deadline));
-  MILLRACE_TRY(LoadRoutingResults(all, deadline));
   for (const auto& [job, latest] : LatestOf(attempts)) {
     const auto at = run_of.find(job);
     if (at == run_of.end()) continue;
-    all[at->second].counters[JobId{job}] = latest.counters;
-    all[at->second].next_run_at[JobId{job}] = latest.next_run_at;
-    all[at->second].last_tokens[JobId{job}] = latest.token;
+    runs[at->second].counters[JobId{job}] = latest.counters;
+    runs[at->second].next_run_at[JobId{job}] = latest.next_run_at;
+    runs[at->second].last_tokens[JobId{job}] = latest.token;
   }
-  return all;
+  return LoadRoutingResults(runs, deadline);
 }
 
 // What decides where a stage that is routed by size goes: most runs have none.
