@@ -206,13 +206,14 @@ void Dispatcher::EmitPaged(Shard& shard, std::vector<Command>& out) {
   }
 }
 
-// When room gets scarce: those of a queue that is paused or at its limit, or that nobody serves. Not too many at once: Redis
-// does nothing else meanwhile.
+// Those of a queue that is paused or at its limit, or that nobody serves. Not too many at once: Redis does nothing else
+// meanwhile.
 void Dispatcher::PageOutOld() {
-  if (buffer_.size() < kBufferedJobsMax / 2 && buffer_.bytes() < kBufferedBytesMax / 2) return;
+  const bool scarce = buffer_.size() >= kBufferedJobsMax / 2 || buffer_.bytes() >= kBufferedBytesMax / 2;
+  const MonoTime old_since = now_ - (scarce ? kBufferedAgeMax : kBufferedAgeAnyMax);
   std::vector<std::pair<ShardId, std::string>> old;
   lines_.ForEachBuffered([&](const LineIndex::Line& line) {
-    if (buffer_.WaitsSince(line.buffered, now_ - kBufferedAgeMax)) old.emplace_back(line.shard, line.name);
+    if (buffer_.WaitsSince(line.buffered, old_since)) old.emplace_back(line.shard, line.name);
   });
   std::ranges::sort(old);
   std::size_t most = kPagedJobsMax;

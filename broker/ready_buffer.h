@@ -24,11 +24,13 @@
 
 namespace millrace {
 
-inline constexpr std::size_t kBufferedJobsMax = 131'072;
-inline constexpr std::size_t kBufferedBytesMax = 32u << 20;        // entries
-inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;      // of one job
-inline constexpr auto kBufferedAgeMax = std::chrono::seconds{10};  // a line goes back to the queue, when room gets scarce
-inline constexpr std::size_t kPagedJobsMax = 2'048;                // so many of them at once
+inline constexpr std::size_t kBufferedJobsMax = 65'536;
+inline constexpr std::size_t kBufferedBytesMax = 32u << 20;    // entries
+inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;  // of one job
+// When a line goes back to the queue: where room gets scarce, and in any case (in flight it shares blocks with others, which
+// stay as long as it does).
+inline constexpr auto kBufferedAgeMax = std::chrono::seconds{10}, kBufferedAgeAnyMax = std::chrono::seconds{60};
+inline constexpr std::size_t kPagedJobsMax = 2'048;  // so many of them at once
 
 class ReadyBuffer {
  public:

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <utility>
 
@@ -134,7 +135,6 @@ struct Connection::State {
   Owned<duckdb_connection, Disconnect> handle;
   SqlError error;
   std::shared_ptr<OfferedRows> offered = std::make_shared<OfferedRows>();
-  int tables_offered = 0;
 
   std::unexpected<Error> Failed(const char* raw) {
     error = ParseSqlError(raw == nullptr ? "unknown error" : raw);
@@ -183,9 +183,9 @@ std::int64_t Connection::RowsProcessed() const {
 }
 
 Result<std::string> Connection::Offer(std::shared_ptr<const RowSource> source) {
-  const std::string name = fmt::format("millrace_rows_{}", state_->tables_offered);
+  static std::atomic<std::uint64_t> offered = 0;  // a name is the database's, of whose connections there may be many
+  const std::string name = fmt::format("millrace_rows_{}", offered++);
   MILLRACE_TRY(RegisterRows(state_->handle.get(), name, std::move(source), state_->offered));
-  ++state_->tables_offered;
   return name + "()";
 }
 

@@ -56,9 +56,10 @@ namespace queue_op {
 struct Take {  // become the owner: fences every lower epoch and empties the shard, but for kept lines. kStale: a higher
   ShardId shard;
   Epoch epoch;  // epoch is stored. Repeating it with the same epoch empties the shard again.
-  // Answers what stayed: the ready entries of kept lines as `kept`, the first scheduled one as `next_due`, and a page of
-  // those in flight as `claimed`. The owner puts each of the page back (Requeue) or ends it (Finish) and takes again, until
-  // the page is empty. Ids of ordinary lines in flight stay so as long as the store's state is unbroken (`in_flight`).
+  // Answers what stayed: the first scheduled entry of kept lines as `next_due`, and a page of those in flight as `claimed`.
+  // The owner puts each of the page back (Requeue) or ends it (Finish) and takes again, until the page is empty: then the
+  // ready ones are `kept` (with a page, only where there are few lines: it may be one of many). Ids of ordinary lines
+  // in flight stay so as long as the store's state is unbroken (`in_flight`).
 };
 struct Enqueue {  // to the ends of their lines, or scheduled
   ShardId shard;

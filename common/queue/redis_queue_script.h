@@ -89,23 +89,6 @@ if op == 'take' then
   local keys, gone, out = {K_DUE, EXPIRING[false].body, EXPIRING[false].expiry}, {}, {}
   if old == 1 then keys[#keys + 1] = K_FLIGHT end
   call('HDEL', K_STUBS, 'r', 's')
-  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
-    local key = tag .. ':l:' .. line
-    local ready = is_kept(line) and call('LLEN', key) or 0
-    if ready > 0 then
-      ready = ready - (tonumber(call('HGET', K_STUBS, line)) or 0) + (tonumber(call('HGET', K_STUBS, 'b' .. line)) or 0)
-      if ready > 0 then
-        out[#out + 1] = line
-        out[#out + 1] = ready
-      end
-    else
-      keys[#keys + 1] = key
-      gone[#gone + 1] = line
-    end
-  end
-  each('HDEL', K_STUBS, gone)
-  for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
-  each('SREM', K_LINES, gone)
   local page, shown, bytes = {}, {}, 0
   local function show(id, entry)
     if shown[id] then return end
@@ -137,6 +120,26 @@ if op == 'take' then
       call('HDEL', K_KEPT, 'B' .. name, 'D' .. name, 'L' .. name)
     end
   end
+  -- There may be many pages: with one of them, many lines are not counted.
+  local count = #page == 0 or call('SCARD', K_LINES) <= 1000
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
+    local key, kept = tag .. ':l:' .. line, is_kept(line)
+    local ready = kept and count and call('LLEN', key) or 0
+    if kept and not count then
+    elseif ready > 0 then
+      ready = ready - (tonumber(call('HGET', K_STUBS, line)) or 0) + (tonumber(call('HGET', K_STUBS, 'b' .. line)) or 0)
+      if ready > 0 then
+        out[#out + 1] = line
+        out[#out + 1] = ready
+      end
+    else
+      keys[#keys + 1] = key
+      gone[#gone + 1] = line
+    end
+  end
+  each('HDEL', K_STUBS, gone)
+  for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
+  each('SREM', K_LINES, gone)
   local due = call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or ''
   return {due, old, out, page, tonumber(since), call('SMEMBERS', K_FLIGHT)}
 end

@@ -30,7 +30,7 @@ create table if not exists kept(shard integer not null, id blob not null, line b
                                 primary key(shard, id)) without rowid;
 )sql";
 constexpr std::size_t kClaimBytesMax = 16u << 20;
-constexpr std::size_t kTakePage = 1000;
+constexpr std::size_t kTakePage = 4000;
 
 // Tables of versions before this one had no kept lines: all they have is rebuilt from the ledger, so such a file starts anew.
 constexpr std::int64_t kSchemaVersion = 3;

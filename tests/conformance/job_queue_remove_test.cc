@@ -311,7 +311,7 @@ TEST_P(JobQueueRemoveTest, BatchesOfKeptLinesAgainstAModel) {
       if (!entries.empty()) expected[name] = static_cast<std::uint32_t>(entries.size());
     ASSERT_EQ(counts, expected);
     for (; !taken.claimed.empty(); taken = Must(Take{kShard, epoch})) {
-      EXPECT_LE(taken.claimed.size(), GetParam() == "redis" ? 4000u : 1000u);
+      EXPECT_LE(taken.claimed.size(), 4000u);
       for (const QueueEntry& entry : taken.claimed) {
         ASSERT_EQ(entry, flight.at(entry.id));
         flight.erase(entry.id);

@@ -143,7 +143,7 @@ TEST_P(JobQueueTest, AFileThatIsOpenedAgainTellsWhatWasDelivered) {
 }
 
 TEST_P(JobQueueTest, ManyKeptEntriesInFlightComeInPages) {
-  const std::size_t page_max = GetParam() == "redis" ? 4000 : 1000;
+  constexpr std::size_t page_max = 4000;
   std::vector<QueueEntry> many;
   for (std::uint64_t i = 1; i <= 9000; ++i) many.push_back(Entry(i, kKept, fmt::format("body {}", i)));
   Must(Enqueue{kShard, kEpoch, many});
@@ -165,6 +165,28 @@ TEST_P(JobQueueTest, ManyKeptEntriesInFlightComeInPages) {
   EXPECT_EQ(seen.size(), many.size());
   for (const QueueEntry& e : many) EXPECT_EQ(seen[e.id], e);
   ExpectDepth(4500, 0, 0);
+}
+
+// Whatever came with a page: the last answer says how many wait in each line.
+TEST_P(JobQueueTest, TheLastPageComesWithTheCountsOfEveryLine) {
+  std::vector<QueueEntry> many;
+  std::vector<LineCount> expected;
+  for (std::uint64_t i = 1; i <= 1500; ++i) {
+    many.push_back(Entry(2 * i, fmt::format("{}{:04}", kKept, i)));
+    many.push_back(Entry(2 * i + 1, many.back().line));
+    expected.push_back({many.back().line, 2});
+  }
+  Must(Enqueue{kShard, kEpoch, many});
+  Must(Enqueue{kShard, kEpoch, {Entry(1, kKept), Entry(9000, "ordinary")}});
+  EXPECT_EQ(ClaimIds(1, kKept), Ids({1}));
+  QueueReply taken = Must(Take{kShard, Epoch{8}});
+  EXPECT_EQ(taken.claimed.size(), 1u);
+  Must(Finish{kShard, Epoch{8}, Ids({1})});
+  taken = Must(Take{kShard, Epoch{8}});
+  EXPECT_TRUE(taken.claimed.empty());
+  std::ranges::sort(taken.kept, {}, &LineCount::line);
+  EXPECT_EQ(taken.kept, expected);
+  ExpectDepth(3000, 0, 0);
 }
 
 TEST_P(JobQueueTest, ABatchOfBothClassesIsFinished) {

@@ -520,5 +520,31 @@ TEST_F(PlainRowsTest, AFileLargerThanTheMemory) {
   EXPECT_THAT(Rows("t", "k"), HasSubstr("3,100000,"));
 }
 
+// A chunk of the engine's is 2,048 rows: not of such rows.
+TEST_F(PlainRowsTest, RowsThatAreLongerThanTheMemoryWhenTaken2048AtATime) {
+  const std::string tail(60'000, 'x');
+  std::string text = "i,t\n";
+  for (int i = 0; i < 2'500; ++i) text += fmt::format("{},{}{}\n", i, i % 10, tail);
+  Write("x.csv", text);
+  StageOrder extract = WithColumns(Extract("x", "x.csv"), {{"i", "bigint"}, {"t", "varchar"}});
+  StageOrder transform = Transform("t", "select count(*) as n, max(i) as i, sum(length(t)) as l from x", {"x"});
+  transform.memory_bytes_max = 64u << 20;
+  for (const StageOrder& order : {extract, transform}) {
+    const StageResult result = Run(order);
+    ASSERT_TRUE(result.ok) << result.error;
+  }
+  EXPECT_THAT(Rows("t", "n"), HasSubstr("2500,2499,150002500"));
+}
+
+TEST_F(PlainRowsTest, AnEmptyFormatIsTheEnginesToRefuse) {
+  for (const auto& [option, type, usual] :
+       {std::array{"dateformat", "date", "%Y-%m-%d"}, std::array{"timestampformat", "timestamp", "%Y-%m-%d %H:%M:%S"}}) {
+    ReaderOptions reader{.format = FileFormat::kCsv, .columns = {{"d", type}, {"i", "bigint"}}, .options = {{option, usual}}};
+    EXPECT_NE(PlainRows({"x.csv"}, reader, 1), nullptr) << option;
+    reader.options[option] = "";
+    EXPECT_EQ(PlainRows({"x.csv"}, reader, 1), nullptr) << option;
+  }
+}
+
 }  // namespace
 }  // namespace millrace

@@ -539,9 +539,13 @@ TEST_F(WorkerLiveTest, WhoAsksAWorkerThatEndsIsNotLeftWaiting) {
 }
 
 TEST_F(WorkerLiveTest, TheBrokerMayGoWhileAStageThatHasPublishedStillLeaves) {
-  bool lives_at_goodbye = false;
+  std::optional<bool> lives_at_goodbye;  // its thread's until `told`
+  std::atomic<bool> told = false;
   pid_t stage = -1;
-  options_.on_goodbye = [&] { lives_at_goodbye = Alive(stage); };
+  options_.on_goodbye = [&] {
+    lives_at_goodbye = Alive(stage);
+    told = true;
+  };
   options_.warm_stages = 0;
   StartWorker();
   const auto job = Stage("lingers");  // says its result, and stays until it is killed
@@ -558,11 +562,11 @@ TEST_F(WorkerLiveTest, TheBrokerMayGoWhileAStageThatHasPublishedStillLeaves) {
   }
   ASSERT_GT(stage, 0);
   worker_->RequestDrain();
-  Until([&] { return goodbye_; }, "a goodbye");
+  Until([&] { return goodbye_ && told; }, "a goodbye");
   EXPECT_TRUE(Alive(stage));
   ::kill(stage, SIGKILL);
   Join();
-  EXPECT_TRUE(lives_at_goodbye);
+  EXPECT_EQ(lives_at_goodbye, true);
   EXPECT_FALSE(Alive(stage));
 }
 

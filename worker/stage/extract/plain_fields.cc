@@ -14,7 +14,7 @@
 namespace millrace::plain {
 namespace {
 
-constexpr std::size_t kHeaderBytesMax = 1u << 20;
+constexpr std::int64_t kHeaderBytes = 4 << 10, kHeaderBytesMax = 1 << 20;
 
 std::optional<Field> IntegerField(std::string_view type) {
   struct Range {
@@ -50,9 +50,10 @@ std::optional<Field> DecimalField(std::string_view type) {
 
 std::optional<Field> FieldOf(const ColumnSpec& column, const ReaderOptions& reader) {
   const std::string& type = column.type;
-  const auto format = [&](const char* name) {
+  // Absent or `usual`: an empty one is for the engine to refuse.
+  const auto is = [&](const char* name, std::string_view usual) {
     const auto found = reader.options.find(name);
-    return found == reader.options.end() ? std::string() : found->second;
+    return found == reader.options.end() || found->second == usual;
   };
   std::optional<Field> field = IntegerField(type);
   if (!field) field = DecimalField(type);
@@ -64,10 +65,9 @@ std::optional<Field> FieldOf(const ColumnSpec& column, const ReaderOptions& read
     field =
         Field{.kind = Kind::kDouble, .exact_whole = std::find(guessed.begin(), guessed.end(), column.name) != guessed.end()};
   }
-  if (const std::string f = format("dateformat"); type == "date" && (f.empty() || f == "%Y-%m-%d"))
-    field = Field{.kind = Kind::kDate};
-  if (const std::string f = format("timestampformat"); type == "timestamp" && (f.empty() || f == "%Y-%m-%d %H:%M:%S"))
-    field = Field{.kind = Kind::kTimestamp, .fraction = f.empty()};
+  if (type == "date" && is("dateformat", "%Y-%m-%d")) field = Field{.kind = Kind::kDate};
+  if (type == "timestamp" && is("timestampformat", "%Y-%m-%d %H:%M:%S"))
+    field = Field{.kind = Kind::kTimestamp, .fraction = !reader.options.contains("timestampformat")};
   if (field) field->not_null = column.not_null;
   return field;
 }
@@ -158,10 +158,15 @@ bool File::Read(std::int64_t from, std::int64_t bytes, char* into) const {
 }
 
 std::optional<std::int64_t> ReadHeader(const File& file, Form* form) {
-  std::string text(static_cast<std::size_t>(std::min<std::int64_t>(file.size(), kHeaderBytesMax)), '\0');
-  if (!file.Read(0, static_cast<std::int64_t>(text.size()), text.data())) return std::nullopt;
-  const std::size_t end = text.find('\n');
-  if (end == std::string::npos) return std::nullopt;
+  std::string text;
+  std::size_t end = std::string::npos;
+  for (std::int64_t wanted = kHeaderBytes; end == std::string::npos; wanted *= 16) {  // mostly it is short
+    const std::int64_t size = std::min({file.size(), wanted, kHeaderBytesMax});
+    if (size == std::ssize(text)) return std::nullopt;
+    text.resize(static_cast<std::size_t>(size));
+    if (!file.Read(0, size, text.data())) return std::nullopt;
+    end = text.find('\n');
+  }
   form->crlf = end > 0 && text[end - 1] == '\r';
   const Form names{.fields = std::vector<Field>(form->fields.size()), .delimiter = form->delimiter, .crlf = form->crlf};
   const auto name = [](std::size_t, const Field&, const char* at, const Classes& classes) { return Text(at, classes); };

@@ -25,6 +25,7 @@ using plain::LineReader;
 using plain::Number;
 
 constexpr std::int64_t kPieceBytes = 8'000'000;  // as the engine, so that files which it reads in order are read in order
+constexpr std::size_t kChunkBytes = 1 << 20;     // of a chunk's rows: their texts are copied
 constexpr std::int64_t kBlockBytes = 256 << 10;  // in the processor's cache when it is looked at
 constexpr std::int64_t kRestBytes = 16 << 10;    // read at once of what a piece's last line needs beyond its end
 constexpr std::size_t kSlackBytes = duck::ColumnFill::kReadableBytes;
@@ -212,8 +213,8 @@ class Cursor final : public duck::RowCursor {
   explicit Cursor(Reading* reading) : reading_(*reading) {}
 
   Result<std::size_t> Fill(std::span<duck::ColumnFill> columns, std::size_t rows_max) override {
-    std::size_t row = 0;
-    while (row < rows_max) {
+    std::size_t row = 0, bytes = 0;
+    while (row < rows_max && bytes < kChunkBytes) {
       if (at_ == lines_end_) {
         MILLRACE_TRY_ASSIGN(const bool more, NextLines());
         if (!more) break;
@@ -227,6 +228,7 @@ class Cursor final : public duck::RowCursor {
             if (const Step& step = reading_.steps[i]; step.store != Store::kSkip) columns[step.to].SetNull(row);
           });
       if (next == nullptr) return std::unexpected(Changed(part_->path));
+      bytes += static_cast<std::size_t>(next - at_);
       at_ = next;
       ++row;
     }

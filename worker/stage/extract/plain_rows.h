@@ -13,9 +13,10 @@
 
 namespace millrace {
 
-// REQUIRES: PlainCsv found `rows` rows in these files, read in this way. Null: not a form that can be proven. Every value is
-// looked at again while it is read: a file that is no longer what was proven ends the reading with kConflict, one that cannot
-// be read with kUnavailable. One thread holds a line and 256 KiB.
+// REQUIRES: PlainCsv found `rows` rows in these files, read in this way. Null: not a form that can be proven. Every value
+// that is read is looked at again: a file that is no longer what was proven ends the reading with kConflict, one that cannot be
+// read with kUnavailable. (Of columns that nobody asks for only the borders are.) One thread holds 1 MiB of rows, a line, and
+// 256 KiB.
 std::shared_ptr<const duck::RowSource> PlainRows(std::vector<std::string> paths, const ReaderOptions& reader,
                                                  std::int64_t rows);
 
