@@ -569,8 +569,9 @@ create function shard_contents() returns table (shard smallint, live_runs intege
     from millrace.shard_owner s $$;
 )sql";
 
-constexpr std::string_view kAll[] = {kVersion1, kVersion2, kVersion3,  kVersion4,  kVersion5,  kVersion6,  kVersion7,
-                                     kVersion8, kVersion9, kVersion10, kVersion11, kVersion12, kVersion13, kVersion14, kVersion15};
+constexpr std::string_view kAll[] = {kVersion1,  kVersion2,  kVersion3,  kVersion4,  kVersion5,
+                                     kVersion6,  kVersion7,  kVersion8,  kVersion9,  kVersion10,
+                                     kVersion11, kVersion12, kVersion13, kVersion14, kVersion15};
 
 }  // namespace
 
