@@ -9,18 +9,6 @@
 // bounded by their writer.
 
 namespace millrace::ledger {
-namespace {
-
-std::size_t PlaceOf(const Uuid& run, std::span<const LiveRun> sorted, std::size_t hint) {
-  for (std::size_t at = hint; at < std::min(hint + 2, sorted.size()); ++at)
-    if (sorted[at].spec.id.uuid == run) return at;
-  const auto found = std::ranges::lower_bound(sorted, run, {}, [](const LiveRun& r) { return r.spec.id.uuid; });
-  const bool is_there = found != sorted.end() && found->spec.id.uuid == run;
-  return is_there ? static_cast<std::size_t>(found - sorted.begin()) : sorted.size();
-}
-
-}  // namespace
-
 // Whole rows of the outbox, whose jobs their writer bounds.
 Result<std::vector<Ledger::Outbox::Batch>> SqlLedger::BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows,
                                                                 ShardId shard, MonoTime deadline) {
@@ -86,11 +74,10 @@ Result<std::optional<std::vector<LiveRun>>> SqlLedger::RangeOfRuns(std::span<con
     runs.emplace_back().spec = RunFrom(rows[i]);
   }
   std::vector<Uuid> job_ids;
-  std::unordered_map<Uuid, std::size_t> run_of;
-  std::size_t at = 0;
+  std::size_t at = 0;  // both come in the order of the runs
   for (std::size_t i = 0; i < jobs.size(); ++i) {
     JobSpec job = JobFrom(jobs[i]);
-    at = PlaceOf(job.run->uuid, runs, at);
+    while (at < runs.size() && runs[at].spec.id != *job.run) ++at;
     if (at == runs.size()) return std::nullopt;
     job_ids.push_back(job.id.uuid);
     runs[at].jobs.push_back(std::move(job));
@@ -98,6 +85,7 @@ Result<std::optional<std::vector<LiveRun>>> SqlLedger::RangeOfRuns(std::span<con
   for (LiveRun& run : runs) std::ranges::sort(run.jobs, {}, &JobSpec::id);
   MILLRACE_TRY_ASSIGN(const bool begun, AnyProgress(job_ids, deadline));
   if (!begun) return runs;
+  std::unordered_map<Uuid, std::size_t> run_of;
   for (std::size_t i = 0; i < runs.size(); ++i)
     for (const JobSpec& job : runs[i].jobs) run_of[job.id.uuid] = i;
   MILLRACE_TRY(LoadProgress(runs, run_of, deadline));
