@@ -40,9 +40,9 @@ void Delete(void* object) {
   delete static_cast<T*>(object);
 }
 
-// No exception may cross the engine, which was built by another compiler.
+// No exception may cross the engine, which was built by another compiler: one that the report itself throws ends the process.
 template <class Work, class Report>
-void Guarded(Work work, Report report) {
+void Guarded(Work work, Report report) noexcept {
   try {
     if (Result<void> done = work(); !done) report(std::move(done.error()));
   } catch (const std::bad_alloc&) {
