@@ -77,25 +77,7 @@ class Dispatcher {
  private:
   enum class Phase : std::uint8_t { kUnknown, kElsewhere, kTaking, kReadingRuns, kReadingJobs, kReady };
   using Lease = dispatch::Lease;
-  struct Worker {
-    WorkerId id;
-    wire::PeerId peer;
-    std::string name;
-    WorkerReach reach;
-    std::shared_ptr<LineIndex::View> view;
-    std::uint32_t concurrency = 1;
-    std::uint64_t credit_limit = 0;  // as the worker counts
-    std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
-    std::uint32_t reserved = 0;      // promised to claims that are under way
-    std::vector<Lease*> leases;      // that are not ending; Hold and Drop alone change it
-    MonoTime heard{};
-    std::uint64_t beats = 0;
-    bool draining = false, unreachable = false;
-    std::vector<wire::Grant::Job> grants;  // of this flush
-    std::uint64_t Credit() const;
-    void Hold(Lease& lease);
-    void Drop(Lease& lease);  // nothing, when it does not hold it
-  };
+  using Worker = dispatch::Worker;
   using Submit = dispatch::Submit;
   using Ending = dispatch::Ending;
   using Piece = dispatch::Piece;
@@ -310,6 +292,13 @@ class Dispatcher {
   void OnPassed(const ShardHold& hold, dispatch::Pass& pass);
   bool StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool suspect, Check& doubtful);
   void ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful);
+
+  // A queue that has no memory left: dispatcher_refused.cc
+  bool StoreFull() const;
+  void OnRefused(const Op& op, queue_op::Enqueue put);
+  void Hold(Shard& shard, QueueEntry entry);
+  void PutHeld(Shard& shard, bool room);
+  void DropHeld(Shard& shard, const std::vector<JobId>& jobs);
 
   // Ready jobs in memory: dispatcher_buffer.cc
   bool MayBuffer(const Shard& shard, std::size_t payload_bytes) const;

@@ -16,26 +16,6 @@ constexpr std::uint8_t kBeatsMissedMax = 2;
 
 }  // namespace
 
-std::uint64_t Dispatcher::Worker::Credit() const {
-  if (draining || unreachable) return 0;
-  const std::uint64_t used = granted + reserved;
-  return credit_limit > used ? credit_limit - used : 0;
-}
-
-void Dispatcher::Worker::Hold(Lease& lease) {
-  if (lease.place != Lease::kNowhere) return;
-  lease.place = static_cast<std::uint32_t>(leases.size());
-  leases.push_back(&lease);
-}
-
-void Dispatcher::Worker::Drop(Lease& lease) {
-  if (lease.place == Lease::kNowhere) return;
-  leases.back()->place = lease.place;
-  leases[lease.place] = leases.back();
-  leases.pop_back();
-  lease.place = Lease::kNowhere;
-}
-
 void Dispatcher::On(event::FromWorker& e) {
   if (auto* hello = std::get_if<wire::Hello>(&e.message)) return OnHello(e.peer, *hello);
   if (auto* beat = std::get_if<wire::Beat>(&e.message)) return OnBeat(e.peer, *beat);
