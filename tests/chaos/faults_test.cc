@@ -1,6 +1,6 @@
 // Faults that are not kills, one at a time, on real processes while scheduled runs and single jobs flow; then every promise is
 // checked from outside, as after the kills (checker.h): clocks that step, fsyncs that fail, a network that is slow and loses
-// packets at once, a Redis that comes back with older files.
+// packets at once, a Redis that comes back with older files, or has no memory left.
 // MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form
 // plays one of the tests with a cluster, which the seed chooses; all that a --gtest_filter names.
 #include <fmt/format.h>
@@ -37,7 +37,7 @@ constexpr Millis kSettle{3'000};
 constexpr std::size_t kAcceptedMin = 25;
 constexpr std::size_t kBulkJobs = 4'000, kBulkPerSecond = 250;
 
-constexpr std::uint64_t kClusterTests = 4;
+constexpr std::uint64_t kClusterTests = 5;
 #define MILLRACE_LONG_OR_CHOSEN(number)                                                                       \
   do {                                                                                                        \
     if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kClusterTests != (number))                       \
@@ -157,6 +157,39 @@ TEST_F(Faults, ClocksThatStep) {
   // The watermark never goes back: after a step back, the next slot waits for the clock.
   const std::int64_t slots = Ask("select count(*) from millrace.slot");
   EXPECT_TRUE(WaitFor([&] { return Ask("select count(*) from millrace.slot") > slots; }, kAcceptTimeout)) << "no slot fires";
+  End();
+}
+
+// Redis has no memory left, first suddenly, then for longer. New work is refused; what was accepted runs, and no shard is given
+// up for it: that would empty it, and the rebuild would meet the same wall.
+TEST_F(Faults, RedisOutOfMemory) {
+  MILLRACE_LONG_OR_CHOSEN(4);
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
+  BeginBulk();
+  ASSERT_TRUE(WaitForAccepted(5));
+  ASSERT_TRUE(WaitFor([&] { return bulk_->accepted_count() > kBulkJobs / 10; }, kAcceptTimeout));
+  const auto epochs = [&] { return Ask("select sum(epoch)::bigint from millrace.shard_owner"); };
+  const std::int64_t before = epochs();
+  ASSERT_GT(before, 0);
+  for (const Millis hold : {Millis{700}, Millis{Long() ? 20'000 : 6'000}}) {
+    const auto limited = cluster_->LimitRedis(50);
+    ASSERT_TRUE(limited) << limited.error().message;
+    std::size_t accepted = 0;
+    const auto stands_still = [&] {
+      const std::size_t now = bulk_->accepted_count();
+      testing::SleepFor(Millis{1'500});
+      accepted = bulk_->accepted_count();
+      return accepted == now;
+    };
+    EXPECT_TRUE(WaitFor(stands_still, kAcceptTimeout));
+    testing::SleepFor(hold);
+    EXPECT_EQ(bulk_->accepted_count(), accepted) << "accepted although there is no memory for it";
+    const auto lifted = cluster_->LimitRedis(0);
+    ASSERT_TRUE(lifted) << lifted.error().message;
+    EXPECT_TRUE(WaitFor([&] { return bulk_->accepted_count() > accepted; }, kAcceptTimeout)) << "nothing is accepted again";
+    EXPECT_TRUE(WaitForAccepted(5));
+  }
+  EXPECT_EQ(epochs(), before) << "a shard was given up";
   End();
 }
 
