@@ -48,7 +48,7 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
     if (const auto held = shard->held_lines.find(line); held != shard->held_lines.end())
       held->second -= std::min(held->second, n);
   }
-  if (shard->puts.held.empty())
+  if (shard->puts.held_put_max == 0)
     LogWarn("shard {}: the queue has no memory left; what it cannot take waits in the broker", shard->hold.shard.value());
   for (auto* entries : {&put.entries, &put.passed})
     for (QueueEntry& entry : *entries) Hold(*shard, std::move(entry));
@@ -74,7 +74,10 @@ void Dispatcher::Hold(Shard& shard, QueueEntry entry) {
 void Dispatcher::PutHeld(Shard& shard, bool room) {
   if (shard.yield_by) return;
   dispatch::Puts& puts = shard.puts;
-  if (room) puts.held_put_max = std::min(kHeldPutMax, 2 * puts.held_put_max);
+  if (room && puts.held_put_max > 0) {
+    if (puts.held.empty()) LogInfo("shard {}: the queue takes jobs again", shard.hold.shard.value());
+    puts.held_put_max = puts.held.empty() ? 0 : std::min(kHeldPutMax, 2 * puts.held_put_max);
+  }
   for (std::size_t n = 0; n < puts.held_put_max && !puts.held.empty(); ++n) {
     QueueEntry entry = std::move(puts.held.front());
     puts.held.pop_front();
