@@ -36,7 +36,8 @@ struct Lease {
   bool presumed = false;   // a former owner's attempt that may run: no worker has said so yet
   Token last_token{};      // presumed: of the job's latest attempt row
   static constexpr std::uint32_t kNowhere = UINT32_MAX;
-  std::uint32_t place = kNowhere;  // in its worker's leases
+  std::uint32_t place = kNowhere;    // in its worker's leases
+  std::int64_t rows = 0, bytes = 0;  // how far it is, as it said last
 };
 
 struct Worker {

@@ -204,6 +204,7 @@ class Dispatcher {
   void OnBeat(const wire::PeerId& peer, wire::Beat& m);
   void OnEnded(const wire::PeerId& peer, wire::Ended& m);
   void OnGoodbye(const wire::Goodbye& m);
+  void OnProgress(const Worker& worker, const wire::Beat::Progress& m);
   void Held(Worker& worker, const std::vector<wire::Hello::Held>& held);
   void EndAttempt(Lease& lease, AttemptReport& report);
   void Lose(JobId job, const std::string& why);
@@ -220,6 +221,7 @@ class Dispatcher {
   void OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m);
   void OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m);
   void OnWatch(const wire::PeerId& peer, const wire::Watch& m);
+  bool ShowJob(const wire::PeerId& peer, const wire::Watch& m);
   void OnStatus(const wire::PeerId& peer, const wire::Status& m);
   template <class Request>
   bool Admit(const wire::PeerId& peer, const std::set<ShardId>& shards, Request& request, std::size_t rows);
@@ -345,8 +347,7 @@ class Dispatcher {
   const DispatcherOptions options_;
   MonoTime now_{};
   WallTime wall_{};
-  bool stopping_ = false;
-  bool plan_needed_ = false;
+  bool stopping_ = false, plan_needed_ = false;
 
   ShardTable<Shard> shards_;
   LineIndex lines_;
@@ -354,9 +355,8 @@ class Dispatcher {
   LineMemo line_memo_;
   IdMap<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;
-  WorkerId plan_from_;        // round robin over workers
-  MonoTime workers_since_{};  // when the first of those that are connected came
-  MonoTime next_reach_look_{};
+  WorkerId plan_from_;                            // round robin over workers
+  MonoTime next_reach_look_{}, workers_since_{};  // since: when the first of those that are connected came
   RecentTokens recently_ended_, recently_lost_, handed_over_;
   std::uint64_t adopted_ = 0;
   bool left_ = false;  // stopping: the workers were told
