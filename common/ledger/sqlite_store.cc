@@ -136,6 +136,12 @@ class SqliteStore final : public SqlStore {
     all.push_back({"delete from prune_check", {}});
     return all;
   }
+  Result<RefusedGone> DropRefusedBefore(WallTime before, std::int64_t rows_max, MonoTime deadline) override {
+    MILLRACE_TRY_ASSIGN(const Rows rows, Run("delete from enqueue_refused where job in (select r.job from enqueue_refused r "
+                                             "where r.refused_at < $1 limit $2)",
+                                             Params().Time(before).Int(rows_max), deadline));
+    return RefusedGone{.rows = rows.changed, .more = rows.changed == static_cast<std::size_t>(rows_max)};
+  }
   bool DropsWeeks() const override { return false; }
   Result<std::uint64_t> BytesOfHistory(MonoTime deadline) override {  // of the whole file: nearly all of it is history
     MILLRACE_TRY_ASSIGN(const Rows rows, Run("select (select page_count from pragma_page_count) - (select freelist_count from "
