@@ -254,7 +254,7 @@ TEST_P(LedgerPrunePartitionsTest, WritersGoOnWhileAPruneWaitsForAReader) {
   const ShardHold hold = Own();
   Finished(hold, Week(0) + 1h);
   auto reader = database_->Connect();
-  ASSERT_TRUE(reader->Exec("begin; select 1 from millrace.run limit 1", In()));
+  ASSERT_TRUE(reader->Exec("begin; select 1 from millrace.job limit 1", In()));
   auto writing = Open(), pruning = Open();
   BusyWriter writer(*writing, BatchOf(hold), Job());
   std::atomic<std::uint64_t> rows = 0;
@@ -262,7 +262,7 @@ TEST_P(LedgerPrunePartitionsTest, WritersGoOnWhileAPruneWaitsForAReader) {
   EXPECT_TRUE(Await([&] {
     return Count(
                "select count(*) from pg_locks where not granted and mode = 'AccessExclusiveLock' and relation = "
-               "'run'::regclass") > 0;
+               "'job'::regclass") > 0;
   }));
   const int before = writer.commits();
   EXPECT_TRUE(Await([&] { return writer.commits() >= before + 20; }));
