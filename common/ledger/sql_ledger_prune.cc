@@ -257,9 +257,7 @@ Result<PruneStep> SqlLedger::PruneOldest(const PruneRequest& request, MonoTime d
     batch.pruned.push_back(&chain);
   }
   if (!request.despite_verification) batch.others = store_->UnlessHistoryIsHeld();
-  std::ranges::move(going.statements, std::back_inserter(batch.others));
-  // Last: from then on to the commit everybody who writes waits.
-  std::ranges::move(store_->DropBefore(end, upto, going.rows), std::back_inserter(batch.others));
+  std::ranges::move(store_->DropBefore(end, upto, going.rows, std::move(going.statements)), std::back_inserter(batch.others));
   MILLRACE_TRY(Write(batch, deadline));
   for (const std::int64_t rows : going.rows) step.rows += static_cast<std::uint64_t>(rows);
   step.records = going.records;

@@ -125,8 +125,8 @@ class SqliteStore final : public SqlStore {
     return " in (select value from json_each($" + std::to_string(parameter) + "))";
   }
   std::string_view ForUpdate() const override { return ""; }
-  std::vector<Statement> DropBefore(const Uuid& end, WallTime, std::span<const std::int64_t> expected) const override {
-    std::vector<Statement> all;
+  std::vector<Statement> DropBefore(const Uuid& end, WallTime, std::span<const std::int64_t> expected,
+                                    std::vector<Statement> all) const override {
     for (std::size_t i = 0; i < expected.size(); ++i) {
       const TableDef& def = DefOf(kPrunedTables[i]);
       const std::string rows = fmt::format("{} where {} < $1{}", def.name, def.columns[0].name, GoesOf(kPrunedTables[i]));
