@@ -375,10 +375,10 @@ TEST_P(LedgerPruneTest, WeeksGoAsPartitions) {
         {}, In());
     return rows ? rows->Int(0, 0) : -1;
   };
-  EXPECT_EQ(count("%\\_20231113"), 5) << "job, attempt, outcome, run, run_outcome";
+  EXPECT_EQ(count("%\\_20231113"), 8) << "run, job, attempt, outcome, run_outcome, cancel, dead_action, enqueue_refused";
   EXPECT_EQ(Prune(Before(Week(1))).rows, kRowsOfAWeek);
   EXPECT_EQ(count("%\\_20231113"), 0);
-  EXPECT_EQ(count("%\\_20231120"), 5);
+  EXPECT_EQ(count("%\\_20231120"), 8);
   EXPECT_EQ(Prune(Before(Week(41))).rows, kRowsOfAWeek);
   EXPECT_EQ(count("%\\_20231120"), 0);
   ExpectSound();
