@@ -92,7 +92,7 @@ Result<ExitCode> Report(const Options& options, OutputFormat format, const std::
   for (const auto& item : items) {
     const bool stopped = item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
     const std::string_view effect = stopped && options.dry_run ? "would be cancelled" : Name(item.effect);
-    cancelled += stopped ? 1 : 0;
+    cancelled += stopped ? 1u : 0u;
     table.rows.push_back({item.id.ToString(), std::string(effect), item.state});
     if (item.effect == CancelEffect::kUnknown && !item.state.empty())
       fmt::print(stderr, "job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}\n",

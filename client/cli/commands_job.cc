@@ -441,7 +441,7 @@ Result<ExitCode> DoRetry(const Options& options) {
       if (!failed) failed = std::move(done.error());
       continue;
     }
-    fresh += done->already ? 0 : 1;
+    fresh += done->already ? 0u : 1u;
     const Cell run = done->run ? Cell{done->run->ToString()} : Cell{};
     if (done->already)
       fmt::print(stderr, "run {}: already retried{}\n", id.ToString(), done->run ? " as " + done->run->ToString() : "");
