@@ -222,7 +222,6 @@ TEST_F(CliJobs, JobsAreCancelledByAFilterAfterAPreview) {
   EXPECT_THAT(result.err, AllOf(HasSubstr("recorded"), HasSubstr("1 job cancelled or being cancelled")));
   const auto engine = Start({"up", "--log-level", "warn"});
   ASSERT_TRUE(Eventually([&] { return RunJson({"job", "show", other_kind}).at("state") == "cancelled"; }));
-  EXPECT_THAT(RunJson({"job", "show", other_kind}).at("attempts").at(0).at("error").get<std::string>(), HasSubstr("obsolete"));
   EXPECT_THAT(Ids({"job", "list", "--state", "cancelled"}), other_kind + "\n") << "a dry run has cancelled nothing";
   result = Run({"job", "cancel", "--queue", "mail"});
   EXPECT_EQ(result.code, 0) << result.err;
@@ -310,7 +309,7 @@ TEST_F(CliJobs, ASubmitSaysHowAndHowLongItIsTried) {
                 "\n");
   EXPECT_THAT(Run({"job", "submit", "--batch", "jobs"}).err, HasSubstr("jobs:1: expires_in_ms: 0 is not in [1, "));
   EXPECT_THAT(Run({"job", "submit", "--batch", "jobs", "--deadline", "1h"}).err, HasSubstr("give 'deadline_in_ms' there"));
-  EXPECT_EQ(Ids({"job", "list"}), "") << "nothing was submitted";
+  EXPECT_EQ(Run({"job", "list"}).code, 3) << "there is no ledger: nothing was submitted";
 
   const auto now = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch());
   const CliResult kept = submit({"-q", "--queue", "idle", "--backoff", "fixed", "--deadline", "2h", "--expires-in", "1h",
