@@ -19,6 +19,7 @@ namespace {
 
 constexpr Millis kProbeTimeout{3000};
 constexpr Millis kBrokerPatience{1000};  // embedded, mostly none runs
+constexpr Millis kCountTimeout{30'000};  // a million rows that are in no cache
 constexpr Millis kClockSkewMax{500};
 constexpr std::uint64_t kFreeBytesMin = 1ull << 30;
 
@@ -41,7 +42,7 @@ Finding TimeZones() {
 Finding RetentionFinding(const Context& context, Ledger& ledger) {
   const LedgerConfig& config = context.config().ledger;
   const RetentionPolicy policy{.age = config.retention, .bytes = config.retention_bytes};
-  const auto size = ledger.SizeOfHistory(kUnprunedJobsMax + 1, context.clock().Now() + kProbeTimeout);
+  const auto size = ledger.SizeOfHistory(kUnprunedJobsMax + 1, context.clock().Now() + kCountTimeout);
   if (!size) return Good("retention", "how much the ledger holds is not known: " + size.error().message);
   const std::string jobs = size->finished_jobs > kUnprunedJobsMax ? fmt::format("more than {}", kUnprunedJobsMax)
                                                                   : fmt::format("{}", size->finished_jobs);
