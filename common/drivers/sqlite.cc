@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sqlite3.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -122,15 +123,27 @@ int OnProgress(void* argument) {
   return connection.deadline && connection.clock->Now() >= *connection.deadline ? 1 : 0;
 }
 
+// An errno, or 0. The file is not opened for it: closing any descriptor of a file drops every POSIX lock that this process
+// holds on it, those of its other connections too, and whoever closes a connection elsewhere then takes the WAL away from
+// under them.
+int WhyNotUsable(const std::string& path) {
+  struct stat status{};
+  if (::lstat(path.c_str(), &status) != 0) return errno;
+  if (S_ISLNK(status.st_mode)) return ELOOP;
+  if (S_ISDIR(status.st_mode)) return EISDIR;
+  return ::faccessat(AT_FDCWD, path.c_str(), R_OK | W_OK, AT_EACCESS) == 0 ? 0 : errno;
+}
+
 // SQLite would create the file with the umask's mode; the ledger and the queue are the owner's business alone.
 Result<void> CreatePrivately(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd < 0) {
-    const int error = errno;
+  int error = 0;
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (fd < 0) error = errno == EEXIST ? WhyNotUsable(path) : errno;
+  if (error != 0) {
     const ErrorCode code = error == ENOSPC || error == EIO || error == EMFILE ? ErrorCode::kUnavailable : ErrorCode::kRejected;
     return Fail(code, "sqlite {}: cannot open: {}", path, std::strerror(error));
   }
-  ::close(fd);
+  if (fd >= 0) ::close(fd);
   return {};
 }
 

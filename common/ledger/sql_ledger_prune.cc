@@ -297,6 +297,15 @@ Result<std::vector<RetainedWeek>> SqlLedger::Retained(MonoTime deadline) {
   return all;
 }
 
+Result<HistorySize> SqlLedger::SizeOfHistory(std::uint64_t jobs_max, MonoTime deadline) {
+  HistorySize size;
+  MILLRACE_TRY_ASSIGN(const Rows count, store_->Run("select count(*) from (select 1 from outcome limit $1) x",
+                                                    Params().Int(static_cast<std::int64_t>(jobs_max)), deadline));
+  size.finished_jobs = static_cast<std::uint64_t>(count[0][0].number);
+  MILLRACE_TRY_ASSIGN(size.bytes, store_->BytesOfHistory(deadline));
+  return size;
+}
+
 Result<std::vector<PrunedChain>> SqlLedger::PrunedChains(MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const Rows rows,
                       store_->Run("select " + store_->Columns(Table::kPruned, "p") +

@@ -180,6 +180,11 @@ TEST_P(LedgerPruneTest, WhatIsLiveHoldsItsWeekAndTheLaterOnes) {
   EXPECT_EQ((*weeks)[1].jobs, 4u);
   EXPECT_EQ((*weeks)[1].runs, 1u);
   EXPECT_GT((*weeks)[1].bytes, 0u);
+  const auto size = ledger_->SizeOfHistory(100, In());
+  ASSERT_TRUE(size) << size.error().message;
+  EXPECT_EQ(size->finished_jobs, 9u) << "what is live is not finished";
+  EXPECT_GT(size->bytes, 0u);
+  EXPECT_EQ(ledger_->SizeOfHistory(5, In())->finished_jobs, 5u) << "no further than its bound";
   const PruneStep step = Prune(Before(Week(3)));
   EXPECT_EQ(step.before, Week(1));
   EXPECT_EQ(step.rows, kRowsOfAWeek);
