@@ -1,6 +1,6 @@
 // Faults that are not kills, one at a time, on real processes while scheduled runs and single jobs flow; then every promise is
 // checked from outside, as after the kills (checker.h): clocks that step, fsyncs that fail, a network that is slow and loses
-// packets at once, a Redis that comes back with older files.
+// packets at once, a Redis that comes back with older files; and a kill of everything at one instant.
 // MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form
 // plays one of the tests with a cluster, which the seed chooses; all that a --gtest_filter names.
 #include <fmt/format.h>
@@ -36,8 +36,10 @@ constexpr Millis kDrainTimeout{180'000}, kAcceptTimeout{60'000};
 constexpr Millis kSettle{3'000};
 constexpr std::size_t kAcceptedMin = 25;
 constexpr std::size_t kBulkJobs = 4'000, kBulkPerSecond = 250;
+constexpr int kTogetherShort = 3, kTogetherMax = 200;  // rounds in which everything is killed; the long form ends by time
+constexpr Millis kTogetherLong{360'000};
 
-constexpr std::uint64_t kClusterTests = 4;
+constexpr std::uint64_t kClusterTests = 5;
 #define MILLRACE_LONG_OR_CHOSEN(number)                                                                       \
   do {                                                                                                        \
     if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kClusterTests != (number))                       \
@@ -60,13 +62,14 @@ class Faults : public ::testing::Test {
     rounds_.emplace(*cluster_, *observer_, random_);
     submitter_.emplace(cluster_->client_endpoints(), cluster_->witness());
   }
-  void BeginBulk() {
+  void BeginBulk(std::size_t jobs = kBulkJobs, std::size_t per_second = kBulkPerSecond) {
+    bulk_jobs_ = jobs;
     bulk_.emplace(BulkOptions{.client_endpoints = cluster_->client_endpoints(),
                               .worker_endpoints = cluster_->worker_endpoints(),
                               .witness = cluster_->witness(),
                               .seed = Seed(),
-                              .jobs = kBulkJobs,
-                              .per_second = kBulkPerSecond});
+                              .jobs = jobs,
+                              .per_second = per_second});
   }
   template <class So>
   bool WaitFor(So so, Millis timeout) {
@@ -95,7 +98,7 @@ class Faults : public ::testing::Test {
     EXPECT_TRUE(WaitFor([&] { return Ask("select count(distinct pipeline) from millrace.slot where state = 'fired'") == 2; },
                         kAcceptTimeout));
     if (bulk_) {
-      EXPECT_TRUE(WaitFor([&] { return bulk_->accepted_count() >= kBulkJobs && bulk_->AllAnswered(); }, kDrainTimeout));
+      EXPECT_TRUE(WaitFor([&] { return bulk_->accepted_count() >= bulk_jobs_ && bulk_->AllAnswered(); }, kDrainTimeout));
     }
     submitter_->Stop();
     const auto stopped = cluster_->StopSchedulers();
@@ -125,6 +128,7 @@ class Faults : public ::testing::Test {
 
   SystemClock clock_;
   SeededRandom random_{Seed()};
+  std::size_t bulk_jobs_ = 0;
   std::optional<Cluster> cluster_;
   std::optional<Observer> observer_;
   std::optional<Rounds> rounds_;
@@ -228,6 +232,28 @@ TEST_F(Faults, RedisComesBackOlder) {
     ASSERT_TRUE(played) << played.error().message;
     EXPECT_TRUE(WaitForAccepted(3)) << "nothing is accepted with an older Redis";
   }
+  End();
+}
+
+// All processes die at one instant, servers too, and are started again, now and then before they have recovered from the time
+// before: nothing of ledger class is lost, nothing happens twice.
+TEST_F(Faults, EverythingIsKilledTogether) {
+  MILLRACE_LONG_OR_CHOSEN(4);
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
+  Long() ? BeginBulk(18'000, 50) : BeginBulk();
+  ASSERT_TRUE(WaitForAccepted(5));
+  constexpr Phase kPhases[] = {Phase::kRowsSent, Phase::kNone, Phase::kCommitting, Phase::kReceipt};
+  int rounds = 0;
+  const MonoTime end = clock_.Now() + kTogetherLong;
+  for (; Long() ? rounds < kTogetherMax && clock_.Now() < end : rounds < kTogetherShort; ++rounds) {
+    const bool recovered = rounds % 4 != 2;  // else nobody owns a shard yet
+    const auto played =
+        rounds_->Play({.fault = Fault::kEverything, .phase = recovered ? kPhases[random_.Below(4)] : Phase::kNone});
+    ASSERT_TRUE(played) << played.error().message;
+    if (rounds % 4 == 1) continue;
+    EXPECT_TRUE(WaitForAccepted(3)) << "nothing is accepted after everything was started again";
+  }
+  std::printf("everything was killed together %d times\n", rounds);
   End();
 }
 

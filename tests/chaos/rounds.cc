@@ -51,6 +51,7 @@ std::string_view Name(Fault fault) {
     case Fault::kFlush: return "FLUSHALL";
     case Fault::kOlderRedis: return "older Redis";
     case Fault::kPostgresCrash: return "PostgreSQL crash";
+    case Fault::kEverything: return "everything";
   }
   return "?";
 }
@@ -101,6 +102,7 @@ Result<void> Rounds::PlayNow(const Round& round) {
     case Fault::kFlush: return PlayFlush(round);
     case Fault::kOlderRedis: return PlayOlderRedis();
     case Fault::kPostgresCrash: return PlayPostgresCrash(round);
+    case Fault::kEverything: return PlayEverything(round);
   }
   return {};
 }
@@ -293,6 +295,26 @@ Result<void> Rounds::PlayPostgresCrash(const Round& round) {
   if (!server->process.Wait(Millis{20'000})) return Fail(ErrorCode::kTimedOut, "PostgreSQL did not end after SIGQUIT");
   testing::SleepFor(Between(Millis{100}, Millis{800}));
   return cluster_.Restart(*server);
+}
+
+Result<void> Rounds::PlayEverything(const Round& round) {
+  (void)WaitFor(round);
+  std::vector<Member*> members;  // in the order in which they come back
+  for (const Role role : {Role::kPostgres, Role::kRedis, Role::kBroker, Role::kWorker, Role::kScheduler})
+    for (Member* member : cluster_.OfRole(role)) members.push_back(member);
+  std::vector<pid_t> all;
+  for (const Member* member : members) {
+    all.push_back(member->process.pid());
+    const std::string_view program = member->role == Role::kPostgres ? "postgres" : kStageProgram;
+    for (const pid_t child : testing::ChildrenOf(member->process.pid(), program)) all.push_back(child);
+  }
+  others_.push_back({.fault = Fault::kEverything, .at = clock_.WallNow()});
+  for (const pid_t process : all) ::kill(process, SIGKILL);
+  for (Member* member : members)
+    if (!member->process.Wait(Millis{10'000})) return Fail(ErrorCode::kTimedOut, "{} did not die of SIGKILL", member->name);
+  testing::SleepFor(Between(Millis{300}, Millis{1500}));  // PostgreSQL's children give its shared memory back
+  for (Member* member : members) MILLRACE_TRY(cluster_.Restart(*member));
+  return {};
 }
 
 }  // namespace millrace::chaos
