@@ -174,7 +174,7 @@ class SqliteCrowdTest : public ::testing::Test {
     auto jobs = *database->Prepare("select job from job");
     while (*jobs.Step()) there.insert(JobId{*Uuid::FromBytes(jobs.View(0))}.ToString());
     std::size_t lost = 0;
-    for (const std::string& id : Noted("accepted")) lost += there.contains(id) ? 0 : 1;
+    for (const std::string& id : Noted("accepted")) lost += there.contains(id) ? 0U : 1U;
     EXPECT_EQ(lost, 0U) << "of " << Noted("accepted").size() << " accepted jobs";
   }
 
