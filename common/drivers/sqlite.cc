@@ -94,7 +94,7 @@ struct internal::Connection {
   const Clock* clock = nullptr;
   std::optional<MonoTime> deadline;
   Millis lock_wait{0};  // how long a lock is waited for, in real time: `clock` may stand
-  std::chrono::steady_clock::time_point lock_since;
+  MonoTime lock_since{};
   std::minstd_rand pause{static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(this))};
   std::unordered_map<std::string, StatementHandle, StringHash, std::equal_to<>> cache;  // destroyed before db
 
@@ -134,7 +134,7 @@ int OnProgress(void* argument) {
 
 int OnBusy(void* argument, int tries) {
   auto& connection = *static_cast<internal::Connection*>(argument);
-  const auto now = std::chrono::steady_clock::now();
+  const MonoTime now = DefaultClock().Now();
   if (tries == 0) connection.lock_since = now;
   if (now - connection.lock_since >= connection.lock_wait) return 0;
   std::uniform_int_distribution<std::int64_t> pause(kLockPauseMinUs, kLockPauseMaxUs);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <utility>
 
 #include "common/base/limits.h"
@@ -24,6 +25,15 @@ constexpr Millis kRecovers{6'000};
 constexpr std::int64_t kSettledLive = 12;  // one run of each pipeline with its jobs, and some single jobs
 constexpr Millis kPoll{15};
 constexpr std::string_view kStageProgram = "millrace-stage";
+
+// Whoever is its parent may not have reaped it.
+bool HasEnded(pid_t process) {
+  std::ifstream stat(fmt::format("/proc/{}/stat", process));
+  std::string text;
+  if (!std::getline(stat, text)) return true;
+  const auto name_end = text.rfind(") ");
+  return name_end != std::string::npos && (text[name_end + 2] == 'Z' || text[name_end + 2] == 'X');
+}
 
 template <class T>
 void Shuffle(std::vector<T>& values, Random& random) {
@@ -304,15 +314,20 @@ Result<void> Rounds::PlayEverything(const Round& round) {
     for (Member* member : cluster_.OfRole(role)) members.push_back(member);
   std::vector<pid_t> all;
   for (const Member* member : members) {
-    all.push_back(member->process.pid());
+    const pid_t process = member->process.pid();
+    ::kill(process, SIGSTOP);  // no child comes after the look at its children
+    all.push_back(process);
     const std::string_view program = member->role == Role::kPostgres ? "postgres" : kStageProgram;
-    for (const pid_t child : testing::ChildrenOf(member->process.pid(), program)) all.push_back(child);
+    for (const pid_t child : testing::ChildrenOf(process, program)) all.push_back(child);
   }
   others_.push_back({.fault = Fault::kEverything, .at = clock_.WallNow()});
   for (const pid_t process : all) ::kill(process, SIGKILL);
   for (Member* member : members)
     if (!member->process.Wait(Millis{10'000})) return Fail(ErrorCode::kTimedOut, "{} did not die of SIGKILL", member->name);
-  testing::SleepFor(Between(Millis{300}, Millis{1500}));  // PostgreSQL's children give its shared memory back
+  // PostgreSQL does not start while one of its former children has its shared memory.
+  for (const MonoTime until = clock_.Now() + Millis{10'000}; clock_.Now() < until && !std::ranges::all_of(all, HasEnded);)
+    testing::SleepFor(kPoll);
+  testing::SleepFor(Between(Millis{100}, Millis{1200}));
   for (Member* member : members) MILLRACE_TRY(cluster_.Restart(*member));
   return {};
 }
