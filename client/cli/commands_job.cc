@@ -13,6 +13,7 @@
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
 #include "client/cli/repeat.h"
+#include "client/cli/run_report.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 
@@ -123,12 +124,25 @@ Json ResultOf(const JobDetail& job) {
   return result.is_discarded() ? Json(job.outcome->report.result) : result;
 }
 
-// Why a job that has not started may wait for ever; empty when nothing is known against it.
 std::string Unserved(const JobDetail& job) {
   return job.outcome || !job.attempts.empty() ? std::string{} : ForeignKind(job.spec.kind);
 }
 
-Json JobJson(const JobDetail& job, const std::string& unserved) {
+// What a command says beside the ledger, which knows ends only.
+struct Live {
+  std::string unserved;                           // why it may wait for ever; empty when nothing is known against it
+  std::optional<wire::RunUpdate::Stage> running;  // as its broker says
+};
+
+Live LookAt(const JobDetail& job, const Context& context) {
+  Live live{.unserved = Unserved(job), .running = {}};
+  if (job.outcome) return live;
+  auto running = RunningNow(context, job.spec.id.uuid, 1);
+  if (!running.empty()) live.running = std::move(running.front());
+  return live;
+}
+
+Json JobJson(const JobDetail& job, const Live& live) {
   const JobSpec& s = job.spec;
   Json json{{"job", s.id.ToString()},
             {"org", s.org.value()},
@@ -146,7 +160,9 @@ Json JobJson(const JobDetail& job, const std::string& unserved) {
   if (json["options"].is_discarded()) json["options"] = Json::object();
   json["routed_to"] = RoutedTo(job);
   json["payload_bytes"] = s.payload.size();
-  json["unserved"] = unserved.empty() ? Json() : Json(unserved);
+  json["unserved"] = live.unserved.empty() ? Json() : Json(live.unserved);
+  json["progress"] = nullptr;
+  if (const auto& r = live.running) json["progress"] = {{"worker", r->worker}, {"rows", r->rows}, {"bytes", r->bytes}};
   const Counters counters = job.outcome            ? job.outcome->counters
                             : job.attempts.empty() ? Counters{}
                                                    : job.attempts.back().counters;
@@ -180,12 +196,13 @@ Json JobJson(const JobDetail& job, const std::string& unserved) {
   return json;
 }
 
-void PrintJob(const JobDetail& job, const std::string& unserved) {
+void PrintJob(const JobDetail& job, const Live& live) {
   const JobSpec& s = job.spec;
   fmt::print("job {}  {}\n", s.id.ToString(), StateOf(job.outcome));
   fmt::print("  queue {}, priority {}, kind {}{}\n", s.queue, s.priority, s.kind, s.stage.empty() ? "" : ", stage " + s.stage);
   if (const std::string routed = RoutedTo(job); !routed.empty()) fmt::print("  routed by size to queue {}\n", routed);
-  if (!unserved.empty()) fmt::print("  {}\n", unserved);
+  if (!live.unserved.empty()) fmt::print("  {}\n", live.unserved);
+  if (live.running) fmt::print("  {} {}\n", Name(live.running->state), ProgressText(*live.running));
   if (s.run) fmt::print("  run {}\n", s.run->ToString());
   if (!s.effect.empty()) fmt::print("  effect {}\n", s.effect);
   if (const std::string options = ToJson(s.options); !options.empty()) fmt::print("  options {}\n", options);
@@ -217,9 +234,9 @@ Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, options.id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, id, context->Deadline()));
-  const std::string unserved = Unserved(job);
+  const Live live = LookAt(job, *context);
   if (context->format() == OutputFormat::kTable) {
-    PrintJob(job, unserved);
+    PrintJob(job, live);
   } else if (context->format() == OutputFormat::kCsv) {
     Table table{.columns = {"token", "end", "worker", "exit_code", "signal", "error_class", "error", "log_tail"}, .rows = {}};
     for (const Attempt& a : AttemptsOf(job))
@@ -229,7 +246,7 @@ Result<ExitCode> DoShow(const Options& options) {
     Print(table, context->format());
   } else {
     const int indent = context->format() == OutputFormat::kJson ? 2 : -1;
-    fmt::print("{}\n", JobJson(job, unserved).dump(indent, ' ', false, Json::error_handler_t::replace));
+    fmt::print("{}\n", JobJson(job, live).dump(indent, ' ', false, Json::error_handler_t::replace));
   }
   return ExitCode::kOk;
 }

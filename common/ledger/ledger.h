@@ -115,6 +115,7 @@ struct LiveJob {  // accepted, no outcome
   std::optional<WallTime> next_run_at;
   bool cancelling = false;  // a cancel row exists
   Token last_token{};       // of its latest attempt row; 0: there is none
+  bool in_outbox = false;   // LiveSingleJobs: ReadOutbox will show it, too
 };
 struct LiveRun {  // accepted, no run outcome
   RunSpec spec;

@@ -1,6 +1,6 @@
 // Faults that are not kills, one at a time, on real processes while scheduled runs and single jobs flow; then every promise is
 // checked from outside, as after the kills (checker.h): clocks that step, fsyncs that fail, a network that is slow and loses
-// packets at once, a Redis that comes back with older files; and a kill of everything at one instant.
+// packets at once, a Redis that comes back with older files, or has no memory left; and a kill of everything at one instant.
 // MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form
 // plays one of the tests with a cluster, which the seed chooses; all that a --gtest_filter names.
 #include <fmt/format.h>
@@ -40,7 +40,7 @@ constexpr std::size_t kServerProxies = 2;              // those of PostgreSQL an
 constexpr int kTogetherShort = 3, kTogetherMax = 200;  // rounds in which everything is killed; the long form ends by time
 constexpr Millis kTogetherLong{360'000};
 
-constexpr std::uint64_t kClusterTests = 5;
+constexpr std::uint64_t kClusterTests = 6;
 #define MILLRACE_LONG_OR_CHOSEN(number)                                                                       \
   do {                                                                                                        \
     if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kClusterTests != (number))                       \
@@ -98,6 +98,15 @@ class Faults : public ::testing::Test {
   bool WaitForAccepted(std::size_t more) {
     const std::size_t before = submitter_->accepted().size();
     return WaitFor([&] { return submitter_->accepted().size() >= before + more; }, kAcceptTimeout);
+  }
+  // How many lines of their logs have it.
+  int LinesOfBrokers(std::string_view text) {
+    int found = 0;
+    for (const Member* broker : cluster_->OfRole(Role::kBroker)) {
+      std::ifstream log(cluster_->dir() + "/logs/" + broker->name + ".log");
+      for (std::string line; std::getline(log, line);) found += line.find(text) != std::string::npos ? 1 : 0;
+    }
+    return found;
   }
   std::string OwningBroker() {
     const auto owner = observer_->OwnerName();
@@ -174,6 +183,37 @@ TEST_F(Faults, ClocksThatStep) {
   // The watermark never goes back: after a step back, the next slot waits for the clock.
   const std::int64_t slots = Ask("select count(*) from millrace.slot");
   EXPECT_TRUE(WaitFor([&] { return Ask("select count(*) from millrace.slot") > slots; }, kAcceptTimeout)) << "no slot fires";
+  End();
+}
+
+// Redis has no memory left, first suddenly, then for longer. New work is refused; what was accepted runs, and no shard is given
+// up for it: that would empty it, and the rebuild would meet the same wall.
+TEST_F(Faults, RedisOutOfMemory) {
+  MILLRACE_LONG_OR_CHOSEN(4);
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
+  BeginBulk();
+  ASSERT_TRUE(WaitForAccepted(5));
+  ASSERT_TRUE(WaitFor([&] { return bulk_->accepted_count() > kBulkJobs / 10; }, kAcceptTimeout));
+  for (const Millis hold : {Millis{700}, Millis{Long() ? 20'000 : 6'000}}) {
+    const auto limited = cluster_->LimitRedis(50);
+    ASSERT_TRUE(limited) << limited.error().message;
+    std::size_t accepted = 0;
+    const auto stands_still = [&] {
+      const std::size_t now = bulk_->accepted_count();
+      testing::SleepFor(Millis{1'500});
+      accepted = bulk_->accepted_count();
+      return accepted == now;
+    };
+    EXPECT_TRUE(WaitFor(stands_still, kAcceptTimeout));
+    testing::SleepFor(hold);
+    EXPECT_EQ(bulk_->accepted_count(), accepted) << "accepted although there is no memory for it";
+    const auto lifted = cluster_->LimitRedis(0);
+    ASSERT_TRUE(lifted) << lifted.error().message;
+    EXPECT_TRUE(WaitFor([&] { return bulk_->accepted_count() > accepted; }, kAcceptTimeout)) << "nothing is accepted again";
+    EXPECT_TRUE(WaitForAccepted(5));
+  }
+  EXPECT_GT(LinesOfBrokers("the queue has no memory left"), 0) << "nothing was refused";
+  EXPECT_EQ(LinesOfBrokers("is over: queue"), 0) << "a shard was given up";
   End();
 }
 
@@ -256,7 +296,7 @@ TEST_F(Faults, RedisComesBackOlder) {
 // All processes die at one instant, servers too, and are started again, now and then before they have recovered from the time
 // before: nothing of ledger class is lost, nothing happens twice.
 TEST_F(Faults, EverythingIsKilledTogether) {
-  MILLRACE_LONG_OR_CHOSEN(4);
+  MILLRACE_LONG_OR_CHOSEN(5);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
   Long() ? BeginBulk(18'000, 50) : BeginBulk();
   ASSERT_TRUE(WaitForAccepted(5));

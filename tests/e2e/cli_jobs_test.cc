@@ -188,6 +188,39 @@ TEST_F(CliJobs, AJobOfAKindThatNoOwnWorkerServesSaysSo) {
   ExpectSound();
 }
 
+TEST_F(CliJobs, HowFarACommandIsCanBeSeenWhileItRuns) {
+  const auto engine = Start({"up", "--log-level", "warn"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status", "-o", "ndjson"}).out.contains("broker"); }));
+  const std::string script = "echo '1200 4096' > $MILLRACE_PROGRESS; until [ -e " + Path("go") + " ]; do sleep 0.02; done";
+  const std::string payload = nlohmann::json{{"argv", {"sh", "-c", script}}}.dump();
+  const std::string id = Line(Ids({"job", "submit", "--kind", "command", "--payload", payload}));
+  WritePipeline("slow", "  copy: { command: [sh, -c, \"" + script + "\"] }\n  late: { command: [\"true\"], after: copy }\n");
+  ASSERT_EQ(Run({"pipeline", "apply", "slow.yaml"}).code, 0);
+  const std::string run = Line(Ids({"run", "now", "slow"}));
+  const auto far = [](const nlohmann::json& of) { return of.at("progress").is_object() && of["progress"]["rows"] == 1200; };
+  EXPECT_TRUE(Eventually([&] { return far(RunJson({"job", "show", id})); }));
+  EXPECT_TRUE(Eventually([&] { return far(StageOf(RunJson({"run", "show", run}), "copy")); }));
+  const auto job = RunJson({"job", "show", id});
+  EXPECT_EQ(job.at("state"), "live");
+  EXPECT_EQ(job.at("progress").at("bytes"), 4096);
+  EXPECT_NE(job.at("progress").at("worker"), "");
+  EXPECT_THAT(Run({"job", "show", id}).out, AllOf(HasSubstr("running on "), HasSubstr(": 1,200 rows, 4.1 kB so far")));
+  const auto stages = RunJson({"run", "show", run});
+  const auto copy = StageOf(stages, "copy");
+  EXPECT_EQ(copy.at("state"), "running");
+  EXPECT_EQ(copy.at("progress"), job.at("progress"));
+  EXPECT_EQ(StageOf(stages, "late").at("progress"), nullptr) << "it waits";
+  EXPECT_THAT(Run({"run", "show", run}).out, HasSubstr("copy: running on "));
+  EXPECT_EQ(RunJson({"job", "show", copy.at("job")}).at("progress"), job.at("progress")) << "a job of a run, by itself";
+  Write("go", "");
+  EXPECT_TRUE(Eventually([&] { return RunJson({"job", "show", id}).at("state") == "succeeded" && Ended(run); }));
+  EXPECT_EQ(RunJson({"job", "show", id}).at("progress"), nullptr) << "it has ended";
+  EXPECT_EQ(StageOf(RunJson({"run", "show", run}), "copy").at("progress"), nullptr);
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
+}
+
 TEST_F(CliJobs, WhatIsRecordedWhileNobodyRunsSaysSo) {
   WritePipeline("flaky", "  gate: { command: [sh, -c, \"test -e open\"], retry: { max_attempts: 1 } }\n");
   const auto run = RunJson({"run", "flaky.yaml"}, 1);
