@@ -43,6 +43,10 @@ TEST_F(CliLife, ACommandsOutputIsKeptInTheRowOrInAFileOfTheLake) {
   result = Run({"job", "result", JobOf(run, "large")});
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_EQ(result.out, std::string(100'000, '\0'));
+  std::fstream(path, std::ios::in | std::ios::out | std::ios::binary).seekp(50'000).put('\x10');  // one bit
+  result = Run({"job", "result", JobOf(run, "large")});
+  EXPECT_NE(result.code, 0);
+  EXPECT_THAT(result.err, HasSubstr("is not what the job wrote"));
   std::ofstream(path, std::ios::binary | std::ios::app) << "x";
   result = Run({"job", "result", JobOf(run, "large")});
   EXPECT_NE(result.code, 0);
