@@ -4,6 +4,11 @@
 #include "tests/sim/world.h"
 
 namespace millrace::sim {
+namespace {
+
+constexpr Micros kStepMax{30'000'000};  // of a wall clock
+
+}  // namespace
 
 JobSpec World::NewJob(OrgId org) {
   JobSpec job;
@@ -225,13 +230,15 @@ void World::FreezeWorker(std::size_t w) {
   workers_[w].frozen_until = std::max(workers_[w].frozen_until, Now() + time);
 }
 
-// As an operator or a time server sets the clock of one machine, or sets it right again.
+// As an operator or a time server sets the clock of one machine, or sets it right again. Those of two brokers may be apart by
+// kAdoptionSkew: what a new owner takes for running depends on it.
 void World::StepClock() {
   const std::uint64_t which = random_.Below(2 * kBrokers + 2 * kSchedulers + 1);
   NodeClock& clock = which < 2 * kBrokers                   ? brokers_[which / 2].clock
                      : which < 2 * (kBrokers + kSchedulers) ? schedulers_[which / 2 - kBrokers].clock
                                                             : ledger_clock_;
-  const Micros to = Chance(20) ? Micros{0} : Between(-30'000'000, 30'000'000);
+  const std::int64_t most = which < 2 * kBrokers ? std::min(kStepMax, Micros{kAdoptionSkew} / 2).count() : kStepMax.count();
+  const Micros to = Chance(20) ? Micros{0} : Micros{Between(-most, most)};
   Trace("clock", {}, which);
   ++report_.clock_steps;
   clock.StepTo(to);

@@ -100,6 +100,7 @@ void World::StartBroker(std::size_t i) {
   Node& n = brokers_[i];
   ++n.life;
   n.up = true;
+  n.frozen_until = Micros{0};  // that was the old process
   n.owner = NewId<OwnerId>();
   const std::vector<ShardId> shards{ShardId{0}, ShardId{1}};
   n.dispatcher = std::make_unique<Dispatcher>(
