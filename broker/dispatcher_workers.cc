@@ -5,6 +5,7 @@
 #include "broker/dispatcher.h"
 #include "broker/size_routing.h"
 #include "common/base/check.h"
+#include "common/base/failpoint.h"
 #include "common/base/log.h"
 
 namespace millrace {
@@ -184,7 +185,7 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
                                    .recorded_at = wall_,
                                    .queue = RoutedQueue(spec)});
   } else {
-    if (!verdict.immediate)
+    if (!verdict.immediate && !MILLRACE_MUTANT("mutant.no_backoff"))
       ending.run_at = wall_ + BackoffDelay(spec.retry, spec.options.backoff, static_cast<int>(verdict.counters.failures),
                                            options_.random->Next());
     if (spec.run) shard.runs.Find(spec.id)->error = report.error;

@@ -33,13 +33,14 @@ Result<void> ScheduleBook::Take(ScheduleRow row) {
   MILLRACE_TRY(ParseCatchup(row.spec.catchup));
   std::unique_ptr<Entry>& entry = entries_[key];
   entry.reset(new Entry(std::move(row), cron));
+  entry->number_ = ++taken_;
   Place(*entry, entry->cron_.Next(entry->row_.watermark));  // a paused one too: its slots are decided as skipped
   return {};
 }
 
 std::vector<const ScheduleBook::Entry*> ScheduleBook::Soonest(std::size_t max) const {
   std::vector<const Entry*> soonest;
-  for (const auto& [next, entry] : order_) {
+  for (const auto& [next, number, entry] : order_) {
     if (soonest.size() == max) break;
     soonest.push_back(entry);
   }
@@ -54,7 +55,7 @@ void ScheduleBook::Clear() {
 
 std::vector<ScheduleBook::Entry*> ScheduleBook::Due(WallTime now) {
   std::vector<Entry*> due;
-  for (const auto& [next, entry] : order_) {
+  for (const auto& [next, number, entry] : order_) {
     if (next > now) break;
     due.push_back(entry);
   }
@@ -72,15 +73,17 @@ void ScheduleBook::Park(Entry& entry) { Place(entry, std::nullopt); }
 
 std::optional<WallTime> ScheduleBook::Next() const {
   if (order_.empty()) return std::nullopt;
-  return order_.begin()->first;
+  return std::get<WallTime>(*order_.begin());
 }
 
 std::vector<ScheduleBook::Entry*> ScheduleBook::Unplanned(WallTime now, WallTime until) {
   std::vector<Entry*> found;
   if (PlansAreFull()) return found;
-  for (auto it = order_.upper_bound({now, nullptr}); it != order_.end() && it->first <= until; ++it) {
-    if (it->first <= now || it->second->tried_ || it->second->row_.paused) continue;
-    found.push_back(it->second);
+  for (auto it = order_.lower_bound({now + Micros{1}, 0, nullptr}); it != order_.end(); ++it) {
+    const auto& [next, number, entry] = *it;
+    if (next > until) break;
+    if (entry->tried_ || entry->row_.paused) continue;
+    found.push_back(entry);
     if (found.size() + plans_ >= kPlannedRunsMax) break;
   }
   return found;
@@ -112,9 +115,9 @@ void ScheduleBook::Forget(Entry& entry) {
 
 void ScheduleBook::Place(Entry& entry, std::optional<WallTime> next) {
   Forget(entry);
-  if (entry.next_) order_.erase({*entry.next_, &entry});
+  if (entry.next_) order_.erase({*entry.next_, entry.number_, &entry});
   entry.next_ = next;
-  if (next) order_.emplace(*next, &entry);
+  if (next) order_.emplace(*next, entry.number_, &entry);
 }
 
 }  // namespace millrace::scheduler

@@ -1,10 +1,12 @@
 // The schedules of the ledger as a scheduler keeps them: compiled once, in order of their next slot. Pure.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -35,6 +37,7 @@ class ScheduleBook {
     Entry(ScheduleRow row, CronSchedule cron) : row_(std::move(row)), cron_(cron) {}
     ScheduleRow row_;
     CronSchedule cron_;
+    std::uint64_t number_ = 0;       // of its Take
     std::optional<WallTime> next_;   // empty: parked or never again
     std::unique_ptr<RunPlan> plan_;  // of the run of next_
     std::size_t plan_bytes_ = 0;
@@ -46,7 +49,8 @@ class ScheduleBook {
   Result<void> Take(ScheduleRow row);
   void Clear();
 
-  // Entries with a slot at or before `now`: those within their misfire_grace first, then those that are late; both by slot.
+  // Entries with a slot at or before `now`: those within their misfire_grace first, then those that are late; both by slot,
+  // those of one slot in the order in which they were taken over.
   // The pointers are good until the next Take or Clear.
   std::vector<Entry*> Due(WallTime now);
   // Every slot up to `watermark` is decided.
@@ -71,12 +75,13 @@ class ScheduleBook {
   std::size_t size() const { return entries_.size(); }
 
  private:
-  using Order = std::set<std::pair<WallTime, Entry*>>;
+  using Order = std::set<std::tuple<WallTime, std::uint64_t, Entry*>>;  // the entry's next slot and number
   void Place(Entry& entry, std::optional<WallTime> next);
   void Forget(Entry& entry);  // its plan
 
   std::unordered_map<std::string, std::unique_ptr<Entry>> entries_;  // by org, pipeline, schedule
   Order order_;
+  std::uint64_t taken_ = 0;                 // ever
   std::size_t plans_ = 0, plan_bytes_ = 0;  // of all entries
 };
 

@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "common/base/failpoint.h"
+
 namespace millrace {
 namespace {
 
@@ -236,6 +238,11 @@ AttemptVerdict Judge(const RetryPolicy& policy, Counters before, AttemptEnd end,
       if (verdict.counters.crashes >= static_cast<std::uint32_t>(kCrashesMax)) verdict.terminal = JobState::kDead;
       break;
     case AttemptEnd::kHandedBack:
+      if (MILLRACE_MUTANT("mutant.hand_back_fails")) {
+        fail();
+        break;
+      }
+      [[fallthrough]];
     case AttemptEnd::kLost:
     case AttemptEnd::kCancelled: verdict.immediate = true; break;  // nobody asked for a cancel: it starts elsewhere
   }

@@ -20,13 +20,14 @@ void World::CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::P
   if (of_this_epoch && !n.ends_written.contains({job.id, before->second.first})) Violation("S7: a second live lease");
   // What is being cancelled is fenced, whatever time it is.
   if (const auto end = EndOfWait(spec.options, {.deliveries = job.delivery - 1});
-      !job.fence_only && end && end->at <= clock_.WallNow())
+      !job.fence_only && end && end->at <= n.clock.WallNow())
     Violation("a job is granted after its deadline or expiry");
   if (owner) {
     if (rows != ledger_.jobs.end() && rows->second.outcome)
       Violation("S3: job " + job.id.ToString() + " is granted after its outcome");
     if (job.token <= max_token_[job.id]) Violation("S4: a token does not increase");
     if (!job.fence_only) CheckLimits(n, spec, job.token);
+    CheckStart(n, spec, job);
   }
   // One that is deposed and does not know it yet may have claimed before the new owner asked the queue.
   max_token_[job.id] = std::max(max_token_[job.id], job.token);
@@ -88,11 +89,15 @@ void World::CheckRate(const Rate& rate, std::vector<Micros>& starts, std::string
 
 void World::CheckCommit(const OwnerBatch& batch) {
   ++commits_;
+  const auto n = std::ranges::find(brokers_, batch.owner, &Node::owner);
+  if (n == brokers_.end()) return Violation("a commit of nobody");
   for (const OutcomeRow& row : batch.outcomes) ended_.try_emplace(row.report.job, commits_);
   for (const JobSpec& job : batch.jobs) accepted_[job.id] = ledger_.jobs.contains(job.id) ? accepted_[job.id] : commits_;
   for (const AttemptRow& row : batch.attempts) {
     if (Ended(row.report.job)) Violation("S3: an attempt after the outcome");
     if (row.report.end == AttemptEnd::kLost) ++report_.lost;
+    CheckCounters(row.report, row.counters);
+    if (const JobSpec& spec = SpecOf(row.report.job, &batch); !Cancelling(spec, batch)) CheckRetry(*n, spec, row);
   }
   for (const OutcomeRow& row : batch.outcomes) {
     Trace("outcome", row.report.job.AsBytes(), row.report.token.value());
@@ -102,7 +107,11 @@ void World::CheckCommit(const OwnerBatch& batch) {
         ledger_.cancels.contains(item) || std::ranges::find(batch.cancels, item, &CancelRow::item) != batch.cancels.end();
     if (row.state == JobState::kCancelled && !asked) Violation("a job is cancelled that nobody wanted to be cancelled");
     if (row.state == JobState::kCancelled && row.report.token == Token{}) cancelled_at_.try_emplace(row.report.job, Now());
+    CheckCounters(row.report, row.counters);
+    const JobSpec& spec = SpecOf(row.report.job, &batch);
+    CheckOutcomeTime(*n, spec, row);
     if (row.report.token == Token{}) continue;
+    if (!Cancelling(spec, batch)) CheckVerdict(spec, row);
     if (row.report.result != std::to_string(max_token_[row.report.job].value()))
       Violation(fmt::format("S4: the outcome comes from token {}, the last granted one is {}", row.report.result,
                             max_token_[row.report.job].value()));
@@ -113,8 +122,10 @@ void World::CheckCommit(const OwnerBatch& batch) {
     if (ledger_.run_outcomes.contains(row.run)) Violation("S3: a second run outcome");
 }
 
-const JobSpec& World::SpecOf(const JobId& id) const {
+const JobSpec& World::SpecOf(const JobId& id, const OwnerBatch* batch) const {
   const auto kept = kept_.find(id);
+  if (kept == kept_.end() && batch != nullptr && !ledger_.jobs.contains(id))
+    return *std::ranges::find(batch->jobs, id, &JobSpec::id);
   return kept != kept_.end() ? kept->second.spec : ledger_.jobs.at(id).spec;
 }
 
@@ -128,6 +139,7 @@ bool World::MayBeLost(const KeptJob& job) const {
 }
 
 bool World::Finished() const {
+  if (AnyFrozen() || SlotsLeft() > 0) return false;
   for (const auto& request : requests_)
     if (!request.answered) return false;
   for (const auto& [id, job] : kept_)
@@ -155,13 +167,10 @@ void World::CheckTimes(const MemoryLedger::JobRows& rows) {
   const JobOptions& options = rows.spec.options;
   if (outcome.state == JobState::kExpired) {
     ++report_.expired;
-    if (!options.expires_at || outcome.recorded_at < *options.expires_at) Violation("expired before its time");
     if (outcome.counters.deliveries > 0) Violation("expired although it was started");
   }
-  if (outcome.report.error_class == kErrorDeadlineExceeded) {
-    ++report_.overdue;
-    if (!options.deadline || outcome.recorded_at < *options.deadline) Violation("dead before its deadline");
-  }
+  if (outcome.report.error_class == kErrorDeadlineExceeded) ++report_.overdue;
+  if (outcome.report.error_class == kErrorCrashQuarantine) ++report_.quarantined;
   if (outcome.state == JobState::kSkipped && options.run_when == RunWhen::kAllEnded &&
       outcome.report.error.starts_with("stage '"))
     Violation("a callback was skipped because of what it waits for");
@@ -228,6 +237,7 @@ void World::CheckEnd() {
   if (!report_.violations.empty()) return;
   for (const auto& [id, rows] : ledger_.jobs) CheckTimes(rows);
   CheckUnique();
+  CheckSlots();
   CheckQueueIsEmpty();
   for (const auto& [id, run] : ledger_.run_outcomes) {
     bool all = true;

@@ -4,6 +4,11 @@
 #include "tests/sim/world.h"
 
 namespace millrace::sim {
+namespace {
+
+constexpr Micros kStepMax{30'000'000};  // of a wall clock
+
+}  // namespace
 
 JobSpec World::NewJob(OrgId org) {
   JobSpec job;
@@ -17,6 +22,7 @@ JobSpec World::NewJob(OrgId org) {
   if (Chance(15)) job.run_at = clock_.WallNow() + Between(0, 3'000'000);
   if (Chance(10)) job.options.backoff = Backoff::kFixed;
   if (Chance(12)) job.options.expires_at = clock_.WallNow() + Between(100'000, 6'000'000);
+  if (Chance(5)) job.payload = Chance(50) ? kPoison : kHopeless;
   if (Chance(12)) job.options.deadline = clock_.WallNow() + Between(300'000, 9'000'000);
   return job;
 }
@@ -70,7 +76,8 @@ void World::SubmitSomething() {
 
 void World::CancelSomething() {
   std::vector<CancelRow> all;
-  for (const auto& [id, run] : ledger_.runs) all.push_back({id.uuid, true, run.org, "sim", "", {}});
+  for (const auto& [id, run] : ledger_.runs)
+    if (run.schedule.empty() || Chance(20)) all.push_back({id.uuid, true, run.org, "sim", "", {}});
   for (const auto& [id, rows] : ledger_.jobs)
     if (!rows.spec.run) all.push_back({id.uuid, false, rows.spec.org, "sim", "", {}});
   for (const auto& [id, job] : kept_)  // only the queue knows them
@@ -141,10 +148,10 @@ void World::SetQueues() {
     });
 }
 
-void World::Ring(OrgId org) {
+void World::Ring(ShardId shard) {
   if (Chance(30)) return;  // the ring is lost
   for (std::size_t i = 0; i < kBrokers; ++i)
-    OnBroker(i, Micros{300}, [this, i, shard = ShardOf(org, kShards)](Node&) { Tell(i, event::Rung{.shard = shard}); });
+    OnBroker(i, Micros{300}, [this, i, shard](Node&) { Tell(i, event::Rung{.shard = shard}); });
 }
 
 void World::Send(std::size_t request, std::size_t broker) {
@@ -173,7 +180,7 @@ void World::BreakSomething() {
       cut_until_[{b, w}] = Now() + Between(2'000'000, 9'000'000);
       if (Chance(60)) In(Between(3'200'000, 7'000'000), [this, b] { Crash(b); });
       return;
-    case 1: brokers_[b].frozen_until = Now() + Between(500'000, 9'000'000); return;
+    case 1: return FreezeBroker(b);
     case 2:
       if (!workers_[w].up) return;
       workers_[w].up = false;
@@ -181,7 +188,7 @@ void World::BreakSomething() {
         if (!workers_[w].up) StartWorker(w);
       });
     case 3:
-      workers_[w].frozen_until = Now() + Between(500'000, 8'000'000);
+      FreezeWorker(w);
       if (Chance(50)) In(Between(1'000, 500'000), [this] { CancelSomething(); });
       return;
     case 4: losses_.emplace_back(Micros{0}, Now()); return queue_.Wipe();
@@ -194,6 +201,47 @@ void World::BreakSomething() {
     case 5: ledger_down_until_ = Now() + Between(100'000, 7'000'000); return;
     case 6: ledger_unknown_until_ = Now() + Between(50'000, 500'000); return;
   }
+}
+
+// A long one outlasts the healing: the others finish everything meanwhile, and what it then goes on with must change nothing.
+void World::FreezeBroker(std::size_t b) {
+  const bool lasts = Chance(30);
+  const Micros time = lasts ? Between(9'000'000, 70'000'000) : Between(500'000, 9'000'000);
+  brokers_[b].frozen_until = std::max(brokers_[b].frozen_until, Now() + time);
+  if (!lasts) return;
+  In(time, [this, b, life = brokers_[b].life, epochs = Epochs()] {
+    if (brokers_[b].life == life && brokers_[b].up && epochs != Epochs()) ++report_.long_freezes;
+  });
+}
+
+std::vector<Epoch> World::Epochs() {
+  std::vector<Epoch> epochs;
+  for (std::uint16_t s = 0; s < kShards; ++s) epochs.push_back(ledger_.EpochOf(ShardId{s}));
+  return epochs;
+}
+
+bool World::AnyFrozen() const {
+  return std::ranges::any_of(brokers_, [this](const Node& n) { return n.frozen_until > Now(); }) ||
+         std::ranges::any_of(schedulers_, [this](const SimScheduler& s) { return s.frozen_until > Now(); });
+}
+
+void World::FreezeWorker(std::size_t w) {
+  const Micros time = Chance(25) ? Between(8'000'000, 15'000'000) : Between(500'000, 8'000'000);
+  workers_[w].frozen_until = std::max(workers_[w].frozen_until, Now() + time);
+}
+
+// As an operator or a time server sets the clock of one machine, or sets it right again. Those of two brokers may be apart by
+// kAdoptionSkew: what a new owner takes for running depends on it.
+void World::StepClock() {
+  const std::uint64_t which = random_.Below(2 * kBrokers + 2 * kSchedulers + 1);
+  NodeClock& clock = which < 2 * kBrokers                   ? brokers_[which / 2].clock
+                     : which < 2 * (kBrokers + kSchedulers) ? schedulers_[which / 2 - kBrokers].clock
+                                                            : ledger_clock_;
+  const std::int64_t most = which < 2 * kBrokers ? std::min(kStepMax, Micros{kAdoptionSkew} / 2).count() : kStepMax.count();
+  const Micros to = Chance(20) ? Micros{0} : Micros{Between(-most, most)};
+  Trace("clock", {}, which);
+  ++report_.clock_steps;
+  clock.StepTo(to);
 }
 
 LedgerFault World::NextFault() {
@@ -211,9 +259,14 @@ void World::Heal() {
     q.paused = false;
     ++q.revision;
   }
+  ledger_clock_.StepTo(Micros{0});
   for (std::size_t i = 0; i < kBrokers; ++i) {
-    brokers_[i].frozen_until = std::min(brokers_[i].frozen_until, Now());
+    brokers_[i].clock.StepTo(Micros{0});
     if (!brokers_[i].up) StartBroker(i);
+  }
+  for (std::size_t i = 0; i < kSchedulers; ++i) {
+    schedulers_[i].clock.StepTo(Micros{0});
+    if (!schedulers_[i].up) StartScheduler(i);
   }
   for (std::size_t w = 0; w < kWorkers; ++w) {
     workers_[w].frozen_until = std::min(workers_[w].frozen_until, Now());

@@ -1,11 +1,19 @@
 #include "tests/sim/world.h"
 
+#include <algorithm>
 #include <utility>
+
+#include "common/base/failpoint.h"
 
 namespace millrace::sim {
 
-World::World(std::uint64_t seed, Mutant mutant)
-    : seed_(seed), mutant_(mutant), random_(seed), dispatcher_random_(seed ^ 0x9e37), ledger_(clock_, kShards) {
+World::World(std::uint64_t seed, Mutant mutant, Detail detail)
+    : seed_(seed),
+      mutant_(mutant),
+      detail_(detail),
+      random_(seed),
+      dispatcher_random_(seed ^ 0x9e37),
+      ledger_(ledger_clock_, kShards) {
   ledger_.ignore_epochs = mutant == Mutant::kNoEpochFence;
   queue_.set_ignore_epochs(mutant == Mutant::kNoEpochFence);
   if (seed % 3 == 0) queue_.claim_max = 1 + static_cast<std::uint32_t>(seed % 2);  // large entries
@@ -14,31 +22,34 @@ World::World(std::uint64_t seed, Mutant mutant)
   queue_.forget_removals = mutant == Mutant::kForgetRemovals;
   ledger_.fault = [this] { return NextFault(); };
   ledger_.before_commit = [this](const OwnerBatch& batch) { CheckCommit(batch); };
+  ledger_.before_fire = [this](const FireBatch& batch) { CheckFire(batch); };
 }
 
 sim::Report World::Run() {
   for (std::size_t i = 0; i < kBrokers; ++i) StartBroker(i);
   for (std::size_t i = 0; i < kWorkers; ++i) StartWorker(i);
+  ApplySchedules();
+  for (std::size_t i = 0; i < kSchedulers; ++i) StartScheduler(i);
   if (seed_ % 2 == 0) SetQueues();
   for (int i = 0; i < 14; ++i) At(Between(100'000, 15'000'000), [this] { SubmitSomething(); });
   for (int i = 0; i < 10; ++i) At(Between(500'000, 18'000'000), [this] { BreakSomething(); });
   for (int i = 0; i < 5; ++i) At(Between(300'000, 16'000'000), [this] { CancelSomething(); });
+  for (int i = 0; i < 5; ++i) At(Between(500'000, 18'000'000), [this] { BreakScheduler(); });
+  if (seed_ % 3 != 0)
+    for (int i = 0; i < 3; ++i) At(Between(500'000, 18'000'000), [this] { StepClock(); });
   At(kFaultsEnd, [this] { Heal(); });
   std::optional<Micros> until;  // what is on its way out of the queue gets the time to leave
-  while (!agenda_.empty() && Now() < kGiveUp && report_.violations.size() < 5) {
-    auto next = agenda_.top();
-    agenda_.pop();
-    clock_.Advance(next.at - Now());
-    ++report_.steps;
-    (*next.what)();
-    if (until ? Now() > *until : healed_ && report_.steps % 64 == 0 && Finished()) {
-      if (until) break;
-      until = Now() + Micros{12'000'000};
-    }
+  std::uint64_t look = 0;
+  while (Step()) {
+    if (until && Now() > *until) break;
+    if (until || !healed_ || report_.steps < look) continue;
+    look = report_.steps + 64;
+    if (Finished()) until = Now() + Micros{12'000'000};
   }
   CheckEnd();
   report_.jobs = ledger_.jobs.size();
   report_.runs = ledger_.runs.size();
+  report_.terms = ledger_.schedules.terms();
   for (std::uint16_t s = 0; s < kShards; ++s) report_.takeovers += ledger_.EpochOf(ShardId{s}).value() - 1;
   report_.trace = trace_;
   return std::move(report_);
@@ -51,6 +62,28 @@ Micros World::Between(std::int64_t low, std::int64_t high) {
 void World::At(Micros at, std::function<void()> what) {
   agenda_.push(
       {.at = std::max(at, Now()), .order = ++order_, .what = std::make_shared<std::function<void()>>(std::move(what))});
+}
+
+bool World::Step() {
+  if (agenda_.empty() || Now() >= kGiveUp || report_.violations.size() >= 5) return false;
+  const auto next = agenda_.top();
+  agenda_.pop();
+  clock_.Advance(std::max(Micros{0}, next.at - Now()));
+  ++report_.steps;
+  (*next.what)();
+  return true;
+}
+
+void World::PassTime(Micros time) {
+  const Micros until = Now() + time;
+  while (!agenda_.empty() && agenda_.top().at <= until && Step()) {
+  }
+  clock_.Advance(std::max(Micros{0}, until - Now()));
+}
+
+void World::TraceMessage(std::string_view what, std::string_view peer, const wire::Message& message) {
+  Trace(what, peer, message.index());
+  if (detail_ == Detail::kMessages) Trace("bytes", wire::Encode(message));
 }
 
 void World::Trace(std::string_view what, std::string_view id, std::uint64_t number) {
@@ -67,14 +100,14 @@ void World::StartBroker(std::size_t i) {
   Node& n = brokers_[i];
   ++n.life;
   n.up = true;
+  n.frozen_until = Micros{0};  // that was the old process
   n.owner = NewId<OwnerId>();
   const std::vector<ShardId> shards{ShardId{0}, ShardId{1}};
   n.dispatcher = std::make_unique<Dispatcher>(
       DispatcherOptions{.name = "b", .shard_count = kShards, .shards = shards, .random = &dispatcher_random_});
   n.pump = std::make_unique<LedgerPump>(
-      LedgerPumpOptions{
-          .owner = n.owner, .owner_name = std::to_string(i), .shards = shards, .shard_count = kShards},
-      ledger_, clock_);
+      LedgerPumpOptions{.owner = n.owner, .owner_name = std::to_string(i), .shards = shards, .shard_count = kShards}, ledger_,
+      n.clock);
   n.events.clear();
   n.to_ledger.clear();
   n.to_queue.clear();
@@ -118,9 +151,10 @@ void World::Tell(std::size_t i, Event event) {
 void World::Loop(std::size_t i) {
   Node& n = brokers_[i];
   n.loop_due = false;
-  for (Event& event : std::exchange(n.events, {})) n.dispatcher->Handle(std::move(event), clock_.Now(), clock_.WallNow());
+  const WallTime wall = n.clock.WallNow();
+  for (Event& event : std::exchange(n.events, {})) n.dispatcher->Handle(std::move(event), clock_.Now(), wall);
   std::vector<Command> commands;
-  n.dispatcher->Flush(clock_.Now(), clock_.WallNow(), commands);
+  n.dispatcher->Flush(clock_.Now(), wall, commands);
   for (Command& command : commands) std::visit([&](auto& c) { Issue(i, c); }, command);
 }
 
@@ -176,6 +210,8 @@ void World::Issue(std::size_t i, command::Execute& command) {
   Node& n = brokers_[i];
   if (auto* requeue = std::get_if<queue_op::Requeue>(&command.op); requeue && mutant_ == Mutant::kForgetRequeue)
     requeue->entries.clear();
+  if (auto* requeue = std::get_if<queue_op::Requeue>(&command.op); requeue && mutant_ == Mutant::kForgetRunAt)
+    for (QueueEntry& entry : requeue->entries) entry.run_at.reset();
   if (auto* enqueue = std::get_if<queue_op::Enqueue>(&command.op); enqueue && mutant_ == Mutant::kEnqueueTwice) {
     auto copy = enqueue->entries;
     copy.insert(copy.end(), enqueue->passed.begin(), enqueue->passed.end());
@@ -220,7 +256,7 @@ void World::Issue(std::size_t i, command::SendWorker& command) {
     for (const auto& job : grant->jobs) CheckGrant(i, job, command.peer);
   if (const auto* adopt = std::get_if<wire::Adopt>(&command.message))
     for (const auto& item : adopt->items) CheckAdopt(i, item, command.peer);
-  Trace("to worker", command.peer, command.message.index());
+  TraceMessage("to worker", command.peer, command.message);
   const std::size_t w = static_cast<std::size_t>(command.peer.front() - '0');
   if (!healed_ && (Cut(i, w) || Chance(2))) return;  // lost on the way
   const auto deliver = [this, i, w, peer = command.peer, message = std::move(command.message)] {
@@ -231,6 +267,7 @@ void World::Issue(std::size_t i, command::SendWorker& command) {
 }
 
 void World::Issue(std::size_t, command::SendClient& command) {
+  TraceMessage("to client", command.peer, command.message);
   if (const auto* reply = std::get_if<wire::SubmitReply>(&command.message)) {
     Trace("accepted", {}, reply->request);
     for (const auto& item : reply->accepted) {
@@ -310,8 +347,11 @@ void World::Turn(std::size_t w) {
 }
 
 void World::FromWorker(std::size_t w, std::size_t i, wire::Message message) {
-  if (!healed_ && (Cut(i, w) || Chance(2))) return;
   const wire::PeerId peer = fmt::format("{}-{}", w, workers_[w].life);
+  TraceMessage("from worker", peer, message);
+  if (const auto* ended = std::get_if<wire::Ended>(&message))
+    for (const AttemptReport& report : ended->reports) reported_[{report.job, report.token}] = report.end;
+  if (!healed_ && (Cut(i, w) || Chance(2))) return;
   OnBroker(i, Micros{200}, [this, i, peer, message = std::move(message)](Node& n) mutable {
     if (auto* ended = std::get_if<wire::Ended>(&message); ended && mutant_ == Mutant::kAcceptOldToken) {
       for (const AttemptReport& report : ended->reports) {
@@ -360,6 +400,7 @@ bool World::StillRuns(std::size_t w, JobId id, Token token) {
 
 void World::Report(std::size_t w, AttemptReport report) {
   report.result = std::to_string(report.token.value());  // what really ran, whatever becomes of `token`
+  report.finished_at = clock_.WallNow();
   workers_[w].session->OnEnded(clock_.Now(), std::move(report));
   Turn(w);
 }
@@ -382,8 +423,10 @@ void World::EndAttempt(std::size_t w, JobId id, Token token) {
   report.job = id;
   report.token = token;
   Effect& effect = effects_[id];
-  const std::uint64_t dice = random_.Below(100);
-  if (dice < 78 || healed_) {
+  const std::string& payload = SpecOf(id).payload;
+  const std::uint64_t dice = payload == kPoison ? 93 : payload == kHopeless ? 78 : random_.Below(100);
+  const bool doomed = payload == kPoison || payload == kHopeless;
+  if (!doomed && (dice < 78 || healed_)) {
     if (effect.published == 0 && effect.fence == token) ++effect.published;
     report.end = effect.published > 0 ? AttemptEnd::kSucceeded : AttemptEnd::kFailed;
   } else if (dice < 90) {
@@ -412,6 +455,22 @@ void World::EndFence(std::size_t w, JobId id, Token token) {
   Report(w, std::move(report));
 }
 
-sim::Report Simulate(std::uint64_t seed, Mutant mutant) { return World(seed, mutant).Run(); }
+std::string_view FailpointOf(Mutant mutant) {
+  switch (mutant) {
+    case Mutant::kDoubleSlot: return "mutant.double_slot";
+    case Mutant::kHandBackFails: return "mutant.hand_back_fails";
+    case Mutant::kNoBackoff: return "mutant.no_backoff";
+    default: return {};
+  }
+}
+
+sim::Report Simulate(std::uint64_t seed, Mutant mutant, Detail detail) {
+  const std::string_view failpoint = FailpointOf(mutant);
+  if (failpoint.empty()) return World(seed, mutant, detail).Run();
+  (void)ConfigureFailpoints(fmt::format("{}=error", failpoint), seed);
+  sim::Report report = World(seed, mutant, detail).Run();
+  (void)ConfigureFailpoints("", seed);
+  return report;
+}
 
 }  // namespace millrace::sim

@@ -1,5 +1,5 @@
-// The part of a Ledger that a broker uses, in memory and fenced by epochs like the real ones: for simulation and unit tests.
-// Faults are asked for per call. Everything else answers kUnsupported. Not thread-safe.
+// The part of a Ledger that brokers and schedulers use, in memory and fenced by epochs like the real ones: for simulation and
+// unit tests. Faults are asked for per call. Everything else answers kUnsupported. Not thread-safe.
 #pragma once
 
 #include <algorithm>
@@ -10,18 +10,17 @@
 #include <utility>
 #include <vector>
 
-#include "common/ledger/ledger.h"
+#include "tests/support/memory_schedules.h"
 
 namespace millrace::test {
 
-enum class LedgerFault : std::uint8_t { kNone, kUnavailable, kAppliedButUnknown, kNotAppliedButUnknown };
-
-class MemoryLedger : public Ledger {
+class MemoryLedger : public MemoryScheduleLedger {
  public:
-  explicit MemoryLedger(const Clock& clock, std::uint16_t shard_count = 1) : clock_(clock), shard_count_(shard_count) {}
+  explicit MemoryLedger(const Clock& clock, std::uint16_t shard_count = 1)
+      : MemoryScheduleLedger(clock), shard_count_(shard_count) {}
 
-  std::function<LedgerFault()> fault;                    // asked before every call; empty: none
   std::function<void(const OwnerBatch&)> before_commit;  // sees every batch that passed the fence
+  std::function<void(const FireBatch&)> before_fire;     // sees every batch of slots
   bool ignore_epochs = false;                            // a broken ledger, for mutants
 
   struct JobRows {
@@ -42,12 +41,11 @@ class MemoryLedger : public Ledger {
   Epoch EpochOf(ShardId shard) { return shards_[shard].epoch; }
 
   Result<void> Migrate(MonoTime) override { return {}; }
-  Result<WallTime> Now(MonoTime) override { return clock_.WallNow(); }
 
   Result<Epoch> TakeShard(ShardId id, OwnerId owner, std::string_view name, MonoTime) override {
     MILLRACE_TRY(Up());
     ShardStatus& shard = shards_[id];
-    if (shard.owner && *shard.owner != owner && clock_.WallNow() - shard.renewed_at < kOwnershipTtl)
+    if (shard.owner && *shard.owner != owner && Fresh(shard.renewed_at))
       return Fail(ErrorCode::kConflict, "{}", shard.owner_name);
     shard = {.shard = id,
              .owner = owner,
@@ -78,9 +76,9 @@ class MemoryLedger : public Ledger {
     MILLRACE_TRY(Up());
     brokers_[owner] = clock_.WallNow();
     if (leaving) brokers_.erase(owner);
-    std::erase_if(brokers_, [this](const auto& b) { return clock_.WallNow() - b.second >= kOwnershipTtl; });
     std::vector<OwnerId> alive;
-    for (const auto& [id, at] : brokers_) alive.push_back(id);
+    for (const auto& [id, at] : brokers_)
+      if (Fresh(at)) alive.push_back(id);
     return alive;
   }
 
@@ -207,8 +205,6 @@ class MemoryLedger : public Ledger {
       if (jobs.contains(id)) known.insert(id);
     return std::vector<JobId>(known.begin(), known.end());
   }
-  Result<RequeueResult> RequeueDead(const Requeue&, MonoTime) override { return No(); }
-  Result<std::vector<JobSummary>> ListJobs(const JobFilter&, MonoTime) override { return No(); }
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime) override {
     MILLRACE_TRY(Up());
     std::vector<ItemState> states(items.size());
@@ -263,44 +259,41 @@ class MemoryLedger : public Ledger {
     return all;
   }
 
-  Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
-                                        MonoTime) override {
-    return No();
+  Result<std::vector<std::string>> BusyPipelines(OrgId org, std::span<const std::string> pipelines, MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::set<std::string> busy;
+    for (const auto& [id, run] : runs)
+      if (run.org == org && run.generation == 0 && !run_outcomes.contains(id) &&
+          std::ranges::find(pipelines, run.pipeline) != pipelines.end())
+        busy.insert(run.pipeline);
+    return std::vector<std::string>(busy.begin(), busy.end());
   }
-  Result<PipelineVersion> StorePipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
-                                        MonoTime) override {
-    return No();
+  Result<FireResult> Fire(const FireBatch& batch, MonoTime) override {
+    const LedgerFault f = fault ? fault() : LedgerFault::kNone;
+    if (f == LedgerFault::kUnavailable) return Fail(ErrorCode::kUnavailable, "down");
+    if (f == LedgerFault::kNotAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
+    if (before_fire) before_fire(batch);
+    FireResult result;
+    std::map<ShardId, std::vector<RunId>> new_runs;
+    for (const SlotDecision& decision : batch.decisions) {
+      if (!schedules.Decide(decision.slot)) {
+        result.already_decided.push_back(decision.slot.key);
+      } else if (decision.run && runs.emplace(decision.run->id, *decision.run).second) {
+        for (const JobSpec& job : decision.jobs) AddJob(job);
+        new_runs[ShardOf(decision.run->org, shard_count_)].push_back(decision.run->id);
+      }
+    }
+    for (auto& [shard, ids] : new_runs) {
+      std::ranges::sort(ids);
+      if (together)
+        outbox_batches[ids.front().uuid] = ids;
+      else
+        outbox_runs.insert(ids.begin(), ids.end());
+    }
+    for (const FireBatch::Watermark& watermark : batch.watermarks) schedules.MoveWatermark(watermark);
+    if (f == LedgerFault::kAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
+    return result;
   }
-  Result<PipelineVersion> GetPipeline(OrgId, std::string_view, std::optional<std::int64_t>, MonoTime) override { return No(); }
-  Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return No(); }
-  Result<Leadership> TryLead(OwnerId, std::string_view, Millis, MonoTime) override { return No(); }
-  Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId>, MonoTime) override { return No(); }
-  Result<void> SetPaused(OrgId, std::string_view, bool, MonoTime) override { return No(); }
-  Result<FireResult> Fire(const FireBatch&, MonoTime) override { return No(); }
-  Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return No(); }
-  Result<std::vector<ScheduleRow>> SchedulesChanged(std::int64_t, std::uint32_t, MonoTime) override { return No(); }
-  Result<std::vector<PipelineVersion>> ScheduledVersions(OrgId, std::span<const std::string>, MonoTime) override {
-    return No();
-  }
-  Result<std::vector<std::string>> BusyPipelines(OrgId, std::span<const std::string>, MonoTime) override { return No(); }
-  Result<CreatedBackfill> CreateBackfill(BackfillRow, MonoTime) override { return No(); }
-  Result<std::vector<BackfillState>> Backfills(const BackfillFilter&, MonoTime) override { return No(); }
-  Result<std::vector<SlotHistory>> SlotHistories(OrgId, std::string_view, std::string_view, std::span<const WallTime>,
-                                                 MonoTime) override {
-    return No();
-  }
-  Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow&, MonoTime) override { return No(); }
-
-  Result<std::vector<RunSummary>> ListRuns(const RunFilter&, MonoTime) override { return No(); }
-  Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return No(); }
-  Result<std::vector<AuditHead>> AuditHeads(MonoTime) override { return No(); }
-  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId>, std::uint64_t, std::uint32_t, MonoTime) override {
-    return No();
-  }
-  Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId, std::uint64_t, MonoTime) override { return No(); }
-  Result<void> VisitRows(const LeafVisitor&, MonoTime) override { return No(); }
-  Result<AuditTotals> Totals(MonoTime) override { return No(); }
-  Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return No(); }
 
  private:
   // A job of `durability: redis` that succeeded at once has no row but its outcome.
@@ -313,10 +306,10 @@ class MemoryLedger : public Ledger {
     }
     return it->second;
   }
-  static std::unexpected<Error> No() { return Fail(ErrorCode::kUnsupported, "the memory ledger serves brokers only"); }
-  Result<void> Up() {
-    if (fault && fault() == LedgerFault::kUnavailable) return Fail(ErrorCode::kUnavailable, "down");
-    return {};
+  // What lies far ahead says nothing: the clock was set back.
+  bool Fresh(WallTime renewed) const {
+    const Micros age = clock_.WallNow() - renewed;
+    return age < kOwnershipTtl && age > -kOwnershipTtl;
   }
   Result<void> Fence(const ShardHold& hold, OwnerId owner) {
     const ShardStatus& shard = shards_[hold.shard];
@@ -389,7 +382,6 @@ class MemoryLedger : public Ledger {
     return live;
   }
 
-  const Clock& clock_;
   std::uint16_t shard_count_;
   std::map<ShardId, ShardStatus> shards_;
   std::map<OwnerId, WallTime> brokers_;

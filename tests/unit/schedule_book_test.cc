@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 namespace millrace::scheduler {
 namespace {
@@ -36,6 +38,19 @@ class ScheduleBookTest : public ::testing::Test {
   const WallTime now_ = *ParseRfc3339("2026-01-31T12:34:56Z"), slot_ = *ParseRfc3339("2026-01-31T12:35:00Z");
   ScheduleBook book_;
 };
+
+// Not by address: a simulation must be able to repeat itself.
+TEST_F(ScheduleBookTest, WhatIsDueTogetherComesInTheOrderOfItsTaking) {
+  std::vector<std::string> taken;
+  for (int i = 0; i < 50; ++i) Take(Row(taken.emplace_back("p" + std::to_string(i * 37 % 50))));
+  Take(Row(taken.front()));  // taken anew: it is the last
+  std::ranges::rotate(taken, taken.begin() + 1);
+  std::vector<std::string> due, soon;
+  for (const auto* entry : book_.Due(slot_)) due.push_back(entry->row().pipeline);
+  for (const auto* entry : book_.Unplanned(now_, slot_)) soon.push_back(entry->row().pipeline);
+  EXPECT_EQ(due, taken);
+  EXPECT_EQ(soon, taken);
+}
 
 TEST_F(ScheduleBookTest, WhatIsDueSoonIsUnplannedUntilItWasTried) {
   Take(Row("a"));
