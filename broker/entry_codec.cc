@@ -1,6 +1,6 @@
 #include "broker/entry_codec.h"
 
-#include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "common/model/job_options.h"
@@ -66,8 +66,13 @@ class Reader {
   }
   template <class T>
   T Small() {  // kCorrupt in the end when it does not fit
-    const std::uint64_t value = Int();
-    if (value > static_cast<std::uint64_t>(std::numeric_limits<T>::max())) ok_ = false;
+    const auto value = [this] {
+      if constexpr (std::is_signed_v<T>)
+        return Signed();
+      else
+        return Int();
+    }();
+    if (!std::in_range<T>(value)) ok_ = false;
     return static_cast<T>(value);
   }
   std::string Text() {
@@ -157,7 +162,7 @@ Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const Line
   spec.org = line.org;
   spec.submitted_at = After(TimeOf(id.uuid), r.Signed());
   entry.check = has(kCheck);
-  if (has(kAttempts)) spec.retry.max_attempts = static_cast<int>(r.Signed());
+  if (has(kAttempts)) spec.retry.max_attempts = r.Small<int>();
   if (has(kTimeout)) spec.timeout = Millis{r.Signed()};
   if (has(kRunAt)) spec.run_at = FromUnixMicros(r.Signed());
   if (has(kCounters)) {
@@ -174,7 +179,7 @@ Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const Line
   if (has(kEffect)) spec.effect = r.Text();
   if (has(kQueue)) {
     spec.queue = r.Text();
-    spec.priority = static_cast<int>(r.Signed());
+    spec.priority = r.Small<int>();
     spec.root = r.Text();
     spec.kind = r.Text();
   } else {
@@ -187,7 +192,9 @@ Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const Line
   if (!r.Done() || (fields & ~std::uint64_t{kKnown}) != 0)
     return Fail(ErrorCode::kCorrupt, "queue entry {}: {} bytes do not make a job", id.ToString(), bytes.size());
   if (!options.empty()) {
-    MILLRACE_TRY_ASSIGN(spec.options, JobOptionsFromJson(options));
+    auto read = JobOptionsFromJson(options);
+    if (!read) return Fail(ErrorCode::kCorrupt, "queue entry {}: {}", id.ToString(), read.error().message);
+    spec.options = std::move(*read);
   }
   if (line.durability == Durability::kRedis) spec.options.durability = Durability::kRedis;
   if (spec.options.limit_key.empty()) spec.options.limit_key = line.limit_key;

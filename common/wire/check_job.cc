@@ -6,6 +6,16 @@
 #include "common/wire/text.h"
 
 namespace millrace::wire {
+namespace {
+
+Result<void> CheckTime(std::string_view field, Millis time) {
+  if (time < Millis{0}) return Fail(ErrorCode::kInvalidArgument, "{}: {} ms is a negative duration", field, time.count());
+  if (time > kJobTimeMax)
+    return Fail(ErrorCode::kInvalidArgument, "{}: {} ms, limit {}", field, time.count(), kJobTimeMax.count());
+  return {};
+}
+
+}  // namespace
 
 Result<void> CheckName(std::string_view field, std::string_view value, std::size_t max) {
   if (value.size() > max) return Fail(ErrorCode::kInvalidArgument, "{}: {} bytes, limit {}", field, value.size(), max);
@@ -32,8 +42,10 @@ Result<void> CheckJob(const JobSpec& job) {
     return Fail(ErrorCode::kInvalidArgument, "payload: {} bytes, limit {}", job.payload.size(), kPayloadBytesMax);
   if (job.retry.max_attempts < 1 || job.retry.max_attempts > kMaxAttemptsMax)
     return Fail(ErrorCode::kInvalidArgument, "max_attempts: {} is not in [1, {}]", job.retry.max_attempts, kMaxAttemptsMax);
-  if (job.retry.backoff_base.count() < 0 || job.retry.backoff_cap.count() < 0 || job.timeout.count() < 0)
-    return Fail(ErrorCode::kInvalidArgument, "backoff and timeout: a negative duration");
+  MILLRACE_TRY(CheckTime("backoff_base", job.retry.backoff_base));
+  MILLRACE_TRY(CheckTime("backoff_cap", job.retry.backoff_cap));
+  MILLRACE_TRY(CheckTime("timeout", job.timeout));
+  MILLRACE_TRY(CheckTime("unique_window", job.options.unique_window));
   if (job.options.unique_key.empty()) return {};
   if (job.run) return Fail(ErrorCode::kInvalidArgument, "unique_key: only a single job has one, not a job of a run");
   if (job.options.durability != Durability::kLedger)

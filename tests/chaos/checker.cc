@@ -126,6 +126,7 @@ class Checker {
   Result<void> Frozen() {
     for (const Freeze& freeze : rounds_.freezes()) {
       if (!freeze.newer_began) continue;
+      if (freeze.lasted >= kLongFreeze) ++out_.long_freezes;
       MILLRACE_TRY_ASSIGN(
           const std::int64_t written,
           Count(true, fmt::format("select count(*) from wh.appended where _millrace_token = {} and"
@@ -173,7 +174,10 @@ class Checker {
       if (freeze.newer_began)
         GrantedAgain(history, std::string(Name(Fault::kFreeze)), load_job[freeze.effect_hash], freeze.mono);
     }
-    for (const Disturbance& other : rounds_.others()) Served(std::string(Name(other.fault)), other.at);
+    for (const Disturbance& other : rounds_.others()) {
+      Served(std::string(Name(other.fault)), other.at);
+      if (other.fault == Fault::kFreezeBroker && other.lasted >= kLongFreezeOfBroker) ++out_.long_freezes_of_brokers;
+    }
     return {};
   }
 
@@ -240,6 +244,9 @@ std::string Report(const Findings& f, const Rounds& rounds) {
                                             f.runs_succeeded, f.stale_refused, f.attempts_lost);
   out += fmt::format("{} kills, {} of them between a load's first row and its recorded outcome; {} freezes, {} other faults\n",
                      rounds.kills().size(), f.in_window, rounds.freezes().size(), rounds.others().size());
+  if (f.long_freezes + f.long_freezes_of_brokers > 0)
+    out += fmt::format("frozen for three leases or more: {} workers; for a minute or more: {} brokers\n", f.long_freezes,
+                       f.long_freezes_of_brokers);
   out += fmt::format("{:<10} {:>8} {:>8} {:>10} {:>16} {:>10} {:>10}\n", "victim", "no load", "fenced", "rows sent",
                      "receipt written", "in COMMIT", "committed");
   for (const auto& [victim, phases] : f.kills) {

@@ -27,12 +27,13 @@ struct Findings {
   // Counts.
   checker::Report report;
   std::int64_t runs_succeeded = 0, attempts_lost = 0, lost = 0, doubled = 0, stale_refused = 0;
-  std::int64_t in_window = 0;                               // kills between a load's first row and its recorded outcome
-  std::map<std::string, std::map<std::string, int>> kills;  // victim -> phase -> how many
-  std::map<std::string, std::vector<Millis>> service;       // victim -> kill until a job submitted after it has ended
-  std::map<std::string, std::vector<Millis>> work;          // victim -> kill until the load that was under way has ended
-  std::map<std::string, std::vector<Millis>> granted;       // worker, freeze -> until that load was granted again
-  std::vector<Millis> taken;                                // kill of a broker until a shard was taken
+  std::int64_t long_freezes = 0, long_freezes_of_brokers = 0;  // kLongFreeze and kLongFreezeOfBroker or more
+  std::int64_t in_window = 0;                                  // kills between a load's first row and its recorded outcome
+  std::map<std::string, std::map<std::string, int>> kills;     // victim -> phase -> how many
+  std::map<std::string, std::vector<Millis>> service;          // victim -> kill until a job submitted after it has ended
+  std::map<std::string, std::vector<Millis>> work;             // victim -> kill until the load that was under way has ended
+  std::map<std::string, std::vector<Millis>> granted;          // worker, freeze -> until that load was granted again
+  std::vector<Millis> taken;                                   // kill of a broker until a shard was taken
 
   bool Has(std::string_view code) const;
 };

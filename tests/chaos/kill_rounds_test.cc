@@ -123,12 +123,18 @@ TEST(KillRounds, EverySlotOneRunEveryRunOneEffect) {
               Long() ? "long" : "short");
   SeededRandom random(Seed());
   const int kills = std::atoi(Env("MILLRACE_CHAOS_KILLS", std::to_string(Long() ? kKillsLong : kKillsShort)).c_str());
-  const auto findings = Play({.seed = Seed(), .mutant = mutant, .plan = MakePlan(kills, Phases(), random)});
+  std::vector<Round> plan = MakePlan(kills, Phases(), random);
+  if (Long()) FreezeForLong(plan);
+  const auto findings = Play({.seed = Seed(), .mutant = mutant, .plan = std::move(plan)});
   ASSERT_TRUE(findings) << findings.error().message;
   for (const Violation& v : findings->violations) ADD_FAILURE() << v.code << ": " << v.text;
   EXPECT_GE(2 * findings->in_window, kills)
       << "at least half of the kills must fall between a load's first row and its outcome";
   EXPECT_GT(findings->stale_refused, 0) << "no frozen attempt came back to be refused";
+  if (Long()) {
+    EXPECT_GT(findings->long_freezes, 0) << "no worker was frozen for three leases until a newer attempt had begun";
+    EXPECT_GT(findings->long_freezes_of_brokers, 0) << "no broker was frozen for a minute";
+  }
   EXPECT_EQ(findings->lost, 0);
   EXPECT_EQ(findings->doubled, 0);
 }

@@ -1,6 +1,7 @@
 // The power of PostgreSQL's, Redis' or the embedded files' machine fails: every file system loses what was not synced, at one
 // instant, and every process on it dies (tests/support/volume.h says what is modelled). Then: what was accepted, per durability
-// class and policy, and what of it was lost. MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>.
+// class and policy, and what of it was lost; and the history checker's verdict. MILLRACE_CHAOS=short (default) or long,
+// MILLRACE_CHAOS_SEED=<number>.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <pwd.h>
@@ -25,6 +26,7 @@
 #include "common/drivers/sqlite.h"
 #include "common/model/stage_task.h"
 #include "tests/chaos/settings.h"
+#include "tests/support/history_check.h"
 #include "tests/support/job_driver.h"
 #include "tests/support/process.h"
 #include "tests/support/volume.h"
@@ -43,8 +45,9 @@ constexpr Millis kQuiet{3'000};  // nothing has moved for so long: what is not d
 constexpr Millis kFull{2'000};
 constexpr Millis kTakeover{15'000};
 constexpr Millis kAnswers{60'000};
-constexpr std::size_t kOpen = 4;               // submits under way
-constexpr std::uint64_t kTakenPerRound = 400;  // what the worker takes before the loss: the rest waits in the queue
+constexpr Millis kMayLose{3'000}, kOnItsWay{500};  // class redis: answered so long before a loss, or on its way then
+constexpr std::size_t kOpen = 4;                   // submits under way
+constexpr std::uint64_t kTakenPerRound = 400;      // what the worker takes before the loss: the rest waits in the queue
 
 class PowerLoss : public ::testing::TestWithParam<std::string> {
  protected:
@@ -59,6 +62,7 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
     ::chmod(dir_.c_str(), 0755);
+    fs::create_directory(dir_ + "/history");
     std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
   }
   void TearDown() override {
@@ -86,7 +90,8 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     return port.value_or(0);
   }
   void Start(TestProcess& process, const std::string& name, std::vector<std::string> argv) {
-    auto started = TestProcess::Start({.argv = std::move(argv), .env = {}, .log = dir_ + "/" + name + ".log"});
+    auto started = TestProcess::Start(
+        {.argv = std::move(argv), .env = {{"MILLRACE_HISTORY", dir_ + "/history"}}, .log = dir_ + "/" + name + ".log"});
     ASSERT_TRUE(started) << started.error().message;
     process = std::move(*started);
   }
@@ -224,6 +229,21 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     }
   }
 
+  // Whatever of class redis the client was told shortly before `loss`, and what was on its way to it then: read by now.
+  void MayLoseSince(WallTime loss) {
+    driver_->PumpFor(kOnItsWay);
+    if (GetParam() == "always") return;
+    const auto window = fmt::format("{}:{}", ToUnixMicros(loss - kMayLose), ToUnixMicros(clock_.WallNow()));
+    may_lose_.insert(may_lose_.end(), {"--redis-may-lose", window});
+  }
+  // S1 to S10 by what the client was told, the worker did and the processes say.
+  void ExpectHistoryHolds() {
+    std::vector<std::string> more = driver_->WriteLists(dir_ + "/history");
+    more.insert(more.end(), may_lose_.begin(), may_lose_.end());
+    more.emplace_back("--ended");
+    testing::ExpectHistoryHolds(embedded() ? dir_ + "/home/ledger.db" : Dsn("millrace"), dir_ + "/history", more);
+  }
+
   // Writes until there is no space left.
   static void Fill(const std::string& path) {
     std::ofstream file(path, std::ios::binary);
@@ -278,6 +298,7 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
   std::uint16_t postgres_port_ = 0, redis_port_ = 0;
   std::uint64_t ports_ = 0;
   std::optional<JobDriver> driver_;
+  std::vector<std::string> may_lose_;  // for the history checker
 };
 
 TEST_P(PowerLoss, AcceptedAndLost) {
@@ -307,9 +328,11 @@ TEST_P(PowerLoss, AcceptedAndLost) {
     const bool broker_too = embedded() || random.Below(2) == 0;
     for (Volume& volume : volumes_) ASSERT_TRUE(volume.LosePower());
     const MonoTime at = clock_.Now();
+    const WallTime loss_wall = clock_.WallNow();
     if (broker_too) broker_.KillAndReap();
     redis_.KillAndReap();
     KillPostgres();
+    MayLoseSince(loss_wall);
     for (Volume& volume : volumes_) {
       const auto restored = volume.Restore();
       ASSERT_TRUE(restored) << restored.error().message;
@@ -342,6 +365,7 @@ TEST_P(PowerLoss, AcceptedAndLost) {
   EXPECT_TRUE(lost_redis == 0 || GetParam() != "always") << "appendfsync always: every answer comes after the sync";
   EXPECT_EQ(driver_->after_end(), 0U) << "a job ran although its outcome was durable";
   EXPECT_EQ(driver_->token_order(), 0U) << "a token did not increase";
+  ExpectHistoryHolds();
 }
 
 // The disks of PostgreSQL and Redis are full for a while: nothing is accepted that cannot be kept, and all goes on afterwards.
@@ -372,6 +396,7 @@ TEST_P(PowerLoss, AFullDiskLosesNothing) {
               static_cast<long long>(lost), postgres_ended ? "had ended" : "went on", redis_ended ? "had ended" : "went on");
   EXPECT_EQ(lost, 0) << "jobs were accepted and are lost";
   EXPECT_EQ(driver_->after_end(), 0U) << "a job ran although its outcome was durable";
+  ExpectHistoryHolds();
 }
 
 // The append-only file loses its last bytes: Redis starts with less, as by default. Then it is damaged in the middle: Redis
@@ -419,6 +444,7 @@ TEST_P(PowerLoss, ADamagedAppendOnlyFileLosesNothingOfTheLedger) {
     EXPECT_EQ(lost.lost, 0U);
   }
   EXPECT_EQ(driver_->after_end(), 0U) << "a job ran although its outcome was durable";
+  ExpectHistoryHolds();
 }
 
 std::string Named(const ::testing::TestParamInfo<std::string>& info) { return info.param; }

@@ -16,6 +16,7 @@ namespace {
 constexpr Millis kPhaseTimeout{20'000};  // a broker's successor needs up to kOwnershipTtl before loads flow again
 constexpr Millis kFreezeTimeout{15'000};
 constexpr int kFreezeTries = 3;
+constexpr int kLongFreezes = 3, kLongFreezesOfBrokers = 2;
 constexpr Millis kWakeTimeout{8'000};
 constexpr Millis kTakeoverTimeout{20'000};
 constexpr Millis kSettleTimeout{60'000};
@@ -92,6 +93,14 @@ std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random&
   return plan;
 }
 
+void FreezeForLong(std::vector<Round>& plan) {
+  int workers = 0, brokers = 0;
+  for (Round& round : plan) {
+    if (round.fault == Fault::kFreeze && workers++ < kLongFreezes) round.at_least = kLongFreeze;
+    if (round.fault == Fault::kFreezeBroker && brokers++ < kLongFreezesOfBrokers) round.at_least = kLongFreezeOfBroker;
+  }
+}
+
 Millis Rounds::Between(Millis low, Millis high) {
   return low + Millis{static_cast<std::int64_t>(random_.Below(static_cast<std::uint64_t>((high - low).count()) + 1))};
 }
@@ -107,8 +116,8 @@ Result<void> Rounds::Play(const Round& round) {
 Result<void> Rounds::PlayNow(const Round& round) {
   switch (round.fault) {
     case Fault::kKill: return PlayKill(round);
-    case Fault::kFreeze: return PlayFreezes();
-    case Fault::kFreezeBroker: return PlayFreezeBroker();
+    case Fault::kFreeze: return PlayFreezes(round);
+    case Fault::kFreezeBroker: return PlayFreezeBroker(round);
     case Fault::kFlush: return PlayFlush(round);
     case Fault::kOlderRedis: return PlayOlderRedis();
     case Fault::kPostgresCrash: return PlayPostgresCrash(round);
@@ -118,8 +127,7 @@ Result<void> Rounds::PlayNow(const Round& round) {
 }
 
 void Rounds::Settle() {
-  if (const Millis left = std::chrono::ceil<Millis>(played_at_ + kRecovers - clock_.Now()); left > Millis{0})
-    testing::SleepFor(left);
+  StayUntil(played_at_ + kRecovers);
   for (const MonoTime until = clock_.Now() + kSettleTimeout; clock_.Now() < until; testing::SleepFor(kPoll))
     if (const auto live = observer_.Live(); live && *live <= kSettledLive) return;
 }
@@ -214,8 +222,12 @@ Result<void> Rounds::PlayKill(const Round& round) {
   return cluster_.Restart(*member);
 }
 
+void Rounds::StayUntil(MonoTime time) {
+  if (const Millis left = std::chrono::ceil<Millis>(time - clock_.Now()); left > Millis{0}) testing::SleepFor(left);
+}
+
 // A worker and its load stop in the middle, another attempt begins, and then the first one goes on as if nothing had happened.
-Result<void> Rounds::PlayFreeze() {
+Result<void> Rounds::PlayFreeze(const Round& round) {
   const auto load = WaitFor({.fault = Fault::kFreeze, .phase = Phase::kRowsSent, .append = true});
   const auto holder = load && load->phase == Phase::kRowsSent ? HolderOf(*load) : std::nullopt;
   if (!holder) return {};  // it was over before we looked
@@ -230,7 +242,9 @@ Result<void> Rounds::PlayFreeze() {
   for (const MonoTime until = clock_.Now() + kFreezeTimeout; clock_.Now() < until && !freeze.newer_began;
        testing::SleepFor(kPoll))
     freeze.newer_began = observer_.FenceToken(load->effect_hash) > load->token;
+  StayUntil(freeze.mono + round.at_least);
   ::kill(holder->stage, SIGCONT);
+  freeze.lasted = std::chrono::floor<Millis>(clock_.Now() - freeze.mono);
   const auto still_there = [&] {
     return std::ranges::any_of(
         observer_.Loads(), [&](const LoadInFlight& l) { return l.effect_hash == load->effect_hash && l.token == load->token; });
@@ -243,9 +257,9 @@ Result<void> Rounds::PlayFreeze() {
 }
 
 // A load that ended before it could be stopped, or a newer attempt that did not come in time, shows nothing: try another.
-Result<void> Rounds::PlayFreezes() {
+Result<void> Rounds::PlayFreezes(const Round& round) {
   for (int i = 0; i < kFreezeTries; ++i) {
-    MILLRACE_TRY(PlayFreeze());
+    MILLRACE_TRY(PlayFreeze(round));
     if (!freezes_.empty() && freezes_.back().newer_began) break;
   }
   return {};
@@ -253,20 +267,24 @@ Result<void> Rounds::PlayFreezes() {
 
 // The broker that owns the jobs stops; another one takes them; then the first one goes on as if nothing had happened, with all
 // that its sockets have collected meanwhile.
-Result<void> Rounds::PlayFreezeBroker() {
+Result<void> Rounds::PlayFreezeBroker(const Round& round) {
   const auto before = observer_.OwnerName();
   Member* frozen = Choose(Victim::kBroker, std::nullopt);
   for (Member* broker : cluster_.OfRole(Role::kBroker))
     if (before && before->find(broker->name) != std::string::npos) frozen = broker;
   frozen->process.Signal(SIGSTOP);
-  others_.push_back({.fault = Fault::kFreezeBroker, .at = clock_.WallNow()});
+  const MonoTime stopped = clock_.Now();
+  Disturbance disturbance{.fault = Fault::kFreezeBroker, .at = clock_.WallNow()};
   const auto taken = [&] {
     const auto owner = observer_.OwnerName();
     return owner && owner != before;
   };
   for (const MonoTime until = clock_.Now() + kTakeoverTimeout; clock_.Now() < until && !taken();) testing::SleepFor(kPoll);
   testing::SleepFor(Between(Millis{300}, Millis{1500}));
+  StayUntil(stopped + round.at_least);
   frozen->process.Signal(SIGCONT);
+  disturbance.lasted = std::chrono::floor<Millis>(clock_.Now() - stopped);
+  others_.push_back(disturbance);
   return {};
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/base/clock.h"
+#include "common/base/limits.h"
 #include "common/base/random.h"
 #include "common/base/result.h"
 #include "tests/chaos/cluster.h"
@@ -19,6 +20,9 @@ namespace millrace::chaos {
 enum class Victim : std::uint8_t { kBroker, kWorker, kStage, kScheduler, kRedis };
 inline constexpr Victim kVictims[] = {Victim::kBroker, Victim::kWorker, Victim::kStage, Victim::kScheduler, Victim::kRedis};
 std::string_view Name(Victim victim);
+
+inline constexpr Millis kLongFreeze = 3 * Millis{kLeaseTtl};  // of a worker
+inline constexpr Millis kLongFreezeOfBroker{60'000};
 
 enum class Fault : std::uint8_t {
   kKill,           // kill -9 of the victim; all but a stage process are started again after a moment
@@ -37,6 +41,7 @@ struct Round {
   Phase phase = Phase::kNone;       // kNone: whenever; otherwise a load must be there (for a worker or stage: its load)
   bool append = false;              // only a load into the append target will do
   bool settled = false;             // not before what earlier rounds held up has ended
+  Millis at_least{0};               // kFreeze, kFreezeBroker: frozen for so long, also when another one has gone on before
 };
 
 struct Kill {
@@ -55,6 +60,7 @@ struct Freeze {
   WallTime at{};
   MonoTime mono{};
   bool newer_began = false;  // a newer attempt raised the fence before the frozen one went on
+  Millis lasted{0};          // until the load went on
 };
 
 // What else was done, beside kills and freezes.
@@ -62,12 +68,15 @@ struct Disturbance {
   Fault fault = Fault::kFlush;
   WallTime at{};
   WallTime since{};  // kOlderRedis: when the files were copied
+  Millis lasted{0};  // kFreezeBroker
 };
 
 // `kills` rounds that kill; every victim comes up equally often, in an order drawn from `random`, and most wait for a
 // load between its first row and its outcome. Among each twelve: two freezes, two flushes, one crash of PostgreSQL, one freeze
 // of a broker. `phases`: those that loads can be hit in here.
 std::vector<Round> MakePlan(int kills, const std::vector<Phase>& phases, Random& random);
+// The first freezes of workers and of brokers in `plan` last three leases and a minute.
+void FreezeForLong(std::vector<Round>& plan);
 
 // Not thread-safe.
 class Rounds {
@@ -88,14 +97,15 @@ class Rounds {
   };
   Result<void> PlayNow(const Round& round);
   void Settle();
+  void StayUntil(MonoTime time);
   std::optional<LoadInFlight> WaitFor(const Round& round);
   std::optional<Holder> HolderOf(const LoadInFlight& load);
   Member* Choose(Victim victim, const std::optional<Holder>& holder);
   std::optional<pid_t> SomeStage();
   Result<void> PlayKill(const Round& round);
-  Result<void> PlayFreeze();
-  Result<void> PlayFreezes();
-  Result<void> PlayFreezeBroker();
+  Result<void> PlayFreeze(const Round& round);
+  Result<void> PlayFreezes(const Round& round);
+  Result<void> PlayFreezeBroker(const Round& round);
   Result<void> PlayFlush(const Round& round);
   Result<void> PlayOlderRedis();
   Result<void> PlayPostgresCrash(const Round& round);

@@ -84,9 +84,10 @@ Result<void> Checker::ReadAccepted() {
   if (!in) return Fail(ErrorCode::kNotFound, "cannot read {}", inputs_.accepted);
   for (std::string text; std::getline(in, text);) {
     const Json line = Json::parse(text, nullptr, false);
-    const auto id = line.is_object() ? Uuid::Parse(line.value("job", "")) : Uuid::Parse("");
-    if (!id) return Fail(ErrorCode::kCorrupt, "{}: '{}' is no accepted job", inputs_.accepted, text);
-    told_[*id] = {.redis = line.value("class", "ledger") == "redis", .at = line.value("at", std::int64_t{0})};
+    const bool is_run = line.is_object() && line.contains("run");
+    const auto id = line.is_object() ? Uuid::Parse(line.value(is_run ? "run" : "job", "")) : Uuid::Parse("");
+    if (!id) return Fail(ErrorCode::kCorrupt, "{}: '{}' is no accepted job or run", inputs_.accepted, text);
+    told_[*id] = {.redis = line.value("class", "ledger") == "redis", .at = line.value("at", std::int64_t{0}), .is_run = is_run};
   }
   return {};
 }
@@ -124,9 +125,12 @@ void Checker::Accepted() {
     ++out_.accepted;
     ++(facts_.outcomes.contains(id) ? out_.done : out_.open);
   }
-  for (const auto& [id, told] : told_)
-    if (told.is_run && !facts_.runs.contains(id) && !facts_.pruned)
+  for (const auto& [id, told] : told_) {
+    if (!told.is_run) continue;
+    Looked(1);
+    if (!facts_.runs.contains(id) && !facts_.pruned)
       Add(1, "lost", "run {} was accepted and the ledger has no row of it", id.ToString());
+  }
 }
 
 // S1 for what has no end yet: it must be among what an owner's rebuild reads.

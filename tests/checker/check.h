@@ -23,11 +23,12 @@ struct Window {  // micros since 1970, both ends in it
 };
 
 struct Inputs {
-  std::string ledger;       // PostgreSQL conninfo or URI, or the path of a SQLite file
-  std::string history;      // folder of the processes' histories; empty: none
-  std::string accepted;     // JSON lines {"job": uuid, "class": "ledger"|"redis", "at": micros}: what a client was told
-  std::string witness;      // lines "<job> <token>": attempts that did their work
-  std::string destination;  // PostgreSQL or SQLite file with the receipts; empty: not looked at
+  std::string ledger;   // PostgreSQL conninfo or URI, or the path of a SQLite file
+  std::string history;  // folder of the processes' histories; empty: none
+  std::string
+      accepted;  // JSON lines {"job": uuid, "class": "ledger"|"redis", "at": micros} or {"run": uuid}: what a client was told
+  std::string witness;                // lines "<job> <token>": attempts that did their work
+  std::string destination;            // PostgreSQL or SQLite file with the receipts; empty: not looked at
   std::vector<AppendTarget> targets;  // in `destination`
   std::string checkpoints;            // of the audit trail; empty: the trail is verified without
   std::string public_key;             // of the checkpoints

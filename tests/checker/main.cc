@@ -12,7 +12,8 @@ int main(int argc, char** argv) {
   CLI::App app{"Compares clients' accepted lists, witnesses, destinations and processes' histories with the ledger."};
   app.add_option("--ledger", in.ledger, "PostgreSQL conninfo or URI, or a SQLite file")->required();
   app.add_option("--history", in.history, "folder of the histories (MILLRACE_HISTORY of the processes)");
-  app.add_option("--accepted", in.accepted, R"(JSON lines {"job": uuid, "class": "ledger"|"redis", "at": micros})");
+  app.add_option("--accepted", in.accepted,
+                 R"(JSON lines {"job": uuid, "class": "ledger"|"redis", "at": micros} or {"run": uuid})");
   app.add_option("--witness", in.witness, "lines '<job> <token>', one per attempt that did its work");
   app.add_option("--destination", in.destination, "PostgreSQL or SQLite file that holds the receipts");
   std::vector<std::string> targets;

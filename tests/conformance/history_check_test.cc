@@ -138,6 +138,13 @@ TEST_P(HistoryCheckTest, OneAcceptedJobDropped) {
   ExpectCaught("S1", "lost");
 }
 
+TEST_P(HistoryCheckTest, OneAcceptedRunDropped) {
+  Append("accepted", fmt::format(R"({{"run": "{}"}})", run_.ToString()));
+  EXPECT_EQ(Check().code, 0) << "it is there";
+  Append("accepted", fmt::format(R"({{"run": "{}"}})", NewId<RunId>().ToString()));
+  ExpectCaught("S1", "lost");
+}
+
 TEST_P(HistoryCheckTest, AJobOfClassRedisIsLostOutsideItsWindow) {
   Append("accepted", fmt::format(R"({{"job": "{}", "class": "redis", "at": 1000}})", NewId<JobId>().ToString()));
   ExpectCaught("S1", "lost");

@@ -1,4 +1,6 @@
-// Runs the commands of ops/docs/queue.md, section "Every feature once", and looks for what they are said to print.
+// Runs the commands of ops/docs/queue.md, section "Every feature once", and looks for what they are said to print; then the
+// history checker compares what they left behind with the ids that they printed.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,7 +10,9 @@
 #include <regex>
 #include <sstream>
 
+#include "tests/support/accepted_list.h"
 #include "tests/support/cli_runner.h"
+#include "tests/support/history_check.h"
 #include "tests/support/process.h"
 
 namespace millrace {
@@ -57,22 +61,60 @@ std::string Script(const std::string& document) {
   return script;
 }
 
+// A `millrace` that is first in the PATH: it keeps the arguments and the output of each command, for what it printed was told
+// to a client. `up` goes on as the program itself, for the signals that the script sends it.
+constexpr std::string_view kWrapper = R"(#!/bin/bash
+[ "$1" = up ] && exec "{0}/millrace" "$@"
+told=$(mktemp "$MILLRACE_DOC_TOLD/XXXXXXXX")
+printf '%s\0' "$@" >"$told.args"
+"{0}/millrace" "$@" >"$told"
+code=$?
+cat "$told"
+exit $code
+)";
+
+testing::AcceptedList ToldIn(const std::filesystem::path& folder) {
+  testing::AcceptedList accepted;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() != ".args") continue;
+    std::istringstream in(testing::ReadAll(entry.path()));
+    std::vector<std::string> args;
+    for (std::string arg; std::getline(in, arg, '\0');) args.push_back(arg);
+    accepted.Printed(args, testing::ReadAll(std::filesystem::path(entry.path()).replace_extension()), folder);
+  }
+  return accepted;
+}
+
 TEST(QueueDoc, EveryExampleRunsAndPrintsWhatItSays) {
   const std::string document = testing::ReadAll(std::string(MILLRACE_SOURCE_DIR) + "/ops/docs/queue.md");
   ASSERT_NE(document.find(kHeading), std::string::npos);
-  const std::string folder = std::filesystem::temp_directory_path() / ("millrace-doc-" + std::to_string(::getpid()));
-  std::filesystem::create_directories(folder);
+  const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("millrace-doc-" + std::to_string(::getpid()));
+  for (const char* name : {"bin", "told", "history", "homes"}) std::filesystem::create_directories(folder / name);
   const std::string script = Script(document);
   EXPECT_GT(std::ranges::count(script, '\n'), 100) << "the section has lost its examples";
   EXPECT_EQ(BlocksThatShowNothing(document), 0) << "an example of which nothing is compared cannot fail";
-  std::ofstream(folder + "/script") << script;
-  const testing::ProcessOptions bash{
-      .argv = {"bash", folder + "/script"},
-      .env = {{"PATH", std::string(MILLRACE_BIN_DIR) + ":" + std::getenv("PATH")}, {"TMPDIR", folder}, {"HOME", folder}},
-      .log = folder + "/log"};
+  std::ofstream(folder / "script") << script;
+  std::ofstream(folder / "bin" / "millrace") << fmt::format(kWrapper, MILLRACE_BIN_DIR);
+  std::filesystem::permissions(folder / "bin" / "millrace", std::filesystem::perms::owner_all);
+  const testing::ProcessOptions bash{.argv = {"bash", folder / "script"},
+                                     .env = {{"PATH", (folder / "bin").string() + ":" + std::getenv("PATH")},
+                                             {"TMPDIR", folder / "homes"},
+                                             {"HOME", folder},
+                                             {"MILLRACE_HISTORY", folder / "history"},
+                                             {"MILLRACE_DOC_TOLD", folder / "told"}},
+                                     .log = folder / "log"};
   const auto code = testing::RunToEnd(bash, kTimeLimit);
   EXPECT_TRUE(code && *code == 0) << (code ? std::to_string(*code) : code.error().message) << "\n"
-                                  << testing::ReadAll(folder + "/log");
+                                  << testing::ReadAll(folder / "log");
+  std::filesystem::path ledger;
+  for (const auto& home : std::filesystem::directory_iterator(folder / "homes"))
+    if (std::filesystem::exists(home.path() / "ledger.db")) ledger = home.path() / "ledger.db";
+  const testing::AcceptedList accepted = ToldIn(folder / "told");
+  EXPECT_GT(accepted.size(), 20U) << "the wrapper has not seen what the commands printed";
+  std::vector<std::string> more = accepted.Write(folder / "accepted");
+  more.insert(more.end(),
+              {"--checkpoints", ledger.parent_path() / "checkpoints", "--public-key", ledger.parent_path() / "audit.key.pub"});
+  testing::ExpectHistoryHolds(ledger, folder / "history", more);
   std::filesystem::remove_all(folder);
 }
 

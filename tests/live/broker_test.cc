@@ -28,6 +28,7 @@
 #include "common/wire/stream_socket.h"
 #include "common/wire/zmtp_codec.h"
 #include "common/wire/zmtp_transport.h"
+#include "tests/support/accepted_list.h"
 #include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 
@@ -105,7 +106,11 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
                                          "stubs", "kept_body", "kept_expiry", "inbox"})
         EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:0}}:{}", redis_.prefix, key)}, In()));
     }
-    if (!dir_.empty()) testing::EndHistory(database_ ? database_->dsn() : (dir_ / "ledger.db").string(), dir_ / "history");
+    if (!dir_.empty()) {
+      std::vector<std::string> more = told_.Write(dir_ / "history" / "accepted");
+      if (ended_) more.emplace_back("--ended");
+      testing::EndHistory(database_ ? database_->dsn() : (dir_ / "ledger.db").string(), dir_ / "history", more);
+    }
     std::filesystem::remove_all(dir_);
   }
 
@@ -259,7 +264,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
     while (auto frame = client_->Receive()) {
       auto message = wire::Decode(*frame);
       ASSERT_TRUE(message) << message.error().message;
-      if (const auto* reply = std::get_if<wire::SubmitReply>(&*message)) accepted_ += reply->accepted.size();
+      if (const auto* reply = std::get_if<wire::SubmitReply>(&*message)) Accepted(*reply);
       if (const auto* update = std::get_if<wire::RunUpdate>(&*message)) run_state_ = update->state;
       if (const auto* set = std::get_if<wire::SetQueueReply>(&*message)) queue_revision_ = set->revision;
       if (const auto* problem = std::get_if<wire::Problem>(&*message);
@@ -267,6 +272,16 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
         problem_ = problem->message;
       } else if (problem != nullptr && problem->code != "unavailable")
         ADD_FAILURE() << problem->code << ": " << problem->message;
+    }
+  }
+  void Accepted(const wire::SubmitReply& reply) {
+    accepted_ += reply.accepted.size();
+    for (const auto& item : reply.accepted) {
+      if (!item.conflict_with.IsNil()) continue;
+      if (runs_.contains(RunId{item.id}))
+        told_.Run(item.id);
+      else
+        told_.Job(item.id);
     }
   }
   template <class Done>
@@ -300,6 +315,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
     EXPECT_EQ(Count("live_job"), 0);
     EXPECT_EQ(Count("live_run"), 0);
     EXPECT_EQ(Count("outbox"), 0);
+    ended_ = true;
   }
 
   static constexpr std::uint64_t kCredit = 2000;
@@ -322,6 +338,9 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
   std::set<JobId> recorded_;
   std::map<JobId, int> granted_;
   std::size_t accepted_ = 0;
+  std::set<RunId> runs_;        // that were submitted over the wire
+  testing::AcceptedList told_;  // for the history checker
+  bool ended_ = false;          // nothing is open any more
   std::uint64_t taken_ = 0, taken_since_hello_ = 0, credit_ = kCredit, take_at_most_ = 1'000'000;
   bool said_hello_ = false;
   MonoTime next_beat_{}, first_grant_{};
@@ -469,6 +488,7 @@ TEST_P(BrokerTest, ARunEndsAndItsWatcherIsTold) {
   SayHello();
   wire::SubmitRun submit{.request = 1, .run = {}, .jobs = {Job(), Job(), Job()}, .watch = true};
   submit.run.id = ids_.Next<RunId>();
+  runs_.insert(submit.run.id);
   submit.run.pipeline = "p";
   submit.run.version = 1;
   for (std::size_t i = 0; i < 3; ++i) {
@@ -587,6 +607,7 @@ TEST_P(BrokerTest, ARingStartsARunLongBeforeThePoll) {
     PumpUntil([] { return false; }, Millis{300});  // away from the poll that came with the last one
     const MonoTime begin = clock_.Now();
     ASSERT_TRUE(ledger_->SubmitRun(run, std::span{&job, 1}, In()));
+    told_.Run(run.id.uuid);
     ASSERT_TRUE((*inbox)->Ring(ShardId{0}));
     ASSERT_TRUE(PumpUntil([&] { return recorded_.size() == i + 1; }, Millis{10'000})) << i;
     micros.push_back((first_grant_ - begin).count());
@@ -614,6 +635,7 @@ TEST_P(BrokerTest, ARunOfTenThousandStagesGoesThroughTheLedger) {
   for (std::size_t i = 1; i + 1 < kStages; ++i) jobs.back().depends_on.push_back(jobs[i].id);  // ... and in
   const MonoTime begin = clock_.Now();
   ASSERT_TRUE(ledger_->SubmitRun(run, jobs, In()));
+  told_.Run(run.id.uuid);
   auto inbox = OpenInbox();
   ASSERT_TRUE(inbox);
   ASSERT_TRUE((*inbox)->Ring(ShardId{0}));

@@ -16,6 +16,7 @@
 #include "common/ledger/audit_verify.h"
 #include "common/queue/sqlite_queue.h"
 #include "common/wire/zmtp_transport.h"
+#include "tests/support/accepted_list.h"
 #include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 
@@ -41,7 +42,7 @@ class EnqueueTest : public ::testing::Test {
     app_.reset();
     ledger_.reset();
     if (dir_.empty()) return;
-    testing::EndHistory(database_->dsn(), dir_ / "history");
+    testing::EndHistory(database_->dsn(), dir_ / "history", told_.Write(dir_ / "history" / "accepted"));
     std::filesystem::remove_all(dir_);
   }
   MonoTime In() const { return clock_.Now() + 30s; }
@@ -58,6 +59,13 @@ class EnqueueTest : public ::testing::Test {
   void App(const std::string& sql) {
     const auto done = app_->Exec(sql, In());
     ASSERT_TRUE(done) << done.error().message;
+  }
+  // Rows of one committed statement, whose ids the caller knows then.
+  void Enqueue(const std::string& columns, const std::string& rows) {
+    const auto done =
+        app_->QueryOnce(fmt::format("insert into millrace.enqueue ({}) {} returning job", columns, rows), {}, In());
+    ASSERT_TRUE(done) << done.error().message;
+    for (int i = 0; i < done->rows(); ++i) told_.Job(done->Id(i, 0));
   }
   std::int64_t Count(const std::string& what) {
     const auto rows = app_->QueryOnce("select count(*) from " + (what.starts_with('(') ? what : "millrace." + what), {}, In());
@@ -96,6 +104,7 @@ class EnqueueTest : public ::testing::Test {
   std::unique_ptr<testing::TestDatabase> database_;
   std::unique_ptr<Ledger> ledger_;
   std::unique_ptr<PgConnection> app_;  // the caller's own connection
+  testing::AcceptedList told_;         // the ids of rows that the caller has committed
 };
 
 TEST_F(EnqueueTest, TheJobLivesAndDiesWithTheCallersTransaction) {
@@ -122,10 +131,7 @@ TEST_F(EnqueueTest, ATransactionThatBeganEarlyAndCommitsLateIsTakenToo) {
 
 TEST_F(EnqueueTest, TenThousandRowsOfOneTransactionAndTwoBrokersThatRace) {
   constexpr int kRows = 10'000;
-  App(
-      fmt::format("insert into millrace.enqueue (kind, payload) select 'noop', convert_to('row ' || i, 'UTF8') "
-                  "from generate_series(1, {}) i",
-                  kRows));
+  Enqueue("kind, payload", fmt::format("select 'noop', convert_to('row ' || i, 'UTF8') from generate_series(1, {}) i", kRows));
   const MonoTime begin = clock_.Now();
   std::atomic<std::uint32_t> accepted{0};
   {
@@ -141,10 +147,7 @@ TEST_F(EnqueueTest, TenThousandRowsOfOneTransactionAndTwoBrokersThatRace) {
 
 TEST_F(EnqueueTest, BrokersThatAreKilledLoseAndDoubleNothing) {
   constexpr int kRows = 4000, kKills = 12;
-  App(
-      fmt::format("insert into millrace.enqueue (kind, payload) select 'noop', convert_to('row ' || i, 'UTF8') "
-                  "from generate_series(1, {}) i",
-                  kRows));
+  Enqueue("kind, payload", fmt::format("select 'noop', convert_to('row ' || i, 'UTF8') from generate_series(1, {}) i", kRows));
   int progressed = 0;
   for (int i = 0; i < kKills; ++i) {
     const std::int64_t before = Count("enqueue");
@@ -215,19 +218,19 @@ TEST_F(EnqueueTest, ABrokerIsWokenByTheCommit) {
     while (Count(what) != n && clock_.Now() < begin + 10s) usleep(1000);
     return std::chrono::duration_cast<Millis>(clock_.Now() - begin);
   };
-  App("insert into millrace.enqueue (kind) values ('noop')");
+  Enqueue("kind", "values ('noop')");
   EXPECT_LT(wait_for("enqueue", 0), Millis{9000}) << "the first look";
   Millis sum{0};
   constexpr int kRows = 10;
   for (int i = 0; i < kRows; ++i) {
-    App(fmt::format("insert into millrace.enqueue (kind, payload) values ('noop', '{}')", i));
+    Enqueue("kind, payload", fmt::format("values ('noop', '{}')", i));
     sum += wait_for("enqueue", 0);
   }
   EXPECT_LT(sum, kRows * Millis{kEnqueuePollInterval} / 4) << "polling alone would take half of the interval each";
   EXPECT_LT(wait_for("outbox", 0), Millis{5000}) << "and it is in the queue";
   // Whoever ends the watch's connection takes nothing away: the table is polled, and watched again.
   App("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'millrace enqueue watch'");
-  App("insert into millrace.enqueue (kind, payload) values ('noop', 'after')");
+  Enqueue("kind, payload", "values ('noop', 'after')");
   EXPECT_LT(wait_for("enqueue", 0), Millis{9000});
   broker.RequestStop();
   broker.Join();

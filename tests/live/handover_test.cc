@@ -22,6 +22,7 @@
 #include "common/model/stage_task.h"
 #include "common/queue/redis_queue.h"
 #include "common/wire/zmtp_transport.h"
+#include "tests/support/accepted_list.h"
 #include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
 #include "worker/worker.h"
@@ -69,7 +70,10 @@ class HandoverLiveTest : public ::testing::Test {
           EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:{}}}:{}", redis_.prefix, s, key)}, In()));
     }
     if (dir_.empty()) return;
-    testing::EndHistory(database_->dsn(), dir_ / "history");
+    std::vector<std::string> more = told_.Write(dir_ / "history" / "accepted");
+    more.insert(more.end(), {"--witness", dir_ / "begun"});
+    if (ended_) more.emplace_back("--ended");
+    testing::EndHistory(database_->dsn(), dir_ / "history", more);
     std::filesystem::remove_all(dir_);
   }
 
@@ -176,6 +180,8 @@ class HandoverLiveTest : public ::testing::Test {
   std::unique_ptr<testing::TestDatabase> database_;
   std::unique_ptr<Ledger> ledger_;
   std::vector<pid_t> children_;
+  testing::AcceptedList told_;
+  bool ended_ = false;  // nothing is open any more
 };
 
 TEST_F(HandoverLiveTest, CommandsRunOnceWhileBrokersJoinDieAndLeave) {
@@ -204,7 +210,10 @@ TEST_F(HandoverLiveTest, CommandsRunOnceWhileBrokersJoinDieAndLeave) {
     jobs.push_back(std::move(job));
   }
   ASSERT_EQ(shards.size(), kShards);
-  for (const JobSpec& job : jobs) ASSERT_TRUE(ledger_->SubmitJobs(std::span{&job, 1}, In()));
+  for (const JobSpec& job : jobs) {
+    ASSERT_TRUE(ledger_->SubmitJobs(std::span{&job, 1}, In()));
+    told_.Job(job.id.uuid);
+  }
   ASSERT_GE(Await(Millis{20'000}, [&] { return Begun().size() == kJobs; }), 0);
 
   Go(b);
@@ -226,6 +235,7 @@ TEST_F(HandoverLiveTest, CommandsRunOnceWhileBrokersJoinDieAndLeave) {
     return detail && detail->outcome.has_value();
   };
   ASSERT_GE(Await(Millis{20'000}, [&] { return std::ranges::all_of(jobs, ended); }), 0);
+  ended_ = true;
   const auto begun = Begun();
   for (const JobSpec& job : jobs) {
     const auto detail = ledger_->GetJob(job.org, job.id, In());

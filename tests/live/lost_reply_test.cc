@@ -80,7 +80,6 @@ class LostReplies : public ::testing::Test {
   }
   void TearDown() override {
     broker_.reset();
-    driver_.reset();
     if (!redis_endpoint_.empty()) {
       auto connection = redis::Connection::Connect(*redis::ParseEndpoint(redis_endpoint_), {.clock = &clock_}, In(10s));
       ASSERT_TRUE(connection) << connection.error().message;
@@ -90,7 +89,12 @@ class LostReplies : public ::testing::Test {
     }
     postgres_proxy_.reset();
     redis_proxy_.reset();
-    if (!dir_.empty()) testing::EndHistory(database_->dsn(), dir_ / "history");
+    if (driver_) {
+      std::vector<std::string> more = driver_->WriteLists(dir_ / "history");
+      if (ended_) more.emplace_back("--ended");
+      testing::EndHistory(database_->dsn(), dir_ / "history", more);
+    }
+    driver_.reset();
     database_.reset();
     if (!dir_.empty()) std::filesystem::remove_all(dir_);
   }
@@ -141,6 +145,7 @@ class LostReplies : public ::testing::Test {
     EXPECT_EQ(Count("outcome o where not exists (select 1 from millrace.job j where j.job = o.job)"), 0);
     EXPECT_EQ(driver_->after_end(), 0U) << "a job ran although its outcome was durable";
     EXPECT_EQ(driver_->token_order(), 0U) << "a token did not increase";
+    ended_ = true;
   }
   // From `at` until the outcome of a job that was submitted later is durable.
   Millis BackAfter(MonoTime at, Millis budget) {
@@ -158,6 +163,7 @@ class LostReplies : public ::testing::Test {
   std::shared_ptr<wire::LocalNames> names_ = wire::MakeLocalNames();
   std::unique_ptr<Broker> broker_;
   std::optional<testing::JobDriver> driver_;
+  bool ended_ = false;  // nothing is open any more
 };
 
 TEST_F(LostReplies, CommitRepliesOfTheLedger) {

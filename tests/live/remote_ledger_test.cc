@@ -12,6 +12,7 @@
 #include "common/drivers/redis.h"
 #include "common/queue/redis_queue.h"
 #include "common/wire/zmtp_transport.h"
+#include "tests/support/history_check.h"
 #include "tests/support/job_driver.h"
 #include "tests/support/tcp_proxy.h"
 #include "tests/support/test_postgres.h"
@@ -234,12 +235,12 @@ class RemoteBroker : public RemoteLedger {
     std::string pattern = (std::filesystem::temp_directory_path() / "mr_remote_XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
+    testing::BeginHistory(dir_ / "history");
     proxy_->Delay(kOneWay);  // from the first connection on
     StartBroker();
   }
   void TearDown() override {
     broker_.reset();
-    driver_.reset();
     if (!redis_.empty()) {
       auto connection = redis::Connection::Connect(*redis::ParseEndpoint(redis_), {.clock = &clock_}, In(10s));
       ASSERT_TRUE(connection) << connection.error().message;
@@ -247,6 +248,12 @@ class RemoteBroker : public RemoteLedger {
       if (keys)
         for (const auto& key : keys->elements) (void)connection->Call({"DEL", key.text}, In(10s));
     }
+    if (driver_) {
+      std::vector<std::string> more = driver_->WriteLists(dir_ / "history");
+      if (ended_) more.emplace_back("--ended");
+      testing::EndHistory(database_->dsn(), dir_ / "history", more);
+    }
+    driver_.reset();
     if (!dir_.empty()) std::filesystem::remove_all(dir_);
     RemoteLedger::TearDown();
   }
@@ -277,6 +284,7 @@ class RemoteBroker : public RemoteLedger {
   std::shared_ptr<wire::LocalNames> names_ = wire::MakeLocalNames();
   std::unique_ptr<Broker> broker_;
   std::optional<testing::JobDriver> driver_;
+  bool ended_ = false;  // nothing is open any more
 };
 
 TEST_F(RemoteBroker, KeepsItsShardsAndJobsFinish) {
@@ -292,6 +300,7 @@ TEST_F(RemoteBroker, KeepsItsShardsAndJobsFinish) {
   ASSERT_TRUE(driver_->PumpUntil([&] { return driver_->AllAnswered(); }, 30s)) << "a submit was never answered";
   const auto accepted = static_cast<std::int64_t>(driver_->accepted().size());
   ASSERT_TRUE(driver_->PumpUntil([&] { return Number("select count(*) from millrace.outcome") == accepted; }, 30s));
+  ended_ = true;
   EXPECT_GE(accepted, 100);
   EXPECT_EQ(Number(epochs), kShards);
   fmt::print("200 ms to the ledger: {} shards in {} ms; {} jobs ended in {} ms\n", kShards, took.count(), accepted,

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/accepted_list.h"
 #include "tests/support/history_check.h"
 
 namespace millrace::testing {
@@ -142,13 +143,17 @@ class CliTest : public ::testing::Test {
     std::filesystem::create_directories(dir_ / ".capture");
     home_ = dir_ / "home";
   }
-  // What the commands did, faults or none, is checked against each home's ledger and warehouse.
+  // What the commands did, faults or none, and the ids that they printed, are checked against each home's ledger and warehouse.
   ~CliTest() override {
     std::error_code ec;
     for (const auto& [home, history] : histories_) {
       if (!check_history_ || !std::filesystem::exists(home / "ledger.db", ec)) continue;
-      std::vector<std::string> more;
-      if (std::filesystem::exists(home / "warehouse.db", ec)) more = {"--destination", (home / "warehouse.db").string()};
+      AcceptedList accepted;
+      for (const Started& command : started_)
+        if (command.history == history) accepted.Printed(command.args, ReadAll(command.out), command.cwd);
+      std::vector<std::string> more = accepted.Write(history / "accepted");
+      if (std::filesystem::exists(home / "warehouse.db", ec))
+        more.insert(more.end(), {"--destination", (home / "warehouse.db").string()});
       ExpectHistoryHolds((home / "ledger.db").string(), history, more);
     }
     std::filesystem::remove_all(dir_, ec);
@@ -168,8 +173,11 @@ class CliTest : public ::testing::Test {
     if (HomeOf(args).empty()) args.insert(args.end(), {"--home", home_.string()});
     const std::filesystem::path cwd = options.cwd.empty() ? dir_ : options.cwd;
     auto env = options.env;
-    env.emplace_back("MILLRACE_HISTORY", HistoryOf((cwd / HomeOf(args)).lexically_normal()).string());
-    return std::make_unique<CliProcess>(args, cwd, dir_ / ".capture" / std::to_string(commands_++), env);
+    const std::filesystem::path history = HistoryOf((cwd / HomeOf(args)).lexically_normal());
+    env.emplace_back("MILLRACE_HISTORY", history.string());
+    const std::filesystem::path capture = dir_ / ".capture" / std::to_string(commands_++);
+    started_.push_back({.args = args, .cwd = cwd, .history = history, .out = capture.string() + ".out"});
+    return std::make_unique<CliProcess>(args, cwd, capture, env);
   }
   CliResult Run(const std::vector<std::string>& args, const CliOptions& options = {}) {
     return Start(args, options)->Wait(std::chrono::seconds{60});
@@ -288,7 +296,12 @@ class CliTest : public ::testing::Test {
     std::filesystem::create_directories(folder);
     return folder;
   }
+  struct Started {
+    std::vector<std::string> args;
+    std::filesystem::path cwd, history, out;
+  };
   std::map<std::filesystem::path, std::filesystem::path> histories_;  // of each home
+  std::vector<Started> started_;
   int commands_ = 0;
 };
 

@@ -7,18 +7,22 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/base/limits.h"
 #include "common/wire/codec.h"
 #include "common/wire/zmtp_transport.h"
+#include "tests/support/accepted_list.h"
 
 namespace millrace::testing {
 
@@ -28,6 +32,7 @@ class JobDriver {
   struct Told {
     Durability durability = Durability::kLedger;
     MonoTime accepted_at{};
+    WallTime accepted_wall{};
   };
 
   // An empty `back`: no worker, somebody else does the jobs.
@@ -101,6 +106,17 @@ class JobDriver {
   bool AllAnswered() const { return waiting_.empty(); }
   std::size_t unanswered() const { return waiting_.size(); }
   const std::map<JobId, Told>& accepted() const { return accepted_; }
+  // The arguments of the history checker: what the client was told, and what the worker did, written into `folder`.
+  std::vector<std::string> WriteLists(const std::filesystem::path& folder) const {
+    AcceptedList list;
+    for (const auto& [job, told] : accepted_) list.Job(job.uuid, told.durability == Durability::kRedis, told.accepted_wall);
+    std::vector<std::string> arguments = list.Write(folder / "accepted");
+    if (!worker_) return arguments;
+    std::ofstream witness(folder / "witness");
+    for (const auto& [job, token] : granted_) witness << job.ToString() << ' ' << token.value() << '\n';
+    arguments.insert(arguments.end(), {"--witness", (folder / "witness").string()});
+    return arguments;
+  }
   const std::set<JobId>& recorded() const { return recorded_; }  // whose outcome the broker called durable
   MonoTime newest_recorded() const { return newest_recorded_; }  // when the latest submitted of those was submitted
   std::size_t after_end() const { return after_end_; }           // attempts of jobs whose outcome was durable
@@ -129,7 +145,8 @@ class JobDriver {
   void Accepted(const wire::SubmitReply& reply) {
     const auto it = waiting_.find(reply.request);
     if (it == waiting_.end()) return;
-    for (const JobSpec& job : it->second.first.jobs) accepted_.emplace(job.id, Told{job.options.durability, clock_.Now()});
+    for (const JobSpec& job : it->second.first.jobs)
+      accepted_.emplace(job.id, Told{job.options.durability, clock_.Now(), clock_.WallNow()});
     waiting_.erase(it);
   }
   void Work() {
@@ -145,6 +162,7 @@ class JobDriver {
           Token& last = tokens_[job.id];
           if (job.token <= last) ++token_order_;
           last = job.token;
+          granted_.emplace_back(job.id, job.token);
           AttemptReport report;
           report.job = job.id;
           report.token = job.token;
@@ -174,6 +192,7 @@ class JobDriver {
   std::map<JobId, Told> accepted_;
   std::set<JobId> recorded_;
   std::map<JobId, Token> tokens_;
+  std::vector<std::pair<JobId, Token>> granted_;  // in order; each was ended at once
   std::string kind_ = "noop";
   std::function<std::string(JobId)> payload_ = [](JobId) { return std::string(100, 'x'); };
   std::uint64_t last_request_ = 0, taken_ = 0, total_ = 0, allowed_ = UINT64_MAX;  // taken_: since Hello

@@ -1,4 +1,8 @@
 // Retries, counters, deadlines, expiry, unique keys and callbacks, one step at a time.
+#include <algorithm>
+#include <climits>
+#include <cstdint>
+#include <iterator>
 #include <set>
 
 #include "tests/support/dispatcher_fixture.h"
@@ -52,6 +56,50 @@ TEST(Backoff, FixedIsTheBaseAndExponentialJittersFully) {
   EXPECT_EQ(BackoffDelay(none, Backoff::kExponential, 5, 77), Millis{0});
   const RetryPolicy capped{.max_attempts = 3, .backoff_base = Millis{5000}, .backoff_cap = Millis{100}};
   EXPECT_EQ(BackoffDelay(capped, Backoff::kFixed, 1, 0), Millis{100});
+}
+
+// Any policy, any number of failures: times of every size, and those at the ends of their type.
+Millis AnyTime(Random& random) {
+  constexpr std::int64_t kEnds[] = {0, 1, 2, -1, INT64_MAX, INT64_MAX - 1, INT64_MAX / 2, INT64_MAX / 2 + 1, INT64_MIN};
+  if (random.Below(4) == 0) return Millis{kEnds[random.Below(std::size(kEnds))]};
+  return Millis{static_cast<std::int64_t>(random.Next() >> (1 + random.Below(63)))};
+}
+
+int AnyFailures(Random& random) {
+  constexpr int kEnds[] = {INT_MIN, -1, 0, 1, INT_MAX};
+  return random.Below(8) == 0 ? kEnds[random.Below(std::size(kEnds))] : 1 + static_cast<int>(random.Below(100));
+}
+
+// min(cap, base * 2^(failures - 1)), by doubling in a type that has room for each step.
+std::int64_t LongestWait(const RetryPolicy& policy, int failures) {
+  const auto cap = static_cast<std::uint64_t>(std::max<std::int64_t>(policy.backoff_cap.count(), 0));
+  auto full = std::min(static_cast<std::uint64_t>(std::max<std::int64_t>(policy.backoff_base.count(), 0)), cap);
+  for (int i = 1; i < std::min(failures, 70); ++i) full = std::min(2 * full, cap);
+  return static_cast<std::int64_t>(full);
+}
+
+TEST(Backoff, StaysInItsBoundsWhateverThePolicy) {
+  for (std::uint64_t seed = 1; seed <= 5000; ++seed) {
+    SeededRandom random(seed);
+    const RetryPolicy policy{.max_attempts = 3, .backoff_base = AnyTime(random), .backoff_cap = AnyTime(random)};
+    const int failures = AnyFailures(random);
+    SCOPED_TRACE(fmt::format("seed {}: base {}, cap {}, failure {}", seed, policy.backoff_base.count(),
+                             policy.backoff_cap.count(), failures));
+    const std::int64_t longest = LongestWait(policy, failures);
+    std::int64_t low = longest, high = 0;
+    for (int i = 0; i < 64; ++i) {
+      const std::uint64_t drawn = i == 0 ? 0 : i == 1 ? UINT64_MAX : random.Next();
+      ASSERT_EQ(BackoffDelay(policy, Backoff::kFixed, failures, drawn), Millis{LongestWait(policy, 1)});
+      const std::int64_t wait = BackoffDelay(policy, Backoff::kExponential, failures, drawn).count();
+      ASSERT_GE(wait, 0);
+      ASSERT_LE(wait, longest);
+      low = std::min(low, wait);
+      high = std::max(high, wait);
+    }
+    if (longest < 100) continue;
+    ASSERT_LT(low, longest / 4) << "full jitter begins at nothing";
+    ASSERT_GT(high, longest - longest / 4) << "and reaches the whole wait";
+  }
 }
 
 TEST(EndOfWait, TheEarlierOneAndExpiryOnlyBeforeTheFirstAttempt) {

@@ -583,5 +583,22 @@ TEST_F(DispatcherTest, AnEntryComesBackAsItWas) {
   EXPECT_FALSE(DecodeEntry(bytes + "x", entry.spec.id, line));
 }
 
+// The queue is a store that others can write to: what no encoder makes is refused as corrupt, not read as something else.
+TEST_F(DispatcherTest, AnEntryThatNobodyMadeIsCorrupt) {
+  const JobSpec job = Job();
+  const LineKey line = LineKey::Of(job);
+  const std::string attempts_over_2_to_the_31("\x03\x02\x00\x80\x80\x80\x80\x10\x00", 9);
+  const std::string options_of_a_number(
+      "\x03\x40\x00\x0f"
+      R"({"limit_key":7})"
+      "\x00",
+      20);
+  for (const std::string& bytes : {attempts_over_2_to_the_31, options_of_a_number}) {
+    const auto entry = DecodeEntry(bytes, job.id, line);
+    ASSERT_FALSE(entry);
+    EXPECT_EQ(entry.error().code, ErrorCode::kCorrupt) << entry.error().message;
+  }
+}
+
 }  // namespace
 }  // namespace millrace

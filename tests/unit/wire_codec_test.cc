@@ -3,6 +3,7 @@
 #include <string>
 
 #include "common/base/limits.h"
+#include "common/wire/check_job.h"
 #include "common/wire/codec.h"
 #include "common/wire/text.h"
 #include "tests/support/random_messages.h"
@@ -220,6 +221,30 @@ TEST(WireTextTest, CleanTextKeepsHeadOrTailAndCutsBetweenCharacters) {
       EXPECT_LE(text.size(), limit);
     }
   }
+}
+
+// What is added to a clock's time must not overflow: a unique window that did would end at once.
+TEST(CheckJob, RefusesTimesThatNoClockReaches) {
+  JobSpec good;
+  good.id = JobId{Uuid{.bytes = {1}}};
+  good.kind = "noop";
+  good.retry.backoff_base = good.retry.backoff_cap = good.timeout = good.options.unique_window = kJobTimeMax;
+  ASSERT_TRUE(CheckJob(good));
+  const auto expect_refused = [&](const std::string& field, auto set) {
+    for (const Millis time : {Millis{-1}, kJobTimeMax + Millis{1}, Millis::max()}) {
+      JobSpec job = good;
+      set(job, time);
+      const auto checked = CheckJob(job);
+      ASSERT_FALSE(checked) << field << " " << time.count();
+      EXPECT_EQ(checked.error().code, ErrorCode::kInvalidArgument);
+      EXPECT_TRUE(checked.error().message.starts_with(field + ": " + std::to_string(time.count()) + " ms"))
+          << checked.error().message;
+    }
+  };
+  expect_refused("backoff_base", [](JobSpec& job, Millis time) { job.retry.backoff_base = time; });
+  expect_refused("backoff_cap", [](JobSpec& job, Millis time) { job.retry.backoff_cap = time; });
+  expect_refused("timeout", [](JobSpec& job, Millis time) { job.timeout = time; });
+  expect_refused("unique_window", [](JobSpec& job, Millis time) { job.options.unique_window = time; });
 }
 
 }  // namespace
