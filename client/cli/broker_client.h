@@ -36,11 +36,11 @@ class BrokerClient {
   // broker finds it.
   static bool FitsOneMessage(const RunPlan& plan);
   // Asks for updates of a run that the ledger has; Follow takes them.
-  Result<void> Watch(RunId run, MonoTime deadline);
+  Result<void> Watch(OrgId org, RunId run, MonoTime deadline);
 
-  // Takes updates of a watched run until it has ended and returns its last one. `on_update` sees each, `on_idle` is called at
-  // least every 100 ms. kCancelled when `stop` becomes true; kTimedOut after `deadline`.
-  Result<wire::RunUpdate> Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
+  // Takes updates of a watched run of `org` until it has ended and returns its last one. `on_update` sees each, `on_idle` is
+  // called at least every 100 ms. kCancelled when `stop` becomes true; kTimedOut after `deadline`.
+  Result<wire::RunUpdate> Follow(OrgId org, RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                  const std::function<void(const wire::RunUpdate&)>& on_update,
                                  const std::function<void()>& on_idle);
 

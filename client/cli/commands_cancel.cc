@@ -24,7 +24,7 @@ void Say(RunId run, RunState state, const std::string& reason) {
 Result<void> AwaitEnd(Context& context, Ledger& ledger, wire::Transport& transport, wire::CancelReply::Item& item) {
   const RunId run{item.id};
   for (const MonoTime deadline = context.clock().Now() + kWaitMax; context.clock().Now() < deadline;) {
-    MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(kDefaultOrg, run, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(context.org(), run, context.Deadline()));
     if (!IsTerminal(detail.summary.state)) {
       transport.Wait(kLedgerPoll);
       continue;
@@ -66,15 +66,15 @@ Result<std::vector<wire::CancelReply::Item>> Record(Context& context, Ledger& le
   return replies;
 }
 
-Result<ExitCode> Report(const Options& options, OutputFormat format, const std::vector<wire::CancelReply::Item>& items,
+Result<ExitCode> Report(const Options& options, const Context& context, const std::vector<wire::CancelReply::Item>& items,
                         bool runs) {
   Table table{.columns = {runs ? "run" : "job", "effect", "state"}, .rows = {}};
   ExitCode code = ExitCode::kOk;
   for (const auto& item : items) {
     table.rows.push_back({item.id.ToString(), std::string(Name(item.effect)), item.state});
     if (item.effect == CancelEffect::kUnknown && !item.state.empty())
-      fmt::print(stderr, "job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}\n",
-                 item.id.ToString(), item.state, item.state);
+      fmt::print(stderr, "job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}{}\n",
+                 item.id.ToString(), item.state, item.state, context.OrgOption());
     if (item.effect == CancelEffect::kUnknown) code = ExitCodeFor(ErrorCode::kNotFound);
     if (item.effect == CancelEffect::kEnded && code == ExitCode::kOk) code = ExitCodeFor(ErrorCode::kConflict);
   }
@@ -82,23 +82,24 @@ Result<ExitCode> Report(const Options& options, OutputFormat format, const std::
     for (const auto& item : items)
       if (item.effect != CancelEffect::kUnknown) fmt::print("{}\n", item.id.ToString());
   } else {
-    Print(table, format);
+    Print(table, context.format());
   }
   return code;
 }
 
 Result<Uuid> Named(Context& context, Ledger& ledger, const std::string& text, bool run) {
   if (!run) {
-    MILLRACE_TRY_ASSIGN(const JobId job, FindJob(ledger, text, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const JobId job, FindJob(ledger, context.org(), text, context.Deadline()));
     return job.uuid;
   }
-  MILLRACE_TRY_ASSIGN(const RunId found, FindRun(ledger, text, "", context.Deadline()));
+  MILLRACE_TRY_ASSIGN(const RunId found, FindRun(ledger, context.org(), text, "", context.Deadline()));
   return found.uuid;
 }
 
 Result<ExitCode> DoCancel(const Options& options, bool runs) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, runs ? "run" : "job"));
   wire::Cancel cancel;
+  cancel.org = context->org();
   cancel.actor = Actor();
   cancel.reason = options.reason;
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
@@ -107,7 +108,7 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
     cancel.items.push_back({.id = id, .is_run = runs});
   }
   MILLRACE_TRY_ASSIGN(const auto items, CancelItems(*context, *ledger, std::move(cancel), options.wait && runs));
-  return Report(options, context->format(), items, runs);
+  return Report(options, *context, items, runs);
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ Result<ScheduleSpec> FindSchedule(const Options& options, Context& context) {
   } else {
     MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kNo, "cli"));
     // The schedule in force may differ from the file's (`pipeline apply --cron`).
-    MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context.org(), context.Deadline()));
     for (const ScheduleRow& row : rows)
       if (row.pipeline == options.file) return row.spec;
     return Fail(ErrorCode::kNotFound, "'{}' is no file and no applied pipeline with a schedule", options.file);
@@ -107,7 +107,7 @@ Result<ExitCode> DoScheduleNext(const Options& options) {
 Result<ExitCode> DoScheduleList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context->org(), context->Deadline()));
   Table table{.columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until",
                           "next", "problem", "start", "end", "jitter_ms", "max_parallel"},
               .rows = {}};
@@ -125,8 +125,8 @@ Result<ExitCode> DoScheduleList(const Options& options) {
 }
 
 // A name that is no applied pipeline comes with the nearest one.
-Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, MonoTime deadline) {
-  const auto versions = ledger.ListPipelines(kDefaultOrg, deadline);
+Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, const Context& context) {
+  const auto versions = ledger.ListPipelines(context.org(), context.Deadline());
   if (error.code != ErrorCode::kNotFound || !versions) return error;
   std::vector<std::string_view> names;
   for (const PipelineVersion& v : *versions) names.push_back(v.name);
@@ -140,16 +140,14 @@ Result<ExitCode> DoSchedulePause(const Options& options, bool pause) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   std::size_t skipped = 0;
   if (pause) {
-    auto paused = ledger->SetPaused(kDefaultOrg, options.pipeline, true, context->Deadline());
-    if (!paused)
-      return std::unexpected(NamedPipeline(std::move(paused.error()), *ledger, options.pipeline, context->Deadline()));
+    auto paused = ledger->SetPaused(context->org(), options.pipeline, true, context->Deadline());
+    if (!paused) return std::unexpected(NamedPipeline(std::move(paused.error()), *ledger, options.pipeline, *context));
   } else {
-    auto resumed = scheduler::ResumeSchedule(*ledger, kDefaultOrg, options.pipeline, context->Deadline());
-    if (!resumed)
-      return std::unexpected(NamedPipeline(std::move(resumed.error()), *ledger, options.pipeline, context->Deadline()));
+    auto resumed = scheduler::ResumeSchedule(*ledger, context->org(), options.pipeline, context->Deadline());
+    if (!resumed) return std::unexpected(NamedPipeline(std::move(resumed.error()), *ledger, options.pipeline, *context));
     skipped = *resumed;
   }
-  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context->org(), context->Deadline()));
   Table table{.columns = {"pipeline", "cron", "timezone", "paused", "next"}, .rows = {}};
   for (const ScheduleRow& row : rows) {
     if (row.pipeline != options.pipeline) continue;
@@ -167,10 +165,9 @@ Result<ExitCode> DoScheduleSlots(const Options& options) {
   const std::uint32_t count = options.count == 0 ? kSlotsDefault : options.count;
   if (count > kSlotsMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kSlotsMax);
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  auto version = ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline());
-  if (!version)
-    return std::unexpected(NamedPipeline(std::move(version.error()), *ledger, options.pipeline, context->Deadline()));
-  MILLRACE_TRY_ASSIGN(const auto slots, ledger->Slots(kDefaultOrg, options.pipeline, count, context->Deadline()));
+  auto version = ledger->GetPipeline(context->org(), options.pipeline, std::nullopt, context->Deadline());
+  if (!version) return std::unexpected(NamedPipeline(std::move(version.error()), *ledger, options.pipeline, *context));
+  MILLRACE_TRY_ASSIGN(const auto slots, ledger->Slots(context->org(), options.pipeline, count, context->Deadline()));
   Table table{.columns = {"slot", "state", "reason", "run", "decided_at"}, .rows = {}};
   for (const SlotRow& slot : slots)
     table.rows.push_back({UtcColumn(slot.key.slot), slot.state, slot.reason, slot.run ? Cell{slot.run->ToString()} : Cell{},
