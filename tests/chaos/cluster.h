@@ -12,6 +12,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/result.h"
+#include "common/drivers/redis.h"
 #include "tests/support/fault_shim.h"
 #include "tests/support/process.h"
 #include "tests/support/tcp_proxy.h"
@@ -63,6 +64,8 @@ class Cluster {
   std::vector<Member*> OfRole(Role role);
   Result<void> Restart(Member& member);  // after its process has ended; Redis and PostgreSQL: until they answer
   Result<void> FlushRedis();
+  // Lets Redis use `percent` of what it uses at that moment; 0: as much as it likes.
+  Result<void> LimitRedis(unsigned percent);
   // Ends the schedulers with SIGTERM. An error names one that did not end with code 0 in time.
   Result<void> StopSchedulers();
   // One `millrace` command, to its end; its output is appended to `<dir>/logs/cli.log`.
@@ -89,6 +92,7 @@ class Cluster {
   Cluster() = default;
   Result<void> StartPostgres();
   Result<void> StartRedis();
+  Result<redis::Connection> ConnectToRedis() const;
   Result<void> CreateTargets();
   Result<void> SlowCommits();
   Result<void> Sql(const std::string& dsn, std::string_view sql);

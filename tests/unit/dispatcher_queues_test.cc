@@ -46,7 +46,7 @@ class DispatcherQueuesTest : public testing::Test {
     for (Command& command : commands) {
       if (auto* ledger = std::get_if<LedgerCommand>(&command)) pump_->Post(std::move(*ledger));
       if (auto* execute = std::get_if<command::Execute>(&command))
-        replies.replies.emplace_back(execute->id, std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
+        replies.Add(execute->id, execute->op, std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
       if (auto* send = std::get_if<command::SendWorker>(&command))
         if (const auto* grant = std::get_if<wire::Grant>(&send->message))
           for (const auto& job : grant->jobs) running_.emplace_back(send->peer, job);
