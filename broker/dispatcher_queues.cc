@@ -3,6 +3,7 @@
 
 #include "broker/dispatcher.h"
 #include "common/base/log.h"
+#include "common/model/whole_org.h"
 
 namespace millrace {
 
@@ -23,7 +24,7 @@ void Dispatcher::ApplySettings(Shard& shard, QueueSettings settings) {
   QueueSettings& known = shard.queues[{settings.org, settings.queue}];
   if (known.revision >= settings.revision) return;
   known = std::move(settings);
-  if (!shard.yield_by) lines_.Set(shard.hold.shard, known, now_);
+  if (!shard.yield_by && known.queue != kWholeOrg) lines_.Set(shard.hold.shard, known, now_);
   shard.budgets.Limit(known);
   plan_needed_ = true;
   if (shard.phase == Phase::kReady)
@@ -62,6 +63,20 @@ void Dispatcher::On(event::QueueSettingsPut& e) {
     ApplySettings(*shard, std::move(*e.stored));
 }
 
+// What its queues have together, if something was ever set for the whole org.
+static void AddWholeOrg(std::map<std::string, wire::ListQueuesReply::Item>& items) {
+  const auto whole = items.find(std::string(kWholeOrg));
+  if (whole == items.end()) return;
+  wire::ListQueuesReply::Item& sum = whole->second;
+  for (const auto& [queue, item] : items) {
+    if (&item == &sum) continue;
+    sum.ready += item.ready;
+    sum.running += item.running;
+    sum.waiting += item.waiting;
+    sum.waiting_bytes += item.waiting_bytes;
+  }
+}
+
 void Dispatcher::OnListQueues(const wire::PeerId& peer, const wire::ListQueues& m) {
   Shard* shard = OwnShard(peer, m.request, m.org);
   if (shard == nullptr) return;
@@ -76,6 +91,7 @@ void Dispatcher::OnListQueues(const wire::PeerId& peer, const wire::ListQueues& 
     items[queue].waiting = amount.jobs;
     items[queue].waiting_bytes = amount.bytes;
   }
+  AddWholeOrg(items);
   wire::ListQueuesReply reply{.request = m.request, .queues = {}, .more = false};
   for (auto& [queue, item] : items) {
     if (!m.after.empty() && queue <= m.after) continue;
@@ -99,7 +115,7 @@ std::optional<std::string> Dispatcher::OverBudget(const std::vector<JobSpec>& jo
         "Redis holds {} bytes, {} % of its maxmemory of {} are the limit; submit again when the queues have drained, or raise "
         "maxmemory",
         queue_memory_.used, kQueueMemoryPercentMax, queue_memory_.max);
-  QueueBudgets::Amounts more;
+  QueueBudgets::Amounts more, of_orgs;
   for (const JobSpec& job : jobs) {
     const auto shard = shards_.find(ShardOf(job.org, options_.shard_count));
     if (shard == shards_.end() || !shard->second.budgets.Limited()) continue;
@@ -109,10 +125,16 @@ std::optional<std::string> Dispatcher::OverBudget(const std::vector<JobSpec>& jo
     ++amount.jobs;
     amount.bytes += job.payload.size();
   }
-  for (const auto& [queue, amount] : more)
-    if (auto refusal =
-            shards_.at(ShardOf(queue.first, options_.shard_count)).budgets.Refusal(queue.first, queue.second, amount))
-      return refusal;
+  for (const auto& [queue, amount] : more) {
+    QueueBudgets::Amount& sum = of_orgs[{queue.first, std::string(kWholeOrg)}];
+    sum.jobs += amount.jobs;
+    sum.bytes += amount.bytes;
+  }
+  for (const QueueBudgets::Amounts* amounts : {&more, &of_orgs})
+    for (const auto& [queue, amount] : *amounts)
+      if (auto refusal =
+              shards_.at(ShardOf(queue.first, options_.shard_count)).budgets.Refusal(queue.first, queue.second, amount))
+        return refusal;
   return std::nullopt;
 }
 

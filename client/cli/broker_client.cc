@@ -170,11 +170,11 @@ bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
   return bytes <= kFrameBytesMax;
 }
 
-Result<void> BrokerClient::Watch(RunId run, MonoTime deadline) {
-  return Send(wire::Watch{next_request_++, kDefaultOrg, run}, deadline);
+Result<void> BrokerClient::Watch(OrgId org, RunId run, MonoTime deadline) {
+  return Send(wire::Watch{next_request_++, org, run}, deadline);
 }
 
-Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
+Result<wire::RunUpdate> BrokerClient::Follow(OrgId org, RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                              const std::function<void(const wire::RunUpdate&)>& on_update,
                                              const std::function<void()>& on_idle) {
   MonoTime renew_watch = clock_->Now() + kWatchInterval;
@@ -194,7 +194,7 @@ Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const
       if (auto* update = std::get_if<wire::RunUpdate>(&message); update != nullptr && take(*update)) return std::move(*update);
     }
     if (now >= renew_watch) {
-      (void)socket_->Send(wire::Encode(wire::Watch{next_request_++, kDefaultOrg, run}));  // lost: the next one follows
+      (void)socket_->Send(wire::Encode(wire::Watch{next_request_++, org, run}));  // lost: the next one follows
       renew_watch = now + kWatchInterval;
     }
     on_idle();
@@ -203,9 +203,9 @@ Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const
   return Fail(ErrorCode::kCancelled, "interrupted; run {} goes on", run.ToString());
 }
 
-Result<std::vector<wire::RunUpdate::Stage>> BrokerClient::Look(RunId run, std::size_t stages, MonoTime deadline) {
+Result<std::vector<wire::RunUpdate::Stage>> BrokerClient::Look(OrgId org, RunId run, std::size_t stages, MonoTime deadline) {
   const std::uint64_t request = next_request_++;
-  MILLRACE_TRY(Send(wire::Watch{request, kDefaultOrg, run}, deadline));
+  MILLRACE_TRY(Send(wire::Watch{request, org, run}, deadline));
   std::vector<wire::RunUpdate::Stage> all;
   while (clock_->Now() < deadline) {
     while (auto frame = socket_->Receive()) {

@@ -37,17 +37,17 @@ class BrokerClient {
   // broker finds it.
   static bool FitsOneMessage(const RunPlan& plan);
   // Asks for updates of a run that the ledger has; Follow takes them.
-  Result<void> Watch(RunId run, MonoTime deadline);
+  Result<void> Watch(OrgId org, RunId run, MonoTime deadline);
 
-  // Takes updates of a watched run until it has ended and returns its last one. `on_update` sees each, `on_idle` is called at
-  // least every 100 ms. kCancelled when `stop` becomes true; kTimedOut after `deadline`.
-  Result<wire::RunUpdate> Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
+  // Takes updates of a watched run of `org` until it has ended and returns its last one. `on_update` sees each, `on_idle` is
+  // called at least every 100 ms. kCancelled when `stop` becomes true; kTimedOut after `deadline`.
+  Result<wire::RunUpdate> Follow(OrgId org, RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                  const std::function<void(const wire::RunUpdate&)>& on_update,
                                  const std::function<void()>& on_idle);
 
   // All stages of a run; or what runs of a job whose id stands in the run's place. `stages`: how many they are. kNotFound:
   // there is no such run, and no such job runs.
-  Result<std::vector<wire::RunUpdate::Stage>> Look(RunId run, std::size_t stages, MonoTime deadline);
+  Result<std::vector<wire::RunUpdate::Stage>> Look(OrgId org, RunId run, std::size_t stages, MonoTime deadline);
 
   Result<wire::StatusReply> Status(MonoTime deadline);
   // Asks for the end of runs and single jobs. Returns when the requests are durable; repeated until `deadline`, as SubmitRun.

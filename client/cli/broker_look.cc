@@ -27,7 +27,7 @@ void SayIfNobodyRuns(const Context& context, std::string_view what) {
 std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Uuid id, std::size_t stages) {
   auto door = Door::Open(context, kLook);
   if (!door || door->client() == nullptr) return {};
-  auto seen = door->client()->Look(RunId{id}, stages, context.clock().Now() + kLook);
+  auto seen = door->client()->Look(context.org(), RunId{id}, stages, context.clock().Now() + kLook);
   if (!seen) return {};
   std::erase_if(*seen, [](const auto& s) { return s.state != JobState::kRunning && s.state != JobState::kCancelling; });
   return std::move(*seen);

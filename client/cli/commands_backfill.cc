@@ -22,11 +22,11 @@ namespace {
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
 constexpr Millis kFeederStops{5000}, kFeederPoll{100};
 
-Result<ScheduleRow> FindScheduleRow(Ledger& ledger, const Options& options, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const auto rows, ledger.Schedules(kDefaultOrg, deadline));
+Result<ScheduleRow> FindScheduleRow(Ledger& ledger, const Options& options, OrgId org, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger.Schedules(org, deadline));
   for (const ScheduleRow& row : rows)
     if (row.pipeline == options.pipeline && (options.schedule.empty() || row.spec.name == options.schedule)) return row;
-  MILLRACE_TRY(ledger.GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, deadline));
+  MILLRACE_TRY(ledger.GetPipeline(org, options.pipeline, std::nullopt, deadline));
   return Fail(ErrorCode::kNotFound, "pipeline '{}' has no schedule{}: a backfill runs the slots of one", options.pipeline,
               options.schedule.empty() ? "" : fmt::format(" '{}'", options.schedule));
 }
@@ -110,7 +110,7 @@ Result<ExitCode> DoBackfill(const Options& options) {
   if (options.pipeline.empty())
     return Fail(ErrorCode::kInvalidArgument, "backfill: give a pipeline, or one of the commands list and show");
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
-  MILLRACE_TRY_ASSIGN(const ScheduleRow schedule, FindScheduleRow(*ledger, options, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const ScheduleRow schedule, FindScheduleRow(*ledger, options, context->org(), context->Deadline()));
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
   MILLRACE_TRY_ASSIGN(const BackfillRow wanted, MakeRow(options, schedule, now, context->ids()));
   MILLRACE_TRY_ASSIGN(const Preview preview, Look(*ledger, wanted, *context));
@@ -135,6 +135,7 @@ Result<ExitCode> DoBackfill(const Options& options) {
                       ledger->GetPipeline(wanted.org, wanted.pipeline, wanted.version, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const Pipeline pipeline, PipelineFromJson(version.definition));
   RunRequest request;
+  request.org = wanted.org;
   MILLRACE_TRY_ASSIGN(request.params, ParseParams(options.params));
   MILLRACE_TRY(PlanRun(pipeline, request, context->ids()));
 
@@ -148,9 +149,9 @@ Result<ExitCode> DoBackfill(const Options& options) {
               .rows = {{id, made.row.pipeline, made.row.schedule, std::int64_t{made.row.generation}, preview.slots,
                         preview.to_run, made.created}}},
         context->format());
-  fmt::print(stderr, "{}; the scheduler feeds it{}: millrace backfill show {}\n",
+  fmt::print(stderr, "{}; the scheduler feeds it{}: millrace backfill show {}{}\n",
              made.created ? "stored" : "it was stored before and goes on",
-             context->embedded() ? " while 'millrace up' runs" : "", id);
+             context->embedded() ? " while 'millrace up' runs" : "", id, context->OrgOption());
   return ExitCode::kOk;
 }
 
@@ -163,7 +164,7 @@ std::string_view StateOf(const BackfillState& state) {
 Result<ExitCode> DoList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
   BackfillFilter filter;
-  filter.org = kDefaultOrg;
+  filter.org = context->org();
   filter.limit = options.count == 0 ? kListDefault : options.count;
   if (filter.limit > kListMax)
     return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
@@ -189,10 +190,10 @@ Result<ExitCode> DoList(const Options& options) {
 Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
   BackfillFilter filter;
-  filter.org = kDefaultOrg;
+  filter.org = context->org();
   MILLRACE_TRY(CheckBackfillName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(filter.id, FindBackfill(*ledger, options.id, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(filter.id, FindBackfill(*ledger, context->org(), options.id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const auto found, ledger->Backfills(filter, context->Deadline()));
   if (found.empty()) return Fail(ErrorCode::kNotFound, "there is no backfill {}", options.id);
   const BackfillState& state = found.front();
@@ -245,7 +246,7 @@ Result<ExitCode> DoShow(const Options& options) {
 
 Result<BackfillState> Find(const Context& context, Ledger& ledger, BackfillId id) {
   BackfillFilter filter;
-  filter.org = kDefaultOrg;
+  filter.org = context.org();
   filter.id = id;
   MILLRACE_TRY_ASSIGN(auto found, ledger.Backfills(filter, context.Deadline()));
   if (found.empty()) return Fail(ErrorCode::kNotFound, "there is no backfill {}", id.ToString());
@@ -284,7 +285,7 @@ Result<ExitCode> DoCancel(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
   MILLRACE_TRY(CheckBackfillName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
-  MILLRACE_TRY_ASSIGN(const BackfillId id, FindBackfill(*ledger, options.id, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const BackfillId id, FindBackfill(*ledger, context->org(), options.id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const BackfillState before, Find(*context, *ledger, id));
   if (before.ended_at && !before.stopped) return Fail(ErrorCode::kConflict, "backfill {}: too late, it has ended", options.id);
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));

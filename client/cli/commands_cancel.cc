@@ -25,7 +25,7 @@ void Say(RunId run, RunState state, const std::string& reason) {
 Result<void> AwaitEnd(Context& context, Ledger& ledger, wire::Transport& transport, wire::CancelReply::Item& item) {
   const RunId run{item.id};
   for (const MonoTime deadline = context.clock().Now() + kWaitMax; context.clock().Now() < deadline;) {
-    MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(kDefaultOrg, run, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(context.org(), run, context.Deadline()));
     if (!IsTerminal(detail.summary.state)) {
       transport.Wait(kLedgerPoll);
       continue;
@@ -84,7 +84,7 @@ wire::Cancel PartOf(const wire::Cancel& cancel, std::size_t at) {
 }
 
 // What a filter means may end before it is reached: that is no error.
-Result<ExitCode> Report(const Options& options, OutputFormat format, const std::vector<wire::CancelReply::Item>& items,
+Result<ExitCode> Report(const Options& options, const Context& context, const std::vector<wire::CancelReply::Item>& items,
                         bool runs) {
   Table table{.columns = {runs ? "run" : "job", "effect", "state"}, .rows = {}};
   ExitCode code = ExitCode::kOk;
@@ -95,8 +95,8 @@ Result<ExitCode> Report(const Options& options, OutputFormat format, const std::
     cancelled += stopped ? 1u : 0u;
     table.rows.push_back({item.id.ToString(), std::string(effect), item.state});
     if (item.effect == CancelEffect::kUnknown && !item.state.empty())
-      fmt::print(stderr, "job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}\n",
-                 item.id.ToString(), item.state, item.state);
+      fmt::print(stderr, "job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}{}\n",
+                 item.id.ToString(), item.state, item.state, context.OrgOption());
     if (options.ids.empty()) continue;
     if (item.effect == CancelEffect::kUnknown) code = ExitCodeFor(ErrorCode::kNotFound);
     if (item.effect == CancelEffect::kEnded && code == ExitCode::kOk) code = ExitCodeFor(ErrorCode::kConflict);
@@ -108,17 +108,17 @@ Result<ExitCode> Report(const Options& options, OutputFormat format, const std::
     for (const auto& item : items)
       if (item.effect != CancelEffect::kUnknown) fmt::print("{}\n", item.id.ToString());
   } else {
-    Print(table, format);
+    Print(table, context.format());
   }
   return code;
 }
 
 Result<Uuid> Named(Context& context, Ledger& ledger, const std::string& text, bool run) {
   if (!run) {
-    MILLRACE_TRY_ASSIGN(const JobId job, FindJob(ledger, text, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const JobId job, FindJob(ledger, context.org(), text, context.Deadline()));
     return job.uuid;
   }
-  MILLRACE_TRY_ASSIGN(const RunId found, FindRun(ledger, text, "", context.Deadline()));
+  MILLRACE_TRY_ASSIGN(const RunId found, FindRun(ledger, context.org(), text, "", context.Deadline()));
   return found.uuid;
 }
 
@@ -146,15 +146,14 @@ Result<std::vector<Uuid>> Meant(const Options& options, Context& context, Ledger
   if (!options.ids.empty()) return ids;
   if (runs) {
     RunFilter filter;
-    filter.org = kDefaultOrg;
+    filter.org = context.org();
     filter.state = RunState::kRunning;
     if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
     MILLRACE_TRY_ASSIGN(const auto found, AllRuns(ledger, filter, "run cancel", context.clock()));
     for (const RunId& run : found) ids.push_back(run.uuid);
     return ids;
   }
-  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context.clock().WallNow()));
-  filter.org = kDefaultOrg;
+  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context));
   filter.live = true;
   MILLRACE_TRY_ASSIGN(const auto found, AllJobs(ledger, filter, "job cancel", context.clock()));
   for (const JobId& job : found) ids.push_back(job.uuid);
@@ -176,6 +175,7 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, runs ? "run" : "job"));
   MILLRACE_TRY(CheckCancel(options, runs));
   wire::Cancel cancel;
+  cancel.org = context->org();
   cancel.actor = Actor();
   cancel.reason = options.reason;
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
@@ -183,10 +183,10 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   for (const Uuid& id : ids) cancel.items.push_back({.id = id, .is_run = runs});
   if (options.dry_run) {
     MILLRACE_TRY_ASSIGN(const auto seen, Preview(*context, *ledger, cancel));
-    return Report(options, context->format(), seen, runs);
+    return Report(options, *context, seen, runs);
   }
   MILLRACE_TRY_ASSIGN(const auto items, CancelItems(*context, *ledger, std::move(cancel), options.wait && runs));
-  return Report(options, context->format(), items, runs);
+  return Report(options, *context, items, runs);
 }
 
 }  // namespace

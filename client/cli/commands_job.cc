@@ -17,6 +17,7 @@
 #include "client/cli/run_report.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
+#include "common/model/whole_org.h"
 
 namespace millrace::cli {
 namespace {
@@ -46,8 +47,9 @@ Result<WallTime> Since(const std::string& text, WallTime now) {
 
 }  // namespace
 
-Result<JobFilter> FilterOf(const Options& options, WallTime now) {
+Result<JobFilter> FilterOf(const Options& options, const Context& context) {
   JobFilter filter;
+  filter.org = context.org();
   if (!options.state.empty()) {
     MILLRACE_TRY_ASSIGN(filter.state, ParseJobState(options.state));
     if (!IsTerminal(*filter.state))
@@ -58,7 +60,7 @@ Result<JobFilter> FilterOf(const Options& options, WallTime now) {
   if (!options.kind.empty()) filter.kind = options.kind;
   if (!options.error_class.empty()) filter.error_class = options.error_class;
   if (!options.since.empty()) {
-    MILLRACE_TRY_ASSIGN(filter.since, Since(options.since, now));
+    MILLRACE_TRY_ASSIGN(filter.since, Since(options.since, context.clock().WallNow()));
   }
   return filter;
 }
@@ -72,7 +74,7 @@ Cell ActionCell(const std::optional<DeadActionRow>& action) {
 
 Result<ExitCode> DoList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
-  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context->clock().WallNow()));
+  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, *context));
   filter.open = options.open;
   filter.limit = options.count == 0 ? kListDefault : options.count;
   if (filter.limit > kListMax)
@@ -236,8 +238,8 @@ Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
   MILLRACE_TRY(CheckJobName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, options.id, context->Deadline()));
-  MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, id, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, context->org(), options.id, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(context->org(), id, context->Deadline()));
   const Live live = LookAt(job, *context);
   if (context->format() == OutputFormat::kTable) {
     PrintJob(job, live);
@@ -265,11 +267,11 @@ Result<std::vector<JobId>> Meant(const Options& options, Ledger& ledger, Context
                 command);
   std::set<JobId> seen;
   for (const std::string& text : options.ids) {
-    MILLRACE_TRY_ASSIGN(const JobId id, FindJob(ledger, text, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const JobId id, FindJob(ledger, context.org(), text, context.Deadline()));
     if (seen.insert(id).second) ids.push_back(id);
   }
   if (!filtered) return ids;
-  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context.clock().WallNow()));
+  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context));
   filter.state.reset();
   filter.open = true;
   return AllJobs(ledger, filter, fmt::format("job {}", command), context.clock());
@@ -292,6 +294,8 @@ Result<void> Edit(JobSpec& job, const Options& options) {
       job.payload = std::move(*payload);
     }
   }
+  if (options.to_queue == kWholeOrg)
+    return Fail(ErrorCode::kInvalidArgument, "--to-queue: '{}' is all queues of an org; give the name of one", kWholeOrg);
   if (!options.to_queue.empty()) job.queue = options.to_queue;
   if (options.priority >= kPriorityLevels)
     return Fail(ErrorCode::kInvalidArgument, "--priority: {} is not in [0, {}]", options.priority, kPriorityLevels - 1);
@@ -316,7 +320,7 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
     std::size_t bytes = 0;
     std::map<JobId, DeadActionRow> acted_on;
     for (; at < ids.size() && batch.actions.size() < kListMax && bytes < kPayloadBytesMax * 8; ++at) {
-      MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, ids[at], context->Deadline()));
+      MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(context->org(), ids[at], context->Deadline()));
       if (!job.outcome || job.outcome->state != JobState::kDead)
         return Fail(ErrorCode::kConflict, "job {} is {}: only a dead job can be {}", ids[at].ToString(), StateOf(job.outcome),
                     Name(action));
@@ -350,7 +354,7 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
         said = "somebody has acted on it before";
       }
       if (std::ranges::find(result.already_done, row.job) != result.already_done.end()) {
-        MILLRACE_TRY_ASSIGN(const JobDetail before, ledger->GetJob(kDefaultOrg, row.job, context->Deadline()));
+        MILLRACE_TRY_ASSIGN(const JobDetail before, ledger->GetJob(context->org(), row.job, context->Deadline()));
         earlier = before.dead_action;
         said = "somebody has acted on it before";
       }
@@ -385,12 +389,12 @@ Result<std::vector<RunId>> MeantRuns(const Options& options, Ledger& ledger, Con
   std::vector<RunId> ids;
   std::set<RunId> seen;
   for (const std::string& text : options.ids) {
-    MILLRACE_TRY_ASSIGN(const RunId id, FindRun(ledger, text, "", context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const RunId id, FindRun(ledger, context.org(), text, "", context.Deadline()));
     if (seen.insert(id).second) ids.push_back(id);
   }
   if (!options.ids.empty()) return ids;
   RunFilter filter{
-      .org = kDefaultOrg, .pipeline = {}, .state = RunState::kFailed, .before = {}, .limit = kListMax, .open = true};
+      .org = context.org(), .pipeline = {}, .state = RunState::kFailed, .before = {}, .limit = kListMax, .open = true};
   if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
   if (!options.state.empty()) {
     MILLRACE_TRY_ASSIGN(filter.state, ParseRunState(options.state));
@@ -413,12 +417,12 @@ struct Retried {
 };
 
 Result<Retried> RetryOne(RunId id, const Options& options, Ledger& ledger, Context& context) {
-  MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger.GetRun(kDefaultOrg, id, context.Deadline()));
+  MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger.GetRun(context.org(), id, context.Deadline()));
   MILLRACE_TRY_ASSIGN(const Requeue again,
                       RepeatRun(failed, Actor(), options.reason, context.clock().WallNow(), context.ids()));
   Retried out{.run = {}, .pipeline = again.run->pipeline, .jobs = again.jobs.size(), .already = false};
   if (options.dry_run) {
-    MILLRACE_TRY_ASSIGN(const auto open, ledger.ListRuns({.org = kDefaultOrg,
+    MILLRACE_TRY_ASSIGN(const auto open, ledger.ListRuns({.org = context.org(),
                                                           .pipeline = {},
                                                           .state = failed.summary.state,
                                                           .before = IdAfter(id),

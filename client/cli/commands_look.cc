@@ -51,7 +51,7 @@ Result<ScheduleSpec> FindSchedule(const Options& options, Context& context) {
   } else {
     MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kNo, "cli"));
     // The schedule in force may differ from the file's (`pipeline apply --cron`).
-    MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context.org(), context.Deadline()));
     for (const ScheduleRow& row : rows)
       if (row.pipeline == options.file) return row.spec;
     return Fail(ErrorCode::kNotFound, "'{}' is no file and no applied pipeline with a schedule", options.file);
@@ -107,7 +107,7 @@ Result<ExitCode> DoScheduleNext(const Options& options) {
 Result<ExitCode> DoScheduleList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context->org(), context->Deadline()));
   Table table{.columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until",
                           "next", "problem", "start", "end", "jitter_ms", "max_parallel"},
               .rows = {}};
@@ -125,8 +125,8 @@ Result<ExitCode> DoScheduleList(const Options& options) {
 }
 
 // A name that is no applied pipeline comes with the nearest one.
-Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, MonoTime deadline) {
-  const auto versions = ledger.ListPipelines(kDefaultOrg, deadline);
+Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, const Context& context) {
+  const auto versions = ledger.ListPipelines(context.org(), context.Deadline());
   if (error.code != ErrorCode::kNotFound || !versions) return error;
   std::vector<std::string_view> names;
   for (const PipelineVersion& v : *versions) names.push_back(v.name);
@@ -136,14 +136,14 @@ Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, MonoTi
 }
 
 // How many slots of the pause were still undecided, and are skipped.
-Result<std::size_t> SetPaused(Ledger& ledger, const std::string& pipeline, bool pause, MonoTime deadline) {
+Result<std::size_t> SetPaused(Ledger& ledger, const std::string& pipeline, bool pause, const Context& context) {
   if (!pause) {
-    auto resumed = scheduler::ResumeSchedule(ledger, kDefaultOrg, pipeline, deadline);
-    if (!resumed) return std::unexpected(NamedPipeline(std::move(resumed.error()), ledger, pipeline, deadline));
+    auto resumed = scheduler::ResumeSchedule(ledger, context.org(), pipeline, context.Deadline());
+    if (!resumed) return std::unexpected(NamedPipeline(std::move(resumed.error()), ledger, pipeline, context));
     return *resumed;
   }
-  auto paused = ledger.SetPaused(kDefaultOrg, pipeline, true, deadline);
-  if (!paused) return std::unexpected(NamedPipeline(std::move(paused.error()), ledger, pipeline, deadline));
+  auto paused = ledger.SetPaused(context.org(), pipeline, true, context.Deadline());
+  if (!paused) return std::unexpected(NamedPipeline(std::move(paused.error()), ledger, pipeline, context));
   return std::size_t{0};
 }
 
@@ -154,13 +154,13 @@ Result<ExitCode> DoSchedulePause(const Options& options, bool pause) {
   std::size_t skipped = 0;
   std::optional<Error> failed;
   for (const std::string& pipeline : options.names) {
-    auto done = SetPaused(*ledger, pipeline, pause, context->Deadline());
+    auto done = SetPaused(*ledger, pipeline, pause, *context);
     if (done) skipped += *done;
     if (done) continue;
     if (failed) (void)Complain(*failed);
     failed = std::move(done.error());
   }
-  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context->org(), context->Deadline()));
   Table table{.columns = {"pipeline", "cron", "timezone", "paused", "next"}, .rows = {}};
   for (const ScheduleRow& row : rows) {
     if (std::ranges::find(options.names, row.pipeline) == options.names.end()) continue;
@@ -180,10 +180,9 @@ Result<ExitCode> DoScheduleSlots(const Options& options) {
   const std::uint32_t count = options.count == 0 ? kSlotsDefault : options.count;
   if (count > kSlotsMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kSlotsMax);
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  auto version = ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline());
-  if (!version)
-    return std::unexpected(NamedPipeline(std::move(version.error()), *ledger, options.pipeline, context->Deadline()));
-  MILLRACE_TRY_ASSIGN(const auto slots, ledger->Slots(kDefaultOrg, options.pipeline, count, context->Deadline()));
+  auto version = ledger->GetPipeline(context->org(), options.pipeline, std::nullopt, context->Deadline());
+  if (!version) return std::unexpected(NamedPipeline(std::move(version.error()), *ledger, options.pipeline, *context));
+  MILLRACE_TRY_ASSIGN(const auto slots, ledger->Slots(context->org(), options.pipeline, count, context->Deadline()));
   Table table{.columns = {"slot", "state", "reason", "run", "decided_at"}, .rows = {}};
   for (const SlotRow& slot : slots)
     table.rows.push_back({UtcColumn(slot.key.slot), slot.state, slot.reason, slot.run ? Cell{slot.run->ToString()} : Cell{},

@@ -55,10 +55,11 @@ Result<ExitCode> DoCheck(const Options& options, std::vector<Diagnostic>* diagno
   if (context->embedded()) MILLRACE_TRY(CheckConnections(file, context->Connections(), diagnostics));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
   RunRequest request;
+  request.org = context->org();
   request.params = WithSamples(file.pipeline, params);
   MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // wrong values are about the command line, not the file
-  MILLRACE_TRY_ASSIGN(const auto schemas,
-                      TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout, diagnostics));
+  MILLRACE_TRY_ASSIGN(const auto schemas, TypeCheck(file, params, context->config().lake, context->org(),
+                                                    context->clock().Now() + kTypeCheckTimeout, diagnostics));
   Table table{.columns = {"stage", "column", "type", "not_null"}, .rows = {}};
   for (const StageSchema& schema : schemas)
     for (const ColumnSpec& column : schema.columns)
@@ -80,7 +81,8 @@ Result<ExitCode> DoPlan(const Options& options, std::vector<Diagnostic>* diagnos
   request.version = 0;
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
-  MILLRACE_TRY(TypeCheck(file, params, context->config().lake, context->clock().Now() + kTypeCheckTimeout, diagnostics));
+  MILLRACE_TRY(
+      TypeCheck(file, params, context->config().lake, context->org(), context->clock().Now() + kTypeCheckTimeout, diagnostics));
   Table table{
       .columns = {"stage", "kind", "does", "after", "checks", "contract", "max_attempts", "timeout_ms", "queue", "effect"},
       .rows = {}};
@@ -106,7 +108,7 @@ Result<ExitCode> DoApply(const Options& options) {
     file.base_dir = std::filesystem::absolute(options.base_dir, ec).lexically_normal().string();
     if (file.base_dir.size() > 1 && file.base_dir.ends_with('/')) file.base_dir.pop_back();
   }
-  MILLRACE_TRY(TypeCheck(file, {}, context->config().lake, context->clock().Now() + kTypeCheckTimeout));
+  MILLRACE_TRY(TypeCheck(file, {}, context->config().lake, context->org(), context->clock().Now() + kTypeCheckTimeout));
   if (!options.cron.empty()) {
     if (file.pipeline.schedules.empty()) file.pipeline.schedules.emplace_back();
     file.pipeline.schedules.front().cron = options.cron;
@@ -115,7 +117,7 @@ Result<ExitCode> DoApply(const Options& options) {
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
   MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source,
-                                                                           file.base_dir, kDefaultOrg, context->Deadline()));
+                                                                           file.base_dir, context->org(), context->Deadline()));
   if (options.quiet) {
     fmt::print("{}\n", version.name);
     return ExitCode::kOk;
@@ -129,7 +131,7 @@ Result<ExitCode> DoApply(const Options& options) {
 Result<ExitCode> DoList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const auto versions, ledger->ListPipelines(kDefaultOrg, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto versions, ledger->ListPipelines(context->org(), context->Deadline()));
   Table table{.columns = {"pipeline", "version", "applied_at", "base_dir"}, .rows = {}};
   for (const PipelineVersion& v : versions) table.rows.push_back({v.name, v.version, ToRfc3339(v.applied_at), v.base_dir});
   Print(table, context->format());
@@ -140,7 +142,7 @@ Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const PipelineVersion v,
-                      ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline()));
+                      ledger->GetPipeline(context->org(), options.pipeline, std::nullopt, context->Deadline()));
   if (context->format() == OutputFormat::kTable) {
     std::fwrite(v.source.data(), 1, v.source.size(), stdout);
   } else {

@@ -45,9 +45,9 @@ Result<ExitCode> DoUp(const Options& options) {
   if (!options.file.empty()) {
     MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
     MILLRACE_TRY(CheckConnections(file, context->Connections()));
-    MILLRACE_TRY(TypeCheck(file, {}, context->config().lake, context->clock().Now() + Millis{60'000}));
+    MILLRACE_TRY(TypeCheck(file, {}, context->config().lake, context->org(), context->clock().Now() + Millis{60'000}));
     MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
-    MILLRACE_TRY(ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir, kDefaultOrg,
+    MILLRACE_TRY(ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir, context->org(),
                                        context->Deadline()));
   }
   return Serve(*context, {.broker = true, .worker = true, .scheduler = true});

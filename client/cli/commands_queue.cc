@@ -12,6 +12,7 @@
 #include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
+#include "common/model/whole_org.h"
 #include "common/wire/zmtp_transport.h"
 
 namespace millrace::cli {
@@ -65,7 +66,7 @@ struct Listing {
 };
 
 void ReadUnserved(BrokerClient& client, const Context& context, Listing& listing) {
-  const auto reply = client.ListUnserved(kDefaultOrg, context.clock().Now() + kBrokerTimeout);
+  const auto reply = client.ListUnserved(context.org(), context.clock().Now() + kBrokerTimeout);
   if (!reply) {
     fmt::print(stderr, "millrace: whether workers take what waits is not known: {}\n", reply.error().message);
     return;
@@ -88,7 +89,7 @@ Result<Listing> ReadQueues(Context& context) {
   Listing listing;
   auto ledger = context.OpenLedger(Context::Create::kNo, "cli");
   if (ledger) {
-    MILLRACE_TRY_ASSIGN(auto stored, (*ledger)->QueuesOf(kDefaultOrg, std::nullopt, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(auto stored, (*ledger)->QueuesOf(context.org(), std::nullopt, context.Deadline()));
     for (QueueSettings& settings : stored) {
       std::string name = settings.queue;
       listing.items[std::move(name)].settings = std::move(settings);
@@ -99,7 +100,7 @@ Result<Listing> ReadQueues(Context& context) {
   Broker broker = ConnectToBroker(context);
   Error why = broker.why;
   if (broker.client) {
-    auto queues = broker.client->ListQueues(kDefaultOrg, context.clock().Now() + kBrokerTimeout);
+    auto queues = broker.client->ListQueues(context.org(), context.clock().Now() + kBrokerTimeout);
     listing.depths = queues.has_value();
     if (queues) {
       for (Item& item : *queues) {
@@ -142,11 +143,12 @@ const std::vector<std::string> kColumns = {"queue",
 
 std::vector<Cell> RowOf(const std::string& queue, const Item& item, const Listing& listing) {
   const QueueSettings& s = item.settings;
-  const Listing::Unserved* const unserved = listing.UnservedOf(queue);
+  const bool org = queue == kWholeOrg;  // has budgets and sums only
+  const Listing::Unserved* const unserved = org ? nullptr : listing.UnservedOf(queue);
   const bool waits = unserved != nullptr && unserved->ready > 0;
   const auto depth = [&](std::uint64_t n) { return listing.depths ? Cell{static_cast<std::int64_t>(n)} : Cell{}; };
   return {queue,
-          s.paused,
+          org ? Cell{} : Cell{s.paused},
           depth(item.ready),
           depth(item.running),
           depth(item.waiting),
@@ -155,9 +157,9 @@ std::vector<Cell> RowOf(const std::string& queue, const Item& item, const Listin
           Limit(s.key_concurrency),
           RateCell(s.rate),
           RateCell(s.key_rate),
-          std::string(Name(s.order)),
+          org ? Cell{} : Cell{std::string(Name(s.order))},
           s.order == QueueOrder::kWeighted ? Cell{WeightsText(s)} : Cell{},
-          s.order == QueueOrder::kStrict ? Cell{std::int64_t{s.aging.count()}} : Cell{},
+          s.order == QueueOrder::kStrict && !org ? Cell{std::int64_t{s.aging.count()}} : Cell{},
           Limit(s.max_waiting_jobs),
           Limit(s.max_waiting_bytes),
           s.revision,
@@ -270,9 +272,10 @@ using Setting = std::function<Result<void>(QueueSettings&)>;
 Result<QueueSettings> SetOne(Context& context, Ledger& ledger, Broker& broker, const std::string& queue,
                              const Setting& change) {
   for (int round = 0; round < kRoundsMax; ++round) {
-    MILLRACE_TRY_ASSIGN(const auto stored, ledger.QueuesOf(kDefaultOrg, std::nullopt, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const auto stored, ledger.QueuesOf(context.org(), std::nullopt, context.Deadline()));
     const auto it = std::ranges::find(stored, queue, &QueueSettings::queue);
     QueueSettings settings;
+    settings.org = context.org();
     settings.queue = queue;
     if (it != stored.end()) settings = *it;
     MILLRACE_TRY(change(settings));

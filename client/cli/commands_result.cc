@@ -35,8 +35,8 @@ Result<ExitCode> DoResult(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
   MILLRACE_TRY(CheckJobName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, options.id, context->Deadline()));
-  MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, id, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, context->org(), options.id, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(context->org(), id, context->Deadline()));
   if (!job.outcome) return Fail(ErrorCode::kNotFound, "job {}: it has not ended", options.id);
   const std::string& text = job.outcome->report.result;
   if (text.empty())
@@ -64,7 +64,7 @@ Result<ExitCode> DoRefused(const Options& options) {
   const std::uint32_t limit = options.count == 0 ? kListDefault : options.count;
   if (limit > kListMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", limit, kListMax);
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const EnqueueStatus status, ledger->Enqueued(kDefaultOrg, limit, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const EnqueueStatus status, ledger->Enqueued(context->org(), limit, context->Deadline()));
   Table table{.columns = {"job", "queue", "kind", "refused_at", "reason"}, .rows = {}};
   for (const EnqueueRefused& row : status.refused)
     table.rows.push_back({row.job.ToString(), row.queue, row.kind, ToRfc3339(row.refused_at), row.reason});

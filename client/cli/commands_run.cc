@@ -50,7 +50,7 @@ Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, Ledger& ledger, co
   MonoTime next_look = clock.Now() + kLedgerLook;
   std::optional<wire::RunUpdate> recorded;
   auto end = client.Follow(
-      plan.run.id, clock.Now() + kRunTimeoutMax, stop,
+      plan.run.org, plan.run.id, clock.Now() + kRunTimeoutMax, stop,
       [&](const wire::RunUpdate& update) {
         progress.Update(update);
         next_look = clock.Now() + kLedgerLook;
@@ -72,8 +72,8 @@ Result<wire::RunUpdate> SubmitAndFollow(BrokerClient& client, Ledger& ledger, co
 }
 
 void PrintWhereThingsAre(const Context& context, const Pipeline& pipeline, const std::string& file, const std::string& run) {
-  fmt::print("\ndata:    {}\nhistory: {}  (millrace run show {} --home {})\n", context.config().lake,
-             RedactDsn(context.config().ledger.dsn.Reveal()), run, context.config().home);
+  fmt::print("\ndata:    {}\nhistory: {}  (millrace run show {} --home {}{})\n", context.config().lake,
+             RedactDsn(context.config().ledger.dsn.Reveal()), run, context.config().home, context.OrgOption());
   for (const ScheduleSpec& spec : pipeline.schedules) {
     const auto cron = CronSchedule::Make(spec);
     if (!cron) continue;
@@ -89,7 +89,7 @@ void PrintWhereThingsAre(const Context& context, const Pipeline& pipeline, const
 }
 
 Result<RunReport> ReadRun(Context& context, Ledger& ledger, RunId run) {
-  MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(kDefaultOrg, run, context.Deadline()));
+  MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger.GetRun(context.org(), run, context.Deadline()));
   return MakeRunReport(detail);
 }
 
@@ -154,7 +154,7 @@ bool HomeIsThere(const Config& config) {
 // Opens everything, beside the type check of `file`, whose failure comes first: nobody has taken a job by then.
 Result<void> CheckAndOpen(Context& context, const PipelineFile& file, const std::map<std::string, std::string>& params,
                           Opened& opened) {
-  auto answer = opened.engine->Ask(TypeCheckQuestion(file, params, context.config().lake));
+  auto answer = opened.engine->Ask(TypeCheckQuestion(file, params, context.config().lake, context.org()));
   const bool beside = HomeIsThere(context.config());
   Result<void> open;
   if (beside) open = opened.Open(context);
@@ -190,6 +190,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
   MILLRACE_TRY(CheckConnections(file, context->Connections()));
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
   RunRequest request;
+  request.org = context->org();
   request.base_dir = file.base_dir;
   request.params = params;
   MILLRACE_TRY(PlanRun(file.pipeline, request, context->ids()));  // parameters first: they are about the command line
@@ -199,7 +200,7 @@ Result<ExitCode> DoRunFile(const Options& options) {
 
   MILLRACE_TRY_ASSIGN(const PipelineVersion version,
                       opened.ledger->StorePipeline(file.pipeline, ToJson(file.pipeline), file.source, file.base_dir,
-                                                   kDefaultOrg, context->Deadline()));
+                                                   context->org(), context->Deadline()));
   request.version = version.version;
   request.now = context->clock().WallNow();
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(file.pipeline, request, context->ids()));
@@ -237,9 +238,10 @@ Result<ExitCode> DoRunStart(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto params, ParseParams(options.params));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const PipelineVersion version,
-                      ledger->GetPipeline(kDefaultOrg, options.pipeline, std::nullopt, context->Deadline()));
+                      ledger->GetPipeline(context->org(), options.pipeline, std::nullopt, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const Pipeline pipeline, PipelineFromJson(version.definition));
   RunRequest request;
+  request.org = context->org();
   request.version = version.version;
   request.base_dir = version.base_dir;
   request.params = params;
@@ -266,7 +268,9 @@ Result<ExitCode> DoRunStart(const Options& options) {
   }
   BlockStopSignals();
   auto end = SubmitAndFollow(client, *ledger, plan, options, context->clock());
-  if (!end) return Prefixed(std::move(end.error()), "run {} (look with 'millrace run show')", plan.run.id.ToString());
+  if (!end)
+    return Prefixed(std::move(end.error()), "run {} (look with 'millrace run show{}')", plan.run.id.ToString(),
+                    context->OrgOption());
   MILLRACE_TRY_ASSIGN(const RunReport report, PrintRun(*context, *ledger, plan.run.id, options));
   return ExitCodeOf(report.state);
 }
@@ -274,6 +278,7 @@ Result<ExitCode> DoRunStart(const Options& options) {
 Result<ExitCode> DoRunList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
   RunFilter filter;
+  filter.org = context->org();
   filter.limit = options.count == 0 ? kListDefault : options.count;
   if (filter.limit > kListMax)
     return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
@@ -307,7 +312,7 @@ Result<ExitCode> DoRunShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
   MILLRACE_TRY(CheckRunName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, options.id, options.pipeline, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, context->org(), options.id, options.pipeline, context->Deadline()));
   MILLRACE_TRY_ASSIGN(RunReport report, ReadRun(*context, *ledger, run));
   if (!IsTerminal(report.state)) AddRunning(report, RunningNow(*context, run.uuid, report.stages.size()));
   PrintReport(*context, report, options);
@@ -339,8 +344,8 @@ Result<ExitCode> DoRunLogs(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
   MILLRACE_TRY(CheckRunName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, options.id, options.pipeline, context->Deadline()));
-  MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger->GetRun(kDefaultOrg, run, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, context->org(), options.id, options.pipeline, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const RunDetail detail, ledger->GetRun(context->org(), run, context->Deadline()));
   bool found = options.stage.empty();
   std::vector<LogEntry> entries;
   for (const JobDetail& job : detail.jobs) {

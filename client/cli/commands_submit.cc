@@ -97,6 +97,7 @@ Result<JobSpec> JobOf(const std::string& text, Context& context, std::optional<R
   if (!json.is_object()) return Fail(ErrorCode::kInvalidArgument, "is no JSON object");
   JobSpec job;
   job.id = context.ids().Next<JobId>();
+  job.org = context.org();
   job.run = run;
   job.submitted_at = context.clock().WallNow();
   if (const auto options = json.find("options"); options != json.end()) {
@@ -163,7 +164,7 @@ Result<std::vector<std::string>> AwaitEnds(Context& context, Ledger& ledger, Doo
   while (true) {
     std::vector<Uuid> asked;  // the oldest; the others have their turn when these have ended
     for (std::size_t k = 0; k < std::min(open.size(), kBatchJobsMax); ++k) asked.push_back(ids[open[k]]);
-    MILLRACE_TRY_ASSIGN(const auto states, ledger.States(kDefaultOrg, asked, context.Deadline()));
+    MILLRACE_TRY_ASSIGN(const auto states, ledger.States(context.org(), asked, context.Deadline()));
     std::vector<std::size_t> still(open.begin() + static_cast<std::ptrdiff_t>(asked.size()), open.end());
     for (std::size_t k = 0; k < asked.size(); ++k) {
       if (states[k].job_ended) ends[open[k]] = Name(*states[k].job_ended);
@@ -188,6 +189,7 @@ ExitCode CodeOf(const std::vector<std::string>& ends) {
 Result<ExitCode> SubmitBatch(const Options& options, Context& context) {
   RunPlan plan;
   plan.run.id = context.ids().Next<RunId>();
+  plan.run.org = context.org();
   plan.run.overlap = "allow";
   plan.run.created_at = context.clock().WallNow();
   MILLRACE_TRY_ASSIGN(plan.jobs, ReadBatch(options.batch, context, plan.run.id));

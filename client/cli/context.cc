@@ -36,6 +36,7 @@ Result<std::unique_ptr<Context>> Context::Make(const Options& options, std::stri
   ConfigInputs inputs = ConfigInputsOfProcess();
   if (!options.config_file.empty()) inputs.file = options.config_file;
   if (!options.home.empty()) inputs.flags.emplace_back("home", options.home);
+  if (!options.org.empty()) inputs.flags.emplace_back("org", options.org);
   if (!options.log_level.empty()) inputs.flags.emplace_back("log.level", options.log_level);
   for (const std::string& setting : options.settings) {
     const std::size_t equals = setting.find('=');
@@ -79,6 +80,8 @@ Result<std::unique_ptr<Ledger>> Context::OpenLedger(Create create, std::string_v
 std::string Context::ClientEndpoint() const {
   return embedded() ? "ipc://" + config().home + "/broker.sock" : config().broker.listen_clients;
 }
+
+std::string Context::OrgOption() const { return org() == kDefaultOrg ? "" : fmt::format(" --org {}", org().value()); }
 
 std::vector<ConnectionSpec> Context::Connections() const {
   std::vector<ConnectionSpec> connections;

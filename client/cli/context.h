@@ -28,6 +28,10 @@ class Context {
   const Config& config() const { return loaded_.config; }
   const std::vector<ConfigValue>& config_values() const { return loaded_.values; }
   OutputFormat format() const { return format_; }
+  // Whom the command speaks for: what it reads and writes is of this org alone.
+  OrgId org() const { return config().org; }
+  // " --org 7", for a command that a message names; empty for the default org.
+  std::string OrgOption() const;
   const Clock& clock() const { return clock_; }
   Random& random() { return random_; }
   IdGenerator& ids() { return ids_; }

@@ -137,7 +137,7 @@ Finding BrokerFinding(const Context& context) {
 void UnservedFindings(const Context& context, std::vector<Finding>& out) {
   auto door = Door::Open(context, kBrokerPatience);
   if (!door || door->client() == nullptr) return;
-  const auto reply = door->client()->ListUnserved(kDefaultOrg, context.clock().Now() + kProbeTimeout);
+  const auto reply = door->client()->ListUnserved(context.org(), context.clock().Now() + kProbeTimeout);
   if (!reply) return out.push_back(Good("workers", "what waits is not known: " + reply.error().message));
   for (const auto& item : reply->items)
     out.push_back(Bad("workers",

@@ -124,9 +124,10 @@ Result<void> CheckRunName(std::string_view text) { return CheckName(text, "run")
 Result<void> CheckJobName(std::string_view text) { return CheckName(text, "job"); }
 Result<void> CheckBackfillName(std::string_view text) { return CheckName(text, "backfill"); }
 
-Result<JobId> FindJob(Ledger& ledger, std::string_view text, MonoTime deadline) {
+Result<JobId> FindJob(Ledger& ledger, OrgId org, std::string_view text, MonoTime deadline) {
   return FindBy<JobId>(text, "job", [&](std::optional<JobId> before) -> Result<std::vector<Candidate<JobId>>> {
     JobFilter filter;
+    filter.org = org;
     filter.before = before;
     filter.limit = kCandidatesShown + 1;
     MILLRACE_TRY_ASSIGN(const auto jobs, ledger.ListJobs(filter, deadline));
@@ -138,10 +139,10 @@ Result<JobId> FindJob(Ledger& ledger, std::string_view text, MonoTime deadline) 
   });
 }
 
-Result<BackfillId> FindBackfill(Ledger& ledger, std::string_view text, MonoTime deadline) {
+Result<BackfillId> FindBackfill(Ledger& ledger, OrgId org, std::string_view text, MonoTime deadline) {
   return FindBy<BackfillId>(text, "backfill", [&](std::optional<BackfillId>) -> Result<std::vector<Candidate<BackfillId>>> {
     BackfillFilter filter;
-    filter.org = kDefaultOrg;
+    filter.org = org;
     filter.limit = kBackfillsListed;
     MILLRACE_TRY_ASSIGN(const auto all, ledger.Backfills(filter, deadline));
     std::vector<Candidate<BackfillId>> found;
@@ -151,8 +152,9 @@ Result<BackfillId> FindBackfill(Ledger& ledger, std::string_view text, MonoTime 
   });
 }
 
-Result<RunId> FindRun(Ledger& ledger, std::string_view text, const std::string& pipeline, MonoTime deadline) {
+Result<RunId> FindRun(Ledger& ledger, OrgId org, std::string_view text, const std::string& pipeline, MonoTime deadline) {
   RunFilter filter;
+  filter.org = org;
   if (!pipeline.empty()) filter.pipeline = pipeline;
   if (text == "last") {
     filter.limit = 1;

@@ -49,6 +49,8 @@ void AddGlobalOptions(Grammar& g) {
                   "Configuration file (default: ./millrace.yaml, then the user's, then /etc's)")
       ->envname("MILLRACE_CONFIG");
   g.app.add_option("--home", g.options.home, "Home directory of the embedded form (default: $MILLRACE_HOME, then ./.millrace)");
+  g.app.add_option("--org", g.options.org, "Whose jobs, runs, queues and pipelines (default: $MILLRACE_ORG, then 1)")
+      ->check([](const std::string& org) { return std::string(org.empty() ? "is empty; give the number of an org" : ""); });
   g.app.add_option("--set", g.options.settings, "A setting as key=value, e.g. --set worker.concurrency=4; may be repeated")
       ->take_all();
   g.app.add_option("-o,--output", g.options.output, "table, json, ndjson or csv");
@@ -247,7 +249,7 @@ void AddQueueCommands(Grammar& g) {
     CLI::App* sub = g.Add(queue, name, help, command);
     const bool several = std::string(name) == "pause" || std::string(name) == "resume";
     if (several) sub->add_option("QUEUE", g.options.names, "Names of queues")->required();
-    if (!several) sub->add_option("QUEUE", g.options.queue, "Name of the queue")->required();
+    if (!several) sub->add_option("QUEUE", g.options.queue, "Name of the queue; '*': all queues of the org")->required();
     if (std::string(name) == "set") set = sub;
   }
   QueueFlags& flags = g.options.queue_flags;
@@ -441,7 +443,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExample
     {"queue show", "queue show default"},
     {"queue set",
      "queue set api --rate 100/1s --key-rate 5/1m --key-concurrency 2\nqueue set batch --order weighted --weights "
-     "8,4,2,1\nqueue set batch --max-waiting 100000"},
+     "8,4,2,1\nqueue set batch --max-waiting 100000\nqueue set '*' --org 7 --max-waiting 1000000"},
     {"queue pause", "queue pause api\nqueue pause api mail"},
     {"queue resume", "queue resume api"},
     {"query",

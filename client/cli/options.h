@@ -22,6 +22,7 @@ struct Options {
   // Global.
   std::string config_file;            // --config
   std::string home;                   // --home
+  std::string org;                    // --org
   std::vector<std::string> settings;  // --set key=value
   std::string output = "table";       // -o
   std::string log_level;              // --log-level

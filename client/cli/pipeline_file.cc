@@ -133,19 +133,20 @@ Result<void> CheckConnections(const PipelineFile& file, const std::vector<Connec
 }
 
 std::string TypeCheckQuestion(const PipelineFile& file, const std::map<std::string, std::string>& params,
-                              const std::string& lake) {
+                              const std::string& lake, OrgId org) {
   Json request;
   request["pipeline"] = Json::parse(ToJson(file.pipeline));
   request["base_dir"] = file.base_dir;
   request["lake"] = lake;
   request["params"] = WithSamples(file.pipeline, params);
-  request["org"] = kDefaultOrg.value();
+  request["org"] = org.value();
   return request.dump();
 }
 
 Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
-                                           const std::string& lake, MonoTime deadline, std::vector<Diagnostic>* diagnostics) {
-  MILLRACE_TRY_ASSIGN(const std::string text, CallStageCheck(TypeCheckQuestion(file, params, lake), deadline));
+                                           const std::string& lake, OrgId org, MonoTime deadline,
+                                           std::vector<Diagnostic>* diagnostics) {
+  MILLRACE_TRY_ASSIGN(const std::string text, CallStageCheck(TypeCheckQuestion(file, params, lake, org), deadline));
   return ReadTypeCheck(file, text, diagnostics);
 }
 

@@ -41,11 +41,11 @@ struct StageSchema {
 // Types, columns and SQL of the whole graph, without data, by millrace-stage. A required parameter that is not given stands
 // for some value of its type. kRejected: rendered complaints, which end with a newline.
 Result<std::vector<StageSchema>> TypeCheck(const PipelineFile& file, const std::map<std::string, std::string>& params,
-                                           const std::string& lake, MonoTime deadline,
+                                           const std::string& lake, OrgId org, MonoTime deadline,
                                            std::vector<Diagnostic>* diagnostics = nullptr);
 // The two halves of TypeCheck, for who asks in another way: the question, and what the answer says.
 std::string TypeCheckQuestion(const PipelineFile& file, const std::map<std::string, std::string>& params,
-                              const std::string& lake);
+                              const std::string& lake, OrgId org);
 Result<std::vector<StageSchema>> ReadTypeCheck(const PipelineFile& file, const std::string& answer,
                                                std::vector<Diagnostic>* diagnostics = nullptr);
 

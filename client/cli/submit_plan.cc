@@ -8,7 +8,7 @@ Result<void> SubmitPlan(BrokerClient& client, Ledger& ledger, const RunPlan& pla
     if (submitted || !BrokerClient::IsNotOwner(submitted.error())) return submitted;
   }
   MILLRACE_TRY(ledger.SubmitRun(plan.run, plan.jobs, deadline));
-  return watch ? client.Watch(plan.run.id, deadline) : Result<void>{};
+  return watch ? client.Watch(plan.run.org, plan.run.id, deadline) : Result<void>{};
 }
 
 }  // namespace millrace::cli

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/base/clock.h"
+#include "common/base/ids.h"
 #include "common/base/log.h"
 #include "common/base/result.h"
 #include "common/base/secret.h"
@@ -61,7 +62,8 @@ struct ConnectionConfig {
   Secret dsn;
 };
 struct Config {
-  std::string home;  // absolute, as are all paths below
+  std::string home;         // absolute, as are all paths below
+  OrgId org = kDefaultOrg;  // whom commands speak for; processes serve all of them
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kAuto;
   LedgerConfig ledger;

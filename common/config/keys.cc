@@ -23,6 +23,7 @@ constexpr Key kKeys[] = {
     {"ledger.retention_bytes"},
     {"log.format"},
     {"log.level"},
+    {"org"},
     {"queue.prefix"},
     {"queue.redis", false, true},
     {"scheduler.lead_ttl"},

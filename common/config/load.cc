@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <span>
 #include <thread>
 
@@ -93,7 +94,8 @@ class Loader {
   Result<void> ReadEnvironment() {
     for (const auto& [name, value] : in_.env) {
       if (!name.starts_with("MILLRACE_")) continue;
-      if (name != "MILLRACE_HOME" && name.find("__") == std::string::npos && name != "MILLRACE_LAKE") continue;
+      if (name != "MILLRACE_HOME" && name.find("__") == std::string::npos && name != "MILLRACE_LAKE" && name != "MILLRACE_ORG")
+        continue;
       std::string key;
       for (std::size_t i = 9; i < name.size(); ++i) {
         const bool separator = name.compare(i, 2, "__") == 0;
@@ -223,6 +225,15 @@ class Loader {
       return Wrong(key, "'{}' is not an integer in [{}, {}]", Quoted(key, text), min, max);
     return number;
   }
+  Result<OrgId> Org(const std::string& key) {
+    MILLRACE_TRY_ASSIGN(const std::string text, Text(key, std::to_string(kDefaultOrg.value())));
+    std::int64_t number = 0;
+    const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (failed != std::errc{} || end != text.data() + text.size() || number < 1)
+      return Wrong(key, "'{}' is no org; give an integer in [1, {}]", Quoted(key, text),
+                   std::numeric_limits<std::int64_t>::max());
+    return OrgId{number};
+  }
   Result<std::size_t> OneOf(const std::string& key, std::span<const std::string_view> words, std::size_t fallback) {
     MILLRACE_TRY_ASSIGN(const std::string text, Text(key, std::string(words[fallback])));
     for (std::size_t i = 0; i < words.size(); ++i)
@@ -262,6 +273,7 @@ class Loader {
   Result<void> ResolveHome() {
     Config& c = out_.config;
     MILLRACE_TRY_ASSIGN(c.home, Path("home", Absolute(".millrace", in_.working_dir)));
+    MILLRACE_TRY_ASSIGN(c.org, Org("org"));
     constexpr std::string_view kLevels[] = {"debug", "info", "warn", "error", "off"};
     constexpr std::string_view kFormats[] = {"auto", "text", "json"};
     MILLRACE_TRY_ASSIGN(const std::size_t level, OneOf("log.level", kLevels, 1));

@@ -3,6 +3,7 @@
 
 #include "common/base/log.h"
 #include "common/ledger/sql_ledger.h"
+#include "common/model/whole_org.h"
 
 namespace millrace::ledger {
 
@@ -45,12 +46,14 @@ Result<std::vector<QueueSettings>> SqlLedger::QueuesOf(std::optional<OrgId> org,
     auto settings = QueueSettingsFrom(rows[i]);
     if (!settings) {
       // Of a newer version, or edited behind our back: what they were to limit must not run without limits.
-      LogWarn("{}: the queue is held as if it were paused: set it again", settings.error().message);
+      const bool whole_org = rows[i][1].bytes == kWholeOrg;
+      LogWarn("{}: {}: set it again", settings.error().message,
+              whole_org ? "the org has no budget" : "the queue is held as if it were paused");
       QueueSettings held;
       held.org = OrgId{rows[i][0].number};
       held.queue = rows[i][1].bytes;
       held.revision = rows[i][2].number;
-      held.paused = true;
+      held.paused = !whole_org;
       settings = std::move(held);
     }
     all.push_back(std::move(*settings));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/model/json_codec.h"
+#include "common/model/whole_org.h"
 
 namespace millrace {
 namespace {
@@ -50,6 +51,20 @@ Result<void> CheckRate(std::string_view field, const Rate& rate) {
   if (rate.count == 0 && rate.burst > 0)
     return Fail(ErrorCode::kInvalidArgument, "{}: a burst of {} without a rate; give the rate too", field, rate.burst);
   return {};
+}
+
+// A queue's field that is set for the whole org; nothing when there is none.
+std::optional<std::string_view> QueuesOwnField(const QueueSettings& s) {
+  const QueueSettings d;
+  if (s.paused != d.paused) return "paused";
+  if (s.order != d.order) return "order";
+  if (s.weights != d.weights) return "weights";
+  if (s.aging != d.aging) return "aging";
+  if (s.concurrency != d.concurrency) return "concurrency";
+  if (s.key_concurrency != d.key_concurrency) return "key_concurrency";
+  if (s.rate != d.rate) return "rate";
+  if (s.key_rate != d.key_rate) return "key_rate";
+  return std::nullopt;
 }
 
 }  // namespace
@@ -150,6 +165,11 @@ Result<void> Validate(const QueueSettings& s) {
       std::ranges::any_of(s.queue, [](char c) { return static_cast<unsigned char>(c) < 0x20; }))
     return Fail(ErrorCode::kInvalidArgument, "queue: '{}' is no name; give 1 to {} bytes without control characters", s.queue,
                 kNameBytesMax);
+  if (const auto field = s.queue == kWholeOrg ? QueuesOwnField(s) : std::nullopt)
+    return Fail(
+        ErrorCode::kInvalidArgument,
+        "{}: '{}' is the whole org and has only max_waiting_jobs and max_waiting_bytes; set this for a queue by its name",
+        *field, kWholeOrg);
   for (const std::uint32_t weight : s.weights) MILLRACE_TRY(CheckRange("weights", weight, 1, kQueueWeightMax));
   if (s.aging < kAgingMin || s.aging > kAgingMax)
     return Fail(ErrorCode::kInvalidArgument,

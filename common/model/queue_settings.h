@@ -51,7 +51,7 @@ struct QueueSettings {
 std::string ToJson(const QueueSettings& settings);
 // The inverse; org, queue and revision are the caller's to fill in. kInvalidArgument names the key, its value and the fix.
 Result<QueueSettings> QueueSettingsFromJson(std::string_view text);
-// Every field within the limits of common/base/limits.h, and a queue name that jobs can have.
+// Every field within the limits of common/base/limits.h, and a queue name that jobs can have; or kWholeOrg with budgets only.
 Result<void> Validate(const QueueSettings& settings);
 
 }  // namespace millrace

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/base/limits.h"
+#include "common/model/whole_org.h"
 #include "common/wire/text.h"
 
 namespace millrace::wire {
@@ -34,6 +35,8 @@ Result<void> CheckJob(const JobSpec& job) {
   MILLRACE_TRY(CheckName("stage", job.stage, kNameBytesMax));
   MILLRACE_TRY(CheckName("kind", job.kind, kNameBytesMax));
   MILLRACE_TRY(CheckName("queue", job.queue, kNameBytesMax));
+  if (job.queue == kWholeOrg)
+    return Fail(ErrorCode::kInvalidArgument, "queue: '{}' is all queues of an org; give the name of one", job.queue);
   MILLRACE_TRY(CheckName("root", job.root, kPathMax));
   MILLRACE_TRY(CheckName("effect", job.effect, 2 * kPathMax));
   if (job.priority < 0 || job.priority >= kPriorityLevels)

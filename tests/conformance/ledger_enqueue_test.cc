@@ -106,6 +106,7 @@ TEST_P(LedgerEnqueueTest, BadRowsAreRefusedWithTheReasonAndHoldUpNothing) {
   Raw("insert into enqueue (kind, max_attempts) values ('noop', 0)");
   Raw("insert into enqueue (kind, timeout_ms) values ('noop', -1)");
   Raw("insert into enqueue (kind, queue) values ('noop', 'a\nb')");
+  Raw("insert into enqueue (kind, queue) values ('noop', '*')");
   Raw(R"(insert into enqueue (kind, options) values ('noop', '{"colour": "red"}'))");
   Raw(R"(insert into enqueue (kind, options) values ('noop', '{"durability": "redis"}'))");
   Raw(R"(insert into enqueue (kind, options) values ('noop', '{"unique_key": "k"}'))");
@@ -120,15 +121,15 @@ TEST_P(LedgerEnqueueTest, BadRowsAreRefusedWithTheReasonAndHoldUpNothing) {
     sum.refused += taken.refused;
   }
   EXPECT_EQ(sum.accepted, 1u);
-  EXPECT_EQ(sum.refused, 10u);
+  EXPECT_EQ(sum.refused, 11u);
   const EnqueueStatus status = Status();
   EXPECT_EQ(status.waiting, 0u);
-  ASSERT_EQ(status.refused.size(), 10u);
+  ASSERT_EQ(status.refused.size(), 11u);
   const auto refused_for = [&](std::string_view text) {
     return std::ranges::count_if(status.refused, [&](const EnqueueRefused& r) { return r.reason.contains(text); });
   };
   for (const std::string_view why : {"kind: is empty", "priority: ", "max_attempts: ", "a negative duration", "queue: contains",
-                                     "colour", "durability", "UUIDv7", "payload: 1048577 bytes"})
+                                     "queue: '*' is all queues", "colour", "durability", "UUIDv7", "payload: 1048577 bytes"})
     EXPECT_EQ(refused_for(why), 1) << why;
   EXPECT_EQ(refused_for("unique_key: held by job " + held.ToString()), 1);
   EXPECT_TRUE(
@@ -137,7 +138,7 @@ TEST_P(LedgerEnqueueTest, BadRowsAreRefusedWithTheReasonAndHoldUpNothing) {
   Raw("insert into enqueue (kind, queue) select 'repaired', 'later' from enqueue_refused where kind = ''; "
       "delete from enqueue_refused where kind = ''");
   EXPECT_EQ(Take().accepted, 1u);
-  EXPECT_EQ(Status().refused.size(), 9u);
+  EXPECT_EQ(Status().refused.size(), 10u);
   ExpectSound();
 }
 

@@ -1,4 +1,5 @@
 // Settings of queues: one suite for both ledgers.
+#include "common/model/whole_org.h"
 #include "tests/support/ledger_fixture.h"
 
 namespace millrace {
@@ -76,6 +77,31 @@ TEST_P(LedgerQueuesTest, AnOwnerFindsThoseOfItsOrgs) {
   EXPECT_EQ(of_org->at(0).queue, "a");
   EXPECT_EQ(of_org->at(1).queue, "b");
   ExpectSound();
+}
+
+TEST_P(LedgerQueuesTest, TheWholeOrgHasBudgetsAndIsHeldByNothing) {
+  QueueSettings org;
+  org.queue = kWholeOrg;
+  org.concurrency = 1;
+  const auto wrong = ledger_->PutQueueSettings(org, "x", In());
+  ASSERT_FALSE(wrong);
+  EXPECT_EQ(wrong.error().code, ErrorCode::kInvalidArgument);
+  org.concurrency = 0;
+  org.max_waiting_jobs = 5;
+  const auto stored = ledger_->PutQueueSettings(org, "x", In());
+  ASSERT_TRUE(stored) << stored.error().message;
+  ASSERT_TRUE(ledger_->PutQueueSettings(Settings("a"), "x", In()));
+  auto found = ledger_->QueuesOf(kDefaultOrg, std::nullopt, In());
+  ASSERT_TRUE(found) << found.error().message;
+  ASSERT_EQ(found->size(), 2u);
+  EXPECT_EQ(found->at(0), *stored);
+  ExpectSound();
+  Raw(R"(update queue_setting set settings = '{"of a newer version": 1}')");
+  found = ledger_->QueuesOf(kDefaultOrg, std::nullopt, In());
+  ASSERT_TRUE(found) << found.error().message;
+  ASSERT_EQ(found->size(), 2u);
+  EXPECT_FALSE(found->at(0).paused) << "it could not be set again: an org is not paused";
+  EXPECT_TRUE(found->at(1).paused);
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, LedgerQueuesTest, ::testing::Values(LedgerKind::kSqlite, LedgerKind::kPostgres),

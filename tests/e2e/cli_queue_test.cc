@@ -89,6 +89,56 @@ TEST_F(CliQueues, APausedQueueHoldsARunUntilItIsResumed) {
   EXPECT_EQ(up->Wait(std::chrono::seconds{20}).code, 0);
 }
 
+TEST_F(CliQueues, AnOrgsBudgetIsOverAllItsQueues) {
+  const auto up = Start({"up"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  const auto submit = [&](const std::string& queue, const std::string& org) {
+    return std::vector<std::string>{"job",     "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})",
+                                    "--queue", queue,    "--org",  org,       "--wait",    "--no-progress"};
+  };
+  for (const char* queue : {"a", "b"}) ASSERT_EQ(Run({"queue", "pause", queue}).code, 0);
+  ASSERT_EQ(Run({"queue", "set", "*", "--max-waiting", "2"}).code, 0);
+  const auto first = Start(submit("a", "1")), second = Start(submit("b", "1"));
+  nlohmann::json row;
+  ASSERT_TRUE(Eventually([&] {
+    row = RunJson({"queue", "show", "*"})[0];
+    return row["waiting"] == 2;
+  })) << row.dump();
+  EXPECT_EQ(row["max_waiting_jobs"], 2);
+  EXPECT_TRUE(row["paused"].is_null()) << "what only a queue has";
+  EXPECT_EQ(RunJson({"queue", "list"})[0]["queue"], "*");
+  const auto third = Start(submit("c", "1"));
+  EXPECT_EQ(Run(submit("c", "2")).code, 0) << "the others have budgets of their own";
+  EXPECT_EQ(RunJson({"job", "list"}).size(), 2u) << "the third one was not taken";
+  ASSERT_EQ(Run({"queue", "resume", "a"}).code, 0);
+  EXPECT_EQ(first->Wait(std::chrono::seconds{60}).code, 0);
+  EXPECT_EQ(third->Wait(std::chrono::seconds{60}).code, 0) << "there is room again";
+  ASSERT_EQ(Run({"queue", "resume", "b"}).code, 0);
+  EXPECT_EQ(second->Wait(std::chrono::seconds{60}).code, 0);
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{20}).code, 0);
+}
+
+TEST_F(CliQueues, TheWholeOrgIsNoQueue) {
+  for (const auto& [command, complaint] :
+       {std::pair{std::vector<std::string>{"queue", "pause", "*"}, "paused: '*' is the whole org"},
+        std::pair{std::vector<std::string>{"queue", "set", "*", "--concurrency", "1"}, "concurrency: '*' is the whole org"},
+        std::pair{std::vector<std::string>{"queue", "set", "*", "--rate", "1/1s"}, "rate: '*' is the whole org"},
+        std::pair{std::vector<std::string>{"queue", "set", "*", "--order", "weighted"}, "order: '*' is the whole org"},
+        std::pair{std::vector<std::string>{"job", "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})",
+                                           "--queue", "*"},
+                  "queue: '*' is all queues of an org"},
+        std::pair{std::vector<std::string>{"job", "submit", "--batch", "jobs"}, "jobs:1: queue: '*' is all queues of an org"},
+        std::pair{std::vector<std::string>{"check", "all.yaml"}, "queue '*' is not a valid name"}}) {
+    Write("jobs", "{\"kind\": \"mail\", \"queue\": \"*\"}\n");
+    WritePipeline("all", "  c: { command: [sh, -c, \"exit 0\"], queue: \"*\" }\n");
+    const CliResult result = Run(command);
+    EXPECT_THAT(result.code, ::testing::AnyOf(1, 2)) << complaint;
+    EXPECT_THAT(result.err, HasSubstr(complaint));
+  }
+  EXPECT_EQ(Run({"queue", "show", "*"}).code, 3) << "nothing was stored";
+}
+
 TEST_F(CliQueues, WhatNobodyServesIsSaidWithWhatHelps) {
   const auto finding = [&](int code = 0) {
     for (const auto& row : RunJson({"doctor"}, code))

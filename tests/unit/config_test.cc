@@ -107,6 +107,8 @@ TEST(ConfigTest, WrongValuesNameOriginKeyAndFix) {
        "not have"},
       {"broker.listen_clients", "tcp://x",
        "flag: broker.listen_clients: 'tcp://x' is not an endpoint like tcp://127.0.0.1:7410"},
+      {"org", "0", "flag: org: '0' is no org; give an integer in [1, 9223372036854775807]"},
+      {"org", "7x", "flag: org: '7x' is no org; give an integer in [1, 9223372036854775807]"},
       {"lake", "${env:NOPE}", "flag: lake: environment variable NOPE is not set"},
       {"connections.dw.type", "postgres", "flag: connections.dw.type: connection 'dw' has no dsn; set connections.dw.dsn"},
   };
@@ -117,6 +119,18 @@ TEST(ConfigTest, WrongValuesNameOriginKeyAndFix) {
     ASSERT_FALSE(c) << key;
     EXPECT_EQ(c.error().message, message);
   }
+}
+
+TEST(ConfigTest, TheOrgIsAKeyLikeAnyOther) {
+  ConfigInputs in = Inputs();
+  EXPECT_EQ(LoadConfig(in)->config.org, kDefaultOrg);
+  in.env["MILLRACE_ORG"] = "9223372036854775807";
+  EXPECT_EQ(LoadConfig(in)->config.org, OrgId{INT64_MAX});
+  in.flags = {{"org", "7"}};
+  const auto c = LoadConfig(in);
+  ASSERT_TRUE(c) << c.error().message;
+  EXPECT_EQ(c->config.org, OrgId{7});
+  EXPECT_EQ(ShownOf(*c, "org"), "7 | flag");
 }
 
 TEST(ConfigTest, NamesFitWhereTheyGo) {

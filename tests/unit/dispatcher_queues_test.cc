@@ -7,6 +7,7 @@
 #include "broker/dispatcher.h"
 #include "broker/ledger_pump.h"
 #include "common/base/log.h"
+#include "common/model/whole_org.h"
 #include "tests/support/memory_ledger.h"
 #include "tests/support/memory_queue.h"
 
@@ -355,6 +356,65 @@ TEST_F(DispatcherQueuesTest, BytesCountAndARebuildCountsAgain) {
   Submit(Jobs(1));
   ASSERT_NE(Refusal(), nullptr);
   EXPECT_EQ(Refusal()->code, "queue_full");
+}
+
+TEST_F(DispatcherQueuesTest, AnOrgsBudgetIsOverAllItsQueuesAndHoldsAfterATakeover) {
+  const auto jobs = [&](OrgId org, const std::vector<std::string>& queues) {
+    auto all = Jobs(static_cast<int>(queues.size()));
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      all[i].org = org;
+      all[i].queue = queues[i];
+    }
+    return all;
+  };
+  const OrgId other{2};
+  Submit(jobs(kDefaultOrg, {"a"}));  // before anything is set
+  QueueSettings settings;
+  settings.queue = kWholeOrg;
+  settings.max_waiting_jobs = 3;
+  Set(settings);
+  ASSERT_NE(std::get_if<wire::SetQueueReply>(&client_.front()), nullptr);
+  Submit(jobs(kDefaultOrg, {"b"}));
+  ASSERT_EQ(ledger_.jobs.size(), 2U);
+  Submit(jobs(kDefaultOrg, {"c", "d"}));
+  ASSERT_NE(Refusal(), nullptr) << "another name is no way around it";
+  EXPECT_EQ(Refusal()->code, "queue_full");
+  for (const char* part : {"org 1", "2 jobs wait", "2 more", "limit of 3", "millrace queue set '*' --max-waiting"})
+    EXPECT_NE(Refusal()->message.find(part), std::string::npos) << Refusal()->message;
+  EXPECT_EQ(ledger_.jobs.size(), 2U);
+  Submit(jobs(other, {"a", "b", "c", "d"}));
+  EXPECT_EQ(ledger_.jobs.size(), 6U) << "another org has its own";
+  const auto listed = Listed();
+  EXPECT_EQ(listed.settings.queue, "*");
+  EXPECT_EQ(listed.settings.max_waiting_jobs, 3U);
+  EXPECT_EQ(listed.waiting, 2U);
+  EXPECT_EQ(listed.waiting_bytes, 200U);
+
+  clock_.Advance(kOwnershipTtl + 1s);
+  Start();
+  Submit(jobs(kDefaultOrg, {"e", "f"}));
+  ASSERT_NE(Refusal(), nullptr) << "a new owner counts what it rebuilds";
+  EXPECT_EQ(Refusal()->code, "queue_full");
+  Hello("w");  // takes all of them
+  ASSERT_EQ(running_.size(), 6U);
+  Submit(jobs(kDefaultOrg, {"e", "f", "g"}));
+  EXPECT_EQ(ledger_.jobs.size(), 9U);
+}
+
+TEST_F(DispatcherQueuesTest, TheWholeOrgIsNoQueue) {
+  auto jobs = Jobs(1);
+  jobs[0].queue = kWholeOrg;
+  Submit(jobs);
+  ASSERT_NE(Refusal(), nullptr);
+  EXPECT_EQ(Refusal()->code, "invalid_argument");
+  EXPECT_EQ(Refusal()->message, "jobs[0]: queue: '*' is all queues of an org; give the name of one");
+  QueueSettings settings;
+  settings.queue = kWholeOrg;
+  settings.paused = true;
+  Set(settings);
+  ASSERT_NE(Refusal(), nullptr);
+  EXPECT_EQ(Refusal()->code, "invalid_argument");
+  EXPECT_EQ(Refusal()->message.find("paused: "), 0U) << Refusal()->message;
 }
 
 TEST_F(DispatcherQueuesTest, WhatIsBeingAcceptedCountsAndARefusedCommitDoesNot) {

@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <utility>
+
 #include "common/base/random.h"
+#include "common/model/whole_org.h"
 #include "tests/support/random_messages.h"
 
 namespace millrace {
@@ -55,6 +59,35 @@ TEST(QueueSettings, AQueueHasAName) {
   EXPECT_FALSE(Validate(settings));
   settings.queue = "default";
   EXPECT_TRUE(Validate(settings));
+}
+
+TEST(QueueSettings, TheWholeOrgHasBudgetsAndNothingElse) {
+  QueueSettings org;
+  org.queue = kWholeOrg;
+  org.max_waiting_jobs = 5;
+  org.max_waiting_bytes = 100;
+  EXPECT_TRUE(Validate(org));
+  using Set = std::function<void(QueueSettings&)>;
+  const std::pair<std::string, Set> others[] = {
+      {"paused", [](QueueSettings& s) { s.paused = true; }},
+      {"order", [](QueueSettings& s) { s.order = QueueOrder::kWeighted; }},
+      {"weights", [](QueueSettings& s) { s.weights[3] = 2; }},
+      {"aging", [](QueueSettings& s) { s.aging = Millis{30'000}; }},
+      {"concurrency", [](QueueSettings& s) { s.concurrency = 1; }},
+      {"key_concurrency", [](QueueSettings& s) { s.key_concurrency = 1; }},
+      {"rate", [](QueueSettings& s) { s.rate = {.count = 1}; }},
+      {"key_rate", [](QueueSettings& s) { s.key_rate = {.count = 1}; }},
+  };
+  for (const auto& [field, set] : others) {
+    QueueSettings settings = org;
+    set(settings);
+    const auto valid = Validate(settings);
+    ASSERT_FALSE(valid) << field;
+    EXPECT_EQ(valid.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_EQ(
+        valid.error().message,
+        field + ": '*' is the whole org and has only max_waiting_jobs and max_waiting_bytes; set this for a queue by its name");
+  }
 }
 
 TEST(Rate, ReadsAndWritesWhatPeopleWrite) {
