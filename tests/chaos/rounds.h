@@ -38,6 +38,7 @@ struct Round {
   bool settled = false;             // not before what earlier rounds held up has ended
 };
 
+// A process that was alive when SIGKILL came and ended by it; of a stage process, one that had an order.
 struct Kill {
   Victim victim = Victim::kWorker;
   std::string name;            // of the process
@@ -73,7 +74,7 @@ class Rounds {
  public:
   Rounds(Cluster& cluster, Observer& observer, Random& random) : cluster_(cluster), observer_(observer), random_(random) {}
 
-  // An error is the harness's (a server does not come back), never a finding about Millrace.
+  // An error is the harness's (a server does not come back), or names a process that ended by itself.
   Result<void> Play(const Round& round);
 
   const std::vector<Kill>& kills() const { return kills_; }
@@ -92,6 +93,7 @@ class Rounds {
   Member* Choose(Victim victim, const std::optional<Holder>& holder);
   std::optional<pid_t> SomeStage();
   Result<void> PlayKill(const Round& round);
+  Result<void> KillStage(Kill kill, std::optional<pid_t> stage);
   Result<void> PlayFreeze();
   Result<void> PlayFreezes();
   Result<void> PlayFreezeBroker();
