@@ -76,7 +76,7 @@ class Cluster {
   // Every member that ended and was not stopped: its exit code and the end of its log.
   std::vector<std::string> Dead();
   Result<void> FlushRedis();
-  // The text of Redis' answer, also of one that is an error.
+  // The text of Redis' answer; the message of an error has what it refused with.
   Result<std::string> AskRedis(std::initializer_list<std::string_view> command);
   // Waits until every schedule has a slot that was not yet due when this was called, then ends the schedulers with SIGTERM. An
   // error names one that did not end with code 0 in time, or says that slots do not flow.

@@ -116,8 +116,7 @@ class Faults : public ::testing::Test {
     const std::int64_t slots = Ask("select count(*) from millrace.slot");
     testing::SleepFor(Millis{4'000});  // the next instant of kAppendCron
     const std::int64_t later = Ask("select count(*) from millrace.slot");
-    if (Ask("select count(*) from (select max(slot) as last from millrace.slot) where last > clock_timestamp()") != 1)
-      return false;
+    if (Ask("select (max(slot) > clock_timestamp())::int::bigint from millrace.slot") != 1) return false;
     EXPECT_EQ(later, slots) << "a slot fired before its time";
     return true;
   }
@@ -191,8 +190,10 @@ TEST_F(Faults, ClocksThatStep) {
       EXPECT_TRUE(WaitFor([&] { return HistoryShows(member, step); }, kAcceptTimeout)) << member << " lives in the true time";
     }
   }
-  const auto ahead = fmt::format("select count(*) from (select 1 from millrace.slot where slot > '{}' limit 1)",
-                                 ToRfc3339(clock_.WallNow() + kStep - kSameTime));
+  const auto fires_ahead = [&] {  // of the true time
+    return Ask("select (extract(epoch from max(slot)) * 1000000)::bigint from millrace.slot") >
+           ToUnixMicros(clock_.WallNow() + kStep / 2);
+  };
   int shown_behind = 0;
   for (const Millis step : {kStep, Millis{0}, -kStep, Millis{0}}) {
     cluster_->shim("postgres").StepClockTo(step);
@@ -200,7 +201,7 @@ TEST_F(Faults, ClocksThatStep) {
     testing::SleepFor(Millis{Long() ? 5'000 : 500});
     EXPECT_TRUE(WaitForAccepted(2)) << "the ledger's clock stepped to " << step.count() << " ms: nothing is accepted any more";
     if (step == kStep)
-      ASSERT_TRUE(WaitFor([&] { return Ask(ahead) == 1; }, kAcceptTimeout)) << "no slot fires by the ledger's clock";
+      ASSERT_TRUE(WaitFor(fires_ahead, kAcceptTimeout)) << "no slot fires by the ledger's clock";
     else
       shown_behind += ExpectNoSlotWhileTheClockIsBehind() ? 1 : 0;
   }
@@ -225,7 +226,7 @@ TEST_F(Faults, FsyncsOfTheServersFail) {
   EXPECT_TRUE(WaitFor([&] { return redis.fsyncs_failed() > 0; }, kAcceptTimeout)) << "nothing was synced meanwhile";
   const auto refuses = [&] {
     const auto said = cluster_->AskRedis({"SET", "chaos", "1"});
-    return said && said->starts_with("MISCONF");
+    return !said && said.error().message.find("MISCONF") != std::string::npos;
   };
   EXPECT_TRUE(WaitFor(refuses, kAcceptTimeout)) << "Redis takes writes although it cannot sync them";
   testing::SleepFor(kSettle);  // what had been accepted is told

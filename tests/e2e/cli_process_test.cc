@@ -65,7 +65,7 @@ TEST_F(CliProcesses, OneHomeHasOneEngine) {
 TEST_F(CliProcesses, AStageProcessThatAbortsOrSegfaultsIsACrashOfItsAttempt) {
   WritePipeline("heavy",
                 "  raw: { extract: { from: file, path: a.csv } }\n"
-                "  t: { transform: \"select count(*) as n from raw a, range(400000000) r(i) where hash(r.i) % 7 = 0\" }\n"
+                "  t: { transform: \"select count(*) as n from raw a, range(100000000) r(i) where hash(r.i) % 7 = 0\" }\n"
                 "  l: { load: { from: t, to: warehouse, table: x } }\n");
   const auto engine = Start({"run", "heavy.yaml", "-q"});
   const auto count = [&](const std::string& sql) -> std::int64_t {
