@@ -28,7 +28,7 @@ constexpr int kJobs = 100'000, kCrashes = 210, kFlushes = 3, kFreezes = 8, kBrok
 constexpr std::size_t kJobsPerSecond = 250;
 constexpr Millis kJobsTimeout{900'000}, kDrainTimeout{300'000};
 // What may be missing is what Redis had taken and not written, or what waited in it: a small part of what is accepted in the
-// windows of checker.cc, which hold more than two thirds of the class.
+// windows of checker.cc.
 constexpr std::int64_t kRedisLostOneIn = 10;
 
 int Number(const char* name, int fallback) { return std::atoi(Env(name, std::to_string(fallback)).c_str()); }
