@@ -65,7 +65,7 @@ long long Seconds(MonoTime from, MonoTime to) {
 }
 
 TEST(LongRun, ManyJobsThroughManyCrashes) {
-  if (!Long()) GTEST_SKIP() << "takes ten minutes: MILLRACE_CHAOS=long";
+  if (!Long()) GTEST_SKIP() << "takes ten minutes or more: MILLRACE_CHAOS=long";
   const int jobs = Number("MILLRACE_CHAOS_JOBS", kJobs), crashes = Number("MILLRACE_CHAOS_CRASHES", kCrashes);
   std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
   const SystemClock clock;
