@@ -334,7 +334,7 @@ class Broker::Impl {
         bool news = stop_;
         for (std::size_t i = 0; i < results.size(); ++i) {
           news = news || !results[i] || !std::holds_alternative<queue_op::Finish>(ops[i]);
-          replies.replies.emplace_back(taken[begin + i].id, std::move(results[i]));
+          replies.Add(taken[begin + i].id, ops[i], std::move(results[i]));
         }
         Post(std::move(replies), news);
       }

@@ -1,13 +1,18 @@
-// A worker's right to a job, as the dispatcher keeps it. Plain value.
+// A worker, and its right to a job, as the dispatcher keeps them. Plain values.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "broker/line_index.h"
+#include "broker/lines.h"
 #include "common/base/clock.h"
 #include "common/base/ids.h"
 #include "common/model/job.h"
+#include "common/wire/messages.h"
+#include "common/wire/transport.h"
 
 namespace millrace::dispatch {
 
@@ -31,7 +36,28 @@ struct Lease {
   bool presumed = false;   // a former owner's attempt that may run: no worker has said so yet
   Token last_token{};      // presumed: of the job's latest attempt row
   static constexpr std::uint32_t kNowhere = UINT32_MAX;
-  std::uint32_t place = kNowhere;  // in its worker's leases
+  std::uint32_t place = kNowhere;    // in its worker's leases
+  std::int64_t rows = 0, bytes = 0;  // how far it is, as it said last
+};
+
+struct Worker {
+  WorkerId id;
+  wire::PeerId peer;
+  std::string name;
+  WorkerReach reach;
+  std::shared_ptr<LineIndex::View> view;
+  std::uint32_t concurrency = 1;
+  std::uint64_t credit_limit = 0;  // as the worker counts
+  std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
+  std::uint32_t reserved = 0;      // promised to claims that are under way
+  std::vector<Lease*> leases;      // that are not ending; Hold and Drop alone change it
+  MonoTime heard{};
+  std::uint64_t beats = 0;
+  bool draining = false, unreachable = false;
+  std::vector<wire::Grant::Job> grants;  // of this flush
+  std::uint64_t Credit() const;
+  void Hold(Lease& lease);
+  void Drop(Lease& lease);  // nothing, when it does not hold it
 };
 
 }  // namespace millrace::dispatch

@@ -77,25 +77,7 @@ class Dispatcher {
  private:
   enum class Phase : std::uint8_t { kUnknown, kElsewhere, kTaking, kReadingRuns, kReadingJobs, kReady };
   using Lease = dispatch::Lease;
-  struct Worker {
-    WorkerId id;
-    wire::PeerId peer;
-    std::string name;
-    WorkerReach reach;
-    std::shared_ptr<LineIndex::View> view;
-    std::uint32_t concurrency = 1;
-    std::uint64_t credit_limit = 0;  // as the worker counts
-    std::uint64_t granted = 0;       // grants since its Hello that it has taken or will take
-    std::uint32_t reserved = 0;      // promised to claims that are under way
-    std::vector<Lease*> leases;      // that are not ending; Hold and Drop alone change it
-    MonoTime heard{};
-    std::uint64_t beats = 0;
-    bool draining = false, unreachable = false;
-    std::vector<wire::Grant::Job> grants;  // of this flush
-    std::uint64_t Credit() const;
-    void Hold(Lease& lease);
-    void Drop(Lease& lease);  // nothing, when it does not hold it
-  };
+  using Worker = dispatch::Worker;
   using Submit = dispatch::Submit;
   using Ending = dispatch::Ending;
   using Piece = dispatch::Piece;
@@ -222,6 +204,7 @@ class Dispatcher {
   void OnBeat(const wire::PeerId& peer, wire::Beat& m);
   void OnEnded(const wire::PeerId& peer, wire::Ended& m);
   void OnGoodbye(const wire::Goodbye& m);
+  void OnProgress(const Worker& worker, const wire::Beat::Progress& m);
   void Held(Worker& worker, const std::vector<wire::Hello::Held>& held);
   void EndAttempt(Lease& lease, AttemptReport& report);
   void Lose(JobId job, const std::string& why);
@@ -238,6 +221,7 @@ class Dispatcher {
   void OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m);
   void OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m);
   void OnWatch(const wire::PeerId& peer, const wire::Watch& m);
+  bool ShowJob(const wire::PeerId& peer, const wire::Watch& m);
   void OnStatus(const wire::PeerId& peer, const wire::Status& m);
   template <class Request>
   bool Admit(const wire::PeerId& peer, const std::set<ShardId>& shards, Request& request, std::size_t rows);
@@ -311,6 +295,13 @@ class Dispatcher {
   bool StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool suspect, Check& doubtful);
   void ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful);
 
+  // A queue that has no memory left: dispatcher_refused.cc
+  bool StoreFull() const;
+  void OnRefused(const Op& op, queue_op::Enqueue put);
+  void Hold(Shard& shard, QueueEntry entry);
+  void PutHeld(Shard& shard, bool room);
+  void DropHeld(Shard& shard, const std::vector<JobId>& jobs);
+
   // Ready jobs in memory: dispatcher_buffer.cc
   bool MayBuffer(const Shard& shard, std::size_t payload_bytes) const;
   bool Buffer(Shard& shard, QueueEntry& entry, std::size_t payload_bytes, const std::shared_ptr<const JobSpec>& at_hand);
@@ -356,8 +347,7 @@ class Dispatcher {
   const DispatcherOptions options_;
   MonoTime now_{};
   WallTime wall_{};
-  bool stopping_ = false;
-  bool plan_needed_ = false;
+  bool stopping_ = false, plan_needed_ = false;
 
   ShardTable<Shard> shards_;
   LineIndex lines_;
@@ -365,9 +355,8 @@ class Dispatcher {
   LineMemo line_memo_;
   IdMap<JobId, Lease> leases_;
   std::map<WorkerId, Worker> workers_;
-  WorkerId plan_from_;        // round robin over workers
-  MonoTime workers_since_{};  // when the first of those that are connected came
-  MonoTime next_reach_look_{};
+  WorkerId plan_from_;                            // round robin over workers
+  MonoTime next_reach_look_{}, workers_since_{};  // since: when the first of those that are connected came
   RecentTokens recently_ended_, recently_lost_, handed_over_;
   std::uint64_t adopted_ = 0;
   bool left_ = false;  // stopping: the workers were told

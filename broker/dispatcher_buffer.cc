@@ -148,7 +148,9 @@ void Dispatcher::HandOverBuffered(Shard& shard, const std::unordered_set<JobId>&
   std::vector<Found> all;
   lines_.ForEachBuffered([&](LineIndex::Line& line) {
     if (line.shard != shard.hold.shard) return;
-    const auto wanted = [&](JobId job) { return jobs.contains(job) && shard.wanted.Seeker(job, line.key.org); };
+    const auto wanted = [&](const ReadyBuffer::Job& job) {
+      return jobs.contains(job.id) && shard.wanted.Seeker(job.id, line.key.org);
+    };
     for (ReadyBuffer::Job& job : buffer_.TakeIf(line.buffered, wanted)) all.push_back({line.name, line.key, std::move(job)});
   });
   for (auto& [line, key, found] : all) {

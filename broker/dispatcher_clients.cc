@@ -211,10 +211,33 @@ void Dispatcher::OnWatch(const wire::PeerId& peer, const wire::Watch& m) {
     if (const auto update = shard.runs.Update(m.run, true)) SendUpdate(peer, *update);
     return;
   }
+  if (ShowJob(peer, m)) return;
   if (run_reads_ >= kRunReadsMax)
     return Problem(peer, m.request, "limit", fmt::format("{} watches wait for the ledger", run_reads_));
   ++run_reads_;
   ToLedger(command::ReadRun{.peer = peer, .request = m.request, .org = m.org, .run = m.run});
+}
+
+// A job that runs, shown once in the form of a run that is named like it.
+bool Dispatcher::ShowJob(const wire::PeerId& peer, const wire::Watch& m) {
+  const auto it = leases_.find(JobId{m.run.uuid});
+  if (it == leases_.end()) return false;
+  const Lease& lease = it->second;
+  if (lease.spec->org != m.org || lease.presumed || lease.ending) return false;
+  const bool cancelling = Cancelling(shards_.at(lease.shard), *lease.spec);
+  wire::RunUpdate update{
+      .run = m.run, .state = cancelling ? RunState::kCancelling : RunState::kRunning, .reason = {}, .changed = {}};
+  update.changed.push_back({.job = lease.spec->id,
+                            .stage = lease.spec->stage,
+                            .state = cancelling ? JobState::kCancelling : JobState::kRunning,
+                            .counters = lease.counters,
+                            .worker = workers_.at(lease.worker).name,
+                            .rows = lease.rows,
+                            .bytes = lease.bytes,
+                            .result = {},
+                            .error = {}});
+  to_clients_.push_back({.peer = peer, .message = std::move(update)});
+  return true;
 }
 
 void Dispatcher::EmitUpdates(Shard& shard) {

@@ -41,8 +41,12 @@ void Dispatcher::AnswerKept(Op& op, const Error* error) {
   for (const auto& submit : op.submits) {
     if (error != nullptr) {
       if (std::exchange(submit->failed, true)) continue;
-      Problem(submit->peer, submit->request, "unavailable",
-              fmt::format("the outcome is not known: submit again with the same ids: {}", error->message));
+      const bool full = error->code == ErrorCode::kLimit;
+      Problem(submit->peer, submit->request, full ? "queue_full" : "unavailable",
+              full ? fmt::format("Redis has no memory left; submit again with the same ids when the queues have drained, or "
+                                 "raise maxmemory: {}",
+                                 error->message)
+                   : fmt::format("the outcome is not known: submit again with the same ids: {}", error->message));
     } else if (--submit->pieces == 0 && !submit->failed) {
       FinishSubmit(*submit);
     }

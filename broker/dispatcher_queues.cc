@@ -94,7 +94,7 @@ void Dispatcher::On(event::QueueMemoryRead& e) { queue_memory_ = e.memory; }
 
 // What is in the ledger already is never refused; a job that waits for others of its run does not wait in a queue.
 std::optional<std::string> Dispatcher::OverBudget(const std::vector<JobSpec>& jobs) const {
-  if (queue_memory_.max > 0 && queue_memory_.used >= queue_memory_.max / 100 * kQueueMemoryPercentMax)
+  if (StoreFull())
     return fmt::format(
         "Redis holds {} bytes, {} % of its maxmemory of {} are the limit; submit again when the queues have drained, or raise "
         "maxmemory",

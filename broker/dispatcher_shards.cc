@@ -118,6 +118,8 @@ void Dispatcher::On(event::LiveJobsRead& e) {
   std::optional<JobId> after;
   for (const LiveJob& job : e.jobs) {
     after = job.spec.id;
+    // The outbox shows it when there is room for it.
+    if (job.in_outbox && !job.cancelling && !shard->delivered.contains(job.spec.id)) continue;
     if (!shard->restored_jobs.insert(job.spec.id).second) continue;
     const auto run_at = job.next_run_at ? job.next_run_at : job.spec.run_at;
     bool presumed = false;
@@ -163,7 +165,7 @@ void Dispatcher::On(event::Rung& e) {
 }
 
 void Dispatcher::ReadOutbox(Shard& shard) {
-  if (shard.yield_by) return;
+  if (shard.yield_by || StoreFull()) return;
   if (shard.outbox_reading) {
     shard.outbox_again = true;
     return;
@@ -270,7 +272,12 @@ void Dispatcher::On(event::QueueReplies& e) {
       for (const auto& [worker, n] : pass.plan.split) Release(worker, n);
     if (!op.submits.empty()) AnswerKept(op, result ? nullptr : &result.error());
     if (!result) {
-      QueueFailed(op, result.error());
+      if (op.put && result.error().code == ErrorCode::kLimit) {
+        OnRefused(op, std::move(e.refused.front()));
+        e.refused.pop_front();
+      } else {
+        QueueFailed(op, result.error());
+      }
       continue;
     }
     Shard* shard = Current(op.hold);
@@ -280,6 +287,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kPlain:
         if (op.put) shard->puts.unanswered.pop_front();
         for (dispatch::Pass& pass : op.passes) OnPassed(op.hold, pass);
+        if (op.put) PutHeld(*shard, true);
         break;
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;

@@ -16,26 +16,6 @@ constexpr std::uint8_t kBeatsMissedMax = 2;
 
 }  // namespace
 
-std::uint64_t Dispatcher::Worker::Credit() const {
-  if (draining || unreachable) return 0;
-  const std::uint64_t used = granted + reserved;
-  return credit_limit > used ? credit_limit - used : 0;
-}
-
-void Dispatcher::Worker::Hold(Lease& lease) {
-  if (lease.place != Lease::kNowhere) return;
-  lease.place = static_cast<std::uint32_t>(leases.size());
-  leases.push_back(&lease);
-}
-
-void Dispatcher::Worker::Drop(Lease& lease) {
-  if (lease.place == Lease::kNowhere) return;
-  leases.back()->place = lease.place;
-  leases[lease.place] = leases.back();
-  leases.pop_back();
-  lease.place = Lease::kNowhere;
-}
-
 void Dispatcher::On(event::FromWorker& e) {
   if (auto* hello = std::get_if<wire::Hello>(&e.message)) return OnHello(e.peer, *hello);
   if (auto* beat = std::get_if<wire::Beat>(&e.message)) return OnBeat(e.peer, *beat);
@@ -93,19 +73,26 @@ void Dispatcher::OnBeat(const wire::PeerId& peer, wire::Beat& m) {
   worker.unreachable = false;
   worker.draining = m.draining;
   worker.credit_limit = std::max(worker.credit_limit, m.credit_limit);
-  for (const auto& [job, rows, bytes] : m.progress) {
-    const auto lease = leases_.find(job);
-    if (lease == leases_.end() || lease->second.worker != worker.id || !lease->second.spec->run) continue;
-    Shard& shard = shards_.at(lease->second.shard);
-    RunCoordinator::Job* live = shard.runs.Find(job);
-    if (live == nullptr || lease->second.ending || (live->rows == rows && live->bytes == bytes)) continue;
-    live->rows = rows;
-    live->bytes = bytes;
-    shard.runs.Show(job);
-  }
   to_workers_.push_back({.peer = peer, .message = wire::BrokerBeat{.known = true}});
   Held(worker, m.held);
+  for (const wire::Beat::Progress& progress : m.progress) OnProgress(worker, progress);
   plan_needed_ = true;
+}
+
+// Progress names no token. It belongs to the lease when this very beat lists the attempt: after Held.
+void Dispatcher::OnProgress(const Worker& worker, const wire::Beat::Progress& m) {
+  const auto it = leases_.find(m.job);
+  if (it == leases_.end() || it->second.worker != worker.id || it->second.beat != worker.beats || it->second.ending) return;
+  Lease& lease = it->second;
+  if (lease.rows == m.rows && lease.bytes == m.bytes) return;
+  lease.rows = m.rows;
+  lease.bytes = m.bytes;
+  if (!lease.spec->run) return;
+  Shard& shard = shards_.at(lease.shard);
+  RunCoordinator::Job& job = *shard.runs.Find(m.job);
+  job.rows = m.rows;
+  job.bytes = m.bytes;
+  shard.runs.Show(m.job);
 }
 
 // Renews what the worker says it runs, tells it to stop what it should not run, and notices grants that never arrived.
@@ -273,6 +260,7 @@ Dispatcher::Lease& Dispatcher::Grant(Shard& shard, Worker& worker, std::shared_p
     if (!fence) shard.runs.Apply(job, JobEvent::kLeased);
     job.worker = worker.name;
     job.error.clear();
+    job.rows = job.bytes = 0;
     shard.runs.Show(id);
   }
   if (!spec->options.unique_key.empty() && spec->options.unique_until == UniqueUntil::kStarted && counters.deliveries == 0)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <string>
 #include <utility>
@@ -171,8 +172,14 @@ struct CommitRefused {
   Error error;
 };
 struct QueueReplies {
-  std::vector<std::pair<QueueOpId, Result<QueueReply>>> replies;
-};  // in the order of the commands
+  std::vector<std::pair<QueueOpId, Result<QueueReply>>> replies;  // in the order of the commands
+  std::deque<queue_op::Enqueue> refused;                          // those of them that are kLimit, to be put later
+  void Add(QueueOpId id, QueueOp& op, Result<QueueReply> result) {
+    if (auto* put = std::get_if<queue_op::Enqueue>(&op); put != nullptr && !result && result.error().code == ErrorCode::kLimit)
+      refused.push_back(std::move(*put));
+    replies.emplace_back(id, std::move(result));
+  }
+};
 struct QueueMemoryRead {
   QueueMemory memory;
 };  // once a second

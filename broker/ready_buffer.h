@@ -63,7 +63,7 @@ class ReadyBuffer {
   // The first `most` of the line, or the last; all, when it has no more. In order.
   std::vector<Job> TakeFirst(List& line, std::size_t most);
   std::vector<Job> TakeLast(List& line, std::size_t most);
-  // Those that `wanted(JobId)` names leave it.
+  // Those that `wanted(const Job&)` names leave it.
   template <class Wanted>
   std::vector<Job> TakeIf(List& line, Wanted wanted);
   // Whether the front of the line was put before `time`.
@@ -90,7 +90,7 @@ std::vector<ReadyBuffer::Job> ReadyBuffer::TakeIf(List& line, Wanted wanted) {
   std::vector<Job> taken;
   for (std::uint32_t at = line.front_; at != kNone;) {
     const std::uint32_t next = nodes_[at].next;
-    if (wanted(nodes_[at].job.id)) taken.push_back(Unlink(line, at));
+    if (wanted(nodes_[at].job)) taken.push_back(Unlink(line, at));
     at = next;
   }
   ReleaseIfEmpty();

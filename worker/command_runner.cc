@@ -17,15 +17,19 @@ void SetEnv(std::vector<std::string>& env, std::string_view name, std::string_vi
 
 }  // namespace
 
-ChildOptions CommandChild(const CommandTask& task, Token token, std::vector<std::string> inherited,
-                          const std::string& result_path, int nice) {
+std::string OutputPath(const std::string& scratch) { return scratch + "/result"; }
+std::string ProgressPath(const std::string& scratch) { return scratch + "/progress"; }
+
+ChildOptions CommandChild(const CommandTask& task, Token token, std::vector<std::string> inherited, const std::string& scratch,
+                          int nice) {
   for (const auto& [name, value] : task.command.env) SetEnv(inherited, name, value);
   SetEnv(inherited, "MILLRACE_RUN", task.run.ToString());
   SetEnv(inherited, "MILLRACE_JOB", task.job.ToString());
   SetEnv(inherited, "MILLRACE_TOKEN", fmt::format("{}", token.value()));
   SetEnv(inherited, "MILLRACE_STAGE", task.stage);
   SetEnv(inherited, "MILLRACE_PIPELINE", task.pipeline);
-  SetEnv(inherited, "MILLRACE_RESULT", result_path);
+  SetEnv(inherited, "MILLRACE_RESULT", OutputPath(scratch));
+  SetEnv(inherited, "MILLRACE_PROGRESS", ProgressPath(scratch));
   return {.argv = task.command.argv, .env = std::move(inherited), .cwd = task.base_dir, .frames = false, .nice = nice};
 }
 

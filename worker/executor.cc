@@ -12,6 +12,7 @@
 #include "common/base/log.h"
 #include "common/wire/text.h"
 #include "worker/command_runner.h"
+#include "worker/progress_file.h"
 #include "worker/result_file.h"
 
 namespace millrace::worker {
@@ -20,8 +21,6 @@ namespace {
 constexpr auto kGroupPoll = Millis{5};
 
 MonoTime Earliest(MonoTime a, const std::optional<MonoTime>& b) { return b ? std::min(a, *b) : a; }
-
-std::string OutputPath(const std::string& scratch) { return scratch + "/result"; }
 
 std::unexpected<Error> Malformed(AttemptReport& refusal, std::string_view what) {
   refusal.retryable = false;
@@ -155,9 +154,8 @@ Result<void> Executor::StartCommand(const wire::Grant::Job& job, Running& runnin
   if (task->command.argv.empty()) return Malformed(refusal, "the command is empty");
   MILLRACE_TRY(MakeScratch(job, running, refusal));
   running.run = task->run;
-  auto process =
-      Process::Start(poller_, CommandChild(*task, job.token, InheritedEnv(), OutputPath(running.scratch), options_.nice),
-                     fmt::format("job {} ({})", job.id.ToString(), task->stage));
+  auto process = Process::Start(poller_, CommandChild(*task, job.token, InheritedEnv(), running.scratch, options_.nice),
+                                fmt::format("job {} ({})", job.id.ToString(), task->stage));
   if (!process) return CannotStart(refusal, std::move(process.error()), "command_not_startable");
   running.process = std::move(*process);
   return {};
@@ -194,6 +192,16 @@ void Executor::ReadMessages(JobId job, Running& running) {
   if (running.process->frames_broken() && running.broken.empty()) {
     running.broken = "the stage process sent something that is not a frame";
     running.process->SignalGroup(SIGKILL);
+  }
+}
+
+void Executor::ReadProgress() {
+  for (auto& [job, running] : running_) {
+    if (running.stage || running.group_until) continue;
+    const auto progress = ReadProgressFile(ProgressPath(running.scratch));
+    if (progress && *progress) progress_.push_back({job, (*progress)->rows, (*progress)->bytes});
+    if (!progress && !std::exchange(running.progress_refused, true))
+      LogWarn("job {}: $MILLRACE_PROGRESS is not taken: {}", job.ToString(), progress.error().message);
   }
 }
 

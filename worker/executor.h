@@ -47,6 +47,9 @@ class Executor {
   void Tick();
   MonoTime NextTick() const;
 
+  // Looks at what commands have written about how far they are, for TakeProgress. To be called before a heartbeat is made.
+  void ReadProgress();
+
   std::vector<AttemptReport> TakeEnded();
   struct Progress {
     JobId job;
@@ -69,6 +72,7 @@ class Executor {
     std::optional<MonoTime> group_until;  // the process has ended; its group may be there until then
     std::optional<KillReason> killed;
     bool timed_out = false;
+    bool progress_refused = false;  // its file held something else: said in the log, once
     std::optional<StageResult> result;
     std::string broken;  // what was wrong with its messages
   };

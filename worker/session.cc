@@ -282,7 +282,7 @@ void Session::OnTick(MonoTime now) {
     Broker& b = brokers_[i];
     if (b.link == Link::kLive && (now - b.heard_at > b.lease_ttl || now - b.beat_at > b.lease_ttl)) DropLeases(now, i);
     if (b.link == Link::kLive) {
-      if (now - b.beat_at >= b.heartbeat) b.beat_now = true;
+      if (b.BeatDue(now)) b.beat_now = true;
     } else if (b.link == Link::kNew || now >= b.next_hello) {
       SendHello(now, i);
     }
@@ -294,6 +294,10 @@ void Session::OnTick(MonoTime now) {
     const JobId id = waiting_.front();
     HandBackWaiting(now, id, first, "no free slot");
   }
+}
+
+bool Session::BeatDue(MonoTime now) const {
+  return std::ranges::any_of(brokers_, [now](const Broker& b) { return b.link == Link::kLive && b.BeatDue(now); });
 }
 
 void Session::OnNotSent(MonoTime now, std::size_t broker) {

@@ -89,7 +89,8 @@ class Session {
   // What the events ask for, in order. Call after each batch of events; also packs the reports that ended meanwhile.
   std::vector<Command> TakeCommands(MonoTime now);
 
-  MonoTime NextTick() const;  // when OnTick has something to do
+  MonoTime NextTick() const;         // when OnTick has something to do
+  bool BeatDue(MonoTime now) const;  // OnTick would send one: what OnProgress says before is in it
   bool Idle() const { return running_ == 0 && waiting_.empty(); }
   bool Settled() const { return attempts_.empty(); }  // nothing runs, every report is answered
   std::size_t running() const { return running_; }
@@ -107,6 +108,7 @@ class Session {
     std::uint64_t credit_limit = 0;  // as computed now
     std::uint64_t credit_sent = 0;   // as last told
     bool beat_now = false;
+    bool BeatDue(MonoTime now) const { return now - beat_at >= heartbeat; }
   };
   enum class Phase : std::uint8_t { kWaiting, kRunning, kStopping, kEnded };
   struct Attempt {

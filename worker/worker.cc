@@ -146,15 +146,21 @@ class Worker::Loop {
     CheckDrain(now);
     CheckRelease();
     TendQuestions();
+    if (session_.BeatDue(now)) executor_.ReadProgress();
+    PassProgressOn();
     session_.OnTick(now);
     Execute(now);
     executor_.Tick();
-    for (const auto& p : executor_.TakeProgress()) session_.OnProgress(p.job, p.rows, p.bytes);
+    PassProgressOn();
     if (Collect(now)) Execute(now);
     worker_.transport_->Flush();
     pool_.Tick(now);  // last: a replacement is not on anybody's critical path
     worker_.running_ = executor_.running();
     worker_.live_brokers_ = session_.live_brokers();
+  }
+
+  void PassProgressOn() {
+    for (const auto& p : executor_.TakeProgress()) session_.OnProgress(p.job, p.rows, p.bytes);
   }
 
   void Receive() {

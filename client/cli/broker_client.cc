@@ -203,6 +203,26 @@ Result<wire::RunUpdate> BrokerClient::Follow(RunId run, MonoTime deadline, const
   return Fail(ErrorCode::kCancelled, "interrupted; run {} goes on", run.ToString());
 }
 
+Result<std::vector<wire::RunUpdate::Stage>> BrokerClient::Look(RunId run, std::size_t stages, MonoTime deadline) {
+  const std::uint64_t request = next_request_++;
+  MILLRACE_TRY(Send(wire::Watch{request, kDefaultOrg, run}, deadline));
+  std::vector<wire::RunUpdate::Stage> all;
+  while (clock_->Now() < deadline) {
+    while (auto frame = socket_->Receive()) {
+      MILLRACE_TRY_ASSIGN(wire::Message message, wire::Decode(*frame));
+      wire::RecordMessage(kWho, message);
+      if (const auto* problem = std::get_if<wire::Problem>(&message); problem != nullptr && problem->request == request)
+        return std::unexpected(ToError(*problem));
+      auto* update = std::get_if<wire::RunUpdate>(&message);
+      if (update == nullptr || update->run != run) continue;
+      std::ranges::move(update->changed, std::back_inserter(all));
+      if (all.size() >= stages) return all;  // a long answer comes in parts
+    }
+    transport_->Wait(std::min(kWaitSlice, std::chrono::ceil<Millis>(deadline - clock_->Now())));
+  }
+  return Fail(ErrorCode::kTimedOut, "the broker did not answer");
+}
+
 Result<wire::StatusReply> BrokerClient::Status(MonoTime deadline) {
   const std::uint64_t request = next_request_++;
   MILLRACE_TRY(Send(wire::Status{request}, deadline));

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/base/clock.h"
 #include "common/base/result.h"
@@ -43,6 +44,10 @@ class BrokerClient {
   Result<wire::RunUpdate> Follow(RunId run, MonoTime deadline, const std::atomic<bool>& stop,
                                  const std::function<void(const wire::RunUpdate&)>& on_update,
                                  const std::function<void()>& on_idle);
+
+  // All stages of a run; or what runs of a job whose id stands in the run's place. `stages`: how many they are. kNotFound:
+  // there is no such run, and no such job runs.
+  Result<std::vector<wire::RunUpdate::Stage>> Look(RunId run, std::size_t stages, MonoTime deadline);
 
   Result<wire::StatusReply> Status(MonoTime deadline);
   // Asks for the end of runs and single jobs. Returns when the requests are durable; repeated until `deadline`, as SubmitRun.

@@ -24,6 +24,15 @@ void SayIfNobodyRuns(const Context& context, std::string_view what) {
              context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }
 
+std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Uuid id, std::size_t stages) {
+  auto door = Door::Open(context, kLook);
+  if (!door || door->client() == nullptr) return {};
+  auto seen = door->client()->Look(RunId{id}, stages, context.clock().Now() + kLook);
+  if (!seen) return {};
+  std::erase_if(*seen, [](const auto& s) { return s.state != JobState::kRunning && s.state != JobState::kCancelling; });
+  return std::move(*seen);
+}
+
 std::string ForeignKind(std::string_view kind) {
   if (kind == kJobKindStage || kind == kJobKindCommand) return {};
   return fmt::format(

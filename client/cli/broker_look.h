@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "client/cli/broker_client.h"
 #include "client/cli/context.h"
@@ -29,6 +30,10 @@ class Door {
 // After something was recorded that a broker must take up: says on stderr that none answers, if so, and how to start one.
 // `what`: "the new run". Asks for at most a second.
 void SayIfNobodyRuns(const Context& context, std::string_view what);
+
+// What runs now of the run with this id, of `stages` stages, or of the job with this id (1). Nothing as well when no broker
+// that serves it answers within a second: it is not known then.
+std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Uuid id, std::size_t stages);
 
 // Of a kind that Millrace's own workers do not serve: that its job waits for a worker that does. Empty for all others.
 std::string ForeignKind(std::string_view kind);

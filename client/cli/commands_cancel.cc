@@ -8,6 +8,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
+#include "client/cli/job_filter.h"
 
 namespace millrace::cli {
 namespace {
@@ -37,14 +38,13 @@ Result<void> AwaitEnd(Context& context, Ledger& ledger, wire::Transport& transpo
   return Fail(ErrorCode::kTimedOut, "run {} has not ended", run.ToString());
 }
 
-// No broker answers: the requests are durable in the ledger, and the next one to own the shard acts on them. Each item gets an
-// answer of its own; "recorded" is said as `cancelling`.
-Result<std::vector<wire::CancelReply::Item>> Record(Context& context, Ledger& ledger, const wire::Cancel& cancel) {
+// What each item is, as the ledger has it: kCancelling stands for "it lives". `rows`: the requests for those.
+Result<std::vector<wire::CancelReply::Item>> Classify(Context& context, Ledger& ledger, const wire::Cancel& cancel,
+                                                      std::vector<CancelRow>& rows) {
   std::vector<Uuid> items;
   for (const auto& item : cancel.items) items.push_back(item.id);
   MILLRACE_TRY_ASSIGN(const auto states, ledger.States(cancel.org, items, context.Deadline()));
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(context.Deadline()));
-  std::vector<CancelRow> rows;
   std::vector<wire::CancelReply::Item> replies;
   for (std::size_t i = 0; i < items.size(); ++i) {
     const ItemState& state = states[i];
@@ -60,24 +60,50 @@ Result<std::vector<wire::CancelReply::Item>> Record(Context& context, Ledger& le
     if (reply.effect == CancelEffect::kCancelling)
       rows.push_back({items[i], is_run, cancel.org, cancel.actor, cancel.reason, now});
   }
-  MILLRACE_TRY(ledger.RequestCancel(rows, context.Deadline()));
-  if (!rows.empty())
-    fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
   return replies;
 }
 
+// No broker answers: the requests are durable in the ledger, and the next one to own the shard acts on them. Each item gets an
+// answer of its own; "recorded" is said as `cancelling`.
+Result<std::vector<wire::CancelReply::Item>> Record(Context& context, Ledger& ledger, const wire::Cancel& cancel) {
+  std::vector<CancelRow> rows;
+  MILLRACE_TRY_ASSIGN(auto replies, Classify(context, ledger, cancel, rows));
+  MILLRACE_TRY(ledger.RequestCancel(rows, context.Deadline()));
+  return replies;
+}
+
+// As many of `cancel`'s items as one message or transaction takes.
+wire::Cancel PartOf(const wire::Cancel& cancel, std::size_t at) {
+  wire::Cancel part;
+  part.org = cancel.org;
+  part.actor = cancel.actor;
+  part.reason = cancel.reason;
+  const auto begin = cancel.items.begin() + static_cast<std::ptrdiff_t>(at);
+  part.items.assign(begin, begin + static_cast<std::ptrdiff_t>(std::min(kBatchJobsMax, cancel.items.size() - at)));
+  return part;
+}
+
+// What a filter means may end before it is reached: that is no error.
 Result<ExitCode> Report(const Options& options, OutputFormat format, const std::vector<wire::CancelReply::Item>& items,
                         bool runs) {
   Table table{.columns = {runs ? "run" : "job", "effect", "state"}, .rows = {}};
   ExitCode code = ExitCode::kOk;
+  std::size_t cancelled = 0;
   for (const auto& item : items) {
-    table.rows.push_back({item.id.ToString(), std::string(Name(item.effect)), item.state});
+    const bool stopped = item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
+    const std::string_view effect = stopped && options.dry_run ? "would be cancelled" : Name(item.effect);
+    cancelled += stopped ? 1u : 0u;
+    table.rows.push_back({item.id.ToString(), std::string(effect), item.state});
     if (item.effect == CancelEffect::kUnknown && !item.state.empty())
       fmt::print(stderr, "job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}\n",
                  item.id.ToString(), item.state, item.state);
+    if (options.ids.empty()) continue;
     if (item.effect == CancelEffect::kUnknown) code = ExitCodeFor(ErrorCode::kNotFound);
     if (item.effect == CancelEffect::kEnded && code == ExitCode::kOk) code = ExitCodeFor(ErrorCode::kConflict);
   }
+  if (options.dry_run || options.ids.empty())
+    fmt::print(stderr, "{} {}{} {}\n", cancelled, runs ? "run" : "job", cancelled == 1 ? "" : "s",
+               options.dry_run ? "would be cancelled" : "cancelled or being cancelled");
   if (options.quiet) {
     for (const auto& item : items)
       if (item.effect != CancelEffect::kUnknown) fmt::print("{}\n", item.id.ToString());
@@ -96,15 +122,68 @@ Result<Uuid> Named(Context& context, Ledger& ledger, const std::string& text, bo
   return found.uuid;
 }
 
+Result<void> CheckCancel(const Options& options, bool runs) {
+  const bool filtered = runs ? !(options.pipeline.empty() && options.state.empty())
+                             : !(options.queue.empty() && options.kind.empty() && options.since.empty());
+  if (options.ids.empty() == !filtered)
+    return Fail(ErrorCode::kInvalidArgument, "{} cancel: give ids, or a filter ({})", runs ? "run" : "job",
+                runs ? "--pipeline, --state" : "--queue, --kind, --since");
+  if (!options.state.empty() && options.state != Name(RunState::kRunning))
+    return Fail(ErrorCode::kInvalidArgument, "--state: '{}': only runs that have not ended are cancelled; give running",
+                options.state);
+  if (options.dry_run && options.wait)
+    return Fail(ErrorCode::kInvalidArgument, "--wait: nothing is waited for with --dry-run; give one of them");
+  return {};
+}
+
+// What the command line means: the ids, or what lives of a filter.
+Result<std::vector<Uuid>> Meant(const Options& options, Context& context, Ledger& ledger, bool runs) {
+  std::vector<Uuid> ids;
+  for (const std::string& text : options.ids) {
+    MILLRACE_TRY_ASSIGN(const Uuid id, Named(context, ledger, text, runs));
+    ids.push_back(id);
+  }
+  if (!options.ids.empty()) return ids;
+  if (runs) {
+    RunFilter filter;
+    filter.org = kDefaultOrg;
+    filter.state = RunState::kRunning;
+    if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
+    MILLRACE_TRY_ASSIGN(const auto found, AllRuns(ledger, filter, "run cancel", context.clock()));
+    for (const RunId& run : found) ids.push_back(run.uuid);
+    return ids;
+  }
+  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context.clock().WallNow()));
+  filter.org = kDefaultOrg;
+  filter.live = true;
+  MILLRACE_TRY_ASSIGN(const auto found, AllJobs(ledger, filter, "job cancel", context.clock()));
+  for (const JobId& job : found) ids.push_back(job.uuid);
+  return ids;
+}
+
+// What would be cancelled, as the ledger sees it.
+Result<std::vector<wire::CancelReply::Item>> Preview(Context& context, Ledger& ledger, const wire::Cancel& cancel) {
+  std::vector<wire::CancelReply::Item> all;
+  std::vector<CancelRow> unused;
+  for (std::size_t at = 0; at < cancel.items.size(); at += kBatchJobsMax) {
+    MILLRACE_TRY_ASSIGN(const auto items, Classify(context, ledger, PartOf(cancel, at), unused));
+    all.insert(all.end(), items.begin(), items.end());
+  }
+  return all;
+}
+
 Result<ExitCode> DoCancel(const Options& options, bool runs) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, runs ? "run" : "job"));
+  MILLRACE_TRY(CheckCancel(options, runs));
   wire::Cancel cancel;
   cancel.actor = Actor();
   cancel.reason = options.reason;
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  for (const std::string& text : options.ids) {
-    MILLRACE_TRY_ASSIGN(const Uuid id, Named(*context, *ledger, text, runs));
-    cancel.items.push_back({.id = id, .is_run = runs});
+  MILLRACE_TRY_ASSIGN(const auto ids, Meant(options, *context, *ledger, runs));
+  for (const Uuid& id : ids) cancel.items.push_back({.id = id, .is_run = runs});
+  if (options.dry_run) {
+    MILLRACE_TRY_ASSIGN(const auto seen, Preview(*context, *ledger, cancel));
+    return Report(options, context->format(), seen, runs);
   }
   MILLRACE_TRY_ASSIGN(const auto items, CancelItems(*context, *ledger, std::move(cancel), options.wait && runs));
   return Report(options, context->format(), items, runs);
@@ -114,26 +193,25 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
 
 Result<std::vector<wire::CancelReply::Item>> CancelItems(Context& context, Ledger& ledger, wire::Cancel cancel, bool wait) {
   MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
-  BrokerClient* const client = door.client();
-  if (client == nullptr) {
-    MILLRACE_TRY_ASSIGN(auto recorded, Record(context, ledger, cancel));
-    for (auto& item : recorded)
-      if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, door.transport(), item));
-    return recorded;
-  }
   std::vector<wire::CancelReply::Item> all;
+  bool recorded = false;
   for (std::size_t at = 0; at < cancel.items.size(); at += kBatchJobsMax) {
-    wire::Cancel part = cancel;
-    const auto begin = cancel.items.begin() + static_cast<std::ptrdiff_t>(at);
-    part.items.assign(begin, begin + static_cast<std::ptrdiff_t>(std::min(kBatchJobsMax, cancel.items.size() - at)));
-    auto items = client->Cancel(part, context.clock().Now() + kCancelTimeout);
-    if (!items && BrokerClient::IsNotOwner(items.error())) {
+    const wire::Cancel part = PartOf(cancel, at);
+    Result<std::vector<wire::CancelReply::Item>> items = Fail(ErrorCode::kUnavailable, "no broker answers");
+    if (door.client() != nullptr) {
+      items = door.client()->Cancel(part, context.clock().Now() + kCancelTimeout);
+      if (!items && !BrokerClient::IsNotOwner(items.error()))
+        return Prefixed(std::move(items.error()), "broker at {}", context.ClientEndpoint());
+    }
+    if (!items) {
       items = Record(context, ledger, part);
       if (!items) return std::unexpected(std::move(items.error()));
+      recorded =
+          recorded || std::ranges::any_of(*items, [](const auto& item) { return item.effect == CancelEffect::kCancelling; });
     }
-    if (!items) return Prefixed(std::move(items.error()), "broker at {}", context.ClientEndpoint());
     all.insert(all.end(), items->begin(), items->end());
   }
+  if (recorded) fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
   for (auto& item : all)
     if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, door.transport(), item));
   return all;

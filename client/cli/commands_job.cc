@@ -12,7 +12,9 @@
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
+#include "client/cli/job_filter.h"
 #include "client/cli/repeat.h"
+#include "client/cli/run_report.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 
@@ -22,7 +24,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
-constexpr std::size_t kFilteredMax = 100'000;  // dead jobs of one requeue or discard by filter
 
 // "2026-11-21T06:15:00Z", or a time before now: 90s, 15m, 2h, 7d.
 Result<WallTime> Since(const std::string& text, WallTime now) {
@@ -43,6 +44,8 @@ Result<WallTime> Since(const std::string& text, WallTime now) {
   return *time;
 }
 
+}  // namespace
+
 Result<JobFilter> FilterOf(const Options& options, WallTime now) {
   JobFilter filter;
   if (!options.state.empty()) {
@@ -59,6 +62,8 @@ Result<JobFilter> FilterOf(const Options& options, WallTime now) {
   }
   return filter;
 }
+
+namespace {
 
 std::string StateOf(const std::optional<OutcomeRow>& outcome) { return std::string(outcome ? Name(outcome->state) : "live"); }
 Cell ActionCell(const std::optional<DeadActionRow>& action) {
@@ -123,12 +128,25 @@ Json ResultOf(const JobDetail& job) {
   return result.is_discarded() ? Json(job.outcome->report.result) : result;
 }
 
-// Why a job that has not started may wait for ever; empty when nothing is known against it.
 std::string Unserved(const JobDetail& job) {
   return job.outcome || !job.attempts.empty() ? std::string{} : ForeignKind(job.spec.kind);
 }
 
-Json JobJson(const JobDetail& job, const std::string& unserved) {
+// What a command says beside the ledger, which knows ends only.
+struct Live {
+  std::string unserved;                           // why it may wait for ever; empty when nothing is known against it
+  std::optional<wire::RunUpdate::Stage> running;  // as its broker says
+};
+
+Live LookAt(const JobDetail& job, const Context& context) {
+  Live live{.unserved = Unserved(job), .running = {}};
+  if (job.outcome) return live;
+  auto running = RunningNow(context, job.spec.id.uuid, 1);
+  if (!running.empty()) live.running = std::move(running.front());
+  return live;
+}
+
+Json JobJson(const JobDetail& job, const Live& live) {
   const JobSpec& s = job.spec;
   Json json{{"job", s.id.ToString()},
             {"org", s.org.value()},
@@ -146,7 +164,9 @@ Json JobJson(const JobDetail& job, const std::string& unserved) {
   if (json["options"].is_discarded()) json["options"] = Json::object();
   json["routed_to"] = RoutedTo(job);
   json["payload_bytes"] = s.payload.size();
-  json["unserved"] = unserved.empty() ? Json() : Json(unserved);
+  json["unserved"] = live.unserved.empty() ? Json() : Json(live.unserved);
+  json["progress"] = nullptr;
+  if (const auto& r = live.running) json["progress"] = {{"worker", r->worker}, {"rows", r->rows}, {"bytes", r->bytes}};
   const Counters counters = job.outcome            ? job.outcome->counters
                             : job.attempts.empty() ? Counters{}
                                                    : job.attempts.back().counters;
@@ -180,12 +200,13 @@ Json JobJson(const JobDetail& job, const std::string& unserved) {
   return json;
 }
 
-void PrintJob(const JobDetail& job, const std::string& unserved) {
+void PrintJob(const JobDetail& job, const Live& live) {
   const JobSpec& s = job.spec;
   fmt::print("job {}  {}\n", s.id.ToString(), StateOf(job.outcome));
   fmt::print("  queue {}, priority {}, kind {}{}\n", s.queue, s.priority, s.kind, s.stage.empty() ? "" : ", stage " + s.stage);
   if (const std::string routed = RoutedTo(job); !routed.empty()) fmt::print("  routed by size to queue {}\n", routed);
-  if (!unserved.empty()) fmt::print("  {}\n", unserved);
+  if (!live.unserved.empty()) fmt::print("  {}\n", live.unserved);
+  if (live.running) fmt::print("  {} {}\n", Name(live.running->state), ProgressText(*live.running));
   if (s.run) fmt::print("  run {}\n", s.run->ToString());
   if (!s.effect.empty()) fmt::print("  effect {}\n", s.effect);
   if (const std::string options = ToJson(s.options); !options.empty()) fmt::print("  options {}\n", options);
@@ -217,9 +238,9 @@ Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, options.id, context->Deadline()));
   MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(kDefaultOrg, id, context->Deadline()));
-  const std::string unserved = Unserved(job);
+  const Live live = LookAt(job, *context);
   if (context->format() == OutputFormat::kTable) {
-    PrintJob(job, unserved);
+    PrintJob(job, live);
   } else if (context->format() == OutputFormat::kCsv) {
     Table table{.columns = {"token", "end", "worker", "exit_code", "signal", "error_class", "error", "log_tail"}, .rows = {}};
     for (const Attempt& a : AttemptsOf(job))
@@ -229,7 +250,7 @@ Result<ExitCode> DoShow(const Options& options) {
     Print(table, context->format());
   } else {
     const int indent = context->format() == OutputFormat::kJson ? 2 : -1;
-    fmt::print("{}\n", JobJson(job, unserved).dump(indent, ' ', false, Json::error_handler_t::replace));
+    fmt::print("{}\n", JobJson(job, live).dump(indent, ' ', false, Json::error_handler_t::replace));
   }
   return ExitCode::kOk;
 }
@@ -251,15 +272,7 @@ Result<std::vector<JobId>> Meant(const Options& options, Ledger& ledger, Context
   MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context.clock().WallNow()));
   filter.state.reset();
   filter.open = true;
-  filter.limit = kListMax;
-  while (true) {
-    MILLRACE_TRY_ASSIGN(const auto page, ledger.ListJobs(filter, context.Deadline()));
-    for (const JobSummary& job : page) ids.push_back(job.spec.id);
-    if (page.size() < kListMax) return ids;
-    if (ids.size() >= kFilteredMax)
-      return Fail(ErrorCode::kLimit, "job {}: more than {} dead jobs match; narrow the filter", command, kFilteredMax);
-    filter.before = page.back().spec.id;
-  }
+  return AllJobs(ledger, filter, fmt::format("job {}", command), context.clock());
 }
 
 Result<void> Edit(JobSpec& job, const Options& options) {
@@ -366,26 +379,97 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
   return refusals > 0 ? ExitCode::kWorkFailed : ExitCode::kOk;
 }
 
+// The runs that the command line means: those named, or those of a filter that ended so and that nobody has retried, the
+// oldest first.
+Result<std::vector<RunId>> MeantRuns(const Options& options, Ledger& ledger, Context& context) {
+  std::vector<RunId> ids;
+  std::set<RunId> seen;
+  for (const std::string& text : options.ids) {
+    MILLRACE_TRY_ASSIGN(const RunId id, FindRun(ledger, text, "", context.Deadline()));
+    if (seen.insert(id).second) ids.push_back(id);
+  }
+  if (!options.ids.empty()) return ids;
+  RunFilter filter{
+      .org = kDefaultOrg, .pipeline = {}, .state = RunState::kFailed, .before = {}, .limit = kListMax, .open = true};
+  if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
+  if (!options.state.empty()) {
+    MILLRACE_TRY_ASSIGN(filter.state, ParseRunState(options.state));
+  }
+  if (!IsTerminal(*filter.state) || filter.state == RunState::kSucceeded)
+    return Fail(ErrorCode::kInvalidArgument,
+                "--state: a {} run is not retried; give failed (which --pipeline alone means), cancelled or skipped",
+                options.state);
+  MILLRACE_TRY_ASSIGN(ids, AllRuns(ledger, filter, "run retry", context.clock()));
+  std::ranges::reverse(ids);
+  return ids;
+}
+
+// What became of one run: its new one, or the one that an earlier retry made. A dry run says how many jobs there would be.
+struct Retried {
+  std::optional<RunId> run;
+  std::string pipeline;
+  std::size_t jobs = 0;
+  bool already = false;
+};
+
+Result<Retried> RetryOne(RunId id, const Options& options, Ledger& ledger, Context& context) {
+  MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger.GetRun(kDefaultOrg, id, context.Deadline()));
+  MILLRACE_TRY_ASSIGN(const Requeue again,
+                      RepeatRun(failed, Actor(), options.reason, context.clock().WallNow(), context.ids()));
+  Retried out{.run = {}, .pipeline = again.run->pipeline, .jobs = again.jobs.size(), .already = false};
+  if (options.dry_run) {
+    MILLRACE_TRY_ASSIGN(const auto open, ledger.ListRuns({.org = kDefaultOrg,
+                                                          .pipeline = {},
+                                                          .state = failed.summary.state,
+                                                          .before = IdAfter(id),
+                                                          .limit = 1,
+                                                          .open = true},
+                                                         context.Deadline()));
+    out.already = open.empty() || open.front().spec.id != id;
+    return out;
+  }
+  MILLRACE_TRY_ASSIGN(const RequeueResult done, ledger.RequeueDead(again, context.Deadline()));
+  out.already = done.retried_as.has_value();
+  out.run = done.retried_as.value_or(again.run->id);
+  return out;
+}
+
+Result<void> CheckRetry(const Options& options) {
+  const bool filtered = !options.pipeline.empty() || !options.state.empty();
+  if (options.ids.empty() == !filtered)
+    return Fail(ErrorCode::kInvalidArgument, "run retry: give ids, or a filter (--pipeline, --state)");
+  for (const std::string& text : options.ids) MILLRACE_TRY(CheckRunName(text));
+  return {};
+}
+
+// Each run has an answer of its own; the first that cannot be retried decides the exit code.
 Result<ExitCode> DoRetry(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
-  MILLRACE_TRY(CheckRunName(options.id));
+  MILLRACE_TRY(CheckRetry(options));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
-  MILLRACE_TRY_ASSIGN(const RunId id, FindRun(*ledger, options.id, "", context->Deadline()));
-  MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger->GetRun(kDefaultOrg, id, context->Deadline()));
-  MILLRACE_TRY_ASSIGN(const Requeue again,
-                      RepeatRun(failed, Actor(), options.reason, context->clock().WallNow(), context->ids()));
-  MILLRACE_TRY_ASSIGN(const RequeueResult done, ledger->RequeueDead(again, context->Deadline()));
-  const RunId run = done.retried_as.value_or(again.run->id);
-  const auto jobs = done.retried_as ? Cell{} : Cell{static_cast<std::int64_t>(again.jobs.size())};
-  if (!done.retried_as) SayIfNobodyRuns(*context, "the new run");
-  if (done.retried_as) fmt::print(stderr, "run {}: already retried as {}\n", id.ToString(), run.ToString());
-  if (options.quiet) {
-    fmt::print("{}\n", run.ToString());
-    return ExitCode::kOk;
+  MILLRACE_TRY_ASSIGN(const std::vector<RunId> ids, MeantRuns(options, *ledger, *context));
+  Table table{.columns = {"run", "retry_of", "pipeline", "jobs", "already"}, .rows = {}};
+  std::size_t fresh = 0;
+  std::optional<Error> failed;
+  for (const RunId id : ids) {
+    auto done = RetryOne(id, options, *ledger, *context);
+    if (!done) {
+      if (failed) (void)Complain(done.error());
+      if (!failed) failed = std::move(done.error());
+      continue;
+    }
+    fresh += done->already ? 0u : 1u;
+    const Cell run = done->run ? Cell{done->run->ToString()} : Cell{};
+    if (done->already)
+      fmt::print(stderr, "run {}: already retried{}\n", id.ToString(), done->run ? " as " + done->run->ToString() : "");
+    if (options.quiet && (done->run || !done->already)) fmt::print("{}\n", done->run.value_or(id).ToString());
+    table.rows.push_back({run, id.ToString(), done->pipeline,
+                          done->already ? Cell{} : Cell{static_cast<std::int64_t>(done->jobs)}, done->already});
   }
-  Print(Table{.columns = {"run", "retry_of", "pipeline", "jobs", "already"},
-              .rows = {{run.ToString(), id.ToString(), again.run->pipeline, jobs, done.retried_as.has_value()}}},
-        context->format());
+  if (options.dry_run) fmt::print(stderr, "{} {} would be retried\n", fresh, fresh == 1 ? "run" : "runs");
+  if (fresh > 0 && !options.dry_run) SayIfNobodyRuns(*context, fresh == 1 ? "the new run" : "the new runs");
+  if (!options.quiet && (!table.rows.empty() || !failed)) Print(table, context->format());
+  if (failed) return std::unexpected(*std::move(failed));
   return ExitCode::kOk;
 }
 

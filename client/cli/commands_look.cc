@@ -135,30 +135,43 @@ Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, MonoTi
   return error;
 }
 
+// How many slots of the pause were still undecided, and are skipped.
+Result<std::size_t> SetPaused(Ledger& ledger, const std::string& pipeline, bool pause, MonoTime deadline) {
+  if (!pause) {
+    auto resumed = scheduler::ResumeSchedule(ledger, kDefaultOrg, pipeline, deadline);
+    if (!resumed) return std::unexpected(NamedPipeline(std::move(resumed.error()), ledger, pipeline, deadline));
+    return *resumed;
+  }
+  auto paused = ledger.SetPaused(kDefaultOrg, pipeline, true, deadline);
+  if (!paused) return std::unexpected(NamedPipeline(std::move(paused.error()), ledger, pipeline, deadline));
+  return std::size_t{0};
+}
+
+// One after the other: a name that fails leaves the others as they were asked for.
 Result<ExitCode> DoSchedulePause(const Options& options, bool pause) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   std::size_t skipped = 0;
-  if (pause) {
-    auto paused = ledger->SetPaused(kDefaultOrg, options.pipeline, true, context->Deadline());
-    if (!paused)
-      return std::unexpected(NamedPipeline(std::move(paused.error()), *ledger, options.pipeline, context->Deadline()));
-  } else {
-    auto resumed = scheduler::ResumeSchedule(*ledger, kDefaultOrg, options.pipeline, context->Deadline());
-    if (!resumed)
-      return std::unexpected(NamedPipeline(std::move(resumed.error()), *ledger, options.pipeline, context->Deadline()));
-    skipped = *resumed;
+  std::optional<Error> failed;
+  for (const std::string& pipeline : options.names) {
+    auto done = SetPaused(*ledger, pipeline, pause, context->Deadline());
+    if (done) skipped += *done;
+    if (done) continue;
+    if (failed) (void)Complain(*failed);
+    failed = std::move(done.error());
   }
   MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(kDefaultOrg, context->Deadline()));
   Table table{.columns = {"pipeline", "cron", "timezone", "paused", "next"}, .rows = {}};
   for (const ScheduleRow& row : rows) {
-    if (row.pipeline != options.pipeline) continue;
+    if (std::ranges::find(options.names, row.pipeline) == options.names.end()) continue;
     const auto cron = CronSchedule::Make(row.spec);
     const auto next = cron && !row.paused ? cron->Next(std::max(row.watermark, context->clock().WallNow())) : std::nullopt;
     table.rows.push_back({row.pipeline, row.spec.cron, row.spec.timezone, row.paused, next ? Cell{UtcColumn(*next)} : Cell{}});
   }
+  if (failed && table.rows.empty()) return std::unexpected(*std::move(failed));
   Print(table, context->format());
   if (skipped > 0) fmt::print(stderr, "{} slots of the pause were still undecided; they are skipped\n", skipped);
+  if (failed) return std::unexpected(*std::move(failed));
   return ExitCode::kOk;
 }
 

@@ -265,39 +265,69 @@ Result<void> MakeHome(const std::string& home) {
   return {};
 }
 
-Result<ExitCode> SetAnd(const Options& options, const std::function<Result<void>(QueueSettings&)>& change) {
-  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "queue"));
-  QueueSettings readable;
-  MILLRACE_TRY(change(readable));  // what cannot be read at all makes no ledger
-  if (context->embedded()) MILLRACE_TRY(MakeHome(context->config().home));
-  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
-  Broker broker = ConnectToBroker(*context);
+using Setting = std::function<Result<void>(QueueSettings&)>;
+
+Result<QueueSettings> SetOne(Context& context, Ledger& ledger, Broker& broker, const std::string& queue,
+                             const Setting& change) {
   for (int round = 0; round < kRoundsMax; ++round) {
-    MILLRACE_TRY_ASSIGN(const auto stored, ledger->QueuesOf(kDefaultOrg, std::nullopt, context->Deadline()));
-    const auto it = std::ranges::find(stored, options.queue, &QueueSettings::queue);
+    MILLRACE_TRY_ASSIGN(const auto stored, ledger.QueuesOf(kDefaultOrg, std::nullopt, context.Deadline()));
+    const auto it = std::ranges::find(stored, queue, &QueueSettings::queue);
     QueueSettings settings;
-    settings.queue = options.queue;
+    settings.queue = queue;
     if (it != stored.end()) settings = *it;
     MILLRACE_TRY(change(settings));
     MILLRACE_TRY(Validate(settings));
     if (it == stored.end() || settings != *it) {
-      const auto revision = Store(*context, *ledger, broker, settings);
+      const auto revision = Store(context, ledger, broker, settings);
       if (!revision && revision.error().code == ErrorCode::kConflict && round + 1 < kRoundsMax) continue;
       if (!revision) return std::unexpected(revision.error());
       settings.revision = *revision;
     }
-    if (options.quiet) {
-      fmt::print("{}\n", settings.queue);
-    } else {
-      PrintOne(settings.queue, {.settings = settings}, Listing{}, context->format());
-    }
-    return ExitCode::kOk;
+    return settings;
   }
-  return Fail(ErrorCode::kConflict, "queue '{}': others keep setting it at the same time; try again", options.queue);
+  return Fail(ErrorCode::kConflict, "queue '{}': others keep setting it at the same time; try again", queue);
+}
+
+void PrintSet(const std::vector<QueueSettings>& set, const Options& options, OutputFormat format) {
+  if (options.quiet) {
+    for (const QueueSettings& settings : set) fmt::print("{}\n", settings.queue);
+  } else if (set.size() == 1) {
+    PrintOne(set.front().queue, {.settings = set.front()}, Listing{}, format);
+  } else if (!set.empty()) {
+    Table table{.columns = kColumns, .rows = {}};
+    for (const QueueSettings& settings : set) table.rows.push_back(RowOf(settings.queue, {.settings = settings}, Listing{}));
+    Print(table, format);
+  }
+}
+
+// One queue after the other: what was set before one that fails stays, and is said.
+Result<ExitCode> SetAnd(const Options& options, const std::vector<std::string>& queues, const Setting& change) {
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "queue"));
+  QueueSettings readable;
+  MILLRACE_TRY(change(readable));  // what cannot be read at all makes no ledger
+  for (const std::string& queue : queues) {
+    QueueSettings named;
+    named.queue = queue;
+    MILLRACE_TRY(Validate(named));
+  }
+  if (context->embedded()) MILLRACE_TRY(MakeHome(context->config().home));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
+  Broker broker = ConnectToBroker(*context);
+  std::vector<QueueSettings> set;
+  for (const std::string& queue : queues) {
+    auto done = SetOne(*context, *ledger, broker, queue, change);
+    if (!done) {
+      PrintSet(set, options, context->format());
+      return std::unexpected(std::move(done.error()));
+    }
+    set.push_back(std::move(*done));
+  }
+  PrintSet(set, options, context->format());
+  return ExitCode::kOk;
 }
 
 Result<ExitCode> Pause(const Options& options, bool paused) {
-  return SetAnd(options, [paused](QueueSettings& settings) -> Result<void> {
+  return SetAnd(options, options.names, [paused](QueueSettings& settings) -> Result<void> {
     settings.paused = paused;
     return {};
   });
@@ -308,7 +338,8 @@ Result<ExitCode> Pause(const Options& options, bool paused) {
 ExitCode QueueList(const Options& options) { return Finish(DoQueueList(options)); }
 ExitCode QueueShow(const Options& options) { return Finish(DoQueueShow(options)); }
 ExitCode QueueSet(const Options& options) {
-  return Finish(SetAnd(options, [&](QueueSettings& settings) { return Change(options.queue_flags, settings); }));
+  return Finish(
+      SetAnd(options, {options.queue}, [&](QueueSettings& settings) { return Change(options.queue_flags, settings); }));
 }
 ExitCode QueuePause(const Options& options) { return Finish(Pause(options, true)); }
 ExitCode QueueResume(const Options& options) { return Finish(Pause(options, false)); }

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "client/cli/broker_client.h"
+#include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/engine.h"
@@ -307,7 +308,9 @@ Result<ExitCode> DoRunShow(const Options& options) {
   MILLRACE_TRY(CheckRunName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, options.id, options.pipeline, context->Deadline()));
-  MILLRACE_TRY(PrintRun(*context, *ledger, run, options));
+  MILLRACE_TRY_ASSIGN(RunReport report, ReadRun(*context, *ledger, run));
+  if (!IsTerminal(report.state)) AddRunning(report, RunningNow(*context, run.uuid, report.stages.size()));
+  PrintReport(*context, report, options);
   return ExitCode::kOk;
 }
 

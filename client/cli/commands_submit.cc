@@ -28,6 +28,7 @@ constexpr std::size_t kSinglesMax = 100'000;
 constexpr Millis kSubmitTimeout{30'000};
 constexpr Millis kEndsPoll{100};
 constexpr auto kWaitMax = std::chrono::hours{24};
+constexpr Millis kFromNowMax = std::chrono::hours{24 * 3650};  // a deadline or expiry, as ParseDuration's
 
 // A text is the payload; anything else is the payload as JSON.
 std::string PayloadOf(const Json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
@@ -37,11 +38,35 @@ Result<std::int64_t> IntegerOf(const Json& value, std::string_view key) {
   return value.get<std::int64_t>();
 }
 
+// Keys that say what `options` can say too: in words, or from the submit on.
+Result<void> OptionField(JobSpec& job, const std::string& key, const Json& value) {
+  const bool backoff = key == "backoff";
+  std::optional<WallTime>& time = key == "deadline_in_ms" ? job.options.deadline : job.options.expires_at;
+  const bool twice = backoff ? job.options.backoff != JobOptions{}.backoff : time.has_value();
+  if (twice)
+    return Fail(ErrorCode::kInvalidArgument, "{}: options says it too ({}); give one of them", key,
+                backoff                   ? "backoff"
+                : key == "deadline_in_ms" ? "deadline_us"
+                                          : "expires_at_us");
+  if (backoff) {
+    if (value != "fixed" && value != "exponential")
+      return Fail(ErrorCode::kInvalidArgument, "backoff: {} is neither fixed nor exponential", value.dump());
+    job.options.backoff = value == "fixed" ? Backoff::kFixed : Backoff::kExponential;
+    return {};
+  }
+  MILLRACE_TRY_ASSIGN(const std::int64_t n, IntegerOf(value, key));
+  if (n < 1 || n > kFromNowMax.count())
+    return Fail(ErrorCode::kInvalidArgument, "{}: {} is not in [1, {}]", key, n, kFromNowMax.count());
+  time = job.submitted_at + Millis{n};
+  return {};
+}
+
 Result<void> Field(JobSpec& job, const std::string& key, const Json& value) {
   if (key == "payload") {
     job.payload = PayloadOf(value);
-  } else if (key == "options") {
-    MILLRACE_TRY_ASSIGN(job.options, JobOptionsFromJson(value.dump()));
+  } else if (key == "options") {  // read before all others
+  } else if (key == "backoff" || key == "deadline_in_ms" || key == "expires_in_ms") {
+    return OptionField(job, key, value);
   } else if (key == "kind" || key == "queue" || key == "run_at") {
     if (!value.is_string()) return Fail(ErrorCode::kInvalidArgument, "{}: {} is no text", key, value.dump());
     const auto text = value.get<std::string>();
@@ -59,8 +84,8 @@ Result<void> Field(JobSpec& job, const std::string& key, const Json& value) {
     (key == "timeout_ms" ? job.timeout : key == "backoff_base_ms" ? job.retry.backoff_base : job.retry.backoff_cap) = Millis{n};
   } else {
     return Fail(ErrorCode::kInvalidArgument,
-                "unknown key '{}'; a job has kind, queue, payload, priority, max_attempts, backoff_base_ms, backoff_cap_ms, "
-                "timeout_ms, run_at and options",
+                "unknown key '{}'; a job has kind, queue, payload, priority, max_attempts, backoff, backoff_base_ms, "
+                "backoff_cap_ms, timeout_ms, run_at, deadline_in_ms, expires_in_ms and options",
                 key);
   }
   return {};
@@ -74,6 +99,9 @@ Result<JobSpec> JobOf(const std::string& text, Context& context, std::optional<R
   job.id = context.ids().Next<JobId>();
   job.run = run;
   job.submitted_at = context.clock().WallNow();
+  if (const auto options = json.find("options"); options != json.end()) {
+    MILLRACE_TRY_ASSIGN(job.options, JobOptionsFromJson(options->dump()));
+  }
   for (const auto& [key, value] : json.items()) MILLRACE_TRY(Field(job, key, value));
   if (job.kind == kJobKindStage)
     return Fail(ErrorCode::kInvalidArgument, "kind: stages come from pipelines: start one with millrace run start");
@@ -192,6 +220,39 @@ Result<ExitCode> SubmitBatch(const Options& options, Context& context) {
   return CodeOf(ends);
 }
 
+// "--deadline 10m" as the key of a line, in milliseconds.
+Result<void> DurationKey(Json& json, std::string_view option, const std::string& text, Millis least, const char* key) {
+  if (text.empty()) return {};
+  auto duration = ParseDuration(text);
+  if (!duration) return Prefixed(std::move(duration.error()), "{}", option);
+  if (*duration < least) return Fail(ErrorCode::kInvalidArgument, "{}: '{}' is too short; give 1ms or more", option, text);
+  json[key] = duration->count();
+  return {};
+}
+
+// What the command line says of retries and times, as keys of a line.
+Result<void> RetryKeys(const Options& options, Json& json) {
+  MILLRACE_TRY(DurationKey(json, "--timeout", options.timeout, Millis{0}, "timeout_ms"));
+  MILLRACE_TRY(DurationKey(json, "--backoff-base", options.backoff_base, Millis{0}, "backoff_base_ms"));
+  MILLRACE_TRY(DurationKey(json, "--backoff-cap", options.backoff_cap, Millis{0}, "backoff_cap_ms"));
+  MILLRACE_TRY(DurationKey(json, "--deadline", options.deadline, Millis{1}, "deadline_in_ms"));
+  MILLRACE_TRY(DurationKey(json, "--expires-in", options.expires_in, Millis{1}, "expires_in_ms"));
+  const Millis base{json.value("backoff_base_ms", RetryPolicy{}.backoff_base.count())};
+  const Millis cap{json.value("backoff_cap_ms", RetryPolicy{}.backoff_cap.count())};
+  if (base > cap && !options.backoff_base.empty())
+    return Fail(ErrorCode::kInvalidArgument,
+                "--backoff-base: {} is over --backoff-cap ({}), which no wait exceeds; raise the cap", options.backoff_base,
+                HumanDuration(cap));
+  if (base > cap)
+    return Fail(ErrorCode::kInvalidArgument, "--backoff-cap: {} is under --backoff-base ({}); lower the base too",
+                options.backoff_cap, HumanDuration(base));
+  if (options.backoff.empty()) return {};
+  if (options.backoff != "fixed" && options.backoff != "exponential")
+    return Fail(ErrorCode::kInvalidArgument, "--backoff: '{}' is neither fixed nor exponential", options.backoff);
+  json["backoff"] = options.backoff;
+  return {};
+}
+
 // One job, from the options of the command line.
 Result<JobSpec> SingleJob(const Options& options, Context& context) {
   Json json{{"kind", options.kind}, {"payload", options.payload}};
@@ -199,10 +260,7 @@ Result<JobSpec> SingleJob(const Options& options, Context& context) {
   if (!options.run_at.empty()) json["run_at"] = options.run_at;
   if (options.priority >= 0) json["priority"] = options.priority;
   if (options.max_attempts != 0) json["max_attempts"] = options.max_attempts;
-  if (!options.timeout.empty()) {
-    MILLRACE_TRY_ASSIGN(const Millis timeout, ParseDuration(options.timeout));
-    json["timeout_ms"] = timeout.count();
-  }
+  MILLRACE_TRY(RetryKeys(options, json));
   if (!options.job_options.empty()) {
     json["options"] = Json::parse(options.job_options, nullptr, false);
     if (!json["options"].is_object())
@@ -285,11 +343,31 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   return finish();
 }
 
+// A batch says everything in its lines.
+Result<void> CheckNoSingle(const Options& options) {
+  for (const auto& [name, given, key] :
+       {std::tuple{"--queue", !options.queue.empty(), "queue"}, std::tuple{"--payload", !options.payload.empty(), "payload"},
+        std::tuple{"--priority", options.priority >= 0, "priority"}, std::tuple{"--run-at", !options.run_at.empty(), "run_at"},
+        std::tuple{"--max-attempts", options.max_attempts != 0, "max_attempts"},
+        std::tuple{"--timeout", !options.timeout.empty(), "timeout_ms"},
+        std::tuple{"--backoff", !options.backoff.empty(), "backoff"},
+        std::tuple{"--backoff-base", !options.backoff_base.empty(), "backoff_base_ms"},
+        std::tuple{"--backoff-cap", !options.backoff_cap.empty(), "backoff_cap_ms"},
+        std::tuple{"--deadline", !options.deadline.empty(), "deadline_in_ms"},
+        std::tuple{"--expires-in", !options.expires_in.empty(), "expires_in_ms"},
+        std::tuple{"--options", !options.job_options.empty(), "options"}})
+    if (given)
+      return Fail(ErrorCode::kInvalidArgument, "{}: is of one job, and --batch has them in its lines: give '{}' there", name,
+                  key);
+  return {};
+}
+
 Result<ExitCode> DoSubmit(const Options& options) {
   if (options.batch.empty() == options.kind.empty())
     return Fail(ErrorCode::kInvalidArgument, "job submit: give --kind (and --payload), or --batch FILE");
   if (!options.then.empty() && options.batch.empty())
     return Fail(ErrorCode::kInvalidArgument, "job submit: --then is the end of a --batch");
+  if (!options.batch.empty()) MILLRACE_TRY(CheckNoSingle(options));
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
   return options.then.empty() ? SubmitSingles(options, *context) : SubmitBatch(options, *context);
 }

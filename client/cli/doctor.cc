@@ -7,6 +7,7 @@
 
 #include "client/cli/broker_client.h"
 #include "client/cli/broker_look.h"
+#include "client/cli/retention.h"
 #include "common/drivers/postgres.h"
 #include "common/drivers/sqlite.h"
 #include "common/model/cron.h"
@@ -18,6 +19,7 @@ namespace {
 
 constexpr Millis kProbeTimeout{3000};
 constexpr Millis kBrokerPatience{1000};  // embedded, mostly none runs
+constexpr Millis kCountTimeout{30'000};  // a million rows that are in no cache
 constexpr Millis kClockSkewMax{500};
 constexpr std::uint64_t kFreeBytesMin = 1ull << 30;
 
@@ -35,6 +37,22 @@ Finding StageProgramFinding() {
 Finding TimeZones() {
   const auto zone = CronSchedule::Make("0 0 * * *", "America/New_York", DstRule::kOnce);
   return zone ? Good("tzdata", "time zones are there") : Bad("tzdata", "no time zone data", "apt-get install tzdata");
+}
+
+Finding RetentionFinding(const Context& context, Ledger& ledger) {
+  const LedgerConfig& config = context.config().ledger;
+  const RetentionPolicy policy{.age = config.retention, .bytes = config.retention_bytes};
+  const auto size = ledger.SizeOfHistory(kUnprunedJobsMax + 1, context.clock().Now() + kCountTimeout);
+  if (!size) return Good("retention", "how much the ledger holds is not known: " + size.error().message);
+  const std::string jobs = size->finished_jobs > kUnprunedJobsMax ? fmt::format("more than {}", kUnprunedJobsMax)
+                                                                  : fmt::format("{}", size->finished_jobs);
+  const bool set = policy.age > Millis{0} || policy.bytes > 0;
+  const std::string found = fmt::format("{}; {} finished jobs, {}", set ? "set" : "none is set, nothing ever goes", jobs,
+                                        HumanBytes(static_cast<std::int64_t>(size->bytes)));
+  if (!GrowsWithoutBound(policy, *size)) return Good("retention", found);
+  return Bad("retention", found,
+             "set ledger.retention (e.g. 90d) or ledger.retention_bytes (e.g. 20GiB); once: millrace ledger prune --older-than "
+             "90d");
 }
 
 void LedgerFindings(Context& context, std::vector<Finding>& out) {
@@ -60,6 +78,7 @@ void LedgerFindings(Context& context, std::vector<Finding>& out) {
   const auto skew = std::chrono::abs(*now - before);
   const std::string text = HumanDuration(skew) + " between this host and the ledger";
   out.push_back(skew <= kClockSkewMax ? Good("clock", text) : Bad("clock", text, "run an NTP client on both hosts"));
+  out.push_back(RetentionFinding(context, **ledger));
 }
 
 Finding QueueFinding(const Context& context) {

@@ -112,6 +112,8 @@ Result<Id> FindBy(std::string_view text, std::string_view noun, const List& list
 
 }  // namespace
 
+std::optional<RunId> IdAfter(RunId run) { return Successor(run); }
+
 std::size_t ShortIdLength(const std::vector<RunId>& runs) {
   std::vector<std::string> texts;
   for (const RunId& run : runs) texts.push_back(run.ToString());

@@ -1,6 +1,7 @@
 // Runs, jobs and backfills as people name them: by a whole id, by its beginning, or as `last`.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +27,9 @@ Result<void> CheckJobName(std::string_view text);
 Result<JobId> FindJob(Ledger& ledger, std::string_view text, MonoTime deadline);
 Result<void> CheckBackfillName(std::string_view text);
 Result<BackfillId> FindBackfill(Ledger& ledger, std::string_view text, MonoTime deadline);
+
+// The smallest id that is greater: `before` of a list whose first item may be this one. Nothing after the greatest.
+std::optional<RunId> IdAfter(RunId run);
 
 // How many characters of these ids tell them apart; at least those that hold their time to the millisecond.
 std::size_t ShortIdLength(const std::vector<RunId>& runs);

@@ -77,23 +77,29 @@ void AddRunCommands(Grammar& g) {
   CLI::App* show = g.Add(run, "show", "One run: stages, rows, errors", RunShow);
   show->add_option("ID", g.options.id, kRunIdHelp)->required();
   show->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
-  CLI::App* retry = g.Add(run, "retry", "Run a failed run again: what succeeded is not repeated", RunRetry);
-  retry->add_option("ID", g.options.id, kRunIdHelp)->required();
+  CLI::App* retry = g.Add(run, "retry", "Run failed runs again: what succeeded is not repeated", RunRetry);
+  retry->add_option("ID", g.options.ids, "Run ids, their beginnings, or last; or give a filter");
+  retry->add_option("--pipeline", g.options.pipeline, "Failed runs of this pipeline that nobody has retried");
+  retry->add_option("--state", g.options.state, "Only runs that ended so: failed (default), cancelled or skipped");
+  retry->add_flag("--dry-run", g.options.dry_run, "Only say which runs and how many");
   retry->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
   CLI::App* logs = g.Add(run, "logs", "What the stages of a run wrote to their logs, attempt by attempt", RunLogs);
   logs->add_option("ID", g.options.id, kRunIdHelp)->required();
   logs->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
   logs->add_option("--stage", g.options.stage, "Only this stage");
   CLI::App* cancel = g.Add(run, "cancel", "Stop runs: what has not started never does, what runs is stopped", RunCancel);
-  cancel->add_option("ID", g.options.ids, "Run ids, their beginnings, or last")->required();
+  cancel->add_option("ID", g.options.ids, "Run ids, their beginnings, or last; or give a filter");
+  cancel->add_option("--pipeline", g.options.pipeline, "All runs of this pipeline that have not ended");
+  cancel->add_option("--state", g.options.state, "running: all runs that have not ended");
+  cancel->add_flag("--dry-run", g.options.dry_run, "Only say which runs and how many");
   cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
   cancel->add_flag("--wait", g.options.wait, "Wait until nothing of them runs any more");
 }
 
-void AddJobFilter(CLI::App* command, Options& options) {
+void AddJobFilter(CLI::App* command, Options& options, bool ended = true) {
   command->add_option("--queue", options.queue, "Only jobs of this queue");
   command->add_option("--kind", options.kind, "Only jobs of this kind");
-  command->add_option("--error-class", options.error_class, "Only jobs that ended with this error class");
+  if (ended) command->add_option("--error-class", options.error_class, "Only jobs that ended with this error class");
   command->add_option("--since", options.since, "Only jobs submitted since this time, or this long ago (2h, 7d)");
 }
 
@@ -131,6 +137,11 @@ void AddJobCommands(Grammar& g) {
   submit->add_option("--run-at", g.options.run_at, "One job: not before, e.g. 2026-12-24T18:00:00Z");
   submit->add_option("--max-attempts", g.options.max_attempts, "One job: attempts that may fail (default: 3)");
   submit->add_option("--timeout", g.options.timeout, "One job: of one attempt, e.g. 90s");
+  submit->add_option("--backoff", g.options.backoff, "One job: fixed or exponential (default) waits between attempts");
+  submit->add_option("--backoff-base", g.options.backoff_base, "One job: the first wait (default: 1s)");
+  submit->add_option("--backoff-cap", g.options.backoff_cap, "One job: no wait is longer (default: 60s)");
+  submit->add_option("--deadline", g.options.deadline, "One job: dead if it has not ended so long from now, e.g. 2h");
+  submit->add_option("--expires-in", g.options.expires_in, "One job: expired if it has not started so long from now, e.g. 10m");
   submit->add_option("--options", g.options.job_options, "One job: as JSON: unique_key, limit_key, durability, no_retry ...");
   submit->add_flag("--wait", g.options.wait, "Wait until all have ended; exit code 1 if one did not succeed");
   CLI::App* result = g.Add(job, "result", "What a job gave back: a command's output, a stage's counts", JobResult);
@@ -138,7 +149,9 @@ void AddJobCommands(Grammar& g) {
   CLI::App* refused = g.Add(job, "refused", "Rows of the enqueue table that became no job, and why", JobRefused);
   refused->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* cancel = g.Add(job, "cancel", "Stop single jobs; those of a run are stopped with their run", JobCancel);
-  cancel->add_option("ID", g.options.ids, "Job ids, their beginnings, or last")->required();
+  cancel->add_option("ID", g.options.ids, "Job ids, their beginnings, or last; or give a filter");
+  AddJobFilter(cancel, g.options, false);
+  cancel->add_flag("--dry-run", g.options.dry_run, "Only say which jobs and how many");
   cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
 }
 
@@ -164,11 +177,11 @@ void AddPipelineCommands(Grammar& g) {
   CLI::App* schedule = g.Group("schedule", "Schedules");
   g.Add(schedule, "list", "Schedules in the ledger and their next fire", ScheduleList);
   for (const auto& [name, help, command] :
-       {std::tuple{"pause", "Stop a pipeline's schedule: due slots are skipped until 'schedule resume'",
+       {std::tuple{"pause", "Stop schedules of pipelines: due slots are skipped until 'schedule resume'",
                    Command(SchedulePause)},
-        std::tuple{"resume", "Let a paused schedule fire again, from now on", Command(ScheduleResume)}}) {
+        std::tuple{"resume", "Let paused schedules fire again, from now on", Command(ScheduleResume)}}) {
     CLI::App* sub = g.Add(schedule, name, help, command);
-    sub->add_option("PIPELINE", g.options.pipeline, "Name of the applied pipeline")->required();
+    sub->add_option("PIPELINE", g.options.names, "Names of applied pipelines")->required();
   }
   CLI::App* slots = g.Add(schedule, "slots", "Decided slots of a pipeline: fired, skipped or missed, and why", ScheduleSlots);
   slots->add_option("PIPELINE", g.options.pipeline, "Name of the applied pipeline")->required();
@@ -232,7 +245,9 @@ void AddQueueCommands(Grammar& g) {
                                             std::tuple{"pause", "Start nothing more; what runs goes on", Command(QueuePause)},
                                             std::tuple{"resume", "Go on after a pause", Command(QueueResume)}}) {
     CLI::App* sub = g.Add(queue, name, help, command);
-    sub->add_option("QUEUE", g.options.queue, "Name of the queue")->required();
+    const bool several = std::string(name) == "pause" || std::string(name) == "resume";
+    if (several) sub->add_option("QUEUE", g.options.names, "Names of queues")->required();
+    if (!several) sub->add_option("QUEUE", g.options.queue, "Name of the queue")->required();
     if (std::string(name) == "set") set = sub;
   }
   QueueFlags& flags = g.options.queue_flags;
@@ -382,7 +397,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExample
     {"run list", "run list\nrun list --pipeline shop --state failed -n 5 -o json"},
     {"run show", "run show last\nrun show last --pipeline shop -o json\nrun show 01a1fc86-aaa1"},
     {"run logs", "run logs last --stage orders\nrun logs 01a1fc86-aaa1"},
-    {"run retry", "run retry last\nrun retry 01a1fc86-aaa1"},
+    {"run retry", "run retry last\nrun retry --pipeline shop --dry-run"},
     {"job", "job list --open\njob requeue --error-class timed_out --since 2h --dry-run"},
     {"job list", "job list --state dead --queue mail -n 20\njob list --open -o json"},
     {"job show", "job show 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10"},
@@ -407,9 +422,9 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExample
     {"pipeline show", "pipeline show shop"},
     {"schedule", "schedule list\nschedule next shop"},
     {"schedule list", "schedule list -o json"},
-    {"run cancel", "run cancel last\nrun cancel 0199a3 --reason 'wrong day' --wait"},
-    {"job cancel", "job cancel 0199a3f0-5b1e-7c3a-9d61-2f8a4c5e6b70 --reason obsolete"},
-    {"schedule pause", "schedule pause shop"},
+    {"run cancel", "run cancel last\nrun cancel 0199a3 --reason 'wrong day' --wait\nrun cancel --pipeline shop --dry-run"},
+    {"job cancel", "job cancel 0199a3f0-5b1e-7c3a-9d61-2f8a4c5e6b70 --reason obsolete\njob cancel --queue mail --dry-run"},
+    {"schedule pause", "schedule pause shop\nschedule pause shop mails"},
     {"schedule resume", "schedule resume shop"},
     {"schedule slots", "schedule slots shop -n 10"},
     {"schedule next",
@@ -427,7 +442,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExample
     {"queue set",
      "queue set api --rate 100/1s --key-rate 5/1m --key-concurrency 2\nqueue set batch --order weighted --weights "
      "8,4,2,1\nqueue set batch --max-waiting 100000"},
-    {"queue pause", "queue pause api"},
+    {"queue pause", "queue pause api\nqueue pause api mail"},
     {"queue resume", "queue resume api"},
     {"query",
      "query warehouse \"select * from shop_per_country limit 10\"\nquery warehouse \"select count(*) from orders\" -o csv"},

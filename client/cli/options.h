@@ -31,19 +31,22 @@ struct Options {
   // Arguments of commands.
   std::string file;                 // FILE of run, check, plan, up, pipeline apply; FILE or NAME of schedule next
   std::vector<std::string> params;  // -p name=value
-  std::string id;                   // run show, run logs
+  std::string id;                   // run show, run logs, ...
   std::vector<std::string> ids;     // run cancel, run retry, job cancel, requeue, discard
+  std::vector<std::string> names;   // queue pause, resume; schedule pause, resume
   std::string reason;               // run cancel, run retry, job cancel, requeue, discard
   std::string pipeline;             // names
-  std::string queue;                // queue show, set, pause, resume; job list, requeue, discard
+  std::string queue;                // queue show, set; job list, requeue, discard, cancel
   QueueFlags queue_flags;           // queue set
   BenchFlags bench;                 // bench ...
   std::string state;
   std::string stage;
-  std::string kind, error_class, since, before;    // job list, requeue, discard
+  std::string kind, error_class, since, before;    // job list, requeue, discard, cancel
   bool open = false;                               // job list
   std::string batch, then, payload;                // job submit
   std::string run_at, timeout, job_options;        // job submit
+  std::string backoff, backoff_base, backoff_cap;  // job submit
+  std::string deadline, expires_in;                // job submit
   std::string queues;                              // worker
   std::string to_queue, payload_file;              // job requeue
   int priority = -1, max_attempts = 0;             // job requeue, job submit
@@ -61,7 +64,7 @@ struct Options {
   bool origin = false;                             // config show
   bool transitions = false;                        // schedule next
   std::string to, schedule, reprocess = "none";    // backfill; from is its other edge
-  bool newest_first = false, dry_run = false;      // backfill; job requeue, job discard, ledger prune
+  bool newest_first = false, dry_run = false;  // backfill; job requeue, discard, cancel, run retry, run cancel, ledger prune
   std::uint32_t max_parallel = 1, generation = 0;  // backfill; generation 0: the next
 };
 

@@ -36,6 +36,11 @@ WallTime PruneBefore(const RetentionPolicy& policy, const std::vector<RetainedWe
   return before;
 }
 
+bool GrowsWithoutBound(const RetentionPolicy& policy, const HistorySize& size) {
+  if (policy.age > Millis{0} || policy.bytes > 0) return false;
+  return size.finished_jobs > kUnprunedJobsMax || size.bytes > kUnprunedBytesMax;
+}
+
 Result<PruneTotal> PruneHistory(Ledger& ledger, PruneRequest request, const std::string& lake, const Clock& clock,
                                 const std::function<bool()>& stop) {
   PruneTotal total;

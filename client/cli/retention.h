@@ -23,6 +23,12 @@ Result<std::vector<RetainedWeek>> WeeksFor(const RetentionPolicy& policy, Ledger
 // What goes by that policy: everything submitted before it. The epoch when nothing goes.
 WallTime PruneBefore(const RetentionPolicy& policy, const std::vector<RetainedWeek>& weeks, WallTime now);
 
+// Without any retention a ledger that holds more than one of these is worth a word.
+inline constexpr std::uint64_t kUnprunedJobsMax = 1'000'000;
+inline constexpr std::uint64_t kUnprunedBytesMax = 10ull << 30;
+// Whether `size`, counted up to kUnprunedJobsMax + 1 jobs, is such a ledger.
+bool GrowsWithoutBound(const RetentionPolicy& policy, const HistorySize& size);
+
 struct PruneTotal {
   WallTime before{};
   std::uint64_t rows = 0, records = 0, steps = 0, result_files = 0;

@@ -108,6 +108,25 @@ Result<RunReport> MakeRunReport(const RunDetail& detail) {
   return report;
 }
 
+void AddRunning(RunReport& report, std::span<const wire::RunUpdate::Stage> running) {
+  std::map<std::string, const wire::RunUpdate::Stage*> by_job;
+  for (const auto& stage : running) by_job.emplace(stage.job.ToString(), &stage);
+  for (StageReport& stage : report.stages) {
+    const auto found = by_job.find(stage.job);
+    if (found == by_job.end() || IsTerminal(stage.state)) continue;
+    stage.running = *found->second;
+    stage.state = stage.running->state;
+    stage.worker = stage.running->worker;
+  }
+}
+
+std::string ProgressText(const wire::RunUpdate::Stage& running) {
+  std::string text = "on " + (running.worker.empty() ? "a worker that has not said so yet" : running.worker);
+  if (running.rows > 0) text += fmt::format(": {} {}", HumanCount(running.rows), running.rows == 1 ? "row" : "rows");
+  if (running.bytes > 0) text += fmt::format("{} {}", running.rows > 0 ? "," : ":", HumanBytes(running.bytes));
+  return running.rows > 0 || running.bytes > 0 ? text + " so far" : text;
+}
+
 Table StageTable(const RunReport& report, OutputFormat format) {
   const bool people = format == OutputFormat::kTable;
   Table table{.columns = {"stage", "kind", "state", "attempts", "read", "loaded", "filtered", "quarantined", "deduplicated",
@@ -151,6 +170,8 @@ std::string ToJson(const RunReport& report) {
     stage["failures"] = s.counters.failures;
     stage["crashes"] = s.counters.crashes;
     stage["worker"] = s.worker;
+    stage["progress"] = nullptr;
+    if (s.running) stage["progress"] = {{"worker", s.running->worker}, {"rows", s.running->rows}, {"bytes", s.running->bytes}};
     stage["started_at"] = s.started_at ? Json(ToRfc3339(*s.started_at)) : Json(nullptr);
     stage["finished_at"] = s.finished_at ? Json(ToRfc3339(*s.finished_at)) : Json(nullptr);
     if (s.result) {
@@ -189,6 +210,7 @@ std::string ForPeople(const RunReport& report) {
                        report.Balanced() ? "holds for" : "DOES NOT HOLD for");
   bool explained = false;
   for (const StageReport& s : report.stages) {
+    if (s.running) out += fmt::format("{}: {} {}\n", s.stage, Name(s.running->state), ProgressText(*s.running));
     if (s.result && s.result->rows.quarantined > 0)
       out += fmt::format("{}: {} rows quarantined, each with its reason, in the lake under {}\n", s.stage,
                          HumanCount(s.result->rows.quarantined), s.result->quarantine);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "common/base/result.h"
 #include "common/ledger/ledger.h"
 #include "common/model/stage_task.h"
+#include "common/wire/messages.h"
 
 namespace millrace::cli {
 
@@ -21,6 +23,7 @@ struct StageReport {
   std::optional<StageResult> result;  // of the attempt that ended it
   std::optional<WallTime> started_at, finished_at;
   std::string worker, error_class, error, log_tail;
+  std::optional<wire::RunUpdate::Stage> running;  // as the broker says
 };
 
 struct RunReport {
@@ -41,6 +44,11 @@ struct RunReport {
 };
 
 Result<RunReport> MakeRunReport(const RunDetail& detail);
+// The ledger knows ends only: adds what a broker says of stages that run.
+void AddRunning(RunReport& report, std::span<const wire::RunUpdate::Stage> running);
+
+// How far a job is that runs: "on w1: 1,200 rows, 4.1 kB so far".
+std::string ProgressText(const wire::RunUpdate::Stage& running);
 
 Table StageTable(const RunReport& report, OutputFormat format);
 std::string ToJson(const RunReport& report);     // one object, indented

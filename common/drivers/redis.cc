@@ -226,22 +226,13 @@ Result<Endpoint> ParseEndpoint(std::string_view text) {
 }
 
 ErrorCode ClassifyErrorReply(std::string_view text) {
-  constexpr std::array<std::string_view, 13> kForNow{"OOM ",
-                                                     "MISCONF ",
-                                                     "READONLY ",
-                                                     "LOADING ",
-                                                     "BUSY ",
-                                                     "NOSCRIPT ",
-                                                     "MASTERDOWN ",
-                                                     "CLUSTERDOWN ",
-                                                     "TRYAGAIN ",
-                                                     "NOREPLICAS ",
-                                                     "MOVED ",
-                                                     "ASK ",
-                                                     "ERR max number of clients"};
+  constexpr std::array<std::string_view, 12> kForNow{"MISCONF ",    "READONLY ",   "LOADING ",     "BUSY ",
+                                                     "NOSCRIPT ",   "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ",
+                                                     "NOREPLICAS ", "MOVED ",      "ASK ",         "ERR max number of clients"};
   // Redis 6.2 wraps what a command inside a script said: "ERR Error running script (...): @user_script: 4: -OOM command ...".
   if (const auto inner = text.find(": -"); text.starts_with("ERR Error running script") && inner != std::string_view::npos)
     text.remove_prefix(inner + 3);
+  if (text.starts_with("OOM ")) return ErrorCode::kLimit;
   const bool for_now = std::ranges::any_of(kForNow, [&](std::string_view prefix) { return text.starts_with(prefix); });
   return for_now ? ErrorCode::kUnavailable : ErrorCode::kRejected;
 }

@@ -46,8 +46,9 @@ struct Reply {
   Result<void> AsOk(std::string_view command) const;                       // a status, whatever it says
 };
 
-// What an error reply means to the caller. kUnavailable: the server refuses for now and applied nothing (OOM, MISCONF,
-// READONLY, LOADING, BUSY, NOSCRIPT, ...); kRejected: it will refuse again (NOAUTH, WRONGPASS, NOPERM, WRONGTYPE, ERR ...).
+// What an error reply means to the caller. kUnavailable: the server refuses for now and applied nothing (MISCONF, READONLY,
+// LOADING, BUSY, NOSCRIPT, ...); kLimit: the same of this command only, because it is at its maxmemory (OOM); kRejected: it
+// will refuse again (NOAUTH, WRONGPASS, NOPERM, WRONGTYPE, ERR ...).
 ErrorCode ClassifyErrorReply(std::string_view text);
 
 struct ConnectOptions {

@@ -2,12 +2,16 @@
 
 #include <fcntl.h>
 #include <sqlite3.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <functional>
+#include <random>
+#include <thread>
 #include <unordered_map>
 
 namespace millrace::sqlite {
@@ -15,6 +19,10 @@ namespace {
 
 constexpr std::size_t kCachedStatementsMax = 256;
 constexpr int kProgressOpcodes = 4000;  // the deadline is looked at about every 0.1 ms of computing
+// Between two tries for a lock, at random. SQLite's own waits grow to 100 ms, while whoever has the lock is back for it within
+// microseconds: of many writers some would never meet it free.
+constexpr std::int64_t kLockPauseMinUs = 200, kLockPauseMaxUs = 2000;
+constexpr Millis kLockWaitMax{3'600'000};
 
 struct CloseDatabase {
   void operator()(sqlite3* db) const noexcept { sqlite3_close_v2(db); }
@@ -86,6 +94,9 @@ struct internal::Connection {
   Millis busy_timeout{0};
   const Clock* clock = nullptr;
   std::optional<MonoTime> deadline;
+  Millis lock_wait{0};  // how long a lock is waited for, in real time: `clock` may stand
+  MonoTime lock_since{};
+  std::minstd_rand pause{static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(this))};
   std::unordered_map<std::string, StatementHandle, StringHash, std::equal_to<>> cache;  // destroyed before db
 
   std::unexpected<Error> Failure(int code, std::string_view what) const {
@@ -122,15 +133,37 @@ int OnProgress(void* argument) {
   return connection.deadline && connection.clock->Now() >= *connection.deadline ? 1 : 0;
 }
 
+// An errno, or 0. The file is not opened for it: closing any descriptor of a file drops every POSIX lock that this process
+// holds on it, those of its other connections too, and whoever closes a connection elsewhere then takes the WAL away from
+// under them.
+int WhyNotUsable(const std::string& path) {
+  struct stat status{};
+  if (::lstat(path.c_str(), &status) != 0) return errno;
+  if (S_ISLNK(status.st_mode)) return ELOOP;
+  if (S_ISDIR(status.st_mode)) return EISDIR;
+  return ::faccessat(AT_FDCWD, path.c_str(), R_OK | W_OK, AT_EACCESS) == 0 ? 0 : errno;
+}
+
+int OnBusy(void* argument, int tries) {
+  auto& connection = *static_cast<internal::Connection*>(argument);
+  const MonoTime now = DefaultClock().Now();
+  if (tries == 0) connection.lock_since = now;
+  if (now - connection.lock_since >= connection.lock_wait) return 0;
+  std::uniform_int_distribution<std::int64_t> pause(kLockPauseMinUs, kLockPauseMaxUs);
+  std::this_thread::sleep_for(std::chrono::microseconds{pause(connection.pause)});
+  return 1;
+}
+
 // SQLite would create the file with the umask's mode; the ledger and the queue are the owner's business alone.
 Result<void> CreatePrivately(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd < 0) {
-    const int error = errno;
+  int error = 0;
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (fd < 0) error = errno == EEXIST ? WhyNotUsable(path) : errno;
+  if (error != 0) {
     const ErrorCode code = error == ENOSPC || error == EIO || error == EMFILE ? ErrorCode::kUnavailable : ErrorCode::kRejected;
     return Fail(code, "sqlite {}: cannot open: {}", path, std::strerror(error));
   }
-  ::close(fd);
+  if (fd >= 0) ::close(fd);
   return {};
 }
 
@@ -278,6 +311,7 @@ Result<Database> Database::Open(const std::string& path, const Options& options)
 
   sqlite3_db_config(raw, SQLITE_DBCONFIG_DEFENSIVE, 1, nullptr);
   sqlite3_progress_handler(raw, kProgressOpcodes, OnProgress, connection.get());
+  sqlite3_busy_handler(raw, OnBusy, connection.get());
   Database database(std::move(connection));
   database.SetDeadline(std::nullopt);
   MILLRACE_TRY(
@@ -328,7 +362,7 @@ void Database::SetDeadline(std::optional<MonoTime> deadline) {
     // Rounded up, so that a lock that is given up at the deadline reads as late (kTimedOut), not as busy.
     wait = std::chrono::ceil<Millis>(*deadline - connection_->clock->Now());
   }
-  sqlite3_busy_timeout(connection_->db.get(), static_cast<int>(std::clamp<Millis::rep>(wait.count(), 0, 3'600'000)));
+  connection_->lock_wait = std::clamp(wait, Millis{0}, kLockWaitMax);
 }
 
 // ---- Transaction -------------------------------------------------------------------------------------------------------

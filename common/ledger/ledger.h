@@ -115,6 +115,7 @@ struct LiveJob {  // accepted, no outcome
   std::optional<WallTime> next_run_at;
   bool cancelling = false;  // a cancel row exists
   Token last_token{};       // of its latest attempt row; 0: there is none
+  bool in_outbox = false;   // LiveSingleJobs: ReadOutbox will show it, too
 };
 struct LiveRun {  // accepted, no run outcome
   RunSpec spec;
@@ -145,6 +146,7 @@ struct RunFilter {
   std::optional<RunState> state;
   std::optional<RunId> before;  // keyset: ids below
   std::uint32_t limit = 50;     // <= 500
+  bool open = false;            // ended, not succeeded, and not retried
 };
 struct RunSummary {
   RunSpec spec;
@@ -163,6 +165,7 @@ struct JobFilter {
   OrgId org = kDefaultOrg;
   std::optional<JobState> state;  // terminal; empty: any, ended or not
   bool open = false;              // dead and neither requeued nor discarded
+  bool live = false;              // single jobs that have not ended; of durability: redis the ledger has none of these
   std::optional<std::string> queue, kind, error_class;
   std::optional<WallTime> since;  // submitted then or later, by the time in the id (ms)
   std::optional<JobId> before;    // keyset: ids below
@@ -315,6 +318,7 @@ class Ledger : public AuditSource {
   // Retention: life_cycle.h.
   virtual Result<PruneStep> PruneOldest(const PruneRequest&, MonoTime) { return PruneStep{}; }
   virtual Result<std::vector<RetainedWeek>> Retained(MonoTime) { return std::vector<RetainedWeek>{}; }
+  virtual Result<HistorySize> SizeOfHistory(std::uint64_t /*jobs_max*/, MonoTime) { return HistorySize{}; }
 
   // Audit. The heads of all chains, and everything the verifier reads, in (writer, seq) order.
   Result<std::vector<AuditHead>> AuditHeads(MonoTime deadline) override = 0;

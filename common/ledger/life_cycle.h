@@ -1,5 +1,6 @@
-// How jobs come into the ledger through a table, and how they leave it: values of Ledger::TakeEnqueued, Enqueued, PruneOldest
-// and Retained. A ledger without such a table, or that keeps everything, has nothing to take and nothing to prune.
+// How jobs come into the ledger through a table, and how they leave it: values of Ledger::TakeEnqueued, Enqueued, PruneOldest,
+// Retained and SizeOfHistory. A ledger without such a table, or that keeps everything, has nothing to take and nothing to
+// prune.
 #pragma once
 
 #include <cstdint>
@@ -65,6 +66,10 @@ struct PruneStep {
 struct RetainedWeek {
   WallTime begin{};
   std::uint64_t jobs = 0, runs = 0, bytes = 0;  // bytes: of tables and indexes, about
+};
+// The same at a glance, which costs little however much there is: SizeOfHistory counts no further than its bound.
+struct HistorySize {
+  std::uint64_t finished_jobs = 0, bytes = 0;
 };
 
 }  // namespace millrace

@@ -224,6 +224,12 @@ std::vector<Statement> PostgresStore::UnlessHistoryIsHeld() const {
            {}}};
 }
 
+Result<RefusedGone> PostgresStore::DropRefusedBefore(WallTime before, std::int64_t rows_max, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      Run("select gone, more from prune_refused($1, $2)", Params().Time(before).Int(rows_max), deadline));
+  return RefusedGone{.rows = static_cast<std::uint64_t>(rows[0][0].number), .more = rows[0][1].number != 0};
+}
+
 Result<std::uint64_t> PostgresStore::BytesOfHistory(MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const Rows rows,
                       Run("select coalesce(sum(pg_total_relation_size(t.relid)), 0)::bigint from (values ('run'), ('job'), "

@@ -31,7 +31,9 @@ class PostgresStore final : public SqlStore {
   std::string In(int parameter) const override { return " = any($" + std::to_string(parameter) + ")"; }
   std::string InTexts(int parameter) const override { return In(parameter); }
   std::string_view ForUpdate() const override { return " for update"; }
-  std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected) const override;
+  std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected,
+                                    std::vector<Statement> first) const override;
+  Result<RefusedGone> DropRefusedBefore(WallTime before, std::int64_t rows_max, MonoTime deadline) override;
   Result<bool> HoldHistory(MonoTime deadline) override;
   void ReleaseHistory() override;
   Result<bool> HistoryIsHeld(MonoTime deadline) override;

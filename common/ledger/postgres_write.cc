@@ -134,7 +134,8 @@ std::string PostgresStore::Columns(Table table, std::string_view alias) const {
   return list;
 }
 
-std::vector<Statement> PostgresStore::DropBefore(const Uuid&, WallTime before, std::span<const std::int64_t> expected) const {
+std::vector<Statement> PostgresStore::DropBefore(const Uuid&, WallTime before, std::span<const std::int64_t> expected,
+                                                 std::vector<Statement> first) const {
   std::string sql = "select prune_before($1, array[";
   Params params;
   params.Time(before);
@@ -142,7 +143,9 @@ std::vector<Statement> PostgresStore::DropBefore(const Uuid&, WallTime before, s
     sql += fmt::format("{}${}", i > 0 ? ", " : "", i + 2);
     params.Int(expected[i]);
   }
-  return {{"set local statement_timeout = 0", {}}, {sql + "])", std::move(params)}};
+  first.insert(first.begin(), {"set local statement_timeout = 0", {}});
+  first.push_back({sql + "])", std::move(params)});
+  return first;
 }
 
 // The columns' types see to the rest. A list of ids may hide nulls, dimensions and bounds from the text that Columns makes.

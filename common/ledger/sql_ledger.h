@@ -116,6 +116,7 @@ class SqlLedger final : public Ledger {
 
   Result<PruneStep> PruneOldest(const PruneRequest& request, MonoTime deadline) override;
   Result<std::vector<RetainedWeek>> Retained(MonoTime deadline) override;
+  Result<HistorySize> SizeOfHistory(std::uint64_t jobs_max, MonoTime deadline) override;
 
   Result<std::vector<PrunedChain>> PrunedChains(MonoTime deadline) override;
   Result<std::vector<PrunedLeaves>> PrunedLeavesOf(AuditWriterId writer, MonoTime deadline) override;

@@ -125,8 +125,12 @@ Result<void> SqlLedger::RefuseEnqueued(const EnqueuePage& page, MonoTime deadlin
   Batch batch;
   Arena arena;
   for (const auto& [id, reason] : page.refused) {
+    // Of two brokers that read the same row the second waits here, and then finds nothing to refuse.
+    batch.others.push_back({"select 1 from enqueue where job = $1" + std::string(store_->ForUpdate()), Params().Id(id)});
+    batch.others.push_back(
+        {"delete from enqueue_refused where job = $1 and exists (select 1 from enqueue e where e.job = $1)", Params().Id(id)});
     batch.others.push_back({"insert into enqueue_refused (" + std::string(kColumns) + ", reason, refused_at) select " +
-                                std::string(kColumns) + ", $2, $3 from enqueue where job = $1 on conflict do nothing",
+                                std::string(kColumns) + ", $2, $3 from enqueue where job = $1",
                             Params().Id(id).Text(CleanText(reason, arena)).Time(now)});
     batch.others.push_back({"delete from enqueue where job = $1", Params().Id(id)});
   }

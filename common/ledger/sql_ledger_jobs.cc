@@ -186,6 +186,12 @@ Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, Mon
   params.Int(filter.org.value());
   int next = 2;
   const auto add = [&](std::string_view condition) { where += " and " + std::string(condition) + std::to_string(next++); };
+  std::string from = "job j";
+  if (filter.live) {  // few, however long the history is
+    MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
+    from = "live_job l join job j on j.job = l.job";
+    add("l.shard = $"), params.Int(ShardOf(filter.org, shards).value());
+  }
   if (filter.before) add("j.job < $"), params.Id(filter.before->uuid);
   if (filter.since) add("j.job >= $"), params.Id(FirstIdOf(*filter.since));
   if (filter.queue) add("j.queue = $"), params.Text(*filter.queue);
@@ -196,7 +202,7 @@ Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, Mon
   if (state) where += " and o.state = " + std::to_string(static_cast<int>(*state));
   if (filter.open) where += " and d.job is null";
   const std::string sql = "select " + LightColumns(Table::kJob, "j") + ", " + LightColumns(Table::kOutcome, "o") + ", " +
-                          LightColumns(Table::kDeadAction, "d") + " from job j " + (ended ? "" : "left ") +
+                          LightColumns(Table::kDeadAction, "d") + " from " + from + (ended ? " " : " left ") +
                           "join outcome o on o.job = j.job left join dead_action d on d.job = j.job where " + where +
                           " order by j.job desc limit " + std::to_string(std::clamp(filter.limit, 1u, kListLimitMax));
   MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(sql, params, deadline));

@@ -224,13 +224,9 @@ Result<void> SqlLedger::MergeChain(AuditWriterId writer, Going& going, MonoTime 
 
 // They were never work: what is live holds none of them. Not audited, so that nothing has to be signed.
 Result<void> SqlLedger::DropRefused(WallTime before, PruneStep& step, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows gone,
-                      store_->Run("delete from enqueue_refused where job in (select r.job from enqueue_refused r where "
-                                  "r.refused_at < $1 limit " +
-                                      std::to_string(kStepRowsMax) + ")",
-                                  Params().Time(before), deadline));
-  step.rows += gone.changed;
-  step.more = gone.changed == static_cast<std::size_t>(kStepRowsMax);
+  MILLRACE_TRY_ASSIGN(const RefusedGone gone, store_->DropRefusedBefore(before, kStepRowsMax, deadline));
+  step.rows += gone.rows;
+  step.more = gone.more;
   return {};
 }
 
@@ -261,8 +257,7 @@ Result<PruneStep> SqlLedger::PruneOldest(const PruneRequest& request, MonoTime d
     batch.pruned.push_back(&chain);
   }
   if (!request.despite_verification) batch.others = store_->UnlessHistoryIsHeld();
-  std::ranges::move(store_->DropBefore(end, upto, going.rows), std::back_inserter(batch.others));
-  std::ranges::move(going.statements, std::back_inserter(batch.others));
+  std::ranges::move(store_->DropBefore(end, upto, going.rows, std::move(going.statements)), std::back_inserter(batch.others));
   MILLRACE_TRY(Write(batch, deadline));
   for (const std::int64_t rows : going.rows) step.rows += static_cast<std::uint64_t>(rows);
   step.records = going.records;
@@ -300,6 +295,15 @@ Result<std::vector<RetainedWeek>> SqlLedger::Retained(MonoTime deadline) {
     all.push_back(week);
   }
   return all;
+}
+
+Result<HistorySize> SqlLedger::SizeOfHistory(std::uint64_t jobs_max, MonoTime deadline) {
+  HistorySize size;
+  MILLRACE_TRY_ASSIGN(const Rows count, store_->Run("select count(*) from (select 1 from outcome limit $1) x",
+                                                    Params().Int(static_cast<std::int64_t>(jobs_max)), deadline));
+  size.finished_jobs = static_cast<std::uint64_t>(count[0][0].number);
+  MILLRACE_TRY_ASSIGN(size.bytes, store_->BytesOfHistory(deadline));
+  return size;
 }
 
 Result<std::vector<PrunedChain>> SqlLedger::PrunedChains(MonoTime deadline) {

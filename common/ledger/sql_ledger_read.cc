@@ -52,6 +52,9 @@ Result<std::vector<RunSummary>> SqlLedger::ListRuns(const RunFilter& filter, Mon
   } else if (filter.state) {  // what is not terminal has no row: the owner knows which of the three it is
     where += " and o.run is null";
   }
+  if (filter.open)
+    where += fmt::format(" and o.state <> {} and not exists (select 1 from dead_action d where d.job = r.run)",
+                         static_cast<int>(RunState::kSucceeded));
   return Summaries(std::move(where), std::move(params), std::clamp(filter.limit, 1u, kListLimitMax), deadline);
 }
 

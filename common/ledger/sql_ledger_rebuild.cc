@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "common/ledger/sql_ledger.h"
 
@@ -164,7 +165,16 @@ Result<std::vector<LiveJob>> SqlLedger::LiveSingleJobs(ShardId shard, std::uint1
                                       " from live_job l join job j on j.job = l.job where l.shard = $1 and l.job > $2 "
                                       "order by l.job limit $3",
                                   Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(limit), deadline));
-  return LoadJobs(rows, deadline);
+  MILLRACE_TRY_ASSIGN(std::vector<LiveJob> jobs, LoadJobs(rows, deadline));
+  if (jobs.empty()) return jobs;
+  MILLRACE_TRY_ASSIGN(
+      const Rows waiting,
+      store_->Run("select item from outbox where shard = $1 and item >= $2 and item <= $3 and is_run = 0",
+                  Params().Int(shard.value()).Id(jobs.front().spec.id.uuid).Id(jobs.back().spec.id.uuid), deadline));
+  std::unordered_set<Uuid> in_outbox;
+  for (std::size_t i = 0; i < waiting.size(); ++i) in_outbox.insert(UuidOf(waiting[i][0]));
+  for (LiveJob& job : jobs) job.in_outbox = in_outbox.contains(job.spec.id.uuid);
+  return jobs;
 }
 
 // Runs in this order until their jobs fill a page; the first one always.

@@ -96,6 +96,11 @@ struct WriteSet {
   Arena arena;
 };
 
+struct RefusedGone {
+  std::uint64_t rows = 0;
+  bool more = false;
+};
+
 class SqlStore {
  public:
   virtual ~SqlStore() = default;
@@ -125,9 +130,14 @@ class SqlStore {
   virtual std::string In(int parameter) const = 0;                             // " = any($1)", for an Ids parameter
   virtual std::string InTexts(int parameter) const = 0;                        // the same for a Texts parameter
   virtual std::string_view ForUpdate() const = 0;
-  // The statements by which the rows of runs and jobs with ids below `end`, which is the first id of `before`, leave the
-  // tables, `expected` of each of kPrunedTables; another number fails the transaction.
-  virtual std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected) const = 0;
+  // `first`, without a limit of time, and the statements by which the rows of runs and jobs with ids below `end`, which is the
+  // first id of `before`, leave the tables, `expected` of each of kPrunedTables; another number fails the transaction. From
+  // these to the commit everybody who writes waits.
+  virtual std::vector<Statement> DropBefore(const Uuid& end, WallTime before, std::span<const std::int64_t> expected,
+                                            std::vector<Statement> first) const = 0;
+  // Rows of enqueue_refused that were refused earlier than `before`, a Monday, go; of those that go one by one at most
+  // `rows_max`.
+  virtual Result<RefusedGone> DropRefusedBefore(WallTime before, std::int64_t rows_max, MonoTime deadline) = 0;
   // AuditSource::HoldHistory and its end.
   virtual Result<bool> HoldHistory(MonoTime deadline) = 0;
   virtual void ReleaseHistory() = 0;

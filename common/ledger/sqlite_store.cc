@@ -125,8 +125,8 @@ class SqliteStore final : public SqlStore {
     return " in (select value from json_each($" + std::to_string(parameter) + "))";
   }
   std::string_view ForUpdate() const override { return ""; }
-  std::vector<Statement> DropBefore(const Uuid& end, WallTime, std::span<const std::int64_t> expected) const override {
-    std::vector<Statement> all;
+  std::vector<Statement> DropBefore(const Uuid& end, WallTime, std::span<const std::int64_t> expected,
+                                    std::vector<Statement> all) const override {
     for (std::size_t i = 0; i < expected.size(); ++i) {
       const TableDef& def = DefOf(kPrunedTables[i]);
       const std::string rows = fmt::format("{} where {} < $1{}", def.name, def.columns[0].name, GoesOf(kPrunedTables[i]));
@@ -135,6 +135,12 @@ class SqliteStore final : public SqlStore {
     }
     all.push_back({"delete from prune_check", {}});
     return all;
+  }
+  Result<RefusedGone> DropRefusedBefore(WallTime before, std::int64_t rows_max, MonoTime deadline) override {
+    MILLRACE_TRY_ASSIGN(const Rows rows, Run("delete from enqueue_refused where job in (select r.job from enqueue_refused r "
+                                             "where r.refused_at < $1 limit $2)",
+                                             Params().Time(before).Int(rows_max), deadline));
+    return RefusedGone{.rows = rows.changed, .more = rows.changed == static_cast<std::size_t>(rows_max)};
   }
   bool DropsWeeks() const override { return false; }
   Result<std::uint64_t> BytesOfHistory(MonoTime deadline) override {  // of the whole file: nearly all of it is history

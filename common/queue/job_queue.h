@@ -155,7 +155,8 @@ class JobQueue {
 
   // Executes the operations in order, in one round trip where the store allows it. One result per operation; an operation
   // may fail while others succeed. When the connection fails, every operation whose fate is unknown is kMaybeApplied and
-  // those not sent are kUnavailable. Called by one thread (the owner's queue thread).
+  // those not sent are kUnavailable. An Enqueue for which the store has no memory is kLimit: nothing of it was applied, and
+  // everything else goes on. Called by one thread (the owner's queue thread).
   virtual std::vector<Result<QueueReply>> Execute(std::span<const QueueOp> ops) = 0;
 
   // What the shard holds, for status and tests. Not fenced.

@@ -66,7 +66,7 @@ void Bulk::Run(const std::stop_token& stop) {
     const MonoTime now = clock_.Now();
     Answers(now);
     Submit(now);
-    if (now >= next_crash_) Crash(now);
+    if (options_.crashes && now >= next_crash_) Crash(now);
     std::string lines;
     for (Session& session : sessions_) Take(session, now, lines);
     // One write: the lines of commands, which append to the same file, cannot come in between.

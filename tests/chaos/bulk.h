@@ -28,6 +28,7 @@ struct BulkOptions {
   std::uint64_t seed = 1;
   std::size_t jobs = 0;        // no more than these,
   std::size_t per_second = 0;  // at this pace since the start; after an outage, faster until it is caught up with
+  bool crashes = true;         // now and then the worker forgets what it runs
 };
 
 // Thread-safe. The thread starts with the constructor.

@@ -98,6 +98,7 @@ class Checker {
     for (const Disturbance& other : rounds_.others()) {
       if (other.fault == Fault::kFlush) add(other.at - kQueueWait, other.at);
       if (other.fault == Fault::kOlderRedis) add(other.since, other.at);
+      if (other.fault == Fault::kEverything) add(other.at - kNotWritten, other.at);
     }
     for (const Kill& kill : rounds_.kills())
       if (kill.victim == Victim::kRedis) add(kill.at - kNotWritten, kill.at);

@@ -427,20 +427,17 @@ std::vector<Member*> Cluster::OfRole(Role role) {
   return found;
 }
 
-Result<std::string> Cluster::AskRedis(std::initializer_list<std::string_view> command) {
+Result<redis::Connection> Cluster::ConnectToRedis() const {
   redis::Endpoint endpoint;
   endpoint.host = "127.0.0.1";
   endpoint.port = redis_port_;
-  const MonoTime deadline = TheClock().Now() + kServerStart;
-  MILLRACE_TRY_ASSIGN(redis::Connection client, redis::Connection::Connect(endpoint, {}, deadline));
-  MILLRACE_TRY_ASSIGN(const redis::Reply reply, client.Call(command, deadline));
-  return reply.text;
+  return redis::Connection::Connect(endpoint, {}, TheClock().Now() + kServerStart);
 }
 
-Result<void> Cluster::FlushRedis() {
-  MILLRACE_TRY_ASSIGN(const std::string said, AskRedis({"FLUSHALL"}));
-  if (said != "OK") return Fail(ErrorCode::kRejected, "FLUSHALL: {}", said);
-  return {};
+Result<std::string> Cluster::AskRedis(std::initializer_list<std::string_view> command) {
+  MILLRACE_TRY_ASSIGN(redis::Connection client, ConnectToRedis());
+  MILLRACE_TRY_ASSIGN(const redis::Reply reply, client.Call(command, TheClock().Now() + kServerStart));
+  return reply.text;
 }
 
 Result<void> Cluster::WaitForSlots() {
@@ -459,6 +456,26 @@ Result<void> Cluster::WaitForSlots() {
   }
   slots_.to = to;
   return {};
+}
+
+Result<void> Cluster::FlushRedis() {
+  MILLRACE_TRY_ASSIGN(redis::Connection client, ConnectToRedis());
+  MILLRACE_TRY_ASSIGN(const redis::Reply reply, client.Call({"FLUSHALL"}, TheClock().Now() + kServerStart));
+  return reply.AsOk("FLUSHALL");
+}
+
+Result<void> Cluster::LimitRedis(unsigned percent) {
+  MILLRACE_TRY_ASSIGN(redis::Connection client, ConnectToRedis());
+  const MonoTime deadline = TheClock().Now() + kServerStart;
+  MILLRACE_TRY_ASSIGN(const redis::Reply info, client.Call({"INFO", "memory"}, deadline));
+  MILLRACE_TRY_ASSIGN(const std::string_view text, info.AsString("INFO"));
+  constexpr std::string_view kUsed = "used_memory:";
+  const auto at = text.find(kUsed);
+  if (at == std::string_view::npos) return Fail(ErrorCode::kCorrupt, "INFO memory does not say used_memory");
+  const std::uint64_t used = std::strtoull(std::string(text.substr(at + kUsed.size(), 20)).c_str(), nullptr, 10);
+  const std::string limit = std::to_string(used / 100 * percent);
+  MILLRACE_TRY_ASSIGN(const redis::Reply reply, client.Call({"CONFIG", "SET", "maxmemory", limit}, deadline));
+  return reply.AsOk("CONFIG SET");
 }
 
 Result<void> Cluster::StopSchedulers() {

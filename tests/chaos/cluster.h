@@ -14,6 +14,7 @@
 #include "common/base/clock.h"
 #include "common/base/result.h"
 #include "common/drivers/postgres.h"
+#include "common/drivers/redis.h"
 #include "common/wire/stream_socket.h"
 #include "tests/support/fault_shim.h"
 #include "tests/support/process.h"
@@ -78,6 +79,8 @@ class Cluster {
   Result<void> FlushRedis();
   // The text of Redis' answer; the message of an error has what it refused with.
   Result<std::string> AskRedis(std::initializer_list<std::string_view> command);
+  // Lets Redis use `percent` of what it uses at that moment; 0: as much as it likes.
+  Result<void> LimitRedis(unsigned percent);
   // Waits until every schedule has a slot that was not yet due when this was called, then ends the schedulers with SIGTERM. An
   // error names one that did not end with code 0 in time, or says that slots do not flow.
   Result<void> StopSchedulers();
@@ -108,6 +111,7 @@ class Cluster {
   Cluster() = default;
   Result<void> StartPostgres();
   Result<void> StartRedis();
+  Result<redis::Connection> ConnectToRedis() const;
   Result<void> CreateTargets();
   Result<void> SlowCommits();
   Result<void> Sql(const std::string& dsn, std::string_view sql);

@@ -41,6 +41,15 @@ bool HasOrder(pid_t stage) {
   return false;
 }
 
+// Whoever is its parent may not have reaped it.
+bool HasEnded(pid_t process) {
+  std::ifstream stat(fmt::format("/proc/{}/stat", process));
+  std::string text;
+  if (!std::getline(stat, text)) return true;
+  const auto name_end = text.rfind(") ");
+  return name_end != std::string::npos && (text[name_end + 2] == 'Z' || text[name_end + 2] == 'X');
+}
+
 template <class T>
 void Shuffle(std::vector<T>& values, Random& random) {
   for (std::size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[random.Below(i)]);
@@ -67,6 +76,7 @@ std::string_view Name(Fault fault) {
     case Fault::kFlush: return "FLUSHALL";
     case Fault::kOlderRedis: return "older Redis";
     case Fault::kPostgresCrash: return "PostgreSQL crash";
+    case Fault::kEverything: return "everything";
   }
   return "?";
 }
@@ -118,6 +128,7 @@ Result<void> Rounds::PlayNow(const Round& round) {
     case Fault::kFlush: return PlayFlush(round);
     case Fault::kOlderRedis: return PlayOlderRedis();
     case Fault::kPostgresCrash: return PlayPostgresCrash(round);
+    case Fault::kEverything: return PlayEverything(round);
   }
   return {};
 }
@@ -328,6 +339,31 @@ Result<void> Rounds::PlayPostgresCrash(const Round& round) {
   if (!server->process.Wait(Millis{20'000})) return Fail(ErrorCode::kTimedOut, "PostgreSQL did not end after SIGQUIT");
   testing::SleepFor(Between(Millis{100}, Millis{800}));
   return cluster_.Restart(*server);
+}
+
+Result<void> Rounds::PlayEverything(const Round& round) {
+  (void)WaitFor(round);
+  std::vector<Member*> members;  // in the order in which they come back
+  for (const Role role : {Role::kPostgres, Role::kRedis, Role::kBroker, Role::kWorker, Role::kScheduler})
+    for (Member* member : cluster_.OfRole(role)) members.push_back(member);
+  std::vector<pid_t> all;
+  for (const Member* member : members) {
+    const pid_t process = member->process.pid();
+    ::kill(process, SIGSTOP);  // no child comes after the look at its children
+    all.push_back(process);
+    const std::string_view program = member->role == Role::kPostgres ? "postgres" : kStageProgram;
+    for (const pid_t child : testing::ChildrenOf(process, program)) all.push_back(child);
+  }
+  others_.push_back({.fault = Fault::kEverything, .at = clock_.WallNow()});
+  for (const pid_t process : all) ::kill(process, SIGKILL);
+  for (Member* member : members)
+    if (member->process.Wait(kDies) != kKilled) return Fail(ErrorCode::kTimedOut, "{} did not die of SIGKILL", member->name);
+  // PostgreSQL does not start while one of its former children has its shared memory.
+  for (const MonoTime until = clock_.Now() + Millis{10'000}; clock_.Now() < until && !std::ranges::all_of(all, HasEnded);)
+    testing::SleepFor(kPoll);
+  testing::SleepFor(Between(Millis{100}, Millis{1200}));
+  for (Member* member : members) MILLRACE_TRY(cluster_.Restart(*member));
+  return {};
 }
 
 }  // namespace millrace::chaos

@@ -27,6 +27,7 @@ enum class Fault : std::uint8_t {
   kOlderRedis,     // kill -9 of Redis, restart with the files of some seconds before
   kFreezeBroker,   // SIGSTOP of the broker that owns the jobs until another one owns them, and it goes on
   kPostgresCrash,  // immediate shutdown (no checkpoint, sessions cut) of the server that holds ledger and warehouse, restart
+  kEverything,     // kill -9 of all processes at one instant, servers and stage processes too; then all are started again
 };
 std::string_view Name(Fault fault);
 
@@ -100,6 +101,7 @@ class Rounds {
   Result<void> PlayFlush(const Round& round);
   Result<void> PlayOlderRedis();
   Result<void> PlayPostgresCrash(const Round& round);
+  Result<void> PlayEverything(const Round& round);
   Millis Between(Millis low, Millis high);
 
   Cluster& cluster_;

@@ -319,6 +319,40 @@ TEST_P(LedgerJobsTest, ListsJobsByFilterAndPage) {
   EXPECT_TRUE(summary->front().spec.payload.empty()) << "a list carries no payloads";
 }
 
+TEST_P(LedgerJobsTest, LiveSingleJobsAreListedWithoutWhatHasEndedAndWithoutRuns) {
+  auto batch = BatchOf(Own());
+  const RunSpec run = Run();
+  batch.runs = {run};
+  for (int i = 0; i < 6; ++i) {
+    JobSpec job = Job();
+    job.queue = i % 2 == 0 ? "even" : "odd";
+    job.kind = i < 3 ? "mail" : "command";
+    batch.jobs.push_back(job);
+  }
+  batch.jobs.push_back(Job(run.id, "a stage"));
+  batch.outcomes = {Outcome(batch.jobs[0]), Outcome(batch.jobs[5], JobState::kDead)};
+  Commit(batch);
+  const auto id = [&](std::size_t i) { return batch.jobs[i].id; };
+  JobFilter live;
+  live.live = true;
+  EXPECT_EQ(Listed(live), (std::vector{id(4), id(3), id(2), id(1)}));
+  live.queue = "even";
+  EXPECT_EQ(Listed(live), (std::vector{id(4), id(2)}));
+  live.kind = "mail";
+  EXPECT_EQ(Listed(live), std::vector{id(2)});
+  live = {};
+  live.live = true;
+  live.limit = 3;
+  live.before = id(4);
+  EXPECT_EQ(Listed(live), (std::vector{id(3), id(2), id(1)})) << "by page";
+  live.since = clock_.WallNow() + 1h;
+  EXPECT_TRUE(Listed(live).empty());
+  live = {};
+  live.live = true;
+  live.org = OrgId{2};
+  EXPECT_TRUE(Listed(live).empty());
+}
+
 INSTANTIATE_TEST_SUITE_P(Both, LedgerJobsTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),
                          [](const auto& i) { return i.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
 

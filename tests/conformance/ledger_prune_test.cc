@@ -180,6 +180,11 @@ TEST_P(LedgerPruneTest, WhatIsLiveHoldsItsWeekAndTheLaterOnes) {
   EXPECT_EQ((*weeks)[1].jobs, 4u);
   EXPECT_EQ((*weeks)[1].runs, 1u);
   EXPECT_GT((*weeks)[1].bytes, 0u);
+  const auto size = ledger_->SizeOfHistory(100, In());
+  ASSERT_TRUE(size) << size.error().message;
+  EXPECT_EQ(size->finished_jobs, 9u) << "what is live is not finished";
+  EXPECT_GT(size->bytes, 0u);
+  EXPECT_EQ(ledger_->SizeOfHistory(5, In())->finished_jobs, 5u) << "no further than its bound";
   const PruneStep step = Prune(Before(Week(3)));
   EXPECT_EQ(step.before, Week(1));
   EXPECT_EQ(step.rows, kRowsOfAWeek);
@@ -375,10 +380,10 @@ TEST_P(LedgerPruneTest, WeeksGoAsPartitions) {
         {}, In());
     return rows ? rows->Int(0, 0) : -1;
   };
-  EXPECT_EQ(count("%\\_20231113"), 5) << "job, attempt, outcome, run, run_outcome";
+  EXPECT_EQ(count("%\\_20231113"), 8) << "run, job, attempt, outcome, run_outcome, cancel, dead_action, enqueue_refused";
   EXPECT_EQ(Prune(Before(Week(1))).rows, kRowsOfAWeek);
   EXPECT_EQ(count("%\\_20231113"), 0);
-  EXPECT_EQ(count("%\\_20231120"), 5);
+  EXPECT_EQ(count("%\\_20231120"), 8);
   EXPECT_EQ(Prune(Before(Week(41))).rows, kRowsOfAWeek);
   EXPECT_EQ(count("%\\_20231120"), 0);
   ExpectSound();

@@ -23,7 +23,7 @@ TEST_P(LedgerTest, MigrateIsRepeatableAndRefusesANewerSchema) {
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
   EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to " +
-                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 15 : 13) +
+                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 16 : 13) +
                                          ": use a newer millrace");
 }
 
@@ -534,6 +534,37 @@ TEST_P(LedgerTest, ListsRunsByPage) {
   filter = {};
   filter.org = OrgId{2};
   EXPECT_TRUE(ledger_->ListRuns(filter, In())->empty());
+}
+
+TEST_P(LedgerTest, OpenRunsAreThoseThatFailedOrWereCancelledAndThatNobodyHasRetried) {
+  auto batch = BatchOf(Own());
+  for (int i = 0; i < 5; ++i) batch.runs.push_back(Run());
+  const auto end = [&](std::size_t i, RunState state) {
+    batch.run_outcomes.push_back({batch.runs[i].id, kDefaultOrg, state, "", FromUnixMicros(9)});
+  };
+  end(0, RunState::kFailed);
+  end(1, RunState::kCancelled);
+  end(2, RunState::kSucceeded);
+  end(3, RunState::kFailed);
+  Commit(batch);
+  const auto open = [&](std::optional<RunState> state) {
+    RunFilter filter = Filter("flights", state);
+    filter.open = true;
+    std::vector<RunId> ids;
+    const auto runs = ledger_->ListRuns(filter, In());
+    EXPECT_TRUE(runs.has_value()) << runs.error().message;
+    for (const RunSummary& run : *runs) ids.push_back(run.spec.id);
+    return ids;
+  };
+  const auto id = [&](std::size_t i) { return batch.runs[i].id; };
+  EXPECT_EQ(open(std::nullopt), (std::vector{id(3), id(1), id(0)}));
+  Requeue retry;
+  retry.run = Run();
+  retry.retry = RunRetry{.of = id(3), .actor = "test", .reason = "", .at = FromUnixMicros(10)};
+  ASSERT_TRUE(ledger_->RequeueDead(retry, In()));
+  EXPECT_EQ(open(std::nullopt), (std::vector{id(1), id(0)}));
+  EXPECT_EQ(open(RunState::kFailed), std::vector{id(0)});
+  EXPECT_TRUE(open(RunState::kSucceeded).empty());
 }
 
 TEST_P(LedgerTest, TamperingIsVisible) {

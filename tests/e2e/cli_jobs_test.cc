@@ -188,6 +188,39 @@ TEST_F(CliJobs, AJobOfAKindThatNoOwnWorkerServesSaysSo) {
   ExpectSound();
 }
 
+TEST_F(CliJobs, HowFarACommandIsCanBeSeenWhileItRuns) {
+  const auto engine = Start({"up", "--log-level", "warn"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status", "-o", "ndjson"}).out.contains("broker"); }));
+  const std::string script = "echo '1200 4096' > $MILLRACE_PROGRESS; until [ -e " + Path("go") + " ]; do sleep 0.02; done";
+  const std::string payload = nlohmann::json{{"argv", {"sh", "-c", script}}}.dump();
+  const std::string id = Line(Ids({"job", "submit", "--kind", "command", "--payload", payload}));
+  WritePipeline("slow", "  copy: { command: [sh, -c, \"" + script + "\"] }\n  late: { command: [\"true\"], after: copy }\n");
+  ASSERT_EQ(Run({"pipeline", "apply", "slow.yaml"}).code, 0);
+  const std::string run = Line(Ids({"run", "now", "slow"}));
+  const auto far = [](const nlohmann::json& of) { return of.at("progress").is_object() && of["progress"]["rows"] == 1200; };
+  EXPECT_TRUE(Eventually([&] { return far(RunJson({"job", "show", id})); }));
+  EXPECT_TRUE(Eventually([&] { return far(StageOf(RunJson({"run", "show", run}), "copy")); }));
+  const auto job = RunJson({"job", "show", id});
+  EXPECT_EQ(job.at("state"), "live");
+  EXPECT_EQ(job.at("progress").at("bytes"), 4096);
+  EXPECT_NE(job.at("progress").at("worker"), "");
+  EXPECT_THAT(Run({"job", "show", id}).out, AllOf(HasSubstr("running on "), HasSubstr(": 1,200 rows, 4.1 kB so far")));
+  const auto stages = RunJson({"run", "show", run});
+  const auto copy = StageOf(stages, "copy");
+  EXPECT_EQ(copy.at("state"), "running");
+  EXPECT_EQ(copy.at("progress"), job.at("progress"));
+  EXPECT_EQ(StageOf(stages, "late").at("progress"), nullptr) << "it waits";
+  EXPECT_THAT(Run({"run", "show", run}).out, HasSubstr("copy: running on "));
+  EXPECT_EQ(RunJson({"job", "show", copy.at("job")}).at("progress"), job.at("progress")) << "a job of a run, by itself";
+  Write("go", "");
+  EXPECT_TRUE(Eventually([&] { return RunJson({"job", "show", id}).at("state") == "succeeded" && Ended(run); }));
+  EXPECT_EQ(RunJson({"job", "show", id}).at("progress"), nullptr) << "it has ended";
+  EXPECT_EQ(StageOf(RunJson({"run", "show", run}), "copy").at("progress"), nullptr);
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
+}
+
 TEST_F(CliJobs, WhatIsRecordedWhileNobodyRunsSaysSo) {
   WritePipeline("flaky", "  gate: { command: [sh, -c, \"test -e open\"], retry: { max_attempts: 1 } }\n");
   const auto run = RunJson({"run", "flaky.yaml"}, 1);
@@ -198,6 +231,146 @@ TEST_F(CliJobs, WhatIsRecordedWhileNobodyRunsSaysSo) {
   const CliResult early = Run({"run", "retry", "last"});
   EXPECT_EQ(early.code, 5) << "it has not ended: that may change";
   EXPECT_THAT(early.err, HasSubstr("has not ended"));
+}
+
+TEST_F(CliJobs, JobsAreCancelledByAFilterAfterAPreview) {
+  const auto submit = [&](const std::string& queue, const std::string& kind) {
+    return Line(Ids({"job", "submit", "--kind", kind, "--payload", R"({"argv": ["true"]})", "--queue", queue}));
+  };
+  std::filesystem::create_directories(home_);
+  ASSERT_EQ(Run({"queue", "pause", "mail", "news"}).code, 0);
+  for (int i = 0; i < 3; ++i) submit("mail", "command");
+  const std::string other_kind = submit("mail", "nosuch"), other_queue = submit("news", "command");
+  EXPECT_EQ(Run({"job", "cancel"}).code, 2) << "neither ids nor a filter";
+  EXPECT_EQ(Run({"job", "cancel", other_kind, "--queue", "mail"}).code, 2) << "both";
+  EXPECT_EQ(Run({"job", "cancel", "--queue", "mail", "--error-class", "x"}).code, 2) << "what lives has no error";
+  // Nobody runs: the ledger is asked, and the requests are recorded there.
+  CliResult result = Run({"job", "cancel", "--queue", "mail", "--kind", "command", "--dry-run"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("3 jobs would be cancelled"));
+  EXPECT_THAT(result.out, HasSubstr("would be cancelled"));
+  EXPECT_EQ(Ids({"job", "cancel", "--queue", "news", "--dry-run"}), other_queue + "\n");
+  result = Run({"job", "cancel", "--queue", "mail", "--since", "1h", "--kind", "nosuch", "--reason", "obsolete"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, AllOf(HasSubstr("recorded"), HasSubstr("1 job cancelled or being cancelled")));
+  const auto engine = Start({"up", "--log-level", "warn"});
+  ASSERT_TRUE(Eventually([&] { return RunJson({"job", "show", other_kind}).at("state") == "cancelled"; }));
+  EXPECT_THAT(Ids({"job", "list", "--state", "cancelled"}), other_kind + "\n") << "a dry run has cancelled nothing";
+  result = Run({"job", "cancel", "--queue", "mail"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("3 jobs cancelled or being cancelled"));
+  EXPECT_TRUE(Eventually([&] { return RunJson({"job", "list", "--state", "cancelled"}).size() == 4; }));
+  result = Run({"job", "cancel", "--queue", "mail"});
+  EXPECT_EQ(result.code, 0) << "nothing is left";
+  EXPECT_THAT(result.err, HasSubstr("0 jobs"));
+  const CliResult named = Run({"job", "cancel", other_kind, other_queue, "--dry-run"});
+  EXPECT_EQ(named.code, 5) << "one has ended";
+  EXPECT_THAT(named.out, AllOf(HasSubstr("would be cancelled"), HasSubstr("ended")));
+  EXPECT_EQ(RunJson({"job", "show", other_queue}).at("state"), "live");
+  ASSERT_EQ(Run({"queue", "resume", "mail", "news"}).code, 0);
+  EXPECT_TRUE(Eventually([&] { return RunJson({"job", "show", other_queue}).at("state") == "succeeded"; }));
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
+}
+
+TEST_F(CliJobs, RunsAreRetriedAndCancelledByAFilterAfterAPreview) {
+  WritePipeline("flaky", "  gate: { command: [sh, -c, \"test -e open\"], retry: { max_attempts: 1 } }\n");
+  WritePipeline("other", "  gate: { command: [sh, -c, \"exit 1\"], retry: { max_attempts: 1 } }\n");
+  std::vector<std::string> failed;
+  for (int i = 0; i < 3; ++i) failed.push_back(RunJson({"run", "flaky.yaml"}, 1).at("run"));
+  const std::string other = RunJson({"run", "other.yaml"}, 1).at("run");
+  EXPECT_EQ(Run({"run", "retry"}).code, 2);
+  EXPECT_EQ(Run({"run", "retry", other, "--pipeline", "flaky"}).code, 2);
+  EXPECT_EQ(Run({"run", "retry", "--state", "succeeded"}).code, 2);
+  EXPECT_EQ(Run({"run", "cancel", "--state", "failed"}).code, 2);
+  ASSERT_EQ(Run({"run", "retry", failed[1]}).code, 0);
+  CliResult result = Run({"run", "retry", "--pipeline", "flaky", "--dry-run"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("2 runs would be retried")) << "one was";
+  EXPECT_EQ(Ids({"run", "retry", "--pipeline", "flaky", "--dry-run"}), failed[0] + "\n" + failed[2] + "\n") << "oldest first";
+  const auto named = RunJson({"run", "retry", failed[0], failed[1], "--dry-run"});
+  EXPECT_EQ(named.at(0).at("already"), false);
+  EXPECT_EQ(named.at(0).at("jobs"), 1);
+  EXPECT_EQ(named.at(1).at("already"), true);
+  EXPECT_EQ(RunJson({"run", "list", "--state", "running"}).size(), 1u) << "a dry run starts nothing";
+  // What is retried waits for somebody to run it: cancelled by filter, as the ledger knows it.
+  ASSERT_EQ(RunJson({"run", "retry", "--state", "failed"}).size(), 3u);
+  result = Run({"run", "cancel", "--pipeline", "flaky", "--dry-run"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("3 runs would be cancelled"));
+  result = Run({"run", "cancel", "--pipeline", "other", "--reason", "wrong"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.err, HasSubstr("1 run cancelled or being cancelled"));
+  Write("open", "");
+  const auto engine = Start({"up", "--log-level", "warn"});
+  EXPECT_TRUE(Eventually([&] { return RunJson({"run", "list", "--state", "succeeded"}).size() == 3; }));
+  EXPECT_TRUE(Eventually([&] { return RunJson({"run", "list", "--state", "cancelled", "--pipeline", "other"}).size() == 1; }));
+  // Each id has an answer of its own.
+  const CliResult mixed = Run({"run", "retry", "last", failed[0], "-o", "json"});
+  EXPECT_EQ(mixed.code, RunJson({"run", "show", "last"}).at("state") == "succeeded" ? 5 : 0);
+  EXPECT_THAT(mixed.out, HasSubstr(failed[0]));
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
+}
+
+TEST_F(CliJobs, ASubmitSaysHowAndHowLongItIsTried) {
+  std::filesystem::create_directories(home_);
+  const auto submit = [&](std::vector<std::string> more) {
+    std::vector<std::string> args{"job", "submit", "--kind", "command", "--payload", R"({"argv": ["false"]})"};
+    args.insert(args.end(), more.begin(), more.end());
+    return Run(args);
+  };
+  for (const auto& [option, value, complaint] :
+       {std::tuple{"--backoff", "linear", "--backoff: 'linear' is neither fixed nor exponential"},
+        std::tuple{"--backoff-base", "fast", "--backoff-base: 'fast' is not a duration like 500ms"},
+        std::tuple{"--backoff-base", "2m", "--backoff-base: 2m is over --backoff-cap"},
+        std::tuple{"--backoff-cap", "10ms", "--backoff-cap: 10ms is under --backoff-base"},
+        std::tuple{"--deadline", "0s", "--deadline: '0s' is too short"},
+        std::tuple{"--deadline", "tomorrow", "--deadline: 'tomorrow' is not a duration"},
+        std::tuple{"--expires-in", "-5s", "--expires-in: '-5s' is not a duration"},
+        std::tuple{"--timeout", "5", "--timeout: '5' is not a duration"}}) {
+    const CliResult result = submit({std::string(option) + "=" + value});
+    EXPECT_EQ(result.code, 2) << option << " " << value << ": " << result.err;
+    EXPECT_THAT(result.err, HasSubstr(complaint));
+  }
+  CliResult twice = submit({"--deadline", "1h", "--options", R"({"deadline_us": 1900000000000000})"});
+  EXPECT_EQ(twice.code, 2);
+  EXPECT_THAT(twice.err, HasSubstr("deadline_in_ms: options says it too (deadline_us)"));
+  Write("jobs", R"({"kind": "command", "payload": {"argv": ["false"]}, "expires_in_ms": 0})"
+                "\n");
+  EXPECT_THAT(Run({"job", "submit", "--batch", "jobs"}).err, HasSubstr("jobs:1: expires_in_ms: 0 is not in [1, "));
+  EXPECT_THAT(Run({"job", "submit", "--batch", "jobs", "--deadline", "1h"}).err, HasSubstr("give 'deadline_in_ms' there"));
+  EXPECT_EQ(Run({"job", "list"}).code, 3) << "there is no ledger: nothing was submitted";
+
+  const auto now = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch());
+  const CliResult kept = submit({"-q", "--queue", "idle", "--backoff", "fixed", "--deadline", "2h", "--expires-in", "1h",
+                                 "--run-at", "2100-01-01T00:00:00Z"});
+  ASSERT_EQ(kept.code, 0) << kept.err;
+  const auto options = RunJson({"job", "show", Line(kept.out)}).at("options");
+  EXPECT_EQ(options.at("backoff"), "fixed");
+  EXPECT_NEAR(options.at("deadline_us").get<double>(), static_cast<double>(now.count()) + 7200e6, 60e6);
+  EXPECT_NEAR(options.at("expires_at_us").get<double>(), static_cast<double>(now.count()) + 3600e6, 60e6);
+
+  const auto engine = Start({"up", "--log-level", "warn"});
+  const CliResult fixed =
+      submit({"--backoff", "fixed", "--backoff-base", "300ms", "--max-attempts", "3", "--wait", "-o", "json"});
+  EXPECT_EQ(fixed.code, 1) << fixed.err;
+  const auto job = RunJson({"job", "show", nlohmann::json::parse(fixed.out).at(0).at("job").get<std::string>()});
+  ASSERT_EQ(job.at("attempts").size(), 3u);
+  for (std::size_t i = 0; i < 2; ++i) EXPECT_NE(job.at("attempts").at(i).at("next_run_at"), nullptr);
+  Write("jobs", R"({"kind": "command", "payload": {"argv": ["true"]}, "run_at": "2100-01-01T00:00:00Z", "expires_in_ms": 50})"
+                "\n"
+                R"({"kind": "command", "payload": {"argv": ["true"]}, "run_at": "2100-01-01T00:00:00Z", "deadline_in_ms": 50, )"
+                R"("backoff": "fixed"})"
+                "\n");
+  const CliResult batch = Run({"job", "submit", "--batch", "jobs", "--wait", "-o", "json"});
+  EXPECT_EQ(batch.code, 1) << batch.err;
+  EXPECT_THAT(batch.out, AllOf(HasSubstr("expired"), HasSubstr("dead")));
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
 }
 
 }  // namespace

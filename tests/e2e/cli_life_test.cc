@@ -43,6 +43,10 @@ TEST_F(CliLife, ACommandsOutputIsKeptInTheRowOrInAFileOfTheLake) {
   result = Run({"job", "result", JobOf(run, "large")});
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_EQ(result.out, std::string(100'000, '\0'));
+  std::fstream(path, std::ios::in | std::ios::out | std::ios::binary).seekp(50'000).put('\x10');  // one bit
+  result = Run({"job", "result", JobOf(run, "large")});
+  EXPECT_NE(result.code, 0);
+  EXPECT_THAT(result.err, HasSubstr("is not what the job wrote"));
   std::ofstream(path, std::ios::binary | std::ios::app) << "x";
   result = Run({"job", "result", JobOf(run, "large")});
   EXPECT_NE(result.code, 0);
@@ -180,6 +184,36 @@ TEST_F(CliLife, WithARetentionOldWeeksGoByThemselves) {
   EXPECT_EQ(RunJson({"run", "show", run.at("run").get<std::string>()}).at("state"), "succeeded") << "this week's stays";
   EXPECT_EQ(RunJson({"run", "list"}).size(), 1u);
   EXPECT_EQ(Run({"audit", "verify"}).code, 0);
+}
+
+TEST_F(CliLife, ALargeLedgerWithoutRetentionIsSaid) {
+  check_history_ = false;
+  WritePipeline("one", "  c: { command: [\"true\"] }\n");
+  ASSERT_EQ(Run({"run", "one.yaml"}).code, 0);
+  const auto finding = [&](int code, std::vector<std::string> more = {}) {
+    std::vector<std::string> args{"doctor"};
+    args.insert(args.end(), more.begin(), more.end());
+    for (const auto& row : RunJson(args, code))
+      if (row.at("check") == "retention") return row;
+    return nlohmann::json();
+  };
+  EXPECT_EQ(finding(0).at("ok"), true);
+  EXPECT_THAT(finding(0).at("found").get<std::string>(), HasSubstr("none is set, nothing ever goes; 1 finished jobs"));
+  {
+    auto db = sqlite::Database::Open((home_ / "ledger.db").string(), {});
+    ASSERT_TRUE(db) << db.error().message;
+    const auto grown = db->Exec(
+        "create temp table many as with recursive n(i) as (select 1 union all select i + 1 from n where i < 1000000) "
+        "select o.* from n, (select * from outcome limit 1) o; "
+        "update many set job = cast(printf('%016d', rowid) as blob); insert into outcome select * from many");
+    ASSERT_TRUE(grown) << grown.error().message;
+  }
+  const auto row = finding(1);
+  EXPECT_EQ(row.at("ok"), false);
+  EXPECT_THAT(row.at("found").get<std::string>(), HasSubstr("more than 1000000 finished jobs"));
+  EXPECT_THAT(row.at("fix").get<std::string>(), HasSubstr("ledger.retention (e.g. 90d)"));
+  EXPECT_EQ(finding(0, {"--set", "ledger.retention=90d"}).at("ok"), true);
+  EXPECT_EQ(finding(0, {"--set", "ledger.retention_bytes=20GiB"}).at("ok"), true);
 }
 
 }  // namespace

@@ -37,6 +37,19 @@ TEST_F(CliQueues, SettingsAreStoredWithoutABroker) {
   EXPECT_EQ(Run({"audit", "verify"}).code, 0);
 }
 
+TEST_F(CliQueues, SeveralArePausedAtOnce) {
+  const auto paused = RunJson({"queue", "pause", "a", "b"});
+  ASSERT_EQ(paused.size(), 2u);
+  EXPECT_EQ(paused[1]["queue"], "b");
+  for (const auto& row : RunJson({"queue", "list"})) EXPECT_EQ(row["paused"], true);
+  EXPECT_EQ(Run({"queue", "resume", "a", "b", "-q"}).out, "a\nb\n");
+  for (const auto& row : RunJson({"queue", "list"})) EXPECT_EQ(row["paused"], false);
+  const CliResult wrong = Run({"queue", "pause", "a", std::string(200, 'x')});
+  EXPECT_EQ(wrong.code, 2) << wrong.err;
+  EXPECT_EQ(RunJson({"queue", "show", "a"})[0]["paused"], false) << "names are looked at before anything is set";
+  EXPECT_EQ(Run({"queue", "pause"}).code, 2);
+}
+
 TEST_F(CliQueues, AWrongValueIsNamedAndNothingIsStored) {
   for (const auto& [flag, value, complaint] :
        {std::tuple{"--rate", "100", "--rate: '100' is no rate"}, std::tuple{"--rate", "1/2h", "--rate: a period of 7200000 ms"},

@@ -48,6 +48,21 @@ TEST_F(CliSchedules, NextShowsWhatHappensAroundTheJumpsOfTheClock) {
   EXPECT_THAT(none.err, HasSubstr("the clock of UTC does not jump"));
 }
 
+TEST_F(CliSchedules, SeveralArePausedAtOnce) {
+  for (const std::string name : {"one", "two"}) {
+    WritePipeline(name, "  c: { command: [\"true\"] }\n", "schedule: { cron: \"0 12 * * *\" }\n");
+    std::filesystem::create_directories(home_);
+    ASSERT_EQ(Run({"pipeline", "apply", name + ".yaml"}).code, 0);
+  }
+  EXPECT_EQ(RunJson({"schedule", "pause", "one", "two"}).size(), 2u);
+  for (const auto& row : RunJson({"schedule", "list"})) EXPECT_EQ(row.at("paused"), true);
+  const CliResult some = Run({"schedule", "resume", "oen", "two"});
+  EXPECT_EQ(some.code, 3);
+  EXPECT_THAT(some.err, HasSubstr("did you mean 'one'?"));
+  EXPECT_THAT(some.out, HasSubstr("two")) << "the other one was resumed";
+  for (const auto& row : RunJson({"schedule", "list"})) EXPECT_EQ(row.at("paused"), row.at("pipeline") == "one");
+}
+
 TEST_F(CliSchedules, WrongRulesAreMarkedInTheFile) {
   WritePipeline("p", "  c: { command: [\"true\"] }\n",
                 "schedule:\n  cron: \"0 12 * * *\"\n  start: 2026-02-30\n  end: soon\n  jitter: 25h\n  max_parallel: 0\n  "

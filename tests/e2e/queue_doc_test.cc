@@ -17,6 +17,22 @@ namespace {
 constexpr std::string_view kHeading = "## Every feature once";
 constexpr Millis kTimeLimit{240'000};
 
+// What stands before the first block makes the ground for all; each other one must show something.
+int BlocksThatShowNothing(const std::string& document) {
+  int silent = 0, blocks = 0;
+  bool inside = false, shows = false;
+  std::istringstream lines(document.substr(document.find(kHeading)));
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("```")) {
+      if (inside) silent += blocks++ > 0 && !shows ? 1 : 0;
+      inside = line == "```sh";
+      shows = false;
+    }
+    shows = shows || line.find("# prints: ") != std::string::npos;
+  }
+  return silent;
+}
+
 // The blocks as one script that ends at the first command that fails or does not print what stands behind it.
 std::string Script(const std::string& document) {
   std::string script =
@@ -48,6 +64,7 @@ TEST(QueueDoc, EveryExampleRunsAndPrintsWhatItSays) {
   std::filesystem::create_directories(folder);
   const std::string script = Script(document);
   EXPECT_GT(std::ranges::count(script, '\n'), 100) << "the section has lost its examples";
+  EXPECT_EQ(BlocksThatShowNothing(document), 0) << "an example of which nothing is compared cannot fail";
   std::ofstream(folder + "/script") << script;
   const testing::ProcessOptions bash{
       .argv = {"bash", folder + "/script"},

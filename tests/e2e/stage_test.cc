@@ -11,6 +11,7 @@
 #include <fstream>
 #include <thread>
 
+#include "common/base/random.h"
 #include "common/drivers/duckdb.h"
 #include "common/model/lake.h"
 #include "common/model/pipeline_json.h"
@@ -259,6 +260,53 @@ TEST_F(StageTest, CopyWritesParquetIntoTheLake) {
   ASSERT_TRUE(Run(order).ok);
   fs::remove(Src("a.csv"));
   EXPECT_EQ(Rows("a", "id"), "1\n2\n");
+}
+
+TEST_F(StageTest, AFlippedBitInALakeFileIsNamedAndNothingIsMadeOfIt) {
+  std::string rows = "id,name\n";
+  for (int i = 0; i < 300; ++i) rows += fmt::format("{},name {}\n", i, i * 7);
+  Write("a.csv", rows);
+  StageOrder order = Extract("a", "a.csv");
+  std::get<ExtractSpec>(order.task.stage.work).copy = true;
+  ASSERT_TRUE(Run(order).ok);
+  const std::string lake = (root_ / "lake").string();
+  const auto manifest = LoadManifest(lake, kDefaultOrg, "p", {.stage = "a", .effect = Effect("a", "r1")});
+  ASSERT_TRUE(manifest);
+  const std::string path = lake + "/" + manifest->files.at(0).path;
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  const auto flip = [&](std::uint64_t bit) {
+    file.seekg(static_cast<std::streamoff>(bit / 8));
+    const int byte = file.get();
+    file.seekp(static_cast<std::streamoff>(bit / 8));
+    file.put(static_cast<char>(byte ^ 1 << bit % 8)).flush();
+  };
+  SeededRandom random(26);
+  for (int trial = 0; trial < 1000; ++trial) {
+    const std::uint64_t bit = random.Below(fs::file_size(path) * 8);
+    flip(bit);
+    const auto sound = VerifyLake(*manifest, lake);
+    ASSERT_FALSE(sound) << "bit " << bit;
+    ASSERT_EQ(sound.error().code, ErrorCode::kCorrupt);
+    ASSERT_THAT(sound.error().message, HasSubstr(path));
+    flip(bit);
+  }
+  ASSERT_TRUE(VerifyLake(*manifest, lake));
+
+  flip(8 * fs::file_size(path) / 3);
+  StageOrder load = Order("l");
+  load.task.stage.work = LoadSpec{.from = "a", .to = "file", .path = (root_ / "out.csv").string(), .mode = LoadMode::kReplace};
+  load.task.inputs = {{.stage = "a", .effect = Effect("a", "r1")}};
+  for (const StageOrder& reader : {Transform("t", "select count(*) as n from a", {"a"}), load}) {
+    const StageResult result = Run(reader);
+    EXPECT_EQ(result.error_class, "corrupt") << result.error;
+    EXPECT_FALSE(result.retryable);
+    EXPECT_THAT(result.error, HasSubstr(path + " is damaged: SHA-256 "));
+  }
+  EXPECT_EQ(CountFiles("t", "manifests"), 0);
+  EXPECT_FALSE(fs::exists(root_ / "out.csv"));
+  fs::resize_file(path, fs::file_size(path) - 1);
+  EXPECT_THAT(Run(Transform("t", "select * from a", {"a"})).error,
+              HasSubstr(fmt::format("is damaged: {} bytes, published with", fs::file_size(path))));
 }
 
 TEST_F(StageTest, TransformBindsParametersAndKeepsWideSums) {

@@ -7,21 +7,26 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <set>
 #include <thread>
 
+#include "common/base/fd.h"
 #include "common/base/log.h"
 #include "common/crypto/checkpoint.h"
 #include "common/drivers/redis.h"
 #include "common/drivers/sqlite.h"
 #include "common/queue/redis_queue.h"
 #include "common/queue/sqlite_queue.h"
+#include "common/wire/stream_socket.h"
+#include "common/wire/zmtp_codec.h"
 #include "common/wire/zmtp_transport.h"
 #include "tests/support/history_check.h"
 #include "tests/support/test_postgres.h"
@@ -490,6 +495,82 @@ TEST_P(BrokerTest, LargePayloadsAreNotLeftInTheQueue) {
   SayHello();
   EXPECT_TRUE(PumpUntil([&] { return recorded_.size() == kJobs; }, Millis{30'000})) << recorded_.size();
 }
+
+// A worker that says hello and beats, and reads nothing of what it is sent.
+class DeafWorker {
+ public:
+  DeafWorker(const std::string& endpoint, WorkerId id) : id_(id), fd_(wire::Dial(*wire::ParseEndpoint(endpoint)).fd) {
+    Say(wire::zmtp::EncodeGreeting("NULL") + wire::zmtp::EncodeReady("DEALER"));
+    Say(wire::Hello{.worker = id_,
+                    .name = "deaf",
+                    .queues = {},
+                    .kinds = {},
+                    .roots = {},
+                    .concurrency = 1000,
+                    .credit_limit = kCredit,
+                    .held = {}});
+  }
+  void BeatNowAndThen(MonoTime now) {
+    if (now < next_beat_) return;
+    next_beat_ = now + kHeartbeatInterval * 6 / 10;
+    Say(wire::Beat{.worker = id_, .credit_limit = kCredit, .held = {}, .progress = {}, .draining = false});
+  }
+
+ private:
+  static constexpr std::uint64_t kCredit = 1'000'000;
+  void Say(const wire::Message& message) {
+    const std::string body = wire::Encode(message);
+    const wire::zmtp::Header header = wire::zmtp::MessageHeader(body.size());
+    Say(std::string(header.bytes.data(), header.size).append(body));
+  }
+  void Say(const std::string& bytes) {
+    EXPECT_EQ(::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL), std::ssize(bytes)) << "the broker hung up";
+  }
+
+  WorkerId id_;
+  Fd fd_;
+  MonoTime next_beat_{};
+};
+
+std::size_t MegabytesAtMost(pid_t process) {  // that it ever had
+  std::ifstream status(fmt::format("/proc/{}/status", process));
+  for (std::string word; status >> word;)
+    if (word == "VmHWM:" && status >> word) return std::stoul(word) / 1024;
+  return 0;
+}
+
+// The store plays no part: one is enough.
+class DeafWorkerTest : public BrokerTest {};
+TEST_P(DeafWorkerTest, ItsJobsComeBackAndWhatWaitsForItIsBounded) {
+  constexpr std::size_t kJobs = 120, kPayload = 200u << 10, kBatch = 30, kTimes = 10;
+  constexpr std::size_t kForOnePeer = 64;  // MB: 32 in the transport, 32 in the broker
+  ForkBroker();
+  if (HasFailure()) return;
+  DeafWorker deaf(Back(), ids_.Next<WorkerId>());
+  for (std::size_t i = 0; i < kJobs; i += kBatch) {
+    wire::SubmitJobs submit{.request = i, .jobs = {}};
+    for (std::size_t n = 0; n < kBatch; ++n) submit.jobs.push_back(Job()), submit.jobs.back().payload.assign(kPayload, 'x');
+    ToBroker(*client_, submit);
+  }
+  const auto beating = [&](auto done) { return [&, done] { return deaf.BeatNowAndThen(clock_.Now()), done(); }; };
+  ASSERT_TRUE(PumpUntil(beating([&] { return accepted_ == kJobs; }), Millis{30'000}));
+  const std::size_t before = MegabytesAtMost(child_);
+  MonoTime next_look{};
+  ASSERT_TRUE(PumpUntil(beating([&] {
+                          if (clock_.Now() < next_look) return false;
+                          next_look = clock_.Now() + 500ms;
+                          return Count("attempt where ended = 6") >= static_cast<std::int64_t>(kTimes * kJobs);
+                        }),
+                        Millis{90'000}))
+      << "its jobs do not come back";
+  const std::size_t granted = kTimes * kJobs * kPayload >> 20, after = MegabytesAtMost(child_);
+  fmt::print("{} MB were granted to a worker that reads nothing: the broker grew from {} to {} MB\n", granted, before, after);
+  EXPECT_LT(after, before + kForOnePeer + granted / 4);
+  SayHello();
+  EXPECT_TRUE(PumpUntil(beating([&] { return recorded_.size() == kJobs; }), Millis{60'000})) << recorded_.size();
+  ExpectAllOnce(kJobs);
+}
+INSTANTIATE_TEST_SUITE_P(Sqlite, DeafWorkerTest, ::testing::Values(Backend::kSqlite));
 
 TEST_P(BrokerTest, ARingStartsARunLongBeforeThePoll) {
   StartBroker();

@@ -76,12 +76,13 @@ TEST(RedisEndpointTest, ParsesAndRefuses) {
 }
 
 TEST(RedisReplyTest, ErrorsAreClassified) {
-  for (const char* text : {"OOM command not allowed", "MISCONF Redis", "READONLY You", "LOADING Redis", "NOSCRIPT No"})
+  EXPECT_EQ(ClassifyErrorReply("OOM command not allowed"), ErrorCode::kLimit);
+  for (const char* text : {"MISCONF Redis", "READONLY You", "LOADING Redis", "NOSCRIPT No"})
     EXPECT_EQ(ClassifyErrorReply(text), ErrorCode::kUnavailable) << text;
   for (const char* text : {"NOAUTH Authentication required", "WRONGPASS x", "WRONGTYPE x", "ERR syntax"})
     EXPECT_EQ(ClassifyErrorReply(text), ErrorCode::kRejected) << text;
   const std::string script = "ERR Error running script (call to f_1): @user_script:46: @user_script: 46: -";
-  EXPECT_EQ(ClassifyErrorReply(script + "OOM command not allowed"), ErrorCode::kUnavailable);
+  EXPECT_EQ(ClassifyErrorReply(script + "OOM command not allowed"), ErrorCode::kLimit);
   EXPECT_EQ(ClassifyErrorReply(script + "WRONGTYPE Operation"), ErrorCode::kRejected);
 }
 

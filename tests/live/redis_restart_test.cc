@@ -231,21 +231,21 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   Must(*queue, kept);
   EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "1000"}), "OK");
   const Error refused = ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(5)}});
-  EXPECT_EQ(refused.code, ErrorCode::kUnavailable);
+  EXPECT_EQ(refused.code, ErrorCode::kLimit);
   EXPECT_NE(refused.message.find("OOM command not allowed"), std::string::npos) << refused.message;
-  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, {Entry(6)}}).code, ErrorCode::kUnavailable);
-  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {due}, {Entry(6)}}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, {Entry(6)}}).code, ErrorCode::kLimit);
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {due}, {Entry(6)}}).code, ErrorCode::kLimit);
   Enqueue passed{kShard, Epoch{7}, {Entry(5)}, std::exchange(kept.entries, {})};
   for (QueueEntry& entry : passed.passed) entry.id.uuid.bytes[0] = 1;
-  EXPECT_EQ(ErrorOf(*queue, passed).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(*queue, passed).code, ErrorCode::kLimit);
   // One that is in flight already, refused the second time: the first entry goes on counting.
   EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
   Enqueue flying{kShard, Epoch{7}, {}, passed.passed};
   for (QueueEntry& entry : flying.passed) entry.id.uuid.bytes[0] = 2;
   Must(*queue, flying);
   EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "1000"}), "OK");
-  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, {flying.passed[0]}}).code, ErrorCode::kUnavailable);
-  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, flying.passed}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, {flying.passed[0]}}).code, ErrorCode::kLimit);
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {}, flying.passed}).code, ErrorCode::kLimit);
   std::vector<JobId> landed;
   for (std::size_t i = 1; i < flying.passed.size(); ++i) landed.push_back(flying.passed[i].id);
   Must(*queue, Finish{kShard, Epoch{7}, landed});
@@ -269,7 +269,7 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   const QueueReply taken = Must(*queue, Take{kShard, Epoch{8}});
   EXPECT_EQ(taken.kept, (std::vector<LineCount>{{kept_line, 8}}));
   EXPECT_EQ(taken.claimed.size(), 9u);
-  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{8}, {Entry(5)}}).code, ErrorCode::kUnavailable);
+  EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{8}, {Entry(5)}}).code, ErrorCode::kLimit);
   EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "0"}), "OK");
   Must(*queue, Enqueue{kShard, Epoch{8}, {Entry(5)}});
 }

@@ -304,6 +304,27 @@ TEST_F(WorkerLiveTest, ProgressIsInTheBeats) {
   EXPECT_EQ(Await(job.id).end, AttemptEnd::kSucceeded);
 }
 
+TEST_F(WorkerLiveTest, WhatACommandWritesAboutItsProgressIsInTheBeats) {
+  StartWorker();
+  const auto job = Shell(
+      "echo '7 4096' > $MILLRACE_PROGRESS; until [ -e worse ]; do sleep 0.01; done; echo half >> $MILLRACE_PROGRESS;"
+      "until [ -e better ]; do sleep 0.01; done; echo '9 5000' >> $MILLRACE_PROGRESS; until [ -e end ]; do sleep 0.01; done");
+  const auto silent = Shell("until [ -e end ]; do sleep 0.01; done");
+  Tell(wire::Grant{{job, silent}});
+  using Progress = std::vector<wire::Beat::Progress>;
+  Until([&] { return !beats_.empty() && beats_.back().progress == Progress{{job.id, 7, 4096}}; }, "progress");
+  EXPECT_EQ(beats_.back().held.size(), 2U);
+  std::ofstream(dir_ / "base/worse") << "";
+  const std::size_t before = beats_.size();
+  Until([&] { return beats_.size() >= before + 3; }, "more beats");
+  EXPECT_EQ(beats_.back().progress, (Progress{{job.id, 7, 4096}})) << "what is no progress changes nothing";
+  std::ofstream(dir_ / "base/better") << "";
+  Until([&] { return beats_.back().progress == Progress{{job.id, 9, 5000}}; }, "further progress");
+  std::ofstream(dir_ / "base/end") << "";
+  EXPECT_EQ(Await(job.id).end, AttemptEnd::kSucceeded);
+  EXPECT_EQ(Await(silent.id).end, AttemptEnd::kSucceeded);
+}
+
 TEST_F(WorkerLiveTest, MalformedPayloadsAndUnknownKindsAreNotRetried) {
   StartWorker();
   for (auto job : {Stage("ok"), Command({"true"})}) {

@@ -49,13 +49,14 @@ class DispatcherTest : public ::testing::Test {
       if (auto* execute = std::get_if<command::Execute>(&command)) {
         ++queue_ops_;
         executed_.push_back(execute->op);
-        replies.replies.emplace_back(execute->id, std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
+        replies.Add(execute->id, execute->op, std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
       }
       if (auto* send = std::get_if<command::SendWorker>(&command)) Sort(send->peer, send->message);
       if (auto* send = std::get_if<command::SendClient>(&command)) client_.push_back(std::move(send->message));
     }
     if (hold_replies_) {
       std::ranges::move(replies.replies, std::back_inserter(held_.replies));
+      std::ranges::move(replies.refused, std::back_inserter(held_.refused));
     } else if (!replies.replies.empty()) {
       Handle(std::move(replies));
     }

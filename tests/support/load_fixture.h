@@ -12,6 +12,7 @@
 
 #include "common/base/failpoint.h"
 #include "common/drivers/duckdb.h"
+#include "worker/stage/files.h"
 #include "worker/stage/load/load.h"
 
 namespace millrace::testing {
@@ -60,7 +61,7 @@ class LoadFixture : public ::testing::Test {
     file.format = FileFormat::kParquet;
     file.rows = rows.value_or(0);
     file.bytes = static_cast<std::int64_t>(std::filesystem::file_size(dir_ + "/" + file.path));
-    file.sha256 = std::string(63, '0') + std::to_string(files_ % 10);
+    file.sha256 = Sha256OfFile(dir_ + "/" + file.path).value_or("");
     manifest.files.push_back(file);
     manifest.rows.read = manifest.rows.loaded = file.rows;
     return manifest;

@@ -133,7 +133,7 @@ class MemoryLedger : public Ledger {
     std::vector<LiveJob> live;
     for (auto it = after ? jobs.upper_bound(*after) : jobs.begin(); it != jobs.end() && live.size() < limit; ++it)
       if (!it->second.spec.run && !it->second.outcome && ShardOf(it->second.spec.org, shard_count_) == shard)
-        live.push_back(Live(it->second));
+        live.push_back(Live(it->second)), live.back().in_outbox = outbox_jobs.contains(it->first);
     return live;
   }
   Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t, std::optional<RunId> after, std::uint32_t limit,

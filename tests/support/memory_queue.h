@@ -42,6 +42,7 @@ class MemoryQueue final : public JobQueue {
   void ForgetDelivered(ShardId id) { shards_[id].in_flight.clear(); }
   std::size_t take_page = 2;             // entries in flight that one Take shows
   std::uint32_t claim_max = UINT32_MAX;  // one Claim gives no more, as the real queues do when bodies are large
+  std::size_t memory_max = SIZE_MAX;     // entries, waiting and in flight; beyond it an Enqueue is refused
   bool forget_removals = false;          // a broken queue, for mutants: Remove finds nothing
   void set_ignore_epochs(bool ignore) { ignore_epochs_ = ignore; }  // a broken queue, for mutants
 
@@ -99,6 +100,9 @@ class MemoryQueue final : public JobQueue {
   }
   Result<QueueReply> Apply(const queue_op::Enqueue& op) {
     MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    const QueueDepth depth = *Depth(op.shard);
+    if (depth.ready + depth.scheduled + depth.in_flight + op.entries.size() + op.passed.size() > memory_max)
+      return Fail(ErrorCode::kLimit, "OOM: {} entries at most", memory_max);
     for (const QueueEntry& entry : op.passed) Fly(*shard, entry);
     for (const QueueEntry& entry : op.entries) Put(*shard, entry, false);
     return QueueReply{};

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include <cstdio>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -146,6 +148,40 @@ TEST_F(Report, IsATableForPeopleAndNumbersForPrograms) {
   EXPECT_EQ(json.at("duration_ms"), 2500);
   EXPECT_EQ(json.at("slot"), nullptr);
   EXPECT_EQ(json.at("stages")[0].at("rows").at("deduplicated"), 1);
+}
+
+TEST_F(Report, WhatRunsSaysWhereAndHowFar) {
+  StageReport copy;
+  copy.stage = "copy";
+  copy.job = "01a1fc86-aaa1-71b6-be1e-5b4980682c43";
+  copy.state = JobState::kReady;
+  report_.stages.push_back(copy);
+  report_.state = RunState::kRunning;
+  wire::RunUpdate::Stage running;
+  running.job = JobId::Parse(copy.job).value();
+  running.state = JobState::kRunning;
+  running.worker = "w1";
+  running.rows = 1200;
+  running.bytes = 4096;
+  AddRunning(report_, std::array{running});
+  EXPECT_EQ(report_.stages[0].state, JobState::kSucceeded);
+  EXPECT_THAT(ForPeople(report_), HasSubstr("copy: running on w1: 1,200 rows, 4.1 kB so far\n"));
+  const auto json = nlohmann::json::parse(ToJson(report_));
+  EXPECT_EQ(json.at("stages")[0].at("progress"), nullptr);
+  EXPECT_EQ(json.at("stages")[1].at("state"), "running");
+  EXPECT_EQ(json.at("stages")[1].at("progress"), (nlohmann::json{{"worker", "w1"}, {"rows", 1200}, {"bytes", 4096}}));
+  running.bytes = 0;
+  EXPECT_EQ(ProgressText(running), "on w1: 1,200 rows so far");
+  running.rows = 1;
+  EXPECT_EQ(ProgressText(running), "on w1: 1 row so far");
+  running.rows = 0;
+  EXPECT_EQ(ProgressText(running), "on w1");
+  running.bytes = 500;
+  EXPECT_EQ(ProgressText(running), "on w1: 500 B so far");
+  report_.stages[1].state = JobState::kDead;
+  report_.stages[1].running.reset();
+  AddRunning(report_, std::array{running});
+  EXPECT_FALSE(report_.stages[1].running) << "the ledger knows more";
 }
 
 TEST_F(Report, AFailureNamesStageAttemptsClassAndLog) {

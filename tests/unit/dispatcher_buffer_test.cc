@@ -483,8 +483,9 @@ TEST(ReadyBuffer, IsADequeForEachLine) {
           if (line.empty()) break;
           const JobId gone = line[random.Next() % line.size()];
           std::erase(line, gone);
-          EXPECT_EQ(ids_of(buffer.TakeIf(list, [&](JobId id) { return id == gone; })), std::vector{gone});
-          EXPECT_TRUE(buffer.TakeIf(list, [&](JobId id) { return id == gone; }).empty());
+          const auto wanted = [&](const ReadyBuffer::Job& job) { return job.id == gone; };
+          EXPECT_EQ(ids_of(buffer.TakeIf(list, wanted)), std::vector{gone});
+          EXPECT_TRUE(buffer.TakeIf(list, wanted).empty());
         }
       }
       std::size_t all = 0;

@@ -24,9 +24,8 @@ class DispatcherQueuesTest : public testing::Test {
     dispatcher_ = std::make_unique<Dispatcher>(
         DispatcherOptions{.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_});
     pump_ = std::make_unique<LedgerPump>(
-        LedgerPumpOptions{
-            .owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1},
-        ledger_, clock_);
+        LedgerPumpOptions{.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1}, ledger_,
+        clock_);
     Settle();
   }
   void Settle() {
@@ -46,7 +45,7 @@ class DispatcherQueuesTest : public testing::Test {
     for (Command& command : commands) {
       if (auto* ledger = std::get_if<LedgerCommand>(&command)) pump_->Post(std::move(*ledger));
       if (auto* execute = std::get_if<command::Execute>(&command))
-        replies.replies.emplace_back(execute->id, std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
+        replies.Add(execute->id, execute->op, std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
       if (auto* send = std::get_if<command::SendWorker>(&command))
         if (const auto* grant = std::get_if<wire::Grant>(&send->message))
           for (const auto& job : grant->jobs) running_.emplace_back(send->peer, job);
@@ -297,9 +296,8 @@ TEST_F(DispatcherQueuesTest, ASettingThatComesDuringATakeoverCounts) {
   client_.clear();
   Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = settings, .actor = "t"}});
   pump_ = std::make_unique<LedgerPump>(
-      LedgerPumpOptions{
-          .owner = ids_.Next<OwnerId>(), .owner_name = "c", .shards = {ShardId{0}}, .shard_count = 1},
-      ledger_, clock_);
+      LedgerPumpOptions{.owner = ids_.Next<OwnerId>(), .owner_name = "c", .shards = {ShardId{0}}, .shard_count = 1}, ledger_,
+      clock_);
   Hello("w");
   Settle();
   ASSERT_FALSE(client_.empty());

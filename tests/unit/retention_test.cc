@@ -34,6 +34,17 @@ TEST(RetentionTest, AgeAndBytesDecideTogether) {
   EXPECT_EQ(PruneBefore({.age = {}, .bytes = 1}, {}, now), WallTime{});
 }
 
+TEST(RetentionTest, ALargeHistoryWithoutRetentionGrowsWithoutBound) {
+  const HistorySize jobs{.finished_jobs = kUnprunedJobsMax + 1, .bytes = 0},
+      bytes{.finished_jobs = 0, .bytes = kUnprunedBytesMax + 1};
+  const HistorySize small{.finished_jobs = kUnprunedJobsMax, .bytes = kUnprunedBytesMax};
+  EXPECT_TRUE(GrowsWithoutBound({}, jobs));
+  EXPECT_TRUE(GrowsWithoutBound({}, bytes));
+  EXPECT_FALSE(GrowsWithoutBound({}, small));
+  EXPECT_FALSE(GrowsWithoutBound({.age = Millis{kWeek}, .bytes = 0}, jobs)) << "by age";
+  EXPECT_FALSE(GrowsWithoutBound({.age = {}, .bytes = 1}, bytes)) << "by bytes";
+}
+
 TEST(RetentionTest, ResultsGoWithTheirRuns) {
   std::string lake = (std::filesystem::temp_directory_path() / "mr_retention_XXXXXX").string();
   ASSERT_NE(mkdtemp(lake.data()), nullptr);

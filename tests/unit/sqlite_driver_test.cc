@@ -1,9 +1,11 @@
 // The SQLite driver at its edges: locks, deadlines, damage, full disks.
 #include "common/drivers/sqlite.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -155,6 +157,39 @@ TEST_F(SqliteDriverTest, FilesArePrivateWhateverTheUmask) {
     ASSERT_EQ(::stat((path_ + suffix).c_str(), &status), 0) << suffix;
     EXPECT_EQ(status.st_mode & 0777u, 0600u) << suffix;
   }
+}
+
+// As another process sees it: which one holds the shared lock that keeps others from taking the WAL away.
+pid_t SharedLockHolder(const std::string& path) {
+  int answer[2];
+  EXPECT_EQ(::pipe(answer), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    struct flock lock{};
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = 0x40000000 + 2;  // SQLite's SHARED_FIRST and SHARED_SIZE
+    lock.l_len = 510;
+    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+    const bool asked = fd >= 0 && ::fcntl(fd, F_GETLK, &lock) == 0;
+    const pid_t holder = asked && lock.l_type != F_UNLCK ? lock.l_pid : 0;
+    ::_exit(::write(answer[1], &holder, sizeof holder) == sizeof holder ? 0 : 1);
+  }
+  pid_t holder = 0;
+  EXPECT_EQ(::read(answer[0], &holder, sizeof holder), static_cast<ssize_t>(sizeof holder));
+  ::waitpid(child, nullptr, 0);
+  ::close(answer[0]);
+  ::close(answer[1]);
+  return holder;
+}
+
+TEST_F(SqliteDriverTest, ASecondConnectionLeavesTheFirstItsLocks) {
+  Database first = Open();
+  ASSERT_TRUE(first.Exec("create table t (v integer); insert into t values (5)"));
+  EXPECT_EQ(SharedLockHolder(path_), ::getpid());
+  Database second = Open();
+  EXPECT_EQ(SharedLockHolder(path_), ::getpid());
+  EXPECT_EQ(*second.QueryInt64("select v from t"), 5);
 }
 
 TEST_F(SqliteDriverTest, ASymbolicLinkAndAMissingFolderAreRefused) {

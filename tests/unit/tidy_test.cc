@@ -60,11 +60,11 @@ TEST(TidyTest, OnlyTheNamedFilesMakeTheseCalls) {
   const std::vector<Ban> bans{
       {"steady_clock::now", {"common/base/clock."}, "a Clock"},
       {"system_clock::now", {"common/base/clock."}, "a Clock"},
-      // Reconnecting after a lost COMMIT answer, waiting for a file's lock, measuring: threads that do nothing else, within a
-      // deadline.
+      // Reconnecting after a lost COMMIT answer, waiting for a file's or a database's lock, measuring: threads that do nothing
+      // else, within a deadline.
       {"sleep_for",
-       {"common/base/failpoint.cc", "common/ledger/postgres_store.cc", "worker/stage/load/pg_fence.cc",
-        "worker/stage/load/file_lock.cc", "client/bench/", "client/cli/commands_bench"},
+       {"common/base/failpoint.cc", "common/drivers/sqlite.cc", "common/ledger/postgres_store.cc",
+        "worker/stage/load/pg_fence.cc", "worker/stage/load/file_lock.cc", "client/bench/", "client/cli/commands_bench"},
        "a wait that can be interrupted, with a deadline"},
       {"std::random_device", {}, "Random"},
       {"mt19937", {"common/base/random.", "common/base/failpoint.cc"}, "Random"},

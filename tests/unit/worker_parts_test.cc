@@ -86,12 +86,14 @@ TEST(CommandRunnerTest, LaterVariablesReplaceEarlierOnes) {
   task.command.env = {{"LANG", "C"}, {"MILLRACE_TOKEN", "forged"}};
   task.base_dir = "/somewhere";
   task.stage = "s";
-  const ChildOptions child = CommandChild(task, Token{9}, {"LANG=de_DE", "PATH=/bin"}, "/scratch/result", 5);
+  const ChildOptions child = CommandChild(task, Token{9}, {"LANG=de_DE", "PATH=/bin"}, "/scratch", 5);
   EXPECT_THAT(child.env, Contains("LANG=C"));
   EXPECT_THAT(child.env, Not(Contains("LANG=de_DE")));
   EXPECT_THAT(child.env, Contains("MILLRACE_TOKEN=9"));
   EXPECT_THAT(child.env, Not(Contains("MILLRACE_TOKEN=forged")));
   EXPECT_EQ(EnvValue(child.env, "PATH"), "/bin");
+  EXPECT_EQ(EnvValue(child.env, "MILLRACE_RESULT"), "/scratch/result");
+  EXPECT_EQ(EnvValue(child.env, "MILLRACE_PROGRESS"), "/scratch/progress");
   EXPECT_EQ(EnvValue(child.env, "PAT"), "");
   EXPECT_EQ(child.cwd, "/somewhere");
 }

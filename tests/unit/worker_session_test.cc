@@ -127,6 +127,26 @@ TEST_F(SessionTest, BeatsAtTheWelcomedInterval) {
   EXPECT_EQ(beats, 4);
 }
 
+TEST_F(SessionTest, WhatIsSaidOfProgressWhenABeatIsDueIsInIt) {
+  Connect(2);
+  GrantJob(1, 5);
+  GrantJob(2, 6);
+  EXPECT_FALSE(session_->BeatDue(now_ + 999ms));
+  now_ += 1000ms;
+  ASSERT_TRUE(session_->BeatDue(now_));
+  session_->OnProgress(Job(1), 7, 4096);
+  Tick();
+  ASSERT_EQ(Sent<wire::Beat>().size(), 1u);
+  EXPECT_THAT(Sent<wire::Beat>()[0].progress, ElementsAre(wire::Beat::Progress{Job(1), 7, 4096}));
+  EXPECT_FALSE(session_->BeatDue(now_));
+  Tick(1000ms);
+  EXPECT_THAT(Sent<wire::Beat>()[0].progress, ElementsAre(wire::Beat::Progress{Job(1), 7, 4096})) << "repeated";
+  GrantJob(1, 9);
+  session_->OnProgress(Job(1), 8, 5000);
+  Tick(1000ms);
+  EXPECT_THAT(Sent<wire::Beat>()[0].progress, IsEmpty()) << "of an attempt that is being replaced there is none";
+}
+
 TEST_F(SessionTest, CreditIsCumulativeAndNeverGoesDown) {
   Connect(2);
   GrantJob(1, 10);

@@ -52,6 +52,25 @@ Result<void> VerifySources(const Manifest& manifest) {
   return {};
 }
 
+Result<void> VerifyLake(const Manifest& manifest, std::string_view lake) {
+  for (const auto& file : manifest.files) {
+    if (file.referenced) continue;
+    const std::string path = PathOf(file, lake);
+    const auto stamp = StampFile(path);
+    if (!stamp) continue;
+    if (stamp->bytes != file.bytes) {
+      return Fail(ErrorCode::kCorrupt, "{} is damaged: {} bytes, published with {}; start a new run", path, stamp->bytes,
+                  file.bytes);
+    }
+    MILLRACE_TRY_ASSIGN(const std::string digest, Sha256OfFile(path));
+    if (digest != file.sha256) {
+      return Fail(ErrorCode::kCorrupt, "{} is damaged: SHA-256 {}, published with {}; start a new run", path, digest,
+                  file.sha256);
+    }
+  }
+  return {};
+}
+
 Result<SourceWatch> SourceWatch::Start(const std::vector<std::string>& paths) {
   SourceWatch watch;
   for (const auto& path : paths) {

@@ -26,6 +26,10 @@ Result<Manifest> LoadManifest(std::string_view lake, OrgId org, std::string_view
 // decides. kConflict names the first file that changed or is gone (error class "source_changed").
 Result<void> VerifySources(const Manifest& manifest);
 
+// Every file of the lake must have the size and the SHA-256 with which it was published; a file that is not there is its
+// reader's to report. kCorrupt names the first that is damaged (error class "corrupt").
+Result<void> VerifyLake(const Manifest& manifest, std::string_view lake);
+
 // Remembers source files as they are before they are read, to be asked before what was read of them counts. Files that were
 // replaced or written to meanwhile may have given rows of neither version.
 class SourceWatch {

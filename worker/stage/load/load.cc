@@ -45,6 +45,9 @@ Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source) {
   if (!sources) return Refuse("source_changed", std::move(sources.error().message));
   job.sources = std::move(*sources);
   if (auto same = VerifySources(*job.input); !same) return Refuse("source_changed", std::move(same.error().message));
+  if (auto sound = VerifyLake(*job.input, job.order.lake); !sound)
+    return Refuse(sound.error().code == ErrorCode::kCorrupt ? "corrupt" : "source_unreadable",
+                  std::move(sound.error().message));
   auto count = source.Query(fmt::format("select count(*) from ({}) as dataset", job.dataset_sql));
   if (!count) return std::unexpected(Failure("source_unreadable", std::move(count.error().message), false));
   job.rows = count->Int();

@@ -15,6 +15,7 @@ StageOutcome<StageResult> RunTransform(const StageOrder& order, const std::vecto
   if (!watch) return std::unexpected(StageFailure("source_changed", watch.error().message));
   for (const auto& input : inputs) {
     if (auto same = VerifySources(input); !same) return std::unexpected(StageFailure("source_changed", same.error().message));
+    MILLRACE_TRY(VerifyLake(input, order.lake));
     MILLRACE_TRY_ASSIGN(const std::string sql, OfferInput(connection, input, order.lake));
     auto made = connection.Execute(fmt::format("CREATE TEMP VIEW {} AS {}", duck::QuoteName(input.stage), sql));
     if (!made) return std::unexpected(SqlFailure("unreachable_input", connection, std::move(made.error())));

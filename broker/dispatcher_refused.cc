@@ -1,0 +1,113 @@
+// A queue that has no memory left (Redis at its maxmemory). Near it, clients are refused and the outbox is left alone, so a
+// put is refused only where something else fills the store, or its limit was lowered. Then whatever is in the queue goes on:
+// workers drain it, and what the ledger has and the queue could not take waits here until it can. Jobs of `durability: redis`
+// were not accepted, and their clients are told so.
+#include <algorithm>
+#include <map>
+#include <unordered_set>
+#include <utility>
+
+#include "broker/dispatcher.h"
+#include "common/base/log.h"
+
+namespace millrace {
+namespace {
+
+constexpr std::size_t kHeldPutMax = 4096;  // entries that are tried at once: fewer after each refusal, more after a success
+constexpr std::size_t kHeldBytesMax = 256u << 20;  // of one shard; beyond it the shard is taken anew
+constexpr auto kHeldRetryInterval = kDispatcherTick;
+
+std::size_t BytesOf(const QueueEntry& entry) { return sizeof entry + entry.line.size() + entry.body.size(); }
+
+// It waits no more.
+void Discount(QueueBudgets& budgets, const std::string& line) {
+  if (const auto key = LineKey::Parse(line)) budgets.Claimed(key->org, key->queue, std::nullopt);
+}
+
+}  // namespace
+
+bool Dispatcher::StoreFull() const {
+  return queue_memory_.max > 0 && queue_memory_.used >= queue_memory_.max / 100 * kQueueMemoryPercentMax;
+}
+
+// Nothing of the put was applied: its entries neither wait in a line nor are in flight.
+void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
+  Shard* shard = Current(op.hold);
+  if (shard == nullptr) return;
+  shard->puts.unanswered.pop_front();
+  for (const dispatch::Pass& pass : op.passes) lines_.GiveBack(pass.plan.key, pass.plan.total, now_);
+  std::map<std::string, std::uint64_t> gone;  // ready entries, by line
+  for (const QueueEntry& entry : put.entries)
+    if (!entry.run_at) ++gone[entry.line];
+  const std::uint64_t number = shard->puts.sent - shard->puts.unanswered.size();
+  for (const QueueEntry& entry : put.passed)
+    if (LineIndex::Line* line = lines_.Find(shard->hold.shard, entry.line); line != nullptr && line->buffered.count() > 0)
+      gone[entry.line] += buffer_.TakeIf(line->buffered, [&](const auto& job) { return job.put == number; }).size();
+  for (const auto& [line, n] : gone) {
+    lines_.Forget(shard->hold.shard, line, n, now_);
+    if (const auto held = shard->held_lines.find(line); held != shard->held_lines.end())
+      held->second -= std::min(held->second, n);
+  }
+  if (shard->puts.held_put_max == 0)
+    LogWarn("shard {}: the queue has no memory left; what it cannot take waits in the broker", shard->hold.shard.value());
+  for (auto* entries : {&put.entries, &put.passed})
+    for (QueueEntry& entry : *entries) Hold(*shard, std::move(entry));
+  shard->puts.hold_until = now_ + kHeldRetryInterval;
+  shard->puts.held_put_max = std::clamp<std::size_t>((put.entries.size() + put.passed.size()) / 2, 1, kHeldPutMax);
+  plan_needed_ = true;
+  if (shard->puts.held_bytes > kHeldBytesMax)
+    TakeAnew(*shard, fmt::format("queue: no memory left, and {} jobs wait in the broker; raise maxmemory of Redis",
+                                 shard->puts.held.size()));
+}
+
+void Dispatcher::Hold(Shard& shard, QueueEntry entry) {
+  if (IsKeptLine(entry.line)) {
+    Discount(shard.budgets, entry.line);
+    return;
+  }
+  shard.puts.held_bytes += BytesOf(entry);
+  shard.puts.held.push_back(std::move(entry));
+}
+
+// The first of them are tried again. `room`: the queue has just taken something. What leaves the queue meanwhile may have been
+// looked for there already.
+void Dispatcher::PutHeld(Shard& shard, bool room) {
+  if (shard.yield_by) return;
+  dispatch::Puts& puts = shard.puts;
+  if (room && puts.held_put_max > 0) {
+    if (puts.held.empty()) LogInfo("shard {}: the queue takes jobs again", shard.hold.shard.value());
+    puts.held_put_max = puts.held.empty() ? 0 : std::min(kHeldPutMax, 2 * puts.held_put_max);
+  }
+  for (std::size_t n = 0; n < puts.held_put_max && !puts.held.empty(); ++n) {
+    QueueEntry entry = std::move(puts.held.front());
+    puts.held.pop_front();
+    puts.held_bytes -= BytesOf(entry);
+    if (shard.removals.Leaving(entry.id)) {
+      Discount(shard.budgets, entry.line);
+      continue;
+    }
+    if (entry.expires_at)
+      shard.next_expiry = shard.next_expiry ? std::min(*shard.next_expiry, *entry.expires_at) : *entry.expires_at;
+    if (entry.run_at)
+      shard.next_due = shard.next_due ? std::min(*shard.next_due, *entry.run_at) : *entry.run_at;
+    else
+      AddReady(shard, entry.line, 1);
+    shard.enqueue.push_back(std::move(entry));
+    shard.enqueue_jobs.emplace_back();
+  }
+}
+
+// They were to leave the queue.
+void Dispatcher::DropHeld(Shard& shard, const std::vector<JobId>& jobs) {
+  dispatch::Puts& puts = shard.puts;
+  if (puts.held.empty()) return;
+  const std::unordered_set<JobId> wanted(jobs.begin(), jobs.end());
+  std::erase_if(puts.held, [&](const QueueEntry& entry) {
+    if (!wanted.contains(entry.id)) return false;
+    puts.held_bytes -= BytesOf(entry);
+    Discount(shard.budgets, entry.line);
+    return true;
+  });
+}
+
+}  // namespace millrace

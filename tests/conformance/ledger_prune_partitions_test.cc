@@ -1,0 +1,313 @@
+// How weeks leave the tables, and what that costs those who write meanwhile: partitions in PostgreSQL, also those of a ledger
+// that had fewer of them; bounded transactions in SQLite.
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "common/ledger/audit_verify.h"
+#include "common/ledger/migrations.h"
+#include "tests/support/ledger_fixture.h"
+
+namespace millrace {
+namespace {
+
+using testing::LedgerKind;
+
+constexpr auto kWeek = std::chrono::hours{24 * 7};
+const WallTime kFirstWeek = *ParseRfc3339("2023-11-13T00:00:00Z");  // a Monday
+constexpr Millis kPatience{20'000};
+
+class LedgerPrunePartitionsTest : public testing::LedgerTest {
+ protected:
+  bool Postgres() const { return GetParam() == LedgerKind::kPostgres; }
+  static WallTime Week(int n) { return kFirstWeek + n * kWeek; }
+  template <class T>
+  T IdAt(WallTime time) {
+    Uuid id = NewId<T>().uuid;
+    const auto ms = static_cast<std::uint64_t>(ToUnixMicros(time) / 1000);
+    for (std::size_t i = 0; i < 6; ++i) id.bytes[i] = static_cast<std::uint8_t>(ms >> (40 - 8 * i));
+    return T{id};
+  }
+  std::int64_t Count(const std::string& sql) {
+    if (!Postgres()) return *sqlite::Database::Open(dsn_, {})->QueryInt64(sql);
+    auto connection = database_->Connect();
+    EXPECT_TRUE(connection->Exec("set search_path = millrace", In()));
+    const auto rows = connection->Query(sql, In());
+    EXPECT_TRUE(rows) << rows.error().message;
+    return rows ? rows->Int(0, 0) : -1;
+  }
+  // Until `done` holds; false when it does not in time.
+  bool Await(const std::function<bool()>& done) {
+    for (const MonoTime until = clock_.Now() + kPatience; !done(); std::this_thread::sleep_for(5ms))
+      if (clock_.Now() > until) return false;
+    return true;
+  }
+
+  // A run with a job, whose cancellation was asked for, and a dead job that was discarded: all of that week.
+  JobSpec Finished(ShardHold hold, WallTime time) {
+    RunSpec run = Run();
+    run.id = IdAt<RunId>(time);
+    JobSpec job = Job(run.id, "s"), dead = Job();
+    job.id = IdAt<JobId>(time), dead.id = IdAt<JobId>(time);
+    auto batch = BatchOf(hold);
+    batch.runs = {run};
+    batch.jobs = {job, dead};
+    Commit(batch);
+    batch = BatchOf(hold);
+    batch.outcomes = {Outcome(job), Outcome(dead, JobState::kDead)};
+    batch.run_outcomes = {{.run = run.id, .state = RunState::kSucceeded, .reason = {}, .finished_at = time}};
+    batch.cancels = {{.item = run.id.uuid, .is_run = true, .actor = "test", .reason = {}, .requested_at = time}};
+    Commit(batch);
+    const DeadActionRow action{.job = dead.id,
+                               .org = kDefaultOrg,
+                               .action = DeadAction::kDiscarded,
+                               .new_job = {},
+                               .actor = "test",
+                               .reason = {},
+                               .at = time};
+    EXPECT_TRUE(ledger_->RequeueDead({.run = {}, .jobs = {}, .actions = {action}}, In()));
+    return dead;
+  }
+  static constexpr std::uint64_t kRowsOfAWeek = 1 + 2 + 2 + 1 + 1 + 1;
+  void Refused(const std::string& queue, WallTime at) {
+    Raw("insert into enqueue (kind, queue) values ('', '" + queue + "')");
+    ASSERT_EQ(ledger_->TakeEnqueued(std::vector{ShardOf(kDefaultOrg, testing::kShards)}, In())->refused, 1u);
+    const std::string time = Postgres() ? "'" + ToRfc3339(at) + "'" : std::to_string(ToUnixMicros(at));
+    Raw("update enqueue_refused set refused_at = " + time + " where queue = '" + queue + "'");
+  }
+  static PruneRequest Before(WallTime time) {
+    return {.before = time, .actor = "test", .sign = {}, .despite_verification = false};
+  }
+  // As a broker does: a conflict is tried again.
+  std::uint64_t Prune(Ledger& ledger, WallTime before, int* steps = nullptr) {
+    std::uint64_t rows = 0;
+    for (int conflicts = 0;;) {
+      const auto step = ledger.PruneOldest(Before(before), In());
+      if (!step && step.error().code == ErrorCode::kConflict && ++conflicts < 5) continue;
+      EXPECT_TRUE(step) << step.error().message;
+      if (!step) return rows;
+      rows += step->rows;
+      if (steps != nullptr) ++*steps;
+      if (!step->more) return rows;
+    }
+  }
+  void ExpectSoundAfterPrune() {
+    const auto report = VerifyAudit(*ledger_, nullptr);
+    ASSERT_TRUE(report) << report.error().message;
+    EXPECT_TRUE(report->ok) << (report->first_bad ? report->first_bad->explanation : "");
+  }
+  // A ledger as a program of `version` left it, PostgreSQL.
+  void MakeSchemaOf(std::size_t version) {
+    ledger_.reset();
+    Raw("drop schema millrace cascade; create schema millrace; create table millrace.schema_version (version integer primary "
+        "key, "
+        "applied_at timestamptz not null default now())");
+    for (std::size_t v = 0; v < version; ++v) {
+      Raw(std::string(ledger::PostgresMigrations()[v]));
+      Raw("insert into schema_version values (" + std::to_string(v + 1) + ", now())");
+    }
+    Raw("insert into ledger_setting (name, number) values ('shard_count', " + std::to_string(testing::kShards) + ")");
+    Raw("select ensure_partitions(now(), 4)");
+    ledger_ = Open();
+  }
+};
+
+// Somebody who commits a job after the other, over a connection of his own.
+class BusyWriter {
+ public:
+  BusyWriter(Ledger& ledger, OwnerBatch batch, JobSpec like) {
+    thread_ =
+        std::jthread([this, &ledger, batch = std::move(batch), like = std::move(like)](const std::stop_token& stop) mutable {
+          SystemClock clock;
+          SystemRandom random;
+          IdGenerator ids{clock, random};
+          while (!stop.stop_requested()) {
+            like.id = ids.Next<JobId>();
+            batch.jobs = {like};
+            const MonoTime begin = clock.Now();
+            const auto done = ledger.Commit(batch, begin + kPatience);
+            if (!done) error_ = done.error().message;
+            longest_ms_ = std::max<std::int64_t>(longest_ms_, std::chrono::ceil<Millis>(clock.Now() - begin).count());
+            ++commits_;
+          }
+        });
+  }
+  int commits() const { return commits_; }
+  // Ends it; empty: every commit came through.
+  std::string End() {
+    thread_.request_stop();
+    thread_.join();
+    return error_;
+  }
+  std::int64_t longest_ms() const { return longest_ms_; }
+
+ private:
+  std::atomic<int> commits_ = 0;
+  std::atomic<std::int64_t> longest_ms_ = 0;
+  std::string error_;
+  std::jthread thread_;
+};
+
+TEST_P(LedgerPrunePartitionsTest, NoRowOfAWeekIsDeletedByItself) {
+  if (!Postgres()) GTEST_SKIP() << "SQLite has no partitions";
+  Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  const ShardHold hold = Own();
+  for (const int week : {0, 1}) {
+    Finished(hold, Week(week) + 1h);
+    Refused("q" + std::to_string(week), Week(week) + 1h);
+  }
+  std::string forbid =
+      "create function no_delete() returns trigger language plpgsql as $$ begin raise exception 'row of %', "
+      "tg_table_name; end $$; ";
+  for (const std::string table :
+       {"run", "job", "attempt", "outcome", "run_outcome", "cancel", "dead_action", "enqueue_refused"}) {
+    EXPECT_EQ(Count("select count(*) from " + table + "_default"), 0) << table;
+    forbid += "create trigger no_delete before delete on " + table + " for each row execute function no_delete(); ";
+  }
+  Raw(forbid);
+  EXPECT_EQ(Prune(*ledger_, Week(1)), kRowsOfAWeek + 1);
+  EXPECT_EQ(Count("select count(*) from pg_class where relkind = 'r' and relname like '%\\_20231113'"), 0);
+  EXPECT_EQ(Count("select count(*) from pg_class where relkind = 'r' and relname like '%\\_20231120'"), 8);
+  EXPECT_EQ(Count("select count(*) from cancel"), 1);
+  EXPECT_EQ(Count("select count(*) from dead_action"), 1);
+  EXPECT_EQ(Count("select count(*) from enqueue_refused"), 1);
+  ExpectSoundAfterPrune();
+}
+
+TEST_P(LedgerPrunePartitionsTest, ALedgerWithFewerPartitionsKeepsItsRowsAndPrunesThem) {
+  if (!Postgres()) GTEST_SKIP() << "SQLite has no partitions";
+  MakeSchemaOf(15);
+  Raw("grant select on cancel to public");
+  const ShardHold hold = Own();
+  const JobSpec dead = Finished(hold, Week(0) + 1h);
+  Refused("before", Week(0) + 1h);
+  const WallTime now = Now();
+  const JobSpec recent = Finished(hold, now);
+  Refused("recent", now);
+  const auto migrated = ledger_->Migrate(In());
+  ASSERT_TRUE(migrated) << migrated.error().message;
+
+  EXPECT_EQ(ledger_->GetJob(kDefaultOrg, dead.id, In())->dead_action->action, DeadAction::kDiscarded);
+  EXPECT_EQ(ledger_->Enqueued(kDefaultOrg, 10, In())->refused.size(), 2u);
+  EXPECT_EQ(Count("select count(*) from cancel"), 2);
+  EXPECT_EQ(Count("select count(*) from cancel_default"), 2) << "where they were";
+  EXPECT_EQ(Count("select has_table_privilege('public', 'millrace.cancel', 'select')::int::bigint"), 1);
+  EXPECT_EQ(Count("select count(*) from pg_class where relname = 'enqueue_refused' and relrowsecurity"), 1);
+  ExpectSoundAfterPrune();
+  // A second action, a second request are refused as before.
+  const DeadActionRow again{.job = dead.id,
+                            .org = kDefaultOrg,
+                            .action = DeadAction::kDiscarded,
+                            .new_job = {},
+                            .actor = "test",
+                            .reason = {},
+                            .at = now};
+  EXPECT_TRUE(ledger_->RequeueDead({.run = {}, .jobs = {}, .actions = {again}}, In()));
+  EXPECT_EQ(Count("select count(*) from dead_action"), 2);
+
+  Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  EXPECT_EQ(Count("select count(*) from pg_class where relname in ('cancel_20231113', 'enqueue_refused_20231113')"), 0)
+      << "that week has rows in the default partition";
+  Finished(hold, Week(1) + 1h);
+  Refused("after", Week(1) + 1h);
+  EXPECT_EQ(Count("select count(*) from cancel_20231120"), 1);
+  EXPECT_EQ(Count("select count(*) from dead_action_20231120"), 1);
+  EXPECT_EQ(Count("select count(*) from enqueue_refused_20231120"), 1);
+  EXPECT_EQ(Prune(*ledger_, Week(2)), 2 * (kRowsOfAWeek + 1));
+  EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, dead.id, In()));
+  EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, recent.id, In()));
+  EXPECT_EQ(ledger_->Enqueued(kDefaultOrg, 10, In())->refused.size(), 1u);
+  ExpectSoundAfterPrune();
+}
+
+TEST_P(LedgerPrunePartitionsTest, OfTwoBrokersThatReadABadRowOneRefusesIt) {
+  if (!Postgres()) GTEST_SKIP() << "transactions of SQLite wait for one another";
+  Raw("insert into enqueue (kind) values ('')");
+  auto other = database_->Connect();
+  ASSERT_TRUE(
+      other->Exec("set search_path = millrace; begin; insert into enqueue_refused select e.*, 'by the other', now() from "
+                  "enqueue e; delete from enqueue",
+                  In()));
+  std::jthread second([&] { EXPECT_TRUE(ledger_->TakeEnqueued(std::vector{ShardOf(kDefaultOrg, testing::kShards)}, In())); });
+  EXPECT_TRUE(Await([&] { return Count("select count(*) from pg_locks where not granted") > 0; }));
+  ASSERT_TRUE(other->Exec("commit", In()));
+  second.join();
+  EXPECT_EQ(Count("select count(*) from enqueue_refused"), 1);
+  EXPECT_EQ(Count("select count(*) from enqueue"), 0);
+}
+
+TEST_P(LedgerPrunePartitionsTest, AnIdThatIsRefusedAgainHasOneRow) {
+  const std::string id = Postgres() ? "'018bcfe5-0000-4000-8000-000000000000'" : "x'018bcfe5000040008000000000000000'";
+  for (const std::string kind : {"first", "second"}) {
+    Raw("insert into enqueue (job, kind) values (" + id + ", '" + kind + "')");  // no UUIDv7
+    EXPECT_EQ(ledger_->TakeEnqueued(std::vector{ShardOf(kDefaultOrg, testing::kShards)}, In())->refused, 1u);
+    const auto refused = ledger_->Enqueued(kDefaultOrg, 10, In())->refused;
+    ASSERT_EQ(refused.size(), 1u);
+    EXPECT_EQ(refused[0].kind, kind);
+  }
+}
+
+// Somebody reads for long, as a dump does: the prune waits for him, and nobody waits long for the prune.
+TEST_P(LedgerPrunePartitionsTest, WritersGoOnWhileAPruneWaitsForAReader) {
+  if (!Postgres()) GTEST_SKIP() << "readers of SQLite hold up nobody";
+  Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  const ShardHold hold = Own();
+  Finished(hold, Week(0) + 1h);
+  auto reader = database_->Connect();
+  ASSERT_TRUE(reader->Exec("begin; select 1 from millrace.job limit 1", In()));
+  auto writing = Open(), pruning = Open();
+  BusyWriter writer(*writing, BatchOf(hold), Job());
+  std::atomic<std::uint64_t> rows = 0;
+  std::jthread pruner([&] { rows = Prune(*pruning, Week(1)); });
+  EXPECT_TRUE(Await([&] {
+    return Count(
+               "select count(*) from pg_locks where not granted and mode = 'AccessExclusiveLock' and relation = "
+               "'job'::regclass") > 0;
+  }));
+  const int before = writer.commits();
+  EXPECT_TRUE(Await([&] { return writer.commits() >= before + 20; }));
+  EXPECT_EQ(rows, 0u);
+  ASSERT_TRUE(reader->Exec("commit", In()));
+  pruner.join();
+  EXPECT_EQ(rows, kRowsOfAWeek);
+  EXPECT_EQ(writer.End(), "");
+  EXPECT_LT(writer.longest_ms(), 3000) << "a prune takes its locks for 300 ms at a time";
+  ExpectSoundAfterPrune();
+}
+
+// Nobody's lock is in the way. Who writes waits for a change of the catalogue (PostgreSQL) or for one bounded step (SQLite).
+TEST_P(LedgerPrunePartitionsTest, WritersGoOnWhileWeeksGo) {
+  constexpr int kBatches = 25, kJobs = 1000;
+  if (Postgres()) Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  const ShardHold hold = Own();
+  for (int i = 0; i < kBatches; ++i) {
+    auto batch = BatchOf(hold);
+    for (int n = 0; n < kJobs; ++n) batch.jobs.emplace_back(Job()).id = IdAt<JobId>(Week(0) + 1h);
+    Commit(batch);
+    auto ended = BatchOf(hold);
+    for (const JobSpec& job : batch.jobs) ended.outcomes.push_back(Outcome(job));
+    Commit(ended);
+  }
+  auto writing = Open(), pruning = Open();
+  BusyWriter writer(*writing, BatchOf(hold), Job());
+  EXPECT_TRUE(Await([&] { return writer.commits() > 0; }));
+  const int before = writer.commits();
+  int steps = 0;
+  const MonoTime begin = clock_.Now();
+  EXPECT_EQ(Prune(*pruning, Week(1), &steps), 2u * kBatches * kJobs);
+  const auto took = std::chrono::ceil<Millis>(clock_.Now() - begin);
+  const int meanwhile = writer.commits() - before;
+  EXPECT_EQ(writer.End(), "");
+  EXPECT_EQ(steps, Postgres() ? 1 : 2);
+  EXPECT_GT(meanwhile, steps);
+  EXPECT_LT(writer.longest_ms(), 10'000);
+  RecordProperty("prune_ms", std::to_string(took.count()));
+  RecordProperty("longest_commit_ms", std::to_string(writer.longest_ms()));
+  ExpectSoundAfterPrune();
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, LedgerPrunePartitionsTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),
+                         [](const auto& param) { return param.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
+
+}  // namespace
+}  // namespace millrace

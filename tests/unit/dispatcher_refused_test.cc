@@ -1,0 +1,177 @@
+// A queue without memory: what it cannot take waits in the broker, everything else goes on, and nothing is lost or doubled.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "tests/support/dispatcher_fixture.h"
+
+namespace millrace {
+namespace {
+
+class DispatcherRefusedTest : public testing::DispatcherTest {
+ protected:
+  std::vector<JobSpec> Jobs(std::size_t n, Durability durability = Durability::kLedger) {
+    std::vector<JobSpec> jobs;
+    while (jobs.size() < n) {
+      jobs.push_back(Job());
+      jobs.back().options.durability = durability;
+    }
+    return jobs;
+  }
+  // Whatever is granted succeeds, until nothing is granted any more for some time.
+  void Work(std::uint64_t credit) {
+    for (int quiet = 0; quiet < 15;) {
+      const std::size_t before = ended_;
+      while (ended_ < grants_.size()) End(ended_++, AttemptEnd::kSucceeded, true, credit += 1);
+      Beat("w", credit);
+      Advance(kDispatcherTick);
+      quiet = ended_ == before ? quiet + 1 : 0;
+    }
+  }
+  void ExpectEachRanOnce(const std::vector<JobSpec>& jobs) {
+    std::map<JobId, int> runs;
+    for (const JobId& id : Granted()) ++runs[id];
+    for (const JobSpec& job : jobs) {
+      EXPECT_EQ(runs[job.id], 1) << job.id.ToString();
+      EXPECT_EQ(Outcome(job), JobState::kSucceeded);
+    }
+    ExpectDepth(0, 0);
+  }
+  bool Taken() const {
+    return std::ranges::any_of(executed_, [](const QueueOp& op) { return std::holds_alternative<queue_op::Take>(op); });
+  }
+  std::size_t ended_ = 0;
+};
+
+TEST_F(DispatcherRefusedTest, WhatTheQueueCannotTakeStartsAsItDrains) {
+  executed_.clear();
+  queue_.memory_max = 10;
+  std::vector<JobSpec> jobs;
+  for (int message = 0; message < 10; ++message) {
+    const std::vector<JobSpec> more = Jobs(4);
+    Submit(more);
+    ASSERT_NE(Last<wire::SubmitReply>(), nullptr) << "the ledger has it: it is accepted";
+    jobs.insert(jobs.end(), more.begin(), more.end());
+  }
+  EXPECT_EQ(ledger_.jobs.size(), 40U);
+  Hello("w", 3);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+  EXPECT_FALSE(Taken()) << "what is in the queue was never given up";
+}
+
+TEST_F(DispatcherRefusedTest, WhatWouldHaveGoneStraightIntoFlightGivesItsPlaceBack) {
+  QueueSettings settings;
+  settings.queue = "default";
+  settings.concurrency = 2;
+  Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = settings, .actor = "t"}});
+  Settle();
+  Hello("w", 10);
+  queue_.memory_max = 0;
+  const std::vector<JobSpec> jobs = Jobs(5);
+  Submit(jobs);
+  EXPECT_TRUE(grants_.empty());
+  queue_.memory_max = SIZE_MAX;
+  Advance(kDispatcherTick);
+  EXPECT_EQ(grants_.size(), 2U) << "the limit of the queue counts what runs, not what was refused";
+  Work(10);
+  ExpectEachRanOnce(jobs);
+}
+
+TEST_F(DispatcherRefusedTest, AJobOfTheFastClassIsRefusedAndMayBeSubmittedAgain) {
+  Hello("w", 1);
+  const std::vector<JobSpec> first = Jobs(3, Durability::kRedis);
+  Submit(first);  // one runs, two wait in memory
+  queue_.memory_max = 3;
+  const std::vector<JobSpec> jobs = Jobs(4, Durability::kRedis);
+  Submit(jobs);
+  const auto* refusal = Last<wire::Problem>();
+  ASSERT_NE(refusal, nullptr);
+  EXPECT_EQ(refusal->code, "queue_full");
+  EXPECT_NE(refusal->message.find("raise maxmemory"), std::string::npos) << refusal->message;
+  Work(1);
+  EXPECT_EQ(Granted(), IdsOf(first));
+  queue_.memory_max = SIZE_MAX;
+  Submit(jobs);
+  Work(10);
+  std::map<JobId, int> runs;
+  for (const JobId& id : Granted()) ++runs[id];
+  for (const JobSpec& job : jobs) EXPECT_EQ(runs[job.id], 1);
+}
+
+TEST_F(DispatcherRefusedTest, OneThatIsCancelledWhileItIsHeldNeverRuns) {
+  queue_.memory_max = 0;
+  const std::vector<JobSpec> jobs = Jobs(3);
+  Submit(jobs);
+  Handle(event::FromClient{
+      .peer = "c",
+      .message = wire::Cancel{
+          .request = 5, .org = kDefaultOrg, .items = {{.id = jobs[1].id.uuid, .is_run = false}}, .actor = "me", .reason = {}}});
+  Settle();
+  EXPECT_EQ(Outcome(jobs[1]), JobState::kCancelled);
+  queue_.memory_max = SIZE_MAX;
+  Hello("w", 10);
+  Work(10);
+  EXPECT_EQ(Granted(), IdsOf({jobs[0], jobs[2]}));
+  ExpectDepth(0, 0);
+}
+
+// The look for it is answered after the entry has come back.
+TEST_F(DispatcherRefusedTest, ACancelThatMeetsARefusedPutOnTheWayIsNotOvertaken) {
+  for (const bool room_again : {false, true}) {
+    const std::vector<JobSpec> jobs = Jobs(2);
+    queue_.memory_max = 0;
+    Submit(jobs);
+    hold_replies_ = true;
+    Handle(event::FromClient{.peer = "c",
+                             .message = wire::Cancel{.request = 5,
+                                                     .org = kDefaultOrg,
+                                                     .items = {{.id = jobs[0].id.uuid, .is_run = false}},
+                                                     .actor = "me",
+                                                     .reason = {}}});
+    Settle();
+    if (room_again) queue_.memory_max = SIZE_MAX;
+    Advance(kDispatcherTick);
+    queue_.memory_max = SIZE_MAX;
+    LetRepliesThrough();
+    Advance(kDispatcherTick);
+    grants_.clear(), ended_ = 0;
+    Hello("w", 10);
+    Work(10);
+    EXPECT_EQ(Granted(), IdsOf({jobs[1]}));
+  }
+}
+
+TEST_F(DispatcherRefusedTest, ARebuildThatDoesNotFitGoesOnWithWhatFits) {
+  const std::vector<JobSpec> jobs = Jobs(30);
+  Submit(jobs);
+  queue_.memory_max = 5;
+  queue_.Wipe();
+  Hello("w", 1);
+  for (int i = 0; i < 5; ++i) Advance(1s);
+  Hello("w", 3);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+}
+
+TEST_F(DispatcherRefusedTest, WhatIsOnlyInTheLedgerStaysThereWhileTheStoreIsNearlyFull) {
+  Handle(event::QueueMemoryRead{.memory = {.used = 800'000, .max = 1'000'000}});
+  const std::vector<JobSpec> jobs = Jobs(20);
+  ASSERT_TRUE(ledger_.SubmitJobs(jobs, {}));
+  Handle(event::Rung{.shard = ShardId{0}});
+  Advance(kOutboxPollInterval + 1ms);
+  ExpectDepth(0, 0);
+  queue_.Wipe();
+  Submit({});
+  Hello("w", 1);
+  for (int i = 0; i < 5; ++i) Advance(1s);
+  EXPECT_TRUE(grants_.empty()) << "nor does a rebuild put it into the queue";
+  Handle(event::QueueMemoryRead{.memory = {.used = 500'000, .max = 1'000'000}});
+  Hello("w", 5);
+  Work(5);
+  ExpectEachRanOnce(jobs);
+  EXPECT_TRUE(ledger_.outbox_jobs.empty());
+}
+
+}  // namespace
+}  // namespace millrace
