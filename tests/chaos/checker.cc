@@ -25,6 +25,7 @@ class Checker {
       : cluster_(cluster), observer_(observer), rounds_(rounds), accepted_(accepted) {}
 
   Result<Findings> Run() {
+    for (const std::string& dead : cluster_.Dead()) Add("died", "{}", dead);
     MILLRACE_TRY(ReadOutcomes());
     MILLRACE_TRY(History());
     MILLRACE_TRY(AllSucceeded());
@@ -80,6 +81,8 @@ class Checker {
                                  .public_key = cluster_.public_key(),
                                  .ended = true,
                                  .contiguous_slots = true,
+                                 .slots = {ToUnixMicros(cluster_.slots().from), ToUnixMicros(cluster_.slots().to)},
+                                 .destination_steps_back = Micros{cluster_.options().clock_steps}.count(),
                                  .redis_may_lose = RedisWindows()};
     MILLRACE_TRY_ASSIGN(out_.report, checker::Check(inputs));
     for (const checker::Violation& v : out_.report.violations) out_.violations.push_back({v.code, v.text});
@@ -265,7 +268,8 @@ std::string Report(const Findings& f, const Rounds& rounds) {
     out += fmt::format("{:<16} that load was granted elsewhere in {}\n", victim, Quantiles(times));
   if (!f.taken.empty()) out += fmt::format("{:<16} a shard of it was taken in {}\n", "broker", Quantiles(f.taken));
   for (const Violation& v : f.violations)
-    if (v.code == "run_failed" || v.code == "harness") out += fmt::format("VIOLATION {}: {}\n", v.code, v.text);
+    if (v.code == "run_failed" || v.code == "died" || v.code == "harness")
+      out += fmt::format("VIOLATION {}: {}\n", v.code, v.text);
   return out;
 }
 

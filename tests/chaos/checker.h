@@ -18,7 +18,7 @@
 namespace millrace::chaos {
 
 struct Violation {
-  std::string code;  // those of tests/checker/check.h; run_failed, harness
+  std::string code;  // those of tests/checker/check.h; run_failed, died, harness
   std::string text;
 };
 

@@ -1,18 +1,22 @@
 #include "tests/chaos/cluster.h"
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <netinet/in.h>
 #include <pwd.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <utility>
 
-#include "common/drivers/postgres.h"
 #include "common/drivers/redis.h"
 #include "tests/chaos/network_lab.h"
 
@@ -24,7 +28,9 @@ namespace fs = std::filesystem;
 constexpr Millis kServerStart{30'000};
 constexpr Millis kAttempt{3'000};  // of reaching a server that is starting
 constexpr Millis kStopTimeout{20'000};
+constexpr Millis kSlotsTimeout{60'000};
 constexpr Millis kPoll{50};
+constexpr std::size_t kLogLines = 8;
 
 const SystemClock& TheClock() {
   static const SystemClock clock;
@@ -37,6 +43,29 @@ Result<void> WriteFile(const std::string& path, std::string_view text) {
   file.close();
   if (!file) return Fail(ErrorCode::kRejected, "cannot write {}", path);
   return {};
+}
+
+std::string EndOf(const std::string& log) {
+  std::ifstream file(log);
+  std::deque<std::string> last;
+  for (std::string line; std::getline(file, line);) {
+    last.push_back(line);
+    if (last.size() > kLogLines) last.pop_front();
+  }
+  return fmt::format("{}", fmt::join(last, "\n"));
+}
+
+std::uint16_t PortOf(const std::string& endpoint) {
+  return static_cast<std::uint16_t>(std::stoul(endpoint.substr(endpoint.rfind(':') + 1)));
+}
+
+bool Listens(const std::string& endpoint) {
+  const Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(PortOf(endpoint));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  return fd && ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
 }
 
 std::string PipelineFile(std::string_view name, std::string_view cron, std::string_view overlap, std::string_view load) {
@@ -92,6 +121,8 @@ Result<Cluster> Cluster::Start(const ClusterOptions& options) {
     if (code != 0)
       return Fail(ErrorCode::kRejected, "pipeline apply {}: exit code {}, see {}/logs/cli.log", name, code, cluster.dir_);
   }
+  MILLRACE_TRY_ASSIGN(const PgResult now, cluster.AskLedger("select clock_timestamp()"));
+  cluster.slots_.from = now.Time(0, 0);
   MILLRACE_TRY(cluster.SlowCommits());
   return cluster;
 }
@@ -111,6 +142,19 @@ Result<void> Cluster::Launch(Role role, std::string name, std::vector<std::strin
   return WaitUntilItAnswers(members_.back());
 }
 
+Result<std::uint16_t> Cluster::TakePort(std::uint64_t salt) {
+  if (options_.lab != nullptr) return testing::FreePort(salt);
+  MILLRACE_TRY_ASSIGN(wire::HeldPort held, wire::HoldPort());
+  ports_.push_back(std::move(held));
+  return ports_.back().number;
+}
+
+std::vector<std::string> Cluster::EndpointsOf(std::string_view broker) const {
+  for (std::size_t i = 0; i < client_endpoints_.size(); ++i)
+    if (broker == fmt::format("broker-{}", i + 1)) return {client_endpoints_[i], worker_endpoints_[i]};
+  return {};
+}
+
 // Ports of a host are published before it starts to listen.
 Result<std::vector<std::string>> Cluster::OnHost(const std::string& name, std::vector<std::string> argv) {
   if (options_.lab == nullptr) return argv;
@@ -118,11 +162,7 @@ Result<std::vector<std::string>> Cluster::OnHost(const std::string& name, std::v
   std::vector<std::uint16_t> ports;
   if (name == "postgres") ports = {postgres_port_};
   if (name == "redis") ports = {redis_port_};
-  for (std::size_t i = 0; i < client_endpoints_.size(); ++i) {
-    if (name != fmt::format("broker-{}", i + 1)) continue;
-    for (const std::string& endpoint : {client_endpoints_[i], worker_endpoints_[i]})
-      ports.push_back(static_cast<std::uint16_t>(std::stoul(endpoint.substr(endpoint.rfind(':') + 1))));
-  }
+  for (const std::string& endpoint : EndpointsOf(name)) ports.push_back(PortOf(endpoint));
   for (const std::uint16_t port : ports) MILLRACE_TRY(options_.lab->Publish(name, port));
   std::vector<std::string> out = options_.lab->On(name);
   out.insert(out.end(), argv.begin(), argv.end());
@@ -134,7 +174,28 @@ Result<void> Cluster::Restart(Member& member) {
   return WaitUntilItAnswers(member);
 }
 
-Result<void> Cluster::WaitUntilItAnswers(const Member& member) {
+std::vector<std::string> Cluster::Dead() {
+  std::vector<std::string> dead;
+  for (Member& member : members_) {
+    if (member.stopped || member.process.Running()) continue;
+    dead.push_back(fmt::format("{} ended by itself with code {}; its log ends with\n{}", member.name,
+                               member.process.Wait(Millis{0}).value_or(-1), EndOf(member.options.log)));
+  }
+  return dead;
+}
+
+Result<void> Cluster::WaitUntilItListens(Member& broker) {
+  const MonoTime deadline = TheClock().Now() + kServerStart;
+  while (!std::ranges::all_of(EndpointsOf(broker.name), Listens)) {
+    if (!broker.process.Running() || TheClock().Now() >= deadline)
+      return Fail(ErrorCode::kTimedOut, "{} does not listen; its log ends with\n{}", broker.name, EndOf(broker.options.log));
+    testing::SleepFor(kPoll);
+  }
+  return {};
+}
+
+Result<void> Cluster::WaitUntilItAnswers(Member& member) {
+  if (member.role == Role::kBroker) return WaitUntilItListens(member);
   if (member.role != Role::kPostgres && member.role != Role::kRedis) return {};
   const MonoTime deadline = TheClock().Now() + kServerStart;
   while (true) {
@@ -183,7 +244,7 @@ Result<void> Cluster::StartPostgres() {
     std::ofstream hba(pg + "/data/pg_hba.conf", std::ios::app);
     hba << "host all all 0.0.0.0/0 trust\n";  // inside the lab a peer has its host's address
   }
-  MILLRACE_TRY_ASSIGN(postgres_port_, testing::FreePort(options_.seed * 31));
+  MILLRACE_TRY_ASSIGN(postgres_port_, TakePort(options_.seed * 31));
   const auto dsn = [&](std::string_view database) {
     return fmt::format("host=127.0.0.1 port={} user=postgres dbname={}", postgres_port_, database);
   };
@@ -196,7 +257,7 @@ Result<void> Cluster::StartPostgres() {
 }
 
 Result<void> Cluster::StartRedis() {
-  MILLRACE_TRY_ASSIGN(redis_port_, testing::FreePort(options_.seed * 31 + 1000));
+  MILLRACE_TRY_ASSIGN(redis_port_, TakePort(options_.seed * 31 + 1000));
   return Launch(
       Role::kRedis, "redis",
       {"redis-server", "--port", std::to_string(redis_port_), "--bind", "127.0.0.1", "--dir", dir_ + "/redis", "--save", "",
@@ -209,6 +270,14 @@ Result<void> Cluster::Sql(const std::string& dsn, std::string_view sql) {
   const MonoTime deadline = TheClock().Now() + kServerStart;
   MILLRACE_TRY_ASSIGN(const auto connection, PgConnection::Connect(options, TheClock(), deadline));
   return connection->Exec(sql, deadline);
+}
+
+Result<PgResult> Cluster::AskLedger(std::string_view sql) {
+  PgOptions options;
+  options.dsn = ledger_dsn_;
+  const MonoTime deadline = TheClock().Now() + kServerStart;
+  MILLRACE_TRY_ASSIGN(const auto connection, PgConnection::Connect(options, TheClock(), deadline));
+  return connection->QueryOnce(sql, {}, deadline);
 }
 
 Result<void> Cluster::CreateTargets() {
@@ -254,8 +323,8 @@ Result<void> Cluster::WriteFiles() {
   MILLRACE_TRY(WriteFile(fmt::format("{}/files/{}.yaml", dir_, kMergePipeline),
                          PipelineFile(kMergePipeline, kMergeCron, "queue", "table: wh.merged, mode: merge, key: [id]")));
   for (std::uint64_t i = 0; i < 2; ++i) {
-    MILLRACE_TRY_ASSIGN(const std::uint16_t clients, testing::FreePort(options_.seed * 31 + 2000 + 100 * i));
-    MILLRACE_TRY_ASSIGN(const std::uint16_t workers, testing::FreePort(options_.seed * 31 + 3000 + 100 * i));
+    MILLRACE_TRY_ASSIGN(const std::uint16_t clients, TakePort(options_.seed * 31 + 2000 + 100 * i));
+    MILLRACE_TRY_ASSIGN(const std::uint16_t workers, TakePort(options_.seed * 31 + 3000 + 100 * i));
     client_endpoints_.push_back(fmt::format("tcp://127.0.0.1:{}", clients));
     worker_endpoints_.push_back(fmt::format("tcp://127.0.0.1:{}", workers));
   }
@@ -276,8 +345,7 @@ Result<void> Cluster::WriteConfig() {
   MILLRACE_TRY_ASSIGN(const std::uint16_t redis, ProxyTo(redis_port_));
   std::vector<std::string> brokers;
   for (const std::string& endpoint : worker_endpoints_) {
-    const auto port = static_cast<std::uint16_t>(std::stoul(endpoint.substr(endpoint.rfind(':') + 1)));
-    MILLRACE_TRY_ASSIGN(const std::uint16_t instead, ProxyTo(port));
+    MILLRACE_TRY_ASSIGN(const std::uint16_t instead, ProxyTo(PortOf(endpoint)));
     brokers.push_back(fmt::format("tcp://127.0.0.1:{}", instead));
   }
   const auto dsn = [&](std::string_view database) {
@@ -366,6 +434,30 @@ Result<redis::Connection> Cluster::ConnectToRedis() const {
   return redis::Connection::Connect(endpoint, {}, TheClock().Now() + kServerStart);
 }
 
+Result<std::string> Cluster::AskRedis(std::initializer_list<std::string_view> command) {
+  MILLRACE_TRY_ASSIGN(redis::Connection client, ConnectToRedis());
+  MILLRACE_TRY_ASSIGN(const redis::Reply reply, client.Call(command, TheClock().Now() + kServerStart));
+  return reply.text;
+}
+
+Result<void> Cluster::WaitForSlots() {
+  MILLRACE_TRY_ASSIGN(const PgResult now, AskLedger("select clock_timestamp()"));
+  const WallTime to = now.Time(0, 0);
+  const std::string behind = fmt::format(
+      "select pipeline from millrace.schedule s where not exists (select 1 from millrace.slot x where x.org = s.org"
+      " and x.pipeline = s.pipeline and x.schedule = s.schedule and x.slot > '{}')",
+      ToRfc3339(to));
+  for (const MonoTime deadline = TheClock().Now() + kSlotsTimeout;; testing::SleepFor(kPoll)) {
+    MILLRACE_TRY_ASSIGN(const PgResult late, AskLedger(behind));
+    if (late.rows() == 0) break;
+    if (TheClock().Now() >= deadline)
+      return Fail(ErrorCode::kTimedOut, "no slot of {} after {} was decided within {} s", late.Text(0, 0), ToRfc3339(to),
+                  kSlotsTimeout.count() / 1000);
+  }
+  slots_.to = to;
+  return {};
+}
+
 Result<void> Cluster::FlushRedis() {
   MILLRACE_TRY_ASSIGN(redis::Connection client, ConnectToRedis());
   MILLRACE_TRY_ASSIGN(const redis::Reply reply, client.Call({"FLUSHALL"}, TheClock().Now() + kServerStart));
@@ -387,17 +479,20 @@ Result<void> Cluster::LimitRedis(unsigned percent) {
 }
 
 Result<void> Cluster::StopSchedulers() {
+  Result<void> flows = WaitForSlots();
   for (Member* scheduler : OfRole(Role::kScheduler)) {
     // One that was restarted a moment ago may still be on its way to where it takes its signals.
     const MonoTime ready_by = TheClock().Now() + kStopTimeout;
     while (!scheduler->process.Blocks(SIGTERM) && TheClock().Now() < ready_by) testing::SleepFor(kPoll);
+    if (!scheduler->process.Running()) continue;  // Dead tells
     scheduler->process.Signal(SIGTERM);
     const auto code = scheduler->process.Wait(kStopTimeout);
     if (!code || *code != 0)
       return Fail(ErrorCode::kRejected, "{} did not end well after SIGTERM: {}", scheduler->name,
                   code ? fmt::format("exit code {}", *code) : "still running");
+    scheduler->stopped = true;
   }
-  return {};
+  return flows;
 }
 
 Result<int> Cluster::Run(std::vector<std::string> arguments, Millis timeout) {

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,7 +13,9 @@
 
 #include "common/base/clock.h"
 #include "common/base/result.h"
+#include "common/drivers/postgres.h"
 #include "common/drivers/redis.h"
+#include "common/wire/stream_socket.h"
 #include "tests/support/fault_shim.h"
 #include "tests/support/process.h"
 #include "tests/support/tcp_proxy.h"
@@ -31,6 +34,12 @@ struct Member {
   std::string name;
   ProcessOptions options;
   TestProcess process;
+  bool stopped = false;  // it was told to end and did
+};
+
+// By the ledger's clock. `to` is empty until the schedulers were stopped.
+struct SlotSpan {
+  WallTime from{}, to{};
 };
 
 struct ClusterOptions {
@@ -41,6 +50,7 @@ struct ClusterOptions {
   NetworkLab* lab = nullptr;  // every process is a host of its own there, by its name; must outlive the cluster
   bool shimmed = false;       // Cluster::shim of every process but stages
   bool proxied = false;       // a TCP proxy before PostgreSQL, Redis and each broker's workers: Cluster::proxies
+  Millis clock_steps{0};      // PostgreSQL's clock is set back by at most this: two of its times compare no finer
 };
 
 inline constexpr int kInputRows = 400;
@@ -62,15 +72,24 @@ class Cluster {
   ~Cluster();
 
   std::vector<Member*> OfRole(Role role);
-  Result<void> Restart(Member& member);  // after its process has ended; Redis and PostgreSQL: until they answer
+  // After its process has ended: until it answers (Redis, PostgreSQL) or listens (brokers). An error: it does not, or it ended.
+  Result<void> Restart(Member& member);
+  // Every member that ended and was not stopped: its exit code and the end of its log.
+  std::vector<std::string> Dead();
   Result<void> FlushRedis();
+  // The text of Redis' answer; the message of an error has what it refused with.
+  Result<std::string> AskRedis(std::initializer_list<std::string_view> command);
   // Lets Redis use `percent` of what it uses at that moment; 0: as much as it likes.
   Result<void> LimitRedis(unsigned percent);
-  // Ends the schedulers with SIGTERM. An error names one that did not end with code 0 in time.
+  // Waits until every schedule has a slot that was not yet due when this was called, then ends the schedulers with SIGTERM. An
+  // error names one that did not end with code 0 in time, or says that slots do not flow.
   Result<void> StopSchedulers();
+  // Every instant of the schedules in it must be a slot: from when both pipelines were applied.
+  const SlotSpan& slots() const { return slots_; }
   // One `millrace` command, to its end; its output is appended to `<dir>/logs/cli.log`.
   Result<int> Run(std::vector<std::string> arguments, Millis timeout);
 
+  const ClusterOptions& options() const { return options_; }
   const std::string& dir() const { return dir_; }
   const std::string& ledger_dsn() const { return ledger_dsn_; }
   const std::string& warehouse_dsn() const { return warehouse_dsn_; }
@@ -96,6 +115,10 @@ class Cluster {
   Result<void> CreateTargets();
   Result<void> SlowCommits();
   Result<void> Sql(const std::string& dsn, std::string_view sql);
+  Result<PgResult> AskLedger(std::string_view sql);
+  Result<void> WaitForSlots();
+  // Nobody else is given it while this lives; inside the lab there is nobody else.
+  Result<std::uint16_t> TakePort(std::uint64_t salt);
   Result<void> WriteFiles();
   Result<void> WriteConfig();
   Result<std::uint16_t> ProxyTo(std::uint16_t port);  // the port to use instead; the same one unless `proxied`
@@ -103,13 +126,17 @@ class Cluster {
   Result<void> StartMembers();
   Result<void> WaitForWorkers();
   Result<void> Launch(Role role, std::string name, std::vector<std::string> argv);
-  Result<void> WaitUntilItAnswers(const Member& member);
+  Result<void> WaitUntilItAnswers(Member& member);
+  Result<void> WaitUntilItListens(Member& broker);
+  std::vector<std::string> EndpointsOf(std::string_view broker) const;
   ProcessOptions Millrace(const std::string& name, std::vector<std::string> arguments) const;
 
   ClusterOptions options_;
   std::string dir_;
   bool keep_ = true;
+  std::vector<wire::HeldPort> ports_;
   std::uint16_t postgres_port_ = 0, redis_port_ = 0;
+  SlotSpan slots_;
   std::string ledger_dsn_, warehouse_dsn_;
   std::vector<std::string> client_endpoints_, worker_endpoints_;
   std::vector<std::unique_ptr<testing::TcpProxy>> proxies_;

@@ -34,6 +34,8 @@ namespace {
 
 constexpr Millis kDrainTimeout{300'000}, kAcceptTimeout{60'000};
 constexpr Millis kSettle{3'000};
+constexpr Millis kStep{20'000}, kSameTime{5'000};  // of the ledger's clock; two clocks that nobody stepped differ by less
+constexpr Millis kStillRefused{2'000};
 constexpr std::size_t kAcceptedMin = 25;
 constexpr std::size_t kBulkJobs = 4'000, kBulkPerSecond = 250, kOfferedPerSecond = 60;
 constexpr std::size_t kServerProxies = 2;              // those of PostgreSQL and Redis come first
@@ -99,6 +101,41 @@ class Faults : public ::testing::Test {
     const std::size_t before = submitter_->accepted().size();
     return WaitFor([&] { return submitter_->accepted().size() >= before + more; }, kAcceptTimeout);
   }
+  std::size_t Accepted() { return submitter_->accepted().size() + (bulk_ ? bulk_->accepted_count() : 0); }
+  // How far a wall clock is from this process's.
+  Millis LedgersStep() {
+    const auto now = observer_->Ledger("select clock_timestamp()");
+    return now ? std::chrono::duration_cast<Millis>(now->Time(0, 0) - clock_.WallNow()) : Millis{-1};
+  }
+  // Whether a line of the process's history says so of its clock.
+  bool HistoryShows(const std::string& member, Millis step) {
+    pid_t pid = -1;
+    for (const Role role : {Role::kBroker, Role::kWorker, Role::kScheduler})
+      for (Member* one : cluster_->OfRole(role))
+        if (one->name == member) pid = one->process.pid();
+    const std::int64_t wall = ToUnixMicros(clock_.WallNow()) - Micros{clock_.Now().time_since_epoch()}.count();
+    for (const auto& file : std::filesystem::directory_iterator(cluster_->history())) {
+      if (!file.path().filename().string().starts_with(fmt::format("{}-", pid))) continue;
+      std::ifstream lines(file.path());
+      for (std::string line; std::getline(lines, line);) {
+        long long m = 0, t = 0;
+        if (std::sscanf(line.c_str(), "{\"m\":%lld,\"t\":%lld,", &m, &t) == 2 &&
+            std::chrono::abs(Micros{t - m - wall} - step) < kSameTime)
+          return true;
+      }
+    }
+    return false;
+  }
+  // False: the ledger's clock caught up with the last slot meanwhile, so that this shows nothing.
+  bool ExpectNoSlotWhileTheClockIsBehind() {
+    testing::SleepFor(kSettle);  // a leader asks for the time at each pass
+    const std::int64_t slots = Ask("select count(*) from millrace.slot");
+    testing::SleepFor(Millis{4'000});  // the next instant of kAppendCron
+    const std::int64_t later = Ask("select count(*) from millrace.slot");
+    if (Ask("select (max(slot) > clock_timestamp())::int::bigint from millrace.slot") != 1) return false;
+    EXPECT_EQ(later, slots) << "a slot fired before its time";
+    return true;
+  }
   // How many lines of their logs have it.
   int LinesOfBrokers(std::string_view text) {
     int found = 0;
@@ -162,7 +199,7 @@ class Faults : public ::testing::Test {
 // no lease is lost, no slot is missed or fires twice. Monotonic clocks are not touched, as on a real machine.
 TEST_F(Faults, ClocksThatStep) {
   MILLRACE_LONG_OR_CHOSEN(0);
-  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true}));
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true, .clock_steps = 2 * kStep}));
   ASSERT_TRUE(WaitForAccepted(5));
   const std::int64_t lost_before = AttemptsLost();
   const std::vector<std::string> members{OwningBroker(), "scheduler-1", "worker-1", "scheduler-2", "worker-2"};
@@ -172,12 +209,29 @@ TEST_F(Faults, ClocksThatStep) {
       testing::SleepFor(Millis{Long() ? 5'000 : 700});
       EXPECT_TRUE(WaitForAccepted(2)) << member << " stepped by " << step.count() << " ms: nothing is accepted any more";
     }
+    // Whoever does something says when; a scheduler that stands by does nothing.
+    const auto leader = observer_->LeaderName();
+    for (const std::string& member : members) {
+      if (member.starts_with("scheduler") && (!leader || leader->find(member) == std::string::npos)) continue;
+      EXPECT_TRUE(WaitFor([&] { return HistoryShows(member, step); }, kAcceptTimeout)) << member << " lives in the true time";
+    }
   }
-  for (const Millis step : {Millis{20'000}, Millis{0}, Millis{-20'000}, Millis{0}}) {
+  const auto fires_ahead = [&] {  // of the true time
+    return Ask("select (extract(epoch from max(slot)) * 1000000)::bigint from millrace.slot") >
+           ToUnixMicros(clock_.WallNow() + kStep / 2);
+  };
+  int shown_behind = 0;
+  for (const Millis step : {kStep, Millis{0}, -kStep, Millis{0}}) {
     cluster_->shim("postgres").StepClockTo(step);
-    testing::SleepFor(Millis{Long() ? 8'000 : 1'500});
+    EXPECT_LT(std::chrono::abs(LedgersStep() - step), kSameTime) << "the ledger lives in another time";
+    testing::SleepFor(Millis{Long() ? 5'000 : 500});
     EXPECT_TRUE(WaitForAccepted(2)) << "the ledger's clock stepped to " << step.count() << " ms: nothing is accepted any more";
+    if (step == kStep)
+      ASSERT_TRUE(WaitFor(fires_ahead, kAcceptTimeout)) << "no slot fires by the ledger's clock";
+    else
+      shown_behind += ExpectNoSlotWhileTheClockIsBehind() ? 1 : 0;
   }
+  EXPECT_GT(shown_behind, 0) << "the ledger's clock was never behind for long enough";
   for (const std::string& member : members) cluster_->shim(member).StepClockTo(Millis{0});
   EXPECT_EQ(AttemptsLost(), lost_before) << "a lease was lost although its worker lived";
   // The watermark never goes back: after a step back, the next slot waits for the clock.
@@ -227,8 +281,18 @@ TEST_F(Faults, FsyncsOfTheServersFail) {
   auto& redis = cluster_->shim("redis");
   redis.FailFsyncs(true);
   EXPECT_TRUE(WaitFor([&] { return redis.fsyncs_failed() > 0; }, kAcceptTimeout)) << "nothing was synced meanwhile";
+  const auto refuses = [&] {
+    const auto said = cluster_->AskRedis({"SET", "chaos", "1"});
+    return !said && said.error().message.find("MISCONF") != std::string::npos;
+  };
+  EXPECT_TRUE(WaitFor(refuses, kAcceptTimeout)) << "Redis takes writes although it cannot sync them";
+  testing::SleepFor(kSettle);  // what had been accepted is told
+  const std::size_t accepted = Accepted();
   testing::SleepFor(Millis{Long() ? 12'000 : 3'000});
   redis.FailFsyncs(false);
+  testing::SleepFor(kStillRefused);
+  EXPECT_TRUE(refuses()) << "it takes writes again before it was started again";
+  EXPECT_EQ(Accepted(), accepted) << "jobs are accepted while Redis refuses every write";
   EXPECT_TRUE(cluster_->OfRole(Role::kRedis).front()->process.Running()) << "under everysec it goes on";
   const auto restarted_redis = rounds_->Play({.victim = Victim::kRedis});
   ASSERT_TRUE(restarted_redis) << restarted_redis.error().message;
@@ -349,27 +413,29 @@ TEST(EmbeddedFaults, FsyncsOfTheHomeFail) {
   };
   ASSERT_TRUE(driver.PumpUntil([&] { return driver.accepted().size() > 20; }, Millis{60'000}, 1));
   for (int round = 0; round < (Long() ? 8 : 2); ++round) {
+    // Nothing is under way: what is accepted from here on was written from here on.
+    ASSERT_TRUE(driver.PumpUntil([&] { return driver.AllAnswered(); }, Millis{60'000}));
     shim->FailFsyncs(true);
-    testing::SleepFor(Millis{200});  // what was under way
-    driver.PumpFor(Millis{200});
     const std::size_t before = driver.accepted().size();
     feed(Millis{2'500});
     const std::size_t meanwhile = driver.accepted().size() - before;
     // The power fails before anything could be repaired: only what was synced would have been there. Here the page cache stays,
     // so that a kill is the most that can be shown.
-    if (round % 2 == 1) up->KillAndReap();
+    const bool kill = round % 2 == 1;
+    EXPECT_TRUE(up->Running()) << "it did not go on, see " << dir << "/up.log";
+    if (kill) up->KillAndReap();
     shim->FailFsyncs(false);
-    const bool running = up->Running();
     std::printf("round %d: %lld fsyncs failed, %zu jobs accepted meanwhile, the process %s\n", round,
-                static_cast<long long>(shim->fsyncs_failed()), meanwhile, running ? "went on" : "was started again");
+                static_cast<long long>(shim->fsyncs_failed()), meanwhile, kill ? "is started again" : "goes on");
     EXPECT_EQ(meanwhile, 0U) << "accepted although nothing could be synced";
-    if (!running) {
+    if (kill) {
       up = testing::TestProcess::Start(options);
       ASSERT_TRUE(up) << up.error().message;
     }
     const std::size_t now = driver.accepted().size();
     EXPECT_TRUE(driver.PumpUntil([&] { return driver.accepted().size() > now + 10; }, Millis{60'000}, 1))
         << "nothing is accepted after the disk works again";
+    EXPECT_TRUE(up->Running()) << "it did not go on when the disk works again, see " << dir << "/up.log";
   }
   EXPECT_GT(shim->fsyncs_failed(), 0);
   ASSERT_TRUE(driver.PumpUntil([&] { return driver.AllAnswered(); }, Millis{60'000}));

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -26,9 +27,9 @@ namespace {
 
 constexpr int kKillsShort = 12, kKillsLong = 50;
 constexpr int kRecoveriesEach = 25, kLeaderKills = 50;
-constexpr Millis kSlotEvery{3000};  // kAppendCron
+constexpr Millis kSlotEvery{3000};                          // kAppendCron
+constexpr Millis kGrantedElsewhere{5'000}, kTaken{10'000};  // promised in ops/docs/failure-modes.md
 constexpr Millis kDrainTimeout{300'000};
-constexpr Millis kFlowTimeout{20'000};
 constexpr Millis kFlowMin{11'000};  // of work, also when the rounds are few
 
 #define MILLRACE_NEED_FAILPOINTS()                                                                               \
@@ -58,16 +59,6 @@ std::vector<Phase> Phases() {
 std::string MutantFailpoint(const std::string& mutant) {
   if (mutant.empty()) return "";
   return fmt::format(",mutant.{}=error{}", mutant, mutant == "drop_accepted" || mutant == "double_slot" ? "(1,1)" : "");
-}
-
-// Slots appear up to now, so that "between the first and the last" says something about the end too.
-bool SlotsFlow(Observer& observer, const Clock& clock) {
-  for (const MonoTime until = clock.Now() + kFlowTimeout; clock.Now() < until; testing::SleepFor(Millis{100})) {
-    const auto late = observer.Ledger(
-        "select coalesce(extract(epoch from clock_timestamp() - max(slot)) * 1000, 1e9)::bigint from millrace.slot");
-    if (late && late->Int(0, 0) < 4000) return true;
-  }
-  return false;
 }
 
 bool Drain(Observer& observer, const Clock& clock) {
@@ -100,15 +91,13 @@ Result<Findings> Play(const Scenario& scenario) {
   Rounds rounds(cluster, observer, random);
   for (const Round& round : scenario.plan) MILLRACE_TRY(rounds.Play(round));
   while (clock.Now() < began + kFlowMin) testing::SleepFor(Millis{100});
-  const bool flows = SlotsFlow(observer, clock);
   submitter.Stop();
   const Result<void> stopped = cluster.StopSchedulers();
   const bool drained = Drain(observer, clock);
   MILLRACE_TRY_ASSIGN(Findings findings, Check(cluster, observer, rounds, submitter.accepted()));
-  if (!flows) findings.violations.push_back({"slot", "no slot was decided in the last seconds before the end"});
   if (!stopped) findings.violations.push_back({"harness", stopped.error().message});
   if (!drained)
-    findings.violations.push_back({"lost", fmt::format("not everything ended within {} s", kDrainTimeout.count() / 1000)});
+    findings.violations.push_back({"harness", fmt::format("not everything ended within {} s", kDrainTimeout.count() / 1000)});
   std::printf("%s%lld s in all\n", Report(findings, rounds).c_str(),
               static_cast<long long>(std::chrono::duration_cast<std::chrono::seconds>(clock.Now() - started).count()));
   if (Env("MILLRACE_CHAOS_KEEP", "").empty() && (findings.violations.empty() || !scenario.mutant.empty()))
@@ -139,7 +128,15 @@ TEST(KillRounds, EverySlotOneRunEveryRunOneEffect) {
   EXPECT_EQ(findings->doubled, 0);
 }
 
-// How long each fault is felt: n >= 20 of each, in a shuffled order. Printed; only what is lost or doubled fails.
+// Half of them within what is promised, all within twice that: the machine may be busy.
+void ExpectWithin(Millis promised, std::string_view what, std::vector<Millis> times) {
+  ASSERT_GE(times.size(), 20U) << what;
+  std::ranges::sort(times);
+  EXPECT_LE(times[times.size() / 2], promised) << what << ": in the median";
+  EXPECT_LE(times.back(), 2 * promised) << what << ": at most";
+}
+
+// How long each fault is felt: n >= 20 of each, in a shuffled order.
 TEST(KillRounds, RecoveryTimes) {
   if (!Long()) GTEST_SKIP() << "takes a quarter of an hour: MILLRACE_CHAOS=long";
   std::printf("MILLRACE_CHAOS_SEED=%llu\n", static_cast<unsigned long long>(Seed()));
@@ -156,6 +153,13 @@ TEST(KillRounds, RecoveryTimes) {
   const auto findings = Play({.seed = Seed() + 1, .mutant = "", .plan = std::move(plan)});
   ASSERT_TRUE(findings) << findings.error().message;
   for (const Violation& v : findings->violations) ADD_FAILURE() << v.code << ": " << v.text;
+  const auto granted = [&](std::string_view fault) {
+    const auto times = findings->granted.find(std::string(fault));
+    return times == findings->granted.end() ? std::vector<Millis>{} : times->second;
+  };
+  ExpectWithin(kGrantedElsewhere, "the job of a killed worker is granted elsewhere", granted(Name(Victim::kWorker)));
+  ExpectWithin(kGrantedElsewhere, "the job of a frozen worker is granted elsewhere", granted(Name(Fault::kFreeze)));
+  ExpectWithin(kTaken, "a shard of a killed broker is taken", findings->taken);
 }
 
 // The leading scheduler dies around the instant of a slot, again and again; the other one goes on. The same in virtual time, a
@@ -176,18 +180,18 @@ TEST(KillRounds, LeaderKilledAtTheSlotEdge) {
     const auto leader = observer.LeaderName();
     for (Member* member : cluster->OfRole(Role::kScheduler)) {
       if (!leader || leader->find(member->name) == std::string::npos) continue;
+      ASSERT_TRUE(cluster->Dead().empty()) << cluster->Dead().front();
       member->process.Signal(SIGKILL);
-      ASSERT_TRUE(member->process.Wait(Millis{10'000}));
+      ASSERT_EQ(member->process.Wait(Millis{10'000}), 128 + SIGKILL);
       ++killed;
       testing::SleepFor(Millis{static_cast<std::int64_t>(random.Below(1500))});
       ASSERT_TRUE(cluster->Restart(*member));
     }
   }
-  const bool flows = SlotsFlow(observer, clock);
   submitter.Stop();
   const Result<void> stopped = cluster->StopSchedulers();
   EXPECT_TRUE(stopped) << stopped.error().message;
-  EXPECT_TRUE(flows && Drain(observer, clock));
+  EXPECT_TRUE(Drain(observer, clock)) << "not everything ended";
   const auto findings = Check(*cluster, observer, rounds, submitter.accepted());
   ASSERT_TRUE(findings) << findings.error().message;
   std::printf("%d leaders killed around the edge of a slot; %s", kLeaderKills, Report(*findings, rounds).c_str());
@@ -196,15 +200,17 @@ TEST(KillRounds, LeaderKilledAtTheSlotEdge) {
 }
 
 // The same processes and the same checks with one defect each; the plan goes straight to where it shows.
-void ExpectCaught(const std::string& mutant, std::vector<Round> plan, std::string_view code) {
+void ExpectCaught(const std::string& mutant, std::vector<Round> plan, std::string_view code, std::string_view text) {
   const auto findings = Play({.seed = Seed() + mutant.size(), .mutant = mutant, .plan = std::move(plan)});
   ASSERT_TRUE(findings) << findings.error().message;
-  EXPECT_TRUE(findings->Has(code)) << "mutant " << mutant << " was not caught as '" << code << "'";
+  EXPECT_TRUE(std::ranges::any_of(findings->violations,
+                                  [&](const Violation& v) { return v.code == code && v.text.find(text) != std::string::npos; }))
+      << "mutant " << mutant << " was not caught as '" << code << ": ..." << text << "'";
 }
 
 TEST(Mutants, NoFenceIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
-  ExpectCaught("no_fence", {{.fault = Fault::kFreeze}, {.fault = Fault::kFreeze}}, "stale_accepted");
+  ExpectCaught("no_fence", {{.fault = Fault::kFreeze}, {.fault = Fault::kFreeze}}, "stale_accepted", "the frozen attempt");
 }
 
 TEST(Mutants, NoReceiptIsCaught) {
@@ -212,28 +218,29 @@ TEST(Mutants, NoReceiptIsCaught) {
   ExpectCaught("no_receipt",
                {{.victim = Victim::kStage, .phase = Phase::kCommitted, .append = true},
                 {.victim = Victim::kWorker, .phase = Phase::kCommitted, .append = true}},
-               "doubled");
+               "doubled", "were expected");
 }
 
 TEST(Mutants, NoEpochIsCaught) {
   if (!Long() && GTEST_FLAG_GET(filter) == "*")
     GTEST_SKIP() << "MILLRACE_CHAOS=long; in short, HistoryCheckTest.EpochCheckRemoved";
   MILLRACE_NEED_FAILPOINTS();
-  ExpectCaught("no_epoch", {{.fault = Fault::kFreezeBroker}, {.fault = Fault::kFreezeBroker}}, "stale_accepted");
+  ExpectCaught("no_epoch", {{.fault = Fault::kFreezeBroker}, {.fault = Fault::kFreezeBroker}}, "stale_accepted",
+               "wrote under epoch");
 }
 
 TEST(Mutants, DoubledSlotIsCaught) {
   if (!Long() && GTEST_FLAG_GET(filter) == "*")
     GTEST_SKIP() << "MILLRACE_CHAOS=long; in short, HistoryCheckTest.OneSlotDoubled";
   MILLRACE_NEED_FAILPOINTS();
-  ExpectCaught("double_slot", {{.victim = Victim::kScheduler, .phase = Phase::kNone}}, "slot");
+  ExpectCaught("double_slot", {{.victim = Victim::kScheduler, .phase = Phase::kNone}}, "slot", "is a second one of its slot");
 }
 
 TEST(Mutants, DroppedAcceptedJobIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
   ExpectCaught("drop_accepted",
                {{.victim = Victim::kScheduler, .phase = Phase::kNone}, {.victim = Victim::kRedis, .phase = Phase::kRowsSent}},
-               "lost");
+               "lost", "was accepted and the ledger has no row of it");
 }
 
 }  // namespace

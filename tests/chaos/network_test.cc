@@ -23,7 +23,9 @@
 namespace millrace::chaos {
 namespace {
 
-constexpr int kCutsShort = 4, kCutsLong = 60;
+constexpr int kCutsShort = 5, kCutsLong = 60;
+constexpr Millis kCutThatCosts{6'000};  // twice a lease
+constexpr Millis kLostTimeout{15'000}, kStill{10'000}, kStillTimeout{60'000};
 constexpr int kLossPercent = 5;
 constexpr Millis kLossShort{4'000}, kLossLong{600'000};
 constexpr Millis kSlowShort{4'000}, kSlowLong{120'000};
@@ -44,18 +46,24 @@ struct Break {
   Link link;
   Way way;
   Millis time;
+  bool costs;  // attempts must be lost to it
 };
 
-// Every link comes up equally often, and each way of a link before any of its comes again.
+// Every link comes up equally often, and each way of a link before any of its comes again. The first one of worker and broker
+// is both ways and long enough for the worker's leases to end.
 std::vector<Break> MakePlan(int cuts, Random& random) {
   std::vector<Break> plan;
   const std::uint64_t first = random.Below(3);
   for (int i = 0; i < cuts; ++i) {
     const auto n = static_cast<std::size_t>(i);
     const std::size_t lap = n / std::size(kLinks);
+    const Millis time{1500 + static_cast<std::int64_t>(random.Below(Long() ? 9000 : 2500))};
+    const bool costs = i == 0;
+    static_assert(kLinks[0] == Link::kWorkerBroker);
     plan.push_back({.link = kLinks[n % std::size(kLinks)],
-                    .way = static_cast<Way>((first + n + lap) % 3),
-                    .time = Millis{1500 + static_cast<std::int64_t>(random.Below(Long() ? 9000 : 2500))}});
+                    .way = costs ? Way::kBoth : static_cast<Way>((first + n + lap) % 3),
+                    .time = costs ? kCutThatCosts + time : time,
+                    .costs = costs});
   }
   for (std::size_t i = plan.size(); i > 1; --i) std::swap(plan[i - 1], plan[random.Below(i)]);
   return plan;
@@ -81,6 +89,26 @@ std::pair<std::string, std::string> Ends(Link link, Observer& observer, Random& 
 std::int64_t AttemptsLost(Observer& observer) {
   const auto found = observer.Ledger("select count(*) from millrace.attempt where ended = 6");
   return found ? found->Int(0, 0) : -1;
+}
+
+// What cuts cost is over when no attempt was lost for a while.
+std::int64_t WaitUntilNoMoreIsLost(Observer& observer) {
+  const SystemClock clock;
+  std::int64_t lost = AttemptsLost(observer);
+  MonoTime since = clock.Now();
+  for (const MonoTime until = clock.Now() + kStillTimeout; clock.Now() < until && clock.Now() < since + kStill;) {
+    testing::SleepFor(Millis{200});
+    const std::int64_t before = std::exchange(lost, AttemptsLost(observer));
+    if (lost != before) since = clock.Now();
+  }
+  return lost;
+}
+
+bool WaitForLostAttempt(Observer& observer, std::int64_t before) {
+  const SystemClock clock;
+  for (const MonoTime until = clock.Now() + kLostTimeout; clock.Now() < until; testing::SleepFor(Millis{100}))
+    if (AttemptsLost(observer) > before) return true;
+  return false;
 }
 
 bool WaitUntilNothingLives(Observer& observer, const Clock& clock) {
@@ -136,6 +164,7 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
     testing::SleepFor(Millis{300 + static_cast<std::int64_t>(random.Below(600))});
     const auto [a, b] = Ends(one.link, observer, random);
     const std::size_t before = submitter.accepted().size();
+    const std::int64_t lost = AttemptsLost(observer);
     ASSERT_TRUE(one.way == Way::kBack || lab->Cut(a, b));
     ASSERT_TRUE(one.way == Way::kThere || lab->Cut(b, a));
     testing::SleepFor(one.time);
@@ -144,10 +173,13 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
                 std::string(kWayNames[static_cast<std::size_t>(one.way)]).c_str(), b.c_str(),
                 static_cast<long long>(one.time.count()), submitter.accepted().size() - before);
     std::fflush(stdout);
+    if (one.costs) {
+      EXPECT_GE(lost, 0) << "the ledger could not be asked";
+      EXPECT_TRUE(WaitForLostAttempt(observer, lost)) << "the cut cost nothing: was it one?";
+    }
   }
-  // What the cuts cost is over when every worker's jobs have ended; what is lost from here on is lost to packet loss alone.
-  testing::SleepFor(Millis{5'000});
-  const std::int64_t lost_before = AttemptsLost(observer);
+  // What is lost from here on is lost to packet loss alone.
+  const std::int64_t lost_before = WaitUntilNoMoreIsLost(observer);
   ASSERT_TRUE(lab->Lose(kLossPercent));
   testing::SleepFor(Long() ? kLossLong : kLossShort);
   const std::int64_t lost_after = AttemptsLost(observer);

@@ -18,6 +18,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/base/random.h"
@@ -25,6 +26,7 @@
 #include "common/drivers/redis.h"
 #include "common/drivers/sqlite.h"
 #include "common/model/stage_task.h"
+#include "common/wire/stream_socket.h"
 #include "tests/chaos/settings.h"
 #include "tests/support/history_check.h"
 #include "tests/support/job_driver.h"
@@ -41,7 +43,8 @@ using testing::Volume;
 
 constexpr std::uint64_t kVolumeBytes = 256u << 20;
 constexpr Millis kServerStart{60'000};
-constexpr Millis kQuiet{3'000};  // nothing has moved for so long: what is not done is lost
+constexpr Millis kQuiet{3'000};       // nothing has moved for so long: what is not done of class redis is lost
+constexpr Millis kOutcomes{120'000};  // of what must not be lost
 constexpr Millis kFull{2'000};
 constexpr Millis kTakeover{15'000};
 constexpr Millis kAnswers{60'000};
@@ -85,9 +88,11 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     volumes_.push_back(std::move(*volume));
   }
   std::uint16_t Port() {
-    const auto port = testing::FreePort(Seed() * 31 + 7000 + 100 * ++ports_);
-    EXPECT_TRUE(port);
-    return port.value_or(0);
+    auto port = wire::HoldPort();
+    EXPECT_TRUE(port) << port.error().message;
+    if (!port) return 0;
+    ports_.push_back(std::move(*port));
+    return ports_.back().number;
   }
   void Start(TestProcess& process, const std::string& name, std::vector<std::string> argv) {
     auto started = TestProcess::Start(
@@ -215,17 +220,25 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
       driver_->PumpFor(embedded() ? Millis{25} : Millis{2});  // `up` starts a process per job: it could not keep up
     }
   }
-  // Until all that was accepted has ended, but for `lost`, or nothing ends any more. The first end after a loss waits for the
-  // dead broker's ownership lease.
-  void WaitForOutcomes(std::size_t lost) {
+  // Until all that was accepted has ended, but for `lost`. Jobs of class redis, if they may be lost, are waited for while
+  // anything ends; the first end after a loss waits for the dead broker's ownership lease.
+  void WaitForOutcomes(const std::set<JobId>& lost, bool redis_may_be_lost) {
     const std::size_t first = Outcomes().size();
     std::size_t before = first;
-    for (MonoTime moved = clock_.Now(); clock_.Now() - moved < (before == first ? kTakeover : kQuiet) && !HasFailure();) {
+    MonoTime moved = clock_.Now();
+    for (const MonoTime until = In(kOutcomes); clock_.Now() < until && !HasFailure();) {
       driver_->PumpFor(Millis{200});
-      const std::size_t now = Outcomes().size();
-      if (now + lost >= driver_->accepted().size()) return;
-      if (now != before) moved = clock_.Now();
-      before = now;
+      const std::set<JobId> done = Outcomes();
+      std::size_t open = 0, may_be_lost = 0;
+      for (const auto& [job, told] : driver_->accepted()) {
+        if (done.contains(job) || lost.contains(job)) continue;
+        ++open;
+        may_be_lost += redis_may_be_lost && told.durability == Durability::kRedis ? 1 : 0;
+      }
+      if (open == 0) return;
+      if (std::exchange(before, done.size()) != done.size()) moved = clock_.Now();
+      const bool quiet = clock_.Now() - moved >= (before == first ? kTakeover : kQuiet);
+      if (quiet && open == may_be_lost) return;
     }
   }
 
@@ -262,18 +275,21 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
     if (embedded()) {
       auto db = sqlite::Database::Open(dir_ + "/home/ledger.db", {});
       EXPECT_TRUE(db) << db.error().message;
+      if (!db) return done;
       auto rows = db->Prepare("select job from outcome where state = 10");
       EXPECT_TRUE(rows) << rows.error().message;
-      while (true) {
+      while (rows) {
         const auto more = rows->Step();
         EXPECT_TRUE(more) << more.error().message;
-        if (!more || !*more) return done;
+        if (!more || !*more) break;
         const auto id = Uuid::FromBytes(rows->View(0));
         if (id) done.insert(JobId{*id});
       }
+      return done;
     }
     const auto connection = Connect("millrace");
     EXPECT_TRUE(connection) << connection.error().message;
+    if (!connection) return done;
     const auto rows = (*connection)->QueryOnce("select job from millrace.outcome where state = 10", {}, In(kServerStart));
     EXPECT_TRUE(rows) << rows.error().message;
     for (int i = 0; rows && i < rows->rows(); ++i) done.insert(JobId{rows->Id(i, 0)});
@@ -296,7 +312,7 @@ class PowerLoss : public ::testing::TestWithParam<std::string> {
   std::vector<Volume> volumes_;
   TestProcess postgres_, redis_, broker_;
   std::uint16_t postgres_port_ = 0, redis_port_ = 0;
-  std::uint64_t ports_ = 0;
+  std::vector<wire::HeldPort> ports_;
   std::optional<JobDriver> driver_;
   std::vector<std::string> may_lose_;  // for the history checker
 };
@@ -344,7 +360,7 @@ TEST_P(PowerLoss, AcceptedAndLost) {
     if (broker_too) StartBroker();
     driver_->TakeAtMost(1'000'000);
     ASSERT_TRUE(driver_->PumpUntil([&] { return driver_->AllAnswered(); }, kAnswers)) << "a submit was never answered";
-    WaitForOutcomes(known_lost.size());
+    WaitForOutcomes(known_lost, true);
     const std::set<JobId> done = Outcomes();
     const std::size_t lost_before = lost_ledger + lost_redis;
     lost_ledger += Count(Durability::kLedger, at, done, known_lost).lost;
@@ -388,7 +404,7 @@ TEST_P(PowerLoss, AFullDiskLosesNothing) {
   if (postgres_ended) StartPostgres();
   if (redis_ended) StartRedis();
   ASSERT_TRUE(driver_->PumpUntil([&] { return driver_->AllAnswered(); }, kAnswers)) << "a submit was never answered";
-  WaitForOutcomes(0);
+  WaitForOutcomes({}, false);
   const std::set<JobId> done = Outcomes();
   const auto lost = std::ranges::count_if(driver_->accepted(), [&](const auto& one) { return !done.contains(one.first); });
   std::printf("full disks, %s: %zu jobs accepted, %zu of them in the last %lld ms of it, %lld lost; PostgreSQL %s, Redis %s\n",
@@ -437,7 +453,7 @@ TEST_P(PowerLoss, ADamagedAppendOnlyFileLosesNothingOfTheLedger) {
     StartRedis();
     driver_->TakeAtMost(1'000'000);
     ASSERT_TRUE(driver_->PumpUntil([&] { return driver_->AllAnswered(); }, kAnswers)) << "a submit was never answered";
-    WaitForOutcomes(0);
+    WaitForOutcomes({}, true);
     const Lost lost = Count(Durability::kLedger, clock_.Now(), Outcomes(), known_lost);
     std::printf("append-only file %s: %zu jobs accepted, %zu lost\n", middle ? "damaged in the middle" : "cut by 37 bytes",
                 lost.accepted, lost.lost);

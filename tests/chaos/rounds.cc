@@ -20,12 +20,27 @@ constexpr int kLongFreezes = 3, kLongFreezesOfBrokers = 2;
 constexpr Millis kWakeTimeout{8'000};
 constexpr Millis kTakeoverTimeout{20'000};
 constexpr Millis kSettleTimeout{60'000};
+constexpr Millis kStageTimeout{60'000}, kDies{10'000};
+constexpr int kKilled = 128 + SIGKILL;
 // What a fault holds up shows only after a while. A killed worker's load starts elsewhere within 5 s; what a killed broker
 // holds up (10 s) is more than kSettledLive by then.
 constexpr Millis kRecovers{6'000};
 constexpr std::int64_t kSettledLive = 12;  // one run of each pipeline with its jobs, and some single jobs
 constexpr Millis kPoll{15};
 constexpr std::string_view kStageProgram = "millrace-stage";
+// Only the fence says which job a load is of. Nobody knows it of other stages: none of them is killed while there is a job that
+// one more crash or two would end.
+constexpr std::string_view kCrashedJobsSql =
+    "select count(*) from millrace.attempt a where a.ended = 3"
+    " and not exists (select 1 from millrace.outcome o where o.job = a.job)";
+
+// A stage process confines itself when it has its order, and ends with it; a spare one does neither.
+bool HasOrder(pid_t stage) {
+  std::ifstream status("/proc/" + std::to_string(stage) + "/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("NoNewPrivs:")) return line.back() == '1';
+  return false;
+}
 
 // Whoever is its parent may not have reaped it.
 bool HasEnded(pid_t process) {
@@ -108,6 +123,7 @@ Millis Rounds::Between(Millis low, Millis high) {
 Result<void> Rounds::Play(const Round& round) {
   testing::SleepFor(Between(Millis{150}, Millis{900}));
   if (round.settled) Settle();
+  if (const auto dead = cluster_.Dead(); !dead.empty()) return Fail(ErrorCode::kRejected, "{}", dead.front());
   MILLRACE_TRY(PlayNow(round));
   played_at_ = clock_.Now();
   return {};
@@ -177,17 +193,19 @@ Member* Rounds::Choose(Victim victim, const std::optional<Holder>& holder) {
   return nullptr;
 }
 
-// Any stage process, but none whose load would end with one more crash, as it should.
+// Any stage process with an order, but none whose load would end with one more crash, as it should.
 std::optional<pid_t> Rounds::SomeStage() {
   std::vector<pid_t> all;
   for (Member* worker : cluster_.OfRole(Role::kWorker)) {
     const auto children = testing::ChildrenOf(worker->process.pid(), kStageProgram);
-    all.insert(all.end(), children.begin(), children.end());
+    std::ranges::copy_if(children, std::back_inserter(all), HasOrder);
   }
   std::map<pid_t, std::string> load_of;  // what they hold, by effect
   for (const LoadInFlight& load : observer_.Loads())
     if (const auto holder = HolderOf(load)) load_of[holder->stage] = load.effect_hash;
-  std::erase_if(all, [&](pid_t stage) { return load_of.contains(stage) && crashes_[load_of[stage]] >= kCrashesMax - 1; });
+  const auto crashed = observer_.Ledger(kCrashedJobsSql);
+  const bool any = crashed && crashed->Int(0, 0) == 0;
+  std::erase_if(all, [&](pid_t stage) { return load_of.contains(stage) ? crashes_[load_of[stage]] >= kCrashesMax - 1 : !any; });
   if (all.empty()) return std::nullopt;
   const pid_t chosen = all[random_.Below(all.size())];
   if (load_of.contains(chosen)) ++crashes_[load_of[chosen]];
@@ -204,19 +222,17 @@ Result<void> Rounds::PlayKill(const Round& round) {
             .mono = clock_.Now(),
             .effect_hash = load ? load->effect_hash : ""};
   if (round.victim == Victim::kStage) {
-    // Whoever holds the load; a process that waits for work when there is none, or when one more crash would end its job.
-    const bool spare = load && crashes_[load->effect_hash] >= kCrashesMax - 1;
-    const auto stage = holder && !spare ? std::optional(holder->stage) : SomeStage();
-    if (stage) ::kill(*stage, SIGKILL);
-    if (holder && !spare) ++crashes_[load->effect_hash];
-    kill.name = fmt::format("stage process {}", stage.value_or(-1));
-    kills_.push_back(std::move(kill));
-    return {};
+    // Whoever holds the load; another one when there is none, or when one more crash would end its job.
+    const bool holds = holder && crashes_[load->effect_hash] < kCrashesMax - 1;
+    if (holds) ++crashes_[load->effect_hash];
+    return KillStage(std::move(kill), holds ? std::optional(holder->stage) : std::nullopt);
   }
   Member* member = Choose(round.victim, holder);
   kill.name = member->name;
   member->process.Signal(SIGKILL);
-  if (!member->process.Wait(Millis{10'000})) return Fail(ErrorCode::kTimedOut, "{} did not die of SIGKILL", member->name);
+  const auto code = member->process.Wait(kDies);
+  if (code != kKilled)
+    return Fail(ErrorCode::kRejected, "{} did not die of SIGKILL but has code {}", member->name, code.value_or(-1));
   kills_.push_back(std::move(kill));
   testing::SleepFor(Between(Millis{100}, Millis{1200}));
   return cluster_.Restart(*member);
@@ -224,6 +240,24 @@ Result<void> Rounds::PlayKill(const Round& round) {
 
 void Rounds::StayUntil(MonoTime time) {
   if (const Millis left = std::chrono::ceil<Millis>(time - clock_.Now()); left > Millis{0}) testing::SleepFor(left);
+}
+
+// `stage`, or the first other one with an order.
+Result<void> Rounds::KillStage(Kill kill, std::optional<pid_t> stage) {
+  for (const MonoTime until = clock_.Now() + kStageTimeout; clock_.Now() < until; testing::SleepFor(kPoll)) {
+    if (!stage) stage = SomeStage();
+    if (stage && HasOrder(*stage) && ::kill(*stage, SIGKILL) == 0) {
+      kill.name = fmt::format("stage process {}", *stage);
+      kills_.push_back(std::move(kill));
+      return {};
+    }
+    stage.reset();  // there is none, or it ended before
+    kill.phase = Phase::kNone;
+    kill.effect_hash.clear();
+    kill.at = clock_.WallNow();
+    kill.mono = clock_.Now();
+  }
+  return Fail(ErrorCode::kTimedOut, "no stage process had an order for {} s", kStageTimeout.count() / 1000);
 }
 
 // A worker and its load stop in the middle, another attempt begins, and then the first one goes on as if nothing had happened.
@@ -307,7 +341,7 @@ Result<void> Rounds::PlayOlderRedis() {
   if (ec) return Fail(ErrorCode::kRejected, "copy of {}: {}", folder, ec.message());
   testing::SleepFor(Between(Millis{1500}, Millis{4000}));
   server->process.Signal(SIGKILL);
-  if (!server->process.Wait(Millis{10'000})) return Fail(ErrorCode::kTimedOut, "Redis did not die of SIGKILL");
+  if (server->process.Wait(kDies) != kKilled) return Fail(ErrorCode::kTimedOut, "Redis did not die of SIGKILL");
   others_.push_back({.fault = Fault::kOlderRedis, .at = clock_.WallNow(), .since = since});
   fs::remove_all(folder, ec);
   fs::rename(copy, folder, ec);
@@ -341,7 +375,7 @@ Result<void> Rounds::PlayEverything(const Round& round) {
   others_.push_back({.fault = Fault::kEverything, .at = clock_.WallNow()});
   for (const pid_t process : all) ::kill(process, SIGKILL);
   for (Member* member : members)
-    if (!member->process.Wait(Millis{10'000})) return Fail(ErrorCode::kTimedOut, "{} did not die of SIGKILL", member->name);
+    if (member->process.Wait(kDies) != kKilled) return Fail(ErrorCode::kTimedOut, "{} did not die of SIGKILL", member->name);
   // PostgreSQL does not start while one of its former children has its shared memory.
   for (const MonoTime until = clock_.Now() + Millis{10'000}; clock_.Now() < until && !std::ranges::all_of(all, HasEnded);)
     testing::SleepFor(kPoll);

@@ -44,6 +44,7 @@ struct Round {
   Millis at_least{0};               // kFreeze, kFreezeBroker: frozen for so long, also when another one has gone on before
 };
 
+// A process that was alive when SIGKILL came and ended by it; of a stage process, one that had an order.
 struct Kill {
   Victim victim = Victim::kWorker;
   std::string name;            // of the process
@@ -83,7 +84,7 @@ class Rounds {
  public:
   Rounds(Cluster& cluster, Observer& observer, Random& random) : cluster_(cluster), observer_(observer), random_(random) {}
 
-  // An error is the harness's (a server does not come back), never a finding about Millrace.
+  // An error is the harness's (a server does not come back), or names a process that ended by itself.
   Result<void> Play(const Round& round);
 
   const std::vector<Kill>& kills() const { return kills_; }
@@ -103,6 +104,7 @@ class Rounds {
   Member* Choose(Victim victim, const std::optional<Holder>& holder);
   std::optional<pid_t> SomeStage();
   Result<void> PlayKill(const Round& round);
+  Result<void> KillStage(Kill kill, std::optional<pid_t> stage);
   Result<void> PlayFreeze(const Round& round);
   Result<void> PlayFreezes(const Round& round);
   Result<void> PlayFreezeBroker(const Round& round);

@@ -34,8 +34,10 @@ struct Inputs {
   std::string public_key;             // of the checkpoints
   bool skip_audit = false;
   bool ended = false;             // nothing may still be open
-  bool contiguous_slots = false;  // every instant of each schedule between its first and its last slot is a slot that fired
-  std::vector<Window> redis_may_lose;  // jobs of class redis that were accepted in one of these
+  bool contiguous_slots = false;  // every instant of each schedule between its first and its last slot is a slot that fired,
+  Window slots;  // and every one after `from` up to `to` of each schedule that is active; `to` = 0: not asked for
+  std::int64_t destination_steps_back = 0;  // of a PostgreSQL: micros by which its clock was set back meanwhile
+  std::vector<Window> redis_may_lose;       // jobs of class redis that were accepted in one of these
 };
 
 inline constexpr std::size_t kInvariants = 10;  // S1 .. S10
@@ -51,6 +53,7 @@ struct Report {
   std::array<std::int64_t, kInvariants> looked_at{};  // how many things each invariant was verified on: 0 means vacuous
   std::int64_t accepted = 0, done = 0, open = 0, lost = 0, doubled = 0, stale_accepted = 0;
   std::int64_t redis_accepted = 0, redis_lost = 0;  // of class redis, among the above; lost within their window
+  std::int64_t redis_exposed = 0;                   // of class redis, accepted in a window
   std::int64_t runs = 0, slots = 0, effects = 0, effect_rows = 0, attempts = 0;
   std::int64_t operations = 0, files = 0, witnessed = 0;
 

@@ -146,8 +146,13 @@ Result<void> ReadRuns(Database& ledger, Facts& facts) {
                            .state = row[5].bytes,
                            .reason = row[6].bytes,
                            .run = MaybeId(row[7])});
-  MILLRACE_TRY_ASSIGN(const auto schedules, ledger.Ask("select pipeline, schedule, cron, timezone, dst from schedule"));
-  for (const Row& row : schedules) facts.schedules[{row[0].bytes, row[1].bytes}] = {row[2].bytes, row[3].bytes, row[4].bytes};
+  MILLRACE_TRY_ASSIGN(const auto schedules,
+                      ledger.Ask("select pipeline, schedule, cron, timezone, dst, active, paused from schedule"));
+  for (const Row& row : schedules)
+    facts.schedules[{row[0].bytes, row[1].bytes}] = {.cron = row[2].bytes,
+                                                     .timezone = row[3].bytes,
+                                                     .dst = row[4].bytes,
+                                                     .active = row[5].number == 1 && row[6].number == 0};
   return {};
 }
 

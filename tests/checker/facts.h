@@ -73,6 +73,7 @@ struct SlotFact {
 };
 struct ScheduleFact {
   std::string cron, timezone, dst;
+  bool active = true;  // and not paused
 };
 
 struct Facts {

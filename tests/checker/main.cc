@@ -2,10 +2,24 @@
 // could not be read.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "tests/checker/check.h"
+
+namespace {
+
+std::optional<millrace::checker::Window> ParseWindow(const char* option, const std::string& text) {
+  const auto colon = text.find(':');
+  if (colon == std::string::npos) {
+    std::fprintf(stderr, "millrace-history-check: %s: '%s' is not FROM:TO\n", option, text.c_str());
+    return std::nullopt;
+  }
+  return millrace::checker::Window{std::stoll(text.substr(0, colon)), std::stoll(text.substr(colon + 1))};
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   millrace::checker::Inputs in;
@@ -23,6 +37,8 @@ int main(int argc, char** argv) {
   app.add_flag("--no-audit", in.skip_audit, "the audit trail is not as its writers left it, on purpose");
   app.add_flag("--ended", in.ended, "nothing may still be open");
   app.add_flag("--contiguous-slots", in.contiguous_slots, "every instant of every schedule is a slot that fired");
+  std::string slots;
+  app.add_option("--slots", slots, "FROM:TO, micros since 1970: with --contiguous-slots, every active schedule's there too");
   std::vector<std::string> windows;
   app.add_option("--redis-may-lose", windows, "FROM:TO, micros since 1970: jobs of class redis accepted then may be lost");
   CLI11_PARSE(app, argc, argv);
@@ -30,13 +46,15 @@ int main(int argc, char** argv) {
     const auto equals = target.find('=');
     in.targets.push_back({target.substr(0, equals), equals == std::string::npos ? 0 : std::stoll(target.substr(equals + 1))});
   }
-  for (const std::string& window : windows) {
-    const auto colon = window.find(':');
-    if (colon == std::string::npos) {
-      std::fprintf(stderr, "millrace-history-check: --redis-may-lose: '%s' is not FROM:TO\n", window.c_str());
-      return 2;
-    }
-    in.redis_may_lose.push_back({std::stoll(window.substr(0, colon)), std::stoll(window.substr(colon + 1))});
+  for (const std::string& text : windows) {
+    const auto window = ParseWindow("--redis-may-lose", text);
+    if (!window) return 2;
+    in.redis_may_lose.push_back(*window);
+  }
+  if (!slots.empty()) {
+    const auto window = ParseWindow("--slots", slots);
+    if (!window) return 2;
+    in.slots = *window;
   }
   const auto report = millrace::checker::Check(in);
   if (!report) {

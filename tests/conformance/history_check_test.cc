@@ -282,6 +282,46 @@ TEST_P(HistoryCheckTest, OneSlotDoubled) {
   ExpectCaught("S8", "slot");
 }
 
+// Slots 0 and 1 fired; the schedules are asked about from before slot 0 up to a later one.
+class HistoryCheckSlotsTest : public HistoryCheckTest {
+ protected:
+  void SetUp() override {
+    HistoryCheckTest::SetUp();
+    if (IsSkipped()) return;
+    AddSchedule("flights", false);
+    ASSERT_TRUE(ledger_->Fire({.decisions = {Slot(1)}, .watermarks = {}, .steps = {}, .now = Now()}, In()));
+  }
+  void AddSchedule(const std::string& pipeline, bool paused) {
+    Raw(fmt::format(
+        "insert into schedule (org, pipeline, schedule, cron, timezone, catchup, overlap, dst, misfire_grace_ms,"
+        " version, watermark, paused) values (1, '{}', 'default', '* * * * *', 'UTC', 'all', 'queue', 'once', 0, 1, 0, {})",
+        pipeline, paused ? 1 : 0));
+  }
+  // An empty `to`: only what lies between fired slots.
+  std::string Found(std::optional<int> to) {
+    std::vector<std::string> arguments{"--ledger", dsn_, "--history", dir_ + "/history", "--contiguous-slots"};
+    const auto micros = [&](int slot) { return ToUnixMicros(Slot(slot).slot.key.slot); };
+    if (to) arguments.insert(arguments.end(), {"--slots", fmt::format("{}:{}", micros(0) - 1, micros(*to))});
+    const HistoryVerdict verdict = testing::RunHistoryCheck(arguments, dir_);
+    EXPECT_EQ(verdict.code != 0, verdict.text.find("VIOLATION S8 slot: ") != std::string::npos) << verdict.text;
+    return verdict.code == 0 ? "" : verdict.text;
+  }
+};
+
+TEST_P(HistoryCheckSlotsTest, ALastSlotThatIsMissing) {
+  EXPECT_EQ(Found(std::nullopt), "");
+  EXPECT_EQ(Found(1), "");
+  EXPECT_NE(Found(2).find("flights 2023-11-14T22:16:00Z is missing"), std::string::npos) << Found(2);
+}
+
+TEST_P(HistoryCheckSlotsTest, AScheduleThatNeverFired) {
+  AddSchedule("paused", true);
+  EXPECT_EQ(Found(1), "");
+  AddSchedule("silent", false);
+  EXPECT_EQ(Found(std::nullopt), "") << "nobody said since when it should fire";
+  EXPECT_NE(Found(1).find("silent 2023-11-14T22:15:00Z is missing"), std::string::npos) << Found(1);
+}
+
 // What a scheduler says it fired, against the slots.
 TEST_P(HistoryCheckTest, AFireThatTheLedgerContradicts) {
   const auto fire = [&](int number, const char* answer, int slot, RunId run) {
@@ -389,6 +429,7 @@ TEST_P(HistoryCheckPostgresTest, SoundThenNot) {
 #endif
 }
 
+INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckSlotsTest, ::testing::Values(LedgerKind::kSqlite));
 INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckTest, ::testing::Values(LedgerKind::kSqlite));
 INSTANTIATE_TEST_SUITE_P(Postgres, HistoryCheckPostgresTest, ::testing::Values(LedgerKind::kPostgres));
 

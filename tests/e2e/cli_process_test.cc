@@ -21,11 +21,12 @@ class CliProcesses : public CliTest {
  protected:
   CliProcesses() { Write("a.csv", "id,amount\n1,10\n2,20\n"); }
 
-  void WriteSlow(const std::string& seconds, const std::string& more = "") const {
+  void WriteSlow(const std::string& seconds, const std::string& more = "") const { WriteNap("sleep " + seconds, more); }
+  void WriteNap(const std::string& nap, const std::string& more = "") const {
     WritePipeline("slow",
                   "  raw: { extract: { from: file, path: a.csv } }\n"
-                  "  nap: { command: [sh, -c, \"echo x >> naps; sleep " +
-                      seconds + "\"], after: raw" + more +
+                  "  nap: { command: [sh, -c, \"echo x >> naps; " +
+                      nap + "\"], after: raw" + more +
                       " }\n"
                       "  l: { load: { from: raw, to: warehouse, table: x }, after: nap }\n");
   }
@@ -43,7 +44,7 @@ class CliProcesses : public CliTest {
 };
 
 TEST_F(CliProcesses, OneHomeHasOneEngine) {
-  WriteSlow("5");  // longer than what is tried meanwhile takes on a busy machine
+  WriteNap("while [ ! -e awake ]; do sleep 0.1; done");
   const auto first = Start({"run", "slow.yaml", "-q"});
   ASSERT_TRUE(Eventually([&] { return NapStarted(); }));
   for (const auto& args : {std::vector<std::string>{"run", "slow.yaml"}, {"up"}}) {
@@ -51,12 +52,48 @@ TEST_F(CliProcesses, OneHomeHasOneEngine) {
     EXPECT_EQ(second.code, 5);
     EXPECT_THAT(second.err, AllOf(HasSubstr("is in use by process " + std::to_string(first->pid()) + " (millrace run)"),
                                   HasSubstr("another --home")));
-    EXPECT_LT(second.wall.count(), 3000);
   }
   EXPECT_EQ(Runs("running"), 1u) << "looking needs no lock";
+  Write("awake", "");
   const CliResult other = Run({"run", "slow.yaml", "-q", "--home", Path("other")});
   EXPECT_EQ(other.code, 0) << "another home is another engine: " << other.err;
   EXPECT_EQ(first->Wait(std::chrono::seconds{30}).code, 0);
+  ExpectSound();
+}
+
+// The real stage process, with DuckDB in it, in the middle of a query.
+TEST_F(CliProcesses, AStageProcessThatAbortsOrSegfaultsIsACrashOfItsAttempt) {
+  WritePipeline("heavy",
+                "  raw: { extract: { from: file, path: a.csv } }\n"
+                "  t: { transform: \"select count(*) as n from raw a, range(100000000) r(i) where hash(r.i) % 7 = 0\" }\n"
+                "  l: { load: { from: t, to: warehouse, table: x } }\n");
+  const auto engine = Start({"run", "heavy.yaml", "-q"});
+  const auto count = [&](const std::string& sql) -> std::int64_t {
+    auto db = sqlite::Database::Open((home_ / "ledger.db").string(), {.access = sqlite::Access::kReadOnly});
+    if (!db) return -1;
+    auto rows = db->Prepare(sql);
+    return rows && rows->Step().value_or(false) ? rows->Int64(0) : -1;
+  };
+  // It confines itself when it has its order; nothing else has one while the transform runs.
+  const auto busy = [&] {
+    for (const pid_t pid : ChildrenOf(engine->pid(), "millrace-stage")) {
+      std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+      for (std::string line; std::getline(status, line);)
+        if (line == "NoNewPrivs:\t1") return pid;
+    }
+    return pid_t{-1};
+  };
+  ASSERT_TRUE(Eventually([&] { return count("select count(*) from outcome") == 1; })) << "the extract";
+  int crashes = 0;
+  for (const int signal : {SIGABRT, SIGSEGV}) {  // the third crash would end the job
+    pid_t stage = -1;
+    ASSERT_TRUE(Eventually([&] { return (stage = busy()) > 0; }));
+    ASSERT_EQ(::kill(stage, signal), 0);
+    ++crashes;
+    ASSERT_TRUE(Eventually([&] { return count("select count(*) from attempt where ended = 3") == crashes; })) << signal;
+  }
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{120}).code, 0);
+  EXPECT_EQ(count("select count(*) from attempt where ended = 3 and signal = 6"), 1);  // sanitizers catch the other
   ExpectSound();
 }
 
@@ -68,8 +105,8 @@ TEST_F(CliProcesses, ARunIsCancelledWhileItRuns) {
   const CliResult cancelled = Run({"run", "cancel", run, "--reason", "wrong day", "--wait"});
   EXPECT_EQ(cancelled.code, 0) << cancelled.err;
   EXPECT_THAT(cancelled.err, AllOf(HasSubstr("recorded"), HasSubstr("cancelled by cli"), HasSubstr("wrong day")));
-  EXPECT_LT(cancelled.wall.count(), 5000);
-  EXPECT_EQ(engine->Wait(std::chrono::seconds{10}).code, 1);
+  EXPECT_LT(cancelled.wall.count(), 30'000) << "it waited for the command";
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{30}).code, 1);
   EXPECT_EQ(Runs("cancelled"), 1u);
   EXPECT_NE(Run({"query", "warehouse", "select * from x"}).code, 0) << "nothing was loaded";
   const CliResult late = Run({"run", "cancel", run});
@@ -527,7 +564,7 @@ TEST_F(CliProcesses, ProgressGoesToStderrOneLineAStep) {
   EXPECT_EQ(run.code, 0);
   EXPECT_THAT(run.err, AllOf(HasSubstr("stage c: running\n"), HasSubstr("stage c: succeeded"), Not(HasSubstr("\x1b["))));
   EXPECT_THAT(run.out, Not(HasSubstr("stage c: running")));
-  EXPECT_LT(run.wall.count(), 3000);
+  EXPECT_LT(run.wall.count(), 15'000);
   EXPECT_EQ(Run({"run", "p.yaml", "--no-progress"}).err, "");
   EXPECT_EQ(Run({"run", "p.yaml", "-q"}).err, "");
 }

@@ -102,7 +102,7 @@ TEST(RedisDriverTest, AServerThatNeverAnswersIsGivenUpAtTheDeadline) {
   const auto connection = Connection::Connect(listener.endpoint, {}, start + 200ms);
   ASSERT_FALSE(connection);
   EXPECT_EQ(connection.error().code, ErrorCode::kUnavailable) << connection.error().message;
-  EXPECT_LT(clock.Now() - start, 1500ms);
+  EXPECT_LT(clock.Now() - start, 6s);
 }
 
 TEST(RedisDriverTest, AnswersThatAreNotRedisCloseTheConnection) {
@@ -132,10 +132,10 @@ TEST(RedisDriverTest, ASlowAnswerIsMaybeApplied) {
   MILLRACE_NEEDS_REDIS();
   auto connection = *Connection::Connect(*ParseEndpoint(address), {}, clock.Now() + 3s);
   const MonoTime start = clock.Now();
-  const auto reply = connection.Call({"BLPOP", "millrace_test_never", "2"}, start + 150ms);
+  const auto reply = connection.Call({"BLPOP", "millrace_test_never", "20"}, start + 150ms);
   ASSERT_FALSE(reply);
   EXPECT_EQ(reply.error().code, ErrorCode::kMaybeApplied);
-  EXPECT_LT(clock.Now() - start, 1500ms);
+  EXPECT_LT(clock.Now() - start, 6s);
   EXPECT_FALSE(connection.open());
   EXPECT_EQ(connection.Call({"PING"}, clock.Now() + 1s).error().code, ErrorCode::kUnavailable);
 }

@@ -153,11 +153,11 @@ TEST_F(RedisRestartTest, AFrozenServerIsGivenUpInTimeAndNothingComesTwice) {
   server_->Stop();
   MonoTime start = clock_.Now();
   EXPECT_EQ(ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(1)}}).code, ErrorCode::kMaybeApplied);
-  EXPECT_LT(clock_.Now() - start, 1500ms);
+  EXPECT_LT(clock_.Now() - start, 6s);
   start = clock_.Now();
   const ErrorCode second = ErrorOf(*queue, Enqueue{kShard, Epoch{7}, {Entry(2)}}).code;  // a new connection that nobody answers
   EXPECT_TRUE(second == ErrorCode::kUnavailable || second == ErrorCode::kTimedOut) << Name(second);
-  EXPECT_LT(clock_.Now() - start, 1500ms);
+  EXPECT_LT(clock_.Now() - start, 6s);
   server_->Continue();
   // What the owner had ready before it heard of that: made for a state that may not be the one that is there.
   ErrorCode third = ErrorOf(*queue, Requeue{kShard, Epoch{7}, {Entry(1)}}).code;
