@@ -37,6 +37,13 @@ constexpr Millis kFlowMin{11'000};  // of work, also when the rounds are few
     if (!HaveFailpoints()) GTEST_SKIP() << "this build has no failpoints, so it has no mutants: use preset dev"; \
   } while (false)
 
+constexpr std::uint64_t kMutantsShort = 3;
+#define MILLRACE_LONG_OR_CHOSEN(number)                                                                       \
+  do {                                                                                                        \
+    if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kMutantsShort != (number))                       \
+      GTEST_SKIP() << "the seed chose another one for the short form: MILLRACE_CHAOS=long plays all of them"; \
+  } while (false)
+
 // They make every load slow enough to be hit in each of its phases. Without failpoints the target's own triggers do, but
 // nothing can make a load wait between COMMIT and its report.
 constexpr std::string_view kWindows =
@@ -210,11 +217,13 @@ void ExpectCaught(const std::string& mutant, std::vector<Round> plan, std::strin
 
 TEST(Mutants, NoFenceIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
+  MILLRACE_LONG_OR_CHOSEN(0);
   ExpectCaught("no_fence", {{.fault = Fault::kFreeze}, {.fault = Fault::kFreeze}}, "stale_accepted", "the frozen attempt");
 }
 
 TEST(Mutants, NoReceiptIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
+  MILLRACE_LONG_OR_CHOSEN(1);
   ExpectCaught("no_receipt",
                {{.victim = Victim::kStage, .phase = Phase::kCommitted, .append = true},
                 {.victim = Victim::kWorker, .phase = Phase::kCommitted, .append = true}},
@@ -238,6 +247,7 @@ TEST(Mutants, DoubledSlotIsCaught) {
 
 TEST(Mutants, DroppedAcceptedJobIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
+  MILLRACE_LONG_OR_CHOSEN(2);
   ExpectCaught("drop_accepted",
                {{.victim = Victim::kScheduler, .phase = Phase::kNone}, {.victim = Victim::kRedis, .phase = Phase::kRowsSent}},
                "lost", "was accepted and the ledger has no row of it");
