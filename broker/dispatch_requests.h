@@ -144,10 +144,10 @@ struct Puts {
   std::vector<QueueEntry> paged;        // go back to their lines, after that
   std::uint64_t sent = 0;               // operations that put something in, ever
   std::deque<QueueOpId> unanswered;     // the latest of them
-  std::deque<QueueEntry> held;          // that the queue had no memory for
-  std::size_t held_bytes = 0;
-  std::size_t held_put_max = 0;  // so many of them are tried at once; 0: the queue takes everything
-  MonoTime hold_until{};         // when they are tried again, unless another put shows that there is memory
+  std::deque<QueueEntry> refused;       // that the queue had no memory for
+  std::size_t refused_bytes = 0;
+  std::size_t refused_try_max = 0;  // so many of them are tried at once; 0: the queue takes everything
+  MonoTime refused_until{};         // when they are tried again, unless another put shows that there is memory
   bool Empty() const { return handed_back.empty() && passed.empty() && paged.empty(); }
 };
 

@@ -92,7 +92,7 @@ void Dispatcher::On(event::Tick&) {
   for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
   for (auto& [id, shard] : shards_) {
     shard.recent.Forget(now_);
-    if (shard.puts.hold_until <= now_) PutHeld(shard, false);
+    if (shard.puts.refused_until <= now_) TryRefused(shard, false);
     if (shard.phase != Phase::kReady) continue;
     EndPresumed(shard);
     if (shard.yield_by) continue;

@@ -298,9 +298,9 @@ class Dispatcher {
   // A queue that has no memory left: dispatcher_refused.cc
   bool StoreFull() const;
   void OnRefused(const Op& op, queue_op::Enqueue put);
-  void Hold(Shard& shard, QueueEntry entry);
-  void PutHeld(Shard& shard, bool room);
-  void DropHeld(Shard& shard, const std::vector<JobId>& jobs);
+  void KeepRefused(Shard& shard, QueueEntry entry);
+  void TryRefused(Shard& shard, bool room);
+  void DropRefused(Shard& shard, const std::vector<JobId>& jobs);
 
   // Ready jobs in memory: dispatcher_buffer.cc
   bool MayBuffer(const Shard& shard, std::size_t payload_bytes) const;

@@ -13,9 +13,9 @@
 namespace millrace {
 namespace {
 
-constexpr std::size_t kHeldPutMax = 4096;  // entries that are tried at once: fewer after each refusal, more after a success
-constexpr std::size_t kHeldBytesMax = 256u << 20;  // of one shard; beyond it the shard is taken anew
-constexpr auto kHeldRetryInterval = kDispatcherTick;
+constexpr std::size_t kRefusedTryMax = 4096;  // entries that are tried at once: fewer after each refusal, more after a success
+constexpr std::size_t kRefusedBytesMax = 256u << 20;  // of one shard; beyond it the shard is taken anew
+constexpr auto kRefusedRetryInterval = kDispatcherTick;
 
 std::size_t BytesOf(const QueueEntry& entry) { return sizeof entry + entry.line.size() + entry.body.size(); }
 
@@ -48,40 +48,40 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
     if (const auto held = shard->held_lines.find(line); held != shard->held_lines.end())
       held->second -= std::min(held->second, n);
   }
-  if (shard->puts.held_put_max == 0)
+  if (shard->puts.refused_try_max == 0)
     LogWarn("shard {}: the queue has no memory left; what it cannot take waits in the broker", shard->hold.shard.value());
   for (auto* entries : {&put.entries, &put.passed})
-    for (QueueEntry& entry : *entries) Hold(*shard, std::move(entry));
-  shard->puts.hold_until = now_ + kHeldRetryInterval;
-  shard->puts.held_put_max = std::clamp<std::size_t>((put.entries.size() + put.passed.size()) / 2, 1, kHeldPutMax);
+    for (QueueEntry& entry : *entries) KeepRefused(*shard, std::move(entry));
+  shard->puts.refused_until = now_ + kRefusedRetryInterval;
+  shard->puts.refused_try_max = std::clamp<std::size_t>((put.entries.size() + put.passed.size()) / 2, 1, kRefusedTryMax);
   plan_needed_ = true;
-  if (shard->puts.held_bytes > kHeldBytesMax)
+  if (shard->puts.refused_bytes > kRefusedBytesMax)
     TakeAnew(*shard, fmt::format("queue: no memory left, and {} jobs wait in the broker; raise maxmemory of Redis",
-                                 shard->puts.held.size()));
+                                 shard->puts.refused.size()));
 }
 
-void Dispatcher::Hold(Shard& shard, QueueEntry entry) {
+void Dispatcher::KeepRefused(Shard& shard, QueueEntry entry) {
   if (IsKeptLine(entry.line)) {
     Discount(shard.budgets, entry.line);
     return;
   }
-  shard.puts.held_bytes += BytesOf(entry);
-  shard.puts.held.push_back(std::move(entry));
+  shard.puts.refused_bytes += BytesOf(entry);
+  shard.puts.refused.push_back(std::move(entry));
 }
 
 // The first of them are tried again. `room`: the queue has just taken something. What leaves the queue meanwhile may have been
 // looked for there already.
-void Dispatcher::PutHeld(Shard& shard, bool room) {
+void Dispatcher::TryRefused(Shard& shard, bool room) {
   if (shard.yield_by) return;
   dispatch::Puts& puts = shard.puts;
-  if (room && puts.held_put_max > 0) {
-    if (puts.held.empty()) LogInfo("shard {}: the queue takes jobs again", shard.hold.shard.value());
-    puts.held_put_max = puts.held.empty() ? 0 : std::min(kHeldPutMax, 2 * puts.held_put_max);
+  if (room && puts.refused_try_max > 0) {
+    if (puts.refused.empty()) LogInfo("shard {}: the queue takes jobs again", shard.hold.shard.value());
+    puts.refused_try_max = puts.refused.empty() ? 0 : std::min(kRefusedTryMax, 2 * puts.refused_try_max);
   }
-  for (std::size_t n = 0; n < puts.held_put_max && !puts.held.empty(); ++n) {
-    QueueEntry entry = std::move(puts.held.front());
-    puts.held.pop_front();
-    puts.held_bytes -= BytesOf(entry);
+  for (std::size_t n = 0; n < puts.refused_try_max && !puts.refused.empty(); ++n) {
+    QueueEntry entry = std::move(puts.refused.front());
+    puts.refused.pop_front();
+    puts.refused_bytes -= BytesOf(entry);
     if (shard.removals.Leaving(entry.id)) {
       Discount(shard.budgets, entry.line);
       continue;
@@ -98,13 +98,13 @@ void Dispatcher::PutHeld(Shard& shard, bool room) {
 }
 
 // They were to leave the queue.
-void Dispatcher::DropHeld(Shard& shard, const std::vector<JobId>& jobs) {
+void Dispatcher::DropRefused(Shard& shard, const std::vector<JobId>& jobs) {
   dispatch::Puts& puts = shard.puts;
-  if (puts.held.empty()) return;
+  if (puts.refused.empty()) return;
   const std::unordered_set<JobId> wanted(jobs.begin(), jobs.end());
-  std::erase_if(puts.held, [&](const QueueEntry& entry) {
+  std::erase_if(puts.refused, [&](const QueueEntry& entry) {
     if (!wanted.contains(entry.id)) return false;
-    puts.held_bytes -= BytesOf(entry);
+    puts.refused_bytes -= BytesOf(entry);
     Discount(shard.budgets, entry.line);
     return true;
   });

@@ -141,7 +141,7 @@ void Dispatcher::OnRemoved(const Op& op, QueueReply& reply) {
     if (!waiting) return TakeAnew(shard, waiting.error().message);
     if (!HandOver(shard, *waiting)) EnqueueKept(shard, waiting->spec, waiting->spec.run_at, true, waiting->check);
   }
-  if (!kept) return DropHeld(shard, over.ids);
+  if (!kept) return DropRefused(shard, over.ids);
   for (const JobId& id : over.ids) {
     const auto seeker = shard.wanted.Take(id, over.org);
     MILLRACE_CHECK(seeker.has_value(), "job {}: looked for, but nobody wants it", id.ToString());

@@ -287,7 +287,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kPlain:
         if (op.put) shard->puts.unanswered.pop_front();
         for (dispatch::Pass& pass : op.passes) OnPassed(op.hold, pass);
-        if (op.put) PutHeld(*shard, true);
+        if (op.put) TryRefused(*shard, true);
         break;
       case Op::Kind::kClaim: OnClaimed(op, *result); break;
       case Op::Kind::kEndLine: OnLineClaimed(op, *result); break;

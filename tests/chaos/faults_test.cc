@@ -20,6 +20,7 @@
 #include "common/model/stage_task.h"
 #include "tests/chaos/bulk.h"
 #include "tests/chaos/checker.h"
+#include "tests/chaos/chosen.h"
 #include "tests/chaos/cluster.h"
 #include "tests/chaos/network_lab.h"
 #include "tests/chaos/observer.h"
@@ -43,11 +44,6 @@ constexpr int kTogetherShort = 3, kTogetherMax = 200;  // rounds in which everyt
 constexpr Millis kTogetherLong{360'000};
 
 constexpr std::uint64_t kClusterTests = 6;
-#define MILLRACE_LONG_OR_CHOSEN(number)                                                                       \
-  do {                                                                                                        \
-    if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kClusterTests != (number))                       \
-      GTEST_SKIP() << "the seed chose another one for the short form: MILLRACE_CHAOS=long plays all of them"; \
-  } while (false)
 
 // A cluster with something flowing through it, and the end of every test here.
 class Faults : public ::testing::Test {
@@ -198,7 +194,7 @@ class Faults : public ::testing::Test {
 // Wall clocks of brokers, workers and schedulers step by minutes, forth and back, and PostgreSQL's, the ledger's, by seconds:
 // no lease is lost, no slot is missed or fires twice. Monotonic clocks are not touched, as on a real machine.
 TEST_F(Faults, ClocksThatStep) {
-  MILLRACE_LONG_OR_CHOSEN(0);
+  MILLRACE_LONG_OR_CHOSEN(0, kClusterTests);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true, .clock_steps = 2 * kStep}));
   ASSERT_TRUE(WaitForAccepted(5));
   const std::int64_t lost_before = AttemptsLost();
@@ -243,7 +239,7 @@ TEST_F(Faults, ClocksThatStep) {
 // Redis has no memory left, first suddenly, then for longer. New work is refused; what was accepted runs, and no shard is given
 // up for it: that would empty it, and the rebuild would meet the same wall.
 TEST_F(Faults, RedisOutOfMemory) {
-  MILLRACE_LONG_OR_CHOSEN(4);
+  MILLRACE_LONG_OR_CHOSEN(4, kClusterTests);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
   BeginBulk();
   ASSERT_TRUE(WaitForAccepted(5));
@@ -274,7 +270,7 @@ TEST_F(Faults, RedisOutOfMemory) {
 // fsync answers EIO. Redis under everysec refuses every write from then on, also when its disk works again, until it is started
 // again; PostgreSQL ends its sessions, cannot recover either and shuts down. What was accepted is there.
 TEST_F(Faults, FsyncsOfTheServersFail) {
-  MILLRACE_LONG_OR_CHOSEN(1);
+  MILLRACE_LONG_OR_CHOSEN(1, kClusterTests);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true}));
   BeginBulk();
   ASSERT_TRUE(WaitForAccepted(5));
@@ -314,7 +310,7 @@ TEST_F(Faults, FsyncsOfTheServersFail) {
 // 5 % of the packets lost and 200 ms per round trip at once: no worker is taken for dead, at least half of what an open loop
 // offers gets done, and all that was accepted ends when it is over.
 TEST_F(Faults, ASlowNetworkThatLosesPackets) {
-  MILLRACE_LONG_OR_CHOSEN(2);
+  MILLRACE_LONG_OR_CHOSEN(2, kClusterTests);
   if (const std::string why = WhyNoNetworkLab(); !why.empty()) {
     if (!Env("CI").empty()) FAIL() << why;
     GTEST_SKIP() << why;
@@ -345,7 +341,7 @@ TEST_F(Faults, ASlowNetworkThatLosesPackets) {
 // Redis comes back with the files of some seconds before, again and again: nothing of ledger class is lost, of class redis at
 // most what was accepted since; nothing happens twice.
 TEST_F(Faults, RedisComesBackOlder) {
-  MILLRACE_LONG_OR_CHOSEN(3);
+  MILLRACE_LONG_OR_CHOSEN(3, kClusterTests);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
   BeginBulk();
   ASSERT_TRUE(WaitForAccepted(5));
@@ -360,7 +356,7 @@ TEST_F(Faults, RedisComesBackOlder) {
 // All processes die at one instant, servers too, and are started again, now and then before they have recovered from the time
 // before: nothing of ledger class is lost, nothing happens twice.
 TEST_F(Faults, EverythingIsKilledTogether) {
-  MILLRACE_LONG_OR_CHOSEN(5);
+  MILLRACE_LONG_OR_CHOSEN(5, kClusterTests);
   ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true}));
   Long() ? BeginBulk(18'000, 50) : BeginBulk();
   ASSERT_TRUE(WaitForAccepted(5));

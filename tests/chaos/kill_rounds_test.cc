@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "tests/chaos/checker.h"
+#include "tests/chaos/chosen.h"
 #include "tests/chaos/cluster.h"
 #include "tests/chaos/observer.h"
 #include "tests/chaos/rounds.h"
@@ -38,11 +39,6 @@ constexpr Millis kFlowMin{11'000};  // of work, also when the rounds are few
   } while (false)
 
 constexpr std::uint64_t kMutantsShort = 3;
-#define MILLRACE_LONG_OR_CHOSEN(number)                                                                       \
-  do {                                                                                                        \
-    if (!Long() && GTEST_FLAG_GET(filter) == "*" && Seed() % kMutantsShort != (number))                       \
-      GTEST_SKIP() << "the seed chose another one for the short form: MILLRACE_CHAOS=long plays all of them"; \
-  } while (false)
 
 // They make every load slow enough to be hit in each of its phases. Without failpoints the target's own triggers do, but
 // nothing can make a load wait between COMMIT and its report.
@@ -217,13 +213,13 @@ void ExpectCaught(const std::string& mutant, std::vector<Round> plan, std::strin
 
 TEST(Mutants, NoFenceIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
-  MILLRACE_LONG_OR_CHOSEN(0);
+  MILLRACE_LONG_OR_CHOSEN(0, kMutantsShort);
   ExpectCaught("no_fence", {{.fault = Fault::kFreeze}, {.fault = Fault::kFreeze}}, "stale_accepted", "the frozen attempt");
 }
 
 TEST(Mutants, NoReceiptIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
-  MILLRACE_LONG_OR_CHOSEN(1);
+  MILLRACE_LONG_OR_CHOSEN(1, kMutantsShort);
   ExpectCaught("no_receipt",
                {{.victim = Victim::kStage, .phase = Phase::kCommitted, .append = true},
                 {.victim = Victim::kWorker, .phase = Phase::kCommitted, .append = true}},
@@ -247,7 +243,7 @@ TEST(Mutants, DoubledSlotIsCaught) {
 
 TEST(Mutants, DroppedAcceptedJobIsCaught) {
   MILLRACE_NEED_FAILPOINTS();
-  MILLRACE_LONG_OR_CHOSEN(2);
+  MILLRACE_LONG_OR_CHOSEN(2, kMutantsShort);
   ExpectCaught("drop_accepted",
                {{.victim = Victim::kScheduler, .phase = Phase::kNone}, {.victim = Victim::kRedis, .phase = Phase::kRowsSent}},
                "lost", "was accepted and the ledger has no row of it");

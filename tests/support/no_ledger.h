@@ -1,4 +1,5 @@
-// A Ledger that serves nobody: every call answers kUnsupported. For doubles that need a part of the interface.
+// A Ledger that serves nobody: every call answers kUnsupported, or what a double says instead (No). For doubles that need a
+// part of the interface.
 #pragma once
 
 #include <map>
@@ -75,7 +76,7 @@ class NoLedger : public Ledger {
   Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return No(); }
 
  private:
-  static std::unexpected<Error> No() { return Fail(ErrorCode::kUnsupported, "this ledger of a test has no such call"); }
+  virtual std::unexpected<Error> No() const { return Fail(ErrorCode::kUnsupported, "this ledger of a test has no such call"); }
 };
 
 }  // namespace millrace::test

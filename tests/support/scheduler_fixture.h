@@ -17,6 +17,7 @@
 #include "common/queue/sqlite_queue.h"
 #include "scheduler/scheduler.h"
 #include "scheduler/slot_planner.h"
+#include "tests/support/no_ledger.h"
 #include "tests/support/test_postgres.h"
 
 namespace millrace::scheduler {
@@ -24,7 +25,7 @@ namespace millrace::scheduler {
 using std::chrono::days;
 
 // A ledger whose Fire dies before or after the transaction: what a scheduler that is killed there leaves behind.
-class DyingLedger final : public Ledger {
+class DyingLedger final : public test::NoLedger {
  public:
   enum class Die : std::uint8_t { kNever, kBeforeFire, kAfterFire, kAfterFirstBatch };
   DyingLedger(Ledger& real, Die when) : real_(real), when_(when) {}
@@ -58,60 +59,9 @@ class DyingLedger final : public Ledger {
   Result<PipelineVersion> GetPipeline(OrgId o, std::string_view n, std::optional<std::int64_t> v, MonoTime d) override {
     return real_.GetPipeline(o, n, v, d);
   }
-  // The scheduler has no business with the rest.
-  Result<std::vector<ScheduleRow>> Schedules(std::optional<OrgId>, MonoTime) override { return Never(); }
-  Result<CreatedBackfill> CreateBackfill(BackfillRow, MonoTime) override { return Never(); }
-  Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow&, MonoTime) override { return Never(); }
-  Result<void> Migrate(MonoTime) override { return Never(); }
-  Result<Epoch> TakeShard(ShardId, OwnerId, std::string_view, MonoTime) override { return Never(); }
-  Result<void> RenewShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return Never(); }
-  Result<void> ReleaseShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return Never(); }
-  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId, std::string_view, bool, MonoTime) override { return Never(); }
-  Result<std::vector<ShardStatus>> Shards(MonoTime) override { return Never(); }
-  Result<OwnerBatchResult> Commit(const OwnerBatch&, MonoTime) override { return Never(); }
-  Result<std::vector<LiveJob>> LiveSingleJobs(ShardId, std::uint16_t, std::optional<JobId>, std::uint32_t, MonoTime) override {
-    return Never();
-  }
-  Result<std::vector<LiveRun>> LiveRuns(ShardId, std::uint16_t, std::optional<RunId>, std::uint32_t, MonoTime) override {
-    return Never();
-  }
-  Result<Outbox> ReadOutbox(ShardId, std::uint16_t, std::uint32_t, MonoTime) override { return Never(); }
-  Result<void> RequestCancel(std::span<const CancelRow>, MonoTime) override { return Never(); }
-  Result<std::vector<ItemState>> States(OrgId, std::span<const Uuid>, MonoTime) override { return Never(); }
-  Result<void> SubmitRun(const RunSpec&, std::span<const JobSpec>, MonoTime) override { return Never(); }
-  Result<std::vector<JobId>> KnownJobs(std::span<const JobId>, MonoTime) override { return Never(); }
-  Result<QueueSettings> PutQueueSettings(const QueueSettings&, std::string_view, MonoTime) override { return Never(); }
-  Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId>, std::optional<ShardId>, MonoTime) override {
-    return Never();
-  }
-  Result<SubmitJobsResult> SubmitJobs(std::span<const JobSpec>, MonoTime) override { return Never(); }
-  Result<RequeueResult> RequeueDead(const Requeue&, MonoTime) override { return Never(); }
-  Result<std::vector<JobSummary>> ListJobs(const JobFilter&, MonoTime) override { return Never(); }
-  Result<PipelineVersion> ApplyPipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
-                                        MonoTime) override {
-    return Never();
-  }
-  Result<PipelineVersion> StorePipeline(const Pipeline&, std::string_view, std::string_view, std::string_view, OrgId,
-                                        MonoTime) override {
-    return Never();
-  }
-  Result<std::vector<PipelineVersion>> ListPipelines(OrgId, MonoTime) override { return Never(); }
-  Result<std::vector<SlotRow>> Slots(OrgId, std::string_view, std::uint32_t, MonoTime) override { return Never(); }
-  Result<void> SetPaused(OrgId, std::string_view, bool, MonoTime) override { return Never(); }
-  Result<std::vector<RunSummary>> ListRuns(const RunFilter&, MonoTime) override { return Never(); }
-  Result<RunDetail> GetRun(OrgId, RunId, MonoTime) override { return Never(); }
-  Result<JobDetail> GetJob(OrgId, JobId, MonoTime) override { return Never(); }
-  Result<std::vector<AuditHead>> AuditHeads(MonoTime) override { return Never(); }
-  Result<std::vector<AuditRecord>> AuditRecords(std::optional<AuditWriterId>, std::uint64_t, std::uint32_t, MonoTime) override {
-    return Never();
-  }
-  Result<std::vector<AuditedRow>> AuditedRows(AuditWriterId, std::uint64_t, MonoTime) override { return Never(); }
-  Result<void> VisitRows(const LeafVisitor&, MonoTime) override { return Never(); }
-  Result<AuditTotals> Totals(MonoTime) override { return Never(); }
-  Result<std::vector<AuditedRow>> OrphanRows(std::uint32_t, MonoTime) override { return Never(); }
 
  private:
-  static std::unexpected<Error> Never() {
+  std::unexpected<Error> No() const override {
     ADD_FAILURE() << "the scheduler called what is not its business";
     return Fail(ErrorCode::kUnsupported, "not for a scheduler");
   }

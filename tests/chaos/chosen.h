@@ -1,0 +1,13 @@
+// Tests of which the short form plays one.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include "tests/chaos/settings.h"
+
+// Skips the test `number` of `of`, unless the form is long, the seed chose it, or a --gtest_filter names tests.
+#define MILLRACE_LONG_OR_CHOSEN(number, of)                                                                          \
+  do {                                                                                                               \
+    if (!::millrace::chaos::Long() && GTEST_FLAG_GET(filter) == "*" && ::millrace::chaos::Seed() % (of) != (number)) \
+      GTEST_SKIP() << "the seed chose another one for the short form: MILLRACE_CHAOS=long plays all of them";        \
+  } while (false)
