@@ -232,7 +232,9 @@ TEST_F(EnqueueTest, ABrokerIsWokenByTheCommit) {
   EXPECT_LT(times[kRows / 2], Millis{kEnqueuePollInterval} / 2) << "polling alone would take a whole interval each";
   EXPECT_LT(wait_for("outbox", 0), Millis{20'000}) << "and it is in the queue";
   // Whoever ends the watch's connection takes nothing away: the table is polled, and watched again.
-  App("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'millrace enqueue watch'");
+  App(
+      "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'millrace enqueue watch' "
+      "and datname = current_database()");
   Enqueue("kind, payload", "values ('noop', 'after')");
   EXPECT_LT(wait_for("enqueue", 0), Millis{36'000});
   broker.RequestStop();
