@@ -14,8 +14,8 @@
 #include "common/wire/zmtp_transport.h"
 #include "tests/support/history_check.h"
 #include "tests/support/job_driver.h"
+#include "tests/support/migrated_database.h"
 #include "tests/support/tcp_proxy.h"
-#include "tests/support/test_postgres.h"
 
 namespace millrace {
 namespace {
@@ -37,7 +37,7 @@ class RemoteLedger : public ::testing::Test {
   void SetUp() override {
     ConfigureLog(std::getenv("MILLRACE_TEST_LOG") != nullptr ? LogLevel::kInfo : LogLevel::kOff, LogFormat::kText, "test");
     MILLRACE_NEED_POSTGRES();
-    database_ = std::make_unique<testing::TestDatabase>("remote");
+    database_ = testing::MigratedDatabase("remote", kShards);
     auto proxy = TcpProxy::Start({.upstream_port = PortOf(database_->dsn()), .seed = 7});
     ASSERT_TRUE(proxy) << proxy.error().message;
     proxy_ = std::move(*proxy);

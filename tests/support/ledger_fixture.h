@@ -13,7 +13,7 @@
 
 #include "common/drivers/sqlite.h"
 #include "common/ledger/ledger.h"
-#include "tests/support/test_postgres.h"
+#include "tests/support/migrated_database.h"
 
 namespace millrace::testing {
 
@@ -25,7 +25,7 @@ class LedgerTest : public ::testing::TestWithParam<LedgerKind> {
   void SetUp() override {
     if (GetParam() == LedgerKind::kPostgres) {
       MILLRACE_NEED_POSTGRES();
-      database_ = std::make_unique<TestDatabase>("ledger", Migrated());
+      database_ = MigratedDatabase("ledger", kShards);
       dsn_ = database_->dsn();
     } else {
       char folder[] = "/tmp/millrace_ledger_XXXXXX";
@@ -42,23 +42,6 @@ class LedgerTest : public ::testing::TestWithParam<LedgerKind> {
     if (!folder_.empty()) std::filesystem::remove_all(folder_);
   }
 
-  // A database of the program's with the ledger's tables, to be copied: that takes a fraction of making them.
-  static const std::string& Migrated() {
-    static const auto made = [] {
-      auto database = std::make_unique<TestDatabase>("template");
-      const SystemClock clock;
-      SystemRandom random;
-      auto ledger = OpenPostgresLedger({.dsn = database->dsn(),
-                                        .clock = &clock,
-                                        .writer = IdGenerator(clock, random).Next<AuditWriterId>(),
-                                        .shard_count = kShards,
-                                        .actor = "test"},
-                                       clock.Now() + 20s);
-      EXPECT_TRUE(ledger && (*ledger)->Migrate(clock.Now() + 20s)) << "the ledger's tables were not made";
-      return database;
-    }();
-    return made->name();
-  }
   MonoTime In() const { return clock_.Now() + 20s; }
   template <class T>
   T NewId() {
