@@ -24,7 +24,7 @@
 
 namespace millrace {
 
-inline constexpr std::size_t kBufferedJobsMax = 65'536;
+inline constexpr std::size_t kBufferedJobsMax = 131'072;
 inline constexpr std::size_t kBufferedBytesMax = 32u << 20;    // entries
 inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;  // of one job
 // When a line goes back to the queue: where room gets scarce, and in any case (in flight it shares blocks with others, which
