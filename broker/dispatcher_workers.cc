@@ -327,22 +327,16 @@ bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t shari
     if (!any) orgs_left = lines_.OrgsBeside(*line);
     const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(
         {budget, share_of(LineIndex::Allowance(*line, now_), sharing), share_of(budget, orgs_left), kClaimJobsMax}));
-    const auto [known, first] = claim_of_.try_emplace(line, claims_.size());
-    ClaimPlan* plan = first ? nullptr : &claims_[known->second];
-    const bool buffered = line->buffered.count() > 0;
-    if (plan == nullptr || plan->shard != line->shard || plan->line != line->name || plan->total + n > kClaimJobsMax ||
-        (buffered && plan->buffered.size() < plan->total)) {
-      known->second = claims_.size();
-      plan = &claims_.emplace_back(ClaimPlan{.shard = line->shard,
-                                             .line = line->name,
-                                             .key = line->key,
-                                             .total = 0,
-                                             .split = {},
-                                             .slot = LineIndex::SlotOf(*line)});
+    if (const std::uint32_t here = TakeBuffered(*line, n, worker.id); here < n) {
+      ClaimPlan* plan = line->claim < claims_.size() ? &claims_[line->claim] : nullptr;
+      if (plan == nullptr || plan->line != line->ref || plan->total + (n - here) > kClaimJobsMax) {
+        line->claim = claims_.size();
+        plan = &claims_.emplace_back(
+            ClaimPlan{.shard = line->shard, .line = line->ref, .total = 0, .split = {}, .slot = LineIndex::SlotOf(*line)});
+      }
+      plan->total += n - here;
+      plan->split.emplace_back(worker.id, n - here);
     }
-    if (buffered) TakeBuffered(*line, n, *plan);
-    plan->total += n;
-    plan->split.emplace_back(worker.id, n);
     worker.reserved += n;
     budget -= n;
     lines_.Take(*line, n, now_);

@@ -24,7 +24,7 @@
 
 namespace millrace {
 
-inline constexpr std::size_t kBufferedJobsMax = 65'536;
+inline constexpr std::size_t kBufferedJobsMax = 131'072;
 inline constexpr std::size_t kBufferedBytesMax = 32u << 20;    // entries
 inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;  // of one job
 // When a line goes back to the queue: where room gets scarce, and in any case (in flight it shares blocks with others, which
@@ -60,6 +60,7 @@ class ReadyBuffer {
 
   // To the end of its line, or to its front. Whether there is Room is the caller's to ask. REQUIRES: content.
   void Push(List& line, Job job, bool front);
+  Job TakeFront(List& line);  // REQUIRES: line.count() > 0
   // The first `most` of the line, or the last; all, when it has no more. In order.
   std::vector<Job> TakeFirst(List& line, std::size_t most);
   std::vector<Job> TakeLast(List& line, std::size_t most);
