@@ -18,6 +18,7 @@ namespace {
 
 constexpr Millis kAnswerTimeout{3000};  // then the request is sent again: it is idempotent by its ids
 constexpr Millis kWaitSlice{100};
+constexpr Millis kLeastTry{500};        // what has less time for its answer is not asked again
 constexpr Millis kConnectSlice{5};      // between looks at a connection that is being made
 constexpr Millis kWatchInterval{5000};  // a watch is renewed this often, in case the broker restarted
 constexpr std::size_t kPendingUpdatesMax = 1000;
@@ -106,8 +107,10 @@ Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadli
 }
 
 Result<wire::Message> BrokerClient::Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline) {
+  std::string refusal;  // the latest
   while (true) {
     const std::uint64_t request = next_request_++;
+    MonoTime last = deadline;  // after which it is not sent again
     Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");
     if (auto sent = Send(make(request), deadline); sent) {
       reply = Await(request, std::min(deadline, clock_->Now() + kAnswerTimeout));
@@ -118,9 +121,13 @@ Result<wire::Message> BrokerClient::Repeat(const std::function<wire::Message(std
       const auto* problem = std::get_if<wire::Problem>(&*reply);
       if (problem == nullptr) return reply;
       reply = std::unexpected(ToError(*problem));
+      refusal = reply.error().message;
+      last -= kWaitSlice + kLeastTry;
+    } else if (!refusal.empty()) {
+      reply.error().message += "; before that: " + refusal;
     }
     // Another owner is found through the ledger.
-    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= deadline) return reply;
+    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= last) return reply;
     transport_->Wait(kWaitSlice);
   }
 }

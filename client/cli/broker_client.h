@@ -65,7 +65,8 @@ class BrokerClient {
   // Waits for the connection, at most until `deadline`: a socket that has just been made has none yet.
   Result<void> Send(const wire::Message& message, MonoTime deadline);
   // Sends what `make` gives until an answer comes that is not worth asking again for, or `deadline`: for requests that are
-  // idempotent by their ids.
+  // idempotent by their ids. After a refusal it is not sent once more when an answer could hardly come in time; an error that
+  // nobody answered with names the refusal before it.
   Result<wire::Message> Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline);
   // Waits for the answer to `request`; updates that come first are kept for Follow.
   Result<wire::Message> Await(std::uint64_t request, MonoTime deadline);
