@@ -9,6 +9,7 @@
 #include <cstring>
 #include <iterator>
 #include <string_view>
+#include <unordered_set>
 
 #include "common/wire/codec.h"
 #include "common/wire/history.h"
@@ -47,6 +48,7 @@ std::uint64_t RequestOf(const wire::Message& message) {
   if (const auto* m = std::get_if<wire::SetQueueReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::ListQueuesReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::ListUnservedReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::ListKeptReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::Problem>(&message)) return m->request;
   return 0;
 }
@@ -260,6 +262,27 @@ Result<std::vector<wire::ListQueuesReply::Item>> BrokerClient::ListQueues(OrgId 
     more = list->more && !list->queues.empty();
     std::ranges::move(list->queues, std::back_inserter(all));
   }
+  return all;
+}
+
+Result<std::vector<JobId>> BrokerClient::ListKept(OrgId org, const std::string& queue, const std::string& kind, std::size_t max,
+                                                  Millis patience) {
+  std::vector<JobId> all;
+  std::unordered_set<JobId> seen;
+  std::string cursor;
+  do {
+    MILLRACE_TRY_ASSIGN(
+        wire::Message reply,
+        Repeat([&](std::uint64_t request) -> wire::Message { return wire::ListKept{request, org, queue, kind, cursor}; },
+               clock_->Now() + patience));
+    auto* page = std::get_if<wire::ListKeptReply>(&reply);
+    if (page == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a request for jobs of durability: redis");
+    for (const JobId& job : page->jobs)
+      if (seen.insert(job).second) all.push_back(job);
+    if (all.size() > max)
+      return Fail(ErrorCode::kLimit, "more than {} jobs of durability: redis match; narrow the filter", max);
+    cursor = std::move(page->cursor);
+  } while (!cursor.empty());
   return all;
 }
 

@@ -58,6 +58,11 @@ class BrokerClient {
   Result<std::vector<wire::ListQueuesReply::Item>> ListQueues(OrgId org, MonoTime deadline);
   // What is ready and taken by no connected worker. kTimedOut also from a broker that is older than this question.
   Result<wire::ListUnservedReply> ListUnserved(OrgId org, MonoTime deadline);
+  // Jobs of `durability: redis` that wait, or whose first attempt runs: those that the ledger does not know. Of one queue and
+  // kind, unless they are empty; each once. Each page may take `patience`. kLimit: more than `max`. kTimedOut also from an
+  // older broker.
+  Result<std::vector<JobId>> ListKept(OrgId org, const std::string& queue, const std::string& kind, std::size_t max,
+                                      Millis patience);
 
  private:
   BrokerClient(wire::Transport& transport, std::unique_ptr<wire::ClientSocket> socket, const Clock& clock)

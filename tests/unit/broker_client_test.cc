@@ -117,5 +117,20 @@ TEST_F(BrokerClientTest, ABrokerThatNeverAnsweredHasRefusedNothing) {
   EXPECT_EQ(played_.sent, 4U) << "each try has 3 s";
 }
 
+TEST_F(BrokerClientTest, PagesOfKeptJobsAreAskedForUntilTheLastOneAndEachJobCountsOnce) {
+  const JobId a{Uuid{{1}}}, b{Uuid{{2}}}, c{Uuid{{3}}};
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    const auto& list = std::get<wire::ListKept>(m);
+    EXPECT_EQ(list.queue, "mail");
+    if (list.cursor.empty()) return wire::ListKeptReply{.request = list.request, .jobs = {a, b}, .cursor = "here"};
+    EXPECT_EQ(list.cursor, "here");
+    return wire::ListKeptReply{.request = list.request, .jobs = {b, c}, .cursor = {}};
+  };
+  const auto all = client_.ListKept(kDefaultOrg, "mail", "", 3, Millis{1000});
+  ASSERT_TRUE(all) << all.error().message;
+  EXPECT_EQ(*all, (std::vector{a, b, c}));
+  EXPECT_EQ(client_.ListKept(kDefaultOrg, "mail", "", 2, Millis{1000}).error().code, ErrorCode::kLimit);
+}
+
 }  // namespace
 }  // namespace millrace::cli
