@@ -156,10 +156,20 @@ struct Puts {
   bool Empty() const { return handed_back.empty() && passed.empty() && paged.empty(); }
 };
 
+struct Listing {  // a client asks which jobs only the queue has
+  wire::PeerId peer;
+  wire::ListKept message;
+};
+
+struct Listings {  // of one shard: a page at a time
+  std::deque<Listing> waiting;
+  bool asked = false;  // the first one's page is under way
+};
+
 struct Op {
   QueueOpId id;
   ShardHold hold;
-  enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire, kRemove } kind = Kind::kPlain;
+  enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire, kRemove, kList } kind = Kind::kPlain;
   ClaimPlan plan = {};                                // kClaim, kEndLine
   std::vector<std::shared_ptr<Submit>> submits = {};  // kPlain: accepted with it
   std::vector<Pass> passes = {};                      // kPlain: started with it

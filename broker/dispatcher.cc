@@ -239,6 +239,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     }
     EmitExpire(shard, out);
     EmitRemove(shard, out);
+    EmitListing(shard, out);
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
     Shard& shard = shards_.at(plan.shard);

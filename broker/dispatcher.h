@@ -10,8 +10,7 @@
 //   - whoever takes a shard forgets nothing of the old owner's: the queue is emptied and built again from the ledger, and
 //     attempts that still run are adopted, or end as lost (dispatcher_handover.cc).
 //
-// Not thread-safe: owned by the broker's loop thread. Use: Handle every event at hand, then Flush once; that is what makes
-// batches at every hop without a timer.
+// Not thread-safe: owned by the broker's loop thread. Handle every event at hand, then Flush once: that makes the batches.
 #pragma once
 
 #include <cstdint>
@@ -95,15 +94,14 @@ class Dispatcher {
     std::unordered_set<Uuid> outbox_taking, outbox_batches_taking;
     bool outbox_reading = false, outbox_again = false;
     MonoTime next_outbox{};
-    std::optional<WallTime> next_due;
-    std::optional<WallTime> next_expiry;  // of waiting entries; may be one that waits no more
+    std::optional<WallTime> next_due, next_expiry;  // of waiting entries; next_expiry: may be of one that waits no more
     bool promoting = false, expiring = false;
-    // Single jobs with a durable cancel request that have a lease or a fence to be raised; those of runs have the state
-    // kCancelling.
+    // Single jobs with a durable cancel request that have a lease or a fence to be raised; those of runs are kCancelling.
     std::unordered_set<JobId> cancelling;
     FenceList fences;
     Removals removals;
     WantedJobs wanted;  // kept jobs that requests of cancel_requests_ look for
+    dispatch::Listings listings;
     // Single jobs whose end, or whose first row, goes into the ledger while no lease has them: no entry of theirs counts.
     std::unordered_map<JobId, dispatch::Settling> settling;
     std::map<std::pair<OrgId, std::string>, QueueSettings> queues;  // that were ever set
@@ -181,6 +179,11 @@ class Dispatcher {
   void StandBefore(Shard& shard, const std::string& line, std::uint64_t n);
   bool Leased(const Shard& shard, JobId job) const { return leases_.contains(job) || shard.settling.contains(job); }
   void KeepSpec(Piece& piece, const JobSpec& spec);
+
+  // What only the queue has, listed: dispatcher_list.cc
+  void OnListKept(const wire::PeerId& peer, wire::ListKept& m);
+  void EmitListing(Shard& shard, std::vector<Command>& out);
+  void OnListed(const Op& op, const QueueReply& reply);
 
   // Ledger: dispatcher_ledger.cc
   void On(event::Committed& e);

@@ -64,6 +64,8 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
       ++it;
     }
   }
+  for (const dispatch::Listing& listing : shard.listings.waiting)
+    Problem(listing.peer, listing.message.request, "unavailable", "the shard is being taken over: ask again");
   std::erase_if(claims_, [&](const ClaimPlan& plan) {
     if (plan.shard != id) return false;
     for (const auto& [worker, n] : plan.split)
@@ -286,6 +288,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kPromote: OnPromoted(op, *result); break;
       case Op::Kind::kExpire: OnExpired(op, *result); break;
       case Op::Kind::kRemove: OnRemoved(op, *result); break;
+      case Op::Kind::kList: OnListed(op, *result); break;
     }
   }
 }

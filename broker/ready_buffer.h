@@ -67,6 +67,10 @@ class ReadyBuffer {
   // Those that `wanted(const Job&)` names leave it.
   template <class Wanted>
   std::vector<Job> TakeIf(List& line, Wanted wanted);
+  template <class Visit>
+  void ForEach(const List& line, Visit visit) const {  // visit(const Job&), in order
+    for (std::uint32_t at = line.front_; at != kNone; at = nodes_[at].next) visit(nodes_[at].job);
+  }
   // Whether the front of the line was put before `time`.
   bool WaitsSince(const List& line, MonoTime time) const { return line.count_ > 0 && nodes_[line.front_].job.since < time; }
 

@@ -311,5 +311,30 @@ TEST_F(RemoteBroker, KeepsItsShardsAndJobsFinish) {
              2 * Millis{kOwnershipTtl}.count());
 }
 
+// What such a client gets depends on the time of a commit, not on the size of its batches: nothing else waits with it.
+TEST_F(RemoteBroker, AClientThatWaitsForEachSmallBatchGetsOneEveryTwoSeconds) {
+  constexpr Millis kWindow{10'000};
+  const std::string owned = "select count(*) from millrace.shard_owner where owner is not null";
+  ASSERT_TRUE(driver_->PumpUntil([&] { return Number(owned) == kShards; }, 30s)) << Number(owned) << " shards taken";
+  const auto batches_of = [&](int jobs) {
+    const std::size_t before = driver_->accepted().size();
+    const MonoTime until = In(kWindow);
+    while (clock_.Now() < until && !HasFailure()) {
+      if (driver_->AllAnswered()) driver_->Submit(Durability::kLedger, jobs);
+      driver_->Pump();
+    }
+    EXPECT_TRUE(driver_->PumpUntil([&] { return driver_->AllAnswered(); }, 30s)) << "a submit was never answered";
+    return (driver_->accepted().size() - before) / static_cast<std::size_t>(jobs);
+  };
+  const std::size_t single = batches_of(1), tens = batches_of(10);
+  const auto accepted = static_cast<std::int64_t>(driver_->accepted().size());
+  ASSERT_TRUE(driver_->PumpUntil([&] { return Number("select count(*) from millrace.outcome") == accepted; }, 30s));
+  ended_ = true;
+  fmt::print("200 ms to the ledger, one batch at a time for {} ms: {} of 1 job, {} of 10 jobs\n", kWindow.count(), single,
+             tens);
+  for (const std::size_t batches : {single, tens})
+    EXPECT_GE(batches, static_cast<std::size_t>(kWindow / Millis{2000})) << "promised in ops/docs/failure-modes.md";
+}
+
 }  // namespace
 }  // namespace millrace
