@@ -7,6 +7,7 @@
 
 #include "common/base/failpoint.h"
 #include "common/base/history.h"
+#include "common/crypto/checkpoint.h"
 #include "tests/support/history_check.h"
 #include "tests/support/ledger_fixture.h"
 
@@ -131,6 +132,66 @@ TEST_P(HistoryCheckTest, ASoundWorldHolds) {
 TEST_P(HistoryCheckTest, WhatCannotBeReadIsNoVerdict) {
   std::filesystem::remove(dir_ + "/accepted");
   EXPECT_EQ(Check().code, 2);
+}
+
+// A killed process leaves at most one line without its end, the last.
+TEST_P(HistoryCheckTest, ATornLastLineIsCounted) {
+  const auto cut = [&](const char* file) {
+    std::ofstream(dir_ + file) << R"({"m":1,"t":1,"pid":7,"who":"broker:b","op":"gra)";
+  };
+  cut("/history/7-7.jsonl");
+  cut("/history/8-8.jsonl");
+  const HistoryVerdict verdict = Check();
+  EXPECT_EQ(verdict.code, 0) << verdict.text;
+  EXPECT_NE(verdict.text.find("2 torn last lines, 0 unreadable lines"), std::string::npos) << verdict.text;
+}
+
+// What else is no operation could be the one that breaks an invariant.
+TEST_P(HistoryCheckTest, AnyOtherUnreadableLineIsNoVerdict) {
+  const std::string job = single_.id.ToString(),
+                    sound = fmt::format(R"({{"m":1,"who":"worker:w","op":"grant","type":"invoke","jobs":[["{}",{}]]}})", job,
+                                        Token::Make(hold_.epoch, 5).value());
+  Append("history/7-7.jsonl", sound);
+  ASSERT_EQ(Check().code, 0);
+  const auto changed = [&](std::string_view from, std::string_view to) {
+    std::string line = sound;
+    return line.replace(line.find(from), from.size(), to);
+  };
+  std::size_t found = 0;
+  for (const std::string& line :
+       {sound.substr(0, 40), std::string(), std::string("null"), changed("grant", "grnat"), changed("invoke", "invoked"),
+        changed(job, "no-uuid"), changed(R"("who":"worker:w",)", ""), changed(R"("jobs":[[)", R"("jobs":[[],[)")}) {
+    Append("history/7-7.jsonl", line);
+    ++found;
+    const HistoryVerdict verdict = Check();
+    EXPECT_EQ(verdict.code, 2) << line << "\n" << verdict.text;
+    EXPECT_NE(verdict.text.find(fmt::format("0 torn last lines, {} unreadable lines", found)), std::string::npos)
+        << line << "\n"
+        << verdict.text;
+  }
+  EXPECT_NE(Check().text.find(fmt::format("UNREADABLE 7-7.jsonl:2: '{}'", sound.substr(0, 40))), std::string::npos)
+      << Check().text;
+  Append("accepted", fmt::format(R"({{"job": "{}", "class": "ledger", "at": 1}})", NewId<JobId>().ToString()));
+  ExpectCaught("S1", "lost");  // a violation comes before it
+}
+
+TEST_P(HistoryCheckTest, CheckpointsWithoutTheirKeyAreNoVerdict) {
+  const HistoryVerdict none = Check();
+  EXPECT_NE(none.text.find("audit trail: no checkpoints looked at"), std::string::npos) << none.text;
+  const auto key = SigningKey::LoadOrCreate(dir_ + "/audit.key");
+  ASSERT_TRUE(key) << key.error().message;
+  auto checkpoints = CheckpointWriter::Open(dir_ + "/checkpoints", *key, NewId<AuditWriterId>());
+  ASSERT_TRUE(checkpoints && *checkpoints->Flush(clock_.Now(), Now(), *ledger_->AuditHeads(In())));
+  const std::string folder = dir_ + "/checkpoints", public_key = dir_ + "/audit.key.pub";
+  const HistoryVerdict with = Check({"--checkpoints", folder, "--public-key", public_key});
+  EXPECT_EQ(with.code, 0) << with.text;
+  EXPECT_NE(with.text.find("audit trail: verified against 1 checkpoints"), std::string::npos) << with.text;
+  std::filesystem::remove(public_key);
+  for (const HistoryVerdict& verdict :
+       {Check({"--checkpoints", folder}), Check({"--checkpoints", folder, "--public-key", public_key})}) {
+    EXPECT_EQ(verdict.code, 2) << verdict.text;
+    EXPECT_NE(verdict.text.find("--public-key"), std::string::npos) << verdict.text;
+  }
 }
 
 TEST_P(HistoryCheckTest, OneAcceptedJobDropped) {
