@@ -13,6 +13,7 @@
 #include "common/base/check.h"
 #include "common/base/limits.h"
 #include "common/config/config.h"
+#include "tests/fuzz/accepted.h"
 
 namespace {
 
@@ -99,6 +100,7 @@ void CheckFile(std::string_view text) {
     MILLRACE_CHECK(raw.error().message.size() > sizeof "fuzz.yaml:1:1: ", "a refusal does not say why");
     return;
   }
+  ++fuzz::accepted;
   for (const auto& [key, value] : *raw) {
     MILLRACE_CHECK(value.origin.starts_with("fuzz.yaml:") && value.base_dir == "/", "where a value comes from");
     MILLRACE_CHECK(value.is_list || value.items.size() == 1, "a plain value is one");
