@@ -75,6 +75,7 @@ Result<Report> Checker::Run() {
   Fires();
   Epochs();
   Grants();
+  Receipts();
   Leases();
   Ends();
   Loads();
@@ -447,6 +448,7 @@ std::string Text(const Report& r) {
       "{} runs, {} slots, {} attempts; {} effects with {} rows; {} lines of witnesses; {} operations of {} processes\n",
       r.accepted, r.done, r.open, r.lost, r.doubled, r.stale_accepted, r.redis_accepted, r.redis_exposed, r.redis_lost, r.runs,
       r.slots, r.attempts, r.effects, r.effect_rows, r.witnessed, r.operations, r.files);
+  out += fmt::format("workers received {} grants, {} of them after a newer one of the same job\n", r.received, r.overtaken);
   out += fmt::format(
       "histories: {} torn last lines, {} unreadable lines; audit trail: {}\n", r.torn, r.unreadable.size(),
       r.checkpoints ? fmt::format("verified against {} checkpoints", *r.checkpoints) : std::string("no checkpoints looked at"));

@@ -57,9 +57,10 @@ struct Report {
   std::int64_t redis_exposed = 0;                   // of class redis, accepted in a window
   std::int64_t runs = 0, slots = 0, effects = 0, effect_rows = 0, attempts = 0;
   std::int64_t operations = 0, files = 0, witnessed = 0;
-  std::int64_t torn = 0;                    // last lines of histories whose processes ended while they wrote them
-  std::vector<std::string> unreadable;      // every other line of a history that is no operation: there is no verdict
-  std::optional<std::int64_t> checkpoints;  // that the audit trail was verified against; empty: without any
+  std::int64_t received = 0, overtaken = 0;  // grants that reached workers; of those, after a newer one of their job had
+  std::int64_t torn = 0;                     // last lines of histories whose processes ended while they wrote them
+  std::vector<std::string> unreadable;       // every other line of a history that is no operation: there is no verdict
+  std::optional<std::int64_t> checkpoints;   // that the audit trail was verified against; empty: without any
 
   bool Has(std::string_view code) const;
   int ExitCode() const;  // 0: all hold, 1: a violation, 2: none, but something could not be read

@@ -335,6 +335,91 @@ TEST_P(HistoryCheckTest, TwoLeasesOfOneJob) {
   ExpectCaught("S7", "two_leases");
 }
 
+// What workers received, whoever granted it: the retried job's tokens 3 and 4, and one of the owner before.
+class HistoryCheckReceiptsTest : public HistoryCheckTest {
+ protected:
+  void SetUp() override {
+    HistoryCheckTest::SetUp();
+    start_ = std::chrono::duration_cast<Micros>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+  void Grant(std::int64_t at, const std::string& who, Token token) {
+    Append("history/7-7.jsonl", fmt::format(R"({{"m":{},"who":"{}","op":"grant","type":"invoke","jobs":[["{}",{}]]}})",
+                                            After(at), who, retried_.id.ToString(), token.value()));
+  }
+  // From the broker to the worker.
+  void Granted(std::int64_t at, const std::string& broker, const std::string& worker, Token token) {
+    Grant(at, "broker:" + broker, token);
+    Grant(at + 1, "worker:" + worker, token);
+  }
+  void Wrote(std::int64_t at, const char* rows, Token token, const char* word) {
+    ++writes_;
+    for (const char* type : {"invoke", "ok"})
+      Append("history/7-7.jsonl",
+             fmt::format(R"({{"m":{},"who":"ledger:b","op":"write","type":"{}","n":{},"{}":[["{}",{},"{}"]]}})", After(at++),
+                         type, writes_, rows, retried_.id.ToString(), token.value(), word));
+  }
+  // The rows of the world are written before all of it.
+  std::int64_t After(std::int64_t at) const { return start_ + at; }
+  Token Old() const { return Token::Make(Epoch{hold_.epoch.value() - 1}, 9); }
+  Token Lost() const { return Token::Make(hold_.epoch, 3); }
+  Token Last() const { return Token::Make(hold_.epoch, 4); }
+  std::int64_t start_ = 0;
+  int writes_ = 0;
+};
+
+TEST_P(HistoryCheckReceiptsTest, AnOwnerThatComesBackLateIsHarmless) {
+  Granted(20, "b2", "w1", Lost());
+  Wrote(30, "attempts", Lost(), "lost");
+  Granted(40, "b2", "w2", Last());
+  Granted(50, "b1", "w1", Old());  // it had claimed the job before the other took the shard
+  Wrote(60, "outcomes", Last(), "succeeded");
+  const HistoryVerdict verdict = Check();
+  EXPECT_EQ(verdict.code, 0) << verdict.text;
+  EXPECT_NE(verdict.text.find("workers received 3 grants, 1 of them after a newer one"), std::string::npos) << verdict.text;
+}
+
+TEST_P(HistoryCheckReceiptsTest, AnEndOfAnOlderTokenWasWritten) {
+  Grant(20, "worker:w1", Lost());
+  Grant(25, "worker:w2", Last());
+  Wrote(20, "attempts", Lost(), "lost");
+  EXPECT_EQ(Check().code, 0) << "it was on its way when the newer one came";
+  Wrote(30, "attempts", Lost(), "lost");
+  ExpectCaught("S4", "stale_accepted");
+}
+
+TEST_P(HistoryCheckReceiptsTest, OneTokenReachedTwoWorkers) {
+  Granted(20, "b2", "w1", Last());
+  ASSERT_EQ(Check().code, 0);
+  Grant(22, "worker:w2", Last());
+  ExpectCaught("S7", "two_leases");
+}
+
+TEST_P(HistoryCheckReceiptsTest, TwoOwnersOfOneEpoch) {
+  Granted(20, "b1", "w1", Lost());
+  Wrote(30, "attempts", Lost(), "lost");
+  ASSERT_EQ(Check().code, 0);
+  Granted(40, "b2", "w2", Last());
+  ExpectCaught("S7", "two_leases");
+}
+
+TEST_P(HistoryCheckReceiptsTest, ATokenThatNobodyGranted) {
+  Granted(20, "b2", "w1", Last());
+  ASSERT_EQ(Check().code, 0);
+  Grant(30, "worker:w1", Token::Make(hold_.epoch, 5));
+  ExpectCaught("S4", "token_order");
+}
+
+TEST_P(HistoryCheckReceiptsTest, AnEndThatTheWorkerWasToldIsGone) {
+  const auto told = [&](JobId job, Token token) {
+    Append("history/7-7.jsonl", fmt::format(R"({{"m":9,"who":"worker:w","op":"end","type":"ok","jobs":[["{}",{}]]}})",
+                                            job.ToString(), token.value()));
+  };
+  told(retried_.id, Last());
+  EXPECT_EQ(Check().code, 0);
+  told(NewId<JobId>(), Last());
+  ExpectCaught("S1", "lost");
+}
+
 TEST_P(HistoryCheckTest, OneSlotDoubled) {
   RunSpec twin = Run();
   twin.schedule = "default";
@@ -491,6 +576,7 @@ TEST_P(HistoryCheckPostgresTest, SoundThenNot) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckSlotsTest, ::testing::Values(LedgerKind::kSqlite));
+INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckReceiptsTest, ::testing::Values(LedgerKind::kSqlite));
 INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckTest, ::testing::Values(LedgerKind::kSqlite));
 INSTANTIATE_TEST_SUITE_P(Postgres, HistoryCheckPostgresTest, ::testing::Values(LedgerKind::kPostgres));
 
