@@ -417,10 +417,13 @@ Result<void> Checker::Audit() {
   const SystemClock clock;
   SystemRandom random;
   IdGenerator ids(clock, random);
-  const LedgerOptions options{
-      .dsn = inputs_.ledger, .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 1, .actor = "history check"};
   std::error_code ec;
   const bool file = std::filesystem::exists(inputs_.ledger, ec);
+  const LedgerOptions options{.dsn = file ? std::filesystem::absolute(inputs_.ledger).string() : inputs_.ledger,
+                              .clock = &clock,
+                              .writer = ids.Next<AuditWriterId>(),
+                              .shard_count = 1,
+                              .actor = "history check"};
   std::optional<CheckpointSet> checkpoints;
   AuditVerifyOptions verify;
   if (!inputs_.checkpoints.empty()) {
