@@ -151,6 +151,28 @@ TEST_F(HandoverTest, WhatNobodyRunsWaitsForTheTimeItHad) {
   }
 }
 
+TEST_F(HandoverTest, WhatIsCancelledIsFencedWhenTheWindowIsOverWhateverItWaitedFor) {
+  JobSpec job = Job();
+  job.options.has_sink = true;
+  job.retry = {.max_attempts = 3, .backoff_base = Millis{3'600'000}, .backoff_cap = Millis{3'600'000}};
+  job.options.backoff = Backoff::kFixed;
+  Submit({job});
+  Hello("w", 10);
+  End(0, AttemptEnd::kFailed, true, 10);
+  queue_.Deliver(ShardId{0}, job.id);
+  ledger_.cancels[job.id.uuid] = {job.id.uuid, false, kDefaultOrg, "cli me", "wrong day", {}};
+  TakeAnew();
+  Beat("w", 10);
+  Advance(kAdoptionWindow - Millis{1});
+  EXPECT_EQ(grants_.size(), 1U) << "its attempt may run";
+  Beat("w", 10);
+  Advance(Millis{2});
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_TRUE(grants_[1].second.fence_only);
+  End(1, AttemptEnd::kCancelled);
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+}
+
 // Attempts of durability redis are not adopted: while such a job waits to start again, its old one may go on.
 TEST_F(HandoverTest, AJobOfTheQueueThatIsCancelledWhileItWaitsIsStoppedWhereItRuns) {
   JobSpec job = Job();
