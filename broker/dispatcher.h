@@ -123,7 +123,7 @@ class Dispatcher {
     std::optional<MonoTime> yield_by;            // set: to be handed over, at the latest then
     Epoch unbroken_since;                        // from which on the queue knows what was delivered
     std::unordered_map<JobId, Token> delivered;  // by former owners, to be looked at; with the token of the latest attempt row
-    std::set<JobId> presumed;                    // leases without a worker
+    std::map<JobId, WallTime> presumed;          // leases without a worker; before then their jobs do not start again
     MonoTime adopt_until{};                      // then they are lost
     RecentIds recent{2 * (kFreshIdAge + kFreshIdAhead)};
   };
@@ -157,8 +157,8 @@ class Dispatcher {
   void NoteDelivered(Shard& shard, QueueReply& reply);
   void NoteTokens(Shard& shard, LiveRun& run);
   void PresumeOfRuns(Shard& shard);
-  bool MayRun(const Shard& shard, JobId job, std::optional<WallTime> run_at) const;
-  void Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spec, const Counters& counters);
+  void Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spec, const Counters& counters,
+               std::optional<WallTime> run_at);
   void FinishDelivered(Shard& shard);
   void EndPresumed(Shard& shard);
   void OnOrphans(const wire::PeerId& peer, const wire::Orphans& m);
@@ -211,7 +211,7 @@ class Dispatcher {
   void OnProgress(const Worker& worker, const wire::Beat::Progress& m);
   void Held(Worker& worker, const std::vector<wire::Hello::Held>& held);
   void EndAttempt(Lease& lease, AttemptReport& report);
-  void Lose(JobId job, const std::string& why);
+  void Lose(JobId job, const std::string& why, WallTime not_before = {});
   void LoseWorker(WorkerId worker, const std::string& why);
   Lease& Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
   void Plan();

@@ -153,11 +153,12 @@ void Dispatcher::On(event::KnownRead& e) {
   for (const JobEntry& entry : check.expired) {
     const JobId id = entry.spec.id;
     if (Leased(*shard, id)) continue;
+    // Its time before requests: of several that look for it only the last one would be handed it, and the others told nothing.
     if (known.contains(id))
       shard->finish.push_back(id);
-    else if (HandOver(*shard, entry))
+    else if (EndIfOver(*shard, entry.spec, entry.counters, true) || HandOver(*shard, entry))
       continue;
-    else if (!EndIfOver(*shard, entry.spec, entry.counters, true))  // the clock was set back
+    else  // the clock was set back
       EnqueueKept(*shard, entry.spec, std::nullopt, true, entry.check);
   }
   for (const auto& [worker, n] : check.plan.split)

@@ -119,8 +119,8 @@ void Dispatcher::On(event::LiveJobsRead& e) {
     bool presumed = false;
     if (const auto delivered = shard->delivered.find(job.spec.id); delivered != shard->delivered.end()) {
       delivered->second = job.last_token;
-      presumed = MayRun(*shard, job.spec.id, run_at);
-      if (presumed) Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters);
+      presumed = true;
+      Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters, run_at);
     }
     // What may still run is stopped when its worker speaks up, and is cancelled only then, or when nobody does.
     if (presumed && job.cancelling) shard->cancelling.insert(job.spec.id);

@@ -200,7 +200,7 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
 
 // The job starts elsewhere as soon as the end of this attempt is durable: see dispatcher_handover.cc. One that only the queue
 // has becomes the ledger's first.
-void Dispatcher::Lose(JobId id, const std::string& why) {
+void Dispatcher::Lose(JobId id, const std::string& why, WallTime not_before) {
   Lease& lease = leases_.at(id);
   MILLRACE_CHECK(!lease.ending, "job {}: lost while its end is being written", id.ToString());
   Shard& shard = shards_.at(lease.shard);
@@ -214,7 +214,7 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
   row.report.finished_at = wall_;
   row.org = lease.spec->org;
   row.counters = verdict.counters;
-  row.next_run_at = wall_;
+  row.next_run_at = std::max(wall_, not_before);
   row.queue = RoutedQueue(*lease.spec);
   if (const auto worker = workers_.find(lease.worker); worker != workers_.end()) {
     row.report.worker = worker->second.name;
@@ -232,7 +232,8 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
     return;
   }
   lease.ending = lease.lost = true;
-  piece.endings.push_back({.job = id, .token = lease.token, .verdict = verdict, .run_at = std::nullopt});
+  const auto run_at = not_before > wall_ ? std::optional(not_before) : std::nullopt;
+  piece.endings.push_back({.job = id, .token = lease.token, .verdict = verdict, .run_at = run_at});
 }
 
 void Dispatcher::LoseWorker(WorkerId id, const std::string& why) {

@@ -229,7 +229,6 @@ inline constexpr std::uint32_t kListPageEntries = 4000;        // of kept lines 
 inline constexpr auto kReachInterval = std::chrono::milliseconds{1000};       // between looks at lines that nobody serves
 inline constexpr auto kUnreachableGrace = std::chrono::milliseconds{10'000};  // then the jobs of a root out of reach are dead
 inline constexpr auto kYieldBudget = std::chrono::milliseconds{5000};  // for what is under way when a shard is handed over
-inline constexpr auto kAdoptionSkew = kLeaseTtl + kOwnershipTtl;       // by which the clocks of two owners may differ
 inline constexpr auto kAdoptionWindow = kLeaseTtl;                     // in which workers tell a new owner what they run
 inline constexpr std::size_t kLivePageRuns = 200;
 inline constexpr std::size_t kLivePageJobs = 2000;

@@ -38,6 +38,13 @@ class MemoryQueue final : public JobQueue {
   }
   // A server that was restarted and lost nothing, which it cannot know.
   void Restart() { ++server_; }
+  // As if the operation that took the job out of flight had not arrived.
+  void Deliver(ShardId id, JobId job) {
+    Shard& shard = shards_[id];
+    std::erase_if(shard.scheduled, [&](const auto& due) { return due.second.id == job; });
+    for (auto& [line, entries] : shard.lines) std::erase_if(entries, [&](const QueueEntry& entry) { return entry.id == job; });
+    shard.in_flight.insert(job);
+  }
   // As if what was delivered had come out of flight.
   void ForgetDelivered(ShardId id) { shards_[id].in_flight.clear(); }
   std::size_t take_page = 2;             // entries in flight that one Take shows
