@@ -1,5 +1,9 @@
 #include "common/ledger/migrations.h"
 
+#include <algorithm>
+#include <iterator>
+#include <vector>
+
 namespace millrace::ledger {
 namespace {
 
@@ -569,162 +573,19 @@ create function shard_contents() returns table (shard smallint, live_runs intege
     from millrace.shard_owner s $$;
 )sql";
 
-// Cancel requests and dead-job actions (by the week of their run or job) and refused rows (by the week of their refusal) in
-// weekly partitions too; what is there stays in the default ones. How weeks go: rows that are in no week's partition are
-// deleted first, and who commits waits only while the catalogue changes.
-constexpr std::string_view kVersion16 = R"sql(
-do $$
-declare t text; g record;
-begin
-  foreach t in array array['cancel', 'dead_action', 'enqueue_refused'] loop
-    execute format('alter table %I rename to %I', t, t || '_default');
-    if t = 'enqueue_refused' then
-      alter table enqueue_refused_default drop constraint enqueue_refused_pkey;
-      alter index enqueue_refused_by_org rename to enqueue_refused_default_by_org;
-    else
-      execute format('alter index %I rename to %I', t || '_pkey', t || '_default_pkey');
-    end if;
-    execute format('create table %I (like %I including defaults) partition by range (%I)', t, t || '_default',
-                   case t when 'cancel' then 'item' when 'dead_action' then 'job' else 'refused_at' end);
-    execute format('alter table %I attach partition %I default', t, t || '_default');
-    execute format('alter table %I add primary key (%s)', t,
-                   case t when 'cancel' then 'item' when 'dead_action' then 'job' else 'job, refused_at' end);
-    for g in select a.privilege_type, a.grantee, a.is_grantable
-               from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
-              where c.oid = (t || '_default')::regclass and a.grantee <> c.relowner loop
-      execute format('grant %s on %I to %s', g.privilege_type, t,
-                     case g.grantee when 0 then 'public' else quote_ident(pg_catalog.pg_get_userbyid(g.grantee)) end) ||
-        case when g.is_grantable then ' with grant option' else '' end;
-    end loop;
-  end loop;
-end $$;
-create index enqueue_refused_by_org on enqueue_refused (org, job);
-create index enqueue_refused_default_by_time on enqueue_refused_default (refused_at);
-alter table enqueue_refused enable row level security;
-
--- Partitions of the weeks from one before `since` on. The tables in the order in which a commit locks them.
-create or replace function ensure_partitions(since timestamptz, weeks integer) returns integer language plpgsql as $$
-declare
-  names text[] := array['run', 'job', 'attempt', 'outcome', 'run_outcome', 'cancel', 'dead_action', 'enqueue_refused'];
-  keys text[] := array['run', 'job', 'job', 'job', 'run', 'item', 'job', 'refused_at'];
-  monday timestamptz := date_trunc('week', since at time zone 'UTC') at time zone 'UTC';
-  lower_t timestamptz; lower_v text; upper_v text; part text; made integer := 0; taken boolean;
-begin
-  for i in -1 .. weeks loop
-    lower_t := monday + i * interval '7 days';
-    for n in 1 .. array_length(names, 1) loop
-      part := names[n] || '_' || to_char(lower_t at time zone 'UTC', 'YYYYMMDD');
-      continue when to_regclass('millrace.' || part) is not null;
-      if names[n] = 'enqueue_refused' then
-        lower_v := lower_t::text; upper_v := (lower_t + interval '7 days')::text;
-      else
-        lower_v := millrace.uuid_at(lower_t)::text; upper_v := millrace.uuid_at(lower_t + interval '7 days')::text;
-      end if;
-      -- a week with rows in the default partition stays there; the index says so, before the whole of it is read
-      execute format('select exists (select 1 from millrace.%I where %I >= %L and %I < %L)', names[n] || '_default', keys[n],
-                     lower_v, keys[n], upper_v) into taken;
-      continue when taken;
-      begin
-        execute format('create table millrace.%I partition of millrace.%I for values from (%L) to (%L)', part, names[n],
-                       lower_v, upper_v);
-        if names[n] = 'enqueue_refused' then execute format('alter table millrace.%I enable row level security', part); end if;
-        made := made + 1;
-      exception when check_violation then null;
-      end;
-    end loop;
-  end loop;
-  return made;
-end $$;
-
--- Partitions of weeks that are over by `upto` (a Monday, UTC).
-create function weeks_before(of_table text, upto timestamptz) returns setof text language sql as $$
-  select c.oid::regclass::text from pg_catalog.pg_inherits h join pg_catalog.pg_class c on c.oid = h.inhrelid
-   where h.inhparent = ('millrace.' || of_table)::regclass and c.relname ~ ('^' || of_table || '_[0-9]{8}$')
-     and to_date(right(c.relname, 8), 'YYYYMMDD') + 7 <= (upto at time zone 'UTC')::date order by c.relname $$;
-
--- Drops them, and says how many rows of each table went. `names` in the order in which a commit locks them. While rows are
--- counted, only who writes into such a week waits. Then the tables are locked, for which who commits waits 300 ms at most and as
--- long as the catalogue takes: when somebody's transaction is in the way for longer, all locks are let go for a second.
-create function drop_weeks(names text[], upto timestamptz) returns bigint[] language plpgsql as $$
-declare
-  t text; part text; parts text[]; n bigint; counts bigint[]; stops millrace.cancel[]; since timestamptz;
-begin
-  for round in 1 .. 8 loop
-    begin
-      counts := array[]::bigint[];
-      foreach t in array names loop
-        counts := counts || 0::bigint;
-        for part in select * from millrace.weeks_before(t, upto) loop
-          execute format('lock table %s in share mode', part);
-          execute format('select count(*) from %s', part) into n;
-          counts[cardinality(counts)] := counts[cardinality(counts)] + n;
-        end loop;
-        if t = 'cancel' then  -- the request to stop a backfill stays, or the backfill would go on
-          select array_agg(c) into stops from millrace.cancel c join millrace.backfill b on b.backfill = c.item
-            where c.tableoid in (select w::regclass from millrace.weeks_before(t, upto) w);
-          counts[cardinality(counts)] := counts[cardinality(counts)] - coalesce(cardinality(stops), 0);
-        end if;
-      end loop;
-      since := clock_timestamp();
-      foreach t in array names loop
-        parts := array(select * from millrace.weeks_before(t, upto));
-        continue when cardinality(parts) = 0;
-        foreach part in array array['only millrace.' || t, 'millrace.' || t || '_default'] || parts loop
-          perform set_config('lock_timeout',
-            greatest(1, 300 - floor(extract(epoch from clock_timestamp() - since) * 1000))::text, true);
-          execute format('lock table %s in access exclusive mode', part);
-        end loop;
-        foreach part in array parts loop execute format('drop table %s', part); end loop;
-      end loop;
-      insert into millrace.cancel select s.* from unnest(stops) s;
-      return counts;
-    exception when lock_not_available or undefined_table then
-      if round = 8 then raise; end if;
-      perform pg_sleep(1);
-    end;
-  end loop;
-end $$;
-
-create or replace function prune_before(upto timestamptz, expected bigint[]) returns bigint language plpgsql as $$
-declare
-  names text[] := array['run', 'job', 'attempt', 'outcome', 'run_outcome', 'cancel', 'dead_action'];
-  keys text[] := array['run', 'job', 'job', 'job', 'run', 'item', 'job'];
-  n bigint; totals bigint[] := array[]::bigint[]; counts bigint[]; gone bigint := 0;
-begin
-  for i in 1 .. array_length(names, 1) loop
-    execute format('delete from millrace.%I where %I < $1', names[i] || '_default', keys[i]) ||
-      case names[i] when 'cancel' then ' and not exists (select 1 from millrace.backfill b where b.backfill = item)' else '' end
-      using millrace.uuid_at(upto);
-    get diagnostics n = row_count;
-    totals := totals || n;
-  end loop;
-  counts := millrace.drop_weeks(names, upto);
-  for i in 1 .. array_length(names, 1) loop
-    if totals[i] + counts[i] <> expected[i] then
-      raise exception 'table %: % rows would go, % were looked at', names[i], totals[i] + counts[i], expected[i]
-        using errcode = '40001';
-    end if;
-    gone := gone + expected[i];
-  end loop;
-  return gone;
-end $$;
-
-create function prune_refused(upto timestamptz, rows_max bigint, out gone bigint, out more boolean) language plpgsql as $$
-begin
-  delete from millrace.enqueue_refused_default where ctid = any (array(
-    select r.ctid from millrace.enqueue_refused_default r where r.refused_at < upto limit rows_max));
-  get diagnostics gone = row_count;
-  more := gone = rows_max;
-  if not more then gone := gone + (millrace.drop_weeks(array['enqueue_refused'], upto))[1]; end if;
-end $$;
-)sql";
-
-constexpr std::string_view kAll[] = {kVersion1,  kVersion2,  kVersion3,  kVersion4,  kVersion5,  kVersion6,
-                                     kVersion7,  kVersion8,  kVersion9,  kVersion10, kVersion11, kVersion12,
-                                     kVersion13, kVersion14, kVersion15, kVersion16};
+constexpr std::string_view kFirst[] = {kVersion1,  kVersion2,  kVersion3,  kVersion4,  kVersion5,
+                                       kVersion6,  kVersion7,  kVersion8,  kVersion9,  kVersion10,
+                                       kVersion11, kVersion12, kVersion13, kVersion14, kVersion15};
 
 }  // namespace
 
-std::span<const std::string_view> PostgresMigrations() { return kAll; }
+std::span<const std::string_view> PostgresMigrations() {
+  static const std::vector<std::string_view> all = [] {
+    std::vector<std::string_view> versions(std::begin(kFirst), std::end(kFirst));
+    std::ranges::copy(PostgresWeekMigrations(), std::back_inserter(versions));
+    return versions;
+  }();
+  return all;
+}
 
 }  // namespace millrace::ledger

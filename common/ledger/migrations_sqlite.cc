@@ -242,6 +242,19 @@ constexpr std::string_view kVersion13 = R"sql(
 create table outbox_batch (batch blob not null, shard integer not null, runs blob not null, primary key (shard, batch)) strict, without rowid;
 )sql";
 
+// Two orgs may each keep a refused row of one id.
+constexpr std::string_view kVersion14 = R"sql(
+create table enqueue_refused_new (
+  job blob not null, org integer not null, queue text not null, kind text not null, payload blob not null,
+  priority integer not null, max_attempts integer not null, backoff_base_ms integer not null,
+  backoff_cap_ms integer not null, timeout_ms integer not null, run_at integer, options text not null,
+  enqueued_at integer not null, reason text not null, refused_at integer not null, primary key (org, job)) strict;
+insert into enqueue_refused_new select job, org, queue, kind, payload, priority, max_attempts, backoff_base_ms, backoff_cap_ms,
+  timeout_ms, run_at, options, enqueued_at, reason, refused_at from enqueue_refused where job is not null;
+drop table enqueue_refused;
+alter table enqueue_refused_new rename to enqueue_refused;
+)sql";
+
 // `template_sql` with a blob literal of all 256 bytes for each @.
 std::string WithAllBytes(std::string_view template_sql) {
   std::string all = "x'";
@@ -256,8 +269,8 @@ std::string WithAllBytes(std::string_view template_sql) {
 
 std::span<const std::string_view> SqliteMigrations() {
   static const std::string version7 = WithAllBytes(kVersion7);
-  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3,  kVersion4,  kVersion5,  kVersion6, version7,
-                                         kVersion8, kVersion9, kVersion10, kVersion11, kVersion12, kVersion13};
+  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3,  kVersion4,  kVersion5,  kVersion6,  version7,
+                                         kVersion8, kVersion9, kVersion10, kVersion11, kVersion12, kVersion13, kVersion14};
   return all;
 }
 

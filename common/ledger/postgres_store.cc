@@ -1,5 +1,6 @@
 #include "common/ledger/postgres_store.h"
 
+#include <algorithm>
 #include <thread>
 
 #include "common/base/check.h"
@@ -225,9 +226,16 @@ std::vector<Statement> PostgresStore::UnlessHistoryIsHeld() const {
 }
 
 Result<RefusedGone> PostgresStore::DropRefusedBefore(WallTime before, std::int64_t rows_max, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      Run("select gone, more from prune_refused($1, $2)", Params().Time(before).Int(rows_max), deadline));
-  return RefusedGone{.rows = static_cast<std::uint64_t>(rows[0][0].number), .more = rows[0][1].number != 0};
+  RefusedGone gone;
+  const auto drop = [&]() -> Result<void> {
+    MILLRACE_TRY(connection_->Exec("set local statement_timeout = 0", deadline));
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        Run("select gone, more from prune_refused($1, $2)", Params().Time(before).Int(rows_max), deadline));
+    gone = {.rows = static_cast<std::uint64_t>(rows[0][0].number), .more = rows[0][1].number != 0};
+    return {};
+  };
+  MILLRACE_TRY(Transact(drop, deadline));
+  return gone;
 }
 
 Result<std::uint64_t> PostgresStore::BytesOfHistory(MonoTime deadline) {
@@ -243,15 +251,24 @@ Result<std::uint64_t> PostgresStore::BytesOfHistory(MonoTime deadline) {
 // ------------------------------------------------------------------------------------------------------------------
 
 Result<void> PostgresStore::Migrate(std::uint16_t shard_count, MonoTime deadline) {
-  MILLRACE_TRY(Transact([&] { return MigrateLocked(shard_count, deadline); }, deadline));
+  for (bool more = true; more;) MILLRACE_TRY(Transact([&] { return MigrateLocked(shard_count, more, deadline); }, deadline));
   connection_.reset();  // statements prepared against an older schema
   session_.reset();
+  MILLRACE_TRY(Connect(deadline));
+  for (bool more = true; more;) {
+    auto made = MakePartitions(deadline);
+    if (!made && made.error().code != ErrorCode::kConflict) return std::unexpected(std::move(made.error()));
+    if (!made) LogWarn("ledger: partitions of the next weeks were not made yet: {}", made.error().message);
+    more = made && *made;
+  }
   return {};
 }
 
-Result<void> PostgresStore::MigrateLocked(std::uint16_t shard_count, MonoTime deadline) {
+// The next version, so that no lock outlasts it; of a new ledger, which is in nobody's way, all of them.
+Result<void> PostgresStore::MigrateLocked(std::uint16_t shard_count, bool& more, MonoTime deadline) {
   MILLRACE_TRY(
-      connection_->Exec("select pg_catalog.pg_advisory_xact_lock(7318349394477057); create schema if not exists millrace; "
+      connection_->Exec("set local statement_timeout = 0; select pg_catalog.pg_advisory_xact_lock(7318349394477057); "
+                        "create schema if not exists millrace; "
                         "create table if not exists millrace.schema_version (version integer primary key, "
                         "applied_at timestamptz not null default now())",
                         deadline));
@@ -262,11 +279,15 @@ Result<void> PostgresStore::MigrateLocked(std::uint16_t shard_count, MonoTime de
   if (version > all.size())
     return Fail(ErrorCode::kUnsupported, "ledger is of version {}, this program knows up to {}: use a newer millrace", version,
                 all.size());
-  for (std::size_t v = version; v < all.size(); ++v) {
+  if (version > 0) MILLRACE_TRY(KeepShardCount(shard_count, deadline));
+  const std::size_t upto = version == 0 ? all.size() : std::min(version + 1, all.size());
+  for (std::size_t v = version; v < upto; ++v) {
     MILLRACE_TRY(connection_->Exec(all[v], deadline));
     MILLRACE_TRY(connection_->QueryOnce("insert into millrace.schema_version (version) values ($1)",
                                         PgParams().Int(static_cast<std::int64_t>(v + 1)), deadline));
   }
+  more = upto < all.size();
+  if (version > 0) return {};
   MILLRACE_TRY(KeepShardCount(shard_count, deadline));
   MILLRACE_TRY(connection_->QueryOnce("select millrace.ensure_partitions(now(), 4)", {}, deadline));
   return {};
@@ -284,15 +305,24 @@ Result<void> PostgresStore::KeepShardCount(std::uint16_t shard_count, MonoTime d
               stored.Int(0, 0), shard_count, stored.Int(0, 0));
 }
 
+Result<bool> PostgresStore::MakePartitions(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const PgResult more, connection_->QueryOnce("call millrace.make_partitions(now(), 4)", {}, deadline));
+  return more.Bool(0, 0);
+}
+
 void PostgresStore::EnsurePartitions(MonoTime deadline) {
   constexpr auto kEvery = std::chrono::hours{6};
+  constexpr auto kAgain = std::chrono::minutes{10};
   const MonoTime now = options_.clock->Now();
-  if (partitions_checked_at_ && now < *partitions_checked_at_ + kEvery) return;
-  partitions_checked_at_ = now;
+  if (partitions_due_at_ && now < *partitions_due_at_) return;
+  partitions_due_at_ = now + kEvery;
   if (!Connect(deadline)) return;
-  // Rows find the default partition until this works: worth a warning, not a failed commit.
-  if (auto done = connection_->Query("select ensure_partitions(now(), 4)", deadline); !done)
-    LogWarn("ledger: partitions of the next weeks were not made: {}", done.error().message);
+  const auto more = MakePartitions(deadline);
+  if (more && *more) partitions_due_at_ = now;
+  if (more) return;
+  // They are made weeks ahead, and rows find the default partition until then: worth a warning, not a failed commit.
+  partitions_due_at_ = now + kAgain;
+  LogWarn("ledger: partitions of the next weeks were not made, the next attempt is in 10 minutes: {}", more.error().message);
 }
 
 // ---- writing

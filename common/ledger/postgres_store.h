@@ -47,11 +47,12 @@ class PostgresStore final : public SqlStore {
   Result<Rows> RunOnce(std::string_view sql, const Params& params, MonoTime deadline);
   Result<void> ScanPage(const std::string& sql, const std::function<Result<void>(std::span<const Value>)>& visit,
                         MonoTime deadline);
-  Result<void> MigrateLocked(std::uint16_t shard_count, MonoTime deadline);
+  Result<void> MigrateLocked(std::uint16_t shard_count, bool& more, MonoTime deadline);
   Result<void> KeepShardCount(std::uint16_t shard_count, MonoTime deadline);
   // A connection that may write for this audit writer; older connections of the writer commit nothing from then on.
   Result<void> Register(MonoTime deadline);
   void EnsurePartitions(MonoTime deadline);
+  Result<bool> MakePartitions(MonoTime deadline);  // whether there are more to make
   std::vector<PgStatement> Statements(const WriteSet& set, const AuditRecord* record);
   // After a lost answer. True: the record is in the ledger. kMaybeApplied: could not be found out before the deadline.
   Result<bool> Resolve(const AuditRecord* record, const Error& lost, MonoTime deadline);
@@ -61,7 +62,7 @@ class PostgresStore final : public SqlStore {
   RowInserter inserter_;
   std::unique_ptr<PgConnection> connection_;
   std::optional<std::int64_t> session_;  // of this connection; empty until it is registered
-  std::optional<MonoTime> partitions_checked_at_;
+  std::optional<MonoTime> partitions_due_at_;
   bool in_transact_ = false;
 };
 

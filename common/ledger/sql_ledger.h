@@ -158,7 +158,7 @@ class SqlLedger final : public Ledger {
   struct EnqueuePage;
   Result<EnqueuePage> ReadEnqueued(OrgId org, std::size_t limit, MonoTime deadline);
   Result<void> AcceptEnqueued(std::span<const JobSpec> jobs, EnqueuePage& page, EnqueueTaken& taken, MonoTime deadline);
-  Result<void> RefuseEnqueued(const EnqueuePage& page, MonoTime deadline);
+  Result<void> RefuseEnqueued(OrgId org, const EnqueuePage& page, MonoTime deadline);
   // sql_ledger_rebuild.cc
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
   Result<void> LoadProgress(std::vector<LiveRun>& runs, const std::unordered_map<Uuid, std::size_t>& run_of, MonoTime deadline);
@@ -178,7 +178,8 @@ class SqlLedger final : public Ledger {
   struct Going;
   Result<WallTime> PruneLimit(WallTime before, std::string& held_by, MonoTime deadline);
   Result<Uuid> EndOfStep(WallTime before, bool& more, MonoTime deadline);
-  Result<void> DropRefused(WallTime before, PruneStep& step, MonoTime deadline);
+  void DropRefused(WallTime before, PruneStep& step, MonoTime deadline);
+  Result<void> DropHistory(const PruneRequest& request, const Uuid& end, WallTime now, PruneStep& step, MonoTime deadline);
   Result<void> CollectTable(Table table, const Uuid& end, Going& going, MonoTime deadline);
   Result<void> CheckAgainstRecords(const Rows& rows, Table table, Going& going, MonoTime deadline);
   Result<void> MergeChain(AuditWriterId writer, Going& going, MonoTime deadline);

@@ -119,20 +119,31 @@ Result<void> SqlLedger::AcceptEnqueued(std::span<const JobSpec> jobs, EnqueuePag
   return {};
 }
 
-Result<void> SqlLedger::RefuseEnqueued(const EnqueuePage& page, MonoTime deadline) {
+// A row that is refused again replaces the org's earlier one of that id. That one is looked up before, so that only its week is
+// locked; where another broker refuses the id in between, both rows stay.
+Result<void> SqlLedger::RefuseEnqueued(OrgId org, const EnqueuePage& page, MonoTime deadline) {
   if (page.refused.empty()) return {};
   MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+  std::vector<Uuid> ids;
+  for (const auto& [id, reason] : page.refused) ids.push_back(id);
+  MILLRACE_TRY_ASSIGN(const Rows earlier,
+                      store_->Run("select job, refused_at from enqueue_refused where org = $1 and job" + store_->In(2),
+                                  Params().Int(org.value()).Ids(std::move(ids)), deadline));
   Batch batch;
   Arena arena;
-  for (const auto& [id, reason] : page.refused) {
-    // Of two brokers that read the same row the second waits here, and then finds nothing to refuse.
+  // Of two brokers that read the same row the second waits here, and then finds nothing to refuse.
+  for (const auto& [id, reason] : page.refused)
     batch.others.push_back({"select 1 from enqueue where job = $1" + std::string(store_->ForUpdate()), Params().Id(id)});
+  for (std::size_t i = 0; i < earlier.size(); ++i)
     batch.others.push_back(
-        {"delete from enqueue_refused where job = $1 and exists (select 1 from enqueue e where e.job = $1)", Params().Id(id)});
+        {"delete from enqueue_refused where org = $1 and job = $2 and refused_at = $3 and exists (select 1 from "
+         "enqueue e where e.job = $2 and e.org = $1)",
+         Params().Int(org.value()).Id(UuidOf(earlier[i][0])).Time(TimeOf(earlier[i][1]))});
+  for (const auto& [id, reason] : page.refused) {
     batch.others.push_back({"insert into enqueue_refused (" + std::string(kColumns) + ", reason, refused_at) select " +
-                                std::string(kColumns) + ", $2, $3 from enqueue where job = $1",
-                            Params().Id(id).Text(CleanText(reason, arena)).Time(now)});
-    batch.others.push_back({"delete from enqueue where job = $1", Params().Id(id)});
+                                std::string(kColumns) + ", $3, $4 from enqueue where job = $1 and org = $2",
+                            Params().Id(id).Int(org.value()).Text(CleanText(reason, arena)).Time(now)});
+    batch.others.push_back({"delete from enqueue where job = $1 and org = $2", Params().Id(id).Int(org.value())});
   }
   return Write(batch, deadline);
 }
@@ -160,7 +171,7 @@ Result<EnqueueTaken> SqlLedger::TakeEnqueued(std::span<const ShardId> shards, Mo
     MILLRACE_TRY_ASSIGN(EnqueuePage page, ReadEnqueued(org, std::max<std::size_t>(1, kEnqueuePage / orgs.size()), deadline));
     const std::vector<JobSpec> jobs = std::move(page.jobs);
     if (!jobs.empty()) MILLRACE_TRY(AcceptEnqueued(jobs, page, taken, deadline));
-    MILLRACE_TRY(RefuseEnqueued(page, deadline));
+    MILLRACE_TRY(RefuseEnqueued(org, page, deadline));
     taken.refused += static_cast<std::uint32_t>(page.refused.size());
     taken.more = taken.more || page.full;
   }

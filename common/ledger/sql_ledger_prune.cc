@@ -3,6 +3,7 @@
 #include <map>
 #include <utility>
 
+#include "common/base/log.h"
 #include "common/ledger/sql_ledger.h"
 
 // Retention. A step looks at every row that is to go, compares it with the leaf that its audit record has, and only then lets
@@ -222,26 +223,20 @@ Result<void> SqlLedger::MergeChain(AuditWriterId writer, Going& going, MonoTime 
   return {};
 }
 
-// They were never work: what is live holds none of them. Not audited, so that nothing has to be signed.
-Result<void> SqlLedger::DropRefused(WallTime before, PruneStep& step, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(const RefusedGone gone, store_->DropRefusedBefore(before, kStepRowsMax, deadline));
-  step.rows += gone.rows;
-  step.more = gone.more;
-  return {};
+// They were never work: what is live holds none of them. Not audited, so that nothing has to be signed. What is in their way
+// keeps no history.
+void SqlLedger::DropRefused(WallTime before, PruneStep& step, MonoTime deadline) {
+  const auto gone = store_->DropRefusedBefore(before, kStepRowsMax, deadline);
+  if (!gone) {
+    LogWarn("retention: refused rows of before {} are still there: {}", ToRfc3339(before), gone.error().message);
+    return;
+  }
+  step.rows += gone->rows;
+  step.more = gone->more;
 }
 
-Result<PruneStep> SqlLedger::PruneOldest(const PruneRequest& request, MonoTime deadline) {
-  PruneStep step;
-  if (!request.despite_verification) {
-    MILLRACE_TRY_ASSIGN(step.waits, store_->HistoryIsHeld(deadline));
-    step.more = step.waits;
-    if (step.waits) return step;
-  }
-  MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
-  MILLRACE_TRY_ASSIGN(step.before, PruneLimit(std::min(request.before, now), step.held_by, deadline));
-  MILLRACE_TRY_ASSIGN(const Uuid end, EndOfStep(step.before, step.more, deadline));
-  if (!step.more) MILLRACE_TRY(DropRefused(MondayOf(std::min(request.before, now)), step, deadline));
-  if (end.IsNil()) return step;
+Result<void> SqlLedger::DropHistory(const PruneRequest& request, const Uuid& end, WallTime now, PruneStep& step,
+                                    MonoTime deadline) {
   Going going;
   for (const Table table : kPrunedTables) MILLRACE_TRY(CollectTable(table, end, going, deadline));
   std::vector<AuditWriterId> writers;
@@ -261,6 +256,21 @@ Result<PruneStep> SqlLedger::PruneOldest(const PruneRequest& request, MonoTime d
   MILLRACE_TRY(Write(batch, deadline));
   for (const std::int64_t rows : going.rows) step.rows += static_cast<std::uint64_t>(rows);
   step.records = going.records;
+  return {};
+}
+
+Result<PruneStep> SqlLedger::PruneOldest(const PruneRequest& request, MonoTime deadline) {
+  PruneStep step;
+  if (!request.despite_verification) {
+    MILLRACE_TRY_ASSIGN(step.waits, store_->HistoryIsHeld(deadline));
+    step.more = step.waits;
+    if (step.waits) return step;
+  }
+  MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
+  MILLRACE_TRY_ASSIGN(step.before, PruneLimit(std::min(request.before, now), step.held_by, deadline));
+  MILLRACE_TRY_ASSIGN(const Uuid end, EndOfStep(step.before, step.more, deadline));
+  if (!end.IsNil()) MILLRACE_TRY(DropHistory(request, end, now, step, deadline));
+  if (!step.more) DropRefused(MondayOf(std::min(request.before, now)), step, deadline);
   return step;
 }
 

@@ -137,9 +137,10 @@ class SqliteStore final : public SqlStore {
     return all;
   }
   Result<RefusedGone> DropRefusedBefore(WallTime before, std::int64_t rows_max, MonoTime deadline) override {
-    MILLRACE_TRY_ASSIGN(const Rows rows, Run("delete from enqueue_refused where job in (select r.job from enqueue_refused r "
-                                             "where r.refused_at < $1 limit $2)",
-                                             Params().Time(before).Int(rows_max), deadline));
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        Run("delete from enqueue_refused where (org, job) in (select r.org, r.job from enqueue_refused r "
+                            "where r.refused_at < $1 limit $2)",
+                            Params().Time(before).Int(rows_max), deadline));
     return RefusedGone{.rows = rows.changed, .more = rows.changed == static_cast<std::size_t>(rows_max)};
   }
   bool DropsWeeks() const override { return false; }

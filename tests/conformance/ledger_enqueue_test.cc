@@ -142,6 +142,21 @@ TEST_P(LedgerEnqueueTest, BadRowsAreRefusedWithTheReasonAndHoldUpNothing) {
   ExpectSound();
 }
 
+TEST_P(LedgerEnqueueTest, TwoOrgsKeepARefusedRowOfOneIdEach) {
+  const std::string id = IdLiteral(*Uuid::Parse("0b9f64d3-3f4c-4b9a-8a52-6b0f2d0f3f11"));
+  for (const int org : {1, 2, 1}) {
+    Raw(fmt::format("insert into enqueue (job, kind, org) values ({}, 'noop', {})", id, org));
+    EXPECT_EQ(Take().refused, 1u);
+  }
+  Raw("insert into enqueue (kind, org) values ('noop', 2)");
+  EXPECT_EQ(Take().accepted, 1u) << "its intake goes on";
+  for (const int org : {1, 2}) {
+    const EnqueueStatus status = Status(OrgId{org});
+    EXPECT_EQ(status.waiting, 0u);
+    EXPECT_EQ(status.refused.size(), 1u) << org;
+  }
+}
+
 TEST_P(LedgerEnqueueTest, OneRowIsOneJobHoweverManyTakeItAndHoweverOftenItIsWritten) {
   const JobId id = NewId<JobId>();
   const std::string insert = "insert into enqueue (job, kind) values (" + IdLiteral(id.uuid) + ", 'noop')";

@@ -106,9 +106,10 @@ class LedgerPrunePartitionsTest : public testing::LedgerTest {
       Raw(std::string(ledger::PostgresMigrations()[v]));
       Raw("insert into schema_version values (" + std::to_string(v + 1) + ", now())");
     }
+    ledger_ = Open();
+    if (version == 0) return;
     Raw("insert into ledger_setting (name, number) values ('shard_count', " + std::to_string(testing::kShards) + ")");
     Raw("select ensure_partitions(now(), 4)");
-    ledger_ = Open();
   }
 };
 
@@ -177,7 +178,9 @@ TEST_P(LedgerPrunePartitionsTest, NoRowOfAWeekIsDeletedByItself) {
 TEST_P(LedgerPrunePartitionsTest, ALedgerWithFewerPartitionsKeepsItsRowsAndPrunesThem) {
   if (!Postgres()) GTEST_SKIP() << "SQLite has no partitions";
   MakeSchemaOf(15);
-  Raw("grant select on cancel to public");
+  Raw("grant select on cancel, enqueue_refused to public; alter table cancel enable row level security; "
+      "create policy own_org on cancel for select to public using (org = 1); "
+      "create policy none on enqueue_refused as restrictive to public using (false)");
   const ShardHold hold = Own();
   const JobSpec dead = Finished(hold, Week(0) + 1h);
   Refused("before", Week(0) + 1h);
@@ -192,7 +195,12 @@ TEST_P(LedgerPrunePartitionsTest, ALedgerWithFewerPartitionsKeepsItsRowsAndPrune
   EXPECT_EQ(Count("select count(*) from cancel"), 2);
   EXPECT_EQ(Count("select count(*) from cancel_default"), 2) << "where they were";
   EXPECT_EQ(Count("select has_table_privilege('public', 'millrace.cancel', 'select')::int::bigint"), 1);
-  EXPECT_EQ(Count("select count(*) from pg_class where relname = 'enqueue_refused' and relrowsecurity"), 1);
+  EXPECT_EQ(Count("select has_table_privilege('public', 'millrace.enqueue_refused', 'select')::int::bigint"), 1);
+  EXPECT_EQ(Count("select count(*) from pg_class where relname in ('cancel', 'enqueue_refused') and relrowsecurity"), 2);
+  EXPECT_EQ(
+      Count("select count(*) from pg_policies where (tablename = 'cancel' and policyname = 'own_org' and cmd = 'SELECT' and "
+            "qual = '(org = 1)') or (tablename = 'enqueue_refused' and policyname = 'none' and permissive = 'RESTRICTIVE')"),
+      2);
   ExpectSoundAfterPrune();
   // A second action, a second request are refused as before.
   const DeadActionRow again{.job = dead.id,
@@ -207,17 +215,57 @@ TEST_P(LedgerPrunePartitionsTest, ALedgerWithFewerPartitionsKeepsItsRowsAndPrune
 
   Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
   EXPECT_EQ(Count("select count(*) from pg_class where relname in ('cancel_20231113', 'enqueue_refused_20231113')"), 0)
-      << "that week has rows in the default partition";
+      << "that week has rows in another partition";
   Finished(hold, Week(1) + 1h);
   Refused("after", Week(1) + 1h);
   EXPECT_EQ(Count("select count(*) from cancel_20231120"), 1);
   EXPECT_EQ(Count("select count(*) from dead_action_20231120"), 1);
-  EXPECT_EQ(Count("select count(*) from enqueue_refused_20231120"), 1);
-  EXPECT_EQ(Prune(*ledger_, Week(2)), 2 * (kRowsOfAWeek + 1));
+  EXPECT_EQ(Count("select count(*) from enqueue_refused"), 3);
+  EXPECT_EQ(Count("select count(*) from enqueue_refused_default"), 0)
+      << "so that no new partition has to look for its rows there";
+  EXPECT_EQ(Prune(*ledger_, Week(2)), 2 * kRowsOfAWeek);
   EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, dead.id, In()));
   EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, recent.id, In()));
-  EXPECT_EQ(ledger_->Enqueued(kDefaultOrg, 10, In())->refused.size(), 1u);
+  EXPECT_EQ(ledger_->Enqueued(kDefaultOrg, 10, In())->refused.size(), 3u) << "they go when the last of their weeks goes";
+  EXPECT_EQ(Count("select gone from prune_refused(now() + interval '15 days', 10)"), 3);
+  EXPECT_EQ(Count("select count(*) from enqueue_refused"), 0);
   ExpectSoundAfterPrune();
+}
+
+// A version 16 before it was released, which had refused rows in the default partition and in weekly ones.
+TEST_P(LedgerPrunePartitionsTest, RefusedRowsThatHavePartitionsAlreadyAreKept) {
+  if (!Postgres()) GTEST_SKIP() << "SQLite has no partitions";
+  MakeSchemaOf(16);
+  Refused("first", Week(0) + 1h);
+  Raw("alter table enqueue_refused rename to enqueue_refused_default; "
+      "alter table enqueue_refused_default drop constraint enqueue_refused_pkey; "
+      "alter index enqueue_refused_by_org rename to enqueue_refused_default_by_org; "
+      "create table enqueue_refused (like enqueue_refused_default including defaults) partition by range (refused_at); "
+      "alter table enqueue_refused attach partition enqueue_refused_default default; "
+      "alter table enqueue_refused add primary key (job, refused_at); "
+      "grant select on enqueue_refused to public; "
+      "create index enqueue_refused_by_org on enqueue_refused (org, job); "
+      "create index enqueue_refused_default_by_time on enqueue_refused_default (refused_at); "
+      "alter table enqueue_refused enable row level security; "
+      "create table enqueue_refused_20231120 partition of enqueue_refused for values from ('2023-11-20T00:00:00Z') to "
+      "('2023-11-27T00:00:00Z')");
+  Refused("second", Week(1) + 1h);
+  Refused("far ahead", Now() + 100 * kWeek);
+  const auto migrated = ledger_->Migrate(In());
+  ASSERT_TRUE(migrated) << migrated.error().message;
+  EXPECT_EQ(ledger_->Enqueued(kDefaultOrg, 10, In())->refused.size(), 3u);
+  EXPECT_EQ(Count("select count(*) from enqueue_refused where refused_at > now()"), 0) << "no clock was right there";
+  EXPECT_EQ(Count("select has_table_privilege('public', 'millrace.enqueue_refused', 'select')::int::bigint"), 1);
+  Refused("new", Now());
+  EXPECT_EQ(Count("select count(*) from enqueue_refused_default"), 0);
+  const std::string shape =
+      "select hashtextextended(string_agg(pg_get_indexdef(i.indexrelid) || c.relname, ' ' order by c.relname), 0) from "
+      "pg_index i "
+      "join pg_class c on c.oid = i.indrelid where c.relname in ('enqueue_refused', 'enqueue_refused_default', 'cancel')";
+  const std::int64_t upgraded = Count(shape);
+  MakeSchemaOf(0);
+  ASSERT_TRUE(ledger_->Migrate(In()));
+  EXPECT_EQ(upgraded, Count(shape)) << "as that of a new ledger";
 }
 
 TEST_P(LedgerPrunePartitionsTest, OfTwoBrokersThatReadABadRowOneRefusesIt) {
@@ -273,6 +321,116 @@ TEST_P(LedgerPrunePartitionsTest, WritersGoOnWhileAPruneWaitsForAReader) {
   EXPECT_EQ(writer.End(), "");
   EXPECT_LT(writer.longest_ms(), 3000) << "a prune takes its locks for 300 ms at a time";
   ExpectSoundAfterPrune();
+}
+
+// The same for who makes the partitions of the next weeks, which every process does.
+TEST_P(LedgerPrunePartitionsTest, WritersGoOnWhilePartitionsAreMadeBesideAReader) {
+  if (!Postgres()) GTEST_SKIP() << "SQLite has no partitions";
+  const ShardHold hold = Own();
+  auto writing = Open(), making = Open();
+  BusyWriter writer(*writing, BatchOf(hold), Job());
+  EXPECT_TRUE(Await([&] { return writer.commits() > 0; }));
+  const std::string ahead =
+      "from pg_class where relkind = 'r' and relname ~ "
+      "'^(run|job|attempt|outcome|run_outcome|cancel|dead_action|enqueue_refused)_"
+      "[0-9]{8}$' and to_date(right(relname, 8), 'YYYYMMDD') > now()";
+  const std::int64_t all = Count("select count(*) " + ahead);
+  EXPECT_GE(all, 8 * 4);
+  Raw("do $$ declare t text; begin for t in select relname " + ahead +
+      " loop execute format('drop table %I', t); end loop; end $$");
+  auto reader = database_->Connect();
+  ASSERT_TRUE(reader->Exec("begin; select 1 from millrace.job limit 1", In()));
+  auto batch = BatchOf(hold);
+  batch.jobs = {Job()};
+  const MonoTime begin = clock_.Now();
+  EXPECT_TRUE(making->Commit(batch, In()));
+  EXPECT_LT(clock_.Now() - begin, 1s) << "who makes them writes as well";
+  EXPECT_LT(Count("select count(*) " + ahead), all);
+  ASSERT_TRUE(reader->Exec("commit", In()));
+  auto later = Open();
+  EXPECT_TRUE(Await([&] {
+    batch.jobs = {Job()};
+    EXPECT_TRUE(later->Commit(batch, In()));
+    return Count("select count(*) " + ahead) == all;
+  }));
+  EXPECT_EQ(writer.End(), "");
+  EXPECT_LT(writer.longest_ms(), 1000) << "no lock on what everybody writes, and on the rest for 300 ms";
+}
+
+// Vacuum gives way to somebody who waits longer than a prune holds up writers: he is waited for with a lock that holds up none.
+TEST_P(LedgerPrunePartitionsTest, APruneWaitsForAVacuumWithoutHoldingUpWriters) {
+  if (!Postgres()) GTEST_SKIP() << "SQLite has no vacuum of its own";
+  Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  Finished(Own(), Week(0) + 1h);
+  auto vacuum = database_->Connect();
+  ASSERT_TRUE(vacuum->Exec("begin; lock table millrace.outcome_default in share update exclusive mode", In()));
+  auto pruning = Open();
+  std::jthread pruner([&] { EXPECT_EQ(Prune(*pruning, Week(1)), kRowsOfAWeek); });
+  const auto waiting = [&](const std::string& mode) {
+    return Count("select count(*) from pg_locks where not granted and mode = '" + mode + "'");
+  };
+  EXPECT_TRUE(Await([&] { return waiting("ShareUpdateExclusiveLock") == 1 || waiting("AccessExclusiveLock") > 0; }));
+  EXPECT_EQ(waiting("AccessExclusiveLock"), 0);
+  ASSERT_TRUE(vacuum->Exec("commit", In()));
+  pruner.join();
+}
+
+TEST_P(LedgerPrunePartitionsTest, OfTwoThatPruneOneWaits) {
+  if (!Postgres()) GTEST_SKIP() << "transactions of SQLite wait for one another";
+  Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  Refused("old", Week(0) + 1h);
+  auto other = database_->Connect();
+  ASSERT_TRUE(other->Exec("set search_path = millrace; begin; select * from prune_refused('2023-11-13T00:00:00Z', 10)", In()));
+  EXPECT_EQ(Count("select count(*) from pg_locks where mode = 'RowExclusiveLock' and relation = "
+                  "'enqueue_refused_default'::regclass"),
+            0)
+      << "nothing of it is that old";
+  auto step = ledger_->PruneOldest(Before(Week(1)), In());
+  ASSERT_TRUE(step) << step.error().message;
+  EXPECT_EQ(step->rows, 0u);
+  EXPECT_TRUE(step->more);
+  Finished(Own(), Week(0) + 1h);
+  PruneRequest request = Before(Week(1));
+  request.despite_verification = true;
+  step = ledger_->PruneOldest(request, In());
+  ASSERT_FALSE(step);
+  EXPECT_EQ(step.error().code, ErrorCode::kConflict);
+  ASSERT_TRUE(other->Exec("commit", In()));
+  EXPECT_EQ(Prune(*ledger_, Week(1)), kRowsOfAWeek + 1);
+}
+
+TEST_P(LedgerPrunePartitionsTest, RefusedRowsThatCannotGoKeepNoHistory) {
+  if (!Postgres()) GTEST_SKIP() << "SQLite has no locks of tables";
+  Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  Finished(Own(), Week(0) + 1h);
+  Refused("old", Week(0) + 1h);
+  auto reader = database_->Connect();
+  ASSERT_TRUE(reader->Exec("begin; select 1 from millrace.enqueue_refused", In()));
+  const auto step = ledger_->PruneOldest(Before(Week(1)), clock_.Now() + 8s);
+  ASSERT_TRUE(step) << step.error().message;
+  EXPECT_EQ(step->rows, kRowsOfAWeek);
+  EXPECT_FALSE(step->more) << "the next hour's prune tries again";
+  ASSERT_TRUE(reader->Exec("commit", In()));
+  EXPECT_EQ(Prune(*Open(), Week(1)), 1u);
+}
+
+TEST_P(LedgerPrunePartitionsTest, WhoRefusesLocksNoOtherWeek) {
+  if (!Postgres()) GTEST_SKIP() << "SQLite has no partitions";
+  Raw("select ensure_partitions('2023-11-20T00:00:00Z', 3)");
+  Refused("other", Week(0) + 1h);
+  const auto refuse = [&] {
+    Raw("insert into enqueue (job, kind) values ('018bcfe5-0000-4000-8000-000000000000', '')");
+    const auto taken = ledger_->TakeEnqueued(std::vector{ShardOf(kDefaultOrg, testing::kShards)}, clock_.Now() + 3s);
+    ASSERT_TRUE(taken) << taken.error().message;
+  };
+  refuse();
+  Raw("update enqueue_refused set refused_at = '2023-11-20T01:00:00Z' where queue = 'default'");
+  auto counting = database_->Connect();
+  ASSERT_TRUE(counting->Exec("begin; lock table millrace.enqueue_refused_20231113 in share mode", In()));
+  refuse();
+  ASSERT_TRUE(counting->Exec("commit", In()));
+  EXPECT_EQ(Count("select count(*) from enqueue_refused where queue = 'default'"), 1);
+  EXPECT_EQ(Count("select count(*) from enqueue_refused_20231120"), 0);
 }
 
 // Nobody's lock is in the way. Who writes waits for a change of the catalogue (PostgreSQL) or for one bounded step (SQLite).

@@ -23,7 +23,7 @@ TEST_P(LedgerTest, MigrateIsRepeatableAndRefusesANewerSchema) {
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
   EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to " +
-                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 16 : 13) +
+                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 19 : 14) +
                                          ": use a newer millrace");
 }
 
