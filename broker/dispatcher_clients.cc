@@ -148,6 +148,7 @@ void Dispatcher::OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m) {
     else
       AcceptJob(std::move(job), submit, pieces);
   submit->pieces = pieces.size() + kept.size();
+  submit->whole = submit->pieces == 1;
   if (submit->pieces == 0) FinishSubmit(*submit);
 }
 
