@@ -63,6 +63,7 @@ struct Submit {  // one request of a client, which may touch several shards
   wire::PeerId peer;
   std::uint64_t request = 0;
   std::size_t pieces = 0;  // still to be committed
+  bool whole = false;      // it was one piece from the start: refused, nothing of it was taken
   bool failed = false;
   bool run = false, watch = false;
   OrgId org;  // of the run

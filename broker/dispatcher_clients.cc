@@ -10,6 +10,7 @@
 #include "common/wire/text.h"
 
 namespace millrace {
+using wire::CheckInstant;
 using wire::CheckJob;
 using wire::CheckName;
 
@@ -148,6 +149,7 @@ void Dispatcher::OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m) {
     else
       AcceptJob(std::move(job), submit, pieces);
   submit->pieces = pieces.size() + kept.size();
+  submit->whole = submit->pieces == 1;
   if (submit->pieces == 0) FinishSubmit(*submit);
 }
 
@@ -156,6 +158,8 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
     return Problem(peer, m.request, "limit", fmt::format("run: {} jobs, limit {}", m.jobs.size(), kStagesPerPipelineMax));
   auto valid = RunCoordinator::Validate(m.run, m.jobs);
   if (valid) valid = CheckName("pipeline", m.run.pipeline, kNameBytesMax);
+  if (valid) valid = CheckInstant("created_at", m.run.created_at);
+  if (valid && m.run.slot) valid = CheckInstant("slot", *m.run.slot);
   for (std::size_t i = 0; valid && i < m.jobs.size(); ++i) {
     valid = CheckJob(m.jobs[i]);
     if (valid && m.jobs[i].options.durability == Durability::kRedis)

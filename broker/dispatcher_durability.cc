@@ -41,7 +41,7 @@ void Dispatcher::AnswerKept(Op& op, const Error* error) {
   for (const auto& submit : op.submits) {
     if (error != nullptr) {
       if (std::exchange(submit->failed, true)) continue;
-      const bool full = error->code == ErrorCode::kLimit;
+      const bool full = error->code == ErrorCode::kLimit && submit->whole;
       Problem(submit->peer, submit->request, full ? "queue_full" : "unavailable",
               full ? fmt::format("Redis has no memory left; submit again with the same ids when the queues have drained, or "
                                  "raise maxmemory: {}",

@@ -106,7 +106,21 @@ void Dispatcher::OnListQueues(const wire::PeerId& peer, const wire::ListQueues& 
   to_clients_.push_back({.peer = peer, .message = std::move(reply)});
 }
 
-void Dispatcher::On(event::QueueMemoryRead& e) { queue_memory_ = e.memory; }
+void Dispatcher::On(event::QueueMemoryRead& e) {
+  const bool was_full = StoreFull();
+  queue_memory_ = e.memory;
+  if (StoreFull() == was_full) return;
+  if (!was_full) {
+    LogWarn(
+        "Redis holds {} bytes, {} % of its maxmemory of {} are the limit: submits are refused, and what is only in the ledger "
+        "waits there",
+        e.memory.used, kQueueMemoryPercentMax, e.memory.max);
+    return;
+  }
+  LogInfo("Redis holds {} of {} bytes: submits and what waits in the ledger are taken again", e.memory.used, e.memory.max);
+  for (auto& [id, shard] : shards_)
+    if (shard.phase == Phase::kReady) ReadOutbox(shard);
+}
 
 // What is in the ledger already is never refused; a job that waits for others of its run does not wait in a queue.
 std::optional<std::string> Dispatcher::OverBudget(const std::vector<JobSpec>& jobs) const {

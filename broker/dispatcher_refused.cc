@@ -4,6 +4,7 @@
 // were not accepted, and their clients are told so.
 #include <algorithm>
 #include <map>
+#include <set>
 #include <unordered_set>
 #include <utility>
 
@@ -33,16 +34,28 @@ bool Dispatcher::StoreFull() const {
 // Nothing of the put was applied: its entries neither wait in a line nor are in flight.
 void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
   Shard* shard = Current(op.hold);
-  if (shard == nullptr) return;
+  const auto may_run = [&] {
+    for (const auto& submit : op.submits) submit->whole = false;
+  };
+  if (shard == nullptr) return may_run();  // who gave the shard away put into lines what waited here
   shard->puts.unanswered.pop_front();
+  std::size_t elsewhere = put.passed.size();  // that neither wait here nor were to start with it
+  for (const dispatch::Pass& pass : op.passes) elsewhere -= std::min<std::size_t>(elsewhere, pass.plan.total);
   for (const dispatch::Pass& pass : op.passes) lines_.GiveBack(pass.plan.line->key, pass.plan.total, now_);
   std::map<std::string, std::uint64_t> gone;  // ready entries, by line
   for (const QueueEntry& entry : put.entries)
     if (!entry.run_at) ++gone[entry.line];
   const std::uint64_t number = shard->puts.sent - shard->puts.unanswered.size();
-  for (const QueueEntry& entry : put.passed)
-    if (LineIndex::Line* line = lines_.Find(shard->hold.shard, entry.line); line != nullptr && line->buffered.count() > 0)
-      gone[entry.line] += buffer_.TakeIf(line->buffered, [&](const auto& job) { return job.put == number; }).size();
+  std::set<std::string_view> passed;  // each line is looked through once
+  for (const QueueEntry& entry : put.passed) passed.insert(entry.line);
+  for (const std::string_view name : passed)
+    if (LineIndex::Line* line = lines_.Find(shard->hold.shard, std::string(name));
+        line != nullptr && line->buffered.count() > 0) {
+      const std::size_t here = buffer_.TakeIf(line->buffered, [&](const auto& job) { return job.put == number; }).size();
+      gone[line->name()] += here;
+      elsewhere -= std::min(elsewhere, here);
+    }
+  if (elsewhere > 0) may_run();  // they went to their lines since, or a cancel has them
   for (const auto& [line, n] : gone) {
     lines_.Forget(shard->hold.shard, line, n, now_);
     if (const auto held = shard->held_lines.find(line); held != shard->held_lines.end())

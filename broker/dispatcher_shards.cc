@@ -159,7 +159,11 @@ void Dispatcher::On(event::Rung& e) {
 }
 
 void Dispatcher::ReadOutbox(Shard& shard) {
-  if (shard.yield_by || StoreFull()) return;
+  if (shard.yield_by) return;
+  if (StoreFull()) {  // it is read as soon as there is room
+    shard.next_outbox = now_ + kOutboxPollInterval;
+    return;
+  }
   if (shard.outbox_reading) {
     shard.outbox_again = true;
     return;
@@ -264,14 +268,14 @@ void Dispatcher::On(event::QueueReplies& e) {
     for (const auto& [worker, n] : op.plan.split) Release(worker, n);
     for (const dispatch::Pass& pass : op.passes)
       for (const auto& [worker, n] : pass.plan.split) Release(worker, n);
+    const bool refused = op.put && !result && result.error().code == ErrorCode::kLimit;
+    if (refused) {
+      OnRefused(op, std::move(e.refused.front()));
+      e.refused.pop_front();
+    }
     if (!op.submits.empty()) AnswerKept(op, result ? nullptr : &result.error());
     if (!result) {
-      if (op.put && result.error().code == ErrorCode::kLimit) {
-        OnRefused(op, std::move(e.refused.front()));
-        e.refused.pop_front();
-      } else {
-        QueueFailed(op, result.error());
-      }
+      if (!refused) QueueFailed(op, result.error());
       continue;
     }
     Shard* shard = Current(op.hold);

@@ -7,6 +7,7 @@
 #include "common/base/check.h"
 #include "common/base/failpoint.h"
 #include "common/base/log.h"
+#include "common/model/instants.h"
 
 namespace millrace {
 namespace {
@@ -139,6 +140,7 @@ void Dispatcher::OnEnded(const wire::PeerId& peer, wire::Ended& m) {
     const bool live = it != leases_.end() && it->second.token == report.token && it->second.worker == m.worker;
     if (live && it->second.ending) continue;  // a repeated report: answered when the first one is durable
     if (live) {
+      ClampInstants(report);  // its clock may say anything
       EndAttempt(it->second, report);
       continue;
     }

@@ -3,6 +3,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/model/instants.h"
 #include "common/model/job_options.h"
 
 namespace millrace {
@@ -198,6 +199,7 @@ Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const Line
   }
   if (line.durability == Durability::kRedis) spec.options.durability = Durability::kRedis;
   if (spec.options.limit_key.empty()) spec.options.limit_key = line.limit_key;
+  ClampInstants(spec);
   return entry;
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/base/log.h"
+#include "common/model/instants.h"
 #include "common/wire/text.h"
 
 namespace millrace {
@@ -42,6 +43,25 @@ void MoveBack(std::vector<T>& to, std::vector<T>& from, std::size_t& at, std::si
   const auto begin = from.begin() + static_cast<std::ptrdiff_t>(at);
   to.assign(std::make_move_iterator(begin), std::make_move_iterator(begin + static_cast<std::ptrdiff_t>(n)));
   at += n;
+}
+
+// A ledger may hold instants that the queue refuses.
+void Clamp(LiveJob& job) {
+  ClampInstants(job.spec);
+  if (job.next_run_at) ClampInstant(*job.next_run_at);
+}
+
+void Clamp(LiveRun& run) {
+  ClampInstants(run.spec);
+  for (JobSpec& job : run.jobs) ClampInstants(job);
+  for (auto& [job, at] : run.next_run_at) ClampInstant(at);
+}
+
+void Clamp(Ledger::Outbox& rows) {
+  for (LiveJob& job : rows.jobs) Clamp(job);
+  for (LiveRun& run : rows.runs) Clamp(run);
+  for (Ledger::Outbox::Batch& batch : rows.batches)
+    for (LiveRun& run : batch.runs) Clamp(run);
 }
 
 std::size_t Rows(const OwnerBatch& b) {
@@ -330,7 +350,7 @@ void LedgerPump::CommitSome(MonoTime now, std::vector<Event>& out) {
 }
 
 // Something in the batch will never be stored. Alone, each piece shows whether it is the one: a submit is refused to its
-// client, the progress of attempts is stored without its free text.
+// client, the progress of attempts is stored without its free text, its instants within their range.
 void LedgerPump::Refused(const Error& error, std::vector<Event>& out) {
   if (merged_->pieces.size() > 1) {
     alone_ = true;
@@ -355,6 +375,7 @@ void LedgerPump::Refused(const Error& error, std::vector<Event>& out) {
 bool LedgerPump::Scrub(OwnerBatch& rows) {
   bool changed = false;
   const auto scrub = [&](AttemptReport& report) {
+    changed = ClampInstants(report) || changed;
     if (report.result.empty() && report.log_tail.empty() && report.error == "removed") return;
     changed = true;
     report.result.clear();
@@ -363,6 +384,7 @@ bool LedgerPump::Scrub(OwnerBatch& rows) {
     report.error_class = wire::CleanText(report.error_class, kNameBytesMax);
     report.worker = wire::CleanText(report.worker, kNameBytesMax);
   };
+  for (JobSpec& job : rows.jobs) changed = ClampInstants(job) || changed;
   for (AttemptRow& row : rows.attempts) scrub(row.report);
   for (OutcomeRow& row : rows.outcomes) scrub(row.report);
   for (RunOutcomeRow& row : rows.run_outcomes) row.reason = wire::CleanText(row.reason, kErrorMessageBytesMax);
@@ -449,12 +471,14 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     auto page = ledger_.LiveRuns(runs->hold.shard, shards, runs->after, kLivePageRuns, Deadline(kReadBudget));
     if (!page) return Lose(runs->hold.shard, "rebuild: " + page.error().message, out);
     const bool last = page->empty();
+    for (LiveRun& run : *page) Clamp(run);
     out.emplace_back(event::LiveRunsRead{.hold = runs->hold, .runs = std::move(*page), .last = last});
   } else if (const auto* jobs = std::get_if<command::ReadLiveJobs>(&posted)) {
     if (!Holds(jobs->hold)) return;
     auto page = ledger_.LiveSingleJobs(jobs->hold.shard, shards, jobs->after, kLivePageJobs, Deadline(kReadBudget));
     if (!page) return Lose(jobs->hold.shard, "rebuild: " + page.error().message, out);
     const bool last = page->size() < kLivePageJobs;
+    for (LiveJob& job : *page) Clamp(job);
     out.emplace_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = std::move(*page), .last = last});
   } else if (const auto* outbox = std::get_if<command::ReadOutbox>(&posted)) {
     if (!Holds(outbox->hold)) return;
@@ -465,6 +489,7 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
       return;
     }
     const bool more = rows->more;
+    Clamp(*rows);
     out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
   } else if (const auto* known = std::get_if<command::ReadKnown>(&posted)) {
     if (!Holds(known->hold)) return;
@@ -474,6 +499,9 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
   } else if (auto* asked = std::get_if<command::ReadStates>(&posted)) {
     if (!Holds(asked->hold)) return;
     auto states = ledger_.States(asked->org, asked->items, Deadline(kReadBudget));
+    if (states)
+      for (ItemState& state : *states)
+        if (state.live) Clamp(*state.live);
     out.emplace_back(event::StatesRead{.hold = asked->hold, .number = asked->number, .states = std::move(states)});
   } else if (auto* run = std::get_if<command::ReadRun>(&posted)) {
     auto detail = ledger_.GetRun(run->org, run->run, Deadline(kReadBudget));

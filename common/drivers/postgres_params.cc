@@ -52,7 +52,7 @@ PgParams& PgParams::Id(const Uuid& value) {
 }
 PgParams& PgParams::Time(WallTime value) {
   slots_.push_back({pg::kTimestamptz, buffer_.size(), 8});
-  PutInt64(ToUnixMicros(value) - pg::kEpochMicros);
+  PutInt64(pg::FromUnix(ToUnixMicros(value)));
   return *this;
 }
 PgParams& PgParams::Null() {
@@ -107,7 +107,7 @@ PgParams& PgParams::AddBytes(std::string_view value) {
   buffer_ += value;
   return *this;
 }
-PgParams& PgParams::AddTime(WallTime value) { return AddInt(ToUnixMicros(value) - pg::kEpochMicros); }
+PgParams& PgParams::AddTime(WallTime value) { return AddInt(pg::FromUnix(ToUnixMicros(value))); }
 PgParams& PgParams::AddNull() {
   PutInt32(-1);
   return *this;

@@ -85,7 +85,7 @@ WallTime PgResult::Time(int row, int column) const {
   const std::string_view bytes = Bytes(row, column);
   const Oid type = PQftype(impl_->result.get(), column);
   MILLRACE_CHECK(type == pg::kTimestamptz || type == pg::kTimestamp, "column '{}' is not a timestamp", column_name(column));
-  return FromUnixMicros(static_cast<std::int64_t>(BigEndian(bytes.data(), 8)) + pg::kEpochMicros);
+  return FromUnixMicros(pg::ToUnix(static_cast<std::int64_t>(BigEndian(bytes.data(), 8))));
 }
 
 std::vector<std::string> PgResult::TextArray(int row, int column) const {

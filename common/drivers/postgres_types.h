@@ -12,4 +12,9 @@ inline constexpr Oid kBoolArray = 1000, kByteaArray = 1001, kTextArray = 1009, k
                      kUuidArray = 2951;
 inline constexpr std::int64_t kEpochMicros = 946'684'800'000'000;  // 2000-01-01: where the server counts from
 
+// What is too early to be counted from there becomes a time that the server refuses (not its "-infinity"), and "infinity" the
+// latest one.
+constexpr std::int64_t FromUnix(std::int64_t us) { return us <= INT64_MIN + kEpochMicros ? INT64_MIN + 1 : us - kEpochMicros; }
+constexpr std::int64_t ToUnix(std::int64_t us) { return us > INT64_MAX - kEpochMicros ? INT64_MAX : us + kEpochMicros; }
+
 }  // namespace millrace::pg

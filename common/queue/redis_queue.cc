@@ -56,14 +56,16 @@ std::string PackDue(const QueueEntry& entry) { return PackLine(entry) + PackRead
 // What the hash of bodies has of an entry: whether it is ready or scheduled, its line, its body.
 std::string PackBody(const QueueEntry& entry) { return (entry.run_at ? "s" : "r") + PackLine(entry) + entry.body; }
 
+bool IsScore(WallTime time) { return ToUnixMicros(time) >= -kScoreMax && ToUnixMicros(time) <= kScoreMax; }
+
 Result<void> Validate(std::span<const QueueEntry> entries) {
   for (const QueueEntry& entry : entries) {
     if (entry.line.size() > 0xffff)
       return Fail(ErrorCode::kInvalidArgument, "job {}: a line of {} bytes, limit 65535", entry.id.ToString(),
                   entry.line.size());
-    if (entry.run_at && std::abs(ToUnixMicros(*entry.run_at)) > kScoreMax)
+    if (entry.run_at && !IsScore(*entry.run_at))
       return Fail(ErrorCode::kInvalidArgument, "job {}: run_at is out of range", entry.id.ToString());
-    if (entry.expires_at && std::abs(ToUnixMicros(*entry.expires_at)) > kScoreMax)
+    if (entry.expires_at && !IsScore(*entry.expires_at))
       return Fail(ErrorCode::kInvalidArgument, "job {}: expires_at is out of range", entry.id.ToString());
     if (entry.id.AsBytes() == kBlockMark)
       return Fail(ErrorCode::kInvalidArgument, "job {}: an id that the queue keeps for itself", entry.id.ToString());

@@ -26,6 +26,12 @@ Result<void> CheckName(std::string_view field, std::string_view value, std::size
   return {};
 }
 
+Result<void> CheckInstant(std::string_view field, WallTime time) {
+  if (IsInstant(time)) return {};
+  return Fail(ErrorCode::kInvalidArgument, "{}: {} microseconds since 1970 is out of range: give a time from {} to {}", field,
+              ToUnixMicros(time), ToRfc3339(kInstantMin), ToRfc3339(kInstantMax));
+}
+
 Result<void> CheckJob(const JobSpec& job) {
   constexpr std::size_t kPathMax = 4096;
   if (job.id.IsNil()) return Fail(ErrorCode::kInvalidArgument, "id: is nil");
@@ -49,6 +55,10 @@ Result<void> CheckJob(const JobSpec& job) {
   MILLRACE_TRY(CheckTime("backoff_cap", job.retry.backoff_cap));
   MILLRACE_TRY(CheckTime("timeout", job.timeout));
   MILLRACE_TRY(CheckTime("unique_window", job.options.unique_window));
+  MILLRACE_TRY(CheckInstant("submitted_at", job.submitted_at));
+  if (job.run_at) MILLRACE_TRY(CheckInstant("run_at", *job.run_at));
+  if (job.options.expires_at) MILLRACE_TRY(CheckInstant("expires_at", *job.options.expires_at));
+  if (job.options.deadline) MILLRACE_TRY(CheckInstant("deadline", *job.options.deadline));
   if (job.options.unique_key.empty()) return {};
   if (job.run) return Fail(ErrorCode::kInvalidArgument, "unique_key: only a single job has one, not a job of a run");
   if (job.options.durability != Durability::kLedger)

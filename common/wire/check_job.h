@@ -6,6 +6,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/result.h"
+#include "common/model/instants.h"
 #include "common/model/job.h"
 
 namespace millrace::wire {
@@ -15,6 +16,9 @@ inline constexpr Millis kJobTimeMax = std::chrono::days{3650};
 
 // kInvalidArgument names the field: longer than `max` bytes, no UTF-8 text, or with a control character.
 Result<void> CheckName(std::string_view field, std::string_view value, std::size_t max);
+
+// kInvalidArgument names the field and the range: not in [kInstantMin, kInstantMax].
+Result<void> CheckInstant(std::string_view field, WallTime time);
 
 // kInvalidArgument names the field and its limit. Whether a run or dependencies are allowed is the caller's to say.
 Result<void> CheckJob(const JobSpec& job);

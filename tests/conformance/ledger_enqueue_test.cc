@@ -2,6 +2,7 @@
 // both ledgers.
 #include <algorithm>
 #include <array>
+#include <map>
 #include <set>
 #include <thread>
 
@@ -155,6 +156,29 @@ TEST_P(LedgerEnqueueTest, TwoOrgsKeepARefusedRowOfOneIdEach) {
     EXPECT_EQ(status.waiting, 0u);
     EXPECT_EQ(status.refused.size(), 1u) << org;
   }
+}
+
+TEST_P(LedgerEnqueueTest, ATimeThatTheQueueDoesNotHoldIsRefusedAndTheOtherRowsOfTheOrgAreTaken) {
+  std::vector<std::string> times{"-9223372036854775808", "9223372036854775807", "9007199254740993", "-210866803200000000"};
+  if (GetParam() == LedgerKind::kPostgres)
+    times = {"'-infinity'", "'infinity'", "'2300-01-01T00:00:00Z'", "'4713-01-01T00:00:00Z BC'"};
+  for (const std::string& at : times) Raw("insert into enqueue (kind, run_at) values ('bad', " + at + ")");
+  Raw("insert into enqueue (kind, enqueued_at) values ('bad', " + times.front() + ")");
+  Raw(R"(insert into enqueue (kind, options) values ('bad', '{"deadline_us": 253402214400000000}'))");
+  Raw(R"(insert into enqueue (kind, options) values ('bad', '{"expires_at_us": -9223372036854775808}'))");
+  Raw("insert into enqueue (kind) values ('good')");
+  EXPECT_EQ(Take().accepted, 1u);
+  const EnqueueStatus status = Status();
+  EXPECT_EQ(status.waiting, 0u);
+  ASSERT_EQ(status.refused.size(), times.size() + 3);
+  for (const auto& [field, n] : std::map<std::string, std::size_t>{
+           {"run_at: ", times.size()}, {"submitted_at: ", 1}, {"deadline: ", 1}, {"expires_at: ", 1}})
+    EXPECT_EQ(std::ranges::count_if(
+                  status.refused,
+                  [&](const EnqueueRefused& r) { return r.reason.starts_with(field) && r.reason.contains("out of range"); }),
+              n)
+        << field;
+  ExpectSound();
 }
 
 TEST_P(LedgerEnqueueTest, OneRowIsOneJobHoweverManyTakeItAndHoweverOftenItIsWritten) {

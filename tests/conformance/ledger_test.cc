@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "common/model/instants.h"
 #include "tests/support/ledger_fixture.h"
 
 namespace millrace {
@@ -146,6 +147,30 @@ TEST_P(LedgerTest, RowsComeBackAsTheyWentIn) {
   EXPECT_FALSE(detail->jobs[1].outcome.has_value());
   EXPECT_EQ(ledger_->GetRun(OrgId{2}, run.id, In()).error().code, ErrorCode::kNotFound);
   EXPECT_EQ(ledger_->GetJob(OrgId{2}, a.id, In()).error().code, ErrorCode::kNotFound);
+  ExpectSound();
+}
+
+TEST_P(LedgerTest, EveryInstantThatAJobMayNameIsStored) {
+  const ShardHold hold = Own();
+  const ShardId shard = hold.shard;
+  auto batch = BatchOf(hold);
+  for (const WallTime at : {kInstantMin, WallTime{}, kInstantMax}) {
+    JobSpec job = Job();
+    job.submitted_at = at;
+    job.run_at = job.options.deadline = job.options.expires_at = at;
+    AttemptRow attempt = Attempt(job, 1, {1, 1, 0});
+    attempt.report.started_at = attempt.report.finished_at = attempt.next_run_at = at;
+    batch.jobs.push_back(job);
+    batch.attempts.push_back(attempt);
+  }
+  Commit(batch);
+  const auto live = ledger_->LiveSingleJobs(shard, kShards, std::nullopt, 10, In());
+  ASSERT_TRUE(live) << live.error().message;
+  ASSERT_EQ(live->size(), batch.jobs.size());
+  for (std::size_t i = 0; i < live->size(); ++i) {
+    EXPECT_EQ((*live)[i].spec, batch.jobs[i]);
+    EXPECT_EQ((*live)[i].next_run_at, batch.attempts[i].next_run_at);
+  }
   ExpectSound();
 }
 

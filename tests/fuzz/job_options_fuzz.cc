@@ -4,10 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "common/base/limits.h"
+#include "common/model/instants.h"
 #include "common/model/job_options.h"
 #include "common/model/queue_settings.h"
 #include "common/wire/check_job.h"
@@ -36,7 +38,13 @@ void CheckOptions(std::string_view text) {
   job.kind = "noop";
   job.options = *options;
   // The ledger adds the window of what is accepted to its clock's time.
-  if (millrace::wire::CheckJob(job) && kNow + options->unique_window < kNow) std::abort();
+  const bool accepted = millrace::wire::CheckJob(job).has_value();
+  if (accepted && kNow + options->unique_window < kNow) std::abort();
+  // The queue sorts by it, and the ledger stores it. What a ledger holds all the same is brought into the range as it is read.
+  const auto fits = [&](const std::optional<millrace::WallTime>& at) { return !at || millrace::IsInstant(*at); };
+  if (accepted && !(fits(options->expires_at) && fits(options->deadline))) std::abort();
+  millrace::ClampInstants(job);
+  if (!fits(job.options.expires_at) || !fits(job.options.deadline)) std::abort();
 }
 
 void CheckSettings(std::string_view text) {

@@ -243,8 +243,9 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
           AttemptReport report;
           report.job = job.id;
           report.token = job.token;
-          report.end = AttemptEnd::kSucceeded;
-          report.finished_at = clock_.WallNow();
+          report.end = fails_.contains(job.id) ? AttemptEnd::kFailed : AttemptEnd::kSucceeded;
+          report.retryable = report.end == AttemptEnd::kSucceeded;
+          report.started_at = report.finished_at = report_times_.value_or(clock_.WallNow());
           ended.reports.push_back(std::move(report));
         }
         ended.credit_limit = CreditLimit();
@@ -337,6 +338,8 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
   WorkerId worker_id_ = ids_.Next<WorkerId>();
   std::set<JobId> recorded_;
   std::map<JobId, int> granted_;
+  std::set<JobId> fails_;  // and are not retried
+  std::optional<WallTime> report_times_;
   std::size_t accepted_ = 0;
   std::set<RunId> runs_;        // that were submitted over the wire
   testing::AcceptedList told_;  // for the history checker
@@ -481,6 +484,42 @@ TEST_P(BrokerTest, WaitingJobsExpireWithNobodyToClaimThemAndAUniqueKeyIsGivenOnc
   broker_.reset();
   EXPECT_EQ(Count("live_job"), 0);
   EXPECT_EQ(Count("live_unique"), 0);
+}
+
+// A client, an old row and a worker name times that the stores do not hold: the jobs of others run, in the same epoch.
+TEST_P(BrokerTest, AnInstantOutOfRangeConcernsNobodyElse) {
+  std::vector<JobSpec> stored(3);
+  for (JobSpec& job : stored) job = Job();
+  stored[0].run_at = *ParseRfc3339("2300-01-01T00:00:00Z");
+  stored[1].options.deadline = *ParseRfc3339("9999-12-31T00:00:00Z");
+  stored[2].options.deadline = *ParseRfc3339("0001-01-01T00:00:00Z");
+  ASSERT_TRUE(ledger_->SubmitJobs(stored, In()));
+  for (const JobSpec& job : stored) told_.Job(job.id.uuid);
+  StartBroker();
+  report_times_ = WallTime::min();  // the worker's clock
+  SayHello();
+  for (const Durability durability : {Durability::kRedis, Durability::kLedger}) {
+    wire::SubmitJobs bad{.request = 1, .jobs = {Job(), Job()}}, good{.request = 2, .jobs = {Job(), Job()}};
+    for (JobSpec& job : bad.jobs) job.options.durability = durability;
+    bad.jobs[1].run_at = WallTime::min();
+    for (JobSpec& job : good.jobs) job.options.durability = durability, job.org = OrgId{2};
+    fails_.insert(good.jobs[1].id);  // its specification goes into the ledger with its report
+    expected_problem_ = "invalid_argument";
+    problem_.clear();
+    ToBroker(*client_, bad);
+    ASSERT_TRUE(PumpUntil([&] { return !problem_.empty(); }, Millis{20'000}));
+    EXPECT_TRUE(problem_.starts_with("jobs[1]: run_at: ")) << problem_;
+    ToBroker(*client_, good);
+    ASSERT_TRUE(
+        PumpUntil([&] { return recorded_.contains(good.jobs[0].id) && recorded_.contains(good.jobs[1].id); }, Millis{20'000}));
+  }
+  EXPECT_TRUE(
+      PumpUntil([&] { return recorded_.contains(stored[1].id) && Count("outcome where state = 11") == 3; }, Millis{20'000}))
+      << Count("outcome where state = 11");
+  const auto shards = ledger_->Shards(In());
+  ASSERT_TRUE(shards);
+  ASSERT_EQ(shards->size(), 1U);
+  EXPECT_EQ(shards->front().epoch, Epoch{1}) << "the shard was taken anew";
 }
 
 TEST_P(BrokerTest, ARunEndsAndItsWatcherIsTold) {

@@ -44,6 +44,7 @@ class DispatcherTest : public ::testing::Test {
     for (Command& command : commands) {
       if (auto* ledger = std::get_if<LedgerCommand>(&command)) {
         if (std::holds_alternative<command::ReadStates>(*ledger)) ++state_reads_;
+        if (std::holds_alternative<command::ReadQueueSettings>(*ledger)) ++settings_reads_;
         pump_.Post(std::move(*ledger));
       }
       if (auto* execute = std::get_if<command::Execute>(&command)) {
@@ -181,7 +182,7 @@ class DispatcherTest : public ::testing::Test {
   std::vector<wire::Revoke::Item> revokes_;
   std::vector<wire::Hello::Held> adopts_;
   std::vector<wire::Message> client_;
-  std::size_t queue_ops_ = 0, state_reads_ = 0;
+  std::size_t queue_ops_ = 0, state_reads_ = 0, settings_reads_ = 0;
   std::vector<QueueOp> executed_;
   bool hold_replies_ = false;  // the queue answers, but the answers are under way
   event::QueueReplies held_;

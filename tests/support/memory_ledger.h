@@ -87,6 +87,7 @@ class MemoryLedger : public MemoryScheduleLedger {
     if (f == LedgerFault::kUnavailable) return Fail(ErrorCode::kUnavailable, "down");
     if (f == LedgerFault::kNotAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
     for (const ShardHold& hold : batch.holds) MILLRACE_TRY(Fence(hold, batch.owner));
+    if (!Storable(batch)) return Fail(ErrorCode::kInvalidArgument, "timestamp out of range");
     if (before_commit) before_commit(batch);
     OwnerBatchResult result;
     for (const RunSpec& run : batch.runs)
@@ -296,6 +297,15 @@ class MemoryLedger : public MemoryScheduleLedger {
   }
 
  private:
+  // PostgreSQL's timestamps begin in 4713 BC.
+  static bool Storable(const OwnerBatch& batch) {
+    static constexpr WallTime kFirst = FromUnixMicros(-210'866'803'200'000'000);
+    const auto row = [](const auto& r) { return r.report.started_at >= kFirst && r.report.finished_at >= kFirst; };
+    return std::ranges::all_of(batch.attempts, row) && std::ranges::all_of(batch.outcomes, row) &&
+           std::ranges::all_of(batch.jobs, [](const JobSpec& job) {
+             return job.submitted_at >= kFirst && (!job.run_at || *job.run_at >= kFirst);
+           });
+  }
   // A job of `durability: redis` that succeeded at once has no row but its outcome.
   JobRows& Rows(const OutcomeRow& row) {
     const auto [it, fresh] = jobs.try_emplace(row.report.job);

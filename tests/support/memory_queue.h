@@ -17,7 +17,10 @@ class MemoryQueue final : public JobQueue {
  public:
   std::vector<Result<QueueReply>> Execute(std::span<const QueueOp> ops) override {
     std::vector<Result<QueueReply>> replies;
-    for (const QueueOp& op : ops) replies.push_back(std::visit([this](const auto& o) { return Apply(o); }, op));
+    for (const QueueOp& op : ops)
+      replies.push_back(
+          Storable(op) ? std::visit([this](const auto& o) { return Apply(o); }, op)
+                       : Result<QueueReply>(Fail(ErrorCode::kInvalidArgument, "an entry's time is not in 2^53 microseconds")));
     return replies;
   }
   Result<QueueDepth> Depth(ShardId id) override {
@@ -55,6 +58,19 @@ class MemoryQueue final : public JobQueue {
   void set_ignore_epochs(bool ignore) { ignore_epochs_ = ignore; }  // a broken queue, for mutants
 
  private:
+  // Redis' scores are doubles: one entry that is out of their range, and nothing of the operation is done.
+  static bool Storable(const QueueOp& op) {
+    const auto in_range = [](const std::optional<WallTime>& at) {
+      constexpr std::int64_t kMax = std::int64_t{1} << 53;
+      return !at || (ToUnixMicros(*at) >= -kMax && ToUnixMicros(*at) <= kMax);
+    };
+    const auto fits = [&](const QueueEntry& entry) { return in_range(entry.run_at) && in_range(entry.expires_at); };
+    if (const auto* put = std::get_if<queue_op::Enqueue>(&op))
+      return std::ranges::all_of(put->entries, fits) && std::ranges::all_of(put->passed, fits);
+    const auto* back = std::get_if<queue_op::Requeue>(&op);
+    return back == nullptr || std::ranges::all_of(back->entries, fits);
+  }
+
   struct Shard {
     std::optional<Epoch> epoch;
     Epoch unbroken_since;

@@ -8,6 +8,7 @@
 #include "broker/ledger_pump.h"
 #include "broker/recent_ids.h"
 #include "common/base/log.h"
+#include "common/model/instants.h"
 #include "tests/support/memory_ledger.h"
 #include "tests/support/memory_queue.h"
 
@@ -108,9 +109,8 @@ class DurabilityTest : public testing::Test {
   }
   std::unique_ptr<LedgerPump> MakePump() {
     return std::make_unique<LedgerPump>(
-        LedgerPumpOptions{
-            .owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1},
-        ledger_, clock_);
+        LedgerPumpOptions{.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1}, ledger_,
+        clock_);
   }
   bool Succeeded(const JobSpec& job) {
     const auto it = ledger_.jobs.find(job.id);
@@ -494,8 +494,11 @@ TEST(EntryCodec, OfBothClassesAndSmall) {
     any(s.stage, std::string("stage"));
     any(s.effect, std::string("e/f"));
     any(s.timeout, Millis{static_cast<std::int64_t>(random.Next() >> 1)});
-    any(s.run_at, FromUnixMicros(static_cast<std::int64_t>(random.Next())));
-    any(s.submitted_at, FromUnixMicros(static_cast<std::int64_t>(random.Next())));
+    const auto instant = [&] {
+      return kInstantMin + Micros{random.Below(static_cast<std::uint64_t>((kInstantMax - kInstantMin).count()))};
+    };
+    any(s.run_at, instant());
+    any(s.submitted_at, instant());
     any(s.retry.max_attempts, static_cast<int>(random.Below(101)));
     any(s.retry.backoff_cap, Millis{1});
     any(s.options.limit_key, std::string("k"));

@@ -173,5 +173,78 @@ TEST_F(DispatcherRefusedTest, WhatIsOnlyInTheLedgerStaysThereWhileTheStoreIsNear
   EXPECT_TRUE(ledger_.outbox_jobs.empty());
 }
 
+// Of the ledger-class job the ledger has accepted the submit, whose other half the queue refuses: it is not "nothing was
+// taken".
+TEST_F(DispatcherRefusedTest, ASubmitThatWasTakenInPartIsNotAnsweredQueueFull) {
+  queue_.memory_max = 0;
+  std::vector<JobSpec> jobs = Jobs(1);
+  const std::vector<JobSpec> fast = Jobs(1, Durability::kRedis);
+  jobs.insert(jobs.end(), fast.begin(), fast.end());
+  Submit(jobs);
+  const auto* problem = Last<wire::Problem>();
+  ASSERT_NE(problem, nullptr);
+  EXPECT_EQ(problem->code, "unavailable");
+  EXPECT_NE(problem->message.find("the outcome is not known"), std::string::npos) << problem->message;
+  EXPECT_EQ(Last<wire::SubmitReply>(), nullptr);
+  EXPECT_TRUE(ledger_.jobs.contains(jobs[0].id));
+  queue_.memory_max = SIZE_MAX;
+  Submit(jobs);
+  ASSERT_NE(Last<wire::SubmitReply>(), nullptr) << "the same ids are accepted";
+  Hello("w", 10);
+  Work(10);
+  ExpectEachRanOnce(jobs);
+}
+
+// They waited in memory for the answer to their put, and went to their lines before it came.
+TEST_F(DispatcherRefusedTest, JobsThatWentToTheirLinesMeanwhileAreNotAnsweredQueueFull) {
+  Hello("w", 1);
+  Submit(Jobs(1, Durability::kRedis));
+  queue_.memory_max = 1;
+  hold_replies_ = true;
+  Submit(Jobs(4, Durability::kRedis));
+  Handle(event::StopRequested{});
+  Settle();
+  EXPECT_EQ((*queue_.Depth(ShardId{0})).ready, 4U);
+  LetRepliesThrough();
+  const auto* problem = Last<wire::Problem>();
+  ASSERT_NE(problem, nullptr);
+  EXPECT_EQ(problem->code, "unavailable") << "they may run";
+}
+
+TEST_F(DispatcherRefusedTest, ARefusedPutOfManyJobsInSeveralLinesIsTakenBackWhole) {
+  Hello("w", 1);
+  Submit(Jobs(1, Durability::kRedis));
+  queue_.memory_max = 1;
+  hold_replies_ = true;
+  std::vector<JobSpec> jobs = Jobs(900, Durability::kRedis);
+  for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i].priority = static_cast<int>(i % 3);
+  Submit(jobs);
+  LetRepliesThrough();
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->code, "queue_full");
+  queue_.memory_max = SIZE_MAX;
+  Work(10);
+  EXPECT_EQ(grants_.size(), 1U) << "what was refused is nowhere";
+  Submit(jobs);
+  Work(100);
+  EXPECT_EQ(grants_.size(), 1U + jobs.size());
+  ExpectDepth(0, 0);
+}
+
+TEST_F(DispatcherRefusedTest, AFullStoreIsNoReasonToReadTheSettingsMoreOften) {
+  Handle(event::QueueMemoryRead{.memory = {.used = 800'000, .max = 1'000'000}});
+  Advance(kOutboxPollInterval);
+  settings_reads_ = 0;
+  for (int i = 0; i < 50; ++i) Advance(kDispatcherTick);
+  EXPECT_LE(settings_reads_, 6U) << "in five times kOutboxPollInterval";
+  const std::vector<JobSpec> jobs = Jobs(1);
+  ASSERT_TRUE(ledger_.SubmitJobs(jobs, {}));
+  Hello("w", 1);
+  EXPECT_TRUE(grants_.empty());
+  Handle(event::QueueMemoryRead{.memory = {.used = 500'000, .max = 1'000'000}});
+  Settle();
+  EXPECT_EQ(Granted(), IdsOf(jobs)) << "at once, not at the next poll";
+}
+
 }  // namespace
 }  // namespace millrace

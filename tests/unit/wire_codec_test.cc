@@ -247,5 +247,33 @@ TEST(CheckJob, RefusesTimesThatNoClockReaches) {
   expect_refused("unique_window", [](JobSpec& job, Millis time) { job.options.unique_window = time; });
 }
 
+TEST(CheckJob, RefusesInstantsThatTheStoresDoNotHold) {
+  JobSpec good;
+  good.id = JobId{Uuid{.bytes = {1}}};
+  good.kind = "noop";
+  const auto expect_range = [&](const std::string& field, auto set) {
+    for (const WallTime time : {kInstantMin, WallTime{}, kInstantMax}) {
+      JobSpec job = good;
+      set(job, time);
+      EXPECT_TRUE(CheckJob(job)) << field << " " << ToRfc3339(time);
+    }
+    for (const WallTime time : {kInstantMin - Micros{1}, kInstantMax + Micros{1}, WallTime::min(), WallTime::max(),
+                                *ParseRfc3339("0001-01-01T00:00:00Z"), *ParseRfc3339("9999-12-31T00:00:00Z")}) {
+      JobSpec job = good;
+      set(job, time);
+      const auto checked = CheckJob(job);
+      ASSERT_FALSE(checked) << field << " " << ToUnixMicros(time);
+      EXPECT_EQ(checked.error().code, ErrorCode::kInvalidArgument);
+      EXPECT_EQ(checked.error().message, field + ": " + std::to_string(ToUnixMicros(time)) +
+                                             " microseconds since 1970 is out of range: give a time from "
+                                             "1700-01-01T00:00:00Z to 2249-12-31T23:59:59.999999Z");
+    }
+  };
+  expect_range("submitted_at", [](JobSpec& job, WallTime time) { job.submitted_at = time; });
+  expect_range("run_at", [](JobSpec& job, WallTime time) { job.run_at = time; });
+  expect_range("expires_at", [](JobSpec& job, WallTime time) { job.options.expires_at = time; });
+  expect_range("deadline", [](JobSpec& job, WallTime time) { job.options.deadline = time; });
+}
+
 }  // namespace
 }  // namespace millrace::wire
