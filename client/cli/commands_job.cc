@@ -289,7 +289,7 @@ Result<void> Edit(JobSpec& job, const Options& options) {
     if (job.payload.size() > kPayloadBytesMax)
       return Fail(ErrorCode::kInvalidArgument, "--payload: {} bytes, limit {}", job.payload.size(), kPayloadBytesMax);
     if (command) {
-      auto payload = CommandPayload(job.payload, job.id);
+      auto payload = CommandPayload(job.payload, job.id, job.org);
       if (!payload) return Prefixed(std::move(payload.error()), "--payload");
       job.payload = std::move(*payload);
     }

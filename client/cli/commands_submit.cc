@@ -107,7 +107,7 @@ Result<JobSpec> JobOf(const std::string& text, Context& context, std::optional<R
   if (job.kind == kJobKindStage)
     return Fail(ErrorCode::kInvalidArgument, "kind: stages come from pipelines: start one with millrace run start");
   if (job.kind == kJobKindCommand) {
-    MILLRACE_TRY_ASSIGN(job.payload, CommandPayload(job.payload, job.id));
+    MILLRACE_TRY_ASSIGN(job.payload, CommandPayload(job.payload, job.id, job.org));
     if (run) {
       MILLRACE_TRY_ASSIGN(CommandTask task, CommandTaskFromJson(job.payload));
       task.run = *run;
