@@ -202,7 +202,7 @@ class Faults : public ::testing::Test {
 // no lease is lost, no slot is missed or fires twice. Monotonic clocks are not touched, as on a real machine.
 TEST_F(Faults, ClocksThatStep) {
   MILLRACE_LONG_OR_CHOSEN(0, kClusterTests);
-  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true, .clock_steps = 2 * kStep}));
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = {}, .slow_target = true, .shimmed = true}));
   ASSERT_TRUE(WaitForAccepted(5));
   const std::int64_t lost_before = AttemptsLost();
   const std::vector<std::string> members{OwningBroker(), "scheduler-1", "worker-1", "scheduler-2", "worker-2"};
@@ -225,7 +225,7 @@ TEST_F(Faults, ClocksThatStep) {
   };
   int shown_behind = 0;
   for (const Millis step : {kStep, Millis{0}, -kStep, Millis{0}}) {
-    cluster_->shim("postgres").StepClockTo(step);
+    cluster_->StepServersClock(step);
     EXPECT_LT(std::chrono::abs(LedgersStep() - step), kSameTime) << "the ledger lives in another time";
     testing::SleepFor(Millis{Long() ? 5'000 : 500});
     EXPECT_TRUE(WaitForAccepted(2)) << "the ledger's clock stepped to " << step.count() << " ms: nothing is accepted any more";
