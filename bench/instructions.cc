@@ -121,8 +121,8 @@ std::function<void()> Lines() {
     state->now += Micros{10};
     state->index.Advance(state->now);
     LineIndex::Line* line = state->index.Next(*view);
-    const LineKey key = line->key;
-    const std::string name = line->name;
+    const LineKey key = line->key();
+    const std::string name = line->name();
     state->index.Take(*line, 1, state->now);
     state->index.Add(ShardId{0}, name, 1, state->now);
     state->index.Ended(key, state->now);

@@ -39,8 +39,8 @@ void Turn(benchmark::State& state, Filled& filled, const WorkerReach& reach) {
       state.SkipWithError("nothing may start");
       break;
     }
-    const LineKey key = line->key;
-    const std::string name = line->name;
+    const LineKey key = line->key();
+    const std::string name = line->name();
     filled.index.Take(*line, 1, filled.now);
     filled.index.Add(kShard, name, 1, filled.now);
     filled.index.Ended(key, filled.now);

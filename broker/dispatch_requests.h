@@ -44,14 +44,12 @@ struct Parked {  // its shard is being taken
   MonoTime until;
 };
 
-struct ClaimPlan {
+struct ClaimPlan {  // entries of a line that are promised to workers
   ShardId shard;
-  std::string line;
-  LineKey key;
+  LineRef line;
   std::uint32_t total = 0;
   std::vector<std::pair<WorkerId, std::uint32_t>> split;
   LineIndex::Slot slot{};
-  std::vector<ReadyBuffer::Job> buffered{};  // the first of them, out of the dispatcher's memory
 };
 
 namespace dispatch {
@@ -82,8 +80,7 @@ struct Check {                     // entries of kept lines that wait for what t
   std::vector<QueueEntry> stayed;  // found in flight by Take
   std::vector<JobEntry> expired;   // taken out by ExpireDue
   std::vector<JobEntry> claimed;
-  LineKey key;                                            // of the claim
-  std::vector<std::pair<WorkerId, std::uint32_t>> split;  // of the claim; reserved
+  ClaimPlan plan;  // of `claimed`; what it promises is reserved
 };
 
 struct Piece {  // what of one shard is written into the ledger together
@@ -122,6 +119,14 @@ struct Claimed {  // on its way to a worker
   bool check = false;  // as in JobEntry
 };
 
+struct Served {  // a job of the ready buffer that a worker gets in this flush
+  ShardId shard;
+  LineRef line;
+  LineIndex::Slot slot;
+  WorkerId worker;
+  ReadyBuffer::Job job;
+};
+
 struct Pass {  // a claim of entries that come in with the same operation, and go straight into flight
   ClaimPlan plan;
   std::vector<Claimed> jobs;  // as many as were asked for
@@ -151,19 +156,26 @@ struct Puts {
   bool Empty() const { return handed_back.empty() && passed.empty() && paged.empty(); }
 };
 
+struct Listing {  // a client asks which jobs only the queue has
+  wire::PeerId peer;
+  wire::ListKept message;
+};
+
+struct Listings {  // of one shard: a page at a time
+  std::deque<Listing> waiting;
+  bool asked = false;  // the first one's page is under way
+};
+
 struct Op {
   QueueOpId id;
   ShardHold hold;
-  enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire, kRemove } kind = Kind::kPlain;
-  std::string line;
-  LineKey key;                                            // kClaim; kRemove: its durability
-  std::uint32_t total = 0;                                // kClaim, kEndLine: how many were asked for
-  std::vector<std::pair<WorkerId, std::uint32_t>> split;  // kClaim: who gets how many
-  LineIndex::Slot slot{};                                 // kClaim, or none
-  std::vector<std::shared_ptr<Submit>> submits;           // kPlain: accepted with it
-  std::vector<Pass> passes = {};                          // kPlain: started with it
+  enum class Kind : std::uint8_t { kTake, kPlain, kClaim, kEndLine, kPromote, kExpire, kRemove, kList } kind = Kind::kPlain;
+  ClaimPlan plan = {};                                // kClaim, kEndLine
+  std::vector<std::shared_ptr<Submit>> submits = {};  // kPlain: accepted with it
+  std::vector<Pass> passes = {};                      // kPlain: started with it
   std::size_t accept_rows = 0, accept_bytes = 0;
-  bool put = false;  // kPlain: an Enqueue
+  bool put = false;   // kPlain: an Enqueue
+  bool kept = false;  // kRemove: out of kept lines
 };
 
 }  // namespace dispatch

@@ -131,14 +131,13 @@ void Dispatcher::AddReady(Shard& shard, const std::string& line, std::uint64_t n
 
 void Dispatcher::Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at,
                          bool front, std::shared_ptr<const JobSpec> at_hand) {
-  line_memo_.Find(spec, Durability::kLedger);
-  EnqueueIn(shard, line_memo_.key(), line_memo_.name(), spec, counters, run_at, front, false, std::move(at_hand));
+  EnqueueIn(shard, line_memo_.Find(spec, Durability::kLedger), spec, counters, run_at, front, false, std::move(at_hand));
 }
 
-void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string& name, const JobSpec& spec,
-                           const Counters& counters, std::optional<WallTime> run_at, bool front, bool check,
-                           std::shared_ptr<const JobSpec> at_hand) {
-  QueueEntry entry{.id = spec.id, .line = name, .body = {}, .run_at = {}, .expires_at = {}};
+void Dispatcher::EnqueueIn(Shard& shard, const LineRef& ref, const JobSpec& spec, const Counters& counters,
+                           std::optional<WallTime> run_at, bool front, bool check, std::shared_ptr<const JobSpec> at_hand) {
+  const LineKey& line = ref->key;
+  QueueEntry entry{.id = spec.id, .line = ref->name, .body = {}, .run_at = {}, .expires_at = {}};
   // What is being cancelled is not over before its fence is raised.
   if (const auto end = Cancelling(shard, spec) ? std::nullopt : EndOfWait(spec.options, counters)) {
     entry.expires_at = end->at;
@@ -149,9 +148,9 @@ void Dispatcher::EnqueueIn(Shard& shard, const LineKey& line, const std::string&
   if (line.durability == Durability::kRedis && !(run_at && *run_at > wall_)) {
     if (front) {
       shard.puts.handed_back.push_back({.entry = std::move(entry), .may_wait_here = at_hand != nullptr});
-      return AddReady(shard, name, 1);
+      return AddReady(shard, ref->name, 1);
     }
-    if (!check && Buffer(shard, entry, spec.payload.size(), at_hand)) return;
+    if (!check && Buffer(shard, ref, entry, spec.payload.size(), at_hand)) return;
   }
   if (run_at && *run_at > wall_) {
     entry.run_at = run_at;
@@ -196,7 +195,7 @@ void Dispatcher::EmitPieces(std::vector<Command>& out) {
 
 void Dispatcher::Execute(const Shard& shard, QueueOp op, Op::Kind kind, std::vector<Command>& out) {
   const QueueOpId id{++last_op_};
-  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind, .line = {}, .key = {}, .total = 0, .split = {}, .submits = {}});
+  ops_.push_back({.id = id, .hold = shard.hold, .kind = kind});
   out.emplace_back(command::Execute{.id = id, .op = std::move(op)});
 }
 
@@ -240,19 +239,15 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     }
     EmitExpire(shard, out);
     EmitRemove(shard, out);
+    EmitListing(shard, out);
   }
   const auto claim = [&](ClaimPlan& plan, Op::Kind kind) {
     Shard& shard = shards_.at(plan.shard);
-    ++shard.claiming[plan.line];
-    Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = plan.line, .max = plan.total}, kind,
-            out);
-    ops_.back().line = std::move(plan.line);
-    ops_.back().key = std::move(plan.key);
-    ops_.back().total = plan.total;
-    ops_.back().split = std::move(plan.split);
-    ops_.back().slot = plan.slot;
+    const std::string& line = plan.line->name;
+    ++shard.claiming[line];
+    Execute(shard, queue_op::Claim{.shard = plan.shard, .epoch = shard.hold.epoch, .line = line, .max = plan.total}, kind, out);
+    ops_.back().plan = std::move(plan);
   };
-  claim_of_.clear();
   std::ranges::stable_sort(claims_, {}, &ClaimPlan::shard);  // those of one owner are one script of the queue
   for (ClaimPlan& plan : std::exchange(claims_, {})) claim(plan, Op::Kind::kClaim);
   for (ClaimPlan& plan : std::exchange(doomed_, {})) claim(plan, Op::Kind::kEndLine);

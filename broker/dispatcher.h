@@ -10,8 +10,7 @@
 //   - whoever takes a shard forgets nothing of the old owner's: the queue is emptied and built again from the ledger, and
 //     attempts that still run are adopted, or end as lost (dispatcher_handover.cc).
 //
-// Not thread-safe: owned by the broker's loop thread. Use: Handle every event at hand, then Flush once; that is what makes
-// batches at every hop without a timer.
+// Not thread-safe: owned by the broker's loop thread. Handle every event at hand, then Flush once: that makes the batches.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +31,7 @@
 #include "broker/events.h"
 #include "broker/fence_list.h"
 #include "broker/line_index.h"
+#include "broker/line_memo.h"
 #include "broker/lines.h"
 #include "broker/queue_budgets.h"
 #include "broker/ready_buffer.h"
@@ -94,15 +94,14 @@ class Dispatcher {
     std::unordered_set<Uuid> outbox_taking, outbox_batches_taking;
     bool outbox_reading = false, outbox_again = false;
     MonoTime next_outbox{};
-    std::optional<WallTime> next_due;
-    std::optional<WallTime> next_expiry;  // of waiting entries; may be one that waits no more
+    std::optional<WallTime> next_due, next_expiry;  // of waiting entries; next_expiry: may be of one that waits no more
     bool promoting = false, expiring = false;
-    // Single jobs with a durable cancel request that have a lease or a fence to be raised; those of runs have the state
-    // kCancelling.
+    // Single jobs with a durable cancel request that have a lease or a fence to be raised; those of runs are kCancelling.
     std::unordered_set<JobId> cancelling;
     FenceList fences;
     Removals removals;
     WantedJobs wanted;  // kept jobs that requests of cancel_requests_ look for
+    dispatch::Listings listings;
     // Single jobs whose end, or whose first row, goes into the ledger while no lease has them: no entry of theirs counts.
     std::unordered_map<JobId, dispatch::Settling> settling;
     std::map<std::pair<OrgId, std::string>, QueueSettings> queues;  // that were ever set
@@ -124,7 +123,7 @@ class Dispatcher {
     std::optional<MonoTime> yield_by;            // set: to be handed over, at the latest then
     Epoch unbroken_since;                        // from which on the queue knows what was delivered
     std::unordered_map<JobId, Token> delivered;  // by former owners, to be looked at; with the token of the latest attempt row
-    std::set<JobId> presumed;                    // leases without a worker
+    std::map<JobId, WallTime> presumed;          // leases without a worker; before then their jobs do not start again
     MonoTime adopt_until{};                      // then they are lost
     RecentIds recent{2 * (kFreshIdAge + kFreshIdAhead)};
   };
@@ -145,9 +144,9 @@ class Dispatcher {
   void TakeRun(Shard& shard, LiveRun& live, RunEffects& effects);  // of an outbox row
   void QueueFailed(const Op& op, const Error& error);
   void Release(WorkerId worker, std::uint32_t promised);
-  Worker* NextTaker(Op& op);
+  Worker* NextTaker(ClaimPlan& plan);
   void OnClaimed(Op& op, QueueReply& reply);
-  void ClaimedAll(const Op& op, std::size_t claimed);
+  void ClaimedAll(const ClaimPlan& plan, std::size_t claimed);
   void OnPromoted(const Op& op, QueueReply& reply);
 
   // From owner to owner: dispatcher_handover.cc
@@ -158,8 +157,8 @@ class Dispatcher {
   void NoteDelivered(Shard& shard, QueueReply& reply);
   void NoteTokens(Shard& shard, LiveRun& run);
   void PresumeOfRuns(Shard& shard);
-  bool MayRun(const Shard& shard, JobId job, std::optional<WallTime> run_at) const;
-  void Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spec, const Counters& counters);
+  void Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spec, const Counters& counters,
+               std::optional<WallTime> run_at);
   void FinishDelivered(Shard& shard);
   void EndPresumed(Shard& shard);
   void OnOrphans(const wire::PeerId& peer, const wire::Orphans& m);
@@ -176,10 +175,15 @@ class Dispatcher {
                    std::shared_ptr<const JobSpec> at_hand = nullptr);
   std::uint64_t TakeSuspects(Shard& shard, const std::string& line, std::uint64_t n);
   void Ask(Shard& shard, Check check);
-  bool Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
+  bool Deliver(Shard& shard, ClaimPlan& plan, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
   void StandBefore(Shard& shard, const std::string& line, std::uint64_t n);
   bool Leased(const Shard& shard, JobId job) const { return leases_.contains(job) || shard.settling.contains(job); }
   void KeepSpec(Piece& piece, const JobSpec& spec);
+
+  // What only the queue has, listed: dispatcher_list.cc
+  void OnListKept(const wire::PeerId& peer, wire::ListKept& m);
+  void EmitListing(Shard& shard, std::vector<Command>& out);
+  void OnListed(const Op& op, const QueueReply& reply);
 
   // Ledger: dispatcher_ledger.cc
   void On(event::Committed& e);
@@ -207,7 +211,7 @@ class Dispatcher {
   void OnProgress(const Worker& worker, const wire::Beat::Progress& m);
   void Held(Worker& worker, const std::vector<wire::Hello::Held>& held);
   void EndAttempt(Lease& lease, AttemptReport& report);
-  void Lose(JobId job, const std::string& why);
+  void Lose(JobId job, const std::string& why, WallTime not_before = {});
   void LoseWorker(WorkerId worker, const std::string& why);
   Lease& Grant(Shard& shard, Worker& worker, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept);
   void Plan();
@@ -292,8 +296,8 @@ class Dispatcher {
   static bool Claiming(const Shard& shard, const std::string& line);
   std::vector<dispatch::Pass> TakePasses(Shard& shard, std::vector<QueueEntry>& passed);
   void OnPassed(const ShardHold& hold, dispatch::Pass& pass);
-  bool StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool suspect, Check& doubtful);
-  void ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful);
+  bool StartClaimed(Shard& shard, ClaimPlan& plan, dispatch::Claimed job, bool suspect, Check& doubtful);
+  void ClaimOver(Shard& shard, ClaimPlan& plan, std::uint64_t started, Check& doubtful);
 
   // A queue that has no memory left: dispatcher_refused.cc
   bool StoreFull() const;
@@ -304,9 +308,10 @@ class Dispatcher {
 
   // Ready jobs in memory: dispatcher_buffer.cc
   bool MayBuffer(const Shard& shard, std::size_t payload_bytes) const;
-  bool Buffer(Shard& shard, QueueEntry& entry, std::size_t payload_bytes, const std::shared_ptr<const JobSpec>& at_hand);
+  bool Buffer(Shard& shard, const LineRef& ref, QueueEntry& entry, std::size_t payload_bytes,
+              const std::shared_ptr<const JobSpec>& at_hand);
   void TakeBack(Shard& shard);
-  void TakeBuffered(LineIndex::Line& line, std::uint32_t n, ClaimPlan& plan);
+  std::uint32_t TakeBuffered(LineIndex::Line& line, std::uint32_t n, WorkerId worker);
   void ServeBuffered();
   void HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs);
   void PageOut(Shard& shard, const std::string& line, std::size_t most = SIZE_MAX);
@@ -329,7 +334,7 @@ class Dispatcher {
   // `at_hand` is `spec`, kept so that the job can pass straight into flight; or none.
   void Enqueue(Shard& shard, const JobSpec& spec, const Counters& counters, std::optional<WallTime> run_at, bool front,
                std::shared_ptr<const JobSpec> at_hand = nullptr);
-  void EnqueueIn(Shard& shard, const LineKey& line, const std::string& name, const JobSpec& spec, const Counters& counters,
+  void EnqueueIn(Shard& shard, const LineRef& line, const JobSpec& spec, const Counters& counters,
                  std::optional<WallTime> run_at, bool front, bool check, std::shared_ptr<const JobSpec> at_hand);
   void EnqueueRunJob(Shard& shard, JobId job);
   void AddReady(Shard& shard, const std::string& line, std::uint64_t n);
@@ -368,12 +373,12 @@ class Dispatcher {
   std::unordered_map<Uuid, PieceId> accepting_;                           // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0, run_reads_ = 0;  // under way
   std::map<std::uint64_t, CancelRequest> cancel_requests_;
-  std::vector<std::uint64_t> awaiting_requests_;                      // of them; may name some that are answered
-  std::deque<Op> ops_;                                                // under way, in order
-  std::vector<command::Execute> takes_;                               // of this flush
-  std::vector<ClaimPlan> claims_, doomed_;                            // of this flush; doomed: nobody reaches their root
-  std::optional<dispatch::SpareCredit> spare_credit_;                 // in this flush, once it was asked for
-  std::unordered_map<const LineIndex::Line*, std::size_t> claim_of_;  // the latest claim of a line; checked by its name
+  std::vector<std::uint64_t> awaiting_requests_;       // of them; may name some that are answered
+  std::deque<Op> ops_;                                 // under way, in order
+  std::vector<command::Execute> takes_;                // of this flush
+  std::vector<ClaimPlan> claims_, doomed_;             // of this flush; doomed: nobody reaches their root
+  std::optional<dispatch::SpareCredit> spare_credit_;  // in this flush, once it was asked for
+  std::vector<dispatch::Served> served_;               // of this round of plans
   std::deque<Parked> parked_;
   std::optional<MonoTime> parked_until_;  // set while a parked request is tried again
   std::unordered_map<RunId, std::vector<wire::PeerId>> watchers_;

@@ -14,23 +14,6 @@
 namespace millrace {
 namespace {
 
-// Of what was planned, the first `n`: the plan keeps the rest.
-ClaimPlan SplitOff(ClaimPlan& plan, std::uint32_t n) {
-  if (n == plan.total) return std::exchange(plan, {});
-  ClaimPlan first{.shard = plan.shard, .line = plan.line, .key = plan.key, .total = n, .split = {}, .slot = plan.slot};
-  plan.total -= n;
-  auto share = plan.split.begin();
-  for (; n > 0; ++share) {
-    const std::uint32_t taken = std::min(n, share->second);
-    first.split.emplace_back(share->first, taken);
-    n -= taken;
-    share->second -= taken;
-    if (share->second > 0) break;
-  }
-  plan.split.erase(plan.split.begin(), share);
-  return first;
-}
-
 // Where what is to start with the answer to that put has to wait. REQUIRES: it is not answered.
 std::vector<dispatch::Pass>& PassesOf(dispatch::Puts& puts, std::deque<dispatch::Op>& ops, std::uint64_t put) {
   if (put > puts.sent) return puts.passes;
@@ -62,15 +45,18 @@ bool Dispatcher::MayBuffer(const Shard& shard, std::size_t payload_bytes) const 
 
 // True: the job waits here. Its line must have nothing that is older and waits in the queue, nor may get it: what is promoted
 // goes ahead of what comes now, and a claim under way may leave some of its entries in the line.
-bool Dispatcher::Buffer(Shard& shard, QueueEntry& entry, std::size_t payload_bytes,
+bool Dispatcher::Buffer(Shard& shard, const LineRef& ref, QueueEntry& entry, std::size_t payload_bytes,
                         const std::shared_ptr<const JobSpec>& at_hand) {
   if (entry.expires_at || !MayBuffer(shard, payload_bytes)) return false;
   const ShardId id = shard.hold.shard;
-  LineIndex::Line* line = lines_.Find(id, entry.line);
+  LineIndex::Line* line = line_memo_.In(lines_, id);
   const bool first = line == nullptr || line->ready == line->buffered.count();
   if (!first || shard.promoting || shard.suspects.contains(entry.line) || Claiming(shard, entry.line)) return false;
-  AddReady(shard, entry.line, 1);
-  if (line == nullptr) line = lines_.Find(id, entry.line);
+  if (line == nullptr)
+    line = &lines_.Add(id, ref, 1, now_);
+  else
+    lines_.Add(*line, 1, now_);
+  plan_needed_ = true;
   ReadyBuffer::Job job{.id = entry.id, .content = {}, .put = shard.puts.sent + 1, .since = now_};
   if (at_hand)
     job.content = at_hand;
@@ -102,38 +88,49 @@ void Dispatcher::TakeBack(Shard& shard) {
   std::ranges::move(std::views::reverse(out), std::back_inserter(paged));
 }
 
-// Of what is planned for the line, those that are here: they are older than what waits in the queue.
-void Dispatcher::TakeBuffered(LineIndex::Line& line, std::uint32_t n, ClaimPlan& plan) {
-  for (ReadyBuffer::Job& job : buffer_.TakeFirst(line.buffered, n)) {
-    Prefetch(job);
-    plan.buffered.push_back(std::move(job));
+// Of what is planned for the line, those that are here: they are older than what waits in the queue. How many these are.
+std::uint32_t Dispatcher::TakeBuffered(LineIndex::Line& line, std::uint32_t n, WorkerId worker) {
+  n = std::min(n, line.buffered.count());
+  for (std::uint32_t i = 0; i < n; ++i) {
+    served_.push_back({.shard = line.shard,
+                       .line = line.ref,
+                       .slot = LineIndex::SlotOf(line),
+                       .worker = worker,
+                       .job = buffer_.TakeFront(line.buffered)});
+    Prefetch(served_.back().job);
   }
+  return n;
 }
 
-// What this flush has planned and has here.
+// What was planned and is here. Those of one line that start with the same put go together.
 void Dispatcher::ServeBuffered() {
-  if (std::ranges::all_of(claims_, [](const ClaimPlan& plan) { return plan.buffered.empty(); })) return;
-  claim_of_.clear();
-  std::vector<ClaimPlan> plans = std::exchange(claims_, {});
-  for (ClaimPlan& plan : plans) {
-    std::vector<ReadyBuffer::Job> jobs = std::exchange(plan.buffered, {});
-    Shard& shard = shards_.at(plan.shard);
+  std::vector<dispatch::Served> served = std::exchange(served_, {});
+  const auto put_of = [](const dispatch::Served& one, std::uint64_t answered) {
+    return one.job.put <= answered ? 0 : one.job.put;
+  };
+  for (std::size_t i = 0; i < served.size();) {
+    const dispatch::Served& first = served[i];
+    Shard& shard = shards_.at(first.shard);
     const std::uint64_t answered = shard.puts.sent - shard.puts.unanswered.size();
-    for (std::size_t i = 0; i < jobs.size();) {
-      const std::uint64_t put = jobs[i].put <= answered ? 0 : jobs[i].put;
-      dispatch::Pass pass;
-      for (; i < jobs.size() && (jobs[i].put <= answered ? 0 : jobs[i].put) == put; ++i)
-        pass.jobs.push_back(ToClaimed(jobs[i], plan.key));
-      pass.plan = SplitOff(plan, static_cast<std::uint32_t>(pass.jobs.size()));
-      if (put > 0) {
-        PassesOf(shard.puts, ops_, put).push_back(std::move(pass));
-        continue;
-      }
-      for (const auto& [worker, n] : pass.plan.split) Release(worker, n);
-      OnPassed(shard.hold, pass);
+    const std::uint64_t put = put_of(first, answered);
+    dispatch::Pass pass{.plan = {.shard = first.shard, .line = first.line, .total = 0, .split = {}, .slot = first.slot},
+                        .jobs = {}};
+    for (; i < served.size() && served[i].line == pass.plan.line && put_of(served[i], answered) == put; ++i) {
+      auto& split = pass.plan.split;
+      if (split.empty() || split.back().first != served[i].worker) split.emplace_back(served[i].worker, 0);
+      ++split.back().second;
+      ++pass.plan.total;
+      pass.jobs.push_back(ToClaimed(served[i].job, pass.plan.line->key));
     }
-    if (plan.total > 0) claims_.push_back(std::move(plan));
+    if (put > 0) {
+      PassesOf(shard.puts, ops_, put).push_back(std::move(pass));
+      continue;
+    }
+    for (const auto& [worker, n] : pass.plan.split) Release(worker, n);
+    OnPassed(shard.hold, pass);
   }
+  served.clear();
+  if (served_.empty()) served_ = std::move(served);  // its memory
 }
 
 // Somebody looks for these jobs, and has looked here before they can be claimed.
@@ -141,21 +138,21 @@ void Dispatcher::HandOverBuffered(Shard& shard, const std::unordered_set<JobId>&
   if (jobs.empty()) return;
   TakeBack(shard);
   struct Found {
-    std::string line;
-    LineKey key;
+    LineRef line;
     ReadyBuffer::Job job;
   };
   std::vector<Found> all;
   lines_.ForEachBuffered([&](LineIndex::Line& line) {
     if (line.shard != shard.hold.shard) return;
     const auto wanted = [&](const ReadyBuffer::Job& job) {
-      return jobs.contains(job.id) && shard.wanted.Seeker(job.id, line.key.org);
+      return jobs.contains(job.id) && shard.wanted.Seeker(job.id, line.key().org);
     };
-    for (ReadyBuffer::Job& job : buffer_.TakeIf(line.buffered, wanted)) all.push_back({line.name, line.key, std::move(job)});
+    for (ReadyBuffer::Job& job : buffer_.TakeIf(line.buffered, wanted)) all.push_back({line.ref, std::move(job)});
   });
-  for (auto& [line, key, found] : all) {
+  for (auto& [line, found] : all) {
+    const LineKey& key = line->key;
     const dispatch::Claimed job = ToClaimed(found, key);
-    lines_.Forget(shard.hold.shard, line, 1, now_);
+    lines_.Forget(shard.hold.shard, line->name, 1, now_);
     shard.budgets.Claimed(key.org, key.queue, job.spec->payload.size());
     HandOver(shard, {.spec = *job.spec, .counters = job.counters, .check = job.check});
   }
@@ -170,8 +167,7 @@ void Dispatcher::PageOut(Shard& shard, const std::string& line, std::size_t most
   for (ReadyBuffer::Job& waiting : jobs) {
     QueueEntry entry{.id = waiting.id, .line = line, .body = {}, .run_at = {}, .expires_at = {}};
     if (const auto* spec = std::get_if<std::shared_ptr<const JobSpec>>(&waiting.content)) {
-      line_memo_.Find(**spec, Durability::kRedis);
-      entry.body = EncodeEntry(**spec, Counters{}, line_memo_.key());
+      entry.body = EncodeEntry(**spec, Counters{}, line_memo_.Find(**spec, Durability::kRedis)->key);
     } else {
       entry.body = std::get<std::string>(std::move(waiting.content));
     }
@@ -183,7 +179,7 @@ void Dispatcher::PageOut(Shard& shard) {
   TakeBack(shard);
   std::vector<std::string> names;
   lines_.ForEachBuffered([&](const LineIndex::Line& line) {
-    if (line.shard == shard.hold.shard) names.push_back(line.name);
+    if (line.shard == shard.hold.shard) names.push_back(line.name());
   });
   std::ranges::sort(names);
   for (const std::string& line : names) PageOut(shard, line);
@@ -215,7 +211,7 @@ void Dispatcher::PageOutOld() {
   const MonoTime old_since = now_ - (scarce ? kBufferedAgeMax : kBufferedAgeAnyMax);
   std::vector<std::pair<ShardId, std::string>> old;
   lines_.ForEachBuffered([&](const LineIndex::Line& line) {
-    if (buffer_.WaitsSince(line.buffered, old_since)) old.emplace_back(line.shard, line.name);
+    if (buffer_.WaitsSince(line.buffered, old_since)) old.emplace_back(line.shard, line.name());
   });
   std::ranges::sort(old);
   std::size_t most = kPagedJobsMax;

@@ -130,6 +130,8 @@ bool Dispatcher::CancelKept(Shard& shard, Piece& piece, CancelRequest& request, 
 
 // A single job without a sink of which no attempt runs: it ends `cancelled` with the piece.
 void Dispatcher::EndWaiting(Shard& shard, Piece& piece, const JobSpec& spec, const Counters& counters) {
+  // What a former owner delivered and nobody adopts may still run: its worker is to hear so when it speaks up.
+  recently_lost_.Remember(spec.id, Token::Make(shard.hold.epoch, shard.dispatches));
   shard.settling[spec.id] = {.org = spec.org};
   piece.unleased.push_back(spec.id);
   piece.rows.outcomes.push_back(UnrunOutcome(spec, counters, JobState::kCancelled, "cancelled", "cancelled before it started"));

@@ -22,6 +22,7 @@ void Dispatcher::On(event::FromClient& e) {
   if (auto* set = std::get_if<wire::SetQueue>(&e.message)) return OnSetQueue(e.peer, *set);
   if (auto* list = std::get_if<wire::ListQueues>(&e.message)) return OnListQueues(e.peer, *list);
   if (auto* list = std::get_if<wire::ListUnserved>(&e.message)) return OnListUnserved(e.peer, *list);
+  if (auto* list = std::get_if<wire::ListKept>(&e.message)) return OnListKept(e.peer, *list);
   Problem(e.peer, 0, "invalid_argument", "this message is not for the broker's front socket");
 }
 

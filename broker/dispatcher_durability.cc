@@ -62,7 +62,7 @@ void Dispatcher::FailKept(Shard& shard) {
     Problem(submit->peer, submit->request, "unavailable", "the shard is being taken over: submit again with the same ids");
   }
   for (const auto& [id, check] : shard.checks)
-    for (const auto& [worker, n] : check.split)
+    for (const auto& [worker, n] : check.plan.split)
       if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
 }
 
@@ -74,10 +74,9 @@ void Dispatcher::StandBefore(Shard& shard, const std::string& line, std::uint64_
 
 void Dispatcher::EnqueueKept(Shard& shard, const JobSpec& spec, std::optional<WallTime> run_at, bool front, bool check,
                              std::shared_ptr<const JobSpec> at_hand) {
-  line_memo_.Find(spec, Durability::kRedis);
-  const std::string& name = line_memo_.name();
-  if (front) StandBefore(shard, name, 1);
-  EnqueueIn(shard, line_memo_.key(), name, spec, Counters{}, run_at, front, check, std::move(at_hand));
+  const LineRef& line = line_memo_.Find(spec, Durability::kRedis);
+  if (front) StandBefore(shard, line->name, 1);
+  EnqueueIn(shard, line, spec, Counters{}, run_at, front, check, std::move(at_hand));
 }
 
 void Dispatcher::OnTaken(const Op& op, QueueReply& reply) {
@@ -87,7 +86,7 @@ void Dispatcher::OnTaken(const Op& op, QueueReply& reply) {
   shard.kept_seen = shard.kept_seen || !reply.claimed.empty() || !reply.kept.empty() || reply.next_due.has_value();
   if (!reply.claimed.empty()) {
     std::ranges::sort(reply.claimed, {}, &QueueEntry::id);  // the oldest is the next again
-    return Ask(shard, {.stayed = std::move(reply.claimed), .expired = {}, .claimed = {}, .key = {}, .split = {}});
+    return Ask(shard, {.stayed = std::move(reply.claimed), .expired = {}, .claimed = {}, .plan = {}});
   }
   std::uint64_t stayed = 0;
   for (const LineCount& line : reply.kept) {
@@ -124,7 +123,7 @@ void Dispatcher::Ask(Shard& shard, Check check) {
   for (const QueueEntry& entry : check.stayed) read.jobs.push_back(entry.id);
   for (const JobEntry& entry : check.expired) read.jobs.push_back(entry.spec.id);
   for (const JobEntry& entry : check.claimed) read.jobs.push_back(entry.spec.id);
-  for (const auto& [worker, n] : check.split)
+  for (const auto& [worker, n] : check.plan.split)
     if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved += n;
   shard.checks.emplace(read.check, std::move(check));
   ToLedger(std::move(read));
@@ -154,16 +153,16 @@ void Dispatcher::On(event::KnownRead& e) {
   for (const JobEntry& entry : check.expired) {
     const JobId id = entry.spec.id;
     if (Leased(*shard, id)) continue;
+    // Its time before requests: of several that look for it only the last one would be handed it, and the others told nothing.
     if (known.contains(id))
       shard->finish.push_back(id);
-    else if (HandOver(*shard, entry))
+    else if (EndIfOver(*shard, entry.spec, entry.counters, true) || HandOver(*shard, entry))
       continue;
-    else if (!EndIfOver(*shard, entry.spec, entry.counters, true))  // the clock was set back
+    else  // the clock was set back
       EnqueueKept(*shard, entry.spec, std::nullopt, true, entry.check);
   }
-  for (const auto& [worker, n] : check.split)
+  for (const auto& [worker, n] : check.plan.split)
     if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
-  Op op{.id = {}, .hold = e.hold, .line = {}, .key = std::move(check.key), .split = std::move(check.split), .submits = {}};
   std::uint64_t started = 0;
   for (JobEntry& entry : check.claimed) {
     const JobId id = entry.spec.id;
@@ -172,20 +171,21 @@ void Dispatcher::On(event::KnownRead& e) {
       shard->finish.push_back(id);
     else if (HandOver(*shard, entry))
       continue;
-    else if (Deliver(*shard, op, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true))
+    else if (Deliver(*shard, check.plan, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true))
       ++started;
   }
-  lines_.GiveBack(op.key, check.claimed.size() - started, now_);
+  if (!check.claimed.empty()) lines_.GiveBack(check.plan.line->key, check.claimed.size() - started, now_);
   plan_needed_ = true;
 }
 
 // What was claimed goes to a worker, unless it is over; else back to the front of its line. True: it started.
-bool Dispatcher::Deliver(Shard& shard, Op& op, std::shared_ptr<const JobSpec> spec, const Counters& counters, bool kept) {
+bool Dispatcher::Deliver(Shard& shard, ClaimPlan& plan, std::shared_ptr<const JobSpec> spec, const Counters& counters,
+                         bool kept) {
   if (EndIfOver(shard, *spec, counters, kept)) return false;
-  if (Worker* worker = NextTaker(op)) {
+  if (Worker* worker = NextTaker(plan)) {
     Lease& lease = Grant(shard, *worker, std::move(spec), counters, kept);
     lease.counted = true;
-    lease.slot = op.slot;
+    lease.slot = plan.slot;
     return true;
   }
   if (kept)

@@ -5,6 +5,7 @@
 // which jobs may have such a token (it keeps what was claimed and is not out of flight yet). The new owner holds them back as
 // leases of an unknown worker; a worker that says it runs one, under a token above the job's last row, keeps it. What nobody
 // says within kAdoptionWindow is lost, like a lease whose worker went silent; at once when the queue was restarted meanwhile.
+// No wall clock has a say in what may run: that of the owner before may have been ahead by any amount when it started a job.
 #include <algorithm>
 #include <utility>
 
@@ -82,20 +83,17 @@ void Dispatcher::PresumeOfRuns(Shard& shard) {
   if (shard.delivered.empty()) return;
   for (const JobId& id : shard.runs.Restored()) {
     RunCoordinator::Job& job = *shard.runs.Find(id);
-    if (!MayRun(shard, id, job.run_at)) continue;
+    if (!shard.delivered.contains(id)) continue;
     shard.runs.Delivered(id);
     shard.runs.Apply(job, JobEvent::kLeased);
     shard.runs.Show(id);
-    Presume(shard, job.spec, job.counters);
+    Presume(shard, job.spec, job.counters, job.run_at);
   }
 }
 
-bool Dispatcher::MayRun(const Shard& shard, JobId job, std::optional<WallTime> run_at) const {
-  return shard.delivered.contains(job) && !(run_at && *run_at > wall_ + kAdoptionSkew);
-}
-
 // A job that may run somewhere: nobody else gets it before its worker had time to speak up.
-void Dispatcher::Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spec, const Counters& counters) {
+void Dispatcher::Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spec, const Counters& counters,
+                         std::optional<WallTime> run_at) {
   const JobId id = spec->id;
   const auto delivered = shard.delivered.find(id);
   const bool first = leases_
@@ -113,7 +111,7 @@ void Dispatcher::Presume(Shard& shard, const std::shared_ptr<const JobSpec>& spe
   MILLRACE_CHECK(first, "job {}: presumed to run beside a lease", id.ToString());
   if (!shard.yield_by) lines_.Running(shard.hold.shard, LineKey::Of(*spec), now_);
   shard.delivered.erase(delivered);
-  shard.presumed.insert(id);
+  shard.presumed.emplace(id, run_at.value_or(WallTime{}));
 }
 
 // What the queue has in flight and no live job stands for has ended.
@@ -135,12 +133,14 @@ void Dispatcher::FinishDelivered(Shard& shard) {
 
 void Dispatcher::EndPresumed(Shard& shard) {
   if (shard.presumed.empty() || now_ < shard.adopt_until) return;
-  const std::set<JobId> lost = std::exchange(shard.presumed, {});
+  const std::map<JobId, WallTime> lost = std::exchange(shard.presumed, {});
   LogInfo("shard {}: {} jobs that a former owner had delivered start again", shard.hold.shard.value(), lost.size());
   const std::string why = shard.unbroken_since == shard.hold.epoch
                               ? "a former broker had delivered it, and the queue was restarted since"
                               : "no worker says that it runs it, after its shard changed its owner";
-  for (const JobId& id : lost) Lose(id, why);  // they go to the front of their lines together, in this order
+  // They go to the front of their lines together, in this order. One whose time is still to come waits for it: the attempt
+  // that was delivered had ended, and the queue was not told, or its owner's clock was ahead.
+  for (const auto& [id, run_at] : lost) Lose(id, why, run_at);
 }
 
 void Dispatcher::OnOrphans(const wire::PeerId& peer, const wire::Orphans& m) {

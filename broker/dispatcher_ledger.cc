@@ -219,7 +219,8 @@ void Dispatcher::EndingDurable(Shard& shard, const Ending& ending) {
     if (!cancelling) shard.runs.Apply(*job, ending.run_at && *ending.run_at > wall_ ? JobEvent::kRetry : JobEvent::kRequeued);
     shard.runs.Show(ending.job);
   }
-  if (cancelling) return FenceLater(shard, lease.spec, ending.verdict.counters, ending.run_at);
+  // Only a fence that failed waits before the next one; the backoff of the job's work does not count any more.
+  if (cancelling) return FenceLater(shard, lease.spec, ending.verdict.counters, lease.fence ? ending.run_at : std::nullopt);
   Enqueue(shard, *lease.spec, ending.verdict.counters, ending.run_at, true);
 }
 

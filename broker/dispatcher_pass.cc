@@ -47,7 +47,7 @@ std::vector<dispatch::Pass> Dispatcher::TakePasses(Shard& shard, std::vector<Que
   const ShardId id = shard.hold.shard;
   std::unordered_map<std::string, LineOfFlush> lines;
   for (const ClaimPlan& plan : claims_)
-    if (plan.shard == id) lines[plan.line].claimed += plan.total;
+    if (plan.shard == id) lines[plan.line->name].claimed += plan.total;
   if (lines.empty()) return passes;
   std::vector<LineOfFlush*> line_of(shard.enqueue.size());
   for (std::size_t i = 0; i < shard.enqueue.size(); ++i) {
@@ -68,7 +68,7 @@ std::vector<dispatch::Pass> Dispatcher::TakePasses(Shard& shard, std::vector<Que
                   !Claiming(shard, name);
   for (ClaimPlan& plan : claims_) {
     if (plan.shard != id) continue;
-    LineOfFlush& line = lines.at(plan.line);
+    LineOfFlush& line = lines.at(plan.line->name);
     if (!line.passes) continue;
     line.of.push_back(passes.size());
     passes.push_back({.plan = std::exchange(plan, {}), .jobs = {}});
@@ -95,14 +95,7 @@ std::vector<dispatch::Pass> Dispatcher::TakePasses(Shard& shard, std::vector<Que
 
 void Dispatcher::OnPassed(const ShardHold& hold, dispatch::Pass& pass) {
   Shard& shard = *Current(hold);
-  Op op{.id = {},
-        .hold = hold,
-        .line = std::move(pass.plan.line),
-        .key = std::move(pass.plan.key),
-        .total = pass.plan.total,
-        .split = std::move(pass.plan.split),
-        .slot = pass.plan.slot,
-        .submits = {}};
+  const LineKey& key = pass.plan.line->key;
   std::uint64_t started = 0;
   Check doubtful;
   for (dispatch::Claimed& job : pass.jobs) {
@@ -112,20 +105,21 @@ void Dispatcher::OnPassed(const ShardHold& hold, dispatch::Pass& pass) {
         job.spec->run && (of_run == nullptr || IsTerminal(of_run->state) || of_run->state == JobState::kCancelling);
     const bool elsewhere = Leased(shard, id) || Left(shard, id);
     if (elsewhere || over) {
-      shard.budgets.Claimed(op.key.org, op.key.queue, std::nullopt);
+      shard.budgets.Claimed(key.org, key.queue, std::nullopt);
       if (!elsewhere) shard.finish.push_back(id);
       continue;
     }
     if (of_run != nullptr) job.counters = of_run->counters;
-    if (StartClaimed(shard, op, std::move(job), false, doubtful)) ++started;
+    if (StartClaimed(shard, pass.plan, std::move(job), false, doubtful)) ++started;
   }
-  ClaimOver(shard, op, started, std::move(doubtful));
+  ClaimOver(shard, pass.plan, started, doubtful);
 }
 
 // What has come out of its line goes to a worker, or to those who have asked for it. True: it started.
-bool Dispatcher::StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool suspect, Check& doubtful) {
-  const bool kept = op.key.durability == Durability::kRedis;
-  shard.budgets.Claimed(op.key.org, op.key.queue, job.spec->payload.size());
+bool Dispatcher::StartClaimed(Shard& shard, ClaimPlan& plan, dispatch::Claimed job, bool suspect, Check& doubtful) {
+  const LineKey& key = plan.line->key;
+  const bool kept = key.durability == Durability::kRedis;
+  shard.budgets.Claimed(key.org, key.queue, job.spec->payload.size());
   if (kept && shard.wanted.contains(job.spec->id) &&
       HandOver(shard, {.spec = *job.spec, .counters = job.counters, .check = job.check}))
     return false;
@@ -133,15 +127,14 @@ bool Dispatcher::StartClaimed(Shard& shard, Op& op, dispatch::Claimed job, bool 
     doubtful.claimed.push_back({.spec = *job.spec, .counters = job.counters, .check = job.check});
     return false;
   }
-  return Deliver(shard, op, std::move(job.spec), job.counters, kept);
+  return Deliver(shard, plan, std::move(job.spec), job.counters, kept);
 }
 
-void Dispatcher::ClaimOver(Shard& shard, Op& op, std::uint64_t started, Check doubtful) {
-  lines_.GiveBack(op.key, op.total - started - doubtful.claimed.size(), now_);
-  if (started < op.total) plan_needed_ = true;
+void Dispatcher::ClaimOver(Shard& shard, ClaimPlan& plan, std::uint64_t started, Check& doubtful) {
+  lines_.GiveBack(plan.line->key, plan.total - started - doubtful.claimed.size(), now_);
+  if (started < plan.total) plan_needed_ = true;
   if (doubtful.claimed.empty()) return;
-  doubtful.key = std::move(op.key);
-  doubtful.split = std::move(op.split);
+  doubtful.plan = std::move(plan);
   Ask(shard, std::move(doubtful));
 }
 

@@ -62,10 +62,10 @@ void Dispatcher::OnListUnserved(const wire::PeerId& peer, const wire::ListUnserv
   std::map<Class, wire::ListUnservedReply::Item> items;
   std::map<Class, bool> served_classes;
   lines_.ForEachReady([&](const LineIndex::Line& line) {
-    if (line.key.org != m.org) return;
-    const Class name{line.key.queue, line.key.kind, line.key.root};
+    if (line.key().org != m.org) return;
+    const Class name{line.key().queue, line.key().kind, line.key().root};
     const auto [known, first] = served_classes.try_emplace(name, false);
-    if (first) known->second = Served(line.key);
+    if (first) known->second = Served(line.key());
     if (known->second) return;
     wire::ListUnservedReply::Item& item = items[name];
     item.ready += line.ready;
@@ -93,8 +93,8 @@ void Dispatcher::LookForUnserved() {
   using Class = std::tuple<std::string_view, std::string_view, std::string_view>;
   std::map<Class, bool> served_classes;
   lines_.ForEachReady([&](LineIndex::Line& line) {
-    const auto [known, first] = served_classes.try_emplace({line.key.queue, line.key.kind, line.key.root}, false);
-    if (first) known->second = Served(line.key);
+    const auto [known, first] = served_classes.try_emplace({line.key().queue, line.key().kind, line.key().root}, false);
+    if (first) known->second = Served(line.key());
     const bool served = known->second;
     if (served)
       line.alone_since.reset();
@@ -106,11 +106,11 @@ void Dispatcher::LookForUnserved() {
     }
     if (!line.unserved_since) line.unserved_since = now_;
     if (now_ - *line.unserved_since < kUnreachableGrace) return;
-    if (!Covered(line.key.root)) {
+    if (!Covered(line.key().root)) {
       doomed.push_back(&line);
     } else if (!std::exchange(line.warned, true)) {
-      LogWarn("queue '{}', kind '{}', root '{}': jobs are ready, but no connected worker takes them", line.key.queue,
-              line.key.kind, line.key.root);
+      LogWarn("queue '{}', kind '{}', root '{}': jobs are ready, but no connected worker takes them", line.key().queue,
+              line.key().kind, line.key().root);
     }
   });
   for (LineIndex::Line* line : doomed) EndLine(*line);
@@ -121,22 +121,21 @@ void Dispatcher::LookForUnserved() {
 void Dispatcher::EndLine(LineIndex::Line& line) {
   Shard& shard = shards_.at(line.shard);
   TakeBack(shard);
-  PageOut(shard, line.name);
+  PageOut(shard, line.name());
   const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(line.ready, kClaimJobsMax));
-  doomed_.push_back({.shard = line.shard, .line = line.name, .key = line.key, .total = n, .split = {}});
+  doomed_.push_back({.shard = line.shard, .line = line.ref, .total = n, .split = {}});
   lines_.Remove(line, n, now_);
 }
 
 void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
   Shard& shard = *Current(op.hold);
-  ClaimedAll(op, reply.claimed.size());
-  const auto key = LineKey::Parse(op.line);
-  if (!key) return TakeAnew(shard, key.error().message);
-  const bool reached = workers_.empty() || Covered(key->root);  // somebody came meanwhile
-  const bool kept = key->durability == Durability::kRedis;
-  const std::string reason = fmt::format("no connected worker reaches '{}': {}", key->root, RootsOfWorkers());
+  ClaimedAll(op.plan, reply.claimed.size());
+  const LineKey& key = op.plan.line->key;
+  const bool reached = workers_.empty() || Covered(key.root);  // somebody came meanwhile
+  const bool kept = key.durability == Durability::kRedis;
+  const std::string reason = fmt::format("no connected worker reaches '{}': {}", key.root, RootsOfWorkers());
   for (const QueueEntry& claimed : reply.claimed) {
-    shard.budgets.Claimed(key->org, key->queue, std::nullopt);
+    shard.budgets.Claimed(key.org, key.queue, std::nullopt);
     if (Leased(shard, claimed.id) || Left(shard, claimed.id)) continue;
     RunCoordinator::Job* job = claimed.body.empty() ? shard.runs.Find(claimed.id) : nullptr;
     if (claimed.body.empty() && (job == nullptr || IsTerminal(job->state) || job->state == JobState::kCancelling)) {
@@ -146,7 +145,7 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
     JobEntry entry;
     if (job != nullptr) {
       entry = {.spec = *job->spec, .counters = job->counters};
-    } else if (auto decoded = DecodeEntry(claimed.body, claimed.id, *key)) {
+    } else if (auto decoded = DecodeEntry(claimed.body, claimed.id, key)) {
       entry = std::move(*decoded);
     } else {
       return TakeAnew(shard, decoded.error().message);

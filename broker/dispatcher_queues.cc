@@ -147,8 +147,7 @@ void Dispatcher::EndLease(const Lease& lease) {
   if (lease.slot) {
     lines_.Ended(lease.slot, now_);
   } else {
-    line_memo_.Find(*lease.spec, lease.kept ? Durability::kRedis : Durability::kLedger);
-    lines_.Ended(line_memo_.key(), now_);
+    lines_.Ended(line_memo_.Find(*lease.spec, lease.kept ? Durability::kRedis : Durability::kLedger)->key, now_);
   }
   plan_needed_ = true;
 }

@@ -35,7 +35,7 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
   Shard* shard = Current(op.hold);
   if (shard == nullptr) return;
   shard->puts.unanswered.pop_front();
-  for (const dispatch::Pass& pass : op.passes) lines_.GiveBack(pass.plan.key, pass.plan.total, now_);
+  for (const dispatch::Pass& pass : op.passes) lines_.GiveBack(pass.plan.line->key, pass.plan.total, now_);
   std::map<std::string, std::uint64_t> gone;  // ready entries, by line
   for (const QueueEntry& entry : put.entries)
     if (!entry.run_at) ++gone[entry.line];

@@ -12,8 +12,7 @@ namespace millrace {
 // While the shard is rebuilt, nothing of it is in an ordinary line yet.
 void Dispatcher::LeaveQueue(Shard& shard, const JobSpec& spec, bool scheduled) {
   if (shard.phase != Phase::kReady) return;
-  line_memo_.Find(spec, Durability::kLedger);
-  shard.removals.Add(spec.id, line_memo_.name(), scheduled);
+  shard.removals.Add(spec.id, line_memo_.Find(spec, Durability::kLedger)->name, scheduled);
 }
 
 // True: the entry that came out of the queue is one that was to leave it.
@@ -112,7 +111,7 @@ void Dispatcher::EmitRemove(Shard& shard, std::vector<Command>& out) {
     remove->shard = shard.hold.shard;
     remove->epoch = shard.hold.epoch;
     Execute(shard, std::move(*remove), Op::Kind::kRemove, out);
-    ops_.back().key.durability = durability;
+    ops_.back().kept = durability == Durability::kRedis;
   }
 }
 
@@ -125,7 +124,7 @@ void Dispatcher::ForgetLost(const Shard& shard, const QueueReply& reply) {
 
 void Dispatcher::OnRemoved(const Op& op, QueueReply& reply) {
   Shard& shard = *Current(op.hold);
-  const bool kept = op.key.durability == Durability::kRedis;
+  const bool kept = op.kept;
   ForgetLost(shard, reply);
   const Removals::Over over = shard.removals.Answered(kept, reply);
   for (QueueEntry& entry : reply.claimed) {

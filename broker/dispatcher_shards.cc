@@ -20,14 +20,7 @@ void Dispatcher::On(event::ShardTaken& e) {
   shard.dispatches = 0;
   lines_.Own(e.hold.shard, now_);
   // Take goes out with this flush, before anything else of the new epoch.
-  ops_.push_back({.id = QueueOpId{++last_op_},
-                  .hold = shard.hold,
-                  .kind = Op::Kind::kTake,
-                  .line = {},
-                  .key = {},
-                  .total = 0,
-                  .split = {},
-                  .submits = {}});
+  ops_.push_back({.id = QueueOpId{++last_op_}, .hold = shard.hold, .kind = Op::Kind::kTake});
   takes_.push_back({.id = ops_.back().id, .op = queue_op::Take{.shard = e.hold.shard, .epoch = e.hold.epoch}});
 }
 
@@ -71,7 +64,8 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
       ++it;
     }
   }
-  claim_of_.clear();
+  for (const dispatch::Listing& listing : shard.listings.waiting)
+    Problem(listing.peer, listing.message.request, "unavailable", "the shard is being taken over: ask again");
   std::erase_if(claims_, [&](const ClaimPlan& plan) {
     if (plan.shard != id) return false;
     for (const auto& [worker, n] : plan.split)
@@ -125,8 +119,8 @@ void Dispatcher::On(event::LiveJobsRead& e) {
     bool presumed = false;
     if (const auto delivered = shard->delivered.find(job.spec.id); delivered != shard->delivered.end()) {
       delivered->second = job.last_token;
-      presumed = MayRun(*shard, job.spec.id, run_at);
-      if (presumed) Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters);
+      presumed = true;
+      Presume(*shard, std::make_shared<const JobSpec>(job.spec), job.counters, run_at);
     }
     // What may still run is stopped when its worker speaks up, and is cancelled only then, or when nobody does.
     if (presumed && job.cancelling) shard->cancelling.insert(job.spec.id);
@@ -267,7 +261,7 @@ void Dispatcher::On(event::QueueReplies& e) {
     MILLRACE_CHECK(!ops_.empty() && ops_.front().id == id, "queue reply {} is out of order", id.value());
     Op op = std::move(ops_.front());
     ops_.pop_front();
-    for (const auto& [worker, n] : op.split) Release(worker, n);
+    for (const auto& [worker, n] : op.plan.split) Release(worker, n);
     for (const dispatch::Pass& pass : op.passes)
       for (const auto& [worker, n] : pass.plan.split) Release(worker, n);
     if (!op.submits.empty()) AnswerKept(op, result ? nullptr : &result.error());
@@ -294,6 +288,7 @@ void Dispatcher::On(event::QueueReplies& e) {
       case Op::Kind::kPromote: OnPromoted(op, *result); break;
       case Op::Kind::kExpire: OnExpired(op, *result); break;
       case Op::Kind::kRemove: OnRemoved(op, *result); break;
+      case Op::Kind::kList: OnListed(op, *result); break;
     }
   }
 }
@@ -309,40 +304,43 @@ void Dispatcher::QueueFailed(const Op& op, const Error& error) {
 }
 
 // The worker to whom the claim's next job goes; nullptr when all of them are gone or full.
-Dispatcher::Worker* Dispatcher::NextTaker(Op& op) {
-  while (!op.split.empty()) {
-    auto& [id, share] = op.split.front();
+Dispatcher::Worker* Dispatcher::NextTaker(ClaimPlan& plan) {
+  while (!plan.split.empty()) {
+    auto& [id, share] = plan.split.front();
     const auto it = workers_.find(id);
     if (share > 0 && it != workers_.end() && it->second.Credit() > 0 && !stopping_) {
       --share;
       return &it->second;
     }
-    op.split.erase(op.split.begin());
+    plan.split.erase(plan.split.begin());
   }
   return nullptr;
 }
 
 // A claim of large entries gives less than was asked for: the rest is still in its line. One that gives nothing at all says
 // that the line is empty, whatever was counted.
-void Dispatcher::ClaimedAll(const Op& op, std::size_t claimed) {
-  Shard& shard = *Current(op.hold);
-  const auto claims = shard.claiming.find(op.line);
-  MILLRACE_CHECK(claims != shard.claiming.end(), "line '{}': a claim that was not sent", op.line);
+void Dispatcher::ClaimedAll(const ClaimPlan& plan, std::size_t claimed) {
+  Shard& shard = shards_.at(plan.shard);
+  const std::string& line = plan.line->name;
+  const auto claims = shard.claiming.find(line);
+  MILLRACE_CHECK(claims != shard.claiming.end(), "line '{}': a claim that was not sent", line);
   if (--claims->second == 0) shard.claiming.erase(claims);
-  if (claimed > 0 && claimed < op.total) AddReady(shard, op.line, op.total - claimed);
+  if (claimed > 0 && claimed < plan.total) AddReady(shard, line, plan.total - claimed);
 }
 
 void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
   Shard* shard = Current(op.hold);
-  ClaimedAll(op, reply.claimed.size());
-  const bool kept = op.key.durability == Durability::kRedis;
-  std::uint64_t suspects = kept ? TakeSuspects(*shard, op.line, reply.claimed.size()) : 0;
+  ClaimPlan& plan = op.plan;
+  const LineKey& key = plan.line->key;
+  ClaimedAll(plan, reply.claimed.size());
+  const bool kept = key.durability == Durability::kRedis;
+  std::uint64_t suspects = kept ? TakeSuspects(*shard, plan.line->name, reply.claimed.size()) : 0;
   std::uint64_t started = 0;
   Check doubtful;
   for (auto& [id, line, body, run_at, expires_at] : reply.claimed) {
     const bool suspect = suspects > 0;
     if (suspect) --suspects;
-    const auto left = [&] { shard->budgets.Claimed(op.key.org, op.key.queue, std::nullopt); };
+    const auto left = [&] { shard->budgets.Claimed(key.org, key.queue, std::nullopt); };
     // The queue had it twice, or it ended meanwhile.
     if (Leased(*shard, id) || Left(*shard, id)) {
       left();
@@ -358,7 +356,7 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       }
       job = {.spec = of_run->spec, .counters = of_run->counters};
     } else {
-      auto entry = DecodeEntry(body, id, op.key);
+      auto entry = DecodeEntry(body, id, key);
       if (!entry) {
         TakeAnew(*shard, entry.error().message);
         return;
@@ -366,9 +364,9 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       job = {
           .spec = std::make_shared<const JobSpec>(std::move(entry->spec)), .counters = entry->counters, .check = entry->check};
     }
-    if (StartClaimed(*shard, op, std::move(job), suspect, doubtful)) ++started;
+    if (StartClaimed(*shard, plan, std::move(job), suspect, doubtful)) ++started;
   }
-  ClaimOver(*shard, op, started, std::move(doubtful));
+  ClaimOver(*shard, plan, started, doubtful);
 }
 
 void Dispatcher::OnPromoted(const Op& op, QueueReply& reply) {

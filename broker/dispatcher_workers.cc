@@ -200,7 +200,7 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
 
 // The job starts elsewhere as soon as the end of this attempt is durable: see dispatcher_handover.cc. One that only the queue
 // has becomes the ledger's first.
-void Dispatcher::Lose(JobId id, const std::string& why) {
+void Dispatcher::Lose(JobId id, const std::string& why, WallTime not_before) {
   Lease& lease = leases_.at(id);
   MILLRACE_CHECK(!lease.ending, "job {}: lost while its end is being written", id.ToString());
   Shard& shard = shards_.at(lease.shard);
@@ -214,7 +214,7 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
   row.report.finished_at = wall_;
   row.org = lease.spec->org;
   row.counters = verdict.counters;
-  row.next_run_at = wall_;
+  row.next_run_at = std::max(wall_, not_before);
   row.queue = RoutedQueue(*lease.spec);
   if (const auto worker = workers_.find(lease.worker); worker != workers_.end()) {
     row.report.worker = worker->second.name;
@@ -232,7 +232,8 @@ void Dispatcher::Lose(JobId id, const std::string& why) {
     return;
   }
   lease.ending = lease.lost = true;
-  piece.endings.push_back({.job = id, .token = lease.token, .verdict = verdict, .run_at = std::nullopt});
+  const auto run_at = not_before > wall_ ? std::optional(not_before) : std::nullopt;
+  piece.endings.push_back({.job = id, .token = lease.token, .verdict = verdict, .run_at = run_at});
 }
 
 void Dispatcher::LoseWorker(WorkerId id, const std::string& why) {
@@ -327,22 +328,16 @@ bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t shari
     if (!any) orgs_left = lines_.OrgsBeside(*line);
     const auto n = static_cast<std::uint32_t>(std::min<std::uint64_t>(
         {budget, share_of(LineIndex::Allowance(*line, now_), sharing), share_of(budget, orgs_left), kClaimJobsMax}));
-    const auto [known, first] = claim_of_.try_emplace(line, claims_.size());
-    ClaimPlan* plan = first ? nullptr : &claims_[known->second];
-    const bool buffered = line->buffered.count() > 0;
-    if (plan == nullptr || plan->shard != line->shard || plan->line != line->name || plan->total + n > kClaimJobsMax ||
-        (buffered && plan->buffered.size() < plan->total)) {
-      known->second = claims_.size();
-      plan = &claims_.emplace_back(ClaimPlan{.shard = line->shard,
-                                             .line = line->name,
-                                             .key = line->key,
-                                             .total = 0,
-                                             .split = {},
-                                             .slot = LineIndex::SlotOf(*line)});
+    if (const std::uint32_t here = TakeBuffered(*line, n, worker.id); here < n) {
+      ClaimPlan* plan = line->claim < claims_.size() ? &claims_[line->claim] : nullptr;
+      if (plan == nullptr || plan->line != line->ref || plan->total + (n - here) > kClaimJobsMax) {
+        line->claim = claims_.size();
+        plan = &claims_.emplace_back(
+            ClaimPlan{.shard = line->shard, .line = line->ref, .total = 0, .split = {}, .slot = LineIndex::SlotOf(*line)});
+      }
+      plan->total += n - here;
+      plan->split.emplace_back(worker.id, n - here);
     }
-    if (buffered) TakeBuffered(*line, n, *plan);
-    plan->total += n;
-    plan->split.emplace_back(worker.id, n);
     worker.reserved += n;
     budget -= n;
     lines_.Take(*line, n, now_);

@@ -56,7 +56,7 @@ LineIndex::Queue* LineIndex::FindQueue(OrgId org, std::string_view name) const {
 }
 
 LineIndex::Line* LineIndex::Find(ShardId shard, const std::string& name) const {
-  if (last_ != nullptr && last_->shard == shard && last_->name == name) return last_;
+  if (last_ != nullptr && last_->shard == shard && last_->name() == name) return last_;
   const auto it = lines_.find(LineName{shard, name});
   if (it == lines_.end()) return nullptr;
   return last_ = it->second.get();
@@ -75,56 +75,54 @@ LineIndex::Key& LineIndex::KeyOf(ShardId shard, Queue& queue, const std::string&
   return *limit;
 }
 
-LineIndex::Line* LineIndex::NewLine(ShardId shard, const std::string& name, LineKey key, MonoTime now) {
-  auto owned = std::make_unique<Line>();
+LineIndex::Line& LineIndex::NewLine(ShardId shard, const LineRef& named, MonoTime now) {
+  auto owned = std::make_unique<Line>(shard, named);
   Line* line = owned.get();
-  line->shard = shard;
-  line->name = name;
-  line->key = std::move(key);
-  Queue& queue = QueueOf(shard, line->key.org, line->key.queue, now);
+  const LineKey& key = named->key;
+  Queue& queue = QueueOf(shard, key.org, key.queue, now);
   ++queue.lines;
-  auto& cls = classes_[{line->key.queue, line->key.kind, line->key.root}];
+  auto& cls = classes_[{key.queue, key.kind, key.root}];
   if (!cls) {
     cls = std::make_unique<Class>();
-    cls->name = {line->key.queue, line->key.kind, line->key.root};
+    cls->name = {key.queue, key.kind, key.root};
     std::erase_if(views_, [](const auto& view) { return view.expired(); });
     for (const auto& weak : views_)
-      if (const auto view = weak.lock(); view && view->reach_.Serves(line->key)) view->served_.push_back(cls.get());
+      if (const auto view = weak.lock(); view && view->reach_.Serves(key)) view->served_.push_back(cls.get());
   }
-  auto& node = cls->nodes[line->key.org];
+  auto& node = cls->nodes[key.org];
   if (!node) {
     node = std::make_unique<Node>();
     node->cls = cls.get();
     node->queue = &queue;
-    auto& org = orgs_[line->key.org];
+    auto& org = orgs_[key.org];
     if (!org) org = std::make_unique<Org>();
     ++org->nodes;
     node->org = org.get();
-    node->org_id = line->key.org;
+    node->org_id = key.org;
     queue.nodes.push_back(node.get());
   }
   ++node->lines;
   line->node = node.get();
-  if (!line->key.limit_key.empty()) {
-    Key& limit = KeyOf(shard, queue, line->key.limit_key, now);
+  if (!key.limit_key.empty()) {
+    Key& limit = KeyOf(shard, queue, key.limit_key, now);
     limit.lines.push_back(line);
     line->limit = &limit;
   }
-  lines_.emplace(LineName{shard, line->name}, std::move(owned));
-  return line;
+  lines_.emplace(LineName{shard, line->name()}, std::move(owned));
+  return *line;
 }
 
 // REQUIRES: not linked.
 void LineIndex::Erase(Line& line) {
-  MILLRACE_CHECK(!line.linked && line.buffered.count() == 0, "line '{}' is erased while it is in use", line.name);
+  MILLRACE_CHECK(!line.linked && line.buffered.count() == 0, "line '{}' is erased while it is in use", line.name());
   Node& node = *line.node;
   Queue& queue = *node.queue;
   --node.lines;
   --queue.lines;
   if (line.limit != nullptr) std::erase(line.limit->lines, &line);
-  if (line.aging) agings_.erase(*line.aging);
   if (last_ == &line) last_ = nullptr;
-  lines_.erase(lines_.find(LineName{line.shard, line.name}));
+  lines_.erase(lines_.find(LineName{line.shard, line.name()}));
+  ++erased_;
   DropNodeIfIdle(node);
 }
 
@@ -280,7 +278,7 @@ std::uint64_t LineIndex::Allowance(const Line& line, MonoTime now) {
 // ---- the order -----------------------------------------------------------------------------------------------------------
 
 std::size_t LineIndex::LevelOf(const Line& line, MonoTime now) {
-  const auto priority = static_cast<std::size_t>(line.key.priority);
+  const auto priority = static_cast<std::size_t>(line.key().priority);
   const QueueSettings& s = line.node->queue->settings;
   if (s.order == QueueOrder::kWeighted || now <= line.since) return priority;
   const auto up = static_cast<std::size_t>((now - line.since) / Micros{s.aging});
@@ -292,13 +290,12 @@ void LineIndex::Link(Line& line, MonoTime now) {
   Queue& queue = *node.queue;
   line.linked = true;
   line.level = LevelOf(line, now);
-  auto& list = node.levels[line.level];
-  line.at = list.insert(list.end(), &line);
+  node.levels[line.level].PushBack(line);
   if (queue.linked[line.level]++ == 0) queue.pass[line.level] = std::max(queue.pass[line.level], queue.clock);
   if (queue.settings.order == QueueOrder::kStrict && line.level > 0) {
-    const auto up = static_cast<std::int64_t>(static_cast<std::size_t>(line.key.priority) - line.level) + 1;
-    line.aging = TimerAt{line.since + Micros{queue.settings.aging} * up, ++last_timer_};
-    agings_.emplace(*line.aging, &line);
+    const auto up = static_cast<std::int64_t>(static_cast<std::size_t>(line.key().priority) - line.level) + 1;
+    line.ages = line.since + Micros{queue.settings.aging} * up;
+    agings_[*line.ages].PushBack(line);
   }
   Place(node);
 }
@@ -306,10 +303,14 @@ void LineIndex::Link(Line& line, MonoTime now) {
 void LineIndex::Unlink(Line& line) {
   Node& node = *line.node;
   line.linked = false;
-  node.levels[line.level].erase(line.at);
+  node.levels[line.level].Erase(line);
   --node.queue->linked[line.level];
-  if (line.aging) agings_.erase(*line.aging);
-  line.aging.reset();
+  if (line.ages) {
+    const auto turn = agings_.find(*line.ages);
+    turn->second.Erase(line);
+    if (turn->second.empty()) agings_.erase(turn);
+    line.ages.reset();
+  }
   Place(node);
 }
 
@@ -326,8 +327,10 @@ void LineIndex::Place(Node& node) {
   Org& org = *node.org;
   if (node.linked && want && node.level == level && node.pass == org.pass[level] && node.turn == org.turn[level]) return;
   const bool stays = node.linked && want && node.level == level;
+  auto& order = node.cls->order;
+  decltype(order.extract(node.place)) kept;
   if (node.linked) {
-    node.cls->order.erase(&node);
+    kept = order.extract(node.place);
     if (!stays) {
       node.linked = false;
       --linked_nodes_;
@@ -346,7 +349,7 @@ void LineIndex::Place(Node& node) {
   }
   node.pass = org.pass[level];
   node.turn = org.turn[level];
-  node.cls->order.insert(&node);
+  node.place = kept.empty() ? order.insert(&node).first : order.insert(std::move(kept)).position;
 }
 
 LineIndex::Line* LineIndex::FrontOf(Node& node) {
@@ -356,7 +359,7 @@ LineIndex::Line* LineIndex::FrontOf(Node& node) {
     for (std::size_t i = level + 1; i < node.levels.size(); ++i)
       if (!node.levels[i].empty() && pass[i] < pass[level]) level = i;
   }
-  return node.levels[level].front();
+  return &node.levels[level].Front();
 }
 
 std::shared_ptr<LineIndex::View> LineIndex::ViewOf(const WorkerReach& reach) {
@@ -402,19 +405,24 @@ std::size_t LineIndex::OrgsBeside(const Line& line) const { return orgs_at_[line
 
 void LineIndex::Add(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now) {
   if (n == 0) return;
-  Line* line = Find(shard, name);
-  if (line == nullptr) {
-    auto key = LineKey::Parse(name);
-    if (!key) return;
-    line = NewLine(shard, name, std::move(*key), now);
-  }
-  const bool was_empty = line->ready == 0;
-  line->ready += n;
-  line->node->queue->ready += n;
+  if (Line* line = Find(shard, name)) return Add(*line, n, now);
+  if (auto key = LineKey::Parse(name)) Add(NewLine(shard, NameLine(std::move(*key)), now), n, now);
+}
+
+LineIndex::Line& LineIndex::Add(ShardId shard, const LineRef& named, std::uint64_t n, MonoTime now) {
+  Line& line = NewLine(shard, named, now);
+  Add(line, n, now);
+  return line;
+}
+
+void LineIndex::Add(Line& line, std::uint64_t n, MonoTime now) {
+  const bool was_empty = line.ready == 0;
+  line.ready += n;
+  line.node->queue->ready += n;
   total_ready_ += n;
-  ready_[shard] += n;
-  if (was_empty) line->since = now;
-  if (!line->linked && (line->limit == nullptr || line->limit->open)) Link(*line, now);
+  ready_[line.shard] += n;
+  if (was_empty) line.since = now;
+  if (!line.linked && (line.limit == nullptr || line.limit->open)) Link(line, now);
 }
 
 // `n` jobs count as running no more; with `tokens`, they never ran.
@@ -448,8 +456,8 @@ void LineIndex::Forget(ShardId shard, const std::string& name, std::uint64_t n, 
 }
 
 void LineIndex::Take(Line& line, std::uint64_t n, MonoTime now) {
-  MILLRACE_CHECK(n > 0 && n <= Allowance(line, now), "line '{}': {} taken of {}", line.name, n, line.ready);
-  MILLRACE_CHECK(line.linked && line.node->linked, "line '{}': taken while it may not start", line.name);
+  MILLRACE_CHECK(n > 0 && n <= Allowance(line, now), "line '{}': {} taken of {}", line.name(), n, line.ready);
+  MILLRACE_CHECK(line.linked && line.node->linked, "line '{}': taken while it may not start", line.name());
   Node& node = *line.node;
   Queue& queue = *node.queue;
   Org& org = *node.org;
@@ -476,7 +484,7 @@ void LineIndex::Take(Line& line, std::uint64_t n, MonoTime now) {
 }
 
 void LineIndex::Remove(Line& line, std::uint64_t n, MonoTime now) {
-  MILLRACE_CHECK(n <= line.ready, "line '{}': {} removed of {}", line.name, n, line.ready);
+  MILLRACE_CHECK(n <= line.ready, "line '{}': {} removed of {}", line.name(), n, line.ready);
   Queue& queue = *line.node->queue;
   line.ready -= n;
   queue.ready -= n;
@@ -523,7 +531,7 @@ bool LineIndex::Advance(MonoTime now) {
     const Waker waker = wakes_.begin()->second;
     opened = std::visit([&](auto* sleeper) { return Refresh(*sleeper, now); }, waker) || opened;
   }
-  while (!agings_.empty() && agings_.begin()->first.first <= now) Relink(*agings_.begin()->second, now);
+  while (!agings_.empty() && agings_.begin()->first <= now) Relink(agings_.begin()->second.Front(), now);
   while (!idles_.empty() && idles_.begin()->first.first <= now) {
     Queue& queue = *idles_.begin()->second->queue;
     DropKeyIfIdle(*idles_.begin()->second, now);

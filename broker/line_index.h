@@ -10,7 +10,6 @@
 
 #include <array>
 #include <cstdint>
-#include <list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,6 +23,7 @@
 #include <vector>
 
 #include "broker/lines.h"
+#include "broker/linked_list.h"
 #include "broker/ready_buffer.h"
 #include "broker/token_bucket.h"
 #include "common/base/clock.h"
@@ -49,11 +49,15 @@ class LineIndex {
 
   class Line {
    public:
-    ShardId shard;
-    std::string name;  // LineKey::ToString()
-    LineKey key;
-    std::uint64_t ready = 0;                 // entries that wait and are not promised to a claim
-    ReadyBuffer::List buffered;              // kept by the dispatcher: those of them that wait in its memory
+    Line(ShardId its_shard, LineRef named) : shard(its_shard), ref(std::move(named)) {}
+    const LineKey& key() const { return ref->key; }
+    const std::string& name() const { return ref->name; }
+
+    const ShardId shard;
+    const LineRef ref;
+    std::uint64_t ready = 0;     // entries that wait and are not promised to a claim
+    ReadyBuffer::List buffered;  // kept by the dispatcher: those of them that wait in its memory
+    std::size_t claim = 0;       // kept by the dispatcher: its latest claim of this flush may be the one at this index
     std::optional<MonoTime> unserved_since;  // kept by the dispatcher, while there are workers
     std::optional<MonoTime> alone_since;     // the same, whether there are or not
     bool warned = false;
@@ -64,9 +68,9 @@ class LineIndex {
     Key* limit = nullptr;  // null: no limit key
     bool linked = false;
     std::size_t level = 0;  // while linked: in which list of the node
-    std::list<Line*>::iterator at;
-    MonoTime since{};  // when it became non-empty or last had a turn
-    std::optional<std::pair<MonoTime, std::uint64_t>> aging;
+    MonoTime since{};       // when it became non-empty or last had a turn
+    ListLinks<Line> in_level, in_aging;
+    std::optional<MonoTime> ages;  // in which list of agings_
   };
 
   // What something that was taken from a line counts against, as long as it counts and the shard is owned.
@@ -90,6 +94,8 @@ class LineIndex {
 
   // Adds `n` ready entries. `name` must be LineKey::ToString() of a valid key; others are ignored.
   void Add(ShardId shard, const std::string& name, std::uint64_t n, MonoTime now);
+  Line& Add(ShardId shard, const LineRef& line, std::uint64_t n, MonoTime now);  // where Find knows of none
+  void Add(Line& line, std::uint64_t n, MonoTime now);
   // Takes note of the time: buckets fill, lines age. True: something may start that could not before.
   bool Advance(MonoTime now);
   // When Advance has to be called for a bucket, at the latest.
@@ -120,6 +126,7 @@ class LineIndex {
 
   // nullptr: there is none. Valid until it is empty, or its shard dropped.
   Line* Find(ShardId shard, const std::string& name) const;
+  std::uint64_t erased() const { return erased_; }  // lines, ever: what was found is there as long as this is the same
   // How many orgs have something that may start at the priority at which the line stands. REQUIRES: `line` comes from Next.
   std::size_t OrgsBeside(const Line& line) const;
   // Every line that has something ready, eligible or not. `visit` must not change the index.
@@ -150,6 +157,8 @@ class LineIndex {
   std::uint64_t RunningOfKey(OrgId org, const std::string& queue, const std::string& limit_key) const;
 
  private:
+  using LevelList = LinkedList<Line, &Line::in_level>;
+  using AgingList = LinkedList<Line, &Line::in_aging>;
   using TimerAt = std::pair<MonoTime, std::uint64_t>;
   using Waker = std::variant<Queue*, Key*>;
   struct NodeOrder {
@@ -192,13 +201,14 @@ class LineIndex {
     Queue* queue = nullptr;
     Org* org = nullptr;
     OrgId org_id;
-    std::array<std::list<Line*>, kPriorityLevels> levels;
+    std::array<LevelList, kPriorityLevels> levels;
     std::size_t lines = 0;  // linked or not
     bool linked = false;
     // Its place in the class; may lag behind the org's numbers, which only grow.
     std::size_t level = 0;
     std::uint64_t pass = 0, turn = 0;
-    std::uint64_t served = 0;  // turn
+    std::uint64_t served = 0;                    // turn
+    std::set<Node*, NodeOrder>::iterator place;  // while linked
   };
   using ClassName = std::tuple<std::string, std::string, std::string>;  // queue, kind, root
   struct Class {
@@ -210,7 +220,7 @@ class LineIndex {
   Queue& QueueOf(ShardId shard, OrgId org, const std::string& name, MonoTime now);
   Key& KeyOf(ShardId shard, Queue& queue, const std::string& name, MonoTime now);
   Queue* FindQueue(OrgId org, std::string_view name) const;
-  Line* NewLine(ShardId shard, const std::string& name, LineKey key, MonoTime now);
+  Line& NewLine(ShardId shard, const LineRef& named, MonoTime now);
   void Erase(Line& line);
   void DropNodeIfIdle(Node& node);
   void DropQueueIfIdle(Queue& queue);
@@ -254,11 +264,11 @@ class LineIndex {
   std::map<ShardId, MonoTime> owned_since_;
   std::map<ShardId, std::uint64_t> ready_;
   std::map<TimerAt, Waker> wakes_;
-  std::map<TimerAt, Line*> agings_;
+  std::map<MonoTime, AgingList> agings_;  // lines that are linked, by when they rise: in lists, because many have the same turn
   std::map<TimerAt, Key*> idles_;
   std::array<std::uint64_t, kPriorityLevels> clock_{};  // the pass at which an org was last served
   std::array<std::size_t, kPriorityLevels> orgs_at_{};
-  std::uint64_t total_ready_ = 0, linked_nodes_ = 0, last_turn_ = 0, last_timer_ = 0;
+  std::uint64_t total_ready_ = 0, linked_nodes_ = 0, last_turn_ = 0, last_timer_ = 0, erased_ = 0;
 };
 
 }  // namespace millrace

@@ -3,10 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cstring>
 #include <utility>
 
-#include "common/base/check.h"
 #include "common/queue/job_queue.h"
 
 namespace millrace {
@@ -25,36 +23,6 @@ template <class Int>
 bool ParseInt(std::string_view text, Int& out) {
   const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), out);
   return ec == std::errc{} && end == text.data() + text.size();
-}
-
-bool IsOf(const LineKey& line, const JobSpec& spec, Durability durability) {
-  return line.org == spec.org && line.priority == spec.priority && line.durability == durability &&
-         line.limit_key == spec.options.limit_key && line.queue == spec.queue && line.kind == spec.kind &&
-         line.root == spec.root;
-}
-
-std::uint64_t Mix(std::uint64_t hash, std::uint64_t word) {
-  hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
-  return hash ^ (hash >> 32);
-}
-
-std::uint64_t Mix(std::uint64_t hash, std::string_view text) {
-  hash = Mix(hash, text.size());
-  while (!text.empty()) {
-    std::uint64_t word = 0;
-    const std::size_t n = std::min(sizeof word, text.size());
-    std::memcpy(&word, text.data(), n);
-    hash = Mix(hash, word);
-    text.remove_prefix(n);
-  }
-  return hash;
-}
-
-std::uint64_t HashOf(const JobSpec& spec, Durability durability) {
-  const auto numbers = static_cast<std::uint64_t>(spec.org.value()) << 8 |
-                       static_cast<std::uint64_t>(spec.priority & 0x7f) << 1 |
-                       static_cast<std::uint64_t>(durability == Durability::kRedis);
-  return Mix(Mix(Mix(Mix(Mix(0, numbers), spec.options.limit_key), spec.queue), spec.kind), spec.root);
 }
 
 }  // namespace
@@ -109,48 +77,9 @@ Result<LineKey> LineKey::Parse(std::string_view text) {
   return key;
 }
 
-LineMemo::Cell& LineMemo::CellOf(std::uint64_t hash, const JobSpec& spec, Durability durability) {
-  const std::size_t mask = cells_.size() - 1;
-  std::size_t at = hash & mask;
-  while (cells_[at].line != nullptr && !(cells_[at].hash == hash && IsOf(cells_[at].line->key, spec, durability)))
-    at = (at + 1) & mask;
-  return cells_[at];
-}
-
-void LineMemo::Grow() {
-  const std::vector<Cell> old = std::exchange(cells_, std::vector<Cell>(std::max<std::size_t>(64, 2 * cells_.size())));
-  const std::size_t mask = cells_.size() - 1;
-  for (const Cell& cell : old) {
-    if (cell.line == nullptr) continue;
-    std::size_t at = cell.hash & mask;
-    while (cells_[at].line != nullptr) at = (at + 1) & mask;
-    cells_[at] = cell;
-  }
-}
-
-void LineMemo::Find(const JobSpec& spec, Durability durability) {
-  if (last_ != nullptr && IsOf(last_->key, spec, durability)) return;
-  if (cells_.empty()) Grow();
-  const std::uint64_t hash = HashOf(spec, durability);
-  if (const Line* known = CellOf(hash, spec, durability).line; known != nullptr) {
-    last_ = known;
-    return;
-  }
-  Line line{.key = LineKey::Of(spec), .name = {}};
-  line.key.durability = durability;
-  line.name = line.key.ToString();
-  if (!IsOf(line.key, spec, durability)) {
-    unusual_ = std::move(line);
-    last_ = &unusual_;
-    return;
-  }
-  if (known_.size() == kKnownMax) {
-    cells_.clear();
-    known_.clear();
-  }
-  if (2 * (known_.size() + 1) > cells_.size()) Grow();
-  last_ = &known_.emplace_back(std::move(line));
-  CellOf(hash, spec, durability) = {.hash = hash, .line = last_};
+LineRef NameLine(LineKey key) {
+  std::string name = key.ToString();
+  return std::make_shared<const NamedLine>(std::move(key), std::move(name));
 }
 
 bool WorkerReach::Serves(const LineKey& line) const {

@@ -2,9 +2,7 @@
 // Plain values. Which line a worker gets next is decided in broker/line_index.h.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <deque>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,34 +30,13 @@ struct LineKey {
   friend bool operator==(const LineKey&, const LineKey&) = default;
 };
 
-// The lines of jobs, each made once: most jobs come into a line that one was in before. Keeps up to kKnownMax of them, some
-// 300 bytes each, then begins anew. Not thread-safe.
-class LineMemo {
- public:
-  static constexpr std::size_t kKnownMax = 16'384;
-
-  void Find(const JobSpec& spec, Durability durability);  // then key() and name() are those of the job's line, until the next
-  const LineKey& key() const { return last_->key; }
-  const std::string& name() const { return last_->name; }
-  std::size_t known() const { return known_.size(); }
-
- private:
-  struct Line {
-    LineKey key;
-    std::string name;
-  };
-  struct Cell {
-    std::uint64_t hash = 0;
-    const Line* line = nullptr;  // null: free
-  };
-  Cell& CellOf(std::uint64_t hash, const JobSpec& spec, Durability durability);
-  void Grow();
-
-  const Line* last_ = nullptr;
-  Line unusual_;  // of a job whose line does not say the same as it does
-  std::deque<Line> known_;
-  std::vector<Cell> cells_;  // a power of two of them, at most half of them used
+// A line by its name, which is made once and shared by all who speak of the line. Immutable.
+struct NamedLine {
+  LineKey key;
+  std::string name;  // key.ToString()
 };
+using LineRef = std::shared_ptr<const NamedLine>;
+LineRef NameLine(LineKey key);
 
 struct WorkerReach {  // empty = all
   std::vector<std::string> queues, kinds, roots;

@@ -52,6 +52,12 @@ ReadyBuffer::Job ReadyBuffer::Unlink(List& line, std::uint32_t at) {
   return std::exchange(node.job, {});
 }
 
+ReadyBuffer::Job ReadyBuffer::TakeFront(List& line) {
+  Job job = Unlink(line, line.front_);
+  ReleaseIfEmpty();
+  return job;
+}
+
 std::vector<ReadyBuffer::Job> ReadyBuffer::TakeFrom(std::uint32_t List::* end, List& line, std::size_t most) {
   std::vector<Job> jobs;
   jobs.reserve(std::min<std::size_t>(most, line.count_));

@@ -24,7 +24,7 @@
 
 namespace millrace {
 
-inline constexpr std::size_t kBufferedJobsMax = 65'536;
+inline constexpr std::size_t kBufferedJobsMax = 131'072;
 inline constexpr std::size_t kBufferedBytesMax = 32u << 20;    // entries
 inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;  // of one job
 // When a line goes back to the queue: where room gets scarce, and in any case (in flight it shares blocks with others, which
@@ -60,12 +60,17 @@ class ReadyBuffer {
 
   // To the end of its line, or to its front. Whether there is Room is the caller's to ask. REQUIRES: content.
   void Push(List& line, Job job, bool front);
+  Job TakeFront(List& line);  // REQUIRES: line.count() > 0
   // The first `most` of the line, or the last; all, when it has no more. In order.
   std::vector<Job> TakeFirst(List& line, std::size_t most);
   std::vector<Job> TakeLast(List& line, std::size_t most);
   // Those that `wanted(const Job&)` names leave it.
   template <class Wanted>
   std::vector<Job> TakeIf(List& line, Wanted wanted);
+  template <class Visit>
+  void ForEach(const List& line, Visit visit) const {  // visit(const Job&), in order
+    for (std::uint32_t at = line.front_; at != kNone; at = nodes_[at].next) visit(nodes_[at].job);
+  }
   // Whether the front of the line was put before `time`.
   bool WaitsSince(const List& line, MonoTime time) const { return line.count_ > 0 && nodes_[line.front_].job.since < time; }
 

@@ -135,7 +135,6 @@ class Worker::Loop {
     options.brokers = o.brokers.size();
     options.heartbeat = o.heartbeat;
     options.lease_ttl = std::max<Millis>(kLeaseTtl, o.heartbeat * 3);
-    options.overflow_wait = o.overflow_wait;
     options.held = o.held;
     return options;
   }

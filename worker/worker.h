@@ -40,8 +40,7 @@ struct WorkerOptions {
   Millis drain_timeout{30'000};  // how long running attempts may go on after RequestDrain
   Millis settle_timeout{2000};   // how long to wait for the answers to the last reports
   Millis heartbeat = kHeartbeatInterval;
-  Millis overflow_wait{500};  // how long a job granted beyond `concurrency` waits for a slot before it is handed back
-  bool held = false;          // takes no job before Release; is connected, warms up and answers Ask meanwhile
+  bool held = false;  // takes no job before Release; is connected, warms up and answers Ask meanwhile
   // Called once, by the thread of Run, when the brokers have had the last word of a drained worker. Processes of stages that
   // have said their result may still be leaving.
   std::function<void()> on_goodbye;

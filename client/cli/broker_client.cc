@@ -9,6 +9,7 @@
 #include <cstring>
 #include <iterator>
 #include <string_view>
+#include <unordered_set>
 
 #include "common/wire/codec.h"
 #include "common/wire/history.h"
@@ -18,6 +19,7 @@ namespace {
 
 constexpr Millis kAnswerTimeout{3000};  // then the request is sent again: it is idempotent by its ids
 constexpr Millis kWaitSlice{100};
+constexpr Millis kLeastTry{500};        // what has less time for its answer is not asked again
 constexpr Millis kConnectSlice{5};      // between looks at a connection that is being made
 constexpr Millis kWatchInterval{5000};  // a watch is renewed this often, in case the broker restarted
 constexpr std::size_t kPendingUpdatesMax = 1000;
@@ -46,6 +48,7 @@ std::uint64_t RequestOf(const wire::Message& message) {
   if (const auto* m = std::get_if<wire::SetQueueReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::ListQueuesReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::ListUnservedReply>(&message)) return m->request;
+  if (const auto* m = std::get_if<wire::ListKeptReply>(&message)) return m->request;
   if (const auto* m = std::get_if<wire::Problem>(&message)) return m->request;
   return 0;
 }
@@ -106,8 +109,10 @@ Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadli
 }
 
 Result<wire::Message> BrokerClient::Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline) {
+  std::string refusal;  // the latest
   while (true) {
     const std::uint64_t request = next_request_++;
+    MonoTime last = deadline;  // after which it is not sent again
     Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");
     if (auto sent = Send(make(request), deadline); sent) {
       reply = Await(request, std::min(deadline, clock_->Now() + kAnswerTimeout));
@@ -118,9 +123,13 @@ Result<wire::Message> BrokerClient::Repeat(const std::function<wire::Message(std
       const auto* problem = std::get_if<wire::Problem>(&*reply);
       if (problem == nullptr) return reply;
       reply = std::unexpected(ToError(*problem));
+      refusal = reply.error().message;
+      last -= kWaitSlice + kLeastTry;
+    } else if (!refusal.empty()) {
+      reply.error().message += "; before that: " + refusal;
     }
     // Another owner is found through the ledger.
-    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= deadline) return reply;
+    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= last) return reply;
     transport_->Wait(kWaitSlice);
   }
 }
@@ -253,6 +262,27 @@ Result<std::vector<wire::ListQueuesReply::Item>> BrokerClient::ListQueues(OrgId 
     more = list->more && !list->queues.empty();
     std::ranges::move(list->queues, std::back_inserter(all));
   }
+  return all;
+}
+
+Result<std::vector<JobId>> BrokerClient::ListKept(OrgId org, const std::string& queue, const std::string& kind, std::size_t max,
+                                                  Millis patience) {
+  std::vector<JobId> all;
+  std::unordered_set<JobId> seen;
+  std::string cursor;
+  do {
+    MILLRACE_TRY_ASSIGN(
+        wire::Message reply,
+        Repeat([&](std::uint64_t request) -> wire::Message { return wire::ListKept{request, org, queue, kind, cursor}; },
+               clock_->Now() + patience));
+    auto* page = std::get_if<wire::ListKeptReply>(&reply);
+    if (page == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a request for jobs of durability: redis");
+    for (const JobId& job : page->jobs)
+      if (seen.insert(job).second) all.push_back(job);
+    if (all.size() > max)
+      return Fail(ErrorCode::kLimit, "more than {} jobs of durability: redis match; narrow the filter", max);
+    cursor = std::move(page->cursor);
+  } while (!cursor.empty());
   return all;
 }
 

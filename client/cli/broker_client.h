@@ -58,6 +58,11 @@ class BrokerClient {
   Result<std::vector<wire::ListQueuesReply::Item>> ListQueues(OrgId org, MonoTime deadline);
   // What is ready and taken by no connected worker. kTimedOut also from a broker that is older than this question.
   Result<wire::ListUnservedReply> ListUnserved(OrgId org, MonoTime deadline);
+  // Jobs of `durability: redis` that wait, or whose first attempt runs: those that the ledger does not know. Of one queue and
+  // kind, unless they are empty; each once. Each page may take `patience`. kLimit: more than `max`. kTimedOut also from an
+  // older broker.
+  Result<std::vector<JobId>> ListKept(OrgId org, const std::string& queue, const std::string& kind, std::size_t max,
+                                      Millis patience);
 
  private:
   BrokerClient(wire::Transport& transport, std::unique_ptr<wire::ClientSocket> socket, const Clock& clock)
@@ -65,7 +70,8 @@ class BrokerClient {
   // Waits for the connection, at most until `deadline`: a socket that has just been made has none yet.
   Result<void> Send(const wire::Message& message, MonoTime deadline);
   // Sends what `make` gives until an answer comes that is not worth asking again for, or `deadline`: for requests that are
-  // idempotent by their ids.
+  // idempotent by their ids. After a refusal it is not sent once more when an answer could hardly come in time; an error that
+  // nobody answered with names the refusal before it.
   Result<wire::Message> Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline);
   // Waits for the answer to `request`; updates that come first are kept for Follow.
   Result<wire::Message> Await(std::uint64_t request, MonoTime deadline);

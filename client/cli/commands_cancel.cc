@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <unordered_set>
 
 #include "client/cli/broker_look.h"
 #include "client/cli/cancel_items.h"
@@ -14,6 +15,7 @@ namespace millrace::cli {
 namespace {
 
 constexpr Millis kCancelTimeout{30'000};
+constexpr Millis kListTimeout{5000};
 constexpr Millis kLedgerPoll{100};
 constexpr auto kWaitMax = std::chrono::hours{24};
 
@@ -136,38 +138,84 @@ Result<void> CheckCancel(const Options& options, bool runs) {
   return {};
 }
 
+// A part of the filter that the ledger's rows have, and of jobs that only the queue has nothing but their ids.
+bool Since(const JobFilter& filter, const JobId& job) {
+  return !filter.since || TimeOf(job.uuid) >= std::chrono::floor<Millis>(*filter.since);
+}
+
+// Jobs of `durability: redis` that the filter means and the ledger does not know: the broker that serves the org lists them.
+// Where none does, they are left out, which is said.
+Result<std::vector<JobId>> KeptJobs(Context& context, const JobFilter& filter) {
+  MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
+  Result<std::vector<JobId>> kept = Fail(ErrorCode::kUnavailable, "no broker answers at {}", context.ClientEndpoint());
+  if (door.client() != nullptr)
+    kept = door.client()->ListKept(filter.org, filter.queue.value_or(""), filter.kind.value_or(""), kFilteredMax, kListTimeout);
+  if (!kept) {
+    if (kept.error().code == ErrorCode::kLimit || kept.error().code == ErrorCode::kRejected)
+      return Prefixed(std::move(kept.error()), "job cancel");
+    fmt::print(stderr, "jobs of durability: redis that wait or run for the first time are not among these: {}\n",
+               kept.error().message);
+    return std::vector<JobId>{};
+  }
+  std::erase_if(*kept, [&](const JobId& job) { return !Since(filter, job); });
+  return kept;
+}
+
 // What the command line means: the ids, or what lives of a filter.
-Result<std::vector<Uuid>> Meant(const Options& options, Context& context, Ledger& ledger, bool runs) {
+struct Meaning {
   std::vector<Uuid> ids;
+  std::unordered_set<Uuid> kept;  // of them: what only the queue has
+};
+
+Result<Meaning> MeantJobs(const Options& options, Context& context, Ledger& ledger) {
+  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context));
+  filter.live = true;
+  Meaning meaning;
+  // Before the ledger: what an attempt takes there meanwhile is found in it.
+  MILLRACE_TRY_ASSIGN(const auto kept, KeptJobs(context, filter));
+  for (const JobId& job : kept) meaning.kept.insert(job.uuid);
+  MILLRACE_TRY_ASSIGN(const auto found, AllJobs(ledger, filter, "job cancel", context.clock()));
+  for (const JobId& job : found) {
+    meaning.kept.erase(job.uuid);
+    meaning.ids.push_back(job.uuid);
+  }
+  for (const JobId& job : kept)
+    if (meaning.kept.contains(job.uuid)) meaning.ids.push_back(job.uuid);
+  if (meaning.ids.size() > kFilteredMax)
+    return Fail(ErrorCode::kLimit, "job cancel: more than {} jobs match; narrow the filter", kFilteredMax);
+  return meaning;
+}
+
+Result<Meaning> Meant(const Options& options, Context& context, Ledger& ledger, bool runs) {
+  Meaning meaning;
+  std::vector<Uuid>& ids = meaning.ids;
   for (const std::string& text : options.ids) {
     MILLRACE_TRY_ASSIGN(const Uuid id, Named(context, ledger, text, runs));
     ids.push_back(id);
   }
-  if (!options.ids.empty()) return ids;
-  if (runs) {
-    RunFilter filter;
-    filter.org = context.org();
-    filter.state = RunState::kRunning;
-    if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
-    MILLRACE_TRY_ASSIGN(const auto found, AllRuns(ledger, filter, "run cancel", context.clock()));
-    for (const RunId& run : found) ids.push_back(run.uuid);
-    return ids;
-  }
-  MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, context));
-  filter.live = true;
-  MILLRACE_TRY_ASSIGN(const auto found, AllJobs(ledger, filter, "job cancel", context.clock()));
-  for (const JobId& job : found) ids.push_back(job.uuid);
-  return ids;
+  if (!options.ids.empty()) return meaning;
+  if (!runs) return MeantJobs(options, context, ledger);
+  RunFilter filter;
+  filter.org = context.org();
+  filter.state = RunState::kRunning;
+  if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
+  MILLRACE_TRY_ASSIGN(const auto found, AllRuns(ledger, filter, "run cancel", context.clock()));
+  for (const RunId& run : found) ids.push_back(run.uuid);
+  return meaning;
 }
 
-// What would be cancelled, as the ledger sees it.
-Result<std::vector<wire::CancelReply::Item>> Preview(Context& context, Ledger& ledger, const wire::Cancel& cancel) {
+// What would be cancelled, as the ledger sees it, and of `kept`, which it does not see.
+Result<std::vector<wire::CancelReply::Item>> Preview(Context& context, Ledger& ledger, const wire::Cancel& cancel,
+                                                     const std::unordered_set<Uuid>& kept) {
   std::vector<wire::CancelReply::Item> all;
   std::vector<CancelRow> unused;
   for (std::size_t at = 0; at < cancel.items.size(); at += kBatchJobsMax) {
     MILLRACE_TRY_ASSIGN(const auto items, Classify(context, ledger, PartOf(cancel, at), unused));
     all.insert(all.end(), items.begin(), items.end());
   }
+  for (auto& item : all)
+    if (item.effect == CancelEffect::kUnknown && item.state.empty() && kept.contains(item.id))
+      item.effect = CancelEffect::kCancelling;
   return all;
 }
 
@@ -179,10 +227,10 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   cancel.actor = Actor();
   cancel.reason = options.reason;
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
-  MILLRACE_TRY_ASSIGN(const auto ids, Meant(options, *context, *ledger, runs));
-  for (const Uuid& id : ids) cancel.items.push_back({.id = id, .is_run = runs});
+  MILLRACE_TRY_ASSIGN(const Meaning meaning, Meant(options, *context, *ledger, runs));
+  for (const Uuid& id : meaning.ids) cancel.items.push_back({.id = id, .is_run = runs});
   if (options.dry_run) {
-    MILLRACE_TRY_ASSIGN(const auto seen, Preview(*context, *ledger, cancel));
+    MILLRACE_TRY_ASSIGN(const auto seen, Preview(*context, *ledger, cancel, meaning.kept));
     return Report(options, *context, seen, runs);
   }
   std::vector<wire::CancelReply::Item> items;

@@ -93,11 +93,12 @@ std::optional<std::vector<Pair>> SplitPairs(std::string_view text) {
 // The text between "://" and the path.
 struct Authority {
   std::size_t begin = 0, end = 0;
+  bool in_pairs = false;  // it stands after a '=': more likely in a value of key=value than in a URI
 };
 std::optional<Authority> AuthorityOf(std::string_view uri) {
   const auto scheme = uri.find("://");
   if (scheme == std::string_view::npos) return std::nullopt;
-  return Authority{scheme + 3, std::min(uri.find_first_of("/?", scheme + 3), uri.size())};
+  return Authority{scheme + 3, std::min(uri.find_first_of("/?", scheme + 3), uri.size()), uri.find('=') < scheme};
 }
 
 // False: an '@' where none can be, so that nobody can tell where the password ends.
@@ -155,11 +156,12 @@ std::string RedactDsn(std::string_view dsn) {
   if (const std::size_t at = dsn.rfind('@');
       at != std::string_view::npos && dsn.find("://") == std::string_view::npos && dsn.find('=') == std::string_view::npos)
     return std::string(kMask) + std::string(dsn.substr(at));
-  if (const auto authority = AuthorityOf(dsn)) return RedactUri(std::string(dsn), *authority);
+  const auto authority = AuthorityOf(dsn);
+  if (authority && !authority->in_pairs) return RedactUri(std::string(dsn), *authority);
   const auto pairs = SplitPairs(dsn);
   if (!pairs ||
       !std::ranges::all_of(*pairs, [](const Pair& p) { return std::ranges::find(kKeywords, p.key) != std::end(kKeywords); }))
-    return RedactTail(std::string(dsn));
+    return RedactTail(authority ? RedactUri(std::string(dsn), *authority) : std::string(dsn));
   std::string text(dsn);
   for (auto pair = pairs->rbegin(); pair != pairs->rend(); ++pair)
     if (pair->key.ends_with("password")) text.replace(pair->begin, pair->end - pair->begin, kMask);
@@ -170,7 +172,7 @@ Result<void> CheckPostgresDsn(std::string_view dsn) {
   constexpr std::string_view kEncode =
       "in user and password '/' must be written as %2F, '@' as %40, ':' as %3A, '?' as %3F, '#' as %23";
   const auto authority = AuthorityOf(dsn);
-  if (!authority) {
+  if (!authority || authority->in_pairs) {
     if (SplitPairs(dsn)) return {};
     return Fail(ErrorCode::kInvalidArgument,
                 "is not a list of key=value; a value with spaces needs single quotes: password='two words'");

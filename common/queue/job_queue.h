@@ -114,9 +114,19 @@ struct Remove {  // waiting entries with one of `ids` leave their lines or sched
   // Not empty: of kept lines only those whose OrgOfLine it is. Entries of the others stay where they are, in their order.
   std::string org{};
 };
+// A page of the ids and lines of what waits in the kept lines of an org, or is due in them later: nothing moves. Pages follow
+// one another by QueueReply::cursor, whatever happens between them: what waits all the time is in one of them, and some may be
+// in several. A cursor that no reply gave is one of some place, or none.
+struct ListKept {
+  ShardId shard;
+  Epoch epoch;
+  std::string org;  // OrgOfLine
+  std::string cursor;
+  std::uint32_t max = 0;  // about so many entries are looked at
+};
 }  // namespace queue_op
 using QueueOp = std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue,
-                             queue_op::Promote, queue_op::ExpireDue, queue_op::Remove>;
+                             queue_op::Promote, queue_op::ExpireDue, queue_op::Remove, queue_op::ListKept>;
 
 struct LineCount {
   std::string line;
@@ -136,7 +146,8 @@ struct QueueReply {
   // or, when that is this very Take (the store was emptied, restarted or replaced), what it remembers, maybe of an older state.
   std::vector<JobId> in_flight{};
   Epoch unbroken_since{};
-  std::string cursor;  // Remove: where the look goes on; empty: it is over
+  std::string cursor;                // Remove, ListKept: where the look goes on; empty: it is over
+  std::vector<QueueEntry> listed{};  // ListKept: only id and line of each are set
 };
 
 // How full the store is. `max` 0: it has no limit of its own.

@@ -317,22 +317,31 @@ struct ToArguments {
     out.push_back(std::to_string(op.max));
     return Run::kAny;
   }
-  // The cursor: stage, place, and the line.
-  Run operator()(const queue_op::Remove& op) {
-    Head("remove", op.epoch);
-    out.push_back(std::to_string(op.max));
-    out.emplace_back(op.scheduled ? "1" : "0");
-    const std::string_view cursor = op.cursor;
+  // Stage, place, and the line.
+  void AddCursor(std::string_view cursor) {
     const auto space = std::min(cursor.find(' '), cursor.size());
     out.emplace_back(cursor.substr(0, std::min<std::size_t>(1, space)));
     out.emplace_back(space == 0 ? "0" : cursor.substr(1, space - 1));
     out.emplace_back(cursor.substr(std::min(space + 1, cursor.size())));
+  }
+  Run operator()(const queue_op::Remove& op) {
+    Head("remove", op.epoch);
+    out.push_back(std::to_string(op.max));
+    out.emplace_back(op.scheduled ? "1" : "0");
+    AddCursor(op.cursor);
     out.push_back(op.org);
     Arguments lines = op.lines;
     std::ranges::sort(lines);  // the cursor counts on it
     out.push_back(std::to_string(lines.size()));
     std::ranges::move(lines, std::back_inserter(out));
     for (const JobId& id : op.ids) out.emplace_back(id.AsBytes());
+    return Run::kAny;
+  }
+  Run operator()(const queue_op::ListKept& op) {
+    Head("list", op.epoch);
+    out.push_back(std::to_string(op.max));
+    AddCursor(op.cursor);
+    out.push_back(op.org);
     return Run::kAny;
   }
 };
@@ -411,7 +420,7 @@ Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
   return out;
 }
 
-// Of Expire and Remove, after their first item: what each line lost, and the entries.
+// Of Expire, Remove and ListKept, after their first item: what each line lost, and the entries.
 Result<void> ReadLost(std::span<const redis::Reply> items, QueueReply& out) {
   if (items.size() < 2 || items.size() % 2 != 0)
     return Fail(ErrorCode::kCorrupt, "redis queue: expire or remove answered {} items", items.size());
@@ -483,8 +492,11 @@ Result<QueueReply> ReadReply(const QueueOp& op, std::span<const redis::Reply> it
     MILLRACE_TRY(ReadExpired(items, out));
   } else if (std::holds_alternative<queue_op::Remove>(op)) {
     MILLRACE_TRY(ReadRemoved(items, out));
+  } else if (std::holds_alternative<queue_op::ListKept>(op)) {
+    MILLRACE_TRY(ReadRemoved(items, out));
+    out.listed = std::exchange(out.claimed, {});
   }
-  for (const QueueEntry& entry : out.claimed)  // of the last two
+  for (const QueueEntry& entry : out.claimed)  // of ExpireDue and Remove
     if (IsKeptLine(entry.line)) flight.Claimed(entry.id);
   return out;
 }

@@ -1,5 +1,5 @@
-// The end of the Redis queue's script (redis_queue.cc): what takes named entries out. A list is looked through in pages, so
-// that a look at millions of entries never holds up the server for long.
+// The end of the Redis queue's script (redis_queue.cc): what lists entries and takes named ones out. A list is looked through
+// in pages, so that a look at millions of entries never holds up the server for long.
 #pragma once
 
 #include <string_view>
@@ -8,6 +8,77 @@ namespace millrace {
 
 // Uses what the script defines before it: ARGV from 4 on are queue_op::Remove's (see ToArguments).
 inline constexpr std::string_view kRemoveScript = R"lua(
+-- As 'remove', but nothing moves. The cursor comes from a client: whatever it is, it is a place.
+if op == 'list' then
+  local left, stage, at, from, org = tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+  local out, bytes = {{}, 0}, 0
+  if #at > 15 or not string.match(at, '^%d+$') then at = '0' end
+  local function ours(line)
+    return is_kept(line) and string.match(line, '^[^\31]*\31[^\31]*\31([^\31]*)') == org
+  end
+  local function show(line, id)
+    out[#out + 1], out[#out + 2] = line, id
+  end
+  -- A ticket whose body is gone stands for nothing.
+  local function lives(element)
+    return not is_ticket(element) or call('HEXISTS', EXPIRING[true].body, string.sub(element, 1, 16)) == 1
+  end
+  if stage ~= 'l' then
+    while true do
+      local page = call('ZSCAN', K_KEPT_DUE, at, 'COUNT', 64)
+      at = page[1]
+      for i = 1, #page[2], 2 do
+        local member = page[2][i]
+        local n = number_at(member, 1)
+        local line, entry = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
+        if ours(line) and lives(entry) then show(line, string.sub(entry, 1, 16)) end
+        bytes = bytes + #member
+      end
+      left = left - #page[2] / 2
+      if at == '0' then break end
+      if left <= 0 or bytes > BYTES then
+        out[1] = {'s', at, ''}
+        return out
+      end
+    end
+    at, from = '0', ''
+  end
+  local lines = {}
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
+    if ours(line) then lines[#lines + 1] = line end
+  end
+  table.sort(lines)
+  local reached = true
+  for _, line in ipairs(lines) do
+    if line == from then reached = false end
+  end
+  for _, line in ipairs(lines) do
+    local key, n = tag .. ':l:' .. line, 32
+    local seen = line == from and tonumber(at) or 0
+    reached = reached or line == from
+    while reached do
+      if left <= 0 or bytes > BYTES then
+        out[1] = {'l', tostring(seen), line}
+        return out
+      end
+      local page, size = call('LRANGE', key, -seen - n, -seen - 1), 0
+      for _, element in ipairs(page) do
+        size = size + #element
+        if is_block(element) then
+          local entries = entries_of(element)
+          left = left - #entries + 1
+          for _, entry in ipairs(entries) do show(line, string.sub(entry, 1, 16)) end
+        elseif lives(element) then
+          show(line, string.sub(element, 1, 16))
+        end
+      end
+      seen, left, bytes = seen + #page, left - #page, bytes + size
+      if #page < n then break end
+      n = math.max(1, math.min(1000, math.floor(1048576 / math.max(1, size / #page))))
+    end
+  end
+  return out
+end
 if op == 'remove' then
   local left, bytes, scheduled = tonumber(ARGV[4]), 0, ARGV[5] == '1'
   local stage, at, from, org = ARGV[6], ARGV[7], ARGV[8], ARGV[9]

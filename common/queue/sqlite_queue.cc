@@ -366,6 +366,29 @@ class SqliteQueue final : public JobQueue {
     return reply;
   }
 
+  // By id, so that what moves from the schedule into its line is found in either. A cursor is the last id that was looked at.
+  Result<QueueReply> Apply(const queue_op::ListKept& op) {
+    QueueReply reply;
+    MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
+                        db_.Prepare("select * from (select r.id, l.name from ready r join line l on l.no = r.line "
+                                    "where l.shard = ?1 and r.id > ?2 order by r.id limit ?3) "
+                                    "union all select * from (select id, line from due where shard = ?1 and id > ?2 "
+                                    "order by id limit ?3) order by 1 limit ?3"));
+    rows.BindAll(op.shard.value(), Blob{op.cursor}, op.max);
+    std::uint32_t seen = 0;
+    std::optional<Uuid> last;
+    for (;; ++seen) {
+      MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+      if (!row) break;
+      MILLRACE_TRY_ASSIGN(last, Uuid::FromBytes(rows.View(0)));
+      const std::string line = rows.String(1);
+      if (!IsKeptLine(line) || OrgOfLine(line) != op.org) continue;
+      reply.listed.push_back({.id = JobId{*last}, .line = line, .body = {}, .run_at = {}, .expires_at = {}});
+    }
+    if (seen == op.max && last) reply.cursor = last->AsBytes();
+    return reply;
+  }
+
   Result<QueueReply> Apply(const queue_op::ExpireDue& op) {
     QueueReply reply;
     MILLRACE_TRY_ASSIGN(std::vector<Waiting> found, FindExpired(op));

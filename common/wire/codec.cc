@@ -393,6 +393,24 @@ void Layout(A& a, T& t) {
   a.Org("org", t.org);
 }
 
+template <class A, Of<ListKept> T>
+void Layout(A& a, T& t) {
+  a.Record(5);
+  a.Int("request", t.request);
+  a.Org("org", t.org);
+  a.Name("queue", t.queue, kNameBytesMax);
+  a.Name("kind", t.kind, kNameBytesMax);
+  a.Bytes("cursor", t.cursor, kCursorBytesMax);
+}
+
+template <class A, Of<ListKeptReply> T>
+void Layout(A& a, T& t) {
+  a.Record(3);
+  a.Int("request", t.request);
+  a.List("jobs", t.jobs, kKeptListedMax, kEachId);
+  a.Bytes("cursor", t.cursor, kCursorBytesMax);
+}
+
 template <class A, Of<ListUnservedReply::Item> T>
 void Layout(A& a, T& t) {
   a.Record(5);
@@ -562,6 +580,10 @@ constexpr Kind KindFor() {
     return Kind::kListUnserved;
   else if constexpr (std::same_as<T, ListUnservedReply>)
     return Kind::kListUnservedReply;
+  else if constexpr (std::same_as<T, ListKept>)
+    return Kind::kListKept;
+  else if constexpr (std::same_as<T, ListKeptReply>)
+    return Kind::kListKeptReply;
   else if constexpr (std::same_as<T, SubmitReply>)
     return Kind::kSubmitReply;
   else if constexpr (std::same_as<T, RunUpdate>)

@@ -19,6 +19,8 @@ inline constexpr std::size_t kHeldMax = kListItemsMax;               // attempts
 inline constexpr std::size_t kNamesMax = 1000;                       // queues, kinds, roots of one worker
 inline constexpr std::size_t kPathBytesMax = 4096;
 inline constexpr std::size_t kEffectBytesMax = 8192;
+inline constexpr std::size_t kKeptListedMax = 100'000;  // jobs of one ListKeptReply
+inline constexpr std::size_t kCursorBytesMax = 2048;
 // Senders close a batch before its items exceed this; the rest of the frame limit is room for the largest single item.
 inline constexpr std::size_t kBatchBytesMax = 4u << 20;
 

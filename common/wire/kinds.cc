@@ -28,6 +28,8 @@ std::string_view Name(Kind kind) {
     case Kind::kListQueuesReply: return "list_queues_reply";
     case Kind::kListUnserved: return "list_unserved";
     case Kind::kListUnservedReply: return "list_unserved_reply";
+    case Kind::kListKept: return "list_kept";
+    case Kind::kListKeptReply: return "list_kept_reply";
     case Kind::kSubmitReply: return "submit_reply";
     case Kind::kRunUpdate: return "run_update";
     case Kind::kStatusReply: return "status_reply";

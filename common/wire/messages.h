@@ -43,6 +43,7 @@ enum class Kind : std::uint8_t {
   kSetQueue = 40,
   kListQueues = 41,
   kListUnserved = 42,
+  kListKept = 43,
   // broker -> client
   kSubmitReply = 48,
   kRunUpdate = 49,
@@ -52,6 +53,7 @@ enum class Kind : std::uint8_t {
   kSetQueueReply = 56,
   kListQueuesReply = 57,
   kListUnservedReply = 58,
+  kListKeptReply = 59,
 };
 
 // ---- worker -> broker ----------------------------------------------------------------------------------------------------
@@ -210,6 +212,13 @@ struct ListUnserved {  // what is ready and taken by no connected worker
   OrgId org = kDefaultOrg;
   friend bool operator==(const ListUnserved&, const ListUnserved&) = default;
 };
+struct ListKept {  // jobs of `durability: redis` that the ledger does not know: they wait, or their first attempt runs
+  std::uint64_t request = 0;
+  OrgId org = kDefaultOrg;
+  std::string queue, kind;  // only of these; empty: of all
+  std::string cursor;       // ListKeptReply's; empty: from the beginning
+  friend bool operator==(const ListKept&, const ListKept&) = default;
+};
 
 // ---- broker -> client ----------------------------------------------------------------------------------------------------
 struct SubmitReply {  // after the ledger has it: "accepted"
@@ -301,6 +310,12 @@ struct ListUnservedReply {
   std::uint64_t workers = 0;  // that are connected
   friend bool operator==(const ListUnservedReply&, const ListUnservedReply&) = default;
 };
+struct ListKeptReply {  // what is there all the time is in one of the pages; some may be in several
+  std::uint64_t request = 0;
+  std::vector<JobId> jobs;  // at most kKeptListedMax; a page may be empty
+  std::string cursor;       // where the next page begins; empty: this is the last
+  friend bool operator==(const ListKeptReply&, const ListKeptReply&) = default;
+};
 struct Problem {  // the request was refused
   std::uint64_t request = 0;
   std::string code;  // Name(ErrorCode), or a narrower stable word such as "not_owner"
@@ -308,9 +323,10 @@ struct Problem {  // the request was refused
   friend bool operator==(const Problem&, const Problem&) = default;
 };
 
-using Message = std::variant<Hello, Beat, Ended, Goodbye, Orphans, Welcome, Grant, EndedReply, Revoke, BrokerBeat, Adopt,
-                             SubmitJobs, SubmitRun, Watch, Status, Cancel, SetQueue, ListQueues, ListUnserved, SubmitReply,
-                             RunUpdate, StatusReply, CancelReply, SetQueueReply, ListQueuesReply, ListUnservedReply, Problem>;
+using Message =
+    std::variant<Hello, Beat, Ended, Goodbye, Orphans, Welcome, Grant, EndedReply, Revoke, BrokerBeat, Adopt, SubmitJobs,
+                 SubmitRun, Watch, Status, Cancel, SetQueue, ListQueues, ListUnserved, ListKept, SubmitReply, RunUpdate,
+                 StatusReply, CancelReply, SetQueueReply, ListQueuesReply, ListUnservedReply, ListKeptReply, Problem>;
 
 // Encodes header and body. The bytes are one ZeroMQ frame.
 std::string Encode(const Message& message);

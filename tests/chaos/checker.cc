@@ -88,6 +88,8 @@ class Checker {
                                  .redis_may_lose = RedisWindows()};
     MILLRACE_TRY_ASSIGN(out_.report, checker::Check(inputs));
     for (const checker::Violation& v : out_.report.violations) out_.violations.push_back({v.code, v.text});
+    for (const std::string& line : out_.report.unreadable) Add("harness", "a line of a history is no operation: {}", line);
+    if (out_.report.checkpoints.value_or(0) == 0) Add("harness", "no checkpoint was there to verify the audit trail against");
     for (std::size_t i = 0; i < checker::kInvariants; ++i)
       if (out_.report.looked_at[i] == 0) Add("harness", "nothing was there to verify S{} on", i + 1);
     if (accepted_.size() < 20) Add("harness", "only {} jobs were accepted", accepted_.size());

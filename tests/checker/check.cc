@@ -18,6 +18,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr int kTextsPerCode = 5;
+constexpr std::size_t kUnreadableShown = 5;
 constexpr std::size_t kSlotsMax = 1'000'000;
 constexpr Millis kLedgerTimeout{120'000};
 constexpr std::string_view kNames[kInvariants] = {"S1  every accepted job has one end, or can still be found",
@@ -42,6 +43,11 @@ bool Report::Has(std::string_view code) const {
   return std::ranges::any_of(violations, [&](const Violation& v) { return v.code == code; });
 }
 
+int Report::ExitCode() const {
+  if (!violations.empty()) return 1;
+  return unreadable.empty() ? 0 : 2;
+}
+
 Result<Report> Check(const Inputs& inputs) { return Checker(inputs).Run(); }
 
 Result<Report> Checker::Run() {
@@ -53,6 +59,8 @@ Result<Report> Checker::Run() {
   for (const AttemptFact& attempt : facts_.attempts) attempts_.emplace(attempt.job, attempt.token);
   out_.operations = static_cast<std::int64_t>(history_.operations.size());
   out_.files = static_cast<std::int64_t>(history_.files);
+  out_.torn = static_cast<std::int64_t>(history_.torn);
+  out_.unreadable = history_.unreadable;
   MILLRACE_TRY(ReadAccepted());
   ReadTold();
   Accepted();
@@ -67,6 +75,7 @@ Result<Report> Checker::Run() {
   Fires();
   Epochs();
   Grants();
+  Receipts();
   Leases();
   Ends();
   Loads();
@@ -413,13 +422,19 @@ Result<void> Checker::Audit() {
   const SystemClock clock;
   SystemRandom random;
   IdGenerator ids(clock, random);
-  const LedgerOptions options{
-      .dsn = inputs_.ledger, .clock = &clock, .writer = ids.Next<AuditWriterId>(), .shard_count = 1, .actor = "history check"};
   std::error_code ec;
   const bool file = std::filesystem::exists(inputs_.ledger, ec);
+  const LedgerOptions options{.dsn = file ? std::filesystem::absolute(inputs_.ledger).string() : inputs_.ledger,
+                              .clock = &clock,
+                              .writer = ids.Next<AuditWriterId>(),
+                              .shard_count = 1,
+                              .actor = "history check"};
   std::optional<CheckpointSet> checkpoints;
   AuditVerifyOptions verify;
-  if (!inputs_.checkpoints.empty() && std::filesystem::exists(inputs_.public_key, ec)) {
+  if (!inputs_.checkpoints.empty()) {
+    if (!std::filesystem::exists(inputs_.public_key, ec))
+      return Fail(ErrorCode::kNotFound, "--public-key '{}' is not there: without it the checkpoints in {} prove nothing",
+                  inputs_.public_key, inputs_.checkpoints);
     MILLRACE_TRY_ASSIGN(const PublicKey key, ReadPublicKey(inputs_.public_key));
     MILLRACE_TRY_ASSIGN(checkpoints, ReadCheckpoints(inputs_.checkpoints, key));
     verify.key = key;
@@ -428,6 +443,7 @@ Result<void> Checker::Audit() {
   MILLRACE_TRY_ASSIGN(const auto ledger, file ? OpenSqliteLedger(options, deadline) : OpenPostgresLedger(options, deadline));
   MILLRACE_TRY_ASSIGN(const AuditReport report, VerifyAudit(*ledger, checkpoints ? &*checkpoints : nullptr, verify));
   Looked(6, report.rows);
+  if (checkpoints) out_.checkpoints = static_cast<std::int64_t>(report.checkpoints);
   if (!report.ok)
     Add(6, "audit", "{}", report.first_bad ? report.first_bad->explanation : std::string("the audit trail does not verify"));
   return {};
@@ -440,6 +456,12 @@ std::string Text(const Report& r) {
       "{} runs, {} slots, {} attempts; {} effects with {} rows; {} lines of witnesses; {} operations of {} processes\n",
       r.accepted, r.done, r.open, r.lost, r.doubled, r.stale_accepted, r.redis_accepted, r.redis_exposed, r.redis_lost, r.runs,
       r.slots, r.attempts, r.effects, r.effect_rows, r.witnessed, r.operations, r.files);
+  out += fmt::format("workers received {} grants, {} of them after a newer one of the same job\n", r.received, r.overtaken);
+  out += fmt::format(
+      "histories: {} torn last lines, {} unreadable lines; audit trail: {}\n", r.torn, r.unreadable.size(),
+      r.checkpoints ? fmt::format("verified against {} checkpoints", *r.checkpoints) : std::string("no checkpoints looked at"));
+  for (std::size_t i = 0; i < std::min(r.unreadable.size(), kUnreadableShown); ++i)
+    out += fmt::format("UNREADABLE {}\n", r.unreadable[i]);
   for (std::size_t i = 0; i < kInvariants; ++i) {
     const auto bad = std::ranges::count(r.violations, static_cast<int>(i + 1), &Violation::invariant);
     const std::string verdict = bad > 0               ? fmt::format("VIOLATED {} times", bad)

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,8 +31,8 @@ struct Inputs {
   std::string witness;                // lines "<job> <token>": attempts that did their work
   std::string destination;            // PostgreSQL or SQLite file with the receipts; empty: not looked at
   std::vector<AppendTarget> targets;  // in `destination`
-  std::string checkpoints;            // of the audit trail; empty: the trail is verified without
-  std::string public_key;             // of the checkpoints
+  std::string checkpoints;            // of the audit trail; empty: the trail is verified without, and the text says so
+  std::string public_key;             // of the checkpoints: needed with them
   bool skip_audit = false;
   bool ended = false;             // nothing may still be open
   bool contiguous_slots = false;  // every instant of each schedule between its first and its last slot is a slot that fired,
@@ -58,8 +59,13 @@ struct Report {
   std::int64_t redis_exposed = 0;                   // of class redis, accepted in a window
   std::int64_t runs = 0, slots = 0, effects = 0, effect_rows = 0, attempts = 0;
   std::int64_t operations = 0, files = 0, witnessed = 0;
+  std::int64_t received = 0, overtaken = 0;  // grants that reached workers; of those, after a newer one of their job had
+  std::int64_t torn = 0;                     // last lines of histories whose processes ended while they wrote them
+  std::vector<std::string> unreadable;       // every other line of a history that is no operation: there is no verdict
+  std::optional<std::int64_t> checkpoints;   // that the audit trail was verified against; empty: without any
 
   bool Has(std::string_view code) const;
+  int ExitCode() const;  // 0: all hold, 1: a violation, 2: none, but something could not be read
 };
 
 // An error: something could not be read at all.

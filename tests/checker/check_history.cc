@@ -119,7 +119,7 @@ void Checker::Epochs() {
 void Checker::Grants() {
   std::map<std::pair<std::string, Uuid>, std::uint64_t> last;
   std::set<std::pair<Uuid, std::uint64_t>> given;
-  std::map<Uuid, std::vector<std::pair<std::int64_t, std::uint64_t>>> grants;  // when, token
+  TokensByJob grants;
   for (const Operation& o : history_.operations) {
     if (o.op != "grant" || !o.By("broker:")) continue;
     for (const Item& item : o.items) {
@@ -146,6 +146,57 @@ void Checker::Grants() {
   }
 }
 
+// S4 and S7 across owners, by what workers received. A frozen process may deliver or read a grant late, after a newer one; but
+// each token of a job comes from one owner and reaches one worker, those of an epoch come from the owner of that epoch, so that
+// they increase from owner to owner, and nothing of a token is written once a newer one has been received anywhere.
+void Checker::Receipts() {
+  std::map<std::pair<Uuid, std::uint64_t>, std::string_view> owners;  // job and epoch -> broker
+  std::set<std::pair<Uuid, std::uint64_t>> granted;
+  for (const Operation& o : history_.operations) {
+    if (o.op != "grant" || !o.By("broker:")) continue;
+    for (const Item& item : o.items) {
+      granted.emplace(item.id, item.token);
+      const auto [first, fresh] = owners.emplace(std::pair{item.id, EpochOf(item.token)}, o.who);
+      if (!fresh && first->second != o.who)
+        Add(7, "two_leases", "job {}: {} and {} granted it under one epoch, {}", item.id.ToString(), first->second, o.who,
+            EpochOf(item.token));
+    }
+  }
+  std::map<std::pair<Uuid, std::uint64_t>, std::string_view> receivers;
+  TokensByJob received;
+  for (const Operation& o : history_.operations) {
+    if (o.op != "grant" || !o.By("worker:")) continue;
+    for (const Item& item : o.items) {
+      Looked(7);
+      ++out_.received;
+      const auto [first, fresh] = receivers.emplace(std::pair{item.id, item.token}, o.who);
+      if (!fresh)
+        Add(7, "two_leases", "job {}: token {} reached {} and {}", item.id.ToString(), item.token, first->second, o.who);
+      if (!granted.empty() && !granted.contains({item.id, item.token}))
+        Add(4, "token_order", "job {}: {} received token {}, which no broker granted", item.id.ToString(), o.who, item.token);
+      auto& of_job = received[item.id];
+      if (std::ranges::any_of(of_job, [&](const auto& before) { return before.second > item.token; })) ++out_.overtaken;
+      of_job.emplace_back(o.at, item.token);
+    }
+  }
+  for (const Operation& o : history_.operations) {
+    const Operation* invoke = o.op == "write" && o.type == Type::kOk ? InvokeOf(o) : nullptr;
+    if (invoke == nullptr) continue;
+    for (const auto* ends : {&o.attempts, &o.outcomes})
+      for (const Item& end : *ends) OvertakenEnd(end, invoke->at, received);
+  }
+}
+
+void Checker::OvertakenEnd(const Item& end, std::int64_t written_at, const TokensByJob& received) {
+  const auto of_job = received.find(end.id);
+  if (end.token == 0 || of_job == received.end()) return;
+  Looked(4);
+  for (const auto& [at, token] : of_job->second)
+    if (at < written_at && token > end.token)
+      Add(4, "stale_accepted", "job {}: an end of token {} was written after a worker had received token {}", end.id.ToString(),
+          end.token, token);
+}
+
 // S7: an owner grants a job again only when the end of the attempt before is durable. Under a later epoch another row may
 // stand for it (a lease that nobody confirmed ends under a token of the new one), or none: the store may have lost the job.
 void Checker::Leases() {
@@ -169,11 +220,11 @@ void Checker::Leases() {
   }
 }
 
-// S1 and S3 of what workers were told: an end that was accepted is durable.
+// S1 and S3 of what workers were told, by brokers' words and by their own: an end that was accepted is durable.
 void Checker::Ends() {
   if (facts_.pruned) return;
   for (const Operation& o : history_.operations) {
-    if (o.op != "end" || o.type != Type::kOk || !o.By("broker:")) continue;
+    if (o.op != "end" || o.type != Type::kOk) continue;
     for (const Item& item : o.items) {
       Looked(3);
       const auto outcome = facts_.outcomes.find(item.id);

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "tests/checker/check.h"
 #include "tests/checker/facts.h"
@@ -22,6 +23,8 @@ struct Told {
   std::optional<std::int64_t> at;  // micros since 1970
   bool is_run = false;
 };
+
+using TokensByJob = std::map<Uuid, std::vector<std::pair<std::int64_t, std::uint64_t>>>;  // when somebody had which
 
 class Checker {
  public:
@@ -59,6 +62,8 @@ class Checker {
   void WrittenRows(const Operation& ok);
   void Epochs();
   void Grants();
+  void Receipts();
+  void OvertakenEnd(const Item& end, std::int64_t written_at, const TokensByJob& received);
   void Leases();
   void Ends();
   void Loads();

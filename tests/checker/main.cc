@@ -33,7 +33,7 @@ int main(int argc, char** argv) {
   std::vector<std::string> targets;
   app.add_option("--target", targets, "append-only table of the destination with provenance, and rows per effect: name=360");
   app.add_option("--checkpoints", in.checkpoints, "folder of the audit trail's checkpoints");
-  app.add_option("--public-key", in.public_key, "of the checkpoints");
+  app.add_option("--public-key", in.public_key, "of the checkpoints, needed with --checkpoints");
   app.add_flag("--no-audit", in.skip_audit, "the audit trail is not as its writers left it, on purpose");
   app.add_flag("--ended", in.ended, "nothing may still be open");
   app.add_flag("--contiguous-slots", in.contiguous_slots, "every instant of every schedule is a slot that fired");
@@ -62,5 +62,5 @@ int main(int argc, char** argv) {
     return 2;
   }
   std::fputs(millrace::checker::Text(*report).c_str(), stdout);
-  return report->violations.empty() ? 0 : 1;
+  return report->ExitCode();
 }

@@ -49,7 +49,8 @@ struct Operation {
 struct History {
   std::vector<Operation> operations;  // in the order of `at`; those of one file in the order in which they were written
   std::size_t files = 0;
-  std::size_t torn = 0;  // lines that are no operation: at most the last one of a process that was killed
+  std::size_t torn = 0;                 // last lines of a file that are no operation and have no end
+  std::vector<std::string> unreadable;  // every other line that is no operation: its file, number and beginning
 };
 
 // All *.jsonl files of `folder`. kNotFound: no such folder.

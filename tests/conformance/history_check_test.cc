@@ -7,6 +7,7 @@
 
 #include "common/base/failpoint.h"
 #include "common/base/history.h"
+#include "common/crypto/checkpoint.h"
 #include "tests/support/history_check.h"
 #include "tests/support/ledger_fixture.h"
 
@@ -131,6 +132,66 @@ TEST_P(HistoryCheckTest, ASoundWorldHolds) {
 TEST_P(HistoryCheckTest, WhatCannotBeReadIsNoVerdict) {
   std::filesystem::remove(dir_ + "/accepted");
   EXPECT_EQ(Check().code, 2);
+}
+
+// A killed process leaves at most one line without its end, the last.
+TEST_P(HistoryCheckTest, ATornLastLineIsCounted) {
+  const auto cut = [&](const char* file) {
+    std::ofstream(dir_ + file) << R"({"m":1,"t":1,"pid":7,"who":"broker:b","op":"gra)";
+  };
+  cut("/history/7-7.jsonl");
+  cut("/history/8-8.jsonl");
+  const HistoryVerdict verdict = Check();
+  EXPECT_EQ(verdict.code, 0) << verdict.text;
+  EXPECT_NE(verdict.text.find("2 torn last lines, 0 unreadable lines"), std::string::npos) << verdict.text;
+}
+
+// What else is no operation could be the one that breaks an invariant.
+TEST_P(HistoryCheckTest, AnyOtherUnreadableLineIsNoVerdict) {
+  const std::string job = single_.id.ToString(),
+                    sound = fmt::format(R"({{"m":1,"who":"worker:w","op":"grant","type":"invoke","jobs":[["{}",{}]]}})", job,
+                                        Token::Make(hold_.epoch, 5).value());
+  Append("history/7-7.jsonl", sound);
+  ASSERT_EQ(Check().code, 0);
+  const auto changed = [&](std::string_view from, std::string_view to) {
+    std::string line = sound;
+    return line.replace(line.find(from), from.size(), to);
+  };
+  std::size_t found = 0;
+  for (const std::string& line :
+       {sound.substr(0, 40), std::string(), std::string("null"), changed("grant", "grnat"), changed("invoke", "invoked"),
+        changed(job, "no-uuid"), changed(R"("who":"worker:w",)", ""), changed(R"("jobs":[[)", R"("jobs":[[],[)")}) {
+    Append("history/7-7.jsonl", line);
+    ++found;
+    const HistoryVerdict verdict = Check();
+    EXPECT_EQ(verdict.code, 2) << line << "\n" << verdict.text;
+    EXPECT_NE(verdict.text.find(fmt::format("0 torn last lines, {} unreadable lines", found)), std::string::npos)
+        << line << "\n"
+        << verdict.text;
+  }
+  EXPECT_NE(Check().text.find(fmt::format("UNREADABLE 7-7.jsonl:2: '{}'", sound.substr(0, 40))), std::string::npos)
+      << Check().text;
+  Append("accepted", fmt::format(R"({{"job": "{}", "class": "ledger", "at": 1}})", NewId<JobId>().ToString()));
+  ExpectCaught("S1", "lost");  // a violation comes before it
+}
+
+TEST_P(HistoryCheckTest, CheckpointsWithoutTheirKeyAreNoVerdict) {
+  const HistoryVerdict none = Check();
+  EXPECT_NE(none.text.find("audit trail: no checkpoints looked at"), std::string::npos) << none.text;
+  const auto key = SigningKey::LoadOrCreate(dir_ + "/audit.key");
+  ASSERT_TRUE(key) << key.error().message;
+  auto checkpoints = CheckpointWriter::Open(dir_ + "/checkpoints", *key, NewId<AuditWriterId>());
+  ASSERT_TRUE(checkpoints && *checkpoints->Flush(clock_.Now(), Now(), *ledger_->AuditHeads(In())));
+  const std::string folder = dir_ + "/checkpoints", public_key = dir_ + "/audit.key.pub";
+  const HistoryVerdict with = Check({"--checkpoints", folder, "--public-key", public_key});
+  EXPECT_EQ(with.code, 0) << with.text;
+  EXPECT_NE(with.text.find("audit trail: verified against 1 checkpoints"), std::string::npos) << with.text;
+  std::filesystem::remove(public_key);
+  for (const HistoryVerdict& verdict :
+       {Check({"--checkpoints", folder}), Check({"--checkpoints", folder, "--public-key", public_key})}) {
+    EXPECT_EQ(verdict.code, 2) << verdict.text;
+    EXPECT_NE(verdict.text.find("--public-key"), std::string::npos) << verdict.text;
+  }
 }
 
 TEST_P(HistoryCheckTest, OneAcceptedJobDropped) {
@@ -272,6 +333,91 @@ TEST_P(HistoryCheckTest, TwoLeasesOfOneJob) {
   EXPECT_EQ(Check().code, 0) << "the end of each was durable, or there was another owner between them";
   grant(50, hold_.epoch, 5);  // token 4 ended later
   ExpectCaught("S7", "two_leases");
+}
+
+// What workers received, whoever granted it: the retried job's tokens 3 and 4, and one of the owner before.
+class HistoryCheckReceiptsTest : public HistoryCheckTest {
+ protected:
+  void SetUp() override {
+    HistoryCheckTest::SetUp();
+    start_ = std::chrono::duration_cast<Micros>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+  void Grant(std::int64_t at, const std::string& who, Token token) {
+    Append("history/7-7.jsonl", fmt::format(R"({{"m":{},"who":"{}","op":"grant","type":"invoke","jobs":[["{}",{}]]}})",
+                                            After(at), who, retried_.id.ToString(), token.value()));
+  }
+  // From the broker to the worker.
+  void Granted(std::int64_t at, const std::string& broker, const std::string& worker, Token token) {
+    Grant(at, "broker:" + broker, token);
+    Grant(at + 1, "worker:" + worker, token);
+  }
+  void Wrote(std::int64_t at, const char* rows, Token token, const char* word) {
+    ++writes_;
+    for (const char* type : {"invoke", "ok"})
+      Append("history/7-7.jsonl",
+             fmt::format(R"({{"m":{},"who":"ledger:b","op":"write","type":"{}","n":{},"{}":[["{}",{},"{}"]]}})", After(at++),
+                         type, writes_, rows, retried_.id.ToString(), token.value(), word));
+  }
+  // The rows of the world are written before all of it.
+  std::int64_t After(std::int64_t at) const { return start_ + at; }
+  Token Old() const { return Token::Make(Epoch{hold_.epoch.value() - 1}, 9); }
+  Token Lost() const { return Token::Make(hold_.epoch, 3); }
+  Token Last() const { return Token::Make(hold_.epoch, 4); }
+  std::int64_t start_ = 0;
+  int writes_ = 0;
+};
+
+TEST_P(HistoryCheckReceiptsTest, AnOwnerThatComesBackLateIsHarmless) {
+  Granted(20, "b2", "w1", Lost());
+  Wrote(30, "attempts", Lost(), "lost");
+  Granted(40, "b2", "w2", Last());
+  Granted(50, "b1", "w1", Old());  // it had claimed the job before the other took the shard
+  Wrote(60, "outcomes", Last(), "succeeded");
+  const HistoryVerdict verdict = Check();
+  EXPECT_EQ(verdict.code, 0) << verdict.text;
+  EXPECT_NE(verdict.text.find("workers received 3 grants, 1 of them after a newer one"), std::string::npos) << verdict.text;
+}
+
+TEST_P(HistoryCheckReceiptsTest, AnEndOfAnOlderTokenWasWritten) {
+  Grant(20, "worker:w1", Lost());
+  Grant(25, "worker:w2", Last());
+  Wrote(20, "attempts", Lost(), "lost");
+  EXPECT_EQ(Check().code, 0) << "it was on its way when the newer one came";
+  Wrote(30, "attempts", Lost(), "lost");
+  ExpectCaught("S4", "stale_accepted");
+}
+
+TEST_P(HistoryCheckReceiptsTest, OneTokenReachedTwoWorkers) {
+  Granted(20, "b2", "w1", Last());
+  ASSERT_EQ(Check().code, 0);
+  Grant(22, "worker:w2", Last());
+  ExpectCaught("S7", "two_leases");
+}
+
+TEST_P(HistoryCheckReceiptsTest, TwoOwnersOfOneEpoch) {
+  Granted(20, "b1", "w1", Lost());
+  Wrote(30, "attempts", Lost(), "lost");
+  ASSERT_EQ(Check().code, 0);
+  Granted(40, "b2", "w2", Last());
+  ExpectCaught("S7", "two_leases");
+}
+
+TEST_P(HistoryCheckReceiptsTest, ATokenThatNobodyGranted) {
+  Granted(20, "b2", "w1", Last());
+  ASSERT_EQ(Check().code, 0);
+  Grant(30, "worker:w1", Token::Make(hold_.epoch, 5));
+  ExpectCaught("S4", "token_order");
+}
+
+TEST_P(HistoryCheckReceiptsTest, AnEndThatTheWorkerWasToldIsGone) {
+  const auto told = [&](JobId job, Token token) {
+    Append("history/7-7.jsonl", fmt::format(R"({{"m":9,"who":"worker:w","op":"end","type":"ok","jobs":[["{}",{}]]}})",
+                                            job.ToString(), token.value()));
+  };
+  told(retried_.id, Last());
+  EXPECT_EQ(Check().code, 0);
+  told(NewId<JobId>(), Last());
+  ExpectCaught("S1", "lost");
 }
 
 TEST_P(HistoryCheckTest, OneSlotDoubled) {
@@ -430,6 +576,7 @@ TEST_P(HistoryCheckPostgresTest, SoundThenNot) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckSlotsTest, ::testing::Values(LedgerKind::kSqlite));
+INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckReceiptsTest, ::testing::Values(LedgerKind::kSqlite));
 INSTANTIATE_TEST_SUITE_P(Sqlite, HistoryCheckTest, ::testing::Values(LedgerKind::kSqlite));
 INSTANTIATE_TEST_SUITE_P(Postgres, HistoryCheckPostgresTest, ::testing::Values(LedgerKind::kPostgres));
 

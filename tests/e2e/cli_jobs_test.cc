@@ -304,6 +304,42 @@ TEST_F(CliJobs, ABulkCancelThatFailsMidwaySaysWhatItDidFirst) {
   EXPECT_EQ(std::ranges::count(Ids({"job", "cancel", "--queue", "mail"}), '\n'), 1002);
 }
 
+TEST_F(CliJobs, JobsThatOnlyTheQueueHasAreCancelledByAFilterToo) {
+  const auto submit = [&](const std::string& queue, const std::string& script, const std::string& options) {
+    return Line(Ids({"job", "submit", "--kind", "command", "--payload", R"({"argv": ["sh", "-c", ")" + script + R"("]})",
+                     "--queue", queue, "--options", options}));
+  };
+  std::filesystem::create_directories(home_);
+  ASSERT_EQ(Run({"queue", "pause", "mail", "news"}).code, 0);
+  const std::string ledger = submit("mail", "exit 0", "{}");
+  CliResult result = Run({"job", "cancel", "--queue", "mail", "--dry-run"});
+  EXPECT_THAT(result.err, AllOf(HasSubstr("1 job would be cancelled"), HasSubstr("durability: redis"))) << "nobody was asked";
+  const auto engine = Start({"up", "--log-level", "warn"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  const std::string redis = R"({"durability": "redis"})";
+  const std::string first = submit("mail", "exit 0", redis), second = submit("mail", "exit 0", redis);
+  const std::string news = submit("news", "exit 0", redis), runs = submit("busy", "sleep 60", redis);
+  ASSERT_TRUE(Eventually([&] { return Run({"queue", "show", "busy"}).out.find("1") != std::string::npos; }));
+  result = Run({"job", "cancel", "--queue", "mail", "--dry-run"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(result.err, "3 jobs would be cancelled\n");
+  for (const std::string& id : {ledger, first, second}) EXPECT_THAT(result.out, HasSubstr(id));
+  EXPECT_THAT(Run({"job", "cancel", "--queue", "mail", "--kind", "nosuch", "--dry-run"}).err, HasSubstr("0 jobs"));
+  EXPECT_THAT(Run({"job", "cancel", "--since", "2099-01-01T00:00:00Z", "--dry-run"}).err, HasSubstr("0 jobs"));
+  EXPECT_THAT(Run({"job", "cancel", "--since", "1h", "--dry-run"}).err, HasSubstr("5 jobs would be"));
+  result = Run({"job", "cancel", "--queue", "mail"});
+  EXPECT_THAT(result.err, HasSubstr("3 jobs cancelled or being cancelled"));
+  EXPECT_THAT(Run({"job", "cancel", "--queue", "busy"}).err, HasSubstr("1 job cancelled or being"));
+  for (const std::string& id : {ledger, first, second, runs})
+    EXPECT_TRUE(Eventually([&] { return Run({"job", "show", id}).out.find("cancelled") != std::string::npos; })) << id;
+  EXPECT_THAT(Run({"job", "cancel", "--queue", "mail", "--dry-run"}).err, HasSubstr("0 jobs"));
+  ASSERT_EQ(Run({"queue", "resume", "mail", "news"}).code, 0);
+  EXPECT_TRUE(Eventually([&] { return Run({"job", "show", news}).out.find("succeeded") != std::string::npos; }));
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
+}
+
 TEST_F(CliJobs, RunsAreRetriedAndCancelledByAFilterAfterAPreview) {
   WritePipeline("flaky", "  gate: { command: [sh, -c, \"test -e open\"], retry: { max_attempts: 1 } }\n");
   WritePipeline("other", "  gate: { command: [sh, -c, \"exit 1\"], retry: { max_attempts: 1 } }\n");

@@ -11,6 +11,7 @@
 #include "common/model/job_options.h"
 #include "common/model/queue_settings.h"
 #include "common/wire/check_job.h"
+#include "tests/fuzz/accepted.h"
 
 namespace {
 
@@ -23,6 +24,7 @@ void CheckRefusal(const millrace::Error& error) {
 void CheckOptions(std::string_view text) {
   const auto options = millrace::JobOptionsFromJson(text);
   if (!options) return CheckRefusal(options.error());
+  ++millrace::fuzz::accepted;
   if (options->limit_key.size() > millrace::kNameBytesMax || options->unique_key.size() > millrace::kNameBytesMax ||
       options->no_retry.size() > millrace::kNoRetryClassesMax || options->unique_window.count() < 0)
     std::abort();

@@ -6,6 +6,7 @@
 
 #include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
+#include "tests/fuzz/accepted.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view source(reinterpret_cast<const char*>(data), size);
@@ -16,6 +17,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (millrace::RenderAll(result.diagnostics, source).empty()) std::abort();
     return 0;
   }
+  ++millrace::fuzz::accepted;
   const auto again = millrace::PipelineFromJson(millrace::ToJson(*result.pipeline));
   if (!again || *again != *result.pipeline) std::abort();
   return 0;

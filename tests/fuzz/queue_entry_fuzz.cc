@@ -8,6 +8,7 @@
 
 #include "broker/entry_codec.h"
 #include "broker/lines.h"
+#include "tests/fuzz/accepted.h"
 
 namespace {
 
@@ -31,6 +32,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (std::size_t i = 0; i < id.uuid.bytes.size(); ++i) id.uuid.bytes[i] = static_cast<std::uint8_t>(i + 1);
   const auto entry = DecodeEntry(text.substr(end + 1), id, *line);
   if (!entry) return CheckRefusal(entry.error()), 0;
+  ++fuzz::accepted;
   const auto again = DecodeEntry(EncodeEntry(entry->spec, entry->counters, *line, entry->check), id, *line);
   if (!again || *again != *entry) std::abort();
   return 0;

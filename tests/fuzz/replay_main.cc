@@ -6,6 +6,8 @@
 #include <iterator>
 #include <vector>
 
+#include "tests/fuzz/accepted.h"
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
 
 int main(int argc, char** argv) {
@@ -18,6 +20,6 @@ int main(int argc, char** argv) {
     LLVMFuzzerTestOneInput(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size());
     ++replayed;
   }
-  std::printf("replayed %zu inputs from %s\n", replayed, argv[1]);
-  return replayed == 0 ? 1 : 0;  // an empty corpus is a broken test, not a passing one
+  std::printf("replayed %zu inputs from %s, %zu accepted\n", replayed, argv[1], millrace::fuzz::accepted);
+  return millrace::fuzz::accepted == 0 ? 1 : 0;  // an empty or refused corpus is a broken test, not a passing one
 }

@@ -5,11 +5,13 @@
 
 #include "common/base/check.h"
 #include "common/wire/codec.h"
+#include "tests/fuzz/accepted.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace millrace;
   const std::string_view frame(reinterpret_cast<const char*>(data), size);
   if (const auto message = wire::Decode(frame)) {
+    ++fuzz::accepted;
     const auto again = wire::Decode(wire::Encode(*message));
     MILLRACE_CHECK(again && *again == *message, "a decoded message does not survive its own encoding");
     MILLRACE_CHECK(wire::KindOf(frame) != wire::Kind::kUnknown, "a decoded frame has no kind");

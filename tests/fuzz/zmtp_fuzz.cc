@@ -9,6 +9,7 @@
 
 #include "common/base/limits.h"
 #include "common/wire/zmtp_session.h"
+#include "tests/fuzz/accepted.h"
 
 namespace {
 
@@ -42,6 +43,7 @@ Trace Read(SocketType self, std::string_view bytes, std::size_t piece) {
           break;
         case Session::Event::kMessage:
           if (!session.ready()) std::abort();
+          ++millrace::fuzz::accepted;
           trace.messages.push_back(session.TakeMessage());
           if (trace.messages.back().size() > millrace::kFrameBytesMax) std::abort();
           break;

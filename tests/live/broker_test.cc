@@ -30,7 +30,7 @@
 #include "common/wire/zmtp_transport.h"
 #include "tests/support/accepted_list.h"
 #include "tests/support/history_check.h"
-#include "tests/support/test_postgres.h"
+#include "tests/support/migrated_database.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define MILLRACE_TEST_SANITIZED 1
@@ -80,7 +80,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
         GTEST_SKIP() << "MILLRACE_TEST_REDIS is not set: source DIR/env of tests/support/servers.sh start DIR";
       redis_.endpoint = fmt::format("redis://{}/0", redis);
       redis_.prefix = fmt::format("mrbroker-{}-{}", getpid(), ids_.Next<RunId>().ToString());
-      database_ = std::make_unique<testing::TestDatabase>("broker");
+      database_ = testing::MigratedDatabase("broker", 1);
     }
     auto ledger = OpenLedger("test");
     ASSERT_TRUE(ledger) << ledger.error().message;

@@ -20,7 +20,7 @@
 #include "common/wire/zmtp_transport.h"
 #include "tests/support/accepted_list.h"
 #include "tests/support/history_check.h"
-#include "tests/support/test_postgres.h"
+#include "tests/support/migrated_database.h"
 
 namespace millrace {
 namespace {
@@ -34,7 +34,7 @@ class EnqueueTest : public ::testing::Test {
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
     testing::BeginHistory(dir_ / "history");
-    database_ = std::make_unique<testing::TestDatabase>("enqueue");
+    database_ = testing::MigratedDatabase("enqueue", 1);
     ledger_ = Open("test");
     const auto migrated = ledger_->Migrate(In());
     ASSERT_TRUE(migrated) << migrated.error().message;
@@ -232,7 +232,8 @@ TEST_F(EnqueueTest, ABrokerIsWokenByTheCommit) {
   EXPECT_LT(times[kRows / 2], Millis{kEnqueuePollInterval} / 2) << "polling alone would take a whole interval each";
   EXPECT_LT(wait_for("outbox", 0), Millis{20'000}) << "and it is in the queue";
   // Whoever ends the watch's connection takes nothing away: the table is polled, and watched again.
-  App("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'millrace enqueue watch'");
+  App("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'millrace enqueue watch' "
+      "and datname = current_database()");
   Enqueue("kind, payload", "values ('noop', 'after')");
   EXPECT_LT(wait_for("enqueue", 0), Millis{36'000});
   broker.RequestStop();

@@ -24,7 +24,7 @@
 #include "common/wire/zmtp_transport.h"
 #include "tests/support/accepted_list.h"
 #include "tests/support/history_check.h"
-#include "tests/support/test_postgres.h"
+#include "tests/support/migrated_database.h"
 #include "worker/worker.h"
 
 namespace millrace {
@@ -53,7 +53,7 @@ class HandoverLiveTest : public ::testing::Test {
     testing::BeginHistory(dir_ / "history");
     redis_.endpoint = fmt::format("redis://{}/0", redis);
     redis_.prefix = fmt::format("mrhandover-{}", getpid());
-    database_ = std::make_unique<testing::TestDatabase>("handover");
+    database_ = testing::MigratedDatabase("handover", kShards);
     ledger_ = OpenLedger("test").value();
     ASSERT_TRUE(ledger_->Migrate(In()));
   }

@@ -15,6 +15,7 @@
 #include "tests/support/history_check.h"
 #include "tests/support/job_driver.h"
 #include "tests/support/load_fixture.h"
+#include "tests/support/migrated_database.h"
 #include "tests/support/tcp_proxy.h"
 #include "tests/support/test_postgres.h"
 
@@ -67,7 +68,7 @@ class LostReplies : public ::testing::Test {
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     dir_ = pattern;
     testing::BeginHistory(dir_ / "history");
-    database_ = std::make_unique<testing::TestDatabase>("replies");
+    database_ = testing::MigratedDatabase("replies", 1);
     redis_endpoint_ = redis;
     prefix_ = fmt::format("mrreplies-{}-{}", getpid(), ids_.Next<RunId>().ToString());
     postgres_proxy_ = ProxyTo(PortOf(database_->dsn()));

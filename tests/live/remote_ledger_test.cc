@@ -14,8 +14,8 @@
 #include "common/wire/zmtp_transport.h"
 #include "tests/support/history_check.h"
 #include "tests/support/job_driver.h"
+#include "tests/support/migrated_database.h"
 #include "tests/support/tcp_proxy.h"
-#include "tests/support/test_postgres.h"
 
 namespace millrace {
 namespace {
@@ -37,7 +37,7 @@ class RemoteLedger : public ::testing::Test {
   void SetUp() override {
     ConfigureLog(std::getenv("MILLRACE_TEST_LOG") != nullptr ? LogLevel::kInfo : LogLevel::kOff, LogFormat::kText, "test");
     MILLRACE_NEED_POSTGRES();
-    database_ = std::make_unique<testing::TestDatabase>("remote");
+    database_ = testing::MigratedDatabase("remote", kShards);
     auto proxy = TcpProxy::Start({.upstream_port = PortOf(database_->dsn()), .seed = 7});
     ASSERT_TRUE(proxy) << proxy.error().message;
     proxy_ = std::move(*proxy);
@@ -312,6 +312,31 @@ TEST_F(RemoteBroker, KeepsItsShardsAndJobsFinish) {
   EXPECT_EQ(Number(epochs), kShards);
   fmt::print("200 ms to the ledger: {} shards in {} ms; {} jobs ended in {} ms\n", kShards, took.count(), accepted,
              2 * Millis{kOwnershipTtl}.count());
+}
+
+// What such a client gets depends on the time of a commit, not on the size of its batches: nothing else waits with it.
+TEST_F(RemoteBroker, AClientThatWaitsForEachSmallBatchGetsOneEveryTwoSeconds) {
+  constexpr Millis kWindow{10'000};
+  const std::string owned = "select count(*) from millrace.shard_owner where owner is not null";
+  ASSERT_TRUE(driver_->PumpUntil([&] { return Number(owned) == kShards; }, 30s)) << Number(owned) << " shards taken";
+  const auto batches_of = [&](int jobs) {
+    const std::size_t before = driver_->accepted().size();
+    const MonoTime until = In(kWindow);
+    while (clock_.Now() < until && !HasFailure()) {
+      if (driver_->AllAnswered()) driver_->Submit(Durability::kLedger, jobs);
+      driver_->Pump();
+    }
+    EXPECT_TRUE(driver_->PumpUntil([&] { return driver_->AllAnswered(); }, 30s)) << "a submit was never answered";
+    return (driver_->accepted().size() - before) / static_cast<std::size_t>(jobs);
+  };
+  const std::size_t single = batches_of(1), tens = batches_of(10);
+  const auto accepted = static_cast<std::int64_t>(driver_->accepted().size());
+  ASSERT_TRUE(driver_->PumpUntil([&] { return Number("select count(*) from millrace.outcome") == accepted; }, 30s));
+  ended_ = true;
+  fmt::print("200 ms to the ledger, one batch at a time for {} ms: {} of 1 job, {} of 10 jobs\n", kWindow.count(), single,
+             tens);
+  for (const std::size_t batches : {single, tens})
+    EXPECT_GE(batches, static_cast<std::size_t>(kWindow / Millis{2000})) << "promised in ops/docs/failure-modes.md";
 }
 
 }  // namespace

@@ -151,6 +151,10 @@ bool World::Finished() const {
   return true;
 }
 
+bool World::Idle() const {
+  return std::ranges::all_of(workers_, [](const SimWorker& worker) { return worker.running.empty(); });
+}
+
 void World::CheckGoesOn(std::size_t w, const JobId& id) {
   const auto cancelled = cancelled_at_.find(id);
   if (cancelled == cancelled_at_.end() || Now() - cancelled->second <= kLeaseTtl + Millis{1000}) return;

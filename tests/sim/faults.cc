@@ -6,7 +6,7 @@
 namespace millrace::sim {
 namespace {
 
-constexpr Micros kStepMax{30'000'000};  // of a wall clock
+constexpr Micros kStepMax{300'000'000}, kLedgerStepMax{30'000'000};  // of a wall clock
 
 }  // namespace
 
@@ -230,14 +230,14 @@ void World::FreezeWorker(std::size_t w) {
   workers_[w].frozen_until = std::max(workers_[w].frozen_until, Now() + time);
 }
 
-// As an operator or a time server sets the clock of one machine, or sets it right again. Those of two brokers may be apart by
-// kAdoptionSkew: what a new owner takes for running depends on it.
+// As an operator or a time server sets the clock of one machine, or sets it right again.
 void World::StepClock() {
   const std::uint64_t which = random_.Below(2 * kBrokers + 2 * kSchedulers + 1);
   NodeClock& clock = which < 2 * kBrokers                   ? brokers_[which / 2].clock
                      : which < 2 * (kBrokers + kSchedulers) ? schedulers_[which / 2 - kBrokers].clock
                                                             : ledger_clock_;
-  const std::int64_t most = which < 2 * kBrokers ? std::min(kStepMax, Micros{kAdoptionSkew} / 2).count() : kStepMax.count();
+  // Half of the steps are of seconds, which is how far times in the world are apart.
+  const std::int64_t most = &clock == &ledger_clock_ || Chance(50) ? kLedgerStepMax.count() : kStepMax.count();
   const Micros to = Chance(20) ? Micros{0} : Micros{Between(-most, most)};
   Trace("clock", {}, which);
   ++report_.clock_steps;

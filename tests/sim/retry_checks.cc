@@ -66,7 +66,13 @@ void World::CheckRetry(const Node& n, const JobSpec& spec, const AttemptRow& row
 // Brokers go by their own clocks: the bounds are as wide as those were off.
 void World::CheckBackoff(const Node& n, const JobSpec& spec, const AttemptRow& row) {
   if (!Failed(row.report.end)) {
-    if (row.next_run_at > n.clock.High()) Violation("retry: what did not fail waits");
+    WallTime most = n.clock.High();
+    if (row.report.end == AttemptEnd::kLost) {  // it may not have begun: then it waits as it did before
+      const auto rows = ledger_.jobs.find(spec.id);
+      const bool first = rows == ledger_.jobs.end() || rows->second.attempts.empty();
+      most = std::max(most, first ? spec.run_at.value_or(most) : rows->second.attempts.back().next_run_at);
+    }
+    if (row.next_run_at > most) Violation("retry: what did not fail waits");
     return;
   }
   const Millis full = FullBackoff(spec, row.counters.failures);

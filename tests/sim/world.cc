@@ -41,7 +41,10 @@ sim::Report World::Run() {
   std::optional<Micros> until;  // what is on its way out of the queue gets the time to leave
   std::uint64_t look = 0;
   while (Step()) {
-    if (until && Now() > *until) break;
+    if (until && Now() > *until) {
+      if (Idle()) break;
+      until = Now() + Micros{12'000'000};
+    }
     if (until || !healed_ || report_.steps < look) continue;
     look = report_.steps + 64;
     if (Finished()) until = Now() + Micros{12'000'000};

@@ -229,6 +229,8 @@ class World {
   // A job of durability redis may be lost when the store lost the state in which it took it, and only then.
   bool MayBeLost(const KeptJob& job) const;
   bool Finished() const;
+  // No attempt runs, not even of a job that nobody was told is accepted.
+  bool Idle() const;
   // Skipping follows from what a job depends on, and what expired was never started.
   void CheckTimes(const MemoryLedger::JobRows& rows);
   // `cancelled` without a fence means that nothing of the job runs any more: what goes on must hear so within a lease. Not

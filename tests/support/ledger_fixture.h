@@ -13,7 +13,7 @@
 
 #include "common/drivers/sqlite.h"
 #include "common/ledger/ledger.h"
-#include "tests/support/test_postgres.h"
+#include "tests/support/migrated_database.h"
 
 namespace millrace::testing {
 
@@ -25,7 +25,7 @@ class LedgerTest : public ::testing::TestWithParam<LedgerKind> {
   void SetUp() override {
     if (GetParam() == LedgerKind::kPostgres) {
       MILLRACE_NEED_POSTGRES();
-      database_ = std::make_unique<TestDatabase>("ledger");
+      database_ = MigratedDatabase("ledger", kShards);
       dsn_ = database_->dsn();
     } else {
       char folder[] = "/tmp/millrace_ledger_XXXXXX";

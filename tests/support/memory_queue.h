@@ -38,10 +38,18 @@ class MemoryQueue final : public JobQueue {
   }
   // A server that was restarted and lost nothing, which it cannot know.
   void Restart() { ++server_; }
+  // As if the operation that took the job out of flight had not arrived.
+  void Deliver(ShardId id, JobId job) {
+    Shard& shard = shards_[id];
+    std::erase_if(shard.scheduled, [&](const auto& due) { return due.second.id == job; });
+    for (auto& [line, entries] : shard.lines) std::erase_if(entries, [&](const QueueEntry& entry) { return entry.id == job; });
+    shard.in_flight.insert(job);
+  }
   // As if what was delivered had come out of flight.
   void ForgetDelivered(ShardId id) { shards_[id].in_flight.clear(); }
   std::size_t take_page = 2;             // entries in flight that one Take shows
   std::uint32_t claim_max = UINT32_MAX;  // one Claim gives no more, as the real queues do when bodies are large
+  std::size_t list_page = 2;             // entries that one ListKept looks at
   std::size_t memory_max = SIZE_MAX;     // entries, waiting and in flight; beyond it an Enqueue is refused
   bool forget_removals = false;          // a broken queue, for mutants: Remove finds nothing
   void set_ignore_epochs(bool ignore) { ignore_epochs_ = ignore; }  // a broken queue, for mutants
@@ -215,6 +223,29 @@ class MemoryQueue final : public JobQueue {
     if (const auto found = shard->lines.find(*line); found != shard->lines.end())
       std::erase_if(found->second, [&](const QueueEntry& e) { return look(e, true); });
     if (std::next(line) != lines.end() && !wanted.empty()) reply.cursor = " " + *std::next(line);
+    return reply;
+  }
+
+  // In the order of ids; a cursor is the last one that was looked at.
+  Result<QueueReply> Apply(const queue_op::ListKept& op) {
+    MILLRACE_TRY_ASSIGN(Shard * shard, Fenced(op.shard, op.epoch));
+    std::set<std::pair<std::string, std::string>> all;
+    const auto look = [&](const QueueEntry& e) { all.emplace(e.id.AsBytes(), e.line); };
+    for (const auto& [name, entries] : shard->lines) std::ranges::for_each(entries, look);
+    for (const auto& [due, entry] : shard->scheduled) look(entry);
+    QueueReply reply;
+    std::string last;
+    std::size_t seen = 0;
+    for (const auto& [id, line] : all) {
+      if (id <= op.cursor) continue;
+      if (seen++ == list_page) {
+        reply.cursor = last;
+        break;
+      }
+      last = id;
+      if (!IsKeptLine(line) || OrgOfLine(line) != op.org) continue;
+      reply.listed.push_back({.id = JobId{*Uuid::FromBytes(id)}, .line = line, .body = {}, .run_at = {}, .expires_at = {}});
+    }
     return reply;
   }
 

@@ -163,6 +163,7 @@ std::vector<Message> RandomMessages::All() {
       SetQueue{Number(), MakeSettings(), Text()},
       ListQueues{Number(), OrgId{7}, Text()},
       ListUnserved{Number(), OrgId{7}},
+      ListKept{Number(), OrgId{7}, Text(), Text(), Bytes(300)},
       SubmitReply{Number(), List<SubmitReply::Item>([&] { return SubmitReply::Item{MakeUuid(), Flip(), MakeUuid()}; })},
       RunUpdate{RunId{MakeUuid()}, kRunStates[random_.Below(4)], Text(), List<RunUpdate::Stage>(stage)},
       StatusReply{Number(), Text(), List<StatusReply::Shard>([&] {
@@ -183,6 +184,7 @@ std::vector<Message> RandomMessages::All() {
                                                          Flip() ? std::optional(FromUnixMicros(Signed())) : std::nullopt};
                         }),
                         Flip(), Number()},
+      ListKeptReply{Number(), List<JobId>(job), Bytes(300)},
       Problem{Number(), Text(), Text(100)},
   };
 }

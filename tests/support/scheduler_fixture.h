@@ -17,8 +17,8 @@
 #include "common/queue/sqlite_queue.h"
 #include "scheduler/scheduler.h"
 #include "scheduler/slot_planner.h"
+#include "tests/support/migrated_database.h"
 #include "tests/support/no_ledger.h"
-#include "tests/support/test_postgres.h"
 
 namespace millrace::scheduler {
 
@@ -76,7 +76,7 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
   void SetUp() override {
     if (postgres()) {
       MILLRACE_NEED_POSTGRES();
-      database_ = std::make_unique<testing::TestDatabase>("scheduler");
+      database_ = testing::MigratedDatabase("scheduler", 1);
       dsn_ = database_->dsn();
     } else {
       // In memory where there is such a folder: these tests commit thousands of times and do not test the disk.

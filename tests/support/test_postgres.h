@@ -29,11 +29,13 @@ inline bool HavePostgres() {
 // REQUIRES: HavePostgres(). Makes database mr_<name>_<pid>_<n>.
 class TestDatabase {
  public:
-  explicit TestDatabase(const std::string& name) {
+  explicit TestDatabase(const std::string& name) : TestDatabase(name, "template1") {}
+  // A copy of `of`, to which nobody may be connected.
+  TestDatabase(const std::string& name, const std::string& of) {
     static std::atomic<int> counter{0};
     name_ = "mr_" + name + "_" + std::to_string(getpid()) + "_" + std::to_string(counter++);
     admin_ = Connect(std::getenv("MILLRACE_TEST_POSTGRES"));
-    if (admin_) Exec(*admin_, "create database " + name_);
+    if (admin_) Exec(*admin_, "create database " + name_ + " template " + of);
   }
   ~TestDatabase() {
     if (admin_) Exec(*admin_, "drop database if exists " + name_ + " with (force)");

@@ -256,6 +256,10 @@ TEST(ConfigTest, APasswordNobodyCanTellTheEndOfIsNotShown) {
       {"host=h password = 'my secretpw' dbname=d", "host=h password = *** dbname=d"},
       {"host=h password=a\\ secretpw sslpassword=secret port=1", "host=h password=*** sslpassword=*** port=1"},
       {"host=h password='secret", "host=h password=***"},
+      {"host=h password='secret://pw' user=u", "host=h password=*** user=u"},
+      {"host=h password='secret://pw", "host=h password=***"},
+      {"host=h password=my secret://pw:x@y", "host=h password=***"},
+      {"x=y postgres://u:secret@host/db", "x=y postgres://u:***@host/db"},
       {"postgres://u:p%40ss/secret@host/db", "postgres://***"},
       {"postgres://u:p@secret@host/db", "postgres://***"},
       {"postgres://u:secret@host:5432/db?password=secret pw&sslmode=require",
@@ -278,8 +282,9 @@ TEST(ConfigTest, ADsnThatLibpqWouldTakeApartWronglyIsRefused) {
       EXPECT_EQ(loaded.error().message.find("w0rd"), std::string::npos) << loaded.error().message;
     }
   }
-  for (const char* dsn : {"host=h password='my w0rd' dbname=d", "postgres://u:p%40ss@host,[::1]:5433/db?sslmode=require",
-                          "postgresql:///db?host=/run/x&user=a@b", "  host = h\tport=1 "})
+  for (const char* dsn : {"host=h password='my w0rd' dbname=d", "host=h password='a://b@c@d:e'",
+                          "postgres://u:p%40ss@host,[::1]:5433/db?sslmode=require", "postgresql:///db?host=/run/x&user=a@b",
+                          "  host = h\tport=1 "})
     EXPECT_TRUE(CheckPostgresDsn(dsn)) << dsn;
 }
 

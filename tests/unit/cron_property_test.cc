@@ -1,5 +1,6 @@
 // Cron over every IANA zone, ten years, three daylight-saving rules: strictly increasing, nothing doubled, nothing skipped that
 // the rule does not allow.
+#include <gtest/gtest-spi.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,32 +18,62 @@ namespace {
 using std::chrono::days;
 using Seconds = std::chrono::seconds;
 
-// The zones of the system's table that the tz library knows; a fixed choice where there is no table. Names that mean the same
-// zone only where they are asked for: the answers are the same.
-std::vector<std::string> Zones(bool with_links) {
-  std::vector<std::string> zones;
-  for (const char* table :
-       {"/usr/share/zoneinfo/tzdata.zi", "/usr/share/zoneinfo/zone1970.tab", "/usr/share/zoneinfo/zone.tab"}) {
-    std::ifstream in(table);
+constexpr const char* kTableFolder = "/usr/share/zoneinfo";
+constexpr std::size_t kZonesMin = 300;  // every table of the last twenty years has more
+
+struct ZoneTable {
+  std::vector<std::string> known;  // to the tz library
+  std::size_t listed = 0;
+};
+
+// The zones of the system's table in `folder`. Names that mean the same zone only where they are asked for: the answers are the
+// same.
+ZoneTable ReadZones(const std::string& folder, bool with_links) {
+  ZoneTable zones;
+  for (const char* table : {"tzdata.zi", "zone1970.tab", "zone.tab"}) {
+    std::ifstream in(folder + "/" + table);
     const bool compact = std::string_view(table).ends_with(".zi");
     for (std::string line; std::getline(in, line);) {
       std::istringstream fields(line);
       std::string a, b, c;
       fields >> a >> b >> c;
-      if (compact && a == "Z") zones.push_back(b);
-      if (compact && a == "L" && with_links) zones.push_back(c);
-      if (!compact && !a.empty() && a[0] != '#') zones.push_back(c);
+      if (compact && a == "Z") zones.known.push_back(b);
+      if (compact && a == "L" && with_links) zones.known.push_back(c);
+      if (!compact && !a.empty() && a[0] != '#') zones.known.push_back(c);
     }
-    if (!zones.empty()) break;
+    if (!zones.known.empty()) break;
   }
-  if (zones.empty())
-    zones = {"America/New_York", "Europe/Dublin",     "Australia/Lord_Howe", "Africa/Casablanca",
-             "Pacific/Apia",     "America/Sao_Paulo", "Asia/Gaza",           "Antarctica/Troll",
-             "Asia/Kathmandu",   "America/Havana",    "Asia/Tehran"};
-  const std::size_t listed = zones.size();
-  std::erase_if(zones, [](const std::string& zone) { return !CronSchedule::Make("0 0 * * *", zone, DstRule::kOnce); });
-  EXPECT_GE(zones.size() + 5, listed) << "the tz library does not know many of the zones that the system lists";
+  zones.listed = zones.known.size();
+  std::erase_if(zones.known, [](const std::string& zone) { return !CronSchedule::Make("0 0 * * *", zone, DstRule::kOnce); });
   return zones;
+}
+
+// That nearly every zone there is will be tried.
+void ExpectAllZones(const ZoneTable& zones) {
+  EXPECT_GE(zones.known.size(), kZonesMin) << "the system's time zone table lists " << zones.listed
+                                           << " zones: is the package tzdata installed?";
+  EXPECT_GE(zones.known.size() + 5, zones.listed) << "the tz library does not know many of the zones that the system lists";
+}
+
+class CronPropertyTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const ZoneTable zones = ReadZones(kTableFolder, false);
+    ExpectAllZones(zones);
+    zones_ = zones.known;
+    ASSERT_FALSE(HasFailure()) << "without the zones there is nothing to look at";
+  }
+  std::vector<std::string> zones_;
+};
+
+TEST(CronZonesTest, ATableThatIsMissingOrShortFails) {
+  EXPECT_NONFATAL_FAILURE(ExpectAllZones(ReadZones("/nonexistent", false)), "is the package tzdata installed?");
+  const auto zones = [](std::size_t known, std::size_t listed) {
+    return ZoneTable{std::vector<std::string>(known, "UTC"), listed};
+  };
+  EXPECT_NONFATAL_FAILURE(ExpectAllZones(zones(kZonesMin - 1, kZonesMin - 1)), "lists 299 zones");
+  EXPECT_NONFATAL_FAILURE(ExpectAllZones(zones(kZonesMin, kZonesMin + 6)), "does not know many");
+  ExpectAllZones(zones(kZonesMin, kZonesMin + 5));
 }
 
 const WallTime kFrom = *ParseRfc3339("2020-01-01T00:00:00Z");
@@ -136,13 +167,11 @@ void ExpectDaily(const LocalClock& local, const DailyCounts& counts, DstRule rul
   }
 }
 
-TEST(CronPropertyTest, ADailyTimeFiresOncePerLocalDayInEveryZone) {
-  const auto zones = Zones(false);
-  ASSERT_GE(zones.size(), 11u);
+TEST_F(CronPropertyTest, ADailyTimeFiresOncePerLocalDayInEveryZone) {
   constexpr std::pair<const char*, std::int64_t> kDaily[] = {
       {"30 2 * * *", 9000}, {"15 0 * * *", 900}, {"30 1 * * *", 5400}, {"0 3 * * *", 10800}};
   std::size_t fires = 0, jumps = 0;
-  for (const std::string& zone : zones) {
+  for (const std::string& zone : zones_) {
     SCOPED_TRACE(zone);
     const LocalClock local(zone);
     jumps += local.jumps().size();
@@ -162,12 +191,12 @@ TEST(CronPropertyTest, ADailyTimeFiresOncePerLocalDayInEveryZone) {
       }
     }
   }
-  fmt::print("{} zones, {} jumps, {} days\n", zones.size(), jumps, fires);
+  fmt::print("{} zones, {} jumps, {} days\n", zones_.size(), jumps, fires);
   EXPECT_GT(jumps, 100u);
 }
 
-TEST(CronPropertyTest, ElapsedSchedulesFireEveryThirtyMinutesWhateverTheClockDoes) {
-  for (const std::string& zone : Zones(false)) {
+TEST_F(CronPropertyTest, ElapsedSchedulesFireEveryThirtyMinutesWhateverTheClockDoes) {
+  for (const std::string& zone : zones_) {
     SCOPED_TRACE(zone);
     const LocalClock local(zone);
     const auto rule = static_cast<DstRule>(zone.size() % 3);  // makes no difference here
@@ -190,8 +219,8 @@ TEST(CronPropertyTest, ElapsedSchedulesFireEveryThirtyMinutesWhateverTheClockDoe
   }
 }
 
-TEST(CronPropertyTest, NoDoubleLocalTimeUnlessBothAndNoneLostUnlessSkip) {
-  for (const std::string& zone : Zones(false)) {
+TEST_F(CronPropertyTest, NoDoubleLocalTimeUnlessBothAndNoneLostUnlessSkip) {
+  for (const std::string& zone : zones_) {
     SCOPED_TRACE(zone);
     const LocalClock local(zone);
     for (const DstRule rule : {DstRule::kOnce, DstRule::kSkip, DstRule::kBoth}) {
@@ -224,8 +253,8 @@ TEST(CronPropertyTest, NoDoubleLocalTimeUnlessBothAndNoneLostUnlessSkip) {
   }
 }
 
-TEST(CronPropertyTest, LastAndNthDaysAreThoseDaysInEveryZone) {
-  const auto zones = Zones(true);
+TEST_F(CronPropertyTest, LastAndNthDaysAreThoseDaysInEveryZone) {
+  const auto zones = ReadZones(kTableFolder, true).known;
   for (const std::string& zone : zones) {
     SCOPED_TRACE(zone);
     const auto last = CronSchedule::Make("45 12 L * *", zone, DstRule::kOnce);
@@ -247,8 +276,8 @@ TEST(CronPropertyTest, LastAndNthDaysAreThoseDaysInEveryZone) {
   fmt::print("{} zone names\n", zones.size());
 }
 
-TEST(CronPropertyTest, RandomExpressionsNeitherCrashNorGoBack) {
-  const auto zones = Zones(true);
+TEST_F(CronPropertyTest, RandomExpressionsNeitherCrashNorGoBack) {
+  const auto zones = ReadZones(kTableFolder, true).known;
   const std::uint64_t seed = SystemRandom().Next() % 1'000'000'000;
   SCOPED_TRACE(fmt::format("seed {}", seed));
   SeededRandom random(seed);
@@ -353,7 +382,7 @@ class ByHand {
   DstRule rule_;
 };
 
-TEST(CronPropertyTest, RandomExpressionsAreWhatAMinuteWalkOverThreeYearsFinds) {
+TEST_F(CronPropertyTest, RandomExpressionsAreWhatAMinuteWalkOverThreeYearsFinds) {
   constexpr std::pair<const char*, const char*> kPlaces[] = {
       {"America/New_York", "2024-01-01"},  {"Europe/Berlin", "2024-01-01"},   {"Australia/Lord_Howe", "2023-01-01"},
       {"Africa/Casablanca", "2022-01-01"}, {"Africa/El_Aaiun", "2022-01-01"}, {"America/Sao_Paulo", "2016-01-01"},

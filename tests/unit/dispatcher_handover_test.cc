@@ -90,6 +90,110 @@ TEST_F(HandoverTest, AnAttemptWhoseEndIsRecordedIsNotAdopted) {
   EXPECT_EQ(dispatcher_.adopted(), 1u);
 }
 
+// The clocks of two brokers may be apart by more than any bound: a job runs although its time has not come here.
+TEST_F(HandoverTest, AnAttemptThatAnOwnerWhoseClockIsAheadBeganGoesOn) {
+  for (const bool of_run : {false, true}) {
+    std::vector<JobSpec> jobs{Job()};
+    jobs[0].run_at = clock_.WallNow() + Millis{600'000};
+    if (of_run)
+      SubmitRun(jobs);
+    else
+      Submit(jobs);
+    Hello("w", 10);
+    clock_.StepWall(Millis{600'000});
+    Advance(Millis{200});
+    const std::size_t first = grants_.size() - 1;
+    ASSERT_EQ(grants_.at(first).second.id, jobs[0].id);
+    clock_.StepWall(Millis{-600'000});
+    TakeAnew();
+    Orphans("w", HeldOf(first));
+    ASSERT_FALSE(adopts_.empty());
+    EXPECT_EQ(adopts_.back().token, grants_[first].second.token);
+    End(first, AttemptEnd::kSucceeded);
+    EXPECT_EQ(Outcome(jobs[0]), JobState::kSucceeded);
+    EXPECT_EQ(ledger_.jobs.at(jobs[0].id).attempts.size(), 0U);
+  }
+}
+
+// The end of its attempt is durable, but the owner died before it told the queue.
+TEST_F(HandoverTest, WhatNobodyRunsWaitsForTheTimeItHad) {
+  for (const bool of_run : {false, true}) {
+    std::vector<JobSpec> jobs{Job()};
+    jobs[0].retry = {.max_attempts = 3, .backoff_base = Millis{20'000}, .backoff_cap = Millis{20'000}};
+    jobs[0].options.backoff = Backoff::kFixed;
+    if (of_run)
+      SubmitRun(jobs);
+    else
+      Submit(jobs);
+    Hello("w", 10);
+    End(grants_.size() - 1, AttemptEnd::kFailed, true, 10);
+    const auto& attempts = ledger_.jobs.at(jobs[0].id).attempts;
+    ASSERT_EQ(attempts.size(), 1U);
+    const WallTime due = attempts[0].next_run_at;
+    queue_.Deliver(ShardId{0}, jobs[0].id);
+    TakeAnew();
+    const std::size_t granted = grants_.size();
+    const auto advance = [&](Millis by) {
+      Beat("w", 10 + granted);
+      Advance(by);
+    };
+    for (int i = 0; i < 8; ++i) advance(kAdoptionWindow / 2);
+    ASSERT_EQ(attempts.size(), 2U) << "whether another attempt began is not known";
+    EXPECT_EQ(attempts[1].report.end, AttemptEnd::kLost);
+    EXPECT_EQ(attempts[1].counters.failures, 1U);
+    EXPECT_EQ(attempts[1].next_run_at, due);
+    EXPECT_EQ(grants_.size(), granted) << "its backoff is not over";
+    for (int i = 0; i < 8; ++i) advance(kAdoptionWindow / 2);
+    ASSERT_EQ(grants_.size(), granted + 1);
+    End(granted, AttemptEnd::kSucceeded);
+    EXPECT_EQ(Outcome(jobs[0]), JobState::kSucceeded);
+    EXPECT_EQ(queue_.Depth(ShardId{0})->in_flight, 0U);
+  }
+}
+
+TEST_F(HandoverTest, WhatIsCancelledIsFencedWhenTheWindowIsOverWhateverItWaitedFor) {
+  JobSpec job = Job();
+  job.options.has_sink = true;
+  job.retry = {.max_attempts = 3, .backoff_base = Millis{3'600'000}, .backoff_cap = Millis{3'600'000}};
+  job.options.backoff = Backoff::kFixed;
+  Submit({job});
+  Hello("w", 10);
+  End(0, AttemptEnd::kFailed, true, 10);
+  queue_.Deliver(ShardId{0}, job.id);
+  ledger_.cancels[job.id.uuid] = {job.id.uuid, false, kDefaultOrg, "cli me", "wrong day", {}};
+  TakeAnew();
+  Beat("w", 10);
+  Advance(kAdoptionWindow - Millis{1});
+  EXPECT_EQ(grants_.size(), 1U) << "its attempt may run";
+  Beat("w", 10);
+  Advance(Millis{2});
+  ASSERT_EQ(grants_.size(), 2U);
+  EXPECT_TRUE(grants_[1].second.fence_only);
+  End(1, AttemptEnd::kCancelled);
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+}
+
+// Attempts of durability redis are not adopted: while such a job waits to start again, its old one may go on.
+TEST_F(HandoverTest, AJobOfTheQueueThatIsCancelledWhileItWaitsIsStoppedWhereItRuns) {
+  JobSpec job = Job();
+  job.options.durability = Durability::kRedis;
+  Submit({job});
+  Hello("w", 1);
+  ASSERT_EQ(grants_.size(), 1U);
+  TakeAnew();
+  ASSERT_EQ(grants_.size(), 1U) << "nobody has credit";
+  wire::Cancel cancel{
+      .request = 5, .org = kDefaultOrg, .items = {{.id = job.id.uuid, .is_run = false}}, .actor = "t", .reason = ""};
+  Handle(event::FromClient{.peer = "c", .message = cancel});
+  Settle();
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+  const std::size_t revoked = revokes_.size();
+  Orphans("w", HeldOf(0));
+  ASSERT_EQ(revokes_.size(), revoked + 1);
+  EXPECT_EQ(revokes_.back().token, grants_[0].second.token);
+  EXPECT_EQ(revokes_.back().reason, wire::kNoLease);
+}
+
 TEST_F(HandoverTest, NothingIsAdoptedOfAQueueThatLostItsState) {
   const JobSpec job = Job();
   Submit({job});

@@ -1,5 +1,6 @@
 // Which line comes next: order, limits, aging, weights and fair turns, by the numbers and under random histories.
 #include "broker/line_index.h"
+#include "broker/line_memo.h"
 
 #include <gtest/gtest.h>
 
@@ -28,7 +29,7 @@ class LineIndexTest : public testing::Test {
     LineIndex::Line* line = index_.Next(*view_);
     if (line == nullptr) return std::nullopt;
     EXPECT_GE(LineIndex::Allowance(*line, now_), 1U);
-    LineKey key = line->key;
+    LineKey key = line->key();
     index_.Take(*line, 1, now_);
     return key;
   }
@@ -99,7 +100,7 @@ TEST_F(LineIndexTest, AWorkerSeesOnlyWhatItServes) {
   EXPECT_EQ(index_.Next(*gpu), nullptr);
   Add(Key(3, 1, "gpu"), 1);
   ASSERT_NE(index_.Next(*gpu), nullptr);
-  EXPECT_EQ(index_.Next(*gpu)->key.queue, "gpu");
+  EXPECT_EQ(index_.Next(*gpu)->key().queue, "gpu");
 }
 
 TEST_F(LineIndexTest, AgingLetsAStarvedLineHaveATurn) {
@@ -295,7 +296,7 @@ Waits WaitsOfSmallOrg(std::uint64_t jobs_of_large, std::int64_t others, std::uin
     if (claimed.empty()) {
       if (LineIndex::Line* line = index.Next(*view)) {
         const std::uint64_t n = std::min(LineIndex::Allowance(*line, now), claim);
-        claimed.assign(n, line->key.org.value());
+        claimed.assign(n, line->key().org.value());
         index.Take(*line, n, now);
       }
     }
@@ -346,7 +347,7 @@ TEST(Fairness, OrgsStayFairWhileOneIsHeldBackByItsLimits) {
   for (int i = 0; i < 3000; ++i, now += Micros{1000}) {
     index.Advance(now);
     LineIndex::Line* line = index.Next(*view);
-    ++turns[line->key.org.value()];
+    ++turns[line->key().org.value()];
     index.Take(*line, 1, now);
   }
   EXPECT_NEAR(turns[1], 300, 2) << "its rate";
@@ -429,9 +430,9 @@ TEST(LineIndexRandom, LimitsHoldAndNothingIsLost) {
             break;
           }
           const std::uint64_t n = 1 + random.Below(LineIndex::Allowance(*line, now));
-          const LineKey taken = line->key;
-          ASSERT_GE(ready[line->name], n);
-          ready[line->name] -= n;
+          const LineKey taken = line->key();
+          ASSERT_GE(ready[line->name()], n);
+          ready[line->name()] -= n;
           index.Take(*line, n, now);
           for (std::uint64_t i = 0; i < n; ++i) {
             ASSERT_TRUE(may_start(taken)) << "seed " << seed << ": a limit is exceeded";
@@ -450,7 +451,7 @@ TEST(LineIndexRandom, LimitsHoldAndNothingIsLost) {
     }
     index.Advance(now);
     while (LineIndex::Line* line = index.Next(*view)) {
-      ready[line->name] -= 1;
+      ready[line->name()] -= 1;
       index.Take(*line, 1, now);
     }
     for (const auto& [name, n] : ready) EXPECT_EQ(n, 0U) << "seed " << seed;
@@ -496,9 +497,9 @@ TEST(LineMemo, SaysWhatTheJobSays) {
   const auto expect = [&](const JobSpec& spec, Durability durability) {
     LineKey key = LineKey::Of(spec);
     key.durability = durability;
-    memo.Find(spec, durability);
-    ASSERT_EQ(memo.key(), key);
-    ASSERT_EQ(memo.name(), key.ToString());
+    const LineRef& line = memo.Find(spec, durability);
+    ASSERT_EQ(line->key, key);
+    ASSERT_EQ(line->name, key.ToString());
   };
   const std::array<std::string, 5> texts{"", "default",
                                          "a\x1f"
