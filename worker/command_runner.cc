@@ -22,6 +22,7 @@ std::string ProgressPath(const std::string& scratch) { return scratch + "/progre
 
 ChildOptions CommandChild(const CommandTask& task, Token token, std::vector<std::string> inherited, const std::string& scratch,
                           int nice) {
+  SetEnv(inherited, "MILLRACE_ORG", fmt::format("{}", task.org.value()));
   for (const auto& [name, value] : task.command.env) SetEnv(inherited, name, value);
   SetEnv(inherited, "MILLRACE_RUN", task.run.ToString());
   SetEnv(inherited, "MILLRACE_JOB", task.job.ToString());

@@ -17,9 +17,9 @@ inline constexpr int kExitTemporaryFailure = 75;  // EX_TEMPFAIL of sysexits.h
 std::string OutputPath(const std::string& scratch);
 std::string ProgressPath(const std::string& scratch);
 
-// The task's program in its base_dir with `inherited`, then the task's own variables, then MILLRACE_RUN, MILLRACE_JOB,
-// MILLRACE_TOKEN, MILLRACE_STAGE, MILLRACE_PIPELINE, and the paths above as MILLRACE_RESULT and MILLRACE_PROGRESS; a later
-// value replaces an earlier one.
+// The task's program in its base_dir with `inherited`, then MILLRACE_ORG, then the task's own variables, then MILLRACE_RUN,
+// MILLRACE_JOB, MILLRACE_TOKEN, MILLRACE_STAGE, MILLRACE_PIPELINE, and the paths above as MILLRACE_RESULT and
+// MILLRACE_PROGRESS; a later value replaces an earlier one.
 ChildOptions CommandChild(const CommandTask& task, Token token, std::vector<std::string> inherited, const std::string& scratch,
                           int nice);
 

@@ -10,8 +10,9 @@
 
 namespace millrace::cli {
 
-// Through the broker or, when none answers, through the ledger. One answer per item, in their order. With `wait`, returns when
-// every run of the items that is being cancelled has ended.
-Result<std::vector<wire::CancelReply::Item>> CancelItems(Context& context, Ledger& ledger, wire::Cancel cancel, bool wait);
+// Through the broker or, when none answers, through the ledger. `answers`: one per item, in their order; after an error those
+// of the first items, which were asked. With `wait`, returns when every run of the items that is being cancelled has ended.
+Result<void> CancelItems(Context& context, Ledger& ledger, const wire::Cancel& cancel, bool wait,
+                         std::vector<wire::CancelReply::Item>& answers);
 
 }  // namespace millrace::cli

@@ -233,36 +233,51 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
     MILLRACE_TRY_ASSIGN(const auto seen, Preview(*context, *ledger, cancel, meaning.kept));
     return Report(options, *context, seen, runs);
   }
-  MILLRACE_TRY_ASSIGN(const auto items, CancelItems(*context, *ledger, std::move(cancel), options.wait && runs));
-  return Report(options, *context, items, runs);
+  std::vector<wire::CancelReply::Item> items;
+  auto all = CancelItems(*context, *ledger, cancel, options.wait && runs, items);
+  if (!all && items.empty()) return std::unexpected(std::move(all.error()));
+  MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, items, runs));
+  if (all) return code;
+  if (items.size() == cancel.items.size()) return std::unexpected(std::move(all.error()));
+  return Prefixed(std::move(all.error()), "{} of {} {} were asked to stop before this", items.size(), cancel.items.size(),
+                  runs ? "runs" : "jobs");
+}
+
+Result<std::vector<wire::CancelReply::Item>> CancelPart(Context& context, Ledger& ledger, Door& door, const wire::Cancel& part,
+                                                        bool& recorded) {
+  if (door.client() != nullptr) {
+    auto items = door.client()->Cancel(part, context.clock().Now() + kCancelTimeout);
+    if (items) return items;
+    if (!BrokerClient::IsNotOwner(items.error()))
+      return Prefixed(std::move(items.error()), "broker at {}", context.ClientEndpoint());
+  }
+  MILLRACE_TRY_ASSIGN(auto items, Record(context, ledger, part));
+  recorded = recorded || std::ranges::any_of(items, [](const auto& item) { return item.effect == CancelEffect::kCancelling; });
+  return items;
+}
+
+Result<void> CancelParts(Context& context, Ledger& ledger, Door& door, const wire::Cancel& cancel,
+                         std::vector<wire::CancelReply::Item>& answers) {
+  bool recorded = false;
+  Result<void> all;
+  for (std::size_t at = 0; all && at < cancel.items.size(); at += kBatchJobsMax) {
+    auto items = CancelPart(context, ledger, door, PartOf(cancel, at), recorded);
+    if (items) answers.insert(answers.end(), items->begin(), items->end());
+    if (!items) all = std::unexpected(std::move(items.error()));
+  }
+  if (recorded) fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
+  return all;
 }
 
 }  // namespace
 
-Result<std::vector<wire::CancelReply::Item>> CancelItems(Context& context, Ledger& ledger, wire::Cancel cancel, bool wait) {
+Result<void> CancelItems(Context& context, Ledger& ledger, const wire::Cancel& cancel, bool wait,
+                         std::vector<wire::CancelReply::Item>& answers) {
   MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
-  std::vector<wire::CancelReply::Item> all;
-  bool recorded = false;
-  for (std::size_t at = 0; at < cancel.items.size(); at += kBatchJobsMax) {
-    const wire::Cancel part = PartOf(cancel, at);
-    Result<std::vector<wire::CancelReply::Item>> items = Fail(ErrorCode::kUnavailable, "no broker answers");
-    if (door.client() != nullptr) {
-      items = door.client()->Cancel(part, context.clock().Now() + kCancelTimeout);
-      if (!items && !BrokerClient::IsNotOwner(items.error()))
-        return Prefixed(std::move(items.error()), "broker at {}", context.ClientEndpoint());
-    }
-    if (!items) {
-      items = Record(context, ledger, part);
-      if (!items) return std::unexpected(std::move(items.error()));
-      recorded =
-          recorded || std::ranges::any_of(*items, [](const auto& item) { return item.effect == CancelEffect::kCancelling; });
-    }
-    all.insert(all.end(), items->begin(), items->end());
-  }
-  if (recorded) fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
-  for (auto& item : all)
+  MILLRACE_TRY(CancelParts(context, ledger, door, cancel, answers));
+  for (auto& item : answers)
     if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, door.transport(), item));
-  return all;
+  return {};
 }
 
 ExitCode RunCancel(const Options& options) { return Finish(DoCancel(options, true)); }

@@ -289,7 +289,7 @@ Result<void> Edit(JobSpec& job, const Options& options) {
     if (job.payload.size() > kPayloadBytesMax)
       return Fail(ErrorCode::kInvalidArgument, "--payload: {} bytes, limit {}", job.payload.size(), kPayloadBytesMax);
     if (command) {
-      auto payload = CommandPayload(job.payload, job.id);
+      auto payload = CommandPayload(job.payload, job.id, job.org);
       if (!payload) return Prefixed(std::move(payload.error()), "--payload");
       job.payload = std::move(*payload);
     }
@@ -312,7 +312,7 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
   MILLRACE_TRY_ASSIGN(const std::vector<JobId> ids, Meant(options, *ledger, *context, command));
-  const WallTime now = context->clock().WallNow();
+  MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
   Table table{.columns = {"job", "result", "new_job"}, .rows = {}};
   std::size_t done = 0, refusals = 0;
   for (std::size_t at = 0; at < ids.size();) {
@@ -418,8 +418,8 @@ struct Retried {
 
 Result<Retried> RetryOne(RunId id, const Options& options, Ledger& ledger, Context& context) {
   MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger.GetRun(context.org(), id, context.Deadline()));
-  MILLRACE_TRY_ASSIGN(const Requeue again,
-                      RepeatRun(failed, Actor(), options.reason, context.clock().WallNow(), context.ids()));
+  MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(context.Deadline()));
+  MILLRACE_TRY_ASSIGN(const Requeue again, RepeatRun(failed, Actor(), options.reason, now, context.ids()));
   Retried out{.run = {}, .pipeline = again.run->pipeline, .jobs = again.jobs.size(), .already = false};
   if (options.dry_run) {
     MILLRACE_TRY_ASSIGN(const auto open, ledger.ListRuns({.org = context.org(),

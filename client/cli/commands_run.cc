@@ -245,7 +245,7 @@ Result<ExitCode> DoRunStart(const Options& options) {
   request.version = version.version;
   request.base_dir = version.base_dir;
   request.params = params;
-  request.now = context->clock().WallNow();
+  MILLRACE_TRY_ASSIGN(request.now, ledger->Now(context->Deadline()));
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(pipeline, request, context->ids()));
 
   const std::string endpoint = context->ClientEndpoint();

@@ -38,35 +38,59 @@ Result<std::int64_t> IntegerOf(const Json& value, std::string_view key) {
   return value.get<std::int64_t>();
 }
 
+// A job as its line has it. What counts from the submit on has no instant before it is stamped.
+struct Draft {
+  JobSpec job;
+  std::optional<Millis> deadline_in, expires_in;
+};
+
+// `now` is of the ledger's clock: the client's own may be wrong, and others judge by it.
+JobSpec Stamped(Draft draft, WallTime now) {
+  JobSpec job = std::move(draft.job);
+  job.submitted_at = now;
+  if (draft.deadline_in) job.options.deadline = now + *draft.deadline_in;
+  if (draft.expires_in) job.options.expires_at = now + *draft.expires_in;
+  return job;
+}
+
+std::vector<JobSpec> Stamped(std::vector<Draft> drafts, WallTime now) {
+  std::vector<JobSpec> jobs;
+  jobs.reserve(drafts.size());
+  for (Draft& draft : drafts) jobs.push_back(Stamped(std::move(draft), now));
+  return jobs;
+}
+
 // Keys that say what `options` can say too: in words, or from the submit on.
-Result<void> OptionField(JobSpec& job, const std::string& key, const Json& value) {
-  const bool backoff = key == "backoff";
-  std::optional<WallTime>& time = key == "deadline_in_ms" ? job.options.deadline : job.options.expires_at;
-  const bool twice = backoff ? job.options.backoff != JobOptions{}.backoff : time.has_value();
+Result<void> OptionField(Draft& draft, const std::string& key, const Json& value) {
+  JobOptions& options = draft.job.options;
+  const bool backoff = key == "backoff", deadline = key == "deadline_in_ms";
+  const bool twice =
+      backoff ? options.backoff != JobOptions{}.backoff : (deadline ? options.deadline : options.expires_at).has_value();
   if (twice)
     return Fail(ErrorCode::kInvalidArgument, "{}: options says it too ({}); give one of them", key,
-                backoff                   ? "backoff"
-                : key == "deadline_in_ms" ? "deadline_us"
-                                          : "expires_at_us");
+                backoff    ? "backoff"
+                : deadline ? "deadline_us"
+                           : "expires_at_us");
   if (backoff) {
     if (value != "fixed" && value != "exponential")
       return Fail(ErrorCode::kInvalidArgument, "backoff: {} is neither fixed nor exponential", value.dump());
-    job.options.backoff = value == "fixed" ? Backoff::kFixed : Backoff::kExponential;
+    options.backoff = value == "fixed" ? Backoff::kFixed : Backoff::kExponential;
     return {};
   }
   MILLRACE_TRY_ASSIGN(const std::int64_t n, IntegerOf(value, key));
   if (n < 1 || n > kFromNowMax.count())
     return Fail(ErrorCode::kInvalidArgument, "{}: {} is not in [1, {}]", key, n, kFromNowMax.count());
-  time = job.submitted_at + Millis{n};
+  (deadline ? draft.deadline_in : draft.expires_in) = Millis{n};
   return {};
 }
 
-Result<void> Field(JobSpec& job, const std::string& key, const Json& value) {
+Result<void> Field(Draft& draft, const std::string& key, const Json& value) {
+  JobSpec& job = draft.job;
   if (key == "payload") {
     job.payload = PayloadOf(value);
   } else if (key == "options") {  // read before all others
   } else if (key == "backoff" || key == "deadline_in_ms" || key == "expires_in_ms") {
-    return OptionField(job, key, value);
+    return OptionField(draft, key, value);
   } else if (key == "kind" || key == "queue" || key == "run_at") {
     if (!value.is_string()) return Fail(ErrorCode::kInvalidArgument, "{}: {} is no text", key, value.dump());
     const auto text = value.get<std::string>();
@@ -92,22 +116,22 @@ Result<void> Field(JobSpec& job, const std::string& key, const Json& value) {
 }
 
 // A job from its line. One of a batch belongs to `run`, and its command is told so.
-Result<JobSpec> JobOf(const std::string& text, Context& context, std::optional<RunId> run) {
+Result<Draft> JobOf(const std::string& text, Context& context, std::optional<RunId> run) {
   const Json json = Json::parse(text, nullptr, false);
   if (!json.is_object()) return Fail(ErrorCode::kInvalidArgument, "is no JSON object");
-  JobSpec job;
+  Draft draft;
+  JobSpec& job = draft.job;
   job.id = context.ids().Next<JobId>();
   job.org = context.org();
   job.run = run;
-  job.submitted_at = context.clock().WallNow();
   if (const auto options = json.find("options"); options != json.end()) {
     MILLRACE_TRY_ASSIGN(job.options, JobOptionsFromJson(options->dump()));
   }
-  for (const auto& [key, value] : json.items()) MILLRACE_TRY(Field(job, key, value));
+  for (const auto& [key, value] : json.items()) MILLRACE_TRY(Field(draft, key, value));
   if (job.kind == kJobKindStage)
     return Fail(ErrorCode::kInvalidArgument, "kind: stages come from pipelines: start one with millrace run start");
   if (job.kind == kJobKindCommand) {
-    MILLRACE_TRY_ASSIGN(job.payload, CommandPayload(job.payload, job.id));
+    MILLRACE_TRY_ASSIGN(job.payload, CommandPayload(job.payload, job.id, job.org));
     if (run) {
       MILLRACE_TRY_ASSIGN(CommandTask task, CommandTaskFromJson(job.payload));
       task.run = *run;
@@ -117,10 +141,10 @@ Result<JobSpec> JobOf(const std::string& text, Context& context, std::optional<R
   if (run && job.options.durability != Durability::kLedger)
     return Fail(ErrorCode::kInvalidArgument, "options: durability: jobs of a batch with --then are of the ledger's class");
   MILLRACE_TRY(wire::CheckJob(job));
-  return job;
+  return draft;
 }
 
-Result<std::vector<JobSpec>> ReadBatch(const std::string& name, Context& context, std::optional<RunId> run) {
+Result<std::vector<Draft>> ReadBatch(const std::string& name, Context& context, std::optional<RunId> run) {
   std::ifstream file;
   if (name != "-") {
     file.open(name, std::ios::binary);
@@ -128,7 +152,7 @@ Result<std::vector<JobSpec>> ReadBatch(const std::string& name, Context& context
   }
   std::istream& in = name == "-" ? std::cin : file;
   const std::size_t max = run ? kStagesPerPipelineMax - 1 : kSinglesMax;
-  std::vector<JobSpec> jobs;
+  std::vector<Draft> jobs;
   std::string line;
   for (std::size_t number = 1; std::getline(in, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
@@ -137,7 +161,7 @@ Result<std::vector<JobSpec>> ReadBatch(const std::string& name, Context& context
     if (jobs.size() == max) return Fail(ErrorCode::kLimit, "{}:{}: more than {} jobs", name, number, max);
     auto job = JobOf(line, context, run);
     if (!job) return Prefixed(std::move(job.error()), "{}:{}", name, number);
-    if (run) job->stage = std::to_string(jobs.size() + 1);
+    if (run) job->job.stage = std::to_string(jobs.size() + 1);
     jobs.push_back(std::move(*job));
   }
   if (jobs.empty()) return Fail(ErrorCode::kInvalidArgument, "{}: has no job", name);
@@ -191,15 +215,16 @@ Result<ExitCode> SubmitBatch(const Options& options, Context& context) {
   plan.run.id = context.ids().Next<RunId>();
   plan.run.org = context.org();
   plan.run.overlap = "allow";
-  plan.run.created_at = context.clock().WallNow();
-  MILLRACE_TRY_ASSIGN(plan.jobs, ReadBatch(options.batch, context, plan.run.id));
+  MILLRACE_TRY_ASSIGN(auto drafts, ReadBatch(options.batch, context, plan.run.id));
   auto then = JobOf(options.then, context, plan.run.id);
   if (!then) return Prefixed(std::move(then.error()), "--then");
-  then->stage = "then";
-  then->options.run_when = RunWhen::kAllEnded;
-  for (const JobSpec& job : plan.jobs) then->depends_on.push_back(job.id);
-  plan.jobs.push_back(std::move(*then));
+  then->job.stage = "then";
+  then->job.options.run_when = RunWhen::kAllEnded;
+  for (const Draft& draft : drafts) then->job.depends_on.push_back(draft.job.id);
+  drafts.push_back(std::move(*then));
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
+  MILLRACE_TRY_ASSIGN(plan.run.created_at, ledger->Now(context.Deadline()));
+  plan.jobs = Stamped(std::move(drafts), plan.run.created_at);
   MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
   if (door.client() != nullptr) {
     MILLRACE_TRY(SubmitPlan(*door.client(), *ledger, plan, false, context.clock().Now() + kSubmitTimeout));
@@ -256,7 +281,7 @@ Result<void> RetryKeys(const Options& options, Json& json) {
 }
 
 // One job, from the options of the command line.
-Result<JobSpec> SingleJob(const Options& options, Context& context) {
+Result<Draft> SingleJob(const Options& options, Context& context) {
   Json json{{"kind", options.kind}, {"payload", options.payload}};
   if (!options.queue.empty()) json["queue"] = options.queue;
   if (!options.run_at.empty()) json["run_at"] = options.run_at;
@@ -303,14 +328,16 @@ Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span
 }
 
 Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
-  std::vector<JobSpec> jobs;
+  std::vector<Draft> drafts;
   if (!options.batch.empty()) {
-    MILLRACE_TRY_ASSIGN(jobs, ReadBatch(options.batch, context, std::nullopt));
+    MILLRACE_TRY_ASSIGN(drafts, ReadBatch(options.batch, context, std::nullopt));
   } else {
-    MILLRACE_TRY_ASSIGN(JobSpec job, SingleJob(options, context));
-    jobs.push_back(std::move(job));
+    MILLRACE_TRY_ASSIGN(Draft draft, SingleJob(options, context));
+    drafts.push_back(std::move(draft));
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
+  MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context.Deadline()));
+  std::vector<JobSpec> jobs = Stamped(std::move(drafts), now);
   MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
   Sent sent;
   auto all_sent = SendSingles(context, *ledger, door, jobs, sent);

@@ -9,7 +9,7 @@
 namespace millrace::cli {
 namespace {
 
-// The payload of a stage or command names its job and run.
+// The payload of a stage or command names its job and run; a command's also its org.
 Result<std::string> Readdressed(const JobSpec& job, JobId id, std::optional<RunId> run) {
   if (job.kind == kJobKindStage) {
     MILLRACE_TRY_ASSIGN(StageTask task, StageTaskFromJson(job.payload));
@@ -20,6 +20,7 @@ Result<std::string> Readdressed(const JobSpec& job, JobId id, std::optional<RunI
   if (job.kind == kJobKindCommand) {
     MILLRACE_TRY_ASSIGN(CommandTask task, CommandTaskFromJson(job.payload));
     task.job = id;
+    task.org = job.org;
     if (run) task.run = *run;
     return ToJson(task);
   }

@@ -48,7 +48,7 @@ Result<JobSpec> JobOf(std::span<const Value> c) {
   if (j.kind == kJobKindStage)
     return Fail(ErrorCode::kInvalidArgument, "kind: stages come from pipelines: start one with millrace run start");
   if (j.kind == kJobKindCommand) {
-    MILLRACE_TRY_ASSIGN(j.payload, CommandPayload(j.payload, j.id));
+    MILLRACE_TRY_ASSIGN(j.payload, CommandPayload(j.payload, j.id, j.org));
   }
   MILLRACE_TRY(wire::CheckJob(j));
   return j;

@@ -129,7 +129,7 @@ Result<RunPlan> PlanRun(const Pipeline& pipeline, const RunRequest& request, IdG
     }
     if (const auto* command = std::get_if<CommandSpec>(&stage.work)) {
       job.kind = kJobKindCommand;
-      job.payload = ToJson(CommandTask{pipeline.name, stage.name, run.id, job.id, *command, request.base_dir});
+      job.payload = ToJson(CommandTask{pipeline.name, stage.name, run.id, job.id, *command, request.base_dir, request.org});
     } else {
       job.kind = kJobKindStage;
       job.effect = effect_of(stage);

@@ -61,12 +61,14 @@ void Describe(Ar& ar, T& v) {
 
 template <class Ar, json_codec::MaybeConst<CommandTask> T>
 void Describe(Ar& ar, T& v) {
+  const CommandTask d;
   ar("pipeline", v.pipeline);
   ar("stage", v.stage);
   ar("run", v.run);
   ar("job", v.job);
   ar("command", v.command);
   ar("base_dir", v.base_dir);
+  ar("org", v.org, d.org);
 }
 
 template <class Ar, json_codec::MaybeConst<ConnectionSpec> T>
@@ -124,10 +126,12 @@ void Describe(Ar& ar, T& v) {
 
 }  // namespace
 
-Result<std::string> CommandPayload(std::string_view json, JobId job) {
-  if (const auto whole = CommandTaskFromJson(json)) {
+Result<std::string> CommandPayload(std::string_view json, JobId job, OrgId org) {
+  if (auto whole = CommandTaskFromJson(json)) {
     if (whole->job != job) return Fail(ErrorCode::kInvalidArgument, "payload: is the command of job {}", whole->job.ToString());
-    return std::string(json);
+    if (whole->org == org) return std::string(json);
+    whole->org = org;
+    return ToJson(*whole);
   }
   auto given = json_codec::Read<ShortCommand>(json, "payload");
   if (!given) return Fail(ErrorCode::kInvalidArgument, "{}", given.error().message);
@@ -141,6 +145,7 @@ Result<std::string> CommandPayload(std::string_view json, JobId job) {
   task.job = job;
   task.command = std::move(given->command);
   task.base_dir = std::move(given->base_dir);
+  task.org = org;
   return ToJson(task);
 }
 

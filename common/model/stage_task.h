@@ -59,7 +59,8 @@ struct CommandTask {
   RunId run;
   JobId job;
   CommandSpec command;
-  std::string base_dir;  // working directory
+  std::string base_dir;     // working directory
+  OrgId org = kDefaultOrg;  // whom the command speaks for; not written when it is the default: older readers refuse the key
   friend bool operator==(const CommandTask&, const CommandTask&) = default;
 };
 
@@ -124,10 +125,11 @@ std::string ToJson(const StageTask& task);
 Result<StageTask> StageTaskFromJson(std::string_view json);
 std::string ToJson(const CommandTask& task);
 Result<CommandTask> CommandTaskFromJson(std::string_view json);
-// The payload of a single command job `job` from a shorter form: {"argv": ["sh", "-c", "echo hi"], "env": {...}, "base_dir":
+// The payload of a single command job `job` of `org` from a shorter form: {"argv": ["sh", "-c", "echo hi"], "env": {...},
+// "base_dir":
 // "/srv"} (the last two may be left out; base_dir is absolute). A payload that has "command" is a whole task already, and is
-// given back when it is that job's. kInvalidArgument says what is wrong.
-Result<std::string> CommandPayload(std::string_view json, JobId job);
+// given back, with its org set to `org`, when it is that job's. kInvalidArgument says what is wrong.
+Result<std::string> CommandPayload(std::string_view json, JobId job, OrgId org);
 std::string ToJson(const StageOrder& order);
 Result<StageOrder> StageOrderFromJson(std::string_view json);
 std::string ToJson(const StageResult& result);

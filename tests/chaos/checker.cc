@@ -71,6 +71,7 @@ class Checker {
                             ToUnixMicros(told.accepted_at))
              << '\n';
     }
+    const ClockSteps& steps = cluster_.clock_steps();
     const checker::Inputs inputs{.ledger = cluster_.ledger_dsn(),
                                  .history = cluster_.history(),
                                  .accepted = accepted,
@@ -82,7 +83,8 @@ class Checker {
                                  .ended = true,
                                  .contiguous_slots = true,
                                  .slots = {ToUnixMicros(cluster_.slots().from), ToUnixMicros(cluster_.slots().to)},
-                                 .destination_steps_back = Micros{cluster_.options().clock_steps}.count(),
+                                 .destination_steps_back = Micros{steps.back}.count(),
+                                 .destination_stepped = {ToUnixMicros(steps.from), ToUnixMicros(steps.to)},
                                  .redis_may_lose = RedisWindows()};
     MILLRACE_TRY_ASSIGN(out_.report, checker::Check(inputs));
     for (const checker::Violation& v : out_.report.violations) out_.violations.push_back({v.code, v.text});

@@ -458,6 +458,17 @@ Result<void> Cluster::WaitForSlots() {
   return {};
 }
 
+void Cluster::StepServersClock(Millis offset) {
+  // What it says until it was set back, and before that for as long as the step is wide.
+  clock_steps_.from = std::min(clock_steps_.from, TheClock().WallNow() + std::min(offset, Millis{0}));
+  shims_.at("postgres").StepClockTo(offset);
+  clock_steps_.to = std::max(clock_steps_.to, TheClock().WallNow() + std::max(clock_offset_, Millis{0}));
+  clock_offset_ = offset;
+  clock_least_ = std::min(clock_least_, offset);
+  clock_most_ = std::max(clock_most_, offset);
+  clock_steps_.back = clock_most_ - clock_least_;
+}
+
 Result<void> Cluster::FlushRedis() {
   MILLRACE_TRY_ASSIGN(redis::Connection client, ConnectToRedis());
   MILLRACE_TRY_ASSIGN(const redis::Reply reply, client.Call({"FLUSHALL"}, TheClock().Now() + kServerStart));

@@ -42,6 +42,13 @@ struct SlotSpan {
   WallTime from{}, to{};
 };
 
+// By how much PostgreSQL's clock was set back, at most, and its times from `from` to `to`, of which one may for that reason
+// seem later than one that was taken after it.
+struct ClockSteps {
+  Millis back{0};
+  WallTime from = WallTime::max(), to = WallTime::min();
+};
+
 struct ClusterOptions {
   std::string bin;           // folder of millrace and millrace-stage
   std::string failpoints;    // MILLRACE_FAILPOINTS of every Millrace process; empty: none
@@ -50,7 +57,6 @@ struct ClusterOptions {
   NetworkLab* lab = nullptr;  // every process is a host of its own there, by its name; must outlive the cluster
   bool shimmed = false;       // Cluster::shim of every process but stages
   bool proxied = false;       // a TCP proxy before PostgreSQL, Redis and each broker's workers: Cluster::proxies
-  Millis clock_steps{0};      // PostgreSQL's clock is set back by at most this: two of its times compare no finer
 };
 
 inline constexpr int kInputRows = 400;
@@ -100,6 +106,9 @@ class Cluster {
   const std::vector<std::unique_ptr<testing::TcpProxy>>& proxies() const { return proxies_; }
   // Of a member, by its name; only if `shimmed`.
   testing::ShimControl& shim(const std::string& member) { return shims_.at(member); }
+  // PostgreSQL's clock is this far from the true one from now on; only if `shimmed`.
+  void StepServersClock(Millis offset);
+  const ClockSteps& clock_steps() const { return clock_steps_; }
   std::string witness() const { return dir_ + "/witness"; }
   std::string checkpoints() const { return dir_ + "/checkpoints"; }
   std::string public_key() const { return dir_ + "/audit.key.pub"; }
@@ -141,6 +150,8 @@ class Cluster {
   std::vector<std::string> client_endpoints_, worker_endpoints_;
   std::vector<std::unique_ptr<testing::TcpProxy>> proxies_;
   std::map<std::string, testing::ShimControl> shims_;
+  Millis clock_offset_{0}, clock_least_{0}, clock_most_{0};  // of PostgreSQL's clock: that of now, and of all until now
+  ClockSteps clock_steps_;
   std::vector<Member> members_;  // in the order of starting
 };
 

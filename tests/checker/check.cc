@@ -353,9 +353,14 @@ Result<void> Checker::Destination() {
       destination.Ask(destination.postgres() ? "select count(to_regclass('millrace.receipt'))"
                                              : "select count(*) from sqlite_master where name = 'millrace_receipt'"));
   if (there[0][0].number == 0) return {};  // nothing was ever loaded into it
-  const std::string later = inputs_.destination_steps_back == 0
-                                ? std::string()
-                                : fmt::format(" + interval '{} microseconds'", inputs_.destination_steps_back);
+  const std::string later =
+      inputs_.destination_steps_back == 0
+          ? std::string()
+          : fmt::format(
+                " + case when r.published_at between timestamptz 'epoch' + interval '{} microseconds' and"
+                " timestamptz 'epoch' + interval '{} microseconds' then interval '{} microseconds'"
+                " else interval '0' end",
+                inputs_.destination_stepped.from, inputs_.destination_stepped.to, inputs_.destination_steps_back);
   MILLRACE_TRY_ASSIGN(const auto late,
                       destination.Ask(fmt::format("select r.effect, r.token, f.token from {0}receipt r join {0}fence f on"
                                                   " f.effect = r.effect where r.token > f.token"

@@ -37,8 +37,10 @@ struct Inputs {
   bool ended = false;             // nothing may still be open
   bool contiguous_slots = false;  // every instant of each schedule between its first and its last slot is a slot that fired,
   Window slots;  // and every one after `from` up to `to` of each schedule that is active; `to` = 0: not asked for
-  std::int64_t destination_steps_back = 0;  // of a PostgreSQL: micros by which its clock was set back meanwhile
-  std::vector<Window> redis_may_lose;       // jobs of class redis that were accepted in one of these
+  // Of a PostgreSQL: micros by which its clock was set back, and the times of its receipts that this may have touched.
+  std::int64_t destination_steps_back = 0;
+  Window destination_stepped;
+  std::vector<Window> redis_may_lose;  // jobs of class redis that were accepted in one of these
 };
 
 inline constexpr std::size_t kInvariants = 10;  // S1 .. S10

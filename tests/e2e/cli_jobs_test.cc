@@ -1,9 +1,13 @@
 // What becomes of jobs that fail: crash quarantine, deadlines, lists, requeue, discard, and runs that are retried.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <chrono>
 
+#include "common/drivers/sqlite.h"
 #include "tests/support/cli_runner.h"
+#include "tests/support/fault_shim.h"
+#include "tests/support/test_postgres.h"
 
 namespace millrace::testing {
 namespace {
@@ -274,6 +278,32 @@ TEST_F(CliJobs, JobsAreCancelledByAFilterAfterAPreview) {
   ExpectSound();
 }
 
+TEST_F(CliJobs, ABulkCancelThatFailsMidwaySaysWhatItDidFirst) {
+  std::string lines;
+  for (int i = 0; i < 1002; ++i)
+    lines += R"({"kind": "command", "queue": "mail", "payload": {"argv": ["true"]}})"
+             "\n";
+  Write("jobs", lines);
+  std::filesystem::create_directories(home_);
+  Ids({"job", "submit", "--batch", "jobs"});
+  const auto exec = [&](const std::string& sql) {
+    auto db = sqlite::Database::Open((home_ / "ledger.db").string(), {});
+    ASSERT_TRUE(db) << db.error().message;
+    const auto done = db->Exec(sql);
+    ASSERT_TRUE(done) << done.error().message;
+  };
+  exec(
+      "create trigger full before insert on cancel when (select count(*) from cancel) = 1000"
+      " begin select raise(abort, 'no room'); end");
+  const CliResult result = Run({"job", "cancel", "--queue", "mail", "-q"});
+  EXPECT_NE(result.code, 0);
+  EXPECT_EQ(std::ranges::count(result.out, '\n'), 1000);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("1000 jobs cancelled or being cancelled"), HasSubstr("recorded; "),
+                                HasSubstr("1000 of 1002 jobs were asked to stop before this: ")));
+  exec("drop trigger full");
+  EXPECT_EQ(std::ranges::count(Ids({"job", "cancel", "--queue", "mail"}), '\n'), 1002);
+}
+
 TEST_F(CliJobs, JobsThatOnlyTheQueueHasAreCancelledByAFilterToo) {
   const auto submit = [&](const std::string& queue, const std::string& script, const std::string& options) {
     return Line(Ids({"job", "submit", "--kind", "command", "--payload", R"({"argv": ["sh", "-c", ")" + script + R"("]})",
@@ -349,6 +379,42 @@ TEST_F(CliJobs, RunsAreRetriedAndCancelledByAFilterAfterAPreview) {
   engine->Signal(SIGTERM);
   EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
   ExpectSound();
+}
+
+// A client whose clock is wrong, and a ledger whose clock is not.
+TEST_F(CliJobs, WhatCountsFromTheSubmitOnCountsByTheLedgersClock) {
+  MILLRACE_NEED_POSTGRES();
+  TestDatabase database("cli_clock");
+  auto shim = ShimControl::Make(Path("clock"));
+  ASSERT_TRUE(shim) << shim.error().message;
+  const CliOptions shifted{.env = shim->Env()};
+  const auto with_ledger = [&](std::vector<std::string> args) {
+    args.insert(args.end(), {"--set", "ledger.dsn=" + database.dsn(), "--set", "broker.listen_clients=tcp://127.0.0.1:1"});
+    return args;
+  };
+  const auto expect_counted = [&](const std::string& job) {
+    const auto shown = RunJson(with_ledger({"job", "show", job}));
+    const auto true_now = std::chrono::duration<double, std::micro>(std::chrono::system_clock::now().time_since_epoch());
+    EXPECT_NEAR(shown.at("options").at("deadline_us").get<double>(), true_now.count() + 7200e6, 600e6) << shown.dump(2);
+    EXPECT_NEAR(shown.at("options").at("expires_at_us").get<double>(), true_now.count() + 3600e6, 600e6) << shown.dump(2);
+  };
+  const std::string line =
+      R"({"kind": "command", "payload": {"argv": ["true"]}, "deadline_in_ms": 7200000, "expires_in_ms": 3600000})";
+  Write("jobs", line + "\n");
+  for (const auto step : {std::chrono::hours{24}, -std::chrono::hours{24}}) {
+    shim->StepClockTo(step);
+    const CliResult single = Run(with_ledger({"job", "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})",
+                                              "--deadline", "2h", "--expires-in", "1h", "-q"}),
+                                 shifted);
+    ASSERT_EQ(single.code, 0) << single.err;
+    expect_counted(Line(single.out));
+    const CliResult batch = Run(with_ledger({"job", "submit", "--batch", "jobs", "-q"}), shifted);
+    ASSERT_EQ(batch.code, 0) << batch.err;
+    expect_counted(Line(batch.out));
+    const CliResult run = Run(with_ledger({"job", "submit", "--batch", "jobs", "--then", line, "-o", "json"}), shifted);
+    ASSERT_EQ(run.code, 0) << run.err;
+    expect_counted(nlohmann::json::parse(run.out).at(0).at("then").get<std::string>());
+  }
 }
 
 TEST_F(CliJobs, ASubmitSaysHowAndHowLongItIsTried) {

@@ -145,6 +145,24 @@ TEST_F(CliOrgs, ARunByHandAndABatchAreOfTheOrgToo) {
   Stop(*up);
 }
 
+TEST_F(CliOrgs, WhatACommandSubmitsIsOfItsOrg) {
+  const std::string submits = std::string(MILLRACE_BIN_DIR) + "/millrace --home " + home_.string() +
+                              " job submit --kind command --queue from_command --payload '{\\\"argv\\\": [\\\"true\\\"]}'";
+  const auto up = Up();
+  auto submit = Of7(Command(submits));
+  submit.emplace_back("--wait");
+  const CliResult single = Run(submit);
+  ASSERT_EQ(single.code, 0) << single.err;
+  EXPECT_EQ(RunJson(Of7({"job", "list", "--queue", "from_command"})).size(), 1u);
+
+  WritePipeline("small", "  c: { command: [sh, -c, \"" + submits + "\"] }\n");
+  ASSERT_EQ(Run(Of7({"pipeline", "apply", "small.yaml"})).code, 0);
+  ASSERT_EQ(Run(Of7({"run", "start", "small", "--wait"})).code, 0);
+  EXPECT_EQ(RunJson(Of7({"job", "list", "--queue", "from_command"})).size(), 2u);
+  EXPECT_EQ(RunJson({"job", "list", "--queue", "from_command"}), nlohmann::json::array());
+  Stop(*up);
+}
+
 TEST_F(CliOrgs, WhatIsNoOrgIsNamed) {
   for (const std::string& wrong : {"0", "-1", "x", "7x", "9223372036854775808", "1.5"}) {
     const CliResult result = Run({"job", "list", "--org=" + wrong});

@@ -61,14 +61,15 @@ std::string Script(const std::string& document) {
   return script;
 }
 
-// A `millrace` that is first in the PATH: it keeps the arguments and the output of each command, for what it printed was told
-// to a client. `up` goes on as the program itself, for the signals that the script sends it.
+// A `millrace` that is first in the PATH: it keeps the arguments, the output and the exit code of each command, for what it
+// printed was told to a client. `up` goes on as the program itself, for the signals that the script sends it.
 constexpr std::string_view kWrapper = R"(#!/bin/bash
 [ "$1" = up ] && exec "{0}/millrace" "$@"
 told=$(mktemp "$MILLRACE_DOC_TOLD/XXXXXXXX")
 printf '%s\0' "$@" >"$told.args"
 "{0}/millrace" "$@" >"$told"
 code=$?
+echo $code >"$told.code"
 cat "$told"
 exit $code
 )";
@@ -80,7 +81,11 @@ testing::AcceptedList ToldIn(const std::filesystem::path& folder) {
     std::istringstream in(testing::ReadAll(entry.path()));
     std::vector<std::string> args;
     for (std::string arg; std::getline(in, arg, '\0');) args.push_back(arg);
-    accepted.Printed(args, testing::ReadAll(std::filesystem::path(entry.path()).replace_extension()), folder);
+    const std::string out = testing::ReadAll(std::filesystem::path(entry.path()).replace_extension());
+    const bool succeeded = testing::ReadAll(std::filesystem::path(entry.path()).replace_extension("code")) == "0\n";
+    EXPECT_TRUE(accepted.Printed(args, out, testing::AcceptedList::BatchOf(args, folder)) || !succeeded)
+        << ::testing::PrintToString(args) << " told of nothing:\n"
+        << out;
   }
   return accepted;
 }

@@ -32,8 +32,9 @@ namespace {
 
 constexpr std::uint16_t kShards = 4;
 constexpr int kJobs = 8;
-constexpr Millis kOwnerChangeMax{20'000};  // twice what is promised: the machine may be busy
+constexpr Millis kOwnerChangeMax{10'000};  // what is promised
 constexpr Millis kPatience{60'000};
+constexpr Millis kTurn{50};
 
 std::atomic<bool> stop{false};
 
@@ -155,13 +156,16 @@ class HandoverLiveTest : public ::testing::Test {
       if (s.owner) ++owned[s.owner_name];
     return owned;
   }
-  // Milliseconds until `done`, or -1.
+  // Milliseconds until `done`, or -1. `late_` is how long the machine kept this process waiting meanwhile.
   template <class Done>
   std::int64_t Await(Millis limit, Done done) {
     const MonoTime begin = clock_.Now();
+    late_ = Millis{0};
     while (!done()) {
-      if (clock_.Now() - begin > limit) return -1;
-      std::this_thread::sleep_for(Millis{50});
+      const MonoTime asleep = clock_.Now();
+      if (asleep - begin > limit) return -1;
+      std::this_thread::sleep_for(kTurn);
+      late_ += std::chrono::duration_cast<Millis>(clock_.Now() - asleep) - kTurn;
     }
     return std::chrono::duration_cast<Millis>(clock_.Now() - begin).count();
   }
@@ -182,6 +186,7 @@ class HandoverLiveTest : public ::testing::Test {
   std::unique_ptr<Ledger> ledger_;
   std::vector<pid_t> children_;
   testing::AcceptedList told_;
+  Millis late_{0};
   bool ended_ = false;  // nothing is open any more
 };
 
@@ -226,7 +231,7 @@ TEST_F(HandoverLiveTest, CommandsRunOnceWhileBrokersJoinDieAndLeave) {
   ASSERT_EQ(::kill(children_[0], SIGKILL), 0);
   const auto killed = Await(kPatience, [&] { return Owned()["b"] == kShards; });
   EXPECT_GE(killed, 0);
-  EXPECT_LE(killed, kOwnerChangeMax.count());
+  EXPECT_LE(killed, (kOwnerChangeMax + late_).count());
   std::this_thread::sleep_for(kLeaseTtl + Millis{1000});
   EXPECT_EQ(Begun().size(), kJobs) << "the commands of the dead broker go on";
 

@@ -189,18 +189,21 @@ TEST_F(RemoteLedger, OwnershipIsOneRoundTripEach) {
   ASSERT_TRUE(ledger.Now(In(20s)));  // connected
   proxy_->Delay(kOneWay);
   const OwnerId owner = ids_.Next<OwnerId>();
+  const auto expect_only_late = [](std::string_view what, const auto& done) {  // a busy machine may overrun the budget
+    if (done) return;
+    const ErrorCode code = done.error().code;
+    EXPECT_TRUE(code == ErrorCode::kTimedOut || code == ErrorCode::kUnavailable || code == ErrorCode::kMaybeApplied)
+        << what << ": " << done.error().message;
+  };
   const auto one_trip = [&](std::string_view what, auto call) {
     Millis shortest{60'000};
-    std::string why;
     for (int tries = 0; tries < 5 && shortest >= Millis{350}; ++tries) {
       const MonoTime at = clock_.Now();
       const auto done = call();
-      if (done)
-        shortest = std::min(shortest, std::chrono::duration_cast<Millis>(clock_.Now() - at));
-      else
-        why = done.error().message;
+      if (done) shortest = std::min(shortest, std::chrono::duration_cast<Millis>(clock_.Now() - at));
+      expect_only_late(what, done);
     }
-    EXPECT_LT(shortest, Millis{350}) << what << " " << why;
+    EXPECT_LT(shortest, Millis{350}) << what;
     EXPECT_GE(shortest, Millis{190}) << what << ": the proxy does not delay";
   };
   std::vector<ShardHold> holds;
@@ -215,7 +218,7 @@ TEST_F(RemoteLedger, OwnershipIsOneRoundTripEach) {
   one_trip("renew", [&] { return ledger.RenewShards(holds, owner, In(kPumpsBudget)); });
   one_trip("announce", [&] { return ledger.AnnounceBroker(owner, "far", false, In(kPumpsBudget)); });
   one_trip("lead", [&] { return ledger.TryLead(owner, "far", Millis{5000}, In(kPumpsBudget)); });
-  for (int tries = 0; holds.size() < 5 && tries < 25; ++tries) (void)take();
+  while (holds.size() < 5 && next < kShards) expect_only_late("take", take());
   ASSERT_GE(holds.size(), 5U);
   one_trip("release", [&] {
     const std::vector<ShardHold> one{holds.back()};

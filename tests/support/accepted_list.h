@@ -9,6 +9,8 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <sstream>
 #include <string>
@@ -28,14 +30,26 @@ class AcceptedList {
   void Run(const Uuid& id) { runs_.insert(id); }
   std::size_t size() const { return jobs_.size() + runs_.size(); }
 
-  // What `millrace ARGS...` printed on stdout in the folder `cwd`: ids of jobs and runs that it submitted. Other commands tell
-  // nothing.
-  void Printed(const std::vector<std::string>& args, std::string_view out, const std::filesystem::path& cwd) {
+  // The lines of the file that `millrace ARGS...` is given as --batch in the folder `cwd`; to be read before somebody writes
+  // over it. Empty: there is none.
+  static std::string BatchOf(const std::vector<std::string>& args, const std::filesystem::path& cwd) {
+    const auto path = cwd / ValueOf(args, "--batch");
+    if (!std::filesystem::is_regular_file(path)) return {};
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  // What `millrace ARGS...` printed on stdout: ids of jobs and runs that it submitted. Other commands tell nothing. False: it
+  // is a submit that told of nothing, which one that ended with code 0 never is.
+  bool Printed(const std::vector<std::string>& args, std::string_view out, const std::string& batch) {
     const std::string command = CommandOf(args);
-    if (command == "job submit") return Submitted(args, out, cwd);
-    if (command == "job requeue") return Requeued(args, out);
-    if (command != "run") return;
-    for (const std::string_view id : IdsOf(out)) return Run(*Uuid::Parse(id));  // the first; what follows belongs to it
+    if (Has(args, "--help") || Has(args, "--dry-run")) return true;
+    if (command == "job submit") return Submitted(args, out, batch);
+    if (command == "job requeue") Requeued(args, out);
+    if (command == "run retry") Retried(args, out);
+    if (command != "run" && command != "run start") return true;
+    const auto ids = IdsOf(out);
+    if (!ids.empty()) Run(*Uuid::Parse(ids.front()));  // what follows belongs to it
+    return command == "run" || !ids.empty();
   }
 
   // The arguments of the checker. `path` is overwritten.
@@ -60,11 +74,14 @@ class AcceptedList {
       if (args[i] == option) return args[i + 1];
     return {};
   }
-  // "job submit", "job requeue", or "run" for all that start one; empty: something else.
+  static bool IsQuiet(const std::vector<std::string>& args) { return Has(args, "-q") || Has(args, "--quiet"); }
+  // "job submit", "job requeue", "run start", "run retry", or "run" for all else that starts one; empty: something else.
   static std::string CommandOf(const std::vector<std::string>& args) {
     for (std::size_t i = 0; i < args.size(); ++i) {
       const std::string next = i + 1 < args.size() ? args[i + 1] : "";
       if (args[i] == "job") return next == "submit" || next == "requeue" ? "job " + next : "";
+      if (args[i] == "run" && (next == "start" || next == "now")) return "run start";
+      if (args[i] == "run" && next == "retry") return "run retry";
       if (args[i] == "run")
         return next == "list" || next == "show" || next == "logs" || next == "cancel" || next == "--help" ? "" : "run";
       if (!args[i].starts_with('-') && (i == 0 || !args[i - 1].starts_with('-'))) return "";
@@ -85,32 +102,53 @@ class AcceptedList {
     }
     return ids;
   }
-  void Submitted(const std::vector<std::string>& args, std::string_view out, const std::filesystem::path& cwd) {
+  static bool IsRedis(const nlohmann::json& options) {
+    return options.is_object() && options.value("durability", nlohmann::json()) == "redis";
+  }
+  // Of each job that is submitted, in their order: whether its class is redis.
+  static std::vector<bool> ClassesOf(const std::vector<std::string>& args, const std::string& batch) {
+    if (batch.empty()) return {IsRedis(nlohmann::json::parse(ValueOf(args, "--options"), nullptr, false))};
+    std::vector<bool> redis;
+    std::istringstream lines(batch);
+    for (std::string line; std::getline(lines, line);) {
+      if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+      const auto job = nlohmann::json::parse(line, nullptr, false);
+      redis.push_back(job.is_object() && IsRedis(job.value("options", nlohmann::json())));
+    }
+    return redis;
+  }
+  bool Submitted(const std::vector<std::string>& args, std::string_view out, const std::string& batch) {
     if (!ValueOf(args, "--then").empty()) {  // a run, and the job at its end
       const auto ids = IdsOf(out);
       if (!ids.empty()) Run(*Uuid::Parse(ids[0]));
       if (ids.size() > 1) Job(*Uuid::Parse(ids[1]));
-      return;
+      return !ids.empty();
     }
-    std::string options = ValueOf(args, "--options");
-    if (const auto batch = cwd / ValueOf(args, "--batch"); std::filesystem::is_regular_file(batch)) {
-      std::ifstream in(batch);
-      options.append(std::istreambuf_iterator<char>(in), {});
-    }
-    const bool redis = options.find("redis") != std::string::npos;
-    // A row with two ids is a job that another one keeps out.
-    for (const std::string& row : RowsOf(out))
-      if (const auto ids = IdsOf(row); ids.size() == 1) Job(*Uuid::Parse(ids[0]), redis);
+    std::vector<std::vector<std::string_view>> told;
+    const std::vector<std::string> rows = RowsOf(out);
+    for (const std::string& row : rows)
+      if (auto ids = IdsOf(row); !ids.empty()) told.push_back(std::move(ids));
+    const std::vector<bool> redis = ClassesOf(args, batch);
+    // With -q a job that another one keeps out has no row: then nobody can say whose line a row is of.
+    const bool mixed = std::set<bool>(redis.begin(), redis.end()).size() > 1;
+    const bool by_line = redis.size() == told.size() || (!IsQuiet(args) && told.size() < redis.size());
+    for (std::size_t i = 0; i < told.size(); ++i)
+      if (told[i].size() == 1)  // a row with two ids is a job that another one keeps out
+        Job(*Uuid::Parse(told[i][0]), mixed ? by_line && redis[i] : !redis.empty() && redis[0]);
+    return !told.empty() || (IsQuiet(args) && out.empty());
   }
   // The dead job and the new one; the ids of the new ones alone with -q.
   void Requeued(const std::vector<std::string>& args, std::string_view out) {
-    if (Has(args, "--dry-run")) return;
-    const bool quiet = Has(args, "-q") || Has(args, "--quiet");
     for (const std::string& row : RowsOf(out)) {
       const auto ids = IdsOf(row);
-      if (quiet ? ids.size() == 1 : ids.size() == 2 && row.find("unique key") == std::string::npos)
+      if (IsQuiet(args) ? ids.size() == 1 : ids.size() == 2 && row.find("unique key") == std::string::npos)
         Job(*Uuid::Parse(ids.back()));
     }
+  }
+  // The new run and the old one; the ids of the new ones alone with -q.
+  void Retried(const std::vector<std::string>& args, std::string_view out) {
+    for (const std::string& row : RowsOf(out))
+      if (const auto ids = IdsOf(row); ids.size() == (IsQuiet(args) ? 1 : 2)) Run(*Uuid::Parse(ids.front()));
   }
   // Lines, or the flat objects of a JSON array.
   static std::vector<std::string> RowsOf(std::string_view out) {

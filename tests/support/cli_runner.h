@@ -18,6 +18,7 @@
 #include <functional>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -80,6 +81,8 @@ class CliProcess {
   }
 
   pid_t pid() const { return pid_; }
+  // As in CliResult, from when it has ended on; it outlives the process.
+  std::shared_ptr<const int> code() const { return code_; }
   void Signal(int number) {
     if (pid_ > 0 && !result_) ::kill(pid_, number);
   }
@@ -98,6 +101,7 @@ class CliProcess {
             .out = Out(),
             .err = Err(),
             .wall = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - started_)};
+        *code_ = result_->code;
         break;
       }
       if (std::chrono::steady_clock::now() >= deadline) {
@@ -131,6 +135,7 @@ class CliProcess {
   std::chrono::steady_clock::time_point started_;
   pid_t pid_ = -1;
   std::optional<CliResult> result_;
+  std::shared_ptr<int> code_ = std::make_shared<int>(-1);
 };
 
 // A fixture with a folder of its own, removed at the end.
@@ -150,7 +155,12 @@ class CliTest : public ::testing::Test {
       if (!check_history_ || !std::filesystem::exists(home / "ledger.db", ec)) continue;
       AcceptedList accepted;
       for (const Started& command : started_)
-        if (command.history == history) accepted.Printed(command.args, ReadAll(command.out), command.cwd);
+        if (command.history == history) {
+          const std::string out = ReadAll(command.out);
+          EXPECT_TRUE(accepted.Printed(command.args, out, command.batch) || *command.code != 0)
+              << ::testing::PrintToString(command.args) << " told of nothing that was submitted:\n"
+              << out;
+        }
       std::vector<std::string> more = accepted.Write(history / "accepted");
       if (std::filesystem::exists(home / "warehouse.db", ec))
         more.insert(more.end(), {"--destination", (home / "warehouse.db").string()});
@@ -176,8 +186,14 @@ class CliTest : public ::testing::Test {
     const std::filesystem::path history = HistoryOf((cwd / HomeOf(args)).lexically_normal());
     env.emplace_back("MILLRACE_HISTORY", history.string());
     const std::filesystem::path capture = dir_ / ".capture" / std::to_string(commands_++);
-    started_.push_back({.args = args, .cwd = cwd, .history = history, .out = capture.string() + ".out"});
-    return std::make_unique<CliProcess>(args, cwd, capture, env);
+    std::string batch = AcceptedList::BatchOf(args, cwd);
+    auto process = std::make_unique<CliProcess>(args, cwd, capture, env);
+    started_.push_back({.args = args,
+                        .history = history,
+                        .out = capture.string() + ".out",
+                        .batch = std::move(batch),
+                        .code = process->code()});
+    return process;
   }
   CliResult Run(const std::vector<std::string>& args, const CliOptions& options = {}) {
     return Start(args, options)->Wait(std::chrono::seconds{60});
@@ -298,7 +314,9 @@ class CliTest : public ::testing::Test {
   }
   struct Started {
     std::vector<std::string> args;
-    std::filesystem::path cwd, history, out;
+    std::filesystem::path history, out;
+    std::string batch;  // what --batch named
+    std::shared_ptr<const int> code;
   };
   std::map<std::filesystem::path, std::filesystem::path> histories_;  // of each home
   std::vector<Started> started_;

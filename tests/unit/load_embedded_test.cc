@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <fstream>
 #include <thread>
+#include <utility>
 
 #include "common/drivers/sqlite.h"
 #include "tests/support/load_fixture.h"
@@ -238,6 +239,22 @@ TEST_F(LoadSqlite, AReceiptCountsMoreThanAFailingCheck) {
   order.task.effect = "e2";
   EXPECT_EQ(Load(order, Dataset(kRows)).error_class, "check_failed");
   EXPECT_EQ(Int("select count(*) from millrace_fence"), 2) << "older attempts are fenced off all the same";
+}
+
+// Linux answers EIO to who reads the start of /proc/self/mem, a regular file of 0 bytes.
+TEST_F(LoadSqlite, ALakeFileThatCannotBeReadNowIsTriedAgain) {
+  Manifest input = Dataset(kRows);
+  const std::filesystem::path file = dir_ + "/" + input.files.front().path;
+  const std::int64_t bytes = std::exchange(input.files.front().bytes, 0);
+  std::filesystem::rename(file, dir_ + "/kept");
+  std::filesystem::create_symlink("/proc/self/mem", file);
+  const StageResult r = Load(Order(LoadMode::kAppend, "t", "e", 1), input);
+  EXPECT_EQ(r.error_class, "io_error") << r.error;
+  EXPECT_TRUE(r.retryable);
+  EXPECT_NE(r.error.find(file.string()), std::string::npos) << r.error;
+  input.files.front().bytes = bytes;
+  std::filesystem::rename(dir_ + "/kept", file);
+  ExpectOk(Load(Order(LoadMode::kAppend, "t", "e", 2), input));
 }
 
 #if defined(MILLRACE_FAILPOINTS)

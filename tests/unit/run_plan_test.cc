@@ -59,6 +59,7 @@ TEST_F(RunPlanTest, RetriesAndTheDeadlineOfAStageBecomeOptionsOfItsJob) {
 }
 
 TEST_F(RunPlanTest, MakesOneJobPerStageInOrder) {
+  request_.org = OrgId{7};
   const auto plan = PlanRun(pipeline_, request_, ids_);
   ASSERT_TRUE(plan) << plan.error().message;
   ASSERT_EQ(plan->jobs.size(), 5u);
@@ -81,6 +82,7 @@ TEST_F(RunPlanTest, MakesOneJobPerStageInOrder) {
   EXPECT_EQ(c.kind, kJobKindCommand);
   EXPECT_EQ(c.effect, "");
   EXPECT_EQ(CommandTaskFromJson(c.payload)->command.argv, (std::vector<std::string>{"echo", "hi"}));
+  EXPECT_EQ(CommandTaskFromJson(c.payload)->org, OrgId{7});
 }
 
 TEST_F(RunPlanTest, EffectsNameSlotOrRun) {

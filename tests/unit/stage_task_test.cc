@@ -41,6 +41,9 @@ TEST(StageTaskJson, RoundTrips) {
 
   CommandTask command{"p", "c", task.run, task.job, {{"echo", ""}, {{"A", "b"}}}, "/srv"};
   EXPECT_EQ(*CommandTaskFromJson(ToJson(command)), command);
+  EXPECT_EQ(ToJson(command).find("org"), std::string::npos) << "a reader that does not know the key reads it";
+  command.org = OrgId{7};
+  EXPECT_EQ(*CommandTaskFromJson(ToJson(command)), command);
 
   StageOrder order{
       task, Token::Make(Epoch{0xFFFFFFFF}, 9), "/lake", "/tmp/x", ConnectionSpec{"db", "sqlite", "/x.db"}, 1u << 30, 4, false};
@@ -58,6 +61,15 @@ TEST(StageTaskJson, RoundTrips) {
   result.rows = {10, 7, 1, 1, 1};
   result.quarantine = "1/p/q";
   EXPECT_EQ(*StageResultFromJson(ToJson(result)), result);
+}
+
+TEST(CommandPayload, IsOfTheJobsOrgWhateverItSays) {
+  const JobId job = SampleTask().job;
+  const auto made = CommandPayload(R"({"argv": ["true"]})", job, OrgId{7});
+  ASSERT_TRUE(made) << made.error().message;
+  EXPECT_EQ(CommandTaskFromJson(*made)->org, OrgId{7});
+  EXPECT_EQ(*CommandPayload(*made, job, OrgId{7}), *made);
+  EXPECT_EQ(CommandTaskFromJson(*CommandPayload(*made, job, OrgId{8}))->org, OrgId{8});
 }
 
 std::string Replace(std::string text, std::string_view from, std::string_view to) {

@@ -98,6 +98,18 @@ TEST(CommandRunnerTest, LaterVariablesReplaceEarlierOnes) {
   EXPECT_EQ(child.cwd, "/somewhere");
 }
 
+TEST(CommandRunnerTest, ACommandSpeaksForItsOrgUnlessItsStageSaysOtherwise) {
+  CommandTask task;
+  task.command.argv = {"x"};
+  EXPECT_EQ(EnvValue(CommandChild(task, Token{9}, {"MILLRACE_ORG=3"}, "/scratch", 0).env, "MILLRACE_ORG"), "1");
+  task.org = OrgId{7};
+  EXPECT_EQ(EnvValue(CommandChild(task, Token{9}, {}, "/scratch", 0).env, "MILLRACE_ORG"), "7");
+  task.command.env = {{"MILLRACE_ORG", "8"}};
+  const ChildOptions child = CommandChild(task, Token{9}, {}, "/scratch", 0);
+  EXPECT_THAT(child.env, Contains("MILLRACE_ORG=8"));
+  EXPECT_THAT(child.env, Not(Contains("MILLRACE_ORG=7")));
+}
+
 TEST(CommandRunnerTest, EndsAreDescribed) {
   const auto describe = [](ExitStatus exit) {
     AttemptReport report;

@@ -39,15 +39,22 @@ Outcome<void> AddProvenance(LoadJob& job) {
   return {};
 }
 
+// A file that is damaged stays so; a disk that answers no read may answer the next attempt.
+std::unexpected<Failure> Unverified(Error error) {
+  if (error.code == ErrorCode::kCorrupt) return Refuse("corrupt", std::move(error.message));
+  if (error.code != ErrorCode::kUnavailable && error.code != ErrorCode::kLimit)
+    return Refuse("source_unreadable", std::move(error.message));
+  StageFailure passing(std::move(error));
+  return std::unexpected(Failure(passing.error_class, std::move(passing.message), passing.retryable));
+}
+
 // Begins to watch the sources, counts the dataset's rows into job.rows and runs the stage's checks.
 Outcome<void> CheckBatch(LoadJob& job, duck::Connection& source) {
   auto sources = SourceWatch::Start({*job.input});
   if (!sources) return Refuse("source_changed", std::move(sources.error().message));
   job.sources = std::move(*sources);
   if (auto same = VerifySources(*job.input); !same) return Refuse("source_changed", std::move(same.error().message));
-  if (auto sound = VerifyLake(*job.input, job.order.lake); !sound)
-    return Refuse(sound.error().code == ErrorCode::kCorrupt ? "corrupt" : "source_unreadable",
-                  std::move(sound.error().message));
+  if (auto sound = VerifyLake(*job.input, job.order.lake); !sound) return Unverified(std::move(sound.error()));
   auto count = source.Query(fmt::format("select count(*) from ({}) as dataset", job.dataset_sql));
   if (!count) return std::unexpected(Failure("source_unreadable", std::move(count.error().message), false));
   job.rows = count->Int();
