@@ -44,7 +44,10 @@ class DispatcherTest : public ::testing::Test {
     for (Command& command : commands) {
       if (auto* ledger = std::get_if<LedgerCommand>(&command)) {
         if (std::holds_alternative<command::ReadStates>(*ledger)) ++state_reads_;
-        pump_.Post(std::move(*ledger));
+        if (hold_known_ && std::holds_alternative<command::ReadKnown>(*ledger))
+          held_known_.push_back(std::move(*ledger));
+        else
+          pump_.Post(std::move(*ledger));
       }
       if (auto* execute = std::get_if<command::Execute>(&command)) {
         ++queue_ops_;
@@ -155,6 +158,11 @@ class DispatcherTest : public ::testing::Test {
     Handle(std::exchange(held_, {}));
     Settle();
   }
+  void LetKnownThrough() {
+    hold_known_ = false;
+    for (LedgerCommand& read : std::exchange(held_known_, {})) pump_.Post(std::move(read));
+    Settle();
+  }
   void ExpectDepth(std::uint64_t ready, std::uint64_t in_flight) {
     const auto depth = *queue_.Depth(ShardId{0});
     EXPECT_EQ(std::pair(depth.ready, depth.in_flight), std::pair(ready, in_flight));
@@ -185,6 +193,8 @@ class DispatcherTest : public ::testing::Test {
   std::vector<QueueOp> executed_;
   bool hold_replies_ = false;  // the queue answers, but the answers are under way
   event::QueueReplies held_;
+  bool hold_known_ = false;  // the ledger has not answered yet what it knows of doubtful entries
+  std::vector<LedgerCommand> held_known_;
   bool known_ = true;
 };
 
