@@ -42,12 +42,10 @@ class DispatcherTest : public ::testing::Test {
     dispatcher_.Flush(clock_.Now(), clock_.WallNow(), commands);
     event::QueueReplies replies;
     for (Command& command : commands) {
+      if (HoldKnown(command)) continue;
       if (auto* ledger = std::get_if<LedgerCommand>(&command)) {
         if (std::holds_alternative<command::ReadStates>(*ledger)) ++state_reads_;
-        if (hold_known_ && std::holds_alternative<command::ReadKnown>(*ledger))
-          held_known_.push_back(std::move(*ledger));
-        else
-          pump_.Post(std::move(*ledger));
+        pump_.Post(std::move(*ledger));
       }
       if (auto* execute = std::get_if<command::Execute>(&command)) {
         ++queue_ops_;
@@ -157,6 +155,12 @@ class DispatcherTest : public ::testing::Test {
     hold_replies_ = false;
     Handle(std::exchange(held_, {}));
     Settle();
+  }
+  bool HoldKnown(Command& command) {
+    auto* ledger = std::get_if<LedgerCommand>(&command);
+    if (!hold_known_ || ledger == nullptr || !std::holds_alternative<command::ReadKnown>(*ledger)) return false;
+    held_known_.push_back(std::move(*ledger));
+    return true;
   }
   void LetKnownThrough() {
     hold_known_ = false;
