@@ -116,6 +116,7 @@ class Dispatcher {
     std::vector<std::shared_ptr<Submit>> enqueue_submits;     // of kept lines, answered with `enqueue`
     std::size_t enqueue_rows = 0, enqueue_bytes = 0;
     std::map<std::uint64_t, Check> checks;
+    std::unordered_multiset<JobId> checking;        // what of them was claimed or has expired
     std::map<std::string, std::uint64_t> suspects;  // entries at the line's front that may be of an earlier state
     bool maybe_old = false, due_suspect = false, kept_seen = false;
     bool take_again = false;  // after this flush's Requeue and Finish
@@ -258,6 +259,7 @@ class Dispatcher {
   void LeaveQueue(Shard& shard, const JobSpec& spec, bool scheduled);
   bool Left(Shard& shard, JobId job);
   bool SearchKept(Shard& shard, CancelRequest& request, std::uint64_t number, const std::vector<ItemState>& states);
+  bool TakeFound(Shard& shard, CancelRequest& request, std::uint64_t number, JobId job);
   bool Awaits(const Shard& shard, const CancelRequest& request, std::uint64_t number, JobId job) const;
   void ReadStatesAgain(CancelRequest& request, std::uint64_t number);
   void ResumeRequests();

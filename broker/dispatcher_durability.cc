@@ -121,8 +121,11 @@ std::uint64_t Dispatcher::TakeSuspects(Shard& shard, const std::string& line, st
 void Dispatcher::Ask(Shard& shard, Check check) {
   command::ReadKnown read{.hold = shard.hold, .check = ++last_check_, .jobs = {}};
   for (const QueueEntry& entry : check.stayed) read.jobs.push_back(entry.id);
-  for (const JobEntry& entry : check.expired) read.jobs.push_back(entry.spec.id);
-  for (const JobEntry& entry : check.claimed) read.jobs.push_back(entry.spec.id);
+  for (const std::vector<JobEntry>* entries : {&check.expired, &check.claimed})
+    for (const JobEntry& entry : *entries) {
+      read.jobs.push_back(entry.spec.id);
+      shard.checking.insert(entry.spec.id);
+    }
   for (const auto& [worker, n] : check.plan.split)
     if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved += n;
   shard.checks.emplace(read.check, std::move(check));
@@ -150,15 +153,15 @@ void Dispatcher::On(event::KnownRead& e) {
     shard->take_again = true;
     return;
   }
+  for (const std::vector<JobEntry>* entries : {&check.expired, &check.claimed})
+    for (const JobEntry& entry : *entries) shard->checking.erase(shard->checking.find(entry.spec.id));
+  // Nobody looks for these: requests wait until they are back in their lines, start or end.
   for (const JobEntry& entry : check.expired) {
     const JobId id = entry.spec.id;
     if (Leased(*shard, id)) continue;
-    // Its time before requests: of several that look for it only the last one would be handed it, and the others told nothing.
     if (known.contains(id))
       shard->finish.push_back(id);
-    else if (EndIfOver(*shard, entry.spec, entry.counters, true) || HandOver(*shard, entry))
-      continue;
-    else  // the clock was set back
+    else if (!EndIfOver(*shard, entry.spec, entry.counters, true))  // the clock was set back
       EnqueueKept(*shard, entry.spec, std::nullopt, true, entry.check);
   }
   for (const auto& [worker, n] : check.plan.split)
@@ -169,8 +172,6 @@ void Dispatcher::On(event::KnownRead& e) {
     if (Leased(*shard, id)) continue;  // it is running from its other entry
     if (known.contains(id))
       shard->finish.push_back(id);
-    else if (HandOver(*shard, entry))
-      continue;
     else if (Deliver(*shard, check.plan, std::make_shared<const JobSpec>(std::move(entry.spec)), entry.counters, true))
       ++started;
   }

@@ -32,7 +32,10 @@ bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t 
   for (std::size_t i = 0; i < states.size(); ++i) {
     const JobId id{request.message.items[i].id};
     if (states[i].known || states[i].of_run || request.message.items[i].is_run || !shard.kept_seen) continue;
-    if (Awaits(shard, request, number, id)) request.awaited.push_back(id);
+    if (TakeFound(shard, request, number, id) || Awaits(shard, request, number, id)) {
+      request.awaited.push_back(id);  // who has the entry in hand may put it back where a look has been
+      continue;
+    }
     if (request.searched.contains(id) || !shard.wanted.Add(id, org, number)) continue;
     request.searched.insert(id);
     shard.removals.Search(org, id);
@@ -41,7 +44,7 @@ bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t 
   }
   HandOverBuffered(shard, searched);
   for (std::size_t i = 0; i < states.size(); ++i)  // an entry of an earlier state of the store
-    if (const JobId id{request.message.items[i].id}; states[i].known && request.found.erase(id) > 0) {
+    if (const JobId id{request.message.items[i].id}; (states[i].known || states[i].of_run) && request.found.erase(id) > 0) {
       shard.settling.erase(id);
       shard.finish.push_back(id);
     }
@@ -54,11 +57,27 @@ bool Dispatcher::SearchKept(Shard& shard, CancelRequest& request, std::uint64_t 
   return true;
 }
 
-// The job's first row is on the way into the ledger, or an earlier request looks for it or has found it. Requests wait for
-// earlier ones only, so never for each other: what a later one finds was not there when this one looked.
+// From a later request that came by the entry while this one waited for something else; that one looks again if it must.
+bool Dispatcher::TakeFound(Shard& shard, CancelRequest& request, std::uint64_t number, JobId job) {
+  const auto settling = shard.settling.find(job);
+  if (settling == shard.settling.end() || settling->second.org != request.message.org || settling->second.found_by <= number)
+    return false;
+  CancelRequest& later = cancel_requests_.at(settling->second.found_by);
+  later.searched.erase(job);
+  request.found.insert(later.found.extract(job));
+  request.searched.insert(job);
+  settling->second.found_by = number;
+  return true;
+}
+
+// The job's first row is on the way into the ledger, its entry is out of its line until the ledger has said what it knows of
+// it, or another request looks for it or has found it. For what is found, requests wait for earlier ones only, so never for
+// each other; and what a later one looks for was not there when this one looked.
 bool Dispatcher::Awaits(const Shard& shard, const CancelRequest& request, std::uint64_t number, JobId job) const {
   const OrgId org = request.message.org;
-  if (const auto seeker = shard.wanted.Seeker(job, org); seeker && *seeker < number) return true;
+  if (const auto seeker = shard.wanted.Seeker(job, org); seeker && (*seeker < number || !request.searched.contains(job)))
+    return true;
+  if (shard.checking.contains(job)) return true;
   if (const auto lease = leases_.find(job); lease != leases_.end())
     return lease->second.ending && lease->second.spec->org == org;
   const auto settling = shard.settling.find(job);

@@ -23,6 +23,16 @@ class DispatcherCancelSearchTest : public testing::DispatcherTest {
     Handle(event::FromClient{.peer = "c", .message = std::move(cancel)});
     Settle();
   }
+  // The ledger is asked about it before it starts: its id is an old one.
+  JobSpec Doubtful() {
+    JobSpec job = Kept();
+    job.options.deadline = clock_.WallNow() + 2 * kFreshIdAge;
+    clock_.Advance(kFreshIdAge + Millis{1000});
+    return job;
+  }
+  void FailNextLedgerRead() {
+    ledger_.fault = [asked = 0]() mutable { return asked++ == 0 ? test::LedgerFault::kUnavailable : test::LedgerFault::kNone; };
+  }
   // Of each item; empty: the request is not answered.
   std::vector<CancelEffect> Answer(std::uint64_t request) {
     std::vector<CancelEffect> effects;
@@ -115,8 +125,7 @@ TEST_F(DispatcherCancelSearchTest, TheSecondLooksForItselfWhenTheFirstFails) {
   hold_replies_ = true;
   Ask(5, kDefaultOrg, {job});
   Ask(6, kDefaultOrg, {job});
-  int asked = 0;
-  ledger_.fault = [&asked] { return asked++ == 0 ? test::LedgerFault::kUnavailable : test::LedgerFault::kNone; };
+  FailNextLedgerRead();
   LetRepliesThrough();
   ledger_.fault = nullptr;
   ASSERT_NE(Last<wire::Problem>(), nullptr) << "the first one's second look into the ledger";
@@ -159,6 +168,111 @@ TEST_F(DispatcherCancelSearchTest, ARequestThatFailsStartsNothingBeforeItsTime) 
   EXPECT_EQ(queue_.Depth(ShardId{0})->scheduled, 1U);
   Hello("w", 10);
   EXPECT_EQ(Granted(), std::vector<JobId>{ready.id});
+}
+
+// Out of its line, but neither started nor ended: no look finds it.
+TEST_F(DispatcherCancelSearchTest, RequestsWaitForWhatTheLedgerIsAskedAbout) {
+  const JobSpec job = Doubtful();
+  Submit({job});
+  hold_known_ = true;
+  Hello("w", 1);
+  Ask(5, kDefaultOrg, {job});
+  Ask(6, kDefaultOrg, {job});
+  Ask(7, kOther, {job});
+  ASSERT_EQ(held_known_.size(), 1U);
+  EXPECT_TRUE(Answer(5).empty());
+  EXPECT_TRUE(Answer(6).empty());
+  LetKnownThrough();
+  EXPECT_EQ(Granted(), std::vector<JobId>{job.id});
+  EXPECT_EQ(Answer(5), Effects{CancelEffect::kCancelling});
+  EXPECT_EQ(Answer(6), Effects{CancelEffect::kCancelling});
+  EXPECT_EQ(Answer(7), Effects{CancelEffect::kUnknown});
+  EXPECT_FALSE(revokes_.empty());
+}
+
+TEST_F(DispatcherCancelSearchTest, WhatHasExpiredWhenTheLedgerIsAskedEndsByItsTimeForAllWhoLook) {
+  const JobSpec job = Doubtful();
+  Submit({job, Kept()});
+  hold_known_ = true;
+  Advance(2 * kFreshIdAge);
+  ASSERT_EQ(held_known_.size(), 1U);
+  for (const std::uint64_t request : {5U, 6U, 7U}) Ask(request, kDefaultOrg, {job});
+  LetKnownThrough();
+  EXPECT_EQ(Outcome(job), JobState::kDead) << "its deadline";
+  for (const std::uint64_t request : {5U, 6U, 7U}) EXPECT_EQ(Answer(request), Effects{CancelEffect::kEnded}) << request;
+}
+
+TEST_F(DispatcherCancelSearchTest, ALookThatTheFirstsEntryIsPutBackBehindDoesNotCount) {
+  const JobSpec job = Kept();
+  Submit({job, Kept()});
+  hold_replies_ = true;
+  Ask(5, kDefaultOrg, {job});
+  wire::Cancel second{.request = 6, .org = kDefaultOrg, .items = {{job.id.uuid, false}}, .actor = "cli me", .reason = {}};
+  Handle(event::FromClient{.peer = "c", .message = std::move(second)});
+  Flush();
+  std::vector<Event> read;
+  pump_.Step(read);
+  hold_replies_ = false;
+  Handle(std::exchange(held_, {}));
+  while (Flush()) {
+  }  // the first one has it, and what the ledger says of that is under way
+  for (Event& event : read) Handle(std::move(event));
+  while (Flush()) {
+  }  // what the second one does without it
+  FailNextLedgerRead();  // the first one's
+  Settle();
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_TRUE(Answer(5).empty());
+  EXPECT_EQ(Answer(6), Effects{CancelEffect::kCancelled});
+}
+
+// Two requests wait for one job; meanwhile the entry of another one comes back, and the later request looks for it.
+class DispatcherLaterSearchTest : public DispatcherCancelSearchTest {
+ protected:
+  DispatcherLaterSearchTest() {
+    both_ = {Kept(), Doubtful()};
+    Hello("w", 1);
+    hold_known_ = true;
+    Submit({both_[1]});  // claimed
+    Submit({both_[0]});
+    hold_replies_ = true;
+    Ask(5, kDefaultOrg, {both_[0]});
+    Ask(6, kDefaultOrg, both_);
+    FailNextLedgerRead();
+    LetRepliesThrough();
+    EXPECT_NE(Last<wire::Problem>(), nullptr) << "5 fails, and the entry is back";
+    EXPECT_TRUE(Answer(6).empty());
+  }
+  std::vector<JobSpec> both_;
+};
+
+TEST_F(DispatcherLaterSearchTest, ARequestWaitsForALaterOnesLookBeforeItHasLookedItself) {
+  hold_replies_ = true;
+  Ask(7, kDefaultOrg, {both_[0]});
+  clock_.Advance(2 * kFreshIdAge);  // the other one is over, and 6 need not look for it
+  LetKnownThrough();
+  EXPECT_TRUE(Answer(6).empty());
+  LetRepliesThrough();
+  EXPECT_EQ(Answer(6), (Effects{CancelEffect::kEnded, CancelEffect::kEnded}));
+  EXPECT_EQ(Answer(7), Effects{CancelEffect::kCancelled});
+}
+
+TEST_F(DispatcherLaterSearchTest, ARequestTakesWhatALaterOneHasFound) {
+  Ask(7, kDefaultOrg, both_);
+  EXPECT_TRUE(Answer(7).empty());
+  LetKnownThrough();
+  EXPECT_EQ(Answer(6), (Effects{CancelEffect::kCancelled, CancelEffect::kCancelling}));
+  EXPECT_EQ(Answer(7), (Effects{CancelEffect::kEnded, CancelEffect::kCancelling}));
+}
+
+TEST_F(DispatcherLaterSearchTest, WhatWasTakenFromARequestItLooksForAgainWhenTheTakerFails) {
+  Ask(7, kDefaultOrg, both_);
+  ledger_.fault = [asked = 0]() mutable {  // what is known; the states for 6 and for 7; for 6 again
+    return asked++ == 3 ? test::LedgerFault::kUnavailable : test::LedgerFault::kNone;
+  };
+  LetKnownThrough();
+  EXPECT_TRUE(Answer(6).empty());
+  EXPECT_EQ(Answer(7), (Effects{CancelEffect::kCancelled, CancelEffect::kCancelling}));
 }
 
 }  // namespace
