@@ -164,7 +164,7 @@ TEST_F(CliOrgs, WhatACommandSubmitsIsOfItsOrg) {
 }
 
 TEST_F(CliOrgs, WhatIsNoOrgIsNamed) {
-  for (const std::string& wrong : {"0", "-1", "x", "7x", "9223372036854775808", "1.5"}) {
+  for (const std::string wrong : {"0", "-1", "x", "7x", "9223372036854775808", "1.5"}) {
     const CliResult result = Run({"job", "list", "--org=" + wrong});
     EXPECT_EQ(result.code, 2) << wrong;
     EXPECT_THAT(result.err, HasSubstr("org: '" + wrong + "' is no org; give an integer in [1, 9223372036854775807]"));
