@@ -18,6 +18,7 @@ constexpr auto kIdleInTransaction = Millis{3000};
 // Shared by those who verify, exclusive for the end of a step that prunes.
 constexpr std::int64_t kHistoryLock = 7318349394477059;
 constexpr auto kReleaseBudget = Millis{5000};
+constexpr std::string_view kLockTimedOut = "55P03";
 
 using Kinds = std::vector<PgResult::Kind>;
 
@@ -77,7 +78,8 @@ PgParams ToPg(const Params& params) {
   return out;
 }
 
-PostgresStore::PostgresStore(const LedgerOptions& options) : options_(options) {}
+PostgresStore::PostgresStore(const LedgerOptions& options, Millis lock_timeout)
+    : options_(options), lock_timeout_(lock_timeout) {}
 
 Result<void> PostgresStore::Connect(MonoTime deadline) {
   if (connection_ && !connection_->broken()) return {};
@@ -87,6 +89,7 @@ Result<void> PostgresStore::Connect(MonoTime deadline) {
   options.dsn = options_.dsn;
   options.application_name = "millrace " + options_.actor;
   options.search_path = "millrace";
+  options.lock_timeout = lock_timeout_;
   options.idle_in_transaction_timeout = kIdleInTransaction;
   MILLRACE_TRY_ASSIGN(connection_, PgConnection::Connect(options, *options_.clock, deadline));
   return {};
@@ -251,7 +254,7 @@ Result<std::uint64_t> PostgresStore::BytesOfHistory(MonoTime deadline) {
 // ------------------------------------------------------------------------------------------------------------------
 
 Result<void> PostgresStore::Migrate(std::uint16_t shard_count, MonoTime deadline) {
-  for (bool more = true; more;) MILLRACE_TRY(Transact([&] { return MigrateLocked(shard_count, more, deadline); }, deadline));
+  for (bool more = true; more;) MILLRACE_TRY(Transact([&] { return MigrateNext(shard_count, more, deadline); }, deadline));
   connection_.reset();  // statements prepared against an older schema
   session_.reset();
   MILLRACE_TRY(Connect(deadline));
@@ -264,18 +267,20 @@ Result<void> PostgresStore::Migrate(std::uint16_t shard_count, MonoTime deadline
   return {};
 }
 
-// The next version, so that no lock outlasts it; of a new ledger, which is in nobody's way, all of them.
-Result<void> PostgresStore::MigrateLocked(std::uint16_t shard_count, bool& more, MonoTime deadline) {
-  MILLRACE_TRY(
-      connection_->Exec("set local statement_timeout = 0; select pg_catalog.pg_advisory_xact_lock(7318349394477057); "
-                        "create schema if not exists millrace; "
-                        "create table if not exists millrace.schema_version (version integer primary key, "
-                        "applied_at timestamptz not null default now())",
-                        deadline));
-  MILLRACE_TRY_ASSIGN(const PgResult row,
-                      connection_->QueryOnce("select coalesce(max(version), 0) from millrace.schema_version", {}, deadline));
+// The next version, so that no lock outlasts it; of a new ledger, which is in nobody's way, all of them. A current one is read
+// without a lock: most starts find one, and none of them has to wait for somebody else.
+Result<void> PostgresStore::MigrateNext(std::uint16_t shard_count, bool& more, MonoTime deadline) {
   const auto all = PostgresMigrations();
-  const auto version = static_cast<std::size_t>(row.Int(0, 0));
+  MILLRACE_TRY_ASSIGN(std::size_t version, SchemaVersion(deadline));
+  if (version < all.size()) {
+    MILLRACE_TRY(LockSchema(deadline));
+    MILLRACE_TRY(
+        connection_->Exec("create schema if not exists millrace; "
+                          "create table if not exists millrace.schema_version (version integer primary key, "
+                          "applied_at timestamptz not null default now())",
+                          deadline));
+    MILLRACE_TRY_ASSIGN(version, SchemaVersion(deadline));
+  }
   if (version > all.size())
     return Fail(ErrorCode::kUnsupported, "ledger is of version {}, this program knows up to {}: use a newer millrace", version,
                 all.size());
@@ -291,6 +296,36 @@ Result<void> PostgresStore::MigrateLocked(std::uint16_t shard_count, bool& more,
   MILLRACE_TRY(KeepShardCount(shard_count, deadline));
   MILLRACE_TRY(connection_->QueryOnce("select millrace.ensure_partitions(now(), 4)", {}, deadline));
   return {};
+}
+
+// 0: there are no tables yet.
+Result<std::size_t> PostgresStore::SchemaVersion(MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(
+      const PgResult there,
+      connection_->QueryOnce("select pg_catalog.to_regclass('millrace.schema_version') is not null", {}, deadline));
+  if (!there.Bool(0, 0)) return 0;
+  MILLRACE_TRY_ASSIGN(const PgResult row,
+                      connection_->QueryOnce("select coalesce(max(version), 0) from millrace.schema_version", {}, deadline));
+  return static_cast<std::size_t>(row.Int(0, 0));
+}
+
+// Whoever has it may read a long history, which takes as long as the caller's deadline allows for it: the session's own limit
+// is for the locks that hold up a running system.
+Result<void> PostgresStore::LockSchema(MonoTime deadline) {
+  constexpr auto kForTheAnswer = Millis{500};
+  constexpr std::string_view kLock = "select pg_catalog.pg_advisory_xact_lock(7318349394477057)";
+  MILLRACE_TRY(connection_->Exec("set local statement_timeout = 0; savepoint unlocked", deadline));
+  auto locked = connection_->Exec(kLock, deadline);
+  if (locked || connection_->last_sqlstate() != kLockTimedOut) return locked;
+  const Millis left = std::chrono::duration_cast<Millis>(deadline - options_.clock->Now());
+  LogInfo("ledger: another process makes or changes the tables; waiting for it for up to {} s", left.count() / 1000);
+  locked = connection_->Exec(fmt::format("rollback to savepoint unlocked; set local lock_timeout = {}; {}; "
+                                         "set local lock_timeout to default",
+                                         std::max(left - kForTheAnswer, Millis{1}).count(), kLock),
+                             deadline);
+  if (locked || connection_->last_sqlstate() != kLockTimedOut) return locked;
+  return Fail(ErrorCode::kUnavailable,
+              "another process still makes or changes the tables: start again when it has ended (pg_stat_activity shows it)");
 }
 
 Result<void> PostgresStore::KeepShardCount(std::uint16_t shard_count, MonoTime deadline) {
@@ -337,7 +372,8 @@ Result<void> PostgresStore::Register(MonoTime deadline) {
       session_ = answer->Int(0, 0);
       return {};
     }
-    if (connection_->last_sqlstate() != "55P03" || round > 0) return std::unexpected(Explained(std::move(answer.error())));
+    if (connection_->last_sqlstate() != kLockTimedOut || round > 0)
+      return std::unexpected(Explained(std::move(answer.error())));
     // Our own old backend still holds the writer's lock (its client side is gone, it has not noticed): end it.
     MILLRACE_TRY(
         connection_->Query("select pg_terminate_backend(l.pid) from pg_locks l where l.locktype = 'advisory' and l.granted and "

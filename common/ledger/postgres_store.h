@@ -16,7 +16,8 @@ PgParams ToPg(const Params& params);
 
 class PostgresStore final : public SqlStore {
  public:
-  explicit PostgresStore(const LedgerOptions& options);
+  // No statement waits longer for a lock than `lock_timeout`, but for that of Migrate, which waits until its deadline.
+  explicit PostgresStore(const LedgerOptions& options, Millis lock_timeout = PgOptions{}.lock_timeout);
 
   Result<void> Connect(MonoTime deadline);
   Result<Rows> Run(std::string_view sql, const Params& params, MonoTime deadline) override;
@@ -47,7 +48,9 @@ class PostgresStore final : public SqlStore {
   Result<Rows> RunOnce(std::string_view sql, const Params& params, MonoTime deadline);
   Result<void> ScanPage(const std::string& sql, const std::function<Result<void>(std::span<const Value>)>& visit,
                         MonoTime deadline);
-  Result<void> MigrateLocked(std::uint16_t shard_count, bool& more, MonoTime deadline);
+  Result<void> MigrateNext(std::uint16_t shard_count, bool& more, MonoTime deadline);
+  Result<std::size_t> SchemaVersion(MonoTime deadline);
+  Result<void> LockSchema(MonoTime deadline);
   Result<void> KeepShardCount(std::uint16_t shard_count, MonoTime deadline);
   // A connection that may write for this audit writer; older connections of the writer commit nothing from then on.
   Result<void> Register(MonoTime deadline);
@@ -59,6 +62,7 @@ class PostgresStore final : public SqlStore {
   Error Explained(Error error) const;
 
   LedgerOptions options_;
+  Millis lock_timeout_;
   RowInserter inserter_;
   std::unique_ptr<PgConnection> connection_;
   std::optional<std::int64_t> session_;  // of this connection; empty until it is registered

@@ -68,14 +68,15 @@ bool Listens(const std::string& endpoint) {
   return fd && ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
 }
 
-std::string PipelineFile(std::string_view name, std::string_view cron, std::string_view overlap, std::string_view load) {
+std::string PipelineFile(std::string_view name, std::string_view cron, std::string_view overlap, std::string_view load,
+                         bool copy) {
   constexpr std::string_view kRetry = "retry: { max_attempts: 50, backoff: 200ms, backoff_max: 1s }";
   return fmt::format(R"(version: 1
 pipeline: {0}
 schedule: {{ cron: "{1}", timezone: UTC, catchup: all, overlap: {2} }}
 stages:
   input:
-    extract: {{ from: file, path: rows.csv, columns: {{ id: bigint, name: text, amount: double }} }}
+    extract: {{ from: file, path: rows.csv, columns: {{ id: bigint, name: text, amount: double }}, copy: {5} }}
     {4}
   shaped:
     transform: |
@@ -85,7 +86,7 @@ stages:
     load: {{ from: shaped, to: warehouse, {3} }}
     {4}
 )",
-                     name, cron, overlap, load, kRetry);
+                     name, cron, overlap, load, kRetry, copy);
 }
 
 }  // namespace
@@ -317,11 +318,12 @@ Result<void> Cluster::WriteFiles() {
   std::string rows = "id,name,amount\n";
   for (int i = 1; i <= kInputRows; ++i) rows += fmt::format("{},name {},{}.5\n", i, i, i);
   MILLRACE_TRY(WriteFile(dir_ + "/files/rows.csv", rows));
+  MILLRACE_TRY(WriteFile(fmt::format("{}/files/{}.yaml", dir_, kAppendPipeline),
+                         PipelineFile(kAppendPipeline, kAppendCron, "allow",
+                                      "table: wh.appended, mode: append, provenance: true", options_.copy)));
   MILLRACE_TRY(
-      WriteFile(fmt::format("{}/files/{}.yaml", dir_, kAppendPipeline),
-                PipelineFile(kAppendPipeline, kAppendCron, "allow", "table: wh.appended, mode: append, provenance: true")));
-  MILLRACE_TRY(WriteFile(fmt::format("{}/files/{}.yaml", dir_, kMergePipeline),
-                         PipelineFile(kMergePipeline, kMergeCron, "queue", "table: wh.merged, mode: merge, key: [id]")));
+      WriteFile(fmt::format("{}/files/{}.yaml", dir_, kMergePipeline),
+                PipelineFile(kMergePipeline, kMergeCron, "queue", "table: wh.merged, mode: merge, key: [id]", options_.copy)));
   for (std::uint64_t i = 0; i < 2; ++i) {
     MILLRACE_TRY_ASSIGN(const std::uint16_t clients, TakePort(options_.seed * 31 + 2000 + 100 * i));
     MILLRACE_TRY_ASSIGN(const std::uint16_t workers, TakePort(options_.seed * 31 + 3000 + 100 * i));

@@ -52,6 +52,7 @@ struct ClockSteps {
 struct ClusterOptions {
   std::string bin;           // folder of millrace and millrace-stage
   std::string failpoints;    // MILLRACE_FAILPOINTS of every Millrace process; empty: none
+  bool copy = false;         // extracts copy their rows into the lake, so that they write a file of their own
   bool slow_target = false;  // the target tables' triggers make a load wait where failpoints would
   std::uint64_t seed = 1;
   NetworkLab* lab = nullptr;  // every process is a host of its own there, by its name; must outlive the cluster

@@ -1,8 +1,9 @@
-// Faults that are not kills, one at a time, on real processes while scheduled runs and single jobs flow; then every promise is
-// checked from outside, as after the kills (checker.h): clocks that step, fsyncs that fail, a network that is slow and loses
-// packets at once, a Redis that comes back with older files, or has no memory left; and a kill of everything at one instant.
-// MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form
-// plays one of the tests with a cluster, which the seed chooses; all that a --gtest_filter names.
+// Faults beside those of kill_rounds_test, one at a time, on real processes while scheduled runs and single jobs flow; then
+// every promise is checked from outside, as after the kills (checker.h): clocks that step, fsyncs that fail, a network that is
+// slow and loses packets at once, a Redis that comes back with older files, or has no memory left; and two kinds of kills: of
+// everything at one instant, and of a worker in the middle of an extract. MILLRACE_CHAOS=short (default) or long,
+// MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form plays one of the tests with a cluster,
+// which the seed chooses; all that a --gtest_filter names.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -17,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/model/lake.h"
 #include "common/model/stage_task.h"
 #include "tests/chaos/bulk.h"
 #include "tests/chaos/checker.h"
@@ -42,8 +44,10 @@ constexpr std::size_t kBulkJobs = 4'000, kBulkPerSecond = 250, kOfferedPerSecond
 constexpr std::size_t kServerProxies = 2;              // those of PostgreSQL and Redis come first
 constexpr int kTogetherShort = 3, kTogetherMax = 200;  // rounds in which everything is killed; the long form ends by time
 constexpr Millis kTogetherLong{360'000};
+constexpr Millis kDies{10'000};
+constexpr int kExtractsShort = 2, kExtractsLong = 10;  // in which a worker is killed
 
-constexpr std::uint64_t kClusterTests = 6;
+constexpr std::uint64_t kClusterTests = 7;
 
 // A cluster with something flowing through it, and the end of every test here.
 class Faults : public ::testing::Test {
@@ -151,6 +155,64 @@ class Faults : public ::testing::Test {
   std::string OwningBroker() {
     const auto owner = observer_->OwnerName();
     return owner && owner->find("broker-2") != std::string::npos ? "broker-2" : "broker-1";
+  }
+
+  // An attempt of an extract that has written its file and published nothing, and the worker that was granted it.
+  struct Extract {
+    Member* worker = nullptr;
+    std::string job{}, file{}, manifest{};
+    long long token = 0;
+  };
+  std::optional<Extract> ExtractUnderWay() {
+    namespace fs = std::filesystem;
+    const std::string folder = fmt::format("{}/lake/{}", cluster_->dir(), DatasetDir(kDefaultOrg, kAppendPipeline, "input"));
+    std::error_code ec;
+    for (const auto& entry : fs::directory_iterator(folder + "/data", ec)) {
+      const std::string name = entry.path().filename();  // <hash>-<token>-0.parquet
+      const std::size_t dash = name.find('-');
+      Extract found{.file = entry.path(), .manifest = fmt::format("{}/manifests/{}.json", folder, name.substr(0, dash))};
+      if (fs::exists(found.manifest) || std::sscanf(name.c_str() + dash, "-%lld-", &found.token) != 1) continue;
+      for (Member* worker : cluster_->OfRole(Role::kWorker))
+        if (const std::string job = JobGrantedTo(worker->process.pid(), found.token); !job.empty())
+          found.worker = worker, found.job = job;
+      if (found.worker != nullptr) return found;
+    }
+    return std::nullopt;
+  }
+  // By the history of that process; empty: it was not granted it.
+  std::string JobGrantedTo(pid_t pid, long long token) {
+    for (const auto& file : std::filesystem::directory_iterator(cluster_->history())) {
+      if (!file.path().filename().string().starts_with(fmt::format("{}-", pid))) continue;
+      std::ifstream lines(file.path());
+      for (std::string line; std::getline(lines, line);) {
+        const std::size_t at = line.find(fmt::format("\",{}]", token));
+        if (at != std::string::npos && line.find(R"("op":"grant")") != std::string::npos) return line.substr(at - 36, 36);
+      }
+    }
+    return {};
+  }
+  // What the load of that job's run has appended.
+  std::optional<std::int64_t> RowsOfRunWith(const std::string& job) {
+    const auto load = observer_->Ledger(
+        "select l.effect from millrace.job l where l.stage = 'target' and l.run = (select run from millrace.job where " + job +
+        ")");
+    if (!load || load->rows() != 1) return std::nullopt;
+    const auto rows = observer_->Warehouse(
+        fmt::format("select count(*) from wh.appended where _millrace_effect = {}", PgLiteral(load->Text(0, 0))));
+    return rows ? std::optional(rows->Int(0, 0)) : std::nullopt;
+  }
+  // kill -9 of the worker with all its stage processes. False: the extract had published before they stood still.
+  bool KillIn(const Extract& extract) {
+    const pid_t worker = extract.worker->process.pid();
+    ::kill(worker, SIGSTOP);
+    std::vector<pid_t> group = testing::ChildrenOf(worker, "millrace-stage");
+    group.push_back(worker);
+    for (const pid_t process : group) ::kill(process, SIGSTOP);
+    const bool within = !std::filesystem::exists(extract.manifest);
+    for (const pid_t process : group) ::kill(process, within ? SIGKILL : SIGCONT);
+    if (!within) return false;
+    EXPECT_EQ(extract.worker->process.Wait(kDies), 128 + SIGKILL);
+    return true;
   }
 
   // Stops what makes work, waits for all of it, checks, reports; keeps the folder of what failed.
@@ -380,6 +442,42 @@ TEST_F(Faults, EverythingIsKilledTogether) {
   }
   std::printf("everything was killed together %d times\n", rounds);
   End();
+}
+
+// A worker dies with its stage processes when an extract has written its file and published nothing: the job starts elsewhere,
+// nobody reads what the dead attempt wrote, and the rows arrive once.
+TEST_F(Faults, AWorkerIsKilledInAnExtract) {
+  MILLRACE_LONG_OR_CHOSEN(6, kClusterTests);
+#if !defined(MILLRACE_FAILPOINTS) || !MILLRACE_FAILPOINTS
+  GTEST_SKIP() << "this build has no failpoints, so nothing holds an extract: use preset dev";
+#endif
+  ASSERT_NO_FATAL_FAILURE(Begin({.bin = {}, .failpoints = "stage.data_written=sleep(700)", .copy = true}));
+  ASSERT_TRUE(WaitForAccepted(5));
+  for (int kills = 0; kills < (Long() ? kExtractsLong : kExtractsShort); ++kills) {
+    std::optional<Extract> extract;
+    ASSERT_TRUE(WaitFor([&] { return (extract = ExtractUnderWay()) && KillIn(*extract); }, kAcceptTimeout))
+        << "no extract was under way";
+    const std::string job = "job = '" + extract->job + "'";
+    std::printf("%s died in the extract %s, token %lld\n", extract->worker->name.c_str(), extract->job.c_str(), extract->token);
+    EXPECT_TRUE(WaitFor(
+        [&] {
+          return Ask(fmt::format("select count(*) from millrace.outcome where {} and ended = 1 and token > {}", job,
+                                 extract->token)) == 1;
+        },
+        kAcceptTimeout))
+        << "it does not start elsewhere";
+    EXPECT_EQ(MustAsk(fmt::format("select count(*) from millrace.attempt where {} and token = {} and ended = 6", job,
+                                  extract->token)),
+              1)
+        << "the end of the dead attempt is no lost one";
+    EXPECT_TRUE(WaitFor([&] { return !std::filesystem::exists(extract->file); }, kAnswerTimeout))
+        << "what the dead attempt wrote is still there: " << extract->file;
+    const auto restarted = cluster_->Restart(*extract->worker);
+    ASSERT_TRUE(restarted) << restarted.error().message;
+    EXPECT_TRUE(WaitForAccepted(3)) << "nothing is accepted after the worker was started again";
+    EXPECT_TRUE(WaitFor([&] { return RowsOfRunWith(job) == kRowsPerEffect; }, kAcceptTimeout)) << "its run loads no rows";
+  }
+  End();  // each effect's rows are there once: S2
 }
 
 // The embedded home: everything in SQLite. While its fsyncs fail nothing is accepted; afterwards all that was is there.
