@@ -330,8 +330,7 @@ TEST_F(DispatcherUnreadTest, AJobThatIsCancelledWhileOnlyTheLedgerHasItNeverRuns
   EXPECT_EQ(Outcome(jobs[59]), JobState::kCancelled);
   const CancelRow request{jobs[57].id.uuid, false, kDefaultOrg, "cli", "why", clock_.WallNow()};
   ASSERT_TRUE(ledger_.RequestCancel(std::span{&request, 1}, {}));
-  Handle(event::Rung{.shard = ShardId{0}});
-  Settle();
+  Advance(kOutboxPollInterval + 1ms);
   EXPECT_EQ(Outcome(jobs[57]), JobState::kCancelled);
   Hello("w", 3);
   Work(3);
