@@ -142,6 +142,14 @@ struct SpareCredit {  // of all workers, in one flush
   std::uint64_t all = 0, left = 0;
 };
 
+// Single jobs of ledger class that the queue had no memory for and that only the ledger has: read again when there is some.
+struct Unread {
+  std::unordered_map<JobId, std::uint64_t> jobs;  // in which pass they were left there
+  std::optional<JobId> after;                     // where the next page begins
+  std::uint64_t pass = 0;                         // over all live jobs of the ledger, by pages
+  bool reading = false;
+};
+
 // Of jobs that wait in the ready buffer, or come back: what the queue is to be told of them.
 struct Puts {
   std::vector<HandedBack> handed_back;  // in this flush, in order
@@ -152,8 +160,14 @@ struct Puts {
   std::deque<QueueOpId> unanswered;     // the latest of them
   std::deque<QueueEntry> refused;       // that the queue had no memory for
   std::size_t refused_bytes = 0;
+  std::size_t read_bytes = 0;       // of payloads that were read from the ledger since no put was unanswered
   std::size_t refused_try_max = 0;  // so many of them are tried at once; 0: the queue takes everything
   MonoTime refused_until{};         // when they are tried again, unless another put shows that there is memory
+  Unread unread;
+  void Answered() {
+    unanswered.pop_front();
+    if (unanswered.empty()) read_bytes = 0;
+  }
   bool Empty() const { return handed_back.empty() && passed.empty() && paged.empty(); }
 };
 

@@ -51,6 +51,7 @@ struct DispatcherOptions {
   std::uint16_t shard_count = 1;
   std::vector<ShardId> shards;  // that this broker may come to own; requests for them wait while they are being taken
   Random* random = nullptr;     // must outlive the dispatcher
+  std::size_t held_bytes_max = kHeldBytesMax;
 };
 
 class Dispatcher {
@@ -307,6 +308,10 @@ class Dispatcher {
   void KeepRefused(Shard& shard, QueueEntry entry);
   void TryRefused(Shard& shard, bool room);
   void DropRefused(Shard& shard, const std::vector<JobId>& jobs);
+  bool HoldsTooMuch() const;
+  void LeaveUnread(Shard& shard, JobId job);
+  void ReadUnread(Shard& shard);
+  void TakeUnread(Shard& shard, const event::LiveJobsRead& page);
 
   // Ready jobs in memory: dispatcher_buffer.cc
   bool MayBuffer(const Shard& shard, std::size_t payload_bytes) const;

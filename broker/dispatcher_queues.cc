@@ -119,7 +119,10 @@ void Dispatcher::On(event::QueueMemoryRead& e) {
   }
   LogInfo("Redis holds {} of {} bytes: submits and what waits in the ledger are taken again", e.memory.used, e.memory.max);
   for (auto& [id, shard] : shards_)
-    if (shard.phase == Phase::kReady) ReadOutbox(shard);
+    if (shard.phase == Phase::kReady) {
+      ReadOutbox(shard);
+      ReadUnread(shard);
+    }
 }
 
 // What is in the ledger already is never refused; a job that waits for others of its run does not wait in a queue.

@@ -1,7 +1,8 @@
 // A queue that has no memory left (Redis at its maxmemory). Near it, clients are refused and the outbox is left alone, so a
 // put is refused only where something else fills the store, or its limit was lowered. Then whatever is in the queue goes on:
-// workers drain it, and what the ledger has and the queue could not take waits here until it can. Jobs of `durability: redis`
-// were not accepted, and their clients are told so.
+// workers drain it, and what the ledger has and the queue could not take waits here until it can. Of what is more than
+// kHeldBytesMax only the ids are kept: it is read from the ledger again. Jobs of `durability: redis` were not accepted, and
+// their clients are told so.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -15,7 +16,6 @@ namespace millrace {
 namespace {
 
 constexpr std::size_t kRefusedTryMax = 4096;  // entries that are tried at once: fewer after each refusal, more after a success
-constexpr std::size_t kRefusedBytesMax = 256u << 20;  // of one shard; beyond it the shard is taken anew
 constexpr auto kRefusedRetryInterval = kDispatcherTick;
 
 std::size_t BytesOf(const QueueEntry& entry) { return sizeof entry + entry.line.size() + entry.body.size(); }
@@ -38,7 +38,7 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
     for (const auto& submit : op.submits) submit->whole = false;
   };
   if (shard == nullptr) return may_run();  // who gave the shard away put into lines what waited here
-  shard->puts.unanswered.pop_front();
+  shard->puts.Answered();
   std::size_t elsewhere = put.passed.size();  // that neither wait here nor were to start with it
   for (const dispatch::Pass& pass : op.passes) elsewhere -= std::min<std::size_t>(elsewhere, pass.plan.total);
   for (const dispatch::Pass& pass : op.passes) lines_.GiveBack(pass.plan.line->key, pass.plan.total, now_);
@@ -68,14 +68,16 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
   shard->puts.refused_until = now_ + kRefusedRetryInterval;
   shard->puts.refused_try_max = std::clamp<std::size_t>((put.entries.size() + put.passed.size()) / 2, 1, kRefusedTryMax);
   plan_needed_ = true;
-  if (shard->puts.refused_bytes > kRefusedBytesMax)
-    TakeAnew(*shard, fmt::format("queue: no memory left, and {} jobs wait in the broker; raise maxmemory of Redis",
-                                 shard->puts.refused.size()));
 }
 
 void Dispatcher::KeepRefused(Shard& shard, QueueEntry entry) {
   if (IsKeptLine(entry.line)) {
     Discount(shard.budgets, entry.line);
+    return;
+  }
+  if (!entry.body.empty() && HoldsTooMuch()) {  // those of runs have no body, and are in the run coordinator
+    Discount(shard.budgets, entry.line);
+    LeaveUnread(shard, entry.id);
     return;
   }
   shard.puts.refused_bytes += BytesOf(entry);
@@ -88,8 +90,9 @@ void Dispatcher::TryRefused(Shard& shard, bool room) {
   if (shard.yield_by) return;
   dispatch::Puts& puts = shard.puts;
   if (room && puts.refused_try_max > 0) {
-    if (puts.refused.empty()) LogInfo("shard {}: the queue takes jobs again", shard.hold.shard.value());
-    puts.refused_try_max = puts.refused.empty() ? 0 : std::min(kRefusedTryMax, 2 * puts.refused_try_max);
+    const bool over = puts.refused.empty() && puts.unread.jobs.empty();
+    if (over) LogInfo("shard {}: the queue takes jobs again", shard.hold.shard.value());
+    puts.refused_try_max = over ? 0 : std::min(kRefusedTryMax, 2 * puts.refused_try_max);
   }
   for (std::size_t n = 0; n < puts.refused_try_max && !puts.refused.empty(); ++n) {
     QueueEntry entry = std::move(puts.refused.front());
@@ -108,11 +111,13 @@ void Dispatcher::TryRefused(Shard& shard, bool room) {
     shard.enqueue.push_back(std::move(entry));
     shard.enqueue_jobs.emplace_back();
   }
+  ReadUnread(shard);
 }
 
 // They were to leave the queue.
 void Dispatcher::DropRefused(Shard& shard, const std::vector<JobId>& jobs) {
   dispatch::Puts& puts = shard.puts;
+  for (const JobId& id : jobs) puts.unread.jobs.erase(id);
   if (puts.refused.empty()) return;
   const std::unordered_set<JobId> wanted(jobs.begin(), jobs.end());
   std::erase_if(puts.refused, [&](const QueueEntry& entry) {
@@ -121,6 +126,52 @@ void Dispatcher::DropRefused(Shard& shard, const std::vector<JobId>& jobs) {
     Discount(shard.budgets, entry.line);
     return true;
   });
+}
+
+bool Dispatcher::HoldsTooMuch() const {
+  std::size_t bytes = 0;
+  for (const auto& [id, shard] : shards_) bytes += shard.puts.refused_bytes + shard.puts.read_bytes;
+  return bytes >= options_.held_bytes_max;
+}
+
+void Dispatcher::LeaveUnread(Shard& shard, JobId job) { shard.puts.unread.jobs.insert_or_assign(job, shard.puts.unread.pass); }
+
+// A page at a time: what it has is put, and the next one is read when that was taken.
+void Dispatcher::ReadUnread(Shard& shard) {
+  dispatch::Unread& unread = shard.puts.unread;
+  if (unread.jobs.empty() || unread.reading || !shard.puts.refused.empty()) return;
+  if (!Starts(shard) || StoreFull() || HoldsTooMuch()) return;
+  if (!unread.after) ++unread.pass;
+  unread.reading = true;
+  ToLedger(command::ReadLiveJobs{.hold = shard.hold, .after = unread.after, .rebuild = false});
+}
+
+void Dispatcher::TakeUnread(Shard& shard, const event::LiveJobsRead& page) {
+  dispatch::Unread& unread = shard.puts.unread;
+  unread.reading = false;
+  if (page.failed || shard.yield_by) return;  // it is read again with the next tick
+  bool taken = false, last = page.last;
+  for (const LiveJob& job : page.jobs) {
+    if (HoldsTooMuch()) {  // it goes on behind what was put
+      last = false;
+      break;
+    }
+    const JobId id = job.spec.id;
+    unread.after = id;
+    if (unread.jobs.erase(id) == 0 || Leased(shard, id) || shard.removals.Leaving(id)) continue;
+    taken = true;
+    if (job.cancelling) {
+      CancelStored(shard, job);
+      continue;
+    }
+    shard.puts.read_bytes += job.spec.payload.size();
+    Enqueue(shard, job.spec, job.counters, job.next_run_at ? job.next_run_at : job.spec.run_at, false);
+  }
+  if (last) {  // what was left there before this pass began, and was not in it, has ended
+    unread.after.reset();
+    std::erase_if(unread.jobs, [&](const auto& left) { return left.second < unread.pass; });
+  }
+  if (!taken) ReadUnread(shard);
 }
 
 }  // namespace millrace

@@ -12,6 +12,7 @@ namespace millrace {
 // While the shard is rebuilt, nothing of it is in an ordinary line yet.
 void Dispatcher::LeaveQueue(Shard& shard, const JobSpec& spec, bool scheduled) {
   if (shard.phase != Phase::kReady) return;
+  shard.puts.unread.jobs.erase(spec.id);
   shard.removals.Add(spec.id, line_memo_.Find(spec, Durability::kLedger)->name, scheduled);
 }
 

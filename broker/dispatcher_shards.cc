@@ -108,6 +108,7 @@ void Dispatcher::On(event::LiveRunsRead& e) {
 
 void Dispatcher::On(event::LiveJobsRead& e) {
   Shard* shard = Current(e.hold);
+  if (shard != nullptr && shard->phase == Phase::kReady) return TakeUnread(*shard, e);
   if (shard == nullptr || shard->phase != Phase::kReadingJobs) return;
   std::optional<JobId> after;
   for (const LiveJob& job : e.jobs) {
@@ -129,6 +130,11 @@ void Dispatcher::On(event::LiveJobsRead& e) {
       CancelStored(*shard, job);
       continue;
     }
+    if (HoldsTooMuch()) {
+      LeaveUnread(*shard, job.spec.id);
+      continue;
+    }
+    shard->puts.read_bytes += job.spec.payload.size();
     Enqueue(*shard, job.spec, job.counters, run_at, false);
   }
   if (!e.last && after) {
@@ -143,6 +149,9 @@ void Dispatcher::BecomeReady(Shard& shard) {
   shard.ready_at = wall_;
   LogInfo("shard {}: ready in epoch {}, {} runs, {} single jobs", shard.hold.shard.value(), shard.hold.epoch.value(),
           shard.runs.size(), shard.restored_jobs.size());
+  if (!shard.puts.unread.jobs.empty())
+    LogWarn("shard {}: {} of these jobs stay in the ledger until the queue has memory for them", shard.hold.shard.value(),
+            shard.puts.unread.jobs.size());
   for (const auto& [line, n] : std::exchange(shard.held_lines, {})) AddReady(shard, line, n);
   FinishDelivered(shard);
   ReadOutbox(shard);
@@ -283,7 +292,7 @@ void Dispatcher::On(event::QueueReplies& e) {
     switch (op.kind) {
       case Op::Kind::kTake: OnTaken(op, *result); break;
       case Op::Kind::kPlain:
-        if (op.put) shard->puts.unanswered.pop_front();
+        if (op.put) shard->puts.Answered();
         for (dispatch::Pass& pass : op.passes) OnPassed(op.hold, pass);
         if (op.put) TryRefused(*shard, true);
         break;

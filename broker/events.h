@@ -40,6 +40,7 @@ struct ReadLiveRuns {
 struct ReadLiveJobs {
   ShardHold hold;
   std::optional<JobId> after;
+  bool rebuild = true;  // the shard cannot be served without them
 };  // -> event::LiveJobsRead
 struct ReadOutbox {
   ShardHold hold;
@@ -126,7 +127,8 @@ struct LiveJobsRead {
   ShardHold hold;
   std::vector<LiveJob> jobs;
   bool last = false;
-};
+  bool failed = false;
+};  // failed: not read, and not for a rebuild
 struct OutboxRead {
   ShardHold hold;
   Ledger::Outbox rows;
@@ -232,6 +234,7 @@ inline constexpr auto kYieldBudget = std::chrono::milliseconds{5000};  // for wh
 inline constexpr auto kAdoptionWindow = kLeaseTtl;                     // in which workers tell a new owner what they run
 inline constexpr std::size_t kLivePageRuns = 200;
 inline constexpr std::size_t kLivePageJobs = 2000;
+inline constexpr std::size_t kHeldBytesMax = 256u << 20;  // of a broker: what the queue refused, or has to take
 inline constexpr std::size_t kOutboxPage = 500;           // runs, and single jobs, of one ReadOutbox
 inline constexpr std::size_t kRecentlyEndedMax = 16'384;  // ended attempts remembered for a repeated report
 inline constexpr std::size_t kGrantBytesMax = 4u << 20;   // payload bytes of one Grant

@@ -22,7 +22,9 @@ namespace millrace::testing {
 
 class DispatcherTest : public ::testing::Test {
  protected:
-  DispatcherTest() {
+  explicit DispatcherTest(std::size_t held_bytes_max = kHeldBytesMax)
+      : dispatcher_{
+            {.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_, .held_bytes_max = held_bytes_max}} {
     ConfigureLog(LogLevel::kOff, LogFormat::kText, "test");
     Settle();
   }
@@ -184,7 +186,7 @@ class DispatcherTest : public ::testing::Test {
   IdGenerator ids_{clock_, random_};
   test::MemoryLedger ledger_{clock_};
   test::MemoryQueue queue_;
-  Dispatcher dispatcher_{{.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_}};
+  Dispatcher dispatcher_;
   LedgerPump pump_{
       {.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1}, ledger_, clock_};
   WorkerReach reach_;

@@ -10,6 +10,7 @@ namespace {
 
 class DispatcherRefusedTest : public testing::DispatcherTest {
  protected:
+  using DispatcherTest::DispatcherTest;
   std::vector<JobSpec> Jobs(std::size_t n, Durability durability = Durability::kLedger) {
     std::vector<JobSpec> jobs;
     while (jobs.size() < n) {
@@ -37,8 +38,8 @@ class DispatcherRefusedTest : public testing::DispatcherTest {
     }
     ExpectDepth(0, 0);
   }
-  bool Taken() const {
-    return std::ranges::any_of(executed_, [](const QueueOp& op) { return std::holds_alternative<queue_op::Take>(op); });
+  std::ptrdiff_t Takes() const {
+    return std::ranges::count_if(executed_, [](const QueueOp& op) { return std::holds_alternative<queue_op::Take>(op); });
   }
   std::size_t ended_ = 0;
 };
@@ -57,7 +58,7 @@ TEST_F(DispatcherRefusedTest, WhatTheQueueCannotTakeStartsAsItDrains) {
   Hello("w", 3);
   Work(3);
   ExpectEachRanOnce(jobs);
-  EXPECT_FALSE(Taken()) << "what is in the queue was never given up";
+  EXPECT_EQ(Takes(), 0) << "what is in the queue was never given up";
 }
 
 TEST_F(DispatcherRefusedTest, WhatWouldHaveGoneStraightIntoFlightGivesItsPlaceBack) {
@@ -244,6 +245,124 @@ TEST_F(DispatcherRefusedTest, AFullStoreIsNoReasonToReadTheSettingsMoreOften) {
   Handle(event::QueueMemoryRead{.memory = {.used = 500'000, .max = 1'000'000}});
   Settle();
   EXPECT_EQ(Granted(), IdsOf(jobs)) << "at once, not at the next poll";
+}
+
+// The broker holds ten jobs of what the queue has no memory for; the rest is read from the ledger again.
+class DispatcherUnreadTest : public DispatcherRefusedTest {
+ protected:
+  static constexpr std::size_t kPayload = 100 << 10;
+  DispatcherUnreadTest() : DispatcherRefusedTest(10 * kPayload) {}
+  std::vector<JobSpec> Large(std::size_t n) {
+    std::vector<JobSpec> jobs = Jobs(n);
+    for (JobSpec& job : jobs) job.payload.assign(kPayload, 'x');
+    return jobs;
+  }
+  // Rebuilds the shard with a queue that takes five.
+  void Rebuild() {
+    queue_.memory_max = 5;
+    queue_.Wipe();
+    executed_.clear();
+    Submit({});  // notices
+    for (int i = 0; i < 5; ++i) Advance(1s);
+    ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
+  }
+  void Cancel(const JobSpec& job) {
+    Handle(event::FromClient{
+        .peer = "c",
+        .message = wire::Cancel{
+            .request = 5, .org = kDefaultOrg, .items = {{.id = job.id.uuid, .is_run = false}}, .actor = "me", .reason = {}}});
+    Settle();
+  }
+};
+
+TEST_F(DispatcherUnreadTest, ARebuildOfMoreThanTheBrokerMayHoldBecomesReadyAndRunsAll) {
+  const std::vector<JobSpec> jobs = Large(60);
+  Submit(jobs);
+  ASSERT_NO_FATAL_FAILURE(Rebuild());
+  Hello("w", 3);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+  EXPECT_LE(Takes(), 2);
+}
+
+TEST_F(DispatcherUnreadTest, WhatIsAcceptedWhileTheQueueRefusesIsBoundedToo) {
+  executed_.clear();
+  queue_.memory_max = 5;
+  std::vector<JobSpec> jobs;
+  for (int message = 0; message < 10; ++message) {
+    const std::vector<JobSpec> more = Large(6);
+    Submit(more);
+    jobs.insert(jobs.end(), more.begin(), more.end());
+  }
+  Hello("w", 3);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+  EXPECT_EQ(Takes(), 0) << "what is in the queue was never given up";
+}
+
+// What the queue has in flight and the ledger shows last is not taken for ended: what its worker still runs goes on.
+TEST_F(DispatcherUnreadTest, WhatRunsIsAdoptedWhereverTheLedgerShowsIt) {
+  const std::vector<JobSpec> jobs = Large(60);
+  Submit({jobs.back()});
+  Hello("w", 1);
+  ASSERT_EQ(grants_.size(), 1U);
+  Submit({jobs.begin(), jobs.end() - 1});
+  queue_.memory_max = 5;
+  pump_.Post(command::TakeShardAnew{.dropped = {.shard = ShardId{0}, .epoch = ledger_.EpochOf(ShardId{0})}, .reason = "test"});
+  Handle(event::ShardLost{.shard = ShardId{0}, .reason = "test", .owner_name = {}});
+  Advance(250ms);
+  ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
+  const wire::Hello::Held held{grants_[0].second.id, grants_[0].second.token};
+  Handle(event::FromWorker{.peer = "w", .message = wire::Orphans{.worker = workers_.at("w"), .items = {held}}});
+  Settle();
+  EXPECT_EQ(dispatcher_.adopted(), 1U);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+}
+
+TEST_F(DispatcherUnreadTest, AJobThatIsCancelledWhileOnlyTheLedgerHasItNeverRuns) {
+  std::vector<JobSpec> jobs = Large(60);
+  jobs[58].options.has_sink = true;
+  Submit(jobs);
+  ASSERT_NO_FATAL_FAILURE(Rebuild());
+  Cancel(jobs[59]);
+  Cancel(jobs[58]);
+  EXPECT_EQ(Outcome(jobs[59]), JobState::kCancelled);
+  const CancelRow request{jobs[57].id.uuid, false, kDefaultOrg, "cli", "why", clock_.WallNow()};
+  ASSERT_TRUE(ledger_.RequestCancel(std::span{&request, 1}, {}));
+  Advance(kOutboxPollInterval + 1ms);
+  EXPECT_EQ(Outcome(jobs[57]), JobState::kCancelled);
+  Hello("w", 3);
+  Work(3);
+  std::map<JobId, int> runs;
+  for (const auto& [peer, job] : grants_) runs[job.id] += job.fence_only ? 0 : 1;
+  for (std::size_t i = 0; i < jobs.size(); ++i) EXPECT_EQ(runs[jobs[i].id], i < 57 ? 1 : 0) << i;
+  ExpectDepth(0, 0);
+}
+
+TEST_F(DispatcherUnreadTest, AJobThatIsSubmittedAgainWhileOnlyTheLedgerHasItRunsOnce) {
+  const std::vector<JobSpec> jobs = Large(60);
+  Submit(jobs);
+  ASSERT_NO_FATAL_FAILURE(Rebuild());
+  Submit({jobs.end() - 20, jobs.end()});
+  ASSERT_NE(Last<wire::SubmitReply>(), nullptr);
+  EXPECT_TRUE(Last<wire::SubmitReply>()->accepted.front().duplicate);
+  Hello("w", 3);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+}
+
+TEST_F(DispatcherUnreadTest, NothingIsReadIntoANearlyFullStore) {
+  const std::vector<JobSpec> jobs = Large(60);
+  Submit(jobs);
+  ASSERT_NO_FATAL_FAILURE(Rebuild());
+  Handle(event::QueueMemoryRead{.memory = {.used = 800'000, .max = 1'000'000}});
+  Hello("w", 3);
+  Work(3);
+  EXPECT_LT(grants_.size(), jobs.size());
+  Handle(event::QueueMemoryRead{.memory = {.used = 500'000, .max = 1'000'000}});
+  Work(3 + grants_.size());
+  ExpectEachRanOnce(jobs);
 }
 
 }  // namespace
