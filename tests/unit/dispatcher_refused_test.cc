@@ -262,9 +262,16 @@ class DispatcherUnreadTest : public DispatcherRefusedTest {
     queue_.memory_max = 5;
     queue_.Wipe();
     executed_.clear();
-    Submit({});  // notices
-    for (int i = 0; i < 5; ++i) Advance(1s);
+    TakeAnew();
+    Advance(250ms);
     ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
+    ASSERT_GT(Takes(), 0);
+  }
+  void TakeAnew() {
+    pump_.Post(
+        command::TakeShardAnew{.dropped = {.shard = ShardId{0}, .epoch = ledger_.EpochOf(ShardId{0})}, .reason = "test"});
+    Handle(event::ShardLost{.shard = ShardId{0}, .reason = "test", .owner_name = {}});
+    ASSERT_FALSE(dispatcher_.Ready(ShardId{0}));
   }
   void Cancel(const JobSpec& job) {
     Handle(event::FromClient{
@@ -308,8 +315,7 @@ TEST_F(DispatcherUnreadTest, WhatRunsIsAdoptedWhereverTheLedgerShowsIt) {
   ASSERT_EQ(grants_.size(), 1U);
   Submit({jobs.begin(), jobs.end() - 1});
   queue_.memory_max = 5;
-  pump_.Post(command::TakeShardAnew{.dropped = {.shard = ShardId{0}, .epoch = ledger_.EpochOf(ShardId{0})}, .reason = "test"});
-  Handle(event::ShardLost{.shard = ShardId{0}, .reason = "test", .owner_name = {}});
+  ASSERT_NO_FATAL_FAILURE(TakeAnew());
   Advance(250ms);
   ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
   const wire::Hello::Held held{grants_[0].second.id, grants_[0].second.token};
@@ -330,7 +336,8 @@ TEST_F(DispatcherUnreadTest, AJobThatIsCancelledWhileOnlyTheLedgerHasItNeverRuns
   EXPECT_EQ(Outcome(jobs[59]), JobState::kCancelled);
   const CancelRow request{jobs[57].id.uuid, false, kDefaultOrg, "cli", "why", clock_.WallNow()};
   ASSERT_TRUE(ledger_.RequestCancel(std::span{&request, 1}, {}));
-  Advance(kOutboxPollInterval + 1ms);
+  Handle(event::Rung{.shard = ShardId{0}});
+  Settle();
   EXPECT_EQ(Outcome(jobs[57]), JobState::kCancelled);
   Hello("w", 3);
   Work(3);
