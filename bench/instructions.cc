@@ -5,88 +5,48 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "bench/copy_chunk.h"
+#include "bench/dispatcher_driver.h"
+#include "bench/sample_messages.h"
 #include "broker/entry_codec.h"
 #include "broker/line_index.h"
 #include "client/bench/histogram.h"
-#include "client/bench/payload.h"
-#include "common/base/random.h"
 #include "common/model/cron.h"
-#include "common/wire/messages.h"
+#include "common/wire/codec.h"
 
-namespace millrace {
+namespace millrace::bench {
 namespace {
 
-constexpr int kBatch = 100;  // jobs of one message
-constexpr WallTime kWhen = FromUnixMicros(1'700'000'000'000'000);
-
-struct Fixture {
-  FakeClock clock{kWhen};
-  SeededRandom random{1};
-  IdGenerator ids{clock, random};
-
-  JobSpec Job(std::uint64_t number) {
-    JobSpec job;
-    job.id = ids.Next<JobId>();
-    job.kind = "work";
-    job.payload = bench::EncodePayload({.number = number}, 100);
-    job.submitted_at = kWhen;
-    return job;
-  }
-  wire::Message Submit() {
-    wire::SubmitJobs m{.request = 1, .jobs = {}};
-    for (int i = 0; i < kBatch; ++i) m.jobs.push_back(Job(static_cast<std::uint64_t>(i)));
-    return m;
-  }
-  wire::Message Accepted() {
-    wire::SubmitReply m{.request = 1, .accepted = {}};
-    for (int i = 0; i < kBatch; ++i) m.accepted.push_back({.id = ids.Next(), .duplicate = false, .conflict_with = {}});
-    return m;
-  }
-  wire::Message Grant() {
-    wire::Grant m;
-    for (int i = 0; i < kBatch; ++i) {
-      JobSpec job = Job(static_cast<std::uint64_t>(i));
-      m.jobs.push_back(
-          {.id = job.id, .token = Token{static_cast<std::uint64_t>(i) + 1}, .kind = job.kind, .payload = job.payload});
-    }
-    return m;
-  }
-  wire::Message Ended() {
-    wire::Ended m{.worker = ids.Next<WorkerId>(), .credit_limit = 100, .reports = {}};
-    for (int i = 0; i < kBatch; ++i) {
-      AttemptReport report;
-      report.job = ids.Next<JobId>();
-      report.token = Token{static_cast<std::uint64_t>(i) + 1};
-      report.end = AttemptEnd::kSucceeded;
-      report.worker = "worker-1";
-      report.started_at = report.finished_at = kWhen;
-      m.reports.push_back(std::move(report));
-    }
-    return m;
-  }
-};
+constexpr std::size_t kStepsMax = 300;      // as many as bench/instructions asks for
+constexpr std::uint32_t kWaiting = 10'000;  // jobs
 
 std::size_t sink = 0;  // keeps results alive
 
+[[noreturn]] void Stop(const std::string& why) {
+  std::fprintf(stderr, "%s\n", why.c_str());
+  std::exit(1);
+}
+
 using Path = std::function<std::function<void()>()>;  // prepares, and returns what is counted
 
-Path Encoding(wire::Message (Fixture::*make)()) {
-  return [make] { return [m = (Fixture{}.*make)()] { sink += wire::Encode(m).size(); }; };
+Path Encoding(wire::Message (SampleMessages::*make)()) {
+  return [make] { return [m = (SampleMessages{}.*make)()] { sink += wire::Encode(m).size(); }; };
 }
-Path Decoding(wire::Message (Fixture::*make)()) {
-  return [make] { return [frame = wire::Encode((Fixture{}.*make)())] { sink += wire::Decode(frame).has_value() ? 1U : 0U; }; };
+Path Decoding(wire::Message (SampleMessages::*make)()) {
+  return [make] {
+    return [frame = wire::Encode((SampleMessages{}.*make)())] { sink += wire::Decode(frame).has_value() ? 1U : 0U; };
+  };
 }
 
 Path Entries(bool decode) {
   return [decode]() -> std::function<void()> {
-    Fixture fixture;
-    const JobSpec job = fixture.Job(7);
-    const LineKey line{
-        .queue = job.queue, .priority = job.priority, .org = job.org, .root = "", .kind = job.kind, .limit_key = ""};
+    const JobSpec job = SampleMessages{}.Job(7);
+    const LineKey line = SampleMessages::LineOf(job);
     if (!decode) return [job, line] { sink += EncodeEntry(job, {}, line).size(); };
     return
         [bytes = EncodeEntry(job, {}, line), id = job.id, line] { sink += DecodeEntry(bytes, id, line).has_value() ? 1U : 0U; };
@@ -95,7 +55,7 @@ Path Entries(bool decode) {
 
 std::function<void()> Cron() {
   auto schedule = CronSchedule::Make("15 6 * * mon-fri", "America/New_York", DstRule::kOnce);
-  return [schedule = std::move(*schedule), at = kWhen]() mutable {
+  return [schedule = std::move(*schedule), at = FakeClock{}.WallNow()]() mutable {
     at = *schedule.Next(at);
     sink += static_cast<std::size_t>(at.time_since_epoch().count());
   };
@@ -129,34 +89,55 @@ std::function<void()> Lines() {
   };
 }
 
+Path Steps(DriverOptions options) {
+  return [options]() -> std::function<void()> {
+    auto driver = std::make_shared<DispatcherDriver>(options);
+    driver->Prepare(kStepsMax);
+    return [driver] {
+      driver->Step();
+      if (!driver->AllEndedBut(driver->open_jobs())) Stop("not each job was accepted, recorded and ended, once");
+    };
+  };
+}
+
+std::function<void()> CopyEncode() {
+  auto chunk = CopyChunk::Make();
+  if (!chunk) Stop(chunk.error().message);
+  return [chunk = std::shared_ptr<CopyChunk>(std::move(*chunk))] { sink += chunk->Encode() ? chunk->encoded().size() : 0; };
+}
+
 const std::map<std::string, Path>& Paths() {
   static const std::map<std::string, Path> paths{
-      {"submit_encode_100", Encoding(&Fixture::Submit)},
-      {"submit_decode_100", Decoding(&Fixture::Submit)},
-      {"accepted_encode_100", Encoding(&Fixture::Accepted)},
-      {"accepted_decode_100", Decoding(&Fixture::Accepted)},
-      {"grant_encode_100", Encoding(&Fixture::Grant)},
-      {"grant_decode_100", Decoding(&Fixture::Grant)},
-      {"ended_encode_100", Encoding(&Fixture::Ended)},
-      {"ended_decode_100", Decoding(&Fixture::Ended)},
+      {"submit_encode_100", Encoding(&SampleMessages::Submit)},
+      {"submit_decode_100", Decoding(&SampleMessages::Submit)},
+      {"accepted_encode_100", Encoding(&SampleMessages::Accepted)},
+      {"accepted_decode_100", Decoding(&SampleMessages::Accepted)},
+      {"grant_encode_100", Encoding(&SampleMessages::Grant)},
+      {"grant_decode_100", Decoding(&SampleMessages::Grant)},
+      {"ended_encode_100", Encoding(&SampleMessages::Ended)},
+      {"ended_decode_100", Decoding(&SampleMessages::Ended)},
       {"entry_encode", Entries(false)},
       {"entry_decode", Entries(true)},
       {"cron_next", Cron},
+      {"copy_encode_2048_rows", CopyEncode},
+      {"step_ledger_100", Steps({.durability = Durability::kLedger})},
+      {"step_redis_100", Steps({.durability = Durability::kRedis})},
+      {"step_redis_waiting_100", Steps({.durability = Durability::kRedis, .waiting = kWaiting})},
+      {"step_redis_crowd_100", Steps({.durability = Durability::kRedis, .crowd = true, .waiting = kWaiting})},
       {"line_turn_10000_keys", Lines},
-      {"job_id", [] { return [fixture = std::make_shared<Fixture>()] { sink += fixture->ids.Next<JobId>().uuid.bytes[15]; }; }},
+      {"job_id",
+       [] { return [samples = std::make_shared<SampleMessages>()] { sink += samples->ids().Next<JobId>().uuid.bytes[15]; }; }},
       {"histogram_add",
-       [] {
-         return [h = std::make_shared<bench::Histogram>(), v = std::int64_t{1}]() mutable { h->Add(v = v * 31 % 1'000'003); };
-       }},
+       [] { return [h = std::make_shared<Histogram>(), v = std::int64_t{1}]() mutable { h->Add(v = v * 31 % 1'000'003); }; }},
   };
   return paths;
 }
 
 }  // namespace
-}  // namespace millrace
+}  // namespace millrace::bench
 
 int main(int argc, char** argv) {
-  using namespace millrace;
+  using namespace millrace::bench;
   if (argc < 3) {
     for (const auto& [name, path] : Paths()) std::printf("%s\n", name.c_str());
     return 0;
