@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <optional>
 #include <system_error>
+#include <utility>
 
 #include "common/base/log.h"
 
@@ -45,21 +46,24 @@ Result<PruneTotal> PruneHistory(Ledger& ledger, PruneRequest request, const std:
                                 const std::function<bool()>& stop) {
   PruneTotal total;
   bool more = true;
-  std::optional<MonoTime> waiting_since;
+  bool waiting = false;
+  MonoTime waiting_since{};
   for (int conflicts = 0; more && !stop();) {
     const auto step = ledger.PruneOldest(request, clock.Now() + kStepBudget);
     if (!step && step.error().code == ErrorCode::kConflict && ++conflicts < kConflictsMax) continue;
     if (!step) return std::unexpected(step.error());
     conflicts = 0;
     if (step->waits) {
-      if (!waiting_since) LogInfo("retention: waiting for a verification of the audit trail");
-      if (!waiting_since) waiting_since = clock.Now();
-      if (clock.Now() - *waiting_since < kPatience) continue;
+      if (!std::exchange(waiting, true)) {
+        LogInfo("retention: waiting for a verification of the audit trail");
+        waiting_since = clock.Now();
+      }
+      if (clock.Now() - waiting_since < kPatience) continue;
       LogWarn("retention: going on, although the audit trail has been verified for an hour");
       request.despite_verification = true;
       continue;
     }
-    waiting_since.reset();  // the next verification is another one
+    waiting = false;  // the next verification is another one
     ++total.steps;
     total.before = step->before;
     total.rows += step->rows;
