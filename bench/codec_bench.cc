@@ -17,12 +17,19 @@ void Count(benchmark::State& state, std::int64_t items, std::size_t bytes) {
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(bytes));
 }
 
+// Whether a message comes back from its frame as it was. False: the bench ends.
+bool ComesBack(benchmark::State& state, const wire::Message& message, const std::string& frame) {
+  const auto back = wire::Decode(frame);
+  if (back && *back == message) return true;
+  state.SkipWithError("what was encoded does not come back");
+  return false;
+}
+
 void Encode(benchmark::State& state, Make make) {
   SampleMessages samples;
   const wire::Message message = (samples.*make)();
   const std::string frame = wire::Encode(message);
-  const auto back = wire::Decode(frame);
-  if (!back || *back != message) return state.SkipWithError("what was encoded does not come back");
+  if (!ComesBack(state, message, frame)) return;
   for (auto _ : state) benchmark::DoNotOptimize(wire::Encode(message));
   Count(state, kBatch, frame.size());
 }
@@ -30,8 +37,7 @@ void Decode(benchmark::State& state, Make make) {
   SampleMessages samples;
   const wire::Message message = (samples.*make)();
   const std::string frame = wire::Encode(message);
-  const auto back = wire::Decode(frame);
-  if (!back || *back != message) return state.SkipWithError("what was encoded does not come back");
+  if (!ComesBack(state, message, frame)) return;
   for (auto _ : state) benchmark::DoNotOptimize(wire::Decode(frame));
   Count(state, kBatch, frame.size());
 }

@@ -47,7 +47,7 @@ struct DispatcherOptions {
   std::uint16_t shard_count = 1;
   std::vector<ShardId> shards;  // that this broker may come to own; requests for them wait while they are being taken
   Random* random = nullptr;     // must outlive the dispatcher
-  std::size_t held_bytes_max = kHeldBytesMax;
+  std::size_t unqueued_bytes_max = kUnqueuedBytesMax;
 };
 
 class Dispatcher {
@@ -259,7 +259,7 @@ class Dispatcher {
   void KeepRefused(Shard& shard, QueueEntry entry);
   void TryRefused(Shard& shard, bool room);
   void DropRefused(Shard& shard, const std::vector<JobId>& jobs);
-  bool HoldsTooMuch() const;
+  bool TooMuchUnqueued() const;
   void LeaveUnread(Shard& shard, JobId job);
   void ReadUnread(Shard& shard);
   void TakeUnread(Shard& shard, const event::LiveJobsRead& page);

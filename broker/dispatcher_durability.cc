@@ -62,8 +62,7 @@ void Dispatcher::FailKept(Shard& shard) {
     Problem(submit->peer, submit->request, "unavailable", "the shard is being taken over: submit again with the same ids");
   }
   for (const auto& [id, check] : shard.checks)
-    for (const auto& [worker, n] : check.plan.split)
-      if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
+    for (const auto& [worker, n] : check.plan.split) Release(worker, n);
 }
 
 // `n` entries that are not suspect go to the front of the line.
@@ -164,8 +163,7 @@ void Dispatcher::On(event::KnownRead& e) {
     else if (!EndIfOver(*shard, entry.spec, entry.counters, true))  // the clock was set back
       EnqueueKept(*shard, entry.spec, std::nullopt, true, entry.check);
   }
-  for (const auto& [worker, n] : check.plan.split)
-    if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
+  for (const auto& [worker, n] : check.plan.split) Release(worker, n);
   std::uint64_t started = 0;
   for (JobEntry& entry : check.claimed) {
     const JobId id = entry.spec.id;

@@ -1,7 +1,7 @@
 // A queue that has no memory left (Redis at its maxmemory). Near it, clients are refused and the outbox is left alone, so a
 // put is refused only where something else fills the store, or its limit was lowered. Then whatever is in the queue goes on:
 // workers drain it, and what the ledger has and the queue could not take waits here until it can. Of what is more than
-// kHeldBytesMax only the ids are kept: it is read from the ledger again. Jobs of `durability: redis` were not accepted, and
+// kUnqueuedBytesMax only the ids are kept: it is read from the ledger again. Jobs of `durability: redis` were not accepted, and
 // their clients are told so.
 #include <algorithm>
 #include <map>
@@ -75,7 +75,7 @@ void Dispatcher::KeepRefused(Shard& shard, QueueEntry entry) {
     Discount(shard.budgets, entry.line);
     return;
   }
-  if (!entry.body.empty() && HoldsTooMuch()) {  // those of runs have no body, and are in the run coordinator
+  if (!entry.body.empty() && TooMuchUnqueued()) {  // those of runs have no body, and are in the run coordinator
     Discount(shard.budgets, entry.line);
     LeaveUnread(shard, entry.id);
     return;
@@ -128,10 +128,10 @@ void Dispatcher::DropRefused(Shard& shard, const std::vector<JobId>& jobs) {
   });
 }
 
-bool Dispatcher::HoldsTooMuch() const {
+bool Dispatcher::TooMuchUnqueued() const {
   std::size_t bytes = 0;
   for (const auto& [id, shard] : shards_) bytes += shard.puts.refused_bytes + shard.puts.read_bytes;
-  return bytes >= options_.held_bytes_max;
+  return bytes >= options_.unqueued_bytes_max;
 }
 
 void Dispatcher::LeaveUnread(Shard& shard, JobId job) { shard.puts.unread.jobs.insert_or_assign(job, shard.puts.unread.pass); }
@@ -140,7 +140,7 @@ void Dispatcher::LeaveUnread(Shard& shard, JobId job) { shard.puts.unread.jobs.i
 void Dispatcher::ReadUnread(Shard& shard) {
   dispatch::Unread& unread = shard.puts.unread;
   if (unread.jobs.empty() || unread.reading || !shard.puts.refused.empty()) return;
-  if (!Starts(shard) || StoreFull() || HoldsTooMuch()) return;
+  if (!Starts(shard) || StoreFull() || TooMuchUnqueued()) return;
   if (!unread.after) ++unread.pass;
   unread.reading = true;
   ToLedger(command::ReadLiveJobs{.hold = shard.hold, .after = unread.after, .rebuild = false});
@@ -152,7 +152,7 @@ void Dispatcher::TakeUnread(Shard& shard, const event::LiveJobsRead& page) {
   if (page.failed || shard.yield_by) return;  // it is read again with the next tick
   bool taken = false, last = page.last;
   for (const LiveJob& job : page.jobs) {
-    if (HoldsTooMuch()) {  // it goes on behind what was put
+    if (TooMuchUnqueued()) {  // it goes on behind what was put
       last = false;
       break;
     }

@@ -68,8 +68,7 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
     Problem(listing.peer, listing.message.request, "unavailable", "the shard is being taken over: ask again");
   std::erase_if(claims_, [&](const ClaimPlan& plan) {
     if (plan.shard != id) return false;
-    for (const auto& [worker, n] : plan.split)
-      if (const auto w = workers_.find(worker); w != workers_.end()) w->second.reserved -= std::min(w->second.reserved, n);
+    for (const auto& [worker, n] : plan.split) Release(worker, n);
     return true;
   });
   std::erase_if(doomed_, [&](const ClaimPlan& plan) { return plan.shard == id; });
@@ -130,7 +129,7 @@ void Dispatcher::On(event::LiveJobsRead& e) {
       CancelStored(*shard, job);
       continue;
     }
-    if (HoldsTooMuch()) {
+    if (TooMuchUnqueued()) {
       LeaveUnread(*shard, job.spec.id);
       continue;
     }

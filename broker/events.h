@@ -234,10 +234,10 @@ inline constexpr auto kYieldBudget = std::chrono::milliseconds{5000};  // for wh
 inline constexpr auto kAdoptionWindow = kLeaseTtl;                     // in which workers tell a new owner what they run
 inline constexpr std::size_t kLivePageRuns = 200;
 inline constexpr std::size_t kLivePageJobs = 2000;
-inline constexpr std::size_t kHeldBytesMax = 256u << 20;  // of a broker: what the queue refused, or has to take
-inline constexpr std::size_t kOutboxPage = 500;           // runs, and single jobs, of one ReadOutbox
-inline constexpr std::size_t kRecentlyEndedMax = 16'384;  // ended attempts remembered for a repeated report
-inline constexpr std::size_t kGrantBytesMax = 4u << 20;   // payload bytes of one Grant
+inline constexpr std::size_t kUnqueuedBytesMax = 256u << 20;  // of a broker: what the queue refused, or has to take
+inline constexpr std::size_t kOutboxPage = 500;               // runs, and single jobs, of one ReadOutbox
+inline constexpr std::size_t kRecentlyEndedMax = 16'384;      // ended attempts remembered for a repeated report
+inline constexpr std::size_t kGrantBytesMax = 4u << 20;       // payload bytes of one Grant
 inline constexpr std::size_t kWatchersPerRunMax = 64;
 inline constexpr std::uint32_t kPromoteJobsMax = 1000;
 // A job of `durability: redis` whose id is older or newer than this may have been submitted before: it is looked up.

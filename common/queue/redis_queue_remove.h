@@ -8,14 +8,35 @@ namespace millrace {
 
 // Uses what the script defines before it: ARGV from 4 on are queue_op::Remove's (see ToArguments).
 inline constexpr std::string_view kRemoveScript = R"lua(
+local function org_of(line)  -- OrgOfLine
+  return string.match(line, '^[^\31]*\31[^\31]*\31([^\31]*)')
+end
+-- Of the org's kept lines each, sorted by name.
+local function kept_lines(org)
+  local lines = {}
+  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
+    if is_kept(line) and (org == '' or org_of(line) == org) then lines[#lines + 1] = line end
+  end
+  table.sort(lines)
+  return lines
+end
+-- Which of them a look goes on with: the one it stopped at. Not by order: here it would be that of the server's language, the
+-- caller's is by bytes.
+local function place_of(from, lines)
+  for i, line in ipairs(lines) do
+    if line == from then return i end
+  end
+  return 1
+end
+-- How many elements the next page has, from those of one that had so many bytes.
+local function page_of(size, elements)
+  return math.max(1, math.min(1000, math.floor(1048576 / math.max(1, size / elements))))
+end
 -- As 'remove', but nothing moves. The cursor comes from a client: whatever it is, it is a place.
 if op == 'list' then
   local left, stage, at, from, org = tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8]
   local out, bytes = {{}, 0}, 0
   if #at > 15 or not string.match(at, '^%d+$') then at = '0' end
-  local function ours(line)
-    return is_kept(line) and string.match(line, '^[^\31]*\31[^\31]*\31([^\31]*)') == org
-  end
   local function show(line, id)
     out[#out + 1], out[#out + 2] = line, id
   end
@@ -31,7 +52,7 @@ if op == 'list' then
         local member = page[2][i]
         local n = number_at(member, 1)
         local line, entry = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
-        if ours(line) and lives(entry) then show(line, string.sub(entry, 1, 16)) end
+        if is_kept(line) and org_of(line) == org and lives(entry) then show(line, string.sub(entry, 1, 16)) end
         bytes = bytes + #member
       end
       left = left - #page[2] / 2
@@ -43,20 +64,11 @@ if op == 'list' then
     end
     at, from = '0', ''
   end
-  local lines = {}
-  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
-    if ours(line) then lines[#lines + 1] = line end
-  end
-  table.sort(lines)
-  local reached = true
-  for _, line in ipairs(lines) do
-    if line == from then reached = false end
-  end
-  for _, line in ipairs(lines) do
-    local key, n = tag .. ':l:' .. line, 32
-    local seen = line == from and tonumber(at) or 0
-    reached = reached or line == from
-    while reached do
+  local lines = kept_lines(org)
+  for i = place_of(from, lines), #lines do
+    local line, n = lines[i], 32
+    local key, seen = tag .. ':l:' .. line, line == from and tonumber(at) or 0
+    while true do
       if left <= 0 or bytes > BYTES then
         out[1] = {'l', tostring(seen), line}
         return out
@@ -74,7 +86,7 @@ if op == 'list' then
       end
       seen, left, bytes = seen + #page, left - #page, bytes + size
       if #page < n then break end
-      n = math.max(1, math.min(1000, math.floor(1048576 / math.max(1, size / #page))))
+      n = page_of(size, #page)
     end
   end
   return out
@@ -95,8 +107,8 @@ if op == 'remove' then
   end
   local missing, kept = #ids, #lines == 0
   local here = EXPIRING[kept]
-  local function ours(line)  -- OrgOfLine
-    return not kept or org == '' or string.match(line, '^[^\31]*\31[^\31]*\31([^\31]*)') == org
+  local function ours(line)
+    return not kept or org == '' or org_of(line) == org
   end
   local function found(line, entry, ready)
     local id = string.sub(entry, 1, 16)
@@ -126,8 +138,7 @@ if op == 'remove' then
       if bytes > BYTES then return answer({'', '', ''}) end
       local body = call('HGET', here.body, id)
       if body then
-        local a, b = string.byte(body, 2, 3)
-        local line, where = string.sub(body, 4, 3 + a * 256 + b), string.sub(body, 1, 1)
+        local line, where = string.sub(body, 4, 3 + number_at(body, 2)), string.sub(body, 1, 1)
         if (kept and ours(line)) or (where == 'r' and named[line]) or (where == 's' and scheduled) then
           call('HDEL', here.body, id)
           call('ZREM', here.expiry, id)
@@ -146,8 +157,7 @@ if op == 'remove' then
       at = page[1]
       for i = 1, #page[2], 2 do
         local member = page[2][i]
-        local a, b = string.byte(member, 1, 2)
-        local n = a * 256 + b
+        local n = number_at(member, 1)
         local line, entry = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
         if wanted[string.sub(entry, 1, 16)] and not is_ticket(entry) and ours(line) then
           call('ZREM', due, member)
@@ -162,22 +172,11 @@ if op == 'remove' then
     stage, at = 'l', '0'
   end
   -- From the end of a line to its front: what is put at either end meanwhile hides nothing.
-  if kept then
-    for _, line in ipairs(call('SMEMBERS', K_LINES)) do
-      if is_kept(line) and ours(line) then lines[#lines + 1] = line end
-    end
-    table.sort(lines)
-  end
-  -- Goes on with the line it stopped at. Not by order: here it would be that of the server's language, the caller's is by bytes.
-  local reached = true
-  for _, line in ipairs(lines) do
-    if line == from then reached = false end
-  end
-  for _, line in ipairs(lines) do
-    local key, n = tag .. ':l:' .. line, 32
-    local seen = line == from and tonumber(at) or 0
-    reached = reached or line == from
-    while missing > 0 and reached do
+  if kept then lines = kept_lines(org) end
+  for i = place_of(from, lines), #lines do
+    local line, n = lines[i], 32
+    local key, seen = tag .. ':l:' .. line, line == from and tonumber(at) or 0
+    while missing > 0 do
       if left <= 0 or bytes > BYTES then return answer({'l', tostring(seen), line}) end
       local page, marked, size = call('LRANGE', key, -seen - n, -seen - 1), 0, 0
       for i = 1, #page do
@@ -211,7 +210,7 @@ if op == 'remove' then
       if marked > 0 then call('LREM', key, -marked, '\0removed') end
       seen, left, bytes = seen + #page - marked, left - #page, bytes + size
       if #page < n then break end
-      n = math.max(1, math.min(1000, math.floor(1048576 / math.max(1, size / #page))))
+      n = page_of(size, #page)
     end
     if lost[line] and call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
   end

@@ -22,9 +22,12 @@ namespace millrace::testing {
 
 class DispatcherTest : public ::testing::Test {
  protected:
-  explicit DispatcherTest(std::size_t held_bytes_max = kHeldBytesMax)
-      : dispatcher_{
-            {.name = "b", .shard_count = 1, .shards = {ShardId{0}}, .random = &random_, .held_bytes_max = held_bytes_max}} {
+  explicit DispatcherTest(std::size_t unqueued_bytes_max = kUnqueuedBytesMax)
+      : dispatcher_{{.name = "b",
+                     .shard_count = 1,
+                     .shards = {ShardId{0}},
+                     .random = &random_,
+                     .unqueued_bytes_max = unqueued_bytes_max}} {
     ConfigureLog(LogLevel::kOff, LogFormat::kText, "test");
     Settle();
   }
