@@ -152,7 +152,7 @@ class DispatcherDriver {
   }
   void Answer(command::ReadLiveRuns& c) { Handle(event::LiveRunsRead{.hold = c.hold, .runs = {}, .last = true}); }
   void Answer(command::ReadLiveJobs& c) { Handle(event::LiveJobsRead{.hold = c.hold, .jobs = {}, .last = true}); }
-  void Answer(command::ReadOutbox& c) { Handle(event::OutboxRead{.hold = c.hold, .rows = {}}); }
+  void Answer(command::ReadOutbox& c) { Handle(event::OutboxRead{.hold = c.hold, .rows = {}, .cancels_only = c.cancels_only}); }
   void Answer(command::ReadQueueSettings& c) { Handle(event::QueueSettingsRead{.hold = c.hold, .settings = {}}); }
   template <class Other>
   void Answer(Other&) {

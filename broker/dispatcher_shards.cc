@@ -163,22 +163,22 @@ void Dispatcher::BecomeReady(Shard& shard) {
 
 void Dispatcher::On(event::Rung& e) {
   const auto it = shards_.find(e.shard);
-  if (it != shards_.end() && it->second.phase == Phase::kReady) ReadOutbox(it->second);
+  if (it == shards_.end() || it->second.phase != Phase::kReady) return;
+  // Near a store that is full most rings are for what stays in the ledger, and each would have all of it looked at.
+  if (StoreFull() && it->second.next_outbox > now_) return;
+  ReadOutbox(it->second);
 }
 
 void Dispatcher::ReadOutbox(Shard& shard) {
   if (shard.yield_by) return;
-  if (StoreFull()) {  // it is read as soon as there is room
-    shard.next_outbox = now_ + kOutboxPollInterval;
-    return;
-  }
   if (shard.outbox_reading) {
     shard.outbox_again = true;
     return;
   }
   shard.outbox_reading = true;
   shard.next_outbox = now_ + kOutboxPollInterval;
-  ToLedger(command::ReadOutbox{.hold = shard.hold});
+  // Near a store that is full nothing is put into it: what is to be put is read as soon as there is room.
+  ToLedger(command::ReadOutbox{.hold = shard.hold, .cancels_only = StoreFull()});
 }
 
 void Dispatcher::TakeRun(Shard& shard, LiveRun& live, RunEffects& effects) {
@@ -259,7 +259,7 @@ void Dispatcher::On(event::OutboxRead& e) {
   }
   const bool rung = std::exchange(shard->outbox_again, false);
   if (!e.more) {
-    shard->restored_jobs.clear();
+    if (!e.cancels_only) shard->restored_jobs.clear();
     if (rung) ReadOutbox(*shard);
   } else if (shard->outbox_taking.empty() && shard->outbox_batches_taking.empty()) {
     ReadOutbox(*shard);

@@ -44,6 +44,7 @@ struct ReadLiveJobs {
 };  // -> event::LiveJobsRead
 struct ReadOutbox {
   ShardHold hold;
+  bool cancels_only = false;
 };  // -> event::OutboxRead
 struct ReadKnown {
   ShardHold hold;
@@ -134,6 +135,7 @@ struct OutboxRead {
   Ledger::Outbox rows;
   bool more = false;
   bool failed = false;
+  bool cancels_only = false;
 };  // failed: not read
 struct KnownRead {
   ShardHold hold;

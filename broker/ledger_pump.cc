@@ -455,7 +455,7 @@ bool LedgerPump::ReadNothing(const LedgerCommand& posted, std::vector<Event>& ou
     out.emplace_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = {}, .last = true, .failed = false});
   } else if (const auto* outbox = std::get_if<command::ReadOutbox>(&posted);
              outbox && none(outbox->hold, &ShardContents::outbox)) {
-    out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = false});
+    out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .cancels_only = outbox->cancels_only});
   } else if (const auto* queues = std::get_if<command::ReadQueueSettings>(&posted);
              queues && none(queues->hold, &ShardContents::queue_settings)) {
     out.emplace_back(event::QueueSettingsRead{.hold = queues->hold, .settings = {}, .failed = false});
@@ -489,15 +489,18 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     out.emplace_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = std::move(*page), .last = last, .failed = false});
   } else if (const auto* outbox = std::get_if<command::ReadOutbox>(&posted)) {
     if (!Holds(outbox->hold)) return;
-    auto rows = ledger_.ReadOutbox(outbox->hold.shard, shards, kOutboxPage, Deadline(kReadBudget));
+    const bool cancels_only = outbox->cancels_only;
+    auto rows = cancels_only ? ledger_.ReadOutboxCancels(outbox->hold.shard, shards, kOutboxPage, Deadline(kReadBudget))
+                             : ledger_.ReadOutbox(outbox->hold.shard, shards, kOutboxPage, Deadline(kReadBudget));
     if (!rows) {  // an empty page: it is read again at the next poll
       LogWarn("shard {}: outbox: {}", outbox->hold.shard.value(), rows.error().message);
-      out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .more = false, .failed = true});
+      out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = {}, .failed = true, .cancels_only = cancels_only});
       return;
     }
     const bool more = rows->more;
     Clamp(*rows);
-    out.emplace_back(event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .failed = false});
+    out.emplace_back(
+        event::OutboxRead{.hold = outbox->hold, .rows = std::move(*rows), .more = more, .cancels_only = cancels_only});
   } else if (const auto* known = std::get_if<command::ReadKnown>(&posted)) {
     if (!Holds(known->hold)) return;
     auto found = ledger_.KnownJobs(known->jobs, Deadline(kReadBudget));

@@ -227,6 +227,9 @@ class Ledger : public AuditSource {
     bool more = false;
   };
   virtual Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) = 0;
+  // Of them only the runs and jobs that have a cancel request; no batches.
+  virtual Result<Outbox> ReadOutboxCancels(ShardId shard, std::uint16_t shard_count, std::uint32_t limit,
+                                           MonoTime deadline) = 0;
   // One answer for all shards, instead of a read of each that finds nothing. A shard that is not named may hold anything.
   virtual Result<std::vector<ShardContents>> Contents(MonoTime) { return std::vector<ShardContents>{}; }
   // Those of `ids` that the ledger has a job or an outcome of, in id order: what an owner asks about jobs of `durability:

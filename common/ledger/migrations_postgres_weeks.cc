@@ -69,6 +69,7 @@ begin
     alter index enqueue_refused_default_by_org rename to enqueue_refused_by_org;
   end if;
   alter table enqueue_refused drop constraint enqueue_refused_pkey;
+  alter table enqueue_refused replica identity full;  -- somebody may publish it, and then nothing could be updated
   execute format('alter table enqueue_refused add constraint %I check (refused_at < %L) not valid',
                  'before_' || to_char(monday, 'YYYYMMDD'), monday at time zone 'UTC');
 end $$;
@@ -301,7 +302,51 @@ begin
 end $$;
 )sql";
 
-constexpr std::string_view kWeeks[] = {kVersion16, kVersion17, kVersion18, kVersion19};
+// What is to be cancelled is found among all that waits in an outbox. Weeks begin at midnight UTC in every session. A week of
+// refused rows that cannot be dropped, because of somebody's view, keeps no later one.
+constexpr std::string_view kVersion20 = R"sql(
+alter table outbox add column cancel_requested smallint not null default 0;
+create index outbox_cancels on outbox (shard, item) where cancel_requested = 1;
+
+alter function make_partition(timestamptz, integer) set timezone to 'UTC';
+
+-- A week at a time, or rows_max of those that are in no week's partition, or in one on which something else depends: that one
+-- is no partition any more when it is empty.
+create or replace function prune_refused(upto timestamptz, rows_max bigint, out gone bigint, out more boolean) language plpgsql as $$
+declare part text;
+begin
+  gone := 0;
+  more := true;
+  if not pg_try_advisory_xact_lock(7318349394477060) then  -- somebody else prunes
+    perform pg_sleep(0.1);
+    return;
+  end if;
+  if exists (select 1 from millrace.enqueue_refused_default r where r.refused_at < upto) then
+    delete from millrace.enqueue_refused_default where ctid = any (array(
+      select r.ctid from millrace.enqueue_refused_default r where r.refused_at < upto limit rows_max));
+    get diagnostics gone = row_count;
+    return;
+  end if;
+  select w into part from millrace.weeks_before('enqueue_refused', upto) w limit 1;
+  if found then
+    begin
+      gone := (millrace.drop_weeks(array['enqueue_refused'],
+                                   (to_date(right(part, 8), 'YYYYMMDD') + 7)::timestamp at time zone 'UTC'))[1];
+    exception when dependent_objects_still_exist then
+      execute format('delete from %1$s where ctid = any (array(select r.ctid from %1$s r limit $1))', part) using rows_max;
+      get diagnostics gone = row_count;
+      if gone = 0 then
+        perform set_config('lock_timeout', '300', true);
+        execute format('alter table millrace.enqueue_refused detach partition %s', part);
+      end if;
+      return;
+    end;
+  end if;
+  more := exists (select 1 from millrace.weeks_before('enqueue_refused', upto));
+end $$;
+)sql";
+
+constexpr std::string_view kWeeks[] = {kVersion16, kVersion17, kVersion18, kVersion19, kVersion20};
 
 }  // namespace
 

@@ -255,6 +255,24 @@ drop table enqueue_refused;
 alter table enqueue_refused_new rename to enqueue_refused;
 )sql";
 
+// What is to be cancelled is found among all that waits in an outbox. An id of another length names no row: nothing could
+// take the row, or refuse it; those that are there are refused under ids of their own.
+constexpr std::string_view kVersion15 = R"sql(
+alter table outbox add column cancel_requested integer not null default 0;
+create index outbox_cancels on outbox (shard, item) where cancel_requested = 1;
+insert into enqueue_refused (job, org, queue, kind, payload, priority, max_attempts, backoff_base_ms, backoff_cap_ms, timeout_ms,
+    run_at, options, enqueued_at, reason, refused_at)
+  select randomblob(16), org, queue, kind, payload, priority, max_attempts, backoff_base_ms, backoff_cap_ms, timeout_ms, run_at,
+    options, enqueued_at, printf('job: x''%s'' is no UUIDv7, which has 16 bytes; leave the column out to get one',
+    lower(hex(substr(job, 1, 64)))), cast((julianday('now') - 2440587.5) * 86400000000 as integer)
+    from enqueue where length(job) <> 16;
+delete from enqueue where length(job) <> 16;
+create trigger enqueue_job_inserted before insert on enqueue when length(new.job) <> 16 begin
+  select raise(abort, 'enqueue.job is no UUIDv7, which has 16 bytes; leave the column out to get one'); end;
+create trigger enqueue_job_updated before update of job on enqueue when length(new.job) <> 16 begin
+  select raise(abort, 'enqueue.job is no UUIDv7, which has 16 bytes; leave the column out to get one'); end;
+)sql";
+
 // `template_sql` with a blob literal of all 256 bytes for each @.
 std::string WithAllBytes(std::string_view template_sql) {
   std::string all = "x'";
@@ -269,8 +287,9 @@ std::string WithAllBytes(std::string_view template_sql) {
 
 std::span<const std::string_view> SqliteMigrations() {
   static const std::string version7 = WithAllBytes(kVersion7);
-  static const std::string_view all[] = {kVersion1, kVersion2, kVersion3,  kVersion4,  kVersion5,  kVersion6,  version7,
-                                         kVersion8, kVersion9, kVersion10, kVersion11, kVersion12, kVersion13, kVersion14};
+  static const std::string_view all[] = {kVersion1,  kVersion2,  kVersion3,  kVersion4,  kVersion5,
+                                         kVersion6,  version7,   kVersion8,  kVersion9,  kVersion10,
+                                         kVersion11, kVersion12, kVersion13, kVersion14, kVersion15};
   return all;
 }
 

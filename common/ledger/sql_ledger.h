@@ -70,6 +70,7 @@ class SqlLedger final : public Ledger {
   Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
                                         std::uint32_t limit, MonoTime deadline) override;
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) override;
+  Result<Outbox> ReadOutboxCancels(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) override;
   Result<std::vector<ShardContents>> Contents(MonoTime deadline) override;
   Result<std::vector<JobId>> KnownJobs(std::span<const JobId> ids, MonoTime deadline) override;
   Result<std::vector<ItemState>> States(OrgId org, std::span<const Uuid> items, MonoTime deadline) override;
@@ -169,6 +170,7 @@ class SqlLedger final : public Ledger {
   Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
   // sql_ledger_herd.cc
+  Result<Outbox> OutboxOf(const Rows& items, ShardId shard, std::uint32_t limit, MonoTime deadline);
   Result<std::vector<Outbox::Batch>> BatchesOf(std::span<const std::pair<Uuid, std::string_view>> rows, ShardId shard,
                                                MonoTime deadline);
   Result<bool> AreARange(std::span<const Uuid> runs, ShardId shard, MonoTime deadline);

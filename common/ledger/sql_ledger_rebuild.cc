@@ -305,6 +305,20 @@ Result<Ledger::Outbox> SqlLedger::ReadOutbox(ShardId shard, std::uint16_t shard_
                   "order by item limit $2) x union all select b.batch, 2, b.runs from (select batch, runs from outbox_batch "
                   "where shard = $1 order by batch limit $3) b",
                   Params().Int(shard.value()).Int(limit).Int(kOutboxBatchesMax), deadline));
+  return OutboxOf(items, shard, limit, deadline);
+}
+
+Result<Ledger::Outbox> SqlLedger::ReadOutboxCancels(ShardId shard, std::uint16_t shard_count, std::uint32_t limit,
+                                                    MonoTime deadline) {
+  MILLRACE_TRY(CheckShardCount(shard_count, deadline));
+  MILLRACE_TRY_ASSIGN(const Rows items, store_->Run("select item, is_run, cast(null as bytea) from outbox where shard = $1 and "
+                                                    "cancel_requested = 1 order by item limit $2",
+                                                    Params().Int(shard.value()).Int(limit), deadline));
+  return OutboxOf(items, shard, limit, deadline);
+}
+
+// `items`: id, what it is (a job, a run, a batch), the ids of a batch.
+Result<Ledger::Outbox> SqlLedger::OutboxOf(const Rows& items, ShardId shard, std::uint32_t limit, MonoTime deadline) {
   std::vector<Uuid> run_ids, job_ids;
   std::vector<std::pair<Uuid, std::string_view>> batches;
   for (std::size_t i = 0; i < items.size(); ++i) {

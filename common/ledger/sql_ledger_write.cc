@@ -391,9 +391,9 @@ Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime 
     // another row than the one that he saw.
     const std::string table = row.is_run ? "live_run" : "live_job", key = row.is_run ? "run" : "job";
     batch.others.push_back(
-        {"insert into outbox (item, org, shard, is_run) select " + key + ", org, shard, " + (row.is_run ? "1" : "0") +
-             " from " + table + " where " + key +
-             " = $1 and org = $2 and shard = $3 on conflict (shard, item) do update set is_run = excluded.is_run",
+        {"insert into outbox (item, org, shard, is_run, cancel_requested) select " + key + ", org, shard, " +
+             (row.is_run ? "1" : "0") + ", 1 from " + table + " where " + key +
+             " = $1 and org = $2 and shard = $3 on conflict (shard, item) do update set cancel_requested = 1",
          Params().Id(row.item).Int(row.org.value()).Int(ShardOf(row.org, shards).value())});
   }
   return Write(batch, deadline);

@@ -133,6 +133,40 @@ TEST_P(LedgerCancelTest, ARequestOfSomebodyElseShowsTheOwnerWhatItConcerns) {
   ExpectSound();
 }
 
+TEST_P(LedgerCancelTest, WhatIsCancelledIsFoundAmongWhatWaitsInTheOutbox) {
+  const ShardHold hold = Own();
+  const JobSpec jobs[] = {Job(), Job(), Job(), Job()};
+  ASSERT_TRUE(ledger_->SubmitJobs(jobs, In()));
+  const RunSpec run = Run(), other_run = Run();
+  for (const RunSpec& one : {run, other_run}) {
+    const JobSpec of_run = Job(one.id, "a");
+    ASSERT_TRUE(ledger_->SubmitRun(one, std::span{&of_run, 1}, In()));
+  }
+  const auto none = ledger_->ReadOutboxCancels(hold.shard, kShards, 10, In());
+  ASSERT_TRUE(none) << none.error().message;
+  EXPECT_TRUE(none->jobs.empty() && none->runs.empty() && none->batches.empty() && !none->more);
+  const CancelRow rows[] = {Cancel(jobs[1].id.uuid, false), Cancel(jobs[3].id.uuid, false), Cancel(run.id.uuid, true)};
+  ASSERT_TRUE(ledger_->RequestCancel(rows, In()));
+  const auto found = ledger_->ReadOutboxCancels(hold.shard, kShards, 10, In());
+  ASSERT_TRUE(found) << found.error().message;
+  EXPECT_FALSE(found->more);
+  ASSERT_EQ(found->jobs.size(), 2u);
+  EXPECT_EQ(found->jobs[0].spec, jobs[1]);
+  EXPECT_EQ(found->jobs[1].spec.id, jobs[3].id);
+  EXPECT_TRUE(found->jobs[0].cancelling && found->jobs[1].cancelling);
+  ASSERT_EQ(found->runs.size(), 1u);
+  EXPECT_EQ(found->runs[0].spec.id, run.id);
+  EXPECT_TRUE(found->runs[0].cancelling);
+  EXPECT_EQ(found->runs[0].jobs.size(), 1u);
+  const auto page = ledger_->ReadOutboxCancels(hold.shard, kShards, 2, In());
+  ASSERT_TRUE(page);
+  EXPECT_TRUE(page->more);
+  EXPECT_EQ(page->jobs.size() + page->runs.size(), 2u);
+  EXPECT_EQ(ledger_->ReadOutbox(hold.shard, kShards, 10, In())->jobs.size(), 4u);
+  const ShardId elsewhere{static_cast<std::uint16_t>((hold.shard.value() + 1) % kShards)};
+  EXPECT_TRUE(ledger_->ReadOutboxCancels(elsewhere, kShards, 10, In())->jobs.empty());
+}
+
 TEST_P(LedgerCancelTest, WhatDoesNotExistOrIsAnotherOrgsIsRequestedByNobody) {
   const ShardHold hold = Own();
   const RunSpec run = Run();

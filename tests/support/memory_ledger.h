@@ -145,14 +145,8 @@ class MemoryLedger : public MemoryScheduleLedger {
   }
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t, std::uint32_t limit, MonoTime) override {
     MILLRACE_TRY(Up());
-    Outbox out;
-    std::map<Uuid, bool> items;  // one list, in id order: is it a run?
-    for (const RunId& id : outbox_runs)
-      if (ShardOf(runs.at(id).org, shard_count_) == shard) items.emplace(id.uuid, true);
-    for (const JobId& id : outbox_jobs)
-      if (ShardOf(jobs.at(id).spec.org, shard_count_) == shard) items.emplace(id.uuid, false);
     limit = std::min(limit, outbox_page_max);
-    out.more = items.size() >= limit;
+    Outbox out = OutboxOf(OutboxItems(shard), limit);
     const std::size_t batches_max = std::min<std::size_t>(kOutboxBatchesMax, outbox_page_max);
     for (const auto& [id, ids] : outbox_batches) {
       if (ShardOf(runs.at(ids.front()).org, shard_count_) != shard) continue;
@@ -163,11 +157,13 @@ class MemoryLedger : public MemoryScheduleLedger {
       out.more = true;
       break;
     }
-    for (const auto& [id, is_run] : items) {
-      if (limit-- == 0) break;
-      is_run ? out.runs.push_back(Live(runs.at(RunId{id}))) : out.jobs.push_back(Live(jobs.at(JobId{id})));
-    }
     return out;
+  }
+  Result<Outbox> ReadOutboxCancels(ShardId shard, std::uint16_t, std::uint32_t limit, MonoTime) override {
+    MILLRACE_TRY(Up());
+    std::map<Uuid, bool> items = OutboxItems(shard);
+    std::erase_if(items, [&](const auto& item) { return !cancels.contains(item.first); });
+    return OutboxOf(items, std::min(limit, outbox_page_max));
   }
   Result<void> SubmitRun(const RunSpec& run, std::span<const JobSpec> specs, MonoTime) override {
     if (!runs.emplace(run.id, run).second) return {};
@@ -354,6 +350,24 @@ class MemoryLedger : public MemoryScheduleLedger {
                                         : WallTime::max()};
     if (job.run) jobs_of_run[*job.run].push_back(job.id);
     return true;
+  }
+  // One list, in id order: is it a run?
+  std::map<Uuid, bool> OutboxItems(ShardId shard) const {
+    std::map<Uuid, bool> items;
+    for (const RunId& id : outbox_runs)
+      if (ShardOf(runs.at(id).org, shard_count_) == shard) items.emplace(id.uuid, true);
+    for (const JobId& id : outbox_jobs)
+      if (ShardOf(jobs.at(id).spec.org, shard_count_) == shard) items.emplace(id.uuid, false);
+    return items;
+  }
+  Outbox OutboxOf(const std::map<Uuid, bool>& items, std::uint32_t limit) {
+    Outbox out;
+    out.more = items.size() >= limit;
+    for (const auto& [id, is_run] : items) {
+      if (limit-- == 0) break;
+      is_run ? out.runs.push_back(Live(runs.at(RunId{id}))) : out.jobs.push_back(Live(jobs.at(JobId{id})));
+    }
+    return out;
   }
   LiveJob Live(const JobRows& rows) {
     LiveJob live{.spec = rows.spec,

@@ -27,6 +27,7 @@ class NoLedger : public Ledger {
     return No();
   }
   Result<Outbox> ReadOutbox(ShardId, std::uint16_t, std::uint32_t, MonoTime) override { return No(); }
+  Result<Outbox> ReadOutboxCancels(ShardId, std::uint16_t, std::uint32_t, MonoTime) override { return No(); }
   Result<std::vector<JobId>> KnownJobs(std::span<const JobId>, MonoTime) override { return No(); }
   Result<std::vector<ItemState>> States(OrgId, std::span<const Uuid>, MonoTime) override { return No(); }
   Result<void> SubmitRun(const RunSpec&, std::span<const JobSpec>, MonoTime) override { return No(); }

@@ -174,6 +174,43 @@ TEST_F(DispatcherRefusedTest, WhatIsOnlyInTheLedgerStaysThereWhileTheStoreIsNear
   EXPECT_TRUE(ledger_.outbox_jobs.empty());
 }
 
+// What is cancelled through the ledger needs no memory of the store, and gives some back.
+TEST_F(DispatcherRefusedTest, WhatIsCancelledInTheLedgerEndsAlsoWhileTheStoreIsNearlyFull) {
+  ledger_.outbox_page_max = 2;
+  const std::vector<JobSpec> in_queue = Jobs(1);
+  Submit(in_queue);
+  Handle(event::QueueMemoryRead{.memory = {.used = 800'000, .max = 1'000'000}});
+  const std::vector<JobSpec> jobs = Jobs(9);
+  ASSERT_TRUE(ledger_.SubmitJobs(jobs, {}));
+  for (const bool together : {false, true}) {
+    ledger_.together = together;  // its row is a batch's, and the request has a row beside it
+    RunSpec run;
+    run.id = ids_.Next<RunId>();
+    run.pipeline = "p";
+    JobSpec of_run = Job();
+    of_run.run = run.id;
+    ASSERT_TRUE(ledger_.SubmitRun(run, std::span{&of_run, 1}, {}));
+    const CancelRow request{run.id.uuid, true, kDefaultOrg, "cli", "why", clock_.WallNow()};
+    ASSERT_TRUE(ledger_.RequestCancel(std::span{&request, 1}, {}));
+  }
+  std::vector<CancelRow> requests;
+  for (std::size_t i = 4; i < jobs.size(); ++i)
+    requests.push_back({jobs[i].id.uuid, false, kDefaultOrg, "cli", "why", clock_.WallNow()});
+  requests.push_back({in_queue[0].id.uuid, false, kDefaultOrg, "cli", "why", clock_.WallNow()});
+  ASSERT_TRUE(ledger_.RequestCancel(requests, {}));
+  Advance(kOutboxPollInterval + 1ms);
+  for (std::size_t i = 4; i < jobs.size(); ++i) EXPECT_EQ(Outcome(jobs[i]), JobState::kCancelled) << i;
+  EXPECT_EQ(Outcome(in_queue[0]), JobState::kCancelled);
+  EXPECT_EQ(ledger_.run_outcomes.size(), 2U);
+  ExpectDepth(0, 0);
+  Handle(event::QueueMemoryRead{.memory = {.used = 500'000, .max = 1'000'000}});
+  Hello("w", 5);
+  Work(5);
+  ExpectEachRanOnce({jobs.begin(), jobs.begin() + 4});
+  EXPECT_EQ(Granted().size(), 4U);
+  EXPECT_TRUE(ledger_.outbox_jobs.empty() && ledger_.outbox_runs.empty() && ledger_.outbox_batches.empty());
+}
+
 // Of the ledger-class job the ledger has accepted the submit, whose other half the queue refuses: it is not "nothing was
 // taken".
 TEST_F(DispatcherRefusedTest, ASubmitThatWasTakenInPartIsNotAnsweredQueueFull) {
