@@ -259,8 +259,7 @@ Result<void> PostgresStore::Migrate(std::uint16_t shard_count, MonoTime deadline
   session_.reset();
   MILLRACE_TRY(Connect(deadline));
   for (bool more = true; more;) {
-    auto made = MakePartitions(deadline);
-    if (!made && made.error().code != ErrorCode::kConflict) return std::unexpected(std::move(made.error()));
+    const auto made = MakePartitions(deadline);
     if (!made) LogWarn("ledger: partitions of the next weeks were not made yet: {}", made.error().message);
     more = made && *made;
   }

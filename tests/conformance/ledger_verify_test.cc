@@ -3,17 +3,15 @@
 #include <algorithm>
 
 #include "common/ledger/audit_verify.h"
-#include "common/ledger/migrations.h"
-#include "tests/support/ledger_fixture.h"
+#include "tests/support/old_ledger.h"
 
 namespace millrace {
 namespace {
 
 using testing::LedgerKind;
 
-class LedgerVerifyTest : public testing::LedgerTest {
+class LedgerVerifyTest : public testing::OldLedgerTest {
  protected:
-  bool Postgres() const { return GetParam() == LedgerKind::kPostgres; }
   std::string Id(const JobId& id) const { return Postgres() ? "'" + id.ToString() + "'" : "x'" + ToHex(id.uuid.bytes) + "'"; }
   AuditReport Verify(std::size_t records_per_scan) {
     const auto report = VerifyAudit(*ledger_, nullptr, {.batch_records = 3, .records_per_scan = records_per_scan});
@@ -23,25 +21,6 @@ class LedgerVerifyTest : public testing::LedgerTest {
   std::int64_t Count(const std::string& sql) {
     if (Postgres()) return database_->Connect()->Query(sql, In())->Int(0, 0);
     return *sqlite::Database::Open(dsn_, {})->QueryInt64(sql);
-  }
-  // An empty ledger as a program of `version` left it.
-  void MakeSchemaOf(std::size_t version) {
-    ledger_.reset();
-    const auto all = Postgres() ? ledger::PostgresMigrations() : ledger::SqliteMigrations();
-    if (Postgres()) {
-      Raw("drop schema millrace cascade; create schema millrace; create table millrace.schema_version (version integer primary "
-          "key, applied_at timestamptz not null default now())");
-    } else {
-      dsn_ = folder_ + "/before.db";
-      Raw("create table schema_version (version integer primary key, applied_at integer not null) strict");
-    }
-    for (std::size_t v = 0; v < version; ++v) {
-      Raw(std::string(all[v]));
-      Raw("insert into schema_version values (" + std::to_string(v + 1) + (Postgres() ? ", now())" : ", 0)"));
-    }
-    Raw("insert into ledger_setting (name, number) values ('shard_count', " + std::to_string(testing::kShards) + ")");
-    if (Postgres()) Raw("select ensure_partitions(now(), 4)");
-    ledger_ = Open();
   }
 };
 
