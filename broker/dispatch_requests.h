@@ -91,9 +91,7 @@ struct Piece {  // what of one shard is written into the ledger together
   std::vector<Uuid> accepting;
   std::vector<Ending> endings;
   RunEffects effects;
-  std::vector<RunId> outbox_runs;
-  std::vector<JobId> outbox_jobs;
-  std::vector<Uuid> outbox_batches;
+  std::vector<Uuid> outbox_items, outbox_batches;
   std::vector<JobId> unleased;                                            // ended without a lease
   std::vector<std::pair<std::shared_ptr<const JobSpec>, Counters>> lost;  // kept jobs: start again when this is durable
   struct Cancel {

@@ -94,6 +94,7 @@ class Dispatcher {
   void TakeAnew(Shard& shard, const std::string& reason);
   void BecomeReady(Shard& shard);
   void ReadOutbox(Shard& shard);
+  void TakeOutOfOutbox(Shard& shard, const OwnerBatch& done);
   void TakeRun(Shard& shard, LiveRun& live, RunEffects& effects);  // of an outbox row
   void QueueFailed(const Op& op, const Error& error);
   void Release(WorkerId worker, std::uint32_t promised);
@@ -201,7 +202,8 @@ class Dispatcher {
   bool Cancelling(const Shard& shard, const JobSpec& spec) const;
   AttemptVerdict JudgeCancelled(const Lease& lease, AttemptReport& report) const;
   void EndStopped(Shard& shard, const JobSpec& spec, const Counters& counters, const std::string& reason);
-  void CancelStored(Shard& shard, const LiveJob& job);
+  bool CancelStored(Shard& shard, const LiveJob& job);
+  void LookForCancelled(const Shard& shard, const LiveJob& job);
   void FailRequests(Piece& piece);
   void FenceLater(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters, std::optional<WallTime> run_at);
   void GrantFences();

@@ -33,7 +33,7 @@ void Dispatcher::On(event::StatesRead& e) {
     cancel_requests_.erase(it);
     if (!e.states) return TakeAnew(shard, "a cancelled job: " + e.states.error().message);
     for (const ItemState& state : *e.states)
-      if (state.live) CancelStored(shard, *state.live);
+      if (state.live && !CancelStored(shard, *state.live)) LookForCancelled(shard, *state.live);
     return;
   }
   if (!e.states) {
@@ -149,11 +149,16 @@ void Dispatcher::CancelDurable(Shard& shard, const Piece::Cancel& cancel) {
     // One that CancelKept took out is settled by this; another one's time may have come meanwhile, and then it ends so.
     if (cancel.live->cancelling && shard.settling.erase(id) > 0) shard.finish.push_back(id);
     CancelStored(shard, *cancel.live);
-  } else {  // its attempt has ended meanwhile: the ledger knows whether the job has
-    const std::uint64_t number = ++last_cancel_;
-    ToLedger(command::ReadStates{.hold = shard.hold, .number = number, .org = row.org, .items = {row.item}});
-    cancel_requests_.emplace(number, CancelRequest{.peer = {}, .message = {}, .hold = shard.hold});
+  } else {
+    LookForCancelled(shard, *cancel.live);
   }
+}
+
+// An attempt of it has ended meanwhile: the ledger knows whether the job has.
+void Dispatcher::LookForCancelled(const Shard& shard, const LiveJob& job) {
+  const std::uint64_t number = ++last_cancel_;
+  ToLedger(command::ReadStates{.hold = shard.hold, .number = number, .org = job.spec.org, .items = {job.spec.id.uuid}});
+  cancel_requests_.emplace(number, CancelRequest{.peer = {}, .message = {}, .hold = shard.hold});
 }
 
 // The request is durable: attempts stop now, not when the outcomes of what never started are written too.
@@ -231,20 +236,27 @@ void Dispatcher::EndStopped(Shard& shard, const JobSpec& spec, const Counters& c
   piece.rows.outcomes.push_back(UnrunOutcome(spec, counters, JobState::kCancelled, "cancelled", reason));
 }
 
-// A single job whose cancel request is in the ledger: found by a rebuild, or put there by somebody else.
-void Dispatcher::CancelStored(Shard& shard, const LiveJob& job) {
+// A single job whose cancel request is in the ledger: found by a rebuild, or put there by somebody else. False: it is not known
+// whether the job has ended, its last attempt is being written.
+bool Dispatcher::CancelStored(Shard& shard, const LiveJob& job) {
   const JobId id = job.spec.id;
-  if (shard.settling.contains(id) || shard.fences.Contains(id)) return;
+  if (shard.settling.contains(id)) return false;
+  if (shard.fences.Contains(id)) return true;
   if (leases_.contains(id)) {
     shard.cancelling.insert(id);
-    return StopAttempt(id);
+    StopAttempt(id);
+    return true;
   }
-  if (shard.removals.Leaving(id)) return;  // it has ended
+  if (shard.removals.Leaving(id)) return true;  // it has ended
   LeaveQueue(shard, job.spec, job.next_run_at || job.spec.run_at);
-  if (!job.spec.options.has_sink) return EndWaiting(shard, OpenPiece(shard, shard.progress_piece), job.spec, job.counters);
+  if (!job.spec.options.has_sink) {
+    EndWaiting(shard, OpenPiece(shard, shard.progress_piece), job.spec, job.counters);
+    return true;
+  }
   // Whether an attempt ran under a former owner is not known.
   shard.cancelling.insert(id);
   FenceLater(shard, std::make_shared<const JobSpec>(job.spec), job.counters, std::nullopt);
+  return true;
 }
 
 void Dispatcher::FenceLater(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters,

@@ -181,10 +181,9 @@ void Dispatcher::CommittedPiece(Piece& piece, const dispatch::Duplicates& duplic
     auto request = cancel_requests_.extract(number);
     if (!request.empty()) to_clients_.push_back({.peer = request.mapped().peer, .message = std::move(request.mapped().reply)});
   }
-  if (piece.outbox_runs.empty() && piece.outbox_jobs.empty() && piece.outbox_batches.empty()) return;
+  if (piece.outbox_items.empty() && piece.outbox_batches.empty()) return;
   for (const Uuid& batch : piece.outbox_batches) shard->outbox_batches_taking.erase(batch);
-  for (const RunId& run : piece.outbox_runs) shard->outbox_taking.erase(run.uuid);
-  for (const JobId& job : piece.outbox_jobs) shard->outbox_taking.erase(job.uuid);
+  for (const Uuid& item : piece.outbox_items) shard->outbox_taking.erase(item);
   if (std::exchange(shard->outbox_again, false)) ReadOutbox(*shard);
 }
 

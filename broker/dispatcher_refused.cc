@@ -161,7 +161,7 @@ void Dispatcher::TakeUnread(Shard& shard, const event::LiveJobsRead& page) {
     if (unread.jobs.erase(id) == 0 || Leased(shard, id) || shard.removals.Leaving(id)) continue;
     taken = true;
     if (job.cancelling) {
-      CancelStored(shard, job);
+      (void)CancelStored(shard, job);  // one that settles is not unread
       continue;
     }
     shard.puts.read_bytes += job.spec.payload.size();

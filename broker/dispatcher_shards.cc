@@ -126,7 +126,7 @@ void Dispatcher::On(event::LiveJobsRead& e) {
     if (presumed && job.cancelling) shard->cancelling.insert(job.spec.id);
     if (presumed) continue;
     if (job.cancelling) {
-      CancelStored(*shard, job);
+      (void)CancelStored(*shard, job);  // nothing settles yet
       continue;
     }
     if (TooMuchUnqueued()) {
@@ -208,6 +208,19 @@ std::optional<RunId> EndOfPage(const Ledger::Outbox& rows) {
 
 }  // namespace
 
+void Dispatcher::TakeOutOfOutbox(Shard& shard, const OwnerBatch& done) {
+  Piece& piece = OpenPiece(shard, shard.progress_piece);
+  const auto append = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+  append(piece.rows.outbox_done_runs, done.outbox_done_runs);
+  append(piece.rows.outbox_done_jobs, done.outbox_done_jobs);
+  append(piece.rows.outbox_done_cancels, done.outbox_done_cancels);
+  append(piece.rows.outbox_done_batches, done.outbox_done_batches);
+  append(piece.outbox_batches, done.outbox_done_batches);
+  append(piece.outbox_items, done.outbox_done_cancels);
+  for (const RunId& run : done.outbox_done_runs) piece.outbox_items.push_back(run.uuid);
+  for (const JobId& job : done.outbox_done_jobs) piece.outbox_items.push_back(job.uuid);
+}
+
 // A row is seen again until its removal is durable. `outbox_taking` has those that are being removed, `restored_jobs` those
 // that the rebuild found before (it is needed until one reading that began after the rebuild has seen every row of that time).
 void Dispatcher::On(event::OutboxRead& e) {
@@ -216,22 +229,23 @@ void Dispatcher::On(event::OutboxRead& e) {
   shard->outbox_reading = false;
   if (e.failed || shard->yield_by) return;  // the next poll reads it
   RunEffects effects;
-  std::vector<RunId> runs;
-  std::vector<JobId> jobs;
-  std::vector<Uuid> batches;
+  OwnerBatch done;
   // Runs of one pipeline come in the order of their ids, whichever kind of row names them.
   std::vector<LiveRun*> taken;
   const std::optional<RunId> end = EndOfPage(e.rows);
   for (Ledger::Outbox::Batch& batch : e.rows.batches) {
     if (end && !batch.runs.empty() && batch.runs.front().spec.id > *end) continue;
     if (!shard->outbox_batches_taking.insert(batch.id).second) continue;
-    batches.push_back(batch.id);
+    done.outbox_done_batches.push_back(batch.id);
     for (LiveRun& live : batch.runs) taken.push_back(&live);
   }
   for (LiveRun& live : e.rows.runs) {
     const RunId id = live.spec.id;
     if ((end && id > *end) || !shard->outbox_taking.insert(id.uuid).second) continue;
-    runs.push_back(id);
+    if (live.cancelling)
+      done.outbox_done_cancels.push_back(id.uuid);
+    else
+      done.outbox_done_runs.push_back(id);
     taken.push_back(&live);
   }
   std::ranges::sort(taken, {}, [](const LiveRun* live) { return live->spec.id; });
@@ -239,23 +253,20 @@ void Dispatcher::On(event::OutboxRead& e) {
   for (const LiveJob& live : e.rows.jobs) {
     const JobId id = live.spec.id;
     if (!shard->outbox_taking.insert(id.uuid).second) continue;
-    jobs.push_back(id);
     if (live.cancelling) {
-      CancelStored(*shard, live);
+      if (CancelStored(*shard, live))
+        done.outbox_done_cancels.push_back(id.uuid);
+      else
+        shard->outbox_taking.erase(id.uuid);  // the next poll shows it, unless it has ended
       continue;
     }
+    done.outbox_done_jobs.push_back(id);
     if (shard->restored_jobs.contains(id) || Leased(*shard, id)) continue;
     Enqueue(*shard, live.spec, live.counters, live.next_run_at ? live.next_run_at : live.spec.run_at, false);
   }
-  if (!runs.empty() || !jobs.empty() || !batches.empty()) {
+  if (!done.Empty()) {
     WriteEffects(*shard, std::move(effects));
-    Piece& piece = OpenPiece(*shard, shard->progress_piece);
-    piece.rows.outbox_done_batches.insert(piece.rows.outbox_done_batches.end(), batches.begin(), batches.end());
-    piece.outbox_batches.insert(piece.outbox_batches.end(), batches.begin(), batches.end());
-    piece.rows.outbox_done_runs.insert(piece.rows.outbox_done_runs.end(), runs.begin(), runs.end());
-    piece.rows.outbox_done_jobs.insert(piece.rows.outbox_done_jobs.end(), jobs.begin(), jobs.end());
-    piece.outbox_runs.insert(piece.outbox_runs.end(), runs.begin(), runs.end());
-    piece.outbox_jobs.insert(piece.outbox_jobs.end(), jobs.begin(), jobs.end());
+    TakeOutOfOutbox(*shard, done);
   }
   const bool rung = std::exchange(shard->outbox_again, false);
   if (!e.more) {

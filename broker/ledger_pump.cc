@@ -67,7 +67,8 @@ void Clamp(Ledger::Outbox& rows) {
 
 std::size_t Rows(const OwnerBatch& b) {
   return b.runs.size() + b.jobs.size() + b.attempts.size() + b.outcomes.size() + b.run_outcomes.size() + b.cancels.size() +
-         b.outbox_done_runs.size() + b.outbox_done_jobs.size() + b.outbox_done_batches.size() + b.unique_started.size();
+         b.outbox_done_runs.size() + b.outbox_done_jobs.size() + b.outbox_done_cancels.size() + b.outbox_done_batches.size() +
+         b.unique_started.size();
 }
 
 }  // namespace
@@ -279,6 +280,7 @@ void LedgerPump::Merge() {
                         .cancels = MoveInto(all.cancels, r.cancels),
                         .outbox_runs = MoveInto(all.outbox_done_runs, r.outbox_done_runs),
                         .outbox_jobs = MoveInto(all.outbox_done_jobs, r.outbox_done_jobs),
+                        .outbox_cancels = MoveInto(all.outbox_done_cancels, r.outbox_done_cancels),
                         .outbox_batches = MoveInto(all.outbox_done_batches, r.outbox_done_batches),
                         .unique_started = MoveInto(all.unique_started, r.unique_started)};
     merged_->pieces.emplace_back(std::move(piece), counts);
@@ -298,6 +300,7 @@ void LedgerPump::Split() {
     MoveBack(piece.rows.cancels, all.cancels, at.cancels, n.cancels);
     MoveBack(piece.rows.outbox_done_runs, all.outbox_done_runs, at.outbox_runs, n.outbox_runs);
     MoveBack(piece.rows.outbox_done_jobs, all.outbox_done_jobs, at.outbox_jobs, n.outbox_jobs);
+    MoveBack(piece.rows.outbox_done_cancels, all.outbox_done_cancels, at.outbox_cancels, n.outbox_cancels);
     MoveBack(piece.rows.outbox_done_batches, all.outbox_done_batches, at.outbox_batches, n.outbox_batches);
     MoveBack(piece.rows.unique_started, all.unique_started, at.unique_started, n.unique_started);
   }

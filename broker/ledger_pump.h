@@ -40,7 +40,8 @@ class LedgerPump {
 
  private:
   struct Counts {
-    std::size_t runs, jobs, attempts, outcomes, run_outcomes, cancels, outbox_runs, outbox_jobs, outbox_batches, unique_started;
+    std::size_t runs, jobs, attempts, outcomes, run_outcomes, cancels, outbox_runs, outbox_jobs, outbox_cancels, outbox_batches,
+        unique_started;
   };
   struct Merged {
     OwnerBatch batch;

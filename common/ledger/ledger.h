@@ -60,13 +60,15 @@ struct OwnerBatch {
   std::vector<OutcomeRow> outcomes;
   std::vector<RunOutcomeRow> run_outcomes;
   std::vector<CancelRow> cancels;       // one that is there already stays as it is
-  std::vector<RunId> outbox_done_runs;  // outbox rows that are now in the queue
+  std::vector<RunId> outbox_done_runs;  // outbox rows that are now in the queue; one with a cancel request stays
   std::vector<JobId> outbox_done_jobs;
+  std::vector<Uuid> outbox_done_cancels = {};  // of runs and jobs whose cancel request the owner has taken up: they go
   std::vector<Uuid> outbox_done_batches = {};  // Outbox::Batch::id
   std::vector<JobId> unique_started;           // first grants: keys with UniqueUntil::kStarted are free
   bool Empty() const {
     return runs.empty() && jobs.empty() && attempts.empty() && outcomes.empty() && run_outcomes.empty() && cancels.empty() &&
-           outbox_done_runs.empty() && outbox_done_jobs.empty() && outbox_done_batches.empty() && unique_started.empty();
+           outbox_done_runs.empty() && outbox_done_jobs.empty() && outbox_done_cancels.empty() && outbox_done_batches.empty() &&
+           unique_started.empty();
   }
 };
 // A single job that was not accepted, because another one holds its unique key.

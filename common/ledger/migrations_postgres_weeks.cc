@@ -306,6 +306,7 @@ end $$;
 // refused rows that cannot be dropped, because of somebody's view, keeps no later one.
 constexpr std::string_view kVersion20 = R"sql(
 alter table outbox add column cancel_requested smallint not null default 0;
+update outbox o set cancel_requested = 1 where exists (select 1 from cancel c where c.item = o.item);
 create index outbox_cancels on outbox (shard, item) where cancel_requested = 1;
 
 alter function make_partition(timestamptz, integer) set timezone to 'UTC';

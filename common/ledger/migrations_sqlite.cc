@@ -259,6 +259,7 @@ alter table enqueue_refused_new rename to enqueue_refused;
 // take the row, or refuse it; those that are there are refused under ids of their own.
 constexpr std::string_view kVersion15 = R"sql(
 alter table outbox add column cancel_requested integer not null default 0;
+update outbox set cancel_requested = 1 where exists (select 1 from cancel c where c.item = outbox.item);
 create index outbox_cancels on outbox (shard, item) where cancel_requested = 1;
 insert into enqueue_refused (job, org, queue, kind, payload, priority, max_attempts, backoff_base_ms, backoff_cap_ms, timeout_ms,
     run_at, options, enqueued_at, reason, refused_at)

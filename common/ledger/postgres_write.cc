@@ -43,10 +43,11 @@ constexpr std::string_view kDeleteOutbox =
     "delete from outbox where ctid = any (array(select l.ctid from unnest($2) u(id) cross join lateral "
     "(select x.ctid from outbox x where x.shard = $1 and x.item = u.id limit 1) l "
     "where (select exists (select 1 from outbox o where o.shard = $1))))";
+// $3: with a cancel request, or only those that have none (one that comes meanwhile changes the row: it is looked at again).
 constexpr std::string_view kDeleteOutboxDone =
     "delete from outbox where ctid = any (array(select l.ctid from unnest($1) s(shard) cross join unnest($2) u(id) "
-    "cross join lateral (select x.ctid from outbox x where x.shard = s.shard and x.item = u.id limit 1) l "
-    "where not exists (select 1 from cancel c where c.item = u.id)))";
+    "cross join lateral (select x.ctid from outbox x where x.shard = s.shard and x.item = u.id limit 1) l)) "
+    "and cancel_requested <= $3";
 
 // Where items are noted. They are new, as the run or job of the same transaction is: a key that exists is that row's, and stops
 // the transaction there.
@@ -200,7 +201,9 @@ std::vector<PgStatement> PostgresStore::Statements(const WriteSet& set, const Au
   if (!set.outbox_done_batches.empty())
     all.push_back({"delete from outbox_batch where shard = any($1) and batch = any($2)",
                    PgParams().IntArray(shards).IdArray(set.outbox_done_batches)});
-  if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done)});
+  if (!set.outbox_done.empty()) all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done).Int(0)});
+  if (!set.outbox_done_cancels.empty())
+    all.push_back({kDeleteOutboxDone, PgParams().IntArray(shards).IdArray(set.outbox_done_cancels).Int(1)});
   if (!set.others.empty()) {  // kLockWriter's choices are for the statements above
     all.push_back({"set local plan_cache_mode to default", {}});
     all.push_back({"set local enable_seqscan to default", {}});

@@ -32,7 +32,7 @@ struct Batch {
   std::vector<const DeadActionRow*> dead_actions;
   std::vector<const PrunedChain*> pruned;
   std::vector<Uuid> unique_started;
-  std::vector<Uuid> outbox_done, outbox_done_batches;
+  std::vector<Uuid> outbox_done, outbox_done_cancels, outbox_done_batches;
   std::vector<Statement> others;
   bool outbox = false;            // runs and single jobs get outbox rows
   bool outbox_batches = false;    // many runs get one together

@@ -110,6 +110,7 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
   set.holds.assign(batch.holds.begin(), batch.holds.end());
   set.owner = batch.owner;
   set.outbox_done = batch.outbox_done;
+  set.outbox_done_cancels = batch.outbox_done_cancels;
   set.outbox_done_batches = batch.outbox_done_batches;
   set.others = batch.others;
   MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
@@ -337,6 +338,7 @@ Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime dea
   for (const auto& r : given.cancels) batch.cancels.push_back(&r);
   for (const auto& id : given.outbox_done_runs) batch.outbox_done.push_back(id.uuid);
   for (const auto& id : given.outbox_done_jobs) batch.outbox_done.push_back(id.uuid);
+  batch.outbox_done_cancels = given.outbox_done_cancels;
   batch.outbox_done_batches = given.outbox_done_batches;
   for (const auto& id : given.unique_started) batch.unique_started.push_back(id.uuid);
   MILLRACE_TRY(Write(batch, deadline));
@@ -387,8 +389,8 @@ Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime 
   Batch batch;
   for (const CancelRow& row : rows) {
     batch.cancels.push_back(&row);
-    // A row that was there stays, also if the owner is about to take it out (WriteSet::outbox_done): written again, it is
-    // another row than the one that he saw.
+    // A row that was there stays, also if the owner is about to take it out (WriteSet::outbox_done): he has not seen the
+    // request yet.
     const std::string table = row.is_run ? "live_run" : "live_job", key = row.is_run ? "run" : "job";
     batch.others.push_back(
         {"insert into outbox (item, org, shard, is_run, cancel_requested) select " + key + ", org, shard, " +

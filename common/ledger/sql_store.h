@@ -91,7 +91,8 @@ struct WriteSet {
   std::vector<ItemBatch> outbox_batches;
   std::vector<Item> ended_runs, ended_jobs;  // their outbox rows go too
   std::vector<Uuid> outbox_done_batches;     // taken over, in the shards of `holds`
-  std::vector<Uuid> outbox_done;  // taken over, in the shards of `holds`; one with a cancel request stays until its item ends
+  std::vector<Uuid> outbox_done;             // likewise; one with a cancel request stays
+  std::vector<Uuid> outbox_done_cancels;     // likewise, with their requests
   std::vector<Statement> others;
   Arena arena;
 };

@@ -373,11 +373,14 @@ Result<void> SqliteStore::Bookkeeping(const WriteSet& set) {
   MILLRACE_TRY(DeleteItems("delete from live_job where shard = ?1 and job = ?2", set.ended_jobs));
   MILLRACE_TRY(DeleteOutbox(set.ended_runs));
   MILLRACE_TRY(DeleteOutbox(set.ended_jobs));
-  for (const ShardHold& hold : set.holds)
+  for (const ShardHold& hold : set.holds) {
     for (const Uuid& id : set.outbox_done)
-      MILLRACE_TRY(database_.Run(
-          "delete from outbox where shard = ?1 and item = ?2 and not exists (select 1 from cancel c where c.item = ?2)",
-          hold.shard.value(), sqlite::Blob{id.AsBytes()}));
+      MILLRACE_TRY(database_.Run("delete from outbox where shard = ?1 and item = ?2 and cancel_requested = 0",
+                                 hold.shard.value(), sqlite::Blob{id.AsBytes()}));
+    for (const Uuid& id : set.outbox_done_cancels)
+      MILLRACE_TRY(
+          database_.Run("delete from outbox where shard = ?1 and item = ?2", hold.shard.value(), sqlite::Blob{id.AsBytes()}));
+  }
   for (const Statement& s : set.others) MILLRACE_TRY(RunStatement(s.sql, s.params));
   return {};
 }

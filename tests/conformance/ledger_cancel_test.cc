@@ -209,8 +209,21 @@ TEST_P(LedgerCancelTest, ARequestSurvivesTheOwnersTakingOver) {
   const auto outbox = ledger_->ReadOutbox(hold.shard, kShards, 10, In());
   ASSERT_EQ(outbox->jobs.size(), 1u) << "the request would be known at the next takeover only";
   EXPECT_TRUE(outbox->jobs[0].cancelling);
+  auto seen = BatchOf(hold);
+  seen.outbox_done_cancels = {jobs[0].id.uuid};
+  Commit(seen);
+  EXPECT_TRUE(ledger_->ReadOutbox(hold.shard, kShards, 10, In())->jobs.empty()) << "it holds up no others until the job ends";
+  EXPECT_TRUE(ledger_->LiveSingleJobs(hold.shard, kShards, {}, 10, In())->front().cancelling) << "the next owner knows it too";
+}
+
+TEST_P(LedgerCancelTest, WhatEndsLeavesTheOutboxWithItsRequest) {
+  const JobSpec job = Job();
+  ASSERT_TRUE(ledger_->SubmitJobs(std::span{&job, 1}, In()));
+  const ShardHold hold = Own();
+  const CancelRow request = Cancel(job.id.uuid, false);
+  ASSERT_TRUE(ledger_->RequestCancel(std::span{&request, 1}, In()));
   auto ended = BatchOf(hold);
-  ended.outcomes = {Outcome(jobs[0], JobState::kCancelled)};
+  ended.outcomes = {Outcome(job, JobState::kCancelled)};
   Commit(ended);
   EXPECT_TRUE(ledger_->ReadOutbox(hold.shard, kShards, 10, In())->jobs.empty());
 }

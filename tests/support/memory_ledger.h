@@ -119,8 +119,11 @@ class MemoryLedger : public MemoryScheduleLedger {
       outbox_runs.erase(row.run);
     }
     for (const CancelRow& row : batch.cancels) cancels.emplace(row.item, row);
-    for (const RunId& run : batch.outbox_done_runs) outbox_runs.erase(run);
-    for (const JobId& job : batch.outbox_done_jobs) outbox_jobs.erase(job);
+    for (const RunId& run : batch.outbox_done_runs)
+      if (!cancels.contains(run.uuid)) outbox_runs.erase(run);
+    for (const JobId& job : batch.outbox_done_jobs)
+      if (!cancels.contains(job.uuid)) outbox_jobs.erase(job);
+    for (const Uuid& item : batch.outbox_done_cancels) outbox_runs.erase(RunId{item}), outbox_jobs.erase(JobId{item});
     for (const Uuid& id : batch.outbox_done_batches) outbox_batches.erase(id);
     if (f == LedgerFault::kAppliedButUnknown) return Fail(ErrorCode::kMaybeApplied, "the answer is lost");
     return result;

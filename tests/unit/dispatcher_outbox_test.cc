@@ -103,6 +103,32 @@ TEST_F(DispatcherOutboxTest, ARequestToCancelIsSeenBesideItsBatch) {
   for (const RunId& run : runs) EXPECT_TRUE(ledger_.run_outcomes.contains(run));
 }
 
+// Nobody can raise their fences: they may take long.
+TEST_F(DispatcherOutboxTest, WhatIsBeingCancelledHoldsUpNothingElse) {
+  ledger_.outbox_page_max = 2;
+  std::vector<JobSpec> jobs;
+  std::vector<CancelRow> requests;
+  for (int i = 0; i < 5; ++i) {
+    jobs.push_back(Job());
+    jobs.back().options.has_sink = true;
+    requests.push_back({jobs.back().id.uuid, false, kDefaultOrg, "cli", "why", clock_.WallNow()});
+  }
+  const JobSpec later = Job();
+  ASSERT_TRUE(ledger_.SubmitJobs(jobs, {}));
+  ASSERT_TRUE(ledger_.RequestCancel(requests, {}));
+  ASSERT_TRUE(ledger_.SubmitJobs(std::span{&later, 1}, {}));
+  Handle(event::Rung{.shard = ShardId{0}});
+  Settle();
+  EXPECT_TRUE(ledger_.outbox_jobs.empty());
+  ExpectDepth(1, 0);
+  Hello("w", 10);
+  std::map<JobId, bool> fence_only;
+  for (const auto& [peer, job] : grants_) fence_only[job.id] = job.fence_only;
+  EXPECT_EQ(fence_only.size(), 6U);
+  for (const JobSpec& job : jobs) EXPECT_TRUE(fence_only[job.id]);
+  EXPECT_FALSE(fence_only[later.id]);
+}
+
 // The broker dies between what it made of a batch and the removal of its row: some of the runs have ended, others run or wait.
 // Whoever comes next finds the row again, and what is left of it.
 TEST_F(DispatcherOutboxTest, ABatchThatWasPartlyConsumedWhenItsBrokerDiedStartsNothingTwice) {
