@@ -5,6 +5,7 @@
 #include "broker/dispatcher.h"
 #include "common/base/failpoint.h"
 #include "common/base/log.h"
+#include "common/model/stage_task.h"
 #include "common/wire/check_job.h"
 #include "common/wire/codec.h"
 #include "common/wire/text.h"
@@ -13,6 +14,25 @@ namespace millrace {
 using wire::CheckInstant;
 using wire::CheckJob;
 using wire::CheckName;
+
+namespace {
+
+// A command speaks for its job's org, whatever its payload says or leaves out. What is no command is its worker's to refuse.
+Result<void> SetOrg(JobSpec& job) {
+  if (job.kind != kJobKindCommand) return {};
+  if (job.org == kDefaultOrg && !job.payload.contains("\"org\"")) return {};  // not read: it is left out, and right so
+  auto task = CommandTaskFromJson(job.payload);
+  if (!task || task->org == job.org) return {};
+  task->org = job.org;
+  job.payload = ToJson(*task);
+  if (job.payload.size() > kPayloadBytesMax)
+    return Fail(ErrorCode::kInvalidArgument,
+                "payload: {} bytes with the job's org {} in it, limit {}: make the command shorter", job.payload.size(),
+                job.org.value(), kPayloadBytesMax);
+  return {};
+}
+
+}  // namespace
 
 void Dispatcher::On(event::FromClient& e) {
   if (auto* jobs = std::get_if<wire::SubmitJobs>(&e.message)) return OnSubmitJobs(e.peer, *jobs);
@@ -131,6 +151,7 @@ void Dispatcher::OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m) {
     auto valid = CheckJob(job);
     if (valid && (job.run || !job.depends_on.empty()))
       valid = Fail(ErrorCode::kInvalidArgument, "a single job has no run and depends on nothing");
+    if (valid) valid = SetOrg(job);
     if (!valid) return Problem(peer, m.request, "invalid_argument", fmt::format("jobs[{}]: {}", i, valid.error().message));
     if (job.submitted_at == WallTime{}) job.submitted_at = wall_;
     shards.insert(ShardOf(job.org, options_.shard_count));
@@ -165,6 +186,7 @@ void Dispatcher::OnSubmitRun(const wire::PeerId& peer, wire::SubmitRun& m) {
     if (valid && m.jobs[i].options.durability == Durability::kRedis)
       valid = Fail(ErrorCode::kInvalidArgument,
                    "jobs[{}]: durability redis is for single jobs: those of a run are in the ledger", i);
+    if (valid) valid = SetOrg(m.jobs[i]);
     if (m.jobs[i].submitted_at == WallTime{}) m.jobs[i].submitted_at = wall_;
   }
   if (!valid) return Problem(peer, m.request, "invalid_argument", valid.error().message);

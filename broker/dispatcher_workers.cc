@@ -167,6 +167,8 @@ void Dispatcher::EndAttempt(Lease& lease, AttemptReport& report) {
   Worker& worker = workers_.at(lease.worker);
   worker.Drop(lease);
   if (report.worker.empty()) report.worker = worker.name;
+  if (MILLRACE_MUTANT("mutant.early_reply"))
+    Reply(worker.peer, {.job = spec.id, .token = lease.token, .accepted = true, .reason = {}});
   Piece& piece = OpenPiece(shard, shard.progress_piece);
   piece.bytes += report.result.size() + report.log_tail.size();
   if (lease.kept && verdict.terminal != JobState::kSucceeded) KeepSpec(piece, spec);

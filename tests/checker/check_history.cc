@@ -220,15 +220,18 @@ void Checker::Leases() {
   }
 }
 
-// S1 and S3 of what workers were told, by brokers' words and by their own: an end that was accepted is durable.
+// S1 and S3 of what workers were told, by brokers' words and by their own: an end that was accepted is durable, as an
+// attempt or as the outcome of that very token. Whoever adopts an attempt keeps its token.
 void Checker::Ends() {
   if (facts_.pruned) return;
   for (const Operation& o : history_.operations) {
     if (o.op != "end" || o.type != Type::kOk) continue;
     for (const Item& item : o.items) {
       Looked(3);
+      const auto token = static_cast<std::int64_t>(item.token);
       const auto outcome = facts_.outcomes.find(item.id);
-      if (outcome == facts_.outcomes.end() && !attempts_.contains({item.id, static_cast<std::int64_t>(item.token)}))
+      const bool last = outcome != facts_.outcomes.end() && outcome->second.token == token;
+      if (!last && !attempts_.contains({item.id, token}))
         Add(1, "lost", "job {}: the end of token {} was accepted and is not in the ledger", item.id.ToString(), item.token);
     }
   }

@@ -416,7 +416,21 @@ TEST_P(HistoryCheckReceiptsTest, AnEndThatTheWorkerWasToldIsGone) {
   };
   told(retried_.id, Last());
   EXPECT_EQ(Check().code, 0);
+  told(retried_.id, Lost());
+  EXPECT_EQ(Check().code, 0) << "an attempt that did not end its job";
   told(NewId<JobId>(), Last());
+  ExpectCaught("S1", "lost");
+}
+
+// Its broker answered before the commit and died; the next owner ran the job again, under another token.
+TEST_P(HistoryCheckReceiptsTest, AnEndThatTheWorkerWasToldIsNotTheOneThatWasRecorded) {
+  const auto told = [&](Token token) {
+    Append("history/7-7.jsonl", fmt::format(R"({{"m":9,"who":"worker:w","op":"end","type":"ok","jobs":[["{}",{}]]}})",
+                                            retried_.id.ToString(), token.value()));
+  };
+  told(Last());
+  ASSERT_EQ(Check().code, 0);
+  told(Old());
   ExpectCaught("S1", "lost");
 }
 

@@ -93,7 +93,8 @@ class StoppedOwner : public RemoteLedger {
     proxy_->Drip(2000);
     commit_ = std::jthread([this] { done_ = stopped_->Commit(batch_, In(4s)); });
     const std::string lock =
-        "select count(*) from pg_locks where relation = 'millrace.shard_owner'::regclass and mode = 'RowShareLock'";
+        "select count(*) from pg_locks where relation = 'millrace.shard_owner'::regclass and mode = 'RowShareLock'"
+        " and database = (select oid from pg_database where datname = current_database())";
     for (const MonoTime until = In(3s); Number(lock) == 0 && clock_.Now() < until;) std::this_thread::sleep_for(Millis{10});
     proxy_->Go(Silence::kBoth);
     ASSERT_EQ(Number(lock), 1) << "the row is not locked: the test shows nothing";

@@ -54,6 +54,18 @@ void World::CheckAdopt(std::size_t i, const wire::Hello::Held& item, const wire:
   ++report_.adopted;
 }
 
+void World::CheckEndedReply(const wire::EndedReply& reply) {
+  for (const auto& item : reply.items) {
+    if (!item.accepted) continue;
+    ++report_.ends_accepted;
+    const auto rows = ledger_.jobs.find(item.job);
+    const auto same = [&](const auto& row) { return row.report.token == item.token; };
+    const bool there = rows != ledger_.jobs.end() && ((rows->second.outcome && same(*rows->second.outcome)) ||
+                                                      std::ranges::any_of(rows->second.attempts, same));
+    if (!there) Violation("S1: the end of an attempt is accepted, but the ledger does not have it");
+  }
+}
+
 void World::CheckLimits(const Node& n, const JobSpec& spec, Token token) {
   const auto settings = ledger_.queues.find({spec.org, spec.queue});
   if (settings == ledger_.queues.end()) return;
@@ -250,6 +262,7 @@ void World::CheckEnd() {
     if ((run.state == RunState::kSucceeded) != all)
       Violation("run " + id.ToString() + ": its outcome does not follow from its jobs");
   }
+  if (!Idle()) Violation("everything has ended, but an attempt still runs");
   for (const auto& [id, effect] : effects_) {
     if (!Ended(id)) continue;  // lost with the queue
     const auto& rows = ledger_.jobs.at(id);

@@ -244,6 +244,20 @@ void World::StepClock() {
   clock.StepTo(to);
 }
 
+void World::FillQueue() {
+  const Micros time = Between(300'000, 5'000'000);
+  queue_.memory_max = Chance(50) ? 0 : random_.Below(8);
+  says_full_ = Chance(50);
+  full_until_ = std::max(full_until_, Now() + time);
+  Trace("full", {}, queue_.memory_max);
+  In(time, [this] {
+    if (full_until_ > Now()) return;  // filled again meanwhile
+    queue_.memory_max = SIZE_MAX;
+    says_full_ = false;
+    Trace("room");
+  });
+}
+
 LedgerFault World::NextFault() {
   if (healed_) return LedgerFault::kNone;
   if (ledger_down_until_ > Now()) return LedgerFault::kUnavailable;

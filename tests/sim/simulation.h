@@ -23,11 +23,13 @@ enum class Mutant : std::uint8_t {
   kForgetRemovals,      // the queue does not find what is to be taken out of it
   kForgetDelivered,     // a new owner is not told what was delivered
   kForgetRunAt,         // the queue forgets when what comes back to it may start
+  kNeverStops,          // an attempt that nobody wants any more goes on for ever
   kOwnClock,            // a scheduler goes by its own wall clock instead of the ledger's
   // Only of builds with failpoints:
   kDoubleSlot,     // a slot gets a second run
   kHandBackFails,  // a hand-back counts as a failure
   kNoBackoff,      // a failed attempt is repeated at once
+  kEarlyReply,     // a worker is told that its end is recorded before it is
 };
 
 // The failpoint that makes a mutant; empty: it is injected around the product.
@@ -49,6 +51,8 @@ struct Report {
   std::size_t clock_steps = 0, long_freezes = 0;        // of a broker for longer than any lease, and shards were taken over
   std::size_t retries = 0, handed_back = 0, quarantined = 0,
               spent = 0;                // attempts that failed and went on; ...; at max_attempts
+  std::size_t ends_accepted = 0;        // of which workers were told
+  std::size_t puts_refused = 0;         // by a queue that had no memory left
   std::size_t kept = 0, kept_lost = 0;  // jobs of durability redis that were accepted; those lost with the queue's state
 };
 

@@ -33,7 +33,9 @@ TEST(SimulationMutantsTest, EveryMutantIsFound) {
         std::pair{Mutant::kForgetDelivered, "a cancelled job ends while an attempt goes on"},
         std::pair{Mutant::kForgetRunAt, "what comes back to the queue starts at once"},
         std::pair{Mutant::kOwnClock, "a scheduler goes by its own clock"}, std::pair{Mutant::kDoubleSlot, "one slot doubled"},
-        std::pair{Mutant::kHandBackFails, "a hand-back counts as a failure"}, std::pair{Mutant::kNoBackoff, "no backoff"}}) {
+        std::pair{Mutant::kHandBackFails, "a hand-back counts as a failure"}, std::pair{Mutant::kNoBackoff, "no backoff"},
+        std::pair{Mutant::kNeverStops, "an attempt goes on for ever"},
+        std::pair{Mutant::kEarlyReply, "an end is accepted before it is recorded"}}) {
     if (only != nullptr && !std::string_view(name).contains(only)) continue;
     if (!FailpointOf(mutant).empty() && !kFailpoints) continue;
     std::uint64_t found = 0;

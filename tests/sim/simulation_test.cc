@@ -40,7 +40,7 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   std::uint64_t steps = 0, jobs = 0, runs = 0, lost = 0, takeovers = 0, cancelled = 0, limited = 0, expired = 0, overdue = 0,
                 conflicts = 0, failed = 0, adopted = 0, handed_over = 0, kept = 0, kept_lost = 0, kept_cancelled = 0,
                 fences = 0, passed = 0, slots = 0, slots_skipped = 0, late_slots = 0, terms = 0, clock_steps = 0,
-                long_freezes = 0, retries = 0, handed_back = 0, quarantined = 0, spent = 0;
+                long_freezes = 0, retries = 0, handed_back = 0, quarantined = 0, spent = 0, ends_accepted = 0, puts_refused = 0;
   for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     const Report report = Simulate(seed);
     steps += report.steps;
@@ -70,6 +70,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     handed_back += report.handed_back;
     quarantined += report.quarantined;
     spent += report.spent;
+    ends_accepted += report.ends_accepted;
+    puts_refused += report.puts_refused;
     if (report.violations.empty()) continue;
     for (const auto& violation : report.violations) ADD_FAILURE() << "seed " << seed << ": " << violation;
     if (++failed == 3) break;
@@ -84,8 +86,10 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
   fmt::print(
       "{} slots fired, {} of them late, {} skipped for overlap, under {} leaders; {} clock steps; {} brokers froze until "
       "others "
-      "had their shards; {} failed attempts repeated, {} handed back, {} jobs spent their attempts, {} in crash quarantine\n",
-      slots, late_slots, slots_skipped, terms, clock_steps, long_freezes, retries, handed_back, spent, quarantined);
+      "had their shards; {} failed attempts repeated, {} handed back, {} jobs spent their attempts, {} in crash quarantine; {} "
+      "ends accepted; {} puts refused for want of memory\n",
+      slots, late_slots, slots_skipped, terms, clock_steps, long_freezes, retries, handed_back, spent, quarantined,
+      ends_accepted, puts_refused);
   EXPECT_GT(jobs, 0U);
   if (seeds >= 100) {
     EXPECT_GT(lost, 0U);
@@ -113,6 +117,8 @@ TEST_F(SimulationTest, InvariantsHoldUnderEverySeed) {
     EXPECT_GT(handed_back, seeds / 10);
     EXPECT_GT(quarantined, seeds / 10);
     EXPECT_GT(spent, seeds / 20);
+    EXPECT_GT(ends_accepted, jobs / 4);
+    EXPECT_GT(puts_refused, seeds / 10);
   }
 }
 

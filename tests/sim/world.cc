@@ -37,6 +37,8 @@ sim::Report World::Run() {
   for (int i = 0; i < 5; ++i) At(Between(500'000, 18'000'000), [this] { BreakScheduler(); });
   if (seed_ % 3 != 0)
     for (int i = 0; i < 3; ++i) At(Between(500'000, 18'000'000), [this] { StepClock(); });
+  if (RunsFull())
+    for (int i = 0; i < 3; ++i) At(Between(500'000, 16'000'000), [this] { FillQueue(); });
   At(kFaultsEnd, [this] { Heal(); });
   std::optional<Micros> until;  // what is on its way out of the queue gets the time to leave
   std::uint64_t look = 0;
@@ -120,6 +122,7 @@ void World::StartBroker(std::size_t i) {
   n.pump_due.reset();
   PumpAt(i, Now() + Between(0, 50'000));
   Tick(i, n.life);
+  if (RunsFull()) AskMemory(i);
 }
 
 void World::StopBroker(std::size_t i) {
@@ -142,6 +145,13 @@ void World::Tick(std::size_t i, std::uint64_t life) {
     n.events.push_back(event::Tick{});
     Loop(i);
     Tick(i, life);
+  });
+}
+
+void World::AskMemory(std::size_t i) {
+  OnBroker(i, kMemoryPollInterval, [this, i](Node&) {
+    Tell(i, event::QueueMemoryRead{.memory = {.used = says_full_ ? 100U : 10U, .max = 100}});
+    AskMemory(i);
   });
 }
 
@@ -234,12 +244,13 @@ void World::QueueStep(std::size_t i, Node& n) {
     std::vector<Result<QueueReply>> results;
     if (!fails || applied) results = queue_.Execute(std::span{&op, 1});
     if (!results.empty() && results.front()) NoteKept(op);
+    if (!results.empty() && !results.front() && results.front().error().code == ErrorCode::kLimit) ++report_.puts_refused;
     if (const auto* take = std::get_if<queue_op::Take>(&op); take && mutant_ == Mutant::kForgetDelivered && !results.empty()) {
       queue_.ForgetDelivered(take->shard);
       if (results.front()) results.front()->in_flight.clear();
     }
     if (fails) results = {Fail(ErrorCode::kMaybeApplied, "the connection broke")};
-    replies.replies.emplace_back(id, std::move(results.front()));
+    replies.Add(id, op, std::move(results.front()));
   }
   OnBroker(i, Micros{100},
            [this, i, all = std::make_shared<event::QueueReplies>(std::move(replies))](Node&) { Tell(i, std::move(*all)); });
@@ -259,6 +270,7 @@ void World::Issue(std::size_t i, command::SendWorker& command) {
     for (const auto& job : grant->jobs) CheckGrant(i, job, command.peer);
   if (const auto* adopt = std::get_if<wire::Adopt>(&command.message))
     for (const auto& item : adopt->items) CheckAdopt(i, item, command.peer);
+  if (const auto* reply = std::get_if<wire::EndedReply>(&command.message)) CheckEndedReply(*reply);
   TraceMessage("to worker", command.peer, command.message);
   const std::size_t w = static_cast<std::size_t>(command.peer.front() - '0');
   if (!healed_ && (Cut(i, w) || Chance(2))) return;  // lost on the way
@@ -411,6 +423,10 @@ void World::Report(std::size_t w, AttemptReport report) {
 void World::KillAttempt(std::size_t w, const worker::Session::Kill& kill) {
   OnWorker(w, Between(100, 50'000), [this, w, kill](SimWorker&) {
     if (!StillRuns(w, kill.job, kill.token)) return;
+    if (mutant_ == Mutant::kNeverStops && Ended(kill.job)) {
+      workers_[w].running[kill.job] = Token{};
+      return;
+    }
     AttemptReport report;
     report.job = kill.job;
     report.token = kill.token;
@@ -463,6 +479,7 @@ std::string_view FailpointOf(Mutant mutant) {
     case Mutant::kDoubleSlot: return "mutant.double_slot";
     case Mutant::kHandBackFails: return "mutant.hand_back_fails";
     case Mutant::kNoBackoff: return "mutant.no_backoff";
+    case Mutant::kEarlyReply: return "mutant.early_reply";
     default: return {};
   }
 }

@@ -137,6 +137,7 @@ class World {
   // Runs `what` in the process's life, after it thawed.
   void OnBroker(std::size_t i, Micros delay, std::function<void(Node&)> what);
   void Tick(std::size_t i, std::uint64_t life);
+  void AskMemory(std::size_t i);  // what the queue says of it, again and again
   void Tell(std::size_t i, Event event);
   void Loop(std::size_t i);
   void PumpAt(std::size_t i, Micros at);
@@ -195,6 +196,10 @@ class World {
   void FreezeBroker(std::size_t b);
   void FreezeWorker(std::size_t w);
   void StepClock();
+  // In some seeds the queue has no memory left for a while: it refuses what is put in, and says so or not (then something else
+  // than what brokers ask about is short).
+  bool RunsFull() const { return seed_ % 4 == 1; }
+  void FillQueue();
   std::vector<Epoch> Epochs();
   bool AnyFrozen() const;
   bool Cut(std::size_t broker, std::size_t worker) const {
@@ -207,6 +212,8 @@ class World {
   // ---- checks --------------------------------------------------------------------------------------------------------------
   void CheckAdopt(std::size_t i, const wire::Hello::Held& item, const wire::PeerId& peer);
   void CheckGrant(std::size_t i, const wire::Grant::Job& job, const wire::PeerId& peer);
+  // An end that is accepted is in the ledger when its worker is told so.
+  void CheckEndedReply(const wire::EndedReply& reply);
   // As the owner knows it: attempts of its epoch whose end it has not sent to the ledger.
   void CheckLimits(const Node& n, const JobSpec& spec, Token token);
   // A broker that froze between claim and grant grants late: one burst more.
@@ -270,6 +277,8 @@ class World {
   bool healed_ = false;
   std::map<std::pair<std::size_t, std::size_t>, Micros> cut_until_;  // broker and worker do not hear each other
   Micros ledger_down_until_{0}, ledger_unknown_until_{0};
+  Micros full_until_{0};
+  bool says_full_ = false;
   sim::Report report_;
 };
 

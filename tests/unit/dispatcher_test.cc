@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "broker/entry_codec.h"
+#include "common/model/stage_task.h"
 #include "tests/support/dispatcher_fixture.h"
 
 namespace millrace {
@@ -47,6 +48,46 @@ TEST_F(DispatcherTest, NothingIsAcceptedOrEnqueuedBeforeTheLedgerHasIt) {
   Advance(1s);
   EXPECT_NE(Last<wire::SubmitReply>(), nullptr);
   EXPECT_EQ(grants_.size(), 1U);
+}
+
+TEST_F(DispatcherTest, ACommandSpeaksForItsJobsOrgWhateverItsPayloadSays) {
+  Hello("w", 100);
+  const auto command = [&](OrgId org, OrgId said, Durability durability) {
+    JobSpec job = Job();
+    job.org = org;
+    job.kind = kJobKindCommand;
+    job.options.durability = durability;
+    CommandTask task{.pipeline = "p", .stage = "s", .run = {}, .job = job.id, .command = {}, .base_dir = "/", .org = said};
+    task.command.argv = {"true"};
+    job.payload = ToJson(task);
+    return job;
+  };
+  for (const Durability durability : {Durability::kLedger, Durability::kRedis})
+    for (const auto& [org, said] : {std::pair{7, 1}, {7, 8}, {7, 7}, {1, 8}, {1, 1}}) {
+      const JobSpec job = command(OrgId{org}, OrgId{said}, durability);
+      Submit({job});
+      ASSERT_EQ(grants_.back().second.id, job.id);
+      EXPECT_EQ(CommandTaskFromJson(grants_.back().second.payload)->org, OrgId{org}) << "said " << said;
+      End(grants_.size() - 1, AttemptEnd::kSucceeded);
+    }
+  wire::SubmitRun submit{.request = 1, .run = {}, .jobs = {command(OrgId{7}, OrgId{1}, Durability::kLedger)}, .watch = false};
+  submit.run.id = ids_.Next<RunId>();
+  submit.run.org = OrgId{7};
+  submit.run.pipeline = "p";
+  submit.jobs.front().run = submit.run.id;
+  Handle(event::FromClient{.peer = "c", .message = submit});
+  Settle();
+  EXPECT_EQ(CommandTaskFromJson(grants_.back().second.payload)->org, OrgId{7}) << "of a run";
+  JobSpec broken = command(OrgId{7}, OrgId{1}, Durability::kLedger);
+  broken.payload = "{";
+  Submit({broken});
+  EXPECT_EQ(grants_.back().second.payload, "{") << "its worker says what is wrong with it";
+  JobSpec full = command(OrgId{7}, OrgId{1}, Durability::kLedger);
+  full.payload.insert(full.payload.find("true"), std::string(kPayloadBytesMax - full.payload.size(), 'x'));
+  Submit({full});
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_TRUE(Last<wire::Problem>()->message.contains("jobs[0]: payload: 1048584 bytes with the job's org 7 in it"))
+      << Last<wire::Problem>()->message;
 }
 
 TEST_F(DispatcherTest, PrioritiesAreStrict) {
