@@ -5,7 +5,7 @@
 
 #include <filesystem>
 
-#include "broker/events.h"
+#include "broker/broker.h"
 #include "client/cli/broker_client.h"
 #include "client/cli/broker_look.h"
 #include "client/cli/retention.h"

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -114,6 +116,29 @@ std::int64_t WaitUntilNoMoreIsLost(Observer& observer) {
   return lost;
 }
 
+// What that worker was given so far, by its own history.
+std::size_t GrantsTo(Cluster& cluster, const std::string& worker) {
+  std::size_t grants = 0;
+  for (const Member* member : cluster.OfRole(Role::kWorker)) {
+    if (member->name != worker) continue;
+    for (const auto& file : std::filesystem::directory_iterator(cluster.history())) {
+      if (!file.path().filename().string().starts_with(fmt::format("{}-", member->process.pid()))) continue;
+      std::ifstream lines(file.path());
+      for (std::string line; std::getline(lines, line);) grants += line.find(R"("op":"grant")") != std::string::npos ? 1 : 0;
+    }
+  }
+  return grants;
+}
+
+// After a cut it takes a while until it is known again.
+bool WaitUntilItIsGranted(Cluster& cluster, const std::string& worker) {
+  const SystemClock clock;
+  const std::size_t before = GrantsTo(cluster, worker);
+  for (const MonoTime until = clock.Now() + kAcceptTimeout; clock.Now() < until; testing::SleepFor(Millis{50}))
+    if (GrantsTo(cluster, worker) > before) return true;
+  return false;
+}
+
 // How many more than `before` that worker lost; 0: none in time.
 std::int64_t WaitForLostAttempt(Observer& observer, const std::string& worker, std::int64_t before) {
   const SystemClock clock;
@@ -174,6 +199,9 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
   for (const Break& one : MakePlan(Long() ? kCutsLong : kCutsShort, random)) {
     testing::SleepFor(Millis{300 + static_cast<std::int64_t>(random.Below(600))});
     const auto [a, b] = Ends(one.link, observer, random);
+    if (one.costs) {
+      ASSERT_TRUE(WaitUntilItIsGranted(*cluster, a)) << a << " is given nothing";
+    }
     const std::size_t before = submitter.accepted().size();
     const std::int64_t lost = one.costs ? AttemptsLost(observer, a) : 0;
     ASSERT_TRUE(one.way == Way::kBack || lab->Cut(a, b));
