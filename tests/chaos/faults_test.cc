@@ -52,7 +52,7 @@ constexpr Millis kDies{10'000};
 constexpr int kExtractsShort = 2, kExtractsLong = 10;  // in which a worker is killed
 constexpr int kRestartsShort = 2, kRestartsLong = 10;  // of PostgreSQL
 // Promised in ops/docs/failure-modes.md, beside what the machine is late meanwhile.
-constexpr Millis kGrantedElsewhere = 2 * Millis{kLeaseTtl}, kServedAgain{10'000};
+constexpr Millis kGrantedElsewhere{6'000}, kServedAgain{10'000};  // the first is two leases
 
 constexpr std::uint64_t kClusterTests = 8;
 

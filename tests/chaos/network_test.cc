@@ -124,7 +124,8 @@ std::size_t GrantsTo(Cluster& cluster, const std::string& worker) {
     for (const auto& file : std::filesystem::directory_iterator(cluster.history())) {
       if (!file.path().filename().string().starts_with(fmt::format("{}-", member->process.pid()))) continue;
       std::ifstream lines(file.path());
-      for (std::string line; std::getline(lines, line);) grants += line.find(R"("op":"grant")") != std::string::npos ? 1 : 0;
+      for (std::string line; std::getline(lines, line);)
+        if (line.find(R"("op":"grant")") != std::string::npos) ++grants;
     }
   }
   return grants;
