@@ -13,6 +13,9 @@
 // the p99 of the lateness is above 100 ms, a due job did not leave, or one was granted before its time; 3 when nothing could be
 // measured.
 #include <fmt/format.h>
+#ifdef MILLRACE_JEMALLOC
+#include <jemalloc/jemalloc.h>
+#endif
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -106,10 +109,20 @@ Result<void> RunIdleWorker(const Setting& s) {
   return ran;
 }
 
+// The allocator's thread that gives memory back (client/cli/allocator.cc) is not in a forked process; without it what the
+// warm-up left would go at some later time, and hide what grew.
+void StartAllocatorsThread() {
+#ifdef MILLRACE_JEMALLOC
+  bool on = true;
+  (void)mallctl("background_thread", nullptr, nullptr, &on, sizeof on);
+#endif
+}
+
 template <class Body>
 pid_t Spawn(Body body) {
   const pid_t child = ::fork();
   if (child != 0) return child;
+  StartAllocatorsThread();
   ::signal(SIGTERM, [](int) { stop = true; });
   const Result<void> ran = body();
   if (!ran) fmt::print(stderr, "{}\n", ran.error().message);
