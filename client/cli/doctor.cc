@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "broker/broker.h"
 #include "client/cli/broker_client.h"
 #include "client/cli/broker_look.h"
 #include "client/cli/retention.h"
@@ -81,6 +82,17 @@ void LedgerFindings(Context& context, std::vector<Finding>& out) {
   out.push_back(RetentionFinding(context, **ledger));
 }
 
+// As the broker sees it, which then refuses submits.
+Finding MemoryFinding(std::string found, const QueueMemory& memory) {
+  const auto text = [](std::uint64_t bytes) { return HumanBytes(static_cast<std::int64_t>(bytes)); };
+  if (memory.max == 0) return Good("queue", found + fmt::format("; holds {}, no maxmemory", text(memory.used)));
+  found += fmt::format("; holds {} of its maxmemory of {}", text(memory.used), text(memory.max));
+  if (memory.used < memory.max / 100 * kQueueMemoryPercentMax) return Good("queue", std::move(found));
+  return Bad("queue", found + fmt::format(": from {} % on every submit is refused (queue_full)", kQueueMemoryPercentMax),
+             "raise Redis' maxmemory, or let workers drain the queues (millrace queue list); what else is in that Redis "
+             "counts too");
+}
+
 Finding QueueFinding(const Context& context) {
   const QueueConfig& queue = context.config().queue;
   if (queue.kind == QueueConfig::Kind::kSqlite)
@@ -96,7 +108,9 @@ Finding QueueFinding(const Context& context) {
   const RedisServerInfo& info = (*redis)->Describe();
   std::string found = where + ", version " + info.version;
   for (const std::string& warning : info.warnings) found += "; " + warning;
-  return Good("queue", found);
+  const auto memory = (*redis)->Memory();
+  if (!memory) return Good("queue", found + "; how full it is is not known: " + memory.error().message);
+  return MemoryFinding(std::move(found), *memory);
 }
 
 Finding LakeFinding(const Context& context) {

@@ -28,8 +28,8 @@ namespace {
 
 constexpr int kKillsShort = 12, kKillsLong = 50;
 constexpr int kRecoveriesEach = 25, kLeaderKills = 50;
-constexpr Millis kSlotEvery{3000};                          // kAppendCron
-constexpr Millis kGrantedElsewhere{5'000}, kTaken{10'000};  // promised in ops/docs/failure-modes.md
+constexpr Millis kSlotEvery{3000};                                                // kAppendCron
+constexpr Millis kGrantedElsewhere{5'000}, kTaken{10'000}, kServedAgain{10'000};  // promised in ops/docs/failure-modes.md
 constexpr Millis kDrainTimeout{300'000};
 constexpr Millis kFlowMin{11'000};  // of work, also when the rounds are few
 
@@ -163,6 +163,8 @@ TEST(KillRounds, RecoveryTimes) {
   ExpectWithin(kGrantedElsewhere, "the job of a killed worker is granted elsewhere", granted(Name(Victim::kWorker)));
   ExpectWithin(kGrantedElsewhere, "the job of a frozen worker is granted elsewhere", granted(Name(Fault::kFreeze)));
   ExpectWithin(kTaken, "a shard of a killed broker is taken", findings->taken);
+  ExpectWithin(kServedAgain, "a job that was submitted after PostgreSQL crashed and was restarted has ended",
+               findings->service.at(std::string(Name(Fault::kPostgresCrash))));
 }
 
 // The leading scheduler dies around the instant of a slot, again and again; the other one goes on. The same in virtual time, a

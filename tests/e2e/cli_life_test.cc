@@ -8,6 +8,7 @@
 #include "common/drivers/sqlite.h"
 #include "tests/support/cli_runner.h"
 #include "tests/support/fault_shim.h"
+#include "tests/support/redis_server.h"
 
 namespace millrace::testing {
 namespace {
@@ -214,6 +215,32 @@ TEST_F(CliLife, ALargeLedgerWithoutRetentionIsSaid) {
   EXPECT_THAT(row.at("fix").get<std::string>(), HasSubstr("ledger.retention (e.g. 90d)"));
   EXPECT_EQ(finding(0, {"--set", "ledger.retention=90d"}).at("ok"), true);
   EXPECT_EQ(finding(0, {"--set", "ledger.retention_bytes=20GiB"}).at("ok"), true);
+}
+
+TEST_F(CliLife, ARedisThatIsNearlyFullIsSaid) {
+  if (!RedisServer::Installed()) {
+    if (std::getenv("CI") != nullptr) FAIL() << "there is no redis-server on the path";
+    GTEST_SKIP() << "there is no redis-server on the path: run ops/setup";
+  }
+  RedisServer server("everysec");
+  ASSERT_TRUE(server.Start());
+  const auto finding = [&](int code) {
+    for (const auto& row : RunJson({"doctor", "--set", "queue.redis=" + server.endpoint()}, code))
+      if (row.at("check") == "queue") return row;
+    return nlohmann::json();
+  };
+  EXPECT_THAT(finding(0).at("found").get<std::string>(), HasSubstr(", no maxmemory"));
+  EXPECT_EQ(server.Said({"SET", "somebody", std::string(85'000'000, 'x')}), "OK");
+  EXPECT_EQ(server.Said({"CONFIG", "SET", "maxmemory", "150000000"}), "OK");
+  const auto good = finding(0);
+  EXPECT_EQ(good.at("ok"), true);
+  EXPECT_THAT(good.at("found").get<std::string>(), HasSubstr(" of its maxmemory of 150"));
+  EXPECT_EQ(server.Said({"CONFIG", "SET", "maxmemory", "100000000"}), "OK");
+  const auto bad = finding(1);
+  EXPECT_EQ(bad.at("ok"), false);
+  EXPECT_THAT(bad.at("found").get<std::string>(), HasSubstr("of its maxmemory of 100"));
+  EXPECT_THAT(bad.at("found").get<std::string>(), HasSubstr("from 80 % on every submit is refused (queue_full)"));
+  EXPECT_THAT(bad.at("fix").get<std::string>(), HasSubstr("raise Redis' maxmemory"));
 }
 
 }  // namespace

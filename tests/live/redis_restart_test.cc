@@ -274,6 +274,21 @@ TEST_F(RedisRestartTest, OutOfMemoryRefusesNewWorkAndStillFinishesTheOld) {
   Must(*queue, Enqueue{kShard, Epoch{8}, {Entry(5)}});
 }
 
+TEST_F(RedisRestartTest, SaysHowMuchItHoldsAndMayHold) {
+  auto queue = Open();
+  const auto before = queue->Memory();
+  ASSERT_TRUE(before) << before.error().message;
+  EXPECT_GT(before->used, 0u);
+  EXPECT_EQ(before->max, 0u) << "no limit";
+  EXPECT_EQ(server_->Said({"CONFIG", "SET", "maxmemory", "123456789"}), "OK");
+  Must(*queue, Take{kShard, Epoch{7}});
+  Must(*queue, Enqueue{kShard, Epoch{7}, {Entry(1, std::string(1u << 20, 'x'))}});
+  const auto after = queue->Memory();
+  ASSERT_TRUE(after) << after.error().message;
+  EXPECT_EQ(after->max, 123'456'789u);
+  EXPECT_GT(after->used, before->used + (1u << 20));
+}
+
 TEST_F(RedisRestartTest, LostScriptsChangeNeitherOrderNorOutcome) {
   auto queue = Open();
   Must(*queue, Take{kShard, Epoch{7}});

@@ -72,8 +72,10 @@ class JobDriver {
       ASSERT_TRUE(message);
       if (const auto* reply = std::get_if<wire::SubmitReply>(&*message)) Accepted(*reply);
       if (const auto* problem = std::get_if<wire::Problem>(&*message))
-        if (const auto it = waiting_.find(problem->request); it != waiting_.end())
+        if (const auto it = waiting_.find(problem->request); it != waiting_.end()) {
+          ++problems_[problem->code];
           it->second.second = clock_.Now() - kResendAfter + Millis{100};
+        }
     }
     for (auto& [request, one] : waiting_)
       if (clock_.Now() - one.second > kResendAfter) {
@@ -106,6 +108,7 @@ class JobDriver {
   bool AllAnswered() const { return waiting_.empty(); }
   std::size_t unanswered() const { return waiting_.size(); }
   const std::map<JobId, Told>& accepted() const { return accepted_; }
+  const std::map<std::string, int>& problems() const { return problems_; }  // refusals of submits, by their code
   // The arguments of the history checker: what the client was told, and what the worker did, written into `folder`.
   std::vector<std::string> WriteLists(const std::filesystem::path& folder) const {
     AcceptedList list;
@@ -190,6 +193,7 @@ class JobDriver {
   std::map<std::uint64_t, std::pair<wire::SubmitJobs, MonoTime>> waiting_;
   std::map<JobId, MonoTime> submitted_;
   std::map<JobId, Told> accepted_;
+  std::map<std::string, int> problems_;
   std::set<JobId> recorded_;
   std::map<JobId, Token> tokens_;
   std::vector<std::pair<JobId, Token>> granted_;  // in order; each was ended at once
