@@ -3,7 +3,7 @@
 // slow and loses packets at once, a Redis that comes back with older files, or has no memory left; and two kinds of kills: of
 // everything at one instant, and of a worker in the middle of an extract. MILLRACE_CHAOS=short (default) or long,
 // MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form plays one of the tests with a cluster,
-// which the seed chooses; all that a --gtest_filter names.
+// or that of cancel_rounds_test, which the seed chooses; all that a --gtest_filter names.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -46,8 +46,6 @@ constexpr int kTogetherShort = 3, kTogetherMax = 200;  // rounds in which everyt
 constexpr Millis kTogetherLong{360'000};
 constexpr Millis kDies{10'000};
 constexpr int kExtractsShort = 2, kExtractsLong = 10;  // in which a worker is killed
-
-constexpr std::uint64_t kClusterTests = 7;
 
 // A cluster with something flowing through it, and the end of every test here.
 class Faults : public ::testing::Test {
