@@ -20,6 +20,8 @@
 #include <system_error>
 #include <utility>
 
+#include "worker/group_guard.h"
+
 namespace millrace::worker {
 namespace {
 
@@ -85,6 +87,7 @@ struct Plan {
   const char* cwd;  // or null
   int in, out, frames, status;
   int nice;
+  int guard;
   pid_t parent;
 };
 
@@ -101,6 +104,7 @@ struct SpawnError {
 
 [[noreturn]] void RunInChild(const Plan& plan) {
   ::setpgid(0, 0);
+  GroupGuard::Watch(plan.guard, ::getpid());  // by the child: there is no moment in which it could start somebody unguarded
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != plan.parent) ::_exit(127);  // it died before the prctl
   for (const int signal : {SIGPIPE, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCHLD, SIGUSR1, SIGUSR2}) ::signal(signal, SIG_DFL);
@@ -183,6 +187,7 @@ Result<std::unique_ptr<Child>> Child::Spawn(const ChildOptions& options) {
                   .frames = pipes.child_frames.get(),
                   .status = status.write.get(),
                   .nice = options.nice,
+                  .guard = options.guard_fd,
                   .parent = ::getpid()};
   const pid_t pid = ::fork();
   if (pid < 0) return Fail(ErrorCode::kUnavailable, "fork: {}", std::strerror(errno));
@@ -196,8 +201,12 @@ Result<std::unique_ptr<Child>> Child::Spawn(const ChildOptions& options) {
   ssize_t got = 0;
   do got = ::read(status.read.get(), &failure, sizeof failure);
   while (got < 0 && errno == EINTR);
-  if (got == static_cast<ssize_t>(sizeof failure)) return std::unexpected(FromSpawn(failure, options));
-  MILLRACE_TRY(child->Watch());
+  const bool failed = got == static_cast<ssize_t>(sizeof failure);
+  Result<void> watched = failed ? Result<void>(std::unexpected(FromSpawn(failure, options))) : child->Watch();
+  if (!watched) {
+    GroupGuard::Forget(options.guard_fd, pid);
+    return std::unexpected(std::move(watched.error()));
+  }
   child->TakePipes(std::move(pipes));
   return child;
 }

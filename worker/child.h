@@ -1,5 +1,6 @@
 // One child process with a process group of its own. Not thread-safe. Spawn must be called by a thread that outlives the
-// child: the kernel kills the child when that thread ends (PR_SET_PDEATHSIG), so that no job survives its worker.
+// child: the kernel kills the child when that thread ends (PR_SET_PDEATHSIG), so that no job survives its worker; what a child
+// has started, its group, a GroupGuard kills then.
 #pragma once
 
 #include <sys/types.h>
@@ -21,6 +22,7 @@ struct ChildOptions {
   bool frames = false;            // stdin and fd 3 are pipes to us; otherwise stdin is /dev/null
   int stdin_fd = -1;              // without frames: becomes its stdin; stays open here
   int nice = 0;                   // added to ours
+  int guard_fd = -1;              // of a GroupGuard that is to watch its group; the caller has it forget the group at the end
 };
 
 struct ExitStatus {

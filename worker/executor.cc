@@ -154,11 +154,26 @@ Result<void> Executor::StartCommand(const wire::Grant::Job& job, Running& runnin
   if (task->command.argv.empty()) return Malformed(refusal, "the command is empty");
   MILLRACE_TRY(MakeScratch(job, running, refusal));
   running.run = task->run;
-  auto process = Process::Start(poller_, CommandChild(*task, job.token, InheritedEnv(), running.scratch, options_.nice),
-                                fmt::format("job {} ({})", job.id.ToString(), task->stage));
+  ChildOptions child = CommandChild(*task, job.token, InheritedEnv(), running.scratch, options_.nice);
+  child.guard_fd = Guard();
+  auto process = Process::Start(poller_, child, fmt::format("job {} ({})", job.id.ToString(), task->stage));
   if (!process) return CannotStart(refusal, std::move(process.error()), "command_not_startable");
   running.process = std::move(*process);
   return {};
+}
+
+// Where a command says its group. -1: there is no guard to be had.
+int Executor::Guard() {
+  if (guard_ && guard_->Alive()) return guard_->fd();
+  auto started = GroupGuard::Start();
+  if (!started) {
+    LogWarn("what commands start will outlive this worker if it is killed: {}", started.error().message);
+    return -1;
+  }
+  guard_ = std::move(*started);
+  for (const auto& [id, running] : running_)
+    if (!running.stage && running.process) GroupGuard::Watch(guard_->fd(), running.process->pid());
+  return guard_->fd();
 }
 
 void Executor::Kill(JobId job, Token token, KillReason reason) {
@@ -244,6 +259,7 @@ void Executor::Tick() {
       continue;
     }
     ended_.push_back(Report(it->first, running));
+    if (!running.stage && guard_) GroupGuard::Forget(guard_->fd(), running.process->pid());
     if (!running.scratch.empty()) janitor_.Remove(std::move(running.scratch));
     it = running_.erase(it);
   }

@@ -13,6 +13,7 @@
 #include "common/model/job.h"
 #include "common/model/stage_task.h"
 #include "common/wire/messages.h"
+#include "worker/group_guard.h"
 #include "worker/janitor.h"
 #include "worker/poller.h"
 #include "worker/process.h"
@@ -91,6 +92,7 @@ class Executor {
   void SeeOff(MonoTime now);
   AttemptReport Report(JobId job, const Running& running) const;
   void ReportCommand(const ExitStatus& exit, JobId job, const Running& running, AttemptReport& report) const;
+  int Guard();
   Result<void> MakeScratch(const wire::Grant::Job& job, Running& running, AttemptReport& refusal) const;
   AttemptReport Blank(JobId job, Token token) const;
 
@@ -99,6 +101,7 @@ class Executor {
   Poller& poller_;
   ProcessPool& pool_;
   Janitor janitor_;
+  std::unique_ptr<GroupGuard> guard_;  // from the first command on
   std::map<JobId, Running> running_;
   std::vector<Leaving> leaving_;
   std::vector<AttemptReport> ended_;

@@ -21,8 +21,11 @@ constexpr Millis kNotWritten{3'000};  // appendfsync everysec: what Redis had an
 
 class Checker {
  public:
-  Checker(Cluster& cluster, Observer& observer, const Rounds& rounds, const std::map<JobId, Accepted>& accepted)
-      : cluster_(cluster), observer_(observer), rounds_(rounds), accepted_(accepted) {}
+  Checker(Cluster& cluster, Observer& observer, const Rounds& rounds, const std::map<JobId, Accepted>& accepted,
+          const std::set<Uuid>& cancelled)
+      : cluster_(cluster), observer_(observer), rounds_(rounds), accepted_(accepted) {
+    for (const Uuid& id : cancelled) cancelled_ += fmt::format("{}'{}'", cancelled_.empty() ? "" : ", ", id.ToString());
+  }
 
   Result<Findings> Run() {
     for (const std::string& dead : cluster_.Dead()) Add("died", "{}", dead);
@@ -111,11 +114,16 @@ class Checker {
 
   // Every fault here is one that work survives.
   Result<void> AllSucceeded() {
+    const auto asked = [&](std::string_view id) {
+      return cancelled_.empty() ? std::string() : fmt::format(" and not (o.state = 12 and {} in ({}))", id, cancelled_);
+    };
     MILLRACE_TRY(NoRows(false, "run_failed", "a run did not succeed",
                         "select r.pipeline || ' ' || r.run || ': ' || o.reason"
-                        " from millrace.run r join millrace.run_outcome o using (run) where o.state <> 10"));
-    MILLRACE_TRY(NoRows(false, "run_failed", "a single job did not succeed",
-                        "select job || ' is ' || state from millrace.outcome where run is null and state <> 10"));
+                        " from millrace.run r join millrace.run_outcome o using (run) where o.state <> 10" +
+                            asked("r.run")));
+    MILLRACE_TRY(NoRows(
+        false, "run_failed", "a single job did not succeed",
+        "select o.job || ' is ' || o.state from millrace.outcome o where o.run is null and o.state <> 10" + asked("o.job")));
     MILLRACE_TRY_ASSIGN(out_.runs_succeeded, Count(false, "select count(*) from millrace.run_outcome where state = 10"));
     return {};
   }
@@ -195,6 +203,7 @@ class Checker {
       if (std::ranges::none_of(o.items, [&](const checker::Item& item) { return item.id == job; })) continue;
       const Micros took = Micros{o.at} - at.time_since_epoch();
       out_.granted[fault].push_back(std::chrono::duration_cast<Millis>(took));
+      if (fault == Name(Victim::kWorker)) out_.granted_after[at] = std::chrono::duration_cast<Millis>(took);
       if (took > kGrantedElsewhereWithin)
         std::printf("slow: %s, job %s, fault at %lld us, granted by %s at %lld us\n", fault.c_str(), job.ToString().c_str(),
                     static_cast<long long>(at.time_since_epoch().count()), o.who.c_str(), static_cast<long long>(o.at));
@@ -224,6 +233,7 @@ class Checker {
   Observer& observer_;
   const Rounds& rounds_;
   const std::map<JobId, Accepted>& accepted_;
+  std::string cancelled_;               // a list in SQL
   std::map<JobId, WallTime> outcomes_;  // when they were recorded
   Findings out_;
 };
@@ -241,8 +251,9 @@ bool Findings::Has(std::string_view code) const {
   return std::ranges::any_of(violations, [&](const Violation& v) { return v.code == code; });
 }
 
-Result<Findings> Check(Cluster& cluster, Observer& observer, const Rounds& rounds, const std::map<JobId, Accepted>& accepted) {
-  return Checker(cluster, observer, rounds, accepted).Run();
+Result<Findings> Check(Cluster& cluster, Observer& observer, const Rounds& rounds, const std::map<JobId, Accepted>& accepted,
+                       const std::set<Uuid>& cancelled) {
+  return Checker(cluster, observer, rounds, accepted, cancelled).Run();
 }
 
 std::string Report(const Findings& f, const Rounds& rounds) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,13 +34,16 @@ struct Findings {
   std::map<std::string, std::vector<Millis>> service;          // victim -> kill until a job submitted after it has ended
   std::map<std::string, std::vector<Millis>> work;             // victim -> kill until the load that was under way has ended
   std::map<std::string, std::vector<Millis>> granted;          // worker, freeze -> until that load was granted again
+  std::map<MonoTime, Millis> granted_after;                    // kill of a worker -> how long until then
   std::vector<Millis> taken;                                   // kill of a broker until a shard was taken
 
   bool Has(std::string_view code) const;
 };
 
-// An error: a question could not be asked at all.
-Result<Findings> Check(Cluster& cluster, Observer& observer, const Rounds& rounds, const std::map<JobId, Accepted>& accepted);
+// An error: a question could not be asked at all. `cancelled`: runs and jobs that somebody asked to cancel; they may have ended
+// so, all others must have succeeded.
+Result<Findings> Check(Cluster& cluster, Observer& observer, const Rounds& rounds, const std::map<JobId, Accepted>& accepted,
+                       const std::set<Uuid>& cancelled = {});
 
 // For people.
 std::string Report(const Findings& findings, const Rounds& rounds);

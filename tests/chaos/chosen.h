@@ -3,7 +3,15 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
+
 #include "tests/chaos/settings.h"
+
+namespace millrace::chaos {
+
+inline constexpr std::uint64_t kClusterTests = 9;  // faults_test and cancel_rounds_test together: the short form plays one
+
+}  // namespace millrace::chaos
 
 // Skips the test `number` of `of`, unless the form is long, the seed chose it, or a --gtest_filter names tests.
 #define MILLRACE_LONG_OR_CHOSEN(number, of)                                                                          \

@@ -3,7 +3,7 @@
 // slow and loses packets at once, a Redis that comes back with older files, or has no memory left, a PostgreSQL that is
 // restarted; and two kinds of kills: of everything at one instant, and of a worker in the middle of an extract.
 // MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form
-// plays one of the tests with a cluster, which the seed chooses; all that a --gtest_filter names.
+// plays one of the tests with a cluster, or that of cancel_rounds_test, which the seed chooses; all that a --gtest_filter names.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -53,8 +53,6 @@ constexpr int kExtractsShort = 2, kExtractsLong = 10;  // in which a worker is k
 constexpr int kRestartsShort = 2, kRestartsLong = 10;  // of PostgreSQL
 // Promised in ops/docs/failure-modes.md, beside what the machine is late meanwhile.
 constexpr Millis kGrantedElsewhere{6'000}, kServedAgain{10'000};  // the first is two leases
-
-constexpr std::uint64_t kClusterTests = 8;
 
 // A cluster with something flowing through it, and the end of every test here.
 class Faults : public ::testing::Test {

@@ -22,6 +22,7 @@
 #include "tests/chaos/rounds.h"
 #include "tests/chaos/settings.h"
 #include "tests/chaos/submitter.h"
+#include "tests/support/lateness.h"
 
 namespace millrace::chaos {
 namespace {
@@ -31,6 +32,7 @@ constexpr int kRecoveriesEach = 25, kLeaderKills = 50;
 constexpr Millis kSlotEvery{3000};                                                // kAppendCron
 constexpr Millis kGrantedElsewhere{5'000}, kTaken{10'000}, kServedAgain{10'000};  // promised in ops/docs/failure-modes.md
 constexpr Millis kDrainTimeout{300'000};
+constexpr int kAloneTries = 3;
 constexpr Millis kFlowMin{11'000};  // of work, also when the rounds are few
 
 #define MILLRACE_NEED_FAILPOINTS()                                                                               \
@@ -74,10 +76,48 @@ struct Scenario {
   std::uint64_t seed = 1;
   std::string mutant;
   std::vector<Round> plan;
+  bool measured = false;  // begins with the kill of a worker that no other fault comes near to
 };
+
+// Returns when the job of the killed worker is lost, or when it should have been: what comes then does not hold up its next
+// grant.
+Result<void> KillAWorkerAlone(Rounds& rounds, Observer& observer, const Clock& clock) {
+  const auto lost = [&] {
+    const auto found = observer.Ledger("select count(*) from millrace.attempt where ended = 6");
+    return found ? found->Int(0, 0) : 0;
+  };
+  for (int i = 0; i < kAloneTries; ++i) {
+    const std::int64_t before = lost();
+    MILLRACE_TRY(rounds.Play({.victim = Victim::kWorker, .phase = Phase::kRowsSent}));
+    const MonoTime until = rounds.kills().back().mono + kGrantedElsewhere;
+    while (lost() == before && clock.Now() < until) testing::SleepFor(Millis{50});
+    if (InWindow(rounds.kills().back().phase)) break;
+  }
+  return {};
+}
+
+// Of the first `alone` kills: their loads were granted elsewhere within what is promised, beside what the machine was late.
+void CheckGrantedElsewhere(const Rounds& rounds, std::size_t alone, const testing::Lateness& late, Findings& findings) {
+  bool measured = false;
+  for (std::size_t i = 0; i < alone; ++i) {
+    const MonoTime at = rounds.kills()[i].mono;
+    const auto found = findings.granted_after.find(at);
+    if (found == findings.granted_after.end()) continue;
+    measured = true;
+    const Millis waited = late.Between(at, at + found->second);
+    std::printf("the job of the worker that was killed alone was granted elsewhere after %lld ms, late by %lld ms\n",
+                static_cast<long long>(found->second.count()), static_cast<long long>(waited.count()));
+    if (found->second > kGrantedElsewhere + waited)
+      findings.violations.push_back(
+          {"slow", fmt::format("a killed worker's job was granted elsewhere after {} ms, promised {} ms", found->second.count(),
+                               kGrantedElsewhere.count())});
+  }
+  if (!measured) findings.violations.push_back({"harness", "no worker was killed alone in the middle of a load"});
+}
 
 Result<Findings> Play(const Scenario& scenario) {
   const SystemClock clock;
+  const testing::Lateness late;
   SeededRandom random(scenario.seed);
   const MonoTime started = clock.Now();
   MILLRACE_TRY_ASSIGN(
@@ -92,12 +132,15 @@ Result<Findings> Play(const Scenario& scenario) {
   const MonoTime began = clock.Now();
   Submitter submitter(cluster.client_endpoints(), cluster.witness());
   Rounds rounds(cluster, observer, random);
+  if (scenario.measured) MILLRACE_TRY(KillAWorkerAlone(rounds, observer, clock));
+  const std::size_t alone = rounds.kills().size();
   for (const Round& round : scenario.plan) MILLRACE_TRY(rounds.Play(round));
   while (clock.Now() < began + kFlowMin) testing::SleepFor(Millis{100});
   submitter.Stop();
   const Result<void> stopped = cluster.StopSchedulers();
   const bool drained = Drain(observer, clock);
   MILLRACE_TRY_ASSIGN(Findings findings, Check(cluster, observer, rounds, submitter.accepted()));
+  if (scenario.measured) CheckGrantedElsewhere(rounds, alone, late, findings);
   if (!stopped) findings.violations.push_back({"harness", stopped.error().message});
   if (!drained)
     findings.violations.push_back({"harness", fmt::format("not everything ended within {} s", kDrainTimeout.count() / 1000)});
@@ -117,7 +160,12 @@ TEST(KillRounds, EverySlotOneRunEveryRunOneEffect) {
   const int kills = std::atoi(Env("MILLRACE_CHAOS_KILLS", std::to_string(Long() ? kKillsLong : kKillsShort)).c_str());
   std::vector<Round> plan = MakePlan(kills, Phases(), random);
   if (Long()) FreezeForLong(plan);
-  const auto findings = Play({.seed = Seed(), .mutant = mutant, .plan = std::move(plan)});
+  // One of the kills comes first, alone.
+  const bool measured = mutant.empty();
+  const auto worker = std::ranges::find_if(
+      plan, [](const Round& round) { return round.fault == Fault::kKill && round.victim == Victim::kWorker; });
+  if (measured && worker != plan.end()) plan.erase(worker);
+  const auto findings = Play({.seed = Seed(), .mutant = mutant, .plan = std::move(plan), .measured = measured});
   ASSERT_TRUE(findings) << findings.error().message;
   for (const Violation& v : findings->violations) ADD_FAILURE() << v.code << ": " << v.text;
   EXPECT_GE(2 * findings->in_window, kills)
@@ -131,11 +179,11 @@ TEST(KillRounds, EverySlotOneRunEveryRunOneEffect) {
   EXPECT_EQ(findings->doubled, 0);
 }
 
-// Half of them within what is promised, all within twice that: the machine may be busy.
+// Nine of ten within what is promised, all within twice that: the machine may be busy.
 void ExpectWithin(Millis promised, std::string_view what, std::vector<Millis> times) {
   ASSERT_GE(times.size(), 20U) << what;
   std::ranges::sort(times);
-  EXPECT_LE(times[times.size() / 2], promised) << what << ": in the median";
+  EXPECT_LE(times[times.size() * 9 / 10], promised) << what << ": p90";
   EXPECT_LE(times.back(), 2 * promised) << what << ": at most";
 }
 

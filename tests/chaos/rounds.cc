@@ -227,15 +227,24 @@ Result<void> Rounds::PlayKill(const Round& round) {
     if (holds) ++crashes_[load->effect_hash];
     return KillStage(std::move(kill), holds ? std::optional(holder->stage) : std::nullopt);
   }
-  Member* member = Choose(round.victim, holder);
-  kill.name = member->name;
-  member->process.Signal(SIGKILL);
-  const auto code = member->process.Wait(kDies);
+  return KillMember(std::move(kill), *Choose(round.victim, holder));
+}
+
+Result<void> Rounds::KillMember(Kill kill, Member& member) {
+  kill.name = member.name;
+  member.process.Signal(SIGKILL);
+  const auto code = member.process.Wait(kDies);
   if (code != kKilled)
-    return Fail(ErrorCode::kRejected, "{} did not die of SIGKILL but has code {}", member->name, code.value_or(-1));
+    return Fail(ErrorCode::kRejected, "{} did not die of SIGKILL but has code {}", member.name, code.value_or(-1));
   kills_.push_back(std::move(kill));
   testing::SleepFor(Between(Millis{100}, Millis{1200}));
-  return cluster_.Restart(*member);
+  return cluster_.Restart(member);
+}
+
+Result<void> Rounds::KillNow(Victim victim, Member& member) {
+  return KillMember(
+      {.victim = victim, .name = {}, .phase = Phase::kNone, .at = clock_.WallNow(), .mono = clock_.Now(), .effect_hash = {}},
+      member);
 }
 
 void Rounds::StayUntil(MonoTime time) {

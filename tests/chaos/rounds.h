@@ -84,26 +84,31 @@ class Rounds {
  public:
   Rounds(Cluster& cluster, Observer& observer, Random& random) : cluster_(cluster), observer_(observer), random_(random) {}
 
+  struct Holder {
+    Member* worker = nullptr;
+    pid_t stage = -1;
+  };
+
   // An error is the harness's (a server does not come back), or names a process that ended by itself.
   Result<void> Play(const Round& round);
+  // kill -9 of this member, outside of any round; it is started again after a moment.
+  Result<void> KillNow(Victim victim, Member& member);
+  // Empty: it has ended, or no worker of ours has it.
+  std::optional<Holder> HolderOf(const LoadInFlight& load);
 
   const std::vector<Kill>& kills() const { return kills_; }
   const std::vector<Freeze>& freezes() const { return freezes_; }
   const std::vector<Disturbance>& others() const { return others_; }
 
  private:
-  struct Holder {
-    Member* worker = nullptr;
-    pid_t stage = -1;
-  };
   Result<void> PlayNow(const Round& round);
   void Settle();
   void StayUntil(MonoTime time);
   std::optional<LoadInFlight> WaitFor(const Round& round);
-  std::optional<Holder> HolderOf(const LoadInFlight& load);
   Member* Choose(Victim victim, const std::optional<Holder>& holder);
   std::optional<pid_t> SomeStage();
   Result<void> PlayKill(const Round& round);
+  Result<void> KillMember(Kill kill, Member& member);
   Result<void> KillStage(Kill kill, std::optional<pid_t> stage);
   Result<void> PlayFreeze(const Round& round);
   Result<void> PlayFreezes(const Round& round);

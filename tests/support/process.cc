@@ -43,18 +43,34 @@ std::vector<char*> Pointers(std::vector<std::string>& strings) {
   return pointers;
 }
 
-// "pid (name) state ppid ...": the name may hold anything, also a parenthesis.
-std::optional<pid_t> ParentOf(const fs::path& proc) {
+struct Relatives {
+  pid_t parent = 0, group = 0;
+};
+// "pid (name) state ppid pgrp ...": the name may hold anything, also a parenthesis. Empty: it has ended.
+std::optional<Relatives> RelativesOf(const fs::path& proc) {
   std::ifstream file(proc / "stat");
   std::string stat;
   if (!std::getline(file, stat)) return std::nullopt;
   const auto paren = stat.rfind(')');
   if (paren == std::string::npos) return std::nullopt;
   char state = 0;
-  pid_t parent = 0;
-  std::istringstream(stat.substr(paren + 1)) >> state >> parent;
+  Relatives found;
+  std::istringstream(stat.substr(paren + 1)) >> state >> found.parent >> found.group;
   if (state == 'Z' || state == 'X') return std::nullopt;
-  return parent;
+  return found;
+}
+
+// Those of whom `so` holds, in pid order.
+template <class So>
+std::vector<pid_t> ProcessesThat(So so) {
+  std::vector<pid_t> found;
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator("/proc", ec)) {
+    const std::string text = entry.path().filename();
+    if (text.front() >= '0' && text.front() <= '9' && so(entry.path())) found.push_back(std::stoi(text));
+  }
+  std::ranges::sort(found);
+  return found;
 }
 
 // The socket's inode, from /proc/net/tcp.
@@ -182,18 +198,21 @@ Result<std::uint16_t> FreePort(std::uint64_t salt) {
 }
 
 std::vector<pid_t> ChildrenOf(pid_t parent, std::string_view name) {
-  std::vector<pid_t> children;
-  std::error_code ec;
-  for (const auto& entry : fs::directory_iterator("/proc", ec)) {
-    const std::string text = entry.path().filename();
-    if (text.front() < '0' || text.front() > '9' || ParentOf(entry.path()) != parent) continue;
-    std::ifstream file(entry.path() / "comm");
+  return ProcessesThat([&](const fs::path& proc) {
+    const auto relatives = RelativesOf(proc);
+    if (!relatives || relatives->parent != parent) return false;
+    std::ifstream file(proc / "comm");
     std::string comm;
     std::getline(file, comm);
-    if (comm == name.substr(0, 15)) children.push_back(std::stoi(text));
-  }
-  std::ranges::sort(children);
-  return children;
+    return comm == name.substr(0, 15);
+  });
+}
+
+std::vector<pid_t> AliveInGroup(pid_t group) {
+  return ProcessesThat([&](const fs::path& proc) {
+    const auto relatives = RelativesOf(proc);
+    return relatives && relatives->group == group;
+  });
 }
 
 std::optional<pid_t> HolderOfPort(std::uint16_t port, const std::vector<pid_t>& candidates) {

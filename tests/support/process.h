@@ -58,6 +58,9 @@ Result<std::uint16_t> FreePort(std::uint64_t salt);
 // The direct children of `parent` whose program is called `name` (as in /proc/PID/comm), in pid order.
 std::vector<pid_t> ChildrenOf(pid_t parent, std::string_view name);
 
+// The processes of the group `group` that have not ended, in pid order.
+std::vector<pid_t> AliveInGroup(pid_t group);
+
 // Which of `candidates` holds the IPv4 connection from local port `port`.
 std::optional<pid_t> HolderOfPort(std::uint16_t port, const std::vector<pid_t>& candidates);
 
