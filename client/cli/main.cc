@@ -403,7 +403,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExample
     {"run retry", "run retry last\nrun retry --pipeline shop --dry-run"},
     {"job", "job list --open\njob requeue --error-class timed_out --since 2h --dry-run"},
     {"job list", "job list --state dead --queue mail -n 20\njob list --open -o json"},
-    {"job show", "job show 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10"},
+    {"job show", "job show 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10\njob show last --payload"},
     {"job requeue",
      "job requeue 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --max-attempts 5\njob requeue --queue mail --since 2h --dry-run"},
     {"job discard", "job discard 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --reason 'customer is gone'"},
