@@ -171,7 +171,7 @@ TEST_P(CliDeadLetters, WhatAFilterPreviewsIsWhatIsRequeued) {
   }
   const std::string ran = ReadAll(dir_ / "again");
   EXPECT_EQ(std::ranges::count(ran, '\n'), 5) << "each ran once";
-  EXPECT_EQ(Do(with({"--dry-run"})).err, "0 jobs would be requeued\n") << "whatever was acted on is no longer meant";
+  EXPECT_EQ(Do(with({"--dry-run"})).err, "0 jobs would be requeued\n") << "what was acted on is not meant again";
   const auto open = Lines({"job", "list", "--open"});
   EXPECT_EQ(std::set<std::string>(open.begin(), open.end()), others);
   EXPECT_EQ(Lines({"job", "list", "--open", "--org", "2"}), std::vector{foreign});

@@ -3,8 +3,10 @@
 // needs millrace_postgres, millrace_sqlite and millrace_zmtp_transport. Not thread-safe.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
