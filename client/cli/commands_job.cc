@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
-#include <iterator>
+#include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -13,11 +12,13 @@
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
 #include "client/cli/job_filter.h"
+#include "client/cli/job_payload.h"
 #include "client/cli/repeat.h"
 #include "client/cli/run_report.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 #include "common/model/whole_org.h"
+#include "common/wire/text.h"
 
 namespace millrace::cli {
 namespace {
@@ -148,6 +149,9 @@ Live LookAt(const JobDetail& job, const Context& context) {
   return live;
 }
 
+// False: the ledger has the end of a job that only the queue had, and nothing else of it.
+bool IsKnown(const JobSpec& spec) { return !spec.kind.empty(); }
+
 Json JobJson(const JobDetail& job, const Live& live) {
   const JobSpec& s = job.spec;
   Json json{{"job", s.id.ToString()},
@@ -165,7 +169,10 @@ Json JobJson(const JobDetail& job, const Live& live) {
   json["options"] = Json::parse(ToJson(s.options), nullptr, false);
   if (json["options"].is_discarded()) json["options"] = Json::object();
   json["routed_to"] = RoutedTo(job);
+  const bool known = IsKnown(s), text = wire::IsText(s.payload);
   json["payload_bytes"] = s.payload.size();
+  json["payload"] = known && text ? Json(s.payload) : Json();
+  if (!text) json["payload_base64"] = Base64(s.payload);
   json["unserved"] = live.unserved.empty() ? Json() : Json(live.unserved);
   json["progress"] = nullptr;
   if (const auto& r = live.running) json["progress"] = {{"worker", r->worker}, {"rows", r->rows}, {"bytes", r->bytes}};
@@ -213,6 +220,7 @@ void PrintJob(const JobDetail& job, const Live& live) {
   if (!s.effect.empty()) fmt::print("  effect {}\n", s.effect);
   if (const std::string options = ToJson(s.options); !options.empty()) fmt::print("  options {}\n", options);
   fmt::print("  submitted {}, at most {} attempts\n", ToRfc3339(s.submitted_at), s.retry.max_attempts);
+  if (!s.payload.empty()) fmt::print("  payload {} bytes: {}\n", s.payload.size(), PayloadPreview(s.payload));
   if (const auto& a = job.dead_action)
     fmt::print("  {}{} by {} at {}{}\n", Name(a->action), a->new_job ? " as " + a->new_job->ToString() : "", a->actor,
                ToRfc3339(a->at), a->reason.empty() ? "" : ": " + a->reason);
@@ -234,11 +242,28 @@ void PrintJob(const JobDetail& job, const Live& live) {
   if (!result.is_null()) fmt::print("-- result\n   {}\n", result.dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
+// The bytes that a worker was given, and nothing else.
+Result<ExitCode> ShowPayload(Ledger& ledger, const Context& context, JobId id) {
+  auto job = ledger.GetJob(context.org(), id, context.Deadline());
+  if (!job && job.error().code == ErrorCode::kNotFound)
+    return Fail(ErrorCode::kNotFound,
+                "no job {} of org {}: the ledger never had it, or it was pruned, and its payload with it (ledger.retention)",
+                id.ToString(), context.org().value());
+  if (!job) return std::unexpected(std::move(job.error()));
+  if (!IsKnown(job->spec))
+    return Fail(ErrorCode::kNotFound,
+                "job {}: the ledger has only its end; what was asked of it went with the queue's entry (durability: redis)",
+                id.ToString());
+  std::fwrite(job->spec.payload.data(), 1, job->spec.payload.size(), stdout);
+  return ExitCode::kOk;
+}
+
 Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
   MILLRACE_TRY(CheckJobName(options.id));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, context->org(), options.id, context->Deadline()));
+  if (options.show_payload) return ShowPayload(*ledger, *context, id);
   MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(context->org(), id, context->Deadline()));
   const Live live = LookAt(job, *context);
   if (context->format() == OutputFormat::kTable) {
@@ -277,22 +302,15 @@ Result<std::vector<JobId>> Meant(const Options& options, Ledger& ledger, Context
   return AllJobs(ledger, filter, fmt::format("job {}", command), context.clock());
 }
 
-Result<void> Edit(JobSpec& job, const Options& options) {
-  if (!options.payload_file.empty()) {
-    const bool command = job.kind == kJobKindCommand;
-    if (job.kind == kJobKindStage || (command && !job.stage.empty()))
+// `payload`: what --payload names, if it is given.
+Result<void> Edit(JobSpec& job, JobId dead, const std::optional<std::string>& payload, const Options& options) {
+  if (payload) {
+    if (job.kind == kJobKindStage || (job.kind == kJobKindCommand && !job.stage.empty()))
       return Fail(ErrorCode::kInvalidArgument, "--payload: a {} job's payload comes from its pipeline: change the file instead",
                   job.kind);
-    std::ifstream in(options.payload_file, std::ios::binary);
-    if (!in) return Fail(ErrorCode::kNotFound, "--payload: cannot read '{}'", options.payload_file);
-    job.payload.assign(std::istreambuf_iterator<char>(in), {});
-    if (job.payload.size() > kPayloadBytesMax)
-      return Fail(ErrorCode::kInvalidArgument, "--payload: {} bytes, limit {}", job.payload.size(), kPayloadBytesMax);
-    if (command) {
-      auto payload = CommandPayload(job.payload, job.id, job.org);
-      if (!payload) return Prefixed(std::move(payload.error()), "--payload");
-      job.payload = std::move(*payload);
-    }
+    auto edited = EditedPayload(*payload, job, dead);
+    if (!edited) return Prefixed(std::move(edited.error()), "--payload");
+    job.payload = std::move(*edited);
   }
   if (options.to_queue == kWholeOrg)
     return Fail(ErrorCode::kInvalidArgument, "--to-queue: '{}' is all queues of an org; give the name of one", kWholeOrg);
@@ -313,6 +331,10 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
   MILLRACE_TRY_ASSIGN(const std::vector<JobId> ids, Meant(options, *ledger, *context, command));
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
+  std::optional<std::string> payload;
+  if (!options.payload_file.empty()) {
+    MILLRACE_TRY_ASSIGN(payload, ReadPayload(options.payload_file));
+  }
   Table table{.columns = {"job", "result", "new_job"}, .rows = {}};
   std::size_t done = 0, refusals = 0;
   for (std::size_t at = 0; at < ids.size();) {
@@ -334,7 +356,7 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
                         .at = now};
       if (requeue) {
         MILLRACE_TRY_ASSIGN(JobSpec again, RepeatJob(job.spec, now, context->ids()));
-        MILLRACE_TRY(Edit(again, options));
+        MILLRACE_TRY(Edit(again, ids[at], payload, options));
         row.new_job = again.id;
         bytes += again.payload.size();
         batch.jobs.push_back(std::move(again));

@@ -115,6 +115,7 @@ void AddJobCommands(Grammar& g) {
   list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* show = g.Add(job, "show", "One job: attempts, counters, signal, exit code, last log lines", JobShow);
   show->add_option("ID", g.options.id, kJobIdHelp)->required();
+  show->add_flag("--payload", g.options.show_payload, "Only its payload, byte for byte");
   CLI::App* requeue = g.Add(job, "requeue", "Repeat dead jobs: each by a new job with the same effect", JobRequeue);
   CLI::App* discard = g.Add(job, "discard", "Note that nothing is to be done about dead jobs", JobDiscard);
   for (CLI::App* command : {requeue, discard}) {
@@ -123,7 +124,7 @@ void AddJobCommands(Grammar& g) {
     command->add_flag("--dry-run", g.options.dry_run, "Only say which jobs and how many");
     command->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
   }
-  requeue->add_option("--payload", g.options.payload_file, "File with a new payload");
+  requeue->add_option("--payload", g.options.payload_file, "File with a new payload ('-': stdin)");
   requeue->add_option("--to-queue", g.options.to_queue, "Put them into this queue instead");
   requeue->add_option("--priority", g.options.priority, "New priority, 0 (most urgent) to 3")
       ->check(CLI::Range(0, kPriorityLevels - 1));
@@ -402,7 +403,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExample
     {"run retry", "run retry last\nrun retry --pipeline shop --dry-run"},
     {"job", "job list --open\njob requeue --error-class timed_out --since 2h --dry-run"},
     {"job list", "job list --state dead --queue mail -n 20\njob list --open -o json"},
-    {"job show", "job show 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10"},
+    {"job show", "job show 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10\njob show last --payload"},
     {"job requeue",
      "job requeue 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --max-attempts 5\njob requeue --queue mail --since 2h --dry-run"},
     {"job discard", "job discard 01a1fc86-aaa2-7b01-9c5e-0f6a7d8e9b10 --reason 'customer is gone'"},

@@ -50,6 +50,7 @@ struct Options {
   std::string deadline, expires_in;                // job submit
   std::string queues;                              // worker
   std::string to_queue, payload_file;              // job requeue
+  bool show_payload = false;                       // job show
   int priority = -1, max_attempts = 0;             // job requeue, job submit
   std::string connection, sql;                     // query
   std::string cron, timezone, dst = "once", from;  // schedule next, pipeline apply

@@ -32,7 +32,7 @@ WallTime PruneBefore(const RetentionPolicy& policy, const std::vector<RetainedWe
     kept += week->bytes;
     if (kept <= policy.bytes) continue;
     constexpr auto kWeek = std::chrono::hours{24 * 7};
-    return std::max(before, week->begin + kWeek);
+    return std::max(before, std::min(week->begin + kWeek, now));
   }
   return before;
 }

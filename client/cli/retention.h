@@ -20,7 +20,7 @@ struct RetentionPolicy {
 // The weeks of `ledger`, if the policy looks at them: counting them takes long when there is much.
 Result<std::vector<RetainedWeek>> WeeksFor(const RetentionPolicy& policy, Ledger& ledger, const Clock& clock);
 
-// What goes by that policy: everything submitted before it. The epoch when nothing goes.
+// What goes by that policy: everything submitted before it, `now` at most: the present week stays. The epoch when nothing goes.
 WallTime PruneBefore(const RetentionPolicy& policy, const std::vector<RetainedWeek>& weeks, WallTime now);
 
 // Without any retention a ledger that holds more than one of these is worth a word.

@@ -1,5 +1,5 @@
 // The ledger of an embedded home under what SQLite is feared for: many threads and processes that write at once, and a process
-// that dies in the middle of a checkpoint.
+// that dies in the middle of a checkpoint. At the end the history checker compares what was accepted with what is there.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -25,6 +25,8 @@
 
 #include "common/drivers/sqlite.h"
 #include "common/ledger/ledger.h"
+#include "tests/support/accepted_list.h"
+#include "tests/support/history_check.h"
 
 namespace millrace {
 namespace {
@@ -94,6 +96,7 @@ class SqliteCrowdTest : public ::testing::Test {
     char folder[] = "/tmp/millrace_crowd_XXXXXX";
     ASSERT_NE(::mkdtemp(folder), nullptr);
     folder_ = folder;
+    testing::BeginHistory(History());
     const auto ledger = Open();
     ASSERT_TRUE(ledger) << ledger.error().message;
     const auto migrated = (*ledger)->Migrate(clock_.Now() + 20s);
@@ -104,9 +107,14 @@ class SqliteCrowdTest : public ::testing::Test {
       ::kill(child, SIGKILL);
       ::waitpid(child, nullptr, 0);
     }
+    testing::AcceptedList accepted;
+    for (const std::string& id : Noted("accepted")) accepted.Job(*Uuid::Parse(id));
+    EXPECT_GT(accepted.size(), 0U);
+    testing::EndHistory(Path(), History(), accepted.Write(folder_ + "/accepted-list"));
     fs::remove_all(folder_);
   }
   std::string Path() const { return folder_ + "/ledger.db"; }
+  std::string History() const { return folder_ + "/history"; }
   Result<std::unique_ptr<Ledger>> Open() {
     return OpenSqliteLedger({.dsn = Path(), .clock = &clock_, .writer = ids_.Next<AuditWriterId>()}, clock_.Now() + 20s);
   }
@@ -116,6 +124,7 @@ class SqliteCrowdTest : public ::testing::Test {
     EXPECT_GE(child, 0);
     if (child == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      history::SetFolder(History());  // a file of its own
       what();
       ::_exit(0);
     }

@@ -148,11 +148,17 @@ class CliTest : public ::testing::Test {
     std::filesystem::create_directories(dir_ / ".capture");
     home_ = dir_ / "home";
   }
-  // What the commands did, faults or none, and the ids that they printed, are checked against each home's ledger and warehouse.
   ~CliTest() override {
+    CheckHistories();
     std::error_code ec;
-    for (const auto& [home, history] : histories_) {
-      if (!check_history_ || !std::filesystem::exists(home / "ledger.db", ec)) continue;
+    std::filesystem::remove_all(dir_, ec);
+  }
+  // What the commands did, faults or none, and the ids that they printed, are checked against each home's ledger and
+  // warehouse, once.
+  void CheckHistories() {
+    std::error_code ec;
+    for (const auto& [home, history] : std::exchange(histories_, {})) {
+      if (!check_history_ || !HasLedger(home)) continue;
       AcceptedList accepted;
       for (const Started& command : started_)
         if (command.history == history) {
@@ -164,9 +170,8 @@ class CliTest : public ::testing::Test {
       std::vector<std::string> more = accepted.Write(history / "accepted");
       if (std::filesystem::exists(home / "warehouse.db", ec))
         more.insert(more.end(), {"--destination", (home / "warehouse.db").string()});
-      ExpectHistoryHolds((home / "ledger.db").string(), history, more);
+      ExpectHistoryHolds(LedgerOf(home), history, more);
     }
-    std::filesystem::remove_all(dir_, ec);
   }
 
   std::string Path(const std::string& name) const { return (dir_ / name).string(); }
@@ -292,6 +297,7 @@ class CliTest : public ::testing::Test {
   }
 
   std::filesystem::path dir_, home_;
+  std::string ledger_;         // of home_, when it is not the home's ledger.db
   bool check_history_ = true;  // false: the test leaves a ledger behind that is not as its writers left it
 
  private:
@@ -304,11 +310,18 @@ class CliTest : public ::testing::Test {
     }
     return {};
   }
+  std::string LedgerOf(const std::filesystem::path& home) const {
+    return home == home_ && !ledger_.empty() ? ledger_ : (home / "ledger.db").string();
+  }
+  bool HasLedger(const std::filesystem::path& home) const {
+    std::error_code ec;
+    return (home == home_ && !ledger_.empty()) || std::filesystem::exists(home / "ledger.db", ec);
+  }
   // Where the history of `home` is written.
   std::filesystem::path HistoryOf(const std::filesystem::path& home) {
     auto& folder = histories_[home];
     // A home that has no ledger, any more, begins anew.
-    if (!std::filesystem::exists(home / "ledger.db")) folder = dir_ / ".history" / std::to_string(commands_);
+    if (folder.empty() || !HasLedger(home)) folder = dir_ / ".history" / std::to_string(commands_);
     std::filesystem::create_directories(folder);
     return folder;
   }

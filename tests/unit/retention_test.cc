@@ -29,6 +29,7 @@ TEST(RetentionTest, AgeAndBytesDecideTogether) {
   EXPECT_EQ(PruneBefore({.age = {}, .bytes = 399}, Weeks(), now), kMonday + kWeek) << "the oldest goes";
   EXPECT_EQ(PruneBefore({.age = {}, .bytes = 200}, Weeks(), now), kMonday + 2 * kWeek);
   EXPECT_EQ(PruneBefore({.age = {}, .bytes = 1}, Weeks(), now), kMonday + 4 * kWeek);
+  EXPECT_EQ(PruneBefore({.age = {}, .bytes = 1}, Weeks(), now - 1s), now - 1s) << "the present week is not over";
   EXPECT_EQ(PruneBefore({.age = Millis{kWeek}, .bytes = 399}, Weeks(), now), now - kWeek) << "whichever takes more";
   EXPECT_EQ(PruneBefore({.age = Millis{10 * kWeek}, .bytes = 399}, Weeks(), now), kMonday + kWeek);
   EXPECT_EQ(PruneBefore({.age = {}, .bytes = 1}, {}, now), WallTime{});
