@@ -92,7 +92,7 @@ void Dispatcher::On(event::Tick&) {
   for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
   for (auto& [id, shard] : shards_) {
     shard.recent.Forget(now_);
-    shard.listings.record.EndIfIdle(now_);
+    if (shard.listings.waiting.empty()) shard.listings.record.EndIfIdle(now_);
     if (shard.puts.refused_until <= now_) TryRefused(shard, false);
     if (shard.phase != Phase::kReady) continue;
     EndPresumed(shard);

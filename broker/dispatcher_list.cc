@@ -100,6 +100,7 @@ void Dispatcher::OnListed(const Op& op, const QueueReply& reply) {
     if (Meant(m, key->org, key->queue, key->kind)) jobs.push_back(entry.id);
   }
   if (!shard.listings.record.Has(place.record)) return ListAnew(peer, m.request);
+  shard.listings.record.Use(now_);
   if (jobs.size() > wire::kKeptListedMax)
     return Problem(
         peer, m.request, "rejected",

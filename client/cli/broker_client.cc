@@ -23,7 +23,7 @@ constexpr Millis kWaitSlice{100};
 constexpr Millis kLeastTry{500};        // what has less time for its answer is not asked again
 constexpr Millis kConnectSlice{5};      // between looks at a connection that is being made
 constexpr Millis kWatchInterval{5000};  // a watch is renewed this often, in case the broker restarted
-constexpr int kListBeginningsMax = 5;   // of a list that changes too much while it is read
+constexpr int kListBeginningsMax = 20;  // of a list that changes too much while it is read
 constexpr std::size_t kPendingUpdatesMax = 1000;
 constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
 constexpr std::string_view kWho = "client";     // in the history
@@ -323,6 +323,7 @@ Result<BrokerClient::Kept> BrokerClient::ListKept(OrgId org, const std::string& 
             .reply;
     if (!reply && reply.error().code == ErrorCode::kStale && begun++ < kListBeginningsMax) {
       cursor.clear();
+      transport_->Wait(kWaitSlice);
       continue;
     }
     if (!reply) return std::unexpected(std::move(reply.error()));

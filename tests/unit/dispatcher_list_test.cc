@@ -319,6 +319,7 @@ TEST_F(DispatcherListTest, ALookThatNothingIsRecordedForAnyMoreBeginsAgain) {
   queue_.Wipe();
   Submit({Kept()});
   for (int i = 0; i < 4; ++i) Advance(Millis{500});
+  Submit({Kept(), Kept(), Kept()});
   Ask(Page(before));
   ExpectAnew();
   for (const std::string& none : {std::string("here"), std::string("1"), std::string("1 1 "), std::string("1 1 mhere")}) {
