@@ -189,7 +189,7 @@ Result<void> BrokerClient::SubmitJobs(std::span<const JobSpec> jobs, MonoTime de
       // What the ledger does not take cannot be put there to be sure.
       const bool kept =
           std::ranges::any_of(page, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; });
-      return std::unexpected(Judged(std::move(reply.error()), doubt, fmt::format("{} jobs", page.size()), kept));
+      return std::unexpected(Judged(std::move(reply.error()), doubt, fmt::format("a submit of {} jobs", page.size()), kept));
     }
     auto* accepted = std::get_if<wire::SubmitReply>(&*reply);
     if (accepted == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a submit");
@@ -207,7 +207,7 @@ Result<std::vector<wire::CancelReply::Item>> BrokerClient::Cancel(wire::Cancel c
       deadline);
   if (!reply)
     return std::unexpected(
-        Judged(std::move(reply.error()), doubt, fmt::format("the request for {} of them", cancel.items.size())));
+        Judged(std::move(reply.error()), doubt, fmt::format("a request for {} of them", cancel.items.size())));
   auto* done = std::get_if<wire::CancelReply>(&*reply);
   if (done == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a cancel");
   for (auto& item : done->items)

@@ -142,7 +142,7 @@ TEST_F(DispatcherListTest, WhatIsPagedOutBeforeTheAnswerIsListed) {
               UnorderedElementsAreArray(ids));
 }
 
-TEST_F(DispatcherListTest, WhatAStopOrAHandoverPutsBackBeforeTheAnswerIsListed) {
+TEST_F(DispatcherListTest, WhatAHandoverPutsBackBeforeTheAnswerIsListed) {
   const std::vector<JobId> ids = Buffered(5);
   EXPECT_THAT(ListAround([&] {
                 Handle(event::YieldShard{.hold = {.shard = ShardId{0}, .epoch = Epoch{1}}});
@@ -152,7 +152,7 @@ TEST_F(DispatcherListTest, WhatAStopOrAHandoverPutsBackBeforeTheAnswerIsListed) 
               UnorderedElementsAreArray(ids));
 }
 
-TEST_F(DispatcherListTest, WhatAStopPutsBackIsListedWithWhatIsStillOnItsWay) {
+TEST_F(DispatcherListTest, WhatAStopPutsBackBeforeTheAnswerIsListed) {
   const std::vector<JobId> ids = Buffered(5);
   EXPECT_THAT(ListAround([&] {
                 Handle(event::StopRequested{});
