@@ -145,7 +145,7 @@ BrokerClient::Repeated BrokerClient::Repeat(const std::function<wire::Message(st
     }
     bool doubt = !silent.empty();
     if (reply && problem == nullptr) {
-      doubt = unsure || *silent.begin() < RequestOf(*reply);
+      doubt = unsure || (doubt && *silent.begin() < RequestOf(*reply));
       return {.reply = std::move(reply), .doubt = doubt};
     }
     if (problem != nullptr) {
