@@ -14,6 +14,7 @@
 
 #include "broker/entry_codec.h"
 #include "broker/events.h"
+#include "broker/kept_record.h"
 #include "broker/line_index.h"
 #include "broker/lines.h"
 #include "broker/queue_budgets.h"
@@ -172,11 +173,13 @@ struct Puts {
 struct Listing {  // a client asks which jobs only the queue has
   wire::PeerId peer;
   wire::ListKept message;
+  KeptPlace place;  // of a first page it is set when the queue is asked
 };
 
 struct Listings {  // of one shard: a page at a time
   std::deque<Listing> waiting;
   bool asked = false;  // the first one's page is under way
+  KeptRecord record;
 };
 
 struct Op {

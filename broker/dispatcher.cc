@@ -92,6 +92,7 @@ void Dispatcher::On(event::Tick&) {
   for (const WorkerId& id : silent) LoseWorker(id, "no heartbeat for the length of a lease");
   for (auto& [id, shard] : shards_) {
     shard.recent.Forget(now_);
+    if (shard.listings.waiting.empty()) shard.listings.record.EndIfIdle(now_);
     if (shard.puts.refused_until <= now_) TryRefused(shard, false);
     if (shard.phase != Phase::kReady) continue;
     EndPresumed(shard);
@@ -211,6 +212,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
     const Epoch e = shard.hold.epoch;
     if (!shard.finish.empty())
       Execute(shard, queue_op::Finish{.shard = s, .epoch = e, .ids = std::exchange(shard.finish, {})}, Op::Kind::kPlain, out);
+    shard.listings.record.Back(shard.requeue);
     if (!shard.requeue.empty())
       Execute(shard, queue_op::Requeue{.shard = s, .epoch = e, .entries = std::exchange(shard.requeue, {})}, Op::Kind::kPlain,
               out);

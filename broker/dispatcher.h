@@ -138,6 +138,10 @@ class Dispatcher {
   void OnListKept(const wire::PeerId& peer, wire::ListKept& m);
   void EmitListing(Shard& shard, std::vector<Command>& out);
   void OnListed(const Op& op, const QueueReply& reply);
+  void ListAnew(const wire::PeerId& peer, std::uint64_t request);
+  void AnswerOwn(const Shard& shard, const wire::PeerId& peer, const wire::ListKept& m, KeptPlace place,
+                 std::vector<JobId> jobs);
+  std::vector<JobId> OwnKept(const Shard& shard, const wire::ListKept& m);
 
   // Ledger: dispatcher_ledger.cc
   void On(event::Committed& e);
@@ -196,6 +200,7 @@ class Dispatcher {
   void AnswerCancel(Shard& shard, CancelRequest& request, const std::vector<ItemState>& states);
   bool CancelKept(Shard& shard, Piece& piece, CancelRequest& request, CancelRow row, wire::CancelReply::Item& reply);
   void EndWaiting(Shard& shard, Piece& piece, const JobSpec& spec, const Counters& counters);
+  static bool MayStillRun(const Shard& shard, const JobSpec& spec, const Counters& counters);
   void CancelDurable(Shard& shard, const Piece::Cancel& cancel);
   void ApplyCancel(Shard& shard, RunEffects effects);
   void StopAttempt(JobId job);

@@ -195,6 +195,7 @@ void Dispatcher::ForgetBuffered(ShardId shard) {
 // To the fronts of their lines, so the last ones first. Redis does nothing else meanwhile: not too many at once.
 void Dispatcher::EmitPaged(Shard& shard, std::vector<Command>& out) {
   std::vector<QueueEntry>& paged = shard.puts.paged;
+  shard.listings.record.Back(paged);
   while (!paged.empty()) {
     const auto from = paged.end() - static_cast<std::ptrdiff_t>(std::min(paged.size(), kPagedJobsMax));
     queue_op::Requeue back{.shard = shard.hold.shard, .epoch = shard.hold.epoch, .entries = {}};

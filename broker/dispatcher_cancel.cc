@@ -130,11 +130,20 @@ bool Dispatcher::CancelKept(Shard& shard, Piece& piece, CancelRequest& request, 
 
 // A single job without a sink of which no attempt runs: it ends `cancelled` with the piece.
 void Dispatcher::EndWaiting(Shard& shard, Piece& piece, const JobSpec& spec, const Counters& counters) {
-  // What a former owner delivered and nobody adopts may still run: its worker is to hear so when it speaks up.
-  recently_lost_.Remember(spec.id, Token::Make(shard.hold.epoch, shard.dispatches));
+  // Its worker is to hear so when it speaks up.
+  if (MayStillRun(shard, spec, counters)) recently_lost_.Remember(spec.id, Token::Make(shard.hold.epoch, shard.dispatches));
   shard.settling[spec.id] = {.org = spec.org};
   piece.unleased.push_back(spec.id);
   piece.rows.outcomes.push_back(UnrunOutcome(spec, counters, JobState::kCancelled, "cancelled", "cancelled before it started"));
+}
+
+// Whether an attempt of a job that waits may run that nobody adopts: one that was lost, or that a former owner delivered. Of
+// the latter the ledger knows only with the attempt's end; what of ledger class was delivered the queue knows, unless it was
+// restarted since.
+bool Dispatcher::MayStillRun(const Shard& shard, const JobSpec& spec, const Counters& counters) {
+  if (counters.deliveries > 0) return true;
+  if (spec.options.durability == Durability::kLedger && shard.unbroken_since != shard.hold.epoch) return false;
+  return shard.hold.epoch > Epoch{1} && TimeOf(spec.id.uuid) < shard.ready_at + kFreshIdAhead;
 }
 
 void Dispatcher::CancelDurable(Shard& shard, const Piece::Cancel& cancel) {

@@ -161,6 +161,8 @@ void Dispatcher::OnRemoved(const Op& op, QueueReply& reply) {
     if (!HandOver(shard, *waiting)) EnqueueKept(shard, waiting->spec, waiting->spec.run_at, true, waiting->check);
   }
   if (!kept) return DropRefused(shard, over.ids);
+  // What waits before them has come nearer to the end of its line, which a look that goes on there has seen.
+  if (!reply.lost.empty()) shard.listings.record.End();
   for (const JobId& id : over.ids) {
     const auto seeker = shard.wanted.Take(id, over.org);
     MILLRACE_CHECK(seeker.has_value(), "job {}: looked for, but nobody wants it", id.ToString());

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <iterator>
+#include <set>
 #include <string_view>
 #include <unordered_set>
 
@@ -22,6 +23,7 @@ constexpr Millis kWaitSlice{100};
 constexpr Millis kLeastTry{500};        // what has less time for its answer is not asked again
 constexpr Millis kConnectSlice{5};      // between looks at a connection that is being made
 constexpr Millis kWatchInterval{5000};  // a watch is renewed this often, in case the broker restarted
+constexpr int kListBeginningsMax = 20;  // of a list that changes too much while it is read
 constexpr std::size_t kPendingUpdatesMax = 1000;
 constexpr std::size_t kRunSpecBytesMax = 4096;  // without its parameters
 constexpr std::string_view kWho = "client";     // in the history
@@ -35,6 +37,14 @@ Error ToError(const wire::Problem& problem) {
   if (problem.code == "unreachable_input") return Error{ErrorCode::kRejected, problem.message};
   return Error{problem.code == "not_owner" ? ErrorCode::kUnavailable : ErrorCode::kRejected,
                problem.code + ": " + problem.message};
+}
+
+// After sendings whose outcome is not known, a refusal of the last one is no refusal. `all`: not even where somebody else could
+// be asked.
+Error Judged(Error error, bool doubt, const std::string& what, bool all = false) {
+  if (!doubt || error.code == ErrorCode::kTimedOut || (BrokerClient::IsNotOwner(error) && !all)) return error;
+  return {ErrorCode::kMaybeApplied,
+          fmt::format("{}; but {} was sent before without an answer, and may have been taken", error.message, what)};
 }
 
 bool WorthRepeating(ErrorCode code) {
@@ -92,7 +102,7 @@ Result<void> BrokerClient::Send(const wire::Message& message, MonoTime deadline)
   }
 }
 
-Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadline) {
+Result<wire::Message> BrokerClient::Await(std::uint64_t first, std::uint64_t last, MonoTime deadline) {
   while (clock_->Now() < deadline) {
     while (auto frame = socket_->Receive()) {
       MILLRACE_TRY_ASSIGN(wire::Message message, wire::Decode(*frame));
@@ -101,76 +111,111 @@ Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadli
         if (pending_updates_.size() < kPendingUpdatesMax) pending_updates_.push_back(std::move(*update));
         continue;
       }
-      if (RequestOf(message) == request) return message;  // anything else answers a request that was given up
+      if (const std::uint64_t request = RequestOf(message); request >= first && request <= last) return message;
+      // anything else answers a request that was given up
     }
     transport_->Wait(std::min(kWaitSlice, std::chrono::ceil<Millis>(deadline - clock_->Now())));
   }
   return Fail(ErrorCode::kTimedOut, "the broker did not answer");
 }
 
-Result<wire::Message> BrokerClient::Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline) {
-  std::string refusal;  // the latest
+BrokerClient::Repeated BrokerClient::Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline) {
+  const std::uint64_t first = next_request_;
+  std::set<std::uint64_t> silent;  // sendings that nobody has answered
+  bool unsure = false;             // one was answered with an unknown outcome
+  std::string refusal;             // the latest
   while (true) {
     const std::uint64_t request = next_request_++;
     MonoTime last = deadline;  // after which it is not sent again
     Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");
+    const wire::Problem* problem = nullptr;
     if (auto sent = Send(make(request), deadline); sent) {
-      reply = Await(request, std::min(deadline, clock_->Now() + kAnswerTimeout));
+      silent.insert(request);
+      const MonoTime patience = std::min(deadline, clock_->Now() + kAnswerTimeout);
+      do {  // a refusal of an earlier sending leaves this one's answer to wait for
+        reply = Await(first, request, patience);
+        problem = reply ? std::get_if<wire::Problem>(&*reply) : nullptr;
+        if (problem == nullptr) break;
+        silent.erase(problem->request);
+        refusal = ToError(*problem).message;
+        if (problem->request != request) unsure = unsure || ToError(*problem).code == ErrorCode::kUnavailable;
+      } while (problem->request != request);
     } else {
       reply = std::unexpected(std::move(sent.error()));
     }
-    if (reply) {
-      const auto* problem = std::get_if<wire::Problem>(&*reply);
-      if (problem == nullptr) return reply;
+    bool doubt = !silent.empty();
+    if (reply && problem == nullptr) {
+      doubt = unsure || (doubt && *silent.begin() < RequestOf(*reply));
+      return {.reply = std::move(reply), .doubt = doubt};
+    }
+    if (problem != nullptr) {
       reply = std::unexpected(ToError(*problem));
-      refusal = reply.error().message;
+      doubt = doubt || (unsure && reply.error().code != ErrorCode::kUnavailable);
+      unsure = unsure || reply.error().code == ErrorCode::kUnavailable;
       last -= kWaitSlice + kLeastTry;
     } else if (!refusal.empty()) {
       reply.error().message += "; before that: " + refusal;
     }
     // Another owner is found through the ledger.
-    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= last) return reply;
+    if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= last)
+      return {.reply = std::move(reply), .doubt = doubt};
     transport_->Wait(kWaitSlice);
   }
 }
 
 Result<void> BrokerClient::SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(
-      const wire::Message reply,
-      Repeat([&](std::uint64_t request) -> wire::Message { return wire::SubmitRun{request, plan.run, plan.jobs, watch}; },
-             deadline));
-  if (std::holds_alternative<wire::SubmitReply>(reply)) return {};
+  auto [reply, doubt] = Repeat(
+      [&](std::uint64_t request) -> wire::Message { return wire::SubmitRun{request, plan.run, plan.jobs, watch}; }, deadline);
+  if (!reply) return std::unexpected(Judged(std::move(reply.error()), doubt, fmt::format("run {}", plan.run.id.ToString())));
+  if (std::holds_alternative<wire::SubmitReply>(*reply)) return {};
   return Fail(ErrorCode::kCorrupt, "unexpected answer to a submit");
+}
+
+std::size_t BrokerClient::OneMessage(std::span<const JobSpec> jobs) {
+  std::size_t bytes = 0, end = 0;
+  while (end < jobs.size() && end < kBatchJobsMax && (end == 0 || bytes + wire::SizeBound(jobs[end]) <= kFrameBytesMax))
+    bytes += wire::SizeBound(jobs[end++]);
+  return end;
 }
 
 Result<void> BrokerClient::SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline,
                                       std::vector<wire::SubmitReply::Item>& answers) {
-  for (std::size_t at = 0; at < jobs.size();) {
-    std::size_t bytes = 0, end = at;
-    while (end < jobs.size() && end - at < kBatchJobsMax && (end == at || bytes + wire::SizeBound(jobs[end]) <= kFrameBytesMax))
-      bytes += wire::SizeBound(jobs[end++]);
-    const std::vector<JobSpec> page(jobs.begin() + static_cast<std::ptrdiff_t>(at),
-                                    jobs.begin() + static_cast<std::ptrdiff_t>(end));
-    MILLRACE_TRY_ASSIGN(
-        wire::Message reply,
-        Repeat([&](std::uint64_t request) -> wire::Message { return wire::SubmitJobs{request, page}; }, deadline));
-    auto* accepted = std::get_if<wire::SubmitReply>(&reply);
+  for (; !jobs.empty(); jobs = jobs.subspan(OneMessage(jobs))) {
+    const auto first = jobs.first(OneMessage(jobs));
+    const std::vector<JobSpec> page(first.begin(), first.end());
+    auto [reply, doubt] =
+        Repeat([&](std::uint64_t request) -> wire::Message { return wire::SubmitJobs{request, page}; }, deadline);
+    if (!reply) {
+      // What the ledger does not take cannot be put there to be sure.
+      const bool kept =
+          std::ranges::any_of(page, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; });
+      return std::unexpected(Judged(std::move(reply.error()), doubt, fmt::format("a submit of {} jobs", page.size()), kept));
+    }
+    auto* accepted = std::get_if<wire::SubmitReply>(&*reply);
     if (accepted == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a submit");
     std::ranges::move(accepted->accepted, std::back_inserter(answers));
-    at = end;
   }
   return {};
 }
 
 Result<std::vector<wire::CancelReply::Item>> BrokerClient::Cancel(wire::Cancel cancel, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(wire::Message reply, Repeat(
-                                               [&](std::uint64_t request) -> wire::Message {
-                                                 cancel.request = request;
-                                                 return cancel;
-                                               },
-                                               deadline));
-  if (auto* done = std::get_if<wire::CancelReply>(&reply)) return std::move(done->items);
-  return Fail(ErrorCode::kCorrupt, "unexpected answer to a cancel");
+  auto [reply, doubt] = Repeat(
+      [&](std::uint64_t request) -> wire::Message {
+        cancel.request = request;
+        return cancel;
+      },
+      deadline);
+  if (!reply)
+    return std::unexpected(
+        Judged(std::move(reply.error()), doubt, fmt::format("a request for {} of them", cancel.items.size())));
+  auto* done = std::get_if<wire::CancelReply>(&*reply);
+  if (done == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a cancel");
+  for (auto& item : done->items)
+    if (doubt && item.effect == CancelEffect::kEnded && item.state == Name(JobState::kCancelled)) {
+      item.effect = CancelEffect::kCancelled;
+      item.state.clear();
+    }
+  return std::move(done->items);
 }
 
 bool BrokerClient::FitsOneMessage(const RunPlan& plan) {
@@ -265,25 +310,35 @@ Result<std::vector<wire::ListQueuesReply::Item>> BrokerClient::ListQueues(OrgId 
   return all;
 }
 
-Result<std::vector<JobId>> BrokerClient::ListKept(OrgId org, const std::string& queue, const std::string& kind, std::size_t max,
+Result<BrokerClient::Kept> BrokerClient::ListKept(OrgId org, const std::string& queue, const std::string& kind,
+                                                  const std::function<bool(const JobId&)>& meant, std::size_t max,
                                                   Millis patience) {
-  std::vector<JobId> all;
+  Kept all;
   std::unordered_set<JobId> seen;
   std::string cursor;
-  do {
-    MILLRACE_TRY_ASSIGN(
-        wire::Message reply,
+  for (int begun = 1;;) {
+    auto reply =
         Repeat([&](std::uint64_t request) -> wire::Message { return wire::ListKept{request, org, queue, kind, cursor}; },
-               clock_->Now() + patience));
-    auto* page = std::get_if<wire::ListKeptReply>(&reply);
+               clock_->Now() + patience)
+            .reply;
+    if (!reply && reply.error().code == ErrorCode::kStale && begun++ < kListBeginningsMax) {
+      cursor.clear();
+      transport_->Wait(kWaitSlice);
+      continue;
+    }
+    if (!reply) return std::unexpected(std::move(reply.error()));
+    auto* page = std::get_if<wire::ListKeptReply>(&*reply);
     if (page == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a request for jobs of durability: redis");
-    for (const JobId& job : page->jobs)
-      if (seen.insert(job).second) all.push_back(job);
-    if (all.size() > max)
-      return Fail(ErrorCode::kLimit, "more than {} jobs of durability: redis match; narrow the filter", max);
+    for (const JobId& job : page->jobs) {
+      if (!meant(job) || seen.contains(job)) continue;
+      all.more = seen.size() == max;
+      if (all.more) return all;
+      seen.insert(job);
+      all.jobs.push_back(job);
+    }
     cursor = std::move(page->cursor);
-  } while (!cursor.empty());
-  return all;
+    if (cursor.empty()) return all;
+  }
 }
 
 Result<wire::ListUnservedReply> BrokerClient::ListUnserved(OrgId org, MonoTime deadline) {

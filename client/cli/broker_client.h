@@ -26,12 +26,16 @@ class BrokerClient {
   static bool IsNotOwner(const Error& error);
 
   // Returns when the ledger has the run ("accepted"). The same ids may be submitted again: that is how an unknown outcome is
-  // resolved, and it is done here until `deadline`, unless IsNotOwner. kTimedOut: no broker answered.
+  // resolved, and it is done here until `deadline`, unless IsNotOwner. kTimedOut: no broker answered. kMaybeApplied: refused,
+  // but an earlier one of these submits was not answered, and may have been taken.
   Result<void> SubmitRun(const RunPlan& plan, bool watch, MonoTime deadline);
 
   // The same for single jobs, in as many messages as they need: an answer for each, in their order, is added to `answers`.
-  // After an error those are the first jobs, and of the others at most one message's may be accepted. kLimit: a queue is full.
+  // After an error those are the first jobs, and of the others at most the next message's may be accepted: after kMaybeApplied
+  // and kTimedOut. kLimit: a queue is full, and nothing more was taken.
   Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline, std::vector<wire::SubmitReply::Item>& answers);
+  // How many of the first of them go in one message.
+  static std::size_t OneMessage(std::span<const JobSpec> jobs);
 
   // Whether SubmitRun can carry the plan in one message. What is larger goes into the ledger (Ledger::SubmitRun), where the
   // broker finds it.
@@ -51,6 +55,7 @@ class BrokerClient {
 
   Result<wire::StatusReply> Status(MonoTime deadline);
   // Asks for the end of runs and single jobs. Returns when the requests are durable; repeated until `deadline`, as SubmitRun.
+  // What was cancelled meanwhile counts as cancelled by this, if an earlier request may have done it.
   Result<std::vector<wire::CancelReply::Item>> Cancel(wire::Cancel request, MonoTime deadline);
 
   // The new revision. kConflict: settings.revision is not the newest; kTimedOut: whether it was stored is not known.
@@ -59,10 +64,14 @@ class BrokerClient {
   // What is ready and taken by no connected worker. kTimedOut also from a broker that is older than this question.
   Result<wire::ListUnservedReply> ListUnserved(OrgId org, MonoTime deadline);
   // Jobs of `durability: redis` that wait, or whose first attempt runs: those that the ledger does not know. Of one queue and
-  // kind, unless they are empty; each once. Each page may take `patience`. kLimit: more than `max`. kTimedOut also from an
-  // older broker.
-  Result<std::vector<JobId>> ListKept(OrgId org, const std::string& queue, const std::string& kind, std::size_t max,
-                                      Millis patience);
+  // kind, unless they are empty, and only those that `meant` names; each once. Each page may take `patience`. kTimedOut also
+  // from an older broker.
+  struct Kept {
+    std::vector<JobId> jobs;  // at most `max`
+    bool more = false;        // there are others
+  };
+  Result<Kept> ListKept(OrgId org, const std::string& queue, const std::string& kind,
+                        const std::function<bool(const JobId&)>& meant, std::size_t max, Millis patience);
 
  private:
   BrokerClient(wire::Transport& transport, std::unique_ptr<wire::ClientSocket> socket, const Clock& clock)
@@ -70,11 +79,16 @@ class BrokerClient {
   // Waits for the connection, at most until `deadline`: a socket that has just been made has none yet.
   Result<void> Send(const wire::Message& message, MonoTime deadline);
   // Sends what `make` gives until an answer comes that is not worth asking again for, or `deadline`: for requests that are
-  // idempotent by their ids. After a refusal it is not sent once more when an answer could hardly come in time; an error that
-  // nobody answered with names the refusal before it.
-  Result<wire::Message> Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline);
-  // Waits for the answer to `request`; updates that come first are kept for Follow.
-  Result<wire::Message> Await(std::uint64_t request, MonoTime deadline);
+  // idempotent by their ids. The answer may be to any of the sendings. After a refusal it is not sent once more when an answer
+  // could hardly come in time; an error that nobody answered with names the refusal before it.
+  struct Repeated {
+    Result<wire::Message> reply;
+    bool doubt = false;  // a sending before the one that has the answer may have been taken
+  };
+  Repeated Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline);
+  // Waits for an answer to one of the requests from `first` to `last`; updates that come first are kept for Follow.
+  Result<wire::Message> Await(std::uint64_t first, std::uint64_t last, MonoTime deadline);
+  Result<wire::Message> Await(std::uint64_t request, MonoTime deadline) { return Await(request, request, deadline); }
 
   wire::Transport* transport_;
   std::unique_ptr<wire::ClientSocket> socket_;

@@ -145,26 +145,24 @@ bool Since(const JobFilter& filter, const JobId& job) {
 
 // Jobs of `durability: redis` that the filter means and the ledger does not know: the broker that serves the org lists them.
 // Where none does, they are left out, which is said.
-Result<std::vector<JobId>> KeptJobs(Context& context, const JobFilter& filter) {
+Result<BrokerClient::Kept> KeptJobs(Context& context, const JobFilter& filter) {
   MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
-  Result<std::vector<JobId>> kept = Fail(ErrorCode::kUnavailable, "no broker answers at {}", context.ClientEndpoint());
+  Result<BrokerClient::Kept> kept = Fail(ErrorCode::kUnavailable, "no broker answers at {}", context.ClientEndpoint());
   if (door.client() != nullptr)
-    kept = door.client()->ListKept(filter.org, filter.queue.value_or(""), filter.kind.value_or(""), kFilteredMax, kListTimeout);
-  if (!kept) {
-    if (kept.error().code == ErrorCode::kLimit || kept.error().code == ErrorCode::kRejected)
-      return Prefixed(std::move(kept.error()), "job cancel");
-    fmt::print(stderr, "jobs of durability: redis that wait or run for the first time are not among these: {}\n",
-               kept.error().message);
-    return std::vector<JobId>{};
-  }
-  std::erase_if(*kept, [&](const JobId& job) { return !Since(filter, job); });
-  return kept;
+    kept = door.client()->ListKept(
+        filter.org, filter.queue.value_or(""), filter.kind.value_or(""), [&](const JobId& job) { return Since(filter, job); },
+        kFilteredMax, kListTimeout);
+  if (kept) return kept;
+  fmt::print(stderr, "jobs of durability: redis that wait or run for the first time are not among these: {}\n",
+             kept.error().message);
+  return BrokerClient::Kept{};
 }
 
 // What the command line means: the ids, or what lives of a filter.
 struct Meaning {
   std::vector<Uuid> ids;
   std::unordered_set<Uuid> kept;  // of them: what only the queue has
+  bool more = false;              // of those there are more than one command takes
 };
 
 Result<Meaning> MeantJobs(const Options& options, Context& context, Ledger& ledger) {
@@ -172,17 +170,16 @@ Result<Meaning> MeantJobs(const Options& options, Context& context, Ledger& ledg
   filter.live = true;
   Meaning meaning;
   // Before the ledger: what an attempt takes there meanwhile is found in it.
-  MILLRACE_TRY_ASSIGN(const auto kept, KeptJobs(context, filter));
-  for (const JobId& job : kept) meaning.kept.insert(job.uuid);
+  MILLRACE_TRY_ASSIGN(const BrokerClient::Kept kept, KeptJobs(context, filter));
+  for (const JobId& job : kept.jobs) meaning.kept.insert(job.uuid);
   MILLRACE_TRY_ASSIGN(const auto found, AllJobs(ledger, filter, "job cancel", context.clock()));
   for (const JobId& job : found) {
     meaning.kept.erase(job.uuid);
     meaning.ids.push_back(job.uuid);
   }
-  for (const JobId& job : kept)
+  meaning.more = kept.more;
+  for (const JobId& job : kept.jobs)
     if (meaning.kept.contains(job.uuid)) meaning.ids.push_back(job.uuid);
-  if (meaning.ids.size() > kFilteredMax)
-    return Fail(ErrorCode::kLimit, "job cancel: more than {} jobs match; narrow the filter", kFilteredMax);
   return meaning;
 }
 
@@ -229,15 +226,23 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const Meaning meaning, Meant(options, *context, *ledger, runs));
   for (const Uuid& id : meaning.ids) cancel.items.push_back({.id = id, .is_run = runs});
+  const auto finish = [&](ExitCode code) -> Result<ExitCode> {
+    if (!meaning.more) return code;
+    return Fail(ErrorCode::kLimit,
+                "more than {} jobs of durability: redis match, and these are so many of them: give the command again for the "
+                "others",
+                kFilteredMax);
+  };
   if (options.dry_run) {
     MILLRACE_TRY_ASSIGN(const auto seen, Preview(*context, *ledger, cancel, meaning.kept));
-    return Report(options, *context, seen, runs);
+    MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, seen, runs));
+    return finish(code);
   }
   std::vector<wire::CancelReply::Item> items;
   auto all = CancelItems(*context, *ledger, cancel, options.wait && runs, items);
   if (!all && items.empty()) return std::unexpected(std::move(all.error()));
   MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, items, runs));
-  if (all) return code;
+  if (all) return finish(code);
   if (items.size() == cancel.items.size()) return std::unexpected(std::move(all.error()));
   return Prefixed(std::move(all.error()), "{} of {} {} were asked to stop before this", items.size(), cancel.items.size(),
                   runs ? "runs" : "jobs");

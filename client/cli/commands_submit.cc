@@ -299,8 +299,11 @@ Result<Draft> SingleJob(const Options& options, Context& context) {
 // What became of single jobs, in their order; after an error of the first ones.
 struct Sent {
   std::size_t jobs = 0;
+  std::size_t doubtful = 0;                // of the next ones nobody knows whether they were taken
   std::map<JobId, std::string> conflicts;  // the holder of its unique key, for each that was not taken
 };
+
+bool Unknown(const Error& error) { return error.code == ErrorCode::kMaybeApplied || error.code == ErrorCode::kTimedOut; }
 
 // A broker that answers takes them at once; what it does not serve, and everything when none answers, goes into the ledger,
 // where its owner finds it within seconds.
@@ -311,6 +314,7 @@ Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span
     for (const auto& item : answers)
       if (!item.conflict_with.IsNil()) sent.conflicts.emplace(JobId{item.id}, item.conflict_with.ToString());
     sent.jobs = answers.size();
+    if (!submitted && Unknown(submitted.error())) sent.doubtful = BrokerClient::OneMessage(jobs.subspan(sent.jobs));
     if (submitted || !BrokerClient::IsNotOwner(submitted.error())) return submitted;
   }
   if (std::ranges::any_of(jobs.subspan(sent.jobs),
@@ -320,8 +324,10 @@ Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span
                 context.ClientEndpoint());
   while (sent.jobs < jobs.size()) {
     const auto page = jobs.subspan(sent.jobs, std::min(kBatchJobsMax, jobs.size() - sent.jobs));
-    MILLRACE_TRY_ASSIGN(const SubmitJobsResult result, ledger.SubmitJobs(page, context.Deadline()));
-    for (const UniqueConflict& conflict : result.conflicts) sent.conflicts.emplace(conflict.job, conflict.holder.ToString());
+    auto result = ledger.SubmitJobs(page, context.Deadline());
+    if (!result && Unknown(result.error())) sent.doubtful = page.size();
+    if (!result) return std::unexpected(std::move(result.error()));
+    for (const UniqueConflict& conflict : result->conflicts) sent.conflicts.emplace(conflict.job, conflict.holder.ToString());
     sent.jobs += page.size();
   }
   return {};
@@ -343,6 +349,9 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   auto all_sent = SendSingles(context, *ledger, door, jobs, sent);
   const auto& conflicts = sent.conflicts;
   const std::size_t asked = jobs.size();
+  for (const JobSpec& job : std::span(jobs).subspan(sent.jobs, sent.doubtful))
+    fmt::print(stderr, "job {}: not known whether it was taken; look with job show before you submit it again\n",
+               job.id.ToString());
   jobs.resize(sent.jobs);
   SayForeignKinds(jobs);
   std::vector<Uuid> taken;

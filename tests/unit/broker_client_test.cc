@@ -10,6 +10,7 @@
 namespace millrace::cli {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -18,6 +19,7 @@ struct Played {
   FakeClock clock;
   std::function<std::optional<wire::Message>(const wire::Message&)> answer;
   std::deque<std::string> replies;
+  std::deque<std::pair<MonoTime, wire::Message>> late;  // answers that come then; in order
   std::size_t sent = 0;
 };
 
@@ -30,6 +32,11 @@ class PlayedSocket final : public wire::ClientSocket {
     return {};
   }
   std::optional<std::string> Receive() override {
+    if (!played_.late.empty() && played_.late.front().first <= played_.clock.Now()) {
+      std::string frame = wire::Encode(played_.late.front().second);
+      played_.late.pop_front();
+      return frame;
+    }
     if (played_.replies.empty()) return std::nullopt;
     std::string frame = std::move(played_.replies.front());
     played_.replies.pop_front();
@@ -56,6 +63,8 @@ class PlayedTransport final : public wire::Transport {
  private:
   Played& played_;
 };
+
+constexpr auto kAll = [](const JobId&) { return true; };
 
 class BrokerClientTest : public ::testing::Test {
  protected:
@@ -126,10 +135,162 @@ TEST_F(BrokerClientTest, PagesOfKeptJobsAreAskedForUntilTheLastOneAndEachJobCoun
     EXPECT_EQ(list.cursor, "here");
     return wire::ListKeptReply{.request = list.request, .jobs = {b, c}, .cursor = {}};
   };
-  const auto all = client_.ListKept(kDefaultOrg, "mail", "", 3, Millis{1000});
+  const auto all = client_.ListKept(kDefaultOrg, "mail", "", kAll, 3, Millis{1000});
   ASSERT_TRUE(all) << all.error().message;
-  EXPECT_EQ(*all, (std::vector{a, b, c}));
-  EXPECT_EQ(client_.ListKept(kDefaultOrg, "mail", "", 2, Millis{1000}).error().code, ErrorCode::kLimit);
+  EXPECT_EQ(all->jobs, (std::vector{a, b, c}));
+  EXPECT_FALSE(all->more);
+  const auto two = client_.ListKept(kDefaultOrg, "mail", "", kAll, 2, Millis{1000});
+  ASSERT_TRUE(two) << two.error().message;
+  EXPECT_EQ(two->jobs, (std::vector{a, b})) << "as many as were asked for";
+  EXPECT_TRUE(two->more);
+  // What is not meant does not count.
+  const auto none = client_.ListKept(kDefaultOrg, "mail", "", [](const JobId&) { return false; }, 1, Millis{1000});
+  ASSERT_TRUE(none) << none.error().message;
+  EXPECT_TRUE(none->jobs.empty());
+  EXPECT_FALSE(none->more);
+}
+
+TEST_F(BrokerClientTest, AListOfKeptJobsThatChangesTooMuchIsReadAgainFromTheBeginning) {
+  const JobId a{Uuid{{1}}}, b{Uuid{{2}}}, c{Uuid{{3}}};
+  int beginnings = 0, stale = 2;
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    const auto& list = std::get<wire::ListKept>(m);
+    if (list.cursor.empty()) {
+      ++beginnings;
+      return wire::ListKeptReply{.request = list.request, .jobs = {a, b}, .cursor = "here"};
+    }
+    if (stale-- > 0) return wire::Problem{.request = list.request, .code = "stale", .message = "again"};
+    return wire::ListKeptReply{.request = list.request, .jobs = {c}, .cursor = {}};
+  };
+  const auto all = client_.ListKept(kDefaultOrg, "mail", "", kAll, 3, Millis{1000});
+  ASSERT_TRUE(all) << all.error().message;
+  EXPECT_EQ(all->jobs, (std::vector{a, b, c}));
+  EXPECT_EQ(beginnings, 3);
+  stale = 1000;
+  beginnings = 0;
+  const auto never = client_.ListKept(kDefaultOrg, "mail", "", kAll, 3, Millis{1000});
+  ASSERT_FALSE(never);
+  EXPECT_EQ(never.error().code, ErrorCode::kStale);
+  EXPECT_EQ(beginnings, 20);
+}
+
+// The broker was slow, and refuses the second sending of what it took with the first.
+TEST_F(BrokerClientTest, ALateAnswerToAnEarlierSendingCounts) {
+  const MonoTime start = played_.clock.Now();
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    const std::uint64_t request = std::get<wire::SubmitJobs>(m).request;
+    if (request > 1) return Full(m);
+    played_.late.emplace_back(start + Millis{3200},
+                              wire::SubmitReply{.request = request, .accepted = std::vector<wire::SubmitReply::Item>(1)});
+    return std::nullopt;
+  };
+  const auto submitted = Submit(Millis{30'000});
+  EXPECT_TRUE(submitted) << submitted.error().message;
+  EXPECT_GT(played_.sent, 1U);
+  EXPECT_LT(played_.clock.Now() - start, Millis{3600});
+}
+
+TEST_F(BrokerClientTest, ARefusalAfterASendingThatNobodyAnsweredIsNone) {
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    if (played_.sent == 1) return std::nullopt;
+    return Full(m);
+  };
+  const auto refused = Submit(Millis{30'000});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kMaybeApplied);
+  EXPECT_THAT(refused.error().message,
+              AllOf(HasSubstr("queue_full: queue 'mail' holds 9"), HasSubstr("1 jobs was sent before")));
+}
+
+// A late refusal is an answer: nothing is in doubt then, and the latest sending is waited for.
+TEST_F(BrokerClientTest, ALateRefusalOfAnEarlierSendingIsOne) {
+  const MonoTime start = played_.clock.Now();
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    if (played_.sent > 1 && played_.clock.Now() > start + Millis{4000}) return Full(m);
+    played_.late.emplace_back(start + Millis{3500 + 500 * static_cast<int>(played_.sent)}, Full(m));
+    return std::nullopt;
+  };
+  const auto refused = Submit(Millis{30'000});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kLimit) << refused.error().message;
+}
+
+TEST_F(BrokerClientTest, ARefusalAfterAnUnknownOutcomeIsNone) {
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    const std::uint64_t request = std::get<wire::SubmitJobs>(m).request;
+    if (request == 1) return wire::Problem{.request = request, .code = "unavailable", .message = "the outcome is not known"};
+    return Full(m);
+  };
+  EXPECT_EQ(Submit(Millis{30'000}).error().code, ErrorCode::kMaybeApplied);
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    return wire::Problem{.request = std::get<wire::SubmitJobs>(m).request, .code = "unavailable", .message = "not now"};
+  };
+  EXPECT_EQ(Submit(Millis{30'000}).error().code, ErrorCode::kUnavailable) << "it says itself that it may have been taken";
+}
+
+// Whoever serves the shard is asked through the ledger, unless the ledger does not take it.
+TEST_F(BrokerClientTest, AnotherOwnerIsStillNamedAfterASilenceUnlessOnlyTheQueueTakesTheJob) {
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    if (played_.sent == 1) return std::nullopt;
+    return wire::Problem{.request = std::get<wire::SubmitJobs>(m).request, .code = "not_owner", .message = "b serves it"};
+  };
+  auto refused = Submit(Millis{30'000});
+  ASSERT_FALSE(refused);
+  EXPECT_TRUE(BrokerClient::IsNotOwner(refused.error())) << refused.error().message;
+  played_.sent = 0;
+  std::vector<JobSpec> jobs(1);
+  jobs[0].options.durability = Durability::kRedis;
+  std::vector<wire::SubmitReply::Item> answers;
+  refused = client_.SubmitJobs(jobs, played_.clock.Now() + Millis{30'000}, answers);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kMaybeApplied);
+}
+
+class CancelClientTest : public BrokerClientTest {
+ protected:
+  static wire::Message Effect(const wire::Message& m, CancelEffect effect, std::string state) {
+    const auto& cancel = std::get<wire::Cancel>(m);
+    wire::CancelReply reply{.request = cancel.request, .items = {}};
+    for (const auto& item : cancel.items) reply.items.push_back({.id = item.id, .effect = effect, .state = state});
+    return reply;
+  }
+  Result<std::vector<wire::CancelReply::Item>> Cancel() {
+    return client_.Cancel({.org = kDefaultOrg, .items = {{.id = Uuid{{1}}, .is_run = false}}, .actor = "me", .reason = {}},
+                          played_.clock.Now() + Millis{30'000});
+  }
+};
+
+TEST_F(CancelClientTest, ALateAnswerToAnEarlierRequestCounts) {
+  const MonoTime start = played_.clock.Now();
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    played_.late.emplace_back(start + Millis{3500}, played_.sent == 1 ? Effect(m, CancelEffect::kCancelled, "")
+                                                                      : Effect(m, CancelEffect::kEnded, "cancelled"));
+    return std::nullopt;
+  };
+  const auto items = Cancel();
+  ASSERT_TRUE(items) << items.error().message;
+  EXPECT_EQ(items->at(0).effect, CancelEffect::kCancelled);
+  EXPECT_EQ(played_.sent, 2U);
+}
+
+TEST_F(CancelClientTest, WhatIsCancelledAfterASilenceIsCancelledByIt) {
+  std::string state = "cancelled";
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    if (played_.sent == 1) return std::nullopt;
+    return Effect(m, CancelEffect::kEnded, state);
+  };
+  auto items = Cancel();
+  ASSERT_TRUE(items) << items.error().message;
+  EXPECT_EQ(items->at(0).effect, CancelEffect::kCancelled);
+  played_.sent = 0;
+  state = "succeeded";
+  items = Cancel();
+  ASSERT_TRUE(items) << items.error().message;
+  EXPECT_EQ(items->at(0).effect, CancelEffect::kEnded) << "too late";
+  state = "cancelled";
+  items = Cancel();
+  ASSERT_TRUE(items) << items.error().message;
+  EXPECT_EQ(items->at(0).effect, CancelEffect::kEnded) << "by somebody else";
 }
 
 }  // namespace

@@ -332,6 +332,62 @@ TEST_F(HandoverTest, AYieldedShardStartsNothingAndIsReleasedWhenNothingIsUnderWa
   EXPECT_FALSE(dispatcher_.Ready(ShardId{0}));
 }
 
+// Places in what is remembered of lost attempts are for jobs that may have one.
+TEST_F(HandoverTest, ALostAttemptIsStoppedHoweverManyWaitingJobsWereCancelledSince) {
+  Submit({Job()});
+  Hello("w", 1);
+  ASSERT_EQ(grants_.size(), 1u);
+  clock_.Advance(kLeaseTtl);
+  Advance(Millis{1000});
+  Hello("w", 0);
+  std::vector<Uuid> waiting;
+  while (waiting.size() < kRecentlyEndedMax) {
+    std::vector<JobSpec> jobs;
+    for (std::size_t i = 0; i < 512; ++i) {
+      jobs.push_back(Job());
+      if (i % 2 == 0) jobs.back().options.durability = Durability::kRedis;
+      waiting.push_back(jobs.back().id.uuid);
+    }
+    Submit(jobs);
+    wire::Cancel cancel{.request = 5, .org = kDefaultOrg, .items = {}, .actor = "cli me", .reason = {}};
+    for (const JobSpec& job : jobs) cancel.items.push_back({job.id.uuid, false});
+    Handle(event::FromClient{.peer = "c", .message = std::move(cancel)});
+    Settle();
+    ASSERT_EQ(Last<wire::CancelReply>()->items.back().effect, CancelEffect::kCancelled);
+  }
+  revokes_.clear();
+  Orphans("w", HeldOf(0));
+  ASSERT_EQ(revokes_.size(), 1u);
+  EXPECT_EQ(revokes_[0].reason, wire::kNoLease);
+}
+
+// What waits may have been delivered by an owner before, and the ledger says nothing of it.
+TEST_F(HandoverTest, AnAttemptOfAnOwnerBeforeIsStoppedWhenItsJobIsCancelledWhileItWaits) {
+  for (const bool kept : {true, false}) {
+    JobSpec job = Job();
+    if (kept) job.options.durability = Durability::kRedis;
+    Submit({job});
+    Hello("w", 1);
+    ASSERT_EQ(grants_.size(), 1u);
+    const Held old = HeldOf(0);
+    grants_.clear();
+    if (!kept) queue_.Restart();  // it cannot vouch for what it delivered
+    TakeAnew();
+    Hello("w", 0);
+    if (!kept) queue_.ForgetDelivered(ShardId{0});
+    Handle(event::FromClient{
+        .peer = "c",
+        .message =
+            wire::Cancel{.request = 5, .org = kDefaultOrg, .items = {{job.id.uuid, false}}, .actor = "cli me", .reason = {}}});
+    Settle();
+    ASSERT_EQ(Last<wire::CancelReply>()->items[0].effect, CancelEffect::kCancelled);
+    revokes_.clear();
+    Orphans("w", old);
+    ASSERT_EQ(revokes_.size(), 1u) << kept;
+    EXPECT_EQ(revokes_[0].reason, wire::kNoLease);
+  }
+}
+
 TEST_F(HandoverTest, ShardsAreSharedByTheBrokersThatLive) {
   test::MemoryLedger ledger{clock_, 4};
   const std::vector<ShardId> all{ShardId{0}, ShardId{1}, ShardId{2}, ShardId{3}};
