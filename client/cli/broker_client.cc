@@ -110,7 +110,7 @@ Result<wire::Message> BrokerClient::Await(std::uint64_t request, MonoTime deadli
 
 Result<wire::Message> BrokerClient::Repeat(const std::function<wire::Message(std::uint64_t)>& make, MonoTime deadline) {
   std::string refusal;  // the latest
-  while (true) {
+  for (sent_before_ = false;; sent_before_ = true) {
     const std::uint64_t request = next_request_++;
     MonoTime last = deadline;  // after which it is not sent again
     Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");

@@ -33,6 +33,9 @@ class BrokerClient {
   // After an error those are the first jobs, and of the others at most one message's may be accepted. kLimit: a queue is full.
   Result<void> SubmitJobs(std::span<const JobSpec> jobs, MonoTime deadline, std::vector<wire::SubmitReply::Item>& answers);
 
+  // Whether what was submitted last had been sent before its last answer: then an earlier broker may have accepted it.
+  bool sent_before() const { return sent_before_; }
+
   // Whether SubmitRun can carry the plan in one message. What is larger goes into the ledger (Ledger::SubmitRun), where the
   // broker finds it.
   static bool FitsOneMessage(const RunPlan& plan);
@@ -80,6 +83,7 @@ class BrokerClient {
   std::unique_ptr<wire::ClientSocket> socket_;
   const Clock* clock_;
   std::uint64_t next_request_ = 1;
+  bool sent_before_ = false;
   std::vector<wire::RunUpdate> pending_updates_;
 };
 
