@@ -616,8 +616,8 @@ TEST_F(DurabilityTest, WhateverIsSetMeanwhileAJobRunsOnce) {
   std::set<JobId> ended;
   std::size_t seen = 0;
   std::uint64_t credit = 0;
-  const auto run = [&] {
-    credit += 20;
+  const auto run = [&](std::uint64_t more) {  // few enough that jobs wait
+    credit += more;
     Hello(credit);
     for (; seen < grants_.size(); ++seen) {
       EXPECT_TRUE(ended.insert(grants_[seen].id).second) << "it ran twice";
@@ -635,7 +635,7 @@ TEST_F(DurabilityTest, WhateverIsSetMeanwhileAJobRunsOnce) {
     } else if (what < 80 && !jobs.empty()) {
       Submit({jobs[jobs.size() - 1 - random.Below(std::min<std::size_t>(jobs.size(), 20))]});
     } else if (what < 97) {
-      run();
+      run(1 + random.Below(3));
     } else {
       Restart();
       seen = 0;
@@ -643,7 +643,7 @@ TEST_F(DurabilityTest, WhateverIsSetMeanwhileAJobRunsOnce) {
     }
     ASSERT_FALSE(HasFailure()) << "step " << step;
   }
-  for (int i = 0; i < 60; ++i, Advance(1s)) run();  // what a broker before left running starts again after a while
+  for (int i = 0; i < 60; ++i, Advance(1s)) run(100);  // what a broker before left running starts again after a while
   EXPECT_EQ(ended.size(), jobs.size()) << "all were accepted";
 }
 
