@@ -122,6 +122,8 @@ class Dispatcher {
   // Jobs that only the queue has: dispatcher_durability.cc
   void On(event::KnownRead& e);
   void OnTaken(const Op& op, QueueReply& reply);
+  Durability ClassOf(const JobSpec& spec);
+  bool BeforeUs(const Shard& shard, const JobSpec& spec) const;
   void AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards);
   void AnswerKept(Op& op, const Error* error);
   void FailKept(Shard& shard);

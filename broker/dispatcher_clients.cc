@@ -127,6 +127,8 @@ void Dispatcher::AcceptJob(JobSpec spec, const std::shared_ptr<Submit>& submit, 
     return;
   }
   Shard& shard = *ShardOfOrg(spec.org);
+  if (spec.options.durability == Durability::kUnsaid) shard.recent.Seen(spec.id.uuid, now_);  // its queue's class may change
+  spec.options.durability = Durability::kUnsaid;                                              // as rows have it
   Piece& piece = OpenPiece(shard, shard.submit_piece);
   submit->items.push_back({.id = spec.id.uuid, .duplicate = false, .conflict_with = {}});
   if (pieces.insert(shard.submit_piece).second) piece.submits.push_back(submit);
@@ -165,7 +167,7 @@ void Dispatcher::OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m) {
   if (m.jobs.size() > 1)
     for (const JobSpec& job : m.jobs) ShardOfOrg(job.org)->recent.Prefetch(job.id.uuid);
   for (JobSpec& job : m.jobs)
-    if (job.options.durability == Durability::kRedis)
+    if (ClassOf(job) == Durability::kRedis)
       AcceptKept(job, submit, kept);
     else
       AcceptJob(std::move(job), submit, pieces);

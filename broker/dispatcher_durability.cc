@@ -8,12 +8,40 @@
 #include "broker/dispatcher.h"
 #include "common/base/check.h"
 #include "common/base/failpoint.h"
+#include "common/base/history.h"
 #include "common/base/log.h"
 
 namespace millrace {
 
+// An owner before us may have been asked for the same.
+bool Dispatcher::BeforeUs(const Shard& shard, const JobSpec& spec) const {
+  return shard.hold.epoch > Epoch{1} && TimeOf(spec.id.uuid) < shard.ready_at + kFreshIdAhead;
+}
+
+// Of a job that does not say: what its queue's was when its id was made, so that a repeated submit finds the class of the first
+// one whatever was set in between. Of redis class in doubt: such a job is looked up in the ledger, one that goes there is not
+// looked for among those that only the queue has.
+Durability Dispatcher::ClassOf(const JobSpec& spec) {
+  if (spec.options.durability != Durability::kUnsaid) return spec.options.durability;
+  const Shard& shard = *ShardOfOrg(spec.org);
+  if (shard.queues.empty() || !spec.options.unique_key.empty() || accepting_.contains(spec.id.uuid)) return Durability::kLedger;
+  const auto found = shard.queues.find({spec.org, spec.queue});
+  if (found == shard.queues.end()) return Durability::kLedger;
+  const QueueSettings& settings = found->second;
+  const WallTime made = TimeOf(spec.id.uuid);
+  if (settings.redis_until && made <= *settings.redis_until + kFreshIdAhead &&
+      (made <= *settings.redis_until || BeforeUs(shard, spec) || shard.recent.Has(spec.id.uuid)))
+    return Durability::kRedis;
+  const bool redis = settings.durability == Durability::kRedis && (!settings.redis_since || made >= *settings.redis_since);
+  return redis && made <= wall_ + kFreshIdAhead ? Durability::kRedis : Durability::kLedger;
+}
+
 void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards) {
   Shard& shard = *ShardOfOrg(spec.org);
+  if (spec.options.durability == Durability::kUnsaid && history::On())  // for who reads the client's, which does not say
+    history::Write(options_.name, "submit", history::Type::kInvoke,
+                   fmt::format(R"("jobs":[["{}","redis"]])", spec.id.ToString()));
+  spec.options.durability = Durability::kRedis;
   shard.kept_seen = true;
   if (shards.insert(shard.hold.shard).second) shard.enqueue_submits.push_back(submit);
   submit->items.push_back({.id = spec.id.uuid, .duplicate = false, .conflict_with = {}});
@@ -24,8 +52,7 @@ void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit
   // A repeated submit: of an id seen a moment ago, or one from before (an answer that was lost, an owner before us).
   const WallTime made = TimeOf(spec.id.uuid);
   const bool seen = shard.recent.Seen(spec.id.uuid, now_);
-  const bool before_us = shard.hold.epoch > Epoch{1} && made < shard.ready_at + kFreshIdAhead;
-  const bool check = seen || before_us || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
+  const bool check = seen || BeforeUs(shard, spec) || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   const std::optional<WallTime> run_at = spec.run_at;
   // Behind more than can start now it waits as an entry.

@@ -98,7 +98,7 @@ std::string OptionsBeside(const JobOptions& options, const LineKey& line) {
   static const JobOptions kDefaults;
   if (options == kDefaults) return {};
   JobOptions rest = options;
-  if (line.durability == Durability::kRedis) rest.durability = Durability::kLedger;
+  if (line.durability == Durability::kRedis) rest.durability = Durability::kUnsaid;
   if (rest.limit_key == line.limit_key) rest.limit_key.clear();
   return rest == kDefaults ? std::string() : ToJson(rest);
 }

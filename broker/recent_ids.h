@@ -23,6 +23,7 @@ class RecentIds {
     const std::uint64_t key = KeyOf(id);
     return older_.Has(key) || !newer_.Add(key);
   }
+  bool Has(const Uuid& id) const { return older_.Has(KeyOf(id)) || newer_.Has(KeyOf(id)); }
   // What is old goes, and its memory with it. For when nothing is asked.
   void Forget(MonoTime now) {
     if (now < turn_) return;

@@ -124,7 +124,7 @@ BrokerClient::Repeated BrokerClient::Repeat(const std::function<wire::Message(st
   std::set<std::uint64_t> silent;  // sendings that nobody has answered
   bool unsure = false;             // one was answered with an unknown outcome
   std::string refusal;             // the latest
-  while (true) {
+  for (sent_before_ = false;; sent_before_ = true) {
     const std::uint64_t request = next_request_++;
     MonoTime last = deadline;  // after which it is not sent again
     Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");

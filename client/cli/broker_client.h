@@ -37,6 +37,9 @@ class BrokerClient {
   // How many of the first of them go in one message.
   static std::size_t OneMessage(std::span<const JobSpec> jobs);
 
+  // Whether what was submitted last had been sent before its last answer: then an earlier broker may have accepted it.
+  bool sent_before() const { return sent_before_; }
+
   // Whether SubmitRun can carry the plan in one message. What is larger goes into the ledger (Ledger::SubmitRun), where the
   // broker finds it.
   static bool FitsOneMessage(const RunPlan& plan);
@@ -94,6 +97,7 @@ class BrokerClient {
   std::unique_ptr<wire::ClientSocket> socket_;
   const Clock* clock_;
   std::uint64_t next_request_ = 1;
+  bool sent_before_ = false;
   std::vector<wire::RunUpdate> pending_updates_;
 };
 

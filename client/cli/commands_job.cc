@@ -152,6 +152,11 @@ Live LookAt(const JobDetail& job, const Context& context) {
 // False: the ledger has the end of a job that only the queue had, and nothing else of it.
 bool IsKnown(const JobSpec& spec) { return !spec.kind.empty(); }
 
+// Of a job that the ledger has: the row of one that is not of class redis does not say.
+Durability ClassOf(const JobSpec& spec) {
+  return spec.options.durability == Durability::kRedis ? Durability::kRedis : Durability::kLedger;
+}
+
 Json JobJson(const JobDetail& job, const Live& live) {
   const JobSpec& s = job.spec;
   Json json{{"job", s.id.ToString()},
@@ -164,7 +169,8 @@ Json JobJson(const JobDetail& job, const Live& live) {
             {"effect", s.effect},
             {"run", nullptr},
             {"submitted_at", ToRfc3339(s.submitted_at)},
-            {"max_attempts", s.retry.max_attempts}};
+            {"max_attempts", s.retry.max_attempts},
+            {"durability", Name(ClassOf(s))}};
   if (s.run) json["run"] = s.run->ToString();
   json["options"] = Json::parse(ToJson(s.options), nullptr, false);
   if (json["options"].is_discarded()) json["options"] = Json::object();
@@ -219,7 +225,8 @@ void PrintJob(const JobDetail& job, const Live& live) {
   if (s.run) fmt::print("  run {}\n", s.run->ToString());
   if (!s.effect.empty()) fmt::print("  effect {}\n", s.effect);
   if (const std::string options = ToJson(s.options); !options.empty()) fmt::print("  options {}\n", options);
-  fmt::print("  submitted {}, at most {} attempts\n", ToRfc3339(s.submitted_at), s.retry.max_attempts);
+  fmt::print("  submitted {}, at most {} attempts, durability {}\n", ToRfc3339(s.submitted_at), s.retry.max_attempts,
+             Name(ClassOf(s)));
   if (!s.payload.empty()) fmt::print("  payload {} bytes: {}\n", s.payload.size(), PayloadPreview(s.payload));
   if (const auto& a = job.dead_action)
     fmt::print("  {}{} by {} at {}{}\n", Name(a->action), a->new_job ? " as " + a->new_job->ToString() : "", a->actor,

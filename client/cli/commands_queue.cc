@@ -136,6 +136,7 @@ const std::vector<std::string> kColumns = {"queue",
                                            "aging_ms",
                                            "max_waiting_jobs",
                                            "max_waiting_bytes",
+                                           "durability",
                                            "revision",
                                            "unserved",
                                            "unserved_since",
@@ -162,6 +163,7 @@ std::vector<Cell> RowOf(const std::string& queue, const Item& item, const Listin
           s.order == QueueOrder::kStrict && !org ? Cell{std::int64_t{s.aging.count()}} : Cell{},
           Limit(s.max_waiting_jobs),
           Limit(s.max_waiting_bytes),
+          org ? Cell{} : Cell{std::string(Name(s.durability))},
           s.revision,
           unserved == nullptr ? Cell{} : Cell{static_cast<std::int64_t>(unserved->ready)},
           waits && unserved->since ? Cell{ToRfc3339(*unserved->since)} : Cell{},
@@ -241,6 +243,9 @@ Result<void> Change(const QueueFlags& flags, QueueSettings& s) {
     if (!aging) return Prefixed(std::move(aging.error()), "--aging");
     s.aging = *aging;
   }
+  if (flags.durability) {
+    MILLRACE_TRY_ASSIGN(s.durability, ParseQueueDurability(*flags.durability));
+  }
   return {};
 }
 
@@ -281,6 +286,8 @@ Result<QueueSettings> SetOne(Context& context, Ledger& ledger, Broker& broker, c
     MILLRACE_TRY(change(settings));
     MILLRACE_TRY(Validate(settings));
     if (it == stored.end() || settings != *it) {
+      MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(context.Deadline()));
+      NoteClassChange(it == stored.end() ? QueueSettings{} : *it, now, settings);
       const auto revision = Store(context, ledger, broker, settings);
       if (!revision && revision.error().code == ErrorCode::kConflict && round + 1 < kRoundsMax) continue;
       if (!revision) return std::unexpected(revision.error());

@@ -60,6 +60,17 @@ std::vector<JobSpec> Stamped(std::vector<Draft> drafts, WallTime now) {
   return jobs;
 }
 
+Result<void> DurabilityField(JobOptions& options, const Json& value) {
+  if (options.durability != Durability::kUnsaid)
+    return Fail(ErrorCode::kInvalidArgument, "durability: options says it too; give one of them");
+  const auto durability = value.is_string() ? ParseDurability(value.get<std::string>()) : std::nullopt;
+  if (!durability)
+    return Fail(ErrorCode::kInvalidArgument, "durability: {} is neither ledger nor redis; without it a job is of its queue's",
+                value.dump());
+  options.durability = *durability;
+  return {};
+}
+
 // Keys that say what `options` can say too: in words, or from the submit on.
 Result<void> OptionField(Draft& draft, const std::string& key, const Json& value) {
   JobOptions& options = draft.job.options;
@@ -91,6 +102,8 @@ Result<void> Field(Draft& draft, const std::string& key, const Json& value) {
   } else if (key == "options") {  // read before all others
   } else if (key == "backoff" || key == "deadline_in_ms" || key == "expires_in_ms") {
     return OptionField(draft, key, value);
+  } else if (key == "durability") {
+    return DurabilityField(job.options, value);
   } else if (key == "kind" || key == "queue" || key == "run_at") {
     if (!value.is_string()) return Fail(ErrorCode::kInvalidArgument, "{}: {} is no text", key, value.dump());
     const auto text = value.get<std::string>();
@@ -109,7 +122,7 @@ Result<void> Field(Draft& draft, const std::string& key, const Json& value) {
   } else {
     return Fail(ErrorCode::kInvalidArgument,
                 "unknown key '{}'; a job has kind, queue, payload, priority, max_attempts, backoff, backoff_base_ms, "
-                "backoff_cap_ms, timeout_ms, run_at, deadline_in_ms, expires_in_ms and options",
+                "backoff_cap_ms, timeout_ms, run_at, deadline_in_ms, expires_in_ms, durability and options",
                 key);
   }
   return {};
@@ -138,8 +151,8 @@ Result<Draft> JobOf(const std::string& text, Context& context, std::optional<Run
       job.payload = ToJson(task);
     }
   }
-  if (run && job.options.durability != Durability::kLedger)
-    return Fail(ErrorCode::kInvalidArgument, "options: durability: jobs of a batch with --then are of the ledger's class");
+  if (run && job.options.durability == Durability::kRedis)
+    return Fail(ErrorCode::kInvalidArgument, "durability: redis: jobs of a batch with --then are of the ledger's class");
   MILLRACE_TRY(wire::CheckJob(job));
   return draft;
 }
@@ -286,6 +299,7 @@ Result<Draft> SingleJob(const Options& options, Context& context) {
   if (!options.queue.empty()) json["queue"] = options.queue;
   if (!options.run_at.empty()) json["run_at"] = options.run_at;
   if (options.priority >= 0) json["priority"] = options.priority;
+  if (!options.durability.empty()) json["durability"] = options.durability;
   if (options.max_attempts != 0) json["max_attempts"] = options.max_attempts;
   MILLRACE_TRY(RetryKeys(options, json));
   if (!options.job_options.empty()) {
@@ -305,6 +319,27 @@ struct Sent {
 
 bool Unknown(const Error& error) { return error.code == ErrorCode::kMaybeApplied || error.code == ErrorCode::kTimedOut; }
 
+// Whether the ledger can take them in the place of a broker. One that was asked before may have put jobs that leave the class
+// to their queue where the ledger does not see them: they would run twice.
+Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, bool sent_before, std::span<const JobSpec> jobs) {
+  if (std::ranges::any_of(jobs, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; }))
+    return Fail(ErrorCode::kUnavailable,
+                "durability: redis: no broker that serves it answers at {}, and the ledger does not take it",
+                context.ClientEndpoint());
+  if (!sent_before) return {};
+  MILLRACE_TRY_ASSIGN(const auto queues, ledger.QueuesOf(context.org(), std::nullopt, context.Deadline()));
+  for (const JobSpec& job : jobs) {
+    const auto queue = std::ranges::find(queues, job.queue, &QueueSettings::queue);
+    if (job.options.durability == Durability::kUnsaid && queue != queues.end() &&
+        (queue->durability == Durability::kRedis || queue->redis_until))
+      return Fail(ErrorCode::kUnavailable,
+                  "queue '{}' is or was of durability: redis, and the broker that was asked at {} does not serve it any more: "
+                  "whether job {} was accepted is not known, and the ledger does not take it; see millrace job show",
+                  job.queue, context.ClientEndpoint(), job.id.ToString());
+  }
+  return {};
+}
+
 // A broker that answers takes them at once; what it does not serve, and everything when none answers, goes into the ledger,
 // where its owner finds it within seconds.
 Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs, Sent& sent) {
@@ -317,11 +352,8 @@ Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span
     if (!submitted && Unknown(submitted.error())) sent.doubtful = BrokerClient::OneMessage(jobs.subspan(sent.jobs));
     if (submitted || !BrokerClient::IsNotOwner(submitted.error())) return submitted;
   }
-  if (std::ranges::any_of(jobs.subspan(sent.jobs),
-                          [](const JobSpec& job) { return job.options.durability != Durability::kLedger; }))
-    return Fail(ErrorCode::kUnavailable,
-                "durability: redis: no broker that serves it answers at {}, and the ledger does not take it",
-                context.ClientEndpoint());
+  MILLRACE_TRY(
+      CheckLedgerTakes(context, ledger, door.client() != nullptr && door.client()->sent_before(), jobs.subspan(sent.jobs)));
   while (sent.jobs < jobs.size()) {
     const auto page = jobs.subspan(sent.jobs, std::min(kBatchJobsMax, jobs.size() - sent.jobs));
     auto result = ledger.SubmitJobs(page, context.Deadline());
@@ -393,6 +425,7 @@ Result<void> CheckNoSingle(const Options& options) {
         std::tuple{"--backoff-cap", !options.backoff_cap.empty(), "backoff_cap_ms"},
         std::tuple{"--deadline", !options.deadline.empty(), "deadline_in_ms"},
         std::tuple{"--expires-in", !options.expires_in.empty(), "expires_in_ms"},
+        std::tuple{"--durability", !options.durability.empty(), "durability"},
         std::tuple{"--options", !options.job_options.empty(), "options"}})
     if (given)
       return Fail(ErrorCode::kInvalidArgument, "{}: is of one job, and --batch has them in its lines: give '{}' there", name,

@@ -145,7 +145,8 @@ void AddJobCommands(Grammar& g) {
   submit->add_option("--backoff-cap", g.options.backoff_cap, "One job: no wait is longer (default: 60s)");
   submit->add_option("--deadline", g.options.deadline, "One job: dead if it has not ended so long from now, e.g. 2h");
   submit->add_option("--expires-in", g.options.expires_in, "One job: expired if it has not started so long from now, e.g. 10m");
-  submit->add_option("--options", g.options.job_options, "One job: as JSON: unique_key, limit_key, durability, no_retry ...");
+  submit->add_option("--durability", g.options.durability, "One job: ledger or redis (default: its queue's)");
+  submit->add_option("--options", g.options.job_options, "One job: as JSON: unique_key, limit_key, no_retry ...");
   submit->add_flag("--wait", g.options.wait, "Wait until all have ended; exit code 1 if one did not succeed");
   CLI::App* result = g.Add(job, "result", "What a job gave back: a command's output, a stage's counts", JobResult);
   result->add_option("ID", g.options.id, kJobIdHelp)->required();
@@ -265,6 +266,7 @@ void AddQueueCommands(Grammar& g) {
   set->add_option("--aging", flags.aging, "Strict order: a line that waited so long counts one priority higher, e.g. 60s");
   set->add_option("--max-waiting", flags.max_waiting, "Jobs that may wait; more are refused (queue_full); 0 = no limit");
   set->add_option("--max-waiting-bytes", flags.max_waiting_bytes, "Payload bytes that may wait; 0 = no limit");
+  set->add_option("--durability", flags.durability, "Of single jobs that do not say theirs: ledger (default) or redis (fast)");
 }
 
 void AddBenchTarget(CLI::App* command, BenchFlags& flags) {
@@ -444,7 +446,8 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 60> kExample
     {"queue show", "queue show default"},
     {"queue set",
      "queue set api --rate 100/1s --key-rate 5/1m --key-concurrency 2\nqueue set batch --order weighted --weights "
-     "8,4,2,1\nqueue set batch --max-waiting 100000\nqueue set '*' --org 7 --max-waiting 1000000"},
+     "8,4,2,1\nqueue set batch --max-waiting 100000\nqueue set clicks --durability redis\nqueue set '*' --org 7 --max-waiting "
+     "1000000"},
     {"queue pause", "queue pause api\nqueue pause api mail"},
     {"queue resume", "queue resume api"},
     {"query",

@@ -15,7 +15,7 @@ namespace millrace::cli {
 struct QueueFlags {  // queue set: what is given is changed
   std::optional<std::uint32_t> concurrency, key_concurrency, burst, key_burst;
   std::optional<std::uint64_t> max_waiting, max_waiting_bytes;
-  std::optional<std::string> rate, key_rate, order, weights, aging;
+  std::optional<std::string> rate, key_rate, order, weights, aging, durability;
 };
 
 struct Options {
@@ -47,7 +47,7 @@ struct Options {
   std::string batch, then, payload;                // job submit
   std::string run_at, timeout, job_options;        // job submit
   std::string backoff, backoff_base, backoff_cap;  // job submit
-  std::string deadline, expires_in;                // job submit
+  std::string deadline, expires_in, durability;    // job submit
   std::string queues;                              // worker
   std::string to_queue, payload_file;              // job requeue
   bool show_payload = false;                       // job show

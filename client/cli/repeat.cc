@@ -35,6 +35,7 @@ Result<JobSpec> Repeated(const JobSpec& job, std::optional<RunId> run, JobId id,
   again.run_at.reset();
   again.submitted_at = now;
   again.options.retry_of = job.id;
+  again.options.durability = Durability::kUnsaid;  // it goes into the ledger
   if (job.options.deadline) again.options.deadline = now + (*job.options.deadline - job.submitted_at);
   if (job.options.expires_at) again.options.expires_at = now + (*job.options.expires_at - job.submitted_at);
   auto payload = Readdressed(job, id, run);

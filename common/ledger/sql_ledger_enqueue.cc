@@ -43,7 +43,7 @@ Result<JobSpec> JobOf(std::span<const Value> c) {
   MILLRACE_TRY_ASSIGN(j.options, JobOptionsFromJson(c[11].bytes));
   if (j.options.run_when != RunWhen::kAllSucceeded || j.options.has_sink || j.options.retry_of)
     return Fail(ErrorCode::kInvalidArgument, "options: run_when, has_sink and retry_of are not for single jobs of a client");
-  if (j.options.durability != Durability::kLedger)
+  if (j.options.durability == Durability::kRedis)
     return Fail(ErrorCode::kInvalidArgument, "options: a row of the ledger is of durability: ledger");
   if (j.kind == kJobKindStage)
     return Fail(ErrorCode::kInvalidArgument, "kind: stages come from pipelines: start one with millrace run start");

@@ -102,6 +102,7 @@ std::string_view Name(RunWhen when) {
 
 std::string_view Name(Durability durability) {
   switch (durability) {
+    case Durability::kUnsaid: return "unsaid";
     case Durability::kLedger: return "ledger";
     case Durability::kRedis: return "redis";
   }

@@ -63,6 +63,7 @@ enum class RunWhen : std::uint8_t {
   kAllEnded = 2,      // however they ended: a batch's callback
 };
 enum class Durability : std::uint8_t {
+  kUnsaid = 0,  // its queue's (QueueSettings); a job that the ledger has is of kLedger then
   kLedger = 1,  // in the ledger before "accepted" is said
   kRedis = 2,   // in the queue only; its outcome is in the ledger. What it can lose: ops/docs/durability.md
 };
@@ -95,7 +96,7 @@ struct JobOptions {
   UniqueUntil unique_until = UniqueUntil::kEnded;
   Millis unique_window{0};  // kWindow only
   RunWhen run_when = RunWhen::kAllSucceeded;
-  Durability durability = Durability::kLedger;
+  Durability durability = Durability::kUnsaid;
   bool has_sink = false;          // writes to a destination with a fence: a cancel raises it before it ends
   std::optional<JobId> retry_of;  // the dead job that this one repeats
   std::int64_t route_rows = 0;  // a stage that reads at most so many rows goes to kQueueSmall, else to kQueueLarge; 0 = neither

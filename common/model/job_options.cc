@@ -57,8 +57,9 @@ bool ReadPlain(std::string_view text, JobOptions& out) {
     if (!text.starts_with(kDurability)) return false;
   }
   if (const auto name = take(kDurability)) {
-    if (*name != Name(Durability::kRedis)) return false;
-    out.durability = Durability::kRedis;
+    const auto durability = ParseDurability(*name);
+    if (!durability) return false;
+    out.durability = *durability;
   }
   return text == "}";
 }
@@ -71,7 +72,7 @@ std::optional<std::string> WritePlain(const JobOptions& options) {
   if (same != options) return std::nullopt;
   std::string text = "{";
   if (!options.limit_key.empty()) text.append(kLimitKey).append(options.limit_key) += '"';
-  if (options.durability != Durability::kLedger) {
+  if (options.durability != Durability::kUnsaid) {
     if (text.size() > 1) text += ',';
     text.append(kDurability).append(Name(options.durability)) += '"';
   }

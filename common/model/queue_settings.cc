@@ -64,6 +64,7 @@ std::optional<std::string_view> QueuesOwnField(const QueueSettings& s) {
   if (s.key_concurrency != d.key_concurrency) return "key_concurrency";
   if (s.rate != d.rate) return "rate";
   if (s.key_rate != d.key_rate) return "key_rate";
+  if (s.durability != d.durability) return "durability";
   return std::nullopt;
 }
 
@@ -106,6 +107,18 @@ Result<QueueOrder> ParseQueueOrder(std::string_view name) {
   return Fail(ErrorCode::kInvalidArgument, "order: '{}' is neither strict nor weighted", name);
 }
 
+Result<Durability> ParseQueueDurability(std::string_view name) {
+  if (const auto durability = ParseDurability(name)) return *durability;
+  return Fail(ErrorCode::kInvalidArgument, "durability: '{}' is neither ledger nor redis", name);
+}
+
+void NoteClassChange(const QueueSettings& before, WallTime now, QueueSettings& next) {
+  next.redis_since = before.redis_since;
+  next.redis_until = before.redis_until;
+  if (next.durability == before.durability) return;
+  (next.durability == Durability::kRedis ? next.redis_since : next.redis_until) = now;
+}
+
 namespace {
 
 // As JSON has them: an array of any length, an order by name.
@@ -133,6 +146,9 @@ void Describe(Ar& ar, T& v) {
   ar("key_rate", v.settings.key_rate, d.key_rate);
   ar("max_waiting_jobs", v.settings.max_waiting_jobs, d.max_waiting_jobs);
   ar("max_waiting_bytes", v.settings.max_waiting_bytes, d.max_waiting_bytes);
+  ar("durability", v.settings.durability, d.durability);
+  ar("redis_since_us", v.settings.redis_since);
+  ar("redis_until_us", v.settings.redis_until);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -11,6 +12,7 @@
 #include "common/base/ids.h"
 #include "common/base/limits.h"
 #include "common/base/result.h"
+#include "common/model/job.h"
 
 namespace millrace {
 
@@ -44,8 +46,16 @@ struct QueueSettings {
   std::uint32_t key_concurrency = 0;                               // running jobs of one limit key; 0 = no limit
   Rate rate, key_rate;                                             // starts of the queue, of one limit key
   std::uint64_t max_waiting_jobs = 0, max_waiting_bytes = 0;       // 0 = no limit
+  Durability durability = Durability::kLedger;                     // of single jobs that do not say theirs
+  // When `durability` became and ceased to be kRedis last: it counts for ids that were made then (NoteClassChange).
+  std::optional<WallTime> redis_since, redis_until;
   friend bool operator==(const QueueSettings&, const QueueSettings&) = default;
 };
+
+// Gives `next`, which replaces `before`, the instants at which the class of its jobs changed; `now` is one if it does here.
+void NoteClassChange(const QueueSettings& before, WallTime now, QueueSettings& next);
+// "ledger", "redis".
+Result<Durability> ParseQueueDurability(std::string_view name);
 
 // Everything but org, queue and revision; only what differs from the default, "{}" when nothing does.
 std::string ToJson(const QueueSettings& settings);

@@ -61,7 +61,7 @@ Result<void> CheckJob(const JobSpec& job) {
   if (job.options.deadline) MILLRACE_TRY(CheckInstant("deadline", *job.options.deadline));
   if (job.options.unique_key.empty()) return {};
   if (job.run) return Fail(ErrorCode::kInvalidArgument, "unique_key: only a single job has one, not a job of a run");
-  if (job.options.durability != Durability::kLedger)
+  if (job.options.durability == Durability::kRedis)
     return Fail(ErrorCode::kInvalidArgument, "unique_key: needs durability: ledger, where it is decided");
   if (job.options.unique_until == UniqueUntil::kWindow && job.options.unique_window <= Millis{0})
     return Fail(ErrorCode::kInvalidArgument, "unique_window: {} ms is not a window", job.options.unique_window.count());

@@ -1,6 +1,7 @@
 // What the processes say they did, against the ledger and against each other. Their words prove nothing good: a job is done
 // because the ledger and the witness say so. But what they say must not contradict that.
 #include <algorithm>
+#include <set>
 #include <tuple>
 
 #include "tests/checker/checker.h"
@@ -21,15 +22,18 @@ const Operation* Checker::InvokeOf(const Operation& ok) const {
 
 // "submit ok", at the client or at the broker, is a promise.
 void Checker::ReadTold() {
-  std::map<Uuid, bool> redis;
+  std::set<Uuid> redis;  // of a job that leaves its class to its queue only the broker says it
   for (const Operation& o : history_.operations) {
     if (o.op == "write" && o.type == Type::kInvoke) invokes_[{o.file, o.who, o.number}] = &o;
-    if (o.op != "submit") continue;
-    for (const Item& item : o.items) {
-      if (o.type == Type::kInvoke) redis[item.id] = item.word == "redis";
-      if (o.type == Type::kOk && !told_.contains(item.id))
-        told_[item.id] = {.redis = redis[item.id], .at = std::nullopt, .is_run = facts_.runs.contains(item.id)};
-    }
+    if (o.op != "submit" || o.type != Type::kInvoke) continue;
+    for (const Item& item : o.items)
+      if (item.word == "redis") redis.insert(item.id);
+  }
+  for (const Operation& o : history_.operations) {
+    if (o.op != "submit" || o.type != Type::kOk) continue;
+    for (const Item& item : o.items)
+      if (!told_.contains(item.id))
+        told_[item.id] = {.redis = redis.contains(item.id), .at = std::nullopt, .is_run = facts_.runs.contains(item.id)};
   }
 }
 

@@ -38,6 +38,28 @@ TEST_P(LedgerQueuesTest, TheNewestRevisionCounts) {
   ExpectSound();
 }
 
+TEST_P(LedgerQueuesTest, TheClassOfAQueueAndItsInstantsAreKept) {
+  QueueSettings ledger = Settings("q");
+  auto before = ledger_->PutQueueSettings(ledger, "x", In());
+  ASSERT_TRUE(before) << before.error().message;
+  const WallTime at = *ledger_->Now(In());
+  for (const Durability durability : {Durability::kRedis, Durability::kLedger, Durability::kRedis}) {
+    QueueSettings next = *before;
+    next.durability = durability;
+    NoteClassChange(*before, at + before->revision * 1s, next);
+    before = ledger_->PutQueueSettings(next, "x", In());
+    ASSERT_TRUE(before) << before.error().message;
+    const auto stored = ledger_->QueuesOf(kDefaultOrg, std::nullopt, In());
+    ASSERT_TRUE(stored) << stored.error().message;
+    ASSERT_EQ(stored->size(), 1u);
+    EXPECT_EQ(stored->at(0), *before);
+    EXPECT_EQ(stored->at(0).durability, durability);
+  }
+  EXPECT_EQ(before->redis_since, at + 3s);
+  EXPECT_EQ(before->redis_until, at + 2s);
+  ExpectSound();
+}
+
 TEST_P(LedgerQueuesTest, WhoReadAnOldRevisionIsRefused) {
   const auto first = ledger_->PutQueueSettings(Settings("q"), "a", In());
   ASSERT_TRUE(first) << first.error().message;

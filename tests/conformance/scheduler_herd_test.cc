@@ -1,4 +1,5 @@
-// Runs that are planned before their slots are due, and herds: on both ledgers. What needs a clock that is told is for SQLite.
+// Runs that are planned before their slots are due, and herds: on both ledgers. SQLite has a clock that is told; PostgreSQL has
+// its own, so there the slots are seconds ahead, and what came too late for its slot is tried once more with more time.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -16,12 +17,48 @@ class SchedulerHerdTest : public SchedulerTest {
  protected:
   static constexpr int kHerd = 4500;  // three batches
 
-  // A schedule of each name, due at the next whole minute.
-  void ApplyEachMinute(const std::vector<std::string>& names) {
-    for (const std::string& name : names) Apply({.name = name, .cron = "* * * * *"});
-    slot_ = std::chrono::ceil<std::chrono::minutes>(fake_.WallNow() + 1s);
+  // The next slots will be slot_ and, `slots` in all, every period_ from there: minutes, or few seconds of one minute.
+  void SlotsAhead(Micros lead, int slots = 1, Micros period = 60s) {
+    period_ = period;
+    if (!postgres()) {
+      slot_ = std::chrono::ceil<std::chrono::minutes>(fake_.WallNow() + 1s);
+      cron_ = "* * * * *";
+      return;
+    }
+    slot_ = std::chrono::ceil<std::chrono::seconds>(*ledger_->Now(In()) + lead);
+    if (std::chrono::floor<std::chrono::minutes>(slot_) !=
+        std::chrono::floor<std::chrono::minutes>(slot_ + (slots - 1) * period))
+      slot_ = std::chrono::ceil<std::chrono::minutes>(slot_);
+    const auto seconds = std::chrono::floor<std::chrono::seconds>(slot_).time_since_epoch().count();
+    std::string list;
+    for (int i = 0; i < slots; ++i)
+      list +=
+          fmt::format("{}{}", i > 0 ? "," : "", seconds % 60 + i * std::chrono::floor<std::chrono::seconds>(period).count());
+    cron_ = fmt::format("{} {} {} * * *", list, seconds / 60 % 60, seconds / 3600 % 24);
   }
-  void GoTo(WallTime at) { fake_.Advance(at - fake_.WallNow()); }
+  // A schedule of each name, due at slot_.
+  void ApplyDue(const std::vector<std::string>& names, Micros lead = 500ms) {
+    SlotsAhead(lead);
+    for (const std::string& name : names) Apply({.name = name, .cron = cron_});
+  }
+  // Whether it is not yet `at`.
+  bool Before(WallTime at) { return *ledger_->Now(In()) < at; }
+  void GoTo(WallTime at) {
+    if (!postgres()) return fake_.Advance(at - fake_.WallNow());
+    while (Before(at)) std::this_thread::sleep_for(5ms);
+  }
+  // Passes until it leads; whoever led before it gives up soon.
+  bool Leads(Scheduler& scheduler) {
+    for (const MonoTime limit = In(); clock().Now() < limit; std::this_thread::sleep_for(5ms)) {
+      Pass(scheduler);
+      if (scheduler.leading() || !postgres()) break;
+    }
+    return scheduler.leading();
+  }
+  // To some time before the slot, from when on it is planned.
+  void GoBefore(WallTime slot, Micros before) {
+    if (!postgres()) GoTo(slot - before);
+  }
   // One is applied as everybody does, the others are copied from it; all have one slot that is due.
   void ApplyHerd(int count) {
     Apply({.name = "herd", .grace = "3h", .days_behind = 1});
@@ -95,35 +132,45 @@ class SchedulerHerdTest : public SchedulerTest {
   }
 
   WallTime slot_{};
+  Micros period_{60s};
+  std::string cron_;
 };
 
 TEST_P(SchedulerHerdTest, ARunIsPlannedBeforeItsSlotAndNamesTheInstant) {
-  if (postgres()) GTEST_SKIP() << "needs virtual time";
-  ApplyEachMinute({"p"});
-  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
-  GoTo(slot_ - 5s);
-  Pass(*scheduler);
-  EXPECT_EQ(Fates(), "");
-  EXPECT_TRUE(Runs().empty());
-  Raw("update pipeline_version set definition = '{broken'");  // what is read at the slot's time does not matter any more
-  GoTo(slot_ - 1ms);
-  Pass(*scheduler);
-  EXPECT_EQ(Fates(), "") << "not before its time";
-  GoTo(slot_ + 40ms);
-  Pass(*scheduler);
-  ASSERT_EQ(Fates(), "F");
-  const SlotRow slot = Slots()[0];
+  std::string name;
+  for (const Micros lead : {Micros{500ms}, Micros{3s}, Micros{16s}}) {
+    name = fmt::format("p{}", lead.count());
+    ApplyDue({name}, lead);
+    auto scheduler = Make(*ledger_, ids_.Next<OwnerId>(), 500ms);
+    GoBefore(slot_, 5s);
+    ASSERT_TRUE(Leads(*scheduler));
+    EXPECT_EQ(Fates(name), "");
+    EXPECT_TRUE(Runs(name).empty());
+    Raw("update pipeline_version set definition = '{broken'");  // what is read at the slot's time does not matter any more
+    GoBefore(slot_, 1ms);
+    Pass(*scheduler);
+    if (!Before(slot_)) continue;
+    EXPECT_EQ(Fates(name), "") << "not before its time";
+    GoTo(slot_ + 40ms);
+    Pass(*scheduler);
+    break;
+  }
+  ASSERT_EQ(Fates(name), "F");
+  const SlotRow slot = Slots(name)[0];
   EXPECT_EQ(slot.key.slot, slot_);
-  EXPECT_EQ(slot.decided_at, slot_ + 40ms);
+  EXPECT_GE(slot.decided_at, slot_ + 40ms);
+  if (!postgres()) {
+    EXPECT_EQ(slot.decided_at, slot_ + 40ms);
+  }
   const auto run = ledger_->GetRun(kDefaultOrg, *slot.run, In());
   ASSERT_TRUE(run) << run.error().message;
-  EXPECT_EQ(run->summary.spec.created_at, slot_ + 40ms);
+  EXPECT_EQ(run->summary.spec.created_at, slot.decided_at);
   EXPECT_EQ(TimeOf(run->summary.spec.id.uuid), slot_);
   ASSERT_EQ(run->jobs.size(), 2u);
   EXPECT_EQ(run->jobs[0].spec.stage, "a");
   EXPECT_EQ(run->jobs[1].spec.depends_on, std::vector{run->jobs[0].spec.id});
   for (const JobDetail& job : run->jobs) {
-    EXPECT_EQ(job.spec.submitted_at, slot_ + 40ms);
+    EXPECT_EQ(job.spec.submitted_at, slot.decided_at);
     EXPECT_EQ(TimeOf(job.spec.id.uuid), slot_);
   }
 }
@@ -144,60 +191,75 @@ TEST_P(SchedulerHerdTest, ADeadlineCountsFromTheDecisionNotFromThePlan) {
 
 // Everything that can happen to a schedule between the plan and the slot.
 TEST_P(SchedulerHerdTest, AnEditAPauseOrADeletionAfterThePlanIsHeeded) {
-  if (postgres()) GTEST_SKIP() << "needs virtual time";
-  ApplyEachMinute({"edited", "paused", "resumed", "deleted", "retimed", "left"});
-  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
-  GoTo(slot_ - 8s);
-  Pass(*scheduler);
-  GoTo(slot_ - 1ms);  // no pass in between sees any of it
-  Apply({.name = "edited", .params = "params:\n  since: { type: date, default: 2001-01-01 }\n", .cron = "* * * * *"});
-  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "paused", true, In()));
-  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "resumed", true, In()));
-  ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, "resumed", false, In()));
-  Raw("update schedule set active = 0 where pipeline = 'deleted'");
-  Apply({.name = "retimed", .cron = "30 3 * * *"});
-  GoTo(slot_ + 1ms);
-  for (int i = 0; i < 3; ++i) Pass(*scheduler);
-  EXPECT_EQ(Fates("edited"), "F");
-  ASSERT_EQ(Runs("edited").size(), 1u);
-  EXPECT_EQ(Runs("edited")[0].spec.version, 2);
-  EXPECT_NE(Runs("edited")[0].spec.params.find("2001-01-01"), std::string::npos);
-  EXPECT_EQ(Fates("paused"), "S");
-  EXPECT_EQ(Slots("paused")[0].reason, "paused");
-  EXPECT_EQ(Fates("resumed"), "F");
-  EXPECT_EQ(Fates("deleted"), "");
-  EXPECT_EQ(Fates("retimed"), "");
-  EXPECT_EQ(Fates("left"), "F");
-  EXPECT_EQ(Runs("left")[0].spec.version, 1);
-  for (const char* name : {"edited", "paused", "resumed", "deleted", "retimed", "left"}) ExpectOneRunPerFiredSlot(name);
+  std::string of;
+  const auto name = [&](const char* what) { return what + of; };
+  for (const Micros lead : {Micros{1s}, Micros{5s}, Micros{20s}}) {
+    of = fmt::format("{}", lead.count());
+    ApplyDue({name("edited"), name("paused"), name("resumed"), name("deleted"), name("retimed"), name("left")}, lead);
+    auto scheduler = Make(*ledger_, ids_.Next<OwnerId>(), 500ms);
+    GoBefore(slot_, 8s);
+    ASSERT_TRUE(Leads(*scheduler));
+    GoBefore(slot_, 1ms);  // no pass in between sees any of it
+    Apply({.name = name("edited"), .params = "params:\n  since: { type: date, default: 2001-01-01 }\n", .cron = cron_});
+    ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, name("paused"), true, In()));
+    ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, name("resumed"), true, In()));
+    ASSERT_TRUE(ledger_->SetPaused(kDefaultOrg, name("resumed"), false, In()));
+    Raw("update schedule set active = 0 where pipeline = '" + name("deleted") + "'");
+    Apply({.name = name("retimed")});  // was due two hours ago
+    if (!Before(slot_)) continue;
+    GoTo(slot_ + 1ms);
+    for (int i = 0; i < 3; ++i) Pass(*scheduler);
+    break;
+  }
+  EXPECT_EQ(Fates(name("edited")), "F");
+  ASSERT_EQ(Runs(name("edited")).size(), 1u);
+  EXPECT_EQ(Runs(name("edited"))[0].spec.version, 2);
+  EXPECT_NE(Runs(name("edited"))[0].spec.params.find("2001-01-01"), std::string::npos);
+  EXPECT_EQ(Fates(name("paused")), "S");
+  EXPECT_EQ(Slots(name("paused"))[0].reason, "paused");
+  EXPECT_EQ(Fates(name("resumed")), "F");
+  EXPECT_EQ(Fates(name("deleted")), "");
+  EXPECT_EQ(Fates(name("retimed")), "");
+  EXPECT_EQ(Fates(name("left")), "F");
+  EXPECT_EQ(Runs(name("left"))[0].spec.version, 1);
+  for (const char* what : {"edited", "paused", "resumed", "deleted", "retimed", "left"}) ExpectOneRunPerFiredSlot(name(what));
 }
 
 TEST_P(SchedulerHerdTest, OverlapSkipIsAskedAtTheSlotNotAtThePlan) {
-  if (postgres()) GTEST_SKIP() << "needs virtual time";
-  Apply({.overlap = "skip", .cron = "* * * * *"});
-  slot_ = std::chrono::ceil<std::chrono::minutes>(fake_.WallNow() + 1s);
-  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
-  for (int minute = 0; minute < 3; ++minute) {
-    GoTo(slot_ + minute * 60s - 5s);
-    Pass(*scheduler);
-    if (minute == 2) EndRuns();  // after the plan
-    GoTo(slot_ + minute * 60s);
-    Pass(*scheduler);
+  std::string name;
+  bool in_time = false;
+  for (const Micros period : {Micros{1s}, Micros{3s}, Micros{10s}}) {
+    name = fmt::format("p{}", period.count());
+    SlotsAhead(500ms, 3, postgres() ? period : Micros{60s});
+    Apply({.name = name, .overlap = "skip", .cron = cron_});
+    auto scheduler = Make(*ledger_, ids_.Next<OwnerId>(), 500ms);
+    in_time = true;
+    for (int i = 0; i < 3 && in_time; ++i) {
+      GoBefore(slot_ + i * period_, 5s);
+      ASSERT_TRUE(Leads(*scheduler));
+      if (i == 2) EndRuns(name);  // after the plan
+      in_time = Before(slot_ + i * period_);
+      GoTo(slot_ + i * period_);
+      Pass(*scheduler);
+    }
+    if (in_time) break;
   }
-  EXPECT_EQ(Fates(), "FSF");
-  ExpectOneRunPerFiredSlot();
+  EXPECT_TRUE(in_time);
+  EXPECT_EQ(Fates(name), "FSF");
+  ExpectOneRunPerFiredSlot(name);
 }
 
 TEST_P(SchedulerHerdTest, ALeaderKilledBetweenPlanAndSlotIsReplaced) {
-  if (postgres()) GTEST_SKIP() << "needs virtual time";
-  ApplyEachMinute({"p", "q"});
-  GoTo(slot_ - 2s);
-  auto first = Make(*ledger_, ids_.Next<OwnerId>()), second = Make(*ledger_, ids_.Next<OwnerId>());
+  ApplyDue({"p", "q"});
+  GoBefore(slot_, 2s);
+  const Millis ttl{postgres() ? 1000 : 3000};
+  auto first = Make(*ledger_, ids_.Next<OwnerId>(), ttl), second = Make(*ledger_, ids_.Next<OwnerId>(), ttl);
   Pass(*first);
   Pass(*second);
   ASSERT_TRUE(first->leading());
   first.reset();
-  for (int i = 0; i < 10 && Fates("q").empty(); ++i, fake_.Advance(500ms)) Pass(*second);
+  const WallTime limit = slot_ + (postgres() ? 20s : 5s);
+  for (; Before(limit) && Fates("q").empty(); GoTo(*ledger_->Now(In()) + (postgres() ? 50ms : 500ms))) Pass(*second);
   EXPECT_TRUE(second->leading());
   EXPECT_EQ(Fates("p") + Fates("q"), "FF");
   ExpectOneRunPerFiredSlot("p");
@@ -206,26 +268,29 @@ TEST_P(SchedulerHerdTest, ALeaderKilledBetweenPlanAndSlotIsReplaced) {
 
 // Killed in the transaction, before and after its commit: the plans are gone with it, or in the ledger.
 TEST_P(SchedulerHerdTest, PlansDieWithTheirLeaderAndNoSlotFiresTwice) {
-  if (postgres()) GTEST_SKIP() << "needs virtual time";
-  ApplyEachMinute({"p", "q"});
+  const int slots = postgres() ? 2 : 6;
+  SlotsAhead(500ms, slots, postgres() ? 1s : 60s);
+  for (const char* name : {"p", "q"}) Apply({.name = name, .cron = cron_});
   const OwnerId id = ids_.Next<OwnerId>();
-  for (int minute = 0; minute < 6; ++minute) {
-    DyingLedger dying(*ledger_, minute % 2 == 0 ? DyingLedger::Die::kBeforeFire : DyingLedger::Die::kAfterFire);
+  for (int i = 0; i < slots; ++i) {
+    DyingLedger dying(*ledger_, i % 2 == 0 ? DyingLedger::Die::kBeforeFire : DyingLedger::Die::kAfterFire);
     auto first = Make(dying, id), again = Make(*ledger_, id);
-    const WallTime slot = slot_ + minute * 60s;
-    GoTo(slot - 3s);
-    Pass(*first);
-    Pass(*again);
+    const WallTime slot = slot_ + i * period_;
+    GoBefore(slot, 3s);
+    const bool planned = first->Pass() && again->Pass() && Before(slot);
+    EXPECT_TRUE(planned || postgres()) << "a slow machine comes too late";
     GoTo(slot);
-    EXPECT_FALSE(first->Pass());
-    if (minute % 3 == 0) {
-      EXPECT_FALSE(first->Pass()) << "its plans are used up, and the next ones die the same way";
+    if (planned) {
+      EXPECT_FALSE(first->Pass());
+      if (i % 3 == 0) {
+        EXPECT_FALSE(first->Pass()) << "its plans are used up, and the next ones die the same way";
+      }
     }
     Pass(*again);
     Pass(*again);
   }
   for (const char* name : {"p", "q"}) {
-    EXPECT_EQ(Fates(name), "FFFFFF");
+    EXPECT_EQ(Fates(name), std::string(static_cast<std::size_t>(slots), 'F'));
     ExpectOneRunPerFiredSlot(name);
   }
 }
@@ -266,14 +331,13 @@ TEST_P(SchedulerHerdTest, WhatIsFiredIsInTheHistory) {
 }
 
 TEST_P(SchedulerHerdTest, TwoLeadersWithTheSamePlannedSlotsFireEachOnce) {
-  if (postgres()) GTEST_SKIP() << "needs virtual time";
   std::vector<std::string> names;
   for (int i = 0; i < 30; ++i) names.push_back(fmt::format("p{}", i));
-  ApplyEachMinute(names);
+  ApplyDue(names, 1s);
   const OwnerId id = ids_.Next<OwnerId>();  // the same: both lead
   auto ledger = Open();
   auto first = Make(*ledger_, id), second = Make(*ledger, id);
-  GoTo(slot_ - 3s);
+  GoBefore(slot_, 3s);
   Pass(*first);
   Pass(*second);
   GoTo(slot_);

@@ -54,6 +54,7 @@ TEST_F(CliQueues, AWrongValueIsNamedAndNothingIsStored) {
   for (const auto& [flag, value, complaint] :
        {std::tuple{"--rate", "100", "--rate: '100' is no rate"}, std::tuple{"--rate", "1/2h", "--rate: a period of 7200000 ms"},
         std::tuple{"--weights", "1,2,3", "--weights '1,2,3': give 4 numbers"},
+        std::tuple{"--durability", "disk", "durability: 'disk' is neither ledger nor redis"},
         std::tuple{"--order", "fast", "neither strict nor weighted"}, std::tuple{"--aging", "0s", "aging"},
         std::tuple{"--concurrency", "-1", "--concurrency"}, std::tuple{"--concurrency", "9999999", "concurrency: 9999999"}}) {
     const CliResult result = Run({"queue", "set", "q", flag, value});
@@ -61,6 +62,46 @@ TEST_F(CliQueues, AWrongValueIsNamedAndNothingIsStored) {
     EXPECT_THAT(result.err, HasSubstr(complaint));
   }
   EXPECT_EQ(Run({"queue", "show", "q"}).code, 3);
+}
+
+// Embedded, as with Redis: what a job says, else what its queue is set to.
+TEST_F(CliQueues, AJobIsOfItsQueuesClassUnlessItSaysItsOwn) {
+  const auto up = Start({"up"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  const auto class_of = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args{"job",     "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})",
+                                  "--queue", "fast",   "-q",     "--wait"};
+    args.insert(args.end(), more.begin(), more.end());
+    const CliResult submitted = Run(args);
+    EXPECT_EQ(submitted.code, 0) << submitted.err;
+    return RunJson({"job", "show", submitted.out.substr(0, 36)}).at("durability").get<std::string>();
+  };
+  EXPECT_EQ(class_of({}), "ledger");
+  EXPECT_EQ(class_of({"--durability", "redis"}), "redis");
+  const CliResult set = Run({"queue", "set", "fast", "--durability", "redis"});
+  ASSERT_EQ(set.code, 0) << set.err;
+  EXPECT_EQ(set.err, "") << "through the broker";
+  EXPECT_EQ(RunJson({"queue", "show", "fast"})[0]["durability"], "redis");
+  EXPECT_EQ(class_of({}), "redis");
+  EXPECT_EQ(class_of({"--durability", "ledger"}), "ledger");
+  EXPECT_EQ(class_of({"--options", R"({"durability": "ledger"})"}), "ledger");
+  EXPECT_EQ(class_of({"--options", R"({"unique_key": "k"})"}), "ledger");
+  ASSERT_EQ(Run({"queue", "set", "fast", "--durability", "ledger"}).code, 0);
+  EXPECT_EQ(RunJson({"queue", "list"})[0]["durability"], "ledger");
+  EXPECT_EQ(class_of({}), "ledger");
+  EXPECT_EQ(class_of({"--durability", "redis"}), "redis");
+  for (const auto& [args, complaint] :
+       {std::pair{std::vector<std::string>{"--durability", "disk"}, "durability: \"disk\" is neither ledger nor redis"},
+        std::pair{std::vector<std::string>{"--durability", "redis", "--options", R"({"durability": "redis"})"},
+                  "options says it too"}}) {
+    std::vector<std::string> wrong{"job", "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})"};
+    wrong.insert(wrong.end(), args.begin(), args.end());
+    const CliResult result = Run(wrong);
+    EXPECT_EQ(result.code, 2) << result.err;
+    EXPECT_THAT(result.err, HasSubstr(complaint));
+  }
+  up->Signal(SIGTERM);
+  EXPECT_EQ(up->Wait(std::chrono::seconds{20}).code, 0);
 }
 
 TEST_F(CliQueues, APausedQueueHoldsARunUntilItIsResumed) {

@@ -107,13 +107,15 @@ class AcceptedList {
   }
   // Of each job that is submitted, in their order: whether its class is redis.
   static std::vector<bool> ClassesOf(const std::vector<std::string>& args, const std::string& batch) {
-    if (batch.empty()) return {IsRedis(nlohmann::json::parse(ValueOf(args, "--options"), nullptr, false))};
+    if (batch.empty())
+      return {ValueOf(args, "--durability") == "redis" ||
+              IsRedis(nlohmann::json::parse(ValueOf(args, "--options"), nullptr, false))};
     std::vector<bool> redis;
     std::istringstream lines(batch);
     for (std::string line; std::getline(lines, line);) {
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
       const auto job = nlohmann::json::parse(line, nullptr, false);
-      redis.push_back(job.is_object() && IsRedis(job.value("options", nlohmann::json())));
+      redis.push_back(IsRedis(job) || (job.is_object() && IsRedis(job.value("options", nlohmann::json()))));
     }
     return redis;
   }

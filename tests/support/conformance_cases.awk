@@ -1,5 +1,6 @@
 # Reads GoogleTest's XML reports of the conformance tier. Writes one line per case to `list`: what it is about, the case, and
-# the implementations that passed it, then what did not pass; prints, for each subject, how many cases each implementation passed.
+# the implementations that passed it, then what did not pass; prints the same in a line per suite and set of implementations
+# ("cases of ..."), and then, for each subject, how many cases each implementation passed.
 #   awk -v list=FILE -f conformance_cases.awk *.xml
 function attribute(name,    at) {
   if (!match($0, " " name "=\"[^\"]*\"")) return ""
@@ -40,6 +41,15 @@ function end_of_case(    suite, at, implementation) {
 /<\/testcase>/ { end_of_case() }
 END {
   for (i = 1; i <= n; ++i) print keys[i] ":" passed[keys[i]] other[keys[i]] > list
+  for (i = 1; i <= n; ++i) {
+    dot = index(keys[i], ".")
+    who = passed[keys[i]] other[keys[i]]
+    sub(/^[ ;]+/, "", who)
+    group = substr(keys[i], 1, dot - 1) " (" who ")"
+    if (!(group in of_group)) groups[++m] = group
+    of_group[group] = of_group[group] " " substr(keys[i], dot + 1)
+  }
+  for (i = 1; i <= m; ++i) print "cases of " groups[i] ":" of_group[groups[i]]
   for (i = 1; i <= n; ++i) {
     split(keys[i], words, " ")
     if (said[words[1]]++) continue

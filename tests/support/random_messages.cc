@@ -46,7 +46,7 @@ JobOptions RandomMessages::MakeOptions() {
   options.unique_until = static_cast<UniqueUntil>(1 + random_.Below(3));
   options.unique_window = Millis{static_cast<std::int64_t>(random_.Below(1u << 31))};
   options.run_when = Flip() ? RunWhen::kAllEnded : RunWhen::kAllSucceeded;
-  options.durability = Flip() ? Durability::kRedis : Durability::kLedger;
+  options.durability = static_cast<Durability>(random_.Below(3));
   options.has_sink = Flip();
   if (Flip()) options.retry_of = JobId{MakeUuid()};
   return options;
@@ -105,6 +105,9 @@ QueueSettings RandomMessages::MakeSettings() {
   if (Flip()) s.key_rate = {1, Millis{60'000}, static_cast<std::uint32_t>(random_.Below(50))};
   if (Flip()) s.max_waiting_jobs = random_.Below(100'000);
   if (Flip()) s.max_waiting_bytes = random_.Below(1u << 30);
+  if (Flip()) s.durability = Durability::kRedis;
+  if (Flip()) s.redis_since = Time();
+  if (Flip()) s.redis_until = Time();
   return s;
 }
 

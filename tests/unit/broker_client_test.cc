@@ -126,6 +126,24 @@ TEST_F(BrokerClientTest, ABrokerThatNeverAnsweredHasRefusedNothing) {
   EXPECT_EQ(played_.sent, 4U) << "each try has 3 s";
 }
 
+// Whoever writes into the ledger in the place of a broker must know whether one may have taken the jobs.
+TEST_F(BrokerClientTest, ItIsKnownWhetherAnEarlierTryMayHaveBeenTaken) {
+  bool answers = true;
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    if (!std::exchange(answers, true)) return std::nullopt;
+    return wire::Problem{.request = std::get<wire::SubmitJobs>(m).request, .code = "not_owner", .message = "of 'b2'"};
+  };
+  const auto first = Submit(Millis{10'000});
+  ASSERT_FALSE(first);
+  EXPECT_TRUE(BrokerClient::IsNotOwner(first.error()));
+  EXPECT_FALSE(client_.sent_before());
+  answers = false;
+  const auto second = Submit(Millis{10'000});
+  ASSERT_FALSE(second);
+  EXPECT_TRUE(BrokerClient::IsNotOwner(second.error()));
+  EXPECT_TRUE(client_.sent_before());
+}
+
 TEST_F(BrokerClientTest, PagesOfKeptJobsAreAskedForUntilTheLastOneAndEachJobCountsOnce) {
   const JobId a{Uuid{{1}}}, b{Uuid{{2}}}, c{Uuid{{3}}};
   played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {

@@ -37,6 +37,8 @@ TEST(JobOptions, WhatIsUsualIsReadAndWrittenLikeEverythingElse) {
   options.limit_key.clear();
   EXPECT_EQ(ToJson(options), R"({"durability":"redis"})");
   options.durability = Durability::kLedger;
+  EXPECT_EQ(ToJson(options), R"({"durability":"ledger"})");
+  options.durability = Durability::kUnsaid;
   options.limit_key = "a \"b\"";
   EXPECT_EQ(ToJson(options), R"({"limit_key":"a \"b\""})");
   const std::pair<std::string, std::optional<std::string>> cases[] = {
@@ -55,6 +57,7 @@ TEST(JobOptions, WhatIsUsualIsReadAndWrittenLikeEverythingElse) {
       {R"({"limit_key":"k","durability":"redis")", std::nullopt},
       {R"({"limit_key":"k)", std::nullopt},
       {R"({"durability":"disk"})", std::nullopt},
+      {R"({"durability":"unsaid"})", std::nullopt},
       {"{\"limit_key\":\"a\nb\"}", std::nullopt},
       {"{\"limit_key\":\"\xff\"}", std::nullopt},
   };
@@ -64,6 +67,7 @@ TEST(JobOptions, WhatIsUsualIsReadAndWrittenLikeEverythingElse) {
     if (!read) continue;
     EXPECT_EQ(read->limit_key, *key) << text;
     EXPECT_EQ(read->durability == Durability::kRedis, text.find("redis") != std::string::npos) << text;
+    EXPECT_EQ(read->durability == Durability::kLedger, text.find("ledger") != std::string::npos) << text;
   }
 }
 

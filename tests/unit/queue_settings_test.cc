@@ -47,7 +47,27 @@ TEST(QueueSettings, AComplaintNamesFieldValueAndFix) {
   EXPECT_EQ(complaint(R"({"concurrency":2000000})"), "concurrency: 2000000 is not in [0, 1000000]");
   EXPECT_EQ(complaint(R"({"rate":{"count":0,"burst":3}})"), "rate: a burst of 3 without a rate; give the rate too");
   EXPECT_NE(complaint(R"({"key_rate":{"count":1,"per_ms":0}})").find("key_rate: a period of 0 ms"), std::string::npos);
+  EXPECT_EQ(complaint(R"({"durability":"disk"})"), "queue settings: durability: unknown value 'disk'");
   EXPECT_EQ(complaint(R"({"max_waiting_jobs":-1})"), "queue settings: max_waiting_jobs: expected an integer in range");
+}
+
+TEST(QueueSettings, AChangeOfTheClassNotesItsInstant) {
+  const WallTime at = FromUnixMicros(1'000'000);
+  QueueSettings ledger, redis;
+  redis.durability = Durability::kRedis;
+  QueueSettings other = ledger;
+  other.paused = true;
+  NoteClassChange(ledger, at, other);
+  EXPECT_FALSE(other.redis_since || other.redis_until) << "the class is the same";
+  NoteClassChange(ledger, at, redis);
+  EXPECT_EQ(redis.redis_since, at);
+  EXPECT_FALSE(redis.redis_until);
+  NoteClassChange(redis, at + std::chrono::seconds{1}, ledger);
+  EXPECT_EQ(ledger.redis_since, at);
+  EXPECT_EQ(ledger.redis_until, at + std::chrono::seconds{1});
+  QueueSettings forgot;  // of somebody who does not know the instants
+  NoteClassChange(ledger, at, forgot);
+  EXPECT_EQ(forgot.redis_until, ledger.redis_until);
 }
 
 TEST(QueueSettings, AQueueHasAName) {
@@ -77,6 +97,7 @@ TEST(QueueSettings, TheWholeOrgHasBudgetsAndNothingElse) {
       {"key_concurrency", [](QueueSettings& s) { s.key_concurrency = 1; }},
       {"rate", [](QueueSettings& s) { s.rate = {.count = 1}; }},
       {"key_rate", [](QueueSettings& s) { s.key_rate = {.count = 1}; }},
+      {"durability", [](QueueSettings& s) { s.durability = Durability::kRedis; }},
   };
   for (const auto& [field, set] : others) {
     QueueSettings settings = org;
