@@ -405,15 +405,16 @@ TEST_F(DispatcherUnreadTest, WhatAPageHasCountsThoughThePutBeforeItIsAnsweredMea
   std::vector<JobSpec> jobs = Large(60);
   Submit(jobs);
   queue_.Wipe();
-  Handle(event::QueueMemoryRead{.memory = {.used = 800'000, .max = 1'000'000}});
   TakeAnew();
-  Advance(250ms);
-  ExpectDepth(10, 0);
-  Handle(event::QueueMemoryRead{.memory = {.used = 500'000, .max = 1'000'000}});
   hold_replies_ = true;
+  Advance(250ms);
+  Handle(std::exchange(held_, {}));  // to the take
+  Settle();
+  ExpectDepth(10, 0);
+  event::QueueReplies before = std::exchange(held_, {});
   jobs.push_back(Job());
   Submit({jobs.back()});
-  Handle(event::Tick{});
+  Handle(std::move(before));
   Flush();
   std::vector<Event> pages;
   pump_.Step(pages);
