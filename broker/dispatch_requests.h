@@ -149,6 +149,12 @@ struct Unread {
   bool reading = false;
 };
 
+// An operation that puts something in and is not answered.
+struct Put {
+  QueueOpId id;
+  std::size_t read_bytes = 0;  // payloads that were read from the ledger for it
+};
+
 // Of jobs that wait in the ready buffer, or come back: what the queue is to be told of them.
 struct Puts {
   std::vector<HandedBack> handed_back;  // in this flush, in order
@@ -156,17 +162,13 @@ struct Puts {
   std::vector<Pass> passes;             // start when it has done so
   std::vector<QueueEntry> paged;        // go back to their lines, after that
   std::uint64_t sent = 0;               // operations that put something in, ever
-  std::deque<QueueOpId> unanswered;     // the latest of them
+  std::deque<Put> unanswered;           // the latest of them
   std::deque<QueueEntry> refused;       // that the queue had no memory for
-  std::size_t refused_bytes = 0;
-  std::size_t read_bytes = 0;       // of payloads that were read from the ledger since no put was unanswered
-  std::size_t refused_try_max = 0;  // so many of them are tried at once; 0: the queue takes everything
-  MonoTime refused_until{};         // when they are tried again, unless another put shows that there is memory
+  std::size_t read_bytes = 0;           // Put::read_bytes of the next one
+  std::size_t unqueued_bytes = 0;       // of `refused`, and all read_bytes
+  std::size_t refused_try_max = 0;      // so many of them are tried at once; 0: the queue takes everything
+  MonoTime refused_until{};             // when they are tried again, unless another put shows that there is memory
   Unread unread;
-  void Answered() {
-    unanswered.pop_front();
-    if (unanswered.empty()) read_bytes = 0;
-  }
   bool Empty() const { return handed_back.empty() && passed.empty() && paged.empty(); }
 };
 

@@ -224,7 +224,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       shard.enqueue_jobs.clear();
       Execute(shard, std::move(put), Op::Kind::kPlain, out);
       ++shard.puts.sent;
-      shard.puts.unanswered.push_back(ops_.back().id);
+      shard.puts.unanswered.push_back({.id = ops_.back().id, .read_bytes = std::exchange(shard.puts.read_bytes, 0)});
       ops_.back().put = true;
       ops_.back().passes = std::move(passes);
       ops_.back().submits = std::exchange(shard.enqueue_submits, {});

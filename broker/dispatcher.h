@@ -268,7 +268,11 @@ class Dispatcher {
   void KeepRefused(Shard& shard, QueueEntry entry);
   void TryRefused(Shard& shard, bool room);
   void DropRefused(Shard& shard, const std::vector<JobId>& jobs);
-  bool TooMuchUnqueued() const;
+  bool TooMuchUnqueued() const { return unqueued_bytes_ >= options_.unqueued_bytes_max; }
+  void AddUnqueued(Shard& shard, std::size_t bytes);
+  void TakeUnqueued(Shard& shard, std::size_t bytes);
+  void PutRead(Shard& shard, const LiveJob& job);
+  void PutAnswered(Shard& shard);
   void LeaveUnread(Shard& shard, JobId job);
   void ReadUnread(Shard& shard);
   void TakeUnread(Shard& shard, const event::LiveJobsRead& page);
@@ -337,6 +341,7 @@ class Dispatcher {
   std::vector<PieceId> open_pieces_;
   std::uint64_t last_piece_ = 0, last_op_ = 0, last_check_ = 0, last_cancel_ = 0;
   QueueMemory queue_memory_;
+  std::size_t unqueued_bytes_ = 0;                                        // of all shards
   std::unordered_map<Uuid, PieceId> accepting_;                           // jobs and runs on their way into the ledger
   std::size_t accepting_rows_ = 0, accepting_bytes_ = 0, run_reads_ = 0;  // under way
   std::map<std::uint64_t, CancelRequest> cancel_requests_;

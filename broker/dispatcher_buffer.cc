@@ -17,7 +17,7 @@ namespace {
 // Where what is to start with the answer to that put has to wait. REQUIRES: it is not answered.
 std::vector<dispatch::Pass>& PassesOf(dispatch::Puts& puts, std::deque<dispatch::Op>& ops, std::uint64_t put) {
   if (put > puts.sent) return puts.passes;
-  const QueueOpId op = puts.unanswered[puts.unanswered.size() - 1 - (puts.sent - put)];
+  const QueueOpId op = puts.unanswered[puts.unanswered.size() - 1 - (puts.sent - put)].id;
   return ops[op.value() - ops.front().id.value()].passes;
 }
 

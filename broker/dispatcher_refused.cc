@@ -38,7 +38,7 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
     for (const auto& submit : op.submits) submit->whole = false;
   };
   if (shard == nullptr) return may_run();  // who gave the shard away put into lines what waited here
-  shard->puts.Answered();
+  PutAnswered(*shard);
   std::size_t elsewhere = put.passed.size();  // that neither wait here nor were to start with it
   for (const dispatch::Pass& pass : op.passes) elsewhere -= std::min<std::size_t>(elsewhere, pass.plan.total);
   for (const dispatch::Pass& pass : op.passes) lines_.GiveBack(pass.plan.line->key, pass.plan.total, now_);
@@ -80,7 +80,7 @@ void Dispatcher::KeepRefused(Shard& shard, QueueEntry entry) {
     LeaveUnread(shard, entry.id);
     return;
   }
-  shard.puts.refused_bytes += BytesOf(entry);
+  AddUnqueued(shard, BytesOf(entry));
   shard.puts.refused.push_back(std::move(entry));
 }
 
@@ -97,7 +97,7 @@ void Dispatcher::TryRefused(Shard& shard, bool room) {
   for (std::size_t n = 0; n < puts.refused_try_max && !puts.refused.empty(); ++n) {
     QueueEntry entry = std::move(puts.refused.front());
     puts.refused.pop_front();
-    puts.refused_bytes -= BytesOf(entry);
+    TakeUnqueued(shard, BytesOf(entry));
     if (shard.removals.Leaving(entry.id)) {
       Discount(shard.budgets, entry.line);
       continue;
@@ -122,16 +122,32 @@ void Dispatcher::DropRefused(Shard& shard, const std::vector<JobId>& jobs) {
   const std::unordered_set<JobId> wanted(jobs.begin(), jobs.end());
   std::erase_if(puts.refused, [&](const QueueEntry& entry) {
     if (!wanted.contains(entry.id)) return false;
-    puts.refused_bytes -= BytesOf(entry);
+    TakeUnqueued(shard, BytesOf(entry));
     Discount(shard.budgets, entry.line);
     return true;
   });
 }
 
-bool Dispatcher::TooMuchUnqueued() const {
-  std::size_t bytes = 0;
-  for (const auto& [id, shard] : shards_) bytes += shard.puts.refused_bytes + shard.puts.read_bytes;
-  return bytes >= options_.unqueued_bytes_max;
+void Dispatcher::AddUnqueued(Shard& shard, std::size_t bytes) {
+  shard.puts.unqueued_bytes += bytes;
+  unqueued_bytes_ += bytes;
+}
+
+void Dispatcher::TakeUnqueued(Shard& shard, std::size_t bytes) {
+  shard.puts.unqueued_bytes -= bytes;
+  unqueued_bytes_ -= bytes;
+}
+
+// A job that was read from the ledger goes into the queue with the next put.
+void Dispatcher::PutRead(Shard& shard, const LiveJob& job) {
+  shard.puts.read_bytes += job.spec.payload.size();
+  AddUnqueued(shard, job.spec.payload.size());
+  Enqueue(shard, job.spec, job.counters, job.next_run_at ? job.next_run_at : job.spec.run_at, false);
+}
+
+void Dispatcher::PutAnswered(Shard& shard) {
+  TakeUnqueued(shard, shard.puts.unanswered.front().read_bytes);
+  shard.puts.unanswered.pop_front();
 }
 
 void Dispatcher::LeaveUnread(Shard& shard, JobId job) { shard.puts.unread.jobs.insert_or_assign(job, shard.puts.unread.pass); }
@@ -164,8 +180,7 @@ void Dispatcher::TakeUnread(Shard& shard, const event::LiveJobsRead& page) {
       (void)CancelStored(shard, job);  // one that settles is not unread
       continue;
     }
-    shard.puts.read_bytes += job.spec.payload.size();
-    Enqueue(shard, job.spec, job.counters, job.next_run_at ? job.next_run_at : job.spec.run_at, false);
+    PutRead(shard, job);
   }
   if (last) {  // what was left there before this pass began, and was not in it, has ended
     unread.after.reset();

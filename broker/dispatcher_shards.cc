@@ -74,6 +74,7 @@ void Dispatcher::DropShard(Shard& shard, const std::string& reason) {
   std::erase_if(doomed_, [&](const ClaimPlan& plan) { return plan.shard == id; });
   if (shard.phase >= Phase::kTaking) LogInfo("shard {}: epoch {} is over: {}", id.value(), shard.hold.epoch.value(), reason);
   FailKept(shard);
+  TakeUnqueued(shard, shard.puts.unqueued_bytes);
   ForgetBuffered(id);
   lines_.DropShard(id);
   const ShardHold hold = shard.hold;
@@ -111,6 +112,10 @@ void Dispatcher::On(event::LiveJobsRead& e) {
   if (shard == nullptr || shard->phase != Phase::kReadingJobs) return;
   std::optional<JobId> after;
   for (const LiveJob& job : e.jobs) {
+    if (job.id_only && shard->delivered.contains(job.spec.id)) {  // it may run: what it is has to be known
+      ToLedger(command::ReadLiveJobs{.hold = e.hold, .after = after ? after : e.after, .whole = true});
+      return;
+    }
     after = job.spec.id;
     // The outbox shows it when there is room for it.
     if (job.in_outbox && !job.cancelling && !shard->delivered.contains(job.spec.id)) continue;
@@ -133,8 +138,7 @@ void Dispatcher::On(event::LiveJobsRead& e) {
       LeaveUnread(*shard, job.spec.id);
       continue;
     }
-    shard->puts.read_bytes += job.spec.payload.size();
-    Enqueue(*shard, job.spec, job.counters, run_at, false);
+    PutRead(*shard, job);
   }
   if (!e.last && after) {
     ToLedger(command::ReadLiveJobs{.hold = e.hold, .after = after});
@@ -302,7 +306,7 @@ void Dispatcher::On(event::QueueReplies& e) {
     switch (op.kind) {
       case Op::Kind::kTake: OnTaken(op, *result); break;
       case Op::Kind::kPlain:
-        if (op.put) shard->puts.Answered();
+        if (op.put) PutAnswered(*shard);
         for (dispatch::Pass& pass : op.passes) OnPassed(op.hold, pass);
         if (op.put) TryRefused(*shard, true);
         break;

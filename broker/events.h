@@ -41,6 +41,7 @@ struct ReadLiveJobs {
   ShardHold hold;
   std::optional<JobId> after;
   bool rebuild = true;  // the shard cannot be served without them
+  bool whole = false;   // of a rebuild: also what the outbox shows
 };  // -> event::LiveJobsRead
 struct ReadOutbox {
   ShardHold hold;
@@ -129,6 +130,7 @@ struct LiveJobsRead {
   std::vector<LiveJob> jobs;
   bool last = false;
   bool failed = false;
+  std::optional<JobId> after = {};  // as asked
 };  // failed: not read, and not for a rebuild
 struct OutboxRead {
   ShardHold hold;

@@ -23,7 +23,7 @@ constexpr Millis kTakeRetry{1000};
 constexpr Millis kSurplusPatience = kOwnershipTtl + Millis{1000};
 constexpr Millis kTakeAnewDelay{100}, kTakeAnewDelayMax{2000};
 static_assert(kOwnershipRenewInterval + kCommitBudget + kRenewBudget + kAnnounceBudget < kOwnershipTtl);
-constexpr std::uint32_t kUnreadPageJobs = 256;  // of what is read into a queue that had no memory: 256 MiB at most
+constexpr std::uint32_t kUnreadPageJobs = 256;  // of what is read into a queue that had no memory
 constexpr int kReadsPerStep = 4;
 constexpr Millis kReadsTime{50};  // a ledger that is far away answers one; then commits that wait meanwhile have their turn
 
@@ -479,17 +479,18 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
     out.emplace_back(event::LiveRunsRead{.hold = runs->hold, .runs = std::move(*page), .last = last});
   } else if (const auto* jobs = std::get_if<command::ReadLiveJobs>(&posted)) {
     if (!Holds(jobs->hold)) return;
-    const std::uint32_t limit = jobs->rebuild ? kLivePageJobs : kUnreadPageJobs;
-    auto page = ledger_.LiveSingleJobs(jobs->hold.shard, shards, jobs->after, limit, Deadline(kReadBudget));
+    LivePage asked{.jobs = jobs->rebuild ? std::uint32_t{kLivePageJobs} : kUnreadPageJobs};
+    asked.outbox_ids_only = jobs->rebuild && !jobs->whole;
+    auto page = ledger_.LiveSingleJobs(jobs->hold.shard, shards, jobs->after, asked, Deadline(kReadBudget));
     if (!page && jobs->rebuild) return Lose(jobs->hold.shard, "rebuild: " + page.error().message, out);
     if (!page) {
       LogWarn("shard {}: jobs that wait in the ledger: {}", jobs->hold.shard.value(), page.error().message);
       out.emplace_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = {}, .last = false, .failed = true});
       return;
     }
-    const bool last = page->size() < limit;
-    for (LiveJob& job : *page) Clamp(job);
-    out.emplace_back(event::LiveJobsRead{.hold = jobs->hold, .jobs = std::move(*page), .last = last, .failed = false});
+    for (LiveJob& job : page->jobs) Clamp(job);
+    out.emplace_back(event::LiveJobsRead{
+        .hold = jobs->hold, .jobs = std::move(page->jobs), .last = page->last, .failed = false, .after = jobs->after});
   } else if (const auto* outbox = std::get_if<command::ReadOutbox>(&posted)) {
     if (!Holds(outbox->hold)) return;
     const bool cancels_only = outbox->cancels_only;

@@ -107,8 +107,12 @@ struct RequeueResult {
   std::vector<UniqueConflict> conflicts;  // likewise, `job` is the new one
 };
 
+// Payloads of one page: of single jobs, or of the jobs of runs, unless the first run has more. A page has to come within the
+// budget of a read, or what is behind it never does.
+inline constexpr std::size_t kPageBytesMax = 8u << 20;
 // What one outbox row of Fire stands for, at most, and how many of those one ReadOutbox gives.
 inline constexpr std::size_t kOutboxBatchRuns = 500, kOutboxBatchJobs = 2000, kOutboxBatchesMax = 4;
+inline constexpr std::size_t kOutboxBatchBytes = kPageBytesMax / kOutboxBatchesMax;  // payloads of its jobs
 
 // ---- rebuild ---------------------------------------------------------------------------------------------------------------
 struct LiveJob {  // accepted, no outcome
@@ -118,6 +122,16 @@ struct LiveJob {  // accepted, no outcome
   bool cancelling = false;  // a cancel row exists
   Token last_token{};       // of its latest attempt row; 0: there is none
   bool in_outbox = false;   // LiveSingleJobs: ReadOutbox will show it, too
+  bool id_only = false;     // LiveSingleJobs: nothing else of it was read (LivePage::outbox_ids_only)
+};
+struct LivePage {                     // how much of the live single jobs is read at once
+  std::uint32_t jobs = 0;             // at most
+  std::size_t bytes = kPageBytesMax;  // of payloads: the job that reaches it ends the page
+  bool outbox_ids_only = false;       // of a job that is in the outbox and has no cancel request only the id
+};
+struct LiveJobs {
+  std::vector<LiveJob> jobs;  // in id order
+  bool last = false;          // there are no others behind these
 };
 struct LiveRun {  // accepted, no run outcome
   RunSpec spec;
@@ -209,13 +223,13 @@ class Ledger : public AuditSource {
   virtual Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) = 0;
 
   // Rebuild, in id order. `shard_count` selects the orgs of the shard. LiveRuns may give fewer than `limit`, to bound the
-  // number of jobs in one page: only an empty page is the last.
-  virtual Result<std::vector<LiveJob>> LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
-                                                      std::uint32_t limit, MonoTime deadline) = 0;
+  // number of jobs in one page, and their payloads: only an empty page is the last.
+  virtual Result<LiveJobs> LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
+                                          const LivePage& page, MonoTime deadline) = 0;
   virtual Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
                                                 std::uint32_t limit, MonoTime deadline) = 0;
   // Outbox rows of the shard: runs and single jobs written by others and not yet taken over by the owner.
-  // `more`: there are others; they come when these have been removed.
+  // `more`: there are others, beyond `limit`, kPageBytesMax or what runs have of jobs; they come when these have been removed.
   struct Outbox {
     // Runs of one transaction of Fire: one row for up to kOutboxBatchRuns of them, which goes as a whole. Those that have
     // ended are left out, and a run with a cancel request has a row of its own beside it.

@@ -65,8 +65,8 @@ class SqlLedger final : public Ledger {
 
   Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) override;
 
-  Result<std::vector<LiveJob>> LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
-                                              std::uint32_t limit, MonoTime deadline) override;
+  Result<LiveJobs> LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after, const LivePage& page,
+                                  MonoTime deadline) override;
   Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t shard_count, std::optional<RunId> after,
                                         std::uint32_t limit, MonoTime deadline) override;
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t shard_count, std::uint32_t limit, MonoTime deadline) override;
@@ -164,7 +164,8 @@ class SqlLedger final : public Ledger {
   Result<std::vector<LiveRun>> LoadRuns(const Rows& runs, MonoTime deadline);
   Result<void> LoadProgress(std::vector<LiveRun>& runs, const std::unordered_map<Uuid, std::size_t>& run_of, MonoTime deadline);
   Result<void> LoadRoutingResults(std::vector<LiveRun>& runs, MonoTime deadline);
-  Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);  // true: some were left out
+  Result<bool> CutByJobs(std::vector<Uuid>& runs, MonoTime deadline);   // true: some were left out
+  Result<bool> CutByBytes(std::vector<Uuid>& jobs, MonoTime deadline);  // likewise
   Result<std::vector<LiveRun>> RunsOf(std::vector<Uuid> ids, MonoTime deadline);
   Result<std::vector<LiveRun>> StillLive(std::vector<Uuid> ids, ShardId shard, MonoTime deadline);
   Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);

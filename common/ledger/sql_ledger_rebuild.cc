@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -157,42 +158,98 @@ Result<void> SqlLedger::LoadRoutingResults(std::vector<LiveRun>& runs, MonoTime 
   return {};
 }
 
-Result<std::vector<LiveJob>> SqlLedger::LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
-                                                       std::uint32_t limit, MonoTime deadline) {
+Result<LiveJobs> SqlLedger::LiveSingleJobs(ShardId shard, std::uint16_t shard_count, std::optional<JobId> after,
+                                           const LivePage& page, MonoTime deadline) {
   MILLRACE_TRY(CheckShardCount(shard_count, deadline));
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select " + store_->Columns(Table::kJob, "j") +
-                                      " from live_job l join job j on j.job = l.job where l.shard = $1 and l.job > $2 "
-                                      "order by l.job limit $3",
-                                  Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(limit), deadline));
-  MILLRACE_TRY_ASSIGN(std::vector<LiveJob> jobs, LoadJobs(rows, deadline));
-  if (jobs.empty()) return jobs;
+  // The lengths first: they are known without the payloads. The outbox is read once, as a range: a plan may be of a time when
+  // it was empty, and would look through all of it for each job.
   MILLRACE_TRY_ASSIGN(
-      const Rows waiting,
-      store_->Run("select item from outbox where shard = $1 and item >= $2 and item <= $3 and is_run = 0",
-                  Params().Int(shard.value()).Id(jobs.front().spec.id.uuid).Id(jobs.back().spec.id.uuid), deadline));
-  std::unordered_set<Uuid> in_outbox;
-  for (std::size_t i = 0; i < waiting.size(); ++i) in_outbox.insert(UuidOf(waiting[i][0]));
+      const Rows found,
+      store_->Run("with l as materialized (select job from live_job where shard = $1 and job > $2 order by job limit $3), "
+                  "z as materialized (select job from l order by job desc limit 1) "
+                  "select l.job, case when l.job in (select o.item from outbox o where o.shard = $1 and o.item > $2 and "
+                  "o.item <= (select z.job from z) and o.is_run = 0) then 1 else 0 end, "
+                  "coalesce((select length(j.payload) from job j where j.job = l.job limit 1), 0) from l order by l.job",
+                  Params().Int(shard.value()).Id(after ? after->uuid : Uuid{}).Int(page.jobs), deadline));
+  std::vector<Uuid> waiting;
+  for (std::size_t i = 0; i < found.size(); ++i)
+    if (found[i][1].number != 0) waiting.push_back(UuidOf(found[i][0]));
+  const std::unordered_set<Uuid> in_outbox(waiting.begin(), waiting.end());
+  std::set<Uuid> cancelling;
+  if (page.outbox_ids_only && !waiting.empty()) {
+    MILLRACE_TRY_ASSIGN(cancelling, Cancelling(std::move(waiting), deadline));
+  }
+  LiveJobs live{.jobs = {}, .last = found.size() < page.jobs};
+  std::vector<Uuid> whole;
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    if (bytes >= page.bytes) {
+      live.last = false;
+      break;
+    }
+    const Uuid id = UuidOf(found[i][0]);
+    if (page.outbox_ids_only && in_outbox.contains(id) && !cancelling.contains(id)) {
+      LiveJob& job = live.jobs.emplace_back();
+      job.spec.id = JobId{id};
+      job.in_outbox = job.id_only = true;
+      continue;
+    }
+    bytes += static_cast<std::size_t>(found[i][2].number);
+    whole.push_back(id);
+  }
+  if (whole.empty()) return live;
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where j.job" +
+                                                       store_->In(1) + WithinBounds("j.job") + " order by j.job",
+                                                   Bounded(std::move(whole)), deadline));
+  MILLRACE_TRY_ASSIGN(std::vector<LiveJob> jobs, LoadJobs(rows, deadline));
   for (LiveJob& job : jobs) job.in_outbox = in_outbox.contains(job.spec.id.uuid);
-  return jobs;
+  const auto id = [](const LiveJob& job) { return job.spec.id; };
+  std::vector<LiveJob> all;
+  all.reserve(live.jobs.size() + jobs.size());
+  std::ranges::merge(std::make_move_iterator(live.jobs.begin()), std::make_move_iterator(live.jobs.end()),
+                     std::make_move_iterator(jobs.begin()), std::make_move_iterator(jobs.end()), std::back_inserter(all), {},
+                     id, id);
+  live.jobs = std::move(all);
+  return live;
 }
 
-// Runs in this order until their jobs fill a page; the first one always.
+// Runs in this order until their jobs fill a page, by their number or their payloads; the first one always.
 Result<bool> SqlLedger::CutByJobs(std::vector<Uuid>& runs, MonoTime deadline) {
   if (runs.size() < 2) return false;
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select j.run, count(*) from job j where j.run" + store_->In(1) + " group by j.run",
-                                  Params().Ids(runs), deadline));
-  std::unordered_map<Uuid, std::int64_t> jobs;
-  for (std::size_t i = 0; i < rows.size(); ++i) jobs[UuidOf(rows[i][0])] = rows[i][1].number;
-  std::int64_t sum = 0;
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select j.run, count(*), sum(length(j.payload)) from job j where j.run" +
+                                                       store_->In(1) + " group by j.run",
+                                                   Params().Ids(runs), deadline));
+  struct Size {
+    std::int64_t jobs = 0, bytes = 0;
+  };
+  std::unordered_map<Uuid, Size> sizes;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    sizes[UuidOf(rows[i][0])] = {.jobs = rows[i][1].number, .bytes = rows[i][2].number};
+  Size sum;
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    sum += jobs[runs[i]];
-    if (i == 0 || sum <= kPageJobsMax) continue;
+    const Size& size = sizes[runs[i]];
+    sum.jobs += size.jobs;
+    sum.bytes += size.bytes;
+    if (i == 0 || (sum.jobs <= kPageJobsMax && sum.bytes <= static_cast<std::int64_t>(kPageBytesMax))) continue;
     runs.resize(i);
     return true;
   }
   return false;
+}
+
+// Single jobs in this order until their payloads fill a page.
+Result<bool> SqlLedger::CutByBytes(std::vector<Uuid>& jobs, MonoTime deadline) {
+  if (jobs.size() <= kPageBytesMax / kPayloadBytesMax) return false;
+  MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select j.job, length(j.payload) from job j where j.job" + store_->In(1) +
+                                                       WithinBounds("j.job") + " order by j.job",
+                                                   Bounded(std::move(jobs)), deadline));
+  jobs.clear();
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < rows.size() && bytes < kPageBytesMax; ++i) {
+    bytes += static_cast<std::size_t>(rows[i][1].number);
+    jobs.push_back(UuidOf(rows[i][0]));
+  }
+  return jobs.size() < rows.size();
 }
 
 Result<std::vector<LiveRun>> SqlLedger::RunsOf(std::vector<Uuid> ids, MonoTime deadline) {
@@ -334,6 +391,8 @@ Result<Ledger::Outbox> SqlLedger::OutboxOf(const Rows& items, ShardId shard, std
   MILLRACE_TRY_ASSIGN(outbox.runs, RunsOf(std::move(run_ids), deadline));
   MILLRACE_TRY_ASSIGN(outbox.batches, BatchesOf(batches, shard, deadline));
   if (!job_ids.empty()) {
+    MILLRACE_TRY_ASSIGN(const bool cut_jobs, CutByBytes(job_ids, deadline));
+    outbox.more = outbox.more || cut_jobs;
     MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select " + store_->Columns(Table::kJob, "j") + " from job j where j.job" +
                                                          store_->In(1) + " order by j.job",
                                                      Params().Ids(std::move(job_ids)), deadline));

@@ -34,12 +34,17 @@ bool TakeOut(std::vector<const T*>& rows, Drop drop) {
   return std::erase_if(rows, [&](const T* row) { return drop(*row); }) > 0;
 }
 
-// A run of more jobs than kOutboxBatchJobs, and what is alone in its shard, gets a row of its own: ReadOutbox bounds those by
-// their jobs.
+// A run of more jobs than kOutboxBatchJobs, or larger ones than kOutboxBatchBytes, and what is alone in its shard, gets a row
+// of its own: ReadOutbox bounds those by their jobs.
 void PutTogether(const Batch& batch, WriteSet& set) {
-  std::unordered_map<Uuid, std::size_t> jobs;
+  struct Size {
+    std::size_t jobs = 0, bytes = 0;
+    bool Fits() const { return jobs <= kOutboxBatchJobs && bytes <= kOutboxBatchBytes; }
+    Size operator+(const Size& other) const { return {.jobs = jobs + other.jobs, .bytes = bytes + other.bytes}; }
+  };
+  std::unordered_map<Uuid, Size> sizes;
   for (const JobSpec* job : batch.jobs)
-    if (job->run) ++jobs[job->run->uuid];
+    if (job->run) sizes[job->run->uuid] = sizes[job->run->uuid] + Size{.jobs = 1, .bytes = job->payload.size()};
   std::map<ShardId, std::vector<Item>> open;
   const auto close = [&](std::vector<Item>& runs) {
     if (runs.size() == 1) set.outbox_runs.push_back(runs.front());
@@ -50,21 +55,21 @@ void PutTogether(const Batch& batch, WriteSet& set) {
     }
     runs.clear();
   };
-  std::map<ShardId, std::size_t> open_jobs;
+  std::map<ShardId, Size> open_sizes;
   for (const Item& run : set.live_runs) {
-    const std::size_t n = jobs[run.id];
-    if (n > kOutboxBatchJobs) {
+    const Size size = sizes[run.id];
+    if (!size.Fits()) {
       set.outbox_runs.push_back(run);
       continue;
     }
     std::vector<Item>& runs = open[run.shard];
-    std::size_t& sum = open_jobs[run.shard];
-    if (runs.size() >= kOutboxBatchRuns || sum + n > kOutboxBatchJobs) {
+    Size& sum = open_sizes[run.shard];
+    if (runs.size() >= kOutboxBatchRuns || !(sum + size).Fits()) {
       close(runs);
-      sum = 0;
+      sum = {};
     }
     runs.push_back(run);
-    sum += n;
+    sum = sum + size;
   }
   for (auto& [shard, runs] : open) close(runs);
 }

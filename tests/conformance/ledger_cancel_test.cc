@@ -30,11 +30,11 @@ TEST_P(LedgerCancelTest, OptionsOfAJobComeBackAsTheyWere) {
   auto batch = BatchOf(hold);
   batch.jobs = {plain, rich};
   Commit(batch);
-  const auto live = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 10, In());
+  const auto live = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, {.jobs = 10}, In());
   ASSERT_TRUE(live) << live.error().message;
-  ASSERT_EQ(live->size(), 2u);
-  EXPECT_EQ(live->at(0).spec, plain);
-  EXPECT_EQ(live->at(1).spec, rich);
+  ASSERT_EQ(live->jobs.size(), 2u);
+  EXPECT_EQ(live->jobs.at(0).spec, plain);
+  EXPECT_EQ(live->jobs.at(1).spec, rich);
   ExpectSound();
 }
 
@@ -50,11 +50,11 @@ TEST_P(LedgerCancelTest, ACancelIsSeenByWhoeverRebuilds) {
   request.cancels = {Cancel(run.id.uuid, true), Cancel(single.id.uuid, false)};
   Commit(request);
   Commit(request);  // asked twice: the first request stays
-  const auto jobs = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 10, In());
+  const auto jobs = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, {.jobs = 10}, In());
   ASSERT_TRUE(jobs) << jobs.error().message;
-  ASSERT_EQ(jobs->size(), 2u);
-  EXPECT_TRUE(jobs->at(0).cancelling);
-  EXPECT_FALSE(jobs->at(1).cancelling);
+  ASSERT_EQ(jobs->jobs.size(), 2u);
+  EXPECT_TRUE(jobs->jobs.at(0).cancelling);
+  EXPECT_FALSE(jobs->jobs.at(1).cancelling);
   const auto runs = ledger_->LiveRuns(hold.shard, kShards, std::nullopt, 10, In());
   ASSERT_TRUE(runs) << runs.error().message;
   ASSERT_EQ(runs->size(), 1u);
@@ -213,7 +213,7 @@ TEST_P(LedgerCancelTest, ARequestSurvivesTheOwnersTakingOver) {
   seen.outbox_done_cancels = {jobs[0].id.uuid};
   Commit(seen);
   EXPECT_TRUE(ledger_->ReadOutbox(hold.shard, kShards, 10, In())->jobs.empty()) << "it holds up no others until the job ends";
-  EXPECT_TRUE(ledger_->LiveSingleJobs(hold.shard, kShards, {}, 10, In())->front().cancelling) << "the next owner knows it too";
+  EXPECT_TRUE(ledger_->LiveSingleJobs(hold.shard, kShards, {}, {.jobs = 10}, In())->jobs.front().cancelling) << "the next owner knows it too";
 }
 
 TEST_P(LedgerCancelTest, WhatEndsLeavesTheOutboxWithItsRequest) {

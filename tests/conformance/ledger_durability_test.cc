@@ -32,7 +32,7 @@ TEST_P(LedgerDurabilityTest, AnOutcomeAloneIsAJob) {
   ASSERT_TRUE(detail->outcome);
   EXPECT_EQ(detail->outcome->state, JobState::kSucceeded);
   EXPECT_EQ(ledger_->GetJob(OrgId{2}, job.id, In()).error().code, ErrorCode::kNotFound);
-  EXPECT_TRUE(ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 10, In())->empty());
+  EXPECT_TRUE(ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, {.jobs = 10}, In())->jobs.empty());
   ExpectSound();
 }
 
@@ -44,11 +44,11 @@ TEST_P(LedgerDurabilityTest, ASpecComesWithTheFirstAttemptThatFailed) {
   batch.attempts = {Attempt(retried, 1, {.deliveries = 1, .failures = 1, .crashes = 0})};
   batch.outcomes = {Outcome(dead, JobState::kDead)};
   EXPECT_TRUE(Commit(batch).duplicate_jobs.empty());
-  const auto live = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 10, In());
+  const auto live = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, {.jobs = 10}, In());
   ASSERT_TRUE(live) << live.error().message;
-  ASSERT_EQ(live->size(), 1u) << "the dead one is not live";
-  EXPECT_EQ(live->at(0).spec, retried);
-  EXPECT_EQ(live->at(0).counters.failures, 1u);
+  ASSERT_EQ(live->jobs.size(), 1u) << "the dead one is not live";
+  EXPECT_EQ(live->jobs.at(0).spec, retried);
+  EXPECT_EQ(live->jobs.at(0).counters.failures, 1u);
   EXPECT_EQ(ledger_->GetJob(kDefaultOrg, dead.id, In())->spec, dead);
   ExpectSound();
 }

@@ -164,12 +164,12 @@ TEST_P(LedgerTest, EveryInstantThatAJobMayNameIsStored) {
     batch.attempts.push_back(attempt);
   }
   Commit(batch);
-  const auto live = ledger_->LiveSingleJobs(shard, kShards, std::nullopt, 10, In());
+  const auto live = ledger_->LiveSingleJobs(shard, kShards, std::nullopt, {.jobs = 10}, In());
   ASSERT_TRUE(live) << live.error().message;
-  ASSERT_EQ(live->size(), batch.jobs.size());
-  for (std::size_t i = 0; i < live->size(); ++i) {
-    EXPECT_EQ((*live)[i].spec, batch.jobs[i]);
-    EXPECT_EQ((*live)[i].next_run_at, batch.attempts[i].next_run_at);
+  ASSERT_EQ(live->jobs.size(), batch.jobs.size());
+  for (std::size_t i = 0; i < live->jobs.size(); ++i) {
+    EXPECT_EQ(live->jobs[i].spec, batch.jobs[i]);
+    EXPECT_EQ(live->jobs[i].next_run_at, batch.attempts[i].next_run_at);
   }
   ExpectSound();
 }
@@ -235,16 +235,16 @@ TEST_P(LedgerTest, RebuildSeesWhatIsLive) {
   EXPECT_EQ((*runs)[0].counters, (std::map<JobId, Counters>{{b.id, {3, 2, 1}}}));
   EXPECT_EQ((*runs)[0].next_run_at.at(b.id), batch.attempts[1].next_run_at);
   EXPECT_EQ((*runs)[0].last_tokens, (std::map<JobId, Token>{{b.id, batch.attempts[1].report.token}}));
-  const auto jobs = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 1, In());
-  ASSERT_EQ(jobs->size(), 1u);
-  EXPECT_EQ((*jobs)[0].spec, one);
-  EXPECT_FALSE((*jobs)[0].next_run_at.has_value());
-  const auto more = ledger_->LiveSingleJobs(hold.shard, kShards, one.id, 10, In());
-  ASSERT_EQ(more->size(), 1u);
-  EXPECT_EQ((*more)[0].spec, two);
-  EXPECT_EQ((*more)[0].counters, (Counters{1, 1, 0}));
-  EXPECT_EQ((*more)[0].next_run_at, batch.attempts[2].next_run_at);
-  EXPECT_EQ((*more)[0].last_token, batch.attempts[2].report.token);
+  const auto jobs = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, {.jobs = 1}, In());
+  ASSERT_EQ(jobs->jobs.size(), 1u);
+  EXPECT_EQ(jobs->jobs[0].spec, one);
+  EXPECT_FALSE(jobs->jobs[0].next_run_at.has_value());
+  const auto more = ledger_->LiveSingleJobs(hold.shard, kShards, one.id, {.jobs = 10}, In());
+  ASSERT_EQ(more->jobs.size(), 1u);
+  EXPECT_EQ(more->jobs[0].spec, two);
+  EXPECT_EQ(more->jobs[0].counters, (Counters{1, 1, 0}));
+  EXPECT_EQ(more->jobs[0].next_run_at, batch.attempts[2].next_run_at);
+  EXPECT_EQ(more->jobs[0].last_token, batch.attempts[2].report.token);
   EXPECT_TRUE(ledger_->LiveRuns(hold.shard, kShards, run.id, 10, In())->empty());
   EXPECT_TRUE(
       ledger_
@@ -278,7 +278,7 @@ TEST_P(LedgerTest, OutboxIsTakenOver) {
   EXPECT_TRUE(outbox->runs.empty());
   ASSERT_EQ(outbox->jobs.size(), 1u);
   EXPECT_EQ(outbox->jobs[0].spec.id, singles[1].id);
-  EXPECT_EQ(ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 10, In())->size(), 2u);
+  EXPECT_EQ(ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, {.jobs = 10}, In())->jobs.size(), 2u);
   ExpectSound();
 }
 
@@ -644,7 +644,7 @@ TEST_P(LedgerTest, TenThousandRows) {
   const auto second = Commit(batch);
   EXPECT_EQ(second.duplicate_jobs.size(), 10'000u);
   EXPECT_TRUE(second.duplicate_outcomes.empty());
-  EXPECT_TRUE(ledger_->LiveSingleJobs(batch.holds[0].shard, kShards, std::nullopt, 10, In())->empty());
+  EXPECT_TRUE(ledger_->LiveSingleJobs(batch.holds[0].shard, kShards, std::nullopt, {.jobs = 10}, In())->jobs.empty());
   ExpectSound();
 }
 
@@ -674,10 +674,10 @@ TEST_P(LedgerTest, BatchesWhoseRowsShareSomeColumns) {
     Commit(batch);
   }
   std::ranges::sort(all, {}, &JobSpec::id);
-  const auto live = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, 5000, In());
+  const auto live = ledger_->LiveSingleJobs(hold.shard, kShards, std::nullopt, {.jobs = 5000}, In());
   ASSERT_TRUE(live) << live.error().message;
-  ASSERT_EQ(live->size(), all.size());
-  for (std::size_t i = 0; i < all.size(); ++i) EXPECT_EQ((*live)[i].spec, all[i]) << i;
+  ASSERT_EQ(live->jobs.size(), all.size());
+  for (std::size_t i = 0; i < all.size(); ++i) EXPECT_EQ(live->jobs[i].spec, all[i]) << i;
   ExpectSound();
 }
 
@@ -730,7 +730,7 @@ TEST_P(LedgerTest, ThreadsCommitToTheirOwnShards) {
   }
   for (const auto& e : errors) EXPECT_EQ(e, "");
   EXPECT_EQ(ledger_->AuditHeads(In())->size(), kShards);
-  EXPECT_EQ(ledger_->LiveSingleJobs(ShardOf(kDefaultOrg, kShards), kShards, std::nullopt, 5000, In())->size(),
+  EXPECT_EQ(ledger_->LiveSingleJobs(ShardOf(kDefaultOrg, kShards), kShards, std::nullopt, {.jobs = 5000}, In())->jobs.size(),
             10u * kRounds * kShards);
   ExpectSound();
 }

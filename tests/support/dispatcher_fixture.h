@@ -22,14 +22,23 @@ namespace millrace::testing {
 
 class DispatcherTest : public ::testing::Test {
  protected:
-  explicit DispatcherTest(std::size_t unqueued_bytes_max = kUnqueuedBytesMax)
-      : dispatcher_{{.name = "b",
-                     .shard_count = 1,
-                     .shards = {ShardId{0}},
+  explicit DispatcherTest(std::size_t unqueued_bytes_max = kUnqueuedBytesMax, std::uint16_t shard_count = 1)
+      : ledger_{clock_, shard_count},
+        dispatcher_{{.name = "b",
+                     .shard_count = shard_count,
+                     .shards = ShardsOf(shard_count),
                      .random = &random_,
-                     .unqueued_bytes_max = unqueued_bytes_max}} {
+                     .unqueued_bytes_max = unqueued_bytes_max}},
+        pump_{{.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = ShardsOf(shard_count), .shard_count = shard_count},
+              ledger_,
+              clock_} {
     ConfigureLog(LogLevel::kOff, LogFormat::kText, "test");
     Settle();
+  }
+  static std::vector<ShardId> ShardsOf(std::uint16_t count) {
+    std::vector<ShardId> shards;
+    while (shards.size() < count) shards.emplace_back(static_cast<std::uint16_t>(shards.size()));
+    return shards;
   }
   // Runs until nothing is left to do at this time.
   void Settle() {
@@ -187,11 +196,10 @@ class DispatcherTest : public ::testing::Test {
   FakeClock clock_;
   SeededRandom random_{7};
   IdGenerator ids_{clock_, random_};
-  test::MemoryLedger ledger_{clock_};
+  test::MemoryLedger ledger_;
   test::MemoryQueue queue_;
   Dispatcher dispatcher_;
-  LedgerPump pump_{
-      {.owner = ids_.Next<OwnerId>(), .owner_name = "b", .shards = {ShardId{0}}, .shard_count = 1}, ledger_, clock_};
+  LedgerPump pump_;
   WorkerReach reach_;
   std::map<std::string, WorkerId> workers_;
   std::vector<std::pair<std::string, wire::Grant::Job>> grants_;

@@ -34,6 +34,7 @@ class MemoryLedger : public MemoryScheduleLedger {
   std::map<RunId, RunOutcomeRow> run_outcomes;
   std::map<Uuid, CancelRow> cancels;
   std::uint32_t outbox_page_max = UINT32_MAX;  // items of one ReadOutbox
+  std::size_t bytes_in_time = SIZE_MAX;        // payloads of one page of a rebuild or of the outbox; with more it times out
   std::set<RunId> outbox_runs;
   std::set<JobId> outbox_jobs;
   std::map<Uuid, std::vector<RunId>> outbox_batches;  // by the id of their first run
@@ -129,27 +130,48 @@ class MemoryLedger : public MemoryScheduleLedger {
     return result;
   }
 
-  Result<std::vector<LiveJob>> LiveSingleJobs(ShardId shard, std::uint16_t, std::optional<JobId> after, std::uint32_t limit,
-                                              MonoTime) override {
+  Result<LiveJobs> LiveSingleJobs(ShardId shard, std::uint16_t, std::optional<JobId> after, const LivePage& page,
+                                  MonoTime) override {
     MILLRACE_TRY(Up());
-    std::vector<LiveJob> live;
-    for (auto it = after ? jobs.upper_bound(*after) : jobs.begin(); it != jobs.end() && live.size() < limit; ++it)
-      if (!it->second.spec.run && !it->second.outcome && ShardOf(it->second.spec.org, shard_count_) == shard)
-        live.push_back(Live(it->second)), live.back().in_outbox = outbox_jobs.contains(it->first);
+    LiveJobs live{.jobs = {}, .last = true};
+    std::size_t bytes = 0;
+    for (auto it = after ? jobs.upper_bound(*after) : jobs.begin(); it != jobs.end(); ++it) {
+      if (it->second.spec.run || it->second.outcome || ShardOf(it->second.spec.org, shard_count_) != shard) continue;
+      if (live.jobs.size() == page.jobs || bytes >= page.bytes) {
+        live.last = false;
+        break;
+      }
+      LiveJob job = Live(it->second);
+      job.in_outbox = outbox_jobs.contains(it->first);
+      if (page.outbox_ids_only && job.in_outbox && !job.cancelling) {
+        job = {.spec = {}, .counters = {}, .next_run_at = {}, .in_outbox = true, .id_only = true};
+        job.spec.id = it->first;
+      }
+      bytes += job.spec.payload.size();
+      live.jobs.push_back(std::move(job));
+    }
+    MILLRACE_TRY(InTime(bytes));
     return live;
   }
   Result<std::vector<LiveRun>> LiveRuns(ShardId shard, std::uint16_t, std::optional<RunId> after, std::uint32_t limit,
                                         MonoTime) override {
     MILLRACE_TRY(Up());
     std::vector<LiveRun> live;
-    for (auto it = after ? runs.upper_bound(*after) : runs.begin(); it != runs.end() && live.size() < limit; ++it)
-      if (!run_outcomes.contains(it->first) && ShardOf(it->second.org, shard_count_) == shard) live.push_back(Live(it->second));
+    std::size_t bytes = 0;
+    for (auto it = after ? runs.upper_bound(*after) : runs.begin(); it != runs.end() && live.size() < limit; ++it) {
+      if (run_outcomes.contains(it->first) || ShardOf(it->second.org, shard_count_) != shard) continue;
+      LiveRun run = Live(it->second);
+      if (!live.empty() && bytes + BytesOf(run) > kPageBytesMax) break;
+      bytes += BytesOf(run);
+      live.push_back(std::move(run));
+    }
+    MILLRACE_TRY(InTime(bytes));
     return live;
   }
   Result<Outbox> ReadOutbox(ShardId shard, std::uint16_t, std::uint32_t limit, MonoTime) override {
     MILLRACE_TRY(Up());
     limit = std::min(limit, outbox_page_max);
-    Outbox out = OutboxOf(OutboxItems(shard), limit);
+    MILLRACE_TRY_ASSIGN(Outbox out, OutboxOf(OutboxItems(shard), limit));
     const std::size_t batches_max = std::min<std::size_t>(kOutboxBatchesMax, outbox_page_max);
     for (const auto& [id, ids] : outbox_batches) {
       if (ShardOf(runs.at(ids.front()).org, shard_count_) != shard) continue;
@@ -305,6 +327,15 @@ class MemoryLedger : public MemoryScheduleLedger {
              return job.submitted_at >= kFirst && (!job.run_at || *job.run_at >= kFirst);
            });
   }
+  Result<void> InTime(std::size_t bytes) const {
+    if (bytes <= bytes_in_time) return {};
+    return Fail(ErrorCode::kTimedOut, "{} bytes of payloads do not come in time", bytes);
+  }
+  static std::size_t BytesOf(const LiveRun& run) {
+    std::size_t bytes = 0;
+    for (const JobSpec& job : run.jobs) bytes += job.payload.size();
+    return bytes;
+  }
   // A job of `durability: redis` that succeeded at once has no row but its outcome.
   JobRows& Rows(const OutcomeRow& row) {
     const auto [it, fresh] = jobs.try_emplace(row.report.job);
@@ -363,13 +394,20 @@ class MemoryLedger : public MemoryScheduleLedger {
       if (ShardOf(jobs.at(id).spec.org, shard_count_) == shard) items.emplace(id.uuid, false);
     return items;
   }
-  Outbox OutboxOf(const std::map<Uuid, bool>& items, std::uint32_t limit) {
+  Result<Outbox> OutboxOf(const std::map<Uuid, bool>& items, std::uint32_t limit) {
     Outbox out;
     out.more = items.size() >= limit;
+    std::size_t bytes = 0;
     for (const auto& [id, is_run] : items) {
       if (limit-- == 0) break;
+      if (bytes >= kPageBytesMax) {
+        out.more = true;
+        break;
+      }
       is_run ? out.runs.push_back(Live(runs.at(RunId{id}))) : out.jobs.push_back(Live(jobs.at(JobId{id})));
+      bytes += is_run ? BytesOf(out.runs.back()) : out.jobs.back().spec.payload.size();
     }
+    MILLRACE_TRY(InTime(bytes));
     return out;
   }
   LiveJob Live(const JobRows& rows) {

@@ -20,7 +20,7 @@ class NoLedger : public Ledger {
   Result<std::vector<ShardStatus>> Shards(MonoTime) override { return No(); }
   Result<std::vector<OwnerId>> AnnounceBroker(OwnerId, std::string_view, bool, MonoTime) override { return No(); }
   Result<OwnerBatchResult> Commit(const OwnerBatch&, MonoTime) override { return No(); }
-  Result<std::vector<LiveJob>> LiveSingleJobs(ShardId, std::uint16_t, std::optional<JobId>, std::uint32_t, MonoTime) override {
+  Result<LiveJobs> LiveSingleJobs(ShardId, std::uint16_t, std::optional<JobId>, const LivePage&, MonoTime) override {
     return No();
   }
   Result<std::vector<LiveRun>> LiveRuns(ShardId, std::uint16_t, std::optional<RunId>, std::uint32_t, MonoTime) override {

@@ -409,5 +409,124 @@ TEST_F(DispatcherUnreadTest, NothingIsReadIntoANearlyFullStore) {
   ExpectEachRanOnce(jobs);
 }
 
+// What a page put into the queue counts until that put is answered, not until none is under way: under steady submits there
+// is always one.
+TEST_F(DispatcherUnreadTest, WhatTheLedgerHasIsReadThoughAPutIsAlwaysUnderWay) {
+  std::vector<JobSpec> jobs = Large(60);
+  Submit(jobs);
+  queue_.Wipe();
+  TakeAnew();
+  hold_replies_ = true;
+  Advance(250ms);
+  Handle(std::exchange(held_, {}));  // to the take
+  Settle();
+  ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
+  ExpectDepth(10, 0);
+  for (int round = 0; round < 20; ++round) {
+    event::QueueReplies before = std::exchange(held_, {});
+    const std::vector<JobSpec> more = Jobs(1);
+    jobs.insert(jobs.end(), more.begin(), more.end());
+    Submit(more);
+    ASSERT_FALSE(held_.replies.empty());
+    Handle(std::move(before));
+    Advance(kDispatcherTick);
+  }
+  ExpectDepth(80, 0);
+  LetRepliesThrough();
+  Hello("w", 3);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+}
+
+TEST_F(DispatcherUnreadTest, WhatAPageHasCountsThoughThePutBeforeItIsAnsweredMeanwhile) {
+  std::vector<JobSpec> jobs = Large(60);
+  Submit(jobs);
+  queue_.Wipe();
+  TakeAnew();
+  hold_replies_ = true;
+  Advance(250ms);
+  Handle(std::exchange(held_, {}));  // to the take
+  Settle();
+  ExpectDepth(10, 0);
+  event::QueueReplies before = std::exchange(held_, {});
+  jobs.push_back(Job());
+  Submit({jobs.back()});
+  Handle(std::move(before));
+  Flush();
+  std::vector<Event> pages;
+  pump_.Step(pages);
+  ASSERT_EQ(std::ranges::count_if(pages, [](const Event& e) { return std::holds_alternative<event::LiveJobsRead>(e); }), 1);
+  for (Event& page : pages) Handle(std::move(page));
+  Handle(std::exchange(held_, {}));
+  Settle();
+  ExpectDepth(21, 0);
+  LetRepliesThrough();
+  Hello("w", 3);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+}
+
+class DispatcherUnreadOfTwoTest : public DispatcherRefusedTest {
+ protected:
+  static constexpr std::size_t kPayload = 100 << 10;
+  static constexpr ShardId kBusy{0}, kOther{1};
+  DispatcherUnreadOfTwoTest() : DispatcherRefusedTest(10 * kPayload, 2) {}
+  std::vector<JobSpec> JobsOf(ShardId shard, std::size_t n, std::size_t bytes) {
+    OrgId org{1};
+    while (ShardOf(org, 2) != shard) org = OrgId{org.value() + 1};
+    std::vector<JobSpec> jobs = Jobs(n);
+    for (JobSpec& job : jobs) {
+      job.org = org;
+      job.payload.assign(bytes, 'x');
+    }
+    return jobs;
+  }
+  void TakeAnew(ShardId shard) {
+    pump_.Post(command::TakeShardAnew{.dropped = {.shard = shard, .epoch = ledger_.EpochOf(shard)}, .reason = "test"});
+    Handle(event::ShardLost{.shard = shard, .reason = "test", .owner_name = {}});
+    Advance(250ms);
+  }
+  // What was under way is answered after something else went out.
+  void Answer() {
+    event::QueueReplies before = std::exchange(held_, {});
+    Submit(JobsOf(kBusy, 1, 1));
+    ASSERT_FALSE(held_.replies.empty());
+    Handle(std::move(before));
+    Settle();
+  }
+  std::uint64_t Waiting(ShardId shard) { return queue_.Depth(shard)->ready; }
+};
+
+// The one shard never has all its puts answered: what it read, and the queue has, is no reason to leave the other's jobs
+// unread.
+TEST_F(DispatcherUnreadOfTwoTest, ABusyShardLeavesTheRebuildOfAnotherAlone) {
+  Submit(JobsOf(kBusy, 10, kPayload));
+  Submit(JobsOf(kOther, 5, kPayload));
+  queue_.Wipe();
+  hold_replies_ = true;
+  TakeAnew(kBusy);
+  Handle(std::exchange(held_, {}));  // to the take
+  Settle();
+  ASSERT_EQ(Waiting(kBusy), 10U) << "as much as may be under way";
+  Answer();
+  TakeAnew(kOther);
+  EXPECT_EQ(Waiting(kOther), 0U);
+  Answer();
+  ASSERT_TRUE(dispatcher_.Ready(kOther));
+  EXPECT_EQ(Waiting(kOther), 5U);
+}
+
+TEST_F(DispatcherUnreadOfTwoTest, WhatALostShardHeldCountsNoMore) {
+  Submit(JobsOf(kOther, 5, kPayload));
+  queue_.memory_max = 0;
+  Submit(JobsOf(kBusy, 12, kPayload));
+  Handle(event::ShardLost{.shard = kBusy, .reason = "test", .owner_name = "another"});
+  queue_.memory_max = SIZE_MAX;
+  queue_.Wipe();
+  TakeAnew(kOther);
+  ASSERT_TRUE(dispatcher_.Ready(kOther));
+  EXPECT_EQ(Waiting(kOther), 5U);
+}
+
 }  // namespace
 }  // namespace millrace
