@@ -86,7 +86,7 @@ TEST_P(JobQueueLinesTest, WhatAPageCostsDoesNotDependOnHowManyLinesThereAre) {
   FillLines(kShard, kMany);
   const auto cost = [&](const std::function<void(ShardId)>& what) {
     const Micros few = Fastest([&] { what(kFewShard); }), many = Fastest([&] { what(kShard); });
-    EXPECT_LT(many, 8 * few + 1ms) << few.count() << " us with few lines";
+    EXPECT_LT(many, 8 * few + 20ms) << few.count() << " us with few lines";  // and a turn of whoever else runs
   };
   cost([&](ShardId shard) { EXPECT_GE(Must(ListKept{shard, kEpoch, "1", {}, 100}).listed.size(), 100U); });
   cost([&](ShardId shard) { EXPECT_TRUE(Must(ListKept{shard, kEpoch, "2", {}, 100}).listed.empty()); });

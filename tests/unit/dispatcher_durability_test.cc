@@ -100,13 +100,14 @@ class DurabilityTest : public testing::Test {
     Settle();
   }
   // The broker dies and another process takes its place; the queue and the ledger stay.
-  void Restart() {
+  void Restart(Micros later = {}) {
     dispatcher_ = std::make_unique<Dispatcher>(options_);
     pump_ = MakePump();
     worker_ = ids_.Next<WorkerId>();
     grants_.clear();
     clock_.Advance(kOwnershipTtl + 1s);
     Settle();
+    if (later > Micros{}) Advance(later);
     ASSERT_TRUE(dispatcher_->Ready(ShardId{0}));
   }
   std::unique_ptr<LedgerPump> MakePump() {
@@ -289,7 +290,7 @@ TEST_F(DurabilityTest, AStoreThatIsReplacedWhileLinesAreCountedIsTakenAnew) {
   before_take_ = [this] {
     if (takes_ == 2) queue_.RollBack();
   };
-  Restart();
+  Restart(3s);
   EXPECT_GT(takes_, 5U) << "once for the store that went";
   Hello(20);
   ASSERT_EQ(grants_.size(), 5U) << "four had ended";
