@@ -390,8 +390,8 @@ class SqliteQueue final : public JobQueue {
     return reply;
   }
 
-  // By id, so that what moves from the schedule into its line is found in either. A cursor is the last id that was looked at. The
-  // cross join makes the index of ids the outer loop: else all that waits is sorted for one page.
+  // By id, so that what moves from the schedule into its line is found in either. A cursor is the last id that was looked at.
+  // The cross join makes the index of ids the outer loop: else all that waits is sorted for one page.
   Result<QueueReply> Apply(const queue_op::ListKept& op) {
     QueueReply reply;
     MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
