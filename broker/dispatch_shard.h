@@ -66,7 +66,9 @@ struct Shard {  // NOLINT(clang-analyzer-optin.performance.Padding): there are f
   std::unordered_multiset<JobId> checking;        // what of them was claimed or has expired
   std::map<std::string, std::uint64_t> suspects;  // entries at the line's front that may be of an earlier state
   bool maybe_old = false, due_suspect = false, kept_seen = false;
-  bool take_again = false;  // after this flush's Requeue and Finish
+  bool take_again = false;   // after this flush's Requeue and Finish
+  std::string take_cursor;   // of `take_again`: kept lines that are not counted yet
+  std::uint64_t stayed = 0;  // entries of those that are
   WallTime ready_at{};
   std::optional<MonoTime> yield_by;            // set: to be handed over, at the latest then
   Epoch unbroken_since;                        // from which on the queue knows what was delivered

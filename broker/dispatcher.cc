@@ -232,7 +232,9 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       ops_.back().accept_bytes = std::exchange(shard.enqueue_bytes, 0);
     }
     EmitPaged(shard, out);
-    if (std::exchange(shard.take_again, false)) Execute(shard, queue_op::Take{.shard = s, .epoch = e}, Op::Kind::kTake, out);
+    if (std::exchange(shard.take_again, false))
+      Execute(shard, queue_op::Take{.shard = s, .epoch = e, .cursor = std::exchange(shard.take_cursor, {})}, Op::Kind::kTake,
+              out);
     if (shard.yield_by) continue;
     if (shard.phase == Phase::kReady && !shard.promoting && shard.next_due && *shard.next_due <= wall_) {
       shard.promoting = true;

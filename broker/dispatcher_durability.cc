@@ -114,19 +114,23 @@ void Dispatcher::OnTaken(const Op& op, QueueReply& reply) {
     std::ranges::sort(reply.claimed, {}, &QueueEntry::id);  // the oldest is the next again
     return Ask(shard, {.stayed = std::move(reply.claimed), .expired = {}, .claimed = {}, .plan = {}});
   }
-  std::uint64_t stayed = 0;
   for (const LineCount& line : reply.kept) {
     AddReady(shard, line.line, line.count);
     // Their sizes are not known, nor those that are scheduled: the budget has them as they come by.
     if (const auto key = LineKey::Parse(line.line)) shard.budgets.Enqueued(key->org, key->queue, 0, line.count);
     if (shard.maybe_old) shard.suspects[line.line] = line.count;
-    stayed += line.count;
+    shard.stayed += line.count;
+  }
+  if (!reply.cursor.empty()) {
+    shard.take_cursor = std::move(reply.cursor);
+    shard.take_again = true;
+    return;
   }
   shard.next_due = reply.next_due;
   shard.due_suspect = shard.maybe_old && reply.next_due.has_value();
-  if (stayed > 0 || reply.next_due) shard.next_expiry = wall_;  // the first ExpireDue says which time it is
-  if (stayed > 0)
-    LogInfo("shard {}: {} jobs that only the queue has are still there{}", shard.hold.shard.value(), stayed,
+  if (shard.stayed > 0 || reply.next_due) shard.next_expiry = wall_;  // the first ExpireDue says which time it is
+  if (shard.stayed > 0)
+    LogInfo("shard {}: {} jobs that only the queue has are still there{}", shard.hold.shard.value(), shard.stayed,
             shard.maybe_old ? ", of a state that may be an earlier one" : "");
   shard.phase = Phase::kReadingRuns;
   ReadQueueSettings(shard, true);  // answered first: nothing starts before its limits are known

@@ -6,11 +6,17 @@
 #include <utility>
 
 #include "common/queue/job_queue.h"
+#include "common/wire/codec.h"
 
 namespace millrace {
 namespace {
 
 constexpr char kSeparator = '\x1f';
+
+// Of a job that wire::CheckJob let pass: mark, queue, kind, limit key, root, one digit, an org, and what stands between them. A
+// client that lists what is in such a line gets its name back as a cursor.
+constexpr std::size_t kNameMax = 1 + 3 * kNameBytesMax + wire::kPathBytesMax + 1 + 20 + 5;
+static_assert(kPriorityLevels <= 10 && kNameMax + queue_op::kListCursorPlaceMax <= wire::kCursorBytesMax);
 
 // "/data" reaches "/data" and "/data/in", not "/database".
 bool Reaches(std::string_view root, std::string_view path) {

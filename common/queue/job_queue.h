@@ -58,8 +58,13 @@ struct Take {  // become the owner: fences every lower epoch and empties the sha
   Epoch epoch;  // epoch is stored. Repeating it with the same epoch empties the shard again.
   // Answers what stayed: the first scheduled entry of kept lines as `next_due`, and a page of those in flight as `claimed`.
   // The owner puts each of the page back (Requeue) or ends it (Finish) and takes again, until the page is empty: then the
-  // ready ones are `kept` (with a page, only where there are few lines: it may be one of many). Ids of ordinary lines
-  // in flight stay so as long as the store's state is unbroken (`in_flight`).
+  // ready ones are `kept`, some lines at a time (with a page, only where there are few lines: it may be one of many). Ids of
+  // ordinary lines in flight stay so as long as the store's state is unbroken (`in_flight`).
+  //
+  // As long as QueueReply::cursor is not empty, there are more lines: it is to be repeated with it before anything else is done
+  // to the shard. kWiped: the store was emptied, restarted or replaced in between. Only without a cursor it answers
+  // `in_flight`.
+  std::string cursor{};
 };
 struct Enqueue {  // to the ends of their lines, or scheduled
   ShardId shard;
@@ -114,6 +119,9 @@ struct Remove {  // waiting entries with one of `ids` leave their lines or sched
   // Not empty: of kept lines only those whose OrgOfLine it is. Entries of the others stay where they are, in their order.
   std::string org{};
 };
+// A cursor of ListKept has at most so many bytes, beside a name of a line.
+inline constexpr std::size_t kListCursorPlaceMax = 32;
+
 // A page of the ids and lines of what waits in the kept lines of an org, or is due in them later: nothing moves. Pages follow
 // one another by QueueReply::cursor, whatever happens between them: what waits all the time is in one of them, and some may be
 // in several. A cursor that no reply gave is one of some place, or none.
@@ -122,7 +130,7 @@ struct ListKept {
   Epoch epoch;
   std::string org;  // OrgOfLine
   std::string cursor;
-  std::uint32_t max = 0;  // about so many entries are looked at
+  std::uint32_t max = 0;  // about so many entries, and lines without any, are looked at
 };
 }  // namespace queue_op
 using QueueOp = std::variant<queue_op::Take, queue_op::Enqueue, queue_op::Claim, queue_op::Finish, queue_op::Requeue,
@@ -146,7 +154,7 @@ struct QueueReply {
   // or, when that is this very Take (the store was emptied, restarted or replaced), what it remembers, maybe of an older state.
   std::vector<JobId> in_flight{};
   Epoch unbroken_since{};
-  std::string cursor;                // Remove, ListKept: where the look goes on; empty: it is over
+  std::string cursor;                // Take, Remove, ListKept: where the look goes on; empty: it is over
   std::vector<QueueEntry> listed{};  // ListKept: only id and line of each are set
 };
 

@@ -11,7 +11,8 @@
 namespace millrace {
 
 struct ShardKeys {
-  std::string tag, epoch, lines, due, flight, kept_due, kept, server, stubs, body, expiry, kept_body, kept_expiry, inbox;
+  std::string tag, epoch, lines, due, flight, kept_due, kept, server, stubs, body, expiry, kept_body, kept_expiry, kept_lines,
+      inbox;
   ShardKeys(std::string_view prefix, ShardId shard)
       : tag(fmt::format("{{{}:{}}}", prefix, shard.value())),
         epoch(tag + ":epoch"),
@@ -26,6 +27,7 @@ struct ShardKeys {
         expiry(tag + ":expiry"),
         kept_body(tag + ":kept_body"),
         kept_expiry(tag + ":kept_expiry"),
+        kept_lines(tag + ":kept_lines"),
         inbox(tag + ":inbox") {}
 };
 

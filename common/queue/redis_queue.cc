@@ -16,6 +16,7 @@
 #include "common/queue/redis_queue_hot.h"
 #include "common/queue/redis_queue_remove.h"
 #include "common/queue/redis_queue_script.h"
+#include "common/queue/redis_queue_take.h"
 
 namespace millrace {
 namespace {
@@ -268,6 +269,8 @@ struct ToArguments {
   }
   Run operator()(const queue_op::Take& op) {
     Head("take", op.epoch), out.emplace_back(server);
+    out.push_back(op.cursor.substr(0, 1));
+    out.push_back(op.cursor.substr(std::min<std::size_t>(1, op.cursor.size())));
     return Run::kAny;
   }
   Run operator()(const queue_op::Enqueue& op) {
@@ -396,7 +399,7 @@ Result<void> ReadLines(std::span<const redis::Reply> items, std::vector<LineCoun
 }
 
 Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
-  if (items.size() != 6) return Fail(ErrorCode::kCorrupt, "redis queue: take answered {} items", items.size());
+  if (items.size() != 8) return Fail(ErrorCode::kCorrupt, "redis queue: take answered {} items", items.size());
   QueueReply out;
   MILLRACE_TRY_ASSIGN(out.next_due, ReadDue(items[0]));
   MILLRACE_TRY_ASSIGN(const std::int64_t old, items[1].AsInteger("take"));
@@ -419,10 +422,15 @@ Result<QueueReply> ReadTake(std::span<const redis::Reply> items) {
     MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(raw));
     out.in_flight.push_back(JobId{id});
   }
+  for (const redis::Reply& item : items.subspan(6)) {  // stage and place
+    MILLRACE_TRY_ASSIGN(const std::string_view part, item.AsString("take"));
+    out.cursor += part;
+  }
   return out;
 }
 
-// Of Expire, Remove and ListKept, after their first item: what each line lost, and the entries.
+// Of Expire, Remove and ListKept, after their first item: what each line lost, and the entries, each behind its line (a number:
+// that of the entry before).
 Result<void> ReadLost(std::span<const redis::Reply> items, QueueReply& out) {
   if (items.size() < 2 || items.size() % 2 != 0)
     return Fail(ErrorCode::kCorrupt, "redis queue: expire or remove answered {} items", items.size());
@@ -431,8 +439,11 @@ Result<void> ReadLost(std::span<const redis::Reply> items, QueueReply& out) {
   if (lines < 0 || entries > items.size())
     return Fail(ErrorCode::kCorrupt, "redis queue: expire or remove answered {} lines", lines);
   MILLRACE_TRY(ReadLines(items.subspan(2, entries - 2), out.lost));
+  std::string_view line;
   for (std::size_t i = entries; i < items.size(); i += 2) {
-    MILLRACE_TRY_ASSIGN(const std::string_view line, items[i].AsString("expire"));
+    if (items[i].kind != redis::Reply::Kind::kInteger) {
+      MILLRACE_TRY_ASSIGN(line, items[i].AsString("expire"));
+    }
     MILLRACE_TRY_ASSIGN(const std::string_view raw, items[i + 1].AsString("expire"));
     MILLRACE_TRY_ASSIGN(out.claimed.emplace_back(), ReadEntry(line, raw));
   }
@@ -476,7 +487,7 @@ Result<QueueReply> ReadClaim(const queue_op::Claim& op, const redis::Reply& repl
 // The script's own errors, and what it answered otherwise.
 Result<std::span<const redis::Reply>> Answered(const redis::Reply& reply) {
   if (reply.kind == redis::Reply::Kind::kError) {
-    if (reply.text.starts_with("WIPED")) return Fail(ErrorCode::kWiped, "redis queue: the shard has no epoch: take it anew");
+    if (reply.text.starts_with("WIPED")) return Fail(ErrorCode::kWiped, "redis queue: {}: take it anew", reply.text.substr(6));
     if (reply.text.starts_with("STALE"))
       return Fail(ErrorCode::kStale, "redis queue: stored epoch is {}", reply.text.substr(5));
   }
@@ -712,12 +723,13 @@ class RedisQueueImpl final : public RedisQueue {
       connection_->AppendScript(script, std::span(names.begin(), names.size()), views);
     };
     switch (run) {
-      case Run::kPut: return append(scripts_.put, {keys.epoch, keys.lines, keys.flight, keys.kept, keys.stubs});
+      case Run::kPut:
+        return append(scripts_.put, {keys.epoch, keys.lines, keys.flight, keys.kept, keys.stubs, keys.kept_lines});
       case Run::kFinish: return append(scripts_.finish, {keys.epoch, keys.flight, keys.kept});
       case Run::kAny: break;
     }
     append(scripts_.any, {keys.epoch, keys.lines, keys.due, keys.flight, keys.kept_due, keys.kept, keys.server, keys.stubs,
-                          keys.body, keys.expiry, keys.kept_body, keys.kept_expiry});
+                          keys.body, keys.expiry, keys.kept_body, keys.kept_expiry, keys.kept_lines});
   }
 
   const ShardKeys& KeysOf(ShardId shard) {
@@ -731,7 +743,8 @@ class RedisQueueImpl final : public RedisQueue {
   };
   static Result<Scripts> LoadScripts(redis::Connection& connection, MonoTime deadline) {
     Scripts scripts;
-    MILLRACE_TRY_ASSIGN(scripts.any, connection.Load(std::string{kQueueScript} + std::string{kRemoveScript}, deadline));
+    const std::string any = fmt::format("{}{}{}", kTakeScript, kQueueScript, kRemoveScript);
+    MILLRACE_TRY_ASSIGN(scripts.any, connection.Load(any, deadline));
     MILLRACE_TRY_ASSIGN(scripts.put, connection.Load(std::string{kPutScript}, deadline));
     MILLRACE_TRY_ASSIGN(scripts.finish, connection.Load(std::string{kFinishScript}, deadline));
     return scripts;

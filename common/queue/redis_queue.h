@@ -1,8 +1,8 @@
 // JobQueue and Inbox over Redis 6.2 or newer. Layout, per shard, under the hash tag {prefix:shard}: epoch (string), lines (set
-// of line names), l:<line> (list of id + body; of a kept line also blocks of many), due (zset of line length + line + id +
-// body, score run_at in µs), flight (set of ids), kept (hash of what kept lines have in flight: by id, or blocks by their
-// name, also of several lines), inbox (list of at most one mark). Every change is one run of a script that compares the epoch
-// first.
+// of names of ordinary lines), kept_lines (zset of those of kept ones behind their org, all of score 0: in this order),
+// l:<line> (list of id + body; of a kept line also blocks of many), due (zset of line length + line + id + body, score run_at
+// in µs), flight (set of ids), kept (hash of what kept lines have in flight: by id, or blocks by their name, also of several
+// lines), inbox (list of at most one mark). Every change is one run of a script that compares the epoch first.
 #pragma once
 
 #include <memory>

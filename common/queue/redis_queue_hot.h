@@ -9,10 +9,10 @@ namespace millrace {
 
 // ARGV: the epoch; fields and values of entries of kept lines that go into flight; ids of others that do; then, of each line,
 // its key, its name, how many entries its blocks hold beyond one each, and its elements. Each list after its length. Lua's
-// unpack is limited, so variadic commands go in chunks. KEYS: epoch, lines, flight, kept, stubs.
+// unpack is limited, so variadic commands go in chunks. KEYS: epoch, lines, flight, kept, stubs, kept_lines.
 inline constexpr std::string_view kPutScript = R"lua(
 local call, stored = redis.call, redis.call('GET', KEYS[1])
-if stored ~= ARGV[1] then return redis.error_reply(stored and 'STALE ' .. stored or 'WIPED no epoch') end
+if stored ~= ARGV[1] then return redis.error_reply(stored and 'STALE ' .. stored or 'WIPED the shard has no epoch') end
 local last = 2 + ARGV[2]
 for i = 3, last, 5000 do call('HSET', KEYS[4], unpack(ARGV, i, math.min(i + 4999, last))) end
 local at = last + 1
@@ -23,7 +23,15 @@ while ARGV[at] do
   local n, length = tonumber(ARGV[at + 3]), 0
   last = at + 3 + n
   for i = at + 4, last, 5000 do length = call('RPUSH', ARGV[at], unpack(ARGV, i, math.min(i + 4999, last))) end
-  if length == n then call('SADD', KEYS[2], ARGV[at + 1]) end
+  if length == n then
+    local line = ARGV[at + 1]
+    if string.byte(line) == 30 then
+      local org = string.match(line, '^[^\31]*\31[^\31]*\31([^\31]*)') or ''
+      call('ZADD', KEYS[6], 0, org .. '\31' .. line)
+    else
+      call('SADD', KEYS[2], line)
+    end
+  end
   if ARGV[at + 2] ~= '0' then call('HINCRBY', KEYS[5], 'b' .. ARGV[at + 1], ARGV[at + 2]) end
   at = last + 1
 end
@@ -34,7 +42,7 @@ end
 // never the HSET.
 inline constexpr std::string_view kFinishScript = R"lua(
 local call, stored = redis.call, redis.call('GET', KEYS[1])
-if stored ~= ARGV[1] then return redis.error_reply(stored and 'STALE ' .. stored or 'WIPED no epoch') end
+if stored ~= ARGV[1] then return redis.error_reply(stored and 'STALE ' .. stored or 'WIPED the shard has no epoch') end
 local last = 2 + ARGV[2]
 if last > 2 then
   for k = 2, 3 do

@@ -8,45 +8,61 @@ namespace millrace {
 
 // Uses what the script defines before it: ARGV from 4 on are queue_op::Remove's (see ToArguments).
 inline constexpr std::string_view kRemoveScript = R"lua(
-local function org_of(line)  -- OrgOfLine
-  return string.match(line, '^[^\31]*\31[^\31]*\31([^\31]*)')
-end
--- Of the org's kept lines each, sorted by name.
-local function kept_lines(org)
-  local lines = {}
-  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
-    if is_kept(line) and (org == '' or org_of(line) == org) then lines[#lines + 1] = line end
+-- The lines that a look goes on with, from `from` on, one at each call: kept ones of the org (empty: of all), in the order in
+-- which they stand, or the named ones.
+local function kept_lines(org, all, from)
+  local low, high = '-', '+'
+  if not all then low, high = '[' .. org .. '\31', '(' .. org .. '\32' end
+  if from ~= '' and (all or org_of(from) == org) then low = '[' .. member_of(from) end
+  local members, i = {}, 0
+  return function()
+    if i == #members then
+      if i > 0 and i < 100 then return nil end
+      if i > 0 then low = '(' .. members[i] end
+      members, i = call('ZRANGEBYLEX', K_KEPT_LINES, low, high, 'LIMIT', 0, 100), 0
+    end
+    i = i + 1
+    return members[i] and line_of(members[i])
   end
-  table.sort(lines)
-  return lines
 end
--- Which of them a look goes on with: the one it stopped at. Not by order: here it would be that of the server's language, the
--- caller's is by bytes.
-local function place_of(from, lines)
-  for i, line in ipairs(lines) do
-    if line == from then return i end
+-- Not by order: here it would be that of the server's language, the caller's is by bytes.
+local function named_lines(lines, from)
+  local i = 0
+  for k, line in ipairs(lines) do
+    if line == from then i = k - 1 end
   end
-  return 1
+  return function()
+    i = i + 1
+    return lines[i]
+  end
 end
--- How many elements the next page has, from those of one that had so many bytes.
-local function page_of(size, elements)
-  return math.max(1, math.min(1000, math.floor(1048576 / math.max(1, size / elements))))
+-- How many elements the next page of a list has: what comes may be much larger than what came, and is read before it is
+-- measured. `largest`: of the page before.
+local function page_of(bytes, largest) return math.max(1, math.min(32, math.floor((BYTES - bytes) / largest))) end
+local LARGE = 1048576  -- expected of an element before one was seen
+-- Adds entries to an answer, each behind its line, or 0: the same as before. Returns how many bytes that takes.
+local function adder(out)
+  local last
+  return function(line, entry)
+    local again = line == last
+    out[#out + 1], out[#out + 2] = again and 0 or line, entry
+    last = line
+    return #entry + (again and 0 or #line)
+  end
 end
 -- As 'remove', but nothing moves. The cursor comes from a client: whatever it is, it is a place.
 if op == 'list' then
   local left, stage, at, from, org = tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8]
   local out, bytes = {{}, 0}, 0
   if #at > 15 or not string.match(at, '^%d+$') then at = '0' end
-  local function show(line, id)
-    out[#out + 1], out[#out + 2] = line, id
-  end
+  local show = adder(out)
   -- A ticket whose body is gone stands for nothing.
   local function lives(element)
     return not is_ticket(element) or call('HEXISTS', EXPIRING[true].body, string.sub(element, 1, 16)) == 1
   end
   if stage ~= 'l' then
     while true do
-      local page = call('ZSCAN', K_KEPT_DUE, at, 'COUNT', 64)
+      local page = call('ZSCAN', K_KEPT_DUE, at, 'COUNT', 16)
       at = page[1]
       for i = 1, #page[2], 2 do
         local member = page[2][i]
@@ -64,18 +80,21 @@ if op == 'list' then
     end
     at, from = '0', ''
   end
-  local lines = kept_lines(org)
-  for i = place_of(from, lines), #lines do
-    local line, n = lines[i], 32
+  local largest = LARGE
+  for line in kept_lines(org, false, from) do
     local key, seen = tag .. ':l:' .. line, line == from and tonumber(at) or 0
     while true do
       if left <= 0 or bytes > BYTES then
         out[1] = {'l', tostring(seen), line}
         return out
       end
-      local page, size = call('LRANGE', key, -seen - n, -seen - 1), 0
-      for _, element in ipairs(page) do
-        size = size + #element
+      local n = page_of(bytes, largest)
+      local page, looked = call('LRANGE', key, -seen - n, -seen - 1), 0
+      largest = 1
+      for i = #page, 1, -1 do
+        if left <= 0 or bytes > BYTES then break end
+        local element = page[i]
+        looked, left, bytes, largest = looked + 1, left - 1, bytes + #element, math.max(largest, #element)
         if is_block(element) then
           local entries = entries_of(element)
           left = left - #entries + 1
@@ -84,10 +103,10 @@ if op == 'list' then
           show(line, string.sub(element, 1, 16))
         end
       end
-      seen, left, bytes = seen + #page, left - #page, bytes + size
-      if #page < n then break end
-      n = page_of(size, #page)
+      seen = seen + looked
+      if looked == #page and #page < n then break end
     end
+    left, bytes = left - (seen == 0 and 1 or 0), bytes + #line
   end
   return out
 end
@@ -105,16 +124,15 @@ if op == 'remove' then
     ids[#ids + 1] = ARGV[i]
     wanted[ARGV[i]] = true
   end
-  local missing, kept = #ids, #lines == 0
+  local missing, kept, add = #ids, #lines == 0, adder(got)
   local here = EXPIRING[kept]
   local function ours(line)
     return not kept or org == '' or org_of(line) == org
   end
   local function found(line, entry, ready)
     local id = string.sub(entry, 1, 16)
-    got[#got + 1], got[#got + 2] = line, entry
+    bytes = bytes + add(line, entry)
     fly(line, id, entry)
-    bytes = bytes + #entry
     if not kept then
       wanted[id] = nil
       missing = missing - 1
@@ -153,7 +171,7 @@ if op == 'remove' then
   if stage == 's' then
     local due = kept and K_KEPT_DUE or K_DUE
     while missing > 0 do
-      local page = call('ZSCAN', due, at, 'COUNT', 64)
+      local page = call('ZSCAN', due, at, 'COUNT', 16)
       at = page[1]
       for i = 1, #page[2], 2 do
         local member = page[2][i]
@@ -172,16 +190,18 @@ if op == 'remove' then
     stage, at = 'l', '0'
   end
   -- From the end of a line to its front: what is put at either end meanwhile hides nothing.
-  if kept then lines = kept_lines(org) end
-  for i = place_of(from, lines), #lines do
-    local line, n = lines[i], 32
+  local largest = LARGE
+  for line in kept and kept_lines(org, org == '', from) or named_lines(lines, from) do
     local key, seen = tag .. ':l:' .. line, line == from and tonumber(at) or 0
     while missing > 0 do
       if left <= 0 or bytes > BYTES then return answer({'l', tostring(seen), line}) end
-      local page, marked, size = call('LRANGE', key, -seen - n, -seen - 1), 0, 0
-      for i = 1, #page do
+      local n = page_of(bytes, largest)
+      local page, marked, looked = call('LRANGE', key, -seen - n, -seen - 1), 0, 0
+      largest = 1
+      for i = #page, 1, -1 do
+        if left <= 0 or bytes > BYTES or missing == 0 then break end
         local element = page[i]
-        size = size + #element
+        looked, left, bytes, largest = looked + 1, left - 1, bytes + #element, math.max(largest, #element)
         if kept and is_block(element) then
           local entries, stay = entries_of(element), {}
           for _, entry in ipairs(entries) do
@@ -208,11 +228,11 @@ if op == 'remove' then
         end
       end
       if marked > 0 then call('LREM', key, -marked, '\0removed') end
-      seen, left, bytes = seen + #page - marked, left - #page, bytes + size
-      if #page < n then break end
-      n = page_of(size, #page)
+      seen = seen + looked - marked
+      if looked == #page and #page < n then break end
     end
-    if lost[line] and call('EXISTS', key) == 0 and call('SCARD', K_LINES) > 4096 then call('SREM', K_LINES, line) end
+    left = left - (seen == 0 and 1 or 0)
+    if lost[line] and call('EXISTS', key) == 0 and is_crowded(kept) then forget_line(line) end
   end
   return answer({})
 end

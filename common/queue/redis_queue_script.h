@@ -1,4 +1,5 @@
-// The Redis queue's script (redis_queue.cc): what each operation does to the keys of a shard. redis_queue_remove.h is its end.
+// The Redis queue's script (redis_queue.cc): what each operation does to the keys of a shard. redis_queue_take.h is its start,
+// redis_queue_remove.h its end.
 #pragma once
 
 #include <string_view>
@@ -9,147 +10,13 @@ namespace millrace {
 // (redis_queue_hot.h). Lua's unpack is limited, so variadic commands go in chunks of 5000; replies and pops are bounded by
 // bytes, so that big bodies cannot block.
 inline constexpr std::string_view kQueueScript = R"lua(
-local op, epoch, tag = ARGV[1], ARGV[2], ARGV[3]
-local K_EPOCH, K_LINES, K_DUE, K_FLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local K_KEPT_DUE, K_KEPT, K_SERVER, K_STUBS = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
--- Of entries that can expire, those of kept lines apart: an id may be in both, and Take keeps them.
-local EXPIRING = {[false] = {body = KEYS[9], expiry = KEYS[10]}, [true] = {body = KEYS[11], expiry = KEYS[12]}}
-local BYTES, CHUNK, PAGE, MARK, TICKET = 16777216, 5000, 4000, 30, '\0ticket'
-local BLOCK = string.rep('\255', 16)
-local call = redis.call
-local at = 4
-local function take()
-  local n = tonumber(ARGV[at])
-  local list = {}
-  for i = 1, n do list[i] = ARGV[at + i] end
-  at = at + n + 1
-  return list
-end
-local function is_kept(line) return string.byte(line) == MARK end
--- A block is one element of a kept line that is many entries: BLOCK, how many (2 bytes), and each after its length (2 bytes).
-local function is_block(element) return string.byte(element) == 255 and string.sub(element, 1, 16) == BLOCK end
-local function block_head(n) return BLOCK .. string.char(math.floor(n / 256), n % 256) end
-local function number_at(bytes, i)
-  local a, b = string.byte(bytes, i, i + 1)
-  return a * 256 + b
-end
-local function entries_of(block)
-  local list, i = {}, 19
-  for k = 1, number_at(block, 17) do
-    local n = number_at(block, i)
-    list[k] = string.sub(block, i + 2, i + 1 + n)
-    i = i + 2 + n
-  end
-  return list
-end
-local function flight_head(line) return string.char(math.floor(#line / 256), #line % 256) .. line end
--- How many entries the blocks of a line hold beyond one each, so that a line can be counted.
-local function extra(line, n)
-  if n ~= 0 and call('HINCRBY', K_STUBS, 'b' .. line, n) == 0 then call('HDEL', K_STUBS, 'b' .. line) end
-end
-local function each(command, key, list)
-  for i = 1, #list, CHUNK do call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
-end
-if op == 'depth' then
-  local ready = 0
-  for _, line in ipairs(call('SMEMBERS', K_LINES)) do ready = ready + call('LLEN', tag .. ':l:' .. line) end
-  -- Kept lines count their stubs each under its name, and 'ks' those that were scheduled.
-  local stubs, all = call('HGETALL', K_STUBS), {}
-  for i = 1, #stubs, 2 do
-    local where = (stubs[i] == 's' or stubs[i] == 'ks') and 's' or 'r'
-    local n = tonumber(stubs[i + 1])
-    if string.sub(stubs[i], 1, 1) == 'b' then n = -n end
-    all[where] = (all[where] or 0) + n
-  end
-  local due, flying = call('ZCARD', K_DUE) + call('ZCARD', K_KEPT_DUE), call('SCARD', K_FLIGHT)
-  for _, field in ipairs(call('HKEYS', K_KEPT)) do
-    if #field == 16 then
-      flying = flying + 1
-    elseif string.sub(field, 1, 1) == 'B' then
-      local landed = string.gsub(call('HGET', K_KEPT, 'D' .. string.sub(field, 2)) or '', '%.', '')
-      flying = flying + number_at(call('HGET', K_KEPT, field), 17) - #landed
-    end
-  end
-  return {math.max(0, ready - (all.r or 0)), math.max(0, due - (all.s or 0)), flying}
-end
--- Out of memory, Redis refuses a script when its first write is one that may need memory. What makes room, and what an owner
--- cannot go on without, must not be refused: only a put is.
-if op ~= 'put' then call('HDEL', K_KEPT, '') end
-local stored = call('GET', K_EPOCH)
-if op == 'take' then
-  if stored and tonumber(stored) > tonumber(epoch) then return redis.error_reply('STALE ' .. stored) end
-  call('SET', K_EPOCH, epoch)
-  -- Which server wrote this, and since which epoch nothing of it was lost.
-  local server, since = string.match(call('GET', K_SERVER) or '', '^(%S+) (%d+)$')
-  local old = stored and server == ARGV[4] and 0 or 1
-  if old == 1 then
-    since = epoch
-    call('SET', K_SERVER, ARGV[4] .. ' ' .. epoch)
-  end
-  local keys, gone, out = {K_DUE, EXPIRING[false].body, EXPIRING[false].expiry}, {}, {}
-  if old == 1 then keys[#keys + 1] = K_FLIGHT end
-  call('HDEL', K_STUBS, 'r', 's')
-  local page, shown, bytes = {}, {}, 0
-  local function show(id, entry)
-    if shown[id] then return end
-    shown[id] = true
-    page[#page + 1] = entry
-    bytes = bytes + #entry
-  end
-  for _, field in ipairs(call('HRANDFIELD', K_KEPT, PAGE)) do
-    if #page >= PAGE or bytes > BYTES then break end
-    if #field == 16 then
-      show(field, call('HGET', K_KEPT, field))
-    else  -- what is left of a block gets fields of its own
-      local name = string.sub(field, 2)
-      local block, landed = call('HGET', K_KEPT, 'B' .. name), call('HGET', K_KEPT, 'D' .. name) or ''
-      if block then
-        -- Of several lines (its own is empty): each entry begins with the head.
-        local line, entries = call('HGET', K_KEPT, 'L' .. name), entries_of(block)
-        local head = line == '' and '' or flight_head(line)
-        if #page > 0 and #page + #entries > PAGE then break end
-        for i, entry in ipairs(entries) do
-          local whole = head .. entry
-          local id = string.sub(whole, 3 + number_at(whole, 1), 18 + number_at(whole, 1))
-          if string.sub(landed, i, i) ~= 'x' then
-            call('HSET', K_KEPT, id, whole)
-            show(id, whole)
-          end
-        end
-      end
-      call('HDEL', K_KEPT, 'B' .. name, 'D' .. name, 'L' .. name)
-    end
-  end
-  -- There may be many pages: with one of them, many lines are not counted.
-  local count = #page == 0 or call('SCARD', K_LINES) <= 1000
-  for _, line in ipairs(call('SMEMBERS', K_LINES)) do
-    local key, kept = tag .. ':l:' .. line, is_kept(line)
-    local ready = kept and count and call('LLEN', key) or 0
-    if kept and not count then
-    elseif ready > 0 then
-      ready = ready - (tonumber(call('HGET', K_STUBS, line)) or 0) + (tonumber(call('HGET', K_STUBS, 'b' .. line)) or 0)
-      if ready > 0 then
-        out[#out + 1] = line
-        out[#out + 1] = ready
-      end
-    else
-      keys[#keys + 1] = key
-      gone[#gone + 1] = line
-    end
-  end
-  each('HDEL', K_STUBS, gone)
-  for i = 1, #keys, CHUNK do call('UNLINK', unpack(keys, i, math.min(i + CHUNK - 1, #keys))) end
-  each('SREM', K_LINES, gone)
-  local due = call('ZRANGE', K_KEPT_DUE, 0, 0, 'WITHSCORES')[2] or ''
-  return {due, old, out, page, tonumber(since), call('SMEMBERS', K_FLIGHT)}
-end
-if not stored then return redis.error_reply('WIPED no epoch') end
+if not stored then return redis.error_reply('WIPED the shard has no epoch') end
 if stored ~= epoch then return redis.error_reply('STALE ' .. stored) end
 local function push(command, line, list)
   local key = tag .. ':l:' .. line
   local length = 0
   for i = 1, #list, CHUNK do length = call(command, key, unpack(list, i, math.min(i + CHUNK - 1, #list))) end
-  if length == #list then call('SADD', K_LINES, line) end
+  if length == #list then add_line(line) end
 end
 local function landed(ids)
   if #ids == 0 then return end
@@ -197,7 +64,7 @@ end
 local function is_ticket(element) return #element == 23 and string.sub(element, 17) == TICKET end
 if op == 'claim' then
   -- Of each line its own list; what goes into flight is written for all of them at once.
-  local names, crowded, stubbed = ARGV[4], call('SCARD', K_LINES) > 4096, call('EXISTS', K_STUBS) == 1
+  local names, crowded, stubbed = ARGV[4], {}, call('EXISTS', K_STUBS) == 1
   local bytes, flown, ids, tickets, taken = 0, {}, {}, {[false] = {}, [true] = {}}, {[false] = {}, [true] = {}}
   local function take_block(line, key, block, most, number)
     local n, all = number_at(block, 17), number_at(block, 17)
@@ -285,7 +152,8 @@ if op == 'claim' then
       if count > 0 and stubs > 20000 then break end
     end
     stubs_gone(kept and line or 'r', stubs)
-    if crowded and call('EXISTS', key) == 0 then call('SREM', K_LINES, line) end
+    if crowded[kept] == nil then crowded[kept] = is_crowded(kept) end
+    if crowded[kept] and call('EXISTS', key) == 0 then forget_line(line) end
     return got
   end
   local out = {}

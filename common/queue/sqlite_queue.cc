@@ -1,6 +1,7 @@
 #include "common/queue/sqlite_queue.h"
 
 #include <algorithm>
+#include <charconv>
 #include <map>
 #include <optional>
 #include <set>
@@ -30,7 +31,7 @@ create table if not exists kept(shard integer not null, id blob not null, line b
                                 primary key(shard, id)) without rowid;
 )sql";
 constexpr std::size_t kClaimBytesMax = 16u << 20;
-constexpr std::size_t kTakePage = 4000;
+constexpr std::size_t kTakePage = 4000, kTakeLines = 1000;
 
 // Tables of versions before this one had no kept lines: all they have is rebuilt from the ledger, so such a file starts anew.
 constexpr std::int64_t kSchemaVersion = 3;
@@ -100,6 +101,7 @@ class SqliteQueue final : public JobQueue {
 
   Result<QueueReply> Apply(const queue_op::Take& op) {
     const auto shard = op.shard.value();
+    if (!op.cursor.empty()) return CountLines(op);
     MILLRACE_TRY(db_.Run(
         "delete from ready where line in (select no from line where shard = ? and substr(name, 1, 1) <> x'1e')", shard));
     MILLRACE_TRY(db_.Run("delete from line where shard = ? and substr(name, 1, 1) <> x'1e'", shard));
@@ -111,6 +113,37 @@ class SqliteQueue final : public JobQueue {
     MILLRACE_TRY(db_.Run("insert into shard values (?, ?) on conflict(shard) do update set epoch = excluded.epoch", shard,
                          op.epoch.value()));
     return WhatStayed(op.shard, maybe_old);
+  }
+
+  // The lines behind the cursor: the number of one.
+  Result<QueueReply> CountLines(const queue_op::Take& op) {
+    MILLRACE_TRY_ASSIGN(const std::optional<std::uint32_t> stored, StoredEpoch(op.shard));
+    if (stored != op.epoch.value() || !taken_.contains(op.shard))
+      return Fail(ErrorCode::kWiped, "sqlite queue: the store was emptied or replaced while the shard was taken: take it anew");
+    std::int64_t after = 0;
+    std::from_chars(op.cursor.data(), op.cursor.data() + op.cursor.size(), after);
+    QueueReply reply;
+    reply.unbroken_since = unbroken_since_.at(op.shard);
+    MILLRACE_TRY(ReadLines(op.shard, after, reply));
+    MILLRACE_TRY_ASSIGN(reply.next_due, NextDue(op.shard));
+    return reply;
+  }
+
+  Result<void> ReadLines(ShardId shard, std::int64_t after, QueueReply& reply) {
+    MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
+                        db_.Prepare("select l.no, l.name, (select count(*) from ready r where r.line = l.no) from line l "
+                                    "where l.shard = ? and l.no > ? order by l.no limit ?"));
+    rows.BindAll(shard.value(), after, kTakeLines);
+    std::size_t seen = 0;
+    for (;; ++seen) {
+      MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
+      if (!row) break;
+      after = rows.Int64(0);
+      const std::int64_t count = rows.Int64(2);
+      if (count > 0) reply.kept.push_back({.line = rows.String(1), .count = static_cast<std::uint32_t>(count)});
+    }
+    if (seen == kTakeLines) reply.cursor = std::to_string(after);
+    return {};
   }
 
   Result<QueueReply> WhatStayed(ShardId shard, bool maybe_old) {
@@ -127,17 +160,7 @@ class SqliteQueue final : public JobQueue {
         reply.in_flight.push_back(JobId{id});
       }
     }
-    {
-      MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
-                          db_.Prepare("select l.name, count(*) from line l join ready r on r.line = l.no where l.shard = ? "
-                                      "group by l.no order by l.no"));
-      rows.BindAll(shard.value());
-      while (true) {
-        MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
-        if (!row) break;
-        reply.kept.push_back({.line = rows.String(0), .count = static_cast<std::uint32_t>(rows.Int64(1))});
-      }
-    }
+    MILLRACE_TRY(ReadLines(shard, 0, reply));
     MILLRACE_TRY_ASSIGN(reply.next_due, NextDue(shard));
     MILLRACE_TRY_ASSIGN(sqlite::Statement rows, db_.Prepare("select id, line, body from kept where shard = ? order by id"));
     rows.BindAll(shard.value());
@@ -149,6 +172,7 @@ class SqliteQueue final : public JobQueue {
           {.id = JobId{id}, .line = rows.String(1), .body = rows.String(2), .run_at = {}, .expires_at = {}});
       bytes += reply.claimed.back().body.size();
     }
+    if (!reply.claimed.empty()) reply.cursor.clear();
     return reply;
   }
 
@@ -367,10 +391,11 @@ class SqliteQueue final : public JobQueue {
   }
 
   // By id, so that what moves from the schedule into its line is found in either. A cursor is the last id that was looked at.
+  // The cross join makes the index of ids the outer loop: else all that waits is sorted for one page.
   Result<QueueReply> Apply(const queue_op::ListKept& op) {
     QueueReply reply;
     MILLRACE_TRY_ASSIGN(sqlite::Statement rows,
-                        db_.Prepare("select * from (select r.id, l.name from ready r join line l on l.no = r.line "
+                        db_.Prepare("select * from (select r.id, l.name from ready r cross join line l on l.no = r.line "
                                     "where l.shard = ?1 and r.id > ?2 order by r.id limit ?3) "
                                     "union all select * from (select id, line from due where shard = ?1 and id > ?2 "
                                     "order by id limit ?3) order by 1 limit ?3"));

@@ -20,7 +20,9 @@ inline constexpr std::size_t kNamesMax = 1000;                       // queues, 
 inline constexpr std::size_t kPathBytesMax = 4096;
 inline constexpr std::size_t kEffectBytesMax = 8192;
 inline constexpr std::size_t kKeptListedMax = 100'000;  // jobs of one ListKeptReply
-inline constexpr std::size_t kCursorBytesMax = 2048;
+// Of ListKept: it may hold the name of a line (queue, kind, limit key, root; priority, org and what is between them) and a
+// place.
+inline constexpr std::size_t kCursorBytesMax = 3 * kNameBytesMax + kPathBytesMax + 64;
 // Senders close a batch before its items exceed this; the rest of the frame limit is room for the largest single item.
 inline constexpr std::size_t kBatchBytesMax = 4u << 20;
 

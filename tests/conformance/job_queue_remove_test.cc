@@ -119,7 +119,7 @@ TEST_P(JobQueueRemoveTest, ALongLookGoesOnWhileTheLinesChange) {
   std::vector<JobId> wanted;
   for (std::uint64_t i = 1; i <= 6000; ++i) {
     many.push_back(i % 3 == 0 ? Due(i, static_cast<std::int64_t>(1'000'000 + i)) : Entry(i, i % 3 == 1 ? "a" : "b"));
-    if (i > 100 && i % 7 == 0) wanted.push_back(many.back().id);
+    if (i > 600 && i % 7 == 0) wanted.push_back(many.back().id);
   }
   Must(Enqueue{kShard, kEpoch, many});
   std::uint64_t next = 10'000;

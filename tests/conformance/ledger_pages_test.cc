@@ -159,24 +159,6 @@ TEST_P(LedgerPagesTest, LargeJobsOfTheOutboxComeInPagesOfBoundedSize) {
   EXPECT_EQ(all, jobs);
 }
 
-// A request to cancel keeps its row until the job has ended.
-TEST_P(LedgerPagesTest, LargeJobsThatAreBeingCancelledHoldUpNoOthersOfTheOutbox) {
-  const std::vector<JobSpec> jobs = Jobs(20, kPayloadBytesMax);
-  ASSERT_TRUE(ledger_->SubmitJobs(std::span(jobs).first(10), In()));
-  ASSERT_TRUE(ledger_->SubmitJobs(std::span(jobs).last(10), In()));
-  std::vector<CancelRow> requests;
-  for (std::size_t i = 0; i < 10; ++i)
-    requests.push_back({jobs[i].id.uuid, false, kDefaultOrg, "cli", "why", FromUnixMicros(7)});
-  ASSERT_TRUE(ledger_->RequestCancel(requests, In()));
-  const auto page = ledger_->ReadOutbox(hold_.shard, kShards, 500, In());
-  ASSERT_TRUE(page) << page.error().message;
-  EXPECT_TRUE(page->more);
-  ASSERT_EQ(page->jobs.size(), 16u);
-  EXPECT_EQ(std::ranges::count_if(page->jobs, &LiveJob::cancelling), 8);
-  EXPECT_EQ(page->jobs.front().spec, jobs[0]);
-  EXPECT_EQ(page->jobs.back().spec, jobs[17]);
-}
-
 // A run that is larger than a page comes alone.
 TEST_P(LedgerPagesTest, RunsOfLargeJobsComeInPagesOfBoundedSize) {
   std::vector<RunId> runs;

@@ -103,7 +103,7 @@ class BrokerTest : public ::testing::TestWithParam<Backend> {
       auto connection = redis::Connection::Connect(*endpoint, {.clock = &clock_}, In());
       ASSERT_TRUE(connection) << connection.error().message;
       for (const std::string_view key : {"epoch", "lines", "due", "flight", "kept_due", "kept", "server", "body", "expiry",
-                                         "stubs", "kept_body", "kept_expiry", "inbox"})
+                                         "stubs", "kept_body", "kept_expiry", "kept_lines", "inbox"})
         EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:0}}:{}", redis_.prefix, key)}, In()));
     }
     if (!dir_.empty()) {

@@ -73,7 +73,7 @@ class HandoverLiveTest : public ::testing::Test {
       ASSERT_TRUE(connection) << connection.error().message;
       for (std::uint16_t s = 0; s < kShards; ++s)
         for (const std::string_view key : {"epoch", "lines", "due", "flight", "kept_due", "kept", "server", "body", "expiry",
-                                           "stubs", "kept_body", "kept_expiry", "inbox"})
+                                           "stubs", "kept_body", "kept_expiry", "kept_lines", "inbox"})
           EXPECT_TRUE(connection->Call({"DEL", fmt::format("{{{}:{}}}:{}", redis_.prefix, s, key)}, In()));
     }
     if (dir_.empty()) return;

@@ -51,6 +51,7 @@ class MemoryQueue final : public JobQueue {
   // As if what was delivered had come out of flight.
   void ForgetDelivered(ShardId id) { shards_[id].in_flight.clear(); }
   std::size_t take_page = 2;             // entries in flight that one Take shows
+  std::size_t take_lines = 2;            // kept lines that one Take counts
   std::uint32_t claim_max = UINT32_MAX;  // one Claim gives no more, as the real queues do when bodies are large
   std::size_t list_page = 2;             // entries that one ListKept looks at
   std::size_t memory_max = SIZE_MAX;     // entries, waiting and in flight; beyond it an Enqueue is refused
@@ -90,20 +91,28 @@ class MemoryQueue final : public JobQueue {
   Result<QueueReply> Apply(const queue_op::Take& op) {
     Shard& shard = shards_[op.shard];
     if (shard.epoch && *shard.epoch > op.epoch) return Fail(ErrorCode::kStale, "a higher epoch is stored");
+    if (!op.cursor.empty() && (shard.epoch != op.epoch || shard.taken_on != server_))
+      return Fail(ErrorCode::kWiped, "shard {}: another store than the one that was being taken", op.shard.value());
     QueueReply reply;
     reply.maybe_old = shard.taken_on != server_;
     if (reply.maybe_old || !shard.epoch) shard.unbroken_since = op.epoch;
     shard.epoch = op.epoch;
     shard.taken_on = server_;
-    reply.in_flight.assign(shard.in_flight.begin(), shard.in_flight.end());
+    if (op.cursor.empty()) reply.in_flight.assign(shard.in_flight.begin(), shard.in_flight.end());
     reply.unbroken_since = shard.unbroken_since;
     std::erase_if(shard.lines, [](const auto& line) { return !IsKeptLine(line.first) || line.second.empty(); });
     std::erase_if(shard.scheduled, [](const auto& due) { return !IsKeptLine(due.second.line); });
-    for (const auto& [line, entries] : shard.lines)
-      reply.kept.push_back({.line = line, .count = static_cast<std::uint32_t>(entries.size())});
+    for (auto line = shard.lines.upper_bound(op.cursor); line != shard.lines.end(); ++line) {
+      if (reply.kept.size() == take_lines) {
+        reply.cursor = reply.kept.back().line;
+        break;
+      }
+      reply.kept.push_back({.line = line->first, .count = static_cast<std::uint32_t>(line->second.size())});
+    }
     if (!shard.scheduled.empty()) reply.next_due = shard.scheduled.begin()->first;
     for (const auto& [id, entry] : shard.kept)
-      if (reply.claimed.size() < take_page) reply.claimed.push_back(entry);
+      if (op.cursor.empty() && reply.claimed.size() < take_page) reply.claimed.push_back(entry);
+    if (!reply.claimed.empty()) reply.cursor.clear();
     return reply;
   }
   static void Put(Shard& shard, const QueueEntry& entry, bool front) {

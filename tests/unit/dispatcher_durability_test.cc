@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <set>
 
 #include "broker/dispatcher.h"
@@ -46,6 +47,7 @@ class DurabilityTest : public testing::Test {
         pump_->Post(std::move(*ledger));
       }
       if (auto* execute = std::get_if<command::Execute>(&command)) {
+        if (std::holds_alternative<queue_op::Take>(execute->op) && ++takes_ > 0 && before_take_) before_take_();
         replies.replies.emplace_back(execute->id, queue_down_ ? Fail(ErrorCode::kMaybeApplied, "down")
                                                               : std::move(queue_.Execute(std::span{&execute->op, 1}).front()));
       }
@@ -99,13 +101,14 @@ class DurabilityTest : public testing::Test {
     Settle();
   }
   // The broker dies and another process takes its place; the queue and the ledger stay.
-  void Restart() {
+  void Restart(Micros later = {}) {
     dispatcher_ = std::make_unique<Dispatcher>(options_);
     pump_ = MakePump();
     worker_ = ids_.Next<WorkerId>();
     grants_.clear();
     clock_.Advance(kOwnershipTtl + 1s);
     Settle();
+    if (later > Micros{}) Advance(later);
     ASSERT_TRUE(dispatcher_->Ready(ShardId{0}));
   }
   std::unique_ptr<LedgerPump> MakePump() {
@@ -156,7 +159,8 @@ class DurabilityTest : public testing::Test {
   std::vector<wire::Grant::Job> grants_;
   std::vector<wire::Message> client_;
   std::uint64_t request_ = 0;
-  std::size_t rows_ = 0, reads_ = 0;
+  std::size_t rows_ = 0, reads_ = 0, takes_ = 0;
+  std::function<void()> before_take_;
   bool pump_on_ = true, queue_down_ = false;
 };
 
@@ -269,6 +273,46 @@ TEST_F(DurabilityTest, SurvivesABrokerThatDies) {
   Advance(60s);
   Hello(20);
   ASSERT_EQ(grants_.size(), 10U) << "the scheduled one came too";
+}
+
+// The queue counts a page of them at a time: none is left out, and nothing starts before the last is counted.
+TEST_F(DurabilityTest, LinesOfManyPagesAreAllCountedBeforeTheShardIsReady) {
+  std::vector<JobSpec> jobs;
+  for (int i = 0; i < 15; ++i) {
+    jobs.push_back(Job());
+    jobs.back().options.limit_key = fmt::format("customer-{}", i);
+  }
+  Submit(jobs);
+  ExpectQueue(15, 0, 0);
+  queue_.take_lines = 4;
+  takes_ = 0;
+  Restart();
+  EXPECT_EQ(takes_, 4U);
+  Hello(20);
+  ASSERT_EQ(grants_.size(), 15U);
+  for (std::size_t i = 0; i < 15; ++i) End(i, AttemptEnd::kSucceeded);
+  for (const JobSpec& job : jobs) EXPECT_TRUE(Succeeded(job));
+  ExpectQueue(0, 0, 0);
+}
+
+TEST_F(DurabilityTest, AStoreThatIsReplacedWhileLinesAreCountedIsTakenAnew) {
+  std::vector<JobSpec> jobs;
+  for (int i = 0; i < 9; ++i) {
+    jobs.push_back(Job());
+    jobs.back().options.limit_key = fmt::format("customer-{}", i);
+  }
+  Submit(jobs);
+  queue_.Save();
+  Hello(4);
+  for (std::size_t i = 0; i < 4; ++i) End(i, AttemptEnd::kSucceeded);
+  takes_ = 0;
+  before_take_ = [this] {
+    if (takes_ == 2) queue_.RollBack();
+  };
+  Restart(3s);
+  EXPECT_GT(takes_, 5U) << "once for the store that went";
+  Hello(20);
+  ASSERT_EQ(grants_.size(), 5U) << "four had ended";
 }
 
 TEST_F(DurabilityTest, WhatEndedBeforeTheCrashDoesNotRunAgain) {
