@@ -210,6 +210,7 @@ class Dispatcher {
   AttemptVerdict JudgeCancelled(const Lease& lease, AttemptReport& report) const;
   void EndStopped(Shard& shard, const JobSpec& spec, const Counters& counters, const std::string& reason);
   bool CancelStored(Shard& shard, const LiveJob& job);
+  void EndDamaged(Shard& shard, const LineKey& line, JobId job, const Error& error);
   void LookForCancelled(const Shard& shard, const LiveJob& job);
   void FailRequests(Piece& piece);
   void FenceLater(Shard& shard, std::shared_ptr<const JobSpec> spec, const Counters& counters, std::optional<WallTime> run_at);

@@ -92,6 +92,20 @@ void Dispatcher::FailKept(Shard& shard) {
     for (const auto& [worker, n] : check.plan.split) Release(worker, n);
 }
 
+// Only the queue has this job, and what it is cannot be read: taking the shard anew would find the same entry.
+void Dispatcher::EndDamaged(Shard& shard, const LineKey& line, JobId job, const Error& error) {
+  LogError("shard {}: job {} of queue '{}' ends: its entry in the queue is damaged: {}", shard.hold.shard.value(),
+           job.ToString(), line.queue, error.message);
+  JobSpec known;
+  known.id = job;
+  known.org = line.org;
+  known.queue = line.queue;
+  shard.settling[job] = {.org = line.org};
+  Piece& piece = OpenPiece(shard, shard.progress_piece);
+  piece.unleased.push_back(job);
+  piece.rows.outcomes.push_back(UnrunOutcome(known, {}, JobState::kDead, "damaged_entry", error.message));
+}
+
 // `n` entries that are not suspect go to the front of the line.
 void Dispatcher::StandBefore(Shard& shard, const std::string& line, std::uint64_t n) {
   const auto suspects = shard.suspects.find(line);

@@ -102,6 +102,9 @@ void Dispatcher::OnExpired(const Op& op, QueueReply& reply) {
       continue;
     } else if (auto decoded = DecodeEntry(entry.body, entry.id, *key)) {
       waiting = std::move(*decoded);
+    } else if (kept) {
+      EndDamaged(shard, *key, entry.id, decoded.error());
+      continue;
     } else {
       return TakeAnew(shard, decoded.error().message);
     }

@@ -147,6 +147,9 @@ void Dispatcher::OnLineClaimed(const Op& op, QueueReply& reply) {
       entry = {.spec = *job->spec, .counters = job->counters};
     } else if (auto decoded = DecodeEntry(claimed.body, claimed.id, key)) {
       entry = std::move(*decoded);
+    } else if (kept) {
+      EndDamaged(shard, key, claimed.id, decoded.error());
+      continue;
     } else {
       return TakeAnew(shard, decoded.error().message);
     }

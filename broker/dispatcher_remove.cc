@@ -157,7 +157,10 @@ void Dispatcher::OnRemoved(const Op& op, QueueReply& reply) {
       continue;
     }
     auto waiting = DecodeEntry(entry.body, entry.id, *key);
-    if (!waiting) return TakeAnew(shard, waiting.error().message);
+    if (!waiting) {
+      EndDamaged(shard, *key, entry.id, waiting.error());
+      continue;
+    }
     if (!HandOver(shard, *waiting)) EnqueueKept(shard, waiting->spec, waiting->spec.run_at, true, waiting->check);
   }
   if (!kept) return DropRefused(shard, over.ids);

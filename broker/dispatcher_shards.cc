@@ -384,9 +384,11 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       job = {.spec = of_run->spec, .counters = of_run->counters};
     } else {
       auto entry = DecodeEntry(body, id, key);
+      if (!entry && !kept) return TakeAnew(*shard, entry.error().message);
       if (!entry) {
-        TakeAnew(*shard, entry.error().message);
-        return;
+        left();
+        EndDamaged(*shard, key, id, entry.error());
+        continue;
       }
       job = {
           .spec = std::make_shared<const JobSpec>(std::move(entry->spec)), .counters = entry->counters, .check = entry->check};

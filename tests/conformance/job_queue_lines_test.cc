@@ -199,7 +199,9 @@ TEST_P(JobQueueLinesTest, APageIsBoundedWhateverItsElementsHold) {
   std::uint64_t lost = 0;
   do {
     QueueReply reply = Must(op);
-    if (GetParam() == "redis") ASSERT_LE(reply.claimed.size(), 2 * kMax);
+    if (GetParam() == "redis") {
+      ASSERT_LE(reply.claimed.size(), 2 * kMax);
+    }
     for (const QueueEntry& entry : reply.claimed) {
       EXPECT_EQ(entry.line, line);
       removed.push_back(entry.id);

@@ -41,6 +41,12 @@ class MemoryQueue final : public JobQueue {
   }
   // A server that was restarted and lost nothing, which it cannot know.
   void Restart() { ++server_; }
+  // A bit of what waits has flipped: it is no entry any more.
+  void Damage(ShardId id, JobId job) {
+    for (auto& [line, entries] : shards_[id].lines)
+      for (QueueEntry& entry : entries)
+        if (entry.id == job) entry.body = '\xff' + entry.body;
+  }
   // As if the operation that took the job out of flight had not arrived.
   void Deliver(ShardId id, JobId job) {
     Shard& shard = shards_[id];

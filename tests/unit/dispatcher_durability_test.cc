@@ -424,6 +424,36 @@ TEST_F(DurabilityTest, UnservedKeptLinesEndDeadWithTheirSpec) {
   ExpectQueue(0, 0, 0);
 }
 
+// Taking the shard anew would not make it readable: it is nowhere else.
+TEST_F(DurabilityTest, ADamagedEntryEndsAloneAndTheOthersRun) {
+  std::vector<JobSpec> jobs;
+  for (int i = 0; i < 5; ++i) jobs.push_back(Job());
+  jobs[3].options.expires_at = clock_.WallNow() + 60s;
+  Submit(jobs);
+  Restart();
+  for (const std::size_t damaged : {1U, 3U, 4U}) queue_.Damage(ShardId{0}, jobs[damaged].id);
+  const std::size_t takes = takes_;
+  const auto is_dead = [&](const JobSpec& job) {
+    const auto it = ledger_.jobs.find(job.id);
+    return it != ledger_.jobs.end() && it->second.outcome && it->second.outcome->state == JobState::kDead &&
+           it->second.outcome->report.error_class == "damaged_entry" && it->second.outcome->org == kDefaultOrg;
+  };
+  Advance(61s);
+  EXPECT_TRUE(is_dead(jobs[3])) << "it is found when its time is over";
+  wire::Cancel cancel{
+      .request = ++request_, .org = kDefaultOrg, .items = {{.id = jobs[4].id.uuid}}, .actor = "t", .reason = ""};
+  Handle(event::FromClient{.peer = "c", .message = std::move(cancel)});
+  Settle();
+  EXPECT_TRUE(is_dead(jobs[4])) << "it is found by a look for it";
+  Hello(10);
+  EXPECT_TRUE(is_dead(jobs[1]));
+  ASSERT_EQ(grants_.size(), 2U);
+  for (std::size_t i = 0; i < 2; ++i) End(i, AttemptEnd::kSucceeded);
+  EXPECT_TRUE(Succeeded(jobs[0]) && Succeeded(jobs[2]));
+  EXPECT_EQ(takes_, takes);
+  ExpectQueue(0, 0, 0);
+}
+
 TEST_F(DurabilityTest, WhatExpiresIsRecordedWithItsSpec) {
   JobSpec job = Job(), later = Job();
   job.options.expires_at = clock_.WallNow() + 2s;
