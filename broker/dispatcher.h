@@ -122,6 +122,7 @@ class Dispatcher {
   // Jobs that only the queue has: dispatcher_durability.cc
   void On(event::KnownRead& e);
   void OnTaken(const Op& op, QueueReply& reply);
+  bool SurelyNew(const Shard& shard, const JobSpec& spec) const;
   Durability ClassOf(const JobSpec& spec);
   bool BeforeUs(const Shard& shard, const JobSpec& spec) const;
   void AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards);
@@ -202,7 +203,7 @@ class Dispatcher {
   void AnswerCancel(Shard& shard, CancelRequest& request, const std::vector<ItemState>& states);
   bool CancelKept(Shard& shard, Piece& piece, CancelRequest& request, CancelRow row, wire::CancelReply::Item& reply);
   void EndWaiting(Shard& shard, Piece& piece, const JobSpec& spec, const Counters& counters);
-  static bool MayStillRun(const Shard& shard, const JobSpec& spec, const Counters& counters);
+  bool MayStillRun(const Shard& shard, const JobSpec& spec, const Counters& counters) const;
   void CancelDurable(Shard& shard, const Piece::Cancel& cancel);
   void ApplyCancel(Shard& shard, RunEffects effects);
   void StopAttempt(JobId job);

@@ -18,9 +18,15 @@ bool Dispatcher::BeforeUs(const Shard& shard, const JobSpec& spec) const {
   return shard.hold.epoch > Epoch{1} && TimeOf(spec.id.uuid) < shard.ready_at + kFreshIdAhead;
 }
 
-// Of a job that does not say: what its queue's was when its id was made, so that a repeated submit finds the class of the first
-// one whatever was set in between. Of redis class in doubt: such a job is looked up in the ledger, one that goes there is not
-// looked for among those that only the queue has.
+// Nobody was asked for a job of this id before.
+bool Dispatcher::SurelyNew(const Shard& shard, const JobSpec& spec) const {
+  const WallTime made = TimeOf(spec.id.uuid);
+  return !shard.recent.Has(spec.id.uuid) && !BeforeUs(shard, spec) && made >= wall_ - kFreshIdAge &&
+         made <= wall_ + kFreshIdAhead;
+}
+
+// Of a job that does not say: its queue's. Where that was redis until lately, one that may have been taken as such is taken so
+// again: it is looked up in the ledger, whereas what goes there is not looked for among those that only the queue has.
 Durability Dispatcher::ClassOf(const JobSpec& spec) {
   if (spec.options.durability != Durability::kUnsaid) return spec.options.durability;
   const Shard& shard = *ShardOfOrg(spec.org);
@@ -28,12 +34,9 @@ Durability Dispatcher::ClassOf(const JobSpec& spec) {
   const auto found = shard.queues.find({spec.org, spec.queue});
   if (found == shard.queues.end()) return Durability::kLedger;
   const QueueSettings& settings = found->second;
-  const WallTime made = TimeOf(spec.id.uuid);
-  if (settings.redis_until && made <= *settings.redis_until + kFreshIdAhead &&
-      (made <= *settings.redis_until || BeforeUs(shard, spec) || shard.recent.Has(spec.id.uuid)))
-    return Durability::kRedis;
-  const bool redis = settings.durability == Durability::kRedis && (!settings.redis_since || made >= *settings.redis_since);
-  return redis && made <= wall_ + kFreshIdAhead ? Durability::kRedis : Durability::kLedger;
+  if (settings.durability == Durability::kRedis) return Durability::kRedis;
+  const bool doubt = settings.redis_until && TimeOf(spec.id.uuid) <= *settings.redis_until + kClassChangeDoubt;
+  return doubt && !SurelyNew(shard, spec) ? Durability::kRedis : Durability::kLedger;
 }
 
 void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit, std::set<ShardId>& shards) {
@@ -50,9 +53,8 @@ void Dispatcher::AcceptKept(JobSpec& spec, const std::shared_ptr<Submit>& submit
   shard.enqueue_bytes += spec.payload.size();
   accepting_bytes_ += spec.payload.size();
   // A repeated submit: of an id seen a moment ago, or one from before (an answer that was lost, an owner before us).
-  const WallTime made = TimeOf(spec.id.uuid);
-  const bool seen = shard.recent.Seen(spec.id.uuid, now_);
-  const bool check = seen || BeforeUs(shard, spec) || made < wall_ - kFreshIdAge || made > wall_ + kFreshIdAhead;
+  const bool check = !SurelyNew(shard, spec);
+  (void)shard.recent.Seen(spec.id.uuid, now_);
   if (MILLRACE_MUTANT("mutant.drop_accepted")) return;
   const std::optional<WallTime> run_at = spec.run_at;
   // Behind more than can start now it waits as an entry.

@@ -25,12 +25,10 @@ void Dispatcher::On(event::QueueSettingsRead& e) {
 void Dispatcher::ApplySettings(Shard& shard, QueueSettings settings) {
   QueueSettings& known = shard.queues[{settings.org, settings.queue}];
   if (known.revision >= settings.revision) return;
-  if (shard.phase == Phase::kReady) {  // until here jobs were taken as it was; a new owner looks all those up
-    settings.redis_since = std::max(settings.redis_since, known.redis_since);
-    settings.redis_until = std::max(settings.redis_until, known.redis_until);
-    auto& changed = settings.durability == Durability::kRedis ? settings.redis_since : settings.redis_until;
-    if (known.durability != settings.durability) changed = std::max(changed, std::optional(wall_));
-  }
+  settings.redis_until = std::max(settings.redis_until, known.redis_until);
+  // Until here jobs were taken as it was. What that is later than what is stored is little beside kClassChangeDoubt.
+  if (known.durability == Durability::kRedis && settings.durability != Durability::kRedis)
+    settings.redis_until = std::max(settings.redis_until, std::optional(wall_));
   known = std::move(settings);
   if (!shard.yield_by && known.queue != kWholeOrg) lines_.Set(shard.hold.shard, known, now_);
   shard.budgets.Limit(known);
@@ -59,11 +57,6 @@ void Dispatcher::OnSetQueue(const wire::PeerId& peer, wire::SetQueue& m) {
   if (run_reads_ >= kRunReadsMax)
     return Problem(peer, m.request, "limit", fmt::format("{} requests wait for the ledger", run_reads_));
   ++run_reads_;
-  if (shard != nullptr && shard->phase == Phase::kReady) {  // what it took so far is judged by its clock
-    const auto known = shard->queues.find({m.settings.org, m.settings.queue});
-    const QueueSettings before = known == shard->queues.end() ? QueueSettings{} : known->second;
-    if (before.durability != m.settings.durability) NoteClassChange(before, wall_, m.settings);
-  }
   ToLedger(command::PutQueueSettings{
       .peer = peer, .request = m.request, .settings = std::move(m.settings), .actor = std::move(m.actor)});
 }

@@ -21,7 +21,8 @@ class RecentIds {
   bool Seen(const Uuid& id, MonoTime now) {
     Forget(now);
     const std::uint64_t key = KeyOf(id);
-    return older_.Has(key) || !newer_.Add(key);
+    const bool older = older_.Has(key);
+    return !newer_.Add(key) || older;
   }
   bool Has(const Uuid& id) const { return older_.Has(KeyOf(id)) || newer_.Has(KeyOf(id)); }
   // What is old goes, and its memory with it. For when nothing is asked.

@@ -286,8 +286,6 @@ Result<QueueSettings> SetOne(Context& context, Ledger& ledger, Broker& broker, c
     MILLRACE_TRY(change(settings));
     MILLRACE_TRY(Validate(settings));
     if (it == stored.end() || settings != *it) {
-      MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(context.Deadline()));
-      NoteClassChange(it == stored.end() ? QueueSettings{} : *it, now, settings);
       const auto revision = Store(context, ledger, broker, settings);
       if (!revision && revision.error().code == ErrorCode::kConflict && round + 1 < kRoundsMax) continue;
       if (!revision) return std::unexpected(revision.error());

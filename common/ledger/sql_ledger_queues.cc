@@ -9,16 +9,26 @@ namespace millrace::ledger {
 
 Result<QueueSettings> SqlLedger::PutQueueSettings(const QueueSettings& settings, std::string_view actor, MonoTime deadline) {
   MILLRACE_TRY(Validate(settings));
-  MILLRACE_TRY_ASSIGN(const Rows newest,
-                      store_->Run("select coalesce(max(revision), 0) from queue_setting where org = $1 and queue = $2",
-                                  Params().Int(settings.org.value()).Text(settings.queue), deadline));
-  if (newest[0][0].number != settings.revision)
+  MILLRACE_TRY_ASSIGN(
+      const Rows newest,
+      store_->Run("select " + store_->Columns(Table::kQueueSetting, "q") +
+                      " from queue_setting q where q.org = $1 and q.queue = $2 order by q.revision desc limit 1",
+                  Params().Int(settings.org.value()).Text(settings.queue), deadline));
+  const std::int64_t revision = newest.size() == 0 ? 0 : newest[0][2].number;
+  if (revision != settings.revision)
     return Fail(ErrorCode::kConflict, "queue '{}' is at revision {}, not {}: look at it and set it again", settings.queue,
-                newest[0][0].number, settings.revision);
+                revision, settings.revision);
+  QueueSettings before;
+  if (newest.size() > 0) {
+    auto read = QueueSettingsFrom(newest[0]);
+    before = read ? *std::move(read) : QueueSettings{};
+    if (!read) before.durability = Durability::kRedis;  // it may have been
+  }
   MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
   MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
   QueueSettingRow row{.settings = settings, .shard = ShardOf(settings.org, shards), .actor = std::string(actor), .at = now};
   ++row.settings.revision;
+  NoteClassChange(before, now, row.settings);
   Batch batch;
   batch.queue_settings.push_back(&row);
   MILLRACE_TRY(Write(batch, deadline));

@@ -113,10 +113,9 @@ Result<Durability> ParseQueueDurability(std::string_view name) {
 }
 
 void NoteClassChange(const QueueSettings& before, WallTime now, QueueSettings& next) {
-  next.redis_since = before.redis_since;
   next.redis_until = before.redis_until;
-  if (next.durability == before.durability) return;
-  (next.durability == Durability::kRedis ? next.redis_since : next.redis_until) = now;
+  if (before.durability == Durability::kRedis && next.durability != Durability::kRedis) next.redis_until = now;
+  if (next.redis_until && now - *next.redis_until > kClassChangeDoubt) next.redis_until.reset();
 }
 
 namespace {
@@ -147,7 +146,6 @@ void Describe(Ar& ar, T& v) {
   ar("max_waiting_jobs", v.settings.max_waiting_jobs, d.max_waiting_jobs);
   ar("max_waiting_bytes", v.settings.max_waiting_bytes, d.max_waiting_bytes);
   ar("durability", v.settings.durability, d.durability);
-  ar("redis_since_us", v.settings.redis_since);
   ar("redis_until_us", v.settings.redis_until);
 }
 

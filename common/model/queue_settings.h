@@ -47,12 +47,14 @@ struct QueueSettings {
   Rate rate, key_rate;                                             // starts of the queue, of one limit key
   std::uint64_t max_waiting_jobs = 0, max_waiting_bytes = 0;       // 0 = no limit
   Durability durability = Durability::kLedger;                     // of single jobs that do not say theirs
-  // When `durability` became and ceased to be kRedis last: it counts for ids that were made then (NoteClassChange).
-  std::optional<WallTime> redis_since, redis_until;
+  std::optional<WallTime> redis_until;                             // when it last ceased to be kRedis; see NoteClassChange
   friend bool operator==(const QueueSettings&, const QueueSettings&) = default;
 };
 
-// Gives `next`, which replaces `before`, the instants at which the class of its jobs changed; `now` is one if it does here.
+// For so long after a queue has ceased to be of class redis, by their ids, its jobs may have been taken as such: more than
+// clocks are apart.
+inline constexpr Millis kClassChangeDoubt{3'600'000};
+// Gives `next`, which replaces `before`, its `redis_until`, as long as it counts. The ledger does this, whoever writes.
 void NoteClassChange(const QueueSettings& before, WallTime now, QueueSettings& next);
 // "ledger", "redis".
 Result<Durability> ParseQueueDurability(std::string_view name);

@@ -241,8 +241,8 @@ class MemoryLedger : public MemoryScheduleLedger {
         states[i].known = true;
         if (job->second.outcome)
           states[i].job_ended = job->second.outcome->state;
-        else
-          states[i].live = Live(job->second);
+        else if ((states[i].live = Live(job->second)); !job->second.spec.options.has_sink)
+          states[i].live->spec.payload.clear();
       }
     }
     return states;
@@ -269,8 +269,9 @@ class MemoryLedger : public MemoryScheduleLedger {
     QueueSettings& stored = queues[{settings.org, settings.queue}];
     if (stored.revision != settings.revision)
       return Fail(ErrorCode::kConflict, "queue '{}': revision {} is stored", settings.queue, stored.revision);
-    stored = settings;
+    const QueueSettings before = std::exchange(stored, settings);
     ++stored.revision;
+    NoteClassChange(before, clock_.WallNow(), stored);
     return stored;
   }
   Result<std::vector<QueueSettings>> QueuesOf(std::optional<OrgId> org, std::optional<ShardId> shard, MonoTime) override {

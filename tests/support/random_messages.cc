@@ -106,7 +106,6 @@ QueueSettings RandomMessages::MakeSettings() {
   if (Flip()) s.max_waiting_jobs = random_.Below(100'000);
   if (Flip()) s.max_waiting_bytes = random_.Below(1u << 30);
   if (Flip()) s.durability = Durability::kRedis;
-  if (Flip()) s.redis_since = Time();
   if (Flip()) s.redis_until = Time();
   return s;
 }

@@ -58,16 +58,17 @@ TEST(QueueSettings, AChangeOfTheClassNotesItsInstant) {
   QueueSettings other = ledger;
   other.paused = true;
   NoteClassChange(ledger, at, other);
-  EXPECT_FALSE(other.redis_since || other.redis_until) << "the class is the same";
+  EXPECT_FALSE(other.redis_until) << "the class is the same";
   NoteClassChange(ledger, at, redis);
-  EXPECT_EQ(redis.redis_since, at);
   EXPECT_FALSE(redis.redis_until);
-  NoteClassChange(redis, at + std::chrono::seconds{1}, ledger);
-  EXPECT_EQ(ledger.redis_since, at);
-  EXPECT_EQ(ledger.redis_until, at + std::chrono::seconds{1});
-  QueueSettings forgot;  // of somebody who does not know the instants
-  NoteClassChange(ledger, at, forgot);
-  EXPECT_EQ(forgot.redis_until, ledger.redis_until);
+  ledger.redis_until = FromUnixMicros(9'000'000'000'000'000);  // whatever a client says
+  NoteClassChange(redis, at, ledger);
+  EXPECT_EQ(ledger.redis_until, at);
+  QueueSettings next;
+  NoteClassChange(ledger, at + kClassChangeDoubt, next);
+  EXPECT_EQ(next.redis_until, ledger.redis_until) << "of somebody who does not know it";
+  NoteClassChange(ledger, at + kClassChangeDoubt + Millis{1}, next);
+  EXPECT_FALSE(next.redis_until) << "it does not count any more, and older programs can read the settings again";
 }
 
 TEST(QueueSettings, AQueueHasAName) {
