@@ -181,8 +181,9 @@ void Dispatcher::ReadOutbox(Shard& shard) {
   }
   shard.outbox_reading = true;
   shard.next_outbox = now_ + kOutboxPollInterval;
-  // Near a store that is full nothing is put into it: what is to be put is read as soon as there is room.
-  ToLedger(command::ReadOutbox{.hold = shard.hold, .cancels_only = StoreFull()});
+  // Near a store that is full nothing is put into it: what is to be put is read as soon as there is room. Behind much that it
+  // has not answered, with a later poll.
+  ToLedger(command::ReadOutbox{.hold = shard.hold, .cancels_only = StoreFull() || TooMuchUnqueued()});
 }
 
 void Dispatcher::TakeRun(Shard& shard, LiveRun& live, RunEffects& effects) {
@@ -266,7 +267,7 @@ void Dispatcher::On(event::OutboxRead& e) {
     }
     done.outbox_done_jobs.push_back(id);
     if (shard->restored_jobs.contains(id) || Leased(*shard, id)) continue;
-    Enqueue(*shard, live.spec, live.counters, live.next_run_at ? live.next_run_at : live.spec.run_at, false);
+    PutRead(*shard, live);
   }
   if (!done.Empty()) {
     WriteEffects(*shard, std::move(effects));

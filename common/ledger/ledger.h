@@ -110,6 +110,7 @@ struct RequeueResult {
 // Payloads of one page: of single jobs, or of the jobs of runs, unless the first run has more. A page has to come within the
 // budget of a read, or what is behind it never does.
 inline constexpr std::size_t kPageBytesMax = 8u << 20;
+inline constexpr std::size_t kRunPayloadBytesMax = 4 * kPageBytesMax;  // of SubmitRun
 // What one outbox row of Fire stands for, at most, and how many of those one ReadOutbox gives.
 inline constexpr std::size_t kOutboxBatchRuns = 500, kOutboxBatchJobs = 2000, kOutboxBatchesMax = 4;
 inline constexpr std::size_t kOutboxBatchBytes = kPageBytesMax / kOutboxBatchesMax;  // payloads of its jobs

@@ -168,6 +168,7 @@ class SqlLedger final : public Ledger {
   Result<bool> CutByBytes(std::vector<Uuid>& jobs, MonoTime deadline);  // likewise
   Result<std::vector<LiveRun>> RunsOf(std::vector<Uuid> ids, MonoTime deadline);
   Result<std::vector<LiveRun>> StillLive(std::vector<Uuid> ids, ShardId shard, MonoTime deadline);
+  Result<void> LoadPayloadsOfSinks(std::span<LiveJob> jobs, MonoTime deadline);
   Result<std::set<Uuid>> Cancelling(std::vector<Uuid> items, MonoTime deadline);
   Result<std::vector<LiveJob>> LoadJobs(const Rows& jobs, MonoTime deadline);
   // sql_ledger_herd.cc

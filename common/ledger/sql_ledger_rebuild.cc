@@ -5,6 +5,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "common/base/check.h"
 #include "common/ledger/sql_ledger.h"
 
 // Live runs and single jobs are found through live_run and live_job, which are written and emptied in the transactions that
@@ -39,6 +40,12 @@ std::unordered_map<Uuid, Latest> LatestOf(const Rows& rows) {  // in token order
 Params Bounded(std::vector<Uuid> ids) {
   const auto [low, high] = std::ranges::minmax(ids);
   return Params().Ids(std::move(ids)).Id(low).Id(high);
+}
+std::string WithoutPayload(std::string columns) {
+  constexpr std::string_view kColumn = "j.payload";
+  const auto at = columns.find(kColumn);
+  MILLRACE_CHECK(at != std::string::npos, "no column {}", kColumn);
+  return columns.replace(at, kColumn.size(), "case when 1 = 0 then j.payload end");
 }
 std::string WithinBounds(std::string_view column) { return fmt::format(" and {0} >= $2 and {0} <= $3", column); }
 
@@ -301,6 +308,19 @@ Result<std::vector<JobId>> SqlLedger::KnownJobs(std::span<const JobId> ids, Mono
   return found;
 }
 
+Result<void> SqlLedger::LoadPayloadsOfSinks(std::span<LiveJob> jobs, MonoTime deadline) {
+  std::unordered_map<Uuid, LiveJob*> of_sinks;
+  std::vector<Uuid> ids;
+  for (LiveJob& job : jobs)
+    if (job.spec.options.has_sink) of_sinks.emplace(ids.emplace_back(job.spec.id.uuid), &job);
+  if (ids.empty()) return {};
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select j.job, j.payload from job j where j.job" + store_->In(1) + WithinBounds("j.job"),
+                                  Bounded(std::move(ids)), deadline));
+  for (std::size_t i = 0; i < rows.size(); ++i) of_sinks.at(UuidOf(rows[i][0]))->spec.payload = rows[i][1].bytes;
+  return {};
+}
+
 Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid> items, MonoTime deadline) {
   std::vector<ItemState> states(items.size());
   if (items.empty()) return states;
@@ -325,11 +345,13 @@ Result<std::vector<ItemState>> SqlLedger::States(OrgId org, std::span<const Uuid
     state.job_ended = static_cast<JobState>(ended[i][1].number);
   }
   MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
-  MILLRACE_TRY_ASSIGN(const Rows live, store_->Run("select " + store_->Columns(Table::kJob, "j") +
+  // Without their payloads, which may be large: only a job with a sink is started once more.
+  MILLRACE_TRY_ASSIGN(const Rows live, store_->Run("select " + WithoutPayload(store_->Columns(Table::kJob, "j")) +
                                                        " from live_job l join job j on j.job = l.job where l.job" +
                                                        store_->In(1) + " and l.org = $2 and l.shard = $3",
                                                    Params(ids).Int(ShardOf(org, shards).value()), deadline));
   MILLRACE_TRY_ASSIGN(std::vector<LiveJob> jobs, LoadJobs(live, deadline));
+  MILLRACE_TRY(LoadPayloadsOfSinks(jobs, deadline));
   for (LiveJob& job : jobs) {
     ItemState& state = states[place.at(job.spec.id.uuid)];
     state.known = true;

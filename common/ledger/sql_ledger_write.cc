@@ -352,6 +352,11 @@ Result<OwnerBatchResult> SqlLedger::Commit(const OwnerBatch& given, MonoTime dea
 }
 
 Result<void> SqlLedger::SubmitRun(const RunSpec& run, std::span<const JobSpec> jobs, MonoTime deadline) {
+  std::size_t bytes = 0;
+  for (const JobSpec& job : jobs) bytes += job.payload.size();
+  if (bytes > kRunPayloadBytesMax)
+    return Fail(ErrorCode::kInvalidArgument, "run: its {} jobs have {} bytes of payloads, limit {}: make several runs of it",
+                jobs.size(), bytes, kRunPayloadBytesMax);
   Batch batch;
   batch.outbox = batch.jobs_follow_runs = true;
   batch.runs.push_back(&run);

@@ -159,6 +159,22 @@ TEST_P(LedgerPagesTest, LargeJobsOfTheOutboxComeInPagesOfBoundedSize) {
   EXPECT_EQ(all, jobs);
 }
 
+// It is read at once, whoever waits behind it.
+TEST_P(LedgerPagesTest, ARunThatIsTooLargeIsRefused) {
+  const RunSpec run = Run();
+  std::vector<JobSpec> jobs = Jobs(kRunPayloadBytesMax / kPayloadBytesMax, kPayloadBytesMax, run.id);
+  jobs.push_back(Job(run.id, "last"));
+  const auto refused = ledger_->SubmitRun(run, jobs, In());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  jobs.pop_back();
+  ASSERT_TRUE(ledger_->SubmitRun(run, jobs, In()));
+  const auto page = ledger_->ReadOutbox(hold_.shard, kShards, 500, In());
+  ASSERT_TRUE(page) << page.error().message;
+  ASSERT_EQ(page->runs.size(), 1u);
+  EXPECT_EQ(page->runs[0].jobs.size(), jobs.size());
+}
+
 // A run that is larger than a page comes alone.
 TEST_P(LedgerPagesTest, RunsOfLargeJobsComeInPagesOfBoundedSize) {
   std::vector<RunId> runs;

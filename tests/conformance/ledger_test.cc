@@ -24,7 +24,7 @@ TEST_P(LedgerTest, MigrateIsRepeatableAndRefusesANewerSchema) {
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
   EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to " +
-                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 19 : 14) +
+                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 20 : 15) +
                                          ": use a newer millrace");
 }
 

@@ -396,6 +396,21 @@ TEST_F(DispatcherUnreadTest, AJobThatIsSubmittedAgainWhileOnlyTheLedgerHasItRuns
   ExpectEachRanOnce(jobs);
 }
 
+// A store that does not answer: what it has to take stays in the ledger's outbox behind the broker's limit.
+TEST_F(DispatcherUnreadTest, AnOutboxIsReadAsFarAsTheStoreKeepsUp) {
+  const std::vector<JobSpec> jobs = Large(60);
+  ledger_.outbox_page_max = 5;
+  hold_replies_ = true;
+  ASSERT_TRUE(ledger_.SubmitJobs(jobs, {}));
+  Handle(event::Rung{.shard = ShardId{0}});
+  for (int i = 0; i < 5; ++i) Advance(kOutboxPollInterval + 1ms);
+  EXPECT_EQ(ledger_.outbox_jobs.size(), 50U) << "ten of them are as much as the broker may hold";
+  LetRepliesThrough();
+  Hello("w", 3);
+  Work(3);
+  ExpectEachRanOnce(jobs);
+}
+
 TEST_F(DispatcherUnreadTest, NothingIsReadIntoANearlyFullStore) {
   const std::vector<JobSpec> jobs = Large(60);
   Submit(jobs);
