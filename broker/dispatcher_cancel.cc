@@ -140,10 +140,10 @@ void Dispatcher::EndWaiting(Shard& shard, Piece& piece, const JobSpec& spec, con
 // Whether an attempt of a job that waits may run that nobody adopts: one that was lost, or that a former owner delivered. Of
 // the latter the ledger knows only with the attempt's end; what of ledger class was delivered the queue knows, unless it was
 // restarted since.
-bool Dispatcher::MayStillRun(const Shard& shard, const JobSpec& spec, const Counters& counters) {
+bool Dispatcher::MayStillRun(const Shard& shard, const JobSpec& spec, const Counters& counters) const {
   if (counters.deliveries > 0) return true;
-  if (spec.options.durability == Durability::kLedger && shard.unbroken_since != shard.hold.epoch) return false;
-  return shard.hold.epoch > Epoch{1} && TimeOf(spec.id.uuid) < shard.ready_at + kFreshIdAhead;
+  if (spec.options.durability != Durability::kRedis && shard.unbroken_since != shard.hold.epoch) return false;
+  return shard.hold.epoch > Epoch{1} && (shard.phase != Phase::kReady || BeforeUs(shard, spec));
 }
 
 void Dispatcher::CancelDurable(Shard& shard, const Piece::Cancel& cancel) {

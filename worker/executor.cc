@@ -172,7 +172,8 @@ int Executor::Guard() {
   }
   guard_ = std::move(*started);
   for (const auto& [id, running] : running_)
-    if (!running.stage && running.process) GroupGuard::Watch(guard_->fd(), running.process->pid());
+    if (!running.stage && running.process && !guard_->WatchSurely(running.process->pid()))
+      LogWarn("what process {} starts will outlive this worker if it is killed", running.process->pid());
   return guard_->fd();
 }
 
@@ -259,9 +260,14 @@ void Executor::Tick() {
       continue;
     }
     ended_.push_back(Report(it->first, running));
-    if (!running.stage && guard_) GroupGuard::Forget(guard_->fd(), running.process->pid());
+    const bool guarded = !running.stage && guard_;
+    const pid_t group = running.process->pid();
     if (!running.scratch.empty()) janitor_.Remove(std::move(running.scratch));
     it = running_.erase(it);
+    if (guarded && !GroupGuard::Forget(guard_->fd(), group)) {  // it would kill who has that number next
+      guard_.reset();
+      (void)Guard();
+    }
   }
   SeeOff(now);
 }

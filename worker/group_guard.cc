@@ -1,5 +1,6 @@
 #include "worker/group_guard.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -70,6 +71,13 @@ GroupGuard::~GroupGuard() {
   ::kill(pid_, SIGKILL);
   while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
   }
+}
+
+bool GroupGuard::WatchSurely(pid_t group) {
+  if (Watch(fd(), group)) return true;
+  constexpr int kPatienceMs = 200;
+  pollfd room{.fd = fd(), .events = POLLOUT, .revents = 0};
+  return ::poll(&room, 1, kPatienceMs) > 0 && Watch(fd(), group);
 }
 
 bool GroupGuard::Alive() {

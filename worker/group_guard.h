@@ -26,14 +26,17 @@ class GroupGuard {
   int fd() const { return socket_.get(); }
   pid_t pid() const { return pid_; }
 
-  // What may be said over fd(). Async-signal-safe; a guard that is gone or does not read is told nothing.
-  static void Watch(int fd, pid_t group) { Say(fd, group); }
-  static void Forget(int fd, pid_t group) { Say(fd, -group); }  // before its number can be another one's
+  // As Watch, but for a moment waits for a guard that has not read yet: its socket holds some hundreds of numbers.
+  bool WatchSurely(pid_t group);
+
+  // What may be said over fd(). Async-signal-safe; a guard that is gone or does not read is told nothing: false.
+  static bool Watch(int fd, pid_t group) { return Say(fd, group); }
+  static bool Forget(int fd, pid_t group) { return Say(fd, -group); }  // before its number can be another one's
 
  private:
   GroupGuard() = default;
-  static void Say(int fd, pid_t number) {
-    if (fd >= 0) (void)::send(fd, &number, sizeof number, MSG_NOSIGNAL | MSG_DONTWAIT);
+  static bool Say(int fd, pid_t number) {
+    return fd < 0 || ::send(fd, &number, sizeof number, MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof number;
   }
   Fd socket_;
   pid_t pid_ = -1;

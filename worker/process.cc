@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/base/log.h"
+#include "worker/group_guard.h"
 
 namespace millrace::worker {
 namespace {
@@ -32,7 +33,10 @@ Result<std::unique_ptr<Process>> Process::Start(Poller& poller, const ChildOptio
   auto child = Child::Spawn(options);
   if (!child) return std::unexpected(std::move(child.error()));
   std::unique_ptr<Process> process(new Process(poller, std::move(*child), std::move(label)));
-  MILLRACE_TRY(process->Watch());
+  if (auto watched = process->Watch(); !watched) {
+    GroupGuard::Forget(options.guard_fd, process->pid());
+    return std::unexpected(std::move(watched.error()));
+  }
   return process;
 }
 

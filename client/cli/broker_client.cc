@@ -124,7 +124,7 @@ BrokerClient::Repeated BrokerClient::Repeat(const std::function<wire::Message(st
   std::set<std::uint64_t> silent;  // sendings that nobody has answered
   bool unsure = false;             // one was answered with an unknown outcome
   std::string refusal;             // the latest
-  for (sent_before_ = false;; sent_before_ = true) {
+  for (in_doubt_ = false;;) {
     const std::uint64_t request = next_request_++;
     MonoTime last = deadline;  // after which it is not sent again
     Result<wire::Message> reply = Fail(ErrorCode::kUnavailable, "");
@@ -143,14 +143,13 @@ BrokerClient::Repeated BrokerClient::Repeat(const std::function<wire::Message(st
     } else {
       reply = std::unexpected(std::move(sent.error()));
     }
-    bool doubt = !silent.empty();
     if (reply && problem == nullptr) {
-      doubt = unsure || (doubt && *silent.begin() < RequestOf(*reply));
+      const bool doubt = unsure || (!silent.empty() && *silent.begin() < RequestOf(*reply));
       return {.reply = std::move(reply), .doubt = doubt};
     }
+    in_doubt_ = unsure || !silent.empty();
     if (problem != nullptr) {
       reply = std::unexpected(ToError(*problem));
-      doubt = doubt || (unsure && reply.error().code != ErrorCode::kUnavailable);
       unsure = unsure || reply.error().code == ErrorCode::kUnavailable;
       last -= kWaitSlice + kLeastTry;
     } else if (!refusal.empty()) {
@@ -158,7 +157,7 @@ BrokerClient::Repeated BrokerClient::Repeat(const std::function<wire::Message(st
     }
     // Another owner is found through the ledger.
     if (!WorthRepeating(reply.error().code) || IsNotOwner(reply.error()) || clock_->Now() >= last)
-      return {.reply = std::move(reply), .doubt = doubt};
+      return {.reply = std::move(reply), .doubt = in_doubt_};
     transport_->Wait(kWaitSlice);
   }
 }

@@ -37,8 +37,8 @@ class BrokerClient {
   // How many of the first of them go in one message.
   static std::size_t OneMessage(std::span<const JobSpec> jobs);
 
-  // Whether what was submitted last had been sent before its last answer: then an earlier broker may have accepted it.
-  bool sent_before() const { return sent_before_; }
+  // Whether what was submitted last, and refused, may have been taken: an earlier sending had no answer, or an unknown outcome.
+  bool in_doubt() const { return in_doubt_; }
 
   // Whether SubmitRun can carry the plan in one message. What is larger goes into the ledger (Ledger::SubmitRun), where the
   // broker finds it.
@@ -97,7 +97,7 @@ class BrokerClient {
   std::unique_ptr<wire::ClientSocket> socket_;
   const Clock* clock_;
   std::uint64_t next_request_ = 1;
-  bool sent_before_ = false;
+  bool in_doubt_ = false;
   std::vector<wire::RunUpdate> pending_updates_;
 };
 

@@ -319,24 +319,26 @@ struct Sent {
 
 bool Unknown(const Error& error) { return error.code == ErrorCode::kMaybeApplied || error.code == ErrorCode::kTimedOut; }
 
-// Whether the ledger can take them in the place of a broker. One that was asked before may have put jobs that leave the class
-// to their queue where the ledger does not see them: they would run twice.
-Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, bool sent_before, std::span<const JobSpec> jobs) {
+// Whether the ledger can take them in the place of a broker. One that may have taken the first `doubtful` may have put those
+// that leave the class to their queue where the ledger does not see them: they would run twice.
+Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, std::span<const JobSpec> jobs, std::size_t doubtful) {
+  if (doubtful > 0) {
+    MILLRACE_TRY_ASSIGN(const auto queues, ledger.QueuesOf(context.org(), std::nullopt, context.Deadline()));
+    for (const JobSpec& job : jobs.first(doubtful)) {
+      const auto queue = std::ranges::find(queues, job.queue, &QueueSettings::queue);
+      if (job.options.durability == Durability::kUnsaid && queue != queues.end() &&
+          (queue->durability == Durability::kRedis || queue->redis_until))
+        return Fail(
+            ErrorCode::kMaybeApplied,
+            "queue '{}' is or was of durability: redis, and the broker that was asked at {} does not serve it any more: "
+            "whether it took the jobs is not known, and the ledger does not take them; see millrace job show",
+            job.queue, context.ClientEndpoint());
+    }
+  }
   if (std::ranges::any_of(jobs, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; }))
     return Fail(ErrorCode::kUnavailable,
                 "durability: redis: no broker that serves it answers at {}, and the ledger does not take it",
                 context.ClientEndpoint());
-  if (!sent_before) return {};
-  MILLRACE_TRY_ASSIGN(const auto queues, ledger.QueuesOf(context.org(), std::nullopt, context.Deadline()));
-  for (const JobSpec& job : jobs) {
-    const auto queue = std::ranges::find(queues, job.queue, &QueueSettings::queue);
-    if (job.options.durability == Durability::kUnsaid && queue != queues.end() &&
-        (queue->durability == Durability::kRedis || queue->redis_until))
-      return Fail(ErrorCode::kUnavailable,
-                  "queue '{}' is or was of durability: redis, and the broker that was asked at {} does not serve it any more: "
-                  "whether job {} was accepted is not known, and the ledger does not take it; see millrace job show",
-                  job.queue, context.ClientEndpoint(), job.id.ToString());
-  }
   return {};
 }
 
@@ -352,8 +354,10 @@ Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span
     if (!submitted && Unknown(submitted.error())) sent.doubtful = BrokerClient::OneMessage(jobs.subspan(sent.jobs));
     if (submitted || !BrokerClient::IsNotOwner(submitted.error())) return submitted;
   }
-  MILLRACE_TRY(
-      CheckLedgerTakes(context, ledger, door.client() != nullptr && door.client()->sent_before(), jobs.subspan(sent.jobs)));
+  const auto rest = jobs.subspan(sent.jobs);
+  if (door.client() != nullptr && door.client()->in_doubt()) sent.doubtful = BrokerClient::OneMessage(rest);
+  MILLRACE_TRY(CheckLedgerTakes(context, ledger, rest, sent.doubtful));
+  sent.doubtful = 0;  // the ledger tells which of them it has
   while (sent.jobs < jobs.size()) {
     const auto page = jobs.subspan(sent.jobs, std::min(kBatchJobsMax, jobs.size() - sent.jobs));
     auto result = ledger.SubmitJobs(page, context.Deadline());

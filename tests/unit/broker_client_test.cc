@@ -136,12 +136,12 @@ TEST_F(BrokerClientTest, ItIsKnownWhetherAnEarlierTryMayHaveBeenTaken) {
   const auto first = Submit(Millis{10'000});
   ASSERT_FALSE(first);
   EXPECT_TRUE(BrokerClient::IsNotOwner(first.error()));
-  EXPECT_FALSE(client_.sent_before());
+  EXPECT_FALSE(client_.in_doubt());
   answers = false;
   const auto second = Submit(Millis{10'000});
   ASSERT_FALSE(second);
   EXPECT_TRUE(BrokerClient::IsNotOwner(second.error()));
-  EXPECT_TRUE(client_.sent_before());
+  EXPECT_TRUE(client_.in_doubt());
 }
 
 TEST_F(BrokerClientTest, PagesOfKeptJobsAreAskedForUntilTheLastOneAndEachJobCountsOnce) {
@@ -243,7 +243,15 @@ TEST_F(BrokerClientTest, ARefusalAfterAnUnknownOutcomeIsNone) {
   played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
     return wire::Problem{.request = std::get<wire::SubmitJobs>(m).request, .code = "unavailable", .message = "not now"};
   };
-  EXPECT_EQ(Submit(Millis{30'000}).error().code, ErrorCode::kUnavailable) << "it says itself that it may have been taken";
+  EXPECT_EQ(Submit(Millis{30'000}).error().code, ErrorCode::kMaybeApplied) << "any of them may have been the unknown one";
+  // The broker is gone after its answer.
+  played_.sent = 0;
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {
+    if (played_.sent > 1) return std::nullopt;
+    return wire::Problem{.request = std::get<wire::SubmitJobs>(m).request, .code = "unavailable", .message = "not known"};
+  };
+  EXPECT_NE(Submit(Millis{10'000}).error().code, ErrorCode::kUnavailable);
+  EXPECT_TRUE(client_.in_doubt());
 }
 
 // Whoever serves the shard is asked through the ledger, unless the ledger does not take it.

@@ -333,24 +333,31 @@ TEST_F(HandoverTest, AYieldedShardStartsNothingAndIsReleasedWhenNothingIsUnderWa
 }
 
 // Places in what is remembered of lost attempts are for jobs that may have one.
-TEST_F(HandoverTest, ALostAttemptIsStoppedHoweverManyWaitingJobsWereCancelledSince) {
+class CrowdedHandoverTest : public HandoverTest, public ::testing::WithParamInterface<bool> {};
+
+// A takeover changes nothing where the queue was there all the time: it says what of the ledger's was delivered.
+TEST_P(CrowdedHandoverTest, ALostAttemptIsStoppedHoweverManyWaitingJobsWereCancelledSince) {
   Submit({Job()});
   Hello("w", 1);
   ASSERT_EQ(grants_.size(), 1u);
   clock_.Advance(kLeaseTtl);
   Advance(Millis{1000});
   Hello("w", 0);
-  std::vector<Uuid> waiting;
-  while (waiting.size() < kRecentlyEndedMax) {
+  queue_.take_page = 1000;
+  std::vector<wire::Cancel> cancels;
+  for (std::size_t n = 0; n < kRecentlyEndedMax; n += 512) {
     std::vector<JobSpec> jobs;
+    wire::Cancel& cancel = cancels.emplace_back();
+    cancel = {.request = 5, .org = kDefaultOrg, .items = {}, .actor = "cli me", .reason = {}};
     for (std::size_t i = 0; i < 512; ++i) {
       jobs.push_back(Job());
       if (i % 2 == 0) jobs.back().options.durability = Durability::kRedis;
-      waiting.push_back(jobs.back().id.uuid);
+      cancel.items.push_back({jobs.back().id.uuid, false});
     }
     Submit(jobs);
-    wire::Cancel cancel{.request = 5, .org = kDefaultOrg, .items = {}, .actor = "cli me", .reason = {}};
-    for (const JobSpec& job : jobs) cancel.items.push_back({job.id.uuid, false});
+  }
+  if (GetParam()) TakeAnew();
+  for (wire::Cancel& cancel : cancels) {
     Handle(event::FromClient{.peer = "c", .message = std::move(cancel)});
     Settle();
     ASSERT_EQ(Last<wire::CancelReply>()->items.back().effect, CancelEffect::kCancelled);
@@ -360,6 +367,8 @@ TEST_F(HandoverTest, ALostAttemptIsStoppedHoweverManyWaitingJobsWereCancelledSin
   ASSERT_EQ(revokes_.size(), 1u);
   EXPECT_EQ(revokes_[0].reason, wire::kNoLease);
 }
+
+INSTANTIATE_TEST_SUITE_P(Takeover, CrowdedHandoverTest, ::testing::Bool());
 
 // What waits may have been delivered by an owner before, and the ledger says nothing of it.
 TEST_F(HandoverTest, AnAttemptOfAnOwnerBeforeIsStoppedWhenItsJobIsCancelledWhileItWaits) {
@@ -386,6 +395,28 @@ TEST_F(HandoverTest, AnAttemptOfAnOwnerBeforeIsStoppedWhenItsJobIsCancelledWhile
     ASSERT_EQ(revokes_.size(), 1u) << kept;
     EXPECT_EQ(revokes_[0].reason, wire::kNoLease);
   }
+}
+
+// The request is found by the rebuild.
+TEST_F(HandoverTest, AnAttemptOfAnOwnerBeforeIsStoppedWhenItsJobWasCancelledMeanwhile) {
+  const JobSpec job = Job();
+  Submit({job});
+  Hello("w", 1);
+  ASSERT_EQ(grants_.size(), 1u);
+  const Held old = HeldOf(0);
+  grants_.clear();
+  const CancelRow request{job.id.uuid, false, kDefaultOrg, "cli", "why", clock_.WallNow()};
+  ASSERT_TRUE(ledger_.RequestCancel(std::span{&request, 1}, {}));
+  queue_.Restart();
+  queue_.ForgetDelivered(ShardId{0});
+  TakeAnew();
+  ASSERT_TRUE(ledger_.jobs.at(job.id).outcome);
+  EXPECT_EQ(ledger_.jobs.at(job.id).outcome->state, JobState::kCancelled);
+  Hello("w", 0);
+  revokes_.clear();
+  Orphans("w", old);
+  ASSERT_EQ(revokes_.size(), 1u);
+  EXPECT_EQ(revokes_[0].reason, wire::kNoLease);
 }
 
 TEST_F(HandoverTest, ShardsAreSharedByTheBrokersThatLive) {
