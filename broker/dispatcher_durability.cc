@@ -191,8 +191,10 @@ void Dispatcher::On(event::KnownRead& e) {
       continue;
     }
     const auto key = LineKey::Parse(entry.line);
-    if (const auto waiting = key ? DecodeEntry(entry.body, entry.id, *key) : std::unexpected(key.error()))
+    if (const auto waiting = key ? DecodeEntry(entry.body, entry.id, *key) : std::unexpected(key.error())) {
       if (const auto end = EndOfWait(waiting->spec.options, waiting->counters)) entry.expires_at = end->at;
+      if (waiting->spec.run_at && *waiting->spec.run_at > wall_) entry.run_at = waiting->spec.run_at;  // a cancel took it out
+    }
     shard->requeue.push_back(std::move(entry));
   }
   if (!check.stayed.empty()) {
@@ -208,7 +210,7 @@ void Dispatcher::On(event::KnownRead& e) {
     if (known.contains(id))
       shard->finish.push_back(id);
     else if (!EndIfOver(*shard, entry.spec, entry.counters, true))  // the clock was set back
-      EnqueueKept(*shard, entry.spec, std::nullopt, true, entry.check);
+      EnqueueKept(*shard, entry.spec, entry.spec.run_at, true, entry.check);
   }
   for (const auto& [worker, n] : check.plan.split) Release(worker, n);
   std::uint64_t started = 0;

@@ -424,6 +424,19 @@ TEST_F(DurabilityTest, UnservedKeptLinesEndDeadWithTheirSpec) {
   ExpectQueue(0, 0, 0);
 }
 
+TEST_F(DurabilityTest, AJobThatACancelHadTakenOutWaitsForItsTimeAlsoAfterATakeover) {
+  JobSpec later = Job();
+  later.run_at = clock_.WallNow() + 60s;
+  Submit({later});
+  const QueueOp look = queue_op::Remove{ShardId{0}, ledger_.EpochOf(ShardId{0}), {}, true, {later.id}, {}, 100};
+  ASSERT_TRUE(queue_.Execute(std::span{&look, 1}).front());
+  ExpectQueue(0, 0, 1);
+  Restart();
+  Hello(1);
+  EXPECT_TRUE(grants_.empty());
+  ExpectQueue(0, 1, 0);
+}
+
 // Taking the shard anew would not make it readable: it is nowhere else.
 TEST_F(DurabilityTest, ADamagedEntryEndsAloneAndTheOthersRun) {
   std::vector<JobSpec> jobs;
