@@ -1,8 +1,8 @@
-// A queue that has no memory left (Redis at its maxmemory). Near it, clients are refused and the outbox is left alone, so a
-// put is refused only where something else fills the store, or its limit was lowered. Then whatever is in the queue goes on:
-// workers drain it, and what the ledger has and the queue could not take waits here until it can. Of what is more than
-// kUnqueuedBytesMax only the ids are kept: it is read from the ledger again. Jobs of `durability: redis` were not accepted, and
-// their clients are told so.
+// A queue that has no memory left (Redis at its maxmemory). Near it, clients are refused and only cancels leave the outbox,
+// so a put is refused only where something else fills the store, or its limit was lowered. Then whatever is in the queue goes
+// on: workers drain it, and what the ledger has and the queue could not take waits here until it can. Of what is more than
+// kUnqueuedBytesMax only the ids are kept: it is read from the ledger again. Jobs of `durability: redis` were not accepted,
+// and their clients are told so.
 #include <algorithm>
 #include <map>
 #include <set>

@@ -276,30 +276,6 @@ begin
   end loop;
   return gone;
 end $$;
-
--- A week at a time, or rows_max of those that are in no week's partition.
-create or replace function prune_refused(upto timestamptz, rows_max bigint, out gone bigint, out more boolean) language plpgsql as $$
-declare part text;
-begin
-  gone := 0;
-  more := true;
-  if not pg_try_advisory_xact_lock(7318349394477060) then  -- somebody else prunes
-    perform pg_sleep(0.1);
-    return;
-  end if;
-  if exists (select 1 from millrace.enqueue_refused_default r where r.refused_at < upto) then
-    delete from millrace.enqueue_refused_default where ctid = any (array(
-      select r.ctid from millrace.enqueue_refused_default r where r.refused_at < upto limit rows_max));
-    get diagnostics gone = row_count;
-    return;
-  end if;
-  select w into part from millrace.weeks_before('enqueue_refused', upto) w limit 1;
-  if found then
-    gone := (millrace.drop_weeks(array['enqueue_refused'],
-                                 (to_date(right(part, 8), 'YYYYMMDD') + 7)::timestamp at time zone 'UTC'))[1];
-  end if;
-  more := exists (select 1 from millrace.weeks_before('enqueue_refused', upto));
-end $$;
 )sql";
 
 // What is to be cancelled is found among all that waits in an outbox. Weeks begin at midnight UTC in every session. A week of

@@ -304,6 +304,15 @@ class DispatcherUnreadTest : public DispatcherRefusedTest {
     ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
     ASSERT_GT(Takes(), 0);
   }
+  // Its put is executed, and the answer is under way.
+  void RebuildUpToItsFirstPut() {
+    queue_.Wipe();
+    TakeAnew();
+    hold_replies_ = true;
+    Advance(250ms);
+    Handle(std::exchange(held_, {}));  // to the take
+    Settle();
+  }
   void TakeAnew() {
     pump_.Post(
         command::TakeShardAnew{.dropped = {.shard = ShardId{0}, .epoch = ledger_.EpochOf(ShardId{0})}, .reason = "test"});
@@ -429,12 +438,7 @@ TEST_F(DispatcherUnreadTest, NothingIsReadIntoANearlyFullStore) {
 TEST_F(DispatcherUnreadTest, WhatTheLedgerHasIsReadThoughAPutIsAlwaysUnderWay) {
   std::vector<JobSpec> jobs = Large(60);
   Submit(jobs);
-  queue_.Wipe();
-  TakeAnew();
-  hold_replies_ = true;
-  Advance(250ms);
-  Handle(std::exchange(held_, {}));  // to the take
-  Settle();
+  RebuildUpToItsFirstPut();
   ASSERT_TRUE(dispatcher_.Ready(ShardId{0}));
   ExpectDepth(10, 0);
   for (int round = 0; round < 20; ++round) {
@@ -456,12 +460,7 @@ TEST_F(DispatcherUnreadTest, WhatTheLedgerHasIsReadThoughAPutIsAlwaysUnderWay) {
 TEST_F(DispatcherUnreadTest, WhatAPageHasCountsThoughThePutBeforeItIsAnsweredMeanwhile) {
   std::vector<JobSpec> jobs = Large(60);
   Submit(jobs);
-  queue_.Wipe();
-  TakeAnew();
-  hold_replies_ = true;
-  Advance(250ms);
-  Handle(std::exchange(held_, {}));  // to the take
-  Settle();
+  RebuildUpToItsFirstPut();
   ExpectDepth(10, 0);
   event::QueueReplies before = std::exchange(held_, {});
   jobs.push_back(Job());
