@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <optional>
+#include <string>
 #endif
 
 namespace millrace::history {
@@ -38,6 +40,8 @@ constexpr int kNotOpened = -2, kOff = -1;
 struct State {
   std::mutex mutex;
   std::atomic<int> fd{kNotOpened};
+  std::atomic<pid_t> of{0};           // the process that opened it
+  std::optional<std::string> folder;  // instead of the environment's
 };
 
 State& Global() {
@@ -50,10 +54,16 @@ std::int64_t MicrosOf() {
   return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now().time_since_epoch()).count();
 }
 
-int OpenIn(const char* folder) {
-  if (folder == nullptr || *folder == '\0') return kOff;
+int OpenIn(const std::string& folder) {
+  if (folder.empty()) return kOff;
   const std::string path = fmt::format("{}/{}-{}.jsonl", folder, ::getpid(), MicrosOf<std::chrono::steady_clock>());
   return ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+}
+
+void Open(State& state, const std::string& folder) {
+  const int before = state.fd.exchange(OpenIn(folder));
+  state.of = ::getpid();
+  if (before >= 0) ::close(before);
 }
 
 std::string_view Name(Type type) {
@@ -71,17 +81,22 @@ std::string_view Name(Type type) {
 bool On() {
   State& state = Global();
   const int fd = state.fd.load(std::memory_order_acquire);
-  if (fd != kNotOpened) return fd >= 0;
+  if (fd == kOff) return false;
+  // The child of a fork has its parent's file, in which a line that its death tears would not be the last.
+  if (fd != kNotOpened && state.of.load(std::memory_order_relaxed) == ::getpid()) return true;
   const std::scoped_lock lock(state.mutex);
-  if (state.fd == kNotOpened) state.fd = OpenIn(std::getenv("MILLRACE_HISTORY"));
+  if (state.fd == kNotOpened || (state.fd != kOff && state.of != ::getpid())) {
+    const char* environment = std::getenv("MILLRACE_HISTORY");
+    Open(state, state.folder.value_or(environment == nullptr ? "" : environment));
+  }
   return state.fd >= 0;
 }
 
 void SetFolder(const std::string& folder) {
   State& state = Global();
   const std::scoped_lock lock(state.mutex);
-  const int before = state.fd.exchange(OpenIn(folder.c_str()));
-  if (before >= 0) ::close(before);
+  state.folder = folder;
+  Open(state, folder);
 }
 
 void Write(std::string_view who, std::string_view op, Type type, std::string_view fields) {

@@ -2,8 +2,8 @@
 // compares it with the ledger (tests/checker; ops/docs/failure-modes.md names the operations). Compiled in only with
 // MILLRACE_FAILPOINTS=1; otherwise On() is false and nothing is left of it.
 //
-// Switched on by the environment variable MILLRACE_HISTORY=<folder>, which must exist: each process appends to a file of its
-// own there, one write(2) per line, so that nothing of what it wrote is lost when it is killed.
+// Switched on by the environment variable MILLRACE_HISTORY=<folder>, which must exist: each process, also the child of a fork,
+// appends to a file of its own there, one write(2) per line, so that nothing of what it wrote is lost when it is killed.
 #pragma once
 
 #include <string>

@@ -400,13 +400,13 @@ Result<void> SqlLedger::RequestCancel(std::span<const CancelRow> rows, MonoTime 
   for (const CancelRow& row : rows) {
     batch.cancels.push_back(&row);
     // A row that was there stays, also if the owner is about to take it out (WriteSet::outbox_done): he has not seen the
-    // request yet.
+    // request yet. What is live is locked: an end that commits meanwhile takes out no row that comes after it.
     const std::string table = row.is_run ? "live_run" : "live_job", key = row.is_run ? "run" : "job";
-    batch.others.push_back(
-        {"insert into outbox (item, org, shard, is_run, cancel_requested) select " + key + ", org, shard, " +
-             (row.is_run ? "1" : "0") + ", 1 from " + table + " where " + key +
-             " = $1 and org = $2 and shard = $3 on conflict (shard, item) do update set cancel_requested = 1",
-         Params().Id(row.item).Int(row.org.value()).Int(ShardOf(row.org, shards).value())});
+    batch.others.push_back({"insert into outbox (item, org, shard, is_run, cancel_requested) select " + key + ", org, shard, " +
+                                (row.is_run ? "1" : "0") + ", 1 from " + table + " where " + key +
+                                " = $1 and org = $2 and shard = $3" + std::string(store_->ForUpdate()) +
+                                " on conflict (shard, item) do update set cancel_requested = 1",
+                            Params().Id(row.item).Int(row.org.value()).Int(ShardOf(row.org, shards).value())});
   }
   return Write(batch, deadline);
 }

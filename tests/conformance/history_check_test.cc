@@ -1,7 +1,10 @@
 // The history checker itself: over a sound world it finds nothing, and every kind of defect, one at a time, makes it fail with
 // the finding that belongs to it. The program, not the library.
 #include <fmt/format.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
 
@@ -144,6 +147,26 @@ TEST_P(HistoryCheckTest, ATornLastLineIsCounted) {
   const HistoryVerdict verdict = Check();
   EXPECT_EQ(verdict.code, 0) << verdict.text;
   EXPECT_NE(verdict.text.find("2 torn last lines, 0 unreadable lines"), std::string::npos) << verdict.text;
+}
+
+// The line that its death tears would be in the middle of its parent's file.
+TEST_P(HistoryCheckTest, TheChildOfAForkHasAFileOfItsOwn) {
+  history::Write("test", "own", history::Type::kInvoke, "");
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    history::Write("test", "own", history::Type::kInvoke, "");
+    ::_exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  const auto files_of = [&](pid_t pid) {
+    return std::ranges::count_if(std::filesystem::directory_iterator(dir_ + "/history"), [&](const auto& entry) {
+      return entry.path().filename().string().starts_with(fmt::format("{}-", pid));
+    });
+  };
+  EXPECT_EQ(files_of(::getpid()), 1);
+  EXPECT_EQ(files_of(child), 1);
 }
 
 // What else is no operation could be the one that breaks an invariant.

@@ -1,4 +1,6 @@
 // Options of jobs, cancel requests and what became of an item: one suite for both ledgers.
+#include <future>
+
 #include "tests/support/ledger_fixture.h"
 
 namespace millrace {
@@ -231,6 +233,40 @@ TEST_P(LedgerCancelTest, WhatEndsLeavesTheOutboxWithItsRequest) {
   ended.outcomes = {Outcome(job, JobState::kCancelled)};
   Commit(ended);
   EXPECT_TRUE(ledger_->ReadOutbox(hold.shard, kShards, 10, In())->jobs.empty());
+}
+
+// The end has taken its rows out of both tables and is not committed when the request comes.
+TEST_P(LedgerCancelTest, ARequestThatMeetsTheEndLeavesNothing) {
+  if (GetParam() != LedgerKind::kPostgres) GTEST_SKIP() << "one writer at a time";
+  const ShardHold hold = Own();
+  const JobSpec job = Job();
+  const RunSpec run = Run();
+  auto batch = BatchOf(hold);
+  batch.runs = {run};
+  batch.jobs = {Job(run.id, "a"), job};
+  Commit(batch);
+  auto ending = database_->Connect();
+  ASSERT_TRUE(
+      ending->Exec("begin; delete from millrace.live_job; delete from millrace.live_run; delete from millrace.outbox", In()));
+  const std::vector<CancelRow> requests{Cancel(job.id.uuid, false), Cancel(run.id.uuid, true)};
+  auto requested = std::async(std::launch::async, [&] { return ledger_->RequestCancel(requests, In()); });
+  auto watch = database_->Connect();
+  const auto waits = [&] {
+    const auto rows = watch->QueryOnce(
+        "select count(*) from pg_locks l join pg_stat_activity a using (pid) where not l.granted and "
+        "a.datname = current_database()",
+        {}, In());
+    EXPECT_TRUE(rows) << rows.error().message;
+    return !rows || rows->Int(0, 0) > 0;
+  };
+  while (requested.wait_for(1ms) == std::future_status::timeout && !waits()) {
+  }
+  ASSERT_TRUE(ending->Exec("commit", In()));
+  const auto done = requested.get();
+  ASSERT_TRUE(done) << done.error().message;
+  const auto left = watch->QueryOnce("select count(*) from millrace.outbox", {}, In());
+  ASSERT_TRUE(left) << left.error().message;
+  EXPECT_EQ(left->Int(0, 0), 0) << "a row of what has ended would be read by every owner from now on";
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, LedgerCancelTest, ::testing::Values(LedgerKind::kSqlite, LedgerKind::kPostgres),

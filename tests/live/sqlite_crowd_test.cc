@@ -124,7 +124,6 @@ class SqliteCrowdTest : public ::testing::Test {
     EXPECT_GE(child, 0);
     if (child == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      history::SetFolder(History());  // a file of its own
       what();
       ::_exit(0);
     }
