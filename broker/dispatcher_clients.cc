@@ -17,8 +17,15 @@ using wire::CheckName;
 
 namespace {
 
-// A command speaks for its job's org, whatever its payload says or leaves out. What is no command is its worker's to refuse.
+// A command speaks for its job's org, whatever its payload says or leaves out. A stage has to say it: its effect is named after
+// it too. What is neither is its worker's to refuse.
 Result<void> SetOrg(JobSpec& job) {
+  if (job.kind == kJobKindStage) {
+    const auto task = StageTaskFromJson(job.payload);
+    if (!task || task->org == job.org) return {};
+    return Fail(ErrorCode::kInvalidArgument, "payload: is a stage of org {}, in a job of org {}", task->org.value(),
+                job.org.value());
+  }
   if (job.kind != kJobKindCommand) return {};
   if (job.org == kDefaultOrg && !job.payload.contains("\"org\"")) return {};  // not read: it is left out, and right so
   auto task = CommandTaskFromJson(job.payload);

@@ -90,6 +90,57 @@ TEST_F(DispatcherTest, ACommandSpeaksForItsJobsOrgWhateverItsPayloadSays) {
       << Last<wire::Problem>()->message;
 }
 
+// Its datasets, schemas and receipts are named after the org that the task says.
+TEST_F(DispatcherTest, AStageOfAnotherOrgThanItsJobsIsRefused) {
+  Hello("w", 100);
+  const auto stage = [&](OrgId org, OrgId said, Durability durability) {
+    JobSpec job = Job();
+    job.org = org;
+    job.kind = kJobKindStage;
+    job.options.durability = durability;
+    StageTask task;
+    task.org = said;
+    task.job = job.id;
+    task.stage.name = "s";
+    task.stage.work = LoadSpec{.from = "e", .to = "file", .table = {}, .path = "out.csv", .key = {}};
+    job.payload = ToJson(task);
+    return job;
+  };
+  const auto refusal = [&](OrgId org, OrgId said) {
+    return fmt::format("payload: is a stage of org {}, in a job of org {}", said.value(), org.value());
+  };
+  for (const Durability durability : {Durability::kLedger, Durability::kRedis})
+    for (const auto& [org, said] : {std::pair{7, 1}, {7, 8}, {7, 7}, {1, 8}, {1, 1}}) {
+      const JobSpec job = stage(OrgId{org}, OrgId{said}, durability);
+      const std::size_t granted = grants_.size();
+      client_.clear();
+      Submit({job});
+      const auto* problem = Last<wire::Problem>();
+      EXPECT_EQ(problem == nullptr, org == said) << org << " said " << said;
+      EXPECT_EQ(grants_.size() - granted, org == said ? 1U : 0U);
+      if (problem != nullptr) {
+        EXPECT_EQ(problem->code, "invalid_argument");
+        EXPECT_EQ(problem->message, "jobs[0]: " + refusal(OrgId{org}, OrgId{said}));
+      } else {
+        End(grants_.size() - 1, AttemptEnd::kSucceeded);
+      }
+    }
+  client_.clear();
+  wire::SubmitRun submit{.request = 1, .run = {}, .jobs = {stage(OrgId{7}, OrgId{1}, Durability::kLedger)}, .watch = false};
+  submit.run.id = ids_.Next<RunId>();
+  submit.run.org = OrgId{7};
+  submit.run.pipeline = "p";
+  submit.jobs.front().run = submit.run.id;
+  Handle(event::FromClient{.peer = "c", .message = submit});
+  Settle();
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->message, refusal(OrgId{7}, OrgId{1}));
+  JobSpec broken = stage(OrgId{7}, OrgId{1}, Durability::kLedger);
+  broken.payload = "{";
+  Submit({broken});
+  EXPECT_EQ(grants_.back().second.payload, "{") << "its worker says what is wrong with it";
+}
+
 TEST_F(DispatcherTest, PrioritiesAreStrict) {
   const JobSpec low = Job(3), high = Job(0), middle = Job(1);
   Submit({low, high, middle});
