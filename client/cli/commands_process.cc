@@ -19,9 +19,13 @@ Options WithFlag(Options options, const std::string& key, const std::string& val
 
 Result<ExitCode> Serve(Context& context, EngineParts parts) {
   BlockStopSignals();
-  MILLRACE_TRY_ASSIGN(const auto engine, Engine::Start(context, parts));
-  LogInfo("started");
-  MILLRACE_TRY(ServeUntilSignal(*engine));
+  const auto engine = Engine::Start(context, parts);
+  const bool stopped = !engine && engine.error().code == ErrorCode::kCancelled && StopSignalPending();
+  if (!engine && !stopped) return std::unexpected(engine.error());
+  if (engine) {
+    LogInfo("started");
+    MILLRACE_TRY(ServeUntilSignal(**engine));
+  }
   LogInfo("stopped");
   return ExitCode::kOk;
 }

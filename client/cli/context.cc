@@ -5,6 +5,7 @@
 
 #include <array>
 #include <climits>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 
@@ -16,6 +17,12 @@ namespace millrace::cli {
 namespace {
 
 constexpr std::uintmax_t kFullDiskBytes = 1u << 20;
+
+// Never where stop signals are not blocked (BlockStopSignals). It is left to be taken.
+bool StopSignalWaits() {
+  sigset_t waiting;
+  return sigpending(&waiting) == 0 && (sigismember(&waiting, SIGTERM) == 1 || sigismember(&waiting, SIGINT) == 1);
+}
 
 // A damaged file or a full disk (for which SQLite has many names) comes with what to do about it.
 Error LedgerError(Error error, bool embedded, const std::string& home) {
@@ -61,6 +68,7 @@ Result<std::unique_ptr<Ledger>> Context::OpenLedger(Create create, std::string_v
   options.writer = ids_.Next<AuditWriterId>();
   options.actor = actor;
   options.shard_count = config().broker.shards;
+  options.stop = StopSignalWaits;
   if (embedded() && create == Create::kNo && !std::filesystem::exists(options.dsn))
     return Fail(ErrorCode::kNotFound, "there is no ledger at {}: run a pipeline first, or give another --home", options.dsn);
   if (embedded() && create == Create::kNo) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -358,6 +359,9 @@ struct LedgerOptions {
   AuditWriterId writer;            // a fresh one per process start and instance
   std::uint16_t shard_count = 1;   // written by the first Migrate; afterwards the stored one counts
   std::string actor = "millrace";  // who the audit records name: "broker b1", "cli root@host"
+  // PostgreSQL: Migrate ends with kCancelled when this says so: before it makes a version, and while it waits for another
+  // process.
+  std::function<bool()> stop = {};
 };
 Result<std::unique_ptr<Ledger>> OpenPostgresLedger(const LedgerOptions& options, MonoTime deadline);
 Result<std::unique_ptr<Ledger>> OpenSqliteLedger(const LedgerOptions& options, MonoTime deadline);

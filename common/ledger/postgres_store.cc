@@ -309,20 +309,30 @@ Result<std::size_t> PostgresStore::SchemaVersion(MonoTime deadline) {
 }
 
 // Whoever has it may read a long history, which takes as long as the caller's deadline allows for it: the session's own limit
-// is for the locks that hold up a running system.
+// is for the locks that hold up a running system. Waited for in slices, between which a stop is heard.
 Result<void> PostgresStore::LockSchema(MonoTime deadline) {
-  constexpr auto kForTheAnswer = Millis{500};
-  constexpr std::string_view kLock = "select pg_catalog.pg_advisory_xact_lock(7318349394477057)";
+  constexpr auto kForTheAnswer = Millis{500}, kSlice = Millis{500};
   MILLRACE_TRY(connection_->Exec("set local statement_timeout = 0; savepoint unlocked", deadline));
-  auto locked = connection_->Exec(kLock, deadline);
-  if (locked || connection_->last_sqlstate() != kLockTimedOut) return locked;
-  const Millis left = std::chrono::duration_cast<Millis>(deadline - options_.clock->Now());
-  LogInfo("ledger: another process makes or changes the tables; waiting for it for up to {} s", left.count() / 1000);
-  locked = connection_->Exec(fmt::format("rollback to savepoint unlocked; set local lock_timeout = {}; {}; "
-                                         "set local lock_timeout to default",
-                                         std::max(left - kForTheAnswer, Millis{1}).count(), kLock),
-                             deadline);
-  if (locked || connection_->last_sqlstate() != kLockTimedOut) return locked;
+  const MonoTime begin = options_.clock->Now(), end = deadline - kForTheAnswer;
+  for (bool said = false;;) {
+    if (options_.stop && options_.stop())
+      return Fail(ErrorCode::kCancelled, "stopped before the tables were made or changed; the next start does it");
+    const MonoTime now = options_.clock->Now();
+    const Millis slice = std::clamp(std::chrono::duration_cast<Millis>(end - now), Millis{1}, kSlice);
+    auto locked = connection_->Exec(fmt::format("set local lock_timeout = {}; select "
+                                                "pg_catalog.pg_advisory_xact_lock(7318349394477057); "
+                                                "set local lock_timeout to default",
+                                                slice.count()),
+                                    deadline);
+    if (locked || connection_->last_sqlstate() != kLockTimedOut) return locked;
+    if (now >= end) break;
+    if (!said && now - begin >= lock_timeout_) {
+      said = true;
+      LogInfo("ledger: another process makes or changes the tables; waiting for it for up to {} s",
+              std::chrono::duration_cast<std::chrono::seconds>(end - now).count());
+    }
+    MILLRACE_TRY(connection_->Exec("rollback to savepoint unlocked", deadline));
+  }
   return Fail(ErrorCode::kUnavailable,
               "another process still makes or changes the tables: start again when it has ended (pg_stat_activity shows it)");
 }

@@ -1,5 +1,6 @@
 // `millrace broker` and `millrace worker`, the programs, on PostgreSQL and Redis: what `millrace job cancel` does to a job that
-// waits, runs or has ended, and what SIGTERM does to a worker and to a broker while commands run.
+// waits, runs or has ended, what SIGTERM does to a worker and to a broker while commands run, and to who waits for the ledger's
+// tables.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -391,6 +392,31 @@ TEST_F(ProcessesTest, SigtermOfABrokerGivesItsShardsToTheOtherWhileCommandsGoOn)
     EXPECT_EQ(OutcomeOf(job), "10 1 0 0 worker-1");
     EXPECT_THAT(AttemptsOf(job), IsEmpty());
   }
+}
+
+TEST_F(ProcessesTest, SigtermEndsWhoWaitsForSomebodyElsesMigration) {
+  testing::TestDatabase fresh("fresh");
+  const auto asks = fresh.Connect();
+  auto holder = fresh.Connect();
+  ASSERT_TRUE(holder->Exec("begin", In()) && holder->Exec("select pg_advisory_xact_lock(7318349394477057)", In()));
+  const auto count = [&](const std::string& of) {
+    const auto found = asks->QueryOnce("select count(*) from " + of, {}, In());
+    return found ? found->Int(0, 0) : -1;
+  };
+  const std::string waiting =
+      "pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = "
+      "current_database())";
+  for (const std::string part : {"broker", "scheduler"}) {
+    SCOPED_TRACE(part);
+    TestProcess& process = Start(part, {"--set", "ledger.dsn=" + fresh.dsn(), part});
+    ASSERT_TRUE(WaitFor([&] { return count(waiting) == 1; })) << TextOf(part + ".log");
+    const MonoTime signalled = clock_.Now();
+    process.Signal(SIGTERM);
+    ExpectEnds(process, signalled, kAtOnce);
+    EXPECT_THAT(TextOf(part + ".log"), HasSubstr("stopped"));
+    EXPECT_EQ(count(waiting), 0) << "it stands in line no more";
+  }
+  EXPECT_EQ(count("pg_namespace where nspname = 'millrace'"), 0);
 }
 
 }  // namespace
