@@ -399,9 +399,12 @@ class Broker::Impl {
       return;
     }
     ready.set_value({});
-    LedgerPump pump(
-        {.owner = options_.owner, .owner_name = options_.name, .shards = options_.shards, .shard_count = options_.shard_count},
-        **ledger, *options_.clock);
+    LedgerPump pump({.owner = options_.owner,
+                     .owner_name = options_.name,
+                     .clients = front_names_.empty() ? std::string() : front_names_.front(),
+                     .shards = options_.shards,
+                     .shard_count = options_.shard_count},
+                    **ledger, *options_.clock);
     std::vector<Event> events;
     MonoTime next = options_.clock->Now();
     while (true) {

@@ -27,7 +27,7 @@ namespace millrace {
 struct BrokerOptions {
   std::string name = "broker";
   OwnerId owner;                             // fresh per process start
-  std::vector<std::string> front_endpoints;  // for clients
+  std::vector<std::string> front_endpoints;  // for clients; the ledger tells them of the first
   std::vector<std::string> back_endpoints;   // for workers
   std::uint16_t shard_count = kShardCountEmbedded;
   std::vector<ShardId> shards;   // to own; empty = all. Several brokers share by taking what is free

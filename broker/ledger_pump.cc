@@ -152,7 +152,8 @@ void LedgerPump::Announce(MonoTime now, std::vector<Event>& out) {
     share_ = options_.shards.size();
     return;
   }
-  const auto alive = ledger_.AnnounceBroker(options_.owner, options_.owner_name, false, Deadline(kAnnounceBudget));
+  const auto alive = ledger_.AnnounceBroker(options_.owner, {.name = options_.owner_name, .clients = options_.clients}, false,
+                                            Deadline(kAnnounceBudget));
   if (!alive) return;  // what was known stands
   const std::size_t brokers = std::max<std::size_t>(1, alive->size());
   const std::size_t share = (options_.shards.size() + brokers - 1) / brokers;
@@ -538,7 +539,7 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
 
 void LedgerPump::Release() {
   if (options_.shards.size() > 1) {
-    const auto gone = ledger_.AnnounceBroker(options_.owner, options_.owner_name, true, Deadline(kRenewBudget));
+    const auto gone = ledger_.AnnounceBroker(options_.owner, {.name = options_.owner_name}, true, Deadline(kRenewBudget));
     if (!gone) LogWarn("the other brokers wait {} ms for this one: {}", kOwnershipTtl.count(), gone.error().message);
   }
   std::vector<ShardHold> holds;

@@ -18,6 +18,7 @@ namespace millrace {
 struct LedgerPumpOptions {
   OwnerId owner;
   std::string owner_name;
+  std::string clients = {};     // the endpoint where clients reach this broker; empty: not said
   std::vector<ShardId> shards;  // to share with the other brokers: each takes what is free, up to its fair share
   std::uint16_t shard_count = 1;
 };

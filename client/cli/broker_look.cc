@@ -1,5 +1,7 @@
 #include "client/cli/broker_look.h"
 
+#include <algorithm>
+
 #include "common/model/job.h"
 #include "common/wire/zmtp_transport.h"
 
@@ -8,14 +10,39 @@ namespace {
 
 constexpr Millis kLook{1000};
 
+// Empty when it is not known. Embedded, there is one broker, which everybody finds in the home.
+std::string EndpointOfOwner(const Context& context, Ledger& ledger) {
+  if (context.embedded()) return {};
+  const auto shards = ledger.Shards(context.Deadline());
+  const auto living = ledger.LivingBrokers(context.Deadline());
+  if (!shards || !living) return {};
+  const auto shard = std::ranges::find(*shards, ShardOf(context.org(), context.config().broker.shards), &ShardStatus::shard);
+  if (shard == shards->end() || !shard->owner) return {};
+  const auto owner = living->find(*shard->owner);
+  return owner == living->end() ? std::string() : owner->second.clients;
+}
+
 }  // namespace
 
-Result<Door> Door::Open(const Context& context, Millis patience) {
+Result<Door> Door::OpenAt(std::string endpoint, const Clock& clock, Millis patience) {
   Door door;
+  door.endpoint_ = std::move(endpoint);
   MILLRACE_TRY_ASSIGN(door.transport_, wire::MakeZmtpTransport());
-  auto client = BrokerClient::Connect(*door.transport_, context.ClientEndpoint(), context.clock());
-  if (client && client->Status(context.clock().Now() + patience)) door.client_.emplace(std::move(*client));
+  auto client = BrokerClient::Connect(*door.transport_, door.endpoint_, clock);
+  if (client && client->Status(clock.Now() + patience)) door.client_.emplace(std::move(*client));
   return door;
+}
+
+Result<Door> Door::Open(const Context& context, Millis patience) {
+  return OpenAt(context.ClientEndpoint(), context.clock(), patience);
+}
+
+Result<Door> Door::OpenOwners(const Context& context, Ledger& ledger, Millis patience) {
+  if (std::string owner = EndpointOfOwner(context, ledger); !owner.empty() && owner != context.ClientEndpoint()) {
+    auto door = OpenAt(std::move(owner), context.clock(), patience);
+    if (!door || door->client() != nullptr) return door;
+  }
+  return Open(context, patience);
 }
 
 void SayIfNobodyRuns(const Context& context, std::string_view what) {
@@ -24,8 +51,8 @@ void SayIfNobodyRuns(const Context& context, std::string_view what) {
              context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }
 
-std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Uuid id, std::size_t stages) {
-  auto door = Door::Open(context, kLook);
+std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Ledger& ledger, Uuid id, std::size_t stages) {
+  auto door = Door::OpenOwners(context, ledger, kLook);
   if (!door || door->client() == nullptr) return {};
   auto seen = door->client()->Look(context.org(), RunId{id}, stages, context.clock().Now() + kLook);
   if (!seen) return {};

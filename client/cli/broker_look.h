@@ -14,15 +14,20 @@
 
 namespace millrace::cli {
 
-// The broker of this installation, if one answers. Used by one thread.
+// The broker of this installation, if one answers. Used by one thread. Errors: no transport could be made.
 class Door {
  public:
-  // Asks for at most `patience`. Errors: no transport could be made.
+  // Asks the configured one for at most `patience`.
   static Result<Door> Open(const Context& context, Millis patience = Millis{3000});
+  // The one that serves the context's org, where the ledger tells who that is and he answers within `patience`; else as Open.
+  static Result<Door> OpenOwners(const Context& context, Ledger& ledger, Millis patience = Millis{3000});
   BrokerClient* client() { return client_ ? &*client_ : nullptr; }  // nullptr: none answers
+  const std::string& endpoint() const { return endpoint_; }         // of whom was asked last
   wire::Transport& transport() { return *transport_; }
 
  private:
+  static Result<Door> OpenAt(std::string endpoint, const Clock& clock, Millis patience);
+  std::string endpoint_;
   std::unique_ptr<wire::Transport> transport_;
   std::optional<BrokerClient> client_;
 };
@@ -31,9 +36,9 @@ class Door {
 // `what`: "the new run". Asks for at most a second.
 void SayIfNobodyRuns(const Context& context, std::string_view what);
 
-// What runs now of the run with this id, of `stages` stages, or of the job with this id (1). Nothing as well when no broker
-// that serves it answers within a second: it is not known then.
-std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Uuid id, std::size_t stages);
+// What runs now of the run with this id, of `stages` stages, or of the job with this id (1), as the broker says that serves the
+// context's org. Nothing as well when it does not answer within a second: it is not known then.
+std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Ledger& ledger, Uuid id, std::size_t stages);
 
 // Of a kind that Millrace's own workers do not serve: that its job waits for a worker that does. Empty for all others.
 std::string ForeignKind(std::string_view kind);

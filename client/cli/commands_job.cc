@@ -141,10 +141,10 @@ struct Live {
   std::optional<wire::RunUpdate::Stage> running;  // as its broker says
 };
 
-Live LookAt(const JobDetail& job, const Context& context) {
+Live LookAt(const JobDetail& job, const Context& context, Ledger& ledger) {
   Live live{.unserved = Unserved(job), .running = {}};
   if (job.outcome) return live;
-  auto running = RunningNow(context, job.spec.id.uuid, 1);
+  auto running = RunningNow(context, ledger, job.spec.id.uuid, 1);
   if (!running.empty()) live.running = std::move(running.front());
   return live;
 }
@@ -272,7 +272,7 @@ Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const JobId id, FindJob(*ledger, context->org(), options.id, context->Deadline()));
   if (options.show_payload) return ShowPayload(*ledger, *context, id);
   MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(context->org(), id, context->Deadline()));
-  const Live live = LookAt(job, *context);
+  const Live live = LookAt(job, *context, *ledger);
   if (context->format() == OutputFormat::kTable) {
     PrintJob(job, live);
   } else if (context->format() == OutputFormat::kCsv) {

@@ -280,7 +280,7 @@ std::vector<KnownBroker> KnownBrokers(Context& context) {
   std::map<OwnerId, KnownBroker> found;
   const auto living = (*ledger)->LivingBrokers(context.Deadline());
   if (living)
-    for (const auto& [owner, name] : *living) found[owner].name = name;
+    for (const auto& [owner, broker] : *living) found[owner].name = broker.name;
   for (const ShardStatus& shard : *shards) {
     if (!shard.owner || *now - shard.renewed_at >= kOwnershipTtl) continue;
     KnownBroker& broker = found[*shard.owner];

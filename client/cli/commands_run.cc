@@ -248,16 +248,14 @@ Result<ExitCode> DoRunStart(const Options& options) {
   MILLRACE_TRY_ASSIGN(request.now, ledger->Now(context->Deadline()));
   MILLRACE_TRY_ASSIGN(const RunPlan plan, PlanRun(pipeline, request, context->ids()));
 
-  const std::string endpoint = context->ClientEndpoint();
-  MILLRACE_TRY_ASSIGN(const auto transport, wire::MakeZmtpTransport());
-  auto connected = BrokerClient::Connect(*transport, endpoint, context->clock());
-  if (!connected || !connected->Status(context->clock().Now() + kBrokerAnswers))
-    return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'; nothing was submitted", endpoint,
+  MILLRACE_TRY_ASSIGN(Door door, Door::OpenOwners(*context, *ledger, kBrokerAnswers));
+  if (door.client() == nullptr)
+    return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'; nothing was submitted", door.endpoint(),
                 context->embedded() ? "millrace up --home " + context->config().home : "millrace broker");
-  BrokerClient client = std::move(*connected);
+  BrokerClient& client = *door.client();
   if (!options.wait) {
     if (auto submitted = SubmitPlan(client, *ledger, plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
-      return Prefixed(std::move(submitted.error()), "broker at {}", endpoint);
+      return Prefixed(std::move(submitted.error()), "broker at {}", door.endpoint());
     if (options.quiet) {
       fmt::print("{}\n", plan.run.id.ToString());
       return ExitCode::kOk;
@@ -314,7 +312,7 @@ Result<ExitCode> DoRunShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, context->org(), options.id, options.pipeline, context->Deadline()));
   MILLRACE_TRY_ASSIGN(RunReport report, ReadRun(*context, *ledger, run));
-  if (!IsTerminal(report.state)) AddRunning(report, RunningNow(*context, run.uuid, report.stages.size()));
+  if (!IsTerminal(report.state)) AddRunning(report, RunningNow(*context, *ledger, run.uuid, report.stages.size()));
   PrintReport(*context, report, options);
   return ExitCode::kOk;
 }

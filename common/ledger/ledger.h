@@ -199,6 +199,12 @@ struct RunDetail {
   std::vector<JobDetail> jobs;  // id order
 };
 
+struct BrokerAddress {
+  std::string name;
+  std::string clients = {};  // the endpoint where clients reach it; empty: not said
+  friend bool operator==(const BrokerAddress&, const BrokerAddress&) = default;
+};
+
 class Ledger : public AuditSource {
  public:
   ~Ledger() override = default;
@@ -217,10 +223,10 @@ class Ledger : public AuditSource {
   virtual Result<std::vector<ShardStatus>> Shards(MonoTime deadline) = 0;
   // Says that broker `owner` lives (`leaving`: that it goes) and tells who does: those that said so within the last
   // kOwnershipTtl on the ledger's clock, in the order of their ids. Not audited: it is no history.
-  virtual Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, std::string_view name, bool leaving,
+  virtual Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, const BrokerAddress& broker, bool leaving,
                                                       MonoTime deadline) = 0;
-  // Those that AnnounceBroker tells of, with their names: also those that hold no shard.
-  virtual Result<std::map<OwnerId, std::string>> LivingBrokers(MonoTime) { return std::map<OwnerId, std::string>{}; }
+  // Those that AnnounceBroker tells of, as they said: also those that hold no shard.
+  virtual Result<std::map<OwnerId, BrokerAddress>> LivingBrokers(MonoTime) { return std::map<OwnerId, BrokerAddress>{}; }
 
   virtual Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) = 0;
 

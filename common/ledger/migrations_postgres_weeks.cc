@@ -323,7 +323,28 @@ begin
 end $$;
 )sql";
 
-constexpr std::string_view kWeeks[] = {kVersion16, kVersion17, kVersion18, kVersion19, kVersion20};
+// Where clients reach a broker: whoever asks about an org finds its owner, whichever broker it has been told of.
+constexpr std::string_view kVersion21 = R"sql(
+alter table broker_presence add column clients text not null default '';
+drop function announce_broker(uuid, text, boolean, bigint, bigint);
+create function announce_broker(who uuid, who_name text, who_clients text, leaving boolean, ttl_ms bigint, kept_ms bigint)
+  returns setof uuid language plpgsql as $$
+declare now_t timestamptz := clock_timestamp(); ttl interval := ttl_ms * interval '1 millisecond';
+begin
+  if leaving then
+    delete from millrace.broker_presence b where b.owner = who;
+  else
+    insert into millrace.broker_presence (owner, name, clients, renewed_at) values (who, who_name, who_clients, now_t)
+      on conflict (owner) do update set renewed_at = excluded.renewed_at;
+  end if;
+  delete from millrace.broker_presence b where b.renewed_at < now_t - kept_ms * interval '1 millisecond';
+  -- Who lies far ahead said so before the ledger's clock was set back: he says it again in a second, if he lives.
+  return query select b.owner from millrace.broker_presence b
+    where b.renewed_at > now_t - ttl and b.renewed_at < now_t + ttl order by b.owner;
+end $$;
+)sql";
+
+constexpr std::string_view kWeeks[] = {kVersion16, kVersion17, kVersion18, kVersion19, kVersion20, kVersion21};
 
 }  // namespace
 

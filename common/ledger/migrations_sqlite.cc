@@ -274,6 +274,11 @@ create trigger enqueue_job_updated before update of job on enqueue when length(n
   select raise(abort, 'enqueue.job is no UUIDv7, which has 16 bytes; leave the column out to get one'); end;
 )sql";
 
+// Where clients reach a broker.
+constexpr std::string_view kVersion16 = R"sql(
+alter table broker_presence add column clients text not null default '';
+)sql";
+
 // `template_sql` with a blob literal of all 256 bytes for each @.
 std::string WithAllBytes(std::string_view template_sql) {
   std::string all = "x'";
@@ -288,9 +293,9 @@ std::string WithAllBytes(std::string_view template_sql) {
 
 std::span<const std::string_view> SqliteMigrations() {
   static const std::string version7 = WithAllBytes(kVersion7);
-  static const std::string_view all[] = {kVersion1,  kVersion2,  kVersion3,  kVersion4,  kVersion5,
-                                         kVersion6,  version7,   kVersion8,  kVersion9,  kVersion10,
-                                         kVersion11, kVersion12, kVersion13, kVersion14, kVersion15};
+  static const std::string_view all[] = {kVersion1,  kVersion2,  kVersion3,  kVersion4,  kVersion5,  kVersion6,
+                                         version7,   kVersion8,  kVersion9,  kVersion10, kVersion11, kVersion12,
+                                         kVersion13, kVersion14, kVersion15, kVersion16};
   return all;
 }
 

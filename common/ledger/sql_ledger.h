@@ -60,8 +60,9 @@ class SqlLedger final : public Ledger {
   Result<void> RenewShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) override;
   Result<void> ReleaseShards(std::span<const ShardHold> holds, OwnerId owner, MonoTime deadline) override;
   Result<std::vector<ShardStatus>> Shards(MonoTime deadline) override;
-  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, std::string_view name, bool leaving, MonoTime deadline) override;
-  Result<std::map<OwnerId, std::string>> LivingBrokers(MonoTime deadline) override;
+  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, const BrokerAddress& broker, bool leaving,
+                                              MonoTime deadline) override;
+  Result<std::map<OwnerId, BrokerAddress>> LivingBrokers(MonoTime deadline) override;
 
   Result<OwnerBatchResult> Commit(const OwnerBatch& batch, MonoTime deadline) override;
 

@@ -152,14 +152,16 @@ Result<std::vector<ShardStatus>> SqlLedger::Shards(MonoTime deadline) {
   return all;
 }
 
-Result<std::vector<OwnerId>> SqlLedger::AnnounceBroker(OwnerId owner, std::string_view name, bool leaving, MonoTime deadline) {
+Result<std::vector<OwnerId>> SqlLedger::AnnounceBroker(OwnerId owner, const BrokerAddress& broker, bool leaving,
+                                                       MonoTime deadline) {
   std::vector<OwnerId> alive;
   if (store_->HasFunctions()) {
     Arena arena;
-    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select * from announce_broker($1, $2, $3 <> 0, $4, $5)",
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select * from announce_broker($1, $2, $3, $4 <> 0, $5, $6)",
                                                      Params()
                                                          .Id(owner.uuid)
-                                                         .Text(CleanText(name, arena))
+                                                         .Text(CleanText(broker.name, arena))
+                                                         .Text(CleanText(broker.clients, arena))
                                                          .Int(leaving ? 1 : 0)
                                                          .Int(kTtlMs)
                                                          .Int(Millis{kPresenceKept}.count()),
@@ -174,10 +176,11 @@ Result<std::vector<OwnerId>> SqlLedger::AnnounceBroker(OwnerId owner, std::strin
       MILLRACE_TRY(store_->Run("delete from broker_presence where owner = $1", Params().Id(owner.uuid), deadline));
     } else {
       Arena arena;
-      MILLRACE_TRY(
-          store_->Run("insert into broker_presence (owner, name, renewed_at) values ($1, $2, $3) on conflict (owner) "
-                      "do update set renewed_at = excluded.renewed_at",
-                      Params().Id(owner.uuid).Text(CleanText(name, arena)).Time(now), deadline));
+      MILLRACE_TRY(store_->Run(
+          "insert into broker_presence (owner, name, clients, renewed_at) values ($1, $2, $3, $4) on conflict "
+          "(owner) do update set renewed_at = excluded.renewed_at",
+          Params().Id(owner.uuid).Text(CleanText(broker.name, arena)).Text(CleanText(broker.clients, arena)).Time(now),
+          deadline));
     }
     // Who lies far ahead said so before the ledger's clock was set back: he says it again in a second, if he lives.
     MILLRACE_TRY_ASSIGN(
@@ -193,13 +196,14 @@ Result<std::vector<OwnerId>> SqlLedger::AnnounceBroker(OwnerId owner, std::strin
   return alive;
 }
 
-Result<std::map<OwnerId, std::string>> SqlLedger::LivingBrokers(MonoTime deadline) {
+Result<std::map<OwnerId, BrokerAddress>> SqlLedger::LivingBrokers(MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
   MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select owner, name from broker_presence where renewed_at > $1 and renewed_at < $2",
+                      store_->Run("select owner, name, clients from broker_presence where renewed_at > $1 and renewed_at < $2",
                                   Params().Time(now - kOwnershipTtl).Time(now + kOwnershipTtl), deadline));
-  std::map<OwnerId, std::string> all;
-  for (std::size_t i = 0; i < rows.size(); ++i) all.emplace(OwnerId{UuidOf(rows[i][0])}, rows[i][1].bytes);
+  std::map<OwnerId, BrokerAddress> all;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    all[OwnerId{UuidOf(rows[i][0])}] = {.name = std::string(rows[i][1].bytes), .clients = std::string(rows[i][2].bytes)};
   return all;
 }
 

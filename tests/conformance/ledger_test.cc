@@ -24,7 +24,7 @@ TEST_P(LedgerTest, MigrateIsRepeatableAndRefusesANewerSchema) {
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
   EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to " +
-                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 20 : 15) +
+                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 21 : 16) +
                                          ": use a newer millrace");
 }
 
@@ -63,23 +63,24 @@ TEST_P(LedgerTest, OwnershipIsTakenRenewedLostAndReleased) {
 
 TEST_P(LedgerTest, WhichBrokersLive) {
   const OwnerId other = ids_.Next<OwnerId>();
+  const BrokerAddress a{.name = "a", .clients = "tcp://127.0.0.1:7410"}, b{.name = "b"};
   const auto sorted = [](std::vector<OwnerId> ids) {
     std::ranges::sort(ids);
     return ids;
   };
-  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), std::vector{owner_});
-  EXPECT_EQ(ledger_->AnnounceBroker(other, "b", false, In()).value(), sorted({owner_, other}));
-  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), sorted({owner_, other})) << "said again";
-  const auto names = [&] { return ledger_->LivingBrokers(In()).value(); };
-  EXPECT_EQ(names(), (std::map<OwnerId, std::string>{{owner_, "a"}, {other, "b"}})) << "neither holds a shard";
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, a, false, In()).value(), std::vector{owner_});
+  EXPECT_EQ(ledger_->AnnounceBroker(other, b, false, In()).value(), sorted({owner_, other}));
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, a, false, In()).value(), sorted({owner_, other})) << "said again";
+  const auto living = [&] { return ledger_->LivingBrokers(In()).value(); };
+  EXPECT_EQ(living(), (std::map<OwnerId, BrokerAddress>{{owner_, a}, {other, b}})) << "neither holds a shard";
   Raw("update broker_presence set renewed_at = " +
       std::string(GetParam() == LedgerKind::kPostgres ? "renewed_at - interval '6 s'" : "renewed_at - 6000000") +
       " where name = 'b'");
-  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", false, In()).value(), std::vector{owner_}) << "silent for too long";
-  EXPECT_EQ(names(), (std::map<OwnerId, std::string>{{owner_, "a"}}));
-  EXPECT_EQ(ledger_->AnnounceBroker(other, "b", false, In()).value(), sorted({owner_, other})) << "and back";
-  EXPECT_EQ(ledger_->AnnounceBroker(owner_, "a", true, In()).value(), std::vector{other});
-  EXPECT_EQ(names(), (std::map<OwnerId, std::string>{{other, "b"}}));
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, a, false, In()).value(), std::vector{owner_}) << "silent for too long";
+  EXPECT_EQ(living(), (std::map<OwnerId, BrokerAddress>{{owner_, a}}));
+  EXPECT_EQ(ledger_->AnnounceBroker(other, b, false, In()).value(), sorted({owner_, other})) << "and back";
+  EXPECT_EQ(ledger_->AnnounceBroker(owner_, a, true, In()).value(), std::vector{other});
+  EXPECT_EQ(living(), (std::map<OwnerId, BrokerAddress>{{other, b}}));
 }
 
 TEST_P(LedgerTest, AStaleOwnerCommitsNothing) {

@@ -1,6 +1,6 @@
 // `millrace broker` and `millrace worker`, the programs, on PostgreSQL and Redis: what `millrace job cancel` does to a job that
 // waits, runs or has ended, what SIGTERM does to a worker and to a broker while commands run, and to who waits for the ledger's
-// tables.
+// tables, and what is shown of work that another broker than the configured one serves.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -392,6 +392,46 @@ TEST_F(ProcessesTest, SigtermOfABrokerGivesItsShardsToTheOtherWhileCommandsGoOn)
     EXPECT_EQ(OutcomeOf(job), "10 1 0 0 worker-1");
     EXPECT_THAT(AttemptsOf(job), IsEmpty());
   }
+}
+
+TEST_F(ProcessesTest, ProgressIsShownWhicheverBrokerServesTheOrg) {
+  StartOneOfEach(kNoDrain);
+  StartWorker("worker-2", kNoDrain);
+  StartBroker(2);
+  const std::map<std::string, std::int64_t> shared{{"broker-1", 1}, {"broker-2", 1}};
+  ASSERT_TRUE(WaitFor([&] { return Owned() == shared; }, kJoinShare + kAtOnce)) << TextOf("broker-2.log");
+  const std::string script =
+      "echo 7 4096 >$MILLRACE_PROGRESS; while [ ! -e finish ]; do sleep 0.1; done; echo $MILLRACE_JOB $MILLRACE_TOKEN "
+      ">>witness";
+  std::ofstream(dir_ / "long.yaml") << fmt::format(
+      "version: 1\npipeline: long\nstages:\n  copy:\n    command: [sh, -c, '{}']\n", script);
+
+  for (std::uint16_t shard = 0; shard < kShards; ++shard) {
+    OrgId org{1};
+    while (ShardOf(org, kShards) != ShardId{shard}) org = OrgId{org.value() + 1};
+    const std::string of = fmt::format("--org={}", org.value()), follower = fmt::format("follower-{}", shard);
+    SCOPED_TRACE(of);
+    const std::string job = Submit("echo 7 4096 >$MILLRACE_PROGRESS; " + UntilFinish() + Witness(), {of});
+    Told({of, "pipeline", "apply", (dir_ / "long.yaml").string()});
+    Start(follower, {of, "run", "start", "long", "--wait"});
+    EXPECT_TRUE(WaitFor([&] { return TextOf(follower + ".log").contains("stage copy: running"); }, kJoinShare))
+        << TextOf(follower + ".log");
+    std::string run;
+    ASSERT_TRUE(WaitFor([&] { return !(run = Told({of, "run", "list", "-q"})).empty(); }));
+    run.pop_back();
+    const auto shown = [&](const std::string& noun, const std::string& id) {
+      const auto all = nlohmann::json::parse(Told({of, noun, "show", id, "-o", "json"}));
+      const auto progress = noun == "job" ? all.at("progress") : all.at("stages").at(0).at("progress");
+      return progress.is_null() ? std::string("nothing")
+                                : fmt::format("{} {}", progress.at("rows").get<int>(), progress.at("bytes").get<int>());
+    };
+    EXPECT_TRUE(WaitFor([&] { return shown("job", job) == "7 4096"; }, kJoinShare)) << shown("job", job);
+    EXPECT_TRUE(WaitFor([&] { return shown("run", run) == "7 4096"; }, kJoinShare)) << shown("run", run);
+  }
+  Finish();
+  for (std::uint16_t shard = 0; shard < kShards; ++shard)
+    EXPECT_EQ(processes_[fmt::format("follower-{}", shard)].Wait(kPatience), 0);
+  EXPECT_TRUE(WaitFor([&] { return Count("outcome") == 2 * kShards; }));
 }
 
 TEST_F(ProcessesTest, SigtermEndsWhoWaitsForSomebodyElsesMigration) {

@@ -217,7 +217,7 @@ TEST_F(RemoteLedger, OwnershipIsOneRoundTripEach) {
   };
   for (int i = 0; i < 3; ++i) one_trip("take", take);
   one_trip("renew", [&] { return ledger.RenewShards(holds, owner, In(kPumpsBudget)); });
-  one_trip("announce", [&] { return ledger.AnnounceBroker(owner, "far", false, In(kPumpsBudget)); });
+  one_trip("announce", [&] { return ledger.AnnounceBroker(owner, {.name = "far"}, false, In(kPumpsBudget)); });
   one_trip("lead", [&] { return ledger.TryLead(owner, "far", Millis{5000}, In(kPumpsBudget)); });
   while (holds.size() < 5 && next < kShards) expect_only_late("take", take());
   ASSERT_GE(holds.size(), 5U);

@@ -73,7 +73,7 @@ class MemoryLedger : public MemoryScheduleLedger {
     return all;
   }
 
-  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, std::string_view, bool leaving, MonoTime) override {
+  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId owner, const BrokerAddress&, bool leaving, MonoTime) override {
     MILLRACE_TRY(Up());
     brokers_[owner] = clock_.WallNow();
     if (leaving) brokers_.erase(owner);

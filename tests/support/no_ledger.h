@@ -18,7 +18,7 @@ class NoLedger : public Ledger {
   Result<void> RenewShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return No(); }
   Result<void> ReleaseShards(std::span<const ShardHold>, OwnerId, MonoTime) override { return No(); }
   Result<std::vector<ShardStatus>> Shards(MonoTime) override { return No(); }
-  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId, std::string_view, bool, MonoTime) override { return No(); }
+  Result<std::vector<OwnerId>> AnnounceBroker(OwnerId, const BrokerAddress&, bool, MonoTime) override { return No(); }
   Result<OwnerBatchResult> Commit(const OwnerBatch&, MonoTime) override { return No(); }
   Result<LiveJobs> LiveSingleJobs(ShardId, std::uint16_t, std::optional<JobId>, const LivePage&, MonoTime) override {
     return No();
