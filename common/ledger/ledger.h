@@ -326,7 +326,7 @@ class Ledger : public AuditSource {
   // All rows of these slots (at most kSlotHistoriesMax), by slot and generation.
   virtual Result<std::vector<SlotHistory>> SlotHistories(OrgId org, std::string_view pipeline, std::string_view schedule,
                                                          std::span<const WallTime> slots, MonoTime deadline) = 0;
-  // How many runs of a backfill are in each state; kRunning: no outcome.
+  // How many slots of a backfill have a run in each state, that of its latest retry; kRunning: no outcome.
   virtual Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow& row, MonoTime deadline) = 0;
 
   virtual Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) = 0;

@@ -74,6 +74,43 @@ TEST_P(SchedulerTest, WhatIsReprocessed) {
   EXPECT_EQ(days_of(4), "") << "the latest run of each slot succeeded";
 }
 
+TEST_P(SchedulerTest, ARetryIsARunOfItsSlot) {
+  Apply({.days_behind = 4});
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*scheduler);
+  const auto slots = Generation(0);
+  ASSERT_EQ(slots.size(), 4u);
+  for (int i = 0; i < 4; ++i) EndOne(RunState::kFailed);
+  EndRun(Retry(*slots[0].run), RunState::kSucceeded);
+  const RunId twice = Retry(*slots[1].run);
+  EndRun(twice, RunState::kCancelled);
+  EndRun(Retry(twice), RunState::kSucceeded);
+  const RunId active = Retry(*slots[2].run);
+  EndRun(Retry(*slots[3].run), RunState::kFailed);
+  std::vector<WallTime> days_of;
+  for (const SlotRow& slot : slots) days_of.push_back(slot.key.slot);
+  const auto histories = *ledger_->SlotHistories(kDefaultOrg, "p", "default", days_of, In());
+  ASSERT_EQ(histories.size(), 4u);
+  using State = std::optional<RunState>;
+  EXPECT_EQ(histories[0].run_ended, State(RunState::kSucceeded));
+  EXPECT_EQ(histories[1].run_ended, State(RunState::kSucceeded)) << "a retry of a retry";
+  EXPECT_EQ(histories[2].run_ended, State()) << "active";
+  EXPECT_EQ(histories[3].run_ended, State(RunState::kFailed));
+
+  const BackfillRow failed = Create(Backfill(4, {.max_parallel = 10, .reprocess = Reprocess::kFailed})).row;
+  Pass(*scheduler);
+  ASSERT_EQ(Generation(1).size(), 1u);
+  const RunId fed = *Generation(1)[0].run;
+  EXPECT_EQ(Generation(1)[0].key.slot, slots[3].key.slot);
+  EndRun(fed, RunState::kFailed);
+  const RunId again = Retry(fed);
+  using Counts = std::map<RunState, std::uint64_t>;
+  EXPECT_EQ(*ledger_->BackfillRuns(failed, In()), (Counts{{RunState::kRunning, 1}}));
+  EndRun(again, RunState::kSucceeded);
+  EXPECT_EQ(*ledger_->BackfillRuns(failed, In()), (Counts{{RunState::kSucceeded, 1}}));
+  EndRun(active, RunState::kSucceeded);
+}
+
 TEST_P(SchedulerTest, ABackfillLeavesToTheScheduleWhatIsStillToBeDecided) {
   Apply({.days_behind = 3});
   const BackfillRow row = Create(Backfill(5, {.max_parallel = 10})).row;  // the watermark is three slots back
