@@ -204,7 +204,7 @@ Result<ExitCode> DoShow(const Options& options) {
   const auto slots = cron.Between(state.row.from - Micros{1}, end - Micros{1}, kBackfillSlotsMax);
   const auto before = std::ranges::lower_bound(slots, state.position) - slots.begin();
   const auto total = static_cast<std::int64_t>(slots.size());
-  const std::int64_t decided = state.fed ? total : stored.newest_first ? total - before : before;
+  const std::int64_t decided = stored.newest_first ? total - before : before;
   std::uint64_t fed = 0;
   for (const auto& [run_state, count] : runs) fed += count;
   const auto count = [&](RunState s) { return static_cast<std::int64_t>(runs[s]); };

@@ -71,7 +71,7 @@ struct BackfillRow {
 struct BackfillState {
   BackfillRow row;
   WallTime position{};               // oldest first: every slot before it is decided; newest first: every slot at or after it
-  bool fed = false;                  // every slot of the range is decided
+  bool fed = false;                  // every slot of the range is decided, or it was stopped: no further one is fed
   std::optional<WallTime> ended_at;  // fed, and no run of it is active
   std::uint32_t noted = 0;           // runs of it that were active when last looked at ...
   std::uint32_t active = 0;          // ... and so many of those still are
