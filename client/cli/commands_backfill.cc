@@ -50,6 +50,9 @@ Result<BackfillRow> MakeRow(const Options& options, const ScheduleRow& schedule,
   if (options.max_parallel < 1 || options.max_parallel > kBackfillParallelMax)
     return Fail(ErrorCode::kInvalidArgument, "--max-parallel: {} is not in [1, {}]", options.max_parallel,
                 kBackfillParallelMax);
+  if (options.generation && (*options.generation == 0 || *options.generation > kBackfillGenerationMax))
+    return Fail(ErrorCode::kInvalidArgument, "--generation: {} is not in [1, {}]: leave it out for the next one",
+                *options.generation, kBackfillGenerationMax);
   BackfillOptions stored;
   stored.newest_first = options.newest_first;
   stored.max_parallel = options.max_parallel;
@@ -57,7 +60,7 @@ Result<BackfillRow> MakeRow(const Options& options, const ScheduleRow& schedule,
   MILLRACE_TRY_ASSIGN(stored.reprocess, ParseReprocess(options.reprocess));
   MILLRACE_TRY_ASSIGN(stored.params, ParseParams(options.params));
   row.until = schedule.watermark;
-  row.generation = options.generation;
+  row.generation = options.generation.value_or(0);
   row.version = schedule.version;
   row.options = ToJson(stored);
   row.actor = Actor();

@@ -317,6 +317,7 @@ class Ledger : public AuditSource {
 
   // Backfills. With generation 0: takes the next one of the schedule, or gives back a backfill of the same range and options
   // that has not ended. With a generation: creates it, or gives back the one that has it; kConflict when that one is another.
+  // kInvalidArgument: a generation above kBackfillGenerationMax.
   struct CreatedBackfill {
     BackfillRow row;
     bool created = false;

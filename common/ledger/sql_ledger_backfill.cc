@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 
 #include "common/ledger/sql_ledger.h"
 #include "common/model/backfill.h"
@@ -89,11 +90,19 @@ Result<std::optional<BackfillRow>> SqlLedger::SameBackfill(const BackfillRow& wa
 Result<Ledger::CreatedBackfill> SqlLedger::CreateBackfill(BackfillRow row, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const BackfillOptions options, BackfillOptionsFromJson(row.options));
   const bool any_generation = row.generation == 0;
+  if (row.generation > kBackfillGenerationMax)
+    return Fail(ErrorCode::kInvalidArgument, "generation {} is not in [1, {}]: leave it out for the next one", row.generation,
+                kBackfillGenerationMax);
   for (int round = 0; round < kCreateRoundsMax; ++round) {
     std::uint32_t highest = 0;
     if (any_generation) row.generation = 0;
     MILLRACE_TRY_ASSIGN(auto same, SameBackfill(row, highest, deadline));
     if (same) return CreatedBackfill{std::move(*same), false};
+    if (any_generation && highest == std::numeric_limits<std::uint32_t>::max())
+      return Fail(ErrorCode::kConflict,
+                  "generation {} of schedule '{}' of pipeline '{}' is taken, and there is none after it: give a free one "
+                  "(--generation)",
+                  highest, row.schedule, row.pipeline);
     if (any_generation) row.generation = highest + 1;
     Batch batch;
     batch.backfills.push_back(&row);

@@ -1,4 +1,5 @@
 // Backfills and reprocessing on both ledgers; see scheduler_test.cc.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -146,6 +147,22 @@ TEST_P(SchedulerTest, AskingAgainIsTheSameBackfill) {
   EXPECT_EQ(Generation(1).size() + Generation(2).size() + Generation(7).size(), 4u)
       << "what one has run is not left for the other";
   EXPECT_EQ(Create(Backfill(3, {.max_parallel = 10})).row.generation, 8u) << "the first one has ended";
+}
+
+TEST_P(SchedulerTest, GenerationsDoNotRunOut) {
+  Apply({});
+  for (const std::uint32_t wanted : {kBackfillGenerationMax + 1, UINT32_MAX}) {
+    const auto refused = ledger_->CreateBackfill(Backfill(3, {}, wanted), In());
+    ASSERT_FALSE(refused) << wanted;
+    EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  }
+  EXPECT_TRUE(Create(Backfill(3, {}, kBackfillGenerationMax)).created);
+  EXPECT_EQ(Create(Backfill(4)).row.generation, kBackfillGenerationMax + 1) << "there is always a next one";
+  Raw(fmt::format("update backfill set generation = {} where generation = {}", UINT32_MAX, kBackfillGenerationMax));
+  const auto none = ledger_->CreateBackfill(Backfill(5), In());  // stored before there was a limit
+  ASSERT_FALSE(none);
+  EXPECT_THAT(none.error().message,
+              ::testing::HasSubstr("generation 4294967295 of schedule 'default' of pipeline 'p' is taken"));
 }
 
 TEST_P(SchedulerTest, ABrokenBackfillDoesNotStopTheOthers) {
