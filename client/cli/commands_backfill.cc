@@ -108,6 +108,27 @@ Result<Preview> Look(Ledger& ledger, const BackfillRow& row, const Context& cont
 
 Cell TimeCell(std::optional<WallTime> t) { return t ? Cell{ToRfc3339(*t)} : Cell{}; }
 
+Result<BackfillState> Find(const Context& context, Ledger& ledger, BackfillId id) {
+  BackfillFilter filter;
+  filter.org = context.org();
+  filter.id = id;
+  MILLRACE_TRY_ASSIGN(auto found, ledger.Backfills(filter, context.Deadline()));
+  if (found.empty()) return Fail(ErrorCode::kNotFound, "there is no backfill {}", id.ToString());
+  return std::move(found.front());
+}
+
+// One of before may be over: its generation was asked for.
+void SayWhoFeeds(const Context& context, const BackfillRow& row, const std::optional<BackfillState>& before) {
+  const std::string id = row.id.ToString();
+  if (before && (before->stopped || before->ended_at))
+    fmt::print(stderr, "it was stored before and {}; nothing more of it is fed: millrace backfill show {}{}\n",
+               before->stopped ? "was stopped" : "has ended", id, context.OrgOption());
+  else
+    fmt::print(stderr, "{}; the scheduler feeds it{}: millrace backfill show {}{}\n",
+               before ? "it was stored before and goes on" : "stored", context.embedded() ? " while 'millrace up' runs" : "",
+               id, context.OrgOption());
+}
+
 Result<ExitCode> DoBackfill(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
   if (options.pipeline.empty())
@@ -148,13 +169,16 @@ Result<ExitCode> DoBackfill(const Options& options) {
     fmt::print("{}\n", id);
     return ExitCode::kOk;
   }
+  std::optional<BackfillState> before;
+  if (!made.created) {
+    MILLRACE_TRY_ASSIGN(before, Find(*context, *ledger, made.row.id));
+  }
+  const bool over = before && (before->stopped || before->ended_at);
   Print(Table{.columns = {"backfill", "pipeline", "schedule", "generation", "slots", "to_run", "created"},
               .rows = {{id, made.row.pipeline, made.row.schedule, std::int64_t{made.row.generation}, preview.slots,
-                        preview.to_run, made.created}}},
+                        over ? 0 : preview.to_run, made.created}}},
         context->format());
-  fmt::print(stderr, "{}; the scheduler feeds it{}: millrace backfill show {}{}\n",
-             made.created ? "stored" : "it was stored before and goes on",
-             context->embedded() ? " while 'millrace up' runs" : "", id, context->OrgOption());
+  SayWhoFeeds(*context, made.row, before);
   return ExitCode::kOk;
 }
 
@@ -245,15 +269,6 @@ Result<ExitCode> DoShow(const Options& options) {
   }
   Print(table, context->format());
   return ExitCode::kOk;
-}
-
-Result<BackfillState> Find(const Context& context, Ledger& ledger, BackfillId id) {
-  BackfillFilter filter;
-  filter.org = context.org();
-  filter.id = id;
-  MILLRACE_TRY_ASSIGN(auto found, ledger.Backfills(filter, context.Deadline()));
-  if (found.empty()) return Fail(ErrorCode::kNotFound, "there is no backfill {}", id.ToString());
-  return std::move(found.front());
 }
 
 Result<std::vector<RunId>> ActiveRuns(const Context& context, Ledger& ledger, const BackfillRow& row) {
