@@ -50,6 +50,9 @@ Result<BackfillRow> MakeRow(const Options& options, const ScheduleRow& schedule,
   if (options.max_parallel < 1 || options.max_parallel > kBackfillParallelMax)
     return Fail(ErrorCode::kInvalidArgument, "--max-parallel: {} is not in [1, {}]", options.max_parallel,
                 kBackfillParallelMax);
+  if (options.generation && (*options.generation == 0 || *options.generation > kBackfillGenerationMax))
+    return Fail(ErrorCode::kInvalidArgument, "--generation: {} is not in [1, {}]: leave it out for the next one",
+                *options.generation, kBackfillGenerationMax);
   BackfillOptions stored;
   stored.newest_first = options.newest_first;
   stored.max_parallel = options.max_parallel;
@@ -57,7 +60,7 @@ Result<BackfillRow> MakeRow(const Options& options, const ScheduleRow& schedule,
   MILLRACE_TRY_ASSIGN(stored.reprocess, ParseReprocess(options.reprocess));
   MILLRACE_TRY_ASSIGN(stored.params, ParseParams(options.params));
   row.until = schedule.watermark;
-  row.generation = options.generation;
+  row.generation = options.generation.value_or(0);
   row.version = schedule.version;
   row.options = ToJson(stored);
   row.actor = Actor();
@@ -105,6 +108,27 @@ Result<Preview> Look(Ledger& ledger, const BackfillRow& row, const Context& cont
 
 Cell TimeCell(std::optional<WallTime> t) { return t ? Cell{ToRfc3339(*t)} : Cell{}; }
 
+Result<BackfillState> Find(const Context& context, Ledger& ledger, BackfillId id) {
+  BackfillFilter filter;
+  filter.org = context.org();
+  filter.id = id;
+  MILLRACE_TRY_ASSIGN(auto found, ledger.Backfills(filter, context.Deadline()));
+  if (found.empty()) return Fail(ErrorCode::kNotFound, "there is no backfill {}", id.ToString());
+  return std::move(found.front());
+}
+
+// One of before may be over: its generation was asked for.
+void SayWhoFeeds(const Context& context, const BackfillRow& row, const std::optional<BackfillState>& before) {
+  const std::string id = row.id.ToString();
+  if (before && (before->stopped || before->ended_at))
+    fmt::print(stderr, "it was stored before and {}; nothing more of it is fed: millrace backfill show {}{}\n",
+               before->stopped ? "was stopped" : "has ended", id, context.OrgOption());
+  else
+    fmt::print(stderr, "{}; the scheduler feeds it{}: millrace backfill show {}{}\n",
+               before ? "it was stored before and goes on" : "stored", context.embedded() ? " while 'millrace up' runs" : "",
+               id, context.OrgOption());
+}
+
 Result<ExitCode> DoBackfill(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
   if (options.pipeline.empty())
@@ -145,13 +169,16 @@ Result<ExitCode> DoBackfill(const Options& options) {
     fmt::print("{}\n", id);
     return ExitCode::kOk;
   }
+  std::optional<BackfillState> before;
+  if (!made.created) {
+    MILLRACE_TRY_ASSIGN(before, Find(*context, *ledger, made.row.id));
+  }
+  const bool over = before && (before->stopped || before->ended_at);
   Print(Table{.columns = {"backfill", "pipeline", "schedule", "generation", "slots", "to_run", "created"},
               .rows = {{id, made.row.pipeline, made.row.schedule, std::int64_t{made.row.generation}, preview.slots,
-                        preview.to_run, made.created}}},
+                        over ? 0 : preview.to_run, made.created}}},
         context->format());
-  fmt::print(stderr, "{}; the scheduler feeds it{}: millrace backfill show {}{}\n",
-             made.created ? "stored" : "it was stored before and goes on",
-             context->embedded() ? " while 'millrace up' runs" : "", id, context->OrgOption());
+  SayWhoFeeds(*context, made.row, before);
   return ExitCode::kOk;
 }
 
@@ -204,7 +231,7 @@ Result<ExitCode> DoShow(const Options& options) {
   const auto slots = cron.Between(state.row.from - Micros{1}, end - Micros{1}, kBackfillSlotsMax);
   const auto before = std::ranges::lower_bound(slots, state.position) - slots.begin();
   const auto total = static_cast<std::int64_t>(slots.size());
-  const std::int64_t decided = state.fed ? total : stored.newest_first ? total - before : before;
+  const std::int64_t decided = stored.newest_first ? total - before : before;
   std::uint64_t fed = 0;
   for (const auto& [run_state, count] : runs) fed += count;
   const auto count = [&](RunState s) { return static_cast<std::int64_t>(runs[s]); };
@@ -242,15 +269,6 @@ Result<ExitCode> DoShow(const Options& options) {
   }
   Print(table, context->format());
   return ExitCode::kOk;
-}
-
-Result<BackfillState> Find(const Context& context, Ledger& ledger, BackfillId id) {
-  BackfillFilter filter;
-  filter.org = context.org();
-  filter.id = id;
-  MILLRACE_TRY_ASSIGN(auto found, ledger.Backfills(filter, context.Deadline()));
-  if (found.empty()) return Fail(ErrorCode::kNotFound, "there is no backfill {}", id.ToString());
-  return std::move(found.front());
 }
 
 Result<std::vector<RunId>> ActiveRuns(const Context& context, Ledger& ledger, const BackfillRow& row) {

@@ -443,24 +443,46 @@ struct Retried {
   std::string pipeline;
   std::size_t jobs = 0;
   bool already = false;
+  bool left_out = false;  // by a filter: its slot ran again in a later generation
 };
+
+// The newest run of the slot in a generation after `run`'s: what it loads has another effect key.
+Result<std::optional<SlotHistory>> LaterGeneration(const RunSpec& run, Ledger& ledger, MonoTime deadline) {
+  std::optional<SlotHistory> later;
+  if (!run.slot) return later;
+  MILLRACE_TRY_ASSIGN(auto rows, ledger.SlotHistories(run.org, run.pipeline, run.schedule, std::span(&*run.slot, 1), deadline));
+  for (SlotHistory& row : rows)
+    if (row.generation > run.generation && row.run) later = std::move(row);
+  return later;
+}
+
+Result<bool> WasRetried(const RunSummary& run, Ledger& ledger, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(
+      const auto open,
+      ledger.ListRuns(
+          {.org = run.spec.org, .pipeline = {}, .state = run.state, .before = IdAfter(run.spec.id), .limit = 1, .open = true},
+          deadline));
+  return open.empty() || open.front().spec.id != run.spec.id;
+}
 
 Result<Retried> RetryOne(RunId id, const Options& options, Ledger& ledger, Context& context) {
   MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger.GetRun(context.org(), id, context.Deadline()));
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(context.Deadline()));
   MILLRACE_TRY_ASSIGN(const Requeue again, RepeatRun(failed, Actor(), options.reason, now, context.ids()));
-  Retried out{.run = {}, .pipeline = again.run->pipeline, .jobs = again.jobs.size(), .already = false};
-  if (options.dry_run) {
-    MILLRACE_TRY_ASSIGN(const auto open, ledger.ListRuns({.org = context.org(),
-                                                          .pipeline = {},
-                                                          .state = failed.summary.state,
-                                                          .before = IdAfter(id),
-                                                          .limit = 1,
-                                                          .open = true},
-                                                         context.Deadline()));
-    out.already = open.empty() || open.front().spec.id != id;
-    return out;
+  MILLRACE_TRY_ASSIGN(const auto later, LaterGeneration(failed.summary.spec, ledger, context.Deadline()));
+  Retried out{.run = {}, .pipeline = again.run->pipeline, .jobs = again.jobs.size()};
+  if (later || options.dry_run) {
+    MILLRACE_TRY_ASSIGN(out.already, WasRetried(failed.summary, ledger, context.Deadline()));
   }
+  if (later && !out.already) {
+    out.left_out = options.ids.empty();
+    if (out.left_out) return out;
+    return Fail(ErrorCode::kConflict,
+                "run {}: its slot {} ran again in generation {}, as run {}, and would be loaded twice; retry that one if it "
+                "failed, or run the slot anew with 'millrace backfill {} --reprocess all'",
+                id.ToString(), ToRfc3339(later->slot), later->generation, later->run->ToString(), out.pipeline);
+  }
+  if (options.dry_run) return out;
   MILLRACE_TRY_ASSIGN(const RequeueResult done, ledger.RequeueDead(again, context.Deadline()));
   out.already = done.retried_as.has_value();
   out.run = done.retried_as.value_or(again.run->id);
@@ -482,13 +504,17 @@ Result<ExitCode> DoRetry(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
   MILLRACE_TRY_ASSIGN(const std::vector<RunId> ids, MeantRuns(options, *ledger, *context));
   Table table{.columns = {"run", "retry_of", "pipeline", "jobs", "already"}, .rows = {}};
-  std::size_t fresh = 0;
+  std::size_t fresh = 0, left_out = 0;
   std::optional<Error> failed;
   for (const RunId id : ids) {
     auto done = RetryOne(id, options, *ledger, *context);
     if (!done) {
       if (failed) (void)Complain(done.error());
       if (!failed) failed = std::move(done.error());
+      continue;
+    }
+    if (done->left_out) {
+      ++left_out;
       continue;
     }
     fresh += done->already ? 0u : 1u;
@@ -500,6 +526,9 @@ Result<ExitCode> DoRetry(const Options& options) {
                           done->already ? Cell{} : Cell{static_cast<std::int64_t>(done->jobs)}, done->already});
   }
   if (options.dry_run) fmt::print(stderr, "{} {} would be retried\n", fresh, fresh == 1 ? "run" : "runs");
+  if (left_out > 0)
+    fmt::print(stderr, "{} {} left out: a later generation of the slot (a backfill) has run or is running\n", left_out,
+               left_out == 1 ? "run" : "runs");
   if (fresh > 0 && !options.dry_run) SayIfNobodyRuns(*context, fresh == 1 ? "the new run" : "the new runs");
   if (!options.quiet && (!table.rows.empty() || !failed)) Print(table, context->format());
   if (failed) return std::unexpected(*std::move(failed));

@@ -67,7 +67,8 @@ struct Options {
   bool transitions = false;                        // schedule next
   std::string to, schedule, reprocess = "none";    // backfill; from is its other edge
   bool newest_first = false, dry_run = false;  // backfill; job requeue, discard, cancel, run retry, run cancel, ledger prune
-  std::uint32_t max_parallel = 1, generation = 0;  // backfill; generation 0: the next
+  std::uint32_t max_parallel = 1;              // backfill
+  std::optional<std::uint32_t> generation;     // backfill; empty: the next
 };
 
 }  // namespace millrace::cli

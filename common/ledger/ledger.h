@@ -324,6 +324,7 @@ class Ledger : public AuditSource {
 
   // Backfills. With generation 0: takes the next one of the schedule, or gives back a backfill of the same range and options
   // that has not ended. With a generation: creates it, or gives back the one that has it; kConflict when that one is another.
+  // kInvalidArgument: a generation above kBackfillGenerationMax.
   struct CreatedBackfill {
     BackfillRow row;
     bool created = false;
@@ -333,7 +334,7 @@ class Ledger : public AuditSource {
   // All rows of these slots (at most kSlotHistoriesMax), by slot and generation.
   virtual Result<std::vector<SlotHistory>> SlotHistories(OrgId org, std::string_view pipeline, std::string_view schedule,
                                                          std::span<const WallTime> slots, MonoTime deadline) = 0;
-  // How many runs of a backfill are in each state; kRunning: no outcome.
+  // How many slots of a backfill have a run in each state, that of its latest retry; kRunning: no outcome.
   virtual Result<std::map<RunState, std::uint64_t>> BackfillRuns(const BackfillRow& row, MonoTime deadline) = 0;
 
   virtual Result<std::vector<RunSummary>> ListRuns(const RunFilter& filter, MonoTime deadline) = 0;

@@ -71,7 +71,7 @@ struct BackfillRow {
 struct BackfillState {
   BackfillRow row;
   WallTime position{};               // oldest first: every slot before it is decided; newest first: every slot at or after it
-  bool fed = false;                  // every slot of the range is decided
+  bool fed = false;                  // every slot of the range is decided, or it was stopped: no further one is fed
   std::optional<WallTime> ended_at;  // fed, and no run of it is active
   std::uint32_t noted = 0;           // runs of it that were active when last looked at ...
   std::uint32_t active = 0;          // ... and so many of those still are
@@ -84,14 +84,14 @@ struct BackfillFilter {
   bool unended = false;
   std::uint32_t limit = 100;
 };
-// One row of a slot and, if it has a run, what became of that.
+// One row of a slot and, if it has a run, what became of that: of its latest retry, where it was retried.
 inline constexpr std::size_t kSlotHistoriesMax = 100;  // slots of one question
 struct SlotHistory {
   WallTime slot{};
   std::uint32_t generation = 0;
   std::string state;
   std::optional<RunId> run;
-  std::optional<RunState> run_ended;  // empty: no run, or it is active
+  std::optional<RunState> run_ended;  // empty: no run, or it (or its latest retry) is active
 };
 // A turn of feeding a backfill. Nothing moves when the stored position is not `position_was`.
 struct BackfillStep {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 
 #include "common/ledger/sql_ledger.h"
 #include "common/model/backfill.h"
@@ -9,9 +10,15 @@
 namespace millrace::ledger {
 namespace {
 
-// Of a slot's run. One that is not there was pruned: it is not active, and nobody repeats it unasked. The tables are named in
-// the order in which a prune locks them.
-constexpr std::string_view kRunState = "coalesce(o.state, case when s.run is not null and r.run is null then 10 end)";
+// Of a slot's run. One that is not there was pruned: it is not active, and nobody repeats it unasked. One that ended without
+// success may have been retried, and so may that: the last one counts. All others cost no look at retries. The tables are
+// named in the order in which a prune locks them.
+constexpr std::string_view kRunState =
+    "case when o.state <> 10 then (with recursive chain (run, n) as (select s.run, 0 union all select d.new_job, c.n + 1 "
+    "from chain c join dead_action d on d.job = c.run) "
+    "select coalesce(lo.state, case when lr.run is null then 10 end) from (select run from chain order by n desc limit 1) l "
+    "left join run lr on lr.run = l.run left join run_outcome lo on lo.run = l.run) "
+    "else coalesce(o.state, case when s.run is not null and r.run is null then 10 end) end";
 constexpr std::string_view kSlotsWithRuns = "slot s left join run r on r.run = s.run left join run_outcome o on o.run = s.run";
 // A run is live that is there and has no outcome. (The table of live runs is by shard, which SQL does not know.)
 constexpr std::string_view kLiveOfBackfill =
@@ -83,11 +90,19 @@ Result<std::optional<BackfillRow>> SqlLedger::SameBackfill(const BackfillRow& wa
 Result<Ledger::CreatedBackfill> SqlLedger::CreateBackfill(BackfillRow row, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const BackfillOptions options, BackfillOptionsFromJson(row.options));
   const bool any_generation = row.generation == 0;
+  if (row.generation > kBackfillGenerationMax)
+    return Fail(ErrorCode::kInvalidArgument, "generation {} is not in [1, {}]: leave it out for the next one", row.generation,
+                kBackfillGenerationMax);
   for (int round = 0; round < kCreateRoundsMax; ++round) {
     std::uint32_t highest = 0;
     if (any_generation) row.generation = 0;
     MILLRACE_TRY_ASSIGN(auto same, SameBackfill(row, highest, deadline));
     if (same) return CreatedBackfill{std::move(*same), false};
+    if (any_generation && highest == std::numeric_limits<std::uint32_t>::max())
+      return Fail(ErrorCode::kConflict,
+                  "generation {} of schedule '{}' of pipeline '{}' is taken, and there is none after it: give a free one "
+                  "(--generation)",
+                  highest, row.schedule, row.pipeline);
     if (any_generation) row.generation = highest + 1;
     Batch batch;
     batch.backfills.push_back(&row);

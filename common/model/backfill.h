@@ -13,6 +13,8 @@
 namespace millrace {
 
 inline constexpr std::uint32_t kBackfillParallelMax = 1000;
+inline constexpr std::uint32_t kBackfillGenerationMax =
+    1'000'000'000;  // that one may ask for: the next ones have room above it
 inline constexpr std::size_t kBackfillSlotsMax = 1'000'000;
 
 // Which slots of the range get a run.

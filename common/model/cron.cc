@@ -279,7 +279,12 @@ Result<WallTime> ParseRangeEdge(std::string_view text, std::string_view timezone
   }
   const auto day = ParseRfc3339(std::string(text) + "T00:00:00Z");
   if (!day) return Fail(ErrorCode::kInvalidArgument, "'{}' is not a day like 2026-11-21", text);
-  return StartOfDay(*zone, chr::floor<chr::days>(*day) + chr::days{edge == RangeEdge::kTo ? 1 : 0});
+  const auto first = chr::floor<chr::days>(*day);
+  const WallTime begins = StartOfDay(*zone, first), ends = StartOfDay(*zone, first + chr::days{1});
+  if (begins == ends)
+    return Fail(ErrorCode::kInvalidArgument, "{} has no day {}: its clock jumped over it; give the day before or after it",
+                timezone, text);
+  return edge == RangeEdge::kTo ? ends : begins;
 }
 
 Result<CronSchedule> CronSchedule::Make(std::string_view cron, std::string_view timezone, DstRule rule) {

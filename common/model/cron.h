@@ -59,6 +59,7 @@ class CronExpression {
 
 // The edge of a range of slots, as people write it: an instant ("2026-11-21T06:15:00Z", with an offset or Z), or a day of the
 // zone ("2026-11-21"). Ranges are half-open, [from, to): an instant as `to` is outside; a day as `to` is inside, as a whole.
+// kInvalidArgument: also a day that the zone does not have (Samoa went over the date line).
 enum class RangeEdge : std::uint8_t { kFrom, kTo };
 Result<WallTime> ParseRangeEdge(std::string_view text, std::string_view timezone, RangeEdge edge);
 

@@ -1,4 +1,5 @@
 // Backfills and reprocessing on both ledgers; see scheduler_test.cc.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -74,6 +75,43 @@ TEST_P(SchedulerTest, WhatIsReprocessed) {
   EXPECT_EQ(days_of(4), "") << "the latest run of each slot succeeded";
 }
 
+TEST_P(SchedulerTest, ARetryIsARunOfItsSlot) {
+  Apply({.days_behind = 4});
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*scheduler);
+  const auto slots = Generation(0);
+  ASSERT_EQ(slots.size(), 4u);
+  for (int i = 0; i < 4; ++i) EndOne(RunState::kFailed);
+  EndRun(Retry(*slots[0].run), RunState::kSucceeded);
+  const RunId twice = Retry(*slots[1].run);
+  EndRun(twice, RunState::kCancelled);
+  EndRun(Retry(twice), RunState::kSucceeded);
+  const RunId active = Retry(*slots[2].run);
+  EndRun(Retry(*slots[3].run), RunState::kFailed);
+  std::vector<WallTime> days_of;
+  for (const SlotRow& slot : slots) days_of.push_back(slot.key.slot);
+  const auto histories = *ledger_->SlotHistories(kDefaultOrg, "p", "default", days_of, In());
+  ASSERT_EQ(histories.size(), 4u);
+  using State = std::optional<RunState>;
+  EXPECT_EQ(histories[0].run_ended, State(RunState::kSucceeded));
+  EXPECT_EQ(histories[1].run_ended, State(RunState::kSucceeded)) << "a retry of a retry";
+  EXPECT_EQ(histories[2].run_ended, State()) << "active";
+  EXPECT_EQ(histories[3].run_ended, State(RunState::kFailed));
+
+  const BackfillRow failed = Create(Backfill(4, {.max_parallel = 10, .reprocess = Reprocess::kFailed})).row;
+  Pass(*scheduler);
+  ASSERT_EQ(Generation(1).size(), 1u);
+  const RunId fed = *Generation(1)[0].run;
+  EXPECT_EQ(Generation(1)[0].key.slot, slots[3].key.slot);
+  EndRun(fed, RunState::kFailed);
+  const RunId again = Retry(fed);
+  using Counts = std::map<RunState, std::uint64_t>;
+  EXPECT_EQ(*ledger_->BackfillRuns(failed, In()), (Counts{{RunState::kRunning, 1}}));
+  EndRun(again, RunState::kSucceeded);
+  EXPECT_EQ(*ledger_->BackfillRuns(failed, In()), (Counts{{RunState::kSucceeded, 1}}));
+  EndRun(active, RunState::kSucceeded);
+}
+
 TEST_P(SchedulerTest, ABackfillLeavesToTheScheduleWhatIsStillToBeDecided) {
   Apply({.days_behind = 3});
   const BackfillRow row = Create(Backfill(5, {.max_parallel = 10})).row;  // the watermark is three slots back
@@ -109,6 +147,22 @@ TEST_P(SchedulerTest, AskingAgainIsTheSameBackfill) {
   EXPECT_EQ(Generation(1).size() + Generation(2).size() + Generation(7).size(), 4u)
       << "what one has run is not left for the other";
   EXPECT_EQ(Create(Backfill(3, {.max_parallel = 10})).row.generation, 8u) << "the first one has ended";
+}
+
+TEST_P(SchedulerTest, GenerationsDoNotRunOut) {
+  Apply({});
+  for (const std::uint32_t wanted : {kBackfillGenerationMax + 1, UINT32_MAX}) {
+    const auto refused = ledger_->CreateBackfill(Backfill(3, {}, wanted), In());
+    ASSERT_FALSE(refused) << wanted;
+    EXPECT_EQ(refused.error().code, ErrorCode::kInvalidArgument);
+  }
+  EXPECT_TRUE(Create(Backfill(3, {}, kBackfillGenerationMax)).created);
+  EXPECT_EQ(Create(Backfill(4)).row.generation, kBackfillGenerationMax + 1) << "there is always a next one";
+  Raw(fmt::format("update backfill set generation = {} where generation = {}", UINT32_MAX, kBackfillGenerationMax));
+  const auto none = ledger_->CreateBackfill(Backfill(5), In());  // stored before there was a limit
+  ASSERT_FALSE(none);
+  EXPECT_THAT(none.error().message,
+              ::testing::HasSubstr("generation 4294967295 of schedule 'default' of pipeline 'p' is taken"));
 }
 
 TEST_P(SchedulerTest, ABrokenBackfillDoesNotStopTheOthers) {

@@ -130,7 +130,11 @@ TEST_F(CliSchedules, ABackfillIsFedByTheSchedulerAndSurvivesItsDeath) {
 
 TEST_F(CliSchedules, ABackfillIsCancelledWithItsRuns) {
   Apply("[sh, -c, \"echo x >> days; sleep 60\"]");
+  const std::string early = Backfill({}).at("backfill");
+  ASSERT_EQ(Run({"backfill", "cancel", early}).code, 0);
   const auto up = Start({"up"});
+  ASSERT_TRUE(Eventually([&] { return Show(early).at("state") == "cancelled"; }, std::chrono::seconds{30})) << up->Err();
+  EXPECT_EQ(Show(early).at("decided"), 0) << "it was cancelled before anything was fed";
   const std::string id = Backfill({"--max-parallel", "2"}).at("backfill");
   ASSERT_TRUE(Eventually([&] { return !ReadAll(dir_ / "days").empty(); })) << up->Err();
   const auto cancelled = RunJson({"backfill", "cancel", id, "--running", "--reason", "wrong range"}).at(0);
@@ -160,11 +164,26 @@ TEST_F(CliSchedules, FailedSlotsAreReprocessed) {
   EXPECT_EQ(second.at("to_run"), 10);
   EXPECT_EQ(second.at("generation"), 2);
   ASSERT_TRUE(Eventually([&] { return Ended(second.at("backfill")); }, std::chrono::seconds{40}));
+  const CliResult asked =
+      Run({"backfill", "day", "--from", "2026-01-05", "--to", "2026-01-14", "--newest-first", "--generation", "1"});
+  EXPECT_EQ(asked.code, 0);
+  EXPECT_THAT(asked.err, HasSubstr("it was stored before and has ended"));
   EXPECT_EQ(Show(second.at("backfill")).at("succeeded"), 10);
   EXPECT_EQ(Backfill({"--reprocess", "failed", "--dry-run"}).at("to_run"), 0);
   EXPECT_EQ(Backfill({"--reprocess", "all", "--dry-run"}).at("to_run"), 10);
   EXPECT_EQ(RunJson({"backfill", "list", "--pipeline", "day"}).size(), 2u);
   EXPECT_EQ(Backfill({"--dry-run", "--generation", "1"}).at("to_run"), 0);
+  // What the second generation has run is not loaded again by a retry of the first one.
+  for (const char* more : {"--dry-run", "-q"}) {
+    const CliResult retried = Run({"run", "retry", "--pipeline", "day", more});
+    EXPECT_EQ(retried.code, 0);
+    EXPECT_THAT(retried.err, HasSubstr("10 runs left out: a later generation of the slot (a backfill) has run or is running"));
+  }
+  const std::string old = RunJson({"run", "list", "--state", "failed"}).at(0).at("run");
+  const CliResult refused = Run({"run", "retry", old});
+  EXPECT_EQ(refused.code, 5);
+  EXPECT_THAT(refused.err, HasSubstr("ran again in generation 2, as run "));
+  EXPECT_EQ(RunJson({"run", "list", "--state", "running"}).size(), 0u);
   const auto run = RunJson({"run", "now", "day", "--wait"});
   EXPECT_EQ(run.at("state"), "succeeded");
   EXPECT_EQ(run.at("slot"), nullptr);
@@ -179,6 +198,10 @@ TEST_F(CliSchedules, WrongBackfillsAreRefused) {
       {{"backfill", "day", "--from", "x", "--to", "2026-01-01"}, {2, "--from: 'x' is neither a day"}},
       {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--reprocess", "some"}, {2, "none, failed or all"}},
       {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--max-parallel", "0"}, {2, "--max-parallel: 0"}},
+      {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--generation", "0"},
+       {2, "--generation: 0 is not in [1, 1000000000]: leave it out for the next one"}},
+      {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--generation", "4294967295", "--dry-run"},
+       {2, "--generation: 4294967295 is not in [1, 1000000000]"}},
       {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "-p", "x=1"}, {2, "no parameter 'x'"}},
       {{"backfill", "day", "--from", "2026-01-01", "--to", "2026-01-02", "--schedule", "other"},
        {3, "has no schedule 'other'"}},

@@ -244,6 +244,18 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
     for (const RunSummary& run : runs | std::views::reverse)
       if (run.state == RunState::kRunning) return EndRuns("p", state, run.spec.id);
   }
+  void EndRun(RunId run, RunState state) { EndRuns("p", state, run); }
+  // What `run retry` stores: a run of the same slot and generation, here without jobs.
+  RunId Retry(RunId of) {
+    const auto failed = ledger_->GetRun(kDefaultOrg, of, In());
+    EXPECT_TRUE(failed) << failed.error().message;
+    Requeue again;
+    again.run = failed->summary.spec;
+    again.run->id = ids_.Next<RunId>();
+    again.retry = RunRetry{.of = of, .actor = "test", .reason = "", .at = now_};
+    EXPECT_TRUE(ledger_->RequeueDead(again, In()));
+    return again.run->id;
+  }
   void EndRuns(const std::string& pipeline = "p", RunState state = RunState::kSucceeded, std::optional<RunId> only = {}) {
     const OwnerId owner = ids_.Next<OwnerId>();
     const ShardId shard = ShardOf(kDefaultOrg, 1);

@@ -1,6 +1,7 @@
 // Jitter, parallel runs, the range of a schedule, and what is shown around the jumps of a zone's clock.
 #include "common/model/schedule_rules.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -66,6 +67,12 @@ TEST(ScheduleRulesTest, AnEdgeIsAnInstantOrADayOfTheZone) {
   for (const char* bad : {"", "2026-13-01", "2026-02-30", "tomorrow", "01/02/2026", "2026-1-1"})
     EXPECT_FALSE(ParseRangeEdge(bad, "UTC", RangeEdge::kFrom)) << bad;
   EXPECT_FALSE(ParseRangeEdge("2026-01-01", "Mars/Base", RangeEdge::kFrom));
+  EXPECT_EQ(to("2011-12-29", "Pacific/Apia"), from("2011-12-31", "Pacific/Apia"));
+  for (const RangeEdge edge : {RangeEdge::kFrom, RangeEdge::kTo}) {
+    const auto none = ParseRangeEdge("2011-12-30", "Pacific/Apia", edge);
+    ASSERT_FALSE(none);
+    EXPECT_THAT(none.error().message, ::testing::HasSubstr("Pacific/Apia has no day 2011-12-30"));
+  }
 }
 
 TEST(ScheduleRulesTest, ARangeBoundsTheSlots) {
