@@ -10,6 +10,7 @@
 #include "common/model/backfill.h"
 #include "common/model/cron.h"
 #include "common/model/dst_preview.h"
+#include "common/model/pipeline_json.h"
 
 namespace millrace {
 namespace {
@@ -47,6 +48,17 @@ TEST(ScheduleRulesTest, OverlapOfRunsCarriesTheLimit) {
   EXPECT_EQ(ParallelRunsOf("allow"), UINT32_MAX);
   for (const char* one : {"queue", "skip", "cancel", "", "allow(", "allow()", "allow(0)", "allow(x)", "allow(-1)"})
     EXPECT_EQ(ParallelRunsOf(one), 1u) << one;
+}
+
+TEST(ScheduleRulesTest, ARequiredParameterIsWhyNoSlotRuns) {
+  // Applied before files were refused for it: it goes on to load.
+  auto pipeline = PipelineFromJson(
+      R"({"name":"p","schedules":[{"cron":"@daily"}],"params":[{"name":"since","type":"date","required":true}],"stages":[]})");
+  ASSERT_TRUE(pipeline) << pipeline.error().message;
+  EXPECT_EQ(WhyNoSlotRuns(*pipeline),
+            "parameter 'since' (date) is required and a slot has no value for it: no slot can run; give it a default");
+  pipeline->params[0].required = false;
+  EXPECT_EQ(WhyNoSlotRuns(*pipeline), "");
 }
 
 TEST(ScheduleRulesTest, AnEdgeIsAnInstantOrADayOfTheZone) {
