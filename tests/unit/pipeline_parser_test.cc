@@ -188,6 +188,9 @@ TEST(PipelineParser, RefusesEachMistakeAtItsPlace) {
       {WithStages("  b: { command: [x] }\n  c: { load: { from: b, to: db, table: t } }\n"), "5:22:no_data"},
       {WithStages("  b: { command: [x], timeout: 10 }\n"), "4:31:bad_duration"},
       {WithStages("  b: { command: [x], timeout: 10min }\n"), "4:31:bad_duration"},
+      {WithStages("  b: { command: [x], timeout: 0s }\n"), ""},
+      {WithStages("  b: { command: [x], deadline: 0s }\n"), "4:32:bad_value"},
+      {WithStages("  b: { command: [x], deadline: 1ms }\n"), ""},
       {WithStages("  b: { command: [x], priority: 4 }\n"), "4:32:bad_value"},
       {WithStages("  b: { command: [x], priority: high }\n"), "4:32:wrong_type"},
       {WithStages("  b: { command: ls -l }\n"), "4:17:wrong_type"},
@@ -256,6 +259,8 @@ TEST(PipelineParser, ReadsRetriesAndDeadlines) {
   EXPECT_NE(refused("backoff_cap: 1s, backoff_max: 2s").find("says both"), std::string::npos);
   EXPECT_NE(refused("backoff_base: 10s, backoff_cap: 1s").find("retry.backoff_cap is shorter"), std::string::npos);
   EXPECT_NE(refused("no_retry: [Bad Class]").find("is not an error class"), std::string::npos);
+  EXPECT_NE(refused("no_retry: [nonsense_class]").find("'nonsense_class' is not an error class"), std::string::npos);
+  EXPECT_NE(refused("no_retry: check_faild").find("did you mean 'check_failed'?"), std::string::npos);
   EXPECT_NE(refused("no_retry: [a, a]").find("names 'a' twice"), std::string::npos);
 }
 
