@@ -79,6 +79,7 @@ RunCoordinator::Run& RunCoordinator::Insert(RunSpec spec, std::vector<JobSpec> j
   Run& run = *owned;
   const RunId id = spec.id;
   run.spec = std::move(spec);
+  run.arrival = ++arrivals_;
   run.jobs.resize(jobs.size());
   run.unfinished = static_cast<std::uint32_t>(jobs.size());
   for (std::uint32_t i = 0; i < run.jobs.size(); ++i) {
@@ -115,7 +116,7 @@ RunEffects RunCoordinator::AddRun(RunSpec spec, std::vector<JobSpec> jobs) {
     return out;
   }
   Group* group = GroupOf(run);
-  if (group == nullptr || (run.spec.overlap == "allow" && !IsBackfill(run))) {
+  if (group == nullptr || WaitsForNobody(run)) {
     Start(run, group, out);
     return out;
   }
@@ -145,11 +146,17 @@ void RunCoordinator::ReplaceOthers(const Group& group, const Run& by, RunEffects
 }
 
 // Whether the group has room for the run: as many active ones as its overlap bears. Runs of backfills do not count each other
-// where one run at a time is the rule: how many of them there are is for the one who feeds them to say.
-bool RunCoordinator::MayStart(const Group& group, const Run& run) {
+// where one run at a time is the rule: how many of them there are is for the one who feeds them to say. Runs that wait for
+// nobody count only for those that came after them: a steady stream of them would hold up the others for ever.
+bool RunCoordinator::MayStart(const Group& group, const Run& run) const {
   const std::uint32_t limit = ParallelRunsOf(run.spec.overlap);
-  const std::size_t counted = limit == 1 && IsBackfill(run) ? group.active.size() - group.backfills : group.active.size();
-  return counted < limit;
+  if (group.active.size() < limit) return true;
+  const auto counts = [&](const RunId& id) {
+    const Run& other = *runs_.at(id);
+    if (limit == 1 && IsBackfill(run) && IsBackfill(other)) return false;
+    return !WaitsForNobody(other) || other.arrival < run.arrival;
+  };
+  return std::ranges::count_if(group.active, counts) < limit;
 }
 
 void RunCoordinator::Wait(Group& group, const Run& run) {
@@ -213,9 +220,8 @@ RunEffects RunCoordinator::FinishRestore() {
       continue;
     }
     // A "skip" run was let in when it was accepted: that decision is not taken twice, but it runs beside nobody.
-    const bool waits = run.spec.overlap != "allow" || IsBackfill(run);
     Group* group = GroupOf(run);
-    if (group == nullptr || run.began || !waits) {
+    if (group == nullptr || run.began || WaitsForNobody(run)) {
       Start(run, group, out);
     } else {
       waiting.push_back(id);

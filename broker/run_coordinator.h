@@ -120,6 +120,7 @@ class RunCoordinator {
  private:
   struct Run {
     RunSpec spec;
+    std::uint64_t arrival = 0;  // grows; of restored runs in the order they were read
     RunState state = RunState::kQueued;
     RunState shown = RunState::kQueued;
     std::vector<Job> jobs;
@@ -145,7 +146,8 @@ class RunCoordinator {
   Run& Insert(RunSpec spec, std::vector<JobSpec> jobs);
   Group* GroupOf(const Run& run);
   static bool IsBackfill(const Run& run) { return run.spec.generation > 0; }
-  static bool MayStart(const Group& group, const Run& run);
+  static bool WaitsForNobody(const Run& run) { return run.spec.overlap == "allow" && !IsBackfill(run); }
+  bool MayStart(const Group& group, const Run& run) const;
   void Wait(Group& group, const Run& run);
   static void Activate(Group& group, const Run& run);
   void ReplaceOthers(const Group& group, const Run& by, RunEffects& out);
@@ -163,6 +165,7 @@ class RunCoordinator {
   void CancelJobs(Run& run, const std::string& reason, RunEffects& out);
   void Mark(Run& run, std::uint32_t index);
 
+  std::uint64_t arrivals_ = 0;
   IdMap<RunId, std::unique_ptr<Run>> runs_;
   IdMap<JobId, std::pair<Run*, std::uint32_t>> jobs_;
   std::map<GroupKey, Group> groups_;

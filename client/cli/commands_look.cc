@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "client/cli/allocator.h"
 #include "client/cli/broker_client.h"
@@ -20,6 +21,7 @@
 #include "common/model/cron.h"
 #include "common/model/dst_preview.h"
 #include "common/model/pipeline_json.h"
+#include "common/model/schedule_rules.h"
 #include "common/wire/zmtp_transport.h"
 #include "scheduler/scheduler.h"
 
@@ -104,19 +106,43 @@ Result<ExitCode> DoScheduleNext(const Options& options) {
   return ExitCode::kOk;
 }
 
+// By pipeline: why its schedule cannot run what was applied. Read in parts: a definition may be large.
+Result<std::map<std::string, std::string>> ScheduleProblems(const std::vector<ScheduleRow>& rows, Ledger& ledger,
+                                                            const Context& context) {
+  std::vector<std::string> names;
+  for (const ScheduleRow& row : rows) names.push_back(row.pipeline);
+  std::map<std::string, std::string> problems;
+  for (std::span<const std::string> rest = names; !rest.empty();) {
+    const auto part = rest.first(std::min<std::size_t>(rest.size(), 500));
+    rest = rest.subspan(part.size());
+    MILLRACE_TRY_ASSIGN(const auto versions, ledger.ScheduledVersions(context.org(), part, context.Deadline()));
+    for (const PipelineVersion& version : versions) {
+      const auto pipeline = PipelineFromJson(version.definition);
+      if (std::string why = pipeline ? WhyNoSlotRuns(*pipeline) : pipeline.error().message; !why.empty())
+        problems.emplace(version.name, std::move(why));
+    }
+  }
+  return problems;
+}
+
 Result<ExitCode> DoScheduleList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context->org(), context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto problems, ScheduleProblems(rows, *ledger, *context));
   Table table{.columns = {"pipeline", "version", "cron", "timezone", "dst", "catchup", "overlap", "paused", "decided_until",
                           "next", "problem", "start", "end", "jitter_ms", "max_parallel"},
               .rows = {}};
   for (const ScheduleRow& row : rows) {
     const auto cron = CronSchedule::Make(row.spec);
     const auto next = cron && !row.paused ? cron->Next(std::max(row.watermark, context->clock().WallNow())) : std::nullopt;
+    const auto problem = problems.find(row.pipeline);
     table.rows.push_back({row.pipeline, row.version, row.spec.cron, row.spec.timezone, row.spec.dst, row.spec.catchup,
                           row.spec.overlap, row.paused, UtcColumn(row.watermark), next ? Cell{UtcColumn(*next)} : Cell{},
-                          cron ? Cell{} : Cell{cron.error().message}, row.spec.start.empty() ? Cell{} : Cell{row.spec.start},
+                          !cron                       ? Cell{cron.error().message}
+                          : problem != problems.end() ? Cell{problem->second}
+                                                      : Cell{},
+                          row.spec.start.empty() ? Cell{} : Cell{row.spec.start},
                           row.spec.end.empty() ? Cell{} : Cell{row.spec.end}, row.spec.jitter.count(),
                           row.spec.max_parallel == 0 ? Cell{} : Cell{std::int64_t{row.spec.max_parallel}}});
   }

@@ -114,6 +114,8 @@ Result<ExitCode> DoApply(const Options& options) {
     file.pipeline.schedules.front().cron = options.cron;
     if (!options.timezone.empty()) file.pipeline.schedules.front().timezone = options.timezone;
     MILLRACE_TRY(CronSchedule::Make(file.pipeline.schedules.front()));
+    if (const std::string why = WhyNoSlotRuns(file.pipeline); !why.empty())
+      return Fail(ErrorCode::kInvalidArgument, "--cron: {}", why);
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
   MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source,

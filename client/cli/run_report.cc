@@ -145,6 +145,26 @@ Table StageTable(const RunReport& report, OutputFormat format) {
   return table;
 }
 
+Json ResultJson(const StageResult& r) {
+  return {{"rows",
+           {{"read", r.rows.read},
+            {"loaded", r.rows.loaded},
+            {"filtered", r.rows.filtered},
+            {"quarantined", r.rows.quarantined},
+            {"deduplicated", r.rows.deduplicated}}},
+          {"bytes_read", r.bytes_read},
+          {"bytes_written", r.bytes_written},
+          {"inserted", r.inserted},
+          {"updated", r.updated},
+          {"unchanged", r.unchanged},
+          {"deleted", r.deleted},
+          {"already_applied", r.already_applied},
+          {"manifest", r.manifest},
+          {"target", r.target},
+          {"plan", r.plan},
+          {"quarantine", r.quarantine}};
+}
+
 std::string ToJson(const RunReport& report) {
   Json json;
   json["run"] = report.run;
@@ -174,25 +194,8 @@ std::string ToJson(const RunReport& report) {
     if (s.running) stage["progress"] = {{"worker", s.running->worker}, {"rows", s.running->rows}, {"bytes", s.running->bytes}};
     stage["started_at"] = s.started_at ? Json(ToRfc3339(*s.started_at)) : Json(nullptr);
     stage["finished_at"] = s.finished_at ? Json(ToRfc3339(*s.finished_at)) : Json(nullptr);
-    if (s.result) {
-      const StageResult& r = *s.result;
-      stage["rows"] = {{"read", r.rows.read},
-                       {"loaded", r.rows.loaded},
-                       {"filtered", r.rows.filtered},
-                       {"quarantined", r.rows.quarantined},
-                       {"deduplicated", r.rows.deduplicated}};
-      stage["bytes_read"] = r.bytes_read;
-      stage["bytes_written"] = r.bytes_written;
-      stage["inserted"] = r.inserted;
-      stage["updated"] = r.updated;
-      stage["unchanged"] = r.unchanged;
-      stage["deleted"] = r.deleted;
-      stage["already_applied"] = r.already_applied;
-      stage["manifest"] = r.manifest;
-      stage["target"] = r.target;
-      stage["plan"] = r.plan;
-      stage["quarantine"] = r.quarantine;
-    }
+    const Json result = ResultJson(s.result.value_or(StageResult{}));
+    for (const auto& [key, value] : result.items()) stage[key] = s.result ? value : Json(nullptr);
     stage["error_class"] = s.error_class;
     stage["error"] = s.error;
     json["stages"].push_back(std::move(stage));

@@ -386,14 +386,27 @@ std::vector<WallTime> CronSchedule::Between(WallTime after, WallTime until, std:
   return slots;
 }
 
+std::string LocalText(std::int64_t local_s) {
+  std::string text = ToRfc3339(FromUnixMicros(local_s * 1'000'000));
+  text[text.find('T')] = ' ';  // not always the eleventh: years may have five digits
+  text.pop_back();
+  return text;
+}
+
 std::string CronSchedule::InZone(WallTime t) const {
   const date::sys_info info = Zone(zone_).get_info(chr::floor<chr::seconds>(t));
-  std::string text = ToRfc3339(t + info.offset);
-  text[10] = ' ';
-  text.pop_back();
   const std::int64_t minutes = info.offset.count() / 60;
-  return fmt::format("{} {} ({}{:02}:{:02})", text, info.abbrev, minutes < 0 ? '-' : '+', std::abs(minutes) / 60,
-                     std::abs(minutes) % 60);
+  return fmt::format("{} {} ({}{:02}:{:02})", LocalText(chr::floor<chr::seconds>(t.time_since_epoch() + info.offset).count()),
+                     info.abbrev, minutes < 0 ? '-' : '+', std::abs(minutes) / 60, std::abs(minutes) % 60);
+}
+
+std::int64_t CronSchedule::OffsetAt(WallTime t) const {
+  return Zone(zone_).get_info(chr::floor<chr::seconds>(t)).offset.count();
+}
+
+std::string_view CronSchedule::OutOfBound(WallTime t) const {
+  if (start_ && t < *start_) return "start";
+  return end_ && t >= *end_ ? "end" : "";
 }
 
 }  // namespace millrace

@@ -57,6 +57,9 @@ class CronExpression {
   bool day_star_ = false, weekday_star_ = false, hour_star_ = false;
 };
 
+// "2026-03-08 02:30:00" of a local civil time (seconds since 1970-01-01T00:00:00 local).
+std::string LocalText(std::int64_t local_s);
+
 // The edge of a range of slots, as people write it: an instant ("2026-11-21T06:15:00Z", with an offset or Z), or a day of the
 // zone ("2026-11-21"). Ranges are half-open, [from, to): an instant as `to` is outside; a day as `to` is inside, as a whole.
 // kInvalidArgument: also a day that the zone does not have (Samoa went over the date line).
@@ -84,6 +87,10 @@ class CronSchedule {
   std::vector<WallTime> Between(WallTime after, WallTime until, std::size_t limit) const;
   // "2026-11-21 06:15:00 EST (-05:00)"
   std::string InZone(WallTime t) const;
+  // The zone's offset at `t`, seconds east of UTC.
+  std::int64_t OffsetAt(WallTime t) const;
+  // The bound that keeps `t` from being a slot: "start" or "end"; empty when it is within both.
+  std::string_view OutOfBound(WallTime t) const;
 
   // The first jump of the zone's clock strictly after `after`. Empty: none within 50 years.
   std::optional<ClockJump> NextJump(WallTime after) const;

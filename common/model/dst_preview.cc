@@ -12,20 +12,17 @@ constexpr std::size_t kAround = 2;  // ordinary fires shown on each side
 WallTime AtUtc(std::int64_t second) { return FromUnixMicros(second * 1'000'000); }
 std::int64_t UtcSecond(WallTime t) { return std::chrono::floor<Seconds>(t.time_since_epoch()).count(); }
 
-std::string LocalText(std::int64_t local_second) {
-  std::string text = ToRfc3339(AtUtc(local_second));
-  text[10] = ' ';
-  text.pop_back();
-  return text;
-}
-
 bool Fires(const CronSchedule& schedule, WallTime t) { return schedule.Next(t - Micros{1}) == t; }
 
-std::string Rule(const CronSchedule& schedule) {
+// What decides whether a match fires at `at`: a bound of the schedule, else how it treats jumps.
+std::string Rule(const CronSchedule& schedule, WallTime at) {
+  if (const auto bound = schedule.OutOfBound(at); !bound.empty()) return bound == "start" ? "before start" : "past end";
   return schedule.expression().follows_elapsed_time() ? "wildcard hour" : std::string(Name(schedule.rule()));
 }
 
-PreviewRow Ordinary(PreviewPart part, WallTime t, std::int64_t offset) {
+// An ordinary fire. Between it and the jump that is shown there may be another one.
+PreviewRow Ordinary(const CronSchedule& schedule, PreviewPart part, WallTime t) {
+  const std::int64_t offset = schedule.OffsetAt(t);
   return {.part = part, .local = LocalText(UtcSecond(t) + offset), .offset = offset, .fire = t, .why = {}};
 }
 
@@ -34,16 +31,17 @@ PreviewRow InGap(const CronSchedule& schedule, const ClockJump& jump, std::int64
   PreviewRow row{.part = PreviewPart::kIn, .local = LocalText(local), .offset = jump.before, .fire = {}, .why = {}};
   const bool moves = !schedule.expression().follows_elapsed_time() && schedule.rule() != DstRule::kSkip;
   if (moves && Fires(schedule, jump.at)) row.fire = jump.at;
-  row.why = fmt::format("gap, {}: {}", Rule(schedule), row.fire ? "fires when the gap ends" : "does not fire");
+  row.why = fmt::format("gap, {}: {}", Rule(schedule, jump.at), row.fire ? "fires when the gap ends" : "does not fire");
   return row;
 }
 
 PreviewRow Repeated(const CronSchedule& schedule, const ClockJump& jump, std::int64_t local, bool second_time) {
   const std::int64_t offset = second_time ? jump.after : jump.before;
   PreviewRow row{.part = PreviewPart::kIn, .local = LocalText(local), .offset = offset, .fire = {}, .why = {}};
-  if (const WallTime at = AtUtc(local - offset); Fires(schedule, at)) row.fire = at;
-  row.why =
-      fmt::format("{} time, {}: {}", second_time ? "second" : "first", Rule(schedule), row.fire ? "fires" : "does not fire");
+  const WallTime at = AtUtc(local - offset);
+  if (Fires(schedule, at)) row.fire = at;
+  row.why = fmt::format("{} time, {}: {}", second_time ? "second" : "first", Rule(schedule, at),
+                        row.fire ? "fires" : "does not fire");
   return row;
 }
 
@@ -54,7 +52,7 @@ JumpPreview PreviewOf(const CronSchedule& schedule, const ClockJump& jump) {
   const WallTime in_from = gap ? jump.at : AtUtc(at - width), in_to = gap ? jump.at : AtUtc(at + width);
   auto before = schedule.LastBefore(in_from, in_from - std::chrono::days{400}, kAround);
   std::ranges::reverse(before);
-  for (const WallTime t : before) preview.rows.push_back(Ordinary(PreviewPart::kBefore, t, jump.before));
+  for (const WallTime t : before) preview.rows.push_back(Ordinary(schedule, PreviewPart::kBefore, t));
 
   const std::int64_t first_local = at + std::min(jump.before, jump.after), last_local = first_local + width;
   const auto& expression = schedule.expression();
@@ -74,7 +72,7 @@ JumpPreview PreviewOf(const CronSchedule& schedule, const ClockJump& jump) {
   // A fire at the end of a gap that stands for left-out times alone was shown as theirs.
   if (gap && next == jump.at && expression.NextLocal(at + jump.after) != at + jump.after) next = schedule.Next(*next);
   for (std::size_t i = 0; i < kAround && next; ++i, next = schedule.Next(*next))
-    preview.rows.push_back(Ordinary(PreviewPart::kAfter, *next, jump.after));
+    preview.rows.push_back(Ordinary(schedule, PreviewPart::kAfter, *next));
   return preview;
 }
 

@@ -33,7 +33,9 @@ class PipelineParser {
     context_.OnlyKeys(root, {"version", "pipeline", "description", "schedule", "params", "route_by_size", "stages"},
                       "a pipeline file");
     Header(root);
-    if (const YamlNode* schedule = root.Find("schedule")) Schedule(*schedule);
+    const YamlNode* schedule = root.Find("schedule");
+    scheduled_ = schedule != nullptr;
+    if (schedule) Schedule(*schedule);
     if (const YamlNode* params = root.Find("params")) Params(*params);
     if (const YamlNode* stages = context_.Need(root, root, "stages", "a pipeline file")) Stages(*stages);
     for (const StageSpec& stage : pipeline_.stages)
@@ -180,6 +182,10 @@ class PipelineParser {
     } else if (!param.required) {
       context_.Add(key, "missing_key", fmt::format("parameter '{}' has no default", param.name),
                    "add 'default' or 'required: true'");
+    } else if (scheduled_) {
+      context_.Add(key, "bad_value",
+                   fmt::format("parameter '{}' is required, and a slot of the schedule has no value for it", param.name),
+                   "write 'default' in place of 'required: true', or leave the schedule out");
     }
   }
 
@@ -401,6 +407,7 @@ class PipelineParser {
 
   ParseContext& context_;
   const ParseOptions& options_;
+  bool scheduled_ = false;
   Pipeline pipeline_;
   std::vector<std::string_view> names_;
   std::set<std::string_view> known_;

@@ -1,5 +1,6 @@
 #include "common/model/schedule_rules.h"
 
+#include <algorithm>
 #include <charconv>
 #include <limits>
 
@@ -51,6 +52,13 @@ std::uint32_t ParallelRunsOf(std::string_view overlap) {
   std::uint32_t limit = 0;
   const auto [end, ec] = std::from_chars(number.data(), number.data() + number.size(), limit);
   return ec == std::errc{} && end == number.data() + number.size() && limit > 0 ? limit : 1;
+}
+
+std::string WhyNoSlotRuns(const Pipeline& pipeline) {
+  const auto param = std::ranges::find(pipeline.params, true, &ParamSpec::required);
+  if (param == pipeline.params.end()) return {};
+  return fmt::format("parameter '{}' ({}) is required and a slot has no value for it: no slot can run; give it a default",
+                     param->name, param->type);
 }
 
 std::string Describe(const ScheduleSpec& spec) {

@@ -23,6 +23,9 @@ std::string OverlapOfRuns(const ScheduleSpec& spec);
 // everything else (queue, skip, cancel, unknown words) = 1.
 std::uint32_t ParallelRunsOf(std::string_view overlap);
 
+// Why no slot of a schedule could become a run of the pipeline: a parameter without a value, with the fix. Empty: none of them.
+std::string WhyNoSlotRuns(const Pipeline& pipeline);
+
 // "15 6 * * * America/New_York, overlap allow at most 3, from 2026-01-01, ...": everything that is not at its default.
 std::string Describe(const ScheduleSpec& spec);
 

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <set>
 #include <utility>
 
+#include "common/model/error_classes.h"
 #include "common/model/parse_context.h"
 
 namespace millrace {
@@ -306,8 +308,7 @@ class StageParser {
     if (const YamlNode* retry = Field(body_, "retry")) Retry(*retry);
     if (const YamlNode* timeout = Field(body_, "timeout"))
       stage_.timeout = context_.Duration(*timeout, "timeout").value_or(Millis{0});
-    if (const YamlNode* deadline = Field(body_, "deadline"))
-      stage_.deadline = context_.Duration(*deadline, "deadline").value_or(Millis{0});
+    if (const YamlNode* deadline = Field(body_, "deadline")) Deadline(*deadline);
     if (const YamlNode* queue = Field(body_, "queue"))
       if (context_.IsName(*queue, "queue")) stage_.queue = queue->text;
     if (const YamlNode* priority = Field(body_, "priority"))
@@ -319,6 +320,13 @@ class StageParser {
       stage_.after = context_.TextList(*after, "after", true);
       Distinct(*after, stage_.after, "after");
     }
+  }
+
+  void Deadline(const YamlNode& node) {
+    stage_.deadline = context_.Duration(node, "deadline").value_or(Millis{1});
+    if (stage_.deadline == Millis{0})
+      context_.Add(node, "bad_value", fmt::format("deadline is {}; it must be at least 1ms", node.text),
+                   "leave it out for no deadline");
   }
 
   void LimitKey(const YamlNode& node) {
@@ -383,12 +391,10 @@ class StageParser {
     if (stage_.no_retry.size() > kNoRetryClassesMax)
       context_.Add(node, "bad_value", fmt::format("retry.no_retry names more than {} error classes", kNoRetryClassesMax));
     for (const std::string& name : stage_.no_retry) {
-      const bool word = name.size() <= kNameBytesMax && std::ranges::all_of(name, [](char c) {
-                          return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
-                        });
-      if (!word)
-        context_.Add(node, "bad_name", fmt::format("'{}' is not an error class", name),
-                     "an error class is written like check_failed");
+      if (std::ranges::find(kAttemptErrorClasses, name) != std::end(kAttemptErrorClasses)) continue;
+      const std::string near = ParseContext::DidYouMean(name, kAttemptErrorClasses);
+      context_.Add(node, "bad_value", fmt::format("retry.no_retry: '{}' is not an error class", name),
+                   near.empty() ? "an error class is a word like check_failed, timed_out or command_failed" : near);
     }
   }
 

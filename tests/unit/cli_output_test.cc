@@ -201,7 +201,11 @@ TEST_F(Report, AFailureNamesStageAttemptsClassAndLog) {
                               "  | oops\n  | again\n"),
                     Not(HasSubstr("stage 'notify' is dead")), Not(HasSubstr("holds for every stage"))))
       << "the reason repeats what the stage said";
-  EXPECT_FALSE(nlohmann::json::parse(ToJson(report_)).at("stages")[1].contains("rows"));
+  const auto stages = nlohmann::json::parse(ToJson(report_)).at("stages");
+  EXPECT_EQ(stages[1].size(), stages[0].size());
+  for (const auto& [key, value] : stages[0].items()) EXPECT_TRUE(stages[1].contains(key)) << key << " is a key of every stage";
+  for (const char* key : {"rows", "bytes_read", "inserted", "already_applied", "target", "quarantine"})
+    EXPECT_EQ(stages[1].value(key, nlohmann::json("absent")), nullptr) << key << " of a stage without a result";
 }
 
 TEST(Progress, SaysOneLineForEachStepOfEachStage) {

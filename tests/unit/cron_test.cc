@@ -118,6 +118,7 @@ TEST(CronTest, BadExpressionsNameTheField) {
 TEST(CronTest, InZoneShowsLocalTimeAndOffset) {
   const auto s = CronSchedule::Make("15 6 * * *", "America/New_York", DstRule::kOnce);
   EXPECT_EQ(s->InZone(*ParseRfc3339("2026-11-21T11:15:00Z")), "2026-11-21 06:15:00 EST (-05:00)");
+  EXPECT_EQ(s->InZone(*ParseRfc3339("9999-12-31T23:59:59Z") + 6h), "10000-01-01 00:59:59 EST (-05:00)");
 }
 
 }  // namespace

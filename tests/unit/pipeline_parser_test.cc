@@ -80,7 +80,7 @@ TEST(PipelineParser, ReadsEveryKey) {
   const std::string source = R"(version: 1
 pipeline: everything
 schedule: { cron: "@daily", catchup: all(5), overlap: skip, dst: both, misfire_grace: 5m }
-params: { n: 7, f: 1.50, b: true, t: "12", at: 2020-02-29T10:00:00+02:00, keep: no, id: 0123, r: { type: date, required: true } }
+params: { n: 7, f: 1.50, b: true, t: "12", at: 2020-02-29T10:00:00+02:00, keep: no, id: 0123, r: { type: date, default: 2001-01-01 } }
 stages:
   in:
     extract: { from: file, path: [a.csv, "b/*.csv"], format: csv, options: { delimiter: ";", header: false, skip: 2, null: "" }, copy: true, allow_empty: true }
@@ -104,9 +104,9 @@ stages:
   const Pipeline& p = *r.pipeline;
   std::string params, order;
   for (const auto& q : p.params) params += q.name + ":" + q.type + "=" + q.default_value + " ";
-  EXPECT_EQ(
-      params,
-      "n:bigint=7 f:double=1.5 b:boolean=true t:text=12 at:timestamp=2020-02-29 08:00:00 keep:text=no id:text=0123 r:date= ");
+  EXPECT_EQ(params,
+            "n:bigint=7 f:double=1.5 b:boolean=true t:text=12 at:timestamp=2020-02-29 08:00:00 keep:text=no id:text=0123 "
+            "r:date=2001-01-01 ");
   for (const auto& s : p.stages) order += s.name + " ";
   EXPECT_EQ(order, "in t out note ");
   const StageSpec& in = p.stages[0];
@@ -188,6 +188,9 @@ TEST(PipelineParser, RefusesEachMistakeAtItsPlace) {
       {WithStages("  b: { command: [x] }\n  c: { load: { from: b, to: db, table: t } }\n"), "5:22:no_data"},
       {WithStages("  b: { command: [x], timeout: 10 }\n"), "4:31:bad_duration"},
       {WithStages("  b: { command: [x], timeout: 10min }\n"), "4:31:bad_duration"},
+      {WithStages("  b: { command: [x], timeout: 0s }\n"), ""},
+      {WithStages("  b: { command: [x], deadline: 0s }\n"), "4:32:bad_value"},
+      {WithStages("  b: { command: [x], deadline: 1ms }\n"), ""},
       {WithStages("  b: { command: [x], priority: 4 }\n"), "4:32:bad_value"},
       {WithStages("  b: { command: [x], priority: high }\n"), "4:32:wrong_type"},
       {WithStages("  b: { command: ls -l }\n"), "4:17:wrong_type"},
@@ -206,6 +209,8 @@ TEST(PipelineParser, RefusesEachMistakeAtItsPlace) {
       {head + "params: { x: { type: int, default: 1 } }\nstages:\n" + a, "3:22:bad_value"},
       {head + "params: { x: { type: date, default: 2001-02-30 } }\nstages:\n" + a, "3:37:wrong_type"},
       {head + "params: { x: {} }\nstages:\n" + a, "3:11:missing_key"},
+      {head + "params: { x: { required: true } }\nstages:\n" + a, ""},
+      {head + "params: { x: { required: true } }\nschedule: { cron: \"@daily\" }\nstages:\n" + a, "3:11:bad_value"},
       {head + "schedule: { cron: \"99 * * * *\" }\nstages:\n" + a, "3:20:bad_schedule"},
       {head + "schedule: { cron: \"@daily\", catchup: all(0) }\nstages:\n" + a, "3:38:bad_value"},
       {WithStages("  b: { command: [\"\xff\"] }\n"), "4:19:invalid_utf8"},
@@ -254,6 +259,8 @@ TEST(PipelineParser, ReadsRetriesAndDeadlines) {
   EXPECT_NE(refused("backoff_cap: 1s, backoff_max: 2s").find("says both"), std::string::npos);
   EXPECT_NE(refused("backoff_base: 10s, backoff_cap: 1s").find("retry.backoff_cap is shorter"), std::string::npos);
   EXPECT_NE(refused("no_retry: [Bad Class]").find("is not an error class"), std::string::npos);
+  EXPECT_NE(refused("no_retry: [nonsense_class]").find("'nonsense_class' is not an error class"), std::string::npos);
+  EXPECT_NE(refused("no_retry: check_faild").find("did you mean 'check_failed'?"), std::string::npos);
   EXPECT_NE(refused("no_retry: [a, a]").find("names 'a' twice"), std::string::npos);
 }
 

@@ -72,6 +72,44 @@ TEST_F(RunOverlapTest, ARunByHandWaitsForAllAndIsNotOvertaken) {
   EXPECT_EQ(started_, (Ids{a, hand, b})) << "b bears runs beside it";
 }
 
+TEST_F(RunOverlapTest, ARunByHandIsNotHeldUpByRunsThatComeAfterItAndWaitForNobody) {
+  const RunId a = Add("allow"), hand = Add("queue"), b = Add("allow"), hand2 = Add("queue"), c = Add("allow");
+  EXPECT_EQ(started_, (Ids{a, b, c}));
+  End(a);
+  EXPECT_EQ(started_, (Ids{a, b, c, hand})) << "b and c came after it";
+  const RunId d = Add("allow");
+  End(b);
+  EXPECT_EQ(started_, (Ids{a, b, c, hand, d})) << "the run by hand before it is active";
+  End(hand);
+  EXPECT_EQ(started_, (Ids{a, b, c, hand, d, hand2})) << "c and d came after it";
+}
+
+TEST_F(RunOverlapTest, AfterARestartARunByHandWaitsForTheSameRuns) {
+  Ids ids;
+  for (const char* overlap : {"allow", "queue", "allow", "queue", "allow"}) {
+    const Made m = Make(overlap);
+    jobs_[m.run.id] = m.job.id;
+    ids.push_back(m.run.id);
+    LiveRun live{.spec = m.run,
+                 .jobs = {m.job},
+                 .ended = {},
+                 .counters = {},
+                 .next_run_at = {},
+                 .cancelling = false,
+                 .cancel_reason = {}};
+    if (ids.size() % 2 == 1) live.counters[m.job.id] = {1, 0, 0};  // those that allow had begun
+    runs_.Restore(live);
+  }
+  Note(runs_.FinishRestore());
+  EXPECT_EQ(started_, (Ids{ids[0], ids[2], ids[4]}));
+  const RunId later = Add("allow");
+  End(ids[0]);
+  EXPECT_EQ(started_, (Ids{ids[0], ids[2], ids[4], later, ids[1]}));
+  End(ids[2]);
+  End(ids[1]);
+  EXPECT_EQ(started_, (Ids{ids[0], ids[2], ids[4], later, ids[1], ids[3]}));
+}
+
 TEST_F(RunOverlapTest, TheScheduleNeverWaitsBehindAQueuedBackfill) {
   const RunId b1 = Add("queue", 1), b2 = Add("queue", 1);
   EXPECT_EQ(started_, (Ids{b1, b2})) << "how many runs of a backfill there are is for its feeder to say";

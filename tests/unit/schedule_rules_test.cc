@@ -11,6 +11,7 @@
 #include "common/model/backfill.h"
 #include "common/model/cron.h"
 #include "common/model/dst_preview.h"
+#include "common/model/pipeline_json.h"
 
 namespace millrace {
 namespace {
@@ -48,6 +49,17 @@ TEST(ScheduleRulesTest, OverlapOfRunsCarriesTheLimit) {
   EXPECT_EQ(ParallelRunsOf("allow"), UINT32_MAX);
   for (const char* one : {"queue", "skip", "cancel", "", "allow(", "allow()", "allow(0)", "allow(x)", "allow(-1)"})
     EXPECT_EQ(ParallelRunsOf(one), 1u) << one;
+}
+
+TEST(ScheduleRulesTest, ARequiredParameterIsWhyNoSlotRuns) {
+  // Applied before files were refused for it: it goes on to load.
+  auto pipeline = PipelineFromJson(
+      R"({"name":"p","schedules":[{"cron":"@daily"}],"params":[{"name":"since","type":"date","required":true}],"stages":[]})");
+  ASSERT_TRUE(pipeline) << pipeline.error().message;
+  EXPECT_EQ(WhyNoSlotRuns(*pipeline),
+            "parameter 'since' (date) is required and a slot has no value for it: no slot can run; give it a default");
+  pipeline->params[0].required = false;
+  EXPECT_EQ(WhyNoSlotRuns(*pipeline), "");
 }
 
 TEST(ScheduleRulesTest, AnEdgeIsAnInstantOrADayOfTheZone) {
@@ -172,6 +184,45 @@ TEST(DstPreviewTest, OddZones) {
     EXPECT_EQ(previews[0].rows.size(), 6u);
     EXPECT_EQ(previews[1].rows.size(), 5u);
   }
+}
+
+// What the preview says of the clock is what the zone says, also for fires beyond the next jump or before the last one.
+TEST(DstPreviewTest, TheLocalTimeOfAFireIsThatOfItsZone) {
+  for (const char* zone : {"Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "America/Havana",
+                           "Asia/Beirut", "Europe/Dublin", "Pacific/Apia", "America/St_Johns"})
+    for (const char* cron :
+         {"30 4 1 1,7 *", "0 0 1 1 *", "30 2 * * *", "15 */6 * * *", "0 12 29 2 *", "*/20 * 1 4,10 *", "@weekly"})
+      for (const DstRule rule : {DstRule::kOnce, DstRule::kSkip, DstRule::kBoth}) {
+        const auto schedule = CronSchedule::Make(cron, zone, rule);
+        ASSERT_TRUE(schedule);
+        for (const JumpPreview& preview : PreviewTransitions(*schedule, At("2010-06-01T00:00:00Z"), 12))
+          for (const PreviewRow& row : preview.rows) {
+            if (!row.fire || row.why.starts_with("gap")) continue;
+            EXPECT_TRUE(schedule->InZone(*row.fire).starts_with(row.local) &&
+                        schedule->InZone(*row.fire).ends_with("(" + OffsetText(row.offset) + ")"))
+                << zone << " '" << cron << "' " << ToRfc3339(*row.fire) << ": " << row.local << " " << OffsetText(row.offset)
+                << ", the zone says " << schedule->InZone(*row.fire);
+          }
+      }
+}
+
+TEST(DstPreviewTest, WhatIsOutsideTheScheduleSaysSo) {
+  const auto why = [](std::string_view start, std::string_view end, std::string_view cron, std::string_view from,
+                      std::size_t row) {
+    ScheduleSpec spec;
+    spec.cron = cron;
+    spec.timezone = "America/New_York";
+    spec.start = start;
+    spec.end = end;
+    const auto previews = PreviewTransitions(*CronSchedule::Make(spec), At(from), 1);
+    return previews.at(0).rows.at(row).why;
+  };
+  EXPECT_EQ(why("", "2026-10-31", "30 1 * * *", "2026-06-01T00:00:00Z", 2), "first time, past end: does not fire");
+  EXPECT_EQ(why("", "2026-11-01T05:30:00Z", "30 1 * * *", "2026-06-01T00:00:00Z", 2), "first time, past end: does not fire");
+  EXPECT_EQ(why("", "2026-11-01T05:30:01Z", "30 1 * * *", "2026-06-01T00:00:00Z", 2), "first time, once: fires");
+  EXPECT_EQ(why("2026-11-02", "", "30 1 * * *", "2026-06-01T00:00:00Z", 0), "first time, before start: does not fire");
+  EXPECT_EQ(why("", "2026-03-07", "30 2 * * *", "2026-01-01T00:00:00Z", 2), "gap, past end: does not fire");
+  EXPECT_EQ(why("2026-03-09", "", "30 2 * * *", "2026-01-01T00:00:00Z", 0), "gap, before start: does not fire");
 }
 
 TEST(DstPreviewTest, AZoneWithoutJumpsAndACrowdedOne) {

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <regex>
 #include <set>
 #include <string>
@@ -149,7 +150,8 @@ TEST(TidyTest, EveryErrorClassIsInTheReference) {
     std::ifstream in(fs::path(MILLRACE_SOURCE_DIR) / page);
     reference.append(std::istreambuf_iterator<char>(in), {});
   }
-  const std::regex named(R"re(\b(?:(?:Stage|Sql)?Failure\(|Refuse\(|FailedStage\(\{|kError\w+ = )"([a-z_]+)")re"),
+  const std::regex named(
+      R"re(\b(?:(?:Stage|Sql)?Failure\(|Refuse\(|FailedStage\(\{|CannotStart\(.*, |k\w*Error\w* = |KillReason::k\w+: return )"([a-z_]+)")re"),
       quoted(R"re("([a-z_]+)")re");
   std::set<std::string> found;
   for (const SourceFile& file : Product())
@@ -161,6 +163,29 @@ TEST(TidyTest, EveryErrorClassIsInTheReference) {
   EXPECT_GT(found.size(), 30u) << "the pattern no longer finds them";
   for (const std::string& name : found)
     EXPECT_TRUE(std::regex_search(reference, std::regex("\\b" + name + "\\b"))) << "no page explains '" << name << "'";
+}
+
+// What retry.no_retry may name is what the tables of attempts explain.
+TEST(TidyTest, TheErrorClassesOfAttemptsAreThoseOfTheReference) {
+  const std::regex word("[a-z]+(_[a-z]+)*");
+  std::set<std::string> explained, known;
+  for (const auto& [page, headings] : std::map<std::string, std::set<std::string>>{
+           {"ops/docs/errors.md", {"## Ends of attempts", "## Results of commands"}}, {"ops/docs/loads.md", {"## Failures"}}}) {
+    std::ifstream in(fs::path(MILLRACE_SOURCE_DIR) / page);
+    bool inside = false;
+    for (std::string line; std::getline(in, line);) {
+      if (line.starts_with("## ")) inside = headings.contains(line);
+      if (!inside || !line.starts_with("| ") || line.starts_with("| error")) continue;
+      const std::string cell = line.substr(0, line.find('|', 1));
+      for (std::sregex_iterator m(cell.begin(), cell.end(), word), end; m != end; ++m) explained.insert(m->str());
+    }
+  }
+  const std::regex quoted(R"re("([a-z_]+)")re");
+  for (const SourceFile& file : Product())
+    if (file.path == "common/model/error_classes.h")
+      for (const std::string& line : file.lines)
+        for (std::sregex_iterator m(line.begin(), line.end(), quoted), end; m != end; ++m) known.insert((*m)[1]);
+  EXPECT_EQ(known, explained);
 }
 
 }  // namespace
