@@ -262,7 +262,7 @@ TEST_F(CliFiles, TwoColumnsOfOneNameAreRefusedWhateverTheirCase) {
     EXPECT_EQ(error.at("code"), "duplicate_column");
     EXPECT_EQ(error.at("message"), std::string("stage 't': ") + message);
     EXPECT_EQ(error.at("suggestion"), "give one of them another name with AS");
-    EXPECT_EQ(error.at("column"), 19) << "at the SQL";
+    EXPECT_EQ(error.at("column"), 20) << "at the SQL";
   }
 }
 
@@ -415,7 +415,7 @@ TEST_F(CliFiles, SchedulesAreShownInBothTimes) {
   refused({"--cron", "0 0 * * *", "--timezone", "Mars/X"}, 2, "not an IANA time zone");
   refused({"--cron", "* * * * *", "--dst", "sometimes"}, 2, "not one of once, skip, both");
   refused({"--cron", "* * * * *", "--from", "yesterday"}, 2, "--from: 'yesterday' is not a time");
-  refused({"--cron", "* * * * *", "-n", "10001"}, 2, "over the limit of 10000");
+  refused({"--cron", "* * * * *", "-n", "10001"}, 2, "-n: 10001 is not in [1, 10000]");
   refused({"nosuch"}, 3, "there is no ledger");
 }
 
