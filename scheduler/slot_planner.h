@@ -11,11 +11,11 @@
 #include "common/base/result.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline.h"
+#include "common/model/schedule_rules.h"
 
 namespace millrace::scheduler {
 
-inline constexpr std::size_t kSlotsPerPassMax = 1000;   // of one schedule; the rest follows in the next pass
-inline constexpr std::uint32_t kCatchupRunsMax = 1000;  // N of all(N)
+inline constexpr std::size_t kSlotsPerPassMax = 1000;  // of one schedule; the rest follows in the next pass
 
 // What happens to slots that are later than their misfire grace.
 struct Catchup {

@@ -248,7 +248,7 @@ Result<ExitCode> PrintBench(Context& context, const BenchTarget& target, const B
   std::vector<std::pair<std::string, std::string>> durability;
   for (auto& [name, value] : servers) (name.ends_with("_fsync") ? durability : versions).emplace_back(name, value);
   const char* installation = target.own() ? "own" : "running";
-  if (context.format() == OutputFormat::kJson) {
+  if (context.full_format() == OutputFormat::kJson) {
     const Json json{{"bench", report.name},
                     {"installation", installation},
                     {"machine", PairsJson(target.machine())},
@@ -257,7 +257,7 @@ Result<ExitCode> PrintBench(Context& context, const BenchTarget& target, const B
                     {"sound", report.sound},
                     {"results", Json::parse(report.results_json)}};
     fmt::print("{}\n", json.dump(2));
-  } else if (context.format() == OutputFormat::kTable) {
+  } else if (context.full_format() == OutputFormat::kTable) {
     for (const auto* pairs : std::array{&target.machine(), &std::as_const(versions), &std::as_const(durability)}) {
       std::string line;
       for (const auto& [name, value] : *pairs) line += fmt::format("{}{}: {}", line.empty() ? "" : "; ", name, value);
@@ -265,7 +265,7 @@ Result<ExitCode> PrintBench(Context& context, const BenchTarget& target, const B
     }
     for (const Table& table : report.tables) fmt::print("\n{}", Format(table, OutputFormat::kTable));
   } else if (!report.tables.empty()) {
-    Print(report.tables.front(), context.format());
+    Print(report.tables.front(), context.full_format());
   }
   if (report.sound) return ExitCode::kOk;
   fmt::print(stderr, "millrace: work was lost, done twice or damaged: see the counts\n");

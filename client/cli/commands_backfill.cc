@@ -151,7 +151,7 @@ Result<ExitCode> DoBackfill(const Options& options) {
     Print(Table{.columns = {"pipeline", "schedule", "slots", "first", "last", "with_run", "to_run", "left_to_schedule"},
                 .rows = {{wanted.pipeline, wanted.schedule, preview.slots, TimeCell(preview.first), TimeCell(preview.last),
                           preview.with_run, preview.to_run, preview.left}}},
-          context->format());
+          context->full_format());
     return ExitCode::kOk;
   }
   // A parameter that is missing or wrong is said now, not in every slot.
@@ -192,9 +192,7 @@ Result<ExitCode> DoList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "backfill"));
   BackfillFilter filter;
   filter.org = context->org();
-  filter.limit = options.count == 0 ? kListDefault : options.count;
-  if (filter.limit > kListMax)
-    return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
+  MILLRACE_TRY_ASSIGN(filter.limit, CountOf(options, kListDefault, kListMax));
   if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto all, ledger->Backfills(filter, context->Deadline()));
@@ -202,15 +200,11 @@ Result<ExitCode> DoList(const Options& options) {
                           "created_by", "created_at", "ended_at"},
               .rows = {}};
   for (const BackfillState& s : all) {
-    if (options.quiet) {
-      fmt::print("{}\n", s.row.id.ToString());
-      continue;
-    }
     table.rows.push_back({s.row.id.ToString(), s.row.pipeline, s.row.schedule, std::int64_t{s.row.generation},
                           ToRfc3339(s.row.from), ToRfc3339(s.row.to), std::string(StateOf(s)), ToRfc3339(s.position),
                           std::int64_t{s.active}, s.row.actor, ToRfc3339(s.row.created_at), TimeCell(s.ended_at)});
   }
-  if (!options.quiet) Print(table, context->format());
+  Print(table, context->format());
   return ExitCode::kOk;
 }
 

@@ -77,18 +77,12 @@ Result<ExitCode> DoList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
   MILLRACE_TRY_ASSIGN(JobFilter filter, FilterOf(options, *context));
   filter.open = options.open;
-  filter.limit = options.count == 0 ? kListDefault : options.count;
-  if (filter.limit > kListMax)
-    return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
+  MILLRACE_TRY_ASSIGN(filter.limit, CountOf(options, kListDefault, kListMax));
   if (!options.before.empty()) {
     MILLRACE_TRY_ASSIGN(filter.before, JobId::Parse(options.before));
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto jobs, ledger->ListJobs(filter, context->Deadline()));
-  if (options.quiet) {
-    for (const JobSummary& job : jobs) fmt::print("{}\n", job.spec.id.ToString());
-    return ExitCode::kOk;
-  }
   Table table{.columns = {"job", "state", "queue", "kind", "stage", "run", "submitted_at", "finished_at", "deliveries",
                           "failures", "crashes", "error_class", "error", "action"},
               .rows = {}};
@@ -273,7 +267,9 @@ Result<ExitCode> DoShow(const Options& options) {
   if (options.show_payload) return ShowPayload(*ledger, *context, id);
   MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(context->org(), id, context->Deadline()));
   const Live live = LookAt(job, *context, *ledger);
-  if (context->format() == OutputFormat::kTable) {
+  if (context->format() == OutputFormat::kIds) {
+    fmt::print("{}\n", id.ToString());
+  } else if (context->format() == OutputFormat::kTable) {
     PrintJob(job, live);
   } else if (context->format() == OutputFormat::kCsv) {
     Table table{.columns = {"token", "end", "worker", "exit_code", "signal", "error_class", "error", "log_tail"}, .rows = {}};

@@ -71,7 +71,7 @@ Result<ExitCode> DoPrune(const Options& options) {
   Table table{.columns = {"before", "rows", "audit_records", "result_files"}, .rows = {}};
   table.rows.push_back({ToRfc3339(total.before), static_cast<std::int64_t>(total.rows),
                         static_cast<std::int64_t>(total.records), static_cast<std::int64_t>(total.result_files)});
-  Print(table, context->format());
+  Print(table, context->full_format());
   if (!total.held_by.empty()) fmt::print(stderr, "not further: {}\n", total.held_by);
   return ExitCode::kOk;
 }

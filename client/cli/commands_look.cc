@@ -36,8 +36,28 @@ constexpr Millis kStatusTimeout{3000};
 
 std::string UtcColumn(WallTime t) { return ToRfc3339(t); }
 
+// A name that is no applied pipeline comes with the nearest one.
+Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, const Context& context) {
+  const auto versions = ledger.ListPipelines(context.org(), context.Deadline());
+  if (error.code != ErrorCode::kNotFound || !versions) return error;
+  std::vector<std::string_view> names;
+  for (const PipelineVersion& v : *versions) names.push_back(v.name);
+  if (std::ranges::find(names, name) != names.end()) return error;
+  if (const auto near = Suggest(name, names)) error.message += fmt::format("; did you mean '{}'?", *near);
+  return error;
+}
+
+// What a pipeline may be called; anything else that is given for one is meant as a file.
+bool IsPipelineName(std::string_view text) {
+  return text.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789_") == std::string_view::npos;
+}
+
 // The schedule that the arguments of `schedule next` mean: a bare expression, a file's, or an applied pipeline's.
 Result<ScheduleSpec> FindSchedule(const Options& options, Context& context) {
+  if (options.file.empty() && options.cron.empty())
+    return Fail(ErrorCode::kInvalidArgument, "schedule next: give a pipeline, or --cron EXPR");
+  if (!options.file.empty() && !options.cron.empty())
+    return Fail(ErrorCode::kInvalidArgument, "schedule next: give '{}' or --cron '{}', not both", options.file, options.cron);
   if (!options.cron.empty()) {
     ScheduleSpec spec;
     spec.cron = options.cron;
@@ -45,21 +65,21 @@ Result<ScheduleSpec> FindSchedule(const Options& options, Context& context) {
     spec.dst = options.dst;
     return spec;
   }
-  if (options.file.empty()) return Fail(ErrorCode::kInvalidArgument, "schedule next: give a pipeline, or --cron EXPR");
-  Pipeline pipeline;
-  if (std::filesystem::is_regular_file(options.file)) {
-    MILLRACE_TRY_ASSIGN(PipelineFile file, ReadPipelineFile(options.file));
-    pipeline = std::move(file.pipeline);
-  } else {
-    MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kNo, "cli"));
-    // The schedule in force may differ from the file's (`pipeline apply --cron`).
-    MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context.org(), context.Deadline()));
-    for (const ScheduleRow& row : rows)
-      if (row.pipeline == options.file) return row.spec;
-    return Fail(ErrorCode::kNotFound, "'{}' is no file and no applied pipeline with a schedule", options.file);
+  if (!options.timezone.empty())
+    return Fail(ErrorCode::kInvalidArgument, "--timezone is the zone of --cron: '{}' has its own", options.file);
+  if (std::filesystem::is_regular_file(options.file) || !IsPipelineName(options.file)) {
+    MILLRACE_TRY_ASSIGN(const PipelineFile file, ReadPipelineFile(options.file));
+    if (!file.pipeline.schedules.empty()) return file.pipeline.schedules.front();
+    return Fail(ErrorCode::kNotFound, "{}: the pipeline has no schedule; write one, or give --cron EXPR", options.file);
   }
-  if (pipeline.schedules.empty()) return Fail(ErrorCode::kNotFound, "{}: the pipeline has no schedule", options.file);
-  return pipeline.schedules.front();
+  MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kNo, "cli"));
+  // The schedule in force may differ from the file's (`pipeline apply --cron`).
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger->Schedules(context.org(), context.Deadline()));
+  for (const ScheduleRow& row : rows)
+    if (row.pipeline == options.file) return row.spec;
+  if (auto version = ledger->GetPipeline(context.org(), options.file, std::nullopt, context.Deadline()); !version)
+    return Prefixed(NamedPipeline(std::move(version.error()), *ledger, options.file, context), "'{}' is no file", options.file);
+  return Fail(ErrorCode::kNotFound, "pipeline '{}' has no schedule; apply it with one, or give --cron EXPR", options.file);
 }
 
 // What a schedule does around the next jumps of its zone's clock.
@@ -79,6 +99,7 @@ Table TransitionRows(const CronSchedule& cron, WallTime from) {
 
 Result<ExitCode> DoScheduleNext(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
+  MILLRACE_TRY_ASSIGN(const std::uint32_t count, CountOf(options, kFiresDefault, kFiresMax));
   MILLRACE_TRY_ASSIGN(const ScheduleSpec spec, FindSchedule(options, *context));
   MILLRACE_TRY_ASSIGN(const CronSchedule cron, CronSchedule::Make(spec));
   WallTime from = context->clock().WallNow();
@@ -93,8 +114,6 @@ Result<ExitCode> DoScheduleNext(const Options& options) {
     Print(table, context->format());
     return ExitCode::kOk;
   }
-  const std::uint32_t count = options.count == 0 ? kFiresDefault : options.count;
-  if (count > kFiresMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kFiresMax);
   Table table{.columns = {"utc", "local", "timezone"}, .rows = {}};
   for (std::uint32_t i = 0; i < count; ++i) {
     const auto next = cron.Next(from);
@@ -150,17 +169,6 @@ Result<ExitCode> DoScheduleList(const Options& options) {
   return ExitCode::kOk;
 }
 
-// A name that is no applied pipeline comes with the nearest one.
-Error NamedPipeline(Error error, Ledger& ledger, const std::string& name, const Context& context) {
-  const auto versions = ledger.ListPipelines(context.org(), context.Deadline());
-  if (error.code != ErrorCode::kNotFound || !versions) return error;
-  std::vector<std::string_view> names;
-  for (const PipelineVersion& v : *versions) names.push_back(v.name);
-  if (std::ranges::find(names, name) != names.end()) return error;
-  if (const auto near = Suggest(name, names)) error.message += fmt::format("; did you mean '{}'?", *near);
-  return error;
-}
-
 // How many slots of the pause were still undecided, and are skipped.
 Result<std::size_t> SetPaused(Ledger& ledger, const std::string& pipeline, bool pause, const Context& context) {
   if (!pause) {
@@ -203,8 +211,7 @@ Result<ExitCode> DoSchedulePause(const Options& options, bool pause) {
 
 Result<ExitCode> DoScheduleSlots(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "schedule"));
-  const std::uint32_t count = options.count == 0 ? kSlotsDefault : options.count;
-  if (count > kSlotsMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", count, kSlotsMax);
+  MILLRACE_TRY_ASSIGN(const std::uint32_t count, CountOf(options, kSlotsDefault, kSlotsMax));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   auto version = ledger->GetPipeline(context->org(), options.pipeline, std::nullopt, context->Deadline());
   if (!version) return std::unexpected(NamedPipeline(std::move(version.error()), *ledger, options.pipeline, *context));
@@ -223,7 +230,7 @@ Result<ExitCode> DoQuery(const Options& options) {
   for (const ConnectionSpec& connection : context->Connections()) {
     if (connection.name == options.connection) {
       MILLRACE_TRY_ASSIGN(const Table table, RunQuery(connection, options.sql, context->clock(), context->Deadline()));
-      Print(table, context->format());
+      Print(table, context->full_format());
       return ExitCode::kOk;
     }
     known += (known.empty() ? "" : ", ") + connection.name;
@@ -254,13 +261,13 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   verify.deadline = context->clock().Now() + std::chrono::hours{24};
   MILLRACE_TRY_ASSIGN(const AuditReport report, VerifyAudit(*ledger, checkpoints ? &*checkpoints : nullptr, verify));
-  if (context->format() == OutputFormat::kTable) {
+  if (context->full_format() == OutputFormat::kTable) {
     fmt::print("{}: {} rows in {} records of {} writers, {} checkpoints\n", report.ok ? "the audit trail verifies" : "TAMPERED",
                HumanCount(static_cast<std::int64_t>(report.rows)), HumanCount(static_cast<std::int64_t>(report.records)),
                report.writers, report.checkpoints);
     if (report.first_bad) fmt::print("{}\n", FindingText(*report.first_bad));
     for (const std::string& line : report.unproven) fmt::print("not proven: {}\n", line);
-  } else if (context->format() != OutputFormat::kJson) {
+  } else if (context->full_format() != OutputFormat::kJson) {
     const auto& bad = report.first_bad;
     Print(Table{.columns = {"ok", "writers", "records", "rows", "checkpoints", "unpinned_records", "kind", "table", "key",
                             "explanation"},
@@ -269,7 +276,7 @@ Result<ExitCode> DoAuditVerify(const Options& options) {
                           static_cast<std::int64_t>(report.unpinned_records), bad ? Cell{std::string(Name(bad->kind))} : Cell{},
                           bad ? Cell{bad->table} : Cell{}, bad ? Cell{bad->key} : Cell{},
                           bad ? Cell{bad->explanation} : Cell{}}}},
-          context->format());
+          context->full_format());
   } else {
     Json json{{"ok", report.ok},
               {"writers", report.writers},
@@ -347,11 +354,11 @@ Result<ExitCode> DoStatus(const Options& options) {
     return Fail(ErrorCode::kUnavailable, "no broker answers at {}: start '{}'{}", endpoint,
                 context->embedded() ? "millrace up --home " + context->config().home : "millrace broker", others);
   }
-  if (context->format() == OutputFormat::kCsv || context->format() == OutputFormat::kNdjson) {
-    Print(StatusRows(*status, brokers), context->format());
+  if (context->full_format() == OutputFormat::kCsv || context->full_format() == OutputFormat::kNdjson) {
+    Print(StatusRows(*status, brokers), context->full_format());
     return ExitCode::kOk;
   }
-  if (context->format() == OutputFormat::kJson) {
+  if (context->full_format() == OutputFormat::kJson) {
     Json json{{"broker", status->broker}, {"shards", Json::array()}, {"workers", Json::array()}};
     for (const auto& s : status->shards)
       json["shards"].push_back(
@@ -388,7 +395,7 @@ Result<ExitCode> DoConfigShow(const Options& options) {
     if (options.origin) row.emplace_back(value.origin);
     table.rows.push_back(std::move(row));
   }
-  Print(table, context->format());
+  Print(table, context->full_format());
   return ExitCode::kOk;
 }
 
@@ -401,7 +408,7 @@ Result<ExitCode> DoDoctor(const Options& options) {
     table.rows.push_back({finding.check, finding.ok, finding.found, finding.fix});
     ok = ok && finding.ok;
   }
-  Print(table, context->format());
+  Print(table, context->full_format());
   return ok ? ExitCode::kOk : ExitCode::kWorkFailed;
 }
 

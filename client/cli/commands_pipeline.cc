@@ -1,4 +1,5 @@
 // check, plan, pipeline apply, pipeline list, pipeline show.
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
@@ -7,6 +8,7 @@
 #include "client/cli/pipeline_file.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
+#include "common/model/pipeline_parser.h"
 #include "common/model/run_plan.h"
 #include "common/model/schedule_rules.h"
 
@@ -64,7 +66,7 @@ Result<ExitCode> DoCheck(const Options& options, std::vector<Diagnostic>* diagno
   for (const StageSchema& schema : schemas)
     for (const ColumnSpec& column : schema.columns)
       table.rows.push_back({schema.stage, column.name, column.type, column.not_null});
-  PrintChecked(table, "columns", context->format());
+  PrintChecked(table, "columns", context->full_format());
   PrintSchedules(file.pipeline, context->clock().WallNow());
   fmt::print(stderr, "{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
   return ExitCode::kOk;
@@ -92,7 +94,7 @@ Result<ExitCode> DoPlan(const Options& options, std::vector<Diagnostic>* diagnos
                           static_cast<std::int64_t>(stage.checks.size()), stage.contract.has_value(),
                           std::int64_t{stage.retry.max_attempts}, stage.timeout.count(), stage.queue, plan.jobs[i].effect});
   }
-  PrintChecked(table, "stages", context->format());
+  PrintChecked(table, "stages", context->full_format());
   PrintSchedules(file.pipeline, request.now);
   return ExitCode::kOk;
 }
@@ -120,10 +122,6 @@ Result<ExitCode> DoApply(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
   MILLRACE_TRY_ASSIGN(const PipelineVersion version, ledger->ApplyPipeline(file.pipeline, ToJson(file.pipeline), file.source,
                                                                            file.base_dir, context->org(), context->Deadline()));
-  if (options.quiet) {
-    fmt::print("{}\n", version.name);
-    return ExitCode::kOk;
-  }
   Table table{.columns = {"pipeline", "version", "applied_at", "base_dir"},
               .rows = {{version.name, version.version, ToRfc3339(version.applied_at), version.base_dir}}};
   Print(table, context->format());
@@ -140,16 +138,32 @@ Result<ExitCode> DoList(const Options& options) {
   return ExitCode::kOk;
 }
 
+std::string DescribeOrNone(const std::optional<ScheduleSpec>& spec) { return spec ? Describe(*spec) : "none"; }
+
+// `pipeline apply --cron` and `run FILE` make what is in force differ from what the newest file says.
+Result<std::optional<ScheduleSpec>> InForce(Ledger& ledger, const std::string& pipeline, const Context& context) {
+  MILLRACE_TRY_ASSIGN(const auto rows, ledger.Schedules(context.org(), context.Deadline()));
+  const auto row = std::ranges::find(rows, pipeline, &ScheduleRow::pipeline);
+  return row == rows.end() ? std::nullopt : std::optional(row->spec);
+}
+
 Result<ExitCode> DoShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "pipeline"));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const PipelineVersion v,
                       ledger->GetPipeline(context->org(), options.pipeline, std::nullopt, context->Deadline()));
+  MILLRACE_TRY_ASSIGN(const auto in_force, InForce(*ledger, v.name, *context));
   if (context->format() == OutputFormat::kTable) {
     std::fwrite(v.source.data(), 1, v.source.size(), stdout);
+    const ParseResult file = ParsePipeline(v.source, v.name);
+    if (!file.pipeline) return ExitCode::kOk;  // of a version of Millrace with another grammar
+    const auto written = file.pipeline->schedules.empty() ? std::nullopt : std::optional(file.pipeline->schedules.front());
+    if (in_force != written)
+      fmt::print(stderr, "schedule in force: {}; the file says: {}\n", DescribeOrNone(in_force), DescribeOrNone(written));
   } else {
-    Print(Table{.columns = {"pipeline", "version", "applied_at", "base_dir", "source"},
-                .rows = {{v.name, v.version, ToRfc3339(v.applied_at), v.base_dir, v.source}}},
+    Print(Table{.columns = {"pipeline", "version", "applied_at", "base_dir", "source", "schedule"},
+                .rows = {{v.name, v.version, ToRfc3339(v.applied_at), v.base_dir, v.source,
+                          in_force ? Cell{Describe(*in_force)} : Cell{}}}},
           context->format());
   }
   return ExitCode::kOk;

@@ -183,10 +183,6 @@ void PrintOne(const std::string& queue, const Item& item, const Listing& listing
 Result<ExitCode> DoQueueList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "queue"));
   MILLRACE_TRY_ASSIGN(const Listing listing, ReadQueues(*context));
-  if (options.quiet) {
-    for (const auto& [queue, item] : listing.items) fmt::print("{}\n", queue);
-    return ExitCode::kOk;
-  }
   Table table{.columns = kColumns, .rows = {}};
   for (const auto& [queue, item] : listing.items) table.rows.push_back(RowOf(queue, item, listing));
   Print(table, context->format());
@@ -296,10 +292,8 @@ Result<QueueSettings> SetOne(Context& context, Ledger& ledger, Broker& broker, c
   return Fail(ErrorCode::kConflict, "queue '{}': others keep setting it at the same time; try again", queue);
 }
 
-void PrintSet(const std::vector<QueueSettings>& set, const Options& options, OutputFormat format) {
-  if (options.quiet) {
-    for (const QueueSettings& settings : set) fmt::print("{}\n", settings.queue);
-  } else if (set.size() == 1) {
+void PrintSet(const std::vector<QueueSettings>& set, OutputFormat format) {
+  if (set.size() == 1) {
     PrintOne(set.front().queue, {.settings = set.front()}, Listing{}, format);
   } else if (!set.empty()) {
     Table table{.columns = kColumns, .rows = {}};
@@ -325,12 +319,12 @@ Result<ExitCode> SetAnd(const Options& options, const std::vector<std::string>& 
   for (const std::string& queue : queues) {
     auto done = SetOne(*context, *ledger, broker, queue, change);
     if (!done) {
-      PrintSet(set, options, context->format());
+      PrintSet(set, context->format());
       return std::unexpected(std::move(done.error()));
     }
     set.push_back(std::move(*done));
   }
-  PrintSet(set, options, context->format());
+  PrintSet(set, context->format());
   return ExitCode::kOk;
 }
 

@@ -61,8 +61,7 @@ Result<ExitCode> DoResult(const Options& options) {
 
 Result<ExitCode> DoRefused(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
-  const std::uint32_t limit = options.count == 0 ? kListDefault : options.count;
-  if (limit > kListMax) return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", limit, kListMax);
+  MILLRACE_TRY_ASSIGN(const std::uint32_t limit, CountOf(options, kListDefault, kListMax));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const EnqueueStatus status, ledger->Enqueued(context->org(), limit, context->Deadline()));
   Table table{.columns = {"job", "queue", "kind", "refused_at", "reason"}, .rows = {}};

@@ -93,8 +93,8 @@ Result<RunReport> ReadRun(Context& context, Ledger& ledger, RunId run) {
   return MakeRunReport(detail);
 }
 
-void PrintReport(Context& context, const RunReport& report, const Options& options) {
-  if (options.quiet) {
+void PrintReport(Context& context, const RunReport& report) {
+  if (context.format() == OutputFormat::kIds) {
     fmt::print("{}\n", report.run);
   } else if (context.format() == OutputFormat::kTable) {
     fmt::print("{}", ForPeople(report));
@@ -106,9 +106,9 @@ void PrintReport(Context& context, const RunReport& report, const Options& optio
   std::fflush(stdout);
 }
 
-Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run, const Options& options) {
+Result<RunReport> PrintRun(Context& context, Ledger& ledger, RunId run) {
   MILLRACE_TRY_ASSIGN(RunReport report, ReadRun(context, ledger, run));
-  PrintReport(context, report, options);
+  PrintReport(context, report);
   return report;
 }
 
@@ -224,8 +224,8 @@ Result<ExitCode> DoRunFile(const Options& options) {
   if (!end) return std::unexpected(std::move(end.error()));
 
   if (!report) return std::unexpected(report.error());
-  PrintReport(*context, *report, options);
-  if (context->format() == OutputFormat::kTable && !options.quiet) {
+  PrintReport(*context, *report);
+  if (context->format() == OutputFormat::kTable) {
     if (report->state == RunState::kSucceeded && report->HasLoad() && report->Changed() == 0)
       fmt::print("The warehouse was up to date: this run changed nothing in it.\n");
     PrintWhereThingsAre(*context, file.pipeline, options.file, report->run);
@@ -256,10 +256,6 @@ Result<ExitCode> DoRunStart(const Options& options) {
   if (!options.wait) {
     if (auto submitted = SubmitPlan(client, *ledger, plan, false, context->clock().Now() + kSubmitTimeout); !submitted)
       return Prefixed(std::move(submitted.error()), "broker at {}", door.endpoint());
-    if (options.quiet) {
-      fmt::print("{}\n", plan.run.id.ToString());
-      return ExitCode::kOk;
-    }
     Print(Table{.columns = {"run", "pipeline", "version"}, .rows = {{plan.run.id.ToString(), pipeline.name, version.version}}},
           context->format());
     return ExitCode::kOk;
@@ -269,7 +265,7 @@ Result<ExitCode> DoRunStart(const Options& options) {
   if (!end)
     return Prefixed(std::move(end.error()), "run {} (look with 'millrace run show{}')", plan.run.id.ToString(),
                     context->OrgOption());
-  MILLRACE_TRY_ASSIGN(const RunReport report, PrintRun(*context, *ledger, plan.run.id, options));
+  MILLRACE_TRY_ASSIGN(const RunReport report, PrintRun(*context, *ledger, plan.run.id));
   return ExitCodeOf(report.state);
 }
 
@@ -277,19 +273,13 @@ Result<ExitCode> DoRunList(const Options& options) {
   MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "run"));
   RunFilter filter;
   filter.org = context->org();
-  filter.limit = options.count == 0 ? kListDefault : options.count;
-  if (filter.limit > kListMax)
-    return Fail(ErrorCode::kInvalidArgument, "-n: {} is over the limit of {}", filter.limit, kListMax);
+  MILLRACE_TRY_ASSIGN(filter.limit, CountOf(options, kListDefault, kListMax));
   if (!options.pipeline.empty()) filter.pipeline = options.pipeline;
   if (!options.state.empty()) {
     MILLRACE_TRY_ASSIGN(filter.state, ParseRunState(options.state));
   }
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const auto runs, ledger->ListRuns(filter, context->Deadline()));
-  if (options.quiet) {
-    for (const RunSummary& run : runs) fmt::print("{}\n", run.spec.id.ToString());
-    return ExitCode::kOk;
-  }
   if (context->format() == OutputFormat::kTable) {
     fmt::print("{}", RunsForPeople(runs, context->clock().WallNow()));
     return ExitCode::kOk;
@@ -313,7 +303,7 @@ Result<ExitCode> DoRunShow(const Options& options) {
   MILLRACE_TRY_ASSIGN(const RunId run, FindRun(*ledger, context->org(), options.id, options.pipeline, context->Deadline()));
   MILLRACE_TRY_ASSIGN(RunReport report, ReadRun(*context, *ledger, run));
   if (!IsTerminal(report.state)) AddRunning(report, RunningNow(*context, *ledger, run.uuid, report.stages.size()));
-  PrintReport(*context, report, options);
+  PrintReport(*context, report);
   return ExitCode::kOk;
 }
 
@@ -355,7 +345,7 @@ Result<ExitCode> DoRunLogs(const Options& options) {
       entries.push_back({job.spec.stage, job.outcome->counters.deliveries, &job.outcome->report});
   }
   if (!found) return Fail(ErrorCode::kNotFound, "run {} has no stage '{}'", run.ToString(), options.stage);
-  PrintLogs(entries, context->format());
+  PrintLogs(entries, context->full_format());
   return ExitCode::kOk;
 }
 

@@ -58,7 +58,7 @@ Result<std::unique_ptr<Context>> Context::Make(const Options& options, std::stri
       !std::filesystem::is_directory(home))
     return Fail(ErrorCode::kInvalidArgument, "--home '{}' is not a directory: give another one", loaded.config.home);
   ConfigureLog(loaded.config.log_level, loaded.config.log_format, std::move(process));
-  return std::unique_ptr<Context>(new Context(std::move(loaded), format));
+  return std::unique_ptr<Context>(new Context(std::move(loaded), format, options.quiet));
 }
 
 Result<std::unique_ptr<Ledger>> Context::OpenLedger(Create create, std::string_view actor) {
@@ -98,6 +98,12 @@ std::vector<ConnectionSpec> Context::Connections() const {
                            .type = connection.type == LedgerConfig::Kind::kSqlite ? "sqlite" : "postgres",
                            .dsn = std::string(connection.dsn.Reveal())});
   return connections;
+}
+
+Result<std::uint32_t> CountOf(const Options& options, std::uint32_t fallback, std::uint32_t max) {
+  const std::uint32_t count = options.count.value_or(fallback);
+  if (count < 1 || count > max) return Fail(ErrorCode::kInvalidArgument, "-n: {} is not in [1, {}]", count, max);
+  return count;
 }
 
 ExitCode Complain(const Error& error) {

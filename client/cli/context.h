@@ -27,7 +27,9 @@ class Context {
 
   const Config& config() const { return loaded_.config; }
   const std::vector<ConfigValue>& config_values() const { return loaded_.values; }
-  OutputFormat format() const { return format_; }
+  OutputFormat format() const { return quiet_ ? OutputFormat::kIds : format_; }
+  // For what has no ids: the same with --quiet as without.
+  OutputFormat full_format() const { return format_; }
   // Whom the command speaks for: what it reads and writes is of this org alone.
   OrgId org() const { return config().org; }
   // " --org 7", for a command that a message names; empty for the default org.
@@ -46,14 +48,19 @@ class Context {
   std::vector<ConnectionSpec> Connections() const;  // with their secrets: for the worker and the query command
 
  private:
-  Context(LoadedConfig loaded, OutputFormat format) : loaded_(std::move(loaded)), format_(format), ids_(clock_, random_) {}
+  Context(LoadedConfig loaded, OutputFormat format, bool quiet)
+      : loaded_(std::move(loaded)), format_(format), quiet_(quiet), ids_(clock_, random_) {}
 
   LoadedConfig loaded_;
   OutputFormat format_;
+  bool quiet_;
   SystemClock clock_;
   SystemRandom random_;
   IdGenerator ids_;
 };
+
+// -n of a list. kInvalidArgument: not in [1, max].
+Result<std::uint32_t> CountOf(const Options& options, std::uint32_t fallback, std::uint32_t max);
 
 // Prints "millrace: <message>" on stderr and returns the exit code of the error.
 ExitCode Complain(const Error& error);

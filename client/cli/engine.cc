@@ -286,6 +286,19 @@ Result<std::unique_ptr<Engine>> Engine::Prepare(Context& context, EngineParts wh
   return engine;
 }
 
+namespace {
+
+// An endpoint that cannot be bound is known by the setting it comes from.
+Error WithSetting(Error error, const BrokerConfig& broker) {
+  for (const auto& [key, endpoint] :
+       {std::pair{"broker.listen_clients", &broker.listen_clients}, std::pair{"broker.listen_workers", &broker.listen_workers}})
+    if (error.message.starts_with(fmt::format("bind {}: ", *endpoint)))
+      error.message = fmt::format("{}: {}; give it another port, or end what listens there", key, error.message);
+  return error;
+}
+
+}  // namespace
+
 Result<void> Engine::Open() {
   Parts& parts = *parts_;
   const EngineParts& which = parts.which;
@@ -300,7 +313,8 @@ Result<void> Engine::Open() {
       workers = {std::string(kWorkersInside)};
       if (which.scheduler) clients.push_back(parts.context.ClientEndpoint());
     }
-    MILLRACE_TRY(parts.StartBroker(clients, workers));
+    if (auto started = parts.StartBroker(clients, workers); !started)
+      return std::unexpected(WithSetting(std::move(started.error()), broker));
   }
   if (which.worker && !together) MILLRACE_TRY(parts.StartWorker(parts.context.config().worker.brokers));
   if (which.scheduler) MILLRACE_TRY(parts.StartScheduler());

@@ -56,7 +56,7 @@ void AddGlobalOptions(Grammar& g) {
   g.app.add_option("-o,--output", g.options.output, "table, json, ndjson or csv");
   g.app.add_option("--log-level", g.options.log_level, "debug, info, warn, error or off");
   g.app.add_flag("--no-progress", g.options.no_progress, "No progress on stderr");
-  g.app.add_flag("-q,--quiet", g.options.quiet, "Print ids only");
+  g.app.add_flag("-q,--quiet", g.options.quiet, "Print ids or names only, one a line");
 }
 
 constexpr const char* kRunIdHelp = "Run id, or its first characters (at least 4), or 'last'";
@@ -198,7 +198,7 @@ void AddPipelineCommands(Grammar& g) {
   next->add_option("--from", g.options.from, "Fires after this time (default: now), as 2026-11-21T06:15:00Z");
   next->add_flag("--transitions", g.options.transitions,
                  "Instead, what happens around the next two jumps of the zone's clock (daylight saving)");
-  next->add_option("-n,--count", g.options.count, "How many (default 10)");
+  next->add_option("-n,--count", g.options.count, "How many (default 10, at most 10000)");
 }
 
 void AddBackfillCommands(Grammar& g) {
@@ -540,8 +540,11 @@ std::string StrayArgument(const CLI::App& app) {
     const std::string sub = parent->get_subcommands().front()->get_name();
     for (const CLI::Option* option : parent->get_options())
       if (option->count() > 0)
-        return fmt::format("'{} {}' takes no {}", parent->get_name(), sub,
-                           option->get_positional() ? fmt::format("'{}'", option->results().front()) : option->get_name());
+        return fmt::format("'{} {}' takes no {}{}", parent->get_name(), sub,
+                           option->get_positional() ? fmt::format("'{}'", option->results().front()) : option->get_name(),
+                           parent->get_name() == "backfill"
+                               ? fmt::format("; for a pipeline of that name: millrace backfill OPTIONS -- {}", sub)
+                               : "");
   }
   return "";
 }

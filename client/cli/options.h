@@ -60,7 +60,7 @@ struct Options {
   std::string older_than, max_bytes;               // ledger prune
   std::string name;                                // worker, broker, scheduler --name
   int concurrency = 0;                             // worker
-  std::uint32_t count = 0;                         // -n
+  std::optional<std::uint32_t> count;              // -n
   bool running = false;                            // backfill cancel
   bool wait = false;                               // run start, run cancel, job submit
   bool origin = false;                             // config show

@@ -124,6 +124,10 @@ std::string Format(const Table& table, OutputFormat format) {
         out += "\r\n";
       }
       return out;
+    case OutputFormat::kIds:
+      for (std::size_t r = 0; r < table.rows.size(); ++r)
+        if (r == 0 || table.rows[r][0] != table.rows[r - 1][0]) out += Printable(CellText(table.rows[r][0], false)) + '\n';
+      return out;
   }
   return out;
 }

@@ -13,7 +13,8 @@
 
 namespace millrace::cli {
 
-enum class OutputFormat : std::uint8_t { kTable, kJson, kNdjson, kCsv };
+// kIds (--quiet) is asked for beside the others: only what the rows are called by.
+enum class OutputFormat : std::uint8_t { kTable, kJson, kNdjson, kCsv, kIds };
 Result<OutputFormat> ParseOutputFormat(std::string_view name);
 
 // A cell: nothing, a number, a flag or text. Text holds UTF-8; bytes that are not are shown as U+FFFD.
@@ -26,7 +27,7 @@ struct Table {
 };
 
 // json: one array of objects; ndjson: one object a line; csv: RFC 4180 with a header line; table: aligned columns, numbers
-// to the right with thousands separated, for people.
+// to the right with thousands separated, for people; ids: the first column, one a line, and none twice in succession.
 std::string Format(const Table& table, OutputFormat format);
 void Print(const Table& table, OutputFormat format);
 // {"ok": true, "errors": [], "<rows>": [the table's rows]}: what a command that checks something prints as JSON.

@@ -12,23 +12,14 @@
 #include "client/cli/stage_check.h"
 #include "common/base/limits.h"
 #include "common/base/suggest.h"
-#include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
 #include "common/model/pipeline_places.h"
-#include "scheduler/slot_planner.h"
 
 namespace millrace::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// The whole rule about a schedule: the expression, the zone, the catch-up text.
-std::optional<std::string> ScheduleComplaint(const ScheduleSpec& spec) {
-  if (const auto cron = CronSchedule::Make(spec); !cron) return cron.error().message;
-  if (const auto catchup = scheduler::ParseCatchup(spec.catchup); !catchup) return catchup.error().message;
-  return std::nullopt;
-}
 
 // Some value of the type: types do not depend on which.
 std::string SampleOf(const std::string& type) {
@@ -82,7 +73,7 @@ Result<PipelineFile> ReadPipelineFile(const std::string& path, std::vector<Diagn
   file.path = path;
   file.source.assign(std::istreambuf_iterator<char>(in), {});
   file.base_dir = std::filesystem::absolute(path, ec).lexically_normal().parent_path();
-  auto parsed = ParsePipeline(file.source, path, {.schedule_validator = ScheduleComplaint});
+  auto parsed = ParsePipeline(file.source, path);
   if (!parsed.diagnostics.empty()) return Refused(std::move(parsed.diagnostics), file.source, diagnostics);
   file.pipeline = std::move(*parsed.pipeline);
   return file;

@@ -39,11 +39,25 @@ constexpr Key kKeys[] = {
     {"worker.stage_processes"},
 };
 constexpr std::string_view kConnections = "connections";
+constexpr std::size_t kConnectionNameBytesMax = 64;
 
 bool IsConnectionName(std::string_view name) {
-  return !name.empty() && name.size() <= 64 && std::ranges::all_of(name, [](char c) {
+  return !name.empty() && name.size() <= kConnectionNameBytesMax && std::ranges::all_of(name, [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
   });
+}
+
+// What is wrong with a key of a connection: the connection's name, or what is asked of it.
+std::string OfConnection(std::string_view rest) {
+  const std::size_t dot = rest.rfind('.');
+  const std::string_view name = rest.substr(0, dot);
+  if (!IsConnectionName(name))
+    return fmt::format("; the name of a connection has 1 to {} of the characters a-z, 0-9, _ and -, not '{}'",
+                       kConnectionNameBytesMax, name.substr(0, 128));
+  constexpr std::string_view kFields[] = {"type", "dsn"};
+  const auto near = dot == rest.npos ? std::nullopt : Suggest(rest.substr(dot + 1), kFields);
+  return near ? fmt::format("; did you mean 'connections.{}.{}'?", name, *near)
+              : fmt::format("; a connection has connections.{0}.type and connections.{0}.dsn", name);
 }
 
 }  // namespace
@@ -77,14 +91,8 @@ std::string UnknownKey(std::string_view name) {
   for (const std::string_view section :
        {"version", "audit", "broker", "connections", "ledger", "log", "queue", "scheduler", "worker"})
     candidates.push_back(section);
-  std::string field;
-  if (const std::size_t dot = name.rfind('.'); name.starts_with("connections.") && dot > kConnections.size()) {
-    candidates.clear();
-    field = std::string(name.substr(0, dot));
-  }
-  const std::string type = field + ".type", dsn = field + ".dsn";
-  if (!field.empty()) candidates = {type, dsn};
   std::string text = fmt::format("unknown key '{}'", name.substr(0, 128));
+  if (name.starts_with("connections.")) return text + OfConnection(name.substr(kConnections.size() + 1));
   if (const auto near = Suggest(name, candidates)) text += fmt::format("; did you mean '{}'?", *near);
   return text;
 }

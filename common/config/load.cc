@@ -40,6 +40,11 @@ std::string Absolute(const std::string& path, const std::string& base) {
   return (fs::path(path).is_absolute() ? fs::path(path) : fs::path(base) / path).lexically_normal().string();
 }
 
+std::string WithoutAlias(std::string endpoint) {
+  constexpr std::string_view kAlias = "tcp://localhost:";
+  return endpoint.starts_with(kAlias) ? endpoint.replace(0, kAlias.size(), "tcp://127.0.0.1:") : endpoint;
+}
+
 std::vector<std::string> SplitList(std::string_view text) {
   std::vector<std::string> items;
   while (!text.empty()) {
@@ -181,7 +186,7 @@ class Loader {
     const auto raw = raw_.find(key);
     if (raw == raw_.end()) return fallback;
     MILLRACE_TRY_ASSIGN(std::string text, Expand(key, raw->second.items.front(), raw->second.base_dir));
-    if (text.empty()) return Wrong(key, "must not be empty");
+    if (text.empty()) return Wrong(key, "is empty; give a value, or leave it out for the default");
     return text;
   }
   Result<std::vector<std::string>> List(const std::string& key, const std::vector<std::string>& fallback) {
@@ -191,7 +196,7 @@ class Loader {
     std::vector<std::string> items;
     for (const std::string& item : raw->second.items) {
       MILLRACE_TRY_ASSIGN(std::string text, Expand(key, item, raw->second.base_dir));
-      if (text.empty()) return Wrong(key, "has an empty item");
+      if (text.empty()) return Wrong(key, "has an empty item; leave it out");
       items.push_back(std::move(text));
     }
     return items;
@@ -240,10 +245,11 @@ class Loader {
       if (words[i] == text) return i;
     return Wrong(key, "'{}' is not one of {}", Quoted(key, text), fmt::join(words, ", "));
   }
-  Result<Millis> Duration(const std::string& key, const std::string& fallback) {
+  Result<Millis> Duration(const std::string& key, const std::string& fallback, Millis min = Millis{0}) {
     MILLRACE_TRY_ASSIGN(const std::string text, Text(key, fallback));
     auto duration = ParseDuration(text);
     if (!duration) return Wrong(key, "{}", ParseDuration(Quoted(key, text)).error().message);
+    if (*duration < min) return Wrong(key, "'{}' is below {}s", Quoted(key, text), min.count() / 1000);
     return *duration;
   }
   Result<void> CheckEndpoint(const std::string& key, const std::string& text) const {
@@ -296,7 +302,8 @@ class Loader {
     c.ledger.dsn = Secret(postgres ? std::move(dsn) : Absolute(dsn, BaseOf("ledger.dsn")));
     MILLRACE_TRY_ASSIGN(c.ledger.retention, Duration("ledger.retention", "0s"));
     if (c.ledger.retention > Millis{0} && c.ledger.retention < kRetentionMin)
-      return Wrong("ledger.retention", "is below 1d (0s keeps everything)");
+      return Wrong("ledger.retention", "'{}' is below 1d; give at least 1d, or 0s to keep everything",
+                   Quoted("ledger.retention", raw_.at("ledger.retention").items.front()));
     MILLRACE_TRY_ASSIGN(const std::string bytes, Text("ledger.retention_bytes", "0B"));
     const auto size = ParseSize(bytes);
     if (!size) return Wrong("ledger.retention_bytes", "{}", ParseSize(Quoted("ledger.retention_bytes", bytes)).error().message);
@@ -352,13 +359,19 @@ class Loader {
     MILLRACE_TRY_ASSIGN(c.broker.name, Name("broker.name", "broker-" + in_.host));
     MILLRACE_TRY_ASSIGN(c.broker.listen_clients, Endpoint("broker.listen_clients", "tcp://127.0.0.1:7410"));
     MILLRACE_TRY_ASSIGN(c.broker.listen_workers, Endpoint("broker.listen_workers", "tcp://127.0.0.1:7411"));
+    if (WithoutAlias(c.broker.listen_clients) == WithoutAlias(c.broker.listen_workers)) {
+      const bool workers = raw_.contains("broker.listen_workers");
+      const std::string key = workers ? "broker.listen_workers" : "broker.listen_clients";
+      return Wrong(key, "'{}' is also broker.listen_{}; give each a port of its own",
+                   Quoted(key, workers ? c.broker.listen_workers : c.broker.listen_clients), workers ? "clients" : "workers");
+    }
     const bool embedded = c.ledger.kind == LedgerConfig::Kind::kSqlite;
     MILLRACE_TRY_ASSIGN(const std::uint32_t shards,
                         Number("broker.shards", embedded ? kShardCountEmbedded : kShardCountDistributed, 1, 1024));
     c.broker.shards = static_cast<std::uint16_t>(shards);
     MILLRACE_TRY_ASSIGN(c.worker.name, Name("worker.name", "worker-" + in_.host));
     MILLRACE_TRY_ASSIGN(c.worker.brokers, List("worker.brokers", {"tcp://127.0.0.1:7411"}));
-    if (c.worker.brokers.empty()) return Wrong("worker.brokers", "must name at least one broker");
+    if (c.worker.brokers.empty()) return Wrong("worker.brokers", "must name at least one broker, like tcp://127.0.0.1:7411");
     for (const std::string& broker : c.worker.brokers) MILLRACE_TRY(CheckEndpoint("worker.brokers", broker));
     MILLRACE_TRY_ASSIGN(c.worker.concurrency, Number("worker.concurrency", std::max(in_.cores, 1u), 1, 10'000));
     MILLRACE_TRY_ASSIGN(c.worker.queues, List("worker.queues", {}));
@@ -374,8 +387,7 @@ class Loader {
     MILLRACE_TRY_ASSIGN(const std::size_t sandbox, OneOf("worker.sandbox", kSwitch, 1));
     c.worker.sandbox = sandbox == 1;
     MILLRACE_TRY_ASSIGN(c.scheduler.name, Name("scheduler.name", "scheduler-" + in_.host));
-    MILLRACE_TRY_ASSIGN(c.scheduler.lead_ttl, Duration("scheduler.lead_ttl", "5s"));
-    if (c.scheduler.lead_ttl < 1s) return Wrong("scheduler.lead_ttl", "must be at least 1s");
+    MILLRACE_TRY_ASSIGN(c.scheduler.lead_ttl, Duration("scheduler.lead_ttl", "5s", 1s));
     return {};
   }
 

@@ -48,19 +48,20 @@ class Reader {
 
   Result<void> ReadPair(const YamlNode& key_node, const YamlNode& value, const std::string& name) {
     if (name == "version") {
-      if (value.kind != YamlNode::Kind::kScalar || value.text != "1") return Wrong(key_node, "version must be 1");
+      if (value.kind != YamlNode::Kind::kScalar) return Wrong(key_node, "version must be 1");
+      if (value.text != "1") return Wrong(key_node, "version must be 1, not '{}'", value.text.substr(0, 64));
       version_seen_ = true;
       return {};
     }
     const auto key = FindKey(name);
     if (!key && !IsSection(name)) return Wrong(key_node, "{}", UnknownKey(name));
     if (!key) {
-      if (value.IsNull()) return Wrong(key_node, "'{}' is a section and has no keys", name);
+      if (value.IsNull()) return Wrong(key_node, "'{}' is a section and has no keys; add one, or leave it out", name);
       return ReadMapping(value, name);
     }
     RawConfigValue raw{{}, key->is_list, Where(key_node), base_dir_};
     if (key->is_list) {
-      if (value.kind != YamlNode::Kind::kSequence) return Wrong(key_node, "'{}' must be a list", name);
+      if (value.kind != YamlNode::Kind::kSequence) return Wrong(key_node, "'{}' must be a list; write [a, b]", name);
       for (const YamlNode& item : value.items) {
         if (item.kind != YamlNode::Kind::kScalar) return Wrong(item, "'{}' must be a list of plain values", name);
         raw.items.push_back(item.text);

@@ -15,13 +15,7 @@ namespace {
 
 constexpr std::size_t kShownMax = 60;  // bytes of a wrong value inside a message
 constexpr std::int64_t kDurationMsMax = 366LL * 24 * 3600 * 1000;
-
-std::string Shown(std::string_view text) {
-  if (text.size() <= kShownMax) return std::string(text);
-  std::size_t end = kShownMax;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
-  return std::string(text.substr(0, end)) + "...";
-}
+constexpr std::size_t kNamesShownMax = 20;
 
 std::string_view Kind(const YamlNode& node) {
   switch (node.kind) {
@@ -80,10 +74,10 @@ bool ParseContext::Scalar(const YamlNode& node, std::string_view what, std::stri
   return false;
 }
 
-std::optional<std::string> ParseContext::Text(const YamlNode& node, std::string_view what) {
+std::optional<std::string> ParseContext::Text(const YamlNode& node, std::string_view what, std::string_view help) {
   if (!Scalar(node, what, "a text")) return std::nullopt;
   if (!node.text.empty()) return node.text;
-  Add(node, "bad_value", fmt::format("{} is empty", what));
+  Add(node, "bad_value", fmt::format("{} is empty", what), std::string(help));
   return std::nullopt;
 }
 
@@ -100,10 +94,10 @@ std::optional<std::int64_t> ParseContext::Integer(const YamlNode& node, std::str
   std::int64_t value = 0;
   const char* last = node.text.data() + node.text.size();
   const auto [end, ec] = std::from_chars(node.text.data(), last, value);
-  if (!node.plain || ec != std::errc{} || end != last) {
+  if (!node.plain || ec == std::errc::invalid_argument || end != last) {
     Add(node, "wrong_type", fmt::format("{} must be an integer, not '{}'", what, Shown(node.text)));
-  } else if (value < min || value > max) {
-    Add(node, "bad_value", fmt::format("{} is {}; it must be between {} and {}", what, value, min, max));
+  } else if (ec != std::errc{} || value < min || value > max) {
+    Add(node, "bad_value", fmt::format("{} is {}; it must be between {} and {}", what, Shown(node.text), min, max));
   } else {
     return value;
   }
@@ -119,9 +113,9 @@ std::optional<Millis> ParseContext::Duration(const YamlNode& node, std::string_v
   const auto [end, ec] = std::from_chars(node.text.data(), last, count);
   const std::string_view unit(end, static_cast<std::size_t>(last - end));
   for (const auto& [name, ms] : kUnits) {
-    if (ec != std::errc{} || name != unit || count < 0) continue;
-    if (count <= kDurationMsMax / ms) return Millis{count * ms};
-    Add(node, "bad_value", fmt::format("{} is longer than 366 days", what));
+    if (ec == std::errc::invalid_argument || name != unit || node.text.starts_with('-')) continue;
+    if (ec == std::errc{} && count <= kDurationMsMax / ms) return Millis{count * ms};
+    Add(node, "bad_value", fmt::format("{} is {}; it must be at most 366d", what, Shown(node.text)));
     return std::nullopt;
   }
   Add(node, "bad_duration", fmt::format("{}: '{}' is not a time", what, Shown(node.text)),
@@ -160,7 +154,7 @@ std::vector<std::string> ParseContext::TextList(const YamlNode& node, std::strin
     Add(node, "wrong_type", fmt::format("{} must be {}, not {}", what, single ? "a text or a list" : "a list", Kind(node)));
     return out;
   }
-  if (node.items.empty()) Add(node, "bad_value", fmt::format("{} is an empty list", what));
+  if (node.items.empty()) Add(node, "bad_value", fmt::format("{} is an empty list", what), "name at least one");
   for (const YamlNode& item : node.items) {
     auto text = Text(item, fmt::format("an item of {}", what));
     if (text) out.push_back(std::move(*text));
@@ -171,6 +165,25 @@ std::vector<std::string> ParseContext::TextList(const YamlNode& node, std::strin
 std::string ParseContext::DidYouMean(std::string_view wrong, std::span<const std::string_view> candidates) {
   const auto near = Suggest(wrong, candidates);
   return near ? fmt::format("did you mean '{}'?", *near) : "";
+}
+
+std::string ParseContext::DidYouMeanOf(std::string_view wrong, std::span<const std::string_view> candidates,
+                                       std::string_view what) {
+  std::string help = DidYouMean(wrong, candidates);
+  if (!help.empty()) return help;
+  const auto shown = candidates.first(std::min(candidates.size(), kNamesShownMax));
+  return fmt::format("the {} are: {}{}", what, fmt::join(shown, ", "), shown.size() < candidates.size() ? ", ..." : "");
+}
+
+std::string Shown(std::string_view text) {
+  if (text.size() <= kShownMax) return std::string(text);
+  std::size_t end = kShownMax;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return std::string(text.substr(0, end)) + "...";
+}
+
+std::string Written(Millis time) {
+  return time.count() % 1000 == 0 ? fmt::format("{}s", time.count() / 1000) : fmt::format("{}ms", time.count());
 }
 
 std::string Listed(std::span<const std::string_view> words) {

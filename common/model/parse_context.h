@@ -34,7 +34,9 @@ class ParseContext {
   // The value of a key that must be there; complains at `owner`.
   const YamlNode* Need(const YamlNode& mapping, const YamlNode& owner, std::string_view key, std::string_view what);
 
-  std::optional<std::string> Text(const YamlNode& node, std::string_view what);
+  // `help`: what to write where nothing stands.
+  std::optional<std::string> Text(const YamlNode& node, std::string_view what,
+                                  std::string_view help = "write a value that is not empty");
   std::optional<bool> Bool(const YamlNode& node, std::string_view what);
   std::optional<std::int64_t> Integer(const YamlNode& node, std::string_view what, std::int64_t min, std::int64_t max);
   std::optional<Millis> Duration(const YamlNode& node, std::string_view what);
@@ -45,6 +47,8 @@ class ParseContext {
   std::vector<std::string> TextList(const YamlNode& node, std::string_view what, bool single);
   // "did you mean 'x'?" or nothing.
   static std::string DidYouMean(std::string_view wrong, std::span<const std::string_view> candidates);
+  // The same, and where nothing is near what there is: "the stages are: a, b".
+  static std::string DidYouMeanOf(std::string_view wrong, std::span<const std::string_view> candidates, std::string_view what);
 
  private:
   bool Scalar(const YamlNode& node, std::string_view what, std::string_view expected);
@@ -52,6 +56,12 @@ class ParseContext {
   std::string file_;
   std::vector<Diagnostic> diagnostics_;
 };
+
+// A wrong value as a message repeats it: its beginning.
+std::string Shown(std::string_view text);
+
+// As a file writes it: "90s", "1500ms".
+std::string Written(Millis time);
 
 // "a, b or c"
 std::string Listed(std::span<const std::string_view> words);

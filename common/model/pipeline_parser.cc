@@ -4,6 +4,7 @@
 #include <fnmatch.h>
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <functional>
 #include <queue>
@@ -67,7 +68,8 @@ class PipelineParser {
         "schedule");
     ScheduleSpec spec;
     const YamlNode* cron = context_.Need(node, node, "cron", "schedule");
-    if (cron) spec.cron = context_.Text(*cron, "schedule.cron").value_or("");
+    if (cron)
+      spec.cron = context_.Text(*cron, "schedule.cron", "write 5 fields, for example \"0 6 * * *\", or @daily").value_or("");
     if (const YamlNode* zone = node.Find("timezone")) spec.timezone = context_.Text(*zone, "schedule.timezone").value_or("UTC");
     if (const YamlNode* catchup = node.Find("catchup")) Catchup(spec, *catchup);
     if (const YamlNode* overlap = node.Find("overlap"))
@@ -121,7 +123,9 @@ class PipelineParser {
     const auto start = ParseRangeEdge(spec.start, spec.timezone, RangeEdge::kFrom);
     const auto end = ParseRangeEdge(spec.end, spec.timezone, RangeEdge::kTo);
     if (start && end && *end <= *start)
-      context_.Add(*node.Find("end"), "bad_value", "schedule.end is not after schedule.start: it would never fire");
+      context_.Add(*node.Find("end"), "bad_value",
+                   fmt::format("schedule.end {} is not after schedule.start {}: it would never fire", spec.end, spec.start),
+                   "write a later end, an earlier start, or leave one of them out");
   }
 
   std::optional<std::string> Validate(const ScheduleSpec& spec) const {
@@ -133,17 +137,20 @@ class PipelineParser {
 
   void Catchup(ScheduleSpec& spec, const YamlNode& node) {
     const std::string_view s = node.text;
-    const bool counted = node.kind == YamlNode::Kind::kScalar && s.starts_with("all(") && s.ends_with(')') && s.size() > 5 &&
-                         s.size() <= 13 && s[4] != '0' &&
-                         std::ranges::all_of(s.substr(4, s.size() - 5), [](char c) { return c >= '0' && c <= '9'; });
-    if (counted) {
+    if (node.kind != YamlNode::Kind::kScalar || !s.starts_with("all(")) {
+      if (auto word = context_.OneOf(node, "schedule.catchup", {"none", "latest", "all", "all(N)"})) spec.catchup = *word;
+      return;
+    }
+    std::uint32_t count = 0;
+    const auto [end, ec] = std::from_chars(s.data() + 4, s.data() + s.size(), count);
+    if (ec == std::errc{} && s.substr(static_cast<std::size_t>(end - s.data())) == ")" && s[4] != '0' &&
+        count <= kCatchupRunsMax) {
       spec.catchup = s;
-    } else if (auto word = context_.OneOf(node, "schedule.catchup", {"none", "latest", "all", "all(N)"})) {
-      if (*word == "all(N)") {
-        context_.Add(node, "bad_value", "schedule.catchup: N stands for a number", "write for example all(10)");
-      } else {
-        spec.catchup = *word;
-      }
+    } else {
+      context_.Add(
+          node, "bad_value",
+          fmt::format("schedule.catchup is {}; N of all(N) must be a number between 1 and {}", Shown(s), kCatchupRunsMax),
+          "write for example all(10), or all for every slot");
     }
   }
 
@@ -191,21 +198,26 @@ class PipelineParser {
 
   void Default(ParamSpec& param, const YamlNode& node, bool infer) {
     if (node.kind != YamlNode::Kind::kScalar || node.IsNull()) {
-      context_.Add(node, "wrong_type", fmt::format("the default of parameter '{}' must be a single value", param.name));
+      context_.Add(node, "wrong_type", fmt::format("the default of parameter '{}' must be a single value", param.name),
+                   "write one text, number, date, true or false");
       return;
     }
     if (infer) param.type = node.plain ? InferParamType(node.text) : "text";
     auto value = CanonicalParam(param.type, node.text);
-    if (!value) return context_.Add(node, "wrong_type", fmt::format("parameter '{}': {}", param.name, value.error().message));
+    if (!value)
+      return context_.Add(node, "wrong_type", fmt::format("parameter '{}': {}", param.name, value.error().message),
+                          fmt::format("write a {}, or give the parameter another type", param.type));
     param.default_value = std::move(*value);
   }
 
   void Stages(const YamlNode& node) {
     if (!context_.IsMapping(node, "stages")) return;
-    if (node.keys.empty()) context_.Add(node, "bad_value", "the pipeline has no stage");
+    if (node.keys.empty())
+      context_.Add(node, "bad_value", "the pipeline has no stage", "add one, for example hello: { command: [echo, hello] }");
     if (node.keys.size() > kStagesPerPipelineMax) {
       context_.Add(node.keys[kStagesPerPipelineMax], "too_many_stages",
-                   fmt::format("{} stages; the limit is {}", node.keys.size(), kStagesPerPipelineMax));
+                   fmt::format("{} stages; the limit is {}", node.keys.size(), kStagesPerPipelineMax),
+                   "make several pipelines of it");
       return;
     }
     names_.reserve(node.keys.size());
@@ -242,7 +254,7 @@ class PipelineParser {
   bool Known(const std::string& name, const YamlNode& at, std::string_view who) {
     if (known_.contains(name)) return true;
     context_.Add(at, "unknown_stage", fmt::format("{} names the stage '{}', which does not exist", who, name),
-                 ParseContext::DidYouMean(name, names_));
+                 ParseContext::DidYouMeanOf(name, names_, "stages"));
     return false;
   }
 
@@ -305,7 +317,7 @@ class PipelineParser {
     };
     if (scan.problem) return complain(scan.problem->offset, 1, "bad_sql", "SQL: " + scan.problem->message, "");
     const std::string& first = scan.first_word;
-    if (scan.statements == 0) return complain(0, 1, "bad_sql", "SQL: there is no statement", "");
+    if (scan.statements == 0) return complain(0, 1, "bad_sql", "SQL: there is no statement", "write one SELECT");
     if (scan.statements > 1)
       return complain(0, 1, "bad_sql", fmt::format("SQL: {} statements; a transform is exactly one", scan.statements),
                       "make a stage of each");
@@ -323,7 +335,7 @@ class PipelineParser {
           complain(table.offset, table.length, "no_data", NoData(table.name, it->second), "name an extract or a transform");
       } else {
         complain(table.offset, table.length, "unknown_stage", fmt::format("the SQL reads '{}', which is no stage", table.name),
-                 ParseContext::DidYouMean(table.name, names_));
+                 ParseContext::DidYouMeanOf(table.name, names_, "stages"));
       }
     }
     for (const SqlReference& param : scan.params) {
@@ -478,7 +490,10 @@ void PlaceNothing(YamlNode& node) {
 ParseResult ParsePipeline(std::string_view source, std::string_view file_name, const ParseOptions& options) {
   ParseContext context(file_name);
   YamlDocument document = ParseYaml(source, {kPipelineFileBytesMax, kPipelineDepthMax});
-  for (YamlComplaint& c : document.complaints) ExplainUnquoted(source, c);
+  for (YamlComplaint& c : document.complaints) {
+    ExplainUnquoted(source, c);
+    if (c.code == "empty_file") c.help = "a pipeline file has at least version: 1, pipeline: NAME and stages";
+  }
   for (const YamlComplaint& c : document.complaints)
     context.Add(SourcePlace{c.line, c.column}, c.length, c.code, c.message, c.help);
   ParseResult result;

@@ -12,6 +12,7 @@ namespace millrace {
 
 inline constexpr Millis kJitterMax{24 * 60 * 60 * 1000};
 inline constexpr std::uint32_t kMaxParallelMax = 10'000;
+inline constexpr std::uint32_t kCatchupRunsMax = 1000;  // N of catchup all(N)
 
 // How much later than its slot a run starts: in [0, jitter], the same for the same (pipeline, schedule, slot) in every
 // process and version, and evenly spread over slots and pipelines.

@@ -13,6 +13,7 @@ namespace millrace {
 namespace {
 
 constexpr std::int64_t kRowsMax = std::int64_t{1} << 53;
+constexpr const char* kCommandHelp = "write [program, argument, ...], or [sh, -c, \"...\"] for a shell";
 
 class StageParser {
  public:
@@ -94,9 +95,10 @@ class StageParser {
   std::vector<ColumnSpec> Columns(const YamlNode& node, std::string_view what) {
     std::vector<ColumnSpec> out;
     if (!context_.IsMapping(node, what)) return out;
-    if (node.keys.empty()) context_.Add(node, "bad_value", fmt::format("{} is empty", what));
+    if (node.keys.empty())
+      context_.Add(node, "bad_value", fmt::format("{} is empty", what), "write column: type, or leave it out");
     for (std::size_t i = 0; i < node.keys.size(); ++i) {
-      if (node.keys[i].text.empty()) context_.Add(node.keys[i], "bad_name", "a column's name is empty");
+      if (node.keys[i].text.empty()) context_.Add(node.keys[i], "bad_name", "a column's name is empty", "write column: type");
       if (const std::size_t parts = BrokenType(node, i); parts > 0) {
         i += parts;
         continue;
@@ -191,7 +193,7 @@ class StageParser {
         if (auto text = context_.Text(*p, "load.path")) {
           spec.path = std::move(*text);
           if (!spec.path.ends_with(".parquet") && !spec.path.ends_with(".csv"))
-            context_.Add(*p, "bad_value", "load.path must end in .parquet or .csv");
+            context_.Add(*p, "bad_value", fmt::format("load.path is '{}'; it must end in .parquet or .csv", Shown(spec.path)));
         }
       if (spec.mode != LoadMode::kReplace)
         context_.Add(*Field(node, "mode"), "bad_value", "a file can only be replaced",
@@ -246,7 +248,8 @@ class StageParser {
   void Distinct(const YamlNode& node, const std::vector<std::string>& names, std::string_view what) {
     std::set<std::string_view> seen;
     for (const std::string& name : names)
-      if (!seen.insert(name).second) context_.Add(node, "bad_value", fmt::format("{} names '{}' twice", what, name));
+      if (!seen.insert(name).second)
+        context_.Add(node, "bad_value", fmt::format("{} names '{}' twice", what, name), "name it once");
   }
 
   void Command(const YamlNode& key, const YamlNode& node) {
@@ -259,22 +262,21 @@ class StageParser {
     }
     if (!argv) return;
     if (argv->kind == YamlNode::Kind::kScalar && !argv->IsNull()) {
-      context_.Add(*argv, "wrong_type", "a command must be a list of words, not a text",
-                   "write [program, argument, ...], or [sh, -c, \"...\"] for a shell");
+      context_.Add(*argv, "wrong_type", "a command must be a list of words, not a text", kCommandHelp);
       return;
     }
     if (argv->kind != YamlNode::Kind::kSequence) {
-      context_.Add(*argv, "wrong_type", "a command must be a list of words");
+      context_.Add(*argv, "wrong_type", "a command must be a list of words", kCommandHelp);
       return;
     }
     for (const YamlNode& word : argv->items) {
       if (word.kind == YamlNode::Kind::kScalar && !word.plain && !spec.argv.empty()) {
         spec.argv.push_back(word.text);  // an argument may be the empty text
-      } else if (auto text = context_.Text(word, "a word of a command")) {
+      } else if (auto text = context_.Text(word, "a word of a command", kCommandHelp)) {
         spec.argv.push_back(std::move(*text));
       }
     }
-    if (argv->items.empty()) context_.Add(*argv, "bad_value", "the command is empty");
+    if (argv->items.empty()) context_.Add(*argv, "bad_value", "the command is empty", kCommandHelp);
   }
 
   void Environment(CommandSpec& spec, const YamlNode& node) {
@@ -282,9 +284,10 @@ class StageParser {
       const YamlNode& name = node.keys[i];
       const YamlNode& value = node.items[i];
       if (name.text.empty() || name.text.find('=') != std::string::npos)
-        context_.Add(name, "bad_name", fmt::format("'{}' is not the name of an environment variable", name.text));
+        context_.Add(name, "bad_name", fmt::format("'{}' is not the name of an environment variable", name.text),
+                     "write a name without =");
       if (value.kind != YamlNode::Kind::kScalar) {
-        context_.Add(value, "wrong_type", fmt::format("command.env.{} must be a text", name.text));
+        context_.Add(value, "wrong_type", fmt::format("command.env.{} must be a text", name.text), "write one value");
       } else {
         spec.env[name.text] = value.IsNull() ? "" : value.text;
       }
@@ -335,7 +338,8 @@ class StageParser {
     const bool control = std::ranges::any_of(*text, [](char c) { return static_cast<unsigned char>(c) < 0x20; });
     if (text->empty() || text->size() > kNameBytesMax || control)
       return context_.Add(node, "bad_value",
-                          fmt::format("limit_key must have 1 to {} bytes and no control characters", kNameBytesMax));
+                          fmt::format("limit_key must have 1 to {} bytes and no control characters; it has {} bytes",
+                                      kNameBytesMax, text->size()));
     stage_.limit_key = std::move(*text);
   }
 
@@ -366,7 +370,10 @@ class StageParser {
     if (const YamlNode* classes = Field(node, "no_retry")) NoRetry(*classes);
     if (retry.backoff_cap >= retry.backoff_base) return;
     if (cap) {
-      context_.Add(*cap, "bad_value", fmt::format("retry.{} is shorter than the first wait", WordOf(node, *cap)));
+      context_.Add(*cap, "bad_value",
+                   fmt::format("retry.{} is {}, shorter than the first wait, {}", WordOf(node, *cap), cap->text,
+                               Written(retry.backoff_base)),
+                   fmt::format("write at least {}, or a shorter backoff_base", Written(retry.backoff_base)));
     } else {
       retry.backoff_cap = retry.backoff_base;
     }
@@ -389,7 +396,9 @@ class StageParser {
     stage_.no_retry = context_.TextList(node, "retry.no_retry", true);
     Distinct(node, stage_.no_retry, "retry.no_retry");
     if (stage_.no_retry.size() > kNoRetryClassesMax)
-      context_.Add(node, "bad_value", fmt::format("retry.no_retry names more than {} error classes", kNoRetryClassesMax));
+      context_.Add(
+          node, "bad_value",
+          fmt::format("retry.no_retry names {} error classes; the limit is {}", stage_.no_retry.size(), kNoRetryClassesMax));
     for (const std::string& name : stage_.no_retry) {
       if (std::ranges::find(kAttemptErrorClasses, name) != std::end(kAttemptErrorClasses)) continue;
       const std::string near = ParseContext::DidYouMean(name, kAttemptErrorClasses);
@@ -482,9 +491,12 @@ class StageParser {
     context_.OnlyKeys(node, {"min", "max"}, "row_count");
     if (const YamlNode* min = Field(node, "min")) check.min_rows = context_.Integer(*min, "row_count.min", 0, kRowsMax);
     if (const YamlNode* max = Field(node, "max")) check.max_rows = context_.Integer(*max, "row_count.max", 0, kRowsMax);
-    if (node.keys.empty()) context_.Add(node, "bad_value", "row_count needs min, max or both");
+    if (node.keys.empty())
+      context_.Add(node, "bad_value", "row_count needs min, max or both", "write for example row_count: { min: 1 }");
     if (check.min_rows && check.max_rows && *check.min_rows > *check.max_rows)
-      context_.Add(node, "bad_value", "row_count.min is greater than row_count.max");
+      context_.Add(*Field(node, "min"), "bad_value",
+                   fmt::format("row_count.min is {}, greater than row_count.max, {}", *check.min_rows, *check.max_rows),
+                   "write a smaller min, a greater max, or leave one of them out");
   }
 
   ParseContext& context_;

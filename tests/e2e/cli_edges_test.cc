@@ -1,6 +1,10 @@
 // Where a command line meets what people have: their folders, full disks, words too many, databases with their own numbers.
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstdlib>
 
@@ -56,13 +60,94 @@ TEST_F(CliEdges, WordsTooManyAreRefused) {
            {{"run", "list", "shop"}, "'run list' takes no 'shop'"},
            {{"run", "show", "last", "extra"}, "'run show' takes no 'extra'"},
            {{"backfill", "list", "nope"}, "'backfill list' takes no 'nope'"},
-           {{"backfill", "list", "--from", "x"}, "'backfill list' takes no --from"}}) {
+           {{"backfill", "list", "--from", "x"},
+            "'backfill list' takes no --from; for a pipeline of that name: millrace backfill OPTIONS -- list"},
+           {{"run", "list", "-n", "0"}, "-n: 0 is not in [1, 500]"},
+           {{"schedule", "next", "--cron", "@daily", "-n", "0"}, "-n: 0 is not in [1, 10000]"},
+           {{"schedule", "next", "shop.yaml", "--cron", "@daily"}, "give 'shop.yaml' or --cron '@daily', not both"},
+           {{"schedule", "next", "shop.yaml", "--timezone", "UTC"}, "--timezone is the zone of --cron"}}) {
     const CliResult refused = Run(args);
     EXPECT_EQ(refused.code, 2) << text;
     EXPECT_EQ(refused.out, "") << text;
     EXPECT_THAT(refused.err, HasSubstr(text));
   }
   EXPECT_EQ(Run({"run", "list", "--pipeline", "shop", "-q"}).code, 0);
+}
+
+TEST_F(CliEdges, APortThatIsTakenIsKnownByItsSetting) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ASSERT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(::listen(fd, 1), 0);
+  ASSERT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  const std::string taken = "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  for (const std::string key : {"broker.listen_clients", "broker.listen_workers"}) {
+    const std::string other = key.ends_with("clients") ? "broker.listen_workers" : "broker.listen_clients";
+    const CliResult broker = Run({"broker", "--set", "ledger.dsn=postgres://nobody@127.0.0.1:1/none", "--set",
+                                  key + "=" + taken, "--set", other + "=tcp://127.0.0.2:7499"});
+    EXPECT_EQ(broker.code, 5);
+    EXPECT_THAT(broker.err, HasSubstr("millrace: " + key + ": bind " + taken +
+                                      ": bind: Address already in use; give it another port, or end what listens there"));
+  }
+  ::close(fd);
+}
+
+TEST_F(CliEdges, APipelineMayBeCalledLikeACommand) {
+  Write("list.yaml", "version: 1\npipeline: list\nschedule: { cron: \"@daily\" }\nstages:\n  c: { command: [\"true\"] }\n");
+  ASSERT_EQ(Run({"pipeline", "apply", "list.yaml"}).code, 0);
+  const CliResult dry = Run({"--home", home_.string(), "backfill", "--from", "2026-01-01", "--to", "2026-01-02", "--dry-run",
+                             "-o", "json", "--", "list"});
+  ASSERT_EQ(dry.code, 0) << dry.err;
+  EXPECT_EQ(nlohmann::json::parse(dry.out)[0].at("slots"), 2);
+}
+
+TEST_F(CliEdges, AScheduleThatIsNotThereIsSaidToBe) {
+  Shop();
+  const auto missing = [&](const std::string& what, const std::string& text) {
+    const CliResult next = Run({"schedule", "next", what});
+    EXPECT_EQ(next.code, 3) << what;
+    EXPECT_THAT(next.err, HasSubstr(text));
+  };
+  missing("/nowhere/shop.yaml", "/nowhere/shop.yaml: no such file");
+  missing("shop.yaml", "shop.yaml: the pipeline has no schedule; write one, or give --cron EXPR");
+  missing("shop", "there is no ledger at");
+  ASSERT_EQ(Run({"pipeline", "apply", "shop.yaml"}).code, 0);
+  missing("shop", "pipeline 'shop' has no schedule; apply it with one, or give --cron EXPR");
+  missing("shp", "'shp' is no file: no pipeline 'shp' has been applied; did you mean 'shop'?");
+}
+
+TEST_F(CliEdges, QuietPrintsWhatTheRowsAreCalledByAndNothingElse) {
+  Shop();
+  Write("list.yaml", "version: 1\npipeline: list\nschedule: { cron: \"@daily\" }\nstages:\n  c: { command: [\"true\"] }\n");
+  ASSERT_EQ(Run({"pipeline", "apply", "list.yaml"}).code, 0);
+  ASSERT_EQ(Run({"queue", "set", "q", "--concurrency", "3"}).code, 0);
+  const auto quiet = [&](std::vector<std::string> args) {
+    args.emplace_back("-q");
+    const CliResult result = Run(args);
+    EXPECT_EQ(result.code, 0) << args[0] << " " << args[1] << result.err;
+    return result.out;
+  };
+  EXPECT_EQ(quiet({"pipeline", "apply", "shop.yaml", "--cron", "@hourly"}), "shop\n");
+  EXPECT_EQ(quiet({"pipeline", "list"}), "list\nshop\n");
+  EXPECT_EQ(quiet({"pipeline", "list", "-o", "json"}), "list\nshop\n");
+  EXPECT_EQ(quiet({"pipeline", "show", "shop"}), "shop\n");
+  EXPECT_EQ(quiet({"schedule", "list"}), "list\nshop\n");
+  EXPECT_EQ(quiet({"schedule", "pause", "shop"}), "shop\n");
+  EXPECT_EQ(quiet({"schedule", "resume", "shop"}), "shop\n");
+  EXPECT_EQ(quiet({"schedule", "slots", "shop"}), "");
+  const std::vector<std::string> next{"schedule", "next", "--cron", "@daily", "--from", "2026-01-01T00:00:00Z", "-n", "2"};
+  EXPECT_EQ(quiet(next), "2026-01-02T00:00:00Z\n2026-01-03T00:00:00Z\n");
+  EXPECT_EQ(quiet({"queue", "list"}), "q\n");
+  EXPECT_EQ(quiet({"queue", "show", "q"}), "q\n");
+  EXPECT_EQ(quiet({"queue", "pause", "q"}), "q\n");
+  const std::string run = quiet({"run", "shop.yaml"});
+  EXPECT_EQ(quiet({"run", "list"}), run);
+  EXPECT_EQ(quiet({"run", "show", "last"}), run);
+  EXPECT_EQ(quiet({"job", "show", "last"}), quiet({"job", "list", "-n", "1"}));
+  EXPECT_THAT(quiet({"config", "show"}), HasSubstr("value")) << "settings have no ids";
 }
 
 TEST_F(CliEdges, DataThatCannotBeWrittenIsAnError) {
@@ -90,6 +175,10 @@ TEST_F(CliEdges, ARunOfAFileLeavesSchedulesAlone) {
   ASSERT_EQ(schedules.size(), 1u);
   EXPECT_EQ(schedules[0].at("cron"), "0 7 * * *");
   EXPECT_EQ(schedules[0].at("version"), 1);
+  CliResult show = Run({"pipeline", "show", "shop"});
+  EXPECT_EQ(show.out, kPipeline);
+  EXPECT_THAT(show.err, HasSubstr("schedule in force: 0 7 * * * UTC; the file says: none"));
+  EXPECT_EQ(RunJson({"pipeline", "show", "shop"})[0].at("schedule"), "0 7 * * * UTC");
 
   Write("timed.yaml", std::string(kPipeline) + "schedule: { cron: \"0 8 * * *\" }\n");
   ASSERT_EQ(Run({"run", "timed.yaml"}).code, 0);
@@ -99,6 +188,7 @@ TEST_F(CliEdges, ARunOfAFileLeavesSchedulesAlone) {
   EXPECT_EQ(RunJson({"pipeline", "list"})[0].at("version"), 3);
   ASSERT_EQ(Run({"pipeline", "apply", "timed.yaml"}).code, 0);
   EXPECT_EQ(RunJson({"schedule", "list"})[0].at("cron"), "0 8 * * *");
+  EXPECT_EQ(Run({"pipeline", "show", "shop"}).err, "") << "the file's own schedule is in force";
 }
 
 TEST_F(CliEdges, RelativeFoldersAndZonesAreKeptAsTheyWereMeant) {

@@ -251,6 +251,21 @@ TEST_F(CliFiles, WrongSqlIsFoundBeforeAnythingRunsWithTheCaretInsideTheFile) {
   ExpectSqlRefused("with a as (select 1, 2) insert into raw select * from a", HasSubstr("only a SELECT is allowed"));
 }
 
+TEST_F(CliFiles, TwoColumnsOfOneNameAreRefusedWhateverTheirCase) {
+  for (const auto& [names, message] :
+       {std::pair{"a|a", "two columns are named 'a'"}, {"a|A", "two columns are named 'a' and 'A'; case does not matter"}}) {
+    const std::string text(names);
+    WritePipeline("p", "  t: { transform: \"select 1 as " + text.substr(0, 1) + ", 2 as " + text.substr(2) + "\" }\n");
+    const CliResult check = Run({"check", "p.yaml", "-o", "json"});
+    ASSERT_EQ(check.code, 1) << check.err;
+    const auto error = nlohmann::json::parse(check.out).at("errors").at(0);
+    EXPECT_EQ(error.at("code"), "duplicate_column");
+    EXPECT_EQ(error.at("message"), std::string("stage 't': ") + message);
+    EXPECT_EQ(error.at("suggestion"), "give one of them another name with AS");
+    EXPECT_EQ(error.at("column"), 20) << "at the SQL";
+  }
+}
+
 TEST_F(CliFiles, SqlCannotReadAFileNotEvenWhileItIsChecked) {
   Write("secret.csv", "topsecret\n1\n");
   for (const char* sql :
@@ -400,7 +415,7 @@ TEST_F(CliFiles, SchedulesAreShownInBothTimes) {
   refused({"--cron", "0 0 * * *", "--timezone", "Mars/X"}, 2, "not an IANA time zone");
   refused({"--cron", "* * * * *", "--dst", "sometimes"}, 2, "not one of once, skip, both");
   refused({"--cron", "* * * * *", "--from", "yesterday"}, 2, "--from: 'yesterday' is not a time");
-  refused({"--cron", "* * * * *", "-n", "10001"}, 2, "over the limit of 10000");
+  refused({"--cron", "* * * * *", "-n", "10001"}, 2, "-n: 10001 is not in [1, 10000]");
   refused({"nosuch"}, 3, "there is no ledger");
 }
 

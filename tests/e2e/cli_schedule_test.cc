@@ -76,7 +76,8 @@ TEST_F(CliSchedules, WrongRulesAreMarkedInTheFile) {
                                HasSubstr("p.yaml:9:12: error: schedule.overlap must be skip, queue, allow or cancel")));
   WritePipeline("q", "  c: { command: [\"true\"] }\n",
                 "schedule: { cron: \"0 12 * * *\", start: 2026-02-02, end: 2026-02-01, overlap: allow, max_parallel: 2 }\n");
-  EXPECT_THAT(Run({"check", "q.yaml"}).err, HasSubstr("schedule.end is not after schedule.start: it would never fire"));
+  EXPECT_THAT(Run({"check", "q.yaml"}).err,
+              HasSubstr("schedule.end 2026-02-01 is not after schedule.start 2026-02-02: it would never fire"));
   WritePipeline(
       "r", "  c: { command: [\"true\"] }\n",
       "schedule: { cron: \"0 12 * * *\", start: 2026-02-02, overlap: allow, max_parallel: 2, jitter: 30s, dst: both }\n");

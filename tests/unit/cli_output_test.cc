@@ -40,6 +40,16 @@ TEST(Table, OneFieldALineIsReadFromTheLeft) {
   EXPECT_EQ(Format(table, OutputFormat::kTable), "of       value\nqueue    default\nwaiting  7\n");
 }
 
+TEST(Table, IdsAreTheFirstColumnAndNoneTwiceInSuccession) {
+  const Table table{.columns = {"stage", "column"},
+                    .rows = {{std::string("a"), std::string("x")},
+                             {std::string("a"), std::string("y")},
+                             {std::string("b"), std::string("x")},
+                             {std::int64_t{1'000'000}, Cell{}}}};
+  EXPECT_EQ(Format(table, OutputFormat::kIds), "a\nb\n1000000\n");
+  EXPECT_EQ(Format(Table{.columns = {"a"}, .rows = {}}, OutputFormat::kIds), "");
+}
+
 TEST(Table, WidthCountsWideAndCombiningCharactersAndBadBytes) {
   EXPECT_EQ(DisplayWidth(""), 0u);
   EXPECT_EQ(DisplayWidth("abc"), 3u);

@@ -107,6 +107,22 @@ TEST(ConfigTest, WrongValuesNameOriginKeyAndFix) {
        "not have"},
       {"broker.listen_clients", "tcp://x",
        "flag: broker.listen_clients: 'tcp://x' is not an endpoint like tcp://127.0.0.1:7410"},
+      {"broker.listen_clients", "tcp://127.0.0.1:7411",
+       "flag: broker.listen_clients: 'tcp://127.0.0.1:7411' is also broker.listen_workers; give each a port of its own"},
+      {"broker.listen_workers", "tcp://localhost:7410",
+       "flag: broker.listen_workers: 'tcp://localhost:7410' is also broker.listen_clients; give each a port of its own"},
+      {"scheduler.lead_ttl", "999ms", "flag: scheduler.lead_ttl: '999ms' is below 1s"},
+      {"ledger.retention", "12h", "flag: ledger.retention: '12h' is below 1d; give at least 1d, or 0s to keep everything"},
+      {"worker.drain_timeout", "3651d", "flag: worker.drain_timeout: '3651d' is longer than 3650d"},
+      {"worker.drain_timeout", "99999999999999999999s",
+       "flag: worker.drain_timeout: '99999999999999999999s' is longer than 3650d"},
+      {"worker.memory_max", "9999999TiB", "flag: worker.memory_max: '9999999TiB' is more than 9223372036854775807B"},
+      {"connections.W.type", "sqlite",
+       "flag: unknown key 'connections.W.type'; the name of a connection has 1 to 64 of the characters a-z, 0-9, _ and -, not "
+       "'W'"},
+      {"connections.dw", "x",
+       "flag: unknown key 'connections.dw'; a connection has connections.dw.type and connections.dw.dsn"},
+      {"lake", "", "flag: lake: is empty; give a value, or leave it out for the default"},
       {"org", "0", "flag: org: '0' is no org; give an integer in [1, 9223372036854775807]"},
       {"org", "7x", "flag: org: '7x' is no org; give an integer in [1, 9223372036854775807]"},
       {"lake", "${env:NOPE}", "flag: lake: environment variable NOPE is not set"},
@@ -171,15 +187,22 @@ TEST(ConfigTest, FilesAreStrictAndErrorsSayWhere) {
       {"version: 1\nlog:\n  levle: info\n", "f:3:3: unknown key 'log.levle'; did you mean 'log.level'?"},
       {"version: 1\nlake: a\nlake: b\n", "f:3:1: duplicate key 'lake'; it is already given in line 2"},
       {"version: 1\nlake: [a]\n", "f:2:1: 'lake' must be a single value"},
-      {"version: 1\nworker:\n  queues: a\n", "f:3:3: 'worker.queues' must be a list"},
-      {"version: 2\n", "f:1:1: version must be 1"},
+      {"version: 1\nworker:\n  queues: a\n", "f:3:3: 'worker.queues' must be a list; write [a, b]"},
+      {"version: 2\n", "f:1:1: version must be 1, not '2'"},
+      {"version: 1\nconnections:\n  W X: {type: sqlite}\n",
+       "f:3:3: unknown key 'connections.W X'; the name of a connection has 1 to 64 of the characters a-z, 0-9, _ and -, not 'W "
+       "X'"},
+      {"version: 1\nconnections: {dw: {dns: x}}\n",
+       "f:2:20: unknown key 'connections.dw.dns'; did you mean 'connections.dw.dsn'?"},
+      {"version: 1\nconnections: {dw: {x: y}}\n",
+       "f:2:20: unknown key 'connections.dw.x'; a connection has connections.dw.type and connections.dw.dsn"},
       {"lake: a\n", "f:1:1: the key 'version: 1' is missing"},
       {"", "f:1:1: the file is empty; it needs 'version: 1'"},
       {"# nothing\n", "f:1:1: the file is empty; it needs 'version: 1'"},
       {"version: 1\nlake: *a\n", "f:2:8: aliases (*name) are not allowed; write the value out"},
       {"version: 1\nlake: \"\xff\"\n", "f:2:8: byte 0xff is not UTF-8; save the file as UTF-8"},
       {"version: 1\n---\nlake: a\n", "f:2:1: a second document starts here; keep one document per file"},
-      {"version: 1\nworker:\n", "f:2:1: 'worker' is a section and has no keys"},
+      {"version: 1\nworker:\n", "f:2:1: 'worker' is a section and has no keys; add one, or leave it out"},
   };
   for (const auto& [text, message] : kTable) {
     const auto raw = ParseConfigFile("f", text, "/");
@@ -323,10 +346,11 @@ TEST_F(ConfigFilesTest, ListsFromTheEnvironment) {
   in_.env["MILLRACE_WORKER__QUEUES"] = "";
   EXPECT_TRUE(Must().config.worker.queues.empty());
   in_.env["MILLRACE_WORKER__QUEUES"] = "a,,b";
-  EXPECT_EQ(Refused(), "env MILLRACE_WORKER__QUEUES: worker.queues: has an empty item");
+  EXPECT_EQ(Refused(), "env MILLRACE_WORKER__QUEUES: worker.queues: has an empty item; leave it out");
   in_.env.erase("MILLRACE_WORKER__QUEUES");
   in_.env["MILLRACE_WORKER__BROKERS"] = "";
-  EXPECT_EQ(Refused(), "env MILLRACE_WORKER__BROKERS: worker.brokers: must name at least one broker");
+  EXPECT_EQ(Refused(),
+            "env MILLRACE_WORKER__BROKERS: worker.brokers: must name at least one broker, like tcp://127.0.0.1:7411");
   in_.env.erase("MILLRACE_WORKER__BROKERS");
   in_.env["MILLRACE_WORKER__QUEUE"] = "a";
   EXPECT_EQ(Refused(), "env MILLRACE_WORKER__QUEUE: unknown key 'worker.queue'; did you mean 'worker.queues'?");

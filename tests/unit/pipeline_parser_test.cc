@@ -31,7 +31,13 @@ std::string Codes(std::string_view source) {
 }
 
 std::string WithStages(std::string_view stages) { return std::string(kHead) + "stages:\n" + std::string(stages); }
+constexpr const char* kCommandHelp = "write [program, argument, ...], or [sh, -c, \"...\"] for a shell";
 constexpr std::string_view kA = "  a: { extract: { from: file, path: a.csv } }\n";
+
+std::string Scheduled(std::string_view keys) {
+  return fmt::format("{}schedule: {{ cron: \"@daily\", {} }}\nstages:\n{}", kHead, keys, kA);
+}
+std::string OneStage(std::string_view keys) { return WithStages(fmt::format("  b: {{ command: [x], {} }}\n{}", keys, kA)); }
 
 TEST(PipelineParser, ReadsTheDemo) {
   std::ifstream in(std::string(MILLRACE_SOURCE_DIR) + "/ops/demo/flight_delays.yaml");
@@ -152,7 +158,9 @@ TEST(PipelineParser, RendersWithCaretAndSuggestion) {
             "    5 |   b: { transform: select $x from a }\n"
             "      |                          ^~\n"
             "  help: declare it: params: { x: ... }\n");
-  EXPECT_EQ(Rendered(""), "p.yaml: error: the file is empty\n");
+  EXPECT_EQ(Rendered(""),
+            "p.yaml: error: the file is empty\n"
+            "  help: a pipeline file has at least version: 1, pipeline: NAME and stages\n");
 }
 
 TEST(PipelineParser, RefusesEachMistakeAtItsPlace) {
@@ -224,6 +232,56 @@ TEST(PipelineParser, RefusesEachMistakeAtItsPlace) {
   for (const Case& c : cases) EXPECT_EQ(Codes(c.source), c.codes) << c.source << Rendered(c.source);
 }
 
+TEST(PipelineParser, AComplaintHasTheValueAndTheFix) {
+  const struct {
+    std::string source, place_and_message, help;
+  } cases[] = {
+      {Scheduled("catchup: all(1001)"), "3:38: schedule.catchup is all(1001); N of all(N) must be a number between 1 and 1000",
+       "write for example all(10), or all for every slot"},
+      {Scheduled("catchup: all(0)"), "3:38: schedule.catchup is all(0); N of all(N) must be a number between 1 and 1000",
+       "write for example all(10), or all for every slot"},
+      {Scheduled("catchup: all(N)"), "3:38: schedule.catchup is all(N); N of all(N) must be a number between 1 and 1000",
+       "write for example all(10), or all for every slot"},
+      {Scheduled("misfire_grace: 367d"), "3:44: schedule.misfire_grace is 367d; it must be at most 366d", ""},
+      {Scheduled("start: 2026-02-02, end: 2026-02-01"),
+       "3:53: schedule.end 2026-02-01 is not after schedule.start 2026-02-02: it would never fire",
+       "write a later end, an earlier start, or leave one of them out"},
+      {std::string(kHead) + "schedule: { cron: \"\" }\nstages:\n" + std::string(kA), "3:20: schedule.cron is empty",
+       "write 5 fields, for example \"0 6 * * *\", or @daily"},
+      {std::string(kHead) + "stages: {}\n", "3:9: the pipeline has no stage",
+       "add one, for example hello: { command: [echo, hello] }"},
+      {OneStage("timeout: 99999999999999999999h"), "4:31: timeout is 99999999999999999999h; it must be at most 366d", ""},
+      {OneStage("timeout: -5s"), "4:31: timeout: '-5s' is not a time",
+       "write a whole number and a unit: ms, s, m, h or d, for example 90s"},
+      {OneStage("priority: 99999999999999999999"), "4:32: priority is 99999999999999999999; it must be between 0 and 3", ""},
+      {OneStage("retry: { backoff_base: 10s, backoff_cap: 1s }"),
+       "4:63: retry.backoff_cap is 1s, shorter than the first wait, 10s", "write at least 10s, or a shorter backoff_base"},
+      {OneStage("after: [nope]"), "4:30: after names the stage 'nope', which does not exist", "the stages are: b, a"},
+      {WithStages("  orders: { command: [x] }\n  b: { command: [x], after: [order] }\n"),
+       "5:30: after names the stage 'order', which does not exist", "did you mean 'orders'?"},
+      {OneStage("after: []"), "4:29: after is an empty list", "name at least one"},
+      {WithStages("  t: { transform: select * from zzzz }\n"), "4:33: the SQL reads 'zzzz', which is no stage",
+       "the stages are: t"},
+      {WithStages("  b: { command: [] }\n"), "4:17: the command is empty", kCommandHelp},
+      {WithStages("  b: { command: [\"\"] }\n"), "4:19: a word of a command is empty", kCommandHelp},
+      {WithStages("  a: { extract: { from: file, path: a.csv }, checks: [ row_count: { min: 5, max: 3 } ] }\n"),
+       "4:74: row_count.min is 5, greater than row_count.max, 3",
+       "write a smaller min, a greater max, or leave one of them out"},
+      {WithStages(std::string(kA) + "  b: { load: { from: a, to: file, path: x.txt } }\n"),
+       "5:41: load.path is 'x.txt'; it must end in .parquet or .csv", ""},
+      {std::string(kHead) + "params: { n: { type: bigint, default: x } }\nstages:\n" + std::string(kA),
+       "3:39: parameter 'n': 'x' is not a bigint", "write a bigint, or give the parameter another type"},
+  };
+  for (const auto& [source, place_and_message, help] : cases) {
+    const ParseResult r = ParsePipeline(source, "p.yaml");
+    ASSERT_EQ(r.diagnostics.size(), 1u) << source << Rendered(source);
+    const Diagnostic& d = r.diagnostics[0];
+    EXPECT_EQ(fmt::format("{}:{}: {}", d.place.line, d.place.column, d.message), place_and_message) << source;
+    EXPECT_EQ(d.help, help) << source;
+  }
+  EXPECT_TRUE(ParsePipeline(Scheduled("catchup: all(1000), misfire_grace: 366d"), "p.yaml").pipeline);
+}
+
 TEST(PipelineParser, CollectsSeveralUpToTheLimit) {
   std::string stages;
   for (int i = 0; i < 30; ++i) stages += fmt::format("  s{}: {{ command: [x], oops: 1 }}\n", i);
@@ -257,7 +315,7 @@ TEST(PipelineParser, ReadsRetriesAndDeadlines) {
   EXPECT_NE(refused("backoff: fixd").find("fixed"), std::string::npos);
   EXPECT_NE(refused("backoff: 1s, backoff_base: 2s").find("says both 'backoff' and 'backoff_base'"), std::string::npos);
   EXPECT_NE(refused("backoff_cap: 1s, backoff_max: 2s").find("says both"), std::string::npos);
-  EXPECT_NE(refused("backoff_base: 10s, backoff_cap: 1s").find("retry.backoff_cap is shorter"), std::string::npos);
+  EXPECT_NE(refused("backoff_base: 1500ms, backoff_cap: 1s").find("help: write at least 1500ms"), std::string::npos);
   EXPECT_NE(refused("no_retry: [Bad Class]").find("is not an error class"), std::string::npos);
   EXPECT_NE(refused("no_retry: [nonsense_class]").find("'nonsense_class' is not an error class"), std::string::npos);
   EXPECT_NE(refused("no_retry: check_faild").find("did you mean 'check_failed'?"), std::string::npos);

@@ -247,11 +247,14 @@ class Checker {
     const auto& spec = std::get<TransformSpec>(stage.work);
     auto columns = connection_.Describe(spec.sql, request_.params);
     if (!columns) return AddSqlError(stage, spec.sql, columns.error());
-    std::vector<std::string> names;
-    for (const auto& c : *columns) names.push_back(c.name);
-    std::sort(names.begin(), names.end());
-    if (const auto twice = std::adjacent_find(names.begin(), names.end()); twice != names.end()) {
-      return Add(stage, "duplicate_column", fmt::format("two columns are named '{}'", *twice),
+    std::map<std::string, std::string> names;  // by their lower case: case does not tell columns apart
+    for (const auto& c : *columns) {
+      const auto [other, is_new] = names.emplace(Lower(c.name), c.name);
+      if (is_new) continue;
+      return Add(stage, "duplicate_column",
+                 other->second == c.name
+                     ? fmt::format("two columns are named '{}'", c.name)
+                     : fmt::format("two columns are named '{}' and '{}'; case does not matter", other->second, c.name),
                  "give one of them another name with AS", {.path = {"transform"}});
     }
     auto published = connection_.Describe(PublishSql(spec.sql, *columns), request_.params);
