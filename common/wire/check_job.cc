@@ -1,6 +1,8 @@
 #include "common/wire/check_job.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "common/base/limits.h"
 #include "common/model/whole_org.h"
@@ -37,7 +39,12 @@ Result<void> CheckJob(const JobSpec& job) {
   if (job.id.IsNil()) return Fail(ErrorCode::kInvalidArgument, "id: is nil");
   if (std::ranges::all_of(job.id.uuid.bytes, [](std::uint8_t byte) { return byte == 0xff; }))
     return Fail(ErrorCode::kInvalidArgument, "id: is all ones");  // the queue keeps it for itself
+  if (job.org < kDefaultOrg)
+    return Fail(ErrorCode::kInvalidArgument, "org: {} is no org; give an integer in [1, {}]", job.org.value(),
+                std::numeric_limits<std::int64_t>::max());
   if (job.kind.empty()) return Fail(ErrorCode::kInvalidArgument, "kind: is empty");
+  if (job.queue.empty())
+    return Fail(ErrorCode::kInvalidArgument, "queue: is empty; give a name of 1 to {} bytes", kNameBytesMax);
   MILLRACE_TRY(CheckName("stage", job.stage, kNameBytesMax));
   MILLRACE_TRY(CheckName("kind", job.kind, kNameBytesMax));
   MILLRACE_TRY(CheckName("queue", job.queue, kNameBytesMax));
