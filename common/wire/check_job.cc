@@ -71,7 +71,19 @@ Result<void> CheckJob(const JobSpec& job) {
   if (job.options.durability == Durability::kRedis)
     return Fail(ErrorCode::kInvalidArgument, "unique_key: needs durability: ledger, where it is decided");
   if (job.options.unique_until == UniqueUntil::kWindow && job.options.unique_window <= Millis{0})
-    return Fail(ErrorCode::kInvalidArgument, "unique_window: {} ms is not a window", job.options.unique_window.count());
+    return Fail(ErrorCode::kInvalidArgument, "unique_window: {} ms is not a window; give unique_window_ms in [1, {}]",
+                job.options.unique_window.count(), kJobTimeMax.count());
+  return {};
+}
+
+Result<void> CheckClientsOptions(const JobOptions& options) {
+  const JobOptions unsaid;
+  if (options.run_when != unsaid.run_when || options.has_sink || options.retry_of)
+    return Fail(ErrorCode::kInvalidArgument, "options: run_when, has_sink and retry_of are not for single jobs of a client");
+  if (!options.unique_key.empty()) return {};
+  for (const auto& [field, said] : {std::pair{"unique_until", options.unique_until != unsaid.unique_until},
+                                    std::pair{"unique_window_ms", options.unique_window != unsaid.unique_window}})
+    if (said) return Fail(ErrorCode::kInvalidArgument, "options: {}: says nothing without a unique_key; give one", field);
   return {};
 }
 
