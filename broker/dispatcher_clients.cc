@@ -78,8 +78,10 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
   for (const ShardId id : shards) {
     const auto it = shards_.find(id);
     if (it == shards_.end() || it->second.phase == Phase::kElsewhere) {
+      std::string what = fmt::format("shard {}", id.value());
+      if constexpr (requires { request.org; }) what = fmt::format("org {}", request.org.value());
       Problem(peer, number, "not_owner",
-              fmt::format("shard {} belongs to broker '{}'", id.value(), it == shards_.end() ? "" : it->second.owner_name));
+              fmt::format("{} is served by broker '{}'", what, it == shards_.end() ? "" : it->second.owner_name));
       return false;
     }
     ready = ready && it->second.phase == Phase::kReady && !it->second.yield_by;

@@ -1,6 +1,7 @@
 // Cancelling, for every command that does it.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "client/cli/context.h"
@@ -10,9 +11,16 @@
 
 namespace millrace::cli {
 
-// Through the broker or, when none answers, through the ledger. `answers`: one per item, in their order; after an error those
-// of the first items, which were asked. With `wait`, returns when every run of the items that is being cancelled has ended.
-Result<void> CancelItems(Context& context, Ledger& ledger, const wire::Cancel& cancel, bool wait,
-                         std::vector<wire::CancelReply::Item>& answers);
+struct CancelAnswers {
+  std::vector<wire::CancelReply::Item>
+      items;  // one per item, in their order; after an error those of the first, which were asked
+  // Why the ledger answered in the place of the broker that serves the org. Of jobs that only that one's queue has it knows
+  // nothing, and calls them not found.
+  std::optional<Error> unasked;
+};
+
+// Through the broker or, when none that serves the org answers, through the ledger. With `wait`, returns when every run of the
+// items that is being cancelled has ended.
+Result<void> CancelItems(Context& context, Ledger& ledger, const wire::Cancel& cancel, bool wait, CancelAnswers& answers);
 
 }  // namespace millrace::cli

@@ -314,10 +314,11 @@ Result<ExitCode> DoCancel(const Options& options) {
     cancel.reason = options.reason.empty() ? "backfill " + id.ToString() + " was cancelled" : options.reason;
     for (const RunId& run : runs) cancel.items.push_back({.id = run.uuid, .is_run = true});
     if (!runs.empty()) {
-      std::vector<wire::CancelReply::Item> items;
-      if (auto all = CancelItems(*context, *ledger, cancel, false, items); !all)
-        return Prefixed(std::move(all.error()), "{} of {} runs were asked to stop before this", items.size(), runs.size());
-      cancelled = std::ranges::count_if(items, [](const auto& item) {
+      CancelAnswers answers;
+      if (auto all = CancelItems(*context, *ledger, cancel, false, answers); !all)
+        return Prefixed(std::move(all.error()), "{} of {} runs were asked to stop before this", answers.items.size(),
+                        runs.size());
+      cancelled = std::ranges::count_if(answers.items, [](const auto& item) {
         return item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
       });
     }

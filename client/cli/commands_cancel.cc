@@ -85,15 +85,23 @@ wire::Cancel PartOf(const wire::Cancel& cancel, std::size_t at) {
   return part;
 }
 
+// What the ledger does not know, a job that only the queue has may be.
+bool IsHidden(const wire::CancelReply::Item& item) { return item.effect == CancelEffect::kUnknown && item.state.empty(); }
+
+bool IsRecorded(const wire::CancelReply::Item& item) { return item.effect == CancelEffect::kCancelling; }
+
 // What a filter means may end before it is reached: that is no error.
-Result<ExitCode> Report(const Options& options, const Context& context, const std::vector<wire::CancelReply::Item>& items,
-                        bool runs) {
+Result<ExitCode> Report(const Options& options, const Context& context, const CancelAnswers& answers, bool runs) {
+  const auto& items = answers.items;
   Table table{.columns = {runs ? "run" : "job", "effect", "state"}, .rows = {}};
   ExitCode code = ExitCode::kOk;
+  const bool doubt = !runs && answers.unasked && !context.embedded();
   std::size_t cancelled = 0;
   for (const auto& item : items) {
     const bool stopped = item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
-    const std::string_view effect = stopped && options.dry_run ? "would be cancelled" : Name(item.effect);
+    const std::string_view effect = stopped && options.dry_run ? "would be cancelled"
+                                    : doubt && IsHidden(item)  ? "unknown"
+                                                               : Name(item.effect);
     cancelled += stopped ? 1u : 0u;
     table.rows.push_back({item.id.ToString(), std::string(effect), item.state});
     if (item.effect == CancelEffect::kUnknown && !item.state.empty())
@@ -143,19 +151,17 @@ bool Since(const JobFilter& filter, const JobId& job) {
   return !filter.since || TimeOf(job.uuid) >= std::chrono::floor<Millis>(*filter.since);
 }
 
+Error NobodyAnswers(const Door& door) {
+  return {ErrorCode::kUnavailable, fmt::format("no broker answers at {}", door.endpoint())};
+}
+
 // Jobs of `durability: redis` that the filter means and the ledger does not know: the broker that serves the org lists them.
-// Where none does, they are left out, which is said.
-Result<BrokerClient::Kept> KeptJobs(Context& context, const JobFilter& filter) {
-  MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
-  Result<BrokerClient::Kept> kept = Fail(ErrorCode::kUnavailable, "no broker answers at {}", context.ClientEndpoint());
-  if (door.client() != nullptr)
-    kept = door.client()->ListKept(
-        filter.org, filter.queue.value_or(""), filter.kind.value_or(""), [&](const JobId& job) { return Since(filter, job); },
-        kFilteredMax, kListTimeout);
-  if (kept) return kept;
-  fmt::print(stderr, "jobs of durability: redis that wait or run for the first time are not among these: {}\n",
-             kept.error().message);
-  return BrokerClient::Kept{};
+Result<BrokerClient::Kept> KeptJobs(Context& context, Ledger& ledger, const JobFilter& filter) {
+  MILLRACE_TRY_ASSIGN(Door door, Door::OpenOwners(context, ledger));
+  if (door.client() == nullptr) return std::unexpected(NobodyAnswers(door));
+  return door.client()->ListKept(
+      filter.org, filter.queue.value_or(""), filter.kind.value_or(""), [&](const JobId& job) { return Since(filter, job); },
+      kFilteredMax, kListTimeout);
 }
 
 // What the command line means: the ids, or what lives of a filter.
@@ -163,6 +169,7 @@ struct Meaning {
   std::vector<Uuid> ids;
   std::unordered_set<Uuid> kept;  // of them: what only the queue has
   bool more = false;              // of those there are more than one command takes
+  std::optional<Error> unasked;   // why those are left out
 };
 
 Result<Meaning> MeantJobs(const Options& options, Context& context, Ledger& ledger) {
@@ -170,7 +177,9 @@ Result<Meaning> MeantJobs(const Options& options, Context& context, Ledger& ledg
   filter.live = true;
   Meaning meaning;
   // Before the ledger: what an attempt takes there meanwhile is found in it.
-  MILLRACE_TRY_ASSIGN(const BrokerClient::Kept kept, KeptJobs(context, filter));
+  auto listed = KeptJobs(context, ledger, filter);
+  if (!listed) meaning.unasked = std::move(listed.error());
+  const BrokerClient::Kept kept = std::move(listed).value_or(BrokerClient::Kept{});
   for (const JobId& job : kept.jobs) meaning.kept.insert(job.uuid);
   MILLRACE_TRY_ASSIGN(const auto found, AllJobs(ledger, filter, "job cancel", context.clock()));
   for (const JobId& job : found) {
@@ -211,9 +220,27 @@ Result<std::vector<wire::CancelReply::Item>> Preview(Context& context, Ledger& l
     all.insert(all.end(), items.begin(), items.end());
   }
   for (auto& item : all)
-    if (item.effect == CancelEffect::kUnknown && item.state.empty() && kept.contains(item.id))
-      item.effect = CancelEffect::kCancelling;
+    if (IsHidden(item) && kept.contains(item.id)) item.effect = CancelEffect::kCancelling;
   return all;
+}
+
+// How a command ends that has reported its items. That nobody looked where only a broker can is no success. An embedded broker
+// that does not answer does not run, and starts nothing either: there it is only said.
+Result<ExitCode> Ended(const Context& context, ExitCode code, const Meaning& meaning, const CancelAnswers& answers) {
+  const auto& unasked = meaning.unasked ? meaning.unasked : answers.unasked;
+  if (unasked && (meaning.unasked || std::ranges::any_of(answers.items, IsHidden))) {
+    Error error{unasked->code,
+                fmt::format("jobs of durability: redis that wait or run for the first time are known only to the broker that "
+                            "serves org {}, and it was not asked: {}; give its endpoint as broker.listen_clients",
+                            context.org().value(), unasked->message)};
+    if (!context.embedded() || error.code != ErrorCode::kUnavailable) return std::unexpected(std::move(error));
+    fmt::print(stderr, "{}\n", error.message);
+  }
+  if (!meaning.more) return code;
+  return Fail(
+      ErrorCode::kLimit,
+      "more than {} jobs of durability: redis match, and these are so many of them: give the command again for the others",
+      kFilteredMax);
 }
 
 Result<ExitCode> DoCancel(const Options& options, bool runs) {
@@ -226,49 +253,43 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, "cli"));
   MILLRACE_TRY_ASSIGN(const Meaning meaning, Meant(options, *context, *ledger, runs));
   for (const Uuid& id : meaning.ids) cancel.items.push_back({.id = id, .is_run = runs});
-  const auto finish = [&](ExitCode code) -> Result<ExitCode> {
-    if (!meaning.more) return code;
-    return Fail(ErrorCode::kLimit,
-                "more than {} jobs of durability: redis match, and these are so many of them: give the command again for the "
-                "others",
-                kFilteredMax);
-  };
+  CancelAnswers answers;
   if (options.dry_run) {
-    MILLRACE_TRY_ASSIGN(const auto seen, Preview(*context, *ledger, cancel, meaning.kept));
-    MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, seen, runs));
-    return finish(code);
+    MILLRACE_TRY_ASSIGN(answers.items, Preview(*context, *ledger, cancel, meaning.kept));
+    MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, answers, runs));
+    return Ended(*context, code, meaning, answers);
   }
-  std::vector<wire::CancelReply::Item> items;
-  auto all = CancelItems(*context, *ledger, cancel, options.wait && runs, items);
-  if (!all && items.empty()) return std::unexpected(std::move(all.error()));
-  MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, items, runs));
-  if (all) return finish(code);
-  if (items.size() == cancel.items.size()) return std::unexpected(std::move(all.error()));
-  return Prefixed(std::move(all.error()), "{} of {} {} were asked to stop before this", items.size(), cancel.items.size(),
-                  runs ? "runs" : "jobs");
+  auto all = CancelItems(*context, *ledger, cancel, options.wait && runs, answers);
+  if (!all && answers.items.empty()) return std::unexpected(std::move(all.error()));
+  MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, answers, runs));
+  if (all) return runs ? code : Ended(*context, code, meaning, answers);
+  if (answers.items.size() == cancel.items.size()) return std::unexpected(std::move(all.error()));
+  return Prefixed(std::move(all.error()), "{} of {} {} were asked to stop before this", answers.items.size(),
+                  cancel.items.size(), runs ? "runs" : "jobs");
 }
 
 Result<std::vector<wire::CancelReply::Item>> CancelPart(Context& context, Ledger& ledger, Door& door, const wire::Cancel& part,
-                                                        bool& recorded) {
-  if (door.client() != nullptr) {
+                                                        std::optional<Error>& unasked) {
+  if (door.client() == nullptr) {
+    unasked = NobodyAnswers(door);
+  } else {
     auto items = door.client()->Cancel(part, context.clock().Now() + kCancelTimeout);
     if (items) return items;
-    if (!BrokerClient::IsNotOwner(items.error()))
-      return Prefixed(std::move(items.error()), "broker at {}", context.ClientEndpoint());
+    if (!BrokerClient::IsNotOwner(items.error())) return Prefixed(std::move(items.error()), "broker at {}", door.endpoint());
+    unasked = std::move(items.error());
   }
-  MILLRACE_TRY_ASSIGN(auto items, Record(context, ledger, part));
-  recorded = recorded || std::ranges::any_of(items, [](const auto& item) { return item.effect == CancelEffect::kCancelling; });
-  return items;
+  return Record(context, ledger, part);
 }
 
-Result<void> CancelParts(Context& context, Ledger& ledger, Door& door, const wire::Cancel& cancel,
-                         std::vector<wire::CancelReply::Item>& answers) {
+Result<void> CancelParts(Context& context, Ledger& ledger, Door& door, const wire::Cancel& cancel, CancelAnswers& answers) {
   bool recorded = false;
   Result<void> all;
   for (std::size_t at = 0; all && at < cancel.items.size(); at += kBatchJobsMax) {
-    auto items = CancelPart(context, ledger, door, PartOf(cancel, at), recorded);
-    if (items) answers.insert(answers.end(), items->begin(), items->end());
+    auto items = CancelPart(context, ledger, door, PartOf(cancel, at), answers.unasked);
     if (!items) all = std::unexpected(std::move(items.error()));
+    if (!items) break;
+    answers.items.insert(answers.items.end(), items->begin(), items->end());
+    recorded = recorded || (answers.unasked && std::ranges::any_of(*items, IsRecorded));
   }
   if (recorded) fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
   return all;
@@ -276,11 +297,10 @@ Result<void> CancelParts(Context& context, Ledger& ledger, Door& door, const wir
 
 }  // namespace
 
-Result<void> CancelItems(Context& context, Ledger& ledger, const wire::Cancel& cancel, bool wait,
-                         std::vector<wire::CancelReply::Item>& answers) {
-  MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
+Result<void> CancelItems(Context& context, Ledger& ledger, const wire::Cancel& cancel, bool wait, CancelAnswers& answers) {
+  MILLRACE_TRY_ASSIGN(Door door, Door::OpenOwners(context, ledger));
   MILLRACE_TRY(CancelParts(context, ledger, door, cancel, answers));
-  for (auto& item : answers)
+  for (auto& item : answers.items)
     if (wait && item.effect == CancelEffect::kCancelling) MILLRACE_TRY(AwaitEnd(context, ledger, door.transport(), item));
   return {};
 }

@@ -318,12 +318,8 @@ Result<void> Edit(JobSpec& job, JobId dead, const std::optional<std::string>& pa
   if (options.to_queue == kWholeOrg)
     return Fail(ErrorCode::kInvalidArgument, "--to-queue: '{}' is all queues of an org; give the name of one", kWholeOrg);
   if (!options.to_queue.empty()) job.queue = options.to_queue;
-  if (options.priority >= kPriorityLevels)
-    return Fail(ErrorCode::kInvalidArgument, "--priority: {} is not in [0, {}]", options.priority, kPriorityLevels - 1);
-  if (options.priority >= 0) job.priority = options.priority;
-  if (options.max_attempts > kMaxAttemptsMax)
-    return Fail(ErrorCode::kInvalidArgument, "--max-attempts: {} is not in [1, {}]", options.max_attempts, kMaxAttemptsMax);
-  if (options.max_attempts > 0) job.retry.max_attempts = options.max_attempts;
+  job.priority = options.priority.value_or(job.priority);
+  job.retry.max_attempts = options.max_attempts.value_or(job.retry.max_attempts);
   return {};
 }
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <span>
+#include <utility>
 
 #include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
@@ -35,7 +36,15 @@ std::string PayloadOf(const Json& value) { return value.is_string() ? value.get<
 
 Result<std::int64_t> IntegerOf(const Json& value, std::string_view key) {
   if (!value.is_number_integer()) return Fail(ErrorCode::kInvalidArgument, "{}: {} is no integer", key, value.dump());
+  if (value.is_number_unsigned() && !std::in_range<std::int64_t>(value.get<std::uint64_t>()))
+    return Fail(ErrorCode::kInvalidArgument, "{}: {} is too large", key, value.dump());
   return value.get<std::int64_t>();
+}
+
+Result<int> IntegerIn(const Json& value, std::string_view key, int least, int most) {
+  MILLRACE_TRY_ASSIGN(const std::int64_t n, IntegerOf(value, key));
+  if (n < least || n > most) return Fail(ErrorCode::kInvalidArgument, "{}: {} is not in [{}, {}]", key, n, least, most);
+  return static_cast<int>(n);
 }
 
 // A job as its line has it. What counts from the submit on has no instant before it is stamped.
@@ -112,10 +121,10 @@ Result<void> Field(Draft& draft, const std::string& key, const Json& value) {
     } else {
       (key == "kind" ? job.kind : job.queue) = text;
     }
-  } else if (key == "priority" || key == "max_attempts") {
-    MILLRACE_TRY_ASSIGN(const std::int64_t n, IntegerOf(value, key));
-    if (n < 0 || n > kMaxAttemptsMax) return Fail(ErrorCode::kInvalidArgument, "{}: {} is out of range", key, n);
-    (key == "priority" ? job.priority : job.retry.max_attempts) = static_cast<int>(n);
+  } else if (key == "priority") {
+    MILLRACE_TRY_ASSIGN(job.priority, IntegerIn(value, key, 0, kPriorityLevels - 1));
+  } else if (key == "max_attempts") {
+    MILLRACE_TRY_ASSIGN(job.retry.max_attempts, IntegerIn(value, key, 1, kMaxAttemptsMax));
   } else if (key == "timeout_ms" || key == "backoff_base_ms" || key == "backoff_cap_ms") {
     MILLRACE_TRY_ASSIGN(const std::int64_t n, IntegerOf(value, key));
     (key == "timeout_ms" ? job.timeout : key == "backoff_base_ms" ? job.retry.backoff_base : job.retry.backoff_cap) = Millis{n};
@@ -153,6 +162,11 @@ Result<Draft> JobOf(const std::string& text, Context& context, std::optional<Run
   }
   if (run && job.options.durability == Durability::kRedis)
     return Fail(ErrorCode::kInvalidArgument, "durability: redis: jobs of a batch with --then are of the ledger's class");
+  if (job.retry.backoff_base > job.retry.backoff_cap)
+    return Fail(ErrorCode::kInvalidArgument,
+                "backoff_base_ms: {} is over backoff_cap_ms ({}), which no wait exceeds; raise the cap or lower the base",
+                job.retry.backoff_base.count(), job.retry.backoff_cap.count());
+  MILLRACE_TRY(wire::CheckClientsOptions(job.options));
   MILLRACE_TRY(wire::CheckJob(job));
   return draft;
 }
@@ -170,13 +184,15 @@ Result<std::vector<Draft>> ReadBatch(const std::string& name, Context& context, 
   for (std::size_t number = 1; std::getline(in, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     if (line.size() > kLineBytesMax)
-      return Fail(ErrorCode::kLimit, "{}:{}: {} bytes, limit {}", name, number, line.size(), kLineBytesMax);
-    if (jobs.size() == max) return Fail(ErrorCode::kLimit, "{}:{}: more than {} jobs", name, number, max);
+      return Fail(ErrorCode::kInvalidArgument, "{}:{}: {} bytes, limit {}", name, number, line.size(), kLineBytesMax);
+    if (jobs.size() == max)
+      return Fail(ErrorCode::kInvalidArgument, "{}:{}: more than {} jobs; make several batches of them", name, number, max);
     auto job = JobOf(line, context, run);
     if (!job) return Prefixed(std::move(job.error()), "{}:{}", name, number);
     if (run) job->job.stage = std::to_string(jobs.size() + 1);
     jobs.push_back(std::move(*job));
   }
+  if (in.bad()) return Fail(ErrorCode::kNotFound, "--batch: cannot read '{}'", name);
   if (jobs.empty()) return Fail(ErrorCode::kInvalidArgument, "{}: has no job", name);
   return jobs;
 }
@@ -298,9 +314,9 @@ Result<Draft> SingleJob(const Options& options, Context& context) {
   Json json{{"kind", options.kind}, {"payload", options.payload}};
   if (!options.queue.empty()) json["queue"] = options.queue;
   if (!options.run_at.empty()) json["run_at"] = options.run_at;
-  if (options.priority >= 0) json["priority"] = options.priority;
+  if (options.priority) json["priority"] = *options.priority;
   if (!options.durability.empty()) json["durability"] = options.durability;
-  if (options.max_attempts != 0) json["max_attempts"] = options.max_attempts;
+  if (options.max_attempts) json["max_attempts"] = *options.max_attempts;
   MILLRACE_TRY(RetryKeys(options, json));
   if (!options.job_options.empty()) {
     json["options"] = Json::parse(options.job_options, nullptr, false);
@@ -421,8 +437,9 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
 Result<void> CheckNoSingle(const Options& options) {
   for (const auto& [name, given, key] :
        {std::tuple{"--queue", !options.queue.empty(), "queue"}, std::tuple{"--payload", !options.payload.empty(), "payload"},
-        std::tuple{"--priority", options.priority >= 0, "priority"}, std::tuple{"--run-at", !options.run_at.empty(), "run_at"},
-        std::tuple{"--max-attempts", options.max_attempts != 0, "max_attempts"},
+        std::tuple{"--priority", options.priority.has_value(), "priority"},
+        std::tuple{"--run-at", !options.run_at.empty(), "run_at"},
+        std::tuple{"--max-attempts", options.max_attempts.has_value(), "max_attempts"},
         std::tuple{"--timeout", !options.timeout.empty(), "timeout_ms"},
         std::tuple{"--backoff", !options.backoff.empty(), "backoff"},
         std::tuple{"--backoff-base", !options.backoff_base.empty(), "backoff_base_ms"},

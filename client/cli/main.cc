@@ -63,6 +63,9 @@ constexpr const char* kRunIdHelp = "Run id, or its first characters (at least 4)
 constexpr const char* kJobIdHelp = "Job id, or its first characters (at least 4), or 'last'";
 constexpr const char* kBackfillIdHelp = "Backfill id, or its first characters (at least 4), or 'last'";
 
+// An empty word, as of a variable that a script never set, would be no filter at all: everything.
+std::string NotEmpty(const std::string& word) { return word.empty() ? "is empty; give one, or leave the option out" : ""; }
+
 void AddRunCommands(Grammar& g) {
   CLI::App* run = g.Add(&g.app, "run", "Run a pipeline file here and now, embedded; or look at runs", RunFile);
   run->add_option("FILE", g.options.file, "Pipeline file");
@@ -73,16 +76,17 @@ void AddRunCommands(Grammar& g) {
   start->alias("now");
   start->add_flag("--wait", g.options.wait, "Follow it to its end and exit with its outcome");
   CLI::App* list = g.Add(run, "list", "Runs, newest first", RunList);
-  list->add_option("--pipeline", g.options.pipeline, "Only this pipeline's");
-  list->add_option("--state", g.options.state, "Only runs in this state");
+  list->add_option("--pipeline", g.options.pipeline, "Only this pipeline's")->check(NotEmpty);
+  list->add_option("--state", g.options.state, "Only runs in this state")->check(NotEmpty);
   list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");
   CLI::App* show = g.Add(run, "show", "One run: stages, rows, errors", RunShow);
   show->add_option("ID", g.options.id, kRunIdHelp)->required();
   show->add_option("--pipeline", g.options.pipeline, "Only among the runs of this pipeline");
   CLI::App* retry = g.Add(run, "retry", "Run failed runs again: what succeeded is not repeated", RunRetry);
   retry->add_option("ID", g.options.ids, "Run ids, their beginnings, or last; or give a filter");
-  retry->add_option("--pipeline", g.options.pipeline, "Failed runs of this pipeline that nobody has retried");
-  retry->add_option("--state", g.options.state, "Only runs that ended so: failed (default), cancelled or skipped");
+  retry->add_option("--pipeline", g.options.pipeline, "Failed runs of this pipeline that nobody has retried")->check(NotEmpty);
+  retry->add_option("--state", g.options.state, "Only runs that ended so: failed (default), cancelled or skipped")
+      ->check(NotEmpty);
   retry->add_flag("--dry-run", g.options.dry_run, "Only say which runs and how many");
   retry->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
   CLI::App* logs = g.Add(run, "logs", "What the stages of a run wrote to their logs, attempt by attempt", RunLogs);
@@ -91,18 +95,25 @@ void AddRunCommands(Grammar& g) {
   logs->add_option("--stage", g.options.stage, "Only this stage");
   CLI::App* cancel = g.Add(run, "cancel", "Stop runs: what has not started never does, what runs is stopped", RunCancel);
   cancel->add_option("ID", g.options.ids, "Run ids, their beginnings, or last; or give a filter");
-  cancel->add_option("--pipeline", g.options.pipeline, "All runs of this pipeline that have not ended");
-  cancel->add_option("--state", g.options.state, "running: all runs that have not ended");
+  cancel->add_option("--pipeline", g.options.pipeline, "All runs of this pipeline that have not ended")->check(NotEmpty);
+  cancel->add_option("--state", g.options.state, "running: all runs that have not ended")->check(NotEmpty);
   cancel->add_flag("--dry-run", g.options.dry_run, "Only say which runs and how many");
   cancel->add_option("--reason", g.options.reason, "Why; goes on the record");
   cancel->add_flag("--wait", g.options.wait, "Wait until nothing of them runs any more");
 }
 
 void AddJobFilter(CLI::App* command, Options& options, bool ended = true) {
-  command->add_option("--queue", options.queue, "Only jobs of this queue");
-  command->add_option("--kind", options.kind, "Only jobs of this kind");
-  if (ended) command->add_option("--error-class", options.error_class, "Only jobs that ended with this error class");
-  command->add_option("--since", options.since, "Only jobs submitted since this time, or this long ago (2h, 7d)");
+  command->add_option("--queue", options.queue, "Only jobs of this queue")->check(NotEmpty);
+  command->add_option("--kind", options.kind, "Only jobs of this kind")->check(NotEmpty);
+  if (ended)
+    command->add_option("--error-class", options.error_class, "Only jobs that ended with this error class")->check(NotEmpty);
+  command->add_option("--since", options.since, "Only jobs submitted since this time, or this long ago (2h, 7d)")
+      ->check(NotEmpty);
+}
+
+void AddPriority(CLI::App* command, Options& options, const std::string& priority, const std::string& attempts) {
+  command->add_option("--priority", options.priority, priority)->check(CLI::Range(0, kPriorityLevels - 1));
+  command->add_option("--max-attempts", options.max_attempts, attempts)->check(CLI::Range(1, kMaxAttemptsMax));
 }
 
 void AddJobCommands(Grammar& g) {
@@ -125,20 +136,17 @@ void AddJobCommands(Grammar& g) {
     command->add_option("--reason", g.options.reason, "Why; kept in the audit trail");
   }
   requeue->add_option("--payload", g.options.payload_file, "File with a new payload ('-': stdin)");
-  requeue->add_option("--to-queue", g.options.to_queue, "Put them into this queue instead");
-  requeue->add_option("--priority", g.options.priority, "New priority, 0 (most urgent) to 3")
-      ->check(CLI::Range(0, kPriorityLevels - 1));
-  requeue->add_option("--max-attempts", g.options.max_attempts, "New number of attempts, 1 to 100")
-      ->check(CLI::Range(1, kMaxAttemptsMax));
+  requeue->add_option("--to-queue", g.options.to_queue, "Put them into this queue instead")->check(NotEmpty);
+  AddPriority(requeue, g.options, "New priority, 0 (most urgent) to 3", "New number of attempts, 1 to 100");
   CLI::App* submit = g.Add(job, "submit", "Submit single jobs, or a batch with a job that runs when all have ended", JobSubmit);
   submit->add_option("--batch", g.options.batch, "File with one job a line, as JSON ('-': stdin)");
   submit->add_option("--then", g.options.then, "With --batch: the job, as JSON, that runs when all of them have ended");
   submit->add_option("--kind", g.options.kind, "One job: its kind");
-  submit->add_option("--queue", g.options.queue, "One job: its queue (default: default)");
+  submit->add_option("--queue", g.options.queue, "One job: its queue (default: default)")->check(NotEmpty);
   submit->add_option("--payload", g.options.payload, "One job: its payload");
-  submit->add_option("--priority", g.options.priority, "One job: 0 (most urgent) to 3 (default: 2)");
+  AddPriority(submit, g.options, "One job: 0 (most urgent) to 3 (default: 2)",
+              "One job: attempts that may fail, 1 to 100 (default: 3)");
   submit->add_option("--run-at", g.options.run_at, "One job: not before, e.g. 2026-12-24T18:00:00Z");
-  submit->add_option("--max-attempts", g.options.max_attempts, "One job: attempts that may fail (default: 3)");
   submit->add_option("--timeout", g.options.timeout, "One job: of one attempt, e.g. 90s");
   submit->add_option("--backoff", g.options.backoff, "One job: fixed or exponential (default) waits between attempts");
   submit->add_option("--backoff-base", g.options.backoff_base, "One job: the first wait (default: 1s)");

@@ -51,7 +51,7 @@ struct Options {
   std::string queues;                              // worker
   std::string to_queue, payload_file;              // job requeue
   bool show_payload = false;                       // job show
-  int priority = -1, max_attempts = 0;             // job requeue, job submit
+  std::optional<int> priority, max_attempts;       // job requeue, job submit
   std::string connection, sql;                     // query
   std::string cron, timezone, dst = "once", from;  // schedule next, pipeline apply
   std::string base_dir;                            // pipeline apply

@@ -279,6 +279,14 @@ constexpr std::string_view kVersion16 = R"sql(
 alter table broker_presence add column clients text not null default '';
 )sql";
 
+// No command speaks for an org below 1. Rows that are there are refused when they are taken.
+constexpr std::string_view kVersion17 = R"sql(
+create trigger enqueue_org_inserted before insert on enqueue when new.org < 1 begin
+  select raise(abort, 'enqueue.org is no org; give an integer of 1 or more'); end;
+create trigger enqueue_org_updated before update of org on enqueue when new.org < 1 begin
+  select raise(abort, 'enqueue.org is no org; give an integer of 1 or more'); end;
+)sql";
+
 // `template_sql` with a blob literal of all 256 bytes for each @.
 std::string WithAllBytes(std::string_view template_sql) {
   std::string all = "x'";
@@ -295,7 +303,7 @@ std::span<const std::string_view> SqliteMigrations() {
   static const std::string version7 = WithAllBytes(kVersion7);
   static const std::string_view all[] = {kVersion1,  kVersion2,  kVersion3,  kVersion4,  kVersion5,  kVersion6,
                                          version7,   kVersion8,  kVersion9,  kVersion10, kVersion11, kVersion12,
-                                         kVersion13, kVersion14, kVersion15, kVersion16};
+                                         kVersion13, kVersion14, kVersion15, kVersion16, kVersion17};
   return all;
 }
 

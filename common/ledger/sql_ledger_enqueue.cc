@@ -21,6 +21,12 @@ constexpr std::string_view kColumns =
 // Ids sort by time and name their partition: others would be found by nobody.
 bool IsUuidV7(const Uuid& id) { return (id.bytes[6] >> 4) == 7 && (id.bytes[8] >> 6) == 2; }
 
+// A column has numbers that no int has, and a complaint names the one that is there.
+Result<int> InRange(std::string_view field, std::int64_t number, int least, int most) {
+  if (number >= least && number <= most) return static_cast<int>(number);
+  return Fail(ErrorCode::kInvalidArgument, "{}: {} is not in [{}, {}]", field, number, least, most);
+}
+
 Result<JobSpec> JobOf(std::span<const Value> c) {
   JobSpec j;
   j.id = JobId{UuidOf(c[0])};
@@ -28,9 +34,9 @@ Result<JobSpec> JobOf(std::span<const Value> c) {
   j.queue = c[2].bytes;
   j.kind = c[3].bytes;
   j.payload = c[4].bytes;
-  j.priority = static_cast<int>(std::clamp<std::int64_t>(c[5].number, -1, kPriorityLevels));
-  j.retry = {static_cast<int>(std::clamp<std::int64_t>(c[6].number, -1, kMaxAttemptsMax + 1)), Millis{c[7].number},
-             Millis{c[8].number}};
+  MILLRACE_TRY_ASSIGN(j.priority, InRange("priority", c[5].number, 0, kPriorityLevels - 1));
+  MILLRACE_TRY_ASSIGN(const int max_attempts, InRange("max_attempts", c[6].number, 1, kMaxAttemptsMax));
+  j.retry = {max_attempts, Millis{c[7].number}, Millis{c[8].number}};
   j.timeout = Millis{c[9].number};
   if (!c[10].null) j.run_at = TimeOf(c[10]);
   j.submitted_at = TimeOf(c[12]);
@@ -41,8 +47,7 @@ Result<JobSpec> JobOf(std::span<const Value> c) {
   if (c[11].bytes.size() > kJobOptionsBytesMax)
     return Fail(ErrorCode::kInvalidArgument, "options: {} bytes, limit {}", c[11].bytes.size(), kJobOptionsBytesMax);
   MILLRACE_TRY_ASSIGN(j.options, JobOptionsFromJson(c[11].bytes));
-  if (j.options.run_when != RunWhen::kAllSucceeded || j.options.has_sink || j.options.retry_of)
-    return Fail(ErrorCode::kInvalidArgument, "options: run_when, has_sink and retry_of are not for single jobs of a client");
+  MILLRACE_TRY(wire::CheckClientsOptions(j.options));
   if (j.options.durability == Durability::kRedis)
     return Fail(ErrorCode::kInvalidArgument, "options: a row of the ledger is of durability: ledger");
   if (j.kind == kJobKindStage)

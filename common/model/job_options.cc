@@ -100,6 +100,10 @@ Result<JobOptions> JobOptionsFromJson(std::string_view text) {
       return Fail(ErrorCode::kInvalidArgument, "options: {}: contains a control character", field);
     return {};
   };
+  // A default is never written: this is somebody's word, and it would mean nothing.
+  if (options->unique_key.empty() && json_codec::Json::parse(text, nullptr, false).contains("unique_key"))
+    return Fail(ErrorCode::kInvalidArgument, "options: unique_key: is empty; give 1 to {} bytes, or leave it out",
+                kNameBytesMax);
   MILLRACE_TRY(name("limit_key", options->limit_key));
   MILLRACE_TRY(name("unique_key", options->unique_key));
   if (options->no_retry.size() > kNoRetryClassesMax)

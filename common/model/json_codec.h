@@ -215,8 +215,11 @@ class JsonReader {
   void DecodeEnum(const Json& field, const std::string& key, T& value) {
     if (!field.is_string()) return Wrong(key, "expected a string");
     const auto parsed = FromName(field.get_ref<const std::string&>(), std::type_identity<T>{});
-    if (!parsed) return Wrong(key, "unknown value '" + field.get<std::string>() + "'");
-    value = *parsed;
+    if (parsed) return void(value = *parsed);
+    std::string known;
+    for (std::uint8_t n = 0; n < 16; ++n)
+      if (FromName(Name(T{n}), std::type_identity<T>{}) == T{n}) known.append(known.empty() ? "" : ", ").append(Name(T{n}));
+    Wrong(key, "unknown value '" + field.get<std::string>() + "'; give one of " + known);
   }
   template <class T>
   void DecodeWrapped(const Json& field, const std::string& key, T& value) {

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "common/model/command_text.h"
 #include "common/model/error_classes.h"
 #include "common/model/parse_context.h"
 
@@ -276,18 +277,26 @@ class StageParser {
         spec.argv.push_back(std::move(*text));
       }
     }
+    for (std::size_t i = 0; i < argv->items.size(); ++i)
+      if (HasNul(argv->items[i].text)) ContainsNul(argv->items[i], fmt::format("command.argv[{}]", i));
     if (argv->items.empty()) context_.Add(*argv, "bad_value", "the command is empty", kCommandHelp);
+  }
+
+  void ContainsNul(const YamlNode& node, const std::string& what) {
+    context_.Add(node, "bad_value", what + " contains a NUL", "leave it out: a program would get what stands before it");
   }
 
   void Environment(CommandSpec& spec, const YamlNode& node) {
     for (std::size_t i = 0; i < node.keys.size(); ++i) {
       const YamlNode& name = node.keys[i];
       const YamlNode& value = node.items[i];
-      if (name.text.empty() || name.text.find('=') != std::string::npos)
+      if (!IsVariableName(name.text))
         context_.Add(name, "bad_name", fmt::format("'{}' is not the name of an environment variable", name.text),
                      "write a name without =");
       if (value.kind != YamlNode::Kind::kScalar) {
         context_.Add(value, "wrong_type", fmt::format("command.env.{} must be a text", name.text), "write one value");
+      } else if (HasNul(value.text)) {
+        ContainsNul(value, "command.env." + name.text);
       } else {
         spec.env[name.text] = value.IsNull() ? "" : value.text;
       }

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "common/model/command_text.h"
 #include "common/model/stage_task_json.h"
 
 namespace millrace {
@@ -103,9 +104,30 @@ Result<StageTask> StageTaskFromJson(std::string_view json) {
 
 std::string ToJson(const CommandTask& task) { return json_codec::Write(task); }
 
+namespace {
+
+// `at` names the command: "payload: command.".
+Result<void> CheckCommand(std::string_view at, const CommandSpec& command, std::string_view base_dir) {
+  for (std::size_t i = 0; i < command.argv.size(); ++i)
+    if (HasNul(command.argv[i])) return Fail(ErrorCode::kInvalidArgument, "{}argv[{}]: contains a NUL", at, i);
+  for (const auto& [name, value] : command.env) {
+    if (HasNul(name)) return Fail(ErrorCode::kInvalidArgument, "{}env: a name contains a NUL", at);
+    if (!IsVariableName(name))
+      return Fail(ErrorCode::kInvalidArgument, "{}env: '{}' is not the name of an environment variable", at, name);
+    if (HasNul(value)) return Fail(ErrorCode::kInvalidArgument, "{}env.{}: contains a NUL", at, name);
+  }
+  if (HasNul(base_dir)) return Fail(ErrorCode::kInvalidArgument, "{}: base_dir: contains a NUL", at.substr(0, at.find(':')));
+  return {};
+}
+
+}  // namespace
+
 Result<CommandTask> CommandTaskFromJson(std::string_view json) {
   auto task = json_codec::Read<CommandTask>(json, "command_task");
-  if (task && task->command.argv.empty()) return Fail(ErrorCode::kCorrupt, "command_task: command.argv: is empty");
+  if (!task) return task;
+  if (task->command.argv.empty()) return Fail(ErrorCode::kCorrupt, "command_task: command.argv: is empty");
+  if (auto checked = CheckCommand("command_task: command.", task->command, task->base_dir); !checked)
+    return Fail(ErrorCode::kCorrupt, "{}", checked.error().message);
   return task;
 }
 
@@ -127,7 +149,8 @@ void Describe(Ar& ar, T& v) {
 }  // namespace
 
 Result<std::string> CommandPayload(std::string_view json, JobId job, OrgId org) {
-  if (auto whole = CommandTaskFromJson(json)) {
+  if (auto whole = json_codec::Read<CommandTask>(json, "payload"); whole && !whole->command.argv.empty()) {
+    MILLRACE_TRY(CheckCommand("payload: command.", whole->command, whole->base_dir));
     if (whole->job != job) return Fail(ErrorCode::kInvalidArgument, "payload: is the command of job {}", whole->job.ToString());
     if (whole->org == org) return std::string(json);
     whole->org = org;
@@ -137,6 +160,7 @@ Result<std::string> CommandPayload(std::string_view json, JobId job, OrgId org) 
   if (!given) return Fail(ErrorCode::kInvalidArgument, "{}", given.error().message);
   if (given->command.argv.empty() || given->command.argv.front().empty())
     return Fail(ErrorCode::kInvalidArgument, "payload: argv: names no program");
+  MILLRACE_TRY(CheckCommand("payload: ", given->command, given->base_dir));
   if (!given->base_dir.starts_with('/'))
     return Fail(ErrorCode::kInvalidArgument, "payload: base_dir: '{}' is not absolute", given->base_dir);
   CommandTask task;

@@ -1,6 +1,8 @@
 #include "common/wire/check_job.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "common/base/limits.h"
 #include "common/model/whole_org.h"
@@ -37,7 +39,12 @@ Result<void> CheckJob(const JobSpec& job) {
   if (job.id.IsNil()) return Fail(ErrorCode::kInvalidArgument, "id: is nil");
   if (std::ranges::all_of(job.id.uuid.bytes, [](std::uint8_t byte) { return byte == 0xff; }))
     return Fail(ErrorCode::kInvalidArgument, "id: is all ones");  // the queue keeps it for itself
+  if (job.org < kDefaultOrg)
+    return Fail(ErrorCode::kInvalidArgument, "org: {} is no org; give an integer in [1, {}]", job.org.value(),
+                std::numeric_limits<std::int64_t>::max());
   if (job.kind.empty()) return Fail(ErrorCode::kInvalidArgument, "kind: is empty");
+  if (job.queue.empty())
+    return Fail(ErrorCode::kInvalidArgument, "queue: is empty; give a name of 1 to {} bytes", kNameBytesMax);
   MILLRACE_TRY(CheckName("stage", job.stage, kNameBytesMax));
   MILLRACE_TRY(CheckName("kind", job.kind, kNameBytesMax));
   MILLRACE_TRY(CheckName("queue", job.queue, kNameBytesMax));
@@ -64,7 +71,19 @@ Result<void> CheckJob(const JobSpec& job) {
   if (job.options.durability == Durability::kRedis)
     return Fail(ErrorCode::kInvalidArgument, "unique_key: needs durability: ledger, where it is decided");
   if (job.options.unique_until == UniqueUntil::kWindow && job.options.unique_window <= Millis{0})
-    return Fail(ErrorCode::kInvalidArgument, "unique_window: {} ms is not a window", job.options.unique_window.count());
+    return Fail(ErrorCode::kInvalidArgument, "unique_window: {} ms is not a window; give unique_window_ms in [1, {}]",
+                job.options.unique_window.count(), kJobTimeMax.count());
+  return {};
+}
+
+Result<void> CheckClientsOptions(const JobOptions& options) {
+  const JobOptions unsaid;
+  if (options.run_when != unsaid.run_when || options.has_sink || options.retry_of)
+    return Fail(ErrorCode::kInvalidArgument, "options: run_when, has_sink and retry_of are not for single jobs of a client");
+  if (!options.unique_key.empty()) return {};
+  for (const auto& [field, said] : {std::pair{"unique_until", options.unique_until != unsaid.unique_until},
+                                    std::pair{"unique_window_ms", options.unique_window != unsaid.unique_window}})
+    if (said) return Fail(ErrorCode::kInvalidArgument, "options: {}: says nothing without a unique_key; give one", field);
   return {};
 }
 

@@ -23,4 +23,8 @@ Result<void> CheckInstant(std::string_view field, WallTime time);
 // kInvalidArgument names the field and its limit. Whether a run or dependencies are allowed is the caller's to say.
 Result<void> CheckJob(const JobSpec& job);
 
+// What a client says of a single job, beyond that. kInvalidArgument: an option that only Millrace itself gives, or one that
+// means nothing without another. Not of stored jobs: those that were accepted go on.
+Result<void> CheckClientsOptions(const JobOptions& options);
+
 }  // namespace millrace::wire

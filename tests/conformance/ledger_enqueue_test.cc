@@ -105,7 +105,12 @@ TEST_P(LedgerEnqueueTest, BadRowsAreRefusedWithTheReasonAndHoldUpNothing) {
   Raw("insert into enqueue (kind) values ('')");
   Raw("insert into enqueue (kind, priority) values ('noop', 9)");
   Raw("insert into enqueue (kind, max_attempts) values ('noop', 0)");
+  Raw("insert into enqueue (kind, max_attempts) values ('noop', 2000000000)");
   Raw("insert into enqueue (kind, timeout_ms) values ('noop', -1)");
+  Raw("insert into enqueue (kind, queue) values ('noop', '')");
+  Raw(R"(insert into enqueue (kind, options) values ('noop', '{"unique_until": "window", "unique_window_ms": 5}'))");
+  Raw(R"(insert into enqueue (kind, options) values ('noop', '{"unique_key": ""}'))");
+  Raw("insert into enqueue (kind, payload) values ('command', " + Bytes(R"({"argv": ["tr\u0000ue"]})") + ")");
   Raw("insert into enqueue (kind, queue) values ('noop', 'a\nb')");
   Raw("insert into enqueue (kind, queue) values ('noop', '*')");
   Raw(R"(insert into enqueue (kind, options) values ('noop', '{"colour": "red"}'))");
@@ -122,15 +127,18 @@ TEST_P(LedgerEnqueueTest, BadRowsAreRefusedWithTheReasonAndHoldUpNothing) {
     sum.refused += taken.refused;
   }
   EXPECT_EQ(sum.accepted, 1u);
-  EXPECT_EQ(sum.refused, 11u);
+  EXPECT_EQ(sum.refused, 16u);
   const EnqueueStatus status = Status();
   EXPECT_EQ(status.waiting, 0u);
-  ASSERT_EQ(status.refused.size(), 11u);
+  ASSERT_EQ(status.refused.size(), 16u);
   const auto refused_for = [&](std::string_view text) {
     return std::ranges::count_if(status.refused, [&](const EnqueueRefused& r) { return r.reason.contains(text); });
   };
-  for (const std::string_view why : {"kind: is empty", "priority: ", "max_attempts: ", "a negative duration", "queue: contains",
-                                     "queue: '*' is all queues", "colour", "durability", "UUIDv7", "payload: 1048577 bytes"})
+  for (const std::string_view why :
+       {"kind: is empty", "priority: 9 is not in [0, 3]", "max_attempts: 0 is not in [1, 100]",
+        "max_attempts: 2000000000 is not in [1, 100]", "a negative duration", "queue: contains", "queue: is empty",
+        "queue: '*' is all queues", "colour", "unique_until: says nothing", "unique_key: is empty",
+        "payload: argv[0]: contains a NUL", "durability", "UUIDv7", "payload: 1048577 bytes"})
     EXPECT_EQ(refused_for(why), 1) << why;
   EXPECT_EQ(refused_for("unique_key: held by job " + held.ToString()), 1);
   EXPECT_TRUE(
@@ -139,7 +147,7 @@ TEST_P(LedgerEnqueueTest, BadRowsAreRefusedWithTheReasonAndHoldUpNothing) {
   Raw("insert into enqueue (kind, queue) select 'repaired', 'later' from enqueue_refused where kind = ''; "
       "delete from enqueue_refused where kind = ''");
   EXPECT_EQ(Take().accepted, 1u);
-  EXPECT_EQ(Status().refused.size(), 10u);
+  EXPECT_EQ(Status().refused.size(), 15u);
   ExpectSound();
 }
 

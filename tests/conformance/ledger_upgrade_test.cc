@@ -97,6 +97,28 @@ TEST_P(LedgerUpgradeTest, RowsWhoseIdIsOfAnotherLengthAreRefused) {
   EXPECT_EQ(Take().accepted, 1u);
 }
 
+TEST_P(LedgerUpgradeTest, RowsOfOrgsThatNoCommandSpeaksForAreRefused) {
+  MakeSchemaOf(Postgres() ? 21 : 16);
+  for (const std::string org : {"0", "-1", "1"}) Raw("insert into enqueue (kind, org) values ('noop', " + org + ")");
+  ASSERT_NO_FATAL_FAILURE(Migrate());
+  std::vector<ShardId> all;
+  for (std::uint16_t i = 0; i < testing::kShards; ++i) all.emplace_back(i);
+  const auto taken = ledger_->TakeEnqueued(all, In());
+  ASSERT_TRUE(taken) << taken.error().message;
+  EXPECT_EQ(taken->accepted, 1u);
+  EXPECT_EQ(taken->refused, 2u);
+  EXPECT_EQ(Count("enqueue_refused where reason like 'org: % is no org; give an integer in [1, %'"), 2);
+
+  for (const std::string org : {"0", "-1"}) {
+    const auto refused = TryRaw("insert into enqueue (kind, org) values ('noop', " + org + ")");
+    ASSERT_FALSE(refused) << org;
+    EXPECT_NE(refused.error().message.find(Postgres() ? "enqueue_org_is_1_or_more" : "1 or more"), std::string::npos)
+        << refused.error().message;
+  }
+  Raw("insert into enqueue (kind) values ('noop')");
+  EXPECT_FALSE(TryRaw("update enqueue set org = 0"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Both, LedgerUpgradeTest, ::testing::Values(LedgerKind::kPostgres, LedgerKind::kSqlite),
                          [](const auto& param) { return param.param == LedgerKind::kPostgres ? "Postgres" : "Sqlite"; });
 

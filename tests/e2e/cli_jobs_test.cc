@@ -475,5 +475,50 @@ TEST_F(CliJobs, ASubmitSaysHowAndHowLongItIsTried) {
   ExpectSound();
 }
 
+TEST_F(CliJobs, ASubmitSaysWhatIsWrongAndWhatIsRight) {
+  std::filesystem::create_directories(home_);
+  const auto expect_usage = [&](const std::vector<std::string>& args, const std::string& complaint, int code = 2) {
+    const CliResult refused = Run(args);
+    EXPECT_EQ(refused.code, code) << fmt::format("{}: {}", fmt::join(args, " "), refused.err);
+    EXPECT_THAT(refused.err, HasSubstr(complaint)) << fmt::format("{}", fmt::join(args, " "));
+  };
+  for (const auto& [option, value, complaint] :
+       {std::tuple{"--priority", "-1", "--priority"}, std::tuple{"--priority", "4", "--priority"},
+        std::tuple{"--max-attempts", "0", "--max-attempts"}, std::tuple{"--max-attempts", "101", "--max-attempts"},
+        std::tuple{"--queue", "", "--queue: is empty"},
+        std::tuple{"--options", R"({"unique_key": ""})", "unique_key: is empty"},
+        std::tuple{"--options", R"({"unique_until": "never"})", "give one of started, ended, window"},
+        std::tuple{"--options", R"({"unique_until": "window"})", "says nothing without a unique_key"},
+        std::tuple{"--options", R"({"unique_key": "k", "unique_until": "window"})", "give unique_window_ms in [1, "},
+        std::tuple{"--options", R"({"retry_of": "01a1fc86-aaa1-71b6-be1e-5b4980682c42"})", "retry_of"},
+        std::tuple{"--payload", R"({"argv": ["tr\u0000ue"]})", "payload: argv[0]: contains a NUL"}}) {
+    std::vector<std::string> args{"job", "submit", "--kind", "command", option, value};
+    if (std::string(option) != "--payload") args.insert(args.end(), {"--payload", R"({"argv": ["true"]})"});
+    expect_usage(args, complaint);
+  }
+  for (const auto& [line, complaint] :
+       {std::pair{R"("priority": 4)", "jobs:1: priority: 4 is not in [0, 3]"},
+        std::pair{R"("max_attempts": 101)", "jobs:1: max_attempts: 101 is not in [1, 100]"},
+        std::pair{R"("max_attempts": 18446744073709551615)", "max_attempts: 18446744073709551615 is too large"},
+        std::pair{R"("queue": "")", "jobs:1: queue: is empty; give a name of 1 to 128 bytes"},
+        std::pair{R"("backoff_base_ms": 5000, "backoff_cap_ms": 1000)", "jobs:1: backoff_base_ms: 5000 is over backoff_cap_ms"},
+        std::pair{R"("options": {"retry_of": "01a1fc86-aaa1-71b6-be1e-5b4980682c42"})", "jobs:1: options: "}}) {
+    Write("jobs", fmt::format(R"({{"kind": "noop", {}}})", line));
+    expect_usage({"job", "submit", "--batch", "jobs"}, complaint);
+  }
+  Write("jobs", R"({"kind": "noop"})");
+  expect_usage({"job", "submit", "--batch", "jobs", "--priority", "0"}, "give 'priority' there");
+  expect_usage({"job", "submit", "--batch", "jobs", "--max-attempts", "1"}, "give 'max_attempts' there");
+  std::string lines;
+  for (int i = 0; i < 10'000; ++i) lines += "{\"kind\": \"noop\"}\n";
+  Write("jobs", lines);
+  expect_usage({"job", "submit", "--batch", "jobs", "--then", R"({"kind": "noop"})"}, "jobs:10000: more than 9999 jobs");
+  expect_usage({"job", "submit", "--batch", dir_.string()}, "cannot read '" + dir_.string() + "'", 3);
+  for (const std::string command : {"list", "cancel", "requeue", "discard"})
+    expect_usage({"job", command, "--queue", ""}, "--queue: is empty");
+  expect_usage({"run", "cancel", "--state", "running", "--pipeline", ""}, "--pipeline: is empty");
+  EXPECT_EQ(Run({"job", "list"}).code, 3) << "there is no ledger: nothing was submitted";
+}
+
 }  // namespace
 }  // namespace millrace::testing

@@ -459,5 +459,35 @@ TEST_F(ProcessesTest, SigtermEndsWhoWaitsForSomebodyElsesMigration) {
   EXPECT_EQ(count("pg_namespace where nspname = 'millrace'"), 0);
 }
 
+TEST_F(ProcessesTest, ACancelReachesTheBrokerThatServesTheOrgOrSaysThatNobodyLooked) {
+  StartBroker(1);
+  ASSERT_TRUE(WaitFor([&] { return Owned()["broker-1"] == kShards; })) << TextOf("broker-1.log");
+  StartBroker(2);
+  const std::map<std::string, std::int64_t> shared{{"broker-1", 1}, {"broker-2", 1}};
+  ASSERT_TRUE(WaitFor([&] { return Owned() == shared; }, kJoinShare + kAtOnce)) << TextOf("broker-2.log");
+  const PgResult theirs = Ask("select shard from millrace.shard_owner where owner_name = 'broker-2'");
+  OrgId org{1};
+  while (ShardOf(org, kShards).value() != theirs.Int(0, 0)) org = OrgId{org.value() + 1};
+  const std::string of = fmt::format("--org={}", org.value()), owner = "broker.listen_clients=" + Port(2);
+  Told({of, "--set", owner, "queue", "pause", "mail"});
+  const std::vector<std::string> redis{of, "--set", owner, "--queue", "mail", "--durability", "redis"};
+  const std::string job = Submit("exit 0", redis), other = Submit("exit 0", redis);
+
+  // Of an earlier version, say: it has not said where it is.
+  Ask("update millrace.broker_presence set clients = '' where name = 'broker-2'");
+  const std::string served = fmt::format("org {} is served by broker 'broker-2'", org.value());
+  EXPECT_THAT(Told({of, "job", "cancel", job}, 6), AllOf(HasSubstr(served), HasSubstr("unknown"), Not(HasSubstr("not_found"))));
+  EXPECT_THAT(Told({of, "job", "cancel", "--queue", "mail"}, 6), AllOf(HasSubstr(served), HasSubstr("0 jobs")));
+  EXPECT_THAT(Told({of, "job", "cancel", "--queue", "mail", "--dry-run"}, 6), HasSubstr(served));
+  EXPECT_EQ(Count("cancel"), 0);
+
+  Ask("update millrace.broker_presence set clients = '" + Port(2) + "' where name = 'broker-2'");
+  EXPECT_THAT(Told({of, "job", "cancel", job}), HasSubstr("cancelled"));
+  EXPECT_THAT(Told({of, "job", "cancel", "--queue", "mail"}), HasSubstr(other));
+  for (const std::string& id : {job, other}) EXPECT_TRUE(WaitFor([&] { return HasEnded(id); }, kAtOnce)) << id;
+  EXPECT_EQ(Count("cancel"), 2);
+  EXPECT_THAT(Told({of, "job", "cancel", job}, 5), HasSubstr("ended")) << "the ledger knows it now";
+}
+
 }  // namespace
 }  // namespace millrace

@@ -75,7 +75,9 @@ TEST(JobOptions, ComplaintsNameTheKey) {
   const std::pair<std::string, std::string> cases[] = {
       {R"({"limit_key":7})", "options: limit_key: expected a string"},
       {R"({"limitkey":"a"})", "options: limitkey: unknown key"},
-      {R"({"backoff":"linear"})", "options: backoff: unknown value 'linear'"},
+      {R"({"backoff":"linear"})", "options: backoff: unknown value 'linear'; give one of exponential, fixed"},
+      {R"({"unique_until":"never"})", "options: unique_until: unknown value 'never'; give one of started, ended, window"},
+      {R"({"unique_key":""})", "options: unique_key: is empty; give 1 to 128 bytes, or leave it out"},
       {R"({"unique_window_ms":-1})", "options: unique_window_ms: -1 is negative"},
       {R"({"limit_key":")" + std::string(200, 'x') + "\"}", "options: limit_key: 200 bytes, limit 128"},
       {R"({"unique_key":"a\u0001b"})", "options: unique_key: contains a control character"},

@@ -47,7 +47,8 @@ TEST(QueueSettings, AComplaintNamesFieldValueAndFix) {
   EXPECT_EQ(complaint(R"({"concurrency":2000000})"), "concurrency: 2000000 is not in [0, 1000000]");
   EXPECT_EQ(complaint(R"({"rate":{"count":0,"burst":3}})"), "rate: a burst of 3 without a rate; give the rate too");
   EXPECT_NE(complaint(R"({"key_rate":{"count":1,"per_ms":0}})").find("key_rate: a period of 0 ms"), std::string::npos);
-  EXPECT_EQ(complaint(R"({"durability":"disk"})"), "queue settings: durability: unknown value 'disk'");
+  EXPECT_EQ(complaint(R"({"durability":"disk"})"),
+            "queue settings: durability: unknown value 'disk'; give one of ledger, redis");
   EXPECT_EQ(complaint(R"({"max_waiting_jobs":-1})"), "queue settings: max_waiting_jobs: expected an integer in range");
 }
 

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <utility>
+
 namespace millrace {
 namespace {
 
@@ -72,6 +75,32 @@ TEST(CommandPayload, IsOfTheJobsOrgWhateverItSays) {
   EXPECT_EQ(CommandTaskFromJson(*CommandPayload(*made, job, OrgId{8}))->org, OrgId{8});
 }
 
+// A program would be given what stands before the NUL.
+TEST(CommandPayload, AWordThatAProgramWouldNotGetWholeIsRefused) {
+  const JobId job = SampleTask().job;
+  const std::pair<std::string, std::string> cases[] = {
+      {R"({"argv": ["tr\u0000ue"]})", "argv[0]: contains a NUL"},
+      {R"({"argv": ["sh", "-c", "a", "b", "\u0000"]})", "argv[4]: contains a NUL"},
+      {R"({"argv": ["sh"], "env": {"A": "b\u0000"}})", "env.A: contains a NUL"},
+      {R"({"argv": ["sh"], "env": {"A\u0000": "b"}})", "env: a name contains a NUL"},
+      {R"({"argv": ["sh"], "env": {"": "b"}})", "env: '' is not the name of an environment variable"},
+      {R"({"argv": ["sh"], "env": {"A=B": "b"}})", "env: 'A=B' is not the name of an environment variable"},
+      {R"({"argv": ["sh"], "base_dir": "/srv\u0000/"})", "base_dir: contains a NUL"},
+  };
+  for (const auto& [json, message] : cases) {
+    const auto made = CommandPayload(json, job, kDefaultOrg);
+    ASSERT_FALSE(made) << json;
+    EXPECT_EQ(made.error().code, ErrorCode::kInvalidArgument);
+    EXPECT_EQ(made.error().message, "payload: " + message);
+  }
+  CommandTask task = *CommandTaskFromJson(*CommandPayload(R"({"argv": ["true"]})", job, kDefaultOrg));
+  task.command.argv[0].push_back('\0');
+  const auto read = CommandTaskFromJson(ToJson(task));
+  ASSERT_FALSE(read);
+  EXPECT_EQ(read.error().message, "command_task: command.argv[0]: contains a NUL");
+  EXPECT_EQ(CommandPayload(ToJson(task), job, kDefaultOrg).error().message, "payload: command.argv[0]: contains a NUL");
+}
+
 std::string Replace(std::string text, std::string_view from, std::string_view to) {
   const auto at = text.find(from);
   EXPECT_NE(at, std::string::npos) << from;
@@ -89,7 +118,8 @@ TEST(StageTaskJson, IsStrict) {
       {Replace(good, "\"version\":3", "\"version\":3.5"), "stage_task: version: expected an integer in range"},
       {Replace(good, "\"version\":3,", ""), "stage_task: version: is missing"},
       {Replace(good, "\"generation\":2", "\"generation\":-1"), "stage_task: generation: expected an integer in range"},
-      {Replace(good, "\"mode\":\"merge\"", "\"mode\":\"upsert\""), "stage_task: stage.load.mode: unknown value 'upsert'"},
+      {Replace(good, "\"mode\":\"merge\"", "\"mode\":\"upsert\""),
+       "stage_task: stage.load.mode: unknown value 'upsert'; give one of append, replace, merge"},
       {Replace(good, "\"table\":", "\"tabel\":"), "stage_task: stage.load.tabel: unknown key"},
       {Replace(good, "\"name\":\"k\"", "\"name\":null"), "stage_task: stage.contract.columns[0].name: expected a string"},
       {Replace(good, "\"load\":{", "\"transform\":{\"sql\":\"\"},\"load\":{"),

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <string>
 
 #include "common/base/limits.h"
@@ -221,6 +222,52 @@ TEST(WireTextTest, CleanTextKeepsHeadOrTailAndCutsBetweenCharacters) {
       EXPECT_LE(text.size(), limit);
     }
   }
+}
+
+TEST(CheckJob, RefusesOrgsAndQueuesThatNoCommandNames) {
+  JobSpec good;
+  good.id = JobId{Uuid{.bytes = {1}}};
+  good.kind = "noop";
+  ASSERT_TRUE(CheckJob(good));
+  for (const std::int64_t org : {std::int64_t{0}, std::int64_t{-1}, std::numeric_limits<std::int64_t>::min()}) {
+    JobSpec job = good;
+    job.org = OrgId{org};
+    ASSERT_FALSE(CheckJob(job)) << org;
+    EXPECT_EQ(CheckJob(job).error().message,
+              "org: " + std::to_string(org) + " is no org; give an integer in [1, 9223372036854775807]");
+  }
+  good.queue.clear();
+  ASSERT_FALSE(CheckJob(good));
+  EXPECT_EQ(CheckJob(good).error().message, "queue: is empty; give a name of 1 to 128 bytes");
+}
+
+TEST(CheckJob, AUniqueWindowThatIsNoneSaysWhatIs) {
+  JobSpec job;
+  job.id = JobId{Uuid{.bytes = {1}}};
+  job.kind = "noop";
+  job.options.unique_key = "k";
+  job.options.unique_until = UniqueUntil::kWindow;
+  ASSERT_FALSE(CheckJob(job));
+  EXPECT_EQ(CheckJob(job).error().message, "unique_window: 0 ms is not a window; give unique_window_ms in [1, 315360000000]");
+}
+
+TEST(CheckClientsOptions, RefusesWhatOnlyMillraceGivesAndWhatSaysNothing) {
+  EXPECT_TRUE(CheckClientsOptions({}));
+  const auto complaint = [](auto set) {
+    JobOptions options;
+    set(options);
+    const auto checked = CheckClientsOptions(options);
+    return checked ? std::string() : checked.error().message;
+  };
+  const std::string ours = "options: run_when, has_sink and retry_of are not for single jobs of a client";
+  EXPECT_EQ(complaint([](JobOptions& o) { o.retry_of = JobId{Uuid{.bytes = {2}}}; }), ours);
+  EXPECT_EQ(complaint([](JobOptions& o) { o.has_sink = true; }), ours);
+  EXPECT_EQ(complaint([](JobOptions& o) { o.run_when = RunWhen::kAllEnded; }), ours);
+  EXPECT_EQ(complaint([](JobOptions& o) { o.unique_until = UniqueUntil::kWindow; }),
+            "options: unique_until: says nothing without a unique_key; give one");
+  EXPECT_EQ(complaint([](JobOptions& o) { o.unique_window = Millis{5}; }),
+            "options: unique_window_ms: says nothing without a unique_key; give one");
+  EXPECT_EQ(complaint([](JobOptions& o) { o.unique_key = "k", o.unique_until = UniqueUntil::kStarted; }), "");
 }
 
 // What is added to a clock's time must not overflow: a unique window that did would end at once.
