@@ -1,5 +1,6 @@
 #include "client/cli/broker_look.h"
 
+#include "common/base/tell.h"
 #include "common/model/job.h"
 #include "common/wire/zmtp_transport.h"
 
@@ -20,8 +21,8 @@ Result<Door> Door::Open(const Context& context, Millis patience) {
 
 void SayIfNobodyRuns(const Context& context, std::string_view what) {
   if (auto door = Door::Open(context, kLook); door && door->client() != nullptr) return;
-  fmt::print(stderr, "recorded; no broker answers at {}: {} waits for one ('{}')\n", context.ClientEndpoint(), what,
-             context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
+  Tell("recorded; no broker answers at {}: {} waits for one ('{}')\n", context.ClientEndpoint(), what,
+       context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }
 
 std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Uuid id, std::size_t stages) {

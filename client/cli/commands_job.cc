@@ -15,6 +15,7 @@
 #include "client/cli/job_payload.h"
 #include "client/cli/repeat.h"
 #include "client/cli/run_report.h"
+#include "common/base/tell.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 #include "common/model/whole_org.h"
@@ -400,8 +401,8 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
       }
     }
   }
-  fmt::print(stderr, "{} {} {}\n", done, done == 1 ? "job" : "jobs",
-             options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
+  Tell("{} {} {}\n", done, done == 1 ? "job" : "jobs",
+       options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
   if (requeue && done > 0 && !options.dry_run) SayIfNobodyRuns(*context, done == 1 ? "the new job" : "the new jobs");
   if (options.quiet) {
     for (const auto& row : table.rows)
@@ -493,13 +494,12 @@ Result<ExitCode> DoRetry(const Options& options) {
     }
     fresh += done->already ? 0u : 1u;
     const Cell run = done->run ? Cell{done->run->ToString()} : Cell{};
-    if (done->already)
-      fmt::print(stderr, "run {}: already retried{}\n", id.ToString(), done->run ? " as " + done->run->ToString() : "");
+    if (done->already) Tell("run {}: already retried{}\n", id.ToString(), done->run ? " as " + done->run->ToString() : "");
     if (options.quiet && (done->run || !done->already)) fmt::print("{}\n", done->run.value_or(id).ToString());
     table.rows.push_back({run, id.ToString(), done->pipeline,
                           done->already ? Cell{} : Cell{static_cast<std::int64_t>(done->jobs)}, done->already});
   }
-  if (options.dry_run) fmt::print(stderr, "{} {} would be retried\n", fresh, fresh == 1 ? "run" : "runs");
+  if (options.dry_run) Tell("{} {} would be retried\n", fresh, fresh == 1 ? "run" : "runs");
   if (fresh > 0 && !options.dry_run) SayIfNobodyRuns(*context, fresh == 1 ? "the new run" : "the new runs");
   if (!options.quiet && (!table.rows.empty() || !failed)) Print(table, context->format());
   if (failed) return std::unexpected(*std::move(failed));

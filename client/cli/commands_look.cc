@@ -15,6 +15,7 @@
 #include "client/cli/pipeline_file.h"
 #include "client/cli/query.h"
 #include "common/base/suggest.h"
+#include "common/base/tell.h"
 #include "common/drivers/sqlite.h"
 #include "common/ledger/audit_verify.h"
 #include "common/model/cron.h"
@@ -69,8 +70,7 @@ Table TransitionRows(const CronSchedule& cron, WallTime from) {
     for (const PreviewRow& row : preview.rows)
       table.rows.push_back({at, offsets, std::string(Name(row.part)), row.local, OffsetText(row.offset),
                             row.fire ? Cell{ToRfc3339(*row.fire)} : Cell{}, row.why});
-    if (preview.left_out > 0)
-      fmt::print(stderr, "{}: {} more local times within the jump are not shown\n", at, preview.left_out);
+    if (preview.left_out > 0) Tell("{}: {} more local times within the jump are not shown\n", at, preview.left_out);
   }
   return table;
 }
@@ -87,7 +87,7 @@ Result<ExitCode> DoScheduleNext(const Options& options) {
   }
   if (options.transitions) {
     const Table table = TransitionRows(cron, from);
-    if (table.rows.empty()) fmt::print(stderr, "the clock of {} does not jump\n", spec.timezone);
+    if (table.rows.empty()) Tell("the clock of {} does not jump\n", spec.timezone);
     Print(table, context->format());
     return ExitCode::kOk;
   }
@@ -170,7 +170,7 @@ Result<ExitCode> DoSchedulePause(const Options& options, bool pause) {
   }
   if (failed && table.rows.empty()) return std::unexpected(*std::move(failed));
   Print(table, context->format());
-  if (skipped > 0) fmt::print(stderr, "{} slots of the pause were still undecided; they are skipped\n", skipped);
+  if (skipped > 0) Tell("{} slots of the pause were still undecided; they are skipped\n", skipped);
   if (failed) return std::unexpected(*std::move(failed));
   return ExitCode::kOk;
 }

@@ -5,6 +5,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/pipeline_file.h"
+#include "common/base/tell.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/run_plan.h"
@@ -45,7 +46,7 @@ void PrintSchedules(const Pipeline& pipeline, WallTime now) {
   for (const ScheduleSpec& spec : pipeline.schedules) {
     const auto cron = CronSchedule::Make(spec);
     const auto next = cron ? cron->Next(now) : std::nullopt;
-    fmt::print(stderr, "schedule: {}, next {}\n", Describe(spec), next ? ToRfc3339(*next) : "never");
+    Tell("schedule: {}, next {}\n", Describe(spec), next ? ToRfc3339(*next) : "never");
   }
 }
 
@@ -66,7 +67,7 @@ Result<ExitCode> DoCheck(const Options& options, std::vector<Diagnostic>* diagno
       table.rows.push_back({schema.stage, column.name, column.type, column.not_null});
   PrintChecked(table, "columns", context->format());
   PrintSchedules(file.pipeline, context->clock().WallNow());
-  fmt::print(stderr, "{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
+  Tell("{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
   return ExitCode::kOk;
 }
 
