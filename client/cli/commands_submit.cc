@@ -14,6 +14,7 @@
 #include "client/cli/engine.h"
 #include "client/cli/submit_plan.h"
 #include "common/base/limits.h"
+#include "common/base/tell.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 #include "common/wire/check_job.h"
@@ -186,7 +187,7 @@ void SayForeignKinds(std::span<const JobSpec> jobs) {
   std::set<std::string> kinds;
   for (const JobSpec& job : jobs)
     if (kinds.insert(job.kind).second)
-      if (const std::string text = ForeignKind(job.kind); !text.empty()) fmt::print(stderr, "{}\n", text);
+      if (const std::string text = ForeignKind(job.kind); !text.empty()) Tell("{}\n", text);
 }
 
 // Waits until all of them have ended, and returns how.
@@ -386,8 +387,7 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   const auto& conflicts = sent.conflicts;
   const std::size_t asked = jobs.size();
   for (const JobSpec& job : std::span(jobs).subspan(sent.jobs, sent.doubtful))
-    fmt::print(stderr, "job {}: not known whether it was taken; look with job show before you submit it again\n",
-               job.id.ToString());
+    Tell("job {}: not known whether it was taken; look with job show before you submit it again\n", job.id.ToString());
   jobs.resize(sent.jobs);
   SayForeignKinds(jobs);
   std::vector<Uuid> taken;
