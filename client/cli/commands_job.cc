@@ -53,10 +53,14 @@ Result<JobFilter> FilterOf(const Options& options, const Context& context) {
   JobFilter filter;
   filter.org = context.org();
   if (!options.state.empty()) {
-    MILLRACE_TRY_ASSIGN(filter.state, ParseJobState(options.state));
-    if (!IsTerminal(*filter.state))
-      return Fail(ErrorCode::kInvalidArgument, "--state: '{}' is no end; give succeeded, dead, cancelled, expired or skipped",
-                  options.state);
+    const auto state = ParseJobState(options.state);
+    if (!state || !IsTerminal(*state))
+      return Fail(
+          ErrorCode::kInvalidArgument,
+          "--state: '{}' is no end of a job; give succeeded, dead, cancelled, expired or skipped (jobs that have not ended "
+          "are listed as live, among the others, without --state)",
+          options.state);
+    filter.state = *state;
   }
   if (!options.queue.empty()) filter.queue = options.queue;
   if (!options.kind.empty()) filter.kind = options.kind;
