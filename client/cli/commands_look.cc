@@ -287,7 +287,10 @@ std::vector<KnownBroker> KnownBrokers(Context& context) {
     broker.name = shard.owner_name;
     broker.shards.push_back(shard.shard.value());
   }
-  for (auto& [owner, broker] : found) all.push_back(std::move(broker));
+  for (auto& [owner, broker] : found) {
+    std::ranges::sort(broker.shards);
+    all.push_back(std::move(broker));
+  }
   std::ranges::stable_sort(all, {}, &KnownBroker::name);
   return all;
 }
@@ -343,10 +346,17 @@ Result<ExitCode> DoStatus(const Options& options) {
                            static_cast<std::int64_t>(s.running), static_cast<std::int64_t>(s.runs)});
   Table workers{.columns = {"worker", "concurrency", "running"}, .rows = {}};
   for (const auto& w : status->workers) workers.rows.push_back({w.name, std::int64_t{w.concurrency}, std::int64_t{w.running}});
+  std::vector<std::int64_t> served;
+  for (const auto& s : status->shards) served.push_back(std::int64_t{s.shard});
+  std::ranges::sort(served);
+  // Of several with its name it is the one with its shards.
+  const auto answers = [&](const KnownBroker& b) {
+    return b.name == status->broker && (std::ranges::count(brokers, b.name, &KnownBroker::name) == 1 || b.shards == served);
+  };
   Table others{.columns = {"broker", "shards", ""}, .rows = {}};
   for (const KnownBroker& b : brokers)
-    others.rows.push_back({b.name, static_cast<std::int64_t>(b.shards.size()),
-                           std::string(b.name == status->broker ? "the one that answers here" : "")});
+    others.rows.push_back(
+        {b.name, static_cast<std::int64_t>(b.shards.size()), std::string(answers(b) ? "the one that answers here" : "")});
   fmt::print("broker {}\n\n{}\n{}", status->broker, Format(shards, OutputFormat::kTable),
              Format(workers, OutputFormat::kTable));
   if (brokers.size() > 1) fmt::print("\n{}", Format(others, OutputFormat::kTable));
