@@ -242,7 +242,7 @@ class Dispatcher {
   Shard* OwnShard(const wire::PeerId& peer, std::uint64_t request, OrgId org);
   void ReadQueueSettings(Shard& shard, bool rebuild);
   void ApplySettings(Shard& shard, QueueSettings settings);
-  std::optional<std::string> OverBudget(const std::vector<JobSpec>& jobs) const;
+  std::optional<Error> OverBudget(const std::vector<JobSpec>& jobs) const;
   void AddAccepting(Shard& shard, Piece& piece, const JobSpec& job);
   void EndLease(const Lease& lease);  // every lease that ends is counted off here, unless its shard goes with it
 

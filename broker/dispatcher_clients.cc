@@ -96,7 +96,8 @@ bool Dispatcher::Admit(const wire::PeerId& peer, const std::set<ShardId>& shards
   if constexpr (requires { request.jobs; }) {
     if (ready) {
       if (auto full = OverBudget(request.jobs)) {
-        Problem(peer, number, "queue_full", std::move(*full));
+        const std::string_view code = full->code == ErrorCode::kLimit ? "queue_full" : Name(full->code);
+        Problem(peer, number, std::string(code), std::move(full->message));
         return false;
       }
       out_of_reach = OutOfReach(request.jobs);

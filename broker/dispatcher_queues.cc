@@ -132,12 +132,11 @@ void Dispatcher::On(event::QueueMemoryRead& e) {
 }
 
 // What is in the ledger already is never refused; a job that waits for others of its run does not wait in a queue.
-std::optional<std::string> Dispatcher::OverBudget(const std::vector<JobSpec>& jobs) const {
+std::optional<Error> Dispatcher::OverBudget(const std::vector<JobSpec>& jobs) const {
   if (StoreFull())
-    return fmt::format(
-        "Redis holds {} bytes, {} % of its maxmemory of {} are the limit; submit again when the queues have drained, or raise "
-        "maxmemory",
-        queue_memory_.used, kQueueMemoryPercentMax, queue_memory_.max);
+    return Error{ErrorCode::kLimit, fmt::format("Redis holds {} bytes, {} % of its maxmemory of {} are the limit; submit again "
+                                                "when the queues have drained, or raise maxmemory",
+                                                queue_memory_.used, kQueueMemoryPercentMax, queue_memory_.max)};
   QueueBudgets::Amounts more, of_orgs;
   for (const JobSpec& job : jobs) {
     const auto shard = shards_.find(ShardOf(job.org, options_.shard_count));
@@ -153,12 +152,14 @@ std::optional<std::string> Dispatcher::OverBudget(const std::vector<JobSpec>& jo
     sum.jobs += amount.jobs;
     sum.bytes += amount.bytes;
   }
+  std::optional<Error> full;
   for (const QueueBudgets::Amounts* amounts : {&more, &of_orgs})
-    for (const auto& [queue, amount] : *amounts)
-      if (auto refusal =
-              shards_.at(ShardOf(queue.first, options_.shard_count)).budgets.Refusal(queue.first, queue.second, amount))
-        return refusal;
-  return std::nullopt;
+    for (const auto& [queue, amount] : *amounts) {
+      const QueueBudgets& budgets = shards_.at(ShardOf(queue.first, options_.shard_count)).budgets;
+      auto refusal = budgets.Refusal(queue.first, queue.second, amount);
+      if (refusal && (!full || refusal->code != ErrorCode::kLimit)) full = std::move(refusal);  // "never" before "not now"
+    }
+  return full;
 }
 
 void Dispatcher::AddAccepting(Shard& shard, Piece& piece, const JobSpec& job) {

@@ -107,7 +107,7 @@ std::map<std::string, QueueBudgets::Amount> QueueBudgets::WaitingOf(OrgId org) c
   return all;
 }
 
-std::optional<std::string> QueueBudgets::Refusal(OrgId org, const std::string& queue, Amount more) const {
+std::optional<Error> QueueBudgets::Refusal(OrgId org, const std::string& queue, Amount more) const {
   if (more.jobs == 0) return std::nullopt;
   const bool whole = queue == kWholeOrg;
   Amount limit;
@@ -116,18 +116,24 @@ std::optional<std::string> QueueBudgets::Refusal(OrgId org, const std::string& q
   const Amount now = limit.jobs > 0 || limit.bytes > 0 ? Waiting(org, queue) : Amount{};
   const auto refuse = [&](std::string_view what, std::string_view flag, std::uint64_t waits, std::uint64_t add,
                           std::uint64_t max) {
-    return fmt::format(
-        "{}: {} {} wait{}, {} more do not fit into its limit of {}; submit again when it has drained, or raise the limit: "
-        "millrace queue set {} {} N{}",
-        whole ? fmt::format("org {}", org.value()) : fmt::format("queue '{}'", queue), waits, what,
-        whole ? " in its queues" : "", add, max, whole ? fmt::format("'{}'", queue) : queue, flag,
-        org == kDefaultOrg ? "" : fmt::format(" --org {}", org.value()));
+    const std::string where = whole ? fmt::format("org {}", org.value()) : fmt::format("queue '{}'", queue);
+    const std::string raise =
+        fmt::format("raise the limit: millrace queue set {} {} N{}", whole ? fmt::format("'{}'", queue) : queue, flag,
+                    org == kDefaultOrg ? "" : fmt::format(" --org {}", org.value()));
+    if (add > max)
+      return Error{ErrorCode::kInvalidArgument, fmt::format("{}: {} {} at once never fit into its limit of {}; submit fewer at "
+                                                            "a time, or {}",
+                                                            where, add, what, max, raise)};
+    return Error{ErrorCode::kLimit, fmt::format("{}: {} {} wait{}, {} more do not fit into its limit of {}; submit again when "
+                                                "it has drained, or {}",
+                                                where, waits, what, whole ? " in its queues" : "", add, max, raise)};
   };
+  std::optional<Error> refusal;
   if (limit.jobs > 0 && now.jobs + more.jobs > limit.jobs)
-    return refuse("jobs", "--max-waiting", now.jobs, more.jobs, limit.jobs);
-  if (limit.bytes > 0 && now.bytes + more.bytes > limit.bytes)
-    return refuse("bytes", "--max-waiting-bytes", now.bytes, more.bytes, limit.bytes);
-  return std::nullopt;
+    refusal = refuse("jobs", "--max-waiting", now.jobs, more.jobs, limit.jobs);
+  if (limit.bytes > 0 && now.bytes + more.bytes > limit.bytes && (!refusal || more.bytes > limit.bytes))
+    refusal = refuse("bytes", "--max-waiting-bytes", now.bytes, more.bytes, limit.bytes);
+  return refusal;
 }
 
 }  // namespace millrace

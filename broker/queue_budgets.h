@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "common/base/ids.h"
+#include "common/base/result.h"
 #include "common/model/job.h"
 #include "common/model/queue_settings.h"
 
@@ -46,8 +47,8 @@ class QueueBudgets {
   // On its way into the ledger, summed up in `piece`; when the piece is committed or refused, it is over.
   void Accepting(const JobSpec& job, Amounts& piece);
   void Accepted(const Amounts& piece);
-  // "queue_full" for people, when `more` does not fit. Under kWholeOrg: into the org.
-  std::optional<std::string> Refusal(OrgId org, const std::string& queue, Amount more) const;
+  // When `more` does not fit. kLimit: not now; kInvalidArgument: never, however little waits. Under kWholeOrg: into the org.
+  std::optional<Error> Refusal(OrgId org, const std::string& queue, Amount more) const;
   // Under kWholeOrg: the sum, when the org has a limit.
   Amount Waiting(OrgId org, const std::string& queue) const;
   // Of every queue of the org in which something waits.

@@ -337,7 +337,9 @@ void Executor::ReportCommand(const ExitStatus& exit, JobId job, const Running& r
   report.end = AttemptEnd::kFailed;
   report.result.clear();
   report.retryable = taken.error().code == ErrorCode::kUnavailable;
-  report.error_class = report.retryable ? "result_not_stored" : "result_too_large";
+  report.error_class = report.retryable                                    ? "result_not_stored"
+                       : taken.error().code == ErrorCode::kInvalidArgument ? "result_not_a_file"
+                                                                           : "result_too_large";
   report.error = wire::CleanText(taken.error().message, kErrorMessageBytesMax);
 }
 

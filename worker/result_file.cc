@@ -23,6 +23,11 @@ std::unexpected<Error> Failed(const std::string& path) {
   return Fail(ErrorCode::kUnavailable, "result file '{}': {}", path, std::strerror(errno));
 }
 
+std::unexpected<Error> NoPlainFile(std::string_view what) {
+  return Fail(ErrorCode::kInvalidArgument,
+              "$MILLRACE_RESULT is {}: what a command gives back it writes into a plain file of that name", what);
+}
+
 Result<void> WriteDurably(const std::string& path, std::string_view bytes) {
   const Fd file = Open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
   if (file.get() < 0) return Failed(path);
@@ -63,9 +68,12 @@ Result<void> TakeOutput(const std::string& path, const std::string& lake, RunId 
                         StageResult& result) {
   const Fd file = Open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
   if (file.get() < 0 && errno == ENOENT) return {};
+  if (file.get() < 0 && errno == ELOOP) return NoPlainFile("a symbolic link");
+  if (file.get() < 0 && errno == ENXIO) return NoPlainFile("a socket");
   struct stat about{};
   if (file.get() < 0 || ::fstat(file.get(), &about) != 0) return Failed(path);
-  if (!S_ISREG(about.st_mode)) return Fail(ErrorCode::kInvalidArgument, "$MILLRACE_RESULT is no plain file");
+  if (S_ISDIR(about.st_mode)) return NoPlainFile("a folder");
+  if (!S_ISREG(about.st_mode)) return NoPlainFile("a pipe or device");
   std::string bytes(std::min(static_cast<std::size_t>(about.st_size), kOutputBytesMax + 1), '\0');
   std::size_t have = 0;
   while (have < bytes.size()) {

@@ -16,7 +16,7 @@ namespace millrace::worker {
 Result<ResultFile> WriteResultFile(const std::string& lake, RunId run, JobId job, Token token, std::string_view bytes);
 
 // What a command left at `path`, moved into `result`: as `output`, or as `output_file` in the lake. No file is no output.
-// kLimit: more than kOutputBytesMax.
+// kLimit: more than kOutputBytesMax. kInvalidArgument: something else than a plain file is there.
 Result<void> TakeOutput(const std::string& path, const std::string& lake, RunId run, JobId job, Token token,
                         StageResult& result);
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "client/bench/probe.h"
+#include "common/base/tell.h"
 
 namespace millrace::cli {
 namespace {
@@ -111,7 +112,7 @@ BenchTarget::~BenchTarget() {
 
 void BenchTarget::KeepLogs() {
   if (own_) own_->Keep();
-  fmt::print(stderr, "millrace: logs are in {}\n", folder());
+  Tell("millrace: logs are in {}\n", folder());
   folder_.clear();
 }
 
@@ -268,7 +269,7 @@ Result<ExitCode> PrintBench(Context& context, const BenchTarget& target, const B
     Print(report.tables.front(), context.full_format());
   }
   if (report.sound) return ExitCode::kOk;
-  fmt::print(stderr, "millrace: work was lost, done twice or damaged: see the counts\n");
+  Tell("millrace: work was lost, done twice or damaged: see the counts\n");
   return ExitCode::kWorkFailed;
 }
 

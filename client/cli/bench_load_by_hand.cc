@@ -11,6 +11,7 @@
 
 #include "client/bench/processes.h"
 #include "client/cli/bench_common.h"
+#include "common/base/tell.h"
 
 namespace millrace::cli {
 namespace {
@@ -115,7 +116,7 @@ Result<std::optional<HandCost>> LoadByHand(const HandLoad& load, const bench::In
   const double client = ChildrenCpuSeconds(), server = PostgresCpuSeconds(at);
   MILLRACE_TRY_ASSIGN(const auto wall_s, Psql(load, Commands(load), clock));
   if (!wall_s) {
-    fmt::print(stderr, "millrace: --by-hand: there is no psql: its columns stay empty, and nothing is compared\n");
+    Tell("millrace: --by-hand: there is no psql: its columns stay empty, and nothing is compared\n");
     return std::nullopt;
   }
   HandCost cost{

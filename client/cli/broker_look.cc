@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/base/tell.h"
 #include "common/model/job.h"
 #include "common/wire/zmtp_transport.h"
 
@@ -47,8 +48,8 @@ Result<Door> Door::OpenOwners(const Context& context, Ledger& ledger, Millis pat
 
 void SayIfNobodyRuns(const Context& context, std::string_view what) {
   if (auto door = Door::Open(context, kLook); door && door->client() != nullptr) return;
-  fmt::print(stderr, "recorded; no broker answers at {}: {} waits for one ('{}')\n", context.ClientEndpoint(), what,
-             context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
+  Tell("recorded; no broker answers at {}: {} waits for one ('{}')\n", context.ClientEndpoint(), what,
+       context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }
 
 std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Ledger& ledger, Uuid id, std::size_t stages) {

@@ -9,6 +9,7 @@
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
 #include "client/cli/pipeline_file.h"
+#include "common/base/tell.h"
 #include "common/model/backfill.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
@@ -121,12 +122,11 @@ Result<BackfillState> Find(const Context& context, Ledger& ledger, BackfillId id
 void SayWhoFeeds(const Context& context, const BackfillRow& row, const std::optional<BackfillState>& before) {
   const std::string id = row.id.ToString();
   if (before && (before->stopped || before->ended_at))
-    fmt::print(stderr, "it was stored before and {}; nothing more of it is fed: millrace backfill show {}{}\n",
-               before->stopped ? "was stopped" : "has ended", id, context.OrgOption());
+    Tell("it was stored before and {}; nothing more of it is fed: millrace backfill show {}{}\n",
+         before->stopped ? "was stopped" : "has ended", id, context.OrgOption());
   else
-    fmt::print(stderr, "{}; the scheduler feeds it{}: millrace backfill show {}{}\n",
-               before ? "it was stored before and goes on" : "stored", context.embedded() ? " while 'millrace up' runs" : "",
-               id, context.OrgOption());
+    Tell("{}; the scheduler feeds it{}: millrace backfill show {}{}\n", before ? "it was stored before and goes on" : "stored",
+         context.embedded() ? " while 'millrace up' runs" : "", id, context.OrgOption());
 }
 
 Result<ExitCode> DoBackfill(const Options& options) {
@@ -145,8 +145,7 @@ Result<ExitCode> DoBackfill(const Options& options) {
         "schedule's own when they are due",
         options.from, ToRfc3339(wanted.until), preview.left);
   if (preview.left > 0)
-    fmt::print(stderr, "{} slots after {} are not part of it: the schedule itself decides them\n", preview.left,
-               ToRfc3339(wanted.until));
+    Tell("{} slots after {} are not part of it: the schedule itself decides them\n", preview.left, ToRfc3339(wanted.until));
   if (options.dry_run) {
     Print(Table{.columns = {"pipeline", "schedule", "slots", "first", "last", "with_run", "to_run", "left_to_schedule"},
                 .rows = {{wanted.pipeline, wanted.schedule, preview.slots, TimeCell(preview.first), TimeCell(preview.last),
@@ -289,7 +288,7 @@ Result<void> AwaitFed(const Context& context, Ledger& ledger, BackfillId id) {
     if (state.fed) return {};
     transport->Wait(kFeederPoll);
   }
-  fmt::print(stderr, "no scheduler has noticed it yet; the next one will\n");
+  Tell("no scheduler has noticed it yet; the next one will\n");
   return {};
 }
 

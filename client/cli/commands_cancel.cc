@@ -10,6 +10,7 @@
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
 #include "client/cli/job_filter.h"
+#include "common/base/tell.h"
 
 namespace millrace::cli {
 namespace {
@@ -20,7 +21,7 @@ constexpr Millis kLedgerPoll{100};
 constexpr auto kWaitMax = std::chrono::hours{24};
 
 void Say(RunId run, RunState state, const std::string& reason) {
-  fmt::print(stderr, "run {}: {}{}{}\n", run.ToString(), Name(state), reason.empty() ? "" : ": ", reason);
+  Tell("run {}: {}{}{}\n", run.ToString(), Name(state), reason.empty() ? "" : ": ", reason);
 }
 
 // The ledger says it, whoever serves the run then: its broker may be gone, and `millrace run` has no door for others.
@@ -105,15 +106,15 @@ Result<ExitCode> Report(const Options& options, const Context& context, const Ca
     cancelled += stopped ? 1u : 0u;
     table.rows.push_back({item.id.ToString(), std::string(effect), item.state});
     if (item.effect == CancelEffect::kUnknown && !item.state.empty())
-      fmt::print(stderr, "job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}{}\n",
-                 item.id.ToString(), item.state, item.state, context.OrgOption());
+      Tell("job {} is a job of run {}; it is cancelled with its run: millrace run cancel {}{}\n", item.id.ToString(),
+           item.state, item.state, context.OrgOption());
     if (options.ids.empty()) continue;
     if (item.effect == CancelEffect::kUnknown) code = ExitCodeFor(ErrorCode::kNotFound);
     if (item.effect == CancelEffect::kEnded && code == ExitCode::kOk) code = ExitCodeFor(ErrorCode::kConflict);
   }
   if (options.dry_run || options.ids.empty())
-    fmt::print(stderr, "{} {}{} {}\n", cancelled, runs ? "run" : "job", cancelled == 1 ? "" : "s",
-               options.dry_run ? "would be cancelled" : "cancelled or being cancelled");
+    Tell("{} {}{} {}\n", cancelled, runs ? "run" : "job", cancelled == 1 ? "" : "s",
+         options.dry_run ? "would be cancelled" : "cancelled or being cancelled");
   if (options.quiet) {
     for (const auto& item : items)
       if (item.effect != CancelEffect::kUnknown) fmt::print("{}\n", item.id.ToString());
@@ -234,7 +235,7 @@ Result<ExitCode> Ended(const Context& context, ExitCode code, const Meaning& mea
                             "serves org {}, and it was not asked: {}; give its endpoint as broker.listen_clients",
                             context.org().value(), unasked->message)};
     if (!context.embedded() || error.code != ErrorCode::kUnavailable) return std::unexpected(std::move(error));
-    fmt::print(stderr, "{}\n", error.message);
+    Tell("{}\n", error.message);
   }
   if (!meaning.more) return code;
   return Fail(
@@ -291,7 +292,7 @@ Result<void> CancelParts(Context& context, Ledger& ledger, Door& door, const wir
     answers.items.insert(answers.items.end(), items->begin(), items->end());
     recorded = recorded || (answers.unasked && std::ranges::any_of(*items, IsRecorded));
   }
-  if (recorded) fmt::print(stderr, "recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
+  if (recorded) Tell("recorded; whoever runs acts on it within seconds, and if nobody does, the next one will\n");
   return all;
 }
 

@@ -15,6 +15,7 @@
 #include "client/cli/job_payload.h"
 #include "client/cli/repeat.h"
 #include "client/cli/run_report.h"
+#include "common/base/tell.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 #include "common/model/whole_org.h"
@@ -52,10 +53,14 @@ Result<JobFilter> FilterOf(const Options& options, const Context& context) {
   JobFilter filter;
   filter.org = context.org();
   if (!options.state.empty()) {
-    MILLRACE_TRY_ASSIGN(filter.state, ParseJobState(options.state));
-    if (!IsTerminal(*filter.state))
-      return Fail(ErrorCode::kInvalidArgument, "--state: '{}' is no end; give succeeded, dead, cancelled, expired or skipped",
-                  options.state);
+    const auto state = ParseJobState(options.state);
+    if (!state || !IsTerminal(*state))
+      return Fail(
+          ErrorCode::kInvalidArgument,
+          "--state: '{}' is no end of a job; give succeeded, dead, cancelled, expired or skipped (jobs that have not ended "
+          "are listed as live, among the others, without --state)",
+          options.state);
+    filter.state = *state;
   }
   if (!options.queue.empty()) filter.queue = options.queue;
   if (!options.kind.empty()) filter.kind = options.kind;
@@ -146,6 +151,13 @@ Live LookAt(const JobDetail& job, const Context& context, Ledger& ledger) {
 // False: the ledger has the end of a job that only the queue had, and nothing else of it.
 bool IsKnown(const JobSpec& spec) { return !spec.kind.empty(); }
 
+// When it was submitted: of a job of which only the end is known as its id says, if it is one that does (UUIDv7).
+std::optional<WallTime> SubmittedAt(const JobSpec& spec) {
+  if (IsKnown(spec)) return spec.submitted_at;
+  if (spec.id.uuid.bytes[6] >> 4U != 7) return std::nullopt;
+  return TimeOf(spec.id.uuid);
+}
+
 // Of a job that the ledger has: the row of one that is not of class redis does not say.
 Durability ClassOf(const JobSpec& spec) {
   return spec.options.durability == Durability::kRedis ? Durability::kRedis : Durability::kLedger;
@@ -162,17 +174,22 @@ Json JobJson(const JobDetail& job, const Live& live) {
             {"stage", s.stage},
             {"effect", s.effect},
             {"run", nullptr},
-            {"submitted_at", ToRfc3339(s.submitted_at)},
+            {"submitted_at", nullptr},
             {"max_attempts", s.retry.max_attempts},
             {"durability", Name(ClassOf(s))}};
   if (s.run) json["run"] = s.run->ToString();
+  if (const auto at = SubmittedAt(s)) json["submitted_at"] = ToRfc3339(*at);
   json["options"] = Json::parse(ToJson(s.options), nullptr, false);
   if (json["options"].is_discarded()) json["options"] = Json::object();
   json["routed_to"] = RoutedTo(job);
-  const bool known = IsKnown(s), text = wire::IsText(s.payload);
+  const bool text = wire::IsText(s.payload);
   json["payload_bytes"] = s.payload.size();
-  json["payload"] = known && text ? Json(s.payload) : Json();
+  json["payload"] = text ? Json(s.payload) : Json();
   if (!text) json["payload_base64"] = Base64(s.payload);
+  if (!IsKnown(s))
+    for (const char* field :
+         {"queue", "priority", "kind", "stage", "effect", "max_attempts", "options", "payload_bytes", "payload"})
+      json[field] = nullptr;
   json["unserved"] = live.unserved.empty() ? Json() : Json(live.unserved);
   json["progress"] = nullptr;
   if (const auto& r = live.running) json["progress"] = {{"worker", r->worker}, {"rows", r->rows}, {"bytes", r->bytes}};
@@ -212,15 +229,20 @@ Json JobJson(const JobDetail& job, const Live& live) {
 void PrintJob(const JobDetail& job, const Live& live) {
   const JobSpec& s = job.spec;
   fmt::print("job {}  {}\n", s.id.ToString(), StateOf(job.outcome));
-  fmt::print("  queue {}, priority {}, kind {}{}\n", s.queue, s.priority, s.kind, s.stage.empty() ? "" : ", stage " + s.stage);
+  const bool known = IsKnown(s);
+  if (known)
+    fmt::print("  queue {}, priority {}, kind {}{}\n", s.queue, s.priority, s.kind,
+               s.stage.empty() ? "" : ", stage " + s.stage);
   if (const std::string routed = RoutedTo(job); !routed.empty()) fmt::print("  routed by size to queue {}\n", routed);
   if (!live.unserved.empty()) fmt::print("  {}\n", live.unserved);
   if (live.running) fmt::print("  {} {}\n", Name(live.running->state), ProgressText(*live.running));
   if (s.run) fmt::print("  run {}\n", s.run->ToString());
   if (!s.effect.empty()) fmt::print("  effect {}\n", s.effect);
-  if (const std::string options = ToJson(s.options); !options.empty()) fmt::print("  options {}\n", options);
-  fmt::print("  submitted {}, at most {} attempts, durability {}\n", ToRfc3339(s.submitted_at), s.retry.max_attempts,
-             Name(ClassOf(s)));
+  if (const std::string options = ToJson(s.options); known && !options.empty()) fmt::print("  options {}\n", options);
+  const auto submitted = SubmittedAt(s);
+  fmt::print("  {}{}durability {}\n", submitted ? fmt::format("submitted {}, ", ToRfc3339(*submitted)) : "",
+             known ? fmt::format("at most {} attempts, ", s.retry.max_attempts) : "", Name(ClassOf(s)));
+  if (!known) fmt::print("  queue, kind and payload went with the queue's entry: the ledger has only its end\n");
   if (!s.payload.empty()) fmt::print("  payload {} bytes: {}\n", s.payload.size(), PayloadPreview(s.payload));
   if (const auto& a = job.dead_action)
     fmt::print("  {}{} by {} at {}{}\n", Name(a->action), a->new_job ? " as " + a->new_job->ToString() : "", a->actor,
@@ -392,8 +414,8 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
       }
     }
   }
-  fmt::print(stderr, "{} {} {}\n", done, done == 1 ? "job" : "jobs",
-             options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
+  Tell("{} {} {}\n", done, done == 1 ? "job" : "jobs",
+       options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
   if (requeue && done > 0 && !options.dry_run) SayIfNobodyRuns(*context, done == 1 ? "the new job" : "the new jobs");
   if (options.quiet) {
     for (const auto& row : table.rows)
@@ -511,16 +533,15 @@ Result<ExitCode> DoRetry(const Options& options) {
     }
     fresh += done->already ? 0u : 1u;
     const Cell run = done->run ? Cell{done->run->ToString()} : Cell{};
-    if (done->already)
-      fmt::print(stderr, "run {}: already retried{}\n", id.ToString(), done->run ? " as " + done->run->ToString() : "");
+    if (done->already) Tell("run {}: already retried{}\n", id.ToString(), done->run ? " as " + done->run->ToString() : "");
     if (options.quiet && (done->run || !done->already)) fmt::print("{}\n", done->run.value_or(id).ToString());
     table.rows.push_back({run, id.ToString(), done->pipeline,
                           done->already ? Cell{} : Cell{static_cast<std::int64_t>(done->jobs)}, done->already});
   }
-  if (options.dry_run) fmt::print(stderr, "{} {} would be retried\n", fresh, fresh == 1 ? "run" : "runs");
+  if (options.dry_run) Tell("{} {} would be retried\n", fresh, fresh == 1 ? "run" : "runs");
   if (left_out > 0)
-    fmt::print(stderr, "{} {} left out: a later generation of the slot (a backfill) has run or is running\n", left_out,
-               left_out == 1 ? "run" : "runs");
+    Tell("{} {} left out: a later generation of the slot (a backfill) has run or is running\n", left_out,
+         left_out == 1 ? "run" : "runs");
   if (fresh > 0 && !options.dry_run) SayIfNobodyRuns(*context, fresh == 1 ? "the new run" : "the new runs");
   if (!options.quiet && (!table.rows.empty() || !failed)) Print(table, context->format());
   if (failed) return std::unexpected(*std::move(failed));

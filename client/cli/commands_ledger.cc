@@ -4,6 +4,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/retention.h"
+#include "common/base/tell.h"
 #include "common/crypto/checkpoint.h"
 
 namespace millrace::cli {
@@ -49,16 +50,18 @@ Result<ExitCode> DoPrune(const Options& options) {
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
   const WallTime before = PruneBefore(policy, weeks, now);
   if (options.dry_run) {
+    MILLRACE_TRY_ASSIGN(const PruneStep would,
+                        ledger->PruneOldest({.before = before, .actor = {}, .sign = {}, .dry_run = true}, context->Deadline()));
     MILLRACE_TRY_ASSIGN(weeks, WeeksFor({.age = {}, .bytes = 1}, *ledger, context->clock()));
     Table table{.columns = {"week", "runs", "jobs", "bytes"}, .rows = {}};
     constexpr auto kWeek = std::chrono::hours{24 * 7};
     for (const RetainedWeek& week : weeks)
-      if (week.begin + kWeek <= before)
+      if (week.begin + kWeek <= would.before)
         table.rows.push_back({ToRfc3339(week.begin).substr(0, 10), static_cast<std::int64_t>(week.runs),
                               static_cast<std::int64_t>(week.jobs), static_cast<std::int64_t>(week.bytes)});
     Print(table, context->format());
-    fmt::print(stderr, "{} weeks may go, up to the oldest one in which something is live; nothing was removed\n",
-               table.rows.size());
+    Tell("{} {} would go; nothing was removed\n", table.rows.size(), table.rows.size() == 1 ? "week" : "weeks");
+    if (!would.held_by.empty()) Tell("not further: {}\n", would.held_by);
     return ExitCode::kOk;
   }
   MILLRACE_TRY_ASSIGN(const SigningKey key, SigningKey::LoadOrCreate(context->config().audit.key_file));
@@ -72,7 +75,7 @@ Result<ExitCode> DoPrune(const Options& options) {
   table.rows.push_back({ToRfc3339(total.before), static_cast<std::int64_t>(total.rows),
                         static_cast<std::int64_t>(total.records), static_cast<std::int64_t>(total.result_files)});
   Print(table, context->full_format());
-  if (!total.held_by.empty()) fmt::print(stderr, "not further: {}\n", total.held_by);
+  if (!total.held_by.empty()) Tell("not further: {}\n", total.held_by);
   return ExitCode::kOk;
 }
 

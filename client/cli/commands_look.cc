@@ -16,6 +16,7 @@
 #include "client/cli/pipeline_file.h"
 #include "client/cli/query.h"
 #include "common/base/suggest.h"
+#include "common/base/tell.h"
 #include "common/drivers/sqlite.h"
 #include "common/ledger/audit_verify.h"
 #include "common/model/cron.h"
@@ -91,8 +92,7 @@ Table TransitionRows(const CronSchedule& cron, WallTime from) {
     for (const PreviewRow& row : preview.rows)
       table.rows.push_back({at, offsets, std::string(Name(row.part)), row.local, OffsetText(row.offset),
                             row.fire ? Cell{ToRfc3339(*row.fire)} : Cell{}, row.why});
-    if (preview.left_out > 0)
-      fmt::print(stderr, "{}: {} more local times within the jump are not shown\n", at, preview.left_out);
+    if (preview.left_out > 0) Tell("{}: {} more local times within the jump are not shown\n", at, preview.left_out);
   }
   return table;
 }
@@ -110,7 +110,7 @@ Result<ExitCode> DoScheduleNext(const Options& options) {
   }
   if (options.transitions) {
     const Table table = TransitionRows(cron, from);
-    if (table.rows.empty()) fmt::print(stderr, "the clock of {} does not jump\n", spec.timezone);
+    if (table.rows.empty()) Tell("the clock of {} does not jump\n", spec.timezone);
     Print(table, context->format());
     return ExitCode::kOk;
   }
@@ -204,7 +204,7 @@ Result<ExitCode> DoSchedulePause(const Options& options, bool pause) {
   }
   if (failed && table.rows.empty()) return std::unexpected(*std::move(failed));
   Print(table, context->format());
-  if (skipped > 0) fmt::print(stderr, "{} slots of the pause were still undecided; they are skipped\n", skipped);
+  if (skipped > 0) Tell("{} slots of the pause were still undecided; they are skipped\n", skipped);
   if (failed) return std::unexpected(*std::move(failed));
   return ExitCode::kOk;
 }
@@ -320,7 +320,10 @@ std::vector<KnownBroker> KnownBrokers(Context& context) {
     broker.name = shard.owner_name;
     broker.shards.push_back(shard.shard.value());
   }
-  for (auto& [owner, broker] : found) all.push_back(std::move(broker));
+  for (auto& [owner, broker] : found) {
+    std::ranges::sort(broker.shards);
+    all.push_back(std::move(broker));
+  }
   std::ranges::stable_sort(all, {}, &KnownBroker::name);
   return all;
 }
@@ -376,10 +379,17 @@ Result<ExitCode> DoStatus(const Options& options) {
                            static_cast<std::int64_t>(s.running), static_cast<std::int64_t>(s.runs)});
   Table workers{.columns = {"worker", "concurrency", "running"}, .rows = {}};
   for (const auto& w : status->workers) workers.rows.push_back({w.name, std::int64_t{w.concurrency}, std::int64_t{w.running}});
+  std::vector<std::int64_t> served;
+  for (const auto& s : status->shards) served.push_back(std::int64_t{s.shard});
+  std::ranges::sort(served);
+  // Of several with its name it is the one with its shards.
+  const auto answers = [&](const KnownBroker& b) {
+    return b.name == status->broker && (std::ranges::count(brokers, b.name, &KnownBroker::name) == 1 || b.shards == served);
+  };
   Table others{.columns = {"broker", "shards", ""}, .rows = {}};
   for (const KnownBroker& b : brokers)
-    others.rows.push_back({b.name, static_cast<std::int64_t>(b.shards.size()),
-                           std::string(b.name == status->broker ? "the one that answers here" : "")});
+    others.rows.push_back(
+        {b.name, static_cast<std::int64_t>(b.shards.size()), std::string(answers(b) ? "the one that answers here" : "")});
   fmt::print("broker {}\n\n{}\n{}", status->broker, Format(shards, OutputFormat::kTable),
              Format(workers, OutputFormat::kTable));
   if (brokers.size() > 1) fmt::print("\n{}", Format(others, OutputFormat::kTable));

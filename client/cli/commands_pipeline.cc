@@ -6,6 +6,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
 #include "client/cli/pipeline_file.h"
+#include "common/base/tell.h"
 #include "common/model/cron.h"
 #include "common/model/pipeline_json.h"
 #include "common/model/pipeline_parser.h"
@@ -47,7 +48,7 @@ void PrintSchedules(const Pipeline& pipeline, WallTime now) {
   for (const ScheduleSpec& spec : pipeline.schedules) {
     const auto cron = CronSchedule::Make(spec);
     const auto next = cron ? cron->Next(now) : std::nullopt;
-    fmt::print(stderr, "schedule: {}, next {}\n", Describe(spec), next ? ToRfc3339(*next) : "never");
+    Tell("schedule: {}, next {}\n", Describe(spec), next ? ToRfc3339(*next) : "never");
   }
 }
 
@@ -68,7 +69,7 @@ Result<ExitCode> DoCheck(const Options& options, std::vector<Diagnostic>* diagno
       table.rows.push_back({schema.stage, column.name, column.type, column.not_null});
   PrintChecked(table, "columns", context->full_format());
   PrintSchedules(file.pipeline, context->clock().WallNow());
-  fmt::print(stderr, "{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
+  Tell("{}: ok, {} stages\n", options.file, file.pipeline.stages.size());
   return ExitCode::kOk;
 }
 
@@ -159,7 +160,7 @@ Result<ExitCode> DoShow(const Options& options) {
     if (!file.pipeline) return ExitCode::kOk;  // of a version of Millrace with another grammar
     const auto written = file.pipeline->schedules.empty() ? std::nullopt : std::optional(file.pipeline->schedules.front());
     if (in_force != written)
-      fmt::print(stderr, "schedule in force: {}; the file says: {}\n", DescribeOrNone(in_force), DescribeOrNone(written));
+      Tell("schedule in force: {}; the file says: {}\n", DescribeOrNone(in_force), DescribeOrNone(written));
   } else {
     Print(Table{.columns = {"pipeline", "version", "applied_at", "base_dir", "source", "schedule"},
                 .rows = {{v.name, v.version, ToRfc3339(v.applied_at), v.base_dir, v.source,

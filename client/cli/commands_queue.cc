@@ -12,6 +12,7 @@
 #include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
 #include "client/cli/context.h"
+#include "common/base/tell.h"
 #include "common/model/whole_org.h"
 #include "common/wire/zmtp_transport.h"
 
@@ -68,11 +69,11 @@ struct Listing {
 void ReadUnserved(BrokerClient& client, const Context& context, Listing& listing) {
   const auto reply = client.ListUnserved(context.org(), context.clock().Now() + kBrokerTimeout);
   if (!reply) {
-    fmt::print(stderr, "millrace: whether workers take what waits is not known: {}\n", reply.error().message);
+    Tell("millrace: whether workers take what waits is not known: {}\n", reply.error().message);
     return;
   }
   if (reply->more) {
-    fmt::print(stderr, "millrace: whether workers take what waits is not known: more queues wait than one answer names\n");
+    Tell("millrace: whether workers take what waits is not known: more queues wait than one answer names\n");
     return;
   }
   listing.unserved.emplace();
@@ -112,7 +113,7 @@ Result<Listing> ReadQueues(Context& context) {
       why = std::move(queues.error());
     }
   }
-  if (!listing.depths) fmt::print(stderr, "millrace: what waits and runs is not known: {}\n", why.message);
+  if (!listing.depths) Tell("millrace: what waits and runs is not known: {}\n", why.message);
   return listing;
 }
 
@@ -256,7 +257,7 @@ Result<std::int64_t> Store(const Context& context, Ledger& ledger, Broker& broke
     broker.client.reset();
   }
   MILLRACE_TRY_ASSIGN(const QueueSettings stored, ledger.PutQueueSettings(settings, Actor(), context.Deadline()));
-  fmt::print(stderr, "millrace: stored; a broker that runs takes it up within 2 s\n");
+  Tell("millrace: stored; a broker that runs takes it up within 2 s\n");
   return stored.revision;
 }
 

@@ -7,6 +7,7 @@
 #include "client/cli/context.h"
 #include "client/cli/find_run.h"
 #include "common/base/limits.h"
+#include "common/base/tell.h"
 #include "common/crypto/audit.h"
 #include "common/model/stage_task.h"
 
@@ -69,7 +70,7 @@ Result<ExitCode> DoRefused(const Options& options) {
     table.rows.push_back({row.job.ToString(), row.queue, row.kind, ToRfc3339(row.refused_at), row.reason});
   Print(table, context->format());
   if (context->format() == OutputFormat::kTable && status.waiting > 0)
-    fmt::print(stderr, "{} rows wait to be taken by a broker\n", status.waiting);
+    Tell("{} rows wait to be taken by a broker\n", status.waiting);
   return ExitCode::kOk;
 }
 

@@ -15,6 +15,7 @@
 #include "client/cli/engine.h"
 #include "client/cli/submit_plan.h"
 #include "common/base/limits.h"
+#include "common/base/tell.h"
 #include "common/model/job_options.h"
 #include "common/model/stage_task.h"
 #include "common/wire/check_job.h"
@@ -202,7 +203,7 @@ void SayForeignKinds(std::span<const JobSpec> jobs) {
   std::set<std::string> kinds;
   for (const JobSpec& job : jobs)
     if (kinds.insert(job.kind).second)
-      if (const std::string text = ForeignKind(job.kind); !text.empty()) fmt::print(stderr, "{}\n", text);
+      if (const std::string text = ForeignKind(job.kind); !text.empty()) Tell("{}\n", text);
 }
 
 // Waits until all of them have ended, and returns how.
@@ -335,6 +336,16 @@ struct Sent {
 
 bool Unknown(const Error& error) { return error.code == ErrorCode::kMaybeApplied || error.code == ErrorCode::kTimedOut; }
 
+// The broker that serves the org, as the ledger knows it; empty when it knows none that lives.
+std::string OwnerOf(Context& context, Ledger& ledger) {
+  const auto shards = ledger.Shards(context.Deadline());
+  const auto now = ledger.Now(context.Deadline());
+  if (!shards || !now || shards->empty()) return {};
+  const ShardId mine = ShardOf(context.org(), static_cast<std::uint16_t>(shards->size()));
+  const auto shard = std::ranges::find(*shards, mine, &ShardStatus::shard);
+  return shard != shards->end() && shard->owner && *now - shard->renewed_at < kOwnershipTtl ? shard->owner_name : "";
+}
+
 // Whether the ledger can take them in the place of a broker. One that may have taken the first `doubtful` may have put those
 // that leave the class to their queue where the ledger does not see them: they would run twice.
 Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, std::span<const JobSpec> jobs, std::size_t doubtful) {
@@ -351,11 +362,17 @@ Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, std::span<const 
             job.queue, context.ClientEndpoint());
     }
   }
-  if (std::ranges::any_of(jobs, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; }))
+  if (std::ranges::none_of(jobs, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; })) return {};
+  const std::string owner = OwnerOf(context, ledger), asked = context.ClientEndpoint();
+  if (!owner.empty())
     return Fail(ErrorCode::kUnavailable,
-                "durability: redis: no broker that serves it answers at {}, and the ledger does not take it",
-                context.ClientEndpoint());
-  return {};
+                "durability: redis: org {} is served by broker '{}', which is not at {}, and the ledger does not take it: give "
+                "that broker's address as broker.listen_clients",
+                context.org().value(), owner, asked);
+  return Fail(ErrorCode::kUnavailable,
+              "durability: redis: no broker that serves org {} answers at {}, and the ledger does not take it: start '{}'",
+              context.org().value(), asked,
+              context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }
 
 // A broker that answers takes them at once; what it does not serve, and everything when none answers, goes into the ledger,
@@ -402,8 +419,7 @@ Result<ExitCode> SubmitSingles(const Options& options, Context& context) {
   const auto& conflicts = sent.conflicts;
   const std::size_t asked = jobs.size();
   for (const JobSpec& job : std::span(jobs).subspan(sent.jobs, sent.doubtful))
-    fmt::print(stderr, "job {}: not known whether it was taken; look with job show before you submit it again\n",
-               job.id.ToString());
+    Tell("job {}: not known whether it was taken; look with job show before you submit it again\n", job.id.ToString());
   jobs.resize(sent.jobs);
   SayForeignKinds(jobs);
   std::vector<Uuid> taken;

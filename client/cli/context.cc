@@ -11,6 +11,7 @@
 
 #include "client/cli/home.h"
 #include "common/base/log.h"
+#include "common/base/tell.h"
 #include "common/ledger/schema_version.h"
 
 namespace millrace::cli {
@@ -107,14 +108,14 @@ Result<std::uint32_t> CountOf(const Options& options, std::uint32_t fallback, st
 }
 
 ExitCode Complain(const Error& error) {
-  fmt::print(stderr, "millrace: {}\n", error.message);
+  Tell("millrace: {}\n", error.message);
   return ExitCodeFor(error.code);
 }
 
 ExitCode ComplainAboutFile(const Error& error) {
   const std::string_view text = error.message;
   if (error.code != ErrorCode::kRejected || !text.ends_with('\n')) return Complain(error);
-  fmt::print(stderr, "{}", text);
+  Tell("{}", text);
   return ExitCode::kWorkFailed;
 }
 

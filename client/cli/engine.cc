@@ -133,7 +133,21 @@ struct Engine::Parts {
   void Retain(const SigningKey& key);
   void StopRetention();
   void StopBroker();
+  void WarnOfNamesake(Ledger& ledger, OwnerId owner) const;
 };
+
+// Work is told apart by the owner's id, which every start makes anew; people have only the name.
+void Engine::Parts::WarnOfNamesake(Ledger& ledger, OwnerId owner) const {
+  const std::string& name = context.config().broker.name;
+  const auto living = ledger.LivingBrokers(context.Deadline());
+  if (!living) return;
+  for (const auto& [id, other] : *living)
+    if (id != owner && other == name)
+      return LogWarn(
+          "another broker is called '{}' too (it lives, or ended less than 5 s ago): status, logs and records cannot tell them "
+          "apart; give each its own name (--name, broker.name)",
+          name);
+}
 
 Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients, const std::vector<std::string>& workers) {
   const AuditConfig& audit = context.config().audit;
@@ -157,7 +171,11 @@ Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients,
   options.random = &context.random();
   options.checkpointed = checkpoints.written();
   options.checkpoint = MakeCheckpointHook(std::make_shared<CheckpointWriter>(std::move(checkpoints)), context.clock());
-  options.make_ledger = [this] { return context.OpenLedger(Context::Create::kYes, "broker " + context.config().broker.name); };
+  options.make_ledger = [this, owner = options.owner] {
+    auto ledger = context.OpenLedger(Context::Create::kYes, "broker " + context.config().broker.name);
+    if (ledger && !context.embedded()) WarnOfNamesake(**ledger, owner);
+    return ledger;
+  };
   options.make_queue = [this] { return OpenQueue(context); };
   options.make_inbox = [this]() -> Result<std::unique_ptr<Inbox>> { return OpenInbox(); };
   if (!context.embedded())

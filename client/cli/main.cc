@@ -15,6 +15,7 @@
 
 #include "client/cli/commands.h"
 #include "common/base/suggest.h"
+#include "common/base/tell.h"
 #include "common/model/job.h"
 
 namespace millrace::cli {
@@ -562,12 +563,12 @@ int WithFlushed(int code) {
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
   pollfd out{STDOUT_FILENO, POLLOUT, 0};
   if (::poll(&out, 1, 0) > 0 && (out.revents & POLLERR) != 0) return code;
-  fmt::print(stderr,
-             "millrace: stdout cannot be written (is the disk full, or the file closed?): the output is not complete\n");
+  Tell("millrace: stdout cannot be written (is the disk full, or the file closed?): the output is not complete\n");
   return code == 0 ? static_cast<int>(ExitCode::kWorkFailed) : code;
 }
 
 int Main(int argc, char** argv) {
+  HoldStandardFiles();
   std::signal(SIGPIPE, SIG_IGN);
   Grammar g;
   g.app.require_subcommand(1);
@@ -587,16 +588,16 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return g.app.exit(e);  // --help, --version
     const std::string hint = Hint(g.app, std::vector<std::string>(argv + 1, argv + argc));
-    fmt::print(stderr, "millrace: {}\n", hint.empty() ? e.what() : hint);
-    fmt::print(stderr, "Run with --help for the commands and their options.\n");
+    Tell("millrace: {}\n", hint.empty() ? e.what() : hint);
+    Tell("Run with --help for the commands and their options.\n");
     return static_cast<int>(ExitCode::kUsage);
   }
   if (!g.chosen) {
-    fmt::print(stderr, "millrace: no command\n");
+    Tell("millrace: no command\n");
     return static_cast<int>(ExitCode::kUsage);
   }
   if (const std::string stray = StrayArgument(g.app); !stray.empty()) {
-    fmt::print(stderr, "millrace: {}\nRun with --help for the commands and their options.\n", stray);
+    Tell("millrace: {}\nRun with --help for the commands and their options.\n", stray);
     return static_cast<int>(ExitCode::kUsage);
   }
   return WithFlushed(static_cast<int>(g.chosen(g.options)));
@@ -609,7 +610,7 @@ int main(int argc, char** argv) {
   try {
     return millrace::cli::Main(argc, argv);
   } catch (const std::exception& e) {  // nothing of ours throws; a library that does must not look like a crash
-    fmt::print(stderr, "millrace: {}\n", e.what());
+    millrace::Tell("millrace: {}\n", e.what());
     return 1;
   }
 }

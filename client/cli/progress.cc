@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "client/cli/output.h"
+#include "common/base/tell.h"
 
 namespace millrace::cli {
 namespace {
@@ -74,7 +75,7 @@ void ProgressView::Line(const StageView& stage) const {
   std::string text = fmt::format("stage {}: {}", stage.name, Name(stage.state));
   if (stage.started != MonoTime{} && stage.ended != MonoTime{}) text += " in " + HumanDuration(stage.ended - stage.started);
   if (!stage.error.empty()) text += ": " + stage.error;
-  fmt::print(stderr, "{}\n", text);
+  Tell("{}\n", text);
 }
 
 std::string ProgressView::BarLine(const StageView& stage, MonoTime now, std::size_t name_width) const {
@@ -118,8 +119,7 @@ void ProgressView::Draw() {
     out += "\r\x1b[2K\n";
     ++drawn;
   }
-  std::fwrite(out.data(), 1, out.size(), stderr);
-  std::fflush(stderr);
+  TellText(out);
   drawn_lines_ = drawn;
   drawn_at_ = now;
 }

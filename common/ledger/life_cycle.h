@@ -53,6 +53,7 @@ struct PruneRequest {
   std::string actor;
   std::function<std::string(std::string_view)> sign;  // of SigningKey; empty: what goes is not signed for
   bool despite_verification = false;                  // who verifies has to look again, or gives up
+  bool dry_run = false;                               // nothing goes: the step says only `before` and `held_by`
 };
 struct PruneStep {
   WallTime before{};          // what was submitted earlier is gone, or is going

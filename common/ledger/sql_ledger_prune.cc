@@ -261,13 +261,14 @@ Result<void> SqlLedger::DropHistory(const PruneRequest& request, const Uuid& end
 
 Result<PruneStep> SqlLedger::PruneOldest(const PruneRequest& request, MonoTime deadline) {
   PruneStep step;
-  if (!request.despite_verification) {
+  if (!request.despite_verification && !request.dry_run) {
     MILLRACE_TRY_ASSIGN(step.waits, store_->HistoryIsHeld(deadline));
     step.more = step.waits;
     if (step.waits) return step;
   }
   MILLRACE_TRY_ASSIGN(const WallTime now, store_->Now(deadline));
   MILLRACE_TRY_ASSIGN(step.before, PruneLimit(std::min(request.before, now), step.held_by, deadline));
+  if (request.dry_run) return step;
   MILLRACE_TRY_ASSIGN(const Uuid end, EndOfStep(step.before, step.more, deadline));
   if (!end.IsNil()) MILLRACE_TRY(DropHistory(request, end, now, step, deadline));
   if (!step.more) DropRefused(MondayOf(std::min(request.before, now)), step, deadline);

@@ -17,6 +17,7 @@ inline constexpr std::string_view kAttemptErrorClasses[] = {
     "duplicate_key_in_batch", "null_key", "empty_input", "source_unreadable",
     // Commands and their results.
     "command_failed", "temporary_failure", "command_not_startable", "result_too_large", "result_not_stored",
+    "result_not_a_file",
     // Processes, workers, cancels.
     "timed_out", "crashed", "worker_lost", "not_started", "no_resources", "stage_program_unavailable", "lease_lost", "replaced",
     "drained", "revoked", "cancelled", "cancel_too_late", "cancel_unfenced", "fenced", "dependency_failed", "damaged_entry",

@@ -185,9 +185,15 @@ TEST_P(LedgerPruneTest, WhatIsLiveHoldsItsWeekAndTheLaterOnes) {
   EXPECT_EQ(size->finished_jobs, 9u) << "what is live is not finished";
   EXPECT_GT(size->bytes, 0u);
   EXPECT_EQ(ledger_->SizeOfHistory(5, In())->finished_jobs, 5u) << "no further than its bound";
+  PruneRequest dry = Before(Week(3));
+  dry.dry_run = true;
+  const PruneStep would = Prune(dry);
+  EXPECT_EQ(would.before, Week(1));
+  EXPECT_TRUE(would.held_by.contains(live.id.ToString())) << would.held_by;
+  EXPECT_EQ(would.rows, 0u);
   const PruneStep step = Prune(Before(Week(3)));
   EXPECT_EQ(step.before, Week(1));
-  EXPECT_EQ(step.rows, kRowsOfAWeek);
+  EXPECT_EQ(step.rows, kRowsOfAWeek) << "the dry run took nothing";
   EXPECT_TRUE(step.held_by.contains(live.id.ToString())) << step.held_by;
   EXPECT_TRUE(ledger_->GetJob(kDefaultOrg, live.id, In()));
   batch = BatchOf(hold);

@@ -12,6 +12,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class CliDeadLetters : public CliInstallation {
  protected:
@@ -125,7 +126,14 @@ TEST_P(CliDeadLetters, APayloadIsShownByteForByteAndToItsOrgAlone) {
   EXPECT_EQ(gone.code, 3) << gone.out;
   EXPECT_EQ(gone.out, "");
   EXPECT_THAT(gone.err, HasSubstr("durability: redis"));
-  EXPECT_EQ(Json({"job", "show", fast}).at("payload"), nullptr);
+  const auto only_end = Json({"job", "show", fast});
+  for (const char* field :
+       {"queue", "priority", "kind", "stage", "effect", "max_attempts", "options", "payload_bytes", "payload"})
+    EXPECT_EQ(only_end.at(field), nullptr) << field << ": nobody knows it";
+  EXPECT_EQ(only_end.at("submitted_at"), ToRfc3339(TimeOf(Uuid::Parse(fast).value())));
+  EXPECT_EQ(only_end.at("durability"), "redis");
+  EXPECT_THAT(Do({"job", "show", fast}).out, AllOf(HasSubstr("has only its end"), HasSubstr("  submitted 20"),
+                                                   Not(HasSubstr("1970-")), Not(HasSubstr("priority"))));
   Stop();
 }
 

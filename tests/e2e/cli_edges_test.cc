@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <tuple>
 
 #include "tests/support/cli_runner.h"
 #include "tests/support/test_postgres.h"
@@ -165,6 +166,29 @@ TEST_F(CliEdges, DataThatCannotBeWrittenIsAnError) {
     EXPECT_EQ(shell(millrace + command + " >&-"), 1) << command;
   }
   EXPECT_EQ(shell("bash -c 'set -o pipefail; " + millrace + "run list | true'"), 0) << "a reader that has seen enough";
+}
+
+// Nobody reads what a command says on stderr: its work, its results and its exit code are what they would have been.
+TEST_F(CliEdges, WordsThatCannotBeWrittenChangeNothing) {
+  Shop();
+  Write("broken.yaml",
+        "version: 1\npipeline: broken\nstages:\n  raw: { extract: { from: file, path: a.csv } }\n"
+        "  once: { transform: select 1 as id from raw, checks: [{ unique: [id] }] }\n");
+  ASSERT_EQ(Run({"run", "broken.yaml"}).code, 1);
+  const std::string dead = RunJson({"job", "list", "--state", "dead"}).at(0).at("job");
+  const std::string shell = "cd '" + dir_.string() + "' && " + MILLRACE_BIN_DIR + "/millrace --home home ";
+  for (const auto& [command, code, out] :
+       std::vector<std::tuple<std::string, int, std::string>>{{"job show zzzz", 2, ""},
+                                                              {"run shop.yaml -o json", 0, "\"state\": \"succeeded\""},
+                                                              {"job discard " + dead, 0, dead},
+                                                              {"run retry --pipeline broken --dry-run", 0, "broken"},
+                                                              {"job nonsense", 2, ""}}) {
+    for (const char* where : {"2>/dev/full", "2>&-", "2>&- <&-"}) {
+      const int status = std::system((shell + command + " >out.txt " + where).c_str());
+      EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == code) << command << " " << where << ": " << status;
+      EXPECT_THAT(ReadAll(dir_ / "out.txt"), HasSubstr(out)) << command << " " << where;
+    }
+  }
 }
 
 TEST_F(CliEdges, ARunOfAFileLeavesSchedulesAlone) {

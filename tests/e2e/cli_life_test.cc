@@ -26,8 +26,11 @@ TEST_F(CliLife, ACommandsOutputIsKeptInTheRowOrInAFileOfTheLake) {
                 "  none:\n    command: [\"true\"]\n"
                 "  large:\n    command: [sh, -c, \"head -c 100000 /dev/zero > $MILLRACE_RESULT\"]\n"
                 "  huge:\n    command: [sh, -c, \"head -c 17000000 /dev/zero > $MILLRACE_RESULT\"]\n"
-                "    retry: { max_attempts: 1 }\n");
+                "    retry: { max_attempts: 1 }\n"
+                "  link:\n    command: [sh, -c, \"ln -s /dev/null $MILLRACE_RESULT\"]\n");
   const auto run = RunJson({"run", "out.yaml"}, 1);
+  EXPECT_EQ(StageOf(run, "link").at("error_class"), "result_not_a_file");
+  EXPECT_EQ(StageOf(run, "link").at("failures"), 1) << "the next attempt would do the same";
   EXPECT_EQ(StageOf(run, "huge").at("error_class"), "result_too_large");
   CliResult result = Run({"job", "result", JobOf(run, "small")});
   EXPECT_EQ(result.code, 0) << result.err;

@@ -331,6 +331,9 @@ TEST_F(DispatcherQueuesTest, ASubmitBeyondTheBudgetIsRefusedBeforeAnythingIsWrit
   for (const char* part : {"'default'", "4 jobs wait", "2 more", "limit of 5", "--max-waiting"})
     EXPECT_NE(Refusal()->message.find(part), std::string::npos) << Refusal()->message;
   EXPECT_EQ(ledger_.jobs.size(), 4U);
+  Submit(Jobs(6));
+  ASSERT_NE(Refusal(), nullptr);
+  EXPECT_EQ(Refusal()->code, "invalid_argument") << "it never fits: nobody should try again";
   Submit(Jobs(1));
   EXPECT_EQ(ledger_.jobs.size(), 5U);
   Hello("w");  // takes all of them

@@ -31,6 +31,28 @@ JobSpec Job(OrgId org, const std::string& queue, std::size_t bytes) {
   return job;
 }
 
+std::string Said(const std::optional<Error>& refusal) {
+  return refusal ? fmt::format("{}: {}", Name(refusal->code), refusal->message) : "";
+}
+
+// Waiting for the queue to drain would not help: who submits is told what does.
+TEST(QueueBudgets, WhatNeverFitsIsToldApartFromWhatDoesNotFitNow) {
+  QueueBudgets budgets;
+  budgets.Limit(Limits(kSeven, "a", 100, 1000));
+  budgets.Limit(Limits(kDefaultOrg, kAll, 0, 50));
+  EXPECT_EQ(Said(budgets.Refusal(kSeven, "a", {.jobs = 100, .bytes = 1000})), "");
+  EXPECT_EQ(
+      Said(budgets.Refusal(kSeven, "a", {.jobs = 101, .bytes = 1})),
+      "invalid_argument: queue 'a': 101 jobs at once never fit into its limit of 100; submit fewer at a time, or raise the "
+      "limit: millrace queue set a --max-waiting N --org 7");
+  EXPECT_EQ(Said(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 51})),
+            "invalid_argument: org 1: 51 bytes at once never fit into its limit of 50; submit fewer at a time, or raise the "
+            "limit: millrace queue set '*' --max-waiting-bytes N");
+  budgets.Enqueued(kSeven, "a", 1);
+  EXPECT_EQ(budgets.Refusal(kSeven, "a", {.jobs = 100, .bytes = 1})->code, ErrorCode::kLimit);
+  EXPECT_EQ(budgets.Refusal(kSeven, "a", {.jobs = 100, .bytes = 1001})->code, ErrorCode::kInvalidArgument);
+}
+
 TEST(QueueBudgets, AnOrgsBudgetIsOverAllItsQueuesAndOverNobodyElses) {
   QueueBudgets budgets;
   EXPECT_FALSE(budgets.Limited());
@@ -39,14 +61,15 @@ TEST(QueueBudgets, AnOrgsBudgetIsOverAllItsQueuesAndOverNobodyElses) {
   budgets.Enqueued(kSeven, "a", 10);
   budgets.Enqueued(kSeven, "b", 10);
   budgets.Enqueued(kDefaultOrg, "a", 10, 100);
-  EXPECT_EQ(budgets.Refusal(kSeven, kAll, {.jobs = 1, .bytes = 10}), std::nullopt);
-  EXPECT_EQ(budgets.Refusal(kSeven, kAll, {.jobs = 2, .bytes = 20}),
-            "org 7: 2 jobs wait in its queues, 2 more do not fit into its limit of 3; submit again when it has drained, or "
-            "raise the limit: millrace queue set '*' --max-waiting N --org 7");
-  EXPECT_EQ(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 100, .bytes = 1}), std::nullopt);
-  EXPECT_EQ(budgets.Refusal(kSeven, "a", {.jobs = 100, .bytes = 1}), std::nullopt) << "the queue has no limit of its own";
+  EXPECT_FALSE(budgets.Refusal(kSeven, kAll, {.jobs = 1, .bytes = 10}));
+  EXPECT_EQ(
+      Said(budgets.Refusal(kSeven, kAll, {.jobs = 2, .bytes = 20})),
+      "limit: org 7: 2 jobs wait in its queues, 2 more do not fit into its limit of 3; submit again when it has drained, or "
+      "raise the limit: millrace queue set '*' --max-waiting N --org 7");
+  EXPECT_FALSE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 100, .bytes = 1}));
+  EXPECT_FALSE(budgets.Refusal(kSeven, "a", {.jobs = 100, .bytes = 1})) << "the queue has no limit of its own";
   budgets.Claimed(kSeven, "a", 10);
-  EXPECT_EQ(budgets.Refusal(kSeven, kAll, {.jobs = 2, .bytes = 20}), std::nullopt);
+  EXPECT_FALSE(budgets.Refusal(kSeven, kAll, {.jobs = 2, .bytes = 20}));
 }
 
 TEST(QueueBudgets, AnOrgsBudgetCountsWhatWaitedBeforeItWasSet) {
@@ -55,22 +78,22 @@ TEST(QueueBudgets, AnOrgsBudgetCountsWhatWaitedBeforeItWasSet) {
   QueueBudgets::Amounts piece;
   budgets.Accepting(Job(kDefaultOrg, "b", 30), piece);
   budgets.Limit(Limits(kDefaultOrg, kAll, 0, 100));
-  EXPECT_EQ(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 30}), std::nullopt);
-  EXPECT_EQ(
-      budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 31}),
-      "org 1: 70 bytes wait in its queues, 31 more do not fit into its limit of 100; submit again when it has drained, or "
-      "raise the limit: millrace queue set '*' --max-waiting-bytes N");
+  EXPECT_FALSE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 30}));
+  EXPECT_EQ(Said(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 31})),
+            "limit: org 1: 70 bytes wait in its queues, 31 more do not fit into its limit of 100; submit again when it has "
+            "drained, or "
+            "raise the limit: millrace queue set '*' --max-waiting-bytes N");
   budgets.Accepted(piece);
-  EXPECT_EQ(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 60}), std::nullopt);
+  EXPECT_FALSE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 60}));
   budgets.Limit(Limits(kDefaultOrg, kAll, 0, 50));  // a limit that changes counts nothing twice
-  EXPECT_EQ(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 10}), std::nullopt);
-  EXPECT_NE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 11}), std::nullopt);
+  EXPECT_FALSE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 10}));
+  EXPECT_TRUE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 11}));
   budgets.Limit(Limits(kDefaultOrg, kAll, 0));
   EXPECT_FALSE(budgets.Limited());
-  EXPECT_EQ(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 1000}), std::nullopt);
+  EXPECT_FALSE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 1000}));
   budgets.Claimed(kDefaultOrg, "a", std::nullopt);
   budgets.Limit(Limits(kDefaultOrg, kAll, 1));
-  EXPECT_NE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 1}), std::nullopt);
+  EXPECT_TRUE(budgets.Refusal(kDefaultOrg, kAll, {.jobs = 1, .bytes = 1}));
 }
 
 // Whatever happens to queues and limits, the sum is that of the queues: also when bytes are known about only.

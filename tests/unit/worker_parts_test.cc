@@ -1,10 +1,14 @@
 // The small parts of a worker that need no process.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <filesystem>
 
 #include "common/base/limits.h"
 #include "worker/command_runner.h"
 #include "worker/log_tail.h"
+#include "worker/result_file.h"
 #include "worker/stage_frames.h"
 
 namespace millrace::worker {
@@ -123,6 +127,26 @@ TEST(CommandRunnerTest, EndsAreDescribed) {
   EXPECT_EQ(describe({75, 0}).error_class, "temporary_failure");
   EXPECT_TRUE(describe({75, 0}).retryable);
   EXPECT_EQ(describe({0, 9}).end, AttemptEnd::kCrashed);
+}
+
+// One class for all of them (ops/docs/errors.md), and none that another attempt could mend.
+TEST(ResultFileTest, WhatIsNoPlainFileIsNoResult) {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("millrace-result-" + std::to_string(::getpid()));
+  std::filesystem::create_directories(folder / "a folder");
+  std::filesystem::create_symlink("nowhere", folder / "a symbolic link");
+  ASSERT_EQ(::mkfifo((folder / "a pipe or device").c_str(), 0600), 0);
+  for (const char* what : {"a folder", "a symbolic link", "a pipe or device"}) {
+    StageResult result;
+    const auto taken = TakeOutput((folder / what).string(), folder.string(), RunId{}, JobId{}, Token{}, result);
+    ASSERT_FALSE(taken) << what;
+    EXPECT_EQ(taken.error().code, ErrorCode::kInvalidArgument) << what;
+    EXPECT_EQ(taken.error().message,
+              fmt::format("$MILLRACE_RESULT is {}: what a command gives back it writes into a plain file "
+                          "of that name",
+                          what));
+  }
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/history.h"
+#include "common/base/tell.h"
 #include "common/drivers/duckdb.h"
 #include "common/model/question_frame.h"
 #include "common/model/stage_task.h"
@@ -29,7 +30,7 @@ namespace {
 constexpr int kOut = 3;
 
 int Complain(const Error& error) {
-  fmt::print(stderr, "millrace-stage: {}\n", error.message);
+  Tell("millrace-stage: {}\n", error.message);
   return 2;
 }
 
@@ -114,9 +115,9 @@ int RunNursery() {
 int main(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "";
   if (argc > 2 || (!mode.empty() && mode != "--check" && mode != "--nursery")) {
-    fmt::print(stderr,
-               "millrace-stage is started by a Millrace worker or by 'millrace check'; usage: millrace-stage [--check | "
-               "--nursery]\n");
+    millrace::Tell(
+        "millrace-stage is started by a Millrace worker or by 'millrace check'; usage: millrace-stage [--check | "
+        "--nursery]\n");
     return 64;
   }
   ::signal(SIGPIPE, SIG_IGN);
