@@ -370,7 +370,8 @@ void LineIndex::Place(Node& node) {
   }
   node.pass = org.pass;
   node.turn = org.turn;
-  node.place = kept.empty() ? order.insert(&node).first : order.insert(std::move(kept)).position;
+  // Most had a turn and come last.
+  node.place = kept.empty() ? order.insert(order.end(), &node) : order.insert(order.end(), std::move(kept));
 }
 
 LineIndex::Line* LineIndex::FrontOf(Node& node) {
