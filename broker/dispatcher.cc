@@ -260,7 +260,9 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
 void Dispatcher::EmitGrants(Worker& worker, std::vector<Command>& out) {
   wire::Grant grant;
   std::size_t bytes = 0;
-  for (auto& job : std::exchange(worker.grants, {})) {
+  std::vector<wire::Grant::Job> jobs = std::exchange(worker.grants, {});
+  grant.jobs.reserve(std::min(jobs.size(), kBatchJobsMax));
+  for (auto& job : jobs) {
     if (!grant.jobs.empty() && (bytes + job.payload.size() > kGrantBytesMax || grant.jobs.size() >= kBatchJobsMax)) {
       out.emplace_back(command::SendWorker{.peer = worker.peer, .message = std::exchange(grant, {})});
       bytes = 0;

@@ -31,9 +31,10 @@ void Prefetch(const ReadyBuffer::Job& job) {
 // As it goes to a worker. What the buffer has is what this process made.
 dispatch::Claimed ToClaimed(ReadyBuffer::Job& job, const LineKey& line) {
   if (auto* spec = std::get_if<std::shared_ptr<const JobSpec>>(&job.content)) return {.spec = std::move(*spec), .counters = {}};
-  auto entry = DecodeEntry(std::get<std::string>(job.content), job.id, line);
-  MILLRACE_CHECK(entry.has_value(), "an entry of the ready buffer: {}", entry.error().message);
-  return {.spec = std::make_shared<const JobSpec>(std::move(entry->spec)), .counters = entry->counters, .check = entry->check};
+  const auto entry = std::make_shared<JobEntry>();
+  const auto decoded = DecodeEntryInto(*entry, std::get<std::string>(job.content), job.id, line);
+  MILLRACE_CHECK(decoded.has_value(), "an entry of the ready buffer: {}", decoded.error().message);
+  return {.spec = {entry, &entry->spec}, .counters = entry->counters, .check = entry->check};
 }
 
 }  // namespace
@@ -109,19 +110,19 @@ void Dispatcher::ServeBuffered() {
     return one.job.put <= answered ? 0 : one.job.put;
   };
   for (std::size_t i = 0; i < served.size();) {
-    const dispatch::Served& first = served[i];
+    dispatch::Served& first = served[i];
     Shard& shard = shards_.at(first.shard);
     const std::uint64_t answered = shard.puts.sent - shard.puts.unanswered.size();
     const std::uint64_t put = put_of(first, answered);
-    dispatch::Pass pass{.plan = {.shard = first.shard, .line = first.line, .total = 0, .split = {}, .slot = first.slot},
-                        .jobs = {}};
-    for (; i < served.size() && served[i].line == pass.plan.line && put_of(served[i], answered) == put; ++i) {
+    dispatch::Pass pass{
+        .plan = {.shard = first.shard, .line = std::move(first.line), .total = 0, .split = {}, .slot = first.slot}, .jobs = {}};
+    do {
       auto& split = pass.plan.split;
       if (split.empty() || split.back().first != served[i].worker) split.emplace_back(served[i].worker, 0);
       ++split.back().second;
       ++pass.plan.total;
       pass.jobs.push_back(ToClaimed(served[i].job, pass.plan.line->key));
-    }
+    } while (++i < served.size() && served[i].line == pass.plan.line && put_of(served[i], answered) == put);
     if (put > 0) {
       PassesOf(shard.puts, ops_, put).push_back(std::move(pass));
       continue;

@@ -172,6 +172,7 @@ void Dispatcher::OnSubmitJobs(const wire::PeerId& peer, wire::SubmitJobs& m) {
   auto submit = std::make_shared<Submit>();
   submit->peer = peer;
   submit->request = m.request;
+  submit->items.reserve(m.jobs.size());
   std::set<PieceId> pieces;
   std::set<ShardId> kept;
   if (m.jobs.size() > 1)

@@ -69,8 +69,8 @@ void Dispatcher::OnListUnserved(const wire::PeerId& peer, const wire::ListUnserv
     if (known->second) return;
     wire::ListUnservedReply::Item& item = items[name];
     item.ready += line.ready;
-    if (!line.alone_since) return;
-    const WallTime since = wall_ - (now_ - *line.alone_since);
+    if (!line.unserved) return;
+    const WallTime since = wall_ - (now_ - line.unserved->alone_since);
     item.since = item.since ? std::min(*item.since, since) : since;
   });
   wire::ListUnservedReply reply{.request = m.request, .items = {}, .more = false, .workers = workers_.size()};
@@ -96,16 +96,14 @@ void Dispatcher::LookForUnserved() {
     const auto [known, first] = served_classes.try_emplace({line.key().queue, line.key().kind, line.key().root}, false);
     if (first) known->second = Served(line.key());
     const bool served = known->second;
-    if (served)
-      line.alone_since.reset();
-    else if (!line.alone_since)
-      line.alone_since = now_;
-    if (workers_.empty() || served) {
-      line.unserved_since.reset();
-      return;
-    }
-    if (!line.unserved_since) line.unserved_since = now_;
-    if (now_ - *line.unserved_since < kUnreachableGrace) return;
+    if (served) return line.unserved.reset();
+    if (!line.unserved)
+      line.unserved =
+          std::make_unique<LineIndex::Unserved>(LineIndex::Unserved{.alone_since = now_, .unserved_since = std::nullopt});
+    auto& since = line.unserved->unserved_since;
+    if (workers_.empty()) return since.reset();
+    if (!since) since = now_;
+    if (now_ - *since < kUnreachableGrace) return;
     if (!Covered(line.key().root)) {
       doomed.push_back(&line);
     } else if (!std::exchange(line.warned, true)) {

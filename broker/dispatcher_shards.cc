@@ -384,15 +384,15 @@ void Dispatcher::OnClaimed(Op& op, QueueReply& reply) {
       }
       job = {.spec = of_run->spec, .counters = of_run->counters};
     } else {
-      auto entry = DecodeEntry(body, id, key);
-      if (!entry && !kept) return TakeAnew(*shard, entry.error().message);
-      if (!entry) {
+      const auto entry = std::make_shared<JobEntry>();
+      const auto decoded = DecodeEntryInto(*entry, body, id, key);
+      if (!decoded && !kept) return TakeAnew(*shard, decoded.error().message);
+      if (!decoded) {
         left();
-        EndDamaged(*shard, key, id, entry.error());
+        EndDamaged(*shard, key, id, decoded.error());
         continue;
       }
-      job = {
-          .spec = std::make_shared<const JobSpec>(std::move(entry->spec)), .counters = entry->counters, .check = entry->check};
+      job = {.spec = {entry, &entry->spec}, .counters = entry->counters, .check = entry->check};
     }
     if (StartClaimed(*shard, plan, std::move(job), suspect, doubtful)) ++started;
   }

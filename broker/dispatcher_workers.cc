@@ -335,7 +335,7 @@ bool Dispatcher::PlanFor(Worker& worker, std::uint64_t budget, std::size_t shari
     if (const std::uint32_t here = TakeBuffered(*line, n, worker.id); here < n) {
       ClaimPlan* plan = line->claim < claims_.size() ? &claims_[line->claim] : nullptr;
       if (plan == nullptr || plan->line != line->ref || plan->total + (n - here) > kClaimJobsMax) {
-        line->claim = claims_.size();
+        line->claim = static_cast<std::uint32_t>(claims_.size());
         plan = &claims_.emplace_back(
             ClaimPlan{.shard = line->shard, .line = line->ref, .total = 0, .split = {}, .slot = LineIndex::SlotOf(*line)});
       }

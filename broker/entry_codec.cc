@@ -152,10 +152,15 @@ std::string EncodeEntry(const JobSpec& spec, const Counters& counters, const Lin
 }
 
 Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const LineKey& line) {
+  Result<JobEntry> entry{std::in_place};
+  if (auto decoded = DecodeEntryInto(*entry, bytes, id, line); !decoded) return std::unexpected(std::move(decoded.error()));
+  return entry;
+}
+
+Result<void> DecodeEntryInto(JobEntry& entry, std::string_view bytes, const JobId& id, const LineKey& line) {
   if (bytes.empty() || bytes.front() != kEntryVersion)
     return Fail(ErrorCode::kCorrupt, "queue entry {}: not version {}", id.ToString(), int{kEntryVersion});
   Reader r(bytes.substr(1));
-  JobEntry entry;
   JobSpec& spec = entry.spec;
   const std::uint64_t fields = r.Int();
   const auto has = [fields](Field field) { return (fields & field) != 0; };
@@ -200,7 +205,7 @@ Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const Line
   if (line.durability == Durability::kRedis) spec.options.durability = Durability::kRedis;
   if (spec.options.limit_key.empty()) spec.options.limit_key = line.limit_key;
   ClampInstants(spec);
-  return entry;
+  return {};
 }
 
 }  // namespace millrace

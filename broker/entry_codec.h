@@ -25,5 +25,7 @@ struct JobEntry {
 std::string EncodeEntry(const JobSpec& spec, const Counters& counters, const LineKey& line, bool check = false);
 // kCorrupt: not what EncodeEntry made.
 Result<JobEntry> DecodeEntry(std::string_view bytes, const JobId& id, const LineKey& line);
+// The same, where it is to stay. REQUIRES: `entry` is as it was made.
+Result<void> DecodeEntryInto(JobEntry& entry, std::string_view bytes, const JobId& id, const LineKey& line);
 
 }  // namespace millrace

@@ -23,11 +23,21 @@ std::uint64_t Left(std::uint64_t limit, std::uint64_t used) {
 
 }  // namespace
 
+static_assert(sizeof(LineIndex::Line) == 128, "a line has two lines of the cache");
+
 LineIndex::LineIndex() = default;
 LineIndex::~LineIndex() = default;
 
 bool LineIndex::NodeOrder::operator()(const Node* a, const Node* b) const {
-  return std::tie(a->level, a->pass, a->turn, a->org_id) < std::tie(b->level, b->pass, b->turn, b->org_id);
+  return std::tie(a->level, a->pass, a->turn, a->org->id) < std::tie(b->level, b->pass, b->turn, b->org->id);
+}
+
+void LineIndex::Queue::Follow(const QueueSettings& its) {
+  settings = its;
+  aging = its.aging;
+  order = its.order;
+  limited = its.paused || its.concurrency > 0 || its.rate.Limited();
+  limits_keys = its.key_concurrency > 0 || its.key_rate.Limited();
 }
 
 // ---- what exists ---------------------------------------------------------------------------------------------------------
@@ -42,8 +52,10 @@ LineIndex::Queue& LineIndex::QueueOf(ShardId shard, OrgId org, const std::string
   queue->name = name;
   queue_of_.emplace(QueueName{org, queue->name}, queue.get());
   queue->shard = shard;
-  queue->settings.org = org;
-  queue->settings.queue = name;
+  QueueSettings settings;
+  settings.org = org;
+  settings.queue = name;
+  queue->Follow(settings);
   const auto owned = owned_since_.find(shard);
   if (owned != owned_since_.end()) queue->bucket = TokenBucket(owned->second);
   Refresh(*queue, now);
@@ -96,9 +108,9 @@ LineIndex::Line& LineIndex::NewLine(ShardId shard, const LineRef& named, MonoTim
     node->queue = &queue;
     auto& org = orgs_[key.org];
     if (!org) org = std::make_unique<Org>();
+    org->id = key.org;
     ++org->nodes;
     node->org = org.get();
-    node->org_id = key.org;
     queue.nodes.push_back(node.get());
   }
   ++node->lines;
@@ -130,7 +142,7 @@ void LineIndex::DropNodeIfIdle(Node& node) {
   if (node.lines > 0) return;
   MILLRACE_CHECK(!node.linked, "a node without lines is linked in queue '{}'", node.queue->name);
   Class& cls = *node.cls;
-  const OrgId org = node.org_id;
+  const OrgId org = node.org->id;
   std::erase(node.queue->nodes, &node);
   cls.nodes.erase(org);
   if (--orgs_.at(org)->nodes == 0) orgs_.erase(org);
@@ -153,17 +165,15 @@ void LineIndex::DropQueueIfIdle(Queue& queue) {
 
 // A key that nobody uses is forgotten once its bucket is what a new one's would be.
 void LineIndex::DropKeyIfIdle(Key& key, MonoTime now) {
-  if (key.idle) {
-    idles_.erase(*key.idle);
-    key.idle.reset();
-  }
+  if (std::exchange(key.idles, false)) idles_.erase(key.idle);
   if (key.used > 0 || !key.lines.empty()) return;
   Queue& queue = *key.queue;
   if (queue.settings.key_rate.Limited()) {
     const MonoTime full = key.bucket.WhenFull(queue.settings.key_rate, now);
     if (full > now) {
+      key.idles = true;
       key.idle = TimerAt{full, ++last_timer_};
-      idles_.emplace(*key.idle, &key);
+      idles_.emplace(key.idle, &key);
       return;
     }
   }
@@ -191,7 +201,7 @@ void LineIndex::DropShard(ShardId shard) {
     SetWake(queue, std::nullopt);
     for (auto& [name, key] : queue.keys) {
       SetWake(*key, std::nullopt);
-      if (key->idle) idles_.erase(*key->idle);
+      if (key->idles) idles_.erase(key->idle);
     }
     queue_of_.erase(QueueName{queue.org, queue.name});
     it = queues_.erase(it);
@@ -201,11 +211,13 @@ void LineIndex::DropShard(ShardId shard) {
 // ---- what may start --------------------------------------------------------------------------------------------------------
 
 bool LineIndex::MayStart(Queue& queue, MonoTime now) {
+  if (!queue.limited) return true;
   const QueueSettings& s = queue.settings;
   return !s.paused && Left(s.concurrency, queue.used) > 0 && (!s.rate.Limited() || queue.bucket.Tokens(s.rate, now) > 0);
 }
 
 bool LineIndex::MayStart(Key& key, MonoTime now) {
+  if (!key.queue->limits_keys) return true;
   const QueueSettings& s = key.queue->settings;
   return Left(s.key_concurrency, key.used) > 0 && (!s.key_rate.Limited() || key.bucket.Tokens(s.key_rate, now) > 0);
 }
@@ -222,8 +234,9 @@ void LineIndex::SetWake(T& sleeper, std::optional<MonoTime> at) {
 
 // A closed queue takes its nodes out of their classes, not its lines out of the nodes: it may have thousands.
 bool LineIndex::Refresh(Queue& queue, MonoTime now) {
-  const QueueSettings& s = queue.settings;
   const bool open = MayStart(queue, now);
+  if (open && queue.open) return false;
+  const QueueSettings& s = queue.settings;
   const bool thirsty = !open && !s.paused && s.rate.Limited() && queue.bucket.Tokens(s.rate, now) == 0;
   SetWake(queue, thirsty ? std::optional(queue.bucket.NextToken(s.rate, now)) : std::nullopt);
   if (open == queue.open) return false;
@@ -233,8 +246,9 @@ bool LineIndex::Refresh(Queue& queue, MonoTime now) {
 }
 
 bool LineIndex::Refresh(Key& key, MonoTime now) {
-  const QueueSettings& s = key.queue->settings;
   const bool open = MayStart(key, now);
+  if (open && key.open) return false;
+  const QueueSettings& s = key.queue->settings;
   const bool thirsty = !open && s.key_rate.Limited() && key.bucket.Tokens(s.key_rate, now) == 0;
   SetWake(key, thirsty ? std::optional(key.bucket.NextToken(s.key_rate, now)) : std::nullopt);
   if (open == key.open) return false;
@@ -251,7 +265,7 @@ void LineIndex::Set(ShardId shard, const QueueSettings& settings, MonoTime now) 
   queue.bucket.Change(queue.settings.rate, settings.rate, now);
   for (auto& [name, key] : queue.keys) key->bucket.Change(queue.settings.key_rate, settings.key_rate, now);
   const bool same_order = queue.settings.order == settings.order && queue.settings.aging == settings.aging;
-  queue.settings = settings;
+  queue.Follow(settings);
   queue.pass.fill(queue.clock);
   for (auto it = queue.keys.begin(); it != queue.keys.end();) {
     Key& key = *it->second;
@@ -268,21 +282,23 @@ void LineIndex::Set(ShardId shard, const QueueSettings& settings, MonoTime now) 
 std::uint64_t LineIndex::Allowance(const Line& line, MonoTime now) {
   Queue& queue = *line.node->queue;
   const QueueSettings& s = queue.settings;
-  std::uint64_t n = std::min(line.ready, s.paused ? 0 : Left(s.concurrency, queue.used));
-  if (s.rate.Limited()) n = std::min(n, queue.bucket.Tokens(s.rate, now));
-  if (line.limit == nullptr) return n;
+  std::uint64_t n = line.ready;
+  if (queue.limited) {
+    n = std::min(n, s.paused ? 0 : Left(s.concurrency, queue.used));
+    if (s.rate.Limited()) n = std::min(n, queue.bucket.Tokens(s.rate, now));
+  }
+  if (line.limit == nullptr || !queue.limits_keys) return n;
   n = std::min(n, Left(s.key_concurrency, line.limit->used));
   return s.key_rate.Limited() ? std::min(n, line.limit->bucket.Tokens(s.key_rate, now)) : n;
 }
 
 // ---- the order -----------------------------------------------------------------------------------------------------------
 
-std::size_t LineIndex::LevelOf(const Line& line, MonoTime now) {
-  const auto priority = static_cast<std::size_t>(line.key().priority);
-  const QueueSettings& s = line.node->queue->settings;
-  if (s.order == QueueOrder::kWeighted || now <= line.since) return priority;
-  const auto up = static_cast<std::size_t>((now - line.since) / Micros{s.aging});
-  return up >= priority ? 0 : priority - up;
+std::uint8_t LineIndex::LevelOf(const Line& line, MonoTime now) {
+  const Queue& queue = *line.node->queue;
+  if (queue.order == QueueOrder::kWeighted || now <= line.since) return line.priority;
+  const auto up = (now - line.since) / queue.aging;
+  return up >= line.priority ? 0 : static_cast<std::uint8_t>(line.priority - up);
 }
 
 void LineIndex::Link(Line& line, MonoTime now) {
@@ -292,9 +308,8 @@ void LineIndex::Link(Line& line, MonoTime now) {
   line.level = LevelOf(line, now);
   node.levels[line.level].PushBack(line);
   if (queue.linked[line.level]++ == 0) queue.pass[line.level] = std::max(queue.pass[line.level], queue.clock);
-  if (queue.settings.order == QueueOrder::kStrict && line.level > 0) {
-    const auto up = static_cast<std::int64_t>(static_cast<std::size_t>(line.key().priority) - line.level) + 1;
-    line.ages = line.since + Micros{queue.settings.aging} * up;
+  if (queue.order == QueueOrder::kStrict && line.level > 0) {
+    line.ages = line.since + queue.aging * (line.priority - line.level + 1);
     agings_[*line.ages].PushBack(line);
   }
   Place(node);
@@ -319,13 +334,18 @@ void LineIndex::Relink(Line& line, MonoTime now) {
   Link(line, now);
 }
 
+bool LineIndex::UpToDate(const Node& node) {
+  const Org::Level& org = node.org->at[node.level];
+  return node.pass == org.pass && node.turn == org.turn;
+}
+
 // Puts the node where it belongs in its class, or takes it out.
 void LineIndex::Place(Node& node) {
   const auto best = std::ranges::find_if(node.levels, [](const auto& lines) { return !lines.empty(); });
   const bool want = node.queue->open && best != node.levels.end();
-  const auto level = static_cast<std::size_t>(best - node.levels.begin());
-  Org& org = *node.org;
-  if (node.linked && want && node.level == level && node.pass == org.pass[level] && node.turn == org.turn[level]) return;
+  const auto level = static_cast<std::uint8_t>(best - node.levels.begin());
+  if (!node.linked && !want) return;
+  if (node.linked && want && node.level == level && UpToDate(node)) return;
   const bool stays = node.linked && want && node.level == level;
   auto& order = node.cls->order;
   decltype(order.extract(node.place)) kept;
@@ -334,27 +354,29 @@ void LineIndex::Place(Node& node) {
     if (!stays) {
       node.linked = false;
       --linked_nodes_;
-      if (--org.linked[node.level] == 0) --orgs_at_[node.level];
+      if (--node.org->at[node.level].linked == 0) --orgs_at_[node.level];
     }
   }
   if (!want) return;
+  Org::Level& org = node.org->at[level];
   if (!stays) {
     node.linked = true;
     node.level = level;
     ++linked_nodes_;
-    if (org.linked[level]++ == 0) {  // it comes back: no claim to turns of the time it had nothing for
+    if (org.linked++ == 0) {  // it comes back: no claim to turns of the time it had nothing for
       ++orgs_at_[level];
-      org.pass[level] = std::max(org.pass[level], clock_[level]);
+      org.pass = std::max(org.pass, clock_[level]);
     }
   }
-  node.pass = org.pass[level];
-  node.turn = org.turn[level];
-  node.place = kept.empty() ? order.insert(&node).first : order.insert(std::move(kept)).position;
+  node.pass = org.pass;
+  node.turn = org.turn;
+  // Most had a turn and come last.
+  node.place = kept.empty() ? order.insert(order.end(), &node) : order.insert(order.end(), std::move(kept));
 }
 
 LineIndex::Line* LineIndex::FrontOf(Node& node) {
   std::size_t level = node.level;
-  if (node.queue->settings.order == QueueOrder::kWeighted) {
+  if (node.queue->order == QueueOrder::kWeighted) {
     const auto& pass = node.queue->pass;
     for (std::size_t i = level + 1; i < node.levels.size(); ++i)
       if (!node.levels[i].empty() && pass[i] < pass[level]) level = i;
@@ -380,16 +402,16 @@ std::shared_ptr<LineIndex::View> LineIndex::ViewOf(const WorkerReach& reach) {
 LineIndex::Line* LineIndex::Next(const View& worker) {
   Node* best = nullptr;
   const auto before = [](const Node& a, const Node& b) {
-    const auto& x = *a.org;
-    const auto& y = *b.org;
-    return std::tie(a.level, x.pass[a.level], x.turn[a.level], a.org_id, a.queue->turn, a.served) <
-           std::tie(b.level, y.pass[b.level], y.turn[b.level], b.org_id, b.queue->turn, b.served);
+    const Org::Level& x = a.org->at[a.level];
+    const Org::Level& y = b.org->at[b.level];
+    return std::tie(a.level, x.pass, x.turn, a.org->id, a.queue->turn, a.served) <
+           std::tie(b.level, y.pass, y.turn, b.org->id, b.queue->turn, b.served);
   };
   for (Class* cls : worker.served_) {
     // The org may have had turns elsewhere since its node was put here.
     while (!cls->order.empty()) {
       Node& top = **cls->order.begin();
-      if (top.pass == top.org->pass[top.level] && top.turn == top.org->turn[top.level]) break;
+      if (UpToDate(top)) break;
       Place(top);
     }
     if (cls->order.empty()) continue;
@@ -417,12 +439,13 @@ LineIndex::Line& LineIndex::Add(ShardId shard, const LineRef& named, std::uint64
 
 void LineIndex::Add(Line& line, std::uint64_t n, MonoTime now) {
   const bool was_empty = line.ready == 0;
+  Queue& queue = *line.node->queue;
   line.ready += n;
-  line.node->queue->ready += n;
+  queue.ready += n;
   total_ready_ += n;
   ready_[line.shard] += n;
   if (was_empty) line.since = now;
-  if (!line.linked && (line.limit == nullptr || line.limit->open)) Link(line, now);
+  if (!line.linked && (line.limit == nullptr || !queue.limits_keys || line.limit->open)) Link(line, now);
 }
 
 // `n` jobs count as running no more; with `tokens`, they never ran.
@@ -460,21 +483,20 @@ void LineIndex::Take(Line& line, std::uint64_t n, MonoTime now) {
   MILLRACE_CHECK(line.linked && line.node->linked, "line '{}': taken while it may not start", line.name());
   Node& node = *line.node;
   Queue& queue = *node.queue;
-  Org& org = *node.org;
-  const std::size_t outer = node.level;
-  clock_[outer] = std::max(clock_[outer], org.pass[outer]);
-  org.pass[outer] += n;
-  org.turn[outer] = queue.turn = node.served = ++last_turn_;
-  if (queue.settings.order == QueueOrder::kWeighted) {
+  Org::Level& org = node.org->at[node.level];
+  clock_[node.level] = std::max(clock_[node.level], org.pass);
+  org.pass += n;
+  org.turn = queue.turn = node.served = ++last_turn_;
+  if (queue.order == QueueOrder::kWeighted) {
     queue.clock = std::max(queue.clock, queue.pass[line.level]);
     queue.pass[line.level] += n * StrideOf(queue.settings, line.level);
   }
   line.since = now;
   queue.used += n;
-  if (queue.settings.rate.Limited()) queue.bucket.Take(queue.settings.rate, n, now);
+  if (queue.limited && queue.settings.rate.Limited()) queue.bucket.Take(queue.settings.rate, n, now);
   if (line.limit != nullptr) {
     line.limit->used += n;
-    if (queue.settings.key_rate.Limited()) line.limit->bucket.Take(queue.settings.key_rate, n, now);
+    if (queue.limits_keys && queue.settings.key_rate.Limited()) line.limit->bucket.Take(queue.settings.key_rate, n, now);
   }
   if (line.ready > n) Relink(line, now);  // to the end of its round, at the level that it has by itself
   Key* key = line.limit;
@@ -491,8 +513,7 @@ void LineIndex::Remove(Line& line, std::uint64_t n, MonoTime now) {
   total_ready_ -= n;
   ready_[line.shard] -= n;
   if (line.ready > 0) return;
-  line.unserved_since.reset();
-  line.alone_since.reset();
+  line.unserved.reset();
   if (line.linked) Unlink(line);
   if (line.buffered.count() > 0) return;
   if (lines_.size() <= kIdleLinesMax && classes_.size() <= kIdleKeptMax && queues_.size() <= kIdleKeptMax) return;

@@ -32,7 +32,10 @@
 
 namespace millrace {
 
+// Of each job of a crowd of lines the index finds nothing in a cache. So what a turn asks of a line, a limit key, a queue, an
+// org stands together at the front of each, in one line of the cache or two.
 class LineIndex {
+  static constexpr std::size_t kCacheLine = 64;
   struct Class;
   struct Key;
   struct Node;
@@ -47,30 +50,43 @@ class LineIndex {
     std::vector<Class*> served_;
   };
 
-  class Line {
+  // Since when no worker has served a line that has something ready.
+  struct Unserved {
+    MonoTime alone_since{};                  // whether there are workers or not
+    std::optional<MonoTime> unserved_since;  // while there are
+  };
+
+  class alignas(kCacheLine) Line {
    public:
-    Line(ShardId its_shard, LineRef named) : shard(its_shard), ref(std::move(named)) {}
+    Line(ShardId its_shard, LineRef named)
+        : shard(its_shard), ref(std::move(named)), priority(static_cast<std::uint8_t>(key().priority)) {}
     const LineKey& key() const { return ref->key; }
     const std::string& name() const { return ref->name; }
 
-    const ShardId shard;
-    const LineRef ref;
-    std::uint64_t ready = 0;     // entries that wait and are not promised to a claim
-    ReadyBuffer::List buffered;  // kept by the dispatcher: those of them that wait in its memory
-    std::size_t claim = 0;       // kept by the dispatcher: its latest claim of this flush may be the one at this index
-    std::optional<MonoTime> unserved_since;  // kept by the dispatcher, while there are workers
-    std::optional<MonoTime> alone_since;     // the same, whether there are or not
-    bool warned = false;
-
    private:
     friend class LineIndex;
+    bool linked = false;
+    std::uint8_t level = 0;  // while linked: in which list of the node
+
+   public:
+    const ShardId shard;
+    ReadyBuffer::List buffered;  // kept by the dispatcher: those of the ready ones that wait in its memory
+    const LineRef ref;
+    std::uint64_t ready = 0;  // entries that wait and are not promised to a claim
+
+   private:
     Node* node = nullptr;
     Key* limit = nullptr;  // null: no limit key
-    bool linked = false;
-    std::size_t level = 0;  // while linked: in which list of the node
-    MonoTime since{};       // when it became non-empty or last had a turn
+    MonoTime since{};      // when it became non-empty or last had a turn
+    // Until here in its first cache line, from here on in its second.
     ListLinks<Line> in_level, in_aging;
     std::optional<MonoTime> ages;  // in which list of agings_
+    const std::uint8_t priority;   // as in its key
+
+   public:
+    bool warned = false;                 // kept by the dispatcher
+    std::uint32_t claim = 0;             // kept by the dispatcher: its latest claim of this flush may be the one at this index
+    std::unique_ptr<Unserved> unserved;  // kept by the dispatcher; null: a worker serves it, or nobody looked
   };
 
   // What something that was taken from a line counts against, as long as it counts and the shard is owned.
@@ -164,51 +180,61 @@ class LineIndex {
   struct NodeOrder {
     bool operator()(const Node* a, const Node* b) const;
   };
-  struct Queue {
+  struct alignas(kCacheLine) Queue {
+    std::uint64_t used = 0, ready = 0;
+    std::uint64_t clock = 0;  // the pass at which it was last served
+    std::uint64_t turn = 0;
+    std::array<std::uint32_t, kPriorityLevels> linked{};
+    Micros aging{};  // here and in `order`: as in `settings`
+    QueueOrder order = QueueOrder::kStrict;
+    bool open = true;
+    bool limited = false, limits_keys = false;  // whether `settings` may hold something back
+    // From here on it is asked for less often.
+    std::array<std::uint64_t, kPriorityLevels> pass{};  // kWeighted
     OrgId org;
-    std::string name;
     ShardId shard;
+    std::string name;
     QueueSettings settings;
     TokenBucket bucket;
-    std::uint64_t used = 0, ready = 0;
-    bool open = true;
-    std::array<std::uint64_t, kPriorityLevels> pass{};  // kWeighted
-    std::uint64_t clock = 0;                            // the pass at which it was last served
-    std::array<std::uint32_t, kPriorityLevels> linked{};
-    std::uint64_t turn = 0;
     std::size_t lines = 0;
     std::vector<Node*> nodes;
     std::map<std::string, std::unique_ptr<Key>, std::less<>> keys;
-    std::optional<TimerAt> wake;
+    std::optional<TimerAt> wake;  // only while it is not open
+    void Follow(const QueueSettings& its);
   };
-  struct Key {
-    Queue* queue = nullptr;
-    std::string name;
-    TokenBucket bucket;
+  struct alignas(kCacheLine) Key {
     std::uint64_t used = 0;
-    bool open = true;
-    std::vector<Line*> lines;  // one per priority, root and kind
-    std::optional<TimerAt> wake, idle;
-  };
-  struct Org {
-    std::array<std::uint64_t, kPriorityLevels> pass{};  // jobs it was given at each level, from a common start
-    std::array<std::uint64_t, kPriorityLevels> turn{};
-    std::array<std::uint32_t, kPriorityLevels> linked{};  // nodes
-    std::size_t nodes = 0;
-  };
-  struct Node {  // the lines of one org in one class
-    Class* cls = nullptr;
     Queue* queue = nullptr;
-    Org* org = nullptr;
-    OrgId org_id;
-    std::array<LevelList, kPriorityLevels> levels;
-    std::size_t lines = 0;  // linked or not
+    std::vector<Line*> lines;  // one per priority, root and kind
+    bool open = true;
+    bool idles = false;  // `idle` is in idles_
+    // From here on only where its queue limits its keys.
+    TokenBucket bucket;
+    std::optional<TimerAt> wake;  // only while it is not open
+    TimerAt idle;
+    std::string name;
+  };
+  struct alignas(kCacheLine) Org {
+    struct Level {
+      std::uint64_t pass = 0;  // jobs it was given at this level, from a common start
+      std::uint64_t turn = 0;
+      std::uint32_t linked = 0;  // nodes
+    };
+    OrgId id;
+    std::size_t nodes = 0;
+    std::array<Level, kPriorityLevels> at;
+  };
+  struct alignas(kCacheLine) Node {  // the lines of one org in one class
     bool linked = false;
-    // Its place in the class; may lag behind the org's numbers, which only grow.
-    std::size_t level = 0;
-    std::uint64_t pass = 0, turn = 0;
+    std::uint8_t level = 0;            // while linked: its place in the class, with `pass` and `turn`;
+    std::uint32_t lines = 0;           // linked or not
+    std::uint64_t pass = 0, turn = 0;  // may lag behind the org's numbers, which only grow
+    Org* org = nullptr;
+    Queue* queue = nullptr;
+    Class* cls = nullptr;
     std::uint64_t served = 0;                    // turn
     std::set<Node*, NodeOrder>::iterator place;  // while linked
+    std::array<LevelList, kPriorityLevels> levels;
   };
   using ClassName = std::tuple<std::string, std::string, std::string>;  // queue, kind, root
   struct Class {
@@ -232,10 +258,11 @@ class LineIndex {
   void Link(Line& line, MonoTime now);
   void Unlink(Line& line);
   void Relink(Line& line, MonoTime now);
+  static bool UpToDate(const Node& node);  // its place is where its org is now. REQUIRES: linked
   void Place(Node& node);
   void Free(const LineKey& key, std::uint64_t n, bool tokens, MonoTime now);
   void Free(Queue& queue, Key* limit, std::uint64_t n, bool tokens, MonoTime now);
-  static std::size_t LevelOf(const Line& line, MonoTime now);
+  static std::uint8_t LevelOf(const Line& line, MonoTime now);
   static Line* FrontOf(Node& node);
   template <class T>
   void SetWake(T& sleeper, std::optional<MonoTime> at);

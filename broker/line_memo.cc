@@ -40,22 +40,21 @@ std::uint64_t HashOf(const JobSpec& spec, Durability durability) {
 
 }  // namespace
 
-LineMemo::Cell& LineMemo::CellOf(std::uint64_t hash, const JobSpec& spec, Durability durability) {
+LineMemo::Known& LineMemo::CellOf(std::uint64_t hash, const JobSpec& spec, Durability durability) {
   const std::size_t mask = cells_.size() - 1;
   std::size_t at = hash & mask;
-  while (cells_[at].known != nullptr && !(cells_[at].hash == hash && IsOf(cells_[at].known->line->key, spec, durability)))
-    at = (at + 1) & mask;
+  while (cells_[at].line && !(cells_[at].hash == hash && IsOf(cells_[at].line->key, spec, durability))) at = (at + 1) & mask;
   return cells_[at];
 }
 
 void LineMemo::Grow() {
-  const std::vector<Cell> old = std::exchange(cells_, std::vector<Cell>(std::max<std::size_t>(64, 2 * cells_.size())));
+  std::vector<Known> old = std::exchange(cells_, std::vector<Known>(std::max<std::size_t>(64, 2 * cells_.size())));
   const std::size_t mask = cells_.size() - 1;
-  for (const Cell& cell : old) {
-    if (cell.known == nullptr) continue;
-    std::size_t at = cell.hash & mask;
-    while (cells_[at].known != nullptr) at = (at + 1) & mask;
-    cells_[at] = cell;
+  for (Known& known : old) {
+    if (!known.line) continue;
+    std::size_t at = known.hash & mask;
+    while (cells_[at].line) at = (at + 1) & mask;
+    cells_[at] = std::move(known);
   }
 }
 
@@ -63,25 +62,24 @@ const LineRef& LineMemo::Find(const JobSpec& spec, Durability durability) {
   if (last_ != nullptr && IsOf(last_->line->key, spec, durability)) return last_->line;
   if (cells_.empty()) Grow();
   const std::uint64_t hash = HashOf(spec, durability);
-  if (Known* known = CellOf(hash, spec, durability).known; known != nullptr) {
-    last_ = known;
-    return last_->line;
-  }
+  last_ = &CellOf(hash, spec, durability);
+  if (last_->line) return last_->line;
   LineKey key = LineKey::Of(spec);
   key.durability = durability;
-  Known named{.line = NameLine(std::move(key))};
+  Known named{.hash = hash, .line = NameLine(std::move(key))};
   if (!IsOf(named.line->key, spec, durability)) {
     unusual_ = std::move(named);
     last_ = &unusual_;
     return last_->line;
   }
-  if (known_.size() == kKnownMax) {
+  if (known_ == kKnownMax) {
     cells_.clear();
-    known_.clear();
+    known_ = 0;
   }
-  if (2 * (known_.size() + 1) > cells_.size()) Grow();
-  last_ = &known_.emplace_back(std::move(named));
-  CellOf(hash, spec, durability) = {.hash = hash, .known = last_};
+  if (2 * (known_ + 1) > cells_.size()) Grow();
+  last_ = &CellOf(hash, spec, durability);
+  *last_ = std::move(named);
+  ++known_;
   return last_->line;
 }
 

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <vector>
 
 #include "broker/line_index.h"
@@ -23,25 +22,22 @@ class LineMemo {
   const LineRef& Find(const JobSpec& spec, Durability durability);
   // What the index has of the line that was found last, or nullptr. Always the same index.
   LineIndex::Line* In(const LineIndex& index, ShardId shard);
-  std::size_t known() const { return known_.size(); }
+  std::size_t known() const { return known_; }
 
  private:
   struct Known {
-    LineRef line;
+    std::uint64_t hash = 0;
+    LineRef line;                        // null: a cell that is free
     LineIndex::Line* indexed = nullptr;  // as long as the index has erased no line since
     std::uint64_t erased = 0;
   };
-  struct Cell {
-    std::uint64_t hash = 0;
-    Known* known = nullptr;  // null: free
-  };
-  Cell& CellOf(std::uint64_t hash, const JobSpec& spec, Durability durability);
+  Known& CellOf(std::uint64_t hash, const JobSpec& spec, Durability durability);
   void Grow();
 
   Known* last_ = nullptr;
-  Known unusual_;  // of a job whose line does not say the same as it does
-  std::deque<Known> known_;
-  std::vector<Cell> cells_;  // a power of two of them, at most half of them used
+  Known unusual_;             // of a job whose line does not say the same as it does
+  std::vector<Known> cells_;  // a power of two of them, at most half of them used
+  std::size_t known_ = 0;     // that are
 };
 
 }  // namespace millrace

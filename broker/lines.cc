@@ -42,11 +42,11 @@ LineKey LineKey::Of(const JobSpec& spec) {
   };
   return {.queue = clean(spec.queue),
           .priority = std::clamp(spec.priority, 0, kPriorityLevels - 1),
+          .durability = Durability::kLedger,
           .org = spec.org,
           .root = clean(spec.root),
           .kind = clean(spec.kind),
-          .limit_key = clean(spec.options.limit_key),
-          .durability = Durability::kLedger};
+          .limit_key = clean(spec.options.limit_key)};
 }
 
 std::string LineKey::ToString() const {
