@@ -142,7 +142,7 @@ void Engine::Parts::WarnOfNamesake(Ledger& ledger, OwnerId owner) const {
   const auto living = ledger.LivingBrokers(context.Deadline());
   if (!living) return;
   for (const auto& [id, other] : *living)
-    if (id != owner && other == name)
+    if (id != owner && other.name == name)
       return LogWarn(
           "another broker is called '{}' too (it lives, or ended less than 5 s ago): status, logs and records cannot tell them "
           "apart; give each its own name (--name, broker.name)",
