@@ -202,7 +202,7 @@ TEST(PipelineParser, RefusesEachMistakeAtItsPlace) {
       {WithStages("  b: { command: [x], priority: 4 }\n"), "4:32:bad_value"},
       {WithStages("  b: { command: [x], priority: high }\n"), "4:32:wrong_type"},
       {WithStages("  b: { command: ls -l }\n"), "4:17:wrong_type"},
-      {WithStages("  b: { command: [x, \"a\\0b\"] }\n"), "4:21:bad_value"},
+      {WithStages("  b: { command: [x, \"a\\0b\"] }\n"), "4:22:bad_value"},
       {WithStages("  b: { command: { argv: [x], env: { A: \"a\\0b\" } } }\n"), "4:41:bad_value"},
       {WithStages("  b: { command: { argv: [x], env: { \"A\\0\": b } } }\n"), "4:38:bad_name"},
       {WithStages("  b: { command: [x], after: [nope] }\n"), "4:30:unknown_stage"},
