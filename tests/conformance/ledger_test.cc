@@ -1,6 +1,7 @@
 // One suite for both ledgers. PostgreSQL needs MILLRACE_TEST_POSTGRES.
 #include "common/ledger/ledger.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -23,9 +24,8 @@ TEST_P(LedgerTest, MigrateIsRepeatableAndRefusesANewerSchema) {
   const auto refused = ledger_->Migrate(In());
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code, ErrorCode::kUnsupported);
-  EXPECT_EQ(refused.error().message, "ledger is of version 99, this program knows up to " +
-                                         std::to_string(GetParam() == LedgerKind::kPostgres ? 21 : 16) +
-                                         ": use a newer millrace");
+  EXPECT_THAT(refused.error().message,
+              ::testing::MatchesRegex("ledger is of version 99, this program knows up to [0-9]+: use a newer millrace"));
 }
 
 TEST_P(LedgerTest, ClockIsNear) { EXPECT_LT(std::chrono::abs(Now() - clock_.WallNow()), 5s); }
