@@ -11,19 +11,20 @@ namespace {
 
 constexpr Millis kLook{1000};
 
-// Empty when it is not known. Embedded, there is one broker, which everybody finds in the home.
-std::string EndpointOfOwner(const Context& context, Ledger& ledger) {
-  if (context.embedded()) return {};
-  const auto shards = ledger.Shards(context.Deadline());
-  const auto living = ledger.LivingBrokers(context.Deadline());
-  if (!shards || !living) return {};
-  const auto shard = std::ranges::find(*shards, ShardOf(context.org(), context.config().broker.shards), &ShardStatus::shard);
-  if (shard == shards->end() || !shard->owner) return {};
-  const auto owner = living->find(*shard->owner);
-  return owner == living->end() ? std::string() : owner->second.clients;
-}
-
 }  // namespace
+
+BrokerAddress OwnerOf(const Context& context, Ledger& ledger) {
+  const auto shards = ledger.Shards(context.Deadline());
+  const auto now = ledger.Now(context.Deadline());
+  if (!shards || !now || shards->empty()) return {};
+  const ShardId mine = ShardOf(context.org(), static_cast<std::uint16_t>(shards->size()));
+  const auto shard = std::ranges::find(*shards, mine, &ShardStatus::shard);
+  if (shard == shards->end() || !shard->owner || *now - shard->renewed_at >= kOwnershipTtl) return {};
+  BrokerAddress owner{.name = shard->owner_name, .clients = {}};
+  if (const auto living = ledger.LivingBrokers(context.Deadline()); living && living->contains(*shard->owner))
+    owner.clients = living->at(*shard->owner).clients;
+  return owner;
+}
 
 Result<Door> Door::OpenAt(std::string endpoint, const Clock& clock, Millis patience) {
   Door door;
@@ -39,7 +40,9 @@ Result<Door> Door::Open(const Context& context, Millis patience) {
 }
 
 Result<Door> Door::OpenOwners(const Context& context, Ledger& ledger, Millis patience) {
-  if (std::string owner = EndpointOfOwner(context, ledger); !owner.empty() && owner != context.ClientEndpoint()) {
+  // Embedded, there is one broker, which everybody finds in the home.
+  std::string owner = context.embedded() ? std::string() : OwnerOf(context, ledger).clients;
+  if (!owner.empty() && owner != context.ClientEndpoint()) {
     auto door = OpenAt(std::move(owner), context.clock(), patience);
     if (!door || door->client() != nullptr) return door;
   }

@@ -14,6 +14,10 @@
 
 namespace millrace::cli {
 
+// The broker that serves the context's org, as the ledger has it. Empty: none that lives is known; `clients` alone is empty
+// where the broker has not said it.
+BrokerAddress OwnerOf(const Context& context, Ledger& ledger);
+
 // The broker of this installation, if one answers. Used by one thread. Errors: no transport could be made.
 class Door {
  public:

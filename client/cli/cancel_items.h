@@ -12,8 +12,8 @@
 namespace millrace::cli {
 
 struct CancelAnswers {
-  std::vector<wire::CancelReply::Item>
-      items;  // one per item, in their order; after an error those of the first, which were asked
+  // One per item, in their order; after an error those of the first, which were asked.
+  std::vector<wire::CancelReply::Item> items;
   // Why the ledger answered in the place of the broker that serves the org. Of jobs that only that one's queue has it knows
   // nothing, and calls them not found.
   std::optional<Error> unasked;

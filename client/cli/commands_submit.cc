@@ -336,16 +336,6 @@ struct Sent {
 
 bool Unknown(const Error& error) { return error.code == ErrorCode::kMaybeApplied || error.code == ErrorCode::kTimedOut; }
 
-// The broker that serves the org, as the ledger knows it; empty when it knows none that lives.
-std::string OwnerOf(Context& context, Ledger& ledger) {
-  const auto shards = ledger.Shards(context.Deadline());
-  const auto now = ledger.Now(context.Deadline());
-  if (!shards || !now || shards->empty()) return {};
-  const ShardId mine = ShardOf(context.org(), static_cast<std::uint16_t>(shards->size()));
-  const auto shard = std::ranges::find(*shards, mine, &ShardStatus::shard);
-  return shard != shards->end() && shard->owner && *now - shard->renewed_at < kOwnershipTtl ? shard->owner_name : "";
-}
-
 // Whether the ledger can take them in the place of a broker. One that may have taken the first `doubtful` may have put those
 // that leave the class to their queue where the ledger does not see them: they would run twice.
 Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, std::span<const JobSpec> jobs, std::size_t doubtful) {
@@ -363,7 +353,7 @@ Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, std::span<const 
     }
   }
   if (std::ranges::none_of(jobs, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; })) return {};
-  const std::string owner = OwnerOf(context, ledger), asked = context.ClientEndpoint();
+  const std::string owner = OwnerOf(context, ledger).name, asked = context.ClientEndpoint();
   if (!owner.empty())
     return Fail(ErrorCode::kUnavailable,
                 "durability: redis: org {} is served by broker '{}', which is not at {}, and the ledger does not take it: give "

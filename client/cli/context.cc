@@ -5,10 +5,10 @@
 
 #include <array>
 #include <climits>
-#include <csignal>
 #include <cstdio>
 #include <filesystem>
 
+#include "client/cli/engine.h"
 #include "client/cli/home.h"
 #include "common/base/log.h"
 #include "common/base/tell.h"
@@ -18,12 +18,6 @@ namespace millrace::cli {
 namespace {
 
 constexpr std::uintmax_t kFullDiskBytes = 1u << 20;
-
-// Never where stop signals are not blocked (BlockStopSignals). It is left to be taken.
-bool StopSignalWaits() {
-  sigset_t waiting;
-  return sigpending(&waiting) == 0 && (sigismember(&waiting, SIGTERM) == 1 || sigismember(&waiting, SIGINT) == 1);
-}
 
 // A damaged file or a full disk (for which SQLite has many names) comes with what to do about it.
 Error LedgerError(Error error, bool embedded, const std::string& home) {

@@ -407,6 +407,11 @@ bool TakeStopSignal(Millis timeout) {
 
 bool StopSignalPending() { return TakeStopSignal(Millis{0}); }
 
+bool StopSignalWaits() {
+  sigset_t waiting;
+  return sigpending(&waiting) == 0 && (sigismember(&waiting, SIGTERM) == 1 || sigismember(&waiting, SIGINT) == 1);
+}
+
 Result<void> ServeUntilSignal(Engine& engine) {
   int signals = 0;
   while (!engine.Ended()) {

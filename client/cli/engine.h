@@ -53,6 +53,7 @@ class Engine {
 // SIGTERM and SIGINT, for this thread and those it starts: they are taken by StopSignalPending alone.
 void BlockStopSignals();
 bool StopSignalPending();  // takes one, without waiting
+bool StopSignalWaits();    // leaves it to be taken; never where they are not blocked
 
 // Serves until SIGTERM or SIGINT; a second signal hands running jobs back at once.
 Result<void> ServeUntilSignal(Engine& engine);

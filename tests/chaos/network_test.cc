@@ -28,7 +28,7 @@ namespace {
 constexpr int kCutsShort = 5, kCutsLong = 60;
 constexpr Millis kCutThatCosts{6'000};  // twice a lease
 constexpr Millis kLostTimeout{15'000}, kStill{10'000}, kStillTimeout{60'000};
-constexpr int kMovesMax = 4;
+constexpr int kCutTriesMax = 4;
 constexpr int kLossPercent = 5;
 constexpr Millis kLossShort{4'000}, kLossLong{600'000};
 constexpr Millis kSlowShort{4'000}, kSlowLong{120'000};
@@ -193,12 +193,12 @@ void Cut(NetworkLab& lab, const Break& one, const std::pair<std::string, std::st
   std::fflush(stdout);
 }
 
-enum class CutThatCosts : std::uint8_t { kCost, kNothing, kMoved };
+enum class CutResult : std::uint8_t { kCost, kNothing, kMoved };
 
 // A cut to which its worker must lose attempts. After an earlier one the brokers share their shards anew: where the jobs went
 // to the other broker meanwhile, what was cut off had nothing of them (kMoved).
-CutThatCosts Costs(Cluster& cluster, NetworkLab& lab, const Break& one, Observer& observer, Random& random,
-                   const Submitter& submitter) {
+CutResult CutAtACost(Cluster& cluster, NetworkLab& lab, const Break& one, Observer& observer, Random& random,
+                     const Submitter& submitter) {
   const auto ends = Ends(one.link, observer, random);
   const auto& [worker, broker] = ends;
   EXPECT_TRUE(WaitUntilItIsGranted(cluster, worker)) << worker << " is given nothing";
@@ -206,13 +206,13 @@ CutThatCosts Costs(Cluster& cluster, NetworkLab& lab, const Break& one, Observer
   EXPECT_GE(lost, 0) << "the ledger could not be asked";
   const auto owner = observer.OwnerName();
   Cut(lab, one, ends, submitter);
-  if (::testing::Test::HasFatalFailure()) return CutThatCosts::kNothing;
+  if (::testing::Test::HasFatalFailure()) return CutResult::kNothing;
   const std::int64_t more = WaitForLostAttempt(observer, worker, lost);
   std::printf("%s lost %lld attempts to it\n", worker.c_str(), static_cast<long long>(more));
-  if (more > 0) return CutThatCosts::kCost;
+  if (more > 0) return CutResult::kCost;
   const bool moved = !owner || owner->find(broker) == std::string::npos || observer.OwnerName() != owner;
   if (moved) std::printf("the jobs went to the other broker meanwhile: once more\n");
-  return moved ? CutThatCosts::kMoved : CutThatCosts::kNothing;
+  return moved ? CutResult::kMoved : CutResult::kNothing;
 }
 
 TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
@@ -239,10 +239,10 @@ TEST(Network, CutsAndLossLoseNothingAndDoubleNothing) {
       ASSERT_NO_FATAL_FAILURE(Cut(*lab, one, Ends(one.link, observer, random), submitter));
       continue;
     }
-    CutThatCosts done = CutThatCosts::kMoved;
-    for (int i = 0; i < kMovesMax && done == CutThatCosts::kMoved; ++i)
-      done = Costs(*cluster, *lab, one, observer, random, submitter);
-    EXPECT_EQ(done, CutThatCosts::kCost) << "the cut cost nothing: was it one?";
+    CutResult done = CutResult::kMoved;
+    for (int i = 0; i < kCutTriesMax && done == CutResult::kMoved; ++i)
+      done = CutAtACost(*cluster, *lab, one, observer, random, submitter);
+    EXPECT_EQ(done, CutResult::kCost) << "the cut cost nothing: was it one?";
   }
   // What is lost from here on is lost to packet loss alone.
   const std::int64_t lost_before = WaitUntilNoMoreIsLost(observer);

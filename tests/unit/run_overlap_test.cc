@@ -24,6 +24,15 @@ class RunOverlapTest : public ::testing::Test {
     made.job.stage = "s";
     return made;
   }
+  static LiveRun Live(const Made& made) {
+    return {.spec = made.run,
+            .jobs = {made.job},
+            .ended = {},
+            .counters = {},
+            .next_run_at = {},
+            .cancelling = false,
+            .cancel_reason = {}};
+  }
   // The id of the run; `started_` grows when it did.
   RunId Add(const std::string& overlap, std::uint32_t generation = 0) {
     const Made made = Make(overlap, generation);
@@ -90,13 +99,7 @@ TEST_F(RunOverlapTest, AfterARestartARunByHandWaitsForTheSameRuns) {
     const Made m = Make(overlap);
     jobs_[m.run.id] = m.job.id;
     ids.push_back(m.run.id);
-    LiveRun live{.spec = m.run,
-                 .jobs = {m.job},
-                 .ended = {},
-                 .counters = {},
-                 .next_run_at = {},
-                 .cancelling = false,
-                 .cancel_reason = {}};
+    LiveRun live = Live(m);
     if (ids.size() % 2 == 1) live.counters[m.job.id] = {1, 0, 0};  // those that allow had begun
     runs_.Restore(live);
   }
@@ -138,22 +141,9 @@ TEST_F(RunOverlapTest, TheLimitHoldsAcrossARestart) {
   std::vector<Made> made;
   for (int i = 0; i < 4; ++i) made.push_back(Make("allow(2)"));
   const Made backfill = Make("queue", 1);
-  LiveRun first{.spec = backfill.run,
-                .jobs = {backfill.job},
-                .ended = {},
-                .counters = {},
-                .next_run_at = {},
-                .cancelling = false,
-                .cancel_reason = {}};
-  runs_.Restore(first);
+  runs_.Restore(Live(backfill));
   for (const Made& m : made) {
-    LiveRun live{.spec = m.run,
-                 .jobs = {m.job},
-                 .ended = {},
-                 .counters = {},
-                 .next_run_at = {},
-                 .cancelling = false,
-                 .cancel_reason = {}};
+    LiveRun live = Live(m);
     if (&m == &made[3]) live.counters[m.job.id] = {1, 0, 0};  // it had begun
     jobs_[m.run.id] = m.job.id;
     runs_.Restore(live);
