@@ -1,6 +1,7 @@
 // Ledger on a SqlStore: everything that is the same for PostgreSQL and SQLite. Internal to common/ledger.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -183,6 +184,8 @@ class SqlLedger final : public Ledger {
   struct Going;
   Result<WallTime> PruneLimit(WallTime before, std::string& held_by, MonoTime deadline);
   Result<Uuid> EndOfStep(WallTime before, bool& more, MonoTime deadline);
+  // Rows by the Monday of their ids; weeks without any are left out.
+  Result<std::map<WallTime, std::uint64_t>> RowsByWeek(const std::string& name, const std::string& key, MonoTime deadline);
   void DropRefused(WallTime before, PruneStep& step, MonoTime deadline);
   Result<void> DropHistory(const PruneRequest& request, const Uuid& end, WallTime now, PruneStep& step, MonoTime deadline);
   Result<void> CollectTable(Table table, const Uuid& end, Going& going, MonoTime deadline);

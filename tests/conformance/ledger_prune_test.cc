@@ -211,6 +211,28 @@ TEST_P(LedgerPruneTest, WhatIsLiveHoldsItsWeekAndTheLaterOnes) {
   ExpectSound();
 }
 
+TEST_P(LedgerPruneTest, AWeekOfJobsThatHaveNothingButOutcomesIsCounted) {
+  MakePartitions();
+  const ShardHold hold = Own();
+  Finished(*ledger_, hold, Week(1) + 1h);
+  auto batch = BatchOf(hold);
+  for (int i = 0; i < 10; ++i) {
+    JobSpec job = JobAt(Week(0) + 1h);  // class redis, succeeded at once: nothing stored its spec
+    job.options.durability = Durability::kRedis;
+    batch.outcomes.push_back(Outcome(job));
+  }
+  Commit(batch);
+  const auto weeks = ledger_->Retained(In());
+  ASSERT_TRUE(weeks) << weeks.error().message;
+  ASSERT_EQ(weeks->size(), 2u);
+  EXPECT_EQ((*weeks)[0].begin, Week(0));
+  EXPECT_EQ((*weeks)[0].jobs, 10u);
+  EXPECT_EQ((*weeks)[0].runs, 0u);
+  EXPECT_EQ((*weeks)[1].jobs, 3u);
+  // Ten outcomes beside a run, three specs and three outcomes.
+  EXPECT_NEAR(static_cast<double>((*weeks)[0].bytes) / static_cast<double>((*weeks)[1].bytes), 10.0 / 7.0, 0.01);
+}
+
 TEST_P(LedgerPruneTest, ARowThatIsNotAsItWasWrittenStopsThePrune) {
   MakePartitions();
   const ShardHold hold = Own();
