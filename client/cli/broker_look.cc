@@ -26,6 +26,14 @@ BrokerAddress OwnerOf(const Context& context, Ledger& ledger) {
   return owner;
 }
 
+Door& Door::operator=(Door&& other) noexcept {
+  client_.reset();  // before its transport
+  endpoint_ = std::move(other.endpoint_);
+  transport_ = std::move(other.transport_);
+  client_ = std::move(other.client_);
+  return *this;
+}
+
 Result<Door> Door::OpenAt(std::string endpoint, const Clock& clock, Millis patience) {
   Door door;
   door.endpoint_ = std::move(endpoint);
@@ -40,13 +48,16 @@ Result<Door> Door::Open(const Context& context, Millis patience) {
 }
 
 Result<Door> Door::OpenOwners(const Context& context, Ledger& ledger, Millis patience) {
+  auto door = OpenOwnersBeside(context, ledger, context.ClientEndpoint(), patience);
+  if (!door || door->client() != nullptr) return door;
+  return Open(context, patience);
+}
+
+Result<Door> Door::OpenOwnersBeside(const Context& context, Ledger& ledger, const std::string& asked, Millis patience) {
   // Embedded, there is one broker, which everybody finds in the home.
   std::string owner = context.embedded() ? std::string() : OwnerOf(context, ledger).clients;
-  if (!owner.empty() && owner != context.ClientEndpoint()) {
-    auto door = OpenAt(std::move(owner), context.clock(), patience);
-    if (!door || door->client() != nullptr) return door;
-  }
-  return Open(context, patience);
+  if (owner.empty() || owner == asked) return Door();
+  return OpenAt(std::move(owner), context.clock(), patience);
 }
 
 void SayIfNobodyRuns(const Context& context, std::string_view what) {
