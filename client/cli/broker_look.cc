@@ -60,8 +60,8 @@ Result<Door> Door::OpenOwnersBeside(const Context& context, Ledger& ledger, cons
   return OpenAt(std::move(owner), context.clock(), patience);
 }
 
-void SayIfNobodyRuns(const Context& context, std::string_view what) {
-  if (auto door = Door::Open(context, kLook); door && door->client() != nullptr) return;
+void SayIfNobodyRuns(const Context& context, Ledger& ledger, std::string_view what) {
+  if (auto door = Door::OpenOwners(context, ledger, kLook); door && door->client() != nullptr) return;
   Tell("recorded; no broker answers at {}: {} waits for one ('{}')\n", context.ClientEndpoint(), what,
        context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }

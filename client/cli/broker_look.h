@@ -44,8 +44,8 @@ class Door {
 };
 
 // After something was recorded that a broker must take up: says on stderr that none answers, if so, and how to start one.
-// `what`: "the new run". Asks for at most a second.
-void SayIfNobodyRuns(const Context& context, std::string_view what);
+// `what`: "the new run". Asks the owner and the configured one, each for at most a second.
+void SayIfNobodyRuns(const Context& context, Ledger& ledger, std::string_view what);
 
 // What runs now of the run with this id, of `stages` stages, or of the job with this id (1), as the broker says that serves the
 // context's org. Nothing as well when it does not answer within a second: it is not known then.

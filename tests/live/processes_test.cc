@@ -525,6 +525,12 @@ TEST_F(ProcessesTest, ASubmitReachesTheBrokerThatServesTheOrgOrSaysWhoDoes) {
   for (const char* broker : {"broker-1 at ", "broker-2 at "}) EXPECT_THAT(found, HasSubstr(broker));
   EXPECT_THAT(found, HasSubstr("queue 'mail': 1 of kind 'mail' ready")) << "it asks the one that serves the org";
 
+  const std::string late = Submit("exit 0", {of, "--queue", "mail", "--deadline", "1s"});
+  ASSERT_TRUE(WaitFor([&] { return HasEnded(late); }));
+  const std::string elsewhere = "broker.listen_clients=tcp://127.0.0.1:1";
+  EXPECT_THAT(Told({of, "--set", elsewhere, "job", "requeue", late}), Not(HasSubstr("no broker answers")));
+  jobs.push_back(Submit("exit 0", {of, "--set", elsewhere, "--queue", "mail", "--durability", "redis"}));
+
   // The ledger says what is not so: each is asked once or twice, and nothing is taken.
   const std::vector<std::string> refused{of, "job", "submit", "--kind", "mail", "--durability", "redis"};
   Ask("update millrace.broker_presence set clients = '" + Port(0) + "' where name = 'broker-2'");
