@@ -403,7 +403,8 @@ class Broker::Impl {
                      .owner_name = options_.name,
                      .clients = front_names_.empty() ? std::string() : front_names_.front(),
                      .shards = options_.shards,
-                     .shard_count = options_.shard_count},
+                     .shard_count = options_.shard_count,
+                     .sole = options_.sole},
                     **ledger, *options_.clock);
     std::vector<Event> events;
     MonoTime next = options_.clock->Now();

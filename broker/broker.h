@@ -31,6 +31,7 @@ struct BrokerOptions {
   std::vector<std::string> back_endpoints;   // for workers
   std::uint16_t shard_count = kShardCountEmbedded;
   std::vector<ShardId> shards;   // to own; empty = all. Several brokers share by taking what is free
+  bool sole = false;             // there can be no other broker: nobody looks for this one in the ledger
   const Clock* clock = nullptr;  // both must outlive the broker
   Random* random = nullptr;
   CheckpointHook checkpoint;                          // may be empty; called on the audit thread every 10 s and at the end

@@ -17,15 +17,29 @@ using wire::CheckName;
 
 namespace {
 
-// A command speaks for its job's org, whatever its payload says or leaves out. A stage has to say it: its effect is named after
-// it too. What is neither is its worker's to refuse.
-Result<void> SetOrg(JobSpec& job) {
-  if (job.kind == kJobKindStage) {
-    const auto task = StageTaskFromJson(job.payload);
-    if (!task || task->org == job.org) return {};
+Result<void> CheckEffect(std::string_view field, std::string_view effect, OrgId org) {
+  const std::string mine = fmt::format("{}/", org.value());
+  if (effect.starts_with(mine)) return {};
+  return Fail(ErrorCode::kInvalidArgument, "{}: '{}' is not of org {}; give a key that begins with '{}'", field,
+              wire::CleanText(effect, kNameBytesMax), org.value(), mine);
+}
+
+// Its datasets are found by its org; the fences and receipts of its sinks by its effect alone, which another org's stage could
+// have as well.
+Result<void> CheckStage(const JobSpec& job) {
+  if (!job.effect.empty()) MILLRACE_TRY(CheckEffect("effect", job.effect, job.org));
+  const auto task = StageTaskFromJson(job.payload);
+  if (!task) return {};
+  if (task->org != job.org)
     return Fail(ErrorCode::kInvalidArgument, "payload: is a stage of org {}, in a job of org {}", task->org.value(),
                 job.org.value());
-  }
+  return CheckEffect("payload: effect", task->effect, job.org);
+}
+
+// A command speaks for its job's org, whatever its payload says or leaves out. A stage has to say it. What is neither is its
+// worker's to refuse.
+Result<void> SetOrg(JobSpec& job) {
+  if (job.kind == kJobKindStage) return CheckStage(job);
   if (job.kind != kJobKindCommand) return {};
   if (job.org == kDefaultOrg && !job.payload.contains("\"org\"")) return {};  // not read: it is left out, and right so
   auto task = CommandTaskFromJson(job.payload);

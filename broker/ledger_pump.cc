@@ -145,13 +145,12 @@ void LedgerPump::Renew(MonoTime now, std::vector<Event>& out) {
   }
 }
 
-// Which brokers live says how many shards are ours.
+// Which brokers live says how many shards are ours; commands find by it whom to ask.
 void LedgerPump::Announce(MonoTime now, std::vector<Event>& out) {
   next_announce_ = now + kOwnershipRenewInterval;
-  if (options_.shards.size() < 2) {  // nothing to share: who is first has it
-    share_ = options_.shards.size();
-    return;
-  }
+  const bool nothing_to_share = options_.sole || options_.shards.size() < 2;  // who is first has it
+  if (nothing_to_share) share_ = options_.shards.size();
+  if (options_.sole) return;
   const auto alive = ledger_.AnnounceBroker(options_.owner, {.name = options_.owner_name, .clients = options_.clients}, false,
                                             Deadline(kAnnounceBudget));
   if (!alive) return;  // what was known stands
@@ -538,7 +537,7 @@ void LedgerPump::Read(LedgerCommand& posted, std::vector<Event>& out) {
 }
 
 void LedgerPump::Release() {
-  if (options_.shards.size() > 1) {
+  if (!options_.sole) {
     const auto gone = ledger_.AnnounceBroker(options_.owner, {.name = options_.owner_name}, true, Deadline(kRenewBudget));
     if (!gone) LogWarn("the other brokers wait {} ms for this one: {}", kOwnershipTtl.count(), gone.error().message);
   }

@@ -21,6 +21,7 @@ struct LedgerPumpOptions {
   std::string clients = {};     // the endpoint where clients reach this broker; empty: not said
   std::vector<ShardId> shards;  // to share with the other brokers: each takes what is free, up to its fair share
   std::uint16_t shard_count = 1;
+  bool sole = false;  // there can be no other broker: the ledger is not told that this one lives
 };
 
 class LedgerPump {

@@ -26,6 +26,14 @@ BrokerAddress OwnerOf(const Context& context, Ledger& ledger) {
   return owner;
 }
 
+Door& Door::operator=(Door&& other) noexcept {
+  client_.reset();  // before its transport
+  endpoint_ = std::move(other.endpoint_);
+  transport_ = std::move(other.transport_);
+  client_ = std::move(other.client_);
+  return *this;
+}
+
 Result<Door> Door::OpenAt(std::string endpoint, const Clock& clock, Millis patience) {
   Door door;
   door.endpoint_ = std::move(endpoint);
@@ -40,17 +48,20 @@ Result<Door> Door::Open(const Context& context, Millis patience) {
 }
 
 Result<Door> Door::OpenOwners(const Context& context, Ledger& ledger, Millis patience) {
-  // Embedded, there is one broker, which everybody finds in the home.
-  std::string owner = context.embedded() ? std::string() : OwnerOf(context, ledger).clients;
-  if (!owner.empty() && owner != context.ClientEndpoint()) {
-    auto door = OpenAt(std::move(owner), context.clock(), patience);
-    if (!door || door->client() != nullptr) return door;
-  }
+  auto door = OpenOwnersBeside(context, ledger, context.ClientEndpoint(), patience);
+  if (!door || door->client() != nullptr) return door;
   return Open(context, patience);
 }
 
-void SayIfNobodyRuns(const Context& context, std::string_view what) {
-  if (auto door = Door::Open(context, kLook); door && door->client() != nullptr) return;
+Result<Door> Door::OpenOwnersBeside(const Context& context, Ledger& ledger, const std::string& asked, Millis patience) {
+  // Embedded, there is one broker, which everybody finds in the home.
+  std::string owner = context.embedded() ? std::string() : OwnerOf(context, ledger).clients;
+  if (owner.empty() || owner == asked) return Door();
+  return OpenAt(std::move(owner), context.clock(), patience);
+}
+
+void SayIfNobodyRuns(const Context& context, Ledger& ledger, std::string_view what) {
+  if (auto door = Door::OpenOwners(context, ledger, kLook); door && door->client() != nullptr) return;
   Tell("recorded; no broker answers at {}: {} waits for one ('{}')\n", context.ClientEndpoint(), what,
        context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }

@@ -25,11 +25,18 @@ class Door {
   static Result<Door> Open(const Context& context, Millis patience = Millis{3000});
   // The one that serves the context's org, where the ledger tells who that is and he answers within `patience`; else as Open.
   static Result<Door> OpenOwners(const Context& context, Ledger& ledger, Millis patience = Millis{3000});
+  // The one that serves the context's org, unless that one is `asked`. No client: none is known that answers within `patience`.
+  static Result<Door> OpenOwnersBeside(const Context& context, Ledger& ledger, const std::string& asked,
+                                       Millis patience = Millis{3000});
+  Door(Door&&) = default;
+  Door& operator=(Door&& other) noexcept;
   BrokerClient* client() { return client_ ? &*client_ : nullptr; }  // nullptr: none answers
+  void Close() { client_.reset(); }                                 // it is asked nothing more
   const std::string& endpoint() const { return endpoint_; }         // of whom was asked last
   wire::Transport& transport() { return *transport_; }
 
  private:
+  Door() = default;
   static Result<Door> OpenAt(std::string endpoint, const Clock& clock, Millis patience);
   std::string endpoint_;
   std::unique_ptr<wire::Transport> transport_;
@@ -37,8 +44,8 @@ class Door {
 };
 
 // After something was recorded that a broker must take up: says on stderr that none answers, if so, and how to start one.
-// `what`: "the new run". Asks for at most a second.
-void SayIfNobodyRuns(const Context& context, std::string_view what);
+// `what`: "the new run". Asks the owner and the configured one, each for at most a second.
+void SayIfNobodyRuns(const Context& context, Ledger& ledger, std::string_view what);
 
 // What runs now of the run with this id, of `stages` stages, or of the job with this id (1), as the broker says that serves the
 // context's org. Nothing as well when it does not answer within a second: it is not known then.

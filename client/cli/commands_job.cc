@@ -416,7 +416,7 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
   }
   Tell("{} {} {}\n", done, done == 1 ? "job" : "jobs",
        options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
-  if (requeue && done > 0 && !options.dry_run) SayIfNobodyRuns(*context, done == 1 ? "the new job" : "the new jobs");
+  if (requeue && done > 0 && !options.dry_run) SayIfNobodyRuns(*context, *ledger, done == 1 ? "the new job" : "the new jobs");
   if (options.quiet) {
     for (const auto& row : table.rows)
       if (const auto* id = std::get_if<std::string>(&row[2])) fmt::print("{}\n", *id);
@@ -542,7 +542,7 @@ Result<ExitCode> DoRetry(const Options& options) {
   if (left_out > 0)
     Tell("{} {} left out: a later generation of the slot (a backfill) has run or is running\n", left_out,
          left_out == 1 ? "run" : "runs");
-  if (fresh > 0 && !options.dry_run) SayIfNobodyRuns(*context, fresh == 1 ? "the new run" : "the new runs");
+  if (fresh > 0 && !options.dry_run) SayIfNobodyRuns(*context, *ledger, fresh == 1 ? "the new run" : "the new runs");
   if (!options.quiet && (!table.rows.empty() || !failed)) Print(table, context->format());
   if (failed) return std::unexpected(*std::move(failed));
   return ExitCode::kOk;

@@ -14,7 +14,6 @@
 #include "client/cli/context.h"
 #include "common/base/tell.h"
 #include "common/model/whole_org.h"
-#include "common/wire/zmtp_transport.h"
 
 namespace millrace::cli {
 namespace {
@@ -23,29 +22,6 @@ constexpr Millis kBrokerTimeout{3000};
 constexpr int kRoundsMax = 5;  // somebody else sets the same queue at the same time
 
 using Item = wire::ListQueuesReply::Item;
-
-struct Broker {
-  std::unique_ptr<wire::Transport> transport;
-  std::optional<BrokerClient> client;
-  Error why{ErrorCode::kUnavailable, {}};  // when there is no client
-};
-
-Broker ConnectToBroker(const Context& context) {
-  Broker broker;
-  auto transport = wire::MakeZmtpTransport();
-  if (!transport) {
-    broker.why = std::move(transport.error());
-    return broker;
-  }
-  broker.transport = std::move(*transport);
-  auto client = BrokerClient::Connect(*broker.transport, context.ClientEndpoint(), context.clock());
-  if (client) {
-    broker.client = std::move(*client);
-  } else {
-    broker.why = std::move(client.error());
-  }
-  return broker;
-}
 
 // What is set, from the ledger, and what waits and runs, from the broker if it answers: `depths` says so.
 struct Listing {
@@ -86,6 +62,18 @@ void ReadUnserved(BrokerClient& client, const Context& context, Listing& listing
   }
 }
 
+// What the broker has, and whether it has told it.
+Result<void> ReadDepths(BrokerClient& client, const Context& context, Listing& listing) {
+  MILLRACE_TRY_ASSIGN(auto queues, client.ListQueues(context.org(), context.clock().Now() + kBrokerTimeout));
+  listing.depths = true;
+  for (Item& item : queues) {
+    std::string name = item.settings.queue;
+    listing.items[std::move(name)] = std::move(item);
+  }
+  ReadUnserved(client, context, listing);
+  return {};
+}
+
 Result<Listing> ReadQueues(Context& context) {
   Listing listing;
   auto ledger = context.OpenLedger(Context::Create::kNo, "cli");
@@ -98,22 +86,11 @@ Result<Listing> ReadQueues(Context& context) {
   } else if (ledger.error().code != ErrorCode::kNotFound) {
     return std::unexpected(std::move(ledger.error()));
   }
-  Broker broker = ConnectToBroker(context);
-  Error why = broker.why;
-  if (broker.client) {
-    auto queues = broker.client->ListQueues(context.org(), context.clock().Now() + kBrokerTimeout);
-    listing.depths = queues.has_value();
-    if (queues) {
-      for (Item& item : *queues) {
-        std::string name = item.settings.queue;
-        listing.items[std::move(name)] = std::move(item);
-      }
-      ReadUnserved(*broker.client, context, listing);
-    } else {
-      why = std::move(queues.error());
-    }
-  }
-  if (!listing.depths) Tell("millrace: what waits and runs is not known: {}\n", why.message);
+  MILLRACE_TRY_ASSIGN(Door door, ledger ? Door::OpenOwners(context, **ledger) : Door::Open(context));
+  const Result<void> told = door.client() != nullptr
+                                ? ReadDepths(*door.client(), context, listing)
+                                : Fail(ErrorCode::kUnavailable, "no broker answers at {}", door.endpoint());
+  if (!told) Tell("millrace: what waits and runs is not known: {}\n", told.error().message);
   return listing;
 }
 
@@ -247,14 +224,14 @@ Result<void> Change(const QueueFlags& flags, QueueSettings& s) {
 }
 
 // The broker's answer, or the ledger's when no broker that could take it answers.
-Result<std::int64_t> Store(const Context& context, Ledger& ledger, Broker& broker, const QueueSettings& settings) {
-  if (broker.client) {
-    auto set = broker.client->SetQueue(settings, Actor(), context.clock().Now() + kBrokerTimeout);
+Result<std::int64_t> Store(const Context& context, Ledger& ledger, Door& door, const QueueSettings& settings) {
+  if (door.client() != nullptr) {
+    auto set = door.client()->SetQueue(settings, Actor(), context.clock().Now() + kBrokerTimeout);
     if (set) return *set;
     const ErrorCode code = set.error().code;
     const bool unknown = code == ErrorCode::kTimedOut || code == ErrorCode::kMaybeApplied;  // the revision tells
     if (code != ErrorCode::kUnavailable && !unknown) return std::unexpected(std::move(set.error()));
-    broker.client.reset();
+    door.Close();
   }
   MILLRACE_TRY_ASSIGN(const QueueSettings stored, ledger.PutQueueSettings(settings, Actor(), context.Deadline()));
   Tell("millrace: stored; a broker that runs takes it up within 2 s\n");
@@ -271,8 +248,7 @@ Result<void> MakeHome(const std::string& home) {
 
 using Setting = std::function<Result<void>(QueueSettings&)>;
 
-Result<QueueSettings> SetOne(Context& context, Ledger& ledger, Broker& broker, const std::string& queue,
-                             const Setting& change) {
+Result<QueueSettings> SetOne(Context& context, Ledger& ledger, Door& door, const std::string& queue, const Setting& change) {
   for (int round = 0; round < kRoundsMax; ++round) {
     MILLRACE_TRY_ASSIGN(const auto stored, ledger.QueuesOf(context.org(), std::nullopt, context.Deadline()));
     const auto it = std::ranges::find(stored, queue, &QueueSettings::queue);
@@ -283,7 +259,7 @@ Result<QueueSettings> SetOne(Context& context, Ledger& ledger, Broker& broker, c
     MILLRACE_TRY(change(settings));
     MILLRACE_TRY(Validate(settings));
     if (it == stored.end() || settings != *it) {
-      const auto revision = Store(context, ledger, broker, settings);
+      const auto revision = Store(context, ledger, door, settings);
       if (!revision && revision.error().code == ErrorCode::kConflict && round + 1 < kRoundsMax) continue;
       if (!revision) return std::unexpected(revision.error());
       settings.revision = *revision;
@@ -315,10 +291,10 @@ Result<ExitCode> SetAnd(const Options& options, const std::vector<std::string>& 
   }
   if (context->embedded()) MILLRACE_TRY(MakeHome(context->config().home));
   MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kYes, "cli"));
-  Broker broker = ConnectToBroker(*context);
+  MILLRACE_TRY_ASSIGN(Door door, Door::OpenOwners(*context, *ledger));
   std::vector<QueueSettings> set;
   for (const std::string& queue : queues) {
-    auto done = SetOne(*context, *ledger, broker, queue, change);
+    auto done = SetOne(*context, *ledger, door, queue, change);
     if (!done) {
       PrintSet(set, context->format());
       return std::unexpected(std::move(done.error()));

@@ -28,6 +28,7 @@ using Json = nlohmann::json;
 constexpr std::size_t kLineBytesMax = 2 * kPayloadBytesMax;
 constexpr std::size_t kSinglesMax = 100'000;
 constexpr Millis kSubmitTimeout{30'000};
+constexpr int kDoorsMax = 3;  // brokers that are asked for one submit: its shard may move meanwhile
 constexpr Millis kEndsPoll{100};
 constexpr auto kWaitMax = std::chrono::hours{24};
 constexpr Millis kFromNowMax = std::chrono::hours{24 * 3650};  // a deadline or expiry, as ParseDuration's
@@ -208,7 +209,7 @@ void SayForeignKinds(std::span<const JobSpec> jobs) {
 
 // Waits until all of them have ended, and returns how.
 Result<std::vector<std::string>> AwaitEnds(Context& context, Ledger& ledger, Door& door, const std::vector<Uuid>& ids) {
-  if (door.client() == nullptr) SayIfNobodyRuns(context, "what was submitted");
+  if (door.client() == nullptr) SayIfNobodyRuns(context, ledger, "what was submitted");
   std::fflush(stdout);  // the ids, before the wait
   BlockStopSignals();
   std::vector<std::string> ends(ids.size());
@@ -255,7 +256,7 @@ Result<ExitCode> SubmitBatch(const Options& options, Context& context) {
   MILLRACE_TRY_ASSIGN(const auto ledger, context.OpenLedger(Context::Create::kYes, Actor()));
   MILLRACE_TRY_ASSIGN(plan.run.created_at, ledger->Now(context.Deadline()));
   plan.jobs = Stamped(std::move(drafts), plan.run.created_at);
-  MILLRACE_TRY_ASSIGN(Door door, Door::Open(context));
+  MILLRACE_TRY_ASSIGN(Door door, Door::OpenOwners(context, *ledger));
   if (door.client() != nullptr) {
     MILLRACE_TRY(SubmitPlan(*door.client(), *ledger, plan, false, context.clock().Now() + kSubmitTimeout));
   } else {
@@ -338,7 +339,8 @@ bool Unknown(const Error& error) { return error.code == ErrorCode::kMaybeApplied
 
 // Whether the ledger can take them in the place of a broker. One that may have taken the first `doubtful` may have put those
 // that leave the class to their queue where the ledger does not see them: they would run twice.
-Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, std::span<const JobSpec> jobs, std::size_t doubtful) {
+Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, const std::string& asked, std::span<const JobSpec> jobs,
+                              std::size_t doubtful) {
   if (doubtful > 0) {
     MILLRACE_TRY_ASSIGN(const auto queues, ledger.QueuesOf(context.org(), std::nullopt, context.Deadline()));
     for (const JobSpec& job : jobs.first(doubtful)) {
@@ -349,37 +351,63 @@ Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, std::span<const 
             ErrorCode::kMaybeApplied,
             "queue '{}' is or was of durability: redis, and the broker that was asked at {} does not serve it any more: "
             "whether it took the jobs is not known, and the ledger does not take them; see millrace job show",
-            job.queue, context.ClientEndpoint());
+            job.queue, asked);
     }
   }
   if (std::ranges::none_of(jobs, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; })) return {};
-  const std::string owner = OwnerOf(context, ledger).name, asked = context.ClientEndpoint();
-  if (!owner.empty())
+  const BrokerAddress owner = OwnerOf(context, ledger);
+  if (!owner.clients.empty())
+    return Fail(
+        ErrorCode::kUnavailable,
+        "durability: redis: org {} is served by broker '{}', which was not reached at {}, the address that it announces, "
+        "and the ledger does not take it: see that it runs, or give one that reaches it from here as "
+        "broker.listen_clients",
+        context.org().value(), owner.name, owner.clients);
+  if (!owner.name.empty())
     return Fail(ErrorCode::kUnavailable,
                 "durability: redis: org {} is served by broker '{}', which is not at {}, and the ledger does not take it: give "
                 "that broker's address as broker.listen_clients",
-                context.org().value(), owner, asked);
+                context.org().value(), owner.name, asked);
   return Fail(ErrorCode::kUnavailable,
               "durability: redis: no broker that serves org {} answers at {}, and the ledger does not take it: start '{}'",
               context.org().value(), asked,
               context.embedded() ? "millrace up --home " + context.config().home : "millrace broker");
 }
 
-// A broker that answers takes them at once; what it does not serve, and everything when none answers, goes into the ledger,
-// where its owner finds it within seconds.
-Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs, Sent& sent) {
-  if (door.client() != nullptr) {
-    std::vector<wire::SubmitReply::Item> answers;
-    auto submitted = door.client()->SubmitJobs(jobs, context.clock().Now() + kSubmitTimeout, answers);
-    for (const auto& item : answers)
-      if (!item.conflict_with.IsNil()) sent.conflicts.emplace(JobId{item.id}, item.conflict_with.ToString());
-    sent.jobs = answers.size();
-    if (!submitted && Unknown(submitted.error())) sent.doubtful = BrokerClient::OneMessage(jobs.subspan(sent.jobs));
-    if (submitted || !BrokerClient::IsNotOwner(submitted.error())) return submitted;
+Result<void> SendTo(BrokerClient& client, std::span<const JobSpec> jobs, MonoTime deadline, Sent& sent) {
+  std::vector<wire::SubmitReply::Item> answers;
+  auto submitted = client.SubmitJobs(jobs.subspan(sent.jobs), deadline, answers);
+  for (const auto& item : answers)
+    if (!item.conflict_with.IsNil()) sent.conflicts.emplace(JobId{item.id}, item.conflict_with.ToString());
+  sent.jobs += answers.size();
+  if (!submitted && (Unknown(submitted.error()) || (BrokerClient::IsNotOwner(submitted.error()) && client.in_doubt())))
+    sent.doubtful = BrokerClient::OneMessage(jobs.subspan(sent.jobs));
+  return submitted;
+}
+
+// To the configured broker; when it does not serve the org, or none answers, to the one that the ledger names, at most
+// kDoorsMax times. What a broker may have taken goes to no other one. False: the rest has no broker that is known and answers.
+Result<bool> SendToBrokers(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs, Sent& sent) {
+  const MonoTime deadline = context.clock().Now() + kSubmitTimeout;
+  for (int doors = 1;; ++doors) {
+    if (door.client() != nullptr) {
+      auto submitted = SendTo(*door.client(), jobs, deadline, sent);
+      if (submitted) return true;
+      if (!BrokerClient::IsNotOwner(submitted.error())) return std::unexpected(std::move(submitted.error()));
+    }
+    if (sent.doubtful > 0 || doors == kDoorsMax) return false;
+    MILLRACE_TRY_ASSIGN(Door next, Door::OpenOwnersBeside(context, ledger, door.endpoint()));
+    if (next.client() == nullptr) return false;
+    door = std::move(next);
   }
-  const auto rest = jobs.subspan(sent.jobs);
-  if (door.client() != nullptr && door.client()->in_doubt()) sent.doubtful = BrokerClient::OneMessage(rest);
-  MILLRACE_TRY(CheckLedgerTakes(context, ledger, rest, sent.doubtful));
+}
+
+// A broker that answers takes them at once; what none serves that is reached goes into the ledger, where its owner finds it
+// within seconds.
+Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs, Sent& sent) {
+  MILLRACE_TRY_ASSIGN(const bool all, SendToBrokers(context, ledger, door, jobs, sent));
+  if (all) return {};
+  MILLRACE_TRY(CheckLedgerTakes(context, ledger, door.endpoint(), jobs.subspan(sent.jobs), sent.doubtful));
   sent.doubtful = 0;  // the ledger tells which of them it has
   while (sent.jobs < jobs.size()) {
     const auto page = jobs.subspan(sent.jobs, std::min(kBatchJobsMax, jobs.size() - sent.jobs));

@@ -56,7 +56,8 @@ Finding RetentionFinding(const Context& context, Ledger& ledger) {
              "90d");
 }
 
-void LedgerFindings(Context& context, std::vector<Finding>& out) {
+// The ledger, where it can be asked.
+std::unique_ptr<Ledger> LedgerFindings(Context& context, std::vector<Finding>& out) {
   const std::string shown = RedactDsn(context.config().ledger.dsn.Reveal());
   auto ledger = context.OpenLedger(Context::Create::kNo, "doctor");
   if (!ledger) {
@@ -67,19 +68,20 @@ void LedgerFindings(Context& context, std::vector<Finding>& out) {
                         context.embedded() ? "see the message; another --home is a fresh start"
                                            : "check ledger.dsn and that the server runs"));
     }
-    return;
+    return nullptr;
   }
   const WallTime before = context.clock().WallNow();
   const auto now = (*ledger)->Now(context.clock().Now() + kProbeTimeout);
   if (!now) {
     out.push_back(Bad("ledger", now.error().message, "check ledger.dsn and that the server runs"));
-    return;
+    return nullptr;
   }
   out.push_back(Good("ledger", shown));
   const auto skew = std::chrono::abs(*now - before);
   const std::string text = HumanDuration(skew) + " between this host and the ledger";
   out.push_back(skew <= kClockSkewMax ? Good("clock", text) : Bad("clock", text, "run an NTP client on both hosts"));
   out.push_back(RetentionFinding(context, **ledger));
+  return std::move(*ledger);
 }
 
 // As the broker sees it, which then refuses submits.
@@ -135,21 +137,40 @@ Finding ConnectionFinding(const ConnectionSpec& connection, const Clock& clock) 
   return Good(check, fmt::format("PostgreSQL {}.{}", version / 10000, version % 10000));
 }
 
-Finding BrokerFinding(const Context& context) {
-  const std::string& endpoint = context.config().broker.listen_clients;
+std::optional<Finding> AnsweringBroker(const Context& context, const std::string& endpoint) {
   auto transport = wire::MakeZmtpTransport();
   if (!transport) return Bad("broker", transport.error().message, "");
   auto client = BrokerClient::Connect(**transport, endpoint, context.clock());
   if (!client) return Bad("broker", client.error().message, "check broker.listen_clients");
   const auto status = client->Status(context.clock().Now() + kProbeTimeout);
-  if (!status) return Bad("broker", "nobody answers at " + endpoint, "start 'millrace broker'");
+  if (!status) return std::nullopt;
   return Good("broker", fmt::format("{} at {}, {} workers", status->broker, endpoint, status->workers.size()));
 }
 
-// Of a broker that answers: what is ready and taken by no connected worker. What waits a moment between two workers counts
-// too, so that nothing that waits is passed over.
-void UnservedFindings(const Context& context, std::vector<Finding>& out) {
-  auto door = Door::Open(context, kBrokerPatience);
+// The configured one, and all others that live, as the ledger has them.
+void BrokerFindings(const Context& context, Ledger* ledger, std::vector<Finding>& out) {
+  const std::string& configured = context.config().broker.listen_clients;
+  auto found = AnsweringBroker(context, configured);
+  out.push_back(found ? std::move(*found) : Bad("broker", "nobody answers at " + configured, "start 'millrace broker'"));
+  if (ledger == nullptr) return;
+  const auto living = ledger->LivingBrokers(context.clock().Now() + kProbeTimeout);
+  if (!living) return out.push_back(Bad("broker", "which others live is not known: " + living.error().message, "see 'ledger'"));
+  for (const auto& [owner, broker] : *living) {
+    if (broker.clients.empty() || broker.clients == configured) continue;
+    found = AnsweringBroker(context, broker.clients);
+    if (!found)
+      found = Bad("broker",
+                  fmt::format("'{}' said less than {} s ago that it lives, and does not answer at {}", broker.name,
+                              std::chrono::duration_cast<std::chrono::seconds>(kOwnershipTtl).count(), broker.clients),
+                  "give it an address as broker.listen_clients that reaches it from here");
+    out.push_back(std::move(*found));
+  }
+}
+
+// Of the broker that serves the org, if it answers: what is ready and taken by no connected worker. What waits a moment between
+// two workers counts too, so that nothing that waits is passed over.
+void UnservedFindings(const Context& context, Ledger* ledger, std::vector<Finding>& out) {
+  auto door = ledger != nullptr ? Door::OpenOwners(context, *ledger, kBrokerPatience) : Door::Open(context, kBrokerPatience);
   if (!door || door->client() == nullptr) return;
   const auto reply = door->client()->ListUnserved(context.org(), context.clock().Now() + kProbeTimeout);
   if (!reply) return out.push_back(Good("workers", "what waits is not known: " + reply.error().message));
@@ -168,12 +189,12 @@ std::vector<Finding> Examine(Context& context) {
   std::vector<Finding> out;
   out.push_back(StageProgramFinding());
   out.push_back(TimeZones());
-  LedgerFindings(context, out);
+  const auto ledger = LedgerFindings(context, out);
   out.push_back(QueueFinding(context));
   out.push_back(LakeFinding(context));
   for (const ConnectionSpec& connection : context.Connections()) out.push_back(ConnectionFinding(connection, context.clock()));
-  if (!context.embedded()) out.push_back(BrokerFinding(context));
-  UnservedFindings(context, out);
+  if (!context.embedded()) BrokerFindings(context, ledger.get(), out);
+  UnservedFindings(context, ledger.get(), out);
   return out;
 }
 

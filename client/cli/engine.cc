@@ -167,6 +167,7 @@ Result<void> Engine::Parts::StartBroker(const std::vector<std::string>& clients,
   options.front_endpoints = clients;
   options.back_endpoints = workers;
   options.shard_count = context.config().broker.shards;
+  options.sole = context.embedded();
   options.clock = &context.clock();
   options.random = &context.random();
   options.checkpointed = checkpoints.written();

@@ -6,7 +6,6 @@
 namespace millrace::testing {
 namespace {
 
-using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 class CliBrokers : public CliInstallation {};
@@ -32,15 +31,14 @@ TEST_P(CliBrokers, ASecondOneOfTheSameNameIsToldApart) {
   };
   EXPECT_TRUE(Eventually(says_once)) << Do({"status"}).out;
 
-  // Of the two, one serves org 1; the other one says who does.
+  // Of the two, one serves org 1; the other one leads there.
   const std::vector<std::string> submit{"job",          "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})",
                                         "--durability", "redis"};
   auto there = submit;
   there.insert(there.end(), {"--set", second});
   const CliResult a = Do(submit), b = Do(there);
-  const CliResult& refused = a.code == 0 ? b : a;
-  EXPECT_EQ(a.code + b.code, 6) << a.err << b.err;
-  EXPECT_THAT(refused.err, AllOf(HasSubstr("org 1 is served by broker 'b1'"), HasSubstr("broker.listen_clients")));
+  EXPECT_EQ(a.code, 0) << a.err;
+  EXPECT_EQ(b.code, 0) << b.err;
   other->Signal(SIGTERM);
   EXPECT_EQ(other->Wait(kPatience).code, 0) << other->Err();
   Stop();

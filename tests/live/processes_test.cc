@@ -1,6 +1,6 @@
 // `millrace broker` and `millrace worker`, the programs, on PostgreSQL and Redis: what `millrace job cancel` does to a job that
 // waits, runs or has ended, what SIGTERM does to a worker and to a broker while commands run, and to who waits for the ledger's
-// tables, and what is shown of work that another broker than the configured one serves.
+// tables, and how commands reach a broker that is not the configured one.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,6 +14,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -191,6 +192,19 @@ worker: {{ brokers: ["{6}", "{7}"], concurrency: 2 }}
     std::map<std::string, std::int64_t> owned;
     for (int i = 0; i < found.rows(); ++i) owned[found.Text(i, 0)] = found.Int(i, 1);
     return owned;
+  }
+  OrgId ServedBy(const std::string& broker) {
+    const PgResult theirs = Ask("select shard from millrace.shard_owner where owner_name = '" + broker + "'");
+    OrgId org{1};
+    while (ShardOf(org, kShards).value() != theirs.Int(0, 0)) org = OrgId{org.value() + 1};
+    return org;
+  }
+  static std::vector<std::string> IdsIn(const std::string& told) {
+    std::istringstream in(told);
+    std::vector<std::string> ids;
+    for (std::string line; std::getline(in, line);)
+      if (Uuid::Parse(line)) ids.push_back(line);
+    return ids;
   }
   void StartOneOfEach(Millis drain) {
     StartBroker(1);
@@ -465,9 +479,7 @@ TEST_F(ProcessesTest, ACancelReachesTheBrokerThatServesTheOrgOrSaysThatNobodyLoo
   StartBroker(2);
   const std::map<std::string, std::int64_t> shared{{"broker-1", 1}, {"broker-2", 1}};
   ASSERT_TRUE(WaitFor([&] { return Owned() == shared; }, kJoinShare + kAtOnce)) << TextOf("broker-2.log");
-  const PgResult theirs = Ask("select shard from millrace.shard_owner where owner_name = 'broker-2'");
-  OrgId org{1};
-  while (ShardOf(org, kShards).value() != theirs.Int(0, 0)) org = OrgId{org.value() + 1};
+  const OrgId org = ServedBy("broker-2");
   const std::string of = fmt::format("--org={}", org.value()), owner = "broker.listen_clients=" + Port(2);
   Told({of, "--set", owner, "queue", "pause", "mail"});
   const std::vector<std::string> redis{of, "--set", owner, "--queue", "mail", "--durability", "redis"};
@@ -487,6 +499,54 @@ TEST_F(ProcessesTest, ACancelReachesTheBrokerThatServesTheOrgOrSaysThatNobodyLoo
   for (const std::string& id : {job, other}) EXPECT_TRUE(WaitFor([&] { return HasEnded(id); }, kAtOnce)) << id;
   EXPECT_EQ(Count("cancel"), 2);
   EXPECT_THAT(Told({of, "job", "cancel", job}, 5), HasSubstr("ended")) << "the ledger knows it now";
+}
+
+TEST_F(ProcessesTest, ASubmitReachesTheBrokerThatServesTheOrgOrSaysWhoDoes) {
+  StartBroker(1);
+  ASSERT_TRUE(WaitFor([&] { return Owned()["broker-1"] == kShards; })) << TextOf("broker-1.log");
+  StartBroker(2);
+  const std::map<std::string, std::int64_t> shared{{"broker-1", 1}, {"broker-2", 1}};
+  ASSERT_TRUE(WaitFor([&] { return Owned() == shared; }, kJoinShare + kAtOnce)) << TextOf("broker-2.log");
+  const OrgId org = ServedBy("broker-2");
+  const std::string of = fmt::format("--org={}", org.value());
+  EXPECT_THAT(Told({of, "queue", "pause", "mail"}), Not(HasSubstr("takes it up"))) << "the owner has it at once";
+  std::ofstream(dir_ / "two.ndjson") << R"({"kind": "command", "payload": {"argv": ["true"]}, "queue": "mail"})"
+                                        "\n"
+                                     << R"({"kind": "mail", "queue": "mail", "durability": "redis"})"
+                                        "\n";
+  const std::string batch = (dir_ / "two.ndjson").string();
+  std::vector<std::string> jobs{Submit("exit 0", {of, "--queue", "mail", "--durability", "redis"})};
+  const std::string more = Told({of, "job", "submit", "--batch", batch, "-q"});
+  for (const std::string& id : IdsIn(more)) jobs.push_back(id);
+  EXPECT_THAT(jobs, SizeIs(3));
+  const auto shown = nlohmann::json::parse(Told({of, "queue", "show", "mail", "-o", "json"}));
+  EXPECT_EQ(shown.at(0).at("ready"), 3) << shown;
+  const std::string found = Told({of, "doctor"}, 1);
+  for (const char* broker : {"broker-1 at ", "broker-2 at "}) EXPECT_THAT(found, HasSubstr(broker));
+  EXPECT_THAT(found, HasSubstr("queue 'mail': 1 of kind 'mail' ready")) << "it asks the one that serves the org";
+
+  const std::string late = Submit("exit 0", {of, "--queue", "mail", "--deadline", "1s"});
+  ASSERT_TRUE(WaitFor([&] { return HasEnded(late); }));
+  const std::string elsewhere = "broker.listen_clients=tcp://127.0.0.1:1";
+  EXPECT_THAT(Told({of, "--set", elsewhere, "job", "requeue", late}), Not(HasSubstr("no broker answers")));
+  jobs.push_back(Submit("exit 0", {of, "--set", elsewhere, "--queue", "mail", "--durability", "redis"}));
+
+  // The ledger says what is not so: each is asked once or twice, and nothing is taken.
+  const std::vector<std::string> refused{of, "job", "submit", "--kind", "mail", "--durability", "redis"};
+  Ask("update millrace.broker_presence set clients = '" + Port(0) + "' where name = 'broker-2'");
+  const std::string served = fmt::format("org {} is served by broker 'broker-2'", org.value());
+  EXPECT_THAT(Told(refused, 6), AllOf(HasSubstr(served), HasSubstr("broker.listen_clients")));
+  Ask("update millrace.broker_presence set clients = 'tcp://127.0.0.1:1' where name = 'broker-2'");
+  EXPECT_THAT(Told(refused, 6), AllOf(HasSubstr(served), HasSubstr("was not reached at tcp://127.0.0.1:1")));
+  EXPECT_THAT(Told({of, "doctor"}, 1), HasSubstr("that it lives, and does not answer at tcp://127.0.0.1:1"));
+  Told({of, "job", "submit", "--kind", "mail", "--queue", "mail"});
+  Ask("update millrace.broker_presence set clients = '" + Port(2) + "' where name = 'broker-2'");
+
+  for (const std::string& id : IdsIn(Told({of, "job", "cancel", "--queue", "mail", "-q"}))) {
+    std::erase(jobs, id);
+    EXPECT_TRUE(WaitFor([&] { return HasEnded(id); }, kAtOnce)) << id;
+  }
+  EXPECT_THAT(jobs, IsEmpty());
 }
 
 }  // namespace

@@ -419,6 +419,32 @@ TEST_F(HandoverTest, AnAttemptOfAnOwnerBeforeIsStoppedWhenItsJobWasCancelledMean
   EXPECT_EQ(revokes_[0].reason, wire::kNoLease);
 }
 
+// A standby leads a client to the owner by what the ledger says of it.
+TEST_F(HandoverTest, BrokersOfOneShardSayThatTheyLiveToo) {
+  test::MemoryLedger ledger{clock_, 1};
+  const OwnerId asks = ids_.Next<OwnerId>();
+  const auto others = [&] { return ledger.AnnounceBroker(asks, {}, false, {}).value().size() - 1; };
+  const auto make = [&](bool sole) {
+    return LedgerPump(
+        {.owner = ids_.Next<OwnerId>(), .owner_name = "x", .shards = {ShardId{0}}, .shard_count = 1, .sole = sole}, ledger,
+        clock_);
+  };
+  LedgerPump a = make(false), b = make(false);
+  std::vector<Event> out;
+  for (int s = 0; s < 20; ++s, clock_.Advance(Millis{1000})) a.Step(out), b.Step(out);
+  EXPECT_EQ(others(), 2u);
+  EXPECT_EQ(a.holds().size(), 1u) << "it stays where it is";
+  EXPECT_EQ(b.holds().size(), 0u);
+  EXPECT_TRUE(std::ranges::none_of(out, [](const Event& e) { return std::holds_alternative<event::YieldShard>(e); }));
+  a.Release();
+  EXPECT_EQ(others(), 1u) << "who leaves says so";
+  b.Release();
+  LedgerPump alone = make(true);
+  alone.Step(out);
+  EXPECT_EQ(alone.holds().size(), 1u);
+  EXPECT_EQ(others(), 0u) << "there is nobody to be told";
+}
+
 TEST_F(HandoverTest, ShardsAreSharedByTheBrokersThatLive) {
   test::MemoryLedger ledger{clock_, 4};
   const std::vector<ShardId> all{ShardId{0}, ShardId{1}, ShardId{2}, ShardId{3}};

@@ -101,6 +101,7 @@ TEST_F(DispatcherTest, AStageOfAnotherOrgThanItsJobsIsRefused) {
     StageTask task;
     task.org = said;
     task.job = job.id;
+    task.effect = fmt::format("{}/p/s/file/r/-#0", said.value());
     task.stage.name = "s";
     task.stage.work = LoadSpec{.from = "e", .to = "file", .table = {}, .path = "out.csv", .key = {}};
     job.payload = ToJson(task);
@@ -139,6 +140,46 @@ TEST_F(DispatcherTest, AStageOfAnotherOrgThanItsJobsIsRefused) {
   broken.payload = "{";
   Submit({broken});
   EXPECT_EQ(grants_.back().second.payload, "{") << "its worker says what is wrong with it";
+}
+
+// The fence and the receipt of a sink are found by it alone, whosever they are.
+TEST_F(DispatcherTest, AStageWithAnEffectThatIsNotItsOrgsIsRefused) {
+  Hello("w", 100);
+  const auto stage = [&](const std::string& effect, const std::string& said) {
+    JobSpec job = Job();
+    job.org = OrgId{7};
+    job.kind = kJobKindStage;
+    job.effect = said;
+    StageTask task;
+    task.org = job.org;
+    task.job = job.id;
+    task.effect = effect;
+    task.stage.name = "s";
+    task.stage.work = LoadSpec{.from = "e", .to = "file", .table = {}, .path = "out.csv", .key = {}};
+    job.payload = ToJson(task);
+    return job;
+  };
+  const std::string mine = EffectKey(OrgId{7}, "p", "s", "file", "r", "-", 0);
+  const std::string longest = "7/" + std::string(8190, 'x');
+  for (const std::string& good : {mine, longest}) {
+    const std::size_t granted = grants_.size();
+    Submit({stage(good, good), stage(good, "")});
+    EXPECT_EQ(grants_.size(), granted + 2) << good;
+  }
+  for (const std::string bad : {"1/p/s/file/r/-#0", "70/p/s/file/r/-#0", "7", "", "e", " 7/p", "77"}) {
+    client_.clear();
+    Submit({stage(mine, mine), stage(bad, mine)});
+    ASSERT_NE(Last<wire::Problem>(), nullptr) << bad;
+    EXPECT_EQ(Last<wire::Problem>()->code, "invalid_argument");
+    EXPECT_EQ(Last<wire::Problem>()->message,
+              "jobs[1]: payload: effect: '" + bad + "' is not of org 7; give a key that begins with '7/'");
+    if (bad.empty()) continue;
+    client_.clear();
+    Submit({stage(mine, bad)});
+    ASSERT_NE(Last<wire::Problem>(), nullptr) << bad;
+    EXPECT_EQ(Last<wire::Problem>()->message,
+              "jobs[0]: effect: '" + bad + "' is not of org 7; give a key that begins with '7/'");
+  }
 }
 
 TEST_F(DispatcherTest, PrioritiesAreStrict) {
