@@ -27,6 +27,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
+constexpr std::string_view kLiveState = "live";  // of a job that has not ended
 
 // "2026-11-21T06:15:00Z", or a time before now: 90s, 15m, 2h, 7d.
 Result<WallTime> Since(const std::string& text, WallTime now) {
@@ -52,13 +53,14 @@ Result<WallTime> Since(const std::string& text, WallTime now) {
 Result<JobFilter> FilterOf(const Options& options, const Context& context) {
   JobFilter filter;
   filter.org = context.org();
-  if (!options.state.empty()) {
+  filter.live = filter.live_of_runs = options.state == kLiveState;
+  if (!options.state.empty() && !filter.live) {
     const auto state = ParseJobState(options.state);
     if (!state || !IsTerminal(*state))
       return Fail(
           ErrorCode::kInvalidArgument,
-          "--state: '{}' is no end of a job; give succeeded, dead, cancelled, expired or skipped (jobs that have not ended "
-          "are listed as live, among the others, without --state)",
+          "--state: '{}' is no end of a job; give succeeded, dead, cancelled, expired or skipped, or live for those that "
+          "have not ended",
           options.state);
     filter.state = *state;
   }
@@ -73,7 +75,9 @@ Result<JobFilter> FilterOf(const Options& options, const Context& context) {
 
 namespace {
 
-std::string StateOf(const std::optional<OutcomeRow>& outcome) { return std::string(outcome ? Name(outcome->state) : "live"); }
+std::string StateOf(const std::optional<OutcomeRow>& outcome) {
+  return std::string(outcome ? Name(outcome->state) : kLiveState);
+}
 Cell ActionCell(const std::optional<DeadActionRow>& action) {
   return action ? Cell{std::string(Name(action->action))} : Cell{};
 }

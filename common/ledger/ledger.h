@@ -184,6 +184,7 @@ struct JobFilter {
   std::optional<JobState> state;  // terminal; empty: any, ended or not
   bool open = false;              // dead and neither requeued nor discarded
   bool live = false;              // single jobs that have not ended; of durability: redis the ledger has none of these
+  bool live_of_runs = false;      // with `live`: those of runs too
   std::optional<std::string> queue, kind, error_class;
   std::optional<WallTime> since;  // submitted then or later, by the time in the id (ms)
   std::optional<JobId> before;    // keyset: ids below

@@ -189,8 +189,12 @@ Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, Mon
   std::string from = "job j";
   if (filter.live) {  // few, however long the history is
     MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
-    from = "live_job l join job j on j.job = l.job";
-    add("l.shard = $"), params.Int(ShardOf(filter.org, shards).value());
+    const std::string shard = std::to_string(ShardOf(filter.org, shards).value());
+    from = "(select job from live_job where shard = " + shard +
+           (filter.live_of_runs ? " union all select m.job from live_run r join job m on m.run = r.run where r.shard = " + shard
+                                : "") +
+           ") l join job j on j.job = l.job";
+    if (filter.live_of_runs) where += " and o.job is null";
   }
   if (filter.before) add("j.job < $"), params.Id(filter.before->uuid);
   if (filter.since) add("j.job >= $"), params.Id(FirstIdOf(*filter.since));

@@ -332,7 +332,9 @@ TEST_P(LedgerJobsTest, LiveSingleJobsAreListedWithoutWhatHasEndedAndWithoutRuns)
   batch.jobs.push_back(Job(run.id, "a stage"));
   batch.outcomes = {Outcome(batch.jobs[0]), Outcome(batch.jobs[5], JobState::kDead)};
   Commit(batch);
-  const auto id = [&](std::size_t i) { return batch.jobs[i].id; };
+  std::vector<JobId> all;
+  for (const JobSpec& job : batch.jobs) all.push_back(job.id);
+  const auto id = [&](std::size_t i) { return all[i]; };
   JobFilter live;
   live.live = true;
   EXPECT_EQ(Listed(live), (std::vector{id(4), id(3), id(2), id(1)}));
@@ -348,7 +350,13 @@ TEST_P(LedgerJobsTest, LiveSingleJobsAreListedWithoutWhatHasEndedAndWithoutRuns)
   live.since = clock_.WallNow() + 1h;
   EXPECT_TRUE(Listed(live).empty());
   live = {};
-  live.live = true;
+  live.live = live.live_of_runs = true;
+  EXPECT_EQ(Listed(live), (std::vector{id(6), id(4), id(3), id(2), id(1)}));
+  batch = BatchOf(batch.holds[0]);
+  batch.outcomes = {Outcome(Job(run.id, "a stage"))};
+  batch.outcomes[0].report.job = id(6);
+  Commit(batch);
+  EXPECT_EQ(Listed(live), (std::vector{id(4), id(3), id(2), id(1)})) << "its run has not ended";
   live.org = OrgId{2};
   EXPECT_TRUE(Listed(live).empty());
 }

@@ -271,6 +271,7 @@ TEST_F(CliJobs, JobsAreCancelledByAFilterAfterAPreview) {
   EXPECT_EQ(named.code, 5) << "one has ended";
   EXPECT_THAT(named.out, AllOf(HasSubstr("would be cancelled"), HasSubstr("ended")));
   EXPECT_EQ(RunJson({"job", "show", other_queue}).at("state"), "live");
+  EXPECT_EQ(Ids({"job", "list", "--state", "live"}), other_queue + "\n");
   ASSERT_EQ(Run({"queue", "resume", "mail", "news"}).code, 0);
   EXPECT_TRUE(Eventually([&] { return RunJson({"job", "show", other_queue}).at("state") == "succeeded"; }));
   engine->Signal(SIGTERM);
