@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <unordered_set>
 
 #include "client/cli/broker_look.h"
@@ -11,6 +12,7 @@
 #include "client/cli/find_run.h"
 #include "client/cli/job_filter.h"
 #include "common/base/tell.h"
+#include "common/queue/sqlite_queue.h"
 
 namespace millrace::cli {
 namespace {
@@ -91,17 +93,33 @@ bool IsHidden(const wire::CancelReply::Item& item) { return item.effect == Cance
 
 bool IsRecorded(const wire::CancelReply::Item& item) { return item.effect == CancelEffect::kCancelling; }
 
+// Jobs that may be known to a queue alone whose owner was not asked. Embedded, he does not run, and his queue can be looked at.
+std::unordered_set<Uuid> InDoubt(const Context& context, const CancelAnswers& answers) {
+  std::unordered_set<Uuid> all;
+  if (!answers.unasked) return all;
+  for (const auto& item : answers.items)
+    if (IsHidden(item)) all.insert(item.id);
+  if (!context.embedded() || context.config().queue.kind != QueueConfig::Kind::kSqlite) return all;
+  std::vector<JobId> ids;
+  for (const Uuid& id : all) ids.push_back(JobId{id});
+  const auto kept = KeptInSqliteQueue(context.config().queue.path, std::to_string(context.org().value()), ids);
+  if (!kept) return all;
+  all.clear();
+  for (const JobId& id : *kept) all.insert(id.uuid);
+  return all;
+}
+
 // What a filter means may end before it is reached: that is no error.
-Result<ExitCode> Report(const Options& options, const Context& context, const CancelAnswers& answers, bool runs) {
+Result<ExitCode> Report(const Options& options, const Context& context, const CancelAnswers& answers,
+                        const std::unordered_set<Uuid>& doubt, bool runs) {
   const auto& items = answers.items;
   Table table{.columns = {runs ? "run" : "job", "effect", "state"}, .rows = {}};
   ExitCode code = ExitCode::kOk;
-  const bool doubt = !runs && answers.unasked && !context.embedded();
   std::size_t cancelled = 0;
   for (const auto& item : items) {
     const bool stopped = item.effect == CancelEffect::kCancelled || item.effect == CancelEffect::kCancelling;
     const std::string_view effect = stopped && options.dry_run ? "would be cancelled"
-                                    : doubt && IsHidden(item)  ? "unknown"
+                                    : doubt.contains(item.id)  ? "unknown"
                                                                : Name(item.effect);
     cancelled += stopped ? 1u : 0u;
     table.rows.push_back({item.id.ToString(), std::string(effect), item.state});
@@ -156,13 +174,14 @@ Error NobodyAnswers(const Door& door) {
   return {ErrorCode::kUnavailable, fmt::format("no broker answers at {}", door.endpoint())};
 }
 
-// Jobs of `durability: redis` that the filter means and the ledger does not know: the broker that serves the org lists them.
-Result<BrokerClient::Kept> KeptJobs(Context& context, Ledger& ledger, const JobFilter& filter) {
+// Jobs of `durability: redis` that the ledger does not know, of the filter's queue and kind: the broker that serves the org
+// lists them.
+Result<BrokerClient::Kept> KeptJobs(Context& context, Ledger& ledger, const JobFilter& filter,
+                                    const std::function<bool(const JobId&)>& meant) {
   MILLRACE_TRY_ASSIGN(Door door, Door::OpenOwners(context, ledger));
   if (door.client() == nullptr) return std::unexpected(NobodyAnswers(door));
-  return door.client()->ListKept(
-      filter.org, filter.queue.value_or(""), filter.kind.value_or(""), [&](const JobId& job) { return Since(filter, job); },
-      kFilteredMax, kListTimeout);
+  return door.client()->ListKept(filter.org, filter.queue.value_or(""), filter.kind.value_or(""), meant, kFilteredMax,
+                                 kListTimeout);
 }
 
 // What the command line means: the ids, or what lives of a filter.
@@ -178,7 +197,7 @@ Result<Meaning> MeantJobs(const Options& options, Context& context, Ledger& ledg
   filter.live = true;
   Meaning meaning;
   // Before the ledger: what an attempt takes there meanwhile is found in it.
-  auto listed = KeptJobs(context, ledger, filter);
+  auto listed = KeptJobs(context, ledger, filter, [&](const JobId& job) { return Since(filter, job); });
   if (!listed) meaning.unasked = std::move(listed.error());
   const BrokerClient::Kept kept = std::move(listed).value_or(BrokerClient::Kept{});
   for (const JobId& job : kept.jobs) meaning.kept.insert(job.uuid);
@@ -211,30 +230,54 @@ Result<Meaning> Meant(const Options& options, Context& context, Ledger& ledger, 
   return meaning;
 }
 
-// What would be cancelled, as the ledger sees it, and of `kept`, which it does not see.
-Result<std::vector<wire::CancelReply::Item>> Preview(Context& context, Ledger& ledger, const wire::Cancel& cancel,
-                                                     const std::unordered_set<Uuid>& kept) {
+Result<std::vector<wire::CancelReply::Item>> ClassifyAll(Context& context, Ledger& ledger, const wire::Cancel& cancel) {
   std::vector<wire::CancelReply::Item> all;
   std::vector<CancelRow> unused;
   for (std::size_t at = 0; at < cancel.items.size(); at += kBatchJobsMax) {
     MILLRACE_TRY_ASSIGN(const auto items, Classify(context, ledger, PartOf(cancel, at), unused));
     all.insert(all.end(), items.begin(), items.end());
   }
-  for (auto& item : all)
-    if (IsHidden(item) && kept.contains(item.id)) item.effect = CancelEffect::kCancelling;
   return all;
 }
 
-// How a command ends that has reported its items. That nobody looked where only a broker can is no success. An embedded broker
-// that does not answer does not run, and starts nothing either: there it is only said.
-Result<ExitCode> Ended(const Context& context, ExitCode code, const Meaning& meaning, const CancelAnswers& answers) {
+// What would be cancelled, as the ledger sees it, and of `kept`, which it does not see. With `named` the broker is asked for
+// the ids that the ledger does not know.
+Result<CancelAnswers> Preview(Context& context, Ledger& ledger, const wire::Cancel& cancel, std::unordered_set<Uuid> kept,
+                              bool named) {
+  CancelAnswers answers;
+  MILLRACE_TRY_ASSIGN(answers.items, ClassifyAll(context, ledger, cancel));
+  if (named && std::ranges::any_of(answers.items, IsHidden)) {
+    std::unordered_set<Uuid> hidden;
+    for (const auto& item : answers.items)
+      if (IsHidden(item)) hidden.insert(item.id);
+    JobFilter filter;
+    filter.org = cancel.org;
+    auto listed = KeptJobs(context, ledger, filter, [&](const JobId& job) { return hidden.contains(job.uuid); });
+    if (listed)
+      for (const JobId& job : listed->jobs) kept.insert(job.uuid);
+    else
+      answers.unasked = std::move(listed.error());
+    MILLRACE_TRY_ASSIGN(answers.items, ClassifyAll(context, ledger, cancel));  // what an attempt took there meanwhile
+  }
+  for (auto& item : answers.items)
+    if (IsHidden(item) && kept.contains(item.id)) item.effect = CancelEffect::kCancelling;
+  return answers;
+}
+
+// How a command ends that has reported its items. That nobody looked where only a broker can is no success. Of a filter, an
+// embedded broker that does not answer does not run, and starts nothing either: there it is only said.
+Result<ExitCode> Ended(const Context& context, ExitCode code, const Meaning& meaning, const CancelAnswers& answers,
+                       const std::unordered_set<Uuid>& doubt) {
   const auto& unasked = meaning.unasked ? meaning.unasked : answers.unasked;
-  if (unasked && (meaning.unasked || std::ranges::any_of(answers.items, IsHidden))) {
+  if (unasked && (meaning.unasked || !doubt.empty())) {
     Error error{unasked->code,
                 fmt::format("jobs of durability: redis that wait or run for the first time are known only to the broker that "
-                            "serves org {}, and it was not asked: {}; give its endpoint as broker.listen_clients",
-                            context.org().value(), unasked->message)};
-    if (!context.embedded() || error.code != ErrorCode::kUnavailable) return std::unexpected(std::move(error));
+                            "serves org {}, and it was not asked: {}; {}",
+                            context.org().value(), unasked->message,
+                            context.embedded() ? "start 'millrace up --home " + context.config().home + "' and ask again"
+                                               : "give its endpoint as broker.listen_clients")};
+    if (!doubt.empty() || !context.embedded() || error.code != ErrorCode::kUnavailable)
+      return std::unexpected(std::move(error));
     Tell("{}\n", error.message);
   }
   if (!meaning.more) return code;
@@ -256,14 +299,16 @@ Result<ExitCode> DoCancel(const Options& options, bool runs) {
   for (const Uuid& id : meaning.ids) cancel.items.push_back({.id = id, .is_run = runs});
   CancelAnswers answers;
   if (options.dry_run) {
-    MILLRACE_TRY_ASSIGN(answers.items, Preview(*context, *ledger, cancel, meaning.kept));
-    MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, answers, runs));
-    return Ended(*context, code, meaning, answers);
+    MILLRACE_TRY_ASSIGN(answers, Preview(*context, *ledger, cancel, meaning.kept, !runs && !options.ids.empty()));
+    const auto doubt = InDoubt(*context, answers);
+    MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, answers, doubt, runs));
+    return Ended(*context, code, meaning, answers, doubt);
   }
   auto all = CancelItems(*context, *ledger, cancel, options.wait && runs, answers);
   if (!all && answers.items.empty()) return std::unexpected(std::move(all.error()));
-  MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, answers, runs));
-  if (all) return runs ? code : Ended(*context, code, meaning, answers);
+  const auto doubt = runs ? std::unordered_set<Uuid>{} : InDoubt(*context, answers);
+  MILLRACE_TRY_ASSIGN(const ExitCode code, Report(options, *context, answers, doubt, runs));
+  if (all) return runs ? code : Ended(*context, code, meaning, answers, doubt);
   if (answers.items.size() == cancel.items.size()) return std::unexpected(std::move(all.error()));
   return Prefixed(std::move(all.error()), "{} of {} {} were asked to stop before this", answers.items.size(),
                   cancel.items.size(), runs ? "runs" : "jobs");

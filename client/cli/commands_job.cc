@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 
 #include "client/cli/broker_look.h"
 #include "client/cli/commands.h"
@@ -27,6 +27,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::uint32_t kListDefault = 50, kListMax = 500;
+constexpr std::string_view kLiveState = "live";  // of a job that has not ended
 
 // "2026-11-21T06:15:00Z", or a time before now: 90s, 15m, 2h, 7d.
 Result<WallTime> Since(const std::string& text, WallTime now) {
@@ -52,13 +53,14 @@ Result<WallTime> Since(const std::string& text, WallTime now) {
 Result<JobFilter> FilterOf(const Options& options, const Context& context) {
   JobFilter filter;
   filter.org = context.org();
-  if (!options.state.empty()) {
+  filter.live = filter.live_of_runs = options.state == kLiveState;
+  if (!options.state.empty() && !filter.live) {
     const auto state = ParseJobState(options.state);
     if (!state || !IsTerminal(*state))
       return Fail(
           ErrorCode::kInvalidArgument,
-          "--state: '{}' is no end of a job; give succeeded, dead, cancelled, expired or skipped (jobs that have not ended "
-          "are listed as live, among the others, without --state)",
+          "--state: '{}' is no end of a job; give succeeded, dead, cancelled, expired or skipped, or live for those that "
+          "have not ended",
           options.state);
     filter.state = *state;
   }
@@ -73,7 +75,9 @@ Result<JobFilter> FilterOf(const Options& options, const Context& context) {
 
 namespace {
 
-std::string StateOf(const std::optional<OutcomeRow>& outcome) { return std::string(outcome ? Name(outcome->state) : "live"); }
+std::string StateOf(const std::optional<OutcomeRow>& outcome) {
+  return std::string(outcome ? Name(outcome->state) : kLiveState);
+}
 Cell ActionCell(const std::optional<DeadActionRow>& action) {
   return action ? Cell{std::string(Name(action->action))} : Cell{};
 }
@@ -345,29 +349,72 @@ Result<void> Edit(JobSpec& job, JobId dead, const std::optional<std::string>& pa
   return {};
 }
 
-Result<ExitCode> Act(const Options& options, DeadAction action) {
-  const bool requeue = action == DeadAction::kRequeued;
-  const std::string_view command = requeue ? "requeue" : "discard";
-  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
-  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
-  MILLRACE_TRY_ASSIGN(const std::vector<JobId> ids, Meant(options, *ledger, *context, command));
-  MILLRACE_TRY_ASSIGN(const WallTime now, ledger->Now(context->Deadline()));
+Error RanAgain(std::string_view what, const LaterRun& later) {
+  return {
+      ErrorCode::kConflict,
+      fmt::format("{} {}: its slot {} ran again in generation {}, as run {}, and would be loaded twice; retry that one if it "
+                  "failed, or run the slot anew with 'millrace backfill {} --reprocess all'",
+                  what, later.of.ToString(), ToRfc3339(later.slot.slot), later.slot.generation, later.run.ToString(),
+                  later.slot.pipeline)};
+}
+
+void SayLeftOut(std::size_t n, std::string_view what) {
+  if (n == 0) return;
+  Tell("{} {}{} left out: a later generation of the slot (a backfill) has run or is running\n", n, what, n == 1 ? "" : "s");
+}
+
+// What became of the dead jobs of a command; of a dry run, what would.
+struct Acted {
+  Table table{.columns = {"job", "result", "new_job"}, .rows = {}};
+  std::size_t done = 0, refusals = 0, left_out = 0;
+  std::vector<Error> ran_again;  // of jobs that were named
+};
+
+Result<void> Note(const Requeue& batch, const RequeueResult& result, const Options& options, Ledger& ledger,
+                  const Context& context, Acted& acted) {
+  for (const DeadActionRow& row : batch.actions) {
+    const std::string id = row.job.ToString();
+    if (const auto later = std::ranges::find(result.later, row.job.uuid, &LaterRun::of); later != result.later.end()) {
+      ++acted.left_out;
+      if (options.ids.empty()) continue;
+      acted.table.rows.push_back({id, fmt::format("its slot ran again in generation {}", later->slot.generation), Cell{}});
+      acted.ran_again.push_back(RanAgain("job", *later));
+    } else if (std::ranges::find(result.already_done, row.job) != result.already_done.end()) {
+      MILLRACE_TRY_ASSIGN(const JobDetail before, ledger.GetJob(context.org(), row.job, context.Deadline()));
+      const auto& earlier = before.dead_action;
+      const bool same = earlier && earlier->action == row.action;  // the same was asked for before: it is done, once
+      acted.refusals += same ? 0 : 1;
+      acted.table.rows.push_back({id, same ? fmt::format("already {}", Name(row.action)) : "somebody has acted on it before",
+                                  same && earlier->new_job ? Cell{earlier->new_job->ToString()} : Cell{}});
+    } else if (const auto held =
+                   std::ranges::find_if(result.conflicts, [&](const UniqueConflict& c) { return c.job == row.new_job; });
+               held != result.conflicts.end()) {
+      ++acted.refusals;
+      acted.table.rows.push_back({id, "job " + held->holder.ToString() + " holds its unique key", Cell{}});
+    } else {
+      ++acted.done;
+      acted.table.rows.push_back({id, fmt::format("{}{}", options.dry_run ? "would be " : "", Name(row.action)),
+                                  row.new_job && !options.dry_run ? Cell{row.new_job->ToString()} : Cell{}});
+    }
+  }
+  return {};
+}
+
+Result<void> ActOn(std::span<const JobId> ids, DeadAction action, const Options& options, Ledger& ledger, Context& context,
+                   Acted& acted) {
+  MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(context.Deadline()));
   std::optional<std::string> payload;
   if (!options.payload_file.empty()) {
     MILLRACE_TRY_ASSIGN(payload, ReadPayload(options.payload_file));
   }
-  Table table{.columns = {"job", "result", "new_job"}, .rows = {}};
-  std::size_t done = 0, refusals = 0;
   for (std::size_t at = 0; at < ids.size();) {
-    Requeue batch;
+    Requeue batch{.run = {}, .jobs = {}, .actions = {}, .preview = options.dry_run};
     std::size_t bytes = 0;
-    std::map<JobId, DeadActionRow> acted_on;
     for (; at < ids.size() && batch.actions.size() < kListMax && bytes < kPayloadBytesMax * 8; ++at) {
-      MILLRACE_TRY_ASSIGN(const JobDetail job, ledger->GetJob(context->org(), ids[at], context->Deadline()));
+      MILLRACE_TRY_ASSIGN(const JobDetail job, ledger.GetJob(context.org(), ids[at], context.Deadline()));
       if (!job.outcome || job.outcome->state != JobState::kDead)
         return Fail(ErrorCode::kConflict, "job {} is {}: only a dead job can be {}", ids[at].ToString(), StateOf(job.outcome),
                     Name(action));
-      if (job.dead_action) acted_on.emplace(ids[at], *job.dead_action);
       DeadActionRow row{.job = ids[at],
                         .org = job.spec.org,
                         .action = action,
@@ -375,8 +422,8 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
                         .actor = Actor(),
                         .reason = options.reason,
                         .at = now};
-      if (requeue) {
-        MILLRACE_TRY_ASSIGN(JobSpec again, RepeatJob(job.spec, now, context->ids()));
+      if (action == DeadAction::kRequeued) {
+        MILLRACE_TRY_ASSIGN(JobSpec again, RepeatJob(job.spec, now, context.ids()));
         MILLRACE_TRY(Edit(again, ids[at], payload, options));
         row.new_job = again.id;
         bytes += again.payload.size();
@@ -384,46 +431,32 @@ Result<ExitCode> Act(const Options& options, DeadAction action) {
       }
       batch.actions.push_back(std::move(row));
     }
-    RequeueResult result;
-    if (!options.dry_run) {
-      MILLRACE_TRY_ASSIGN(result, ledger->RequeueDead(batch, context->Deadline()));
-    }
-    for (const DeadActionRow& row : batch.actions) {
-      const auto held = std::ranges::find_if(result.conflicts, [&](const UniqueConflict& c) { return c.job == row.new_job; });
-      std::string said = options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action));
-      std::optional<DeadActionRow> earlier;
-      if (const auto acted = acted_on.find(row.job); options.dry_run && acted != acted_on.end()) {
-        earlier = acted->second;
-        said = "somebody has acted on it before";
-      }
-      if (std::ranges::find(result.already_done, row.job) != result.already_done.end()) {
-        MILLRACE_TRY_ASSIGN(const JobDetail before, ledger->GetJob(context->org(), row.job, context->Deadline()));
-        earlier = before.dead_action;
-        said = "somebody has acted on it before";
-      }
-      if (held != result.conflicts.end()) said = "job " + held->holder.ToString() + " holds its unique key";
-      const bool ok = said == (options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
-      refusals += ok ? 0 : 1;
-      done += ok ? 1 : 0;
-      table.rows.push_back(
-          {row.job.ToString(), said, ok && row.new_job && !options.dry_run ? Cell{row.new_job->ToString()} : Cell{}});
-      if (earlier && earlier->action == action) {  // the same was asked for before: it is done, once
-        table.rows.back()[1] = fmt::format("already {}", Name(action));
-        if (earlier->new_job) table.rows.back()[2] = earlier->new_job->ToString();
-        --refusals;
-      }
-    }
+    MILLRACE_TRY_ASSIGN(const RequeueResult result, ledger.RequeueDead(batch, context.Deadline()));
+    MILLRACE_TRY(Note(batch, result, options, ledger, context, acted));
   }
-  Tell("{} {} {}\n", done, done == 1 ? "job" : "jobs",
-       options.dry_run ? fmt::format("would be {}", Name(action)) : std::string(Name(action)));
-  if (requeue && done > 0 && !options.dry_run) SayIfNobodyRuns(*context, *ledger, done == 1 ? "the new job" : "the new jobs");
+  return {};
+}
+
+Result<ExitCode> Act(const Options& options, DeadAction action) {
+  const bool requeue = action == DeadAction::kRequeued;
+  MILLRACE_TRY_ASSIGN(const auto context, Context::Make(options, "job"));
+  MILLRACE_TRY_ASSIGN(const auto ledger, context->OpenLedger(Context::Create::kNo, Actor()));
+  MILLRACE_TRY_ASSIGN(const std::vector<JobId> ids, Meant(options, *ledger, *context, requeue ? "requeue" : "discard"));
+  Acted acted;
+  MILLRACE_TRY(ActOn(ids, action, options, *ledger, *context, acted));
+  Tell("{} {} {}{}\n", acted.done, acted.done == 1 ? "job" : "jobs", options.dry_run ? "would be " : "", Name(action));
+  if (options.ids.empty()) SayLeftOut(acted.left_out, "job");
+  if (requeue && acted.done > 0 && !options.dry_run)
+    SayIfNobodyRuns(*context, *ledger, acted.done == 1 ? "the new job" : "the new jobs");
   if (options.quiet) {
-    for (const auto& row : table.rows)
+    for (const auto& row : acted.table.rows)
       if (const auto* id = std::get_if<std::string>(&row[2])) fmt::print("{}\n", *id);
   } else {
-    Print(table, context->format());
+    Print(acted.table, context->format());
   }
-  return refusals > 0 ? ExitCode::kWorkFailed : ExitCode::kOk;
+  for (std::size_t i = 1; i < acted.ran_again.size(); ++i) (void)Complain(acted.ran_again[i]);
+  if (!acted.ran_again.empty()) return std::unexpected(std::move(acted.ran_again.front()));
+  return acted.refusals > 0 ? ExitCode::kWorkFailed : ExitCode::kOk;
 }
 
 // The runs that the command line means: those named, or those of a filter that ended so and that nobody has retried, the
@@ -460,46 +493,16 @@ struct Retried {
   bool left_out = false;  // by a filter: its slot ran again in a later generation
 };
 
-// The newest run of the slot in a generation after `run`'s: what it loads has another effect key.
-Result<std::optional<SlotHistory>> LaterGeneration(const RunSpec& run, Ledger& ledger, MonoTime deadline) {
-  std::optional<SlotHistory> later;
-  if (!run.slot) return later;
-  MILLRACE_TRY_ASSIGN(auto rows, ledger.SlotHistories(run.org, run.pipeline, run.schedule, std::span(&*run.slot, 1), deadline));
-  for (SlotHistory& row : rows)
-    if (row.generation > run.generation && row.run) later = std::move(row);
-  return later;
-}
-
-Result<bool> WasRetried(const RunSummary& run, Ledger& ledger, MonoTime deadline) {
-  MILLRACE_TRY_ASSIGN(
-      const auto open,
-      ledger.ListRuns(
-          {.org = run.spec.org, .pipeline = {}, .state = run.state, .before = IdAfter(run.spec.id), .limit = 1, .open = true},
-          deadline));
-  return open.empty() || open.front().spec.id != run.spec.id;
-}
-
 Result<Retried> RetryOne(RunId id, const Options& options, Ledger& ledger, Context& context) {
   MILLRACE_TRY_ASSIGN(const RunDetail failed, ledger.GetRun(context.org(), id, context.Deadline()));
   MILLRACE_TRY_ASSIGN(const WallTime now, ledger.Now(context.Deadline()));
-  MILLRACE_TRY_ASSIGN(const Requeue again, RepeatRun(failed, Actor(), options.reason, now, context.ids()));
-  MILLRACE_TRY_ASSIGN(const auto later, LaterGeneration(failed.summary.spec, ledger, context.Deadline()));
-  Retried out{.run = {}, .pipeline = again.run->pipeline, .jobs = again.jobs.size()};
-  if (later || options.dry_run) {
-    MILLRACE_TRY_ASSIGN(out.already, WasRetried(failed.summary, ledger, context.Deadline()));
-  }
-  if (later && !out.already) {
-    out.left_out = options.ids.empty();
-    if (out.left_out) return out;
-    return Fail(ErrorCode::kConflict,
-                "run {}: its slot {} ran again in generation {}, as run {}, and would be loaded twice; retry that one if it "
-                "failed, or run the slot anew with 'millrace backfill {} --reprocess all'",
-                id.ToString(), ToRfc3339(later->slot), later->generation, later->run->ToString(), out.pipeline);
-  }
-  if (options.dry_run) return out;
+  MILLRACE_TRY_ASSIGN(Requeue again, RepeatRun(failed, Actor(), options.reason, now, context.ids()));
+  again.preview = options.dry_run;
   MILLRACE_TRY_ASSIGN(const RequeueResult done, ledger.RequeueDead(again, context.Deadline()));
-  out.already = done.retried_as.has_value();
-  out.run = done.retried_as.value_or(again.run->id);
+  Retried out{.run = {}, .pipeline = again.run->pipeline, .jobs = again.jobs.size(), .already = done.retried_as.has_value()};
+  out.left_out = !done.later.empty();
+  if (out.left_out && !options.ids.empty()) return std::unexpected(RanAgain("run", done.later.front()));
+  if (!out.left_out && !options.dry_run) out.run = done.retried_as.value_or(again.run->id);
   return out;
 }
 
@@ -539,9 +542,7 @@ Result<ExitCode> DoRetry(const Options& options) {
                           done->already ? Cell{} : Cell{static_cast<std::int64_t>(done->jobs)}, done->already});
   }
   if (options.dry_run) Tell("{} {} would be retried\n", fresh, fresh == 1 ? "run" : "runs");
-  if (left_out > 0)
-    Tell("{} {} left out: a later generation of the slot (a backfill) has run or is running\n", left_out,
-         left_out == 1 ? "run" : "runs");
+  SayLeftOut(left_out, "run");
   if (fresh > 0 && !options.dry_run) SayIfNobodyRuns(*context, *ledger, fresh == 1 ? "the new run" : "the new runs");
   if (!options.quiet && (!table.rows.empty() || !failed)) Print(table, context->format());
   if (failed) return std::unexpected(*std::move(failed));

@@ -121,7 +121,8 @@ void AddJobCommands(Grammar& g) {
   CLI::App* job = g.Group("job", "Jobs, and what to do about dead ones");
   CLI::App* list = g.Add(job, "list", "Jobs, newest first", JobList);
   AddJobFilter(list, g.options);
-  list->add_option("--state", g.options.state, "Only jobs that ended so: succeeded, dead, cancelled, expired, skipped");
+  list->add_option("--state", g.options.state,
+                   "Only jobs that ended so: succeeded, dead, cancelled, expired, skipped; or live: not ended");
   list->add_flag("--open", g.options.open, "Only dead jobs that nobody has requeued or discarded");
   list->add_option("--before", g.options.before, "The page after this job id");
   list->add_option("-n,--limit", g.options.count, "How many (default 50, at most 500)");

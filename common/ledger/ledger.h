@@ -101,11 +101,19 @@ struct Requeue {
   std::vector<JobSpec> jobs;
   std::vector<DeadActionRow> actions;
   std::optional<RunRetry> retry = {};  // set: `run` repeats that one
+  bool preview = false;                // nothing is written; the answer is what it would be now
+};
+// A run of a slot in a later generation: what it loads has another effect key than that of what was to be repeated.
+struct LaterRun {
+  Uuid of;  // the dead job, or the run of `retry`
+  SlotKey slot;
+  RunId run;
 };
 struct RequeueResult {
   std::optional<RunId> retried_as = {};   // the run of `retry` was retried before, as this one: nothing was written
   std::vector<JobId> already_done;        // dead jobs that had an action: what was to repeat them was not written
   std::vector<UniqueConflict> conflicts;  // likewise, `job` is the new one
+  std::vector<LaterRun> later = {};       // likewise: their slots ran again
 };
 
 // Payloads of one page: of single jobs, or of the jobs of runs, unless the first run has more. A page has to come within the
@@ -184,6 +192,7 @@ struct JobFilter {
   std::optional<JobState> state;  // terminal; empty: any, ended or not
   bool open = false;              // dead and neither requeued nor discarded
   bool live = false;              // single jobs that have not ended; of durability: redis the ledger has none of these
+  bool live_of_runs = false;      // with `live`: those of runs too
   std::optional<std::string> queue, kind, error_class;
   std::optional<WallTime> since;  // submitted then or later, by the time in the id (ms)
   std::optional<JobId> before;    // keyset: ids below
@@ -271,7 +280,8 @@ class Ledger : public AuditSource {
   // One transaction, by anybody; runs and jobs get outbox rows. A dead job gets one action for ever: of two that act on it at
   // the same time the second is told so, and its new job is not written (unless it belongs to `run`). A run is retried once
   // for ever: whoever comes second is told as which run, and writes nothing. The caller has seen that the jobs are dead and
-  // the run did not succeed, which does not change.
+  // the run did not succeed, which does not change. Of a slot that has a run in a later generation nothing earlier is
+  // repeated: no run of it, no job of such a run, and no job that repeats one. What commits at the same time may come before.
   virtual Result<RequeueResult> RequeueDead(const Requeue& requeue, MonoTime deadline) = 0;
   // As above: the requests, and outbox rows for what has not ended. A request that exists stays as it is. kNotFound, and
   // nothing is written: an item that is no run, no single job and no backfill of its row's org.

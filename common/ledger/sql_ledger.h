@@ -38,12 +38,18 @@ struct Batch {
   bool outbox = false;            // runs and single jobs get outbox rows
   bool outbox_batches = false;    // many runs get one together
   bool jobs_follow_runs = false;  // a run that is taken out takes its jobs along, a slot its run
+  struct Guard {                  // nothing is written as long as the slot has a run in a later generation
+    JobId action;                 // of dead_actions: what it repeats is of this slot
+    SlotKey slot;
+  };
+  std::vector<Guard> guards;
 
   std::vector<RunId> duplicate_runs;
   std::vector<JobId> duplicate_jobs, duplicate_outcomes;
   std::vector<JobId> duplicate_actions;
   std::optional<RunId> retry_of, retried_as;  // the run that batch.runs repeats; it was repeated before
   std::vector<UniqueConflict> conflicts;
+  std::vector<LaterRun> later;
   std::vector<SlotKey> duplicate_slots;
   bool version_exists = false;
   bool setting_exists = false;
@@ -157,6 +163,8 @@ class SqlLedger final : public Ledger {
   Result<void> AddUniqueKeys(const Batch& batch, WriteSet& set, MonoTime deadline);
   Result<bool> PruneUniqueKeys(Batch& batch, MonoTime deadline);
   Result<bool> PruneDeadActions(Batch& batch, MonoTime deadline);
+  Result<void> GuardSlots(Batch& batch, MonoTime deadline);
+  Result<bool> PruneGuarded(Batch& batch, MonoTime deadline);
   // sql_ledger_enqueue.cc
   struct EnqueuePage;
   Result<EnqueuePage> ReadEnqueued(OrgId org, std::size_t limit, MonoTime deadline);
@@ -204,6 +212,9 @@ class SqlLedger final : public Ledger {
   bool chain_in_doubt_ = false;  // a commit whose outcome stayed unknown may still arrive
   std::optional<std::uint16_t> shard_count_;
 };
+
+// Violates a key as long as the slot has a run in a later generation.
+Statement UnlessLaterRun(const SlotKey& slot);
 
 // What a turn of feeding a backfill changes beside its slots and runs.
 std::vector<Statement> StepStatements(const BackfillStep& step, WallTime now);

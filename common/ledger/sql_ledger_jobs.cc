@@ -15,6 +15,20 @@ namespace {
 
 constexpr std::uint32_t kListLimitMax = 500;
 constexpr std::int64_t kExpiredPerWrite = 100;  // windows that are over and that nobody asks for again
+constexpr int kRepeatsMax = 1000;               // so far back a chain of requeues is followed
+
+constexpr std::string_view kLaterRuns =
+    "slot where org = $1 and pipeline = $2 and schedule = $3 and slot = $4 and generation > $5 and run is not null "
+    "order by generation desc limit 1";
+Params ParamsOf(const SlotKey& k) {
+  return Params().Int(k.org.value()).Text(k.pipeline).Text(k.schedule).Time(k.slot).Int(k.generation);
+}
+
+std::optional<SlotKey> SlotOf(const RunSpec& run) {
+  if (!run.slot) return {};
+  return SlotKey{
+      .org = run.org, .pipeline = run.pipeline, .schedule = run.schedule, .slot = *run.slot, .generation = run.generation};
+}
 
 using UniqueName = std::tuple<std::int64_t, std::string_view, std::string_view>;
 UniqueName NameOf(const JobSpec& job) { return {job.org.value(), job.queue, job.options.unique_key}; }
@@ -153,6 +167,85 @@ Result<bool> SqlLedger::PruneDeadActions(Batch& batch, MonoTime deadline) {
   return gone > 0;
 }
 
+// A row that is there already: inserted, it is refused like any other key that exists.
+Statement UnlessLaterRun(const SlotKey& slot) {
+  return {"insert into slot select * from " + std::string(kLaterRuns), ParamsOf(slot)};
+}
+
+// Of what repeats a job: the slot of that one's run or, where it is a single one that repeats another, of that one's.
+Result<void> SqlLedger::GuardSlots(Batch& batch, MonoTime deadline) {
+  using Asked = std::pair<Uuid, const DeadActionRow*>;  // a job or run, and the action that goes back to it
+  const auto ids = [](const std::vector<Asked>& all) {
+    std::vector<Uuid> out;
+    for (const auto& [id, action] : all) out.push_back(id);
+    return out;
+  };
+  std::vector<Asked> jobs, runs;
+  for (const DeadActionRow* action : batch.dead_actions)
+    if (action->new_job) jobs.emplace_back(action->job.uuid, action);
+  for (int step = 0; !jobs.empty() && step < kRepeatsMax; ++step) {
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select " + LightColumns(Table::kJob, "j") + " from job j where j.job" + store_->In(1),
+                                    Params().Ids(ids(jobs)), deadline));
+    std::map<Uuid, JobSpec> found;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      JobSpec job = JobFrom(rows[i]);
+      found.emplace(job.id.uuid, std::move(job));
+    }
+    std::vector<Asked> next;
+    for (const auto& [id, action] : jobs) {
+      const auto job = found.find(id);
+      if (job == found.end() || job->second.org != action->org) continue;
+      if (job->second.run)
+        runs.emplace_back(job->second.run->uuid, action);
+      else if (const auto& earlier = job->second.options.retry_of)
+        next.emplace_back(earlier->uuid, action);
+    }
+    jobs = std::move(next);
+  }
+  if (runs.empty()) return {};
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select " + store_->Columns(Table::kRun, "r") + " from run r where r.run" + store_->In(1),
+                                  Params().Ids(ids(runs)), deadline));
+  std::map<Uuid, std::optional<SlotKey>> slots;
+  for (std::size_t i = 0; i < rows.size(); ++i) slots.emplace(UuidOf(rows[i][0]), SlotOf(RunFrom(rows[i])));
+  for (const auto& [run, action] : runs)
+    if (const auto slot = slots.find(run); slot != slots.end() && slot->second)
+      batch.guards.push_back({.action = action->job, .slot = *slot->second});
+  return {};
+}
+
+// Called after PruneDeadActions: a guard goes with its action. An action whose slot ran again takes along what it was to make.
+Result<bool> SqlLedger::PruneGuarded(Batch& batch, MonoTime deadline) {
+  std::set<JobId> refused, dropped;
+  std::erase_if(batch.guards, [&](const Batch::Guard& guard) {
+    return std::ranges::none_of(batch.dead_actions, [&](const auto* action) { return action->job == guard.action; });
+  });
+  for (const auto& [action, slot] : batch.guards) {
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run("select generation, run from " + std::string(kLaterRuns), ParamsOf(slot), deadline));
+    if (rows.empty()) continue;
+    LaterRun& later = batch.later.emplace_back(action.uuid, slot, RunId{UuidOf(rows[0][1])});
+    later.slot.generation = static_cast<std::uint32_t>(rows[0][0].number);
+    refused.insert(action);
+  }
+  if (refused.empty()) return false;
+  std::erase_if(batch.guards, [&](const Batch::Guard& guard) { return refused.contains(guard.action); });
+  if (batch.retry_of) {
+    batch.runs.clear();
+    batch.jobs.clear();
+    batch.dead_actions.clear();
+    return true;
+  }
+  std::erase_if(batch.dead_actions, [&](const DeadActionRow* action) {
+    if (!refused.contains(action->job)) return false;
+    if (action->new_job) dropped.insert(*action->new_job);
+    return true;
+  });
+  std::erase_if(batch.jobs, [&](const JobSpec* job) { return dropped.contains(job->id); });
+  return true;
+}
+
 Result<RequeueResult> SqlLedger::RequeueDead(const Requeue& requeue, MonoTime deadline) {
   Batch batch;
   batch.outbox = batch.jobs_follow_runs = true;
@@ -171,12 +264,18 @@ Result<RequeueResult> SqlLedger::RequeueDead(const Requeue& requeue, MonoTime de
              .at = requeue.retry->at};
     batch.dead_actions.push_back(&retry);
     batch.retry_of = requeue.retry->of;
+    if (const auto slot = SlotOf(*requeue.run)) batch.guards.push_back({.action = retry.job, .slot = *slot});
   }
   if (batch.runs.empty() && batch.jobs.empty() && batch.dead_actions.empty()) return RequeueResult{};
-  MILLRACE_TRY(Write(batch, deadline));
+  if (!requeue.run) MILLRACE_TRY(GuardSlots(batch, deadline));
+  if (requeue.preview)
+    MILLRACE_TRY(Prune(batch, deadline));
+  else
+    MILLRACE_TRY(Write(batch, deadline));
   return RequeueResult{.retried_as = batch.retried_as,
                        .already_done = std::move(batch.duplicate_actions),
-                       .conflicts = std::move(batch.conflicts)};
+                       .conflicts = std::move(batch.conflicts),
+                       .later = std::move(batch.later)};
 }
 
 Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, MonoTime deadline) {
@@ -189,8 +288,12 @@ Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, Mon
   std::string from = "job j";
   if (filter.live) {  // few, however long the history is
     MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
-    from = "live_job l join job j on j.job = l.job";
-    add("l.shard = $"), params.Int(ShardOf(filter.org, shards).value());
+    const std::string shard = std::to_string(ShardOf(filter.org, shards).value());
+    from = "(select job from live_job where shard = " + shard +
+           (filter.live_of_runs ? " union all select m.job from live_run r join job m on m.run = r.run where r.shard = " + shard
+                                : "") +
+           ") l join job j on j.job = l.job";
+    if (filter.live_of_runs) where += " and o.job is null";
   }
   if (filter.before) add("j.job < $"), params.Id(filter.before->uuid);
   if (filter.since) add("j.job >= $"), params.Id(FirstIdOf(*filter.since));

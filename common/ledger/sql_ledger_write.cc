@@ -137,6 +137,7 @@ Result<WriteSet> SqlLedger::Build(const Batch& batch, MonoTime deadline) {
     if (!outcome->run) set.ended_jobs.push_back(item_of(outcome->report.job.uuid, outcome->org));
   for (const RunOutcomeRow* outcome : batch.run_outcomes) set.ended_runs.push_back(item_of(outcome->run.uuid, outcome->org));
   MILLRACE_TRY(AddUniqueKeys(batch, set, deadline));
+  for (const Batch::Guard& guard : batch.guards) set.others.push_back(UnlessLaterRun(guard.slot));
   return set;
 }
 
@@ -325,7 +326,8 @@ Result<bool> SqlLedger::Prune(Batch& batch, MonoTime deadline) {
   pruned |= TakeOut(batch.run_outcomes, [&](const RunOutcomeRow& o) { return !run_outcomes.insert(o.run.uuid).second; });
   MILLRACE_TRY_ASSIGN(const bool refused, PruneUniqueKeys(batch, deadline));
   MILLRACE_TRY_ASSIGN(const bool acted, PruneDeadActions(batch, deadline));
-  pruned = pruned || refused || acted;
+  MILLRACE_TRY_ASSIGN(const bool guarded, PruneGuarded(batch, deadline));
+  pruned = pruned || refused || acted || guarded;
   return pruned;
 }
 

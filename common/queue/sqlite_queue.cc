@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
+#include <system_error>
 #include <utility>
 
 #include "common/drivers/sqlite.h"
@@ -454,6 +456,27 @@ Result<std::unique_ptr<JobQueue>> OpenSqliteQueue(const SqliteQueueOptions& opti
     return Prefixed(schema.error(), "the queue file is damaged; delete it, it is rebuilt from the ledger");
   MILLRACE_TRY(schema);
   return std::unique_ptr<JobQueue>(std::make_unique<SqliteQueue>(std::move(*database)));
+}
+
+Result<std::vector<JobId>> KeptInSqliteQueue(const std::string& path, std::string_view org, std::span<const JobId> ids) {
+  std::vector<JobId> found;
+  if (std::error_code ignored; !std::filesystem::exists(path, ignored)) return found;
+  MILLRACE_TRY_ASSIGN(auto db, sqlite::Database::Open(path, {.access = sqlite::Access::kReadOnly}));
+  for (const JobId& id : ids) {
+    MILLRACE_TRY_ASSIGN(
+        sqlite::Statement lines,
+        db.Prepare("select l.name from ready r join line l on l.no = r.line where r.id = ?1 "
+                   "union all select line from due where id = ?1 union all select line from kept where id = ?1"));
+    lines.BindAll(Blob{id.uuid.AsBytes()});
+    for (;;) {
+      MILLRACE_TRY_ASSIGN(const bool row, lines.Step());
+      if (!row) break;
+      if (!IsKeptLine(lines.View(0)) || OrgOfLine(lines.View(0)) != org) continue;
+      found.push_back(id);
+      break;
+    }
+  }
+  return found;
 }
 
 Result<void> LocalInbox::Ring(ShardId shard) {

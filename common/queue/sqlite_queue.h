@@ -5,7 +5,9 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/queue/job_queue.h"
@@ -22,6 +24,10 @@ struct SqliteQueueOptions {
 // Opens or creates the file. kCorrupt: delete the file; it is rebuilt from the ledger. One Execute is one transaction: when
 // the store itself fails (disk full, locked), every operation of it fails and nothing was applied.
 Result<std::unique_ptr<JobQueue>> OpenSqliteQueue(const SqliteQueueOptions& options);
+
+// Those of `ids` that kept lines of `org` (OrgOfLine) have in the file, waiting, due later or in flight; for who does not own
+// it. Nothing is written, and a file that is not there is not made: it has none.
+Result<std::vector<JobId>> KeptInSqliteQueue(const std::string& path, std::string_view org, std::span<const JobId> ids);
 
 // Rings within a process. Thread-safe.
 class LocalInbox final : public Inbox {

@@ -186,6 +186,98 @@ TEST_P(LedgerJobsTest, ADeadJobIsRequeuedOrDiscardedOnce) {
   ExpectSound();
 }
 
+// Both would load: a run of a later generation has effect keys of its own.
+TEST_P(LedgerJobsTest, WhatALaterGenerationHasRunIsNotRepeated) {
+  const ShardHold hold = Own();
+  const auto fire = [&](std::int64_t minute, std::uint32_t generation, bool fired = true) {
+    SlotDecision slot = Slot(minute, fired);
+    slot.slot.key.generation = generation;
+    if (fired) slot.run->generation = generation;
+    const auto done = ledger_->Fire({.decisions = {slot}, .watermarks = {}, .steps = {}, .now = Now()}, In());
+    EXPECT_TRUE(done && done->already_decided.empty());
+    return slot;
+  };
+  const SlotDecision old = fire(0, 1), passed_over = fire(1, 0), newest = fire(2, 2);
+  const JobSpec dead = old.jobs.at(0), free = passed_over.jobs.at(0), last = newest.jobs.at(0), single = Job();
+  // A job that repeated one of the slot's and died, too.
+  const JobSpec before = fire(0, 0).jobs.at(0);
+  JobSpec repeated = Job();
+  repeated.options.retry_of = before.id;
+  ASSERT_TRUE(ledger_->RequeueDead(
+      {.run = {}, .jobs = {Job()}, .actions = {Action(free, DeadAction::kRequeued, NewId<JobId>())}, .preview = true}, In()));
+  auto batch = BatchOf(hold);
+  batch.jobs = {single, repeated};
+  for (const JobSpec& job : {dead, free, last, single, repeated}) batch.outcomes.push_back(Outcome(job, JobState::kDead));
+  Commit(batch);
+  fire(1, 1, false);  // decided, but nothing ran
+  fire(2, 1);
+  fire(0, 2);
+  const SlotDecision later = fire(0, 3);
+  for (const bool preview : {true, false}) {
+    Requeue again{.run = {}, .jobs = {}, .actions = {}, .preview = preview};
+    for (const JobSpec& job : {dead, free, last, single, repeated}) {
+      again.jobs.push_back(Job());
+      again.jobs.back().options.retry_of = job.id;
+      again.actions.push_back(Action(job, DeadAction::kRequeued, again.jobs.back().id));
+    }
+    const auto done = ledger_->RequeueDead(again, In());
+    ASSERT_TRUE(done) << done.error().message;
+    EXPECT_TRUE(done->already_done.empty());
+    ASSERT_EQ(done->later.size(), 2u);
+    for (const LaterRun& run : done->later) {
+      EXPECT_EQ(run.run, *later.slot.run) << "the newest";
+      EXPECT_EQ(run.slot.generation, 3u);
+      EXPECT_EQ(run.slot.slot, old.slot.key.slot);
+    }
+    EXPECT_EQ(done->later[0].of, dead.id.uuid);
+    EXPECT_EQ(done->later[1].of, repeated.id.uuid);
+    for (std::size_t i = 0; i < again.jobs.size(); ++i) {
+      const bool repeats = !preview && i > 0 && i < 4;
+      EXPECT_EQ(ledger_->GetJob(kDefaultOrg, again.jobs[i].id, In()).has_value(), repeats) << i;
+      EXPECT_EQ(ledger_->GetJob(kDefaultOrg, again.actions[i].job, In())->dead_action.has_value(), repeats) << i;
+    }
+  }
+  const auto discarded = ledger_->RequeueDead({.run = {}, .jobs = {}, .actions = {Action(dead, DeadAction::kDiscarded)}}, In());
+  ASSERT_TRUE(discarded) << discarded.error().message;
+  EXPECT_TRUE(discarded->later.empty()) << "nothing of it runs";
+  EXPECT_EQ(ledger_->GetJob(kDefaultOrg, dead.id, In())->dead_action->action, DeadAction::kDiscarded);
+  ExpectSound();
+}
+
+TEST_P(LedgerJobsTest, ARunWhoseSlotRanAgainIsNotRetried) {
+  const ShardHold hold = Own();
+  SlotDecision old = Slot(0), later = Slot(0);
+  later.slot.key.generation = later.run->generation = 1;
+  ASSERT_TRUE(ledger_->Fire({.decisions = {old}, .watermarks = {}, .steps = {}, .now = Now()}, In()));
+  auto batch = BatchOf(hold);
+  batch.outcomes = {Outcome(old.jobs[0], JobState::kDead)};
+  Commit(batch);
+  const auto retry = [&](bool preview) {
+    RunSpec run = *old.run;
+    run.id = NewId<RunId>();
+    const JobSpec job = Job(run.id, "extract");
+    return ledger_->RequeueDead({.run = run,
+                                 .jobs = {job},
+                                 .actions = {Action(old.jobs[0], DeadAction::kRequeued, job.id)},
+                                 .retry = RunRetry{.of = old.run->id, .actor = "cli me", .reason = "", .at = Now()},
+                                 .preview = preview},
+                                In());
+  };
+  EXPECT_TRUE(retry(true)->later.empty());
+  ASSERT_TRUE(ledger_->Fire({.decisions = {later}, .watermarks = {}, .steps = {}, .now = Now()}, In()));
+  for (const bool preview : {true, false}) {
+    const auto done = retry(preview);
+    ASSERT_TRUE(done) << done.error().message;
+    EXPECT_FALSE(done->retried_as);
+    ASSERT_EQ(done->later.size(), 1u);
+    EXPECT_EQ(done->later[0].of, old.run->id.uuid);
+    EXPECT_EQ(done->later[0].run, later.run->id);
+  }
+  EXPECT_EQ(ledger_->ListRuns(Filter("flights", std::nullopt), In())->size(), 2u);
+  EXPECT_FALSE(ledger_->GetJob(kDefaultOrg, old.jobs[0].id, In())->dead_action) << "it is still open";
+  ExpectSound();
+}
+
 TEST_P(LedgerJobsTest, ARunThatRepeatsAnotherComesWithItsJobs) {
   const ShardHold hold = Own();
   const RunSpec old = Run(), again = Run();
@@ -332,7 +424,9 @@ TEST_P(LedgerJobsTest, LiveSingleJobsAreListedWithoutWhatHasEndedAndWithoutRuns)
   batch.jobs.push_back(Job(run.id, "a stage"));
   batch.outcomes = {Outcome(batch.jobs[0]), Outcome(batch.jobs[5], JobState::kDead)};
   Commit(batch);
-  const auto id = [&](std::size_t i) { return batch.jobs[i].id; };
+  std::vector<JobId> all;
+  for (const JobSpec& job : batch.jobs) all.push_back(job.id);
+  const auto id = [&](std::size_t i) { return all[i]; };
   JobFilter live;
   live.live = true;
   EXPECT_EQ(Listed(live), (std::vector{id(4), id(3), id(2), id(1)}));
@@ -348,7 +442,13 @@ TEST_P(LedgerJobsTest, LiveSingleJobsAreListedWithoutWhatHasEndedAndWithoutRuns)
   live.since = clock_.WallNow() + 1h;
   EXPECT_TRUE(Listed(live).empty());
   live = {};
-  live.live = true;
+  live.live = live.live_of_runs = true;
+  EXPECT_EQ(Listed(live), (std::vector{id(6), id(4), id(3), id(2), id(1)}));
+  batch = BatchOf(batch.holds[0]);
+  batch.outcomes = {Outcome(Job(run.id, "a stage"))};
+  batch.outcomes[0].report.job = id(6);
+  Commit(batch);
+  EXPECT_EQ(Listed(live), (std::vector{id(4), id(3), id(2), id(1)})) << "its run has not ended";
   live.org = OrgId{2};
   EXPECT_TRUE(Listed(live).empty());
 }

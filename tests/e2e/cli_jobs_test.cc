@@ -271,6 +271,7 @@ TEST_F(CliJobs, JobsAreCancelledByAFilterAfterAPreview) {
   EXPECT_EQ(named.code, 5) << "one has ended";
   EXPECT_THAT(named.out, AllOf(HasSubstr("would be cancelled"), HasSubstr("ended")));
   EXPECT_EQ(RunJson({"job", "show", other_queue}).at("state"), "live");
+  EXPECT_EQ(Ids({"job", "list", "--state", "live"}), other_queue + "\n");
   ASSERT_EQ(Run({"queue", "resume", "mail", "news"}).code, 0);
   EXPECT_TRUE(Eventually([&] { return RunJson({"job", "show", other_queue}).at("state") == "succeeded"; }));
   engine->Signal(SIGTERM);
@@ -335,6 +336,43 @@ TEST_F(CliJobs, JobsThatOnlyTheQueueHasAreCancelledByAFilterToo) {
   EXPECT_THAT(Run({"job", "cancel", "--queue", "mail", "--dry-run"}).err, HasSubstr("0 jobs"));
   ASSERT_EQ(Run({"queue", "resume", "mail", "news"}).code, 0);
   EXPECT_TRUE(Eventually([&] { return Run({"job", "show", news}).out.find("succeeded") != std::string::npos; }));
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  ExpectSound();
+}
+
+TEST_F(CliJobs, AJobThatOnlyTheQueueHasIsPreviewedByItsIdAndNamedWhenNobodyRuns) {
+  const std::string nobody = "0190f5c8-0000-7000-8000-000000000000";
+  std::filesystem::create_directories(home_);
+  ASSERT_EQ(Run({"queue", "pause", "mail"}).code, 0);
+  auto engine = Start({"up", "--log-level", "warn"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  const std::string id = Line(Ids({"job", "submit", "--kind", "command", "--payload", R"({"argv": ["true"]})", "--queue",
+                                   "mail", "--durability", "redis"}));
+  CliResult result = Run({"job", "cancel", id, nobody, "--dry-run"});
+  EXPECT_EQ(result.code, 3) << "there is no other";
+  EXPECT_THAT(result.err, HasSubstr("1 job would be cancelled"));
+  EXPECT_THAT(result.out, AllOf(HasSubstr("would be cancelled"), HasSubstr("not_found")));
+  result = Run({"job", "cancel", id, "--dry-run"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(Run({"job", "cancel", "--queue", "mail", "--dry-run"}).err, HasSubstr("1 job would")) << "it still waits";
+  engine->Signal(SIGTERM);
+  EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
+  for (const std::vector<std::string>& args :
+       {std::vector<std::string>{"job", "cancel", id}, {"job", "cancel", id, "--dry-run"}, {"job", "cancel", nobody, id}}) {
+    result = Run(args);
+    EXPECT_EQ(result.code, 6) << result.out;
+    EXPECT_THAT(result.out, HasSubstr("unknown"));
+    EXPECT_THAT(result.err, AllOf(HasSubstr("durability: redis"), HasSubstr("start 'millrace up --home ")));
+  }
+  EXPECT_THAT(result.out, HasSubstr("not_found")) << "which the queue of the home has not either";
+  result = Run({"job", "cancel", nobody});
+  EXPECT_EQ(result.code, 3);
+  EXPECT_THAT(result.err, ::testing::Not(HasSubstr("durability")));
+  engine = Start({"up", "--log-level", "warn"});
+  ASSERT_TRUE(Eventually([&] { return Run({"status"}).code == 0; }));
+  EXPECT_EQ(Run({"job", "cancel", id}).code, 0);
+  EXPECT_EQ(RunJson({"job", "show", id}).at("state"), "cancelled");
   engine->Signal(SIGTERM);
   EXPECT_EQ(engine->Wait(std::chrono::seconds{20}).code, 0);
   ExpectSound();

@@ -184,6 +184,24 @@ TEST_F(CliSchedules, FailedSlotsAreReprocessed) {
   const CliResult refused = Run({"run", "retry", old});
   EXPECT_EQ(refused.code, 5);
   EXPECT_THAT(refused.err, HasSubstr("ran again in generation 2, as run "));
+  // Nor is a dead job of it.
+  for (const char* more : {"--dry-run", "-q"}) {
+    const CliResult requeued = Run({"job", "requeue", "--error-class", "command_failed", more});
+    EXPECT_EQ(requeued.code, 0) << requeued.err;
+    EXPECT_THAT(requeued.err, HasSubstr("10 jobs left out: a later generation of the slot (a backfill) has run or is running"));
+    EXPECT_THAT(requeued.err, HasSubstr(more == std::string("-q") ? "0 jobs requeued\n" : "0 jobs would be requeued\n"));
+  }
+  const std::string dead = RunJson({"job", "list", "--open"}).at(0).at("job");
+  for (const std::vector<std::string>& more : {std::vector<std::string>{"--dry-run"}, {}}) {
+    std::vector<std::string> args{"job", "requeue", dead};
+    args.insert(args.end(), more.begin(), more.end());
+    const CliResult named = Run(args);
+    EXPECT_EQ(named.code, 5);
+    EXPECT_THAT(named.err, HasSubstr("job " + dead + ": its slot"));
+    EXPECT_THAT(named.err, HasSubstr("ran again in generation 2, as run "));
+    EXPECT_THAT(named.out, HasSubstr("its slot ran again in generation 2"));
+  }
+  EXPECT_EQ(RunJson({"job", "list", "--open"}).size(), 10u) << "nothing was written";
   EXPECT_EQ(RunJson({"run", "list", "--state", "running"}).size(), 0u);
   const auto run = RunJson({"run", "now", "day", "--wait"});
   EXPECT_EQ(run.at("state"), "succeeded");
