@@ -84,14 +84,14 @@ struct BackfillFilter {
   bool unended = false;
   std::uint32_t limit = 100;
 };
-// One row of a slot and, if it has a run, what became of that: of its latest retry, where it was retried.
+// One row of a slot and, if it has a run, what became of that: of its latest retry, or of a load of it that was requeued alone.
 inline constexpr std::size_t kSlotHistoriesMax = 100;  // slots of one question
 struct SlotHistory {
   WallTime slot{};
   std::uint32_t generation = 0;
   std::string state;
   std::optional<RunId> run;
-  std::optional<RunState> run_ended;  // empty: no run, or it (or its latest retry) is active
+  std::optional<RunState> run_ended;  // empty: no run, or it (or such a repetition) is active
 };
 // A turn of feeding a backfill. Nothing moves when the stored position is not `position_was`.
 struct BackfillStep {

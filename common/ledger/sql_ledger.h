@@ -165,6 +165,8 @@ class SqlLedger final : public Ledger {
   Result<bool> PruneDeadActions(Batch& batch, MonoTime deadline);
   Result<void> GuardSlots(Batch& batch, MonoTime deadline);
   Result<bool> PruneGuarded(Batch& batch, MonoTime deadline);
+  // sql_ledger_backfill.cc
+  Result<void> SeeRequeuedLoads(std::span<SlotHistory> slots, MonoTime deadline);
   // sql_ledger_enqueue.cc
   struct EnqueuePage;
   Result<EnqueuePage> ReadEnqueued(OrgId org, std::size_t limit, MonoTime deadline);

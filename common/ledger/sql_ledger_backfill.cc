@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -23,6 +25,19 @@ constexpr std::string_view kSlotsWithRuns = "slot s left join run r on r.run = s
 // A run is live that is there and has no outcome. (The table of live runs is by shard, which SQL does not know.)
 constexpr std::string_view kLiveOfBackfill =
     "exists (select 1 from run r where r.run = n.run) and not exists (select 1 from run_outcome o where o.run = n.run)";
+
+// Of runs that failed, retries included: those of which a load was requeued by itself and lives or has succeeded, and whether
+// it has. What is not a load writes to the lake (EffectKey). The tables are named in the order in which a prune locks them.
+constexpr std::string_view kLoadsRequeued =
+    "with recursive failed as (select run from run where run{}), specs as not materialized (select job, run, effect from job), "
+    "ended as not materialized (select job, state from outcome), "
+    "chain (root, run) as (select run, run from failed union all select c.root, d.new_job from chain c "
+    "join dead_action d on d.job = c.run), "
+    "again (root, job) as (select c.root, d.new_job from chain c join specs j on j.run = c.run "
+    "join dead_action d on d.job = j.job where j.effect <> '' and j.effect not like '%/%/%/lake/%' "
+    "union all select a.root, d.new_job from again a join dead_action d on d.job = a.job) "
+    "select a.root, max(case when e.state is null then 0 else 1 end) from again a join specs j on j.job = a.job "
+    "left join ended e on e.job = a.job where j.run is null and (e.state is null or e.state = 10) group by a.root";
 
 constexpr int kCreateRoundsMax = 8;
 
@@ -176,7 +191,27 @@ Result<std::vector<SlotHistory>> SqlLedger::SlotHistories(OrgId org, std::string
     if (!row[4].null) h.run_ended = static_cast<RunState>(row[4].number);
     all.push_back(std::move(h));
   }
+  MILLRACE_TRY(SeeRequeuedLoads(all, deadline));
   return all;
+}
+
+// Such a load is of its run's effect: what runs the slot again in a later generation would load beside it.
+Result<void> SqlLedger::SeeRequeuedLoads(std::span<SlotHistory> slots, MonoTime deadline) {
+  const auto failed = [](const SlotHistory& h) { return h.run && h.run_ended && *h.run_ended != RunState::kSucceeded; };
+  std::vector<Uuid> runs;
+  for (const SlotHistory& h : slots)
+    if (failed(h)) runs.push_back(h.run->uuid);
+  if (runs.empty()) return {};
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run(fmt::format(kLoadsRequeued, store_->In(1)), Params().Ids(std::move(runs)), deadline));
+  std::map<Uuid, bool> loaded;
+  for (std::size_t i = 0; i < rows.size(); ++i) loaded.emplace(UuidOf(rows[i][0]), rows[i][1].number != 0);
+  for (SlotHistory& h : slots) {
+    const auto it = failed(h) ? loaded.find(h.run->uuid) : loaded.end();
+    if (it == loaded.end()) continue;
+    h.run_ended = it->second ? std::optional(RunState::kSucceeded) : std::nullopt;
+  }
+  return {};
 }
 
 Result<std::map<RunState, std::uint64_t>> SqlLedger::BackfillRuns(const BackfillRow& row, MonoTime deadline) {

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <set>
+#include <span>
 #include <thread>
 
 #include "tests/support/scheduler_fixture.h"
@@ -110,6 +112,66 @@ TEST_P(SchedulerTest, ARetryIsARunOfItsSlot) {
   EndRun(again, RunState::kSucceeded);
   EXPECT_EQ(*ledger_->BackfillRuns(failed, In()), (Counts{{RunState::kSucceeded, 1}}));
   EndRun(active, RunState::kSucceeded);
+}
+
+// A load that was requeued by itself has its run's effect: one of a later generation would load beside it.
+TEST_P(SchedulerTest, ASlotWhoseLoadWasRequeuedIsNotReprocessed) {
+  Apply({.days_behind = 6,
+         .stages = "  e: { extract: { from: file, path: in.csv } }\n  l: { load: { from: e, to: file, path: out.parquet } }\n"});
+  auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
+  Pass(*scheduler);
+  const auto slots = Generation(0);
+  ASSERT_EQ(slots.size(), 6u);
+  for (int i = 0; i < 6; ++i) EndOne(RunState::kFailed);
+  const auto stage_of = [&](RunId run, bool load) {
+    const auto detail = ledger_->GetRun(kDefaultOrg, run, In());
+    for (const auto& job : detail->jobs)
+      if (job.spec.options.has_sink == load) return job.spec;
+    ADD_FAILURE() << "no such stage";
+    return JobSpec{};
+  };
+  const auto requeue = [&](const JobSpec& dead) {
+    JobSpec again = dead;
+    again.id = ids_.Next<JobId>();
+    again.run = std::nullopt;
+    again.stage = "";
+    again.depends_on.clear();
+    again.options.retry_of = dead.id;
+    const DeadActionRow row{.job = dead.id,
+                            .org = kDefaultOrg,
+                            .action = DeadAction::kRequeued,
+                            .new_job = again.id,
+                            .actor = "test",
+                            .reason = "",
+                            .at = now_};
+    const auto done = ledger_->RequeueDead({.run = {}, .jobs = {again}, .actions = {row}}, In());
+    EXPECT_TRUE(done && done->later.empty() && done->already_done.empty());
+    return again;
+  };
+  const JobSpec lives = requeue(stage_of(*slots[0].run, true));
+  EndJob(requeue(stage_of(*slots[1].run, true)), JobState::kSucceeded);
+  EndJob(requeue(stage_of(*slots[2].run, true)), JobState::kDead);
+  const JobSpec twice = requeue(stage_of(*slots[3].run, true));
+  EndJob(twice, JobState::kDead);
+  EndJob(requeue(twice), JobState::kSucceeded);
+  EndJob(requeue(stage_of(*slots[4].run, false)), JobState::kSucceeded);
+  const auto ended = [&](std::size_t slot) {
+    return ledger_->SlotHistories(kDefaultOrg, "p", "default", std::span(&slots[slot].key.slot, 1), In())->at(0).run_ended;
+  };
+  using State = std::optional<RunState>;
+  EXPECT_EQ(ended(0), State()) << "it may still load";
+  EXPECT_EQ(ended(1), State(RunState::kSucceeded));
+  EXPECT_EQ(ended(2), State(RunState::kFailed));
+  EXPECT_EQ(ended(3), State(RunState::kSucceeded)) << "a requeue of a requeue";
+  EXPECT_EQ(ended(4), State(RunState::kFailed)) << "an extract loads nothing";
+  EXPECT_EQ(ended(5), State(RunState::kFailed));
+  Create(Backfill(7, {.max_parallel = 10, .reprocess = Reprocess::kFailed}));
+  Pass(*scheduler);
+  std::set<WallTime> again;
+  for (const SlotRow& slot : Generation(1)) again.insert(slot.key.slot);
+  for (const std::size_t slot : {0u, 1u, 3u}) EXPECT_FALSE(again.contains(slots[slot].key.slot)) << slot;
+  for (const std::size_t slot : {2u, 4u, 5u}) EXPECT_TRUE(again.contains(slots[slot].key.slot)) << slot;
+  EndJob(lives, JobState::kSucceeded);
 }
 
 TEST_P(SchedulerTest, ABackfillLeavesToTheScheduleWhatIsStillToBeDecided) {

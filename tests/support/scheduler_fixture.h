@@ -128,12 +128,13 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
     std::string cron = {};
     int days_behind = 0;    // how many slots of DailyCron are due
     std::string more = {};  // more keys of the schedule, with a comma before
+    std::string stages = "  a: { command: [echo, one] }\n  b: { command: [echo, two], after: [a] }\n";
   };
   void Apply(const Plan& plan) {
     const std::string yaml = fmt::format(
-        "version: 1\npipeline: {}\nschedule: {{ cron: \"{}\", catchup: {}, overlap: {}, misfire_grace: {}{} }}\n{}stages:\n"
-        "  a: {{ command: [echo, one] }}\n  b: {{ command: [echo, two], after: [a] }}\n",
-        plan.name, plan.cron.empty() ? DailyCron() : plan.cron, plan.catchup, plan.overlap, plan.grace, plan.more, plan.params);
+        "version: 1\npipeline: {}\nschedule: {{ cron: \"{}\", catchup: {}, overlap: {}, misfire_grace: {}{} }}\n{}stages:\n{}",
+        plan.name, plan.cron.empty() ? DailyCron() : plan.cron, plan.catchup, plan.overlap, plan.grace, plan.more, plan.params,
+        plan.stages);
     const auto parsed = ParsePipeline(yaml, "p.yaml");
     ASSERT_TRUE(parsed.pipeline) << RenderAll(parsed.diagnostics, yaml);
     const auto applied = ledger_->ApplyPipeline(*parsed.pipeline, ToJson(*parsed.pipeline), yaml, "/srv", kDefaultOrg, In());
@@ -257,16 +258,32 @@ class SchedulerTest : public ::testing::TestWithParam<std::string> {
     return again.run->id;
   }
   void EndRuns(const std::string& pipeline = "p", RunState state = RunState::kSucceeded, std::optional<RunId> only = {}) {
+    OwnerBatch batch;
+    for (const RunSummary& run : Runs(pipeline))
+      if (run.state == RunState::kRunning && (!only || *only == run.spec.id))
+        batch.run_outcomes.push_back({run.spec.id, kDefaultOrg, state, "", now_});
+    CommitAsOwner(std::move(batch));
+  }
+  void EndJob(const JobSpec& job, JobState state) {
+    OutcomeRow outcome;
+    outcome.report.job = job.id;
+    outcome.report.token = Token::Make(Epoch{1}, 1);
+    outcome.report.end = state == JobState::kSucceeded ? AttemptEnd::kSucceeded : AttemptEnd::kFailed;
+    outcome.report.started_at = outcome.report.finished_at = outcome.recorded_at = now_;
+    outcome.run = job.run;
+    outcome.state = state;
+    OwnerBatch batch;
+    batch.outcomes = {outcome};
+    CommitAsOwner(std::move(batch));
+  }
+  // As a broker that takes the shard, writes this and leaves.
+  void CommitAsOwner(OwnerBatch batch) {
     const OwnerId owner = ids_.Next<OwnerId>();
     const ShardId shard = ShardOf(kDefaultOrg, 1);
     const auto epoch = ledger_->TakeShard(shard, owner, "b1", In());
     ASSERT_TRUE(epoch) << epoch.error().message;
-    OwnerBatch batch;
     batch.holds = {{shard, *epoch}};
     batch.owner = owner;
-    for (const RunSummary& run : Runs(pipeline))
-      if (run.state == RunState::kRunning && (!only || *only == run.spec.id))
-        batch.run_outcomes.push_back({run.spec.id, kDefaultOrg, state, "", now_});
     ASSERT_TRUE(ledger_->Commit(batch, In()));
     ASSERT_TRUE(ledger_->ReleaseShards(batch.holds, owner, In()));
   }
