@@ -66,7 +66,7 @@ struct PruneStep {
 // A week of submissions as the ledger holds it, oldest first.
 struct RetainedWeek {
   WallTime begin{};
-  std::uint64_t jobs = 0, runs = 0, bytes = 0;  // jobs: ended and live; bytes: of tables and indexes, about
+  std::uint64_t jobs = 0, runs = 0, bytes = 0;  // jobs: ended and live, at least; bytes: about, with indexes
 };
 // The same at a glance, which costs little however much there is: SizeOfHistory counts no further than its bound.
 struct HistorySize {

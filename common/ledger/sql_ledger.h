@@ -165,7 +165,10 @@ class SqlLedger final : public Ledger {
   Result<bool> PruneDeadActions(Batch& batch, MonoTime deadline);
   Result<void> GuardSlots(Batch& batch, MonoTime deadline);
   Result<bool> PruneGuarded(Batch& batch, MonoTime deadline);
+  Result<std::vector<Uuid>> LiveJobIds(const JobFilter& filter, MonoTime deadline);
+  Result<std::vector<JobSummary>> SelectJobs(const JobFilter& filter, std::vector<Uuid> among, MonoTime deadline);
   // sql_ledger_backfill.cc
+  Result<std::map<Uuid, Uuid>> RepeatsOf(const std::map<Uuid, Uuid>& from, MonoTime deadline);
   Result<void> SeeRequeuedLoads(std::span<SlotHistory> slots, MonoTime deadline);
   // sql_ledger_enqueue.cc
   struct EnqueuePage;

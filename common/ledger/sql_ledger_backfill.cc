@@ -1,5 +1,3 @@
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <limits>
 
@@ -26,20 +24,15 @@ constexpr std::string_view kSlotsWithRuns = "slot s left join run r on r.run = s
 constexpr std::string_view kLiveOfBackfill =
     "exists (select 1 from run r where r.run = n.run) and not exists (select 1 from run_outcome o where o.run = n.run)";
 
-// Of runs that failed, retries included: those of which a load was requeued by itself and lives or has succeeded, and whether
-// it has. What is not a load writes to the lake (EffectKey). The tables are named in the order in which a prune locks them.
-constexpr std::string_view kLoadsRequeued =
-    "with recursive failed as (select run from run where run{}), specs as not materialized (select job, run, effect from job), "
-    "ended as not materialized (select job, state from outcome), "
-    "chain (root, run) as (select run, run from failed union all select c.root, d.new_job from chain c "
-    "join dead_action d on d.job = c.run), "
-    "again (root, job) as (select c.root, d.new_job from chain c join specs j on j.run = c.run "
-    "join dead_action d on d.job = j.job where j.effect <> '' and j.effect not like '%/%/%/lake/%' "
-    "union all select a.root, d.new_job from again a join dead_action d on d.job = a.job) "
-    "select a.root, max(case when e.state is null then 0 else 1 end) from again a join specs j on j.job = a.job "
-    "left join ended e on e.job = a.job where j.run is null and (e.state is null or e.state = 10) group by a.root";
+constexpr int kRepeatsMax = 1000;  // so far a chain of retries or requeues is followed
 
 constexpr int kCreateRoundsMax = 8;
+
+std::vector<Uuid> KeysOf(const std::map<Uuid, Uuid>& map) {
+  std::vector<Uuid> keys;
+  for (const auto& [key, value] : map) keys.push_back(key);
+  return keys;
+}
 
 BackfillState StateFrom(std::span<const Value> c, std::size_t at) {
   BackfillState s;
@@ -195,22 +188,54 @@ Result<std::vector<SlotHistory>> SqlLedger::SlotHistories(OrgId org, std::string
   return all;
 }
 
-// Such a load is of its run's effect: what runs the slot again in a later generation would load beside it.
+// By what each of these runs or jobs was repeated, and that again, with which of `from` it goes back to. In steps by id: as one
+// recursive statement the planner reads the whole history.
+Result<std::map<Uuid, Uuid>> SqlLedger::RepeatsOf(const std::map<Uuid, Uuid>& from, MonoTime deadline) {
+  std::map<Uuid, Uuid> all, last = from;
+  for (int step = 0; !last.empty() && step < kRepeatsMax; ++step) {
+    MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run("select job, new_job from dead_action where job" + store_->In(1) +
+                                                         " and new_job is not null",
+                                                     Params().Ids(KeysOf(last)), deadline));
+    std::map<Uuid, Uuid> next;
+    for (std::size_t i = 0; i < rows.size(); ++i) next.emplace(UuidOf(rows[i][1]), last.at(UuidOf(rows[i][0])));
+    all.insert(next.begin(), next.end());
+    last = std::move(next);
+  }
+  return all;
+}
+
+// A load that was requeued by itself is of its run's effect: what runs the slot again in a later generation would load beside
+// it.
 Result<void> SqlLedger::SeeRequeuedLoads(std::span<SlotHistory> slots, MonoTime deadline) {
   const auto failed = [](const SlotHistory& h) { return h.run && h.run_ended && *h.run_ended != RunState::kSucceeded; };
-  std::vector<Uuid> runs;
+  std::map<Uuid, Uuid> runs;  // retries included, with the slot's
   for (const SlotHistory& h : slots)
-    if (failed(h)) runs.push_back(h.run->uuid);
+    if (failed(h)) runs.emplace(h.run->uuid, h.run->uuid);
   if (runs.empty()) return {};
+  MILLRACE_TRY_ASSIGN(const auto retries, RepeatsOf(runs, deadline));
+  runs.insert(retries.begin(), retries.end());
+  // What is not a load writes to the lake (EffectKey), or has no effect.
+  MILLRACE_TRY_ASSIGN(const Rows loads, store_->Run("select job, run from job where run" + store_->In(1) +
+                                                        " and effect <> '' and effect not like '%/%/%/lake/%'",
+                                                    Params().Ids(KeysOf(runs)), deadline));
+  std::map<Uuid, Uuid> jobs;
+  for (std::size_t i = 0; i < loads.size(); ++i) jobs.emplace(UuidOf(loads[i][0]), runs.at(UuidOf(loads[i][1])));
+  MILLRACE_TRY_ASSIGN(const auto again, RepeatsOf(jobs, deadline));
+  if (again.empty()) return {};
+  // Those of a retried run are that run's. One without an outcome lives.
   MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run(fmt::format(kLoadsRequeued, store_->In(1)), Params().Ids(std::move(runs)), deadline));
-  std::map<Uuid, bool> loaded;
-  for (std::size_t i = 0; i < rows.size(); ++i) loaded.emplace(UuidOf(rows[i][0]), rows[i][1].number != 0);
-  for (SlotHistory& h : slots) {
-    const auto it = failed(h) ? loaded.find(h.run->uuid) : loaded.end();
-    if (it == loaded.end()) continue;
-    h.run_ended = it->second ? std::optional(RunState::kSucceeded) : std::nullopt;
+                      store_->Run("select j.job, o.state from job j left join outcome o on o.job = j.job where j.job" +
+                                      store_->In(1) + " and j.run is null",
+                                  Params().Ids(KeysOf(again)), deadline));
+  std::map<Uuid, std::optional<RunState>> became;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const bool lives = rows[i][1].null;
+    if (!lives && rows[i][1].number != static_cast<std::int64_t>(JobState::kSucceeded)) continue;
+    auto& state = became[again.at(UuidOf(rows[i][0]))];
+    if (!lives) state = RunState::kSucceeded;
   }
+  for (SlotHistory& h : slots)
+    if (const auto it = failed(h) ? became.find(h.run->uuid) : became.end(); it != became.end()) h.run_ended = it->second;
   return {};
 }
 

@@ -14,6 +14,7 @@ namespace millrace::ledger {
 namespace {
 
 constexpr std::uint32_t kListLimitMax = 500;
+constexpr std::size_t kLiveIdsMax = 100'000, kLiveIdsPerSelect = 2'000;
 constexpr std::int64_t kExpiredPerWrite = 100;  // windows that are over and that nobody asks for again
 constexpr int kRepeatsMax = 1000;               // so far back a chain of requeues is followed
 
@@ -279,6 +280,46 @@ Result<RequeueResult> SqlLedger::RequeueDead(const Requeue& requeue, MonoTime de
 }
 
 Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, MonoTime deadline) {
+  if (!filter.live || !filter.live_of_runs) return SelectJobs(filter, {}, deadline);
+  const std::size_t limit = std::clamp(filter.limit, 1u, kListLimitMax);
+  std::vector<JobSummary> all;
+  JobFilter rest = filter;
+  while (true) {
+    MILLRACE_TRY_ASSIGN(const std::vector<Uuid> ids, LiveJobIds(rest, deadline));
+    for (std::size_t at = 0; at < ids.size(); at += kLiveIdsPerSelect) {
+      const auto part = std::span(ids).subspan(at, std::min(kLiveIdsPerSelect, ids.size() - at));
+      MILLRACE_TRY_ASSIGN(auto found, SelectJobs(rest, {part.begin(), part.end()}, deadline));
+      std::ranges::move(found, std::back_inserter(all));
+      if (all.size() < limit) continue;
+      all.resize(limit);
+      return all;
+    }
+    if (ids.size() < kLiveIdsMax) return all;
+    rest.before = JobId{ids.back()};
+  }
+}
+
+// The newest jobs that are single and live, or of a run that is: of these some have ended. Without their outcomes beside them:
+// there the planner reads the whole history.
+Result<std::vector<Uuid>> SqlLedger::LiveJobIds(const JobFilter& filter, MonoTime deadline) {
+  MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
+  const std::string shard = std::to_string(ShardOf(filter.org, shards).value());
+  const Uuid from = filter.since ? FirstIdOf(*filter.since) : Uuid{};
+  Params params = Params().Id(from);
+  std::string where = " where l.job >= $1";
+  if (filter.before) where += " and l.job < $2", params.Id(filter.before->uuid);
+  MILLRACE_TRY_ASSIGN(const Rows rows,
+                      store_->Run("select l.job from (select job from live_job where shard = " + shard +
+                                      " union all select m.job from live_run r join job m on m.run = r.run where r.shard = " +
+                                      shard + ") l" + where + " order by l.job desc limit " + std::to_string(kLiveIdsMax),
+                                  params, deadline));
+  std::vector<Uuid> ids;
+  for (std::size_t i = 0; i < rows.size(); ++i) ids.push_back(UuidOf(rows[i][0]));
+  return ids;
+}
+
+// With `among`: those of them that have not ended.
+Result<std::vector<JobSummary>> SqlLedger::SelectJobs(const JobFilter& filter, std::vector<Uuid> among, MonoTime deadline) {
   const bool ended = filter.state || filter.open || filter.error_class;
   std::string where = "j.org = $1";
   Params params;
@@ -286,14 +327,13 @@ Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, Mon
   int next = 2;
   const auto add = [&](std::string_view condition) { where += " and " + std::string(condition) + std::to_string(next++); };
   std::string from = "job j";
-  if (filter.live) {  // few, however long the history is
+  if (!among.empty()) {
+    where += " and o.job is null and j.job" + store_->In(next++);
+    params.Ids(std::move(among));
+  } else if (filter.live) {  // few, however long the history is
     MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
-    const std::string shard = std::to_string(ShardOf(filter.org, shards).value());
-    from = "(select job from live_job where shard = " + shard +
-           (filter.live_of_runs ? " union all select m.job from live_run r join job m on m.run = r.run where r.shard = " + shard
-                                : "") +
-           ") l join job j on j.job = l.job";
-    if (filter.live_of_runs) where += " and o.job is null";
+    from = "live_job l join job j on j.job = l.job";
+    add("l.shard = $"), params.Int(ShardOf(filter.org, shards).value());
   }
   if (filter.before) add("j.job < $"), params.Id(filter.before->uuid);
   if (filter.since) add("j.job >= $"), params.Id(FirstIdOf(*filter.since));

@@ -317,8 +317,9 @@ Result<std::vector<RetainedWeek>> SqlLedger::Retained(MonoTime deadline) {
   for (const auto& [monday, week] : weeks) {
     const double share = rows == 0 ? 0 : static_cast<double>(week.Rows()) / static_cast<double>(rows);
     all.push_back({.begin = monday,
-                   // Not the specs: of a job of class redis that succeeded at once there is only the outcome.
-                   .jobs = week.outcomes + week.live,
+                   // Of a job of class redis that succeeded at once there is only the outcome, and of those of live
+                   // runs only the spec.
+                   .jobs = std::max(week.specs, week.outcomes + week.live),
                    .runs = week.runs,
                    .bytes = static_cast<std::uint64_t>(static_cast<double>(bytes) * share)});
   }

@@ -207,6 +207,7 @@ TEST_P(LedgerPruneTest, WhatIsLiveHoldsItsWeekAndTheLaterOnes) {
   batch.runs = {run};
   batch.jobs = {old};
   Commit(batch);
+  EXPECT_EQ(ledger_->Retained(In())->at(0).jobs, 1u) << "that of a live run counts";
   EXPECT_EQ(Prune(Before(Week(3))).rows, 0u);
   ExpectSound();
 }
