@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <map>
 #include <tuple>
@@ -299,22 +300,27 @@ Result<std::vector<JobSummary>> SqlLedger::ListJobs(const JobFilter& filter, Mon
   }
 }
 
-// The newest jobs that are single and live, or of a run that is: of these some have ended. Without their outcomes beside them:
-// there the planner reads the whole history.
+// The newest jobs that are single and live, or of a run that is: of these some have ended. Step by step: with their outcomes,
+// or their runs, beside them the planner reads the whole history.
 Result<std::vector<Uuid>> SqlLedger::LiveJobIds(const JobFilter& filter, MonoTime deadline) {
   MILLRACE_TRY_ASSIGN(const std::uint16_t shards, ShardCount(deadline));
   const std::string shard = std::to_string(ShardOf(filter.org, shards).value());
-  const Uuid from = filter.since ? FirstIdOf(*filter.since) : Uuid{};
-  Params params = Params().Id(from);
-  std::string where = " where l.job >= $1";
-  if (filter.before) where += " and l.job < $2", params.Id(filter.before->uuid);
-  MILLRACE_TRY_ASSIGN(const Rows rows,
-                      store_->Run("select l.job from (select job from live_job where shard = " + shard +
-                                      " union all select m.job from live_run r join job m on m.run = r.run where r.shard = " +
-                                      shard + ") l" + where + " order by l.job desc limit " + std::to_string(kLiveIdsMax),
-                                  params, deadline));
-  std::vector<Uuid> ids;
-  for (std::size_t i = 0; i < rows.size(); ++i) ids.push_back(UuidOf(rows[i][0]));
+  MILLRACE_TRY_ASSIGN(const Rows live, store_->Run("select run from live_run where shard = " + shard, {}, deadline));
+  std::vector<Uuid> runs, ids;
+  for (std::size_t i = 0; i < live.size(); ++i) runs.push_back(UuidOf(live[i][0]));
+  const auto newest = [&](const std::string& from, Params params, int next) -> Result<void> {
+    std::string sql = "select job from " + from;
+    if (filter.since) sql += " and job >= $" + std::to_string(next++), params.Id(FirstIdOf(*filter.since));
+    if (filter.before) sql += " and job < $" + std::to_string(next++), params.Id(filter.before->uuid);
+    MILLRACE_TRY_ASSIGN(const Rows rows,
+                        store_->Run(sql + " order by job desc limit " + std::to_string(kLiveIdsMax), params, deadline));
+    for (std::size_t i = 0; i < rows.size(); ++i) ids.push_back(UuidOf(rows[i][0]));
+    return {};
+  };
+  MILLRACE_TRY(newest("live_job where shard = " + shard, {}, 1));
+  if (!runs.empty()) MILLRACE_TRY(newest("job where run" + store_->In(1), Params().Ids(std::move(runs)), 2));
+  std::ranges::sort(ids, std::greater());
+  ids.resize(std::min(ids.size(), kLiveIdsMax));
   return ids;
 }
 
