@@ -309,16 +309,13 @@ Result<std::vector<wire::ListQueuesReply::Item>> BrokerClient::ListQueues(OrgId 
   return all;
 }
 
-Result<BrokerClient::Kept> BrokerClient::ListKept(OrgId org, const std::string& queue, const std::string& kind,
-                                                  const std::function<bool(const JobId&)>& meant, std::size_t max,
-                                                  Millis patience) {
-  Kept all;
-  std::unordered_set<JobId> seen;
+Result<void> BrokerClient::ReadKept(OrgId org, const std::string& queue, const std::string& kind,
+                                    const std::function<MonoTime()>& deadline, const std::function<bool(const JobId&)>& take) {
   std::string cursor;
   for (int begun = 1;;) {
     auto reply =
         Repeat([&](std::uint64_t request) -> wire::Message { return wire::ListKept{request, org, queue, kind, cursor}; },
-               clock_->Now() + patience)
+               deadline())
             .reply;
     if (!reply && reply.error().code == ErrorCode::kStale && begun++ < kListBeginningsMax) {
       cursor.clear();
@@ -328,16 +325,39 @@ Result<BrokerClient::Kept> BrokerClient::ListKept(OrgId org, const std::string& 
     if (!reply) return std::unexpected(std::move(reply.error()));
     auto* page = std::get_if<wire::ListKeptReply>(&*reply);
     if (page == nullptr) return Fail(ErrorCode::kCorrupt, "unexpected answer to a request for jobs of durability: redis");
-    for (const JobId& job : page->jobs) {
-      if (!meant(job) || seen.contains(job)) continue;
-      all.more = seen.size() == max;
-      if (all.more) return all;
-      seen.insert(job);
-      all.jobs.push_back(job);
-    }
+    if (!std::ranges::all_of(page->jobs, take)) return {};
     cursor = std::move(page->cursor);
-    if (cursor.empty()) return all;
+    if (cursor.empty()) return {};
   }
+}
+
+Result<BrokerClient::Kept> BrokerClient::ListKept(OrgId org, const std::string& queue, const std::string& kind,
+                                                  const std::function<bool(const JobId&)>& meant, std::size_t max,
+                                                  Millis patience) {
+  Kept all;
+  std::unordered_set<JobId> seen;
+  MILLRACE_TRY(ReadKept(
+      org, queue, kind, [&] { return clock_->Now() + patience; },
+      [&](const JobId& job) {
+        if (!meant(job) || seen.contains(job)) return true;
+        all.more = seen.size() == max;
+        if (all.more) return false;
+        seen.insert(job);
+        all.jobs.push_back(job);
+        return true;
+      }));
+  return all;
+}
+
+Result<void> BrokerClient::FindKept(OrgId org, const std::unordered_set<JobId>& wanted, MonoTime deadline,
+                                    std::vector<JobId>& found) {
+  std::unordered_set<JobId> open = wanted;
+  return ReadKept(
+      org, "", "", [&] { return deadline; },
+      [&](const JobId& job) {
+        if (open.erase(job) > 0) found.push_back(job);
+        return !open.empty();
+      });
 }
 
 Result<wire::ListUnservedReply> BrokerClient::ListUnserved(OrgId org, MonoTime deadline) {

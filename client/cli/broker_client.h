@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "common/base/clock.h"
@@ -75,12 +76,19 @@ class BrokerClient {
   };
   Result<Kept> ListKept(OrgId org, const std::string& queue, const std::string& kind,
                         const std::function<bool(const JobId&)>& meant, std::size_t max, Millis patience);
+  // Those of `wanted` that ListKept would name, of all queues and kinds, each once into `found`: also of those that were seen
+  // before an error. Ends when all are found, or at `deadline`.
+  Result<void> FindKept(OrgId org, const std::unordered_set<JobId>& wanted, MonoTime deadline, std::vector<JobId>& found);
 
  private:
   BrokerClient(wire::Transport& transport, std::unique_ptr<wire::ClientSocket> socket, const Clock& clock)
       : transport_(&transport), socket_(std::move(socket)), clock_(&clock) {}
   // Waits for the connection, at most until `deadline`: a socket that has just been made has none yet.
   Result<void> Send(const wire::Message& message, MonoTime deadline);
+  // Asks for all pages of what ListKept names, each until what `deadline` says when it is asked for, and gives `take` each job,
+  // some more than once, until that says false.
+  Result<void> ReadKept(OrgId org, const std::string& queue, const std::string& kind, const std::function<MonoTime()>& deadline,
+                        const std::function<bool(const JobId&)>& take);
   // Sends what `make` gives until an answer comes that is not worth asking again for, or `deadline`: for requests that are
   // idempotent by their ids. The answer may be to any of the sendings. After a refusal it is not sent once more when an answer
   // could hardly come in time; an error that nobody answered with names the refusal before it.

@@ -11,24 +11,35 @@ namespace {
 
 constexpr Millis kLook{1000};
 
-}  // namespace
+struct Owner {
+  BrokerAddress address;
+  bool has_namesake = false;  // another broker that lives has its name: the name does not tell who answers
+};
 
-BrokerAddress OwnerOf(const Context& context, Ledger& ledger) {
+Owner LookUpOwner(const Context& context, Ledger& ledger) {
   const auto shards = ledger.Shards(context.Deadline());
   const auto now = ledger.Now(context.Deadline());
   if (!shards || !now || shards->empty()) return {};
   const ShardId mine = ShardOf(context.org(), static_cast<std::uint16_t>(shards->size()));
   const auto shard = std::ranges::find(*shards, mine, &ShardStatus::shard);
   if (shard == shards->end() || !shard->owner || *now - shard->renewed_at >= kOwnershipTtl) return {};
-  BrokerAddress owner{.name = shard->owner_name, .clients = {}};
-  if (const auto living = ledger.LivingBrokers(context.Deadline()); living && living->contains(*shard->owner))
-    owner.clients = living->at(*shard->owner).clients;
+  Owner owner{.address = {.name = shard->owner_name, .clients = {}}};
+  const auto living = ledger.LivingBrokers(context.Deadline());
+  if (!living) return owner;
+  if (living->contains(*shard->owner)) owner.address.clients = living->at(*shard->owner).clients;
+  owner.has_namesake = std::ranges::any_of(
+      *living, [&](const auto& broker) { return broker.first != *shard->owner && broker.second.name == shard->owner_name; });
   return owner;
 }
+
+}  // namespace
+
+BrokerAddress OwnerOf(const Context& context, Ledger& ledger) { return LookUpOwner(context, ledger).address; }
 
 Door& Door::operator=(Door&& other) noexcept {
   client_.reset();  // before its transport
   endpoint_ = std::move(other.endpoint_);
+  answered_by_ = std::move(other.answered_by_);
   transport_ = std::move(other.transport_);
   client_ = std::move(other.client_);
   return *this;
@@ -39,7 +50,18 @@ Result<Door> Door::OpenAt(std::string endpoint, const Clock& clock, Millis patie
   door.endpoint_ = std::move(endpoint);
   MILLRACE_TRY_ASSIGN(door.transport_, wire::MakeZmtpTransport());
   auto client = BrokerClient::Connect(*door.transport_, door.endpoint_, clock);
-  if (client && client->Status(clock.Now() + patience)) door.client_.emplace(std::move(*client));
+  if (!client) return door;
+  auto status = client->Status(clock.Now() + patience);
+  if (!status) return door;
+  door.answered_by_ = std::move(status->broker);
+  door.client_.emplace(std::move(*client));
+  return door;
+}
+
+// From here, that address may be another broker's, and even another installation's: such a one is told nothing.
+Result<Door> Door::OpenNamed(const BrokerAddress& broker, const Clock& clock, Millis patience) {
+  MILLRACE_TRY_ASSIGN(Door door, OpenAt(broker.clients, clock, patience));
+  if (door.answered_by_ != broker.name) door.Close();
   return door;
 }
 
@@ -48,16 +70,20 @@ Result<Door> Door::Open(const Context& context, Millis patience) {
 }
 
 Result<Door> Door::OpenOwners(const Context& context, Ledger& ledger, Millis patience) {
-  auto door = OpenOwnersBeside(context, ledger, context.ClientEndpoint(), patience);
-  if (!door || door->client() != nullptr) return door;
-  return Open(context, patience);
+  MILLRACE_TRY_ASSIGN(Door configured, Open(context, patience));
+  if (context.embedded()) return configured;  // there is one broker, which everybody finds in the home
+  const Owner owner = LookUpOwner(context, ledger);
+  const bool named = configured.answered_by() == owner.address.name && !owner.has_namesake;
+  if (named || owner.address.clients.empty() || owner.address.clients == configured.endpoint()) return configured;
+  MILLRACE_TRY_ASSIGN(Door owners, OpenNamed(owner.address, context.clock(), patience));
+  if (owners.client() != nullptr) return owners;
+  return configured;
 }
 
 Result<Door> Door::OpenOwnersBeside(const Context& context, Ledger& ledger, const std::string& asked, Millis patience) {
-  // Embedded, there is one broker, which everybody finds in the home.
-  std::string owner = context.embedded() ? std::string() : OwnerOf(context, ledger).clients;
-  if (owner.empty() || owner == asked) return Door();
-  return OpenAt(std::move(owner), context.clock(), patience);
+  const BrokerAddress owner = context.embedded() ? BrokerAddress{} : OwnerOf(context, ledger);
+  if (owner.clients.empty() || owner.clients == asked) return Door();
+  return OpenNamed(owner, context.clock(), patience);
 }
 
 void SayIfNobodyRuns(const Context& context, Ledger& ledger, std::string_view what) {

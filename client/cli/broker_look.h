@@ -23,9 +23,11 @@ class Door {
  public:
   // Asks the configured one for at most `patience`.
   static Result<Door> Open(const Context& context, Millis patience = Millis{3000});
-  // The one that serves the context's org, where the ledger tells who that is and he answers within `patience`; else as Open.
+  // The one that serves the context's org, where the ledger tells who that is. The configured one is asked first; where that is
+  // another one, the owner at the address that it announces, if it answers there itself; else as Open. Each for `patience`.
   static Result<Door> OpenOwners(const Context& context, Ledger& ledger, Millis patience = Millis{3000});
-  // The one that serves the context's org, unless that one is `asked`. No client: none is known that answers within `patience`.
+  // The one that serves the context's org, unless its address is `asked`. No client: none is known that answers within
+  // `patience`, or another one answers there, whose name `answered_by` has.
   static Result<Door> OpenOwnersBeside(const Context& context, Ledger& ledger, const std::string& asked,
                                        Millis patience = Millis{3000});
   Door(Door&&) = default;
@@ -33,12 +35,14 @@ class Door {
   BrokerClient* client() { return client_ ? &*client_ : nullptr; }  // nullptr: none answers
   void Close() { client_.reset(); }                                 // it is asked nothing more
   const std::string& endpoint() const { return endpoint_; }         // of whom was asked last
+  const std::string& answered_by() const { return answered_by_; }   // the name of who answered there; empty: nobody did
   wire::Transport& transport() { return *transport_; }
 
  private:
   Door() = default;
   static Result<Door> OpenAt(std::string endpoint, const Clock& clock, Millis patience);
-  std::string endpoint_;
+  static Result<Door> OpenNamed(const BrokerAddress& broker, const Clock& clock, Millis patience);
+  std::string endpoint_, answered_by_;
   std::unique_ptr<wire::Transport> transport_;
   std::optional<BrokerClient> client_;
 };
@@ -48,7 +52,7 @@ class Door {
 void SayIfNobodyRuns(const Context& context, Ledger& ledger, std::string_view what);
 
 // What runs now of the run with this id, of `stages` stages, or of the job with this id (1), as the broker says that serves the
-// context's org. Nothing as well when it does not answer within a second: it is not known then.
+// context's org. Nothing as well when none answers within a second: it is not known then.
 std::vector<wire::RunUpdate::Stage> RunningNow(const Context& context, Ledger& ledger, Uuid id, std::size_t stages);
 
 // Of a kind that Millrace's own workers do not serve: that its job waits for a worker that does. Empty for all others.

@@ -18,7 +18,8 @@ namespace millrace::cli {
 namespace {
 
 constexpr Millis kCancelTimeout{30'000};
-constexpr Millis kListTimeout{5000};
+constexpr Millis kListTimeout{5000};    // of one page
+constexpr Millis kFindTimeout{10'000};  // of all pages
 constexpr Millis kLedgerPoll{100};
 constexpr auto kWaitMax = std::chrono::hours{24};
 
@@ -184,6 +185,13 @@ Result<BrokerClient::Kept> KeptJobs(Context& context, Ledger& ledger, const JobF
                                  kListTimeout);
 }
 
+// Which of `ids`, that the ledger does not know, that broker has: into `found`, also those that it named before an error.
+Result<void> FindKept(Context& context, Ledger& ledger, const std::unordered_set<JobId>& ids, std::vector<JobId>& found) {
+  MILLRACE_TRY_ASSIGN(Door door, Door::OpenOwners(context, ledger));
+  if (door.client() == nullptr) return std::unexpected(NobodyAnswers(door));
+  return door.client()->FindKept(context.org(), ids, context.clock().Now() + kFindTimeout, found);
+}
+
 // What the command line means: the ids, or what lives of a filter.
 struct Meaning {
   std::vector<Uuid> ids;
@@ -247,16 +255,12 @@ Result<CancelAnswers> Preview(Context& context, Ledger& ledger, const wire::Canc
   CancelAnswers answers;
   MILLRACE_TRY_ASSIGN(answers.items, ClassifyAll(context, ledger, cancel));
   if (named && std::ranges::any_of(answers.items, IsHidden)) {
-    std::unordered_set<Uuid> hidden;
+    std::unordered_set<JobId> hidden;
     for (const auto& item : answers.items)
-      if (IsHidden(item)) hidden.insert(item.id);
-    JobFilter filter;
-    filter.org = cancel.org;
-    auto listed = KeptJobs(context, ledger, filter, [&](const JobId& job) { return hidden.contains(job.uuid); });
-    if (listed)
-      for (const JobId& job : listed->jobs) kept.insert(job.uuid);
-    else
-      answers.unasked = std::move(listed.error());
+      if (IsHidden(item)) hidden.insert(JobId{item.id});
+    std::vector<JobId> found;
+    if (auto looked = FindKept(context, ledger, hidden, found); !looked) answers.unasked = std::move(looked.error());
+    for (const JobId& job : found) kept.insert(job.uuid);
     MILLRACE_TRY_ASSIGN(answers.items, ClassifyAll(context, ledger, cancel));  // what an attempt took there meanwhile
   }
   for (auto& item : answers.items)

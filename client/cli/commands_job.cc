@@ -54,6 +54,9 @@ Result<JobFilter> FilterOf(const Options& options, const Context& context) {
   JobFilter filter;
   filter.org = context.org();
   filter.live = filter.live_of_runs = options.state == kLiveState;
+  if (filter.live && (options.open || !options.error_class.empty()))
+    return Fail(ErrorCode::kInvalidArgument, "--state live with {}: a job that has not ended has no {}; give one of them",
+                options.open ? "--open" : "--error-class", options.open ? "end that somebody could act on" : "error class");
   if (!options.state.empty() && !filter.live) {
     const auto state = ParseJobState(options.state);
     if (!state || !IsTerminal(*state))

@@ -331,19 +331,43 @@ Result<Draft> SingleJob(const Options& options, Context& context) {
 // What became of single jobs, in their order; after an error of the first ones.
 struct Sent {
   std::size_t jobs = 0;
-  std::size_t doubtful = 0;                // of the next ones nobody knows whether they were taken
-  std::map<JobId, std::string> conflicts;  // the holder of its unique key, for each that was not taken
+  std::size_t doubtful = 0;                  // of the next ones nobody knows whether they were taken
+  std::map<JobId, std::string> conflicts;    // the holder of its unique key, for each that was not taken
+  std::map<std::string, std::string> heard;  // who answered at each address that was asked; empty: nobody did
 };
 
 bool Unknown(const Error& error) { return error.code == ErrorCode::kMaybeApplied || error.code == ErrorCode::kTimedOut; }
 
-// Whether the ledger can take them in the place of a broker. One that may have taken the first `doubtful` may have put those
+// Why the broker that serves the org, which announces an address, has no job of `durability: redis`; and what to do.
+Error OwnerHasNot(OrgId org, const BrokerAddress& owner, const Sent& sent) {
+  const std::string reach = "give an address that reaches it from here as broker.listen_clients";
+  std::string why, fix;
+  if (const auto heard = sent.heard.find(owner.clients); heard == sent.heard.end()) {
+    why = fmt::format("which was not asked at {}, the address that it announces", owner.clients);
+    fix = "who serves the org changes; submit it again";
+  } else if (heard->second.empty()) {
+    why = fmt::format("which was not reached at {}, the address that it announces", owner.clients);
+    fix = "see that it runs, or " + reach;
+  } else if (heard->second == owner.name) {
+    why =
+        fmt::format("but '{}' at {}, the address that it announces, says that it does not serve it", owner.name, owner.clients);
+    fix = "submit it again, and if that goes on, " + reach;
+  } else {
+    why = fmt::format("which says that it is reached at {}, where '{}' answers", owner.clients, heard->second);
+    fix = reach;
+  }
+  return {ErrorCode::kUnavailable,
+          fmt::format("durability: redis: org {} is served by broker '{}', {}, and the ledger does not take it: {}",
+                      org.value(), owner.name, why, fix)};
+}
+
+// Whether the ledger can take them in the place of a broker. One that may have taken the doubtful ones may have put those
 // that leave the class to their queue where the ledger does not see them: they would run twice.
 Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, const std::string& asked, std::span<const JobSpec> jobs,
-                              std::size_t doubtful) {
-  if (doubtful > 0) {
+                              const Sent& sent) {
+  if (sent.doubtful > 0) {
     MILLRACE_TRY_ASSIGN(const auto queues, ledger.QueuesOf(context.org(), std::nullopt, context.Deadline()));
-    for (const JobSpec& job : jobs.first(doubtful)) {
+    for (const JobSpec& job : jobs.first(sent.doubtful)) {
       const auto queue = std::ranges::find(queues, job.queue, &QueueSettings::queue);
       if (job.options.durability == Durability::kUnsaid && queue != queues.end() &&
           (queue->durability == Durability::kRedis || queue->redis_until))
@@ -356,13 +380,7 @@ Result<void> CheckLedgerTakes(Context& context, Ledger& ledger, const std::strin
   }
   if (std::ranges::none_of(jobs, [](const JobSpec& job) { return job.options.durability == Durability::kRedis; })) return {};
   const BrokerAddress owner = OwnerOf(context, ledger);
-  if (!owner.clients.empty())
-    return Fail(
-        ErrorCode::kUnavailable,
-        "durability: redis: org {} is served by broker '{}', which was not reached at {}, the address that it announces, "
-        "and the ledger does not take it: see that it runs, or give one that reaches it from here as "
-        "broker.listen_clients",
-        context.org().value(), owner.name, owner.clients);
+  if (!owner.clients.empty()) return std::unexpected(OwnerHasNot(context.org(), owner, sent));
   if (!owner.name.empty())
     return Fail(ErrorCode::kUnavailable,
                 "durability: redis: org {} is served by broker '{}', which is not at {}, and the ledger does not take it: give "
@@ -390,6 +408,7 @@ Result<void> SendTo(BrokerClient& client, std::span<const JobSpec> jobs, MonoTim
 Result<bool> SendToBrokers(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs, Sent& sent) {
   const MonoTime deadline = context.clock().Now() + kSubmitTimeout;
   for (int doors = 1;; ++doors) {
+    sent.heard[door.endpoint()] = door.answered_by();
     if (door.client() != nullptr) {
       auto submitted = SendTo(*door.client(), jobs, deadline, sent);
       if (submitted) return true;
@@ -397,6 +416,7 @@ Result<bool> SendToBrokers(Context& context, Ledger& ledger, Door& door, std::sp
     }
     if (sent.doubtful > 0 || doors == kDoorsMax) return false;
     MILLRACE_TRY_ASSIGN(Door next, Door::OpenOwnersBeside(context, ledger, door.endpoint()));
+    if (!next.endpoint().empty()) sent.heard[next.endpoint()] = next.answered_by();
     if (next.client() == nullptr) return false;
     door = std::move(next);
   }
@@ -407,7 +427,7 @@ Result<bool> SendToBrokers(Context& context, Ledger& ledger, Door& door, std::sp
 Result<void> SendSingles(Context& context, Ledger& ledger, Door& door, std::span<const JobSpec> jobs, Sent& sent) {
   MILLRACE_TRY_ASSIGN(const bool all, SendToBrokers(context, ledger, door, jobs, sent));
   if (all) return {};
-  MILLRACE_TRY(CheckLedgerTakes(context, ledger, door.endpoint(), jobs.subspan(sent.jobs), sent.doubtful));
+  MILLRACE_TRY(CheckLedgerTakes(context, ledger, door.endpoint(), jobs.subspan(sent.jobs), sent));
   sent.doubtful = 0;  // the ledger tells which of them it has
   while (sent.jobs < jobs.size()) {
     const auto page = jobs.subspan(sent.jobs, std::min(kBatchJobsMax, jobs.size() - sent.jobs));

@@ -137,33 +137,48 @@ Finding ConnectionFinding(const ConnectionSpec& connection, const Clock& clock) 
   return Good(check, fmt::format("PostgreSQL {}.{}", version / 10000, version % 10000));
 }
 
-std::optional<Finding> AnsweringBroker(const Context& context, const std::string& endpoint) {
+struct Answer {
+  std::string name;  // of the broker; empty: it could not even be asked
+  Finding finding;
+};
+
+std::optional<Answer> AnsweringBroker(const Context& context, const std::string& endpoint) {
   auto transport = wire::MakeZmtpTransport();
-  if (!transport) return Bad("broker", transport.error().message, "");
+  if (!transport) return Answer{{}, Bad("broker", transport.error().message, "")};
   auto client = BrokerClient::Connect(**transport, endpoint, context.clock());
-  if (!client) return Bad("broker", client.error().message, "check broker.listen_clients");
+  if (!client) return Answer{{}, Bad("broker", client.error().message, "check broker.listen_clients")};
   const auto status = client->Status(context.clock().Now() + kProbeTimeout);
   if (!status) return std::nullopt;
-  return Good("broker", fmt::format("{} at {}, {} workers", status->broker, endpoint, status->workers.size()));
+  return Answer{status->broker,
+                Good("broker", fmt::format("{} at {}, {} workers", status->broker, endpoint, status->workers.size()))};
+}
+
+// What `answer`, from the address that `broker` announces, says of it.
+Finding FindingOf(const BrokerAddress& broker, std::optional<Answer> answer) {
+  constexpr const char* kFix = "give it an address as broker.listen_clients that reaches it from here";
+  if (!answer)
+    return Bad("broker",
+               fmt::format("'{}' said less than {} s ago that it lives, and does not answer at {}", broker.name,
+                           std::chrono::duration_cast<std::chrono::seconds>(kOwnershipTtl).count(), broker.clients),
+               kFix);
+  if (answer->name.empty() || answer->name == broker.name) return std::move(answer->finding);
+  return Bad("broker",
+             fmt::format("'{}' says that it is reached at {}, where '{}' answers", broker.name, broker.clients, answer->name),
+             kFix);
 }
 
 // The configured one, and all others that live, as the ledger has them.
 void BrokerFindings(const Context& context, Ledger* ledger, std::vector<Finding>& out) {
   const std::string& configured = context.config().broker.listen_clients;
-  auto found = AnsweringBroker(context, configured);
-  out.push_back(found ? std::move(*found) : Bad("broker", "nobody answers at " + configured, "start 'millrace broker'"));
+  const auto here = AnsweringBroker(context, configured);
+  out.push_back(here ? here->finding : Bad("broker", "nobody answers at " + configured, "start 'millrace broker'"));
   if (ledger == nullptr) return;
   const auto living = ledger->LivingBrokers(context.clock().Now() + kProbeTimeout);
   if (!living) return out.push_back(Bad("broker", "which others live is not known: " + living.error().message, "see 'ledger'"));
   for (const auto& [owner, broker] : *living) {
-    if (broker.clients.empty() || broker.clients == configured) continue;
-    found = AnsweringBroker(context, broker.clients);
-    if (!found)
-      found = Bad("broker",
-                  fmt::format("'{}' said less than {} s ago that it lives, and does not answer at {}", broker.name,
-                              std::chrono::duration_cast<std::chrono::seconds>(kOwnershipTtl).count(), broker.clients),
-                  "give it an address as broker.listen_clients that reaches it from here");
-    out.push_back(std::move(*found));
+    const bool is_configured = broker.clients == configured;
+    if (broker.clients.empty() || (is_configured && (!here || here->name.empty() || here->name == broker.name))) continue;
+    out.push_back(FindingOf(broker, is_configured ? here : AnsweringBroker(context, broker.clients)));
   }
 }
 

@@ -272,6 +272,13 @@ TEST_F(CliJobs, JobsAreCancelledByAFilterAfterAPreview) {
   EXPECT_THAT(named.out, AllOf(HasSubstr("would be cancelled"), HasSubstr("ended")));
   EXPECT_EQ(RunJson({"job", "show", other_queue}).at("state"), "live");
   EXPECT_EQ(Ids({"job", "list", "--state", "live"}), other_queue + "\n");
+  for (const std::vector<std::string>& other : {std::vector<std::string>{"--open"}, {"--error-class", "exit"}}) {
+    std::vector<std::string> both{"job", "list", "--state", "live"};
+    both.insert(both.end(), other.begin(), other.end());
+    const CliResult refused = Run(both);
+    EXPECT_EQ(refused.code, 2) << refused.out;
+    EXPECT_THAT(refused.err, AllOf(HasSubstr("--state live"), HasSubstr(other.front())));
+  }
   ASSERT_EQ(Run({"queue", "resume", "mail", "news"}).code, 0);
   EXPECT_TRUE(Eventually([&] { return RunJson({"job", "show", other_queue}).at("state") == "succeeded"; }));
   engine->Signal(SIGTERM);

@@ -192,6 +192,29 @@ TEST_F(BrokerClientTest, AListOfKeptJobsThatChangesTooMuchIsReadAgainFromTheBegi
   EXPECT_EQ(beginnings, 20);
 }
 
+TEST_F(BrokerClientTest, KeptJobsAreLookedForUntilAllAreFoundOrTheTimeForAllPagesIsOver) {
+  const JobId a{Uuid{{1}}}, b{Uuid{{2}}}, c{Uuid{{3}}};
+  played_.answer = [&](const wire::Message& m) -> std::optional<wire::Message> {  // no page is the last one
+    const auto& list = std::get<wire::ListKept>(m);
+    played_.late.emplace_back(played_.clock.Now() + Millis{400},
+                              wire::ListKeptReply{.request = list.request, .jobs = {a, a, b}, .cursor = "here"});
+    return std::nullopt;
+  };
+  std::vector<JobId> found;
+  const MonoTime start = played_.clock.Now();
+  const auto both = client_.FindKept(kDefaultOrg, {a, b}, start + Millis{10'000}, found);
+  ASSERT_TRUE(both) << both.error().message;
+  EXPECT_EQ(found, (std::vector{a, b}));
+  EXPECT_EQ(played_.sent, 1U) << "there is nothing left to look for";
+  found.clear();
+  const MonoTime again = played_.clock.Now();
+  const auto never = client_.FindKept(kDefaultOrg, {a, c}, again + Millis{2000}, found);
+  ASSERT_FALSE(never);
+  EXPECT_EQ(never.error().code, ErrorCode::kTimedOut);
+  EXPECT_EQ(found, std::vector{a}) << "what was seen counts";
+  EXPECT_LT(played_.clock.Now() - again, Millis{2500});
+}
+
 // The broker was slow, and refuses the second sending of what it took with the first.
 TEST_F(BrokerClientTest, ALateAnswerToAnEarlierSendingCounts) {
   const MonoTime start = played_.clock.Now();
