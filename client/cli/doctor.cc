@@ -160,7 +160,7 @@ Finding FindingOf(const BrokerAddress& broker, std::optional<Answer> answer) {
     return Bad("broker",
                fmt::format("'{}' said less than {} s ago that it lives, and does not answer at {}", broker.name,
                            std::chrono::duration_cast<std::chrono::seconds>(kOwnershipTtl).count(), broker.clients),
-               kFix);
+               fmt::format("see whether it died or hangs, or {}", kFix));
   if (answer->name.empty() || answer->name == broker.name) return std::move(answer->finding);
   return Bad("broker",
              fmt::format("'{}' says that it is reached at {}, where '{}' answers", broker.name, broker.clients, answer->name),

@@ -540,10 +540,8 @@ TEST_F(ProcessesTest, ASubmitReachesTheBrokerThatServesTheOrgOrSaysWhoDoes) {
   EXPECT_THAT(Told(refused, 6), AllOf(HasSubstr(served), HasSubstr("was not reached at tcp://127.0.0.1:1")));
   EXPECT_THAT(Told({of, "doctor"}, 1), HasSubstr("that it lives, and does not answer at tcp://127.0.0.1:1"));
   Told({of, "job", "submit", "--kind", "mail", "--queue", "mail"});
-  // The configured one is the owner, and its announced address is no use here: nobody waits for that one first.
-  const MonoTime asked = clock_.Now();
-  Told({of, "--set", "broker.listen_clients=" + Port(2), "queue", "show", "mail"});
-  EXPECT_LT(clock_.Now() - asked, Millis{2500});
+  EXPECT_THAT(Told({of, "--set", "broker.listen_clients=" + Port(2), "queue", "show", "mail"}), Not(HasSubstr("is not known")))
+      << "the configured one is the owner, whatever address it announces";
   // As of a broker that announces the default address: from here, another one answers there.
   Ask("update millrace.broker_presence set clients = '" + Port(0) + "' where name = 'broker-2'");
   const std::string mistaken = fmt::format("is reached at {}, where 'broker-1' answers", Port(0));
