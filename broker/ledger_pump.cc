@@ -184,10 +184,6 @@ void LedgerPump::YieldSurplus(MonoTime now, std::vector<Event>& out) {
 void LedgerPump::LookElsewhere(MonoTime now, std::vector<Event>& out) {
   if (std::ranges::none_of(next_take_, [&](const auto& entry) { return entry.second <= now; })) return;
   for (auto& [shard, at] : next_take_) at = now + kTakeRetry;
-  NameOwners(out);
-}
-
-void LedgerPump::NameOwners(std::vector<Event>& out) {
   const auto shards = ledger_.Shards(Deadline(kRenewBudget));
   if (!shards) return;
   for (const ShardStatus& s : *shards) {
@@ -199,7 +195,6 @@ void LedgerPump::NameOwners(std::vector<Event>& out) {
 
 void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
   if (holds_.size() >= share_) LookElsewhere(now, out);
-  bool held = false;  // by somebody else
   for (auto& [shard, at] : next_take_) {
     if (at > now || holds_.contains(shard) || holds_.size() >= share_) continue;
     if (RenewalDue()) break;  // many shards of a ledger that is far away: those that are ours come first
@@ -219,11 +214,11 @@ void LedgerPump::TakeFree(MonoTime now, std::vector<Event>& out) {
     if (epoch.error().code != ErrorCode::kConflict) {
       LogWarn("shard {}: {}", shard.value(), epoch.error().message);
       if (epoch.error().code == ErrorCode::kUnavailable) break;  // the others would not fare better
-    } else {
-      held = true;
+    } else if (elsewhere_[shard] != epoch.error().message) {
+      elsewhere_[shard] = epoch.error().message;
+      out.emplace_back(event::ShardLost{.shard = shard, .reason = "not ours", .owner_name = epoch.error().message});
     }
   }
-  if (held) NameOwners(out);
   std::erase_if(next_take_, [&](const auto& entry) { return holds_.contains(entry.first); });
 }
 

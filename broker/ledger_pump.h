@@ -53,7 +53,6 @@ class LedgerPump {
   void Announce(MonoTime now, std::vector<Event>& out);
   void YieldSurplus(MonoTime now, std::vector<Event>& out);
   void LookElsewhere(MonoTime now, std::vector<Event>& out);
-  void NameOwners(std::vector<Event>& out);  // of shards that are not ours, once for each
   void TakeFree(MonoTime now, std::vector<Event>& out);
   void CommitSome(MonoTime now, std::vector<Event>& out);
   void TakeEnqueued(MonoTime now, std::vector<Event>& out);
