@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <unordered_set>
 
 #include "client/cli/broker_look.h"
@@ -175,14 +174,13 @@ Error NobodyAnswers(const Door& door) {
   return {ErrorCode::kUnavailable, fmt::format("no broker answers at {}", door.endpoint())};
 }
 
-// Jobs of `durability: redis` that the ledger does not know, of the filter's queue and kind: the broker that serves the org
-// lists them.
-Result<BrokerClient::Kept> KeptJobs(Context& context, Ledger& ledger, const JobFilter& filter,
-                                    const std::function<bool(const JobId&)>& meant) {
+// Jobs of `durability: redis` that the filter means and the ledger does not know: the broker that serves the org lists them.
+Result<BrokerClient::Kept> KeptJobs(Context& context, Ledger& ledger, const JobFilter& filter) {
   MILLRACE_TRY_ASSIGN(Door door, Door::OpenOwners(context, ledger));
   if (door.client() == nullptr) return std::unexpected(NobodyAnswers(door));
-  return door.client()->ListKept(filter.org, filter.queue.value_or(""), filter.kind.value_or(""), meant, kFilteredMax,
-                                 kListTimeout);
+  return door.client()->ListKept(
+      filter.org, filter.queue.value_or(""), filter.kind.value_or(""), [&](const JobId& job) { return Since(filter, job); },
+      kFilteredMax, kListTimeout);
 }
 
 // Which of `ids`, that the ledger does not know, that broker has: into `found`, also those that it named before an error.
@@ -205,7 +203,7 @@ Result<Meaning> MeantJobs(const Options& options, Context& context, Ledger& ledg
   filter.live = true;
   Meaning meaning;
   // Before the ledger: what an attempt takes there meanwhile is found in it.
-  auto listed = KeptJobs(context, ledger, filter, [&](const JobId& job) { return Since(filter, job); });
+  auto listed = KeptJobs(context, ledger, filter);
   if (!listed) meaning.unasked = std::move(listed.error());
   const BrokerClient::Kept kept = std::move(listed).value_or(BrokerClient::Kept{});
   for (const JobId& job : kept.jobs) meaning.kept.insert(job.uuid);

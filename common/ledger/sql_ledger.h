@@ -218,6 +218,8 @@ class SqlLedger final : public Ledger {
   std::optional<std::uint16_t> shard_count_;
 };
 
+inline constexpr int kRepeatsMax = 1000;  // so far a chain of retries or requeues is followed
+
 // Violates a key as long as the slot has a run in a later generation.
 Statement UnlessLaterRun(const SlotKey& slot);
 

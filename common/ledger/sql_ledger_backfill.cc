@@ -24,8 +24,6 @@ constexpr std::string_view kSlotsWithRuns = "slot s left join run r on r.run = s
 constexpr std::string_view kLiveOfBackfill =
     "exists (select 1 from run r where r.run = n.run) and not exists (select 1 from run_outcome o where o.run = n.run)";
 
-constexpr int kRepeatsMax = 1000;  // so far a chain of retries or requeues is followed
-
 constexpr int kCreateRoundsMax = 8;
 
 std::vector<Uuid> KeysOf(const std::map<Uuid, Uuid>& map) {

@@ -17,7 +17,6 @@ namespace {
 constexpr std::uint32_t kListLimitMax = 500;
 constexpr std::size_t kLiveIdsMax = 100'000, kLiveIdsPerSelect = 2'000;
 constexpr std::int64_t kExpiredPerWrite = 100;  // windows that are over and that nobody asks for again
-constexpr int kRepeatsMax = 1000;               // so far back a chain of requeues is followed
 
 constexpr std::string_view kLaterRuns =
     "slot where org = $1 and pipeline = $2 and schedule = $3 and slot = $4 and generation > $5 and run is not null "

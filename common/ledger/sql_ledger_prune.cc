@@ -297,7 +297,7 @@ Result<std::map<WallTime, std::uint64_t>> SqlLedger::RowsByWeek(const std::strin
 
 Result<std::vector<RetainedWeek>> SqlLedger::Retained(MonoTime deadline) {
   struct Counted {
-    std::uint64_t runs = 0, specs = 0, outcomes = 0, live = 0;
+    std::uint64_t runs = 0, specs = 0, outcomes = 0;
     std::uint64_t Rows() const { return runs + specs + outcomes; }
   };
   std::map<WallTime, Counted> weeks;
@@ -309,7 +309,6 @@ Result<std::vector<RetainedWeek>> SqlLedger::Retained(MonoTime deadline) {
   MILLRACE_TRY(count("run", "run", &Counted::runs));
   MILLRACE_TRY(count("job", "job", &Counted::specs));
   MILLRACE_TRY(count("outcome", "job", &Counted::outcomes));
-  MILLRACE_TRY(count("live_job", "job", &Counted::live));
   MILLRACE_TRY_ASSIGN(const std::uint64_t bytes, store_->BytesOfHistory(deadline));
   std::uint64_t rows = 0;
   for (const auto& [monday, week] : weeks) rows += week.Rows();
@@ -317,9 +316,8 @@ Result<std::vector<RetainedWeek>> SqlLedger::Retained(MonoTime deadline) {
   for (const auto& [monday, week] : weeks) {
     const double share = rows == 0 ? 0 : static_cast<double>(week.Rows()) / static_cast<double>(rows);
     all.push_back({.begin = monday,
-                   // Of a job of class redis that succeeded at once there is only the outcome, and of those of live
-                   // runs only the spec.
-                   .jobs = std::max(week.specs, week.outcomes + week.live),
+                   // Of a job of class redis that succeeded at once there is only the outcome, of a live one only the spec.
+                   .jobs = std::max(week.specs, week.outcomes),
                    .runs = week.runs,
                    .bytes = static_cast<std::uint64_t>(static_cast<double>(bytes) * share)});
   }

@@ -193,6 +193,13 @@ worker: {{ brokers: ["{6}", "{7}"], concurrency: 2 }}
     for (int i = 0; i < found.rows(); ++i) owned[found.Text(i, 0)] = found.Int(i, 1);
     return owned;
   }
+  void StartTwoThatShare() {
+    StartBroker(1);
+    ASSERT_TRUE(WaitFor([&] { return Owned()["broker-1"] == kShards; })) << TextOf("broker-1.log");
+    StartBroker(2);
+    const std::map<std::string, std::int64_t> shared{{"broker-1", 1}, {"broker-2", 1}};
+    ASSERT_TRUE(WaitFor([&] { return Owned() == shared; }, kJoinShare + kAtOnce)) << TextOf("broker-2.log");
+  }
   OrgId ServedBy(const std::string& broker) {
     const PgResult theirs = Ask("select shard from millrace.shard_owner where owner_name = '" + broker + "'");
     OrgId org{1};
@@ -474,11 +481,7 @@ TEST_F(ProcessesTest, SigtermEndsWhoWaitsForSomebodyElsesMigration) {
 }
 
 TEST_F(ProcessesTest, ACancelReachesTheBrokerThatServesTheOrgOrSaysThatNobodyLooked) {
-  StartBroker(1);
-  ASSERT_TRUE(WaitFor([&] { return Owned()["broker-1"] == kShards; })) << TextOf("broker-1.log");
-  StartBroker(2);
-  const std::map<std::string, std::int64_t> shared{{"broker-1", 1}, {"broker-2", 1}};
-  ASSERT_TRUE(WaitFor([&] { return Owned() == shared; }, kJoinShare + kAtOnce)) << TextOf("broker-2.log");
+  ASSERT_NO_FATAL_FAILURE(StartTwoThatShare());
   const OrgId org = ServedBy("broker-2");
   const std::string of = fmt::format("--org={}", org.value()), owner = "broker.listen_clients=" + Port(2);
   Told({of, "--set", owner, "queue", "pause", "mail"});
@@ -502,11 +505,7 @@ TEST_F(ProcessesTest, ACancelReachesTheBrokerThatServesTheOrgOrSaysThatNobodyLoo
 }
 
 TEST_F(ProcessesTest, ASubmitReachesTheBrokerThatServesTheOrgOrSaysWhoDoes) {
-  StartBroker(1);
-  ASSERT_TRUE(WaitFor([&] { return Owned()["broker-1"] == kShards; })) << TextOf("broker-1.log");
-  StartBroker(2);
-  const std::map<std::string, std::int64_t> shared{{"broker-1", 1}, {"broker-2", 1}};
-  ASSERT_TRUE(WaitFor([&] { return Owned() == shared; }, kJoinShare + kAtOnce)) << TextOf("broker-2.log");
+  ASSERT_NO_FATAL_FAILURE(StartTwoThatShare());
   const OrgId org = ServedBy("broker-2");
   const std::string of = fmt::format("--org={}", org.value());
   EXPECT_THAT(Told({of, "queue", "pause", "mail"}), Not(HasSubstr("takes it up"))) << "the owner has it at once";
