@@ -547,6 +547,58 @@ TEST_F(LoadPostgres, ConcurrentAttemptsHaveOneEffect) {
   }
 }
 
+// Two runs whose loads are the first of one table: the later one finds it made, and goes on as if it had been there.
+TEST_F(LoadPostgres, FirstLoadsSideBySideAllSucceed) {
+  NEEDS_FAILPOINTS();
+  const Manifest input = Dataset(kRows);
+  ExpectOk(Load(Order(LoadMode::kAppend, "m.before", "before", 1), input));
+  for (const char* point : {"load.after_look", "load.after_staging"})
+    for (const LoadMode mode : {LoadMode::kAppend, LoadMode::kReplace, LoadMode::kMerge}) {
+      // By then an append holds the target, so that nobody can come between.
+      if (mode == LoadMode::kAppend && std::string_view(point) == "load.after_staging") continue;
+      const std::string table = fmt::format("m.{}{}", point + 5, static_cast<int>(mode));
+      SCOPED_TRACE(table);
+      StageResult first;
+      SetFailpointHook(point, [&] {
+        SetFailpointHook(point, nullptr);
+        auto engine = OpenEngine();
+        ASSERT_TRUE(engine);
+        const Manifest other = Dataset("select range::integer + 50 as id, 'first' as name, 1::decimal(10,2) as price from range(100)");
+        first = RunLoad(Order(mode, table, table + "-first", 1), other, engine->connection, {});
+      });
+      const StageResult second = Load(Order(mode, table, table + "-second", 1), input);
+      SetFailpointHook(point, nullptr);
+      ExpectOk(first);
+      ExpectOk(second);
+      EXPECT_FALSE(second.already_applied);
+      const std::int64_t rows = mode == LoadMode::kAppend ? 200 : mode == LoadMode::kMerge ? 150 : 100;
+      EXPECT_EQ(Int("select count(*) from " + table), rows);
+      EXPECT_EQ(Int("select count(*) from " + table + " where name <> 'first'"), 100);
+      EXPECT_EQ(Int("select version from millrace.target where target = '" + table + "'"), 2);
+    }
+  EXPECT_EQ(Int("select count(*) from millrace.staging"), 0);
+}
+
+// The first loads of two tables, in a schema that is not there either.
+TEST_F(LoadPostgres, FirstLoadsOfANewSchemaAllSucceed) {
+  const Manifest input = Dataset(kRows);
+  ExpectOk(Load(Order(LoadMode::kAppend, "before.t", "before", 1), input));
+  for (int round = 0; round < 20; ++round) {
+    std::barrier start(2);
+    std::vector<std::thread> threads;
+    std::vector<StageResult> results(2);
+    for (std::size_t i = 0; i < 2; ++i)
+      threads.emplace_back([&, i] {
+        auto engine = OpenEngine();
+        start.arrive_and_wait();
+        const std::string table = fmt::format("s{}.t{}", round, i);
+        if (engine) results[i] = RunLoad(Order(LoadMode::kAppend, table, table, 1), input, engine->connection, {});
+      });
+    for (std::thread& t : threads) t.join();
+    for (const StageResult& r : results) ExpectOk(r);
+  }
+}
+
 TEST_F(LoadPostgres, ErrorsSayWhoseFaultItIsAndNoSecret) {
   StageOrder order = Order(LoadMode::kAppend, "a.t", "e1", 1);
   order.connection->dsn = "host=127.0.0.1 port=1 user=u dbname=d password=hunter22";

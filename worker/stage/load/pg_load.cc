@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::int64_t kParallelRowsMin = 200'000;  // below, a second connection costs more than it saves
 constexpr int kParallelMax = 4;
+constexpr int kLooksMax = 3;  // at the target, of one attempt
 constexpr std::string_view kStateMark = " (SQLSTATE ";  // what the driver ends its messages with
 
 class PgLoad {
@@ -32,6 +33,7 @@ class PgLoad {
       expressions.push_back(c.expression);
     }
     select_ = CastSql(names, expressions, job_.dataset_sql);
+    MILLRACE_FAILPOINT("load.after_look");
     switch (job_.spec.mode) {
       case LoadMode::kAppend: return Append();
       case LoadMode::kReplace: return Replace();
@@ -40,7 +42,19 @@ class PgLoad {
     return Refuse("invalid_target", "unknown mode");
   }
 
+  // Run failed because somebody else made the table, or its schema, after it was looked at. Another look finds it.
+  bool appeared() const { return appeared_; }
+
  private:
+  // With the target's row locked: two first loads would both create the table; the later one waits for that row, and then
+  // finds what the other has made.
+  Outcome<void> RequireStillMissing() {
+    MILLRACE_TRY_ASSIGN(const PgTarget now, DescribeTarget(fence_, job_.spec.table));
+    appeared_ = now.exists;
+    if (!appeared_) return {};
+    return std::unexpected(Failure("destination_conflict", "the table was created by someone else meanwhile", true));
+  }
+
   std::string CopySql(std::string_view table) const {
     return fmt::format("copy {} ({}) from stdin (format binary)", table, ColumnList(columns_));
   }
@@ -82,8 +96,10 @@ class PgLoad {
   Outcome<void> CreateSchema() {
     MILLRACE_TRY_ASSIGN(PgResult there,
                         fence_.Query("select 1 from pg_namespace where nspname = $1", PgParams{}.Text(target_.schema)));
-    if (there.rows() == 0) MILLRACE_TRY(fence_.Exec("create schema if not exists " + PgIdentifier(target_.schema)));
-    return {};
+    if (there.rows() > 0) return {};
+    auto created = fence_.Exec("create schema if not exists " + PgIdentifier(target_.schema));
+    if (!created) appeared_ = fence_.connection().last_sqlstate() == "23505";  // two at the same time: it does exist now
+    return created;
   }
 
   Outcome<Loaded> Publish(const Receipt& receipt) {
@@ -103,12 +119,9 @@ class PgLoad {
   Outcome<Loaded> Append() {
     MILLRACE_TRY(fence_.Begin());
     if (!target_.exists) {
-      // Two first appends would both create the table: the later one waits here and then finds it.
       MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.LockTarget());
       if (stored) return Loaded{std::move(*stored), true};
-      MILLRACE_TRY_ASSIGN(PgTarget now, DescribeTarget(fence_, job_.spec.table));
-      if (now.exists)
-        return std::unexpected(Failure("destination_conflict", "the table was created by someone else meanwhile", true));
+      MILLRACE_TRY(RequireStillMissing());
       MILLRACE_TRY(CreateTarget({}));
     }
     MILLRACE_TRY_ASSIGN(const CopyTotals totals, Copy(target_.Quoted(), {&fence_.connection()}));
@@ -187,6 +200,7 @@ class PgLoad {
     if (old != nullptr) {
       MILLRACE_TRY(DropOld(*old, swap));
     } else {
+      MILLRACE_TRY(RequireStillMissing());
       MILLRACE_TRY(CreateSchema());
     }
     MILLRACE_TRY(fence_.Exec(fmt::format("alter table {0} rename to {1}; alter table millrace.{1} set schema {2}", staging,
@@ -322,9 +336,7 @@ class PgLoad {
     MILLRACE_TRY_ASSIGN(std::optional<Receipt> stored, fence_.LockTarget());
     if (stored) return Loaded{std::move(*stored), true};
     if (!target_.exists) {
-      MILLRACE_TRY_ASSIGN(const PgTarget now, DescribeTarget(fence_, job_.spec.table));
-      if (now.exists)
-        return std::unexpected(Failure("destination_conflict", "the table was created by someone else meanwhile", true));
+      MILLRACE_TRY(RequireStillMissing());
       MILLRACE_TRY(CreateTarget(job_.spec.key));
     }
     auto merged = Upsert(staging);
@@ -348,6 +360,7 @@ class PgLoad {
   duck::Connection& source_;
   PgFence& fence_;
   PgTarget target_;
+  bool appeared_ = false;
   std::vector<PgColumn> columns_;
   std::string select_;
 };
@@ -371,11 +384,14 @@ Failure WithState(Failure failure) {
 }  // namespace
 
 Outcome<Loaded> LoadIntoPostgres(LoadJob& job, duck::Connection& source, const Clock& clock) {
-  MILLRACE_TRY_ASSIGN(std::unique_ptr<PgFence> fence, PgFence::Open(job, clock));
-  auto loaded = PgLoad(job, source, *fence).Run();
-  if (!loaded) loaded = std::unexpected(fence->Explain(WithState(std::move(loaded.error()))));
-  fence->DropOwnStaging();
-  return loaded;
+  for (int look = 1;; ++look) {
+    MILLRACE_TRY_ASSIGN(std::unique_ptr<PgFence> fence, PgFence::Open(job, clock));
+    PgLoad load(job, source, *fence);
+    auto loaded = load.Run();
+    if (!loaded) loaded = std::unexpected(fence->Explain(WithState(std::move(loaded.error()))));
+    fence->DropOwnStaging();
+    if (loaded || !load.appeared() || !loaded.error().retryable || look == kLooksMax) return loaded;
+  }
 }
 
 }  // namespace millrace::load
