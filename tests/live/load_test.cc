@@ -563,7 +563,8 @@ TEST_F(LoadPostgres, FirstLoadsSideBySideAllSucceed) {
         SetFailpointHook(point, nullptr);
         auto engine = OpenEngine();
         ASSERT_TRUE(engine);
-        const Manifest other = Dataset("select range::integer + 50 as id, 'first' as name, 1::decimal(10,2) as price from range(100)");
+        const Manifest other =
+            Dataset("select range::integer + 50 as id, 'first' as name, 1::decimal(10,2) as price from range(100)");
         first = RunLoad(Order(mode, table, table + "-first", 1), other, engine->connection, {});
       });
       const StageResult second = Load(Order(mode, table, table + "-second", 1), input);

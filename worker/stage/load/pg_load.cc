@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::int64_t kParallelRowsMin = 200'000;  // below, a second connection costs more than it saves
 constexpr int kParallelMax = 4;
-constexpr int kLooksMax = 3;  // at the target, of one attempt
+constexpr int kLooksMax = 3;                            // at the target, of one attempt
 constexpr std::string_view kStateMark = " (SQLSTATE ";  // what the driver ends its messages with
 
 class PgLoad {
