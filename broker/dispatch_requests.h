@@ -160,6 +160,7 @@ struct Puts {
   std::vector<HandedBack> handed_back;  // in this flush, in order
   std::vector<QueueEntry> passed;       // come in, and go straight into flight
   std::vector<Pass> passes;             // start when it has done so
+  std::vector<JobId> ahead;             // of `passed`: have started already
   std::vector<QueueEntry> paged;        // go back to their lines, after that
   std::uint64_t sent = 0;               // operations that put something in, ever
   std::deque<Put> unanswered;           // the latest of them
@@ -191,6 +192,7 @@ struct Op {
   ClaimPlan plan = {};                                // kClaim, kEndLine
   std::vector<std::shared_ptr<Submit>> submits = {};  // kPlain: accepted with it
   std::vector<Pass> passes = {};                      // kPlain: started with it
+  std::vector<JobId> ahead = {};                      // kPlain: started before it
   std::size_t accept_rows = 0, accept_bytes = 0;
   bool put = false;   // kPlain: an Enqueue
   bool kept = false;  // kRemove: out of kept lines

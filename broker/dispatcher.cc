@@ -227,6 +227,7 @@ void Dispatcher::EmitQueue(std::vector<Command>& out) {
       shard.puts.unanswered.push_back({.id = ops_.back().id, .read_bytes = std::exchange(shard.puts.read_bytes, 0)});
       ops_.back().put = true;
       ops_.back().passes = std::move(passes);
+      ops_.back().ahead = std::exchange(shard.puts.ahead, {});
       ops_.back().submits = std::exchange(shard.enqueue_submits, {});
       ops_.back().accept_rows = std::exchange(shard.enqueue_rows, 0);
       ops_.back().accept_bytes = std::exchange(shard.enqueue_bytes, 0);

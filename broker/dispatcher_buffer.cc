@@ -103,6 +103,14 @@ std::uint32_t Dispatcher::TakeBuffered(LineIndex::Line& line, std::uint32_t n, W
   return n;
 }
 
+// Whether jobs whose put goes out with this flush start now, and not with its answer: a few, where nothing else is under way.
+// Its answer decides whether they were accepted, as ever. Until then they may run without having been, which nobody can tell
+// from an answer that was lost; so when it is not "yes", the client is told to submit again with the same ids.
+bool Dispatcher::MayStartAhead(const Shard& shard, std::uint64_t put, std::size_t jobs) {
+  return put > shard.puts.sent && shard.puts.unanswered.empty() && shard.wanted.Empty() &&
+         shard.puts.ahead.size() + jobs <= kStartAheadMax;
+}
+
 // What was planned and is here. Those of one line that start with the same put go together.
 void Dispatcher::ServeBuffered() {
   std::vector<dispatch::Served> served = std::exchange(served_, {});
@@ -123,10 +131,12 @@ void Dispatcher::ServeBuffered() {
       ++pass.plan.total;
       pass.jobs.push_back(ToClaimed(served[i].job, pass.plan.line->key));
     } while (++i < served.size() && served[i].line == pass.plan.line && put_of(served[i], answered) == put);
-    if (put > 0) {
+    if (put > 0 && !MayStartAhead(shard, put, pass.plan.total)) {
       PassesOf(shard.puts, ops_, put).push_back(std::move(pass));
       continue;
     }
+    if (put > 0)
+      for (const dispatch::Claimed& job : pass.jobs) shard.puts.ahead.push_back(job.spec->id);
     for (const auto& [worker, n] : pass.plan.split) Release(worker, n);
     OnPassed(shard.hold, pass);
   }

@@ -55,7 +55,7 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
       gone[line->name()] += here;
       elsewhere -= std::min(elsewhere, here);
     }
-  if (elsewhere > 0) may_run();  // they went to their lines since, or a cancel has them
+  if (elsewhere > 0) may_run();  // they started ahead, went to their lines since, or a cancel has them
   for (const auto& [line, n] : gone) {
     lines_.Forget(shard->hold.shard, line, n, now_);
     if (const auto held = shard->held_lines.find(line); held != shard->held_lines.end())
@@ -64,7 +64,8 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
   if (shard->puts.refused_try_max == 0)
     LogWarn("shard {}: the queue has no memory left; what it cannot take waits in the broker", shard->hold.shard.value());
   for (auto* entries : {&put.entries, &put.passed})
-    for (QueueEntry& entry : *entries) KeepRefused(*shard, std::move(entry));
+    for (QueueEntry& entry : *entries)
+      if (std::ranges::find(op.ahead, entry.id) == op.ahead.end()) KeepRefused(*shard, std::move(entry));
   shard->puts.refused_until = now_ + kRefusedRetryInterval;
   shard->puts.refused_try_max = std::clamp<std::size_t>((put.entries.size() + put.passed.size()) / 2, 1, kRefusedTryMax);
   plan_needed_ = true;

@@ -31,6 +31,7 @@ inline constexpr std::size_t kBufferedPayloadMax = 64u << 10;  // of one job
 // stay as long as it does).
 inline constexpr auto kBufferedAgeMax = std::chrono::seconds{10}, kBufferedAgeAnyMax = std::chrono::seconds{60};
 inline constexpr std::size_t kPagedJobsMax = 2'048;  // so many of them at once
+inline constexpr std::size_t kStartAheadMax = 16;    // jobs of a shard that start before the queue has answered their put
 
 class ReadyBuffer {
  public:

@@ -25,6 +25,7 @@ class WantedJobs {
     const auto node = seekers_.extract({job, org});
     return node.empty() ? std::nullopt : std::optional(node.mapped());
   }
+  bool Empty() const { return seekers_.empty(); }
   // Some org's request looks for a job of this id.
   bool contains(JobId job) const {  // NOLINT(readability-identifier-naming): as a container's
     const auto it = seekers_.lower_bound({job, OrgId{INT64_MIN}});

@@ -146,28 +146,95 @@ TEST_F(DispatcherPassTest, OtherLinesPassWhileOneWaits) {
 TEST_F(DispatcherPassTest, AcceptedIsSaidWhenTheQueueHasIt) {
   Hello("w", 1);
   hold_replies_ = true;
-  Submit(Jobs(3, true));  // one passes, two wait
+  Submit(Jobs(3, true));  // one starts, two wait
   EXPECT_EQ(Last<wire::SubmitReply>(), nullptr);
-  EXPECT_TRUE(grants_.empty());
+  EXPECT_EQ(grants_.size(), 1u);
   LetRepliesThrough();
   ASSERT_NE(Last<wire::SubmitReply>(), nullptr);
   EXPECT_EQ(Last<wire::SubmitReply>()->accepted.size(), 3u);
   EXPECT_EQ(grants_.size(), 1u);
 }
 
-TEST_F(DispatcherPassTest, AQueueThatFailsStartsNothing) {
+// A few jobs of the fast class start while the queue is being told of them; more, or behind another write, with its answer.
+TEST_F(DispatcherPassTest, AFewOfTheFastClassStartAhead) {
+  Hello("w", 1000);
+  hold_replies_ = true;
+  Submit(Jobs(1, false));
+  EXPECT_TRUE(grants_.empty()) << "of ledger class none";
+  LetRepliesThrough();
+  ASSERT_EQ(grants_.size(), 1u);
+  hold_replies_ = true;
+  Submit(Jobs(kStartAheadMax, true));
+  EXPECT_EQ(grants_.size(), 1 + kStartAheadMax);
+  EXPECT_EQ(Last<wire::SubmitReply>()->accepted.size(), 1u) << "was told that they are accepted";
+  Submit(Jobs(1, true));
+  EXPECT_EQ(grants_.size(), 1 + kStartAheadMax) << "the write before is not answered";
+  LetRepliesThrough();
+  EXPECT_EQ(grants_.size(), 2 + kStartAheadMax);
+  hold_replies_ = true;
+  Submit(Jobs(kStartAheadMax + 1, true));
+  EXPECT_EQ(grants_.size(), 2 + kStartAheadMax) << "too many";
+  LetRepliesThrough();
+  EXPECT_EQ(grants_.size(), 3 + 2 * kStartAheadMax);
+  for (std::size_t i = 0; i < grants_.size(); ++i) End(i, AttemptEnd::kSucceeded);
+  ExpectDepth(0, 0);
+}
+
+TEST_F(DispatcherPassTest, OneThatHasEndedBeforeItIsAcceptedLeavesTheQueue) {
   Hello("w", 10);
+  for (const AttemptEnd end : {AttemptEnd::kSucceeded, AttemptEnd::kFailed}) {
+    const JobSpec job = Kept();
+    hold_replies_ = true;
+    Submit({job});
+    End(grants_.size() - 1, end, false);
+    EXPECT_EQ(Outcome(job), end == AttemptEnd::kSucceeded ? JobState::kSucceeded : JobState::kDead);
+    LetRepliesThrough();
+    EXPECT_EQ(Last<wire::SubmitReply>()->accepted, std::vector{job.id.uuid});
+    ExpectDepth(0, 0);
+    const std::size_t granted = grants_.size();
+    Submit({job});
+    EXPECT_EQ(grants_.size(), granted) << "submitted again, it does not run again";
+    ExpectDepth(0, 0);
+  }
+}
+
+TEST_F(DispatcherPassTest, OneThatIsCancelledBeforeItIsAcceptedIsStopped) {
+  Hello("w", 10);
+  const JobSpec job = Kept();
+  hold_replies_ = true;
+  Submit({job});
+  ASSERT_EQ(grants_.size(), 1u);
+  Handle(event::FromClient{.peer = "c",
+                           .message = wire::Cancel{.request = 5,
+                                                   .org = kDefaultOrg,
+                                                   .items = {{.id = job.id.uuid, .is_run = false}},
+                                                   .actor = "cli me",
+                                                   .reason = "no"}});
+  Settle();
+  LetRepliesThrough();
+  End(0, AttemptEnd::kCancelled);
+  EXPECT_EQ(Outcome(job), JobState::kCancelled);
+  ExpectDepth(0, 0);
+}
+
+TEST_F(DispatcherPassTest, AQueueThatFailsAcceptsNothingAndStartsAFewAtMost) {
+  Hello("w", 50);
   queue_.Wipe();
   const JobSpec job = Kept(), in_ledger = Job();
   Submit({job});
-  EXPECT_TRUE(grants_.empty());
+  EXPECT_EQ(grants_.size(), 1u);
   ASSERT_NE(Last<wire::Problem>(), nullptr);
-  EXPECT_EQ(Last<wire::Problem>()->code, "unavailable");
+  EXPECT_EQ(Last<wire::Problem>()->code, "unavailable") << "submit again: it may have run";
+  EXPECT_EQ(Last<wire::SubmitReply>(), nullptr);
   Advance(1s);
   Submit({in_ledger, job});
-  EXPECT_EQ(grants_.size(), 2u) << "taken anew, with the worker's whole credit";
-  Submit(Jobs(8, true));
-  EXPECT_EQ(grants_.size(), 10u);
+  EXPECT_EQ(grants_.size(), 3u) << "taken anew, with the worker's whole credit";
+  queue_.Wipe();
+  Submit(Jobs(kStartAheadMax + 1, true));
+  EXPECT_EQ(grants_.size(), 3u);
+  Advance(1s);
+  Submit(Jobs(48, true));
+  EXPECT_EQ(grants_.size(), 3u + 48);
 }
 
 TEST_F(DispatcherPassTest, OneThatIsCancelledMeanwhileDoesNotStart) {

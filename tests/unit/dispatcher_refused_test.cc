@@ -100,6 +100,34 @@ TEST_F(DispatcherRefusedTest, AJobOfTheFastClassIsRefusedAndMayBeSubmittedAgain)
   for (const JobSpec& job : jobs) EXPECT_EQ(runs[job.id], 1);
 }
 
+// It runs: that it was refused would be no answer.
+TEST_F(DispatcherRefusedTest, AJobOfTheFastClassThatHasStartedIsNotAnsweredQueueFull) {
+  Hello("w", 10);
+  queue_.memory_max = 0;
+  QueueSettings settings;
+  settings.queue = "default";
+  settings.max_waiting = 2;
+  Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = settings, .actor = "t"}});
+  Settle();
+  const std::vector<JobSpec> jobs = Jobs(2, Durability::kRedis);
+  Submit(jobs);
+  EXPECT_EQ(Granted(), IdsOf(jobs));
+  ASSERT_NE(Last<wire::Problem>(), nullptr);
+  EXPECT_EQ(Last<wire::Problem>()->code, "unavailable");
+  EXPECT_NE(Last<wire::Problem>()->message.find("submit again with the same ids"), std::string::npos);
+  queue_.memory_max = SIZE_MAX;
+  Submit(jobs);  // while they run
+  Work(10);
+  Submit(jobs);  // and after that
+  Work(10);
+  ExpectEachRanOnce(jobs);
+  const std::vector<JobSpec> waiting = Jobs(2, Durability::kRedis);
+  Handle(event::FromWorker{.peer = "w", .message = wire::Goodbye{.worker = workers_["w"]}});
+  Settle();
+  Submit(waiting);
+  EXPECT_EQ(Last<wire::SubmitReply>()->accepted.size(), 2u) << "the budget counts what waits";
+}
+
 TEST_F(DispatcherRefusedTest, OneThatIsCancelledWhileItIsHeldNeverRuns) {
   queue_.memory_max = 0;
   const std::vector<JobSpec> jobs = Jobs(3);
