@@ -108,9 +108,26 @@ def markdown(head, rows):
     return "\n".join("| " + " | ".join(words) + " |" for words in [head, ["---"] * len(head), *rows])
 
 
-def write_section(name, text):
-    """Between the marks `name` of ops/docs/benchmarks.md."""
+def section(name):
+    """What stands between the marks `name` of ops/docs/benchmarks.md, and the page before and after it."""
     begin, end = f"<!-- {name}: written by bench/{name} -->", f"<!-- {name}: end -->"
     page = PAGE.read_text()
-    at, until = page.index(begin), page.index(end)
-    PAGE.write_text(page[:at] + begin + "\n\n" + text + "\n" + page[until:])
+    at, until = page.index(begin) + len(begin), page.index(end)
+    return page[at:until].strip("\n"), page[:at], page[until:]
+
+
+def write_section(name, text):
+    _, before, after = section(name)
+    PAGE.write_text(before + "\n\n" + text.strip("\n") + "\n\n" + after)
+
+
+def replace_lines(name, rows, note):
+    """Puts these rows of a table in the place of those that begin with the same cell, and the note below the section's first line."""
+    lines = section(name)[0].splitlines()
+    for row in rows:
+        at = next((i for i, line in enumerate(lines) if line.startswith(f"| {row[0]} |")), None)
+        if at is None:
+            sys.exit(f"{name}: the table has no line '{row[0]}' yet: write the whole of it first")
+        lines[at] = "| " + " | ".join(row) + " |"
+    lines.insert(1, note)
+    write_section(name, "\n".join(lines))

@@ -285,7 +285,7 @@ class Dispatcher {
               const std::shared_ptr<const JobSpec>& at_hand);
   void TakeBack(Shard& shard);
   std::uint32_t TakeBuffered(LineIndex::Line& line, std::uint32_t n, WorkerId worker);
-  static bool MayStartAhead(const Shard& shard, std::uint64_t put, std::size_t jobs);
+  static bool MayStartAhead(const Shard& shard, std::uint64_t put, const dispatch::Pass& pass);
   void ServeBuffered();
   void HandOverBuffered(Shard& shard, const std::unordered_set<JobId>& jobs);
   void PageOut(Shard& shard, const std::string& line, std::size_t most = SIZE_MAX);

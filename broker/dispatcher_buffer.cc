@@ -103,12 +103,17 @@ std::uint32_t Dispatcher::TakeBuffered(LineIndex::Line& line, std::uint32_t n, W
   return n;
 }
 
-// Whether jobs whose put goes out with this flush start now, and not with its answer: a few, where nothing else is under way.
-// Its answer decides whether they were accepted, as ever. Until then they may run without having been, which nobody can tell
-// from an answer that was lost; so when it is not "yes", the client is told to submit again with the same ids.
-bool Dispatcher::MayStartAhead(const Shard& shard, std::uint64_t put, std::size_t jobs) {
-  return put > shard.puts.sent && shard.puts.unanswered.empty() && shard.wanted.Empty() &&
-         shard.puts.ahead.size() + jobs <= kStartAheadMax;
+// Whether a pass whose put goes out with this flush starts now, and not with its answer: of a few jobs, where no other put is
+// under way or refused. The answer decides whether they were accepted, as ever. Until then they may run without having been,
+// which nobody can tell from an answer that was lost; so when it is not "yes", the client is told to submit again with the same
+// ids.
+bool Dispatcher::MayStartAhead(const Shard& shard, std::uint64_t put, const dispatch::Pass& pass) {
+  const dispatch::Puts& puts = shard.puts;
+  if (put <= puts.sent || !puts.unanswered.empty() || puts.refused_try_max > 0) return false;
+  if (!puts.passes.empty() || puts.ahead.size() + pass.plan.total > kStartAheadMax) return false;  // in their order
+  // Who looks for them does so in the queue; what leaves it would leave before it is there.
+  return shard.wanted.Empty() &&
+         std::ranges::none_of(pass.jobs, [&](const auto& job) { return shard.removals.Leaving(job.spec->id); });
 }
 
 // What was planned and is here. Those of one line that start with the same put go together.
@@ -131,7 +136,7 @@ void Dispatcher::ServeBuffered() {
       ++pass.plan.total;
       pass.jobs.push_back(ToClaimed(served[i].job, pass.plan.line->key));
     } while (++i < served.size() && served[i].line == pass.plan.line && put_of(served[i], answered) == put);
-    if (put > 0 && !MayStartAhead(shard, put, pass.plan.total)) {
+    if (put > 0 && !MayStartAhead(shard, put, pass)) {
       PassesOf(shard.puts, ops_, put).push_back(std::move(pass));
       continue;
     }

@@ -63,9 +63,9 @@ void Dispatcher::OnRefused(const Op& op, queue_op::Enqueue put) {
   }
   if (shard->puts.refused_try_max == 0)
     LogWarn("shard {}: the queue has no memory left; what it cannot take waits in the broker", shard->hold.shard.value());
-  for (auto* entries : {&put.entries, &put.passed})
-    for (QueueEntry& entry : *entries)
-      if (std::ranges::find(op.ahead, entry.id) == op.ahead.end()) KeepRefused(*shard, std::move(entry));
+  for (QueueEntry& entry : put.entries) KeepRefused(*shard, std::move(entry));
+  for (QueueEntry& entry : put.passed)
+    if (std::ranges::find(op.ahead, entry.id) == op.ahead.end()) KeepRefused(*shard, std::move(entry));
   shard->puts.refused_until = now_ + kRefusedRetryInterval;
   shard->puts.refused_try_max = std::clamp<std::size_t>((put.entries.size() + put.passed.size()) / 2, 1, kRefusedTryMax);
   plan_needed_ = true;

@@ -39,7 +39,7 @@ class ReadyBuffer {
     JobId id;
     // Its entry (EncodeEntry); or, where it is likely to start at once, the specification of a job that never ran.
     std::variant<std::string, std::shared_ptr<const JobSpec>> content;
-    std::uint64_t put = 0;  // which of the shard's puts has it: it may start when that is answered; 0: an earlier one had it
+    std::uint64_t put = 0;  // which of the shard's puts has it: it starts when that is answered, or ahead; 0: an earlier one
     MonoTime since{};
   };
   // Those of one line, in order. They leave the buffer before it goes.

@@ -25,6 +25,14 @@ class DispatcherBufferTest : public testing::DispatcherTest {
     while (jobs.size() < n) jobs.push_back(Kept());
     return jobs;
   }
+  // The queue says nothing from here on, and a write of the shard is under way: what comes now starts with the answer to its
+  // own.
+  void HoldReplies() {
+    hold_replies_ = true;
+    JobSpec later = Kept();
+    later.run_at = clock_.WallNow() + 24h;
+    Submit({later});
+  }
   void Cancel(std::uint64_t request, const JobSpec& job, OrgId org = kDefaultOrg) {
     Handle(event::FromClient{
         .peer = "c",
@@ -63,7 +71,7 @@ TEST_F(DispatcherBufferTest, OneThatWaitsStartsWithoutAnotherRoundTrip) {
 
 TEST_F(DispatcherBufferTest, NoneStartsBeforeTheQueueHasIt) {
   Hello("w", 1);
-  hold_replies_ = true;
+  HoldReplies();
   std::vector<JobSpec> jobs = Jobs(2);
   Submit(jobs);
   jobs.push_back(Kept());
@@ -175,7 +183,7 @@ TEST_F(DispatcherBufferTest, ACancelFindsItAndSoDoesNoOtherOrg) {
 
 TEST_F(DispatcherBufferTest, OneThatIsCancelledBeforeItsPutIsAnsweredDoesNotStart) {
   Hello("w", 1);
-  hold_replies_ = true;
+  HoldReplies();
   const std::vector<JobSpec> jobs = Jobs(2);  // one is to start with the answer, one waits
   Submit(jobs);
   Cancel(5, jobs[0]);
@@ -192,7 +200,7 @@ TEST_F(DispatcherBufferTest, OneThatIsCancelledBeforeItsPutIsAnsweredDoesNotStar
 
 TEST_F(DispatcherBufferTest, ACancelFindsWhatComesBackInTheSameTurn) {
   Hello("w", 1);
-  hold_replies_ = true;
+  HoldReplies();
   const JobSpec job = Kept();
   Submit({job});
   Hello("v", 0);
@@ -215,7 +223,7 @@ TEST_F(DispatcherBufferTest, ACancelFindsWhatComesBackInTheSameTurn) {
 
 TEST_F(DispatcherBufferTest, AWorkerThatGoesBeforeTheAnswerLeavesTheOrderAsItWas) {
   Hello("w", 2);
-  hold_replies_ = true;
+  HoldReplies();
   const std::vector<JobSpec> jobs = Jobs(4);
   Submit(jobs);
   Hello("v", 0);
@@ -229,7 +237,7 @@ TEST_F(DispatcherBufferTest, AWorkerThatGoesBeforeTheAnswerLeavesTheOrderAsItWas
 
 TEST_F(DispatcherBufferTest, WhatComesBackWhenTheLastWorkerIsGoneStaysBeforeTheOthers) {
   Hello("w", 2);
-  hold_replies_ = true;
+  HoldReplies();
   JobSpec expiring = Kept();
   expiring.options.deadline = clock_.WallNow() + 1h;
   std::vector<JobSpec> jobs = {Kept(), expiring, Kept(), Kept()};
@@ -367,9 +375,9 @@ TEST_F(DispatcherBufferTest, AQueueThatFailsStartsNoneAndTheyAreFoundByTheNextOw
     more = !page.claimed.empty();
   }
   EXPECT_EQ(found, 3U);
-  Beat("w", 10);  // this owner does not know yet
+  Beat("w", 100);  // this owner does not know yet
   const std::size_t before = grants_.size();
-  Submit({Kept()});
+  Submit(Jobs(kStartAheadMax + 1));
   EXPECT_EQ(grants_.size(), before) << "fenced";
   ASSERT_NE(Last<wire::Problem>(), nullptr);
 }

@@ -189,7 +189,8 @@ TEST_F(DispatcherPassTest, OneThatHasEndedBeforeItIsAcceptedLeavesTheQueue) {
     End(grants_.size() - 1, end, false);
     EXPECT_EQ(Outcome(job), end == AttemptEnd::kSucceeded ? JobState::kSucceeded : JobState::kDead);
     LetRepliesThrough();
-    EXPECT_EQ(Last<wire::SubmitReply>()->accepted, std::vector{job.id.uuid});
+    ASSERT_EQ(Last<wire::SubmitReply>()->accepted.size(), 1u);
+    EXPECT_EQ(Last<wire::SubmitReply>()->accepted[0].id, job.id.uuid);
     ExpectDepth(0, 0);
     const std::size_t granted = grants_.size();
     Submit({job});
@@ -234,7 +235,7 @@ TEST_F(DispatcherPassTest, AQueueThatFailsAcceptsNothingAndStartsAFewAtMost) {
   EXPECT_EQ(grants_.size(), 3u);
   Advance(1s);
   Submit(Jobs(48, true));
-  EXPECT_EQ(grants_.size(), 3u + 48);
+  EXPECT_EQ(grants_.size(), 50u) << "all of its credit but what it says itself that it has";
 }
 
 TEST_F(DispatcherPassTest, OneThatIsCancelledMeanwhileDoesNotStart) {

@@ -106,7 +106,7 @@ TEST_F(DispatcherRefusedTest, AJobOfTheFastClassThatHasStartedIsNotAnsweredQueue
   queue_.memory_max = 0;
   QueueSettings settings;
   settings.queue = "default";
-  settings.max_waiting = 2;
+  settings.max_waiting_jobs = 2;
   Handle(event::FromClient{.peer = "c", .message = wire::SetQueue{.request = 3, .settings = settings, .actor = "t"}});
   Settle();
   const std::vector<JobSpec> jobs = Jobs(2, Durability::kRedis);
@@ -115,6 +115,10 @@ TEST_F(DispatcherRefusedTest, AJobOfTheFastClassThatHasStartedIsNotAnsweredQueue
   ASSERT_NE(Last<wire::Problem>(), nullptr);
   EXPECT_EQ(Last<wire::Problem>()->code, "unavailable");
   EXPECT_NE(Last<wire::Problem>()->message.find("submit again with the same ids"), std::string::npos);
+  const std::vector<JobSpec> later = Jobs(1, Durability::kRedis);
+  Submit(later);
+  EXPECT_EQ(Granted(), IdsOf(jobs)) << "it is known by now that the queue takes nothing";
+  EXPECT_EQ(Last<wire::Problem>()->code, "queue_full");
   queue_.memory_max = SIZE_MAX;
   Submit(jobs);  // while they run
   Work(10);
