@@ -21,6 +21,15 @@ class DispatcherPassTest : public testing::DispatcherTest {
     while (jobs.size() < n) jobs.push_back(kept ? Kept() : Job());
     return jobs;
   }
+  void Cancel(const JobSpec& job) {
+    Handle(event::FromClient{.peer = "c",
+                             .message = wire::Cancel{.request = 5,
+                                                     .org = kDefaultOrg,
+                                                     .items = {{.id = job.id.uuid, .is_run = false}},
+                                                     .actor = "cli me",
+                                                     .reason = "no longer needed"}});
+    Settle();
+  }
   // How many entries the operations since the last call put into flight, into lines, and claimed from there.
   struct Ways {
     std::size_t passed = 0, put = 0, claims = 0;
@@ -205,13 +214,7 @@ TEST_F(DispatcherPassTest, OneThatIsCancelledBeforeItIsAcceptedIsStopped) {
   hold_replies_ = true;
   Submit({job});
   ASSERT_EQ(grants_.size(), 1u);
-  Handle(event::FromClient{.peer = "c",
-                           .message = wire::Cancel{.request = 5,
-                                                   .org = kDefaultOrg,
-                                                   .items = {{.id = job.id.uuid, .is_run = false}},
-                                                   .actor = "cli me",
-                                                   .reason = "no"}});
-  Settle();
+  Cancel(job);
   LetRepliesThrough();
   End(0, AttemptEnd::kCancelled);
   EXPECT_EQ(Outcome(job), JobState::kCancelled);
@@ -244,13 +247,7 @@ TEST_F(DispatcherPassTest, OneThatIsCancelledMeanwhileDoesNotStart) {
   hold_replies_ = true;
   Submit({job});
   EXPECT_EQ(Since(), (Ways{.passed = 1}));
-  Handle(event::FromClient{.peer = "c",
-                           .message = wire::Cancel{.request = 5,
-                                                   .org = kDefaultOrg,
-                                                   .items = {{.id = job.id.uuid, .is_run = false}},
-                                                   .actor = "cli me",
-                                                   .reason = "no"}});
-  Settle();
+  Cancel(job);
   LetRepliesThrough();
   EXPECT_TRUE(grants_.empty());
   EXPECT_EQ(Outcome(job), JobState::kCancelled);
@@ -345,13 +342,7 @@ TEST_F(DispatcherPassTest, AJobBehindOneThatIsCancelledWhileItIsClaimedIsStarted
   Submit({first});
   Submit({leaves});
   hold_replies_ = true;
-  Handle(event::FromClient{.peer = "c",
-                           .message = wire::Cancel{.request = 5,
-                                                   .org = kDefaultOrg,
-                                                   .items = {{.id = leaves.id.uuid, .is_run = false}},
-                                                   .actor = "somebody",
-                                                   .reason = "no longer needed"}});
-  Settle();
+  Cancel(leaves);
   End(0, AttemptEnd::kSucceeded, true, 2);
   Submit({behind});
   LetRepliesThrough();
