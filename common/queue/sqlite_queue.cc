@@ -202,22 +202,37 @@ class SqliteQueue final : public JobQueue {
     return db_.QueryInt64("select no from line where shard = ? and name = ?", shard.value(), Blob{name});
   }
 
-  Result<void> Push(ShardId shard, const QueueEntry& entry, bool front) {
-    Result<std::int64_t> no = FindLine(shard, entry.line);
+  // One end of a line, where entries are pushed.
+  struct LineEnd {
+    std::string_view line;
+    std::int64_t no = 0;
+    std::int64_t seq = 0;  // of its last entry, or of its first
+  };
+  Result<LineEnd> FindEnd(ShardId shard, std::string_view line, bool front) {
+    Result<std::int64_t> no = FindLine(shard, line);
     if (!no && no.error().code == ErrorCode::kNotFound) {
-      MILLRACE_TRY(db_.Run("insert into line(shard, name) values (?, ?)", shard.value(), Blob{entry.line}));
+      MILLRACE_TRY(db_.Run("insert into line(shard, name) values (?, ?)", shard.value(), Blob{line}));
       no = db_.LastInsertRowid();
     }
     MILLRACE_TRY(no);
-    return db_.Run(front ? "insert into ready select ?1, coalesce((select min(seq) from ready where line = ?1), 0) - 1, ?2, "
-                           "?3, nullif(?4, -1)"
-                         : "insert into ready select ?1, coalesce((select max(seq) from ready where line = ?1), 0) + 1, ?2, "
-                           "?3, nullif(?4, -1)",
-                   *no, Blob{entry.id.AsBytes()}, Blob{entry.body}, MicrosOr(entry.expires_at, kNever));
+    MILLRACE_TRY_ASSIGN(const std::int64_t seq, db_.QueryInt64(front ? "select coalesce(min(seq), 0) from ready where line = ?"
+                                                                     : "select coalesce(max(seq), 0) from ready where line = ?",
+                                                               *no));
+    return LineEnd{.line = line, .no = *no, .seq = seq};
   }
 
-  Result<void> Put(ShardId shard, const QueueEntry& entry, bool front) {
-    if (!entry.run_at) return Push(shard, entry, front);
+  // `end`: of the push before, if nothing else has changed the line since.
+  Result<void> Push(ShardId shard, const QueueEntry& entry, bool front, std::optional<LineEnd>& end) {
+    if (!end || end->line != entry.line) {
+      MILLRACE_TRY_ASSIGN(end, FindEnd(shard, entry.line, front));
+    }
+    end->seq += front ? -1 : 1;
+    return db_.Run("insert into ready values (?, ?, ?, ?, nullif(?, -1))", end->no, end->seq, Blob{entry.id.AsBytes()},
+                   Blob{entry.body}, MicrosOr(entry.expires_at, kNever));
+  }
+
+  Result<void> Put(ShardId shard, const QueueEntry& entry, bool front, std::optional<LineEnd>& end) {
+    if (!entry.run_at) return Push(shard, entry, front, end);
     return db_.Run("insert or replace into due values (?, ?, ?, ?, ?, nullif(?, -1))", shard.value(),
                    ToUnixMicros(*entry.run_at), Blob{entry.line}, Blob{entry.id.AsBytes()}, Blob{entry.body},
                    MicrosOr(entry.expires_at, kNever));
@@ -225,15 +240,17 @@ class SqliteQueue final : public JobQueue {
 
   Result<QueueReply> Apply(const queue_op::Enqueue& op) {
     for (const QueueEntry& entry : op.passed) MILLRACE_TRY(Fly(op.shard, entry));
-    for (const QueueEntry& entry : op.entries) MILLRACE_TRY(Put(op.shard, entry, false));
+    std::optional<LineEnd> end;
+    for (const QueueEntry& entry : op.entries) MILLRACE_TRY(Put(op.shard, entry, false, end));
     return QueueReply{};
   }
 
   Result<QueueReply> Apply(const queue_op::Requeue& op) {
     // From the back, so that the first given is the next claimed.
+    std::optional<LineEnd> end;
     for (auto entry = op.entries.rbegin(); entry != op.entries.rend(); ++entry) {
       MILLRACE_TRY(Land(op.shard, entry->id));
-      MILLRACE_TRY(Put(op.shard, *entry, true));
+      MILLRACE_TRY(Put(op.shard, *entry, true, end));
     }
     return QueueReply{};
   }
@@ -290,10 +307,11 @@ class SqliteQueue final : public JobQueue {
         if (!rows.IsNull(4)) due.back().expires_at = FromUnixMicros(rows.Int64(4));
       }
     }
+    std::optional<LineEnd> end;
     for (const QueueEntry& entry : due) {
       MILLRACE_TRY(db_.Run("delete from due where shard = ? and run_at = ? and line = ? and id = ?", op.shard.value(),
                            ToUnixMicros(*entry.run_at), Blob{entry.line}, Blob{entry.id.AsBytes()}));
-      MILLRACE_TRY(Push(op.shard, entry, false));
+      MILLRACE_TRY(Push(op.shard, entry, false, end));
       Count(reply.promoted, entry.line);
     }
     MILLRACE_TRY_ASSIGN(reply.next_due, NextDue(op.shard));
@@ -436,6 +454,8 @@ class SqliteQueue final : public JobQueue {
 };
 
 Result<void> MakeSchema(sqlite::Database& db) {
+  // Statements that can fail half-way (`insert or replace`) save each page before they change it: not in a file.
+  MILLRACE_TRY(db.Exec("pragma temp_store = memory"));
   MILLRACE_TRY_ASSIGN(const std::int64_t version, db.QueryInt64("pragma user_version"));
   if (version > kSchemaVersion)
     return Fail(ErrorCode::kUnsupported, "sqlite queue: tables of version {}, this program knows up to {}", version,
