@@ -54,7 +54,6 @@ struct Worker {
   MonoTime heard{};
   std::uint64_t beats = 0;
   bool draining = false, unreachable = false;
-  bool answered = false;                 // its last beat was
   std::vector<wire::Grant::Job> grants;  // of this flush
   std::uint64_t Credit() const;
   void Hold(Lease& lease);

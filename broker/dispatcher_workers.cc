@@ -75,9 +75,7 @@ void Dispatcher::OnBeat(const wire::PeerId& peer, wire::Beat& m) {
   worker.unreachable = false;
   worker.draining = m.draining;
   worker.credit_limit = std::max(worker.credit_limit, m.credit_limit);
-  // Of one that holds nothing, each second beat: an idle fleet is what its answers cost.
-  worker.answered = !m.held.empty() || !worker.answered;
-  if (worker.answered) to_workers_.push_back({.peer = peer, .message = wire::BrokerBeat{.known = true}});
+  to_workers_.push_back({.peer = peer, .message = wire::BrokerBeat{.known = true}});
   Held(worker, m.held);
   for (const wire::Beat::Progress& progress : m.progress) OnProgress(worker, progress);
   plan_needed_ = true;

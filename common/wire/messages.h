@@ -150,7 +150,7 @@ struct Revoke {                                             // stop these attemp
   std::vector<Item> items;
   friend bool operator==(const Revoke&, const Revoke&) = default;
 };
-struct BrokerBeat {  // answers each Beat that lists an attempt, each second one of a worker that holds none
+struct BrokerBeat {
   bool known = true;
   friend bool operator==(const BrokerBeat&, const BrokerBeat&) = default;
 };  // known = false: say Hello again

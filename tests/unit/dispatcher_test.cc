@@ -682,24 +682,6 @@ TEST_F(DispatcherTest, TheStatusOfTheLargestFleetFitsIntoOneFrame) {
   EXPECT_TRUE(wire::Decode(frame));
 }
 
-TEST_F(DispatcherTest, AnIdleWorkerIsAnsweredAtEachSecondBeatOneThatHoldsAnAttemptAtEach) {
-  Hello("w", 1);
-  for (int beat = 0; beat < 6; ++beat) {
-    Advance(1s);
-    Beat("w", 1);
-    EXPECT_EQ(beats_answered_, beat / 2 + 1) << "never silent for more than two intervals";
-  }
-  Submit({Job()});
-  ASSERT_EQ(grants_.size(), 1U);
-  const wire::Hello::Held held{.job = grants_[0].second.id, .token = grants_[0].second.token};
-  beats_answered_ = 0;
-  for (int beat = 1; beat <= 4; ++beat) {
-    Advance(1s);
-    Beat("w", 1, {held});
-    EXPECT_EQ(beats_answered_, beat);
-  }
-}
-
 TEST_F(DispatcherTest, RequestsThatCannotBeServedAreAnswered) {
   Handle(event::FromClient{.peer = "c", .message = wire::CancelReply{}});
   Settle();
