@@ -121,13 +121,25 @@ def write_section(name, text):
     PAGE.write_text(before + "\n\n" + text.strip("\n") + "\n\n" + after)
 
 
+def line_of(name, lines, cell):
+    """The index of the table's line that begins with this cell. It must be there."""
+    at = next((i for i, line in enumerate(lines) if line.startswith(f"| {cell} |")), None)
+    if at is None:
+        sys.exit(f"{name}: the table has no line '{cell}' yet: write the whole of it first")
+    return at
+
+
+def require_lines(name, cells):
+    """Before the work that replace_lines puts there."""
+    lines = section(name)[0].splitlines()
+    for cell in cells:
+        line_of(name, lines, cell)
+
+
 def replace_lines(name, rows, note):
     """Puts these rows of a table in the place of those that begin with the same cell, and the note below the section's first line."""
     lines = section(name)[0].splitlines()
     for row in rows:
-        at = next((i for i, line in enumerate(lines) if line.startswith(f"| {row[0]} |")), None)
-        if at is None:
-            sys.exit(f"{name}: the table has no line '{row[0]}' yet: write the whole of it first")
-        lines[at] = "| " + " | ".join(row) + " |"
+        lines[line_of(name, lines, row[0])] = "| " + " | ".join(row) + " |"
     lines.insert(1, note)
     write_section(name, "\n".join(lines))

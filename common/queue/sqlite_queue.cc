@@ -104,10 +104,11 @@ class SqliteQueue final : public JobQueue {
   Result<QueueReply> Apply(const queue_op::Take& op) {
     const auto shard = op.shard.value();
     if (!op.cursor.empty()) return CountLines(op);
+    // Lines without the mark of kept ones. A function could fail, and SQLite would copy every page before it changes it.
     MILLRACE_TRY(db_.Run(
-        "delete from ready where line in (select no from line where shard = ? and substr(name, 1, 1) <> x'1e')", shard));
-    MILLRACE_TRY(db_.Run("delete from line where shard = ? and substr(name, 1, 1) <> x'1e'", shard));
-    MILLRACE_TRY(db_.Run("delete from due where shard = ? and substr(line, 1, 1) <> x'1e'", shard));
+        "delete from ready where line in (select no from line where shard = ? and (name < x'1e' or name >= x'1f'))", shard));
+    MILLRACE_TRY(db_.Run("delete from line where shard = ? and (name < x'1e' or name >= x'1f')", shard));
+    MILLRACE_TRY(db_.Run("delete from due where shard = ? and (line < x'1e' or line >= x'1f')", shard));
     MILLRACE_TRY_ASSIGN(const std::optional<std::uint32_t> stored, StoredEpoch(op.shard));
     const bool maybe_old = taken_.insert(op.shard).second;  // another process wrote it; the machine may have lost power since
     if (!stored) MILLRACE_TRY(db_.Run("delete from flight where shard = ?", shard));
@@ -351,10 +352,11 @@ class SqliteQueue final : public JobQueue {
     std::vector<Waiting> found;
     MILLRACE_TRY_ASSIGN(
         sqlite::Statement rows,
-        db_.Prepare("select * from (select r.expires_at e, l.name, r.id, r.body, 1, r.line, r.seq from ready r "
-                    "join line l on l.no = r.line where r.expires_at <= ?2 and l.shard = ?1 order by r.expires_at limit ?3) "
-                    "union all select * from (select expires_at e, line, id, body, 0, 0, run_at from due "
-                    "where shard = ?1 and expires_at <= ?2 order by expires_at limit ?3) order by 1, 3 limit ?3"));
+        db_.Prepare(
+            "select * from (select r.expires_at e, l.name, r.id, r.body, 1, r.line, r.seq from ready r "
+            "cross join line l on l.no = r.line where r.expires_at <= ?2 and l.shard = ?1 order by r.expires_at limit ?3) "
+            "union all select * from (select expires_at e, line, id, body, 0, 0, run_at from due "
+            "where shard = ?1 and expires_at <= ?2 order by expires_at limit ?3) order by 1, 3 limit ?3"));
     rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
     std::size_t bytes = 0;
     MILLRACE_TRY(ReadWaiting(rows, found, bytes));
@@ -454,8 +456,6 @@ class SqliteQueue final : public JobQueue {
 };
 
 Result<void> MakeSchema(sqlite::Database& db) {
-  // Statements that can fail half-way (`insert or replace`) save each page before they change it: not in a file.
-  MILLRACE_TRY(db.Exec("pragma temp_store = memory"));
   MILLRACE_TRY_ASSIGN(const std::int64_t version, db.QueryInt64("pragma user_version"));
   if (version > kSchemaVersion)
     return Fail(ErrorCode::kUnsupported, "sqlite queue: tables of version {}, this program knows up to {}", version,

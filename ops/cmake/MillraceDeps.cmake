@@ -65,7 +65,7 @@ target_include_directories(sqlite3_amalgamation SYSTEM PUBLIC ${SQLITE_DIR})
 target_compile_definitions(sqlite3_amalgamation PRIVATE
   SQLITE_THREADSAFE=2 SQLITE_DQS=0 SQLITE_DEFAULT_MEMSTATUS=0 SQLITE_DEFAULT_FOREIGN_KEYS=1 SQLITE_OMIT_DEPRECATED
   SQLITE_OMIT_SHARED_CACHE SQLITE_LIKE_DOESNT_MATCH_BLOBS SQLITE_OMIT_LOAD_EXTENSION SQLITE_ENABLE_DBSTAT_VTAB
-  HAVE_FDATASYNC=1 HAVE_USLEEP=1)
+  HAVE_FDATASYNC=1)
 target_compile_options(sqlite3_amalgamation PRIVATE -O2 -w)
 target_link_libraries(sqlite3_amalgamation PUBLIC Threads::Threads m)
 add_library(dep_sqlite ALIAS sqlite3_amalgamation)
