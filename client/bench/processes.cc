@@ -28,9 +28,13 @@ constexpr Millis kStopTimeout{5000};
 
 std::atomic<bool> interrupted{false};
 
+// A process may end between the opening and the reading of what it has in /proc: then this is as much as was read. (An
+// istreambuf_iterator throws.)
 std::string ReadFile(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+  std::ostringstream text;
+  text << in.rdbuf();
+  return std::move(text).str();
 }
 
 struct Stat {
@@ -208,8 +212,11 @@ std::optional<pid_t> ListenerOf(std::uint16_t port) {
   if (inode.empty()) return std::nullopt;
   for (const auto& [pid, stat] : AllProcesses()) {
     std::error_code ec;
-    for (const auto& fd : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd", ec))
-      if (std::filesystem::read_symlink(fd.path(), ec) == inode) return pid;
+    std::filesystem::directory_iterator fd("/proc/" + std::to_string(pid) + "/fd", ec);
+    for (; !ec && fd != std::filesystem::directory_iterator(); fd.increment(ec)) {
+      std::error_code closed;
+      if (std::filesystem::read_symlink(fd->path(), closed) == inode) return pid;
+    }
   }
   return std::nullopt;
 }
