@@ -96,7 +96,8 @@ audit: {{ checkpoint_dir: {folder}/checkpoints, key_file: {folder}/audit.key }}
 
 
 def median_and_range(values, form="{:,.0f}"):
-    return f"{form.format(statistics.median(values))} ({form.format(min(values))} to {form.format(max(values))})"
+    middle, least, most = (form.replace(":", ":z", 1).format(v) for v in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({least} to {most})"
 
 
 def machine():
