@@ -1,7 +1,7 @@
 // The broker: dispatcher, sockets and threads. Threads, each owner of what it touches:
 //   loop    sockets and the Dispatcher (all dispatch state, no locks)
 //   ledger  one Ledger: group commit, reads, ownership (LedgerPump)
-//   audit   if checkpoints are asked for, a Ledger of its own that is only read: follows the chains, has them signed (AuditPump)
+//   audit   if checkpoints are asked for, a Ledger of its own, only read: follows the chains, has them signed (AuditPump)
 //   queue   one JobQueue: executes whatever waits as one batch
 //   inbox   one Inbox: turns rings into events
 //   enqueue one EnqueueWatch, if there is one: tells the ledger thread that rows came

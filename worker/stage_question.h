@@ -13,8 +13,8 @@ namespace millrace::worker {
 
 class StageQuestion {
  public:
-  // `request` is JSON of at most kFrameBytesMax with its frame; the answer comes through `answer`: JSON, or kCorrupt when the process ended or
-  // said something else.
+  // `request` is JSON of at most kFrameBytesMax with its frame; the answer comes through `answer`: JSON, or kCorrupt when the
+  // process ended or said something else.
   StageQuestion(std::unique_ptr<Process> process, std::string_view request, std::promise<Result<std::string>> answer);
   ~StageQuestion();  // kills the process; kCancelled for who still waits
   StageQuestion(const StageQuestion&) = delete;

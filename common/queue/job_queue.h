@@ -91,6 +91,7 @@ struct Requeue {  // out of flight; back to the FRONT of their lines (they were 
   Epoch epoch;
   std::vector<QueueEntry> entries;
 };
+// Of this and the next at most `max` entries, and no more after about 16 MiB of bodies: what is left is due at once.
 struct Promote {  // scheduled entries with run_at <= now go to the ends of their lines, earliest first
   ShardId shard;
   Epoch epoch;

@@ -167,13 +167,15 @@ if op == 'claim' then
   return out
 end
 if op == 'promote' then
-  local left, bytes, order, by_line = tonumber(ARGV[5]), 0, {}, {}
+  local left, bytes, largest, order, by_line = tonumber(ARGV[5]), 0, 0, {}, {}
   local first = ''
   for _, key in ipairs({K_KEPT_DUE, K_DUE}) do
     while left > 0 and bytes < BYTES do
-      local batch = call('ZRANGEBYSCORE', key, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
+      local page = largest == 0 and 16 or math.max(1, math.min(128, math.floor((BYTES - bytes) / largest)))
+      local batch = call('ZRANGEBYSCORE', key, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, page))
       if #batch == 0 then break end
       for _, member in ipairs(batch) do
+        local size = #member
         local a, b = string.byte(member, 1, 2)
         local n = a * 256 + b
         local line, element = string.sub(member, 3, 2 + n), string.sub(member, 3 + n)
@@ -182,6 +184,7 @@ if op == 'promote' then
           local bodies, id = EXPIRING[is_kept(line)].body, string.sub(element, 1, 16)
           local body = call('HGET', bodies, id)
           if body and string.sub(body, 1, 1) == 's' then
+            size = size + #body
             call('HSET', bodies, id, 'r' .. string.sub(body, 2))
           else
             here = false
@@ -192,7 +195,7 @@ if op == 'promote' then
           if not by_line[line] then by_line[line] = {} order[#order + 1] = line end
           table.insert(by_line[line], element)
         end
-        bytes = bytes + #member
+        bytes, largest = bytes + size, math.max(largest, size)
       end
       call('ZREMRANGEBYRANK', key, 0, #batch - 1)
       left = left - #batch
@@ -214,7 +217,10 @@ if op == 'expire' then
     while left > 0 and bytes < BYTES do
       local batch = call('ZRANGEBYSCORE', here.expiry, '-inf', ARGV[4], 'LIMIT', 0, math.min(left, 128))
       if #batch == 0 then break end
+      local looked = 0
       for _, id in ipairs(batch) do
+        if bytes >= BYTES then break end
+        looked = looked + 1
         local body = call('HGET', here.body, id)
         if body then
           local a, b = string.byte(body, 2, 3)
@@ -230,9 +236,9 @@ if op == 'expire' then
           end
         end
       end
-      call('HDEL', here.body, unpack(batch))
-      call('ZREM', here.expiry, unpack(batch))
-      left = left - #batch
+      call('HDEL', here.body, unpack(batch, 1, looked))
+      call('ZREM', here.expiry, unpack(batch, 1, looked))
+      left = left - looked
     end
     local next_one = call('ZRANGE', here.expiry, 0, 0, 'WITHSCORES')[2]
     if next_one and (first == '' or tonumber(next_one) < tonumber(first)) then first = next_one end

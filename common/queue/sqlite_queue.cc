@@ -296,7 +296,7 @@ class SqliteQueue final : public JobQueue {
                           db_.Prepare("select run_at, line, id, body, expires_at from due where shard = ? and run_at <= ? "
                                       "order by run_at, line, id limit ?"));
       rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
-      while (true) {
+      for (std::size_t bytes = 0; bytes < kClaimBytesMax; bytes += due.back().body.size()) {
         MILLRACE_TRY_ASSIGN(const bool row, rows.Step());
         if (!row) break;
         MILLRACE_TRY_ASSIGN(const Uuid id, Uuid::FromBytes(rows.View(2)));
@@ -353,14 +353,34 @@ class SqliteQueue final : public JobQueue {
     MILLRACE_TRY_ASSIGN(
         sqlite::Statement rows,
         db_.Prepare(
-            "select * from (select r.expires_at e, l.name, r.id, r.body, 1, r.line, r.seq from ready r "
+            "select * from (select r.expires_at e, l.name, r.id, x'', 1, r.line, r.seq from ready r "
             "cross join line l on l.no = r.line where r.expires_at <= ?2 and l.shard = ?1 order by r.expires_at limit ?3) "
-            "union all select * from (select expires_at e, line, id, body, 0, 0, run_at from due "
+            "union all select * from (select expires_at e, line, id, x'', 0, 0, run_at from due "
             "where shard = ?1 and expires_at <= ?2 order by expires_at limit ?3) order by 1, 3 limit ?3"));
     rows.BindAll(op.shard.value(), ToUnixMicros(op.now), op.max);
     std::size_t bytes = 0;
     MILLRACE_TRY(ReadWaiting(rows, found, bytes));
+    // The bodies afterwards: above they would be sorted, all of them.
+    std::size_t fit = 0;
+    for (; fit < found.size() && bytes < kClaimBytesMax; ++fit) {
+      MILLRACE_TRY(ReadBody(op.shard, found[fit]));
+      bytes += found[fit].entry.body.size();
+    }
+    found.resize(fit);
     return found;
+  }
+  Result<void> ReadBody(ShardId shard, Waiting& waiting) {
+    MILLRACE_TRY_ASSIGN(
+        sqlite::Statement row,
+        db_.Prepare(waiting.ready ? "select body from ready where line = ?1 and seq = ?2"
+                                  : "select body from due where shard = ?1 and run_at = ?2 and line = ?3 and id = ?4"));
+    if (waiting.ready)
+      row.BindAll(waiting.line, waiting.at);
+    else
+      row.BindAll(shard.value(), waiting.at, Blob{waiting.entry.line}, Blob{waiting.entry.id.AsBytes()});
+    MILLRACE_TRY_ASSIGN(const bool found, row.Step());
+    if (found) waiting.entry.body = row.String(0);
+    return {};
   }
 
   Result<void> TakeOut(ShardId shard, std::vector<Waiting>& found, QueueReply& reply) {

@@ -3,7 +3,8 @@
 // slow and loses packets at once, a Redis that comes back with older files, or has no memory left, a PostgreSQL that is
 // restarted; and two kinds of kills: of everything at one instant, and of a worker in the middle of an extract.
 // MILLRACE_CHAOS=short (default) or long, MILLRACE_CHAOS_SEED=<number>, MILLRACE_CHAOS_KEEP=1 keeps the folder. The short form
-// plays one of the tests with a cluster, or that of cancel_rounds_test, which the seed chooses; all that a --gtest_filter names.
+// plays one of the tests with a cluster, or that of cancel_rounds_test, which the seed chooses; all that a --gtest_filter
+// names.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>

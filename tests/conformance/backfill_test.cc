@@ -116,8 +116,9 @@ TEST_P(SchedulerTest, ARetryIsARunOfItsSlot) {
 
 // A load that was requeued by itself has its run's effect: one of a later generation would load beside it.
 TEST_P(SchedulerTest, ASlotWhoseLoadWasRequeuedIsNotReprocessed) {
-  Apply({.days_behind = 6,
-         .stages = "  e: { extract: { from: file, path: in.csv } }\n  l: { load: { from: e, to: file, path: out.parquet } }\n"});
+  Apply(
+      {.days_behind = 6,
+       .stages = "  e: { extract: { from: file, path: in.csv } }\n  l: { load: { from: e, to: file, path: out.parquet } }\n"});
   auto scheduler = Make(*ledger_, ids_.Next<OwnerId>());
   Pass(*scheduler);
   const auto slots = Generation(0);

@@ -407,6 +407,37 @@ TEST_P(JobQueueTest, ExpiringIsBoundedFencedAndEmptiedByATake) {
   ExpectDepth(0, 0, 601);
 }
 
+TEST_P(JobQueueTest, WhatIsDueAndWhatExpiresIsBoundedInBytes) {
+  constexpr std::uint32_t kJobs = 40, kMax = 1000, kOfOneAnswerMax = 17;  // 16 MiB, and what they end within
+  for (std::uint64_t n = 1; n <= kJobs; ++n) {
+    QueueEntry entry = Expiring(Due(n, 10, n % 2 == 0 ? "a" : kKept), static_cast<std::int64_t>(100 + n));
+    entry.body = std::string(1u << 20, static_cast<char>('a' + n % 26));
+    Must(Enqueue{kShard, kEpoch, {entry}});
+  }
+  std::uint32_t promoted = 0;
+  for (int answers = 0; answers < 4; ++answers) {
+    const QueueReply reply = Must(Promote{kShard, kEpoch, FromUnixMicros(50), kMax});
+    std::uint32_t n = 0;
+    for (const LineCount& line : reply.promoted) n += static_cast<std::uint32_t>(line.count);
+    EXPECT_LE(n, kOfOneAnswerMax);
+    promoted += n;
+    EXPECT_EQ(reply.next_due.has_value(), promoted < kJobs) << "what is left is due at once";
+  }
+  EXPECT_EQ(promoted, kJobs);
+  std::vector<JobId> expired;
+  for (int answers = 0; answers < 4; ++answers) {
+    const QueueReply reply = Must(ExpireDue{kShard, kEpoch, FromUnixMicros(1000), kMax});
+    EXPECT_LE(reply.claimed.size(), kOfOneAnswerMax);
+    for (const QueueEntry& entry : reply.claimed) {
+      EXPECT_EQ(entry.body.size(), 1u << 20);
+      expired.push_back(entry.id);
+    }
+    EXPECT_EQ(reply.next_due.has_value(), expired.size() < kJobs);
+  }
+  EXPECT_EQ(std::set<JobId>(expired.begin(), expired.end()).size(), kJobs);
+  ExpectDepth(0, 0, kJobs);
+}
+
 TEST_P(JobQueueTest, ATombstoneInTheMiddleOfALineIsNoEntry) {
   Must(Enqueue{kShard, kEpoch, {Entry(1), Expiring(Entry(2), 10), Expiring(Entry(3), 10), Entry(4)}});
   Must(ExpireDue{kShard, kEpoch, FromUnixMicros(10), 10});
