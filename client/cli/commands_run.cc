@@ -284,14 +284,14 @@ Result<ExitCode> DoRunList(const Options& options) {
     fmt::print("{}", RunsForPeople(runs, context->clock().WallNow()));
     return ExitCode::kOk;
   }
-  Table table{
-      .columns = {"run", "pipeline", "version", "state", "slot", "created_at", "duration_ms", "jobs_ended", "jobs", "reason"},
-      .rows = {}};
+  Table table{.columns = {"run", "pipeline", "version", "state", "slot", "created_at", "duration_ms", "jobs_ended",
+                          "jobs_succeeded", "jobs", "reason"},
+              .rows = {}};
   for (const RunSummary& run : runs)
     table.rows.push_back({run.spec.id.ToString(), run.spec.pipeline, run.spec.version, std::string(Name(run.state)),
                           run.spec.slot ? Cell{ToRfc3339(*run.spec.slot)} : Cell{}, ToRfc3339(run.spec.created_at),
                           run.finished_at ? DurationCell(*run.finished_at - run.spec.created_at, context->format()) : Cell{},
-                          std::int64_t{run.jobs_ended}, std::int64_t{run.jobs}, run.reason});
+                          std::int64_t{run.jobs_ended}, std::int64_t{run.jobs_succeeded}, std::int64_t{run.jobs}, run.reason});
   Print(table, context->format());
   return ExitCode::kOk;
 }

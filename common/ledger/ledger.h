@@ -179,7 +179,7 @@ struct RunSummary {
   RunState state = RunState::kRunning;  // kRunning unless an outcome exists
   std::string reason;
   std::optional<WallTime> finished_at;
-  std::uint32_t jobs = 0, jobs_ended = 0;
+  std::uint32_t jobs = 0, jobs_ended = 0, jobs_succeeded = 0;
 };
 struct JobDetail {
   JobSpec spec;

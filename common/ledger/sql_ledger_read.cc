@@ -11,9 +11,11 @@ Result<std::vector<RunSummary>> SqlLedger::Summaries(const std::string& where, c
                                                      MonoTime deadline) {
   const std::string sql = "select " + store_->Columns(Table::kRun, "r") +
                           ", o.state, o.reason, o.finished_at, (select count(*) from job j where j.run = r.run), "
-                          "(select count(*) from job j join outcome x on x.job = j.job where j.run = r.run) "
-                          "from run r left join run_outcome o on o.run = r.run where " +
-                          where + " order by r.run desc limit " + std::to_string(limit);
+                          "(select count(*) from job j join outcome x on x.job = j.job where j.run = r.run), "
+                          "(select count(*) from job j join outcome x on x.job = j.job where j.run = r.run and x.state = " +
+                          std::to_string(static_cast<int>(JobState::kSucceeded)) +
+                          ") from run r left join run_outcome o on o.run = r.run where " + where +
+                          " order by r.run desc limit " + std::to_string(limit);
   MILLRACE_TRY_ASSIGN(const Rows rows, store_->Run(sql, params, deadline));
   const std::size_t at = DefOf(Table::kRun).columns.size();
   std::vector<RunSummary> all;
@@ -28,6 +30,7 @@ Result<std::vector<RunSummary>> SqlLedger::Summaries(const std::string& where, c
     }
     s.jobs = static_cast<std::uint32_t>(row[at + 3].number);
     s.jobs_ended = static_cast<std::uint32_t>(row[at + 4].number);
+    s.jobs_succeeded = static_cast<std::uint32_t>(row[at + 5].number);
     all.push_back(std::move(s));
   }
   return all;

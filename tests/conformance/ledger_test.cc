@@ -140,6 +140,7 @@ TEST_P(LedgerTest, RowsComeBackAsTheyWentIn) {
   EXPECT_EQ(detail->summary.state, RunState::kRunning);
   EXPECT_EQ(detail->summary.jobs, 2u);
   EXPECT_EQ(detail->summary.jobs_ended, 1u);
+  EXPECT_EQ(detail->summary.jobs_succeeded, 1u);
   ASSERT_EQ(detail->jobs.size(), 2u);
   EXPECT_EQ(detail->jobs[0].spec, a);
   EXPECT_EQ(detail->jobs[0].attempts, batch.attempts);
@@ -149,6 +150,13 @@ TEST_P(LedgerTest, RowsComeBackAsTheyWentIn) {
   EXPECT_EQ(ledger_->GetRun(OrgId{2}, run.id, In()).error().code, ErrorCode::kNotFound);
   EXPECT_EQ(ledger_->GetJob(OrgId{2}, a.id, In()).error().code, ErrorCode::kNotFound);
   ExpectSound();
+  auto end = BatchOf(hold);
+  end.outcomes = {Outcome(b, JobState::kDead)};
+  Commit(end);
+  const auto ended = ledger_->GetRun(kDefaultOrg, run.id, In());
+  ASSERT_TRUE(ended.has_value()) << ended.error().message;
+  EXPECT_EQ(ended->summary.jobs_ended, 2u);
+  EXPECT_EQ(ended->summary.jobs_succeeded, 1u);
 }
 
 TEST_P(LedgerTest, EveryInstantThatAJobMayNameIsStored) {

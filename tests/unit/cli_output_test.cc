@@ -298,11 +298,12 @@ TEST(RunList, FitsATerminalAndKeepsWhatTellsRunsApart) {
   runs[2].spec.slot = *ParseRfc3339("2025-12-31T23:59:00Z");
   runs[1].finished_at = *ParseRfc3339("2026-11-20T09:27:16Z");
   runs[1].jobs_ended = 3;
+  runs[1].jobs_succeeded = 1;
   runs[1].reason = "stage '東京' is dead: " + std::string(200, 'x') + "\nmore";
   const std::string text = RunsForPeople(runs, *ParseRfc3339("2026-11-21T07:00:00Z"));
   EXPECT_THAT(text, HasSubstr("\n01a1fc86-aaa1-71  shop"));
   EXPECT_THAT(text, HasSubstr("\n01a1fc86-aaa1-72  ppppp"));
-  EXPECT_THAT(text, HasSubstr("ppp...  failed     11-20 06:15  11-19 06:15  3 h 12 min  3/3     stage"));
+  EXPECT_THAT(text, HasSubstr("ppp...  failed     11-20 06:15  11-19 06:15  3 h 12 min  1/3     stage"));
   EXPECT_THAT(text, HasSubstr("succeeded  2025-12-31   23:59:00"));
   EXPECT_THAT(text, HasSubstr("...\n"));
   std::istringstream lines(text);
