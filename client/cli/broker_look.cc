@@ -10,6 +10,7 @@ namespace millrace::cli {
 namespace {
 
 constexpr Millis kLook{1000};
+constexpr Millis kFirstLook{300};  // at the configured broker, where the ledger names another one to ask
 
 struct Owner {
   BrokerAddress address;
@@ -70,14 +71,15 @@ Result<Door> Door::Open(const Context& context, Millis patience) {
 }
 
 Result<Door> Door::OpenOwners(const Context& context, Ledger& ledger, Millis patience) {
-  MILLRACE_TRY_ASSIGN(Door configured, Open(context, patience));
-  if (context.embedded()) return configured;  // there is one broker, which everybody finds in the home
+  if (context.embedded()) return Open(context, patience);  // there is one broker, which everybody finds in the home
   const Owner owner = LookUpOwner(context, ledger);
-  const bool named = configured.answered_by() == owner.address.name && !owner.has_namesake;
-  if (named || owner.address.clients.empty() || owner.address.clients == configured.endpoint()) return configured;
+  if (owner.address.clients.empty() || owner.address.clients == context.ClientEndpoint()) return Open(context, patience);
+  MILLRACE_TRY_ASSIGN(Door configured, Open(context, std::min(patience, kFirstLook)));
+  if (configured.answered_by() == owner.address.name && !owner.has_namesake) return configured;
   MILLRACE_TRY_ASSIGN(Door owners, OpenNamed(owner.address, context.clock(), patience));
   if (owners.client() != nullptr) return owners;
-  return configured;
+  if (configured.client() != nullptr) return configured;
+  return Open(context, patience);
 }
 
 Result<Door> Door::OpenOwnersBeside(const Context& context, Ledger& ledger, const std::string& asked, Millis patience) {

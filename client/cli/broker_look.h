@@ -23,8 +23,9 @@ class Door {
  public:
   // Asks the configured one for at most `patience`.
   static Result<Door> Open(const Context& context, Millis patience = Millis{3000});
-  // The one that serves the context's org, where the ledger tells who that is. The configured one is asked first; where that is
-  // another one, the owner at the address that it announces, if it answers there itself; else as Open. Each for `patience`.
+  // The one that serves the context's org, where the ledger tells who that is. The configured one is asked first, for a moment
+  // where the owner announces another address; where it is not the owner, he at that address, if he answers there himself; else
+  // as Open. Each for `patience`.
   static Result<Door> OpenOwners(const Context& context, Ledger& ledger, Millis patience = Millis{3000});
   // The one that serves the context's org, unless its address is `asked`. No client: none is known that answers within
   // `patience`, or another one answers there, whose name `answered_by` has.
