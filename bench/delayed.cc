@@ -10,8 +10,8 @@
 // warm-up is there so that buffers have grown once and what it leaves is given back: a tenth of JOBS (20,000 at least) that end
 // before anything is measured, then as many that are due in a day. Memory is read when it has stood still for 15 s while a few
 // jobs go on. Prints JSON; exit code 1 when memory changed by more than a tenth (less is no better: the warm-up's was counted),
-// the p99 of the lateness is above 100 ms, a due job did not leave, or one was granted before its time; 3 when nothing could be
-// measured.
+// the p99 of the lateness is above 100 ms, a due job did not leave, one was granted before its time, or a job was granted
+// twice; 3 when nothing could be measured.
 #include <fmt/format.h>
 #ifdef MILLRACE_JEMALLOC
 #include <jemalloc/jemalloc.h>
@@ -27,6 +27,7 @@
 #include <map>
 #include <string>
 #include <thread>
+#include <unordered_set>
 #include <vector>
 
 #include "broker/broker.h"
@@ -230,7 +231,9 @@ class Bench {
       wire::Ended ended{.worker = me_, .credit_limit = 0, .reports = {}};
       for (const auto& job : grant->jobs) {
         ++taken_;
-        if (const auto due = due_.find(job.id); due != due_.end()) {
+        if (!granted_.insert(job.id).second) {
+          ++repeated_;
+        } else if (const auto due = due_.find(job.id); due != due_.end()) {
           late_ms_.push_back(static_cast<double>((now - due->second).count()) / 1000);
           due_.erase(due);
         } else {
@@ -260,6 +263,7 @@ class Bench {
   std::map<JobId, WallTime> due_;  // not granted yet
   std::vector<double> late_ms_;
   std::uint64_t others_ = 0;  // granted, of the warm-up
+  std::uint64_t repeated_ = 0;
 
  private:
   const Setting& setting_;
@@ -267,6 +271,7 @@ class Bench {
   IdGenerator ids_{clock_, random_};
   Line client_, worker_;
   WorkerId me_;
+  std::unordered_set<JobId> granted_;
   bool known_ = false;
   std::uint64_t taken_ = 0, request_ = 0;
   MonoTime next_beat_{};
@@ -328,16 +333,18 @@ Result<bool> Measure(const Setting& s, std::uint64_t jobs, std::uint64_t due, pi
   const auto at = [&](double p) {
     return late.empty() ? -1.0 : late[static_cast<std::size_t>(p * static_cast<double>(late.size() - 1))];
   };
-  const bool early = !late.empty() && late.front() < 0;
+  const auto early = static_cast<std::size_t>(std::ranges::lower_bound(late, 0.0) - late.begin());
   const bool flat = WithinATenth(before.broker, after.broker) && WithinATenth(before.worker, after.worker);
   const bool in_time = !late.empty() && at(0.99) <= kLateMaxMs;
   fmt::print(
       "{{\"delayed\": {}, \"durability\": \"{}\", \"accepted_per_s\": {:.0f}, \"broker_rss_kb\": [{}, {}], \"worker_rss_kb\": "
-      "[{}, {}], \"due\": {}, \"left\": {}, \"late_ms\": {{\"p50\": {:.1f}, \"p99\": {:.1f}, \"max\": {:.1f}}}, "
+      "[{}, {}], \"due\": {}, \"left\": {}, \"early\": {}, \"repeated\": {}, \"late_ms\": {{\"p50\": {:.1f}, \"p99\": {:.1f}, "
+      "\"max\": {:.1f}}}, "
       "\"memory_within_a_tenth\": {}, \"in_time\": {}}}\n",
       jobs, s.durability == Durability::kRedis ? "redis" : "ledger", static_cast<double>(jobs) / seconds, before.broker,
-      after.broker, before.worker, after.worker, due, late.size(), at(0.5), at(0.99), at(1), flat, in_time);
-  return flat && in_time && !early && bench.due_.empty();
+      after.broker, before.worker, after.worker, due, late.size(), early, bench.repeated_, at(0.5), at(0.99), at(1), flat,
+      in_time);
+  return flat && in_time && early == 0 && bench.repeated_ == 0 && bench.due_.empty();
 }
 
 Result<void> DropKeys(const Setting& s) {

@@ -21,8 +21,8 @@ def program(build, who, path="bin/millrace"):
 
 
 def bench(millrace, *words, timeout=1200, own=True):
-    """The report of `millrace bench WORDS`, in an installation of its own and without any configuration of this user's. Work that
-    was lost or done twice (exit code 1) is in the report; RuntimeError: there is none."""
+    """The report of `millrace bench WORDS`, in an installation of its own and without any configuration of this user's. "sound" says
+    whether nothing was lost, done twice, corrupted or different; RuntimeError: there is no report."""
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run([millrace, "bench", *words, *(["--own"] if own else []), "-o", "json", "--home", home],
                               capture_output=True, text=True, cwd=home, timeout=timeout)
@@ -33,17 +33,25 @@ def bench(millrace, *words, timeout=1200, own=True):
 
 @contextlib.contextmanager
 def servers():
-    """Redis and PostgreSQL of their own, as the tests start them (AOF everysec, fsync on). Yields their folder and environment."""
+    """Redis (AOF everysec) and PostgreSQL (fsync on, which is looked at) of their own. Yields their folder and environment."""
     script = str(ROOT / "tests" / "support" / "servers.sh")
     with tempfile.TemporaryDirectory() as home:
         os.chmod(home, 0o755)
         folder = pathlib.Path(home) / "servers"
         try:
-            subprocess.run([script, "start", str(folder)], check=True, capture_output=True)
-            words = [shlex.split(line)[1].split("=", 1) for line in (folder / "env").read_text().splitlines()]
-            yield folder, {**os.environ, **dict(words)}
+            subprocess.run([script, "start", str(folder)], check=True, capture_output=True, env={**os.environ, "MILLRACE_SERVERS_FSYNC": "on"})
+            words = dict(shlex.split(line)[1].split("=", 1) for line in (folder / "env").read_text().splitlines())
+            require_durable(words["MILLRACE_TEST_POSTGRES"])
+            yield folder, {**os.environ, **words}
         finally:
             subprocess.run([script, "stop", str(folder)], capture_output=True)
+
+
+def require_durable(dsn):
+    for setting in ("fsync", "synchronous_commit"):
+        found = subprocess.run(["psql", "-XAtq", dsn, "-c", f"show {setting}"], capture_output=True, text=True).stdout.strip()
+        if found != "on":
+            raise RuntimeError(f"PostgreSQL has {setting} '{found}', not 'on': what is measured there says nothing")
 
 
 def use_log_segments(dsn):
@@ -96,6 +104,8 @@ audit: {{ checkpoint_dir: {folder}/checkpoints, key_file: {folder}/audit.key }}
 
 
 def median_and_range(values, form="{:,.0f}"):
+    if len(values) == 1:
+        return form.replace(":", ":z", 1).format(values[0]) + " (one run)"
     middle, least, most = (form.replace(":", ":z", 1).format(v) for v in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({least} to {most})"
 

@@ -135,7 +135,8 @@ void Dispatcher::ServeBuffered() {
       ++split.back().second;
       ++pass.plan.total;
       pass.jobs.push_back(ToClaimed(served[i].job, pass.plan.line->key));
-    } while (++i < served.size() && served[i].line == pass.plan.line && put_of(served[i], answered) == put);
+      ++i;
+    } while (i < served.size() && served[i].line == pass.plan.line && put_of(served[i], answered) == put);
     if (put > 0 && !MayStartAhead(shard, put, pass)) {
       PassesOf(shard.puts, ops_, put).push_back(std::move(pass));
       continue;

@@ -95,5 +95,10 @@ int main(int argc, char** argv) {
     server.Send(deletes);
     for (int i = 0; i < count; ++i) server.Line();
   }
+  usleep(500'000);  // repetitions that come late are still counted
+  server.Send("reserve-with-timeout 0\r\n");
+  unsigned long long id = 0;
+  std::size_t size = 0;
+  if (sscanf(server.Line().c_str(), "RESERVED %llu %zu", &id, &size) == 2) handler.Handle(server.Body(size).c_str());
   handler.Report();
 }

@@ -10,7 +10,10 @@
 #include <functional>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
+
+constexpr int kStandstillSeconds = 20;
 
 inline long long Now() {
   timespec t;
@@ -28,7 +31,9 @@ inline std::string MakePayload(long long number) {
 }
 class Handler {  // thread-safe
  public:
-  explicit Handler(long long jobs) : jobs_(jobs), seen_(static_cast<std::size_t>(jobs)) {}
+  explicit Handler(long long jobs) : jobs_(jobs), seen_(static_cast<std::size_t>(jobs)) {
+    std::thread([this] { WatchForStandstill(); }).detach();
+  }
   bool Handle(const char* text) {  // true: all jobs have been seen
     const long long t = Now();
     char* rest = nullptr;
@@ -52,6 +57,18 @@ class Handler {  // thread-safe
   }
 
  private:
+  void WatchForStandstill() {
+    for (long long before = 0, seconds = 0;; sleep(1)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      const long long now = executed_;
+      lock.unlock();
+      seconds = now == before && now > 0 ? seconds + 1 : 0;
+      before = now;
+      if (seconds <= kStandstillSeconds) continue;
+      Report();
+      _exit(0);
+    }
+  }
   const long long jobs_;
   std::mutex mutex_;
   std::vector<unsigned char> seen_;
@@ -59,6 +76,9 @@ class Handler {  // thread-safe
   long long executed_ = 0, distinct_ = 0, first_ = 0, last_ = 0;
 };
 inline void Produce(long long jobs, int gap_ms, int size, const std::function<void(const std::vector<std::string>&)>& batch) {
+  printf("SET\n");
+  fflush(stdout);
+  (void)getchar();
   const long long begin = Now();
   const int step = gap_ms > 0 ? 1 : size;
   for (long long i = 0; i < jobs; i += step) {

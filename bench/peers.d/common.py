@@ -1,6 +1,6 @@
 """What the drivers in Python share; the same rules as common.cjs."""
 import hashlib, math, os, sys, threading, time
-BYTES, WARMUP = 100, 50
+BYTES, WARMUP, STANDSTILL_S = 100, 50, 20
 NOISE = hashlib.sha512(b"millrace").hexdigest() * 2
 MODE, JOBS, GAP = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) / 1000 if len(sys.argv) > 3 else 0.0
 
@@ -14,6 +14,16 @@ def payload(number):
 class Handler:
     def __init__(self):
         self.seen, self.executed, self.distinct, self.first, self.last, self.latencies = bytearray(JOBS), 0, 0, 0, 0, []
+        threading.Thread(target=self.watch_for_standstill, daemon=True).start()
+
+    def watch_for_standstill(self):
+        before, since = 0, time.monotonic()
+        while True:
+            time.sleep(1)
+            if self.executed != before or not self.executed:
+                before, since = self.executed, time.monotonic()
+            elif time.monotonic() - since > STANDSTILL_S:
+                self.finish()
 
     def handle(self, text):
         t = time.monotonic_ns()
@@ -41,6 +51,8 @@ class Handler:
 
 
 def produce(size, batch):
+    print("SET", flush=True)
+    sys.stdin.readline()
     begin = time.monotonic_ns()
     step = 1 if GAP else size
     for i in range(0, JOBS, step):

@@ -1,4 +1,4 @@
-// graphile-worker: addJobs of 1000; fetches 1000 at a time (localQueue), completes in batches, 100 jobs at once.
+// graphile-worker: addJobs of 1000, four at a time (one: 9 % slower); fetches 1000 at a time (localQueue), completes in batches, 100 jobs at once.
 const { run, makeWorkerUtils, Logger } = require('graphile-worker');
 const { Handler, produce, finish, sleep, mode, jobs, gap } = require(process.env.PEERS_D + '/common.cjs');
 const preset = {
@@ -11,7 +11,7 @@ const preset = {
   const utils = await makeWorkerUtils({ preset });
   await utils.migrate();
   if (mode === 'produce') {
-    await produce(jobs, gap, 1000, (list) => utils.addJobs(list.map((p) => ({ identifier: 'noop', payload: { p } }))));
+    await produce(jobs, gap, 1000, 4, (list) => utils.addJobs(list.map((p) => ({ identifier: 'noop', payload: { p } }))));
     await utils.release();
     process.exit(0);
   }

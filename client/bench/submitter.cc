@@ -15,7 +15,6 @@ namespace millrace::bench {
 namespace {
 
 constexpr Millis kSilenceMax{30'000};
-constexpr Micros kSpin{300};  // before a precise send: more than a timer is ever late on a healthy machine
 constexpr Millis kWaitMax{100};
 constexpr Millis kAskAgain{1};
 
@@ -31,7 +30,7 @@ class Submitter {
     while (result_.sent < options_.jobs || !waiting_.empty()) {
       MILLRACE_TRY(options_.rate > 0 ? SendDue() : Fill());
       if (options_.rate > 0 && result_.sent < options_.jobs) {
-        alarm_.Set(IntendedAt(result_.sent) - (options_.precise ? kSpin : Micros{0}));
+        alarm_.Set(IntendedAt(result_.sent));
         line_.Wait(kWaitMax, alarm_.fd());
       } else if (options_.allowed && result_.sent < options_.jobs) {
         alarm_.Set(clock_.Now() + kAskAgain);
@@ -53,6 +52,11 @@ class Submitter {
     return start_ + Micros{static_cast<std::int64_t>(std::llround(static_cast<double>(number) * 1e6 / options_.rate))};
   }
 
+  // From when the latency of a job counts that was sent at `sent`.
+  MonoTime Begin(std::uint64_t number, MonoTime sent) const {
+    return options_.rate > 0 && !options_.from_send ? IntendedAt(number) : sent;
+  }
+
   Result<void> Fill() {
     const std::uint64_t allowed = options_.allowed ? options_.allowed(result_.accepted) : options_.jobs;
     if (const MonoTime now = clock_.Now(); std::exchange(allowed_, allowed) != allowed) {
@@ -71,9 +75,7 @@ class Submitter {
 
   Result<void> SendDue() {
     if (result_.sent >= options_.jobs) return {};
-    MonoTime now = clock_.Now();
-    if (options_.precise)
-      for (const MonoTime due = IntendedAt(result_.sent); due > now && due - now <= kSpin;) now = clock_.Now();
+    const MonoTime now = clock_.Now();
     std::uint64_t count = 0;
     while (count < options_.batch && result_.sent + count < options_.jobs && IntendedAt(result_.sent + count) <= now) ++count;
     return count == 0 ? Result<void>{} : SendMessage(count);
@@ -104,7 +106,7 @@ class Submitter {
     if (options_.priorities > 1) job.priority = static_cast<int>(number % options_.priorities);
     if (options_.limit_keys > 0) job.options.limit_key = "key-" + std::to_string(number % options_.limit_keys);
     job.options.durability = options_.durability;
-    MonoTime intended = options_.rate > 0 ? IntendedAt(number) : now;
+    MonoTime intended = Begin(number, now);
     if (number < options_.warmup) intended = MonoTime{};
     job.payload = EncodePayload({.number = number, .intended = intended}, options_.payload_bytes);
     return job;
@@ -131,7 +133,7 @@ class Submitter {
       const std::uint64_t number = first + i;
       result_.duplicates += reply.accepted[i].duplicate ? 1U : 0U;
       if (number < options_.warmup) continue;
-      result_.accept.Add((heard_ - (options_.rate > 0 ? IntendedAt(number) : sent_at)).count());
+      result_.accept.Add((heard_ - Begin(number, sent_at)).count());
     }
     result_.accepted += reply.accepted.size();
     result_.last_accepted = heard_;

@@ -22,7 +22,7 @@ struct SubmitOptions {
   std::uint32_t batch = 1;        // jobs of one message, at most
   std::uint32_t outstanding = 1;  // closed loop: messages that wait for their answer
   double rate = 0;                // jobs per second, open loop; 0: closed loop
-  bool precise = false;           // open loop: spin to the very moment of each send
+  bool from_send = false;         // open loop: latency counts from when a message is made, not from when it was to be made
   std::size_t payload_bytes = 100;
   // Closed loop: told how many jobs were accepted, it says how many may have been sent by now; asked once a millisecond at
   // least. A message waits until all of it may go. Empty: all.
@@ -34,7 +34,7 @@ struct SubmitResult {
   std::uint64_t sent = 0, accepted = 0, duplicates = 0;
   MonoTime first_sent{}, last_accepted{};
   JobId first, last;  // smallest and largest id
-  Histogram accept;   // intended send time to the broker's "accepted"
+  Histogram accept;   // from the send time, as above, to the broker's "accepted"
 };
 
 // Returns when every job was answered. The intended send time of job i is start + i / rate (open loop), whatever happens to

@@ -71,7 +71,7 @@ Result<std::optional<double>> Psql(const HandLoad& load, const std::vector<std::
 Result<double> RawCopy(const HandLoad& load, const Clock& clock) {
   const std::string raw = load.table + "_raw", ready = load.csv + ".bin";
   const std::vector<std::string> prepare{fmt::format("\\copy {} to '{}' (format binary)", load.table, ready),
-                                         CreateTable(load, raw)};
+                                         CreateTable(load, raw), "checkpoint"};
   MILLRACE_TRY(Psql(load, prepare, clock));
   const auto wall_s = Psql(load, {fmt::format("\\copy {} from '{}' (format binary)", raw, ready)}, clock);
   std::error_code ec;

@@ -231,17 +231,16 @@ Result<LoadResult> MeasureOne(const LoadPlan& plan, const bench::Installation& a
   if (plan.unlogged) MILLRACE_TRY(Exec(plan, clock, {CreateTable(hand, plan.table)}));
   MILLRACE_TRY(WriteFiles(plan));
   // Who writes to a new server first makes the files of its log, which the next one finds. So the prototype goes first once,
-  // unmeasured, and each of the two begins when the dirty pages of the one before are written.
-  if (!plan.prototype.empty()) {
-    MILLRACE_TRY(MeasurePrototype(plan, hand, clock));
-    MILLRACE_TRY(Exec(plan, clock, {"checkpoint"}));
-  }
+  // unmeasured, and everybody begins when the dirty pages of the one before are written.
+  if (!plan.prototype.empty()) MILLRACE_TRY(MeasurePrototype(plan, hand, clock));
+  if (plan.by_hand) MILLRACE_TRY(Exec(plan, clock, {"checkpoint"}));
   MILLRACE_TRY_ASSIGN(LoadResult result, LoadOnce(plan, at, clock));
   if (!plan.by_hand) return result;
   double prototype_s = 0;
   if (!plan.prototype.empty()) {
     MILLRACE_TRY_ASSIGN(prototype_s, MeasurePrototype(plan, hand, clock));
   }
+  MILLRACE_TRY(Exec(plan, clock, {"checkpoint"}));
   MILLRACE_TRY_ASSIGN(result.by_hand, LoadByHand(hand, at, clock));
   if (result.by_hand) result.by_hand->prototype_s = prototype_s;
   if (merge && result.by_hand) {

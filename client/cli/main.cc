@@ -28,7 +28,7 @@ struct Grammar {
   Options options;
   Command chosen;
 
-  CLI::App* Add(CLI::App* parent, const std::string& name, const std::string& help, Command command) {
+  CLI::App* Add(CLI::App* parent, const std::string& name, const std::string& help, const Command& command) {
     CLI::App* sub = parent->add_subcommand(name, help);
     sub->fallthrough();
     if (command)

@@ -275,10 +275,10 @@ std::string RunsForPeople(const std::vector<RunSummary>& runs, WallTime now) {
     // The date of a slot is that of its run unless it says otherwise.
     if (slots) row.push_back(run.spec.slot ? Cell{ShortTime(*run.spec.slot, ToRfc3339(run.spec.created_at))} : Cell{});
     row.push_back(run.finished_at ? Cell{HumanDuration(*run.finished_at - run.spec.created_at)} : Cell{});
-    row.push_back(fmt::format("{}/{}", run.jobs_succeeded, run.jobs));
+    row.emplace_back(fmt::format("{}/{}", run.jobs_succeeded, run.jobs));
     std::string reason = run.reason;
     std::ranges::replace(reason, '\n', ' ');
-    row.push_back(std::move(reason));
+    row.emplace_back(std::move(reason));
     table.rows.push_back(std::move(row));
   }
   constexpr std::size_t kPipeline = 1;

@@ -19,7 +19,6 @@ namespace millrace {
 namespace {
 
 using config_detail::FindKey;
-using config_detail::Keys;
 using config_detail::UnknownKey;
 namespace fs = std::filesystem;
 

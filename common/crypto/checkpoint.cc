@@ -11,6 +11,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <system_error>
+#include <utility>
 
 #include "common/base/log.h"
 
@@ -386,7 +387,7 @@ class BackwardReader {
       if (begin_ == 0) {
         if (done_ || !in_) return std::nullopt;
         done_ = true;
-        return std::move(buffer_);
+        return std::exchange(buffer_, {});
       }
       const std::uint64_t n = std::min<std::uint64_t>(begin_, std::max<std::uint64_t>(kChunk, buffer_.size()));
       std::string chunk(n, '\0');

@@ -72,7 +72,7 @@ Result<void> CreateKeyFile(const std::string& path) {
   WipeMemory(seed.data(), seed.size());
   // Written aside and linked: two processes that start together end up with one key, and never with half of one.
   const std::string aside = fmt::format("{}.{}", path, getpid());
-  const auto written = WriteNewFile(aside, text, 0600);
+  auto written = WriteNewFile(aside, text, 0600);
   WipeMemory(text.data(), text.size());
   const bool linked = written && link(aside.c_str(), path.c_str()) == 0;
   const int why = errno;

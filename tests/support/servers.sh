@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Redis and PostgreSQL for tests: own data folder, free ports, ended by their own pids. This PostgreSQL syncs nothing to the
-# disk: that would only show in a crash of the machine, and tests of such start servers of their own.
+# Redis and PostgreSQL for tests, benchmarks and the demo: own data folder, free ports, ended by their own pids. With
+# MILLRACE_SERVERS_FSYNC=off (ops/test) PostgreSQL syncs nothing to the disk: that would only show in a crash of the machine, and
+# tests of such start servers of their own.
 #   tests/support/servers.sh start DIR   starts both, writes DIR/env (export lines), prints it
 #   tests/support/servers.sh stop DIR
 #   tests/support/servers.sh port        prints a free port of 127.0.0.1
@@ -36,7 +37,7 @@ case $action in
     [[ $EUID -eq 0 ]] && chown postgres "$dir/pg"
     as_pg "$bin/initdb" -D "$dir/pg/data" -U postgres -A trust -E UTF8 --no-locale >"$dir/pg-init.log" 2>&1 || { cat "$dir/pg-init.log" >&2; exit 1; }
     as_pg "$bin/pg_ctl" -D "$dir/pg/data" -l "$dir/pg/log" -w -t 60 \
-      -o "-p $pg_port -c listen_addresses=127.0.0.1 -c unix_socket_directories='$dir/pg' -c max_connections=200 -c shared_buffers=256MB -c fsync=off" start >/dev/null
+      -o "-p $pg_port -c listen_addresses=127.0.0.1 -c unix_socket_directories='$dir/pg' -c max_connections=200 -c shared_buffers=256MB -c fsync=${MILLRACE_SERVERS_FSYNC:-on}" start >/dev/null
     for _ in $(seq 100); do redis-cli -p "$redis_port" ping >/dev/null 2>&1 && break; sleep 0.05; done
     cat >"$dir/env" <<E2
 export MILLRACE_TEST_REDIS=127.0.0.1:$redis_port
