@@ -153,7 +153,11 @@ Result<void> Idle(const std::string& endpoint, int pid, std::size_t count, std::
       beats = answers = 0;
     }
     for (IdleWorker& worker : workers) {
-      while (worker.socket->Receive()) ++answers;
+      while (auto frame = worker.socket->Receive()) {
+        MILLRACE_TRY_ASSIGN(const wire::Message message, wire::Decode(*frame));
+        const auto* beat = std::get_if<wire::BrokerBeat>(&message);
+        if (beat != nullptr && beat->known) ++answers;
+      }
       if (now < worker.next) continue;
       worker.next += Millis{1000};
       wire::Message message = wire::Beat{.worker = worker.id, .credit_limit = 0, .held = {}, .progress = {}, .draining = false};

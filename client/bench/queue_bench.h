@@ -36,7 +36,7 @@ struct QueueResult {
   double enqueued_per_s = 0;        // first send to last "accepted"
   double executed_per_s = 0;        // first send (drain: first handler call) to last handler call; steady: of the window
   double recorded_per_s = 0;        // the same begin to the last durable outcome
-  Latency accept, pickup, outcome;  // from the intended send time
+  Latency accept, pickup, outcome;  // from the send, as SubmitOptions counts it
   std::uint64_t accepted = 0, executed = 0, outcomes = 0;
   std::uint64_t lost = 0;         // accepted, and never executed or without a succeeded outcome in the ledger
   std::uint64_t duplicated = 0;   // executed more than once

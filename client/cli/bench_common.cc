@@ -198,7 +198,7 @@ std::string JsonArray(const std::vector<std::string>& items) {
 }
 
 Table LatencyTable(const std::vector<bench::QueueResult>& results) {
-  Table table{.columns = {"durability", "latency_from_intended_send_to", "p50_us", "p99_us", "p999_us", "max_us"}, .rows = {}};
+  Table table{.columns = {"durability", "latency_from_send_to", "p50_us", "p99_us", "p999_us", "max_us"}, .rows = {}};
   for (const auto& r : results) {
     const auto add = [&](const char* name, const bench::Latency& l) {
       table.rows.push_back({r.durability, std::string(name), static_cast<std::int64_t>(l.p50_us),
